@@ -1,0 +1,81 @@
+//! Checks a path pattern while it can still be pointed at in the source.
+
+/// What is wrong with a pattern, if anything.
+pub(crate) fn check(pattern: &str) -> Result<(), String> {
+    if !pattern.starts_with('/') {
+        return Err(format!(
+            "a path starts with `/`: write `\"/{pattern}\"`, which lies below the module's mount"
+        ));
+    }
+    if let Some(bad) = pattern.chars().find(|c| c.is_whitespace() || matches!(c, '?' | '#')) {
+        return Err(format!(
+            "a path cannot contain `{}`: the part after `?` is read with the `Query` extractor",
+            bad.escape_default()
+        ));
+    }
+    let mut names = Vec::new();
+    let mut rest = pattern;
+    while let Some(at) = rest.find(['{', '}']) {
+        if rest[at..].starts_with('}') {
+            return Err("this path has a `}` without a `{` before it".into());
+        }
+        let parameter = &rest[at + 1..];
+        let Some(end) = parameter.find('}') else {
+            return Err("this path has a `{` without a `}` after it".into());
+        };
+        let (name, after) = (&parameter[..end], &parameter[end + 1..]);
+        let plain = name.strip_prefix('*').unwrap_or(name);
+        if plain.len() < name.len() && !after.is_empty() {
+            return Err(format!("`{{{name}}}` takes all remaining segments, so nothing can follow it"));
+        }
+        if !is_identifier(plain) {
+            return Err(format!(
+                "`{{{name}}}` is no parameter: write a name of letters, digits and `_`, as in `{{id}}`"
+            ));
+        }
+        if names.contains(&plain) {
+            return Err(format!("the parameter `{plain}` occurs twice in this path"));
+        }
+        names.push(plain);
+        rest = after;
+    }
+    Ok(())
+}
+
+fn is_identifier(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+
+    #[test]
+    fn good_patterns_pass() {
+        for good in ["/", "/a", "/a/{id}", "/a/{id}/b/{other_id}", "/files/{*rest}", "/a-{b}.html"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn bad_patterns_are_named() {
+        for (bad, part) in [
+            ("", "starts with `/`"),
+            ("entries", "\"/entries\""),
+            ("/a?b", "`?`"),
+            ("/a b", "` `"),
+            ("/{", "without a `}`"),
+            ("/a}", "without a `{`"),
+            ("/{}", "no parameter"),
+            ("/{a{b}}", "no parameter"),
+            ("/{1a}", "no parameter"),
+            ("/{*rest}/a", "nothing can follow"),
+            ("/{a}/{a}", "twice"),
+        ] {
+            let text = check(bad).expect_err(bad);
+            assert!(text.contains(part), "{bad}: {text}");
+        }
+    }
+}

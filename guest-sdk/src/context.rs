@@ -1,0 +1,138 @@
+//! The context: what a view can ask of its host.
+
+use crate::body::{BodyReader, Chunks};
+use crate::database::{Database, Transaction};
+use crate::host::{self, Host};
+use crate::http::Http;
+use crate::mode::{Async, Mode, Sync};
+use crate::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+/// The name of the database that [`Context::db`] gives.
+const DEFAULT_DATABASE: &str = "default";
+
+/// This request, its databases, settings and the way out. In a view, write `cx: &Context`: the view's
+/// mode chooses between [`sync::Context`](crate::sync::Context) and
+/// [`asynch::Context`](crate::asynch::Context), which have the same methods.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/hello")]
+/// fn hello(cx: &Context) -> String {
+///     greeting(cx)
+/// }
+///
+/// #[view(get, "/hello/slowly")]
+/// async fn hello_slowly(cx: &Context) -> String {
+///     cx.sleep(Duration::from_millis(10)).await;
+///     greeting(cx)
+/// }
+///
+/// /// What never waits can serve both modes.
+/// fn greeting<M: Mode>(cx: &Context<M>) -> String {
+///     format!("{} {}", cx.config("greeting").unwrap_or_default(), cx.peer())
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Context<M: Mode> {
+    pub(crate) host: Host,
+    mode: PhantomData<M>,
+}
+
+impl<M: Mode> Context<M> {
+    pub(crate) fn new(host: Host) -> Self {
+        Self { host, mode: PhantomData }
+    }
+
+    /// The database named `default` in the app's configuration.
+    pub fn db(&self) -> Database<'_, M> {
+        self.database(DEFAULT_DATABASE)
+    }
+
+    /// Another database that the module has a grant for.
+    pub fn database<'a>(&'a self, name: &'a str) -> Database<'a, M> {
+        Database::new(&self.host, name)
+    }
+
+    /// Outbound requests.
+    pub fn http(&self) -> Http<'_, M> {
+        Http::new(&self.host)
+    }
+
+    /// A setting or secret of the module.
+    pub fn config(&self, name: &str) -> Option<String> {
+        self.host.config(name)
+    }
+
+    /// The id under which the log knows this request.
+    pub fn request_id(&self) -> String {
+        self.host.request_id()
+    }
+
+    /// The pattern that matched, with the module's mount, e.g. `/shop/items/{id}`.
+    pub fn route(&self) -> String {
+        self.host.route()
+    }
+
+    /// The client's address, e.g. `127.0.0.1:51000`.
+    pub fn peer(&self) -> String {
+        self.host.peer()
+    }
+
+    /// The time left until the host ends this request.
+    pub fn remaining(&self) -> Duration {
+        Duration::from_millis(self.host.remaining_ms())
+    }
+
+    /// A value that an earlier part of this request has [`set`](Self::set).
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.host.get(name)
+    }
+
+    /// Sets a value for every later part of this request.
+    pub fn set(&self, name: &str, value: &str) -> Result<()> {
+        self.host.set(name, value).map_err(|text| Error::internal(format!("context value `{name}`: {text}")))
+    }
+
+    /// A value that was set by [`set_json`](Self::set_json).
+    pub fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| Error::internal(format!("context value `{name}`: {error}")))
+    }
+
+    /// Sets a value of any serializable type, as JSON.
+    pub fn set_json<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
+        self.set(name, &serde_json::to_string(value)?)
+    }
+
+    /// Reads a large body piece by piece; see [`BodyReader`].
+    pub fn chunks(&self, body: BodyReader) -> Chunks<'_, M> {
+        Chunks::new(&self.host, body)
+    }
+}
+
+impl Context<Sync> {
+    /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
+    pub fn atomic<'a, T>(&'a self, work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>) -> Result<T> {
+        self.db().atomic(work)
+    }
+}
+
+impl Context<Async> {
+    /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
+    pub async fn atomic<'a, T>(&'a self, work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>) -> Result<T> {
+        self.db().atomic(work).await
+    }
+
+    /// Waits, while others run. Parts of a millisecond count as a whole one.
+    pub async fn sleep(&self, duration: Duration) {
+        let ms = duration.as_nanos().div_ceil(1_000_000);
+        host::asynch::sleep(&self.host, u32::try_from(ms).unwrap_or(u32::MAX)).await;
+    }
+}

@@ -1,0 +1,283 @@
+//! SQL databases.
+
+mod params;
+mod row;
+mod value;
+
+pub use crate::bindings::amphi::view::database_types::{ErrorKind, Value};
+pub use params::Params;
+pub use row::{FromRow, Row};
+pub use value::{FromValue, ToValue};
+
+use crate::host::{self, Host, Table, Values};
+use crate::mode::{Async, Mode, Sync};
+use crate::{Error, Result};
+use futures::stream::{Stream, try_unfold};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+/// How many rows [`Rows`] fetches at once.
+const BATCH: u32 = 256;
+
+/// A database. The statements of an atomic view all run in its transaction.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[derive(FromRow, Serialize)]
+/// struct Entry {
+///     id: i64,
+///     name: String,
+///     email: Option<String>,
+/// }
+///
+/// #[view(get, "/entries/{id}")]
+/// fn entry(cx: &Context, Path(id): Path<i64>) -> Result<Json<Entry>> {
+///     cx.db()
+///         .query_one("select id, name, email from entries where id = ?", (id,))?
+///         .map(Json)
+///         .ok_or_else(|| Error::not_found("no such entry"))
+/// }
+///
+/// #[view(get, "/export")]
+/// async fn export(cx: &Context) -> Result<String> {
+///     let mut text = String::new();
+///     let mut rows = cx.db().rows::<(i64, String)>("select id, name from entries", ()).await?;
+///     while let Some((id, name)) = rows.next().await? {
+///         text += &format!("{id};{name}\n");
+///     }
+///     Ok(text)
+/// }
+/// # use amphi_sdk::testing::{App, get};
+/// # let app = App::new().execute_batch("create table entries (id integer, name text, email text); insert into entries values (7, 'Ann', null)");
+/// # assert_eq!(app.call::<entry>(get("/entries/7")).text(), r#"{"id":7,"name":"Ann","email":null}"#);
+/// # assert_eq!(app.call::<export>(get("/export")).text(), "7;Ann\n");
+/// ```
+pub struct Database<'a, M: Mode> {
+    host: &'a Host,
+    name: &'a str,
+    mode: PhantomData<M>,
+}
+
+impl<'a, M: Mode> Database<'a, M> {
+    pub(crate) fn new(host: &'a Host, name: &'a str) -> Self {
+        Self { host, name, mode: PhantomData }
+    }
+}
+
+impl<'a> Database<'a, Sync> {
+    /// Runs a statement and reads its whole result.
+    pub fn query<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Vec<T>> {
+        host::sync::query(self.host, self.name, sql, &params.into_values()?)
+            .map_err(Error::from_database)
+            .and_then(read_all)
+    }
+
+    /// Runs a statement and reads the first row of its result, if there is one.
+    pub fn query_one<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Option<T>> {
+        host::sync::query(self.host, self.name, sql, &params.into_values()?)
+            .map_err(Error::from_database)
+            .and_then(read_first)
+    }
+
+    /// Runs a statement and gives the number of rows it changed.
+    pub fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
+        host::sync::execute(self.host, self.name, sql, &params.into_values()?).map_err(Error::from_database)
+    }
+
+    /// Runs a statement whose result may be large, and reads it batch by batch:
+    /// `for row in cx.db().rows::<Entry>(…)? { let row = row?; … }`.
+    pub fn rows<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Rows<T, Sync>> {
+        let rows = host::sync::open(self.host, self.name, sql, &params.into_values()?).map_err(Error::from_database)?;
+        Ok(Rows::new(host::sync::columns(&rows), rows))
+    }
+
+    /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error.
+    /// Within a transaction this is a savepoint of it.
+    ///
+    /// `cx.atomic(|tx| { tx.execute(…)?; … })`
+    pub fn atomic<T>(self, work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>) -> Result<T> {
+        let handle = host::sync::begin(self.host, self.name).map_err(Error::from_database)?;
+        let transaction = Transaction { database: self, handle };
+        let result = work(&transaction);
+        match &result {
+            Ok(_) => host::sync::commit(transaction.handle).map_err(Error::from_database)?,
+            // The work's own error is the one to report.
+            Err(_) => drop(host::sync::rollback(transaction.handle)),
+        }
+        result
+    }
+}
+
+impl<'a> Database<'a, Async> {
+    /// Runs a statement and reads its whole result.
+    pub async fn query<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Vec<T>> {
+        host::asynch::query(self.host, self.name, sql, params.into_values()?)
+            .await
+            .map_err(Error::from_database)
+            .and_then(read_all)
+    }
+
+    /// Runs a statement and reads the first row of its result, if there is one.
+    pub async fn query_one<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Option<T>> {
+        host::asynch::query(self.host, self.name, sql, params.into_values()?)
+            .await
+            .map_err(Error::from_database)
+            .and_then(read_first)
+    }
+
+    /// Runs a statement and gives the number of rows it changed.
+    pub async fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
+        host::asynch::execute(self.host, self.name, sql, params.into_values()?).await.map_err(Error::from_database)
+    }
+
+    /// Runs a statement whose result may be large, and reads it batch by batch:
+    /// `while let Some(row) = rows.next().await? { … }`.
+    pub async fn rows<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Rows<T, Async>> {
+        let rows =
+            host::asynch::open(self.host, self.name, sql, params.into_values()?).await.map_err(Error::from_database)?;
+        Ok(Rows::new(host::asynch::columns(&rows), rows))
+    }
+
+    /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error or
+    /// is dropped. Within a transaction this is a savepoint of it.
+    ///
+    /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await` — write `async |tx|`, since the future of
+    /// `|tx| async move` could not borrow `tx`.
+    pub async fn atomic<T>(self, work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>) -> Result<T> {
+        let handle = host::asynch::begin(self.host, self.name).await.map_err(Error::from_database)?;
+        let transaction = Transaction { database: self, handle };
+        let result = work(&transaction).await;
+        match &result {
+            Ok(_) => host::asynch::commit(transaction.handle).await.map_err(Error::from_database)?,
+            // The work's own error is the one to report.
+            Err(_) => drop(host::asynch::rollback(transaction.handle).await),
+        }
+        result
+    }
+}
+
+impl<M: Mode> Clone for Database<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Mode> Copy for Database<'_, M> {}
+
+impl<M: Mode> fmt::Debug for Database<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Database").field(&self.name).finish()
+    }
+}
+
+/// A [`Database`] within [`Database::atomic`].
+pub struct Transaction<'a, M: Mode> {
+    database: Database<'a, M>,
+    handle: M::Transaction,
+}
+
+impl<'a, M: Mode> Deref for Transaction<'a, M> {
+    type Target = Database<'a, M>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.database
+    }
+}
+
+impl<M: Mode> fmt::Debug for Transaction<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Transaction").field(&self.database.name).finish()
+    }
+}
+
+/// A result that is read batch by batch: an iterator in a sync view, `next().await?` or a stream in an
+/// async view.
+pub struct Rows<T, M: Mode> {
+    columns: Vec<String>,
+    batch: std::vec::IntoIter<Values>,
+    handle: Option<M::Rows>,
+    row: PhantomData<fn() -> T>,
+}
+
+impl<T: FromRow, M: Mode> Rows<T, M> {
+    fn new(columns: Vec<String>, handle: M::Rows) -> Self {
+        Self { columns, batch: Vec::new().into_iter(), handle: Some(handle), row: PhantomData }
+    }
+
+    /// The names of the columns.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    fn buffered(&mut self) -> Option<Result<T>> {
+        let values = self.batch.next()?;
+        Some(read(&self.columns, values))
+    }
+
+    /// Takes a fetched batch; an empty one is the end, and lets go of the host's side.
+    fn refill(&mut self, batch: Vec<Values>) {
+        if batch.is_empty() {
+            self.handle = None;
+        }
+        self.batch = batch.into_iter();
+    }
+}
+
+impl<T: FromRow> Iterator for Rows<T, Sync> {
+    type Item = Result<T>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(row) = self.buffered() {
+                return Some(row);
+            }
+            match host::sync::next(self.handle.as_ref()?, BATCH) {
+                Ok(batch) => self.refill(batch),
+                Err(error) => {
+                    self.handle = None;
+                    return Some(Err(Error::from_database(error)));
+                }
+            }
+        }
+    }
+}
+
+impl<T: FromRow> Rows<T, Async> {
+    /// The next row; none at the end.
+    pub async fn next(&mut self) -> Result<Option<T>> {
+        loop {
+            if let Some(row) = self.buffered() {
+                return row.map(Some);
+            }
+            let Some(handle) = &self.handle else { return Ok(None) };
+            let batch = host::asynch::next(handle, BATCH).await;
+            let batch = batch.inspect_err(|_| self.handle = None).map_err(Error::from_database)?;
+            self.refill(batch);
+        }
+    }
+
+    /// The rows as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = Result<T>> {
+        try_unfold(self, async |mut rows| Ok(rows.next().await?.map(|row| (row, rows))))
+    }
+}
+
+impl<T, M: Mode> fmt::Debug for Rows<T, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Rows").field(&self.columns).finish()
+    }
+}
+
+fn read<T: FromRow>(columns: &[String], values: Values) -> Result<T> {
+    T::from_row(&mut Row::new(columns, values))
+}
+
+fn read_all<T: FromRow>(table: Table) -> Result<Vec<T>> {
+    table.rows.into_iter().map(|values| read(&table.columns, values)).collect()
+}
+
+fn read_first<T: FromRow>(table: Table) -> Result<Option<T>> {
+    table.rows.into_iter().next().map(|values| read(&table.columns, values)).transpose()
+}

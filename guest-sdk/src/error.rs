@@ -1,0 +1,213 @@
+//! The one error of views.
+//!
+//! Views use `?` on everything: on calls of the context, on extractors, on the errors of other crates. All
+//! of it becomes an [`Error`], which has a status and a message for the client and a detail for the log.
+//! One type, because then `try_join!` and `atomic` need no annotations. Code that wants to react to a
+//! failure of the database or of an outbound request asks for its kind.
+
+use crate::host::{BodyError, DatabaseError, HttpError};
+use crate::{database, http};
+use ::http::StatusCode;
+use std::fmt;
+
+/// The result of a view and of everything it calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a view did not answer. The host turns it into a response and rolls back the view's transaction.
+///
+/// Any `std::error::Error` converts by `?` into a 500 whose text goes to the log alone.
+///
+/// ```
+/// use amphi_sdk::{Error, StatusCode};
+///
+/// let error = Error::not_found("no entry 7");
+/// assert_eq!((error.status(), error.message()), (StatusCode::NOT_FOUND, "no entry 7"));
+///
+/// fn parse(text: &str) -> amphi_sdk::Result<u32> {
+///     Ok(text.parse()?)
+/// }
+/// let error = parse("seven").expect_err("no number");
+/// assert_eq!(error.status(), StatusCode::INTERNAL_SERVER_ERROR);
+/// assert_eq!(error.detail(), Some("invalid digit found in string"));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Error {
+    status: StatusCode,
+    message: String,
+    detail: Option<String>,
+    kind: Option<Kind>,
+}
+
+/// Which capability failed, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Database(database::ErrorKind),
+    Http(http::ErrorKind),
+}
+
+impl Error {
+    /// An error with this status, from 400 to 599. The client reads the message when the status is below
+    /// 500, and a generic text otherwise.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let error = Self { status, message: message.into(), detail: None, kind: None };
+        if status.is_client_error() || status.is_server_error() {
+            return error;
+        }
+        let detail = format!("an error needs a status from 400 to 599, and the view gave {status}");
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..error }.with_detail(detail)
+    }
+
+    /// 400: the client sent something malformed.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 401: the client has to say who it is.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+
+    /// 403: the client may not do this.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    /// 404: there is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 409: this contradicts what is already there.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    /// 422: well-formed, and yet not acceptable.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+    }
+
+    /// 500, with what happened for the log.
+    pub fn internal(detail: impl Into<String>) -> Self {
+        Self::failure(StatusCode::INTERNAL_SERVER_ERROR, detail)
+    }
+
+    /// Adds to what the log gets to read.
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        self.detail = Some(match self.detail {
+            Some(known) => format!("{detail}: {known}"),
+            None => detail,
+        });
+        self
+    }
+
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What the client may read.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What only the log gets.
+    pub fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
+    /// How the database failed, when this error comes from a database.
+    pub fn database_kind(&self) -> Option<database::ErrorKind> {
+        match self.kind {
+            Some(Kind::Database(kind)) => Some(kind),
+            _ => None,
+        }
+    }
+
+    /// How the outbound request failed, when this error comes from one.
+    pub fn http_kind(&self) -> Option<http::ErrorKind> {
+        match self.kind {
+            Some(Kind::Http(kind)) => Some(kind),
+            _ => None,
+        }
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) fn into_parts(self) -> (StatusCode, String, Option<String>) {
+        (self.status, self.message, self.detail)
+    }
+
+    /// A status of 500 or above with its usual words, and a detail.
+    fn failure(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self::new(status, status.canonical_reason().unwrap_or("error").to_lowercase()).with_detail(detail)
+    }
+
+    /// What is the client's doing gets a status below 500; what may pass, 503; the rest is the view's.
+    pub(crate) fn from_database(error: DatabaseError) -> Self {
+        use database::ErrorKind;
+        let status = match error.kind {
+            ErrorKind::Constraint => StatusCode::CONFLICT,
+            ErrorKind::Conflict | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Aborted => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Denied | ErrorKind::Statement | ErrorKind::TooLarge | ErrorKind::Other => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        let detail = format!("database: {}", error.message);
+        let mut result = if error.kind == ErrorKind::Constraint {
+            Self::conflict("this contradicts data that is already there").with_detail(detail)
+        } else {
+            Self::failure(status, detail)
+        };
+        result.kind = Some(Kind::Database(error.kind));
+        result
+    }
+
+    /// `what` is the request, e.g. `GET /weather`.
+    pub(crate) fn from_http(error: HttpError, what: &str) -> Self {
+        use http::ErrorKind;
+        let (kind, status, text) = match error {
+            HttpError::Denied(text) => (ErrorKind::Denied, StatusCode::INTERNAL_SERVER_ERROR, text),
+            HttpError::Invalid(text) => (ErrorKind::Invalid, StatusCode::INTERNAL_SERVER_ERROR, text),
+            HttpError::Timeout => (ErrorKind::Timeout, StatusCode::GATEWAY_TIMEOUT, "no answer in time".into()),
+            HttpError::Connection(text) => (ErrorKind::Connection, StatusCode::BAD_GATEWAY, text),
+            HttpError::TooLarge(text) => (ErrorKind::TooLarge, StatusCode::BAD_GATEWAY, text),
+            HttpError::Unavailable(text) => (ErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, text),
+            HttpError::Aborted => {
+                (ErrorKind::Aborted, StatusCode::GATEWAY_TIMEOUT, "this request itself is over".into())
+            }
+        };
+        Self { kind: Some(Kind::Http(kind)), ..Self::failure(status, format!("{what}: {text}")) }
+    }
+
+    pub(crate) fn from_body(error: BodyError) -> Self {
+        match error {
+            BodyError::Io(text) => Self::internal(format!("reading the request body: {text}")),
+            BodyError::Aborted => Self::failure(StatusCode::GATEWAY_TIMEOUT, "the request is over"),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Error {
+    fn from(error: E) -> Self {
+        let mut detail = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            detail = format!("{detail}: {cause}");
+            source = cause.source();
+        }
+        Self::internal(detail)
+    }
+}
+
+/// `Error` is not itself a `std::error::Error`, as otherwise `?` could not convert every one of those.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.status, self.message)?;
+        match &self.detail {
+            Some(detail) => write!(f, " ({detail})"),
+            None => Ok(()),
+        }
+    }
+}

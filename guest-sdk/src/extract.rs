@@ -1,0 +1,179 @@
+//! What views take.
+//!
+//! A parameter of a view is an extractor: it reads the request or refuses it, in the words and with the
+//! status a client can act on. At most one extractor, the last, takes the body.
+
+mod form;
+mod json;
+mod path;
+
+pub use form::{Form, Query};
+pub use json::Json;
+pub use path::Path;
+
+use crate::body::{BodyReader, Content};
+use crate::context::Context;
+use crate::mode::Mode;
+use crate::{Error, Headers, Request, Result};
+use cookie::Cookie;
+
+/// What an extractor does with the body of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyUse {
+    /// Nothing.
+    Unused,
+    /// It is there in full when the extractor runs.
+    Whole,
+    /// The view reads it itself, piece by piece.
+    Piecewise,
+}
+
+/// A type that views can take as a parameter.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// struct Language(String);
+///
+/// impl FromRequest for Language {
+///     fn from_request<M: Mode>(_cx: &Context<M>, request: &mut Request) -> Result<Self> {
+///         let wanted = request.headers.get("accept-language").unwrap_or("en");
+///         Ok(Language(wanted.chars().take(2).collect()))
+///     }
+/// }
+///
+/// #[view(get, "/hello")]
+/// fn hello(Language(language): Language) -> &'static str {
+///     if language == "de" { "Hallo" } else { "Hello" }
+/// }
+/// # use amphi_sdk::testing::{App, get};
+/// # assert_eq!(App::new().call::<hello>(get("/hello").header("accept-language", "de-AT")).text(), "Hallo");
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a view cannot take `{Self}`",
+    label = "no extractor",
+    note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies` and, as the \
+            last, one of `Form`, `Json`, `Body`, `BodyReader`, `Request`"
+)]
+pub trait FromRequest: Sized {
+    /// What it does with the body.
+    const BODY: BodyUse = BodyUse::Unused;
+
+    /// Reads the request. An error answers it, and the view does not run.
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self>;
+
+    /// Whether the request has nothing for this extractor, so that `Option` gives `None`.
+    fn is_absent(_request: &Request) -> bool {
+        false
+    }
+}
+
+impl FromRequest for Request {
+    const BODY: BodyUse = BodyUse::Whole;
+
+    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
+        use std::mem::take;
+        Ok(Request {
+            content: Content::Bytes(request.take_body()),
+            method: take(&mut request.method),
+            path: take(&mut request.path),
+            query: take(&mut request.query),
+            headers: take(&mut request.headers),
+            params: take(&mut request.params),
+        })
+    }
+}
+
+impl FromRequest for Headers {
+    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
+        Ok(request.headers.clone())
+    }
+}
+
+/// The bytes of the body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Body(pub Vec<u8>);
+
+impl FromRequest for Body {
+    const BODY: BodyUse = BodyUse::Whole;
+
+    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
+        Ok(Self(request.take_body()))
+    }
+
+    fn is_absent(request: &Request) -> bool {
+        !request.has_body()
+    }
+}
+
+impl FromRequest for BodyReader {
+    const BODY: BodyUse = BodyUse::Piecewise;
+
+    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
+        Ok(Self::new(std::mem::replace(&mut request.content, Content::Bytes(Vec::new()))))
+    }
+
+    fn is_absent(request: &Request) -> bool {
+        !request.has_body()
+    }
+}
+
+/// The cookies of the request.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/visits")]
+/// fn visits(cookies: Cookies) -> impl IntoResponse {
+///     let visits: u32 = cookies.get("visits").and_then(|text| text.parse().ok()).unwrap_or(0);
+///     let cookie = Cookie::build(("visits", (visits + 1).to_string())).path("/").http_only(true);
+///     format!("{visits} before").with_cookie(cookie.build())
+/// }
+/// # use amphi_sdk::testing::{App, get};
+/// # let response = App::new().call::<visits>(get("/visits").header("cookie", "a=b; visits=2"));
+/// # assert_eq!(response.text(), "2 before");
+/// # assert_eq!(response.header("set-cookie"), Some("visits=3; HttpOnly; Path=/"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Cookies(Vec<Cookie<'static>>);
+
+impl Cookies {
+    /// The value of a cookie.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|cookie| cookie.name() == name).map(Cookie::value)
+    }
+
+    /// All names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(Cookie::name_value)
+    }
+}
+
+impl FromRequest for Cookies {
+    /// A malformed cookie is left out: the client is not its author.
+    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
+        let cookies = request.headers.get_all("cookie").flat_map(Cookie::split_parse);
+        Ok(Self(cookies.filter_map(|cookie| Some(cookie.ok()?.into_owned())).collect()))
+    }
+}
+
+/// `None` when the request has nothing for the extractor; what it has must be right.
+impl<T: FromRequest> FromRequest for Option<T> {
+    const BODY: BodyUse = T::BODY;
+
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        if T::is_absent(request) {
+            return Ok(None);
+        }
+        T::from_request(cx, request).map(Some)
+    }
+}
+
+/// Leaves it to the view what to do about a request that the extractor refuses.
+impl<T: FromRequest> FromRequest for Result<T, Error> {
+    const BODY: BodyUse = T::BODY;
+
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        Ok(T::from_request(cx, request))
+    }
+}

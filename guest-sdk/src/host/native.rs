@@ -1,0 +1,266 @@
+//! The stand-in for the host outside of a component. The `testing` feature provides what answers the
+//! calls; without it no context can be made, and views only type-check.
+
+use super::{BodyError, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table, Values};
+use crate::bindings::amphi::view::log::Level;
+use crate::database::Value;
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+/// Answers what a view asks of its host. Nothing here waits, so one face serves both modes.
+pub(crate) trait Capabilities {
+    fn config(&self, name: &str) -> Option<String>;
+    fn request_id(&self) -> String;
+    fn route(&self) -> String;
+    fn peer(&self) -> String;
+    fn remaining_ms(&self) -> u64;
+    fn get(&self, name: &str) -> Option<String>;
+    fn set(&self, name: &str, value: &str) -> Result<(), String>;
+    fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError>;
+    fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
+    fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError>;
+    /// Begins a transaction, or a savepoint within it, and gives its depth: the first has 1.
+    fn begin(&self, name: &str) -> Result<u32, DatabaseError>;
+    /// Ends what `begin` began at this depth, and everything that was begun within it.
+    fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError>;
+    fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
+    fn log(&self, level: Level, message: &str, fields: &[(String, String)]);
+}
+
+thread_local! {
+    /// Whose view is running on this thread, for log records, which are written without a context.
+    static RUNNING: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+/// A handle to whatever answers.
+#[derive(Clone)]
+pub(crate) struct Host(Rc<dyn Capabilities>);
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Host")
+    }
+}
+
+impl Host {
+    #[cfg(feature = "testing")]
+    pub(crate) fn new(capabilities: Rc<dyn Capabilities>) -> Self {
+        Self(capabilities)
+    }
+
+    /// Makes this the host whose log takes the records of this thread while `work` runs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn while_running<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Restore(Option<Host>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                RUNNING.set(self.0.take());
+            }
+        }
+        let _restore = Restore(RUNNING.replace(Some(self.clone())));
+        work()
+    }
+
+    pub(crate) fn config(&self, name: &str) -> Option<String> {
+        self.0.config(name)
+    }
+
+    pub(crate) fn request_id(&self) -> String {
+        self.0.request_id()
+    }
+
+    pub(crate) fn route(&self) -> String {
+        self.0.route()
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        self.0.peer()
+    }
+
+    pub(crate) fn remaining_ms(&self) -> u64 {
+        self.0.remaining_ms()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name)
+    }
+
+    pub(crate) fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        self.0.set(name, value)
+    }
+}
+
+/// Goes to the running test, or to stderr when there is none.
+pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
+    match RUNNING.with_borrow(Clone::clone) {
+        Some(host) => host.0.log(level, message, fields),
+        None => {
+            let fields: String = fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            eprintln!("{level:?}: {message}{fields}");
+        }
+    }
+}
+
+/// A result, already read.
+pub struct Rows {
+    columns: Vec<String>,
+    rest: RefCell<std::vec::IntoIter<Values>>,
+}
+
+impl Rows {
+    fn new(table: Table) -> Self {
+        Self { columns: table.columns, rest: RefCell::new(table.rows.into_iter()) }
+    }
+
+    fn next(&self, max: u32) -> Vec<Values> {
+        self.rest.borrow_mut().by_ref().take(max as usize).collect()
+    }
+}
+
+/// Rolls back when dropped before its end.
+pub struct Transaction {
+    host: Host,
+    name: String,
+    depth: u32,
+    ended: bool,
+}
+
+impl Transaction {
+    fn begin(host: &Host, name: &str) -> Result<Self, DatabaseError> {
+        let depth = host.0.begin(name)?;
+        Ok(Self { host: host.clone(), name: name.to_owned(), depth, ended: false })
+    }
+
+    fn end(mut self, commit: bool) -> Result<(), DatabaseError> {
+        self.ended = true;
+        self.host.0.end(&self.name, self.depth, commit)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if !self.ended {
+            // As in the host, nobody is left to hear of a failure.
+            let _ = self.host.0.end(&self.name, self.depth, false);
+        }
+    }
+}
+
+pub(crate) mod sync {
+    use super::*;
+    pub use super::{Rows, Transaction};
+
+    pub(crate) fn read_body(host: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+        host.0.read_body(offset, max)
+    }
+
+    pub(crate) fn query(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+        host.0.query(name, sql, values)
+    }
+
+    pub(crate) fn execute(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
+        host.0.execute(name, sql, values)
+    }
+
+    pub(crate) fn open(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Rows, DatabaseError> {
+        host.0.query(name, sql, values).map(Rows::new)
+    }
+
+    pub(crate) fn columns(rows: &Rows) -> Vec<String> {
+        rows.columns.clone()
+    }
+
+    pub(crate) fn next(rows: &Rows, max: u32) -> Result<Vec<Values>, DatabaseError> {
+        Ok(rows.next(max))
+    }
+
+    pub(crate) fn begin(host: &Host, name: &str) -> Result<Transaction, DatabaseError> {
+        Transaction::begin(host, name)
+    }
+
+    pub(crate) fn commit(transaction: Transaction) -> Result<(), DatabaseError> {
+        transaction.end(true)
+    }
+
+    pub(crate) fn rollback(transaction: Transaction) -> Result<(), DatabaseError> {
+        transaction.end(false)
+    }
+
+    pub(crate) fn send(host: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        host.0.send(request)
+    }
+}
+
+/// Every call gives way once before it answers, so that joined calls take turns as they do on a host.
+pub(crate) mod asynch {
+    use super::*;
+    pub use super::{Rows, Transaction};
+    use std::task::Poll;
+
+    pub(crate) async fn read_body(host: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+        give_way().await;
+        host.0.read_body(offset, max)
+    }
+
+    pub(crate) async fn query(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Table, DatabaseError> {
+        give_way().await;
+        host.0.query(name, sql, &values)
+    }
+
+    pub(crate) async fn execute(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<u64, DatabaseError> {
+        give_way().await;
+        host.0.execute(name, sql, &values)
+    }
+
+    pub(crate) async fn open(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Rows, DatabaseError> {
+        give_way().await;
+        host.0.query(name, sql, &values).map(Rows::new)
+    }
+
+    pub(crate) fn columns(rows: &Rows) -> Vec<String> {
+        rows.columns.clone()
+    }
+
+    pub(crate) async fn next(rows: &Rows, max: u32) -> Result<Vec<Values>, DatabaseError> {
+        give_way().await;
+        Ok(rows.next(max))
+    }
+
+    pub(crate) async fn begin(host: &Host, name: &str) -> Result<Transaction, DatabaseError> {
+        give_way().await;
+        Transaction::begin(host, name)
+    }
+
+    pub(crate) async fn commit(transaction: Transaction) -> Result<(), DatabaseError> {
+        give_way().await;
+        transaction.end(true)
+    }
+
+    pub(crate) async fn rollback(transaction: Transaction) -> Result<(), DatabaseError> {
+        give_way().await;
+        transaction.end(false)
+    }
+
+    pub(crate) async fn send(host: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        give_way().await;
+        host.0.send(request)
+    }
+
+    /// Tests do not wait: the time that would pass is no part of what a view computes.
+    pub(crate) async fn sleep(_: &Host, _ms: u32) {
+        give_way().await;
+    }
+
+    async fn give_way() {
+        let mut gave = false;
+        std::future::poll_fn(|task| {
+            if std::mem::replace(&mut gave, true) {
+                return Poll::Ready(());
+            }
+            task.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+}

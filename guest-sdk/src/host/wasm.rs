@@ -1,0 +1,139 @@
+//! The imports of a component. What a view does not call, the linker leaves out.
+
+use super::{BodyError, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table, Values};
+use crate::bindings::amphi::view::{config, context, log};
+use crate::database::Value;
+
+/// The host. There is one, so nothing is stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Host;
+
+impl Host {
+    pub(crate) fn config(&self, name: &str) -> Option<String> {
+        config::get(name)
+    }
+
+    pub(crate) fn request_id(&self) -> String {
+        context::request_id()
+    }
+
+    pub(crate) fn route(&self) -> String {
+        context::route()
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        context::peer()
+    }
+
+    pub(crate) fn remaining_ms(&self) -> u64 {
+        context::remaining_ms()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<String> {
+        context::get(name)
+    }
+
+    pub(crate) fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        context::set(name, value).map_err(|context::Error::TooLarge(text)| text)
+    }
+}
+
+pub(crate) fn log(level: log::Level, message: &str, fields: &[(String, String)]) {
+    log::write(level, message, fields);
+}
+
+pub(crate) mod sync {
+    use super::*;
+    use crate::bindings::amphi::view::{body, database, http};
+    pub use database::{Rows, Transaction};
+
+    pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+        body::read(offset, max)
+    }
+
+    pub(crate) fn query(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+        database::query(name, sql, values)
+    }
+
+    pub(crate) fn execute(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
+        database::execute(name, sql, values)
+    }
+
+    pub(crate) fn open(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Rows, DatabaseError> {
+        database::open(name, sql, values)
+    }
+
+    pub(crate) fn columns(rows: &Rows) -> Vec<String> {
+        rows.columns()
+    }
+
+    pub(crate) fn next(rows: &Rows, max: u32) -> Result<Vec<Values>, DatabaseError> {
+        rows.next(max)
+    }
+
+    pub(crate) fn begin(_: &Host, name: &str) -> Result<Transaction, DatabaseError> {
+        database::begin(name)
+    }
+
+    pub(crate) fn commit(transaction: Transaction) -> Result<(), DatabaseError> {
+        Transaction::commit(transaction)
+    }
+
+    pub(crate) fn rollback(transaction: Transaction) -> Result<(), DatabaseError> {
+        Transaction::rollback(transaction)
+    }
+
+    pub(crate) fn send(_: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        http::send(&request)
+    }
+}
+
+pub(crate) mod asynch {
+    use super::*;
+    use crate::bindings::amphi::view::{body_async, database_async, http_async, timer};
+    pub use database_async::{Rows, Transaction};
+
+    pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+        body_async::read(offset, max).await
+    }
+
+    pub(crate) async fn query(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Table, DatabaseError> {
+        database_async::query(name.to_owned(), sql.to_owned(), values).await
+    }
+
+    pub(crate) async fn execute(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<u64, DatabaseError> {
+        database_async::execute(name.to_owned(), sql.to_owned(), values).await
+    }
+
+    pub(crate) async fn open(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Rows, DatabaseError> {
+        database_async::open(name.to_owned(), sql.to_owned(), values).await
+    }
+
+    pub(crate) fn columns(rows: &Rows) -> Vec<String> {
+        rows.columns()
+    }
+
+    pub(crate) async fn next(rows: &Rows, max: u32) -> Result<Vec<Values>, DatabaseError> {
+        rows.next(max).await
+    }
+
+    pub(crate) async fn begin(_: &Host, name: &str) -> Result<Transaction, DatabaseError> {
+        database_async::begin(name.to_owned()).await
+    }
+
+    pub(crate) async fn commit(transaction: Transaction) -> Result<(), DatabaseError> {
+        Transaction::commit(transaction).await
+    }
+
+    pub(crate) async fn rollback(transaction: Transaction) -> Result<(), DatabaseError> {
+        Transaction::rollback(transaction).await
+    }
+
+    pub(crate) async fn send(_: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        http_async::send(request).await
+    }
+
+    pub(crate) async fn sleep(_: &Host, ms: u32) {
+        timer::sleep(ms).await;
+    }
+}

@@ -1,0 +1,145 @@
+//! Write web views for the [Amphi](https://crates.io/crates/amphi) server.
+//!
+//! A view is a function from a request to a response. As a `fn` it is sync: its calls block, one after
+//! the other, and that is all there is to know. As an `async fn` it waits without holding anything up and
+//! can have many calls in flight. One crate may hold both; `amphi build` makes a component of each.
+//!
+//! ```
+//! use amphi_sdk::prelude::*;
+//!
+//! #[derive(FromRow, Serialize)]
+//! struct Entry {
+//!     id: i64,
+//!     name: String,
+//! }
+//!
+//! #[view(get, "/entries/{id}")]
+//! fn entry(cx: &Context, Path(id): Path<i64>) -> Result<Json<Entry>> {
+//!     let entry = cx.db().query_one("select id, name from entries where id = ?", (id,))?;
+//!     Ok(Json(entry.ok_or_else(|| Error::not_found("no such entry"))?))
+//! }
+//!
+//! #[view(get, "/dashboard")]
+//! async fn dashboard(cx: &Context) -> Result<String> {
+//!     let replies = try_join_all((1..=10).map(|n| cx.http().get(format!("/slow/{n}")).send())).await?;
+//!     Ok(format!("{} replies", replies.len()))
+//! }
+//!
+//! views![entry, dashboard];
+//!
+//! # #[cfg(not(test))] fn main() {
+//! use amphi_sdk::testing::{App, get, reply};
+//!
+//! let app = App::new()
+//!     .execute_batch("create table entries (id integer, name text); insert into entries values (7, 'Ann')")
+//!     .on_get("/slow/*", reply("ok"));
+//! assert_eq!(app.call::<entry>(get("/entries/7")).text(), r#"{"id":7,"name":"Ann"}"#);
+//! assert_eq!(app.call::<dashboard>(get("/dashboard")).text(), "10 replies");
+//! # }
+//! ```
+//!
+//! To make a view async, write `async` before its `fn` and `.await` where the compiler asks for it: the
+//! contexts of both modes have the same methods, so a blocking call in an async view cannot be written.
+//!
+//! | to | see |
+//! |---|---|
+//! | declare views | [`view`], [`views!`] |
+//! | reach databases, HTTP, settings | [`Context`], [`database`], [`http`] |
+//! | take a request apart | [`extract`] |
+//! | answer | [`IntoResponse`], [`Error`] |
+//! | log | [`log`] |
+//! | test | `testing` (feature `testing`) |
+
+#[cfg(all(target_arch = "wasm32", feature = "sync", feature = "async"))]
+compile_error!("a component has one mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does");
+
+#[cfg(all(target_arch = "wasm32", not(any(feature = "sync", feature = "async"))))]
+compile_error!("a component has a mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does");
+
+// The generated code and the macros name this crate from outside.
+extern crate self as amphi_sdk;
+
+#[doc(hidden)]
+pub mod bindings;
+mod body;
+mod context;
+pub mod database;
+mod error;
+pub mod extract;
+mod host;
+pub mod http;
+pub mod log;
+pub mod mode;
+mod request;
+mod response;
+#[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+pub mod testing;
+mod view;
+
+pub use ::http::StatusCode;
+pub use amphi_macros::{FromRow, view};
+pub use body::{BodyReader, Chunks};
+pub use context::Context;
+pub use cookie;
+pub use cookie::Cookie;
+pub use database::{FromRow, Row, Value};
+pub use error::{Error, Result};
+pub use extract::{Body, Cookies, Form, FromRequest, Json, Path, Query};
+pub use futures::future::{join_all, try_join_all};
+pub use futures::{join, try_join};
+pub use request::{Headers, Request};
+pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
+
+/// What sync views use.
+pub mod sync {
+    use crate::mode::Sync;
+
+    /// The context of a sync view.
+    pub type Context = crate::Context<Sync>;
+    /// A database, in a sync view.
+    pub type Database<'a> = crate::database::Database<'a, Sync>;
+    /// A transaction, in a sync view.
+    pub type Transaction<'a> = crate::database::Transaction<'a, Sync>;
+    /// The rows of a result, in a sync view.
+    pub type Rows<T> = crate::database::Rows<T, Sync>;
+}
+
+/// What async views use.
+pub mod asynch {
+    use crate::mode::Async;
+
+    /// The context of an async view.
+    pub type Context = crate::Context<Async>;
+    /// A database, in an async view.
+    pub type Database<'a> = crate::database::Database<'a, Async>;
+    /// A transaction, in an async view.
+    pub type Transaction<'a> = crate::database::Transaction<'a, Async>;
+    /// The rows of a result, in an async view.
+    pub type Rows<T> = crate::database::Rows<T, Async>;
+}
+
+/// What a file with views begins with: `use amphi_sdk::prelude::*;`.
+pub mod prelude {
+    pub use crate::mode::Mode;
+    pub use crate::{
+        Body, BodyReader, Context, Cookie, Cookies, Error, Form, FromRequest, FromRow, Headers, Html, IntoResponse,
+        Json, Path, Query, Redirect, Request, Response, Result, StatusCode, Text, asynch, join, join_all, log, sync,
+        try_join, try_join_all, view, views,
+    };
+    pub use serde::{Deserialize, Serialize};
+    pub use std::time::Duration;
+}
+
+/// What the macros expand to. Not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::bindings;
+    pub use crate::bindings::amphi::view::types;
+    pub use crate::view::{
+        AsyncView, Entry, Outcome, SyncView, View, describe, has_views, load_body, load_body_async, respond,
+        without_crate,
+    };
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::view::{handle, handle_async};
+    pub use wit_bindgen;
+}

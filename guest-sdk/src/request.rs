@@ -1,0 +1,126 @@
+//! A request, and the headers of requests and responses.
+
+use crate::bindings::amphi::view::types;
+use crate::body::Content;
+
+/// A whole request: the extractor for views that want to see all of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Upper-case, e.g. `GET`.
+    pub method: String,
+    /// The path as the client sent it, percent-encoded.
+    pub path: String,
+    /// What follows the `?`, percent-encoded; empty when there is none.
+    pub query: String,
+    /// The headers.
+    pub headers: Headers,
+    /// The parameters of the view's pattern: name and decoded value.
+    pub params: Vec<(String, String)>,
+    pub(crate) content: Content,
+}
+
+impl Request {
+    /// A parameter of the view's pattern.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        match &self.content {
+            Content::Bytes(bytes) => bytes,
+            // Extractors that read the body have it loaded before they run.
+            Content::Spooled(_) => &[],
+        }
+    }
+
+    /// Takes the body, for extractors that consume it.
+    pub fn take_body(&mut self) -> Vec<u8> {
+        match std::mem::replace(&mut self.content, Content::Bytes(Vec::new())) {
+            Content::Bytes(bytes) => bytes,
+            Content::Spooled(_) => Vec::new(),
+        }
+    }
+
+    pub(crate) fn has_body(&self) -> bool {
+        !matches!(&self.content, Content::Bytes(bytes) if bytes.is_empty())
+    }
+}
+
+impl From<types::Request> for Request {
+    fn from(request: types::Request) -> Self {
+        let content = match request.body {
+            types::Body::Bytes(bytes) => Content::Bytes(bytes),
+            types::Body::Spooled(length) => Content::Spooled(length),
+        };
+        Self {
+            method: request.method,
+            path: request.path,
+            query: request.query,
+            headers: Headers(request.headers),
+            params: request.params,
+            content,
+        }
+    }
+}
+
+/// The headers of a request or response, in order, with names in lower case. Also an extractor.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    /// No headers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The value of the first header of this name, in any case.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.get_all(name).next()
+    }
+
+    /// The values of all headers of this name.
+    pub fn get_all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// All names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Adds a header next to those of the same name.
+    pub fn append(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        let mut name = name.into();
+        name.make_ascii_lowercase();
+        self.0.push((name, value.into()));
+    }
+
+    /// Sets a header in the place of those of the same name.
+    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        let name = name.into();
+        self.0.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+        self.append(name, value);
+    }
+
+    pub(crate) fn into_inner(self) -> Vec<(String, String)> {
+        self.0
+    }
+
+    /// Whether the media type of the content is this one.
+    pub(crate) fn content_type_is(&self, accept: impl Fn(&str) -> bool) -> bool {
+        self.get("content-type")
+            .and_then(|value| value.split(';').next())
+            .is_some_and(|media_type| accept(media_type.trim().to_ascii_lowercase().as_str()))
+    }
+}
+
+impl From<Vec<(String, String)>> for Headers {
+    fn from(headers: Vec<(String, String)>) -> Self {
+        let mut all = Self::new();
+        for (name, value) in headers {
+            all.append(name, value);
+        }
+        all
+    }
+}

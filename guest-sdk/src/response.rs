@@ -1,0 +1,236 @@
+//! What views return.
+
+use crate::bindings::amphi::view::types;
+use crate::{Error, Headers, Result};
+use ::http::StatusCode;
+use cookie::Cookie;
+use serde::Serialize;
+
+/// A response, ready to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: Headers,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// An empty response.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, headers: Headers::new(), body: Vec::new() }
+    }
+
+    fn of_type(content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        let mut response = Self { body: body.into(), ..Self::new(StatusCode::OK) };
+        response.headers.append("content-type", content_type);
+        response
+    }
+}
+
+impl From<Response> for types::Response {
+    fn from(response: Response) -> Self {
+        Self { status: response.status.as_u16(), headers: response.headers.into_inner(), body: response.body }
+    }
+}
+
+/// A type that views can return.
+///
+/// `into_response` gives the `Result` that a view returns, so branches of different types end with it:
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/door/{open}")]
+/// fn door(Path(open): Path<bool>) -> Result<Response> {
+///     if open {
+///         return Redirect::see_other("/inside").into_response();
+///     }
+///     (StatusCode::FORBIDDEN, "closed").with_header("retry-after", "60").into_response()
+/// }
+/// # use amphi_sdk::testing::{App, get};
+/// # let response = App::new().call::<door>(get("/door/false"));
+/// # assert_eq!((response.status().as_u16(), response.header("retry-after")), (403, Some("60")));
+/// # assert_eq!(App::new().call::<door>(get("/door/true")).header("location"), Some("/inside"));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a view cannot return `{Self}`",
+    note = "views return `Html`, `Json`, `Text`, `&str`, `String`, `Redirect`, `StatusCode`, `()`, `Response`, \
+            `(StatusCode, …)`, `([(\"name\", value)], …)`, or a `Result` of one of these"
+)]
+pub trait IntoResponse: Sized {
+    /// The response.
+    fn into_response(self) -> Result<Response>;
+
+    /// Sets a header.
+    fn with_header(self, name: impl Into<String>, value: impl Into<String>) -> With<Self> {
+        let mut headers = Headers::new();
+        headers.append(name, value);
+        With { inner: self, set: headers, append: Headers::new() }
+    }
+
+    /// Adds a cookie.
+    fn with_cookie(self, cookie: Cookie<'_>) -> With<Self> {
+        let mut headers = Headers::new();
+        headers.append("set-cookie", cookie.to_string());
+        With { inner: self, set: Headers::new(), append: headers }
+    }
+}
+
+/// A response with more headers, from [`IntoResponse::with_header`] and [`IntoResponse::with_cookie`].
+#[derive(Clone, Debug)]
+pub struct With<T> {
+    inner: T,
+    set: Headers,
+    append: Headers,
+}
+
+impl<T: IntoResponse> IntoResponse for With<T> {
+    fn into_response(self) -> Result<Response> {
+        let mut response = self.inner.into_response()?;
+        for (name, value) in self.set.iter() {
+            response.headers.set(name, value);
+        }
+        for (name, value) in self.append.iter() {
+            response.headers.append(name, value);
+        }
+        Ok(response)
+    }
+}
+
+/// A page. The text must be HTML already: templates such as maud's escape what they insert.
+#[derive(Clone, Copy, Debug)]
+pub struct Html<T = String>(pub T);
+
+impl<T: Into<String>> IntoResponse for Html<T> {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response::of_type("text/html; charset=utf-8", self.0.into()))
+    }
+}
+
+/// A page written with `maud::html!`.
+#[cfg(feature = "maud")]
+impl IntoResponse for maud::Markup {
+    fn into_response(self) -> Result<Response> {
+        Html(self.into_string()).into_response()
+    }
+}
+
+/// Plain text, like `String` and `&str`.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<T = String>(pub T);
+
+impl<T: Into<String>> IntoResponse for Text<T> {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response::of_type("text/plain; charset=utf-8", self.0.into()))
+    }
+}
+
+impl IntoResponse for String {
+    fn into_response(self) -> Result<Response> {
+        Text(self).into_response()
+    }
+}
+
+impl IntoResponse for &'static str {
+    fn into_response(self) -> Result<Response> {
+        Text(self).into_response()
+    }
+}
+
+impl IntoResponse for Vec<u8> {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response::of_type("application/octet-stream", self))
+    }
+}
+
+impl<T: Serialize> IntoResponse for crate::extract::Json<T> {
+    fn into_response(self) -> Result<Response> {
+        let body = serde_json::to_vec(&self.0)
+            .map_err(|error| Error::internal(format!("the response cannot be written as JSON: {error}")))?;
+        Ok(Response::of_type("application/json", body))
+    }
+}
+
+/// Sends the client elsewhere.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    status: StatusCode,
+    location: String,
+}
+
+impl Redirect {
+    /// 303: look there, with a GET. What a form's POST should end with.
+    pub fn see_other(location: impl Into<String>) -> Self {
+        Self { status: StatusCode::SEE_OTHER, location: location.into() }
+    }
+
+    /// 307: repeat the same request there, this time.
+    pub fn temporary(location: impl Into<String>) -> Self {
+        Self { status: StatusCode::TEMPORARY_REDIRECT, location: location.into() }
+    }
+
+    /// 308: repeat the same request there, from now on.
+    pub fn permanent(location: impl Into<String>) -> Self {
+        Self { status: StatusCode::PERMANENT_REDIRECT, location: location.into() }
+    }
+}
+
+impl IntoResponse for Redirect {
+    fn into_response(self) -> Result<Response> {
+        let mut response = Response::new(self.status);
+        response.headers.append("location", self.location);
+        Ok(response)
+    }
+}
+
+impl IntoResponse for Response {
+    fn into_response(self) -> Result<Response> {
+        Ok(self)
+    }
+}
+
+impl IntoResponse for StatusCode {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response::new(self))
+    }
+}
+
+/// 204: done, and nothing to say.
+impl IntoResponse for () {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response::new(StatusCode::NO_CONTENT))
+    }
+}
+
+impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
+    fn into_response(self) -> Result<Response> {
+        Ok(Response { status: self.0, ..self.1.into_response()? })
+    }
+}
+
+impl<T: IntoResponse, N: Into<String>, V: Into<String>, const C: usize> IntoResponse for ([(N, V); C], T) {
+    fn into_response(self) -> Result<Response> {
+        let mut response = self.1.into_response()?;
+        for (name, value) in self.0 {
+            response.headers.set(name, value);
+        }
+        Ok(response)
+    }
+}
+
+impl<T: IntoResponse, N: Into<String>, V: Into<String>, const C: usize> IntoResponse
+    for (StatusCode, [(N, V); C], T)
+{
+    fn into_response(self) -> Result<Response> {
+        (self.0, (self.1, self.2)).into_response()
+    }
+}
+
+impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
+    fn into_response(self) -> Result<Response> {
+        self.map_err(Into::into)?.into_response()
+    }
+}

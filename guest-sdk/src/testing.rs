@@ -1,0 +1,196 @@
+//! Runs views in native tests, against SQLite in memory and scripted replies to outbound requests.
+//!
+//! ```
+//! use amphi_sdk::prelude::*;
+//! use amphi_sdk::testing::{App, get, post};
+//!
+//! #[view(post, "/entries")]
+//! fn sign(cx: &Context, Form(new): Form<Vec<(String, String)>>) -> Result<Redirect> {
+//!     for (_, value) in new {
+//!         cx.db().execute("insert into entries (message) values (?)", (value,))?;
+//!     }
+//!     log::info!("signed");
+//!     Ok(Redirect::see_other("/"))
+//! }
+//!
+//! #[view(get, "/entries/count")]
+//! async fn count(cx: &Context) -> Result<String> {
+//!     let count: Option<i64> = cx.db().query_one("select count(*) from entries", ()).await?;
+//!     Ok(count.unwrap_or(0).to_string())
+//! }
+//!
+//! let app = App::new().execute_batch("create table entries (message text not null)");
+//! let response = app.call::<sign>(post("/entries").form(&[("message", "Hi")]));
+//! assert_eq!(response.status(), StatusCode::SEE_OTHER);
+//! assert_eq!(app.logs()[0].message, "signed");
+//! assert_eq!(app.call::<count>(get("/entries/count")).text(), "1");
+//! ```
+//!
+//! In your `Cargo.toml`: `[dev-dependencies] amphi-sdk = { …, features = ["testing"] }`.
+
+mod call;
+mod database;
+mod executor;
+mod outbound;
+mod request;
+mod response;
+
+pub use executor::run;
+pub use outbound::{Reply, Sent, failure, reply};
+pub use request::{TestRequest, delete, get, patch, post, put};
+pub use response::TestResponse;
+
+use crate::database::{FromRow, Params};
+use crate::host::Host;
+use crate::log::Level;
+use crate::view::View;
+use crate::{asynch, sync};
+use call::Call;
+use database::TestDatabase;
+use outbound::Outbound;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+use std::rc::Rc;
+
+/// What surrounds a view in a test. It keeps its data from call to call.
+#[derive(Clone, Debug, Default)]
+pub struct App(Rc<World>);
+
+/// What all calls of an app share.
+#[derive(Debug, Default)]
+struct World {
+    databases: RefCell<HashMap<String, TestDatabase>>,
+    settings: RefCell<HashMap<String, String>>,
+    values: RefCell<HashMap<String, String>>,
+    outbound: Outbound,
+    logs: RefCell<Vec<Record>>,
+    spool_over: RefCell<Option<usize>>,
+}
+
+/// A log record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// How bad it is.
+    pub level: Level,
+    /// What happened.
+    pub message: String,
+    /// The fields, as texts.
+    pub fields: Vec<(String, String)>,
+}
+
+impl App {
+    /// An app with an empty database named `default`.
+    pub fn new() -> Self {
+        let app = Self::default();
+        app.on_database("default", |_| ());
+        app
+    }
+
+    /// Applies the `V1__name.sql` files of a folder to the default database, in the order of their
+    /// numbers. The folder is relative to the crate.
+    pub fn migrations(self, folder: impl AsRef<Path>) -> Self {
+        for (path, sql) in database::migrations(folder.as_ref()) {
+            self.on_database("default", |database| database.execute_batch(&sql, &path.display().to_string()));
+        }
+        self
+    }
+
+    /// Runs statements on the default database.
+    pub fn execute_batch(self, sql: &str) -> Self {
+        self.execute_batch_on("default", sql)
+    }
+
+    /// Runs statements on a database of this name, which is there from then on.
+    pub fn execute_batch_on(self, name: &str, sql: &str) -> Self {
+        self.on_database(name, |database| database.execute_batch(sql, "execute_batch"));
+        self
+    }
+
+    /// Sets what `cx.config(name)` gives.
+    pub fn setting(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.settings.borrow_mut().insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets what `cx.get(name)` gives, as if an earlier part of each request had set it.
+    pub fn value(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.values.borrow_mut().insert(name.into(), value.into());
+        self
+    }
+
+    /// Like [`value`](Self::value), for `cx.get_json(name)`.
+    pub fn value_json<T: Serialize + ?Sized>(self, name: impl Into<String>, value: &T) -> Self {
+        let value = serde_json::to_string(value).expect("a value of a test can be written as JSON");
+        self.value(name, value)
+    }
+
+    /// Scripts the reply to outbound GET requests of this URL; a `*` at its end stands for any rest.
+    pub fn on_get(self, url: impl Into<String>, reply: Reply) -> Self {
+        self.on("GET", url, reply)
+    }
+
+    /// Scripts the reply to outbound requests of this method and URL; of several that match, the first
+    /// answers.
+    pub fn on(self, method: impl Into<String>, url: impl Into<String>, reply: Reply) -> Self {
+        self.0.outbound.script(method.into(), url.into(), reply);
+        self
+    }
+
+    /// Keeps request bodies over this size with the host, as it does with large ones.
+    pub fn spool_over(self, bytes: usize) -> Self {
+        self.0.spool_over.replace(Some(bytes));
+        self
+    }
+
+    /// Runs a view, with its extractors and in its transaction: `app.call::<entry>(get("/entries/7"))`.
+    ///
+    /// # Panics
+    ///
+    /// When the request is not one the host would give to this view.
+    pub fn call<V: View>(&self, request: TestRequest) -> TestResponse {
+        let call = Rc::new(Call::of::<V>(self.0.clone(), &request));
+        let host = Host::new(call.clone());
+        let request = request.into_request::<V>(*self.0.spool_over.borrow());
+        let outcome = host.while_running(|| match (V::SYNC, V::ASYNC) {
+            (Some(view), _) => view(sync::Context::new(host.clone()), request),
+            (None, Some(view)) => run(view(asynch::Context::new(host.clone()), request)),
+            (None, None) => unreachable!("`#[view]` gives every view one of both"),
+        });
+        TestResponse::new(call.finish(outcome), V::NAME)
+    }
+
+    /// A context to call sync code with.
+    pub fn context(&self) -> sync::Context {
+        sync::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
+    }
+
+    /// A context to call async code with, by [`run`].
+    pub fn async_context(&self) -> asynch::Context {
+        asynch::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
+    }
+
+    /// Reads from the default database, to see what a view did.
+    ///
+    /// # Panics
+    ///
+    /// When the statement fails.
+    pub fn query<T: FromRow>(&self, sql: &str, params: impl Params) -> Vec<T> {
+        self.context().db().query(sql, params).unwrap_or_else(|error| panic!("`{sql}`: {error}"))
+    }
+
+    /// The log records that views have written.
+    pub fn logs(&self) -> Vec<Record> {
+        self.0.logs.borrow().clone()
+    }
+
+    /// The outbound requests that views have sent.
+    pub fn sent(&self) -> Vec<Sent> {
+        self.0.outbound.sent()
+    }
+
+    fn on_database<T>(&self, name: &str, work: impl FnOnce(&mut TestDatabase) -> T) -> T {
+        work(self.0.databases.borrow_mut().entry(name.to_owned()).or_default())
+    }
+}

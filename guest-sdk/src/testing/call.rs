@@ -1,0 +1,153 @@
+//! One request's life in a test: what the host would keep for it.
+
+use super::database::TestDatabase;
+use super::request::TestRequest;
+use super::{Record, World};
+use crate::database::{ErrorKind, Value};
+use crate::host::{BodyError, Capabilities, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table};
+use crate::log::Level;
+use crate::view::View;
+use crate::{Error, Response, Result, StatusCode};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// A call of a view.
+pub(super) struct Call {
+    world: Rc<World>,
+    route: &'static str,
+    body: Vec<u8>,
+    values: RefCell<HashMap<String, String>>,
+    deadline: Instant,
+    /// Whether the view runs in a transaction.
+    atomic: bool,
+    /// The databases in which that has begun, which is at the first statement.
+    begun: RefCell<BTreeSet<String>>,
+}
+
+impl Call {
+    pub(super) fn of<V: View>(world: Rc<World>, request: &TestRequest) -> Self {
+        // The default of an app's `atomic = "unsafe-methods"`.
+        let atomic = V::ATOMIC.unwrap_or(!matches!(V::METHOD, "GET" | "HEAD" | "OPTIONS" | "TRACE"));
+        let timeout = Duration::from_millis(V::TIMEOUT_MS.unwrap_or(30_000).into());
+        Self { route: V::PATTERN, body: request.body().to_vec(), atomic, ..Self::new(world, timeout) }
+    }
+
+    /// A call of no view, for tests of other code.
+    pub(super) fn alone(world: Rc<World>) -> Self {
+        Self::new(world, Duration::from_secs(30))
+    }
+
+    fn new(world: Rc<World>, timeout: Duration) -> Self {
+        let values = world.values.clone();
+        Self {
+            world,
+            route: "/",
+            body: Vec::new(),
+            values,
+            deadline: Instant::now() + timeout,
+            atomic: false,
+            begun: RefCell::default(),
+        }
+    }
+
+    /// Commits or rolls back, as the host does: a failed commit is a failed view.
+    pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
+        let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error());
+        for name in self.begun.take() {
+            self.end(&name, 1, succeeded).map_err(Error::from_database)?;
+        }
+        outcome
+    }
+
+    /// The database, within the view's transaction if it has one.
+    fn database<T>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&mut TestDatabase) -> Result<T, DatabaseError>,
+    ) -> Result<T, DatabaseError> {
+        let mut databases = self.world.databases.borrow_mut();
+        let database = databases.get_mut(name).ok_or_else(|| DatabaseError {
+            kind: ErrorKind::Denied,
+            message: format!("the test has no database `{name}`; add `.execute_batch_on(\"{name}\", …)`"),
+        })?;
+        if self.atomic && self.begun.borrow_mut().insert(name.to_owned()) {
+            database.begin()?;
+        }
+        work(database)
+    }
+}
+
+impl Capabilities for Call {
+    fn config(&self, name: &str) -> Option<String> {
+        self.world.settings.borrow().get(name).cloned()
+    }
+
+    fn request_id(&self) -> String {
+        "test".into()
+    }
+
+    fn route(&self) -> String {
+        self.route.into()
+    }
+
+    fn peer(&self) -> String {
+        "127.0.0.1:50000".into()
+    }
+
+    fn remaining_ms(&self) -> u64 {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        self.values.borrow().get(name).cloned()
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        self.values.borrow_mut().insert(name.into(), value.into());
+        Ok(())
+    }
+
+    fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.body.get(offset..)).unwrap_or_default();
+        Ok(rest[..rest.len().min(max as usize)].to_vec())
+    }
+
+    fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+        self.database(name, |database| database.run(sql, values)).map(|(table, _)| table)
+    }
+
+    fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
+        self.database(name, |database| database.run(sql, values)).map(|(_, changes)| changes)
+    }
+
+    fn begin(&self, name: &str) -> Result<u32, DatabaseError> {
+        self.database(name, TestDatabase::begin)
+    }
+
+    fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError> {
+        self.database(name, |database| database.end(depth, commit))
+    }
+
+    fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        self.world.outbound.send(request)
+    }
+
+    fn log(&self, level: Level, message: &str, fields: &[(String, String)]) {
+        let record = Record { level, message: message.into(), fields: fields.to_vec() };
+        self.world.logs.borrow_mut().push(record);
+    }
+}
+
+/// What the client would get for this error.
+pub(super) fn error_response(error: &Error) -> Response {
+    let text = if error.status().is_server_error() {
+        error.status().canonical_reason().unwrap_or("error").to_owned()
+    } else {
+        error.message().to_owned()
+    };
+    let status: StatusCode = error.status();
+    Response { body: text.into_bytes(), ..Response::new(status) }
+}

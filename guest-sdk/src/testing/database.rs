@@ -1,0 +1,167 @@
+//! SQLite in memory, with the transactions of the host.
+
+use crate::bindings::amphi::view::database_types::{Error, ErrorKind, Table};
+use crate::database::Value;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, ffi};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A database, and how deep in transactions it is.
+#[derive(Debug)]
+pub(super) struct TestDatabase {
+    connection: Connection,
+    depth: u32,
+}
+
+impl Default for TestDatabase {
+    fn default() -> Self {
+        let connection = Connection::open_in_memory().expect("SQLite opens a database in memory");
+        connection.execute_batch("pragma foreign_keys = on").expect("SQLite checks foreign keys");
+        Self { connection, depth: 0 }
+    }
+}
+
+impl TestDatabase {
+    /// Runs the statements of a test itself, which must not fail.
+    pub(super) fn execute_batch(&self, sql: &str, place: &str) {
+        self.connection.execute_batch(sql).unwrap_or_else(|error| panic!("{place}: {error}"));
+    }
+
+    /// Runs one statement: its result, and how many rows it changed.
+    pub(super) fn run(&self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
+        check_allowed(sql)?;
+        let mut statement = self.connection.prepare(sql).map_err(error)?;
+        let wanted = statement.parameter_count();
+        if wanted != values.len() {
+            return Err(Error {
+                kind: ErrorKind::Statement,
+                message: format!("the statement has {wanted} parameters, and {} were given", values.len()),
+            });
+        }
+        for (index, value) in values.iter().enumerate() {
+            statement.raw_bind_parameter(index + 1, to_sql(value)).map_err(error)?;
+        }
+        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let changes = |connection: &Connection| connection.total_changes();
+        let before = changes(&self.connection);
+        let mut rows = Vec::new();
+        let mut cursor = statement.raw_query();
+        while let Some(row) = cursor.next().map_err(error)? {
+            let values = (0..columns.len()).map(|index| row.get_ref(index).map_err(error).and_then(from_sql));
+            rows.push(values.collect::<Result<_, _>>()?);
+        }
+        drop(cursor);
+        Ok((Table { columns, rows }, changes(&self.connection) - before))
+    }
+
+    /// Begins a transaction or savepoint, and gives its depth.
+    pub(super) fn begin(&mut self) -> Result<u32, Error> {
+        let sql = match self.depth {
+            0 => "begin".to_owned(),
+            depth => format!("savepoint amphi_{}", depth + 1),
+        };
+        self.connection.execute_batch(&sql).map_err(error)?;
+        self.depth += 1;
+        Ok(self.depth)
+    }
+
+    /// Ends what began at this depth.
+    pub(super) fn end(&mut self, depth: u32, commit: bool) -> Result<(), Error> {
+        if depth > self.depth {
+            return match commit {
+                true => Err(Error {
+                    kind: ErrorKind::Statement,
+                    message: "the transaction around this one ended before it".into(),
+                }),
+                false => Ok(()),
+            };
+        }
+        self.depth = depth - 1;
+        let sql = match (depth, commit) {
+            (1, true) => "commit".to_owned(),
+            (1, false) => "rollback".to_owned(),
+            (_, true) => format!("release amphi_{depth}"),
+            (_, false) => format!("rollback to amphi_{depth}; release amphi_{depth}"),
+        };
+        self.connection.execute_batch(&sql).map_err(error).inspect_err(|_| {
+            if depth == 1 {
+                // A commit can fail on a deferred constraint, and leaves the transaction open.
+                self.connection.execute_batch("rollback").expect("an open transaction rolls back");
+            }
+        })
+    }
+}
+
+/// The `V1__name.sql` files of a folder, in the order of their numbers, read.
+///
+/// # Panics
+///
+/// When there is no such folder, or it holds SQL files of other names.
+pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("migrations in {}: {error}", folder.display()));
+    let mut files: Vec<(u64, PathBuf)> = entries
+        .map(|entry| entry.expect("a folder can be read to its end").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
+        .map(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let number = name.strip_prefix('V').and_then(|rest| rest.split_once("__")?.0.parse().ok());
+            (number.unwrap_or_else(|| panic!("{}: name it like V1__name.sql", path.display())), path)
+        })
+        .collect();
+    files.sort();
+    files
+        .into_iter()
+        .map(|(_, path)| {
+            let sql = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            (path, sql)
+        })
+        .collect()
+}
+
+/// Refuses what the host refuses: transactions are begun through the context, sessions are the host's.
+fn check_allowed(sql: &str) -> Result<(), Error> {
+    const REFUSED: [&str; 10] =
+        ["begin", "commit", "end", "rollback", "savepoint", "release", "pragma", "attach", "detach", "vacuum"];
+    let word: String = sql.trim_start().chars().take_while(char::is_ascii_alphabetic).collect();
+    if !REFUSED.contains(&word.to_ascii_lowercase().as_str()) {
+        return Ok(());
+    }
+    Err(Error {
+        kind: ErrorKind::Denied,
+        message: format!("views may not run `{}`; for transactions use `cx.atomic`", word.to_uppercase()),
+    })
+}
+
+fn to_sql(value: &Value) -> rusqlite::types::ToSqlOutput<'_> {
+    rusqlite::types::ToSqlOutput::Borrowed(match value {
+        Value::Null => ValueRef::Null,
+        Value::Integer(number) => ValueRef::Integer(*number),
+        Value::Real(number) => ValueRef::Real(*number),
+        Value::Text(text) => ValueRef::Text(text.as_bytes()),
+        Value::Blob(bytes) => ValueRef::Blob(bytes),
+    })
+}
+
+fn from_sql(value: ValueRef<'_>) -> Result<Value, Error> {
+    Ok(match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(number) => Value::Integer(number),
+        ValueRef::Real(number) => Value::Real(number),
+        ValueRef::Text(bytes) => Value::Text(
+            String::from_utf8(bytes.to_vec())
+                .map_err(|_| Error { kind: ErrorKind::Other, message: "a text in the result is no UTF-8".into() })?,
+        ),
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    })
+}
+
+fn error(error: rusqlite::Error) -> Error {
+    let kind = match error.sqlite_error().map(|ffi::Error { code, .. }| code) {
+        Some(ErrorCode::ConstraintViolation) => ErrorKind::Constraint,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Conflict,
+        Some(ErrorCode::TooBig) => ErrorKind::TooLarge,
+        _ => ErrorKind::Statement,
+    };
+    Error { kind, message: error.to_string() }
+}

@@ -1,0 +1,138 @@
+//! The requests of tests.
+
+use crate::body::Content;
+use crate::view::View;
+use crate::{Headers, Request};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+/// A request, from [`get`], [`post`] and so on.
+#[derive(Clone, Debug)]
+pub struct TestRequest {
+    method: &'static str,
+    path: String,
+    query: String,
+    headers: Headers,
+    body: Vec<u8>,
+}
+
+/// A GET request of a path, with its query.
+pub fn get(path: &str) -> TestRequest {
+    TestRequest::new("GET", path)
+}
+
+/// A POST request.
+pub fn post(path: &str) -> TestRequest {
+    TestRequest::new("POST", path)
+}
+
+/// A PUT request.
+pub fn put(path: &str) -> TestRequest {
+    TestRequest::new("PUT", path)
+}
+
+/// A PATCH request.
+pub fn patch(path: &str) -> TestRequest {
+    TestRequest::new("PATCH", path)
+}
+
+/// A DELETE request.
+pub fn delete(path: &str) -> TestRequest {
+    TestRequest::new("DELETE", path)
+}
+
+impl TestRequest {
+    fn new(method: &'static str, path: &str) -> Self {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        Self { method, path: path.into(), query: query.into(), headers: Headers::new(), body: Vec::new() }
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// Sends these bytes.
+    pub fn with_body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// Sends the value as a form does.
+    pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        let body = serde_html_form::to_string(value).expect("a form of a test can be written");
+        self.header("content-type", "application/x-www-form-urlencoded").with_body(body)
+    }
+
+    /// Sends the value as JSON.
+    pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        let body = serde_json::to_vec(value).expect("a request of a test can be written as JSON");
+        self.header("content-type", "application/json").with_body(body)
+    }
+
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The request as the host gives it to this view.
+    pub(super) fn into_request<V: View>(self, spool_over: Option<usize>) -> Request {
+        let Self { method, path, query, headers, body } = self;
+        assert!(method == V::METHOD, "the view `{}` answers {}, and this request is {method}", V::NAME, V::METHOD);
+        let params = params(V::PATTERN, &path)
+            .unwrap_or_else(|| panic!("the view `{}` answers {}, and this request is for {path}", V::NAME, V::PATTERN));
+        let content = match spool_over {
+            Some(limit) if body.len() > limit => Content::Spooled(body.len() as u64),
+            _ => Content::Bytes(body),
+        };
+        Request { method: method.into(), path, query, headers, params, content }
+    }
+}
+
+/// The parameters of a pattern in a path that matches it.
+fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
+    let Some((before, rest)) = pattern.split_once('{') else {
+        return (pattern == path).then(Vec::new);
+    };
+    let (name, after) = rest.split_once('}').expect("`#[view]` has checked the pattern");
+    let path = path.strip_prefix(before)?;
+    let (name, value) = match name.strip_prefix('*') {
+        Some(name) => (name, path),
+        // A parameter reaches to what follows it in the segment, or to the segment's end.
+        None => {
+            let segment = &path[..path.find('/').unwrap_or(path.len())];
+            let fixed = &after[..after.find(['/', '{']).unwrap_or(after.len())];
+            (name, if fixed.is_empty() { segment } else { &segment[..segment.find(fixed)?] })
+        }
+    };
+    if value.is_empty() {
+        return None;
+    }
+    let decoded = percent_decode_str(value).decode_utf8().ok()?.into_owned();
+    let mut all = vec![(name.to_owned(), decoded)];
+    all.extend(params(after, &path[value.len()..])?);
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::params;
+
+    fn of(pattern: &str, path: &str) -> Option<String> {
+        let params = params(pattern, path)?;
+        Some(params.iter().map(|(name, value)| format!("{name}={value};")).collect())
+    }
+
+    #[test]
+    fn parameters_are_found_as_the_host_finds_them() {
+        assert_eq!(of("/a", "/a").as_deref(), Some(""));
+        assert_eq!(of("/a", "/b"), None);
+        assert_eq!(of("/a/{id}", "/a/7").as_deref(), Some("id=7;"));
+        assert_eq!(of("/a/{id}", "/a/7/8"), None);
+        assert_eq!(of("/a/{id}", "/a/"), None);
+        assert_eq!(of("/a/{id}/b/{x}", "/a/1%202/b/%2F").as_deref(), Some("id=1 2;x=/;"));
+        assert_eq!(of("/f/{*rest}", "/f/a/b").as_deref(), Some("rest=a/b;"));
+        assert_eq!(of("/{name}.html", "/a.html").as_deref(), Some("name=a;"));
+        assert_eq!(of("/{name}.html", "/a.txt"), None);
+    }
+}

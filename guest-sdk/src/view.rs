@@ -1,0 +1,299 @@
+//! From `#[view]` functions to the exports of a component.
+//!
+//! `views!` lists the views of a crate. The list becomes a table with one place for every view; a build
+//! reads only the constant of its own mode from each ([`View::SYNC`] or [`View::ASYNC`]), so the views of
+//! the other mode are never compiled in, and both components of a crate number their views alike.
+
+use crate::bindings::amphi::view::types;
+use crate::mode::{Async, Sync};
+use crate::{Context, IntoResponse, Request, Response, Result};
+use std::pin::Pin;
+
+/// The future of an async view.
+pub type Outcome = Pin<Box<dyn Future<Output = Result<Response>>>>;
+
+/// A sync view, with its extractors.
+pub type SyncView = fn(Context<Sync>, Request) -> Result<Response>;
+
+/// An async view, with its extractors.
+pub type AsyncView = fn(Context<Async>, Request) -> Outcome;
+
+/// What `#[view]` implements for the type it puts next to a function.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no view",
+    note = "put `#[view(get, \"/path\")]` on the function of this name"
+)]
+pub trait View {
+    /// The function, with its module.
+    const NAME: &'static str;
+    /// `GET`, `POST`, …
+    const METHOD: &'static str;
+    /// The path below the module's mount.
+    const PATTERN: &'static str;
+    /// Whether it runs in a transaction; none: as the app says.
+    const ATOMIC: Option<bool>;
+    /// CPU budget.
+    const CPU_MS: Option<u32>;
+    /// Time limit.
+    const TIMEOUT_MS: Option<u32>;
+    /// The view, if it is a `fn`.
+    const SYNC: Option<SyncView> = None;
+    /// The view, if it is an `async fn`.
+    const ASYNC: Option<AsyncView> = None;
+}
+
+/// A place in the table: empty when the view is of the other mode.
+pub struct Entry<V> {
+    info: Info,
+    view: Option<V>,
+}
+
+/// What a view says about itself.
+struct Info {
+    name: &'static str,
+    method: &'static str,
+    pattern: &'static str,
+    atomic: Option<bool>,
+    cpu_ms: Option<u32>,
+    timeout_ms: Option<u32>,
+}
+
+impl<F> Entry<F> {
+    /// The place of `V`, with `view` from its constant of the mode being built.
+    pub const fn new<V: View>(view: Option<F>) -> Self {
+        let info = Info {
+            name: V::NAME,
+            method: V::METHOD,
+            pattern: V::PATTERN,
+            atomic: V::ATOMIC,
+            cpu_ms: V::CPU_MS,
+            timeout_ms: V::TIMEOUT_MS,
+        };
+        Self { info, view }
+    }
+}
+
+/// Whether there is anything to build.
+pub const fn has_views<V>(table: &[Entry<V>]) -> bool {
+    let mut index = 0;
+    while index < table.len() {
+        if table[index].view.is_some() {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// The export `describe`.
+pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
+    (0..)
+        .zip(table)
+        .filter(|(_, entry)| entry.view.is_some())
+        .map(|(id, Entry { info, .. })| types::ViewInfo {
+            id,
+            name: info.name.into(),
+            method: info.method.into(),
+            pattern: info.pattern.into(),
+            atomic: info.atomic,
+            cpu_ms: info.cpu_ms,
+            timeout_ms: info.timeout_ms,
+        })
+        .collect()
+}
+
+/// The export `handle` of a sync component.
+#[cfg(target_arch = "wasm32")]
+pub fn handle(table: &[Entry<SyncView>], view: u32, request: types::Request) -> Result<types::Response, types::Error> {
+    let view = find(table, view);
+    answer(view(Context::new(crate::host::Host), request.into()))
+}
+
+/// The export `handle` of an async component.
+#[cfg(target_arch = "wasm32")]
+pub async fn handle_async(
+    table: &[Entry<AsyncView>],
+    view: u32,
+    request: types::Request,
+) -> Result<types::Response, types::Error> {
+    let view = find(table, view);
+    answer(view(Context::new(crate::host::Host), request.into()).await)
+}
+
+#[cfg(target_arch = "wasm32")]
+fn find<V: Copy>(table: &[Entry<V>], view: u32) -> V {
+    table.get(view as usize).and_then(|entry| entry.view).expect("the host calls views that `describe` told it of")
+}
+
+#[cfg(target_arch = "wasm32")]
+fn answer(outcome: Result<Response>) -> Result<types::Response, types::Error> {
+    outcome.map(types::Response::from).map_err(|error| {
+        let (status, message, detail) = error.into_parts();
+        types::Error { status: status.as_u16(), message, detail }
+    })
+}
+
+/// Ends the glue of a view.
+pub fn respond<R: IntoResponse>(output: R) -> Result<Response> {
+    output.into_response()
+}
+
+/// Begins the glue of a view whose extractor wants the whole body.
+pub fn load_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
+    crate::body::load(&cx.host, request)
+}
+
+/// Begins the glue of a view whose extractor wants the whole body.
+pub async fn load_body_async(cx: &Context<Async>, request: &mut Request) -> Result<()> {
+    crate::body::load_async(&cx.host, request).await
+}
+
+/// `guestbook::entries::list` as `entries::list`.
+pub const fn without_crate(path: &'static str) -> &'static str {
+    let bytes = path.as_bytes();
+    let mut index = 0;
+    while index + 1 < bytes.len() {
+        if bytes[index] == b':' && bytes[index + 1] == b':' {
+            return path.split_at(index + 2).1;
+        }
+        index += 1;
+    }
+    path
+}
+
+/// Lists the views of a crate, once, at its root: `views![list, entries::detail];`.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/")]
+/// fn home() -> Html<&'static str> {
+///     Html("<h1>Hello</h1>")
+/// }
+///
+/// mod entries {
+///     use amphi_sdk::prelude::*;
+///
+///     #[view(get, "/entries")]
+///     pub async fn list() -> &'static str {
+///         "none"
+///     }
+/// }
+///
+/// views![home, entries::list];
+/// # fn main() {}
+/// ```
+#[cfg(all(target_arch = "wasm32", feature = "sync"))]
+#[macro_export]
+macro_rules! views {
+    ($($view:path),* $(,)?) => {
+        const _: () = {
+            use $crate::__private as private;
+
+            const TABLE: &[private::Entry<private::SyncView>] =
+                &[$(private::Entry::new::<$view>(<$view as private::View>::SYNC)),*];
+            ::core::assert!(private::has_views(TABLE), "amphi: this crate has no sync views");
+
+            struct Views;
+
+            impl private::bindings::sync_views::Guest for Views {
+                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
+                    private::describe(TABLE)
+                }
+
+                fn handle(
+                    view: u32,
+                    request: private::types::Request,
+                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
+                    private::handle(TABLE, view, request)
+                }
+            }
+
+            private::bindings::sync_views::export_sync!(Views with_types_in $crate::__private::bindings::sync_views);
+        };
+    };
+}
+
+/// Lists the views of a crate, once, at its root: `views![list, entries::detail];`.
+#[cfg(all(target_arch = "wasm32", feature = "async"))]
+#[macro_export]
+macro_rules! views {
+    ($($view:path),* $(,)?) => {
+        const _: () = {
+            use $crate::__private as private;
+
+            const TABLE: &[private::Entry<private::AsyncView>] =
+                &[$(private::Entry::new::<$view>(<$view as private::View>::ASYNC)),*];
+            ::core::assert!(private::has_views(TABLE), "amphi: this crate has no async views");
+
+            struct Views;
+
+            impl private::bindings::async_views::Guest for Views {
+                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
+                    private::describe(TABLE)
+                }
+
+                async fn handle(
+                    view: u32,
+                    request: private::types::Request,
+                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
+                    private::handle_async(TABLE, view, request).await
+                }
+            }
+
+            private::bindings::async_views::export_async!(Views with_types_in $crate::__private::bindings::async_views);
+        };
+    };
+}
+
+/// Lists the views of a crate, once, at its root: `views![list, entries::detail];`. Outside of a
+/// component it only checks that they are views.
+#[cfg(not(target_arch = "wasm32"))]
+#[macro_export]
+macro_rules! views {
+    ($($view:path),* $(,)?) => {
+        const _: () = {
+            const fn is_view<V: $crate::__private::View>() {}
+            $(is_view::<$view>();)*
+        };
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{View, describe, without_crate};
+    use crate::prelude::*;
+    use crate::view::Entry;
+
+    #[view(post, "/a", atomic, cpu_ms = 20, timeout_ms = 300)]
+    fn blocking() {}
+
+    #[view(get, "/b/{id}", atomic = false)]
+    async fn waiting() {}
+
+    #[test]
+    fn a_view_is_in_the_table_of_its_mode_alone() {
+        let sync = describe(&[
+            Entry::new::<blocking>(<blocking as View>::SYNC),
+            Entry::new::<waiting>(<waiting as View>::SYNC),
+        ]);
+        let [info] = &sync[..] else { panic!("{sync:?}") };
+        assert_eq!((info.id, info.name.as_str()), (0, "view::tests::blocking"));
+        assert_eq!((info.method.as_str(), info.pattern.as_str()), ("POST", "/a"));
+        assert_eq!((info.atomic, info.cpu_ms, info.timeout_ms), (Some(true), Some(20), Some(300)));
+
+        let asynch = describe(&[
+            Entry::new::<blocking>(<blocking as View>::ASYNC),
+            Entry::new::<waiting>(<waiting as View>::ASYNC),
+        ]);
+        let [info] = &asynch[..] else { panic!("{asynch:?}") };
+        assert_eq!((info.id, info.method.as_str(), info.atomic), (1, "GET", Some(false)));
+    }
+
+    #[test]
+    fn names_leave_out_the_crate() {
+        assert_eq!(without_crate("app::list"), "list");
+        assert_eq!(without_crate("app::entries::list"), "entries::list");
+        assert_eq!(without_crate("list"), "list");
+    }
+}
