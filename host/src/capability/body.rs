@@ -1,0 +1,41 @@
+//! `body`: reads a request body that the host keeps.
+
+use wasmtime::component::{Accessor, HasSelf};
+
+use super::Guest;
+use crate::bindings::body_types::Error;
+use crate::bindings::{body, body_async};
+use crate::deadline::Ended;
+
+/// The most bytes one call gives.
+const PIECE_MAX: u32 = 1 << 20;
+
+impl From<Ended> for Error {
+    fn from(_: Ended) -> Error {
+        Error::Aborted
+    }
+}
+
+impl body::Host for Guest {
+    fn read(&mut self, offset: u64, max: u32) -> wasmtime::Result<Result<Vec<u8>, Error>> {
+        let Some(body) = &self.body else { return Ok(Ok(Vec::new())) };
+        if self.scope.deadline.ended().is_some() {
+            return Ok(Err(Error::Aborted));
+        }
+        Ok(body.read(offset, max.min(PIECE_MAX)).map_err(|error| Error::Io(error.to_string())))
+    }
+}
+
+impl body_async::Host for Guest {}
+
+impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
+    async fn read(accessor: &Accessor<Guest, Self>, offset: u64, max: u32) -> wasmtime::Result<Result<Vec<u8>, Error>> {
+        let Some(body) = accessor.with(|mut store| store.get().body.clone()) else { return Ok(Ok(Vec::new())) };
+        let max = max.min(PIECE_MAX);
+        if let Some(piece) = body.read_memory(offset, max) {
+            return Ok(Ok(piece));
+        }
+        let piece = tokio::task::spawn_blocking(move || body.read(offset, max)).await?;
+        Ok(piece.map_err(|error| Error::Io(error.to_string())))
+    }
+}

@@ -1,0 +1,30 @@
+//! `context`: what the host knows about the request.
+
+use super::Guest;
+use crate::bindings::context::{Error, Host};
+
+impl Host for Guest {
+    fn request_id(&mut self) -> wasmtime::Result<String> {
+        Ok(self.scope.id.clone())
+    }
+
+    fn route(&mut self) -> wasmtime::Result<String> {
+        Ok(self.scope.view.pattern.clone())
+    }
+
+    fn peer(&mut self) -> wasmtime::Result<String> {
+        Ok(self.scope.peer.to_string())
+    }
+
+    fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
+        Ok(u64::try_from(self.scope.deadline.remaining().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.scope.value(&name))
+    }
+
+    fn set(&mut self, name: String, value: String) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.scope.set_value(name, value).map_err(Error::TooLarge))
+    }
+}

@@ -1,0 +1,176 @@
+//! `http`: outbound requests, to origins the module is granted, within the time the request has left.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::{Method, Url, redirect};
+use tokio::sync::Semaphore;
+use wasmtime::component::{Accessor, HasSelf};
+
+use super::Guest;
+use crate::bindings::http_types::{Error, InboundResponse, OutboundRequest};
+use crate::bindings::{http, http_async};
+use crate::config::{HttpGrant, Module};
+use crate::deadline::Ended;
+use crate::metrics::{Held, METRICS};
+use crate::scope::Scope;
+
+/// The client that all views share: connections are kept and reused across requests.
+pub struct Client {
+    client: reqwest::Client,
+    own: OnceLock<SocketAddr>,
+}
+
+impl Client {
+    /// A client that follows no redirects (a redirect could lead out of the granted origins) and uses no proxy.
+    ///
+    /// # Errors
+    /// When the system's certificates cannot be read.
+    pub fn new() -> anyhow::Result<Client> {
+        // A second app in the same process finds the provider installed: that is the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Client { client, own: OnceLock::new() })
+    }
+
+    /// Says where this app itself listens, for requests to `/…`.
+    pub fn set_own(&self, mut address: SocketAddr) {
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        // Set once per app; a reload keeps the sockets.
+        let _ = self.own.set(address);
+    }
+
+    fn url(&self, text: &str, module: &Module) -> Result<Url, Error> {
+        let parse = |url: &str| Url::parse(url).map_err(|error| Error::Invalid(format!("`{text}` is not a URL: {error}")));
+        let denied = |what: String| {
+            Err(Error::Denied(format!(
+                "module `{}` may not send requests to {what}: add \"{what}\" to `http` of `[modules.{0}]`", module.name
+            )))
+        };
+        if text.starts_with('/') {
+            if !module.http.contains(&HttpGrant::Own) {
+                return denied("self".into());
+            }
+            let own = self.own.get().ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
+            return parse(&format!("http://{own}{text}"));
+        }
+        let url = parse(text)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Error::Invalid(format!("`{text}`: only http and https URLs can be requested")));
+        }
+        let origin = url.origin().ascii_serialization();
+        let granted = module.http.iter().any(|grant| match grant {
+            HttpGrant::Any => true,
+            HttpGrant::Origin(granted) => *granted == origin,
+            HttpGrant::Own => false,
+        });
+        if granted { Ok(url) } else { denied(origin) }
+    }
+}
+
+/// One outbound request, with all it needs: what both faces start from.
+struct Call {
+    client: reqwest::Client,
+    request: reqwest::Request,
+    scope: Arc<Scope>,
+    places: Arc<Semaphore>,
+}
+
+impl Guest {
+    fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
+        let url = self.services.http.url(&wanted.url, &self.grants)?;
+        let invalid = |what: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{what}: {error}"));
+        let method = Method::from_bytes(wanted.method.as_bytes()).map_err(|error| invalid(&wanted.method, &error))?;
+        let mut request = reqwest::Request::new(method, url);
+        for (name, value) in &wanted.headers {
+            let key = reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
+            if crate::request::HOP_BY_HOP.contains(&key) || key == reqwest::header::CONTENT_LENGTH {
+                return Err(Error::Invalid(format!("{name}: the host sets it")));
+            }
+            let value = reqwest::header::HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
+            request.headers_mut().append(key, value);
+        }
+        let left = self.scope.deadline.remaining();
+        let asked = wanted.timeout_ms.map_or(left, |ms| Duration::from_millis(ms.into()));
+        *request.timeout_mut() = Some(asked.min(left));
+        if !wanted.body.is_empty() {
+            *request.body_mut() = Some(wanted.body.into());
+        }
+        Ok(Call {
+            client: self.services.http.client.clone(),
+            request,
+            scope: Arc::clone(&self.scope),
+            places: Arc::clone(&self.scope.outbound),
+        })
+    }
+}
+
+impl Call {
+    async fn send(self) -> Result<InboundResponse, Error> {
+        let _place = self.places.acquire().await.expect("the semaphore is never closed");
+        let _held = Held::new(&METRICS.outbound);
+        let mut response = self.client.execute(self.request).await?;
+        let headers = (response.headers().iter())
+            .map(|(name, value)| (name.as_str().to_owned(), crate::request::text(value.as_bytes())))
+            .collect();
+        let status = response.status().as_u16();
+        let max = self.scope.limits.outbound_response_max_bytes;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            if (body.len() + chunk.len()) as u64 > max {
+                return Err(Error::TooLarge(format!("the response has more than {max} bytes (`outbound_response_max_bytes`)")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(InboundResponse { status, headers, body })
+    }
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Error {
+        if error.is_timeout() {
+            return Error::Timeout;
+        }
+        // The causes say what happened ("connection refused"); the outermost text only that something did.
+        let causes = std::iter::successors(std::error::Error::source(&error), |error| error.source());
+        let text = causes.map(ToString::to_string).last().unwrap_or_else(|| error.to_string());
+        Error::Connection(text)
+    }
+}
+
+impl From<Ended> for Error {
+    fn from(_: Ended) -> Error {
+        Error::Aborted
+    }
+}
+
+impl http::Host for Guest {
+    fn send(&mut self, request: OutboundRequest) -> wasmtime::Result<Result<InboundResponse, Error>> {
+        let call = match self.call(request) {
+            Ok(call) => call,
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(self.wait(call.send()).unwrap_or_else(|why| Err(why.into())))
+    }
+}
+
+impl http_async::Host for Guest {}
+
+impl http_async::HostWithStore<Guest> for HasSelf<Guest> {
+    async fn send(accessor: &Accessor<Guest, Self>, request: OutboundRequest) -> wasmtime::Result<Result<InboundResponse, Error>> {
+        match accessor.with(|mut store| store.get().call(request)) {
+            Ok(call) => Ok(call.send().await),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! `log`: structured records of a view.
+
+use super::Guest;
+use crate::bindings::log::{Host, Level};
+
+impl Host for Guest {
+    fn write(&mut self, level: Level, message: String, fields: Vec<(String, String)>) -> wasmtime::Result<()> {
+        let mut text = message;
+        for (name, value) in fields {
+            text.push(' ');
+            text.push_str(&name);
+            text.push('=');
+            text.push_str(&value);
+        }
+        let level = match level {
+            Level::Trace => tracing::Level::TRACE,
+            Level::Debug => tracing::Level::DEBUG,
+            Level::Info => tracing::Level::INFO,
+            Level::Warn => tracing::Level::WARN,
+            Level::Error => tracing::Level::ERROR,
+        };
+        self.output.record(level, &text);
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! What a guest writes: log records, and standard output and error line by line, all into the host's log.
+//!
+//! Together they are limited per request. The last lines of standard error are kept, because that is where a
+//! panic says what happened before the guest traps.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::AsyncWrite;
+use tracing::Level;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use crate::metrics::METRICS;
+use crate::scope::Scope;
+
+/// How much of the end of standard error is kept.
+const TAIL_BYTES: usize = 4 << 10;
+/// The most bytes a guest may hand over at once.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// The log of one instance. Clones share it.
+#[derive(Clone)]
+pub struct Output(Arc<Log>);
+
+struct Log {
+    scope: Arc<Scope>,
+    state: Mutex<State>,
+}
+
+struct State {
+    left: usize,
+    cut: bool,
+    tail: String,
+}
+
+impl Output {
+    pub(super) fn new(scope: &Arc<Scope>) -> Output {
+        let state = State { left: scope.limits.log_max_bytes, cut: false, tail: String::new() };
+        Output(Arc::new(Log { scope: Arc::clone(scope), state: Mutex::new(state) }))
+    }
+
+    /// Writes one record.
+    pub(super) fn record(&self, level: Level, text: &str) {
+        let mut state = self.0.state.lock();
+        let scope = &self.0.scope;
+        if text.len() > state.left {
+            METRICS.log_cut.inc_by(text.len() as u64);
+            if !std::mem::replace(&mut state.cut, true) {
+                tracing::warn!(target: "amphi::guest", view = %scope.view, request = scope.id, "the view logs more than `log_max_bytes` ({}): the rest of this request's log is cut", scope.limits.log_max_bytes);
+            }
+            return;
+        }
+        state.left -= text.len();
+        drop(state);
+        let (view, request) = (&scope.view, &scope.id);
+        match level {
+            Level::TRACE => tracing::trace!(target: "amphi::guest", %view, request, "{text}"),
+            Level::DEBUG => tracing::debug!(target: "amphi::guest", %view, request, "{text}"),
+            Level::INFO => tracing::info!(target: "amphi::guest", %view, request, "{text}"),
+            Level::WARN => tracing::warn!(target: "amphi::guest", %view, request, "{text}"),
+            Level::ERROR => tracing::error!(target: "amphi::guest", %view, request, "{text}"),
+        }
+    }
+
+    /// The panic message among the last lines of standard error, if there is one.
+    pub fn panic(&self) -> Option<String> {
+        let state = self.0.state.lock();
+        let start = state.tail.rfind("panicked at ")?;
+        let (place, rest) = state.tail[start + "panicked at ".len()..].split_once('\n')?;
+        let message: Vec<&str> = rest.lines().take_while(|line| !line.starts_with("note: ")).collect();
+        Some(format!("panicked at {} {}", place, message.join(" ").trim()))
+    }
+
+    /// A stream whose lines become records of `level`.
+    pub(super) fn stream(&self, level: Level) -> Lines {
+        Lines { output: self.clone(), level, line: Arc::default() }
+    }
+}
+
+/// Cuts what is written into lines and logs them.
+#[derive(Clone)]
+pub(super) struct Lines {
+    output: Output,
+    level: Level,
+    line: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Lines {
+    fn log(&self, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let text = text.trim_end();
+        if self.level == Level::WARN {
+            let mut state = self.output.0.state.lock();
+            state.tail.push_str(text);
+            state.tail.push('\n');
+            let over = state.tail.len().saturating_sub(TAIL_BYTES);
+            let cut = state.tail.ceil_char_boundary(over);
+            state.tail.drain(..cut);
+        }
+        if !text.is_empty() {
+            self.output.record(self.level, text);
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let rest = std::mem::take(&mut *self.line.lock());
+        if !rest.is_empty() {
+            self.log(&rest);
+        }
+    }
+}
+
+impl IsTerminal for Lines {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Lines {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        unreachable!("only WASI 0.3 asks for it, which is not linked")
+    }
+}
+
+impl OutputStream for Lines {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let mut line = self.line.lock();
+        line.extend_from_slice(&bytes);
+        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            let rest = line.split_off(end + 1);
+            self.log(&std::mem::replace(&mut *line, rest));
+        }
+        if line.len() > WRITE_BYTES {
+            self.log(&std::mem::take(&mut *line));
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_BYTES)
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Lines {
+    async fn ready(&mut self) {}
+}

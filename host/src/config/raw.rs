@@ -1,0 +1,262 @@
+//! `amphi.toml` as written: every key, its default and its unit.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) app: App,
+    #[serde(default = "unspanned")]
+    pub(super) server: Spanned<Server>,
+    #[serde(default = "unspanned")]
+    pub(super) sync_views: Spanned<SyncViews>,
+    #[serde(default = "unspanned")]
+    pub(super) async_views: Spanned<AsyncViews>,
+    #[serde(default = "unspanned")]
+    pub(super) limits: Spanned<Limits>,
+    #[serde(default)]
+    pub(super) databases: BTreeMap<String, Database>,
+    #[serde(default, rename = "static")]
+    pub(super) static_files: Option<StaticFiles>,
+    #[serde(default)]
+    pub(super) modules: BTreeMap<String, Spanned<Module>>,
+}
+
+fn unspanned<T: Default>() -> Spanned<T> {
+    Spanned::new(0..0, T::default())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct App {
+    pub(super) name: String,
+    pub(super) atomic: Option<Spanned<Atomic>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "`atomic` is \"unsafe-methods\", true or false")]
+pub(super) enum Atomic {
+    Flag(bool),
+    Word(String),
+}
+
+/// `[server]`: sockets, HTTP limits and timeouts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    pub(super) listen: Vec<Spanned<String>>,
+    pub(super) admin: Option<Spanned<String>>,
+    /// Open connections; further ones wait in the kernel's queue. Default 10,000.
+    pub connections_max: usize,
+    /// All headers of a request together; more gets 431. Default 32 KiB.
+    pub headers_max_bytes: usize,
+    /// Headers of a request; more gets 431. Default 100.
+    pub headers_max: usize,
+    /// Path and query; more gets 414. Default 8 KiB.
+    pub uri_max_bytes: usize,
+    /// How long the headers of a request may take to arrive, counted from when the connection is idle (so it
+    /// also ends idle connections). Default 10,000.
+    pub header_timeout_ms: u64,
+    /// A request body; more gets 413. Default 10 MiB.
+    pub body_max_bytes: u64,
+    /// Up to here a body travels to the guest with the request. Default 64 KiB.
+    pub body_inline_bytes: u64,
+    /// Up to here a body is kept in memory, beyond in a temporary file. Default 1 MiB.
+    pub body_memory_bytes: u64,
+    /// How long a request body may take to arrive; longer gets 408. Default 30,000.
+    pub body_timeout_ms: u64,
+    /// How long a client may leave a response unread before it is disconnected. Default 30,000.
+    pub write_timeout_ms: u64,
+    /// Requests at once on one HTTP/2 connection. Default 200.
+    pub http2_streams_max: u32,
+    /// After SIGTERM: how long requests in flight may take before they are cancelled. Default 30,000.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server {
+            listen: vec![Spanned::new(0..0, "127.0.0.1:3000".to_owned())],
+            admin: None,
+            connections_max: 10_000,
+            headers_max_bytes: 32 << 10,
+            headers_max: 100,
+            uri_max_bytes: 8 << 10,
+            header_timeout_ms: 10_000,
+            body_max_bytes: 10 << 20,
+            body_inline_bytes: 64 << 10,
+            body_memory_bytes: 1 << 20,
+            body_timeout_ms: 30_000,
+            write_timeout_ms: 30_000,
+            http2_streams_max: 200,
+            drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// `[sync_views]`: the pool of sync workers and its queue.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SyncViews {
+    /// Workers that may compute at once. Default: the number of cores.
+    pub workers: usize,
+    /// Workers in all: the pool grows up to here while workers wait in host calls. Default 64.
+    pub workers_max: usize,
+    /// Requests that wait for a worker; a further one gets 503. Default 1,024.
+    pub queue_max: usize,
+    /// How long a request waits for a worker before it gets 503. Default 5,000.
+    pub queue_timeout_ms: u64,
+}
+
+impl Default for SyncViews {
+    fn default() -> Self {
+        SyncViews { workers: cores(), workers_max: cores().max(64), queue_max: 1024, queue_timeout_ms: 5_000 }
+    }
+}
+
+/// `[async_views]`: the event loops and the queue for their instances.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AsyncViews {
+    /// Event loops, each a thread. Default: the number of cores.
+    pub loops: usize,
+    /// Async views that run at once (each has an instance). Default 1,000.
+    pub in_flight_max: usize,
+    /// Requests that wait for an instance; a further one gets 503. Default 10,000.
+    pub queue_max: usize,
+    /// How long a request waits for an instance before it gets 503. Default 5,000.
+    pub queue_timeout_ms: u64,
+}
+
+impl Default for AsyncViews {
+    fn default() -> Self {
+        AsyncViews { loops: cores(), in_flight_max: 1_000, queue_max: 10_000, queue_timeout_ms: 5_000 }
+    }
+}
+
+/// Writes down each limit once: the app's limits have defaults, a module's own limits replace those they name.
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
+        /// `[limits]` and `[modules.NAME.limits]`: what one request may use.
+        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Limits {
+            $($(#[doc = $doc])* pub $name: $type,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Limits { $($name: $default,)* }
+            }
+        }
+
+        #[derive(Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(super) struct OwnLimits {
+            $($name: Option<$type>,)*
+        }
+
+        impl OwnLimits {
+            pub(super) fn over(&self, app: &Limits) -> Limits {
+                Limits { $($name: self.$name.unwrap_or(app.$name),)* }
+            }
+        }
+    };
+}
+
+limits! {
+    /// CPU time of a view. Default 1,000.
+    cpu_ms: u64 = 1_000,
+    /// Time from accepting a request to its response. Default 30,000.
+    timeout_ms: u64 = 30_000,
+    /// Linear memory of an instance. Default 64, at most 1,024.
+    memory_mb: u64 = 64,
+    /// A view's response body. Default 8 MiB.
+    response_max_bytes: u64 = 8 << 20,
+    /// The rows of one query as a whole (a result read in pieces has no such limit). Default 8 MiB.
+    rows_max_bytes: u64 = 8 << 20,
+    /// Outbound requests in flight at once, per request. Default 64.
+    outbound_max: usize = 64,
+    /// The body of an outbound request's response. Default 8 MiB.
+    outbound_response_max_bytes: u64 = 8 << 20,
+    /// Context values of a request. Default 64.
+    context_values_max: usize = 64,
+    /// One context value with its name. Default 8 KiB.
+    context_value_max_bytes: usize = 8 << 10,
+    /// What a request may write to the log, in all; the rest is cut with a note. Default 64 KiB.
+    log_max_bytes: usize = 64 << 10,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Database {
+    pub(super) sqlite: PathBuf,
+    pub(super) migrations: Option<Spanned<PathBuf>>,
+    #[serde(default = "readers")]
+    pub(super) readers: Spanned<usize>,
+    #[serde(default = "five_seconds")]
+    pub(super) busy_timeout_ms: u64,
+    #[serde(default = "five_seconds")]
+    pub(super) acquire_timeout_ms: u64,
+}
+
+fn readers() -> Spanned<usize> {
+    Spanned::new(0..0, 4)
+}
+
+fn five_seconds() -> u64 {
+    5_000
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StaticFiles {
+    pub(super) dir: Spanned<PathBuf>,
+    #[serde(default = "static_mount")]
+    pub(super) mount: Spanned<String>,
+}
+
+fn static_mount() -> Spanned<String> {
+    Spanned::new(0..0, "/static".to_owned())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Module {
+    pub(super) path: Spanned<PathBuf>,
+    #[serde(default = "root")]
+    pub(super) mount: Spanned<String>,
+    #[serde(default)]
+    pub(super) databases: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) http: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) directories: Vec<Spanned<super::Directory>>,
+    #[serde(default)]
+    pub(super) blocking_wasi: bool,
+    #[serde(default)]
+    pub(super) settings: BTreeMap<String, Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) secrets: BTreeMap<String, Spanned<Secret>>,
+    pub(super) atomic: Option<Spanned<Atomic>>,
+    pub(super) limits: Option<Spanned<OwnLimits>>,
+}
+
+fn root() -> Spanned<String> {
+    Spanned::new(0..0, "/".to_owned())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    pub(super) env: Option<String>,
+    pub(super) file: Option<PathBuf>,
+}

@@ -1,0 +1,81 @@
+//! Until when a request may go on, and whether it still may: known to everything that waits on its behalf.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+/// Why a request may not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ended {
+    /// The client has gone.
+    Disconnected = 1,
+    /// The time limit is over.
+    TimedOut = 2,
+    /// The host is shutting down and has waited long enough.
+    Shutdown = 3,
+}
+
+/// The end of one request's life, by time or by cancellation.
+#[derive(Debug)]
+pub struct Deadline {
+    at: Instant,
+    cancelled: CancellationToken,
+    why: AtomicU8,
+}
+
+impl Deadline {
+    /// Ends at `at` unless cancelled before.
+    pub fn new(at: Instant) -> Deadline {
+        Deadline { at, cancelled: CancellationToken::new(), why: AtomicU8::new(0) }
+    }
+
+    /// When the time is over.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Time left; zero when over.
+    pub fn remaining(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// Ends it now. The first reason stays.
+    pub fn cancel(&self, why: Ended) {
+        let _ = self.why.compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
+        self.cancelled.cancel();
+    }
+
+    /// Whether it has ended, and why.
+    pub fn ended(&self) -> Option<Ended> {
+        match self.why.load(Ordering::SeqCst) {
+            1 => Some(Ended::Disconnected),
+            2 => Some(Ended::TimedOut),
+            3 => Some(Ended::Shutdown),
+            _ if Instant::now() >= self.at => Some(Ended::TimedOut),
+            _ => None,
+        }
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(&self) -> Ended {
+        tokio::select! {
+            () = self.cancelled.cancelled() => {}
+            () = tokio::time::sleep_until(self.at.into()) => {}
+        }
+        self.ended().unwrap_or(Ended::TimedOut)
+    }
+
+    /// Runs `work` unless this ends first.
+    ///
+    /// # Errors
+    /// Why it ended; `work` is dropped then.
+    pub async fn bound<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            why = self.wait() => Err(why),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong with a request, said twice: a short text for the client and a sentence for the log.
+//!
+//! Whose fault it was is part of the failure, because it decides who has to act: the client (wrong request),
+//! the view (an error, a trap, a nonsensical response), a limit (too busy, too slow, too large) or the host.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::StatusCode;
+
+/// Who has to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request is wrong.
+    Client,
+    /// The guest code is wrong.
+    View,
+    /// A limit was hit.
+    Limit,
+    /// Amphi or its surroundings (disk, database) failed.
+    Host,
+}
+
+impl Fault {
+    /// The word used in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fault::Client => "client",
+            Fault::View => "view",
+            Fault::Limit => "limit",
+            Fault::Host => "host",
+        }
+    }
+}
+
+/// A request that did not get the view's own response.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Who has to act.
+    pub fault: Fault,
+    /// The status the client gets.
+    pub status: StatusCode,
+    /// What the client is told.
+    pub client_text: Cow<'static, str>,
+    /// What the log is told.
+    pub detail: String,
+}
+
+impl Failure {
+    /// The request is wrong; the client is told why.
+    pub fn client(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Failure {
+        let client_text = text.into();
+        Failure { fault: Fault::Client, status, detail: client_text.to_string(), client_text }
+    }
+
+    /// The guest code is wrong; only the log is told why.
+    pub fn view(detail: impl Into<String>) -> Failure {
+        Failure {
+            fault: Fault::View,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            client_text: "The server could not answer this request.".into(),
+            detail: detail.into(),
+        }
+    }
+
+    /// A limit was hit; only the log is told which.
+    pub fn limit(status: StatusCode, detail: impl Into<String>) -> Failure {
+        let client_text = match status {
+            StatusCode::GATEWAY_TIMEOUT => "The server took too long to answer this request.",
+            StatusCode::SERVICE_UNAVAILABLE => "The server is busy. Try again in a moment.",
+            _ => "The server could not answer this request.",
+        };
+        Failure { fault: Fault::Limit, status, client_text: client_text.into(), detail: detail.into() }
+    }
+
+    /// Amphi or its surroundings failed; only the log is told how.
+    pub fn host(detail: impl Into<String>) -> Failure {
+        Failure { fault: Fault::Host, ..Failure::view(detail) }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}

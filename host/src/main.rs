@@ -1,0 +1,5 @@
+//! The `amphi` binary.
+
+fn main() -> std::process::ExitCode {
+    amphi::cli::run()
+}

@@ -1,0 +1,142 @@
+//! Request bodies: received as a whole before a view starts, so that a slow client never holds a worker, an
+//! instance or a transaction. Small ones are handed to the guest, larger ones kept in memory, the largest in a
+//! temporary file that vanishes with the request.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::config::Server;
+use crate::error::Failure;
+use crate::metrics::{Held, METRICS};
+
+/// A received body.
+pub enum Received {
+    /// Goes to the guest with the request.
+    Inline(Vec<u8>),
+    /// Is read by the guest piece by piece.
+    Kept(Spooled),
+}
+
+/// A body that the host keeps.
+pub struct Spooled {
+    length: u64,
+    place: Place,
+}
+
+enum Place {
+    Memory(Bytes),
+    File(File, #[expect(dead_code, reason = "counts the file while it exists")] Held),
+}
+
+impl Spooled {
+    /// Its length in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// At most `max` bytes from `offset` on. May wait for the disk.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub fn read(&self, offset: u64, max: u32) -> io::Result<Vec<u8>> {
+        if let Some(piece) = self.read_memory(offset, max) {
+            return Ok(piece);
+        }
+        let Place::File(file, _) = &self.place else { unreachable!("it is not in memory") };
+        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut piece = vec![0; left.min(max as usize)];
+        file.read_exact_at(&mut piece, offset)?;
+        Ok(piece)
+    }
+
+    /// The same for a body in memory, which needs no waiting.
+    pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
+        let Place::Memory(bytes) = &self.place else { return None };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(max as usize).min(bytes.len());
+        Some(bytes[start..end].to_vec())
+    }
+}
+
+/// Receives a body.
+///
+/// # Errors
+/// 413 when it is too large, 408 when it takes too long, 400 when the client breaks off.
+pub async fn receive<B>(body: B, limits: &Server) -> Result<Received, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let announced = body.size_hint().lower();
+    if announced > limits.body_max_bytes {
+        return Err(too_large(limits.body_max_bytes));
+    }
+    if body.is_end_stream() {
+        return Ok(Received::Inline(Vec::new()));
+    }
+    let time = Duration::from_millis(limits.body_timeout_ms);
+    match tokio::time::timeout(time, collect(body, limits)).await {
+        Ok(received) => received,
+        Err(_) => Err(Failure::client(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("The request body did not arrive within {} ms.", limits.body_timeout_ms),
+        )),
+    }
+}
+
+async fn collect<B>(body: B, limits: &Server) -> Result<Received, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let mut body = pin!(body);
+    let mut memory = BytesMut::new();
+    let mut file: Option<tokio::fs::File> = None;
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Failure::client(StatusCode::BAD_REQUEST, format!("The request body broke off: {error}."))
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len() as u64;
+        if length > limits.body_max_bytes {
+            return Err(too_large(limits.body_max_bytes));
+        }
+        match &mut file {
+            None if length <= limits.body_memory_bytes => memory.extend_from_slice(&data),
+            None => {
+                let mut new = tokio::task::spawn_blocking(tempfile::tempfile).await.expect("opening a file does not panic").map_err(disk).map(tokio::fs::File::from_std)?;
+                new.write_all(&std::mem::take(&mut memory)).await.map_err(disk)?;
+                new.write_all(&data).await.map_err(disk)?;
+                file = Some(new);
+            }
+            Some(file) => file.write_all(&data).await.map_err(disk)?,
+        }
+    }
+    match file {
+        None if length <= limits.body_inline_bytes => Ok(Received::Inline(memory.into())),
+        None => Ok(Received::Kept(Spooled { length, place: Place::Memory(memory.freeze()) })),
+        Some(mut file) => {
+            file.flush().await.map_err(disk)?;
+            let place = Place::File(file.into_std().await, Held::new(&METRICS.body_files));
+            Ok(Received::Kept(Spooled { length, place }))
+        }
+    }
+}
+
+fn too_large(max: u64) -> Failure {
+    Failure::client(StatusCode::PAYLOAD_TOO_LARGE, format!("The request body has more than {max} bytes."))
+}
+
+fn disk(error: io::Error) -> Failure {
+    Failure::host(format!("the request body could not be written to a temporary file: {error}"))
+}

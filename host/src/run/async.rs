@@ -1,0 +1,65 @@
+//! Async guests: a future on the loop, preempted by epoch (R5).
+//!
+//! Each request has a store of its own: dropping it is what cancels everything the guest has in flight (R15),
+//! and only between stores can one guest be preempted for another.
+
+use wasmtime::{Engine, Store, UpdateDeadline};
+
+use super::{Answer, Stop, TICK, explain};
+use crate::bindings::{AsyncViewsPre, types};
+use crate::capability::Guest;
+use crate::error::Failure;
+use crate::metrics::{Held, METRICS};
+use crate::view::Mode;
+
+/// Runs a view in a fresh instance, no longer than its request may.
+///
+/// # Errors
+/// A trap or a limit, explained.
+pub async fn call(
+    engine: &Engine,
+    views: &AsyncViewsPre<Guest>,
+    guest: Guest,
+    request: types::Request,
+) -> Result<Answer, Failure> {
+    let scope = guest.scope.clone();
+    let mut store = store(engine, guest);
+    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
+    let run = async {
+        let views = views.instantiate_async(&mut store).await?;
+        store.run_concurrent(async |accessor| views.call_handle(accessor, scope.view.id, request).await).await?
+    };
+    // Outside the store: a time limit inside would wait for the guest to yield.
+    match scope.deadline.bound(run).await {
+        Ok(answer) => answer.map_err(|error| explain(&error, store.data())),
+        Err(why) => Err((&Stop::from(why)).into()),
+    }
+}
+
+/// Asks a component for its views.
+///
+/// # Errors
+/// As [`call`].
+pub async fn describe(engine: &Engine, views: &AsyncViewsPre<Guest>, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+    let mut store = store(engine, guest);
+    let views = async { views.instantiate_async(&mut store).await?.call_describe(&mut store).await }.await;
+    views.map_err(|error| explain(&error, store.data()))
+}
+
+fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
+    let budget = guest.scope.view.cpu;
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.memory);
+    store.set_epoch_deadline(1);
+    let mut used = std::time::Duration::ZERO;
+    store.epoch_deadline_callback(move |_| {
+        // It was computing when the tick came: over many ticks, that samples its CPU time.
+        used += TICK;
+        if used > budget {
+            return Err(Stop::Cpu(budget.as_millis()).into());
+        }
+        // tokio's own yield lets the loop look at its sockets before the guest goes on.
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+    });
+    store
+}

@@ -1,0 +1,111 @@
+//! Running guests: engines, instances, limits, preemption, and what went wrong.
+
+mod engine;
+mod r#async;
+mod sync;
+
+use std::fmt;
+
+use http::StatusCode;
+use wasmtime::{Trap, WasmBacktrace};
+
+use crate::bindings::types;
+use crate::capability::Guest;
+use crate::deadline::Ended;
+use crate::error::Failure;
+
+pub use r#async::{call as call_async, describe as describe_async};
+pub use engine::{Engines, TABLE_ELEMENTS_MAX, TICK};
+pub use sync::{call as call_sync, describe as describe_sync};
+
+/// What a guest made of a request: its response, or the error it returned.
+pub type Answer = Result<types::Response, types::Error>;
+
+/// Why the host ended a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// It used its CPU budget, in milliseconds.
+    Cpu(u128),
+    /// Its request ended.
+    Ended(Ended),
+    /// An async guest made this blocking call.
+    SynchronousOnlyOperation(String),
+}
+
+impl From<Ended> for Stop {
+    fn from(why: Ended) -> Stop {
+        Stop::Ended(why)
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Cpu(ms) => write!(f, "the view used up its CPU time of {ms} ms (`cpu_ms`)"),
+            Stop::Ended(Ended::TimedOut) => f.write_str("the view took longer than its time limit (`timeout_ms`)"),
+            Stop::Ended(Ended::Disconnected) => f.write_str("the client has gone"),
+            Stop::Ended(Ended::Shutdown) => f.write_str("the host is shutting down"),
+            Stop::SynchronousOnlyOperation(call) => write!(
+                f,
+                "SynchronousOnlyOperation: {call} blocks, so an async view may not call it: use the async capability (`timer`, `http-async`, …), make it a sync view, or set `blocking_wasi = true` for the module"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Stop {}
+
+impl From<&Stop> for Failure {
+    fn from(stop: &Stop) -> Failure {
+        match stop {
+            Stop::Cpu(_) | Stop::Ended(Ended::TimedOut) => Failure::limit(StatusCode::GATEWAY_TIMEOUT, stop.to_string()),
+            Stop::Ended(_) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, stop.to_string()),
+            Stop::SynchronousOnlyOperation(_) => Failure::view(stop.to_string()),
+        }
+    }
+}
+
+/// What a failed call means, in a sentence (R17).
+fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
+    if let Some(stop) = error.downcast_ref::<Stop>() {
+        return stop.into();
+    }
+    if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
+        return Failure::limit(StatusCode::SERVICE_UNAVAILABLE, format!("no room for another instance: {error}"));
+    }
+    if guest.memory.reached {
+        return Failure {
+            fault: crate::error::Fault::Limit,
+            ..Failure::view(format!("the view wanted more than its {} MB of memory (`memory_mb`)", guest.scope.limits.memory_mb))
+        };
+    }
+    let frames = error.downcast_ref::<WasmBacktrace>().map(way).unwrap_or_default();
+    if let Some(panic) = guest.output.panic() {
+        return Failure::view(format!("the view {panic}{frames}"));
+    }
+    if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+        return Failure::view(format!("the view ended its own process with code {}{frames}", exit.0));
+    }
+    let what = match error.downcast_ref::<Trap>() {
+        Some(Trap::StackOverflow) => "its calls are nested too deep for its stack (endless recursion?)".to_owned(),
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    Failure::view(format!("the view trapped: {what}{frames}"))
+}
+
+/// The innermost guest functions, without the machinery of panicking.
+fn way(backtrace: &WasmBacktrace) -> String {
+    let names = backtrace.frames().iter().filter_map(|frame| frame.func_name());
+    let names = names.map(|name| wasmtime_demangled(name)).filter(|name| !is_machinery(name));
+    let names: Vec<String> = names.take(4).collect();
+    if names.is_empty() { String::new() } else { format!(" (in {})", names.join(" ← ")) }
+}
+
+fn wasmtime_demangled(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
+
+fn is_machinery(name: &str) -> bool {
+    ["core::panicking", "std::panicking", "std::sys", "__rust", "rust_", "abort", "wit_bindgen", "amphi_sdk::"].iter().any(|prefix| name.starts_with(prefix))
+}

@@ -1,0 +1,323 @@
+//! Sockets, connections, HTTP/1.1 and HTTP/2, and an orderly end.
+//!
+//! One event loop per core, each a thread with a runtime of its own: a guest that computes can only ever hold up
+//! its own loop, and a request stays where it was accepted. New connections go to the loop that has the fewest.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Server as Limits;
+use crate::metrics::{Held, METRICS};
+use crate::request::{self, Host};
+
+/// Connections that wait for the kernel to hand them over.
+const BACKLOG: i32 = 1024;
+/// How long to wait when the system has no file descriptor left.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+const HTTP2_PONG: Duration = Duration::from_secs(10);
+
+/// Listening sockets, before anything is served on them.
+pub struct Sockets {
+    listeners: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+}
+
+impl Sockets {
+    /// Binds every address.
+    ///
+    /// # Errors
+    /// When one is taken or not allowed; the text names it.
+    pub fn bind(listen: &[SocketAddr], admin: Option<SocketAddr>) -> anyhow::Result<Sockets> {
+        let bind = |address: &SocketAddr| bind(*address).with_context(|| format!("cannot listen on {address}"));
+        Ok(Sockets {
+            listeners: listen.iter().map(bind).collect::<anyhow::Result<_>>()?,
+            admin: admin.as_ref().map(bind).transpose()?,
+        })
+    }
+
+    /// The addresses, with the ports that the system chose for port 0.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// The admin address, likewise.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn admin_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(TcpListener::local_addr).transpose()
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Serves until `stop`, then lets requests in flight finish, and cancels those that take too long.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub async fn serve(host: Arc<Host>, sockets: Sockets, stop: CancellationToken) -> anyhow::Result<()> {
+    let config = host.app.load().config.clone();
+    let limits = Arc::new(config.server);
+    let loops = (0..config.async_views.loops)
+        .map(|number| Loop::start(number, &host, &limits, &stop))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let loops = Arc::new(loops);
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    for listener in sockets.listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(accept(listener, Arc::clone(&loops), Arc::clone(&places), stop.clone()));
+    }
+    if let Some(admin) = sockets.admin {
+        tokio::spawn(serve_admin(tokio::net::TcpListener::from_std(admin)?, stop.clone()));
+    }
+    stop.cancelled().await;
+    let drain = Duration::from_millis(limits.drain_timeout_ms);
+    tracing::info!(requests = METRICS.scopes.get(), drain_timeout_ms = limits.drain_timeout_ms, "stopping: no new connections, requests in flight may finish");
+    let mut idle = loops.iter().map(|each| each.idle.clone()).collect::<Vec<_>>();
+    let all_idle = futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled()));
+    if tokio::time::timeout(drain, all_idle).await.is_err() {
+        tracing::warn!(requests = METRICS.scopes.get(), "requests still in flight are cancelled: they took longer than `drain_timeout_ms`");
+        host.stopping.store(true, Relaxed);
+        loops.iter().for_each(|each| each.abort.cancel());
+        // They end at their next host call or preemption point.
+        let _ = tokio::time::timeout(Duration::from_secs(1), futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled()))).await;
+    }
+    host.workers.close();
+    Ok(())
+}
+
+/// One event loop: a thread, its runtime and its connections.
+struct Loop {
+    incoming: mpsc::Sender<Connection>,
+    connections: Arc<AtomicUsize>,
+    /// Ends what is still in flight.
+    abort: CancellationToken,
+    /// Cancelled when nothing is in flight any more.
+    idle: CancellationToken,
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
+    _open: Held,
+}
+
+impl Loop {
+    fn start(number: usize, host: &Arc<Host>, limits: &Arc<Limits>, stop: &CancellationToken) -> anyhow::Result<Loop> {
+        let (incoming, connections) = mpsc::channel(BACKLOG as usize);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("an event loop")?;
+        let (abort, idle) = (CancellationToken::new(), CancellationToken::new());
+        let each = Loop { incoming, connections: Arc::default(), abort: abort.clone(), idle: idle.clone() };
+        let work = {
+            let (host, limits, stop, count) = (Arc::clone(host), Arc::clone(limits), stop.clone(), Arc::clone(&each.connections));
+            async move {
+                tokio::select! {
+                    () = serve_connections(host, limits, connections, count, stop) => {}
+                    () = abort.cancelled() => {}
+                }
+            }
+        };
+        let run = move || {
+            runtime.block_on(work);
+            // Drops what is left, and with it the stores of the guests.
+            runtime.shutdown_background();
+            idle.cancel();
+        };
+        std::thread::Builder::new().name(format!("amphi-loop-{number}")).spawn(run).context("an event loop's thread")?;
+        Ok(each)
+    }
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    loops: Arc<Vec<Loop>>,
+    places: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
+    loop {
+        if places.available_permits() == 0 {
+            METRICS.refused.with_label_values(&["connections"]).inc();
+            tracing::warn!("`connections_max` connections are open: further ones wait until one closes");
+        }
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
+            () = stop.cancelled() => return,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+                continue;
+            }
+        };
+        let least = loops.iter().min_by_key(|each| each.connections.load(Relaxed)).expect("there is at least one loop");
+        // Moved to the loop's own runtime, so that only that one wakes for it.
+        let Ok(stream) = stream.into_std() else { continue };
+        least.connections.fetch_add(1, Relaxed);
+        let connection = Connection { stream, peer, _place: place, _open: Held::new(&METRICS.connections) };
+        if least.incoming.send(connection).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn serve_connections(
+    host: Arc<Host>,
+    limits: Arc<Limits>,
+    mut incoming: mpsc::Receiver<Connection>,
+    count: Arc<AtomicUsize>,
+    stop: CancellationToken,
+) {
+    let protocol = Arc::new(protocol(&limits));
+    let open = TaskTracker::new();
+    loop {
+        let connection = tokio::select! {
+            connection = incoming.recv() => connection,
+            () = stop.cancelled() => None,
+        };
+        let Some(connection) = connection else { break };
+        let (host, limits, protocol, count, stop) =
+            (Arc::clone(&host), Arc::clone(&limits), Arc::clone(&protocol), Arc::clone(&count), stop.clone());
+        open.spawn(async move {
+            serve_connection(host, &limits, &protocol, connection, &stop).await;
+            count.fetch_sub(1, Relaxed);
+        });
+    }
+    open.close();
+    open.wait().await;
+}
+
+fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut protocol = auto::Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
+        .max_buf_size(limits.headers_max_bytes)
+        .max_headers(limits.headers_max)
+        .pipeline_flush(true);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.http2_streams_max)
+        .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PONG);
+    protocol
+}
+
+async fn serve_connection(
+    host: Arc<Host>,
+    limits: &Limits,
+    protocol: &auto::Builder<TokioExecutor>,
+    connection: Connection,
+    stop: &CancellationToken,
+) {
+    let Connection { stream, peer, .. } = connection;
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
+    let spoken = AtomicBool::new(false);
+    let service = service_fn(|request: Request<Incoming>| {
+        spoken.store(true, Relaxed);
+        let host = Arc::clone(&host);
+        async move { Ok::<_, Infallible>(request::answer(host, peer, request).await) }
+    });
+    let mut serving = std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    // The protocol's own limit starts when it knows whether it is HTTP/1 or 2: a client may never say.
+    let first_request = tokio::time::sleep(Duration::from_millis(limits.header_timeout_ms));
+    let mut first_request = std::pin::pin!(first_request);
+    let (mut waiting, mut draining) = (true, false);
+    loop {
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = first_request.as_mut(), if waiting => {
+                if !spoken.load(Relaxed) {
+                    return;
+                }
+                waiting = false;
+                continue;
+            }
+            () = stop.cancelled(), if !draining => {
+                serving.as_mut().graceful_shutdown();
+                draining = true;
+                continue;
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "a connection ended with an error");
+        }
+        return;
+    }
+}
+
+/// Health and metrics, on an address of their own.
+async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+            continue;
+        };
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| async move { Ok::<_, Infallible>(admin(request.uri().path())) });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an admin connection ended with an error");
+            }
+        });
+    }
+}
+
+fn admin(path: &str) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/metrics" => (StatusCode::OK, METRICS.render()),
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "There are /metrics and /healthz.\n".to_owned()),
+    };
+    let response = Response::builder().status(status).header(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    response.body(Full::new(body.into())).expect("the headers are valid")
+}

@@ -1,0 +1,111 @@
+//! The folder of static files, opened through cap-std: no path, link or race leads out of it.
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, File, Metadata};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use percent_encoding::percent_decode_str;
+
+use crate::error::Failure;
+
+/// A folder that is served.
+pub struct StaticFiles {
+    dir: Dir,
+}
+
+/// A file's content: whole when small, else to be read as it is sent.
+pub enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// An open file with its length.
+    Open(std::fs::File, u64),
+}
+
+/// Files up to here are read at once.
+const WHOLE_BYTES: u64 = 256 << 10;
+
+impl StaticFiles {
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(dir: &Path) -> io::Result<StaticFiles> {
+        Ok(StaticFiles { dir: Dir::open_ambient_dir(dir, ambient_authority())? })
+    }
+
+    /// Answers a request for `path` (still percent-encoded, relative to the folder). Blocks for the disk.
+    ///
+    /// # Errors
+    /// 404 when there is no such file in the folder.
+    pub fn respond(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Response<Content>, Failure> {
+        let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
+        let path = percent_decode_str(path).decode_utf8().map_err(|_| missing())?;
+        let (file, metadata) = self.file(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => missing(),
+            _ => Failure::host(format!("the static file {path} could not be read: {error}")),
+        })?;
+        let modified = metadata.modified().map_or(SystemTime::UNIX_EPOCH, cap_std::time::SystemTime::into_std);
+        let tag = tag(modified, metadata.len());
+        let mut response = Response::builder()
+            .header(header::ETAG, &tag)
+            .header(header::LAST_MODIFIED, httpdate::fmt_http_date(modified))
+            .header(header::CACHE_CONTROL, "no-cache")
+            .header("x-content-type-options", "nosniff");
+        if not_modified(headers, &tag, modified) {
+            response = response.status(StatusCode::NOT_MODIFIED);
+            return Ok(response.body(Content::Whole(Bytes::new())).expect("the headers are valid"));
+        }
+        response = response.header(header::CONTENT_TYPE, content_type(&path)).header(header::CONTENT_LENGTH, metadata.len());
+        let content = match metadata.len() {
+            _ if method == Method::HEAD => Content::Whole(Bytes::new()),
+            length if length > WHOLE_BYTES => Content::Open(file.into_std(), length),
+            _ => Content::Whole(read(file).map_err(|error| Failure::host(format!("the static file {path} could not be read: {error}")))?),
+        };
+        Ok(response.body(content).expect("the headers are valid"))
+    }
+
+    fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
+        // Looked at first, because opening a pipe or a device could wait.
+        if !self.dir.metadata(path)?.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let file = self.dir.open(path)?;
+        let metadata = file.metadata()?;
+        Ok((file, metadata))
+    }
+}
+
+fn read(mut file: File) -> io::Result<Bytes> {
+    let mut content = Vec::new();
+    io::Read::read_to_end(&mut file, &mut content)?;
+    Ok(content.into())
+}
+
+fn tag(modified: SystemTime, length: u64) -> String {
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("\"{:x}-{length:x}\"", since.as_nanos())
+}
+
+/// `if-none-match` decides when it is there, else `if-modified-since` (RFC 9110, 13.2.2).
+fn not_modified(headers: &HeaderMap, tag: &str, modified: SystemTime) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if let Some(known) = text(header::IF_NONE_MATCH) {
+        return known.split(',').map(|known| known.trim().trim_start_matches("W/")).any(|known| known == "*" || known == tag);
+    }
+    let Some(since) = text(header::IF_MODIFIED_SINCE).and_then(|date| httpdate::parse_http_date(date).ok()) else { return false };
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    seconds(modified) <= seconds(since)
+}
+
+fn content_type(path: &str) -> String {
+    let kind = mime_guess::from_path(path).first_or_octet_stream();
+    match (kind.type_().as_str(), kind.subtype().as_str()) {
+        ("text", _) | ("application", "javascript" | "json") => format!("{kind}; charset=utf-8"),
+        _ => kind.to_string(),
+    }
+}

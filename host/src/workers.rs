@@ -1,0 +1,338 @@
+//! The pool of sync workers: OS threads that run sync guests (R2–R4).
+//!
+//! A job runs on one worker from beginning to end, so everything a scope does synchronously happens on one
+//! thread. As many workers compute as the configuration says. The pool grows beyond that, up to its maximum,
+//! only while workers wait in host calls ([`blocking`] tells it): a view that waits must not keep another one
+//! from computing, and a view that computes gains nothing from more threads. What does not run yet waits in a
+//! bounded queue, in order, and is refused with a sentence when it has waited too long.
+//!
+//! Knows nothing of WebAssembly or HTTP.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use prometheus::IntGauge;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::config::SyncViews;
+use crate::deadline::Deadline;
+use crate::gate::Refused;
+use crate::metrics::METRICS;
+
+/// A worker beyond the basic number ends after this long without work.
+const IDLE: Duration = Duration::from_secs(10);
+const QUEUE: &str = "sync workers";
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The pool. Clones share it.
+#[derive(Clone)]
+pub struct Workers(Arc<Pool>);
+
+struct Pool {
+    config: SyncViews,
+    runtime: Handle,
+    state: Mutex<State>,
+    work: Condvar,
+    /// Length of the queue and number of workers that wait in host calls, readable without the lock. Each side
+    /// changes its own and then looks at the other's, so one of them sees that a worker is wanted.
+    queued: AtomicUsize,
+    blocked: AtomicUsize,
+    queued_gauge: IntGauge,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<(u64, Job)>,
+    last_ticket: u64,
+    threads: usize,
+    /// Workers without a job, those that are just starting among them.
+    idle: usize,
+    closed: bool,
+}
+
+thread_local! {
+    /// The pool that this thread is a worker of.
+    static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
+
+impl Workers {
+    /// A pool whose workers can wait for futures on `runtime`. Threads start when there is work.
+    pub fn new(config: SyncViews, runtime: Handle) -> Workers {
+        Workers(Arc::new(Pool {
+            config,
+            runtime,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            queued: AtomicUsize::new(0),
+            blocked: AtomicUsize::new(0),
+            queued_gauge: METRICS.queued.with_label_values(&[QUEUE]),
+        }))
+    }
+
+    /// Runs `job` on a worker. Dropping the future takes the job out of the queue; one that runs goes on.
+    ///
+    /// # Errors
+    /// [`Refused`] when the queue is full or no worker came free in time. The job has not run then.
+    ///
+    /// # Panics
+    /// When the job panics: its panic is passed on to the caller.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        deadline: &Deadline,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (sender, mut answer) = oneshot::channel();
+        let job = Box::new(move || {
+            // The receiver is gone when the request was cancelled: nobody wants the answer then.
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(job)));
+        });
+        let since = Instant::now();
+        let ticket = self.0.push(job)?;
+        let _place = Queued { pool: &self.0, ticket };
+        let wait = Duration::from_millis(self.0.config.queue_timeout_ms);
+        let answered = match deadline.bound(tokio::time::timeout(wait, &mut answer)).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(_)) if self.0.withdraw(ticket) => {
+                METRICS.refused.with_label_values(&[QUEUE]).inc();
+                METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+                let config = &self.0.config;
+                return Err(Refused::Busy(format!(
+                    "{QUEUE}: none of {} came free within {} ms", config.workers_max, config.queue_timeout_ms
+                )));
+            }
+            Err(why) if self.0.withdraw(ticket) => return Err(Refused::Ended(why)),
+            // It runs: whoever runs it watches the deadline.
+            _ => answer.await,
+        };
+        match answered.expect("a job that was taken from the queue answers") {
+            Ok(value) => Ok(value),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Lets idle workers end; running jobs finish.
+    pub fn close(&self) {
+        self.0.state.lock().closed = true;
+        self.0.work.notify_all();
+    }
+}
+
+/// Removes a job from the queue if it is dropped before the job was taken.
+struct Queued<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: u64,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.pool.withdraw(self.ticket);
+    }
+}
+
+impl Pool {
+    fn push(self: &Arc<Self>, job: Job) -> Result<u64, Refused> {
+        let mut state = self.state.lock();
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        state.queue.push_back((ticket, job));
+        self.queued.store(state.queue.len(), SeqCst);
+        self.grow(&mut state);
+        if state.queue.len() > self.config.queue_max + state.idle {
+            state.queue.pop_back();
+            self.queue_changed(&state);
+            METRICS.refused.with_label_values(&[QUEUE]).inc();
+            return Err(Refused::Busy(format!(
+                "{QUEUE}: all {} are busy and {} requests wait already", state.threads, self.config.queue_max
+            )));
+        }
+        self.queue_changed(&state);
+        drop(state);
+        self.work.notify_one();
+        Ok(ticket)
+    }
+
+    /// Takes a job out of the queue; whether it was still there.
+    fn withdraw(&self, ticket: u64) -> bool {
+        if self.queued.load(SeqCst) == 0 {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let before = state.queue.len();
+        state.queue.retain(|(waiting, _)| *waiting != ticket);
+        self.queue_changed(&state);
+        state.queue.len() < before
+    }
+
+    fn queue_changed(&self, state: &State) {
+        self.queued.store(state.queue.len(), SeqCst);
+        self.queued_gauge.set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Starts a worker if one is wanted and allowed.
+    fn grow(self: &Arc<Self>, state: &mut State) {
+        let computing = state.threads.saturating_sub(self.blocked.load(SeqCst));
+        let wanted = state.queue.len() > state.idle;
+        if !wanted || computing >= self.config.workers || state.threads >= self.config.workers_max {
+            return;
+        }
+        let pool = Arc::clone(self);
+        let started = std::thread::Builder::new().name("amphi-sync".into()).spawn(move || pool.work());
+        match started {
+            Ok(_) => {
+                state.threads += 1;
+                state.idle += 1;
+                METRICS.workers.inc();
+            }
+            // What waits is served by the other workers, or refused when its time is over.
+            Err(error) => tracing::error!(%error, "no further sync worker could be started"),
+        }
+    }
+
+    fn work(self: Arc<Self>) {
+        let _runtime = self.runtime.enter();
+        OWN_POOL.set(Some(Arc::clone(&self)));
+        let mut state = self.state.lock();
+        loop {
+            if let Some((_, job)) = state.queue.pop_front() {
+                self.queue_changed(&state);
+                state.idle -= 1;
+                MutexGuard::unlocked(&mut state, job);
+                state.idle += 1;
+                continue;
+            }
+            let waited = self.work.wait_for(&mut state, IDLE);
+            let spare = waited.timed_out() && state.threads > self.config.workers;
+            if state.queue.is_empty() && (spare || state.closed) {
+                state.idle -= 1;
+                state.threads -= 1;
+                METRICS.workers.dec();
+                return;
+            }
+        }
+    }
+}
+
+/// Runs something that waits. On a sync worker, the pool may start another worker meanwhile.
+pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
+    let Some(pool) = OWN_POOL.with_borrow(Clone::clone) else { return wait() };
+    let _blocked = Blocked::new(pool);
+    wait()
+}
+
+struct Blocked(Arc<Pool>);
+
+impl Blocked {
+    fn new(pool: Arc<Pool>) -> Blocked {
+        pool.blocked.fetch_add(1, SeqCst);
+        METRICS.workers_blocked.inc();
+        if pool.queued.load(SeqCst) > 0 {
+            pool.grow(&mut pool.state.lock());
+        }
+        Blocked(pool)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.0.blocked.fetch_sub(1, SeqCst);
+        METRICS.workers_blocked.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn pool(workers: usize, workers_max: usize, queue_max: usize, queue_timeout_ms: u64) -> Workers {
+        let config = SyncViews { workers, workers_max, queue_max, queue_timeout_ms };
+        Workers::new(config, Handle::current())
+    }
+
+    fn soon() -> Deadline {
+        Deadline::new(Instant::now() + Duration::from_secs(20))
+    }
+
+    #[tokio::test]
+    async fn r4_grows_only_while_workers_wait_in_host_calls() {
+        let workers = pool(1, 3, 10, 5_000);
+        // Three jobs that all wait for each other: they can only meet if the pool grows to three.
+        let meeting = Arc::new(Barrier::new(3));
+        let (a, b, c) = (soon(), soon(), soon());
+        let job = |meeting: Arc<Barrier>| move || blocking(|| meeting.wait().is_leader());
+        let (a, b, c) = tokio::join!(
+            workers.run(&a, job(Arc::clone(&meeting))),
+            workers.run(&b, job(Arc::clone(&meeting))),
+            workers.run(&c, job(meeting)),
+        );
+        assert_eq!([a, b, c].into_iter().filter(|leader| leader == &Ok(true)).count(), 1);
+        assert_eq!(workers.0.state.lock().threads, 3);
+    }
+
+    #[tokio::test]
+    async fn r4_computing_jobs_do_not_make_the_pool_grow() {
+        let workers = pool(1, 8, 10, 5_000);
+        let deadlines: Vec<Deadline> = (0..6).map(|_| soon()).collect();
+        let jobs = deadlines.iter().map(|deadline| workers.run(deadline, || std::thread::sleep(Duration::from_millis(20))));
+        for done in futures::future::join_all(jobs).await {
+            assert_eq!(done, Ok(()));
+        }
+        assert_eq!(workers.0.state.lock().threads, 1);
+    }
+
+    #[tokio::test]
+    async fn r4_a_job_that_waits_too_long_is_refused_and_never_runs() {
+        let workers = pool(1, 1, 10, 50);
+        let (long, short) = (soon(), soon());
+        let ran = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&ran);
+        let busy = workers.run(&long, || std::thread::sleep(Duration::from_millis(200)));
+        let late = workers.run(&short, move || count.fetch_add(1, SeqCst));
+        let (busy, late) = tokio::join!(busy, late);
+        assert_eq!(busy, Ok(()));
+        assert!(matches!(late, Err(Refused::Busy(sentence)) if sentence.contains("within 50 ms")));
+        assert_eq!(workers.run(&soon(), || 7).await, Ok(7), "the pool goes on");
+        assert_eq!(ran.load(SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn r4_a_full_queue_refuses_at_once() {
+        let workers = pool(1, 1, 1, 5_000);
+        let (a, b, c) = (soon(), soon(), soon());
+        let sleep = || std::thread::sleep(Duration::from_millis(100));
+        let (first, second, third) = tokio::join!(
+            workers.run(&a, sleep),
+            async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                workers.run(&b, sleep).await
+            },
+            async {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                workers.run(&c, sleep).await
+            },
+        );
+        assert_eq!((first, second), (Ok(()), Ok(())));
+        assert!(matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("1 requests wait already")));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_leaves_the_queue() {
+        let workers = pool(1, 1, 10, 5_000);
+        let (a, b) = (soon(), soon());
+        let busy = workers.run(&a, || std::thread::sleep(Duration::from_millis(100)));
+        let dropped = tokio::time::timeout(Duration::from_millis(20), workers.run(&b, || unreachable!("it was withdrawn")));
+        let (busy, dropped) = tokio::join!(busy, dropped);
+        assert_eq!(busy, Ok(()));
+        assert!(dropped.is_err());
+        assert_eq!(workers.0.queued.load(SeqCst), 0);
+        assert_eq!(workers.run(&soon(), || 1).await, Ok(1));
+    }
+}
