@@ -10,7 +10,7 @@ use http::Method;
 
 use crate::capability::{Services, http::Client};
 use crate::config::Config;
-use crate::database::{self, Databases};
+use crate::database::Databases;
 use crate::module::{self, Module};
 use crate::router::Router;
 use crate::run::Engines;
@@ -47,30 +47,46 @@ impl fmt::Display for Target {
 }
 
 impl App {
-    /// Opens databases, applies migrations, loads modules and lays out the routes. What has not changed since
-    /// `previous` is taken over. Blocks while modules compile.
+    /// Loads modules and lays out the routes, over databases that are open. `previous` is the app that this one
+    /// replaces, if any. Blocks while modules compile.
     ///
     /// # Errors
-    /// With a sentence that names the module, database or route that is wrong.
-    pub fn load(config: Config, engines: &Engines, previous: Option<&App>) -> anyhow::Result<App> {
-        let none = Databases::new();
-        let databases = database::open_all(&config, previous.map_or(&none, |app| &app.services.databases))?;
+    /// With a sentence that names the module or route that is wrong.
+    pub fn load(
+        config: Config,
+        engines: &Engines,
+        databases: Databases,
+        previous: Option<&App>,
+    ) -> anyhow::Result<App> {
         let client = match previous {
             Some(app) => Arc::clone(&app.services.http),
             None => Arc::new(Client::new().context("the client for outbound requests")?),
         };
-        let services = Arc::new(Services { databases, http: client });
-        let mut app = App { router: Router::default(), views: Vec::new(), services, config };
+        let services = Arc::new(Services {
+            databases,
+            http: client,
+        });
+        let mut app = App {
+            router: Router::default(),
+            views: Vec::new(),
+            services,
+            config,
+        };
         app.add_static_files()?;
         app.add_modules(engines)?;
         Ok(app)
     }
 
     fn add_static_files(&mut self) -> anyhow::Result<()> {
-        let Some(files) = &self.config.static_files else { return Ok(()) };
-        let opened = StaticFiles::open(&files.dir).with_context(|| format!("the static files in {}", files.dir.display()))?;
+        let Some(files) = &self.config.static_files else {
+            return Ok(());
+        };
+        let opened = StaticFiles::open(&files.dir)
+            .with_context(|| format!("the static files in {}", files.dir.display()))?;
         let pattern = format!("{}/{{*path}}", files.mount);
-        Ok(self.router.add(&Method::GET, &pattern, Target::Static(Arc::new(opened)))?)
+        Ok(self
+            .router
+            .add(&Method::GET, &pattern, Target::Static(Arc::new(opened)))?)
     }
 
     fn add_modules(&mut self, engines: &Engines) -> anyhow::Result<()> {
@@ -96,7 +112,9 @@ impl App {
         }
         for pattern in patterns {
             let target = Target::View(Arc::clone(view), Arc::clone(module));
-            self.router.add(&view.method, &pattern, target).map_err(|error| anyhow!("the view {view} cannot have its route: {error}"))?;
+            self.router
+                .add(&view.method, &pattern, target)
+                .map_err(|error| anyhow!("the view {view} cannot have its route: {error}"))?;
         }
         self.views.push(Arc::clone(view));
         Ok(())

@@ -37,9 +37,9 @@ mod r#async {
     });
 }
 
-pub use imports::amphi::view::{
-    body, body_async, body_types, config, context, database, database_async, database_types, http, http_async, http_types, log,
-    timer, types,
-};
 pub use r#async::AsyncViewsPre;
+pub use imports::amphi::view::{
+    body, body_async, body_types, config, context, database, database_async, database_types, http,
+    http_async, http_types, log, timer, types,
+};
 pub use sync::SyncViewsPre;

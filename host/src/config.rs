@@ -145,7 +145,11 @@ impl Config {
     /// # Errors
     /// When there is no such file, or with everything that [`ConfigError`] can say about its contents.
     pub fn load(folder: &Path) -> Result<Config, ConfigError> {
-        let file = if folder.is_dir() { folder.join("amphi.toml") } else { folder.to_owned() };
+        let file = if folder.is_dir() {
+            folder.join("amphi.toml")
+        } else {
+            folder.to_owned()
+        };
         let text = std::fs::read_to_string(&file).map_err(|error| ConfigError {
             file: file.clone(),
             place: None,
@@ -165,7 +169,12 @@ impl Config {
             place: error.span().map(|span| Place::of(text, span.start)),
             message: with_suggestion(error.message()),
         })?;
-        Checker { file, text, folder: file.parent().unwrap_or(Path::new(".")) }.config(raw)
+        Checker {
+            file,
+            text,
+            folder: file.parent().unwrap_or(Path::new(".")),
+        }
+        .config(raw)
     }
 
     /// The folder of the `amphi.toml`.
@@ -176,6 +185,24 @@ impl Config {
     /// The folder that `amphi build` puts components in.
     pub fn artifacts(&self) -> PathBuf {
         self.folder().join("target").join("amphi")
+    }
+}
+
+impl Module {
+    /// A module that is granted nothing, for looking at a component.
+    pub fn without_grants(name: &str, file: &Path) -> Module {
+        Module {
+            name: name.to_owned(),
+            source: Source::Wasm(file.to_owned()),
+            mount: String::new(),
+            databases: Vec::new(),
+            http: Vec::new(),
+            directories: Vec::new(),
+            blocking_wasi: false,
+            settings: BTreeMap::new(),
+            atomic: Atomic::UnsafeMethods,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -220,8 +247,17 @@ impl Place {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Some(Place { line, column, source }) => {
-                write!(f, "{}:{line}:{column}: {}\n  {line} | {source}", self.file.display(), self.message)
+            Some(Place {
+                line,
+                column,
+                source,
+            }) => {
+                write!(
+                    f,
+                    "{}:{line}:{column}: {}\n  {line} | {source}",
+                    self.file.display(),
+                    self.message
+                )
             }
             None => write!(f, "{}: {}", self.file.display(), self.message),
         }
@@ -233,8 +269,13 @@ impl std::error::Error for ConfigError {}
 /// Adds "did you mean" to serde's list of the known keys.
 fn with_suggestion(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((unknown, known)) = quoted.split_first() else { return message.to_owned() };
-    let nearest = known.iter().map(|name| (strsim::damerau_levenshtein(unknown, name), name)).min();
+    let Some((unknown, known)) = quoted.split_first() else {
+        return message.to_owned();
+    };
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
+        .min();
     match nearest {
         Some((distance, name)) if message.starts_with("unknown") && distance <= 3 => {
             format!("{message}; did you mean `{name}`?")
@@ -255,24 +296,50 @@ impl Checker<'_> {
     }
 
     fn error_at(&self, offset: usize, message: String) -> ConfigError {
-        ConfigError { file: self.file.to_owned(), place: Some(Place::of(self.text, offset)), message }
+        ConfigError {
+            file: self.file.to_owned(),
+            place: Some(Place::of(self.text, offset)),
+            message,
+        }
     }
 
     fn config(&self, raw: raw::Config) -> Result<Config, ConfigError> {
-        let listen = (raw.server.get_ref().listen.iter()).map(|a| self.address(a)).collect::<Result<Vec<_>, _>>()?;
+        let listen = (raw.server.get_ref().listen.iter())
+            .map(|a| self.address(a))
+            .collect::<Result<Vec<_>, _>>()?;
         if listen.is_empty() {
-            return Err(self.error(&raw.server, "`listen` is empty: give at least one address, e.g. \"127.0.0.1:3000\"".into()));
+            return Err(self.error(
+                &raw.server,
+                "`listen` is empty: give at least one address, e.g. \"127.0.0.1:3000\"".into(),
+            ));
         }
-        let admin = raw.server.get_ref().admin.as_ref().map(|a| self.address(a)).transpose()?;
+        let admin = raw
+            .server
+            .get_ref()
+            .admin
+            .as_ref()
+            .map(|a| self.address(a))
+            .transpose()?;
         self.server(&raw.server)?;
         self.pools(&raw)?;
         self.limits(raw.limits.span().start, raw.limits.get_ref())?;
         let databases = (raw.databases.into_iter())
             .map(|(name, database)| Ok((name.clone(), self.database(name, database)?)))
             .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
-        let static_files = raw.static_files.map(|files| self.static_files(files)).transpose()?;
-        let app_atomic = raw.app.atomic.as_ref().map(|atomic| self.atomic(atomic)).transpose()?;
-        let defaults = Defaults { atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods), limits: raw.limits.get_ref() };
+        let static_files = raw
+            .static_files
+            .map(|files| self.static_files(files))
+            .transpose()?;
+        let app_atomic = raw
+            .app
+            .atomic
+            .as_ref()
+            .map(|atomic| self.atomic(atomic))
+            .transpose()?;
+        let defaults = Defaults {
+            atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
+            limits: raw.limits.get_ref(),
+        };
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
@@ -295,7 +362,13 @@ impl Checker<'_> {
 
     fn address(&self, address: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
         address.get_ref().parse().map_err(|_| {
-            self.error(address, format!("`{}` is not an address: write IP:PORT, e.g. \"127.0.0.1:3000\" or \"[::]:80\"", address.get_ref()))
+            self.error(
+                address,
+                format!(
+                    "`{}` is not an address: write IP:PORT, e.g. \"127.0.0.1:3000\" or \"[::]:80\"",
+                    address.get_ref()
+                ),
+            )
         })
     }
 
@@ -315,9 +388,19 @@ impl Checker<'_> {
             }
         }
         if s.headers_max_bytes < 8192 {
-            return Err(self.error(server, format!("`headers_max_bytes` is {}: the least is 8192", s.headers_max_bytes)));
+            return Err(self.error(
+                server,
+                format!(
+                    "`headers_max_bytes` is {}: the least is 8192",
+                    s.headers_max_bytes
+                ),
+            ));
         }
-        for (name, value) in [("connections_max", s.connections_max), ("headers_max", s.headers_max), ("http2_streams_max", s.http2_streams_max as usize)] {
+        for (name, value) in [
+            ("connections_max", s.connections_max),
+            ("headers_max", s.headers_max),
+            ("http2_streams_max", s.http2_streams_max as usize),
+        ] {
             self.at_least_one(server.span().start, name, value)?;
         }
         Ok(())
@@ -339,17 +422,31 @@ impl Checker<'_> {
 
     fn at_least_one(&self, offset: usize, name: &str, value: usize) -> Result<(), ConfigError> {
         if value == 0 {
-            return Err(self.error_at(offset, format!("`{name}` is 0, so nothing could ever run: the least is 1")));
+            return Err(self.error_at(
+                offset,
+                format!("`{name}` is 0, so nothing could ever run: the least is 1"),
+            ));
         }
         Ok(())
     }
 
     fn limits(&self, offset: usize, limits: &Limits) -> Result<(), ConfigError> {
-        for (name, value) in [("cpu_ms", limits.cpu_ms), ("timeout_ms", limits.timeout_ms), ("memory_mb", limits.memory_mb)] {
+        for (name, value) in [
+            ("cpu_ms", limits.cpu_ms),
+            ("timeout_ms", limits.timeout_ms),
+            ("memory_mb", limits.memory_mb),
+        ] {
             self.at_least_one(offset, name, value as usize)?;
         }
         if limits.memory_mb << 20 > MEMORY_BYTES_MAX as u64 {
-            return Err(self.error_at(offset, format!("`memory_mb` is {}: the most is {}", limits.memory_mb, MEMORY_BYTES_MAX >> 20)));
+            return Err(self.error_at(
+                offset,
+                format!(
+                    "`memory_mb` is {}: the most is {}",
+                    limits.memory_mb,
+                    MEMORY_BYTES_MAX >> 20
+                ),
+            ));
         }
         if limits.cpu_ms > limits.timeout_ms {
             return Err(self.error_at(offset, format!(
@@ -361,9 +458,15 @@ impl Checker<'_> {
     }
 
     fn database(&self, name: String, raw: raw::Database) -> Result<Database, ConfigError> {
-        let migrations = raw.migrations.map(|folder| self.folder(&folder, "migrations")).transpose()?;
+        let migrations = raw
+            .migrations
+            .map(|folder| self.folder(&folder, "migrations"))
+            .transpose()?;
         if raw.readers.get_ref() == &0 {
-            return Err(self.error(&raw.readers, "`readers` is 0: views could not read; the least is 1".into()));
+            return Err(self.error(
+                &raw.readers,
+                "`readers` is 0: views could not read; the least is 1".into(),
+            ));
         }
         Ok(Database {
             name,
@@ -380,7 +483,13 @@ impl Checker<'_> {
         if path.is_dir() {
             return Ok(path);
         }
-        Err(self.error(folder, format!("there is no folder {} for `{what}`: make it, or take the line out", path.display())))
+        Err(self.error(
+            folder,
+            format!(
+                "there is no folder {} for `{what}`: make it, or take the line out",
+                path.display()
+            ),
+        ))
     }
 
     fn mount(&self, mount: &Spanned<String>) -> Result<String, ConfigError> {
@@ -395,7 +504,10 @@ impl Checker<'_> {
     }
 
     fn static_files(&self, raw: raw::StaticFiles) -> Result<StaticFiles, ConfigError> {
-        Ok(StaticFiles { dir: self.folder(&raw.dir, "static files")?, mount: self.mount(&raw.mount)? })
+        Ok(StaticFiles {
+            dir: self.folder(&raw.dir, "static files")?,
+            mount: self.mount(&raw.mount)?,
+        })
     }
 
     fn atomic(&self, raw: &Spanned<raw::Atomic>) -> Result<Atomic, ConfigError> {
@@ -403,9 +515,12 @@ impl Checker<'_> {
             raw::Atomic::Flag(true) => Ok(Atomic::All),
             raw::Atomic::Flag(false) => Ok(Atomic::None),
             raw::Atomic::Word(word) if word == "unsafe-methods" => Ok(Atomic::UnsafeMethods),
-            raw::Atomic::Word(word) => Err(self.error(raw, format!(
-                "`{word}` is not a value of `atomic`: write \"unsafe-methods\", true or false"
-            ))),
+            raw::Atomic::Word(word) => Err(self.error(
+                raw,
+                format!(
+                    "`{word}` is not a value of `atomic`: write \"unsafe-methods\", true or false"
+                ),
+            )),
         }
     }
 
@@ -417,8 +532,15 @@ impl Checker<'_> {
         defaults: &Defaults<'_>,
     ) -> Result<Module, ConfigError> {
         let at = raw.span().start;
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
-            return Err(self.error_at(at, format!("`{name}` cannot be a module's name: use letters, digits, `-` and `_`")));
+        if name.is_empty()
+            || !name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        {
+            return Err(self.error_at(
+                at,
+                format!("`{name}` cannot be a module's name: use letters, digits, `-` and `_`"),
+            ));
         }
         let raw = raw.into_inner();
         let source = self.source(&raw.path)?;
@@ -431,15 +553,26 @@ impl Checker<'_> {
                 )));
             }
         }
-        let http = raw.http.iter().map(|grant| self.http_grant(grant)).collect::<Result<_, _>>()?;
-        let directories = raw.directories.iter().map(|dir| self.directory(dir)).collect::<Result<_, _>>()?;
+        let http = raw
+            .http
+            .iter()
+            .map(|grant| self.http_grant(grant))
+            .collect::<Result<_, _>>()?;
+        let directories = raw
+            .directories
+            .iter()
+            .map(|dir| self.directory(dir))
+            .collect::<Result<_, _>>()?;
         let mut settings: BTreeMap<String, String> = (raw.settings.iter())
             .map(|(key, value)| Ok((key.clone(), self.setting(value)?)))
             .collect::<Result<_, ConfigError>>()?;
         for (key, secret) in raw.secrets {
             let value = self.secret(&secret)?;
             if settings.insert(key.clone(), value).is_some() {
-                return Err(self.error(&secret, format!("`{key}` is both a setting and a secret of module `{name}`: keep one")));
+                return Err(self.error(
+                    &secret,
+                    format!("`{key}` is both a setting and a secret of module `{name}`: keep one"),
+                ));
             }
         }
         let limits = match raw.limits {
@@ -450,7 +583,11 @@ impl Checker<'_> {
                 limits
             }
         };
-        let atomic = raw.atomic.as_ref().map(|atomic| self.atomic(atomic)).transpose()?;
+        let atomic = raw
+            .atomic
+            .as_ref()
+            .map(|atomic| self.atomic(atomic))
+            .transpose()?;
         Ok(Module {
             source,
             mount: self.mount(&raw.mount)?,
@@ -467,13 +604,22 @@ impl Checker<'_> {
 
     fn source(&self, path: &Spanned<PathBuf>) -> Result<Source, ConfigError> {
         let full = self.folder.join(path.get_ref());
-        if full.extension().is_some_and(|extension| extension == "wasm") {
+        if full
+            .extension()
+            .is_some_and(|extension| extension == "wasm")
+        {
             return Ok(Source::Wasm(full));
         }
         if full.join("Cargo.toml").is_file() {
             return Ok(Source::Crate(full));
         }
-        Err(self.error(path, format!("{} is neither a `.wasm` file nor a folder with a Cargo.toml", full.display())))
+        Err(self.error(
+            path,
+            format!(
+                "{} is neither a `.wasm` file nor a folder with a Cargo.toml",
+                full.display()
+            ),
+        ))
     }
 
     fn http_grant(&self, grant: &Spanned<String>) -> Result<HttpGrant, ConfigError> {
@@ -484,7 +630,10 @@ impl Checker<'_> {
             _ => {}
         }
         let url = reqwest::Url::parse(text).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none() && url.username().is_empty()
+            matches!(url.scheme(), "http" | "https")
+                && url.path() == "/"
+                && url.query().is_none()
+                && url.username().is_empty()
         });
         match url {
             Some(url) => Ok(HttpGrant::Origin(url.origin().ascii_serialization())),
@@ -498,9 +647,18 @@ impl Checker<'_> {
         let dir = raw.get_ref();
         let host = self.folder.join(&dir.host);
         if !host.is_dir() {
-            return Err(self.error(raw, format!("there is no folder {}: make it, or take the grant out", host.display())));
+            return Err(self.error(
+                raw,
+                format!(
+                    "there is no folder {}: make it, or take the grant out",
+                    host.display()
+                ),
+            ));
         }
-        Ok(Directory { host, ..dir.clone() })
+        Ok(Directory {
+            host,
+            ..dir.clone()
+        })
     }
 
     fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {
@@ -534,4 +692,3 @@ struct Defaults<'a> {
     atomic: Atomic,
     limits: &'a Limits,
 }
-

@@ -28,12 +28,11 @@ pub struct Deadline {
 impl Deadline {
     /// Ends at `at` unless cancelled before.
     pub fn new(at: Instant) -> Deadline {
-        Deadline { at, cancelled: CancellationToken::new(), why: AtomicU8::new(0) }
-    }
-
-    /// When the time is over.
-    pub fn at(&self) -> Instant {
-        self.at
+        Deadline {
+            at,
+            cancelled: CancellationToken::new(),
+            why: AtomicU8::new(0),
+        }
     }
 
     /// Time left; zero when over.
@@ -43,7 +42,9 @@ impl Deadline {
 
     /// Ends it now. The first reason stays.
     pub fn cancel(&self, why: Ended) {
-        let _ = self.why.compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self
+            .why
+            .compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
         self.cancelled.cancel();
     }
 

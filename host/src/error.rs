@@ -50,7 +50,12 @@ impl Failure {
     /// The request is wrong; the client is told why.
     pub fn client(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Failure {
         let client_text = text.into();
-        Failure { fault: Fault::Client, status, detail: client_text.to_string(), client_text }
+        Failure {
+            fault: Fault::Client,
+            status,
+            detail: client_text.to_string(),
+            client_text,
+        }
     }
 
     /// The guest code is wrong; only the log is told why.
@@ -70,12 +75,20 @@ impl Failure {
             StatusCode::SERVICE_UNAVAILABLE => "The server is busy. Try again in a moment.",
             _ => "The server could not answer this request.",
         };
-        Failure { fault: Fault::Limit, status, client_text: client_text.into(), detail: detail.into() }
+        Failure {
+            fault: Fault::Limit,
+            status,
+            client_text: client_text.into(),
+            detail: detail.into(),
+        }
     }
 
     /// Amphi or its surroundings failed; only the log is told how.
     pub fn host(detail: impl Into<String>) -> Failure {
-        Failure { fault: Fault::Host, ..Failure::view(detail) }
+        Failure {
+            fault: Fault::Host,
+            ..Failure::view(detail)
+        }
     }
 }
 

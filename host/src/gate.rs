@@ -48,7 +48,14 @@ impl Gate {
     pub fn new(name: impl Into<String>, size: usize, queue_max: usize, timeout: Duration) -> Gate {
         let name = name.into();
         let queued = METRICS.queued.with_label_values(&[&name]);
-        Gate { places: Arc::new(Semaphore::new(size)), size, queue_max, timeout, queued, name }
+        Gate {
+            places: Arc::new(Semaphore::new(size)),
+            size,
+            queue_max,
+            timeout,
+            queued,
+            name,
+        }
     }
 
     /// Takes a place, first come first served.
@@ -60,15 +67,28 @@ impl Gate {
             return Ok(place);
         }
         if self.queued.get() >= i64::try_from(self.queue_max).unwrap_or(i64::MAX) {
-            return Err(self.busy(format!("{}: all {} are in use and {} requests wait already", self.name, self.size, self.queue_max)));
+            return Err(self.busy(format!(
+                "{}: all {} are in use and {} requests wait already",
+                self.name, self.size, self.queue_max
+            )));
         }
         let _queued = Held::new(&self.queued);
         let since = Instant::now();
-        let place = deadline.bound(tokio::time::timeout(self.timeout, self.places.clone().acquire_owned())).await;
+        let place = deadline
+            .bound(tokio::time::timeout(
+                self.timeout,
+                self.places.clone().acquire_owned(),
+            ))
+            .await;
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
         match place {
             Ok(Ok(place)) => Ok(place.expect("the semaphore is never closed")),
-            Ok(Err(_)) => Err(self.busy(format!("{}: none of {} came free within {} ms", self.name, self.size, self.timeout.as_millis()))),
+            Ok(Err(_)) => Err(self.busy(format!(
+                "{}: none of {} came free within {} ms",
+                self.name,
+                self.size,
+                self.timeout.as_millis()
+            ))),
             Err(why) => Err(Refused::Ended(why)),
         }
     }

@@ -26,7 +26,10 @@ pub enum LogFormat {
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_env("AMPHI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours);
     match format {
         LogFormat::Text => builder.event_format(Lines).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -40,7 +43,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let paint = Paint(writer.has_ansi_escapes());
@@ -50,7 +58,11 @@ where
             _ => other(&mut line, paint, event, &fields)?,
         }
         // A guest's text must not be able to look like another line of the log.
-        writeln!(writer, "{}", line.replace('\n', "\n    ").replace('\r', "\\r"))
+        writeln!(
+            writer,
+            "{}",
+            line.replace('\n', "\n    ").replace('\r', "\\r")
+        )
     }
 }
 
@@ -64,18 +76,31 @@ fn request(line: &mut String, paint: Paint, fields: &Fields) -> fmt::Result {
         Some(b'4') => YELLOW,
         _ => RED,
     };
-    write!(line, "{:<4} {} {}", get("method"), get("path").escape_debug(), paint.colour(colour, status))?;
+    write!(
+        line,
+        "{:<4} {} {}",
+        get("method"),
+        get("path").escape_debug(),
+        paint.colour(colour, status)
+    )?;
     if let (Some(mode), Some(view)) = (fields.get("mode"), fields.get("view")) {
         let colour = if mode == "sync" { BLUE } else { MAGENTA };
         write!(line, " {} {view}", paint.colour(colour, mode))?;
     }
-    let took = get("duration_us").parse().map(Duration::from_micros).unwrap_or_default();
+    let took = get("duration_us")
+        .parse()
+        .map(Duration::from_micros)
+        .unwrap_or_default();
     write!(line, " {took:.1?}")?;
     if let Some(transaction) = fields.get("transaction") {
         write!(line, " transaction {transaction}")?;
     }
     if let (Some(fault), Some(why)) = (fields.get("fault"), fields.get("why")) {
-        write!(line, " {}: {why}", paint.colour(colour, &format!("{fault} fault")))?;
+        write!(
+            line,
+            " {}: {why}",
+            paint.colour(colour, &format!("{fault} fault"))
+        )?;
     }
     write!(line, " {}", paint.dim(get("request")))
 }
@@ -88,7 +113,12 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
         Level::INFO => GREEN,
         _ => CYAN,
     };
-    write!(line, "{} {}", paint.colour(colour, &level.as_str().to_lowercase()), fields.get("message").unwrap_or_default())?;
+    write!(
+        line,
+        "{} {}",
+        paint.colour(colour, &level.as_str().to_lowercase()),
+        fields.get("message").unwrap_or_default()
+    )?;
     for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
         write!(line, " {}", paint.dim(&format!("{name}={value}")))?;
     }
@@ -97,9 +127,17 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
 
 /// Hours, minutes and seconds of the day in UTC, with milliseconds.
 fn clock() -> String {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let seconds = since.as_secs() % 86_400;
-    format!("{:02}:{:02}:{:02}.{:03}", seconds / 3600, seconds / 60 % 60, seconds % 60, since.subsec_millis())
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_millis()
+    )
 }
 
 const RED: u8 = 31;
@@ -115,7 +153,11 @@ struct Paint(bool);
 
 impl Paint {
     fn colour(self, code: u8, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     fn dim(self, text: &str) -> String {
@@ -128,7 +170,10 @@ struct Fields(Vec<(&'static str, String)>);
 
 impl Fields {
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(field, _)| *field == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 

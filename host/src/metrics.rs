@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
 
 /// Everything the host counts.
 pub struct Metrics {
@@ -46,35 +49,67 @@ pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 impl Metrics {
     fn new() -> Metrics {
-        let registry = Registry::new_custom(Some("amphi".into()), None).expect("the prefix is valid");
+        let registry =
+            Registry::new_custom(Some("amphi".into()), None).expect("the prefix is valid");
         let seconds = |name: &str, help: &str| {
-            let buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10).expect("the buckets are valid");
-            registered(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+            let buckets =
+                prometheus::exponential_buckets(0.000_1, 4.0, 10).expect("the buckets are valid");
+            registered(
+                &registry,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)),
+            )
         };
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
         let gauges = |name: &str, help: &str, label: &str| {
             registered(&registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
         };
         let counters = |name: &str, help: &str, label: &str| {
-            registered(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+            registered(
+                &registry,
+                IntCounterVec::new(Opts::new(name, help), &[label]),
+            )
         };
         Metrics {
             connections: gauge("connections", "Open client connections"),
             scopes: gauge("scopes", "Requests whose scope is open"),
             instances: gauges("instances", "Guest instances alive", "mode"),
             workers: gauge("sync_workers", "Sync worker threads"),
-            workers_blocked: gauge("sync_workers_blocked", "Sync workers that wait in a host call"),
+            workers_blocked: gauge(
+                "sync_workers_blocked",
+                "Sync workers that wait in a host call",
+            ),
             queued: gauges("queued", "Requests waiting", "queue"),
-            refused: counters("refused_total", "Requests refused by a full or slow queue", "queue"),
-            queue_wait: seconds("queue_wait_seconds", "Wait for a sync worker or an async instance"),
-            database_connections: gauges("database_connections", "Database connections in use", "database"),
+            refused: counters(
+                "refused_total",
+                "Requests refused by a full or slow queue",
+                "queue",
+            ),
+            queue_wait: seconds(
+                "queue_wait_seconds",
+                "Wait for a sync worker or an async instance",
+            ),
+            database_connections: gauges(
+                "database_connections",
+                "Database connections in use",
+                "database",
+            ),
             transactions: gauge("transactions", "Transactions open"),
             outbound: gauge("outbound_requests", "Outbound HTTP requests in flight"),
             body_files: gauge("body_files", "Temporary files that hold request bodies"),
             requests: counters("requests_total", "Finished requests", "status"),
-            failures: counters("failures_total", "Failed requests by whose fault it was", "fault"),
-            duration: seconds("request_seconds", "Time from accepting a request to its response head"),
-            log_cut: registered(&registry, IntCounter::new("log_cut_bytes_total", "Guest log text over the limit")),
+            failures: counters(
+                "failures_total",
+                "Failed requests by whose fault it was",
+                "fault",
+            ),
+            duration: seconds(
+                "request_seconds",
+                "Time from accepting a request to its response head",
+            ),
+            log_cut: registered(
+                &registry,
+                IntCounter::new("log_cut_bytes_total", "Guest log text over the limit"),
+            ),
             registry,
         }
     }
@@ -82,14 +117,21 @@ impl Metrics {
     /// All values in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory cannot fail");
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory cannot fail");
         String::from_utf8(text).expect("the text format is UTF-8")
     }
 }
 
-fn registered<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+fn registered<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
     let metric = metric.expect("names and labels are valid");
-    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("each name is registered once");
     metric
 }
 

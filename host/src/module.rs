@@ -54,15 +54,27 @@ impl Module {
     /// # Errors
     /// When the file is not a component, is for another world, imports what its mode or its grants do not allow,
     /// or describes views that cannot be; each with a sentence that names it.
-    pub fn load(engines: &Engines, services: &Arc<Services>, grants: &Arc<config::Module>, file: &Path) -> anyhow::Result<Module> {
+    pub fn load(
+        engines: &Engines,
+        services: &Arc<Services>,
+        grants: &Arc<config::Module>,
+        file: &Path,
+    ) -> anyhow::Result<Module> {
         let place = || format!("module `{}` ({})", grants.name, file.display());
         let inspection = inspect(engines, file).with_context(place)?;
         check_grants(&inspection, grants).with_context(place)?;
         let component = prepare(engines, &inspection, grants.blocking_wasi).with_context(place)?;
         let mode = inspection.mode;
-        let described = component.describe(services, grants, mode).map_err(|failure| anyhow!("`describe` failed: {failure}")).with_context(place)?;
+        let described = component
+            .describe(services, grants, mode)
+            .map_err(|failure| anyhow!("`describe` failed: {failure}"))
+            .with_context(place)?;
         let views = views(&described, grants, mode).with_context(place)?;
-        Ok(Module { grants: Arc::clone(grants), views, component })
+        Ok(Module {
+            grants: Arc::clone(grants),
+            views,
+            component,
+        })
     }
 
     /// Calls a view on this thread; for sync modules.
@@ -86,7 +98,11 @@ impl Module {
     ///
     /// # Panics
     /// When the module is sync.
-    pub async fn call_async(&self, guest: Guest, request: types::Request) -> Result<Answer, Failure> {
+    pub async fn call_async(
+        &self,
+        guest: Guest,
+        request: types::Request,
+    ) -> Result<Answer, Failure> {
         match &self.component {
             Prepared::Async(engine, views) => run::call_async(engine, views, guest, request).await,
             Prepared::Sync(..) => unreachable!("the view says that it is sync"),
@@ -95,7 +111,12 @@ impl Module {
 }
 
 impl Prepared {
-    fn describe(&self, services: &Arc<Services>, grants: &Arc<config::Module>, mode: Mode) -> Result<Vec<types::ViewInfo>, Failure> {
+    fn describe(
+        &self,
+        services: &Arc<Services>,
+        grants: &Arc<config::Module>,
+        mode: Mode,
+    ) -> Result<Vec<types::ViewInfo>, Failure> {
         let view = View {
             module: grants.name.clone(),
             name: "describe".into(),
@@ -108,13 +129,18 @@ impl Prepared {
             timeout: DESCRIBE_LIMIT,
         };
         let peer = ([127, 0, 0, 1], 0).into();
-        let scope = Scope::open(scope::new_id(), peer, Instant::now(), Arc::new(view), grants.limits.clone());
+        let scope = Scope::open(
+            scope::new_id(),
+            peer,
+            Instant::now(),
+            Arc::new(view),
+            grants.limits.clone(),
+        );
         let guest = Guest::new(scope, Arc::clone(grants), Arc::clone(services), None);
         match self {
             Prepared::Sync(engine, views) => run::describe_sync(engine, views, guest),
-            Prepared::Async(engine, views) => {
-                tokio::runtime::Handle::current().block_on(run::describe_async(engine, views, guest))
-            }
+            Prepared::Async(engine, views) => tokio::runtime::Handle::current()
+                .block_on(run::describe_async(engine, views, guest)),
         }
     }
 }
@@ -132,7 +158,11 @@ pub fn files(module: &config::Module, artifacts: &Path) -> anyhow::Result<Vec<Pa
                 .filter(|file| file.is_file())
                 .collect();
             if built.is_empty() {
-                bail!("module `{}`: the crate {} has not been built: run `amphi build` (or `amphi up`)", module.name, folder.display());
+                bail!(
+                    "module `{}`: the crate {} has not been built: run `amphi build` (or `amphi up`)",
+                    module.name,
+                    folder.display()
+                );
             }
             Ok(built)
         }
@@ -152,7 +182,9 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     let bytes = std::fs::read(file).context("cannot be read")?;
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', 0x0d, 0, 1, 0]) => {}
-        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => bail!("this is a core WebAssembly module, not a component: build it for the target `wasm32-wasip2`, or wrap it with `wasm-tools component new`"),
+        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => bail!(
+            "this is a core WebAssembly module, not a component: build it for the target `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
+        ),
         _ => bail!("this is not a WebAssembly component"),
     }
     // The sync engine does not know async functions: only what it refuses can be an async component.
@@ -160,11 +192,19 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
         Ok(component) => (component, &engines.sync),
         Err(_) => {
             let component = Component::new(&engines.r#async, &bytes);
-            (component.map_err(anyhow::Error::from).context("the component is not valid")?, &engines.r#async)
+            (
+                component
+                    .map_err(anyhow::Error::from)
+                    .context("the component is not valid")?,
+                &engines.r#async,
+            )
         }
     };
     let component_type = component.component_type();
-    let imports: Vec<String> = component_type.imports(engine).map(|(name, _)| name.to_owned()).collect();
+    let imports: Vec<String> = component_type
+        .imports(engine)
+        .map(|(name, _)| name.to_owned())
+        .collect();
     let mut exports = Vec::new();
     let mut handle = None;
     for (name, item) in component_type.exports(engine) {
@@ -176,15 +216,25 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     let Some(is_async) = handle else {
         bail!(
             "the component has no views: it exports {}, and not the `handle` of amphi:view's worlds `sync-views` and `async-views`",
-            if exports.is_empty() { "nothing".into() } else { exports.join(", ") },
+            if exports.is_empty() {
+                "nothing".into()
+            } else {
+                exports.join(", ")
+            },
         );
     };
     let mode = if is_async { Mode::Async } else { Mode::Sync };
     check_mode(mode, &imports)?;
     if mode == Mode::Sync && !Engine::same(engine, &engines.sync) {
-        bail!("its `handle` is sync, but something else in it is async, so it cannot run on a sync worker: build it against the world `sync-views`");
+        bail!(
+            "its `handle` is sync, but something else in it is async, so it cannot run on a sync worker: build it against the world `sync-views`"
+        );
     }
-    Ok(Inspection { mode, imports, component })
+    Ok(Inspection {
+        mode,
+        imports,
+        component,
+    })
 }
 
 /// The name of an amphi capability, if that is what is imported: `database-async` of `amphi:view/database-async@0.1.0`.
@@ -195,7 +245,9 @@ fn capability(import: &str) -> Option<&str> {
 
 fn check_mode(mode: Mode, imports: &[String]) -> anyhow::Result<()> {
     for import in imports {
-        let Some(name) = capability(import) else { continue };
+        let Some(name) = capability(import) else {
+            continue;
+        };
         match (mode, name) {
             (Mode::Async, "body" | "database" | "http") => bail!(
                 "the component is async and imports `{import}`, which blocks: it would stop everything else the view has in flight. Use `amphi:view/{name}-async` (build against the world `async-views`), or make the views sync"
@@ -204,7 +256,8 @@ fn check_mode(mode: Mode, imports: &[String]) -> anyhow::Result<()> {
                 "the component is sync and imports `{import}`, which only async views can wait for: make the views async (the world `async-views`), or sleep with WASI's clock"
             ),
             (Mode::Sync, "body-async" | "database-async" | "http-async") => bail!(
-                "the component is sync and imports `{import}`, whose functions are async: use `amphi:view/{}` (build against the world `sync-views`), or make the views async", name.trim_end_matches("-async")
+                "the component is sync and imports `{import}`, whose functions are async: use `amphi:view/{}` (build against the world `sync-views`), or make the views async",
+                name.trim_end_matches("-async")
             ),
             _ => {}
         }
@@ -215,83 +268,134 @@ fn check_mode(mode: Mode, imports: &[String]) -> anyhow::Result<()> {
 fn check_grants(inspection: &Inspection, grants: &config::Module) -> anyhow::Result<()> {
     for import in &inspection.imports {
         let missing = match capability(import) {
-            Some("database" | "database-async") if grants.databases.is_empty() => "databases = [\"default\"]",
-            Some("http" | "http-async") if grants.http.is_empty() => "http = [\"self\"]` or `http = [\"https://api.example.com\"]",
+            Some("database" | "database-async") if grants.databases.is_empty() => {
+                "databases = [\"default\"]"
+            }
+            Some("http" | "http-async") if grants.http.is_empty() => {
+                "http = [\"self\"]` or `http = [\"https://api.example.com\"]"
+            }
             _ => continue,
         };
-        bail!("the component imports `{import}`, which module `{}` is not granted: add `{missing}` to `[modules.{0}]`, or take the call out of the views", grants.name);
+        bail!(
+            "the component imports `{import}`, which module `{}` is not granted: add `{missing}` to `[modules.{0}]`, or take the call out of the views",
+            grants.name
+        );
     }
     Ok(())
 }
 
 /// Links the component: after this, an instance is only a matter of memory.
-fn prepare(engines: &Engines, inspection: &Inspection, blocking_wasi: bool) -> anyhow::Result<Prepared> {
+fn prepare(
+    engines: &Engines,
+    inspection: &Inspection,
+    blocking_wasi: bool,
+) -> anyhow::Result<Prepared> {
     let known = |import: &str| import.starts_with("wasi:") || capability(import).is_some();
     if let Some(unknown) = inspection.imports.iter().find(|import| !known(import)) {
-        bail!("the component imports `{unknown}`, which Amphi does not provide: it has `amphi:view/*` and WASI 0.2 (clocks, random, stdio, granted folders)");
+        bail!(
+            "the component imports `{unknown}`, which Amphi does not provide: it has `amphi:view/*` and WASI 0.2 (clocks, random, stdio, granted folders)"
+        );
     }
     let component = &inspection.component;
     let prepared = match inspection.mode {
         Mode::Sync => {
             let mut linker = Linker::new(&engines.sync);
             link_sync(&mut linker)?;
-            linker.instantiate_pre(component).and_then(SyncViewsPre::new).map(|pre| Prepared::Sync(engines.sync.clone(), pre))
+            linker
+                .instantiate_pre(component)
+                .and_then(SyncViewsPre::new)
+                .map(|pre| Prepared::Sync(engines.sync.clone(), pre))
         }
         Mode::Async => {
             let mut linker = Linker::new(&engines.r#async);
             link_async(&mut linker, blocking_wasi)?;
-            linker.instantiate_pre(component).and_then(AsyncViewsPre::new).map(|pre| Prepared::Async(engines.r#async.clone(), pre))
+            linker
+                .instantiate_pre(component)
+                .and_then(AsyncViewsPre::new)
+                .map(|pre| Prepared::Async(engines.r#async.clone(), pre))
         }
     };
     prepared.map_err(anyhow::Error::from).with_context(|| {
-        format!("the component does not fit the world `{}-views` of amphi:view@0.1.0", inspection.mode)
+        format!(
+            "the component does not fit the world `{}-views` of amphi:view@0.1.0",
+            inspection.mode
+        )
     })
 }
 
-fn views(described: &[types::ViewInfo], grants: &config::Module, mode: Mode) -> anyhow::Result<Vec<Arc<View>>> {
+fn views(
+    described: &[types::ViewInfo],
+    grants: &config::Module,
+    mode: Mode,
+) -> anyhow::Result<Vec<Arc<View>>> {
     if described.is_empty() {
         bail!("`describe` lists no view");
     }
     let mut ids = HashSet::new();
     let limits = &grants.limits;
-    described.iter().map(|info| {
-        let name = &info.name;
-        if !ids.insert(info.id) {
-            bail!("`describe` gives the id {} to two views, one of them `{name}`", info.id);
-        }
-        let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
-        if !known.contains(&info.method.as_str()) {
-            bail!("view `{name}` has the method `{}`: known are {}", info.method, known.join(", "));
-        }
-        if !info.pattern.starts_with('/') {
-            bail!("view `{name}` has the pattern `{}`: a pattern starts with `/`", info.pattern);
-        }
-        let pattern = match (grants.mount.as_str(), info.pattern.as_str()) {
-            ("", pattern) => pattern.to_owned(),
-            (mount, "/") => mount.to_owned(),
-            (mount, pattern) => format!("{mount}{pattern}"),
-        };
-        let lowered = |limit: Option<u32>, max: u64| Duration::from_millis(limit.map_or(max, |limit| max.min(limit.into())));
-        Ok(Arc::new(View {
-            module: grants.name.clone(),
-            name: name.clone(),
-            id: info.id,
-            method: http::Method::from_bytes(info.method.as_bytes()).context("the method was just checked")?,
-            pattern,
-            mode,
-            atomic: info.atomic.unwrap_or_else(|| grants.atomic.applies_to(&info.method)),
-            cpu: lowered(info.cpu_ms, limits.cpu_ms),
-            timeout: lowered(info.timeout_ms, limits.timeout_ms),
-        }))
-    }).collect()
+    described
+        .iter()
+        .map(|info| {
+            let name = &info.name;
+            if !ids.insert(info.id) {
+                bail!(
+                    "`describe` gives the id {} to two views, one of them `{name}`",
+                    info.id
+                );
+            }
+            let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+            if !known.contains(&info.method.as_str()) {
+                bail!(
+                    "view `{name}` has the method `{}`: known are {}",
+                    info.method,
+                    known.join(", ")
+                );
+            }
+            if !info.pattern.starts_with('/') {
+                bail!(
+                    "view `{name}` has the pattern `{}`: a pattern starts with `/`",
+                    info.pattern
+                );
+            }
+            let pattern = match (grants.mount.as_str(), info.pattern.as_str()) {
+                ("", pattern) => pattern.to_owned(),
+                (mount, "/") => mount.to_owned(),
+                (mount, pattern) => format!("{mount}{pattern}"),
+            };
+            let lowered = |limit: Option<u32>, max: u64| {
+                Duration::from_millis(limit.map_or(max, |limit| max.min(limit.into())))
+            };
+            Ok(Arc::new(View {
+                module: grants.name.clone(),
+                name: name.clone(),
+                id: info.id,
+                method: http::Method::from_bytes(info.method.as_bytes())
+                    .context("the method was just checked")?,
+                pattern,
+                mode,
+                atomic: info
+                    .atomic
+                    .unwrap_or_else(|| grants.atomic.applies_to(&info.method)),
+                cpu: lowered(info.cpu_ms, limits.cpu_ms),
+                timeout: lowered(info.timeout_ms, limits.timeout_ms),
+            }))
+        })
+        .collect()
 }
 
 /// What `amphi inspect` shows: the views too, with everything granted that the component asks for.
 ///
 /// # Errors
 /// As [`Module::load`].
-pub fn describe(engines: &Engines, services: &Arc<Services>, inspection: &Inspection, grants: &Arc<config::Module>) -> anyhow::Result<Vec<Arc<View>>> {
+pub fn describe(
+    engines: &Engines,
+    services: &Arc<Services>,
+    inspection: &Inspection,
+    grants: &Arc<config::Module>,
+) -> anyhow::Result<Vec<Arc<View>>> {
     let prepared = prepare(engines, inspection, grants.blocking_wasi)?;
-    let described = prepared.describe(services, grants, inspection.mode).map_err(|failure| anyhow!("`describe` failed: {failure}"))?;
+    let described = prepared
+        .describe(services, grants, inspection.mode)
+        .map_err(|failure| anyhow!("`describe` failed: {failure}"))?;
     views(&described, grants, inspection.mode)
 }

@@ -51,7 +51,11 @@ impl std::error::Error for RouteError {}
 
 impl<T> Default for Router<T> {
     fn default() -> Self {
-        Router { paths: matchit::Router::new(), patterns: HashMap::new(), targets: Vec::new() }
+        Router {
+            paths: matchit::Router::new(),
+            patterns: HashMap::new(),
+            targets: Vec::new(),
+        }
     }
 }
 
@@ -80,7 +84,8 @@ impl<T: fmt::Display> Router<T> {
             Err(error) => return conflict(format!("the pattern {pattern} is malformed: {error}")),
         }
         self.patterns.insert(pattern.to_owned(), self.targets.len());
-        self.targets.push(Methods::from([(method.as_str().to_owned(), target)]));
+        self.targets
+            .push(Methods::from([(method.as_str().to_owned(), target)]));
         Ok(())
     }
 }
@@ -88,14 +93,18 @@ impl<T: fmt::Display> Router<T> {
 impl<T> Router<T> {
     /// Finds the target for a request. `path` is still percent-encoded.
     pub fn route(&self, method: &Method, path: &str) -> Route<'_, T> {
-        let Ok(matched) = self.paths.at(path) else { return Route::NotFound };
+        let Ok(matched) = self.paths.at(path) else {
+            return Route::NotFound;
+        };
         let methods = &self.targets[*matched.value];
         let target = match methods.get(method.as_str()) {
             None if method == Method::HEAD => methods.get("GET"),
             None if method == Method::OPTIONS => return Route::Options(allow(methods)),
             target => target,
         };
-        let Some(target) = target else { return Route::MethodNotAllowed(allow(methods)) };
+        let Some(target) = target else {
+            return Route::MethodNotAllowed(allow(methods));
+        };
         let mut params = Vec::with_capacity(matched.params.len());
         for (name, value) in matched.params.iter() {
             match percent_decode_str(value).decode_utf8() {
@@ -128,42 +137,87 @@ mod tests {
     fn router(routes: &[(Method, &str)]) -> Router<String> {
         let mut router = Router::default();
         for (method, pattern) in routes {
-            router.add(method, pattern, format!("{method} {pattern}")).expect("the routes do not clash");
+            router
+                .add(method, pattern, format!("{method} {pattern}"))
+                .expect("the routes do not clash");
         }
         router
     }
 
     #[test]
     fn methods_of_one_pattern_are_told_apart() {
-        let router = router(&[(Method::GET, "/"), (Method::GET, "/entries/{id}"), (Method::DELETE, "/entries/{id}")]);
+        let router = router(&[
+            (Method::GET, "/"),
+            (Method::GET, "/entries/{id}"),
+            (Method::DELETE, "/entries/{id}"),
+        ]);
         let id = vec![("id".to_owned(), "7".to_owned())];
-        assert_eq!(router.route(&Method::DELETE, "/entries/7"), Route::Found(&"DELETE /entries/{id}".into(), id.clone()));
-        assert_eq!(router.route(&Method::HEAD, "/entries/7"), Route::Found(&"GET /entries/{id}".into(), id));
-        assert_eq!(router.route(&Method::POST, "/"), Route::MethodNotAllowed("GET, HEAD, OPTIONS".into()));
-        assert_eq!(router.route(&Method::OPTIONS, "/entries/7"), Route::Options("DELETE, GET, HEAD, OPTIONS".into()));
+        assert_eq!(
+            router.route(&Method::DELETE, "/entries/7"),
+            Route::Found(&"DELETE /entries/{id}".into(), id.clone())
+        );
+        assert_eq!(
+            router.route(&Method::HEAD, "/entries/7"),
+            Route::Found(&"GET /entries/{id}".into(), id)
+        );
+        assert_eq!(
+            router.route(&Method::POST, "/"),
+            Route::MethodNotAllowed("GET, HEAD, OPTIONS".into())
+        );
+        assert_eq!(
+            router.route(&Method::OPTIONS, "/entries/7"),
+            Route::Options("DELETE, GET, HEAD, OPTIONS".into())
+        );
         assert_eq!(router.route(&Method::GET, "/entries/"), Route::NotFound);
     }
 
     #[test]
     fn parameters_are_decoded() {
         let router = router(&[(Method::GET, "/a/{x}/b/{*rest}")]);
-        let expected = vec![("x".to_owned(), "ä/ö".to_owned()), ("rest".to_owned(), "c/d e".to_owned())];
-        assert_eq!(router.route(&Method::GET, "/a/%C3%A4%2F%C3%B6/b/c/d%20e"), Route::Found(&"GET /a/{x}/b/{*rest}".into(), expected));
-        assert_eq!(router.route(&Method::GET, "/a/%ff/b/c"), Route::NotUtf8("x".into()));
+        let expected = vec![
+            ("x".to_owned(), "ä/ö".to_owned()),
+            ("rest".to_owned(), "c/d e".to_owned()),
+        ];
+        assert_eq!(
+            router.route(&Method::GET, "/a/%C3%A4%2F%C3%B6/b/c/d%20e"),
+            Route::Found(&"GET /a/{x}/b/{*rest}".into(), expected)
+        );
+        assert_eq!(
+            router.route(&Method::GET, "/a/%ff/b/c"),
+            Route::NotUtf8("x".into())
+        );
     }
 
     #[test]
     fn clashes_are_named() {
         let mut router = router(&[(Method::GET, "/entries/{id}"), (Method::GET, "/{page}")]);
-        let again = router.add(&Method::GET, "/entries/{id}", "second".into()).expect_err("it is taken");
-        assert_eq!(again.sentence, "GET /entries/{id} is already served by GET /entries/{id}");
-        let other = router.add(&Method::POST, "/entries/{name}", "third".into()).expect_err("it is ambiguous");
-        assert!(other.sentence.contains("/entries/{name} matches the same paths as /entries/{id}"), "{other}");
-        let bad = router.add(&Method::POST, "/entries/{", "fourth".into()).expect_err("it is malformed");
+        let again = router
+            .add(&Method::GET, "/entries/{id}", "second".into())
+            .expect_err("it is taken");
+        assert_eq!(
+            again.sentence,
+            "GET /entries/{id} is already served by GET /entries/{id}"
+        );
+        let other = router
+            .add(&Method::POST, "/entries/{name}", "third".into())
+            .expect_err("it is ambiguous");
+        assert!(
+            other
+                .sentence
+                .contains("/entries/{name} matches the same paths as /entries/{id}"),
+            "{other}"
+        );
+        let bad = router
+            .add(&Method::POST, "/entries/{", "fourth".into())
+            .expect_err("it is malformed");
         assert!(bad.sentence.contains("malformed"), "{bad}");
         // A literal segment beside a parameter is no clash.
-        router.add(&Method::GET, "/entries/new", "fifth".into()).expect("literal segments go first");
-        router.add(&Method::POST, "/{page}", "sixth".into()).expect("another method");
+        router
+            .add(&Method::GET, "/entries/new", "fifth".into())
+            .expect("literal segments go first");
+        router
+            .add(&Method::POST, "/{page}", "sixth".into())
+            .expect("another method");
     }
 
     proptest! {

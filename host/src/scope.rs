@@ -41,7 +41,13 @@ pub struct Scope {
 
 impl Scope {
     /// Opens the scope of a request that arrived at `arrived` and goes to `view`.
-    pub fn open(id: String, peer: SocketAddr, arrived: Instant, view: Arc<View>, limits: Limits) -> Arc<Scope> {
+    pub fn open(
+        id: String,
+        peer: SocketAddr,
+        arrived: Instant,
+        view: Arc<View>,
+        limits: Limits,
+    ) -> Arc<Scope> {
         Arc::new(Scope {
             id,
             peer,
@@ -67,11 +73,17 @@ impl Scope {
     pub fn set_value(&self, name: String, value: String) -> Result<(), String> {
         let max = self.limits.context_value_max_bytes;
         if name.len() + value.len() > max {
-            return Err(format!("the context value `{name}` has {} bytes with its name; `context_value_max_bytes` is {max}", name.len() + value.len()));
+            return Err(format!(
+                "the context value `{name}` has {} bytes with its name; `context_value_max_bytes` is {max}",
+                name.len() + value.len()
+            ));
         }
         let mut values = self.values.lock();
         if values.len() >= self.limits.context_values_max && !values.contains_key(&name) {
-            return Err(format!("the request has {} context values already, as many as `context_values_max` allows", values.len()));
+            return Err(format!(
+                "the request has {} context values already, as many as `context_values_max` allows",
+                values.len()
+            ));
         }
         values.insert(name, value);
         Ok(())

@@ -47,7 +47,9 @@ impl Sockets {
     /// # Errors
     /// When one is taken or not allowed; the text names it.
     pub fn bind(listen: &[SocketAddr], admin: Option<SocketAddr>) -> anyhow::Result<Sockets> {
-        let bind = |address: &SocketAddr| bind(*address).with_context(|| format!("cannot listen on {address}"));
+        let bind = |address: &SocketAddr| {
+            bind(*address).with_context(|| format!("cannot listen on {address}"))
+        };
         Ok(Sockets {
             listeners: listen.iter().map(bind).collect::<anyhow::Result<_>>()?,
             admin: admin.as_ref().map(bind).transpose()?,
@@ -85,7 +87,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// When a thread cannot be started.
-pub async fn serve(host: Arc<Host>, sockets: Sockets, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    host: Arc<Host>,
+    sockets: Sockets,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let config = host.app.load().config.clone();
     let limits = Arc::new(config.server);
     let loops = (0..config.async_views.loops)
@@ -95,22 +101,44 @@ pub async fn serve(host: Arc<Host>, sockets: Sockets, stop: CancellationToken) -
     let places = Arc::new(Semaphore::new(limits.connections_max));
     for listener in sockets.listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(accept(listener, Arc::clone(&loops), Arc::clone(&places), stop.clone()));
+        tokio::spawn(accept(
+            listener,
+            Arc::clone(&loops),
+            Arc::clone(&places),
+            stop.clone(),
+        ));
     }
     if let Some(admin) = sockets.admin {
-        tokio::spawn(serve_admin(tokio::net::TcpListener::from_std(admin)?, stop.clone()));
+        tokio::spawn(serve_admin(
+            tokio::net::TcpListener::from_std(admin)?,
+            stop.clone(),
+        ));
     }
     stop.cancelled().await;
     let drain = Duration::from_millis(limits.drain_timeout_ms);
-    tracing::info!(requests = METRICS.scopes.get(), drain_timeout_ms = limits.drain_timeout_ms, "stopping: no new connections, requests in flight may finish");
-    let mut idle = loops.iter().map(|each| each.idle.clone()).collect::<Vec<_>>();
+    tracing::info!(
+        requests = METRICS.scopes.get(),
+        drain_timeout_ms = limits.drain_timeout_ms,
+        "stopping: no new connections, requests in flight may finish"
+    );
+    let mut idle = loops
+        .iter()
+        .map(|each| each.idle.clone())
+        .collect::<Vec<_>>();
     let all_idle = futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled()));
     if tokio::time::timeout(drain, all_idle).await.is_err() {
-        tracing::warn!(requests = METRICS.scopes.get(), "requests still in flight are cancelled: they took longer than `drain_timeout_ms`");
+        tracing::warn!(
+            requests = METRICS.scopes.get(),
+            "requests still in flight are cancelled: they took longer than `drain_timeout_ms`"
+        );
         host.stopping.store(true, Relaxed);
         loops.iter().for_each(|each| each.abort.cancel());
         // They end at their next host call or preemption point.
-        let _ = tokio::time::timeout(Duration::from_secs(1), futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled()))).await;
+        let _ = tokio::time::timeout(
+            Duration::from_secs(1),
+            futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled())),
+        )
+        .await;
     }
     host.workers.close();
     Ok(())
@@ -134,13 +162,31 @@ struct Connection {
 }
 
 impl Loop {
-    fn start(number: usize, host: &Arc<Host>, limits: &Arc<Limits>, stop: &CancellationToken) -> anyhow::Result<Loop> {
+    fn start(
+        number: usize,
+        host: &Arc<Host>,
+        limits: &Arc<Limits>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Loop> {
         let (incoming, connections) = mpsc::channel(BACKLOG as usize);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("an event loop")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("an event loop")?;
         let (abort, idle) = (CancellationToken::new(), CancellationToken::new());
-        let each = Loop { incoming, connections: Arc::default(), abort: abort.clone(), idle: idle.clone() };
+        let each = Loop {
+            incoming,
+            connections: Arc::default(),
+            abort: abort.clone(),
+            idle: idle.clone(),
+        };
         let work = {
-            let (host, limits, stop, count) = (Arc::clone(host), Arc::clone(limits), stop.clone(), Arc::clone(&each.connections));
+            let (host, limits, stop, count) = (
+                Arc::clone(host),
+                Arc::clone(limits),
+                stop.clone(),
+                Arc::clone(&each.connections),
+            );
             async move {
                 tokio::select! {
                     () = serve_connections(host, limits, connections, count, stop) => {}
@@ -154,7 +200,10 @@ impl Loop {
             runtime.shutdown_background();
             idle.cancel();
         };
-        std::thread::Builder::new().name(format!("amphi-loop-{number}")).spawn(run).context("an event loop's thread")?;
+        std::thread::Builder::new()
+            .name(format!("amphi-loop-{number}"))
+            .spawn(run)
+            .context("an event loop's thread")?;
         Ok(each)
     }
 }
@@ -168,7 +217,9 @@ async fn accept(
     loop {
         if places.available_permits() == 0 {
             METRICS.refused.with_label_values(&["connections"]).inc();
-            tracing::warn!("`connections_max` connections are open: further ones wait until one closes");
+            tracing::warn!(
+                "`connections_max` connections are open: further ones wait until one closes"
+            );
         }
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
@@ -186,11 +237,21 @@ async fn accept(
                 continue;
             }
         };
-        let least = loops.iter().min_by_key(|each| each.connections.load(Relaxed)).expect("there is at least one loop");
+        let least = loops
+            .iter()
+            .min_by_key(|each| each.connections.load(Relaxed))
+            .expect("there is at least one loop");
         // Moved to the loop's own runtime, so that only that one wakes for it.
-        let Ok(stream) = stream.into_std() else { continue };
+        let Ok(stream) = stream.into_std() else {
+            continue;
+        };
         least.connections.fetch_add(1, Relaxed);
-        let connection = Connection { stream, peer, _place: place, _open: Held::new(&METRICS.connections) };
+        let connection = Connection {
+            stream,
+            peer,
+            _place: place,
+            _open: Held::new(&METRICS.connections),
+        };
         if least.incoming.send(connection).await.is_err() {
             return;
         }
@@ -212,8 +273,13 @@ async fn serve_connections(
             () = stop.cancelled() => None,
         };
         let Some(connection) = connection else { break };
-        let (host, limits, protocol, count, stop) =
-            (Arc::clone(&host), Arc::clone(&limits), Arc::clone(&protocol), Arc::clone(&count), stop.clone());
+        let (host, limits, protocol, count, stop) = (
+            Arc::clone(&host),
+            Arc::clone(&limits),
+            Arc::clone(&protocol),
+            Arc::clone(&count),
+            stop.clone(),
+        );
         open.spawn(async move {
             serve_connection(host, &limits, &protocol, connection, &stop).await;
             count.fetch_sub(1, Relaxed);
@@ -251,7 +317,9 @@ async fn serve_connection(
 ) {
     let Connection { stream, peer, .. } = connection;
     let _ = stream.set_nodelay(true);
-    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
+    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else {
+        return;
+    };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
     let spoken = AtomicBool::new(false);
@@ -260,7 +328,8 @@ async fn serve_connection(
         let host = Arc::clone(&host);
         async move { Ok::<_, Infallible>(request::answer(host, peer, request).await) }
     });
-    let mut serving = std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let mut serving =
+        std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
     // The protocol's own limit starts when it knows whether it is HTTP/1 or 2: a client may never say.
     let first_request = tokio::time::sleep(Duration::from_millis(limits.header_timeout_ms));
     let mut first_request = std::pin::pin!(first_request);
@@ -300,7 +369,9 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
             continue;
         };
         tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| async move { Ok::<_, Infallible>(admin(request.uri().path())) });
+            let service = service_fn(|request: Request<Incoming>| async move {
+                Ok::<_, Infallible>(admin(request.uri().path()))
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(10))
@@ -316,8 +387,16 @@ fn admin(path: &str) -> Response<Full<Bytes>> {
     let (status, body) = match path {
         "/metrics" => (StatusCode::OK, METRICS.render()),
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "There are /metrics and /healthz.\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "There are /metrics and /healthz.\n".to_owned(),
+        ),
     };
-    let response = Response::builder().status(status).header(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
-    response.body(Full::new(body.into())).expect("the headers are valid")
+    let response = Response::builder().status(status).header(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    );
+    response
+        .body(Full::new(body.into()))
+        .expect("the headers are valid")
 }

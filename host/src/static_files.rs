@@ -34,22 +34,37 @@ impl StaticFiles {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(dir: &Path) -> io::Result<StaticFiles> {
-        Ok(StaticFiles { dir: Dir::open_ambient_dir(dir, ambient_authority())? })
+        Ok(StaticFiles {
+            dir: Dir::open_ambient_dir(dir, ambient_authority())?,
+        })
     }
 
     /// Answers a request for `path` (still percent-encoded, relative to the folder). Blocks for the disk.
     ///
     /// # Errors
     /// 404 when there is no such file in the folder.
-    pub fn respond(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Response<Content>, Failure> {
+    pub fn respond(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Content>, Failure> {
         let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
-        let path = percent_decode_str(path).decode_utf8().map_err(|_| missing())?;
+        let path = percent_decode_str(path)
+            .decode_utf8()
+            .map_err(|_| missing())?;
         let (file, metadata) = self.file(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput | io::ErrorKind::NotADirectory
-            | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => missing(),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename => missing(),
             _ => Failure::host(format!("the static file {path} could not be read: {error}")),
         })?;
-        let modified = metadata.modified().map_or(SystemTime::UNIX_EPOCH, cap_std::time::SystemTime::into_std);
+        let modified = metadata
+            .modified()
+            .map_or(SystemTime::UNIX_EPOCH, cap_std::time::SystemTime::into_std);
         let tag = tag(modified, metadata.len());
         let mut response = Response::builder()
             .header(header::ETAG, &tag)
@@ -58,13 +73,19 @@ impl StaticFiles {
             .header("x-content-type-options", "nosniff");
         if not_modified(headers, &tag, modified) {
             response = response.status(StatusCode::NOT_MODIFIED);
-            return Ok(response.body(Content::Whole(Bytes::new())).expect("the headers are valid"));
+            return Ok(response
+                .body(Content::Whole(Bytes::new()))
+                .expect("the headers are valid"));
         }
-        response = response.header(header::CONTENT_TYPE, content_type(&path)).header(header::CONTENT_LENGTH, metadata.len());
+        response = response
+            .header(header::CONTENT_TYPE, content_type(&path))
+            .header(header::CONTENT_LENGTH, metadata.len());
         let content = match metadata.len() {
             _ if method == Method::HEAD => Content::Whole(Bytes::new()),
             length if length > WHOLE_BYTES => Content::Open(file.into_std(), length),
-            _ => Content::Whole(read(file).map_err(|error| Failure::host(format!("the static file {path} could not be read: {error}")))?),
+            _ => Content::Whole(read(file).map_err(|error| {
+                Failure::host(format!("the static file {path} could not be read: {error}"))
+            })?),
         };
         Ok(response.body(content).expect("the headers are valid"))
     }
@@ -87,18 +108,35 @@ fn read(mut file: File) -> io::Result<Bytes> {
 }
 
 fn tag(modified: SystemTime, length: u64) -> String {
-    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = modified
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     format!("\"{:x}-{length:x}\"", since.as_nanos())
 }
 
 /// `if-none-match` decides when it is there, else `if-modified-since` (RFC 9110, 13.2.2).
 fn not_modified(headers: &HeaderMap, tag: &str, modified: SystemTime) -> bool {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
     if let Some(known) = text(header::IF_NONE_MATCH) {
-        return known.split(',').map(|known| known.trim().trim_start_matches("W/")).any(|known| known == "*" || known == tag);
+        return known
+            .split(',')
+            .map(|known| known.trim().trim_start_matches("W/"))
+            .any(|known| known == "*" || known == tag);
     }
-    let Some(since) = text(header::IF_MODIFIED_SINCE).and_then(|date| httpdate::parse_http_date(date).ok()) else { return false };
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let Some(since) =
+        text(header::IF_MODIFIED_SINCE).and_then(|date| httpdate::parse_http_date(date).ok())
+    else {
+        return false;
+    };
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    };
     seconds(modified) <= seconds(since)
 }
 

@@ -122,16 +122,24 @@ impl Transaction {
         params: Vec<Value>,
     ) -> Result<u64, Error> {
         let mut turn = self.begun(face, on).await?;
-        face.run(move || turn.run(|lease| lease.execute(&sql, &params))).await
+        face.run(move || turn.run(|lease| lease.execute(&sql, &params)))
+            .await
     }
 
     /// Begins a transaction, or a savepoint in the one there is.
     ///
     /// # Errors
     /// When no connection can be had, or the transaction is on another database.
-    pub async fn begin(&self, face: Face, on: (&Arc<Sqlite>, &Arc<Deadline>)) -> Result<Level, Error> {
+    pub async fn begin(
+        &self,
+        face: Face,
+        on: (&Arc<Sqlite>, &Arc<Deadline>),
+    ) -> Result<Level, Error> {
         let was_active = self.active.swap(true, SeqCst);
-        let mut turn = self.begun(face, on).await.inspect_err(|_| self.active.store(was_active, SeqCst))?;
+        let mut turn = self
+            .begun(face, on)
+            .await
+            .inspect_err(|_| self.active.store(was_active, SeqCst))?;
         let outermost = !self.atomic && turn.open()?.levels.is_empty();
         turn.0.last_level += 1;
         let level = Level(turn.0.last_level);
@@ -204,19 +212,30 @@ impl Transaction {
     }
 
     /// The state with its transaction begun, in turn.
-    async fn begun(&self, face: Face, (database, deadline): (&Arc<Sqlite>, &Arc<Deadline>)) -> Result<Turn, Error> {
+    async fn begun(
+        &self,
+        face: Face,
+        (database, deadline): (&Arc<Sqlite>, &Arc<Deadline>),
+    ) -> Result<Turn, Error> {
         let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
         self.undo_abandoned(&mut state);
         let name = &database.config().name;
         match &state.open {
             Some(open) if &open.database == name => return Ok(Turn(state)),
             Some(open) => {
-                return Err(Error::new(ErrorKind::Denied, format!(
-                    "the transaction of this request is on the database `{}`, so a statement on `{name}` could not be part of it: use one database per transaction, or run the statement outside", open.database
-                )));
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "the transaction of this request is on the database `{}`, so a statement on `{name}` could not be part of it: use one database per transaction, or run the statement outside",
+                        open.database
+                    ),
+                ));
             }
             None if state.fate == Fate::RolledBack && self.atomic => {
-                return Err(Error::new(ErrorKind::Other, "the transaction of this request was rolled back: nothing more can be done in it"));
+                return Err(Error::new(
+                    ErrorKind::Other,
+                    "the transaction of this request was rolled back: nothing more can be done in it",
+                ));
             }
             None => {}
         }
@@ -224,7 +243,12 @@ impl Transaction {
         let database = name.clone();
         face.run(move || {
             lease.host("begin immediate")?;
-            state.open = Some(Open { lease, database, levels: Vec::new(), _held: Held::new(&METRICS.transactions) });
+            state.open = Some(Open {
+                lease,
+                database,
+                levels: Vec::new(),
+                _held: Held::new(&METRICS.transactions),
+            });
             Ok(Turn(state))
         })
         .await
@@ -234,12 +258,20 @@ impl Transaction {
     async fn leave(&self, level: Level) -> Result<(Turn, bool), Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
         self.undo_abandoned(&mut state);
-        let gone = || Error::new(ErrorKind::Other, "the transaction has ended already: it was rolled back after an error or by an outer one");
+        let gone = || {
+            Error::new(
+                ErrorKind::Other,
+                "the transaction has ended already: it was rolled back after an error or by an outer one",
+            )
+        };
         let open = state.open.as_mut().ok_or_else(gone)?;
         match open.levels.last() {
             Some(last) if *last == level => open.levels.pop(),
             Some(_) if open.levels.contains(&level) => {
-                return Err(Error::new(ErrorKind::Other, "a transaction within this one is still open: end the inner one first"));
+                return Err(Error::new(
+                    ErrorKind::Other,
+                    "a transaction within this one is still open: end the inner one first",
+                ));
             }
             _ => return Err(gone()),
         };
@@ -252,8 +284,12 @@ impl Transaction {
 
     fn undo_abandoned(&self, state: &mut State) {
         for level in std::mem::take(&mut *self.abandoned.lock()) {
-            let Some(open) = &mut state.open else { continue };
-            let Some(depth) = open.levels.iter().position(|other| *other == level) else { continue };
+            let Some(open) = &mut state.open else {
+                continue;
+            };
+            let Some(depth) = open.levels.iter().position(|other| *other == level) else {
+                continue;
+            };
             open.levels.truncate(depth);
             let outermost = depth == 0 && !self.atomic;
             if outermost {
@@ -271,7 +307,10 @@ struct Turn(OwnedMutexGuard<State>);
 
 impl Turn {
     fn open(&mut self) -> Result<&mut Open, Error> {
-        self.0.open.as_mut().ok_or_else(|| Error::new(ErrorKind::Other, "the transaction has ended already"))
+        self.0
+            .open
+            .as_mut()
+            .ok_or_else(|| Error::new(ErrorKind::Other, "the transaction has ended already"))
     }
 
     fn run<T>(&mut self, statement: impl FnOnce(&Lease) -> Result<T, Error>) -> Result<T, Error> {
@@ -292,7 +331,9 @@ impl State {
     }
 
     fn end(&mut self, commit: bool) -> Result<(), Error> {
-        let Some(open) = self.open.take() else { return Ok(()) };
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
         self.fate = Fate::RolledBack;
         let result = open.lease.host(if commit { "commit" } else { "rollback" });
         if commit && result.is_ok() {

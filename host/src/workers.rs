@@ -95,16 +95,23 @@ impl Workers {
         });
         let since = Instant::now();
         let ticket = self.0.push(job)?;
-        let _place = Queued { pool: &self.0, ticket };
+        let _place = Queued {
+            pool: &self.0,
+            ticket,
+        };
         let wait = Duration::from_millis(self.0.config.queue_timeout_ms);
-        let answered = match deadline.bound(tokio::time::timeout(wait, &mut answer)).await {
+        let answered = match deadline
+            .bound(tokio::time::timeout(wait, &mut answer))
+            .await
+        {
             Ok(Ok(answered)) => answered,
             Ok(Err(_)) if self.0.withdraw(ticket) => {
                 METRICS.refused.with_label_values(&[QUEUE]).inc();
                 METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
                 let config = &self.0.config;
                 return Err(Refused::Busy(format!(
-                    "{QUEUE}: none of {} came free within {} ms", config.workers_max, config.queue_timeout_ms
+                    "{QUEUE}: none of {} came free within {} ms",
+                    config.workers_max, config.queue_timeout_ms
                 )));
             }
             Err(why) if self.0.withdraw(ticket) => return Err(Refused::Ended(why)),
@@ -149,7 +156,8 @@ impl Pool {
             self.queue_changed(&state);
             METRICS.refused.with_label_values(&[QUEUE]).inc();
             return Err(Refused::Busy(format!(
-                "{QUEUE}: all {} are busy and {} requests wait already", state.threads, self.config.queue_max
+                "{QUEUE}: all {} are busy and {} requests wait already",
+                state.threads, self.config.queue_max
             )));
         }
         self.queue_changed(&state);
@@ -172,7 +180,8 @@ impl Pool {
 
     fn queue_changed(&self, state: &State) {
         self.queued.store(state.queue.len(), SeqCst);
-        self.queued_gauge.set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
+        self.queued_gauge
+            .set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
     }
 
     /// Starts a worker if one is wanted and allowed.
@@ -183,7 +192,9 @@ impl Pool {
             return;
         }
         let pool = Arc::clone(self);
-        let started = std::thread::Builder::new().name("amphi-sync".into()).spawn(move || pool.work());
+        let started = std::thread::Builder::new()
+            .name("amphi-sync".into())
+            .spawn(move || pool.work());
         match started {
             Ok(_) => {
                 state.threads += 1;
@@ -221,7 +232,9 @@ impl Pool {
 
 /// Runs something that waits. On a sync worker, the pool may start another worker meanwhile.
 pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
-    let Some(pool) = OWN_POOL.with_borrow(Clone::clone) else { return wait() };
+    let Some(pool) = OWN_POOL.with_borrow(Clone::clone) else {
+        return wait();
+    };
     let _blocked = Blocked::new(pool);
     wait()
 }
@@ -252,8 +265,18 @@ mod tests {
 
     use super::*;
 
-    fn pool(workers: usize, workers_max: usize, queue_max: usize, queue_timeout_ms: u64) -> Workers {
-        let config = SyncViews { workers, workers_max, queue_max, queue_timeout_ms };
+    fn pool(
+        workers: usize,
+        workers_max: usize,
+        queue_max: usize,
+        queue_timeout_ms: u64,
+    ) -> Workers {
+        let config = SyncViews {
+            workers,
+            workers_max,
+            queue_max,
+            queue_timeout_ms,
+        };
         Workers::new(config, Handle::current())
     }
 
@@ -273,7 +296,13 @@ mod tests {
             workers.run(&b, job(Arc::clone(&meeting))),
             workers.run(&c, job(meeting)),
         );
-        assert_eq!([a, b, c].into_iter().filter(|leader| leader == &Ok(true)).count(), 1);
+        assert_eq!(
+            [a, b, c]
+                .into_iter()
+                .filter(|leader| leader == &Ok(true))
+                .count(),
+            1
+        );
         assert_eq!(workers.0.state.lock().threads, 3);
     }
 
@@ -281,7 +310,9 @@ mod tests {
     async fn r4_computing_jobs_do_not_make_the_pool_grow() {
         let workers = pool(1, 8, 10, 5_000);
         let deadlines: Vec<Deadline> = (0..6).map(|_| soon()).collect();
-        let jobs = deadlines.iter().map(|deadline| workers.run(deadline, || std::thread::sleep(Duration::from_millis(20))));
+        let jobs = deadlines.iter().map(|deadline| {
+            workers.run(deadline, || std::thread::sleep(Duration::from_millis(20)))
+        });
         for done in futures::future::join_all(jobs).await {
             assert_eq!(done, Ok(()));
         }
@@ -320,7 +351,9 @@ mod tests {
             },
         );
         assert_eq!((first, second), (Ok(()), Ok(())));
-        assert!(matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("1 requests wait already")));
+        assert!(
+            matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("1 requests wait already"))
+        );
     }
 
     #[tokio::test]
@@ -328,7 +361,10 @@ mod tests {
         let workers = pool(1, 1, 10, 5_000);
         let (a, b) = (soon(), soon());
         let busy = workers.run(&a, || std::thread::sleep(Duration::from_millis(100)));
-        let dropped = tokio::time::timeout(Duration::from_millis(20), workers.run(&b, || unreachable!("it was withdrawn")));
+        let dropped = tokio::time::timeout(
+            Duration::from_millis(20),
+            workers.run(&b, || unreachable!("it was withdrawn")),
+        );
         let (busy, dropped) = tokio::join!(busy, dropped);
         assert_eq!(busy, Ok(()));
         assert!(dropped.is_err());

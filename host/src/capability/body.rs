@@ -18,19 +18,29 @@ impl From<Ended> for Error {
 
 impl body::Host for Guest {
     fn read(&mut self, offset: u64, max: u32) -> wasmtime::Result<Result<Vec<u8>, Error>> {
-        let Some(body) = &self.body else { return Ok(Ok(Vec::new())) };
+        let Some(body) = &self.body else {
+            return Ok(Ok(Vec::new()));
+        };
         if self.scope.deadline.ended().is_some() {
             return Ok(Err(Error::Aborted));
         }
-        Ok(body.read(offset, max.min(PIECE_MAX)).map_err(|error| Error::Io(error.to_string())))
+        Ok(body
+            .read(offset, max.min(PIECE_MAX))
+            .map_err(|error| Error::Io(error.to_string())))
     }
 }
 
 impl body_async::Host for Guest {}
 
 impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
-    async fn read(accessor: &Accessor<Guest, Self>, offset: u64, max: u32) -> wasmtime::Result<Result<Vec<u8>, Error>> {
-        let Some(body) = accessor.with(|mut store| store.get().body.clone()) else { return Ok(Ok(Vec::new())) };
+    async fn read(
+        accessor: &Accessor<Guest, Self>,
+        offset: u64,
+        max: u32,
+    ) -> wasmtime::Result<Result<Vec<u8>, Error>> {
+        let Some(body) = accessor.with(|mut store| store.get().body.clone()) else {
+            return Ok(Ok(Vec::new()));
+        };
         let max = max.min(PIECE_MAX);
         if let Some(piece) = body.read_memory(offset, max) {
             return Ok(Ok(piece));

@@ -30,24 +30,50 @@ impl Guest {
                 none if none.is_empty() => "none".to_owned(),
                 names => names,
             };
-            return Err(Error::new(ErrorKind::Denied, format!(
-                "module `{}` is not granted the database `{name}` (granted: {granted}): add it to `databases` of `[modules.{0}]`", self.grants.name
-            )));
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "module `{}` is not granted the database `{name}` (granted: {granted}): add it to `databases` of `[modules.{0}]`",
+                    self.grants.name
+                ),
+            ));
         }
-        let database = Arc::clone(self.services.databases.get(name).expect("the configuration knows every granted database"));
-        Ok(Session { scope: Arc::clone(&self.scope), database, face })
+        let database = Arc::clone(
+            self.services
+                .databases
+                .get(name)
+                .expect("the configuration knows every granted database"),
+        );
+        Ok(Session {
+            scope: Arc::clone(&self.scope),
+            database,
+            face,
+        })
     }
 }
 
 impl Session {
     async fn query(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
-        let Session { scope, database, face } = self;
+        let Session {
+            scope,
+            database,
+            face,
+        } = self;
         let max = scope.limits.rows_max_bytes;
         if scope.transaction.is_active() {
-            return scope.transaction.query(*face, (database, &scope.deadline), sql, params, max).await;
+            return scope
+                .transaction
+                .query(*face, (database, &scope.deadline), sql, params, max)
+                .await;
         }
         let lease = database.reader(&scope.deadline).await?;
-        let tried = face.run(move || lease.query(&sql, &params, max).map(|tried| (tried, sql, params))).await?;
+        let tried = face
+            .run(move || {
+                lease
+                    .query(&sql, &params, max)
+                    .map(|tried| (tried, sql, params))
+            })
+            .await?;
         match tried {
             (Tried::Done(table), ..) => Ok(table),
             (Tried::Writes, sql, params) => {
@@ -61,9 +87,16 @@ impl Session {
     }
 
     async fn execute(&self, sql: String, params: Vec<Value>) -> Result<u64, Error> {
-        let Session { scope, database, face } = self;
+        let Session {
+            scope,
+            database,
+            face,
+        } = self;
         if scope.transaction.is_active() {
-            return scope.transaction.execute(*face, (database, &scope.deadline), sql, params).await;
+            return scope
+                .transaction
+                .execute(*face, (database, &scope.deadline), sql, params)
+                .await;
         }
         let lease = database.writer(&scope.deadline).await?;
         face.run(move || lease.execute(&sql, &params)).await
@@ -72,9 +105,13 @@ impl Session {
     /// Inside a transaction the one connection has to stay free for other statements, so the result is read at
     /// once; outside, a connection of its own feeds it piece by piece.
     async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
-        let Session { scope, database, .. } = self;
+        let Session {
+            scope, database, ..
+        } = self;
         if !scope.transaction.is_active() {
-            let stream = database.stream(&scope.deadline, sql.clone(), params.clone()).await?;
+            let stream = database
+                .stream(&scope.deadline, sql.clone(), params.clone())
+                .await?;
             if let Tried::Done(stream) = stream {
                 return Ok(Rows::streamed(stream));
             }
@@ -83,9 +120,19 @@ impl Session {
     }
 
     async fn begin(&self) -> Result<Begun, Error> {
-        let Session { scope, database, face } = self;
-        let level = scope.transaction.begin(*face, (database, &scope.deadline)).await?;
-        Ok(Begun { scope: Arc::clone(scope), level: Some(level) })
+        let Session {
+            scope,
+            database,
+            face,
+        } = self;
+        let level = scope
+            .transaction
+            .begin(*face, (database, &scope.deadline))
+            .await?;
+        Ok(Begun {
+            scope: Arc::clone(scope),
+            level: Some(level),
+        })
     }
 }
 
@@ -103,13 +150,25 @@ struct Pending {
 
 impl Rows {
     fn streamed(stream: Stream) -> Rows {
-        let pending = Pending { ready: VecDeque::new(), more: Some(stream.pieces) };
-        Rows { columns: stream.columns, rows: Arc::new(pending.into()) }
+        let pending = Pending {
+            ready: VecDeque::new(),
+            more: Some(stream.pieces),
+        };
+        Rows {
+            columns: stream.columns,
+            rows: Arc::new(pending.into()),
+        }
     }
 
     fn read(table: Table) -> Rows {
-        let pending = Pending { ready: table.rows.into(), more: None };
-        Rows { columns: table.columns, rows: Arc::new(pending.into()) }
+        let pending = Pending {
+            ready: table.rows.into(),
+            more: None,
+        };
+        Rows {
+            columns: table.columns,
+            rows: Arc::new(pending.into()),
+        }
     }
 }
 
@@ -151,14 +210,20 @@ impl Drop for Begun {
     }
 }
 
-fn kept(table: &mut ResourceTable, rows: Result<Rows, Error>) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
+fn kept(
+    table: &mut ResourceTable,
+    rows: Result<Rows, Error>,
+) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
     Ok(match rows {
         Ok(rows) => Ok(table.push(rows)?),
         Err(error) => Err(error),
     })
 }
 
-fn begun(table: &mut ResourceTable, begun: Result<Begun, Error>) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
+fn begun(
+    table: &mut ResourceTable,
+    begun: Result<Begun, Error>,
+) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
     Ok(match begun {
         Ok(begun) => Ok(table.push(begun)?),
         Err(error) => Err(error),
@@ -167,22 +232,41 @@ fn begun(table: &mut ResourceTable, begun: Result<Begun, Error>) -> wasmtime::Re
 
 impl Guest {
     /// Runs one call of the sync face: on this thread, no longer than the request may run.
-    fn now<T>(&self, name: &str, call: impl AsyncFnOnce(&Session) -> Result<T, Error>) -> Result<T, Error> {
+    fn now<T>(
+        &self,
+        name: &str,
+        call: impl AsyncFnOnce(&Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let session = self.session(name, Face::Sync)?;
         self.wait(call(&session))?
     }
 }
 
 impl database::Host for Guest {
-    fn query(&mut self, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<Table, Error>> {
+    fn query(
+        &mut self,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<Table, Error>> {
         Ok(self.now(&name, async |session| session.query(sql, params).await))
     }
 
-    fn execute(&mut self, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<u64, Error>> {
+    fn execute(
+        &mut self,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<u64, Error>> {
         Ok(self.now(&name, async |session| session.execute(sql, params).await))
     }
 
-    fn open(&mut self, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
+    fn open(
+        &mut self,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
         let rows = self.now(&name, async |session| session.open(sql, params).await);
         kept(&mut self.table, rows)
     }
@@ -198,9 +282,15 @@ impl database::HostRows for Guest {
         Ok(self.table.get(&rows)?.columns.clone())
     }
 
-    fn next(&mut self, rows: Resource<Rows>, max: u32) -> wasmtime::Result<Result<Vec<Row>, Error>> {
+    fn next(
+        &mut self,
+        rows: Resource<Rows>,
+        max: u32,
+    ) -> wasmtime::Result<Result<Vec<Row>, Error>> {
         let rows = Arc::clone(&self.table.get(&rows)?.rows);
-        Ok(self.wait(next(rows, max)).unwrap_or_else(|why| Err(why.into())))
+        Ok(self
+            .wait(next(rows, max))
+            .unwrap_or_else(|why| Err(why.into())))
     }
 
     fn drop(&mut self, rows: Resource<Rows>) -> wasmtime::Result<()> {
@@ -212,12 +302,16 @@ impl database::HostRows for Guest {
 impl database::HostTransaction for Guest {
     fn commit(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
         let begun = self.table.delete(transaction)?;
-        Ok(self.wait(begun.end(Face::Sync, true)).unwrap_or_else(|why| Err(why.into())))
+        Ok(self
+            .wait(begun.end(Face::Sync, true))
+            .unwrap_or_else(|why| Err(why.into())))
     }
 
     fn rollback(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
         let begun = self.table.delete(transaction)?;
-        Ok(self.wait(begun.end(Face::Sync, false)).unwrap_or_else(|why| Err(why.into())))
+        Ok(self
+            .wait(begun.end(Face::Sync, false))
+            .unwrap_or_else(|why| Err(why.into())))
     }
 
     fn drop(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<()> {
@@ -233,7 +327,11 @@ fn session(accessor: &Async, name: &str) -> Result<Session, Error> {
     accessor.with(|mut store| store.get().session(name, Face::Async))
 }
 
-async fn end(accessor: &Async, transaction: Resource<Begun>, commit: bool) -> wasmtime::Result<Result<(), Error>> {
+async fn end(
+    accessor: &Async,
+    transaction: Resource<Begun>,
+    commit: bool,
+) -> wasmtime::Result<Result<(), Error>> {
     let begun = accessor.with(|mut store| store.get().table.delete(transaction))?;
     Ok(begun.end(Face::Async, commit).await)
 }
@@ -241,20 +339,38 @@ async fn end(accessor: &Async, transaction: Resource<Begun>, commit: bool) -> wa
 impl database_async::Host for Guest {}
 
 impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
-    async fn query(accessor: &Async, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<Table, Error>> {
+    async fn query(
+        accessor: &Async,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<Table, Error>> {
         Ok(async { session(accessor, &name)?.query(sql, params).await }.await)
     }
 
-    async fn execute(accessor: &Async, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<u64, Error>> {
+    async fn execute(
+        accessor: &Async,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<u64, Error>> {
         Ok(async { session(accessor, &name)?.execute(sql, params).await }.await)
     }
 
-    async fn open(accessor: &Async, name: String, sql: String, params: Vec<Value>) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
+    async fn open(
+        accessor: &Async,
+        name: String,
+        sql: String,
+        params: Vec<Value>,
+    ) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
         let rows = async { session(accessor, &name)?.open(sql, params).await }.await;
         accessor.with(|mut store| kept(&mut store.get().table, rows))
     }
 
-    async fn begin(accessor: &Async, name: String) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
+    async fn begin(
+        accessor: &Async,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
         let level = async { session(accessor, &name)?.begin().await }.await;
         accessor.with(|mut store| begun(&mut store.get().table, level))
     }
@@ -271,8 +387,18 @@ impl database_async::HostRows for Guest {
 }
 
 impl database_async::HostRowsWithStore<Guest> for HasSelf<Guest> {
-    async fn next(accessor: &Async, rows: Resource<Rows>, max: u32) -> wasmtime::Result<Result<Vec<Row>, Error>> {
-        let rows = accessor.with(|mut store| store.get().table.get(&rows).map(|rows| Arc::clone(&rows.rows)))?;
+    async fn next(
+        accessor: &Async,
+        rows: Resource<Rows>,
+        max: u32,
+    ) -> wasmtime::Result<Result<Vec<Row>, Error>> {
+        let rows = accessor.with(|mut store| {
+            store
+                .get()
+                .table
+                .get(&rows)
+                .map(|rows| Arc::clone(&rows.rows))
+        })?;
         Ok(next(rows, max).await)
     }
 }
@@ -284,11 +410,17 @@ impl database_async::HostTransaction for Guest {
 }
 
 impl database_async::HostTransactionWithStore<Guest> for HasSelf<Guest> {
-    async fn commit(accessor: &Async, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
+    async fn commit(
+        accessor: &Async,
+        transaction: Resource<Begun>,
+    ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, true).await
     }
 
-    async fn rollback(accessor: &Async, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
+    async fn rollback(
+        accessor: &Async,
+        transaction: Resource<Begun>,
+    ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, false).await
     }
 }

@@ -35,7 +35,10 @@ impl Client {
             .no_proxy()
             .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Client { client, own: OnceLock::new() })
+        Ok(Client {
+            client,
+            own: OnceLock::new(),
+        })
     }
 
     /// Says where this app itself listens, for requests to `/…`.
@@ -51,22 +54,31 @@ impl Client {
     }
 
     fn url(&self, text: &str, module: &Module) -> Result<Url, Error> {
-        let parse = |url: &str| Url::parse(url).map_err(|error| Error::Invalid(format!("`{text}` is not a URL: {error}")));
+        let parse = |url: &str| {
+            Url::parse(url)
+                .map_err(|error| Error::Invalid(format!("`{text}` is not a URL: {error}")))
+        };
         let denied = |what: String| {
             Err(Error::Denied(format!(
-                "module `{}` may not send requests to {what}: add \"{what}\" to `http` of `[modules.{0}]`", module.name
+                "module `{}` may not send requests to {what}: add \"{what}\" to `http` of `[modules.{0}]`",
+                module.name
             )))
         };
         if text.starts_with('/') {
             if !module.http.contains(&HttpGrant::Own) {
                 return denied("self".into());
             }
-            let own = self.own.get().ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
+            let own = self
+                .own
+                .get()
+                .ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
             return parse(&format!("http://{own}{text}"));
         }
         let url = parse(text)?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(Error::Invalid(format!("`{text}`: only http and https URLs can be requested")));
+            return Err(Error::Invalid(format!(
+                "`{text}`: only http and https URLs can be requested"
+            )));
         }
         let origin = url.origin().ascii_serialization();
         let granted = module.http.iter().any(|grant| match grant {
@@ -89,19 +101,25 @@ struct Call {
 impl Guest {
     fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
         let url = self.services.http.url(&wanted.url, &self.grants)?;
-        let invalid = |what: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{what}: {error}"));
-        let method = Method::from_bytes(wanted.method.as_bytes()).map_err(|error| invalid(&wanted.method, &error))?;
+        let invalid =
+            |what: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{what}: {error}"));
+        let method = Method::from_bytes(wanted.method.as_bytes())
+            .map_err(|error| invalid(&wanted.method, &error))?;
         let mut request = reqwest::Request::new(method, url);
         for (name, value) in &wanted.headers {
-            let key = reqwest::header::HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
+            let key = reqwest::header::HeaderName::from_bytes(name.as_bytes())
+                .map_err(|error| invalid(name, &error))?;
             if crate::request::HOP_BY_HOP.contains(&key) || key == reqwest::header::CONTENT_LENGTH {
                 return Err(Error::Invalid(format!("{name}: the host sets it")));
             }
-            let value = reqwest::header::HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
+            let value = reqwest::header::HeaderValue::from_str(value)
+                .map_err(|error| invalid(name, &error))?;
             request.headers_mut().append(key, value);
         }
         let left = self.scope.deadline.remaining();
-        let asked = wanted.timeout_ms.map_or(left, |ms| Duration::from_millis(ms.into()));
+        let asked = wanted
+            .timeout_ms
+            .map_or(left, |ms| Duration::from_millis(ms.into()));
         *request.timeout_mut() = Some(asked.min(left));
         if !wanted.body.is_empty() {
             *request.body_mut() = Some(wanted.body.into());
@@ -117,22 +135,37 @@ impl Guest {
 
 impl Call {
     async fn send(self) -> Result<InboundResponse, Error> {
-        let _place = self.places.acquire().await.expect("the semaphore is never closed");
+        let _place = self
+            .places
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let _held = Held::new(&METRICS.outbound);
         let mut response = self.client.execute(self.request).await?;
         let headers = (response.headers().iter())
-            .map(|(name, value)| (name.as_str().to_owned(), crate::request::text(value.as_bytes())))
+            .map(|(name, value)| {
+                (
+                    name.as_str().to_owned(),
+                    crate::request::text(value.as_bytes()),
+                )
+            })
             .collect();
         let status = response.status().as_u16();
         let max = self.scope.limits.outbound_response_max_bytes;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             if (body.len() + chunk.len()) as u64 > max {
-                return Err(Error::TooLarge(format!("the response has more than {max} bytes (`outbound_response_max_bytes`)")));
+                return Err(Error::TooLarge(format!(
+                    "the response has more than {max} bytes (`outbound_response_max_bytes`)"
+                )));
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(InboundResponse { status, headers, body })
+        Ok(InboundResponse {
+            status,
+            headers,
+            body,
+        })
     }
 }
 
@@ -142,8 +175,12 @@ impl From<reqwest::Error> for Error {
             return Error::Timeout;
         }
         // The causes say what happened ("connection refused"); the outermost text only that something did.
-        let causes = std::iter::successors(std::error::Error::source(&error), |error| error.source());
-        let text = causes.map(ToString::to_string).last().unwrap_or_else(|| error.to_string());
+        let causes =
+            std::iter::successors(std::error::Error::source(&error), |error| error.source());
+        let text = causes
+            .map(ToString::to_string)
+            .last()
+            .unwrap_or_else(|| error.to_string());
         Error::Connection(text)
     }
 }
@@ -155,7 +192,10 @@ impl From<Ended> for Error {
 }
 
 impl http::Host for Guest {
-    fn send(&mut self, request: OutboundRequest) -> wasmtime::Result<Result<InboundResponse, Error>> {
+    fn send(
+        &mut self,
+        request: OutboundRequest,
+    ) -> wasmtime::Result<Result<InboundResponse, Error>> {
         let call = match self.call(request) {
             Ok(call) => call,
             Err(error) => return Ok(Err(error)),
@@ -167,7 +207,10 @@ impl http::Host for Guest {
 impl http_async::Host for Guest {}
 
 impl http_async::HostWithStore<Guest> for HasSelf<Guest> {
-    async fn send(accessor: &Accessor<Guest, Self>, request: OutboundRequest) -> wasmtime::Result<Result<InboundResponse, Error>> {
+    async fn send(
+        accessor: &Accessor<Guest, Self>,
+        request: OutboundRequest,
+    ) -> wasmtime::Result<Result<InboundResponse, Error>> {
         match accessor.with(|mut store| store.get().call(request)) {
             Ok(call) => Ok(call.send().await),
             Err(error) => Ok(Err(error)),

@@ -4,7 +4,12 @@ use super::Guest;
 use crate::bindings::log::{Host, Level};
 
 impl Host for Guest {
-    fn write(&mut self, level: Level, message: String, fields: Vec<(String, String)>) -> wasmtime::Result<()> {
+    fn write(
+        &mut self,
+        level: Level,
+        message: String,
+        fields: Vec<(String, String)>,
+    ) -> wasmtime::Result<()> {
         let mut text = message;
         for (name, value) in fields {
             text.push(' ');

@@ -57,10 +57,18 @@ pub struct Guest {
 
 impl Guest {
     /// The store data of a new instance.
-    pub fn new(scope: Arc<Scope>, grants: Arc<Grants>, services: Arc<Services>, body: Option<Arc<Spooled>>) -> Guest {
+    pub fn new(
+        scope: Arc<Scope>,
+        grants: Arc<Grants>,
+        services: Arc<Services>,
+        body: Option<Arc<Spooled>>,
+    ) -> Guest {
         Guest {
             output: Output::new(&scope),
-            memory: MemoryLimit { max: grants.limits.memory_mb << 20, reached: false },
+            memory: MemoryLimit {
+                max: grants.limits.memory_mb << 20,
+                reached: false,
+            },
             scope,
             grants,
             services,
@@ -88,13 +96,23 @@ pub struct MemoryLimit {
 }
 
 impl wasmtime::ResourceLimiter for MemoryLimit {
-    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let allowed = desired as u64 <= self.max;
         self.reached |= !allowed;
         Ok(allowed)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         Ok(desired <= crate::run::TABLE_ELEMENTS_MAX)
     }
 }

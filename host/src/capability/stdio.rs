@@ -37,8 +37,15 @@ struct State {
 
 impl Output {
     pub(super) fn new(scope: &Arc<Scope>) -> Output {
-        let state = State { left: scope.limits.log_max_bytes, cut: false, tail: String::new() };
-        Output(Arc::new(Log { scope: Arc::clone(scope), state: Mutex::new(state) }))
+        let state = State {
+            left: scope.limits.log_max_bytes,
+            cut: false,
+            tail: String::new(),
+        };
+        Output(Arc::new(Log {
+            scope: Arc::clone(scope),
+            state: Mutex::new(state),
+        }))
     }
 
     /// Writes one record.
@@ -69,13 +76,24 @@ impl Output {
         let state = self.0.state.lock();
         let start = state.tail.rfind("panicked at ")?;
         let (place, rest) = state.tail[start + "panicked at ".len()..].split_once('\n')?;
-        let message: Vec<&str> = rest.lines().take_while(|line| !line.starts_with("note: ")).collect();
-        Some(format!("panicked at {} {}", place, message.join(" ").trim()))
+        let message: Vec<&str> = rest
+            .lines()
+            .take_while(|line| !line.starts_with("note: "))
+            .collect();
+        Some(format!(
+            "panicked at {} {}",
+            place,
+            message.join(" ").trim()
+        ))
     }
 
     /// A stream whose lines become records of `level`.
     pub(super) fn stream(&self, level: Level) -> Lines {
-        Lines { output: self.clone(), level, line: Arc::default() }
+        Lines {
+            output: self.clone(),
+            level,
+            line: Arc::default(),
+        }
     }
 }
 

@@ -24,17 +24,25 @@ impl WasiView for Guest {
             self.wasi = Some(self.new_wasi());
         }
         let ctx = self.wasi.as_mut().expect("it was just built");
-        WasiCtxView { ctx, table: &mut self.table }
+        WasiCtxView {
+            ctx,
+            table: &mut self.table,
+        }
     }
 }
 
 impl Guest {
     fn new_wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtx::builder();
-        wasi.stdout(self.output.stream(Level::INFO)).stderr(self.output.stream(Level::WARN));
+        wasi.stdout(self.output.stream(Level::INFO))
+            .stderr(self.output.stream(Level::WARN));
         wasi.allow_blocking_current_thread(self.scope.view.mode == Mode::Sync);
         for dir in &self.grants.directories {
-            let permissions = if dir.write { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+            let permissions = if dir.write {
+                FsPerms::ReadWrite
+            } else {
+                FsPerms::ReadOnly
+            };
             if let Err(error) = wasi.preopened_dir(&dir.host, &dir.guest, permissions) {
                 let (view, folder) = (&self.scope.view, dir.host.display());
                 tracing::error!(%view, %folder, %error, "a granted folder cannot be opened: the view does not see it");
@@ -52,7 +60,10 @@ impl HasData for Bounded<'static> {
 }
 
 impl Bounded<'_> {
-    fn wait<T>(&mut self, wait: impl AsyncFnOnce(&mut wasmtime::component::ResourceTable) -> wasmtime::Result<T>) -> wasmtime::Result<T> {
+    fn wait<T>(
+        &mut self,
+        wait: impl AsyncFnOnce(&mut wasmtime::component::ResourceTable) -> wasmtime::Result<T>,
+    ) -> wasmtime::Result<T> {
         let mut table = std::mem::take(&mut self.0.table);
         let done = self.0.wait(wait(&mut table));
         self.0.table = table;
@@ -96,7 +107,9 @@ pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         let mut instance = linker.instance(&interface)?;
         for function in *functions {
             let name = format!("{interface}.{function}");
-            instance.func_new(function, move |_, _, _, _| Err(Stop::SynchronousOnlyOperation(name.clone()).into()))?;
+            instance.func_new(function, move |_, _, _, _| {
+                Err(Stop::SynchronousOnlyOperation(name.clone()).into())
+            })?;
         }
     }
     linker.allow_shadowing(false);

@@ -1,14 +1,104 @@
-//! The command line: what each command takes, and nothing else. One file per command.
+//! The command line: what each command takes. One file per command does the work.
 
-use clap::Parser;
+mod build;
+mod inspect;
+mod new;
+mod routes;
+mod serve;
+mod up;
 
-/// Amphi serves sandboxed web views, sync and async, compiled to WebAssembly components.
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::log::{self, LogFormat};
+
+/// Amphi serves web views, sync and async, compiled to sandboxed WebAssembly components.
 #[derive(Parser)]
-#[command(name = "amphi", version)]
-pub struct Arguments {}
+#[command(
+    name = "amphi",
+    version,
+    after_help = "Example: amphi new demo && cd demo && amphi up"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
 
-/// Runs the command line; what `main` does.
-pub fn run() -> std::process::ExitCode {
-    Arguments::parse();
-    std::process::ExitCode::SUCCESS
+#[derive(Subcommand)]
+enum Command {
+    /// Make a small app that builds and runs at once.
+    #[command(after_help = "Example: amphi new demo && cd demo && amphi up")]
+    New(new::Arguments),
+    /// Compile an app's guest crates to components, once for each mode that has views, and check them.
+    #[command(after_help = "Example: amphi build examples/guestbook")]
+    Build(Folder),
+    /// Build and serve an app; rebuild and swap it when a source file changes. For development.
+    #[command(after_help = "Example: amphi up examples/guestbook --listen 127.0.0.1:8080")]
+    Up(Serving),
+    /// Serve an app that has been built. For production.
+    #[command(after_help = "Example: amphi serve /srv/shop --listen 0.0.0.0:80 --log-format json")]
+    Serve(Serving),
+    /// List an app's routes: method, path, module, view, mode, atomic.
+    #[command(after_help = "Example: amphi routes examples/guestbook")]
+    Routes(Folder),
+    /// Show a component's mode, views and imports.
+    #[command(after_help = "Example: amphi inspect target/amphi/shop.sync.wasm")]
+    Inspect(inspect::Arguments),
+}
+
+#[derive(Args)]
+struct Folder {
+    /// Folder with an amphi.toml.
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+}
+
+#[derive(Args)]
+struct Serving {
+    #[command(flatten)]
+    folder: Folder,
+    /// Listen here instead of where the configuration says; may be given more than once.
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+    /// How the log on standard error looks. The variable AMPHI_LOG filters it, e.g. `warn` or `debug`.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+impl Serving {
+    fn config(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(&self.folder.folder)?;
+        if !self.listen.is_empty() {
+            config.listen.clone_from(&self.listen);
+        }
+        Ok(config)
+    }
+}
+
+/// Runs the command line of this process: what `main` does.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    log::start(match &arguments.command {
+        Command::Up(serving) | Command::Serve(serving) => serving.log_format,
+        _ => LogFormat::Text,
+    });
+    let done = match arguments.command {
+        Command::New(arguments) => new::run(&arguments),
+        Command::Build(folder) => build::run(&folder.folder),
+        Command::Up(serving) => up::run(serving),
+        Command::Serve(serving) => serve::run(&serving),
+        Command::Routes(folder) => routes::run(&folder.folder),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -118,7 +118,12 @@ pub struct SyncViews {
 
 impl Default for SyncViews {
     fn default() -> Self {
-        SyncViews { workers: cores(), workers_max: cores().max(64), queue_max: 1024, queue_timeout_ms: 5_000 }
+        SyncViews {
+            workers: cores(),
+            workers_max: cores().max(64),
+            queue_max: 1024,
+            queue_timeout_ms: 5_000,
+        }
     }
 }
 
@@ -138,7 +143,12 @@ pub struct AsyncViews {
 
 impl Default for AsyncViews {
     fn default() -> Self {
-        AsyncViews { loops: cores(), in_flight_max: 1_000, queue_max: 10_000, queue_timeout_ms: 5_000 }
+        AsyncViews {
+            loops: cores(),
+            in_flight_max: 1_000,
+            queue_max: 10_000,
+            queue_timeout_ms: 5_000,
+        }
     }
 }
 

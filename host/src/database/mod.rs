@@ -26,11 +26,17 @@ pub type Databases = BTreeMap<String, Arc<Sqlite>>;
 pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databases> {
     let mut databases = Databases::new();
     for (name, wanted) in &config.databases {
-        let database = match previous.get(name).filter(|database| database.config() == wanted) {
+        let database = match previous
+            .get(name)
+            .filter(|database| database.config() == wanted)
+        {
             Some(same) => Arc::clone(same),
-            None => Sqlite::open(wanted).with_context(|| format!("database `{name}` ({})", wanted.sqlite.display()))?,
+            None => Sqlite::open(wanted)
+                .with_context(|| format!("database `{name}` ({})", wanted.sqlite.display()))?,
         };
-        database.migrate().with_context(|| format!("database `{name}`: migrations"))?;
+        database
+            .migrate()
+            .with_context(|| format!("database `{name}`: migrations"))?;
         databases.insert(name.clone(), database);
     }
     Ok(databases)
@@ -47,7 +53,10 @@ pub enum Face {
 }
 
 impl Face {
-    pub(crate) async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         match self {
             Face::Sync => work(),
             Face::Async => match tokio::task::spawn_blocking(work).await {
@@ -60,17 +69,23 @@ impl Face {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into() }
+        Error {
+            kind,
+            message: message.into(),
+        }
     }
 }
 
 impl From<Ended> for Error {
     fn from(why: Ended) -> Error {
-        Error::new(ErrorKind::Aborted, match why {
-            Ended::Disconnected => "request-aborted: the client has gone",
-            Ended::TimedOut => "request-aborted: the request's time is over",
-            Ended::Shutdown => "request-aborted: the host is shutting down",
-        })
+        Error::new(
+            ErrorKind::Aborted,
+            match why {
+                Ended::Disconnected => "request-aborted: the client has gone",
+                Ended::TimedOut => "request-aborted: the request's time is over",
+                Ended::Shutdown => "request-aborted: the host is shutting down",
+            },
+        )
     }
 }
 

@@ -84,7 +84,8 @@ impl Sqlite {
     /// When the file cannot be opened, or is not a database.
     pub fn open(config: &Config) -> anyhow::Result<Arc<Sqlite>> {
         if let Some(folder) = config.sqlite.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("making the folder {}", folder.display()))?;
         }
         let writer = Handle::open(&config.sqlite, config.busy_timeout)?;
         let name = |kind| format!("database `{}`, {kind} connections", config.name);
@@ -109,8 +110,11 @@ impl Sqlite {
     /// # Errors
     /// When a file's name or SQL is wrong, or differs from what was applied under that name before.
     pub fn migrate(&self) -> anyhow::Result<()> {
-        let Some(folder) = &self.config.migrations else { return Ok(()) };
-        let files = refinery::load_sql_migrations(folder).with_context(|| format!("reading {}", folder.display()))?;
+        let Some(folder) = &self.config.migrations else {
+            return Ok(());
+        };
+        let files = refinery::load_sql_migrations(folder)
+            .with_context(|| format!("reading {}", folder.display()))?;
         let mut connection = Connection::open(&self.config.sqlite)?;
         connection.busy_timeout(self.config.busy_timeout)?;
         let report = refinery::Runner::new(&files).run(&mut connection)?;
@@ -136,18 +140,40 @@ impl Sqlite {
         self.lease(deadline, true).await
     }
 
-    async fn lease(self: &Arc<Self>, deadline: &Arc<Deadline>, writes: bool) -> Result<Lease, Error> {
+    async fn lease(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        writes: bool,
+    ) -> Result<Lease, Error> {
         let pool = if writes { &self.writer } else { &self.readers };
         let place = pool.gate.enter(deadline).await?;
         let free = pool.free.lock().pop();
         let mut handle = match free {
             Some(handle) => handle,
-            None => Handle::open(&self.config.sqlite, self.config.busy_timeout)
-                .map_err(|error| Error::new(ErrorKind::Unavailable, format!("database `{}`: {error:#}", self.config.name)))?,
+            None => {
+                Handle::open(&self.config.sqlite, self.config.busy_timeout).map_err(|error| {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        format!("database `{}`: {error:#}", self.config.name),
+                    )
+                })?
+            }
         };
-        handle.watch(Arc::clone(deadline)).map_err(|error| handle.error(&error))?;
-        let held = Held::new(&METRICS.database_connections.with_label_values(&[&self.config.name]));
-        Ok(Lease { handle: Some(handle), database: Arc::clone(self), writes, _place: place, _held: held })
+        handle
+            .watch(Arc::clone(deadline))
+            .map_err(|error| handle.error(&error))?;
+        let held = Held::new(
+            &METRICS
+                .database_connections
+                .with_label_values(&[&self.config.name]),
+        );
+        Ok(Lease {
+            handle: Some(handle),
+            database: Arc::clone(self),
+            writes,
+            _place: place,
+            _held: held,
+        })
     }
 
     /// Runs a statement outside a transaction and hands its result over in pieces.
@@ -165,10 +191,16 @@ impl Sqlite {
         let (head_sender, head) = tokio::sync::oneshot::channel();
         tokio::task::spawn_blocking(move || lease.feed(&sql, &params, head_sender, &sender));
         match head.await {
-            Ok(Ok(Tried::Done(columns))) => Ok(Tried::Done(Stream { columns, pieces: receiver })),
+            Ok(Ok(Tried::Done(columns))) => Ok(Tried::Done(Stream {
+                columns,
+                pieces: receiver,
+            })),
             Ok(Ok(Tried::Writes)) => Ok(Tried::Writes),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::new(ErrorKind::Other, "the thread that reads the rows ended early")),
+            Err(_) => Err(Error::new(
+                ErrorKind::Other,
+                "the thread that reads the rows ended early",
+            )),
         }
     }
 }
@@ -183,7 +215,8 @@ pub struct Stream {
 
 impl Handle {
     fn open(file: &Path, busy_timeout: Duration) -> anyhow::Result<Handle> {
-        let mut connection = Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
+        let mut connection =
+            Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
         connection.busy_timeout(busy_timeout)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -191,33 +224,51 @@ impl Handle {
         connection.pragma_update(None, "foreign_keys", true)?;
         let guard = Arc::new(Guard::default());
         let watching = Arc::clone(&guard);
-        connection.authorizer(Some(move |context: AuthContext<'_>| watching.authorize(&context)))?;
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            watching.authorize(&context)
+        }))?;
         Ok(Handle { connection, guard })
     }
 
     /// Interrupts statements when the request that has the connection ends.
     fn watch(&mut self, deadline: Arc<Deadline>) -> rusqlite::Result<()> {
-        self.connection.progress_handler(STEPS_BETWEEN_CHECKS, Some(move || deadline.ended().is_some()))
+        self.connection.progress_handler(
+            STEPS_BETWEEN_CHECKS,
+            Some(move || deadline.ended().is_some()),
+        )
     }
 
     /// Runs a statement of the host's own.
     fn host(&self, sql: &str) -> Result<(), Error> {
         self.guard.host.store(true, Relaxed);
-        let result = self.connection.prepare_cached(sql).and_then(|mut statement| statement.raw_execute());
+        let result = self
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.raw_execute());
         self.guard.host.store(false, Relaxed);
         result.map(|_| ()).map_err(|error| self.error(&error))
     }
 
     fn prepare(&self, sql: &str, params: &[Value]) -> Result<rusqlite::CachedStatement<'_>, Error> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(|error| self.error(&error))?;
+        let mut statement = self
+            .connection
+            .prepare_cached(sql)
+            .map_err(|error| self.error(&error))?;
         let expected = statement.parameter_count();
         if expected != params.len() {
-            return Err(Error::new(ErrorKind::Statement, format!(
-                "the statement has {expected} parameters, and {} were given: {}", params.len(), short(sql)
-            )));
+            return Err(Error::new(
+                ErrorKind::Statement,
+                format!(
+                    "the statement has {expected} parameters, and {} were given: {}",
+                    params.len(),
+                    short(sql)
+                ),
+            ));
         }
         for (index, value) in params.iter().enumerate() {
-            statement.raw_bind_parameter(index + 1, Bound(value)).map_err(|error| self.error(&error))?;
+            statement
+                .raw_bind_parameter(index + 1, Bound(value))
+                .map_err(|error| self.error(&error))?;
         }
         Ok(statement)
     }
@@ -231,21 +282,27 @@ impl Handle {
                 ErrorCode::ConstraintViolation => ErrorKind::Constraint,
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => ErrorKind::Conflict,
                 ErrorCode::OperationInterrupted => ErrorKind::Aborted,
-                ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ParameterOutOfRange => ErrorKind::Statement,
+                ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ParameterOutOfRange => {
+                    ErrorKind::Statement
+                }
                 ErrorCode::TooBig => ErrorKind::TooLarge,
                 ErrorCode::AuthorizationForStatementDenied => ErrorKind::Denied,
                 _ => ErrorKind::Other,
             },
-            rusqlite::Error::SqlInputError { .. } | rusqlite::Error::MultipleStatement => ErrorKind::Statement,
+            rusqlite::Error::SqlInputError { .. } | rusqlite::Error::MultipleStatement => {
+                ErrorKind::Statement
+            }
             _ => ErrorKind::Other,
         };
         match error {
-            rusqlite::Error::MultipleStatement => {
-                Error::new(kind, "one call runs one statement: give the others calls of their own")
-            }
-            _ if kind == ErrorKind::Aborted => {
-                Error::new(kind, "request-aborted: the statement was interrupted because the request ended")
-            }
+            rusqlite::Error::MultipleStatement => Error::new(
+                kind,
+                "one call runs one statement: give the others calls of their own",
+            ),
+            _ if kind == ErrorKind::Aborted => Error::new(
+                kind,
+                "request-aborted: the statement was interrupted because the request ended",
+            ),
             _ => Error::new(kind, error.to_string()),
         }
     }
@@ -254,7 +311,8 @@ impl Handle {
 impl Guard {
     fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
         use AuthAction::{
-            Attach, CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView, Detach, Pragma, Savepoint, Transaction,
+            Attach, CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView, Detach,
+            Pragma, Savepoint, Transaction,
         };
         if self.host.load(Relaxed) {
             return Authorization::Allow;
@@ -282,28 +340,33 @@ impl Guard {
 /// The pragmas that tell something about the schema and change nothing.
 fn reads_only(name: &str, value: Option<&str>) -> bool {
     match name.to_ascii_lowercase().as_str() {
-        "table_info" | "table_xinfo" | "table_list" | "index_list" | "index_info" | "index_xinfo" | "foreign_key_list"
-        | "foreign_key_check" | "integrity_check" | "quick_check" => true,
-        "user_version" | "data_version" | "compile_options" | "page_count" | "page_size" => value.is_none(),
+        "table_info" | "table_xinfo" | "table_list" | "index_list" | "index_info"
+        | "index_xinfo" | "foreign_key_list" | "foreign_key_check" | "integrity_check"
+        | "quick_check" => true,
+        "user_version" | "data_version" | "compile_options" | "page_count" | "page_size" => {
+            value.is_none()
+        }
         _ => false,
     }
 }
 
 impl Lease {
     fn handle(&self) -> &Handle {
-        self.handle.as_ref().expect("the connection is there until the lease is dropped")
-    }
-
-    /// Whether this connection may write.
-    pub fn writes(&self) -> bool {
-        self.writes
+        self.handle
+            .as_ref()
+            .expect("the connection is there until the lease is dropped")
     }
 
     /// Runs a statement and returns all its rows, at most `max_bytes` of them.
     ///
     /// # Errors
     /// What the database says, `too-large` over the limit, `aborted` when the request ends meanwhile.
-    pub fn query(&self, sql: &str, params: &[Value], max_bytes: u64) -> Result<Tried<Table>, Error> {
+    pub fn query(
+        &self,
+        sql: &str,
+        params: &[Value],
+        max_bytes: u64,
+    ) -> Result<Tried<Table>, Error> {
         let handle = self.handle();
         let mut statement = handle.prepare(sql, params)?;
         if !self.writes && !statement.readonly() {
@@ -316,9 +379,13 @@ impl Lease {
             let (row, size) = read_row(row, columns.len())?;
             bytes += size;
             if bytes > max_bytes {
-                return Err(Error::new(ErrorKind::TooLarge, format!(
-                    "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open`: {}", short(sql)
-                )));
+                return Err(Error::new(
+                    ErrorKind::TooLarge,
+                    format!(
+                        "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open`: {}",
+                        short(sql)
+                    ),
+                ));
             }
             rows.push(row);
         }
@@ -336,9 +403,17 @@ impl Lease {
         {
             // Rows of a `returning` clause or a `select` are not asked for, but have to be stepped through.
             let mut cursor = statement.raw_query();
-            while cursor.next().map_err(|error| handle.error(&error))?.is_some() {}
+            while cursor
+                .next()
+                .map_err(|error| handle.error(&error))?
+                .is_some()
+            {}
         }
-        Ok(if readonly { 0 } else { handle.connection.changes() })
+        Ok(if readonly {
+            0
+        } else {
+            handle.connection.changes()
+        })
     }
 
     /// Runs a transaction statement of the host's own.
@@ -408,20 +483,36 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(mut handle) = self.handle.take() else { return };
-        let cleaned = handle.connection.progress_handler(0, None::<fn() -> bool>).is_ok()
+        let Some(mut handle) = self.handle.take() else {
+            return;
+        };
+        let cleaned = handle
+            .connection
+            .progress_handler(0, None::<fn() -> bool>)
+            .is_ok()
             && (handle.connection.is_autocommit() || handle.host("rollback").is_ok());
         if cleaned {
-            let pool = if self.writes { &self.database.writer } else { &self.database.readers };
+            let pool = if self.writes {
+                &self.database.writer
+            } else {
+                &self.database.readers
+            };
             pool.free.lock().push(handle);
         } else {
-            tracing::error!(database = self.database.config.name, "a connection could not be cleaned and was closed");
+            tracing::error!(
+                database = self.database.config.name,
+                "a connection could not be cleaned and was closed"
+            );
         }
     }
 }
 
 fn columns(statement: &Statement<'_>) -> Vec<String> {
-    statement.column_names().into_iter().map(str::to_owned).collect()
+    statement
+        .column_names()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// A row and about how many bytes it takes in the guest.
@@ -438,11 +529,12 @@ fn read_row(row: &rusqlite::Row<'_>, width: usize) -> Result<(Row, u64), Error> 
             })?),
             ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
         };
-        bytes += 16 + match &value {
-            Value::Text(text) => text.len() as u64,
-            Value::Blob(blob) => blob.len() as u64,
-            _ => 0,
-        };
+        bytes += 16
+            + match &value {
+                Value::Text(text) => text.len() as u64,
+                Value::Blob(blob) => blob.len() as u64,
+                _ => 0,
+            };
         values.push(value);
     }
     Ok((values, bytes))

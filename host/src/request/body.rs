@@ -34,7 +34,10 @@ pub struct Spooled {
 
 enum Place {
     Memory(Bytes),
-    File(File, #[expect(dead_code, reason = "counts the file while it exists")] Held),
+    File(
+        File,
+        #[expect(dead_code, reason = "counts the file while it exists")] Held,
+    ),
 }
 
 impl Spooled {
@@ -51,7 +54,9 @@ impl Spooled {
         if let Some(piece) = self.read_memory(offset, max) {
             return Ok(piece);
         }
-        let Place::File(file, _) = &self.place else { unreachable!("it is not in memory") };
+        let Place::File(file, _) = &self.place else {
+            unreachable!("it is not in memory")
+        };
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut piece = vec![0; left.min(max as usize)];
         file.read_exact_at(&mut piece, offset)?;
@@ -60,8 +65,12 @@ impl Spooled {
 
     /// The same for a body in memory, which needs no waiting.
     pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
-        let Place::Memory(bytes) = &self.place else { return None };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let Place::Memory(bytes) = &self.place else {
+            return None;
+        };
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let end = start.saturating_add(max as usize).min(bytes.len());
         Some(bytes[start..end].to_vec())
     }
@@ -88,7 +97,10 @@ where
         Ok(received) => received,
         Err(_) => Err(Failure::client(
             StatusCode::REQUEST_TIMEOUT,
-            format!("The request body did not arrive within {} ms.", limits.body_timeout_ms),
+            format!(
+                "The request body did not arrive within {} ms.",
+                limits.body_timeout_ms
+            ),
         )),
     }
 }
@@ -104,9 +116,14 @@ where
     let mut length = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            Failure::client(StatusCode::BAD_REQUEST, format!("The request body broke off: {error}."))
+            Failure::client(
+                StatusCode::BAD_REQUEST,
+                format!("The request body broke off: {error}."),
+            )
         })?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         length += data.len() as u64;
         if length > limits.body_max_bytes {
             return Err(too_large(limits.body_max_bytes));
@@ -114,8 +131,14 @@ where
         match &mut file {
             None if length <= limits.body_memory_bytes => memory.extend_from_slice(&data),
             None => {
-                let mut new = tokio::task::spawn_blocking(tempfile::tempfile).await.expect("opening a file does not panic").map_err(disk).map(tokio::fs::File::from_std)?;
-                new.write_all(&std::mem::take(&mut memory)).await.map_err(disk)?;
+                let mut new = tokio::task::spawn_blocking(tempfile::tempfile)
+                    .await
+                    .expect("opening a file does not panic")
+                    .map_err(disk)
+                    .map(tokio::fs::File::from_std)?;
+                new.write_all(&std::mem::take(&mut memory))
+                    .await
+                    .map_err(disk)?;
                 new.write_all(&data).await.map_err(disk)?;
                 file = Some(new);
             }
@@ -124,7 +147,10 @@ where
     }
     match file {
         None if length <= limits.body_inline_bytes => Ok(Received::Inline(memory.into())),
-        None => Ok(Received::Kept(Spooled { length, place: Place::Memory(memory.freeze()) })),
+        None => Ok(Received::Kept(Spooled {
+            length,
+            place: Place::Memory(memory.freeze()),
+        })),
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
             let place = Place::File(file.into_std().await, Held::new(&METRICS.body_files));
@@ -134,9 +160,14 @@ where
 }
 
 fn too_large(max: u64) -> Failure {
-    Failure::client(StatusCode::PAYLOAD_TOO_LARGE, format!("The request body has more than {max} bytes."))
+    Failure::client(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("The request body has more than {max} bytes."),
+    )
 }
 
 fn disk(error: io::Error) -> Failure {
-    Failure::host(format!("the request body could not be written to a temporary file: {error}"))
+    Failure::host(format!(
+        "the request body could not be written to a temporary file: {error}"
+    ))
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Either, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Body, Frame};
+use tokio::runtime::Handle;
 use tokio_util::io::ReaderStream;
 
 use crate::app::{App, Target};
@@ -66,8 +67,32 @@ pub struct Host {
     pub stopping: AtomicBool,
 }
 
+impl Host {
+    /// A host that serves `app` on the runtime that calls this.
+    pub fn new(app: App, engines: Engines) -> Host {
+        let views = &app.config.async_views;
+        let wait = Duration::from_millis(views.queue_timeout_ms);
+        Host {
+            engines,
+            workers: Workers::new(app.config.sync_views.clone(), Handle::current()),
+            instances: Gate::new(
+                "async instances",
+                views.in_flight_max,
+                views.queue_max,
+                wait,
+            ),
+            app: ArcSwap::from_pointee(app),
+            stopping: AtomicBool::new(false),
+        }
+    }
+}
+
 /// Answers one request. Dropping the future is what a disconnect means (R15).
-pub async fn answer<B>(host: Arc<Host>, peer: SocketAddr, request: Request<B>) -> Response<ResponseBody>
+pub async fn answer<B>(
+    host: Arc<Host>,
+    peer: SocketAddr,
+    request: Request<B>,
+) -> Response<ResponseBody>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
@@ -99,14 +124,25 @@ where
     B::Error: std::fmt::Display,
 {
     let limits = &app.config.server;
-    let length = parts.uri.path_and_query().map_or(0, |text| text.as_str().len());
+    let length = parts
+        .uri
+        .path_and_query()
+        .map_or(0, |text| text.as_str().len());
     if length > limits.uri_max_bytes {
-        let text = format!("The URL has {length} bytes; the most is {}.", limits.uri_max_bytes);
+        let text = format!(
+            "The URL has {length} bytes; the most is {}.",
+            limits.uri_max_bytes
+        );
         return Err(Failure::client(StatusCode::URI_TOO_LONG, text));
     }
     let (target, params) = match app.router.route(&parts.method, parts.uri.path()) {
         Route::Found(target, params) => (target, params),
-        Route::NotFound => return Err(Failure::client(StatusCode::NOT_FOUND, "There is no such page.")),
+        Route::NotFound => {
+            return Err(Failure::client(
+                StatusCode::NOT_FOUND,
+                "There is no such page.",
+            ));
+        }
         Route::NotUtf8(name) => {
             let text = format!("The part `{name}` of the path is not UTF-8 when decoded.");
             return Err(Failure::client(StatusCode::BAD_REQUEST, text));
@@ -123,10 +159,21 @@ where
         Target::View(view, module) => {
             completion.view = Some(Arc::clone(view));
             let received = body::receive(body, limits).await?;
-            let scope = Scope::open(completion.id().to_owned(), peer, Instant::now(), Arc::clone(view), module.grants.limits.clone());
+            let scope = Scope::open(
+                completion.id().to_owned(),
+                peer,
+                Instant::now(),
+                Arc::clone(view),
+                module.grants.limits.clone(),
+            );
             completion.scope = Some(Arc::clone(&scope));
             let (request, kept) = contract_request(parts, params, received);
-            let guest = Guest::new(scope, Arc::clone(&module.grants), Arc::clone(&app.services), kept);
+            let guest = Guest::new(
+                scope,
+                Arc::clone(&module.grants),
+                Arc::clone(&app.services),
+                kept,
+            );
             let settled = match view.mode {
                 Mode::Sync => run_sync(host, module, guest, request).await?,
                 Mode::Async => run_async(host, module, guest, request).await?,
@@ -138,18 +185,28 @@ where
 }
 
 /// A sync view and the end of its transaction run on one worker, in one go.
-async fn run_sync(host: &Host, module: &Arc<Module>, guest: Guest, request: types::Request) -> Result<Settled, Failure> {
+async fn run_sync(
+    host: &Host,
+    module: &Arc<Module>,
+    guest: Guest,
+    request: types::Request,
+) -> Result<Settled, Failure> {
     let scope = Arc::clone(&guest.scope);
     let module = Arc::clone(module);
     let settling = Arc::clone(&scope);
     let job = move || {
         let answer = module.call_sync(guest, &request);
-        tokio::runtime::Handle::current().block_on(settle(&settling, Face::Sync, answer))
+        Handle::current().block_on(settle(&settling, Face::Sync, answer))
     };
     host.workers.run(&scope.deadline, job).await.map_err(busy)
 }
 
-async fn run_async(host: &Host, module: &Module, guest: Guest, request: types::Request) -> Result<Settled, Failure> {
+async fn run_async(
+    host: &Host,
+    module: &Module,
+    guest: Guest,
+    request: types::Request,
+) -> Result<Settled, Failure> {
     let scope = Arc::clone(&guest.scope);
     let _place = host.instances.enter(&scope.deadline).await.map_err(busy)?;
     let answer = module.call_async(guest, request).await;
@@ -183,41 +240,69 @@ async fn settle(scope: &Scope, face: Face, answer: Result<Answer, Failure>) -> S
         Ok(fate) => fate,
         Err(error) => {
             if keep {
-                let failure = Failure::host(format!("the transaction could not be committed and was rolled back: {}", error.message));
+                let failure = Failure::host(format!(
+                    "the transaction could not be committed and was rolled back: {}",
+                    error.message
+                ));
                 let busy = matches!(error.kind, ErrorKind::Conflict | ErrorKind::Unavailable);
-                let status = if busy { StatusCode::SERVICE_UNAVAILABLE } else { failure.status };
+                let status = if busy {
+                    StatusCode::SERVICE_UNAVAILABLE
+                } else {
+                    failure.status
+                };
                 response = Err(Failure { status, ..failure });
             }
             Fate::RolledBack
         }
     };
-    Settled { response: response.map(|(response, _)| response), fate }
+    Settled {
+        response: response.map(|(response, _)| response),
+        fate,
+    }
 }
 
 /// The response that the view made, if it can be sent.
 fn checked(response: types::Response, scope: &Scope) -> Result<Response<ResponseBody>, Failure> {
     let max = scope.limits.response_max_bytes;
     if response.body.len() as u64 > max {
-        return Err(Failure::view(format!("the response has {} bytes; `response_max_bytes` is {max}", response.body.len())));
+        return Err(Failure::view(format!(
+            "the response has {} bytes; `response_max_bytes` is {max}",
+            response.body.len()
+        )));
     }
-    let status = StatusCode::from_u16(response.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
-    let status = status.ok_or_else(|| Failure::view(format!("the response has the status {}: a view answers with 200 to 599", response.status)))?;
+    let status = StatusCode::from_u16(response.status)
+        .ok()
+        .filter(|status| (200..600).contains(&status.as_u16()));
+    let status = status.ok_or_else(|| {
+        Failure::view(format!(
+            "the response has the status {}: a view answers with 200 to 599",
+            response.status
+        ))
+    })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let body = if bodiless { Vec::new() } else { response.body };
     let mut checked = Response::new(Either::Left(Full::new(body.into())));
     *checked.status_mut() = status;
     for (name, value) in response.headers {
-        let key = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| Failure::view(format!("the response has a header whose name is not valid: {name:?}")))?;
+        let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+            Failure::view(format!(
+                "the response has a header whose name is not valid: {name:?}"
+            ))
+        })?;
         if HOP_BY_HOP.contains(&key) {
-            return Err(Failure::view(format!("the response has the header `{key}`, which only the host can set")));
+            return Err(Failure::view(format!(
+                "the response has the header `{key}`, which only the host can set"
+            )));
         }
         // The host knows the length, and a wrong one would damage the connection.
         if key == header::CONTENT_LENGTH {
             continue;
         }
-        let value = HeaderValue::from_bytes(value.as_bytes())
-            .map_err(|_| Failure::view(format!("the response header `{key}` has a value that is not valid: {value:?}")))?;
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
+            Failure::view(format!(
+                "the response header `{key}` has a value that is not valid: {value:?}"
+            ))
+        })?;
         checked.headers_mut().append(key, value);
     }
     Ok(checked)
@@ -231,18 +316,33 @@ fn view_error(error: types::Error) -> Result<Response<ResponseBody>, Failure> {
     };
     match StatusCode::from_u16(error.status) {
         Ok(status) if status.is_client_error() => Ok(text_response(status, &error.message)),
-        Ok(status) if status.is_server_error() => {
-            Err(Failure { status, ..Failure::view(format!("the view returned an error: {detail}")) })
-        }
-        _ => Err(Failure::view(format!("the view returned an error with the status {}, which is none: {detail}", error.status))),
+        Ok(status) if status.is_server_error() => Err(Failure {
+            status,
+            ..Failure::view(format!("the view returned an error: {detail}"))
+        }),
+        _ => Err(Failure::view(format!(
+            "the view returned an error with the status {}, which is none: {detail}",
+            error.status
+        ))),
     }
 }
 
-fn contract_request(parts: &Parts, params: Vec<(String, String)>, received: Received) -> (types::Request, Option<Arc<body::Spooled>>) {
-    let headers = parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes()))).collect();
+fn contract_request(
+    parts: &Parts,
+    params: Vec<(String, String)>,
+    received: Received,
+) -> (types::Request, Option<Arc<body::Spooled>>) {
+    let headers = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())))
+        .collect();
     let (body, kept) = match received {
         Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
-        Received::Kept(spooled) => (types::Body::Spooled(spooled.length()), Some(Arc::new(spooled))),
+        Received::Kept(spooled) => (
+            types::Body::Spooled(spooled.length()),
+            Some(Arc::new(spooled)),
+        ),
     };
     let request = types::Request {
         method: parts.method.as_str().to_owned(),
@@ -263,16 +363,32 @@ pub fn text(value: &[u8]) -> String {
     }
 }
 
-async fn static_file(files: &Arc<StaticFiles>, parts: &Parts, params: Vec<(String, String)>) -> Result<Response<ResponseBody>, Failure> {
-    let (files, method, headers) = (Arc::clone(files), parts.method.clone(), parts.headers.clone());
-    let path = params.into_iter().next().map_or_else(String::new, |(_, path)| path);
+async fn static_file(
+    files: &Arc<StaticFiles>,
+    parts: &Parts,
+    params: Vec<(String, String)>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let (files, method, headers) = (
+        Arc::clone(files),
+        parts.method.clone(),
+        parts.headers.clone(),
+    );
+    let path = params
+        .into_iter()
+        .next()
+        .map_or_else(String::new, |(_, path)| path);
     let read = tokio::task::spawn_blocking(move || files.respond(&method, &path, &headers));
-    let response = read.await.map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
+    let response = read
+        .await
+        .map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
     Ok(response.map(|content| match content {
         Content::Whole(bytes) => Either::Left(Full::new(bytes)),
         Content::Open(file, length) => {
             let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
-            Either::Right(StreamBody::new(ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data)).boxed())
+            Either::Right(
+                StreamBody::new(ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data))
+                    .boxed(),
+            )
         }
     }))
 }
@@ -286,7 +402,10 @@ fn empty(status: StatusCode) -> Response<ResponseBody> {
 fn text_response(status: StatusCode, text: &str) -> Response<ResponseBody> {
     let mut response = empty(status);
     *response.body_mut() = Either::Left(Full::new(format!("{text}\n").into()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -300,7 +419,9 @@ fn without_body(response: &mut Response<ResponseBody>) {
     if let Some(length) = response.body().size_hint().exact()
         && !response.headers().contains_key(header::CONTENT_LENGTH)
     {
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
     }
     *response.body_mut() = Either::Left(Full::default());
 }
@@ -340,10 +461,17 @@ impl<'a> Completion<'a> {
     /// The response for a failure, which the line will name.
     fn failed(&mut self, failure: Failure) -> Response<ResponseBody> {
         let reason = failure.status.canonical_reason().unwrap_or("Error");
-        let text = format!("{} {reason}\n{}\nRequest {}", failure.status.as_u16(), failure.client_text, self.id);
+        let text = format!(
+            "{} {reason}\n{}\nRequest {}",
+            failure.status.as_u16(),
+            failure.client_text,
+            self.id
+        );
         let mut response = text_response(failure.status, &text);
         if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         self.failure = Some(failure);
         response
@@ -351,9 +479,13 @@ impl<'a> Completion<'a> {
 
     fn finish(&mut self, status: StatusCode) {
         self.done = true;
-        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"].get(usize::from(status.as_u16() / 100) - 1).unwrap_or(&"other");
+        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"]
+            .get(usize::from(status.as_u16() / 100) - 1)
+            .unwrap_or(&"other");
         METRICS.requests.with_label_values(&[class]).inc();
-        METRICS.duration.observe(self.arrived.elapsed().as_secs_f64());
+        METRICS
+            .duration
+            .observe(self.arrived.elapsed().as_secs_f64());
         self.log(status.as_u16());
     }
 
@@ -389,12 +521,23 @@ impl Drop for Completion<'_> {
             return;
         }
         let stopping = self.host.stopping.load(Relaxed);
-        let why = if stopping { Ended::Shutdown } else { Ended::Disconnected };
+        let why = if stopping {
+            Ended::Shutdown
+        } else {
+            Ended::Disconnected
+        };
         if let Some(scope) = &self.scope {
             scope.deadline.cancel(why);
         }
-        let fault = if stopping { Fault::Limit } else { Fault::Client };
-        self.failure = Some(Failure { fault, ..Failure::view(Stop::from(why).to_string()) });
+        let fault = if stopping {
+            Fault::Limit
+        } else {
+            Fault::Client
+        };
+        self.failure = Some(Failure {
+            fault,
+            ..Failure::view(Stop::from(why).to_string())
+        });
         // As nginx has it: the client closed the request.
         self.log(499);
     }

@@ -27,7 +27,11 @@ pub async fn call(
     let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
     let run = async {
         let views = views.instantiate_async(&mut store).await?;
-        store.run_concurrent(async |accessor| views.call_handle(accessor, scope.view.id, request).await).await?
+        store
+            .run_concurrent(async |accessor| {
+                views.call_handle(accessor, scope.view.id, request).await
+            })
+            .await?
     };
     // Outside the store: a time limit inside would wait for the guest to yield.
     match scope.deadline.bound(run).await {
@@ -40,9 +44,20 @@ pub async fn call(
 ///
 /// # Errors
 /// As [`call`].
-pub async fn describe(engine: &Engine, views: &AsyncViewsPre<Guest>, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+pub async fn describe(
+    engine: &Engine,
+    views: &AsyncViewsPre<Guest>,
+    guest: Guest,
+) -> Result<Vec<types::ViewInfo>, Failure> {
     let mut store = store(engine, guest);
-    let views = async { views.instantiate_async(&mut store).await?.call_describe(&mut store).await }.await;
+    let views = async {
+        views
+            .instantiate_async(&mut store)
+            .await?
+            .call_describe(&mut store)
+            .await
+    }
+    .await;
     views.map_err(|error| explain(&error, store.data()))
 }
 
@@ -59,7 +74,10 @@ fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
             return Err(Stop::Cpu(budget.as_millis()).into());
         }
         // tokio's own yield lets the loop look at its sockets before the guest goes on.
-        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        Ok(UpdateDeadline::YieldCustom(
+            1,
+            Box::pin(tokio::task::yield_now()),
+        ))
     });
     store
 }

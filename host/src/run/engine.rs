@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy,
+    PoolingAllocationConfig,
+};
 
 use crate::config;
 
@@ -39,7 +42,9 @@ impl Engines {
     /// # Errors
     /// When the address space for the instance slots, or the compile cache's folder, cannot be had.
     pub fn new(sync: &config::SyncViews, r#async: &config::AsyncViews) -> anyhow::Result<Engines> {
-        let cache = Cache::new(CacheConfig::new()).map_err(anyhow::Error::from).context("the compile cache")?;
+        let cache = Cache::new(CacheConfig::new())
+            .map_err(anyhow::Error::from)
+            .context("the compile cache")?;
         let engines = Engines {
             sync: engine(sync.workers_max, false, &cache)?,
             r#async: engine(r#async.in_flight_max, true, &cache)?,
@@ -57,7 +62,10 @@ impl Engines {
                 std::thread::sleep(TICK);
             }
         };
-        std::thread::Builder::new().name("amphi-epoch".into()).spawn(tick).map(drop)
+        std::thread::Builder::new()
+            .name("amphi-epoch".into())
+            .spawn(tick)
+            .map(drop)
     }
 }
 
@@ -87,8 +95,11 @@ fn engine(instances: usize, concurrent: bool, cache: &Cache) -> anyhow::Result<E
         .max_wasm_stack(WASM_STACK_BYTES)
         .memory_init_cow(true);
     if concurrent {
-        pool.total_stacks(instances).async_stack_keep_resident(KEPT_STACK_BYTES);
-        config.wasm_component_model_async(true).async_stack_size(ASYNC_STACK_BYTES);
+        pool.total_stacks(instances)
+            .async_stack_keep_resident(KEPT_STACK_BYTES);
+        config
+            .wasm_component_model_async(true)
+            .async_stack_size(ASYNC_STACK_BYTES);
     }
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config).map_err(anyhow::Error::from).with_context(|| {

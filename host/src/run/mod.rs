@@ -1,7 +1,7 @@
 //! Running guests: engines, instances, limits, preemption, and what went wrong.
 
-mod engine;
 mod r#async;
+mod engine;
 mod sync;
 
 use std::fmt;
@@ -42,7 +42,9 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Stop::Cpu(ms) => write!(f, "the view used up its CPU time of {ms} ms (`cpu_ms`)"),
-            Stop::Ended(Ended::TimedOut) => f.write_str("the view took longer than its time limit (`timeout_ms`)"),
+            Stop::Ended(Ended::TimedOut) => {
+                f.write_str("the view took longer than its time limit (`timeout_ms`)")
+            }
             Stop::Ended(Ended::Disconnected) => f.write_str("the client has gone"),
             Stop::Ended(Ended::Shutdown) => f.write_str("the host is shutting down"),
             Stop::SynchronousOnlyOperation(call) => write!(
@@ -58,7 +60,9 @@ impl std::error::Error for Stop {}
 impl From<&Stop> for Failure {
     fn from(stop: &Stop) -> Failure {
         match stop {
-            Stop::Cpu(_) | Stop::Ended(Ended::TimedOut) => Failure::limit(StatusCode::GATEWAY_TIMEOUT, stop.to_string()),
+            Stop::Cpu(_) | Stop::Ended(Ended::TimedOut) => {
+                Failure::limit(StatusCode::GATEWAY_TIMEOUT, stop.to_string())
+            }
             Stop::Ended(_) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, stop.to_string()),
             Stop::SynchronousOnlyOperation(_) => Failure::view(stop.to_string()),
         }
@@ -70,24 +74,41 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         return stop.into();
     }
-    if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
-        return Failure::limit(StatusCode::SERVICE_UNAVAILABLE, format!("no room for another instance: {error}"));
+    if error
+        .downcast_ref::<wasmtime::PoolConcurrencyLimitError>()
+        .is_some()
+    {
+        return Failure::limit(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("no room for another instance: {error}"),
+        );
     }
     if guest.memory.reached {
         return Failure {
             fault: crate::error::Fault::Limit,
-            ..Failure::view(format!("the view wanted more than its {} MB of memory (`memory_mb`)", guest.scope.limits.memory_mb))
+            ..Failure::view(format!(
+                "the view wanted more than its {} MB of memory (`memory_mb`)",
+                guest.scope.limits.memory_mb
+            ))
         };
     }
-    let frames = error.downcast_ref::<WasmBacktrace>().map(way).unwrap_or_default();
+    let frames = error
+        .downcast_ref::<WasmBacktrace>()
+        .map(way)
+        .unwrap_or_default();
     if let Some(panic) = guest.output.panic() {
         return Failure::view(format!("the view {panic}{frames}"));
     }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
-        return Failure::view(format!("the view ended its own process with code {}{frames}", exit.0));
+        return Failure::view(format!(
+            "the view ended its own process with code {}{frames}",
+            exit.0
+        ));
     }
     let what = match error.downcast_ref::<Trap>() {
-        Some(Trap::StackOverflow) => "its calls are nested too deep for its stack (endless recursion?)".to_owned(),
+        Some(Trap::StackOverflow) => {
+            "its calls are nested too deep for its stack (endless recursion?)".to_owned()
+        }
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     };
@@ -96,10 +117,19 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
 
 /// The innermost guest functions, without the machinery of panicking.
 fn way(backtrace: &WasmBacktrace) -> String {
-    let names = backtrace.frames().iter().filter_map(|frame| frame.func_name());
-    let names = names.map(|name| wasmtime_demangled(name)).filter(|name| !is_machinery(name));
+    let names = backtrace
+        .frames()
+        .iter()
+        .filter_map(|frame| frame.func_name());
+    let names = names
+        .map(|name| wasmtime_demangled(name))
+        .filter(|name| !is_machinery(name));
     let names: Vec<String> = names.take(4).collect();
-    if names.is_empty() { String::new() } else { format!(" (in {})", names.join(" ← ")) }
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" (in {})", names.join(" ← "))
+    }
 }
 
 fn wasmtime_demangled(name: &str) -> String {
@@ -107,5 +137,16 @@ fn wasmtime_demangled(name: &str) -> String {
 }
 
 fn is_machinery(name: &str) -> bool {
-    ["core::panicking", "std::panicking", "std::sys", "__rust", "rust_", "abort", "wit_bindgen", "amphi_sdk::"].iter().any(|prefix| name.starts_with(prefix))
+    [
+        "core::panicking",
+        "std::panicking",
+        "std::sys",
+        "__rust",
+        "rust_",
+        "abort",
+        "wit_bindgen",
+        "amphi_sdk::",
+    ]
+    .iter()
+    .any(|prefix| name.starts_with(prefix))
 }

@@ -18,11 +18,18 @@ const TICKS_BETWEEN_LOOKS: u64 = 5;
 ///
 /// # Errors
 /// A trap, a limit or a cancelled request, explained.
-pub fn call(engine: &Engine, views: &SyncViewsPre<Guest>, guest: Guest, request: &types::Request) -> Result<Answer, Failure> {
+pub fn call(
+    engine: &Engine,
+    views: &SyncViewsPre<Guest>,
+    guest: Guest,
+    request: &types::Request,
+) -> Result<Answer, Failure> {
     let view = guest.scope.view.id;
     let mut store = store(engine, guest);
     let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Sync.as_str()]));
-    let answer = views.instantiate(&mut store).and_then(|views| views.call_handle(&mut store, view, request));
+    let answer = views
+        .instantiate(&mut store)
+        .and_then(|views| views.call_handle(&mut store, view, request));
     answer.map_err(|error| explain(&error, store.data()))
 }
 
@@ -30,9 +37,15 @@ pub fn call(engine: &Engine, views: &SyncViewsPre<Guest>, guest: Guest, request:
 ///
 /// # Errors
 /// As [`call`].
-pub fn describe(engine: &Engine, views: &SyncViewsPre<Guest>, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+pub fn describe(
+    engine: &Engine,
+    views: &SyncViewsPre<Guest>,
+    guest: Guest,
+) -> Result<Vec<types::ViewInfo>, Failure> {
     let mut store = store(engine, guest);
-    let views = views.instantiate(&mut store).and_then(|views| views.call_describe(&mut store));
+    let views = views
+        .instantiate(&mut store)
+        .and_then(|views| views.call_describe(&mut store));
     views.map_err(|error| explain(&error, store.data()))
 }
 
@@ -57,5 +70,8 @@ fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
 /// CPU time that this thread has used.
 fn thread_cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs().try_into().unwrap_or(0),
+    )
 }

@@ -1,0 +1,76 @@
+//! `amphi inspect`: what a component is and needs, before it is deployed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::capability::Services;
+use crate::capability::http::Client;
+use crate::config::{AsyncViews, Module, SyncViews};
+use crate::database::Databases;
+use crate::module;
+use crate::run::Engines;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// A component.
+    file: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let file = &arguments.file;
+    let engines = Engines::new(
+        &SyncViews {
+            workers_max: 1,
+            ..SyncViews::default()
+        },
+        &AsyncViews {
+            in_flight_max: 1,
+            ..AsyncViews::default()
+        },
+    )?;
+    let inspection = module::inspect(&engines, file).with_context(|| file.display().to_string())?;
+    println!("mode     {}", inspection.mode);
+    println!(
+        "imports  {}",
+        if inspection.imports.is_empty() {
+            "nothing".to_owned()
+        } else {
+            inspection.imports.join("\n         ")
+        }
+    );
+    let services = Arc::new(Services {
+        databases: Databases::new(),
+        http: Arc::new(Client::new()?),
+    });
+    let grants = Arc::new(Module::without_grants("inspected", file));
+    let mode = inspection.mode;
+    let views = super::serve::runtime()?.block_on(async {
+        tokio::task::spawn_blocking(move || {
+            module::describe(&engines, &services, &inspection, &grants)
+        })
+        .await?
+    });
+    let rows = views
+        .with_context(|| file.display().to_string())?
+        .iter()
+        .map(|view| {
+            let atomic = if view.atomic { "atomic" } else { "-" };
+            [
+                view.method.to_string(),
+                view.pattern.clone(),
+                view.name.clone(),
+                mode.to_string(),
+                atomic.to_owned(),
+            ]
+        })
+        .collect();
+    println!();
+    super::routes::table(
+        ["METHOD", "PATH", "VIEW", "MODE", "ATOMIC"].map(str::to_owned),
+        rows,
+    )?;
+    Ok(())
+}

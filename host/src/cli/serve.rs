@@ -1,0 +1,107 @@
+//! `amphi serve`: an app that has been built, until SIGTERM or Ctrl-C.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::Serving;
+use crate::app::App;
+use crate::config::Config;
+use crate::database::{self, Databases};
+use crate::request::Host;
+use crate::run::Engines;
+use crate::server::{self, Sockets};
+
+pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
+    let config = serving.config()?;
+    runtime()?.block_on(async {
+        let running = Running::start(config).await?;
+        running.serve().await
+    })
+}
+
+/// The runtime for everything but requests: signals, accepting, watching, and what sync workers wait for.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("the runtime")
+}
+
+/// An app that is loaded and listens.
+pub(super) struct Running {
+    pub(super) host: Arc<Host>,
+    sockets: Sockets,
+}
+
+impl Running {
+    /// Binds, opens and compiles. Connections wait meanwhile.
+    pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
+        let sockets = Sockets::bind(&config.listen, config.admin)?;
+        let engines = Engines::new(&config.sync_views, &config.async_views)?;
+        let app = {
+            let engines = engines.clone();
+            tokio::task::spawn_blocking(move || load(config, &engines, None)).await??
+        };
+        let addresses = sockets.addresses()?;
+        app.services.http.set_own(addresses[0]);
+        let views = app.count();
+        for address in &addresses {
+            let admin = sockets.admin_address()?.map(tracing::field::display);
+            tracing::info!(%address, admin, app = app.config.name, sync_views = views.get("sync"), async_views = views.get("async"), "listening");
+        }
+        Ok(Running {
+            host: Arc::new(Host::new(app, engines)),
+            sockets,
+        })
+    }
+
+    /// Serves until a signal, then drains.
+    pub(super) async fn serve(self) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        tokio::spawn(stop_on_signal(stop.clone()));
+        server::serve(self.host, self.sockets, stop).await
+    }
+}
+
+/// Opens the databases, applies migrations and loads the modules.
+pub(super) fn load(
+    config: Config,
+    engines: &Engines,
+    previous: Option<&App>,
+) -> anyhow::Result<App> {
+    let none = Databases::new();
+    let databases = database::open_all(
+        &config,
+        previous.map_or(&none, |app| &app.services.databases),
+    )?;
+    App::load(config, engines, databases, previous)
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let (terminate, interrupt) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+            // A second one does not wait.
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals cannot be watched: the process will not end in order")
+        }
+    }
+}
