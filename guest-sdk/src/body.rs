@@ -87,7 +87,11 @@ impl<'a, M: Mode> Chunks<'a, M> {
             Content::Bytes(bytes) => Rest::Bytes(bytes),
             Content::Spooled(_) => Rest::Spooled { offset: 0 },
         };
-        Self { host, rest, mode: PhantomData }
+        Self {
+            host,
+            rest,
+            mode: PhantomData,
+        }
     }
 
     /// The offset to read from, or what there is without reading.
@@ -103,7 +107,9 @@ impl<'a, M: Mode> Chunks<'a, M> {
         if chunk.is_empty() {
             return None;
         }
-        self.rest = Rest::Spooled { offset: offset + chunk.len() as u64 };
+        self.rest = Rest::Spooled {
+            offset: offset + chunk.len() as u64,
+        };
         Some(chunk)
     }
 }
@@ -128,7 +134,9 @@ impl<'a> Chunks<'a, Async> {
         match self.ask() {
             Err(known) => Ok(known),
             Ok(offset) => {
-                let chunk = host::asynch::read_body(self.host, offset, CHUNK).await.map_err(Error::from_body)?;
+                let chunk = host::asynch::read_body(self.host, offset, CHUNK)
+                    .await
+                    .map_err(Error::from_body)?;
                 Ok(self.take(offset, chunk))
             }
         }
@@ -136,13 +144,17 @@ impl<'a> Chunks<'a, Async> {
 
     /// The pieces as a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<Vec<u8>>> + 'a {
-        try_unfold(self, async |mut chunks| Ok(chunks.next().await?.map(|chunk| (chunk, chunks))))
+        try_unfold(self, async |mut chunks| {
+            Ok(chunks.next().await?.map(|chunk| (chunk, chunks)))
+        })
     }
 }
 
 /// Brings the whole body here, for extractors that read it.
 pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
-    let Content::Spooled(length) = request.content else { return Ok(()) };
+    let Content::Spooled(length) = request.content else {
+        return Ok(());
+    };
     let mut bytes = reserve(length)?;
     for chunk in Chunks::<Sync>::new(host, BodyReader(Content::Spooled(length))) {
         bytes.extend_from_slice(&chunk?);
@@ -153,7 +165,9 @@ pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
 
 /// Brings the whole body here, for extractors that read it.
 pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()> {
-    let Content::Spooled(length) = request.content else { return Ok(()) };
+    let Content::Spooled(length) = request.content else {
+        return Ok(());
+    };
     let mut bytes = reserve(length)?;
     let mut chunks = Chunks::<Async>::new(host, BodyReader(Content::Spooled(length)));
     while let Some(chunk) = chunks.next().await? {
@@ -166,9 +180,17 @@ pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()>
 /// A body may be larger than the memory of the view: that is the client's to hear, not a trap.
 fn reserve(length: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    usize::try_from(length).ok().and_then(|length| bytes.try_reserve_exact(length).ok()).ok_or_else(|| {
-        Error::new(StatusCode::PAYLOAD_TOO_LARGE, "the request body is too large")
-            .with_detail(format!("a body of {length} bytes does not fit the module's memory; read it with BodyReader"))
-    })?;
+    usize::try_from(length)
+        .ok()
+        .and_then(|length| bytes.try_reserve_exact(length).ok())
+        .ok_or_else(|| {
+            Error::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the request body is too large",
+            )
+            .with_detail(format!(
+                "a body of {length} bytes does not fit the module's memory; read it with BodyReader"
+            ))
+        })?;
     Ok(bytes)
 }

@@ -45,7 +45,10 @@ pub struct Context<M: Mode> {
 
 impl<M: Mode> Context<M> {
     pub(crate) fn new(host: Host) -> Self {
-        Self { host, mode: PhantomData }
+        Self {
+            host,
+            mode: PhantomData,
+        }
     }
 
     /// The database named `default` in the app's configuration.
@@ -95,12 +98,16 @@ impl<M: Mode> Context<M> {
 
     /// Sets a value for every later part of this request.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
-        self.host.set(name, value).map_err(|text| Error::internal(format!("context value `{name}`: {text}")))
+        self.host
+            .set(name, value)
+            .map_err(|text| Error::internal(format!("context value `{name}`: {text}")))
     }
 
     /// A value that was set by [`set_json`](Self::set_json).
     pub fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let Some(text) = self.get(name) else { return Ok(None) };
+        let Some(text) = self.get(name) else {
+            return Ok(None);
+        };
         serde_json::from_str(&text)
             .map(Some)
             .map_err(|error| Error::internal(format!("context value `{name}`: {error}")))
@@ -119,14 +126,20 @@ impl<M: Mode> Context<M> {
 
 impl Context<Sync> {
     /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
-    pub fn atomic<'a, T>(&'a self, work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>) -> Result<T> {
+    pub fn atomic<'a, T>(
+        &'a self,
+        work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>,
+    ) -> Result<T> {
         self.db().atomic(work)
     }
 }
 
 impl Context<Async> {
     /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
-    pub async fn atomic<'a, T>(&'a self, work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>) -> Result<T> {
+    pub async fn atomic<'a, T>(
+        &'a self,
+        work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>,
+    ) -> Result<T> {
         self.db().atomic(work).await
     }
 

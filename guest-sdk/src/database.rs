@@ -62,7 +62,11 @@ pub struct Database<'a, M: Mode> {
 
 impl<'a, M: Mode> Database<'a, M> {
     pub(crate) fn new(host: &'a Host, name: &'a str) -> Self {
-        Self { host, name, mode: PhantomData }
+        Self {
+            host,
+            name,
+            mode: PhantomData,
+        }
     }
 }
 
@@ -83,13 +87,15 @@ impl<'a> Database<'a, Sync> {
 
     /// Runs a statement and gives the number of rows it changed.
     pub fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
-        host::sync::execute(self.host, self.name, sql, &params.into_values()?).map_err(Error::from_database)
+        host::sync::execute(self.host, self.name, sql, &params.into_values()?)
+            .map_err(Error::from_database)
     }
 
     /// Runs a statement whose result may be large, and reads it batch by batch:
     /// `for row in cx.db().rows::<Entry>(…)? { let row = row?; … }`.
     pub fn rows<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Rows<T, Sync>> {
-        let rows = host::sync::open(self.host, self.name, sql, &params.into_values()?).map_err(Error::from_database)?;
+        let rows = host::sync::open(self.host, self.name, sql, &params.into_values()?)
+            .map_err(Error::from_database)?;
         Ok(Rows::new(host::sync::columns(&rows), rows))
     }
 
@@ -99,7 +105,10 @@ impl<'a> Database<'a, Sync> {
     /// `cx.atomic(|tx| { tx.execute(…)?; … })`
     pub fn atomic<T>(self, work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>) -> Result<T> {
         let handle = host::sync::begin(self.host, self.name).map_err(Error::from_database)?;
-        let transaction = Transaction { database: self, handle };
+        let transaction = Transaction {
+            database: self,
+            handle,
+        };
         let result = work(&transaction);
         match &result {
             Ok(_) => host::sync::commit(transaction.handle).map_err(Error::from_database)?,
@@ -129,14 +138,17 @@ impl<'a> Database<'a, Async> {
 
     /// Runs a statement and gives the number of rows it changed.
     pub async fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
-        host::asynch::execute(self.host, self.name, sql, params.into_values()?).await.map_err(Error::from_database)
+        host::asynch::execute(self.host, self.name, sql, params.into_values()?)
+            .await
+            .map_err(Error::from_database)
     }
 
     /// Runs a statement whose result may be large, and reads it batch by batch:
     /// `while let Some(row) = rows.next().await? { … }`.
     pub async fn rows<T: FromRow>(self, sql: &str, params: impl Params) -> Result<Rows<T, Async>> {
-        let rows =
-            host::asynch::open(self.host, self.name, sql, params.into_values()?).await.map_err(Error::from_database)?;
+        let rows = host::asynch::open(self.host, self.name, sql, params.into_values()?)
+            .await
+            .map_err(Error::from_database)?;
         Ok(Rows::new(host::asynch::columns(&rows), rows))
     }
 
@@ -145,12 +157,22 @@ impl<'a> Database<'a, Async> {
     ///
     /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await` — write `async |tx|`, since the future of
     /// `|tx| async move` could not borrow `tx`.
-    pub async fn atomic<T>(self, work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>) -> Result<T> {
-        let handle = host::asynch::begin(self.host, self.name).await.map_err(Error::from_database)?;
-        let transaction = Transaction { database: self, handle };
+    pub async fn atomic<T>(
+        self,
+        work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>,
+    ) -> Result<T> {
+        let handle = host::asynch::begin(self.host, self.name)
+            .await
+            .map_err(Error::from_database)?;
+        let transaction = Transaction {
+            database: self,
+            handle,
+        };
         let result = work(&transaction).await;
         match &result {
-            Ok(_) => host::asynch::commit(transaction.handle).await.map_err(Error::from_database)?,
+            Ok(_) => host::asynch::commit(transaction.handle)
+                .await
+                .map_err(Error::from_database)?,
             // The work's own error is the one to report.
             Err(_) => drop(host::asynch::rollback(transaction.handle).await),
         }
@@ -188,7 +210,9 @@ impl<'a, M: Mode> Deref for Transaction<'a, M> {
 
 impl<M: Mode> fmt::Debug for Transaction<'_, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Transaction").field(&self.database.name).finish()
+        f.debug_tuple("Transaction")
+            .field(&self.database.name)
+            .finish()
     }
 }
 
@@ -203,7 +227,12 @@ pub struct Rows<T, M: Mode> {
 
 impl<T: FromRow, M: Mode> Rows<T, M> {
     fn new(columns: Vec<String>, handle: M::Rows) -> Self {
-        Self { columns, batch: Vec::new().into_iter(), handle: Some(handle), row: PhantomData }
+        Self {
+            columns,
+            batch: Vec::new().into_iter(),
+            handle: Some(handle),
+            row: PhantomData,
+        }
     }
 
     /// The names of the columns.
@@ -251,16 +280,22 @@ impl<T: FromRow> Rows<T, Async> {
             if let Some(row) = self.buffered() {
                 return row.map(Some);
             }
-            let Some(handle) = &self.handle else { return Ok(None) };
+            let Some(handle) = &self.handle else {
+                return Ok(None);
+            };
             let batch = host::asynch::next(handle, BATCH).await;
-            let batch = batch.inspect_err(|_| self.handle = None).map_err(Error::from_database)?;
+            let batch = batch
+                .inspect_err(|_| self.handle = None)
+                .map_err(Error::from_database)?;
             self.refill(batch);
         }
     }
 
     /// The rows as a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<T>> {
-        try_unfold(self, async |mut rows| Ok(rows.next().await?.map(|row| (row, rows))))
+        try_unfold(self, async |mut rows| {
+            Ok(rows.next().await?.map(|row| (row, rows)))
+        })
     }
 }
 
@@ -275,9 +310,18 @@ fn read<T: FromRow>(columns: &[String], values: Values) -> Result<T> {
 }
 
 fn read_all<T: FromRow>(table: Table) -> Result<Vec<T>> {
-    table.rows.into_iter().map(|values| read(&table.columns, values)).collect()
+    table
+        .rows
+        .into_iter()
+        .map(|values| read(&table.columns, values))
+        .collect()
 }
 
 fn read_first<T: FromRow>(table: Table) -> Result<Option<T>> {
-    table.rows.into_iter().next().map(|values| read(&table.columns, values)).transpose()
+    table
+        .rows
+        .into_iter()
+        .next()
+        .map(|values| read(&table.columns, values))
+        .transpose()
 }

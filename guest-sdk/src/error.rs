@@ -49,12 +49,21 @@ impl Error {
     /// An error with this status, from 400 to 599. The client reads the message when the status is below
     /// 500, and a generic text otherwise.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let error = Self { status, message: message.into(), detail: None, kind: None };
+        let error = Self {
+            status,
+            message: message.into(),
+            detail: None,
+            kind: None,
+        };
         if status.is_client_error() || status.is_server_error() {
             return error;
         }
         let detail = format!("an error needs a status from 400 to 599, and the view gave {status}");
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..error }.with_detail(detail)
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            ..error
+        }
+        .with_detail(detail)
     }
 
     /// 400: the client sent something malformed.
@@ -140,7 +149,11 @@ impl Error {
 
     /// A status of 500 or above with its usual words, and a detail.
     fn failure(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self::new(status, status.canonical_reason().unwrap_or("error").to_lowercase()).with_detail(detail)
+        Self::new(
+            status,
+            status.canonical_reason().unwrap_or("error").to_lowercase(),
+        )
+        .with_detail(detail)
     }
 
     /// What is the client's doing gets a status below 500; what may pass, 503; the rest is the view's.
@@ -169,16 +182,31 @@ impl Error {
         use http::ErrorKind;
         let (kind, status, text) = match error {
             HttpError::Denied(text) => (ErrorKind::Denied, StatusCode::INTERNAL_SERVER_ERROR, text),
-            HttpError::Invalid(text) => (ErrorKind::Invalid, StatusCode::INTERNAL_SERVER_ERROR, text),
-            HttpError::Timeout => (ErrorKind::Timeout, StatusCode::GATEWAY_TIMEOUT, "no answer in time".into()),
+            HttpError::Invalid(text) => {
+                (ErrorKind::Invalid, StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
+            HttpError::Timeout => (
+                ErrorKind::Timeout,
+                StatusCode::GATEWAY_TIMEOUT,
+                "no answer in time".into(),
+            ),
             HttpError::Connection(text) => (ErrorKind::Connection, StatusCode::BAD_GATEWAY, text),
             HttpError::TooLarge(text) => (ErrorKind::TooLarge, StatusCode::BAD_GATEWAY, text),
-            HttpError::Unavailable(text) => (ErrorKind::Unavailable, StatusCode::SERVICE_UNAVAILABLE, text),
-            HttpError::Aborted => {
-                (ErrorKind::Aborted, StatusCode::GATEWAY_TIMEOUT, "this request itself is over".into())
-            }
+            HttpError::Unavailable(text) => (
+                ErrorKind::Unavailable,
+                StatusCode::SERVICE_UNAVAILABLE,
+                text,
+            ),
+            HttpError::Aborted => (
+                ErrorKind::Aborted,
+                StatusCode::GATEWAY_TIMEOUT,
+                "this request itself is over".into(),
+            ),
         };
-        Self { kind: Some(Kind::Http(kind)), ..Self::failure(status, format!("{what}: {text}")) }
+        Self {
+            kind: Some(Kind::Http(kind)),
+            ..Self::failure(status, format!("{what}: {text}"))
+        }
     }
 
     pub(crate) fn from_body(error: BodyError) -> Self {

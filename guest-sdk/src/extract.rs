@@ -110,7 +110,10 @@ impl FromRequest for BodyReader {
     const BODY: BodyUse = BodyUse::Piecewise;
 
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        Ok(Self::new(std::mem::replace(&mut request.content, Content::Bytes(Vec::new()))))
+        Ok(Self::new(std::mem::replace(
+            &mut request.content,
+            Content::Bytes(Vec::new()),
+        )))
     }
 
     fn is_absent(request: &Request) -> bool {
@@ -140,7 +143,10 @@ pub struct Cookies(Vec<Cookie<'static>>);
 impl Cookies {
     /// The value of a cookie.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|cookie| cookie.name() == name).map(Cookie::value)
+        self.0
+            .iter()
+            .find(|cookie| cookie.name() == name)
+            .map(Cookie::value)
     }
 
     /// All names and values.
@@ -152,8 +158,15 @@ impl Cookies {
 impl FromRequest for Cookies {
     /// A malformed cookie is left out: the client is not its author.
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        let cookies = request.headers.get_all("cookie").flat_map(Cookie::split_parse);
-        Ok(Self(cookies.filter_map(|cookie| Some(cookie.ok()?.into_owned())).collect()))
+        let cookies = request
+            .headers
+            .get_all("cookie")
+            .flat_map(Cookie::split_parse);
+        Ok(Self(
+            cookies
+                .filter_map(|cookie| Some(cookie.ok()?.into_owned()))
+                .collect(),
+        ))
     }
 }
 

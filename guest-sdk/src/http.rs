@@ -52,7 +52,10 @@ pub struct Http<'a, M: Mode> {
 
 impl<'a, M: Mode> Http<'a, M> {
     pub(crate) fn new(host: &'a Host) -> Self {
-        Self { host, mode: PhantomData }
+        Self {
+            host,
+            mode: PhantomData,
+        }
     }
 
     /// A GET request.
@@ -81,7 +84,11 @@ impl<'a, M: Mode> Http<'a, M> {
     }
 
     /// A request of any method.
-    pub fn request(self, method: impl Into<String>, url: impl Into<String>) -> RequestBuilder<'a, M> {
+    pub fn request(
+        self,
+        method: impl Into<String>,
+        url: impl Into<String>,
+    ) -> RequestBuilder<'a, M> {
         let request = OutboundRequest {
             method: method.into(),
             url: url.into(),
@@ -89,7 +96,11 @@ impl<'a, M: Mode> Http<'a, M> {
             body: Vec::new(),
             timeout_ms: None,
         };
-        RequestBuilder { host: self.host, request: Ok(request), mode: PhantomData }
+        RequestBuilder {
+            host: self.host,
+            request: Ok(request),
+            mode: PhantomData,
+        }
     }
 }
 
@@ -107,7 +118,9 @@ impl<M: Mode> RequestBuilder<'_, M> {
     /// Adds a header.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         if let Ok(request) = &mut self.request {
-            request.headers.push((name.into().to_ascii_lowercase(), value.into()));
+            request
+                .headers
+                .push((name.into().to_ascii_lowercase(), value.into()));
         }
         self
     }
@@ -131,12 +144,17 @@ impl<M: Mode> RequestBuilder<'_, M> {
 
     /// Sends the value as JSON.
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
-        self.encoded("application/json", serde_json::to_vec(value).map_err(Error::from))
+        self.encoded(
+            "application/json",
+            serde_json::to_vec(value).map_err(Error::from),
+        )
     }
 
     /// Sends the value as a form does.
     pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
-        let body = serde_html_form::to_string(value).map(String::into_bytes).map_err(Error::from);
+        let body = serde_html_form::to_string(value)
+            .map(String::into_bytes)
+            .map_err(Error::from);
         self.encoded("application/x-www-form-urlencoded", body)
     }
 
@@ -145,7 +163,8 @@ impl<M: Mode> RequestBuilder<'_, M> {
             Ok(body) => self.header("content-type", content_type).body(body),
             Err(error) => {
                 if let Ok(request) = self.request {
-                    self.request = Err(error.with_detail(format!("the body of {}", title(&request))));
+                    self.request =
+                        Err(error.with_detail(format!("the body of {}", title(&request))));
                 }
                 self
             }
@@ -193,27 +212,38 @@ pub struct Response {
 
 impl Response {
     fn new(request: String, response: InboundResponse) -> Result<Self> {
-        let status = StatusCode::from_u16(response.status)
-            .map_err(|_| bad_gateway(&request, format!("the status {} is none", response.status)))?;
-        Ok(Self { status, headers: Headers::from(response.headers), body: response.body, request })
+        let status = StatusCode::from_u16(response.status).map_err(|_| {
+            bad_gateway(&request, format!("the status {} is none", response.status))
+        })?;
+        Ok(Self {
+            status,
+            headers: Headers::from(response.headers),
+            body: response.body,
+            request,
+        })
     }
 
     /// Turns a status of 400 or above into an error of status 502.
     pub fn error_for_status(self) -> Result<Self> {
         if self.status.is_client_error() || self.status.is_server_error() {
-            return Err(bad_gateway(&self.request, format!("the answer is {}", self.status)));
+            return Err(bad_gateway(
+                &self.request,
+                format!("the answer is {}", self.status),
+            ));
         }
         Ok(self)
     }
 
     /// The body as a text.
     pub fn text(self) -> Result<String> {
-        String::from_utf8(self.body).map_err(|error| bad_gateway(&self.request, format!("the body is no text: {error}")))
+        String::from_utf8(self.body)
+            .map_err(|error| bad_gateway(&self.request, format!("the body is no text: {error}")))
     }
 
     /// The body, read as JSON.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.body).map_err(|error| bad_gateway(&self.request, format!("the body: {error}")))
+        serde_json::from_slice(&self.body)
+            .map_err(|error| bad_gateway(&self.request, format!("the body: {error}")))
     }
 }
 

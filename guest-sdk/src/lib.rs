@@ -51,10 +51,14 @@
 //! | test | `testing` (feature `testing`) |
 
 #[cfg(all(target_arch = "wasm32", feature = "sync", feature = "async"))]
-compile_error!("a component has one mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does");
+compile_error!(
+    "a component has one mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does"
+);
 
 #[cfg(all(target_arch = "wasm32", not(any(feature = "sync", feature = "async"))))]
-compile_error!("a component has a mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does");
+compile_error!(
+    "a component has a mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does"
+);
 
 // The generated code and the macros name this crate from outside.
 extern crate self as amphi_sdk;
@@ -122,9 +126,9 @@ pub mod asynch {
 pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
-        Body, BodyReader, Context, Cookie, Cookies, Error, Form, FromRequest, FromRow, Headers, Html, IntoResponse,
-        Json, Path, Query, Redirect, Request, Response, Result, StatusCode, Text, asynch, join, join_all, log, sync,
-        try_join, try_join_all, view, views,
+        Body, BodyReader, Context, Cookie, Cookies, Error, Form, FromRequest, FromRow, Headers,
+        Html, IntoResponse, Json, Path, Query, Redirect, Request, Response, Result, StatusCode,
+        Text, asynch, join, join_all, log, sync, try_join, try_join_all, view, views,
     };
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;
@@ -136,8 +140,8 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Outcome, SyncView, View, describe, has_views, load_body, load_body_async, respond,
-        without_crate,
+        AsyncView, Entry, Outcome, SyncView, View, describe, has_views, load_body, load_body_async,
+        respond, without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{handle, handle_async};

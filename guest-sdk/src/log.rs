@@ -8,13 +8,17 @@
 //! log::warn!("slow: {} ms", 1200);
 //! ```
 
-pub use crate::{__debug as debug, __error as error, __info as info, __trace as trace, __warn as warn};
 pub use crate::bindings::amphi::view::log::Level;
+pub use crate::{
+    __debug as debug, __error as error, __info as info, __trace as trace, __warn as warn,
+};
 
 /// Writes a record. The macros are shorter.
 pub fn write(level: Level, message: &str, fields: &[(&str, &dyn std::fmt::Display)]) {
-    let fields: Vec<(String, String)> =
-        fields.iter().map(|(name, value)| ((*name).to_owned(), value.to_string())).collect();
+    let fields: Vec<(String, String)> = fields
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.to_string()))
+        .collect();
     crate::host::log(level, message, &fields);
 }
 

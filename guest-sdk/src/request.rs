@@ -22,7 +22,10 @@ pub struct Request {
 impl Request {
     /// A parameter of the view's pattern.
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.params.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.params
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body.
@@ -81,12 +84,17 @@ impl Headers {
 
     /// The values of all headers of this name.
     pub fn get_all(&self, name: &str) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// All names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Adds a header next to those of the same name.
@@ -99,7 +107,8 @@ impl Headers {
     /// Sets a header in the place of those of the same name.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
-        self.0.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+        self.0
+            .retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
         self.append(name, value);
     }
 

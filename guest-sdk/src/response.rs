@@ -20,11 +20,18 @@ pub struct Response {
 impl Response {
     /// An empty response.
     pub fn new(status: StatusCode) -> Self {
-        Self { status, headers: Headers::new(), body: Vec::new() }
+        Self {
+            status,
+            headers: Headers::new(),
+            body: Vec::new(),
+        }
     }
 
     fn of_type(content_type: &str, body: impl Into<Vec<u8>>) -> Self {
-        let mut response = Self { body: body.into(), ..Self::new(StatusCode::OK) };
+        let mut response = Self {
+            body: body.into(),
+            ..Self::new(StatusCode::OK)
+        };
         response.headers.append("content-type", content_type);
         response
     }
@@ -32,7 +39,11 @@ impl Response {
 
 impl From<Response> for types::Response {
     fn from(response: Response) -> Self {
-        Self { status: response.status.as_u16(), headers: response.headers.into_inner(), body: response.body }
+        Self {
+            status: response.status.as_u16(),
+            headers: response.headers.into_inner(),
+            body: response.body,
+        }
     }
 }
 
@@ -68,14 +79,22 @@ pub trait IntoResponse: Sized {
     fn with_header(self, name: impl Into<String>, value: impl Into<String>) -> With<Self> {
         let mut headers = Headers::new();
         headers.append(name, value);
-        With { inner: self, set: headers, append: Headers::new() }
+        With {
+            inner: self,
+            set: headers,
+            append: Headers::new(),
+        }
     }
 
     /// Adds a cookie.
     fn with_cookie(self, cookie: Cookie<'_>) -> With<Self> {
         let mut headers = Headers::new();
         headers.append("set-cookie", cookie.to_string());
-        With { inner: self, set: Headers::new(), append: headers }
+        With {
+            inner: self,
+            set: Headers::new(),
+            append: headers,
+        }
     }
 }
 
@@ -124,7 +143,10 @@ pub struct Text<T = String>(pub T);
 
 impl<T: Into<String>> IntoResponse for Text<T> {
     fn into_response(self) -> Result<Response> {
-        Ok(Response::of_type("text/plain; charset=utf-8", self.0.into()))
+        Ok(Response::of_type(
+            "text/plain; charset=utf-8",
+            self.0.into(),
+        ))
     }
 }
 
@@ -148,8 +170,9 @@ impl IntoResponse for Vec<u8> {
 
 impl<T: Serialize> IntoResponse for crate::extract::Json<T> {
     fn into_response(self) -> Result<Response> {
-        let body = serde_json::to_vec(&self.0)
-            .map_err(|error| Error::internal(format!("the response cannot be written as JSON: {error}")))?;
+        let body = serde_json::to_vec(&self.0).map_err(|error| {
+            Error::internal(format!("the response cannot be written as JSON: {error}"))
+        })?;
         Ok(Response::of_type("application/json", body))
     }
 }
@@ -164,17 +187,26 @@ pub struct Redirect {
 impl Redirect {
     /// 303: look there, with a GET. What a form's POST should end with.
     pub fn see_other(location: impl Into<String>) -> Self {
-        Self { status: StatusCode::SEE_OTHER, location: location.into() }
+        Self {
+            status: StatusCode::SEE_OTHER,
+            location: location.into(),
+        }
     }
 
     /// 307: repeat the same request there, this time.
     pub fn temporary(location: impl Into<String>) -> Self {
-        Self { status: StatusCode::TEMPORARY_REDIRECT, location: location.into() }
+        Self {
+            status: StatusCode::TEMPORARY_REDIRECT,
+            location: location.into(),
+        }
     }
 
     /// 308: repeat the same request there, from now on.
     pub fn permanent(location: impl Into<String>) -> Self {
-        Self { status: StatusCode::PERMANENT_REDIRECT, location: location.into() }
+        Self {
+            status: StatusCode::PERMANENT_REDIRECT,
+            location: location.into(),
+        }
     }
 }
 
@@ -207,11 +239,16 @@ impl IntoResponse for () {
 
 impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
     fn into_response(self) -> Result<Response> {
-        Ok(Response { status: self.0, ..self.1.into_response()? })
+        Ok(Response {
+            status: self.0,
+            ..self.1.into_response()?
+        })
     }
 }
 
-impl<T: IntoResponse, N: Into<String>, V: Into<String>, const C: usize> IntoResponse for ([(N, V); C], T) {
+impl<T: IntoResponse, N: Into<String>, V: Into<String>, const C: usize> IntoResponse
+    for ([(N, V); C], T)
+{
     fn into_response(self) -> Result<Response> {
         let mut response = self.1.into_response()?;
         for (name, value) in self.0 {

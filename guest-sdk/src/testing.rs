@@ -92,7 +92,9 @@ impl App {
     /// numbers. The folder is relative to the crate.
     pub fn migrations(self, folder: impl AsRef<Path>) -> Self {
         for (path, sql) in database::migrations(folder.as_ref()) {
-            self.on_database("default", |database| database.execute_batch(&sql, &path.display().to_string()));
+            self.on_database("default", |database| {
+                database.execute_batch(&sql, &path.display().to_string())
+            });
         }
         self
     }
@@ -104,13 +106,18 @@ impl App {
 
     /// Runs statements on a database of this name, which is there from then on.
     pub fn execute_batch_on(self, name: &str, sql: &str) -> Self {
-        self.on_database(name, |database| database.execute_batch(sql, "execute_batch"));
+        self.on_database(name, |database| {
+            database.execute_batch(sql, "execute_batch")
+        });
         self
     }
 
     /// Sets what `cx.config(name)` gives.
     pub fn setting(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.0.settings.borrow_mut().insert(name.into(), value.into());
+        self.0
+            .settings
+            .borrow_mut()
+            .insert(name.into(), value.into());
         self
     }
 
@@ -177,7 +184,10 @@ impl App {
     ///
     /// When the statement fails.
     pub fn query<T: FromRow>(&self, sql: &str, params: impl Params) -> Vec<T> {
-        self.context().db().query(sql, params).unwrap_or_else(|error| panic!("`{sql}`: {error}"))
+        self.context()
+            .db()
+            .query(sql, params)
+            .unwrap_or_else(|error| panic!("`{sql}`: {error}"))
     }
 
     /// The log records that views have written.
@@ -191,6 +201,12 @@ impl App {
     }
 
     fn on_database<T>(&self, name: &str, work: impl FnOnce(&mut TestDatabase) -> T) -> T {
-        work(self.0.databases.borrow_mut().entry(name.to_owned()).or_default())
+        work(
+            self.0
+                .databases
+                .borrow_mut()
+                .entry(name.to_owned())
+                .or_default(),
+        )
     }
 }

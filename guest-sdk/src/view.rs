@@ -104,7 +104,11 @@ pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
 
 /// The export `handle` of a sync component.
 #[cfg(target_arch = "wasm32")]
-pub fn handle(table: &[Entry<SyncView>], view: u32, request: types::Request) -> Result<types::Response, types::Error> {
+pub fn handle(
+    table: &[Entry<SyncView>],
+    view: u32,
+    request: types::Request,
+) -> Result<types::Response, types::Error> {
     let view = find(table, view);
     answer(view(Context::new(crate::host::Host), request.into()))
 }
@@ -122,14 +126,21 @@ pub async fn handle_async(
 
 #[cfg(target_arch = "wasm32")]
 fn find<V: Copy>(table: &[Entry<V>], view: u32) -> V {
-    table.get(view as usize).and_then(|entry| entry.view).expect("the host calls views that `describe` told it of")
+    table
+        .get(view as usize)
+        .and_then(|entry| entry.view)
+        .expect("the host calls views that `describe` told it of")
 }
 
 #[cfg(target_arch = "wasm32")]
 fn answer(outcome: Result<Response>) -> Result<types::Response, types::Error> {
     outcome.map(types::Response::from).map_err(|error| {
         let (status, message, detail) = error.into_parts();
-        types::Error { status: status.as_u16(), message, detail }
+        types::Error {
+            status: status.as_u16(),
+            message,
+            detail,
+        }
     })
 }
 
@@ -277,17 +288,30 @@ mod tests {
             Entry::new::<blocking>(<blocking as View>::SYNC),
             Entry::new::<waiting>(<waiting as View>::SYNC),
         ]);
-        let [info] = &sync[..] else { panic!("{sync:?}") };
+        let [info] = &sync[..] else {
+            panic!("{sync:?}")
+        };
         assert_eq!((info.id, info.name.as_str()), (0, "view::tests::blocking"));
-        assert_eq!((info.method.as_str(), info.pattern.as_str()), ("POST", "/a"));
-        assert_eq!((info.atomic, info.cpu_ms, info.timeout_ms), (Some(true), Some(20), Some(300)));
+        assert_eq!(
+            (info.method.as_str(), info.pattern.as_str()),
+            ("POST", "/a")
+        );
+        assert_eq!(
+            (info.atomic, info.cpu_ms, info.timeout_ms),
+            (Some(true), Some(20), Some(300))
+        );
 
         let asynch = describe(&[
             Entry::new::<blocking>(<blocking as View>::ASYNC),
             Entry::new::<waiting>(<waiting as View>::ASYNC),
         ]);
-        let [info] = &asynch[..] else { panic!("{asynch:?}") };
-        assert_eq!((info.id, info.method.as_str(), info.atomic), (1, "GET", Some(false)));
+        let [info] = &asynch[..] else {
+            panic!("{asynch:?}")
+        };
+        assert_eq!(
+            (info.id, info.method.as_str(), info.atomic),
+            (1, "GET", Some(false))
+        );
     }
 
     #[test]

@@ -25,13 +25,21 @@ impl Parse for ViewAttribute {
             return Err(input.error(format!("the path is missing: {FORM}")));
         }
         input.parse::<Token![,]>()?;
-        let literal: LitStr = input
-            .parse()
-            .map_err(|error| syn::Error::new(error.span(), format!("the path is a text in quotes: {FORM}")))?;
+        let literal: LitStr = input.parse().map_err(|error| {
+            syn::Error::new(
+                error.span(),
+                format!("the path is a text in quotes: {FORM}"),
+            )
+        })?;
         pattern::check(&literal.value()).map_err(|text| syn::Error::new(literal.span(), text))?;
 
-        let mut attribute =
-            ViewAttribute { method, pattern: literal, atomic: None, cpu_ms: None, timeout_ms: None };
+        let mut attribute = ViewAttribute {
+            method,
+            pattern: literal,
+            atomic: None,
+            cpu_ms: None,
+            timeout_ms: None,
+        };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if !input.is_empty() {
@@ -59,7 +67,9 @@ impl ViewAttribute {
             "timeout_ms" => once(&mut self.timeout_ms, milliseconds(input)?, &name),
             other => Err(syn::Error::new(
                 name.span(),
-                format!("a view has no option `{other}`; there are `atomic`, `cpu_ms` and `timeout_ms`"),
+                format!(
+                    "a view has no option `{other}`; there are `atomic`, `cpu_ms` and `timeout_ms`"
+                ),
             )),
         }
     }
@@ -87,7 +97,11 @@ fn milliseconds(input: ParseStream) -> syn::Result<u32> {
     match number.base10_parse() {
         Ok(0) | Err(_) => Err(syn::Error::new(
             number.span(),
-            format!("`{}` is no number of milliseconds: write one from 1 to {}", number.to_token_stream(), u32::MAX),
+            format!(
+                "`{}` is no number of milliseconds: write one from 1 to {}",
+                number.to_token_stream(),
+                u32::MAX
+            ),
         )),
         Ok(value) => Ok(value),
     }
@@ -96,6 +110,9 @@ fn milliseconds(input: ParseStream) -> syn::Result<u32> {
 fn once<T>(place: &mut Option<T>, value: T, name: &Ident) -> syn::Result<()> {
     match place.replace(value) {
         None => Ok(()),
-        Some(_) => Err(syn::Error::new(name.span(), format!("`{name}` is said twice"))),
+        Some(_) => Err(syn::Error::new(
+            name.span(),
+            format!("`{name}` is said twice"),
+        )),
     }
 }

@@ -7,7 +7,10 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
             "a path starts with `/`: write `\"/{pattern}\"`, which lies below the module's mount"
         ));
     }
-    if let Some(bad) = pattern.chars().find(|c| c.is_whitespace() || matches!(c, '?' | '#')) {
+    if let Some(bad) = pattern
+        .chars()
+        .find(|c| c.is_whitespace() || matches!(c, '?' | '#'))
+    {
         return Err(format!(
             "a path cannot contain `{}`: the part after `?` is read with the `Query` extractor",
             bad.escape_default()
@@ -26,7 +29,9 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
         let (name, after) = (&parameter[..end], &parameter[end + 1..]);
         let plain = name.strip_prefix('*').unwrap_or(name);
         if plain.len() < name.len() && !after.is_empty() {
-            return Err(format!("`{{{name}}}` takes all remaining segments, so nothing can follow it"));
+            return Err(format!(
+                "`{{{name}}}` takes all remaining segments, so nothing can follow it"
+            ));
         }
         if !is_identifier(plain) {
             return Err(format!(
@@ -54,7 +59,14 @@ mod tests {
 
     #[test]
     fn good_patterns_pass() {
-        for good in ["/", "/a", "/a/{id}", "/a/{id}/b/{other_id}", "/files/{*rest}", "/a-{b}.html"] {
+        for good in [
+            "/",
+            "/a",
+            "/a/{id}",
+            "/a/{id}/b/{other_id}",
+            "/files/{*rest}",
+            "/a-{b}.html",
+        ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
     }

@@ -6,12 +6,17 @@ use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Field, Fields, LitStr};
 
 pub(crate) fn expand(item: TokenStream) -> TokenStream {
-    syn::parse2(item).and_then(derive).unwrap_or_else(syn::Error::into_compile_error)
+    syn::parse2(item)
+        .and_then(derive)
+        .unwrap_or_else(syn::Error::into_compile_error)
 }
 
 fn derive(input: DeriveInput) -> syn::Result<TokenStream> {
     let Data::Struct(data) = &input.data else {
-        return Err(syn::Error::new(input.ident.span(), "`FromRow` can be derived for a struct with named fields"));
+        return Err(syn::Error::new(
+            input.ident.span(),
+            "`FromRow` can be derived for a struct with named fields",
+        ));
     };
     let Fields::Named(fields) = &data.fields else {
         return Err(syn::Error::new(
@@ -20,7 +25,11 @@ fn derive(input: DeriveInput) -> syn::Result<TokenStream> {
         ));
     };
     let owner = input.ident.to_string();
-    let fields = fields.named.iter().map(|field| read(field, &owner)).collect::<syn::Result<Vec<_>>>()?;
+    let fields = fields
+        .named
+        .iter()
+        .map(|field| read(field, &owner))
+        .collect::<syn::Result<Vec<_>>>()?;
     let name = &input.ident;
     let (generics, arguments, conditions) = input.generics.split_for_impl();
     Ok(quote! {
@@ -33,9 +42,16 @@ fn derive(input: DeriveInput) -> syn::Result<TokenStream> {
 }
 
 fn read(field: &Field, owner: &str) -> syn::Result<TokenStream> {
-    let name = field.ident.as_ref().expect("the fields were matched as named");
+    let name = field
+        .ident
+        .as_ref()
+        .expect("the fields were matched as named");
     let mut column = name.to_string().trim_start_matches("r#").to_owned();
-    for attribute in field.attrs.iter().filter(|attribute| attribute.path().is_ident("row")) {
+    for attribute in field
+        .attrs
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("row"))
+    {
         attribute.parse_nested_meta(|meta| {
             if !meta.path.is_ident("column") {
                 return Err(meta.error("write `#[row(column = \"name\")]`"));

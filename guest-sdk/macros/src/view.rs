@@ -13,7 +13,10 @@ use syn::{FnArg, Ident, ItemFn, PathArguments, ReturnType, Type};
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let described = syn::parse2::<ItemFn>(item.clone())
         .map_err(|error| {
-            syn::Error::new(error.span(), "`#[view]` goes on a `fn` or an `async fn` outside of any `impl`")
+            syn::Error::new(
+                error.span(),
+                "`#[view]` goes on a `fn` or an `async fn` outside of any `impl`",
+            )
         })
         .and_then(|function| describe(attribute, function));
     match described {
@@ -28,7 +31,13 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
 
 fn describe(attribute: TokenStream, mut function: ItemFn) -> syn::Result<TokenStream> {
     check_signature(&function)?;
-    let ViewAttribute { method, pattern, atomic, cpu_ms, timeout_ms } = syn::parse2(attribute)?;
+    let ViewAttribute {
+        method,
+        pattern,
+        atomic,
+        cpu_ms,
+        timeout_ms,
+    } = syn::parse2(attribute)?;
     let (atomic, cpu_ms, timeout_ms) = (option(atomic), option(cpu_ms), option(timeout_ms));
 
     let takes_context = resolve_context(&mut function)?;
@@ -68,7 +77,9 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
             "a view is a free function: the host has no `self` to call it on; take `cx: &Context`",
         ));
     }
-    if signature.generics.type_params().next().is_some() || signature.generics.const_params().next().is_some() {
+    if signature.generics.type_params().next().is_some()
+        || signature.generics.const_params().next().is_some()
+    {
         return Err(syn::Error::new(
             signature.generics.span(),
             "a view cannot be generic: the host would not know which types to choose",
@@ -90,16 +101,24 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
 /// Turns a first parameter `&Context` into the context of the function's mode, and tells whether there
 /// is a context at all.
 fn resolve_context(function: &mut ItemFn) -> syn::Result<bool> {
-    let mode = if function.sig.asyncness.is_some() { "asynch" } else { "sync" };
+    let mode = if function.sig.asyncness.is_some() {
+        "asynch"
+    } else {
+        "sync"
+    };
     for (index, argument) in function.sig.inputs.iter_mut().enumerate() {
-        let FnArg::Typed(argument) = argument else { continue };
+        let FnArg::Typed(argument) = argument else {
+            continue;
+        };
         let by_reference = matches!(&*argument.ty, Type::Reference(_));
         let (ty, mutable) = match &mut *argument.ty {
             Type::Reference(reference) => (&mut *reference.elem, reference.mutability.is_some()),
             ty => (ty, false),
         };
         let Type::Path(path) = ty else { continue };
-        let Some(last) = path.path.segments.last() else { continue };
+        let Some(last) = path.path.segments.last() else {
+            continue;
+        };
         if last.ident != "Context" {
             continue;
         }

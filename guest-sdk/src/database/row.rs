@@ -61,9 +61,17 @@ impl<'a> Row<'a> {
     }
 
     fn take_at<T: FromValue>(&mut self, index: usize, place: &str) -> Result<T> {
-        let value = self.values.get_mut(index).map(|value| std::mem::replace(value, Value::Null));
+        let value = self
+            .values
+            .get_mut(index)
+            .map(|value| std::mem::replace(value, Value::Null));
         T::from_value(value.unwrap_or(Value::Null)).map_err(|value| {
-            mismatch(self.columns.get(index).map_or("?", String::as_str), place, T::EXPECTED, &value)
+            mismatch(
+                self.columns.get(index).map_or("?", String::as_str),
+                place,
+                T::EXPECTED,
+                &value,
+            )
         })
     }
 
@@ -91,7 +99,11 @@ fn missing(columns: &[String], column: &str, place: &str) -> Error {
 
 #[cold]
 fn mismatch(column: &str, place: &str, expected: &str, value: &Value) -> Error {
-    let way_out = if *value == Value::Null { "; `Option` takes null" } else { "" };
+    let way_out = if *value == Value::Null {
+        "; `Option` takes null"
+    } else {
+        ""
+    };
     Error::internal(format!(
         "column `{column}` has {} where {place} expects {expected}{way_out}",
         describe(value)
@@ -133,7 +145,24 @@ macro_rules! single_values {
     )*};
 }
 
-single_values!(bool, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, f32, f64, String, Vec<u8>, Value);
+single_values!(
+    bool,
+    i8,
+    i16,
+    i32,
+    i64,
+    isize,
+    u8,
+    u16,
+    u32,
+    u64,
+    usize,
+    f32,
+    f64,
+    String,
+    Vec<u8>,
+    Value
+);
 
 impl<T: FromValue> FromRow for Option<T> {
     fn from_row(row: &mut Row<'_>) -> Result<Self> {

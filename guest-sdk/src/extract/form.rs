@@ -70,7 +70,10 @@ impl<T: DeserializeOwned> FromRequest for Form<T> {
     const BODY: BodyUse = BodyUse::Whole;
 
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        if !request.headers.content_type_is(|name| name == "application/x-www-form-urlencoded") {
+        if !request
+            .headers
+            .content_type_is(|name| name == "application/x-www-form-urlencoded")
+        {
             return Err(Error::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "the body must be a form, and the content type say so: `application/x-www-form-urlencoded`",

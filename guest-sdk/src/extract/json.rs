@@ -33,19 +33,24 @@ impl<T: DeserializeOwned> FromRequest for Json<T> {
     const BODY: BodyUse = BodyUse::Whole;
 
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        let is_json = |name: &str| name == "application/json" || name.starts_with("application/") && name.ends_with("+json");
+        let is_json = |name: &str| {
+            name == "application/json"
+                || name.starts_with("application/") && name.ends_with("+json")
+        };
         if !request.headers.content_type_is(is_json) {
             return Err(Error::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "the body must be JSON, and the content type say so: `application/json`",
             ));
         }
-        serde_json::from_slice(request.body()).map(Self).map_err(|error| match error.classify() {
-            Category::Data => Error::unprocessable(format!("the JSON does not fit: {error}")),
-            Category::Syntax | Category::Eof | Category::Io => {
-                Error::bad_request(format!("the body is no JSON: {error}"))
-            }
-        })
+        serde_json::from_slice(request.body())
+            .map(Self)
+            .map_err(|error| match error.classify() {
+                Category::Data => Error::unprocessable(format!("the JSON does not fit: {error}")),
+                Category::Syntax | Category::Eof | Category::Io => {
+                    Error::bad_request(format!("the body is no JSON: {error}"))
+                }
+            })
     }
 
     fn is_absent(request: &Request) -> bool {

@@ -4,9 +4,9 @@ use super::FromRequest;
 use crate::context::Context;
 use crate::mode::Mode;
 use crate::{Error, Request, Result};
+use serde::de::DeserializeOwned;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
-use serde::de::DeserializeOwned;
 use serde::forward_to_deserialize_any;
 use std::fmt;
 
@@ -37,7 +37,9 @@ impl<T: DeserializeOwned> FromRequest for Path<T> {
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
         match T::deserialize(Params(&request.params)) {
             Ok(value) => Ok(Self(value)),
-            Err(Failure::Value(text)) => Err(Error::bad_request(format!("the path does not fit: {text}"))),
+            Err(Failure::Value(text)) => {
+                Err(Error::bad_request(format!("the path does not fit: {text}")))
+            }
             Err(Failure::Shape(text)) => Err(Error::internal(format!(
                 "the view's `Path` does not fit its pattern, which has {} parameters: {text}",
                 request.params.len()
@@ -121,11 +123,19 @@ impl<'de> Deserializer<'de> for Params<'de> {
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
         visitor.visit_unit()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -133,7 +143,11 @@ impl<'de> Deserializer<'de> for Params<'de> {
         visitor.visit_seq(SeqDeserializer::new(self.all()))
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
         if self.0.len() != length {
             return Err(Failure::Shape(format!("it wants {length}")));
         }
@@ -150,7 +164,9 @@ impl<'de> Deserializer<'de> for Params<'de> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        visitor.visit_map(MapDeserializer::new(self.all().map(|param| (param.name, param))))
+        visitor.visit_map(MapDeserializer::new(
+            self.all().map(|param| (param.name, param)),
+        ))
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -225,7 +241,11 @@ impl<'de> Deserializer<'de> for Param<'de> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
         visitor.visit_newtype_struct(self)
     }
 

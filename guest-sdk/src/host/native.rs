@@ -96,7 +96,10 @@ pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
     match RUNNING.with_borrow(Clone::clone) {
         Some(host) => host.0.log(level, message, fields),
         None => {
-            let fields: String = fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            let fields: String = fields
+                .iter()
+                .map(|(name, value)| format!(" {name}={value}"))
+                .collect();
             eprintln!("{level:?}: {message}{fields}");
         }
     }
@@ -110,7 +113,10 @@ pub struct Rows {
 
 impl Rows {
     fn new(table: Table) -> Self {
-        Self { columns: table.columns, rest: RefCell::new(table.rows.into_iter()) }
+        Self {
+            columns: table.columns,
+            rest: RefCell::new(table.rows.into_iter()),
+        }
     }
 
     fn next(&self, max: u32) -> Vec<Values> {
@@ -129,7 +135,12 @@ pub struct Transaction {
 impl Transaction {
     fn begin(host: &Host, name: &str) -> Result<Self, DatabaseError> {
         let depth = host.0.begin(name)?;
-        Ok(Self { host: host.clone(), name: name.to_owned(), depth, ended: false })
+        Ok(Self {
+            host: host.clone(),
+            name: name.to_owned(),
+            depth,
+            ended: false,
+        })
     }
 
     fn end(mut self, commit: bool) -> Result<(), DatabaseError> {
@@ -155,15 +166,30 @@ pub(crate) mod sync {
         host.0.read_body(offset, max)
     }
 
-    pub(crate) fn query(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+    pub(crate) fn query(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Table, DatabaseError> {
         host.0.query(name, sql, values)
     }
 
-    pub(crate) fn execute(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
+    pub(crate) fn execute(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<u64, DatabaseError> {
         host.0.execute(name, sql, values)
     }
 
-    pub(crate) fn open(host: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Rows, DatabaseError> {
+    pub(crate) fn open(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Rows, DatabaseError> {
         host.0.query(name, sql, values).map(Rows::new)
     }
 
@@ -187,7 +213,10 @@ pub(crate) mod sync {
         transaction.end(false)
     }
 
-    pub(crate) fn send(host: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+    pub(crate) fn send(
+        host: &Host,
+        request: OutboundRequest,
+    ) -> Result<InboundResponse, HttpError> {
         host.0.send(request)
     }
 }
@@ -198,22 +227,41 @@ pub(crate) mod asynch {
     pub use super::{Rows, Transaction};
     use std::task::Poll;
 
-    pub(crate) async fn read_body(host: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
+    pub(crate) async fn read_body(
+        host: &Host,
+        offset: u64,
+        max: u32,
+    ) -> Result<Vec<u8>, BodyError> {
         give_way().await;
         host.0.read_body(offset, max)
     }
 
-    pub(crate) async fn query(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Table, DatabaseError> {
+    pub(crate) async fn query(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Table, DatabaseError> {
         give_way().await;
         host.0.query(name, sql, &values)
     }
 
-    pub(crate) async fn execute(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<u64, DatabaseError> {
+    pub(crate) async fn execute(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<u64, DatabaseError> {
         give_way().await;
         host.0.execute(name, sql, &values)
     }
 
-    pub(crate) async fn open(host: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Rows, DatabaseError> {
+    pub(crate) async fn open(
+        host: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Rows, DatabaseError> {
         give_way().await;
         host.0.query(name, sql, &values).map(Rows::new)
     }
@@ -242,7 +290,10 @@ pub(crate) mod asynch {
         transaction.end(false)
     }
 
-    pub(crate) async fn send(host: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+    pub(crate) async fn send(
+        host: &Host,
+        request: OutboundRequest,
+    ) -> Result<InboundResponse, HttpError> {
         give_way().await;
         host.0.send(request)
     }

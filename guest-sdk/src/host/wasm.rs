@@ -51,15 +51,30 @@ pub(crate) mod sync {
         body::read(offset, max)
     }
 
-    pub(crate) fn query(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+    pub(crate) fn query(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Table, DatabaseError> {
         database::query(name, sql, values)
     }
 
-    pub(crate) fn execute(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
+    pub(crate) fn execute(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<u64, DatabaseError> {
         database::execute(name, sql, values)
     }
 
-    pub(crate) fn open(_: &Host, name: &str, sql: &str, values: &[Value]) -> Result<Rows, DatabaseError> {
+    pub(crate) fn open(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Rows, DatabaseError> {
         database::open(name, sql, values)
     }
 
@@ -97,15 +112,30 @@ pub(crate) mod asynch {
         body_async::read(offset, max).await
     }
 
-    pub(crate) async fn query(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Table, DatabaseError> {
+    pub(crate) async fn query(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Table, DatabaseError> {
         database_async::query(name.to_owned(), sql.to_owned(), values).await
     }
 
-    pub(crate) async fn execute(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<u64, DatabaseError> {
+    pub(crate) async fn execute(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<u64, DatabaseError> {
         database_async::execute(name.to_owned(), sql.to_owned(), values).await
     }
 
-    pub(crate) async fn open(_: &Host, name: &str, sql: &str, values: Vec<Value>) -> Result<Rows, DatabaseError> {
+    pub(crate) async fn open(
+        _: &Host,
+        name: &str,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Rows, DatabaseError> {
         database_async::open(name.to_owned(), sql.to_owned(), values).await
     }
 
@@ -129,7 +159,10 @@ pub(crate) mod asynch {
         Transaction::rollback(transaction).await
     }
 
-    pub(crate) async fn send(_: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+    pub(crate) async fn send(
+        _: &Host,
+        request: OutboundRequest,
+    ) -> Result<InboundResponse, HttpError> {
         http_async::send(request).await
     }
 

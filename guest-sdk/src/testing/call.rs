@@ -4,7 +4,9 @@ use super::database::TestDatabase;
 use super::request::TestRequest;
 use super::{Record, World};
 use crate::database::{ErrorKind, Value};
-use crate::host::{BodyError, Capabilities, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table};
+use crate::host::{
+    BodyError, Capabilities, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table,
+};
 use crate::log::Level;
 use crate::view::View;
 use crate::{Error, Response, Result, StatusCode};
@@ -29,9 +31,15 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn of<V: View>(world: Rc<World>, request: &TestRequest) -> Self {
         // The default of an app's `atomic = "unsafe-methods"`.
-        let atomic = V::ATOMIC.unwrap_or(!matches!(V::METHOD, "GET" | "HEAD" | "OPTIONS" | "TRACE"));
+        let atomic =
+            V::ATOMIC.unwrap_or(!matches!(V::METHOD, "GET" | "HEAD" | "OPTIONS" | "TRACE"));
         let timeout = Duration::from_millis(V::TIMEOUT_MS.unwrap_or(30_000).into());
-        Self { route: V::PATTERN, body: request.body().to_vec(), atomic, ..Self::new(world, timeout) }
+        Self {
+            route: V::PATTERN,
+            body: request.body().to_vec(),
+            atomic,
+            ..Self::new(world, timeout)
+        }
     }
 
     /// A call of no view, for tests of other code.
@@ -56,7 +64,8 @@ impl Call {
     pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
         let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error());
         for name in self.begun.take() {
-            self.end(&name, 1, succeeded).map_err(Error::from_database)?;
+            self.end(&name, 1, succeeded)
+                .map_err(Error::from_database)?;
         }
         outcome
     }
@@ -70,7 +79,9 @@ impl Call {
         let mut databases = self.world.databases.borrow_mut();
         let database = databases.get_mut(name).ok_or_else(|| DatabaseError {
             kind: ErrorKind::Denied,
-            message: format!("the test has no database `{name}`; add `.execute_batch_on(\"{name}\", …)`"),
+            message: format!(
+                "the test has no database `{name}`; add `.execute_batch_on(\"{name}\", …)`"
+            ),
         })?;
         if self.atomic && self.begun.borrow_mut().insert(name.to_owned()) {
             database.begin()?;
@@ -111,16 +122,21 @@ impl Capabilities for Call {
     }
 
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.body.get(offset..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.body.get(offset..))
+            .unwrap_or_default();
         Ok(rest[..rest.len().min(max as usize)].to_vec())
     }
 
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
-        self.database(name, |database| database.run(sql, values)).map(|(table, _)| table)
+        self.database(name, |database| database.run(sql, values))
+            .map(|(table, _)| table)
     }
 
     fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
-        self.database(name, |database| database.run(sql, values)).map(|(_, changes)| changes)
+        self.database(name, |database| database.run(sql, values))
+            .map(|(_, changes)| changes)
     }
 
     fn begin(&self, name: &str) -> Result<u32, DatabaseError> {
@@ -136,7 +152,11 @@ impl Capabilities for Call {
     }
 
     fn log(&self, level: Level, message: &str, fields: &[(String, String)]) {
-        let record = Record { level, message: message.into(), fields: fields.to_vec() };
+        let record = Record {
+            level,
+            message: message.into(),
+            fields: fields.to_vec(),
+        };
         self.world.logs.borrow_mut().push(record);
     }
 }
@@ -144,10 +164,17 @@ impl Capabilities for Call {
 /// What the client would get for this error.
 pub(super) fn error_response(error: &Error) -> Response {
     let text = if error.status().is_server_error() {
-        error.status().canonical_reason().unwrap_or("error").to_owned()
+        error
+            .status()
+            .canonical_reason()
+            .unwrap_or("error")
+            .to_owned()
     } else {
         error.message().to_owned()
     };
     let status: StatusCode = error.status();
-    Response { body: text.into_bytes(), ..Response::new(status) }
+    Response {
+        body: text.into_bytes(),
+        ..Response::new(status)
+    }
 }

@@ -17,15 +17,22 @@ pub(super) struct TestDatabase {
 impl Default for TestDatabase {
     fn default() -> Self {
         let connection = Connection::open_in_memory().expect("SQLite opens a database in memory");
-        connection.execute_batch("pragma foreign_keys = on").expect("SQLite checks foreign keys");
-        Self { connection, depth: 0 }
+        connection
+            .execute_batch("pragma foreign_keys = on")
+            .expect("SQLite checks foreign keys");
+        Self {
+            connection,
+            depth: 0,
+        }
     }
 }
 
 impl TestDatabase {
     /// Runs the statements of a test itself, which must not fail.
     pub(super) fn execute_batch(&self, sql: &str, place: &str) {
-        self.connection.execute_batch(sql).unwrap_or_else(|error| panic!("{place}: {error}"));
+        self.connection
+            .execute_batch(sql)
+            .unwrap_or_else(|error| panic!("{place}: {error}"));
     }
 
     /// Runs one statement: its result, and how many rows it changed.
@@ -36,19 +43,25 @@ impl TestDatabase {
         if wanted != values.len() {
             return Err(Error {
                 kind: ErrorKind::Statement,
-                message: format!("the statement has {wanted} parameters, and {} were given", values.len()),
+                message: format!(
+                    "the statement has {wanted} parameters, and {} were given",
+                    values.len()
+                ),
             });
         }
         for (index, value) in values.iter().enumerate() {
-            statement.raw_bind_parameter(index + 1, to_sql(value)).map_err(error)?;
+            statement
+                .raw_bind_parameter(index + 1, to_sql(value))
+                .map_err(error)?;
         }
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let changes = |connection: &Connection| connection.total_changes();
         let before = changes(&self.connection);
         let mut rows = Vec::new();
         let mut cursor = statement.raw_query();
         while let Some(row) = cursor.next().map_err(error)? {
-            let values = (0..columns.len()).map(|index| row.get_ref(index).map_err(error).and_then(from_sql));
+            let values = (0..columns.len())
+                .map(|index| row.get_ref(index).map_err(error).and_then(from_sql));
             rows.push(values.collect::<Result<_, _>>()?);
         }
         drop(cursor);
@@ -84,12 +97,17 @@ impl TestDatabase {
             (_, true) => format!("release amphi_{depth}"),
             (_, false) => format!("rollback to amphi_{depth}; release amphi_{depth}"),
         };
-        self.connection.execute_batch(&sql).map_err(error).inspect_err(|_| {
-            if depth == 1 {
-                // A commit can fail on a deferred constraint, and leaves the transaction open.
-                self.connection.execute_batch("rollback").expect("an open transaction rolls back");
-            }
-        })
+        self.connection
+            .execute_batch(&sql)
+            .map_err(error)
+            .inspect_err(|_| {
+                if depth == 1 {
+                    // A commit can fail on a deferred constraint, and leaves the transaction open.
+                    self.connection
+                        .execute_batch("rollback")
+                        .expect("an open transaction rolls back");
+                }
+            })
     }
 }
 
@@ -99,21 +117,31 @@ impl TestDatabase {
 ///
 /// When there is no such folder, or it holds SQL files of other names.
 pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("migrations in {}: {error}", folder.display()));
+    let entries = fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("migrations in {}: {error}", folder.display()));
     let mut files: Vec<(u64, PathBuf)> = entries
         .map(|entry| entry.expect("a folder can be read to its end").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sql"))
         .map(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let number = name.strip_prefix('V').and_then(|rest| rest.split_once("__")?.0.parse().ok());
-            (number.unwrap_or_else(|| panic!("{}: name it like V1__name.sql", path.display())), path)
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let number = name
+                .strip_prefix('V')
+                .and_then(|rest| rest.split_once("__")?.0.parse().ok());
+            (
+                number.unwrap_or_else(|| panic!("{}: name it like V1__name.sql", path.display())),
+                path,
+            )
         })
         .collect();
     files.sort();
     files
         .into_iter()
         .map(|(_, path)| {
-            let sql = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let sql = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             (path, sql)
         })
         .collect()
@@ -121,15 +149,32 @@ pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
 
 /// Refuses what the host refuses: transactions are begun through the context, sessions are the host's.
 fn check_allowed(sql: &str) -> Result<(), Error> {
-    const REFUSED: [&str; 10] =
-        ["begin", "commit", "end", "rollback", "savepoint", "release", "pragma", "attach", "detach", "vacuum"];
-    let word: String = sql.trim_start().chars().take_while(char::is_ascii_alphabetic).collect();
+    const REFUSED: [&str; 10] = [
+        "begin",
+        "commit",
+        "end",
+        "rollback",
+        "savepoint",
+        "release",
+        "pragma",
+        "attach",
+        "detach",
+        "vacuum",
+    ];
+    let word: String = sql
+        .trim_start()
+        .chars()
+        .take_while(char::is_ascii_alphabetic)
+        .collect();
     if !REFUSED.contains(&word.to_ascii_lowercase().as_str()) {
         return Ok(());
     }
     Err(Error {
         kind: ErrorKind::Denied,
-        message: format!("views may not run `{}`; for transactions use `cx.atomic`", word.to_uppercase()),
+        message: format!(
+            "views may not run `{}`; for transactions use `cx.atomic`",
+            word.to_uppercase()
+        ),
     })
 }
 
@@ -148,10 +193,12 @@ fn from_sql(value: ValueRef<'_>) -> Result<Value, Error> {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Integer(number),
         ValueRef::Real(number) => Value::Real(number),
-        ValueRef::Text(bytes) => Value::Text(
-            String::from_utf8(bytes.to_vec())
-                .map_err(|_| Error { kind: ErrorKind::Other, message: "a text in the result is no UTF-8".into() })?,
-        ),
+        ValueRef::Text(bytes) => {
+            Value::Text(String::from_utf8(bytes.to_vec()).map_err(|_| Error {
+                kind: ErrorKind::Other,
+                message: "a text in the result is no UTF-8".into(),
+            })?)
+        }
         ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
     })
 }
@@ -163,5 +210,8 @@ fn error(error: rusqlite::Error) -> Error {
         Some(ErrorCode::TooBig) => ErrorKind::TooLarge,
         _ => ErrorKind::Statement,
     };
-    Error { kind, message: error.to_string() }
+    Error {
+        kind,
+        message: error.to_string(),
+    }
 }

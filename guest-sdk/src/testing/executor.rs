@@ -19,7 +19,9 @@ pub fn run<F: Future>(future: F) -> F::Output {
             return output;
         }
     }
-    panic!("this future waits for something that is not a call of its context, so nothing in the test will wake it");
+    panic!(
+        "this future waits for something that is not a call of its context, so nothing in the test will wake it"
+    );
 }
 
 struct Woken(AtomicBool);

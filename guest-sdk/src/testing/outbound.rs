@@ -13,7 +13,11 @@ pub struct Reply(Result<InboundResponse, ErrorKind>);
 
 /// A reply with status 200 and this body.
 pub fn reply(body: impl Into<Vec<u8>>) -> Reply {
-    Reply(Ok(InboundResponse { status: 200, headers: Vec::new(), body: body.into() }))
+    Reply(Ok(InboundResponse {
+        status: 200,
+        headers: Vec::new(),
+        body: body.into(),
+    }))
 }
 
 /// A request that fails.
@@ -75,15 +79,30 @@ impl Outbound {
     }
 
     pub(super) fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
-        let OutboundRequest { method, url, headers, body, .. } = request;
+        let OutboundRequest {
+            method,
+            url,
+            headers,
+            body,
+            ..
+        } = request;
         let script = self.script.borrow();
-        let reply = script.iter().find(|(known, pattern, _)| *known == method && matches(pattern, &url));
+        let reply = script
+            .iter()
+            .find(|(known, pattern, _)| *known == method && matches(pattern, &url));
         let outcome = match reply {
             Some((_, _, Reply(Ok(response)))) => Ok(response.clone()),
             Some((_, _, Reply(Err(kind)))) => Err(error(*kind)),
-            None => Err(HttpError::Denied(format!("the test has no reply to {method} {url}; add one with `App::on`"))),
+            None => Err(HttpError::Denied(format!(
+                "the test has no reply to {method} {url}; add one with `App::on`"
+            ))),
         };
-        self.sent.borrow_mut().push(Sent { method, url, headers: headers.into(), body });
+        self.sent.borrow_mut().push(Sent {
+            method,
+            url,
+            headers: headers.into(),
+            body,
+        });
         outcome
     }
 }

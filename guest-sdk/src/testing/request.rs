@@ -44,7 +44,13 @@ pub fn delete(path: &str) -> TestRequest {
 impl TestRequest {
     fn new(method: &'static str, path: &str) -> Self {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        Self { method, path: path.into(), query: query.into(), headers: Headers::new(), body: Vec::new() }
+        Self {
+            method,
+            path: path.into(),
+            query: query.into(),
+            headers: Headers::new(),
+            body: Vec::new(),
+        }
     }
 
     /// Adds a header.
@@ -62,13 +68,15 @@ impl TestRequest {
     /// Sends the value as a form does.
     pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
         let body = serde_html_form::to_string(value).expect("a form of a test can be written");
-        self.header("content-type", "application/x-www-form-urlencoded").with_body(body)
+        self.header("content-type", "application/x-www-form-urlencoded")
+            .with_body(body)
     }
 
     /// Sends the value as JSON.
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
         let body = serde_json::to_vec(value).expect("a request of a test can be written as JSON");
-        self.header("content-type", "application/json").with_body(body)
+        self.header("content-type", "application/json")
+            .with_body(body)
     }
 
     pub(super) fn body(&self) -> &[u8] {
@@ -77,15 +85,38 @@ impl TestRequest {
 
     /// The request as the host gives it to this view.
     pub(super) fn into_request<V: View>(self, spool_over: Option<usize>) -> Request {
-        let Self { method, path, query, headers, body } = self;
-        assert!(method == V::METHOD, "the view `{}` answers {}, and this request is {method}", V::NAME, V::METHOD);
-        let params = params(V::PATTERN, &path)
-            .unwrap_or_else(|| panic!("the view `{}` answers {}, and this request is for {path}", V::NAME, V::PATTERN));
+        let Self {
+            method,
+            path,
+            query,
+            headers,
+            body,
+        } = self;
+        assert!(
+            method == V::METHOD,
+            "the view `{}` answers {}, and this request is {method}",
+            V::NAME,
+            V::METHOD
+        );
+        let params = params(V::PATTERN, &path).unwrap_or_else(|| {
+            panic!(
+                "the view `{}` answers {}, and this request is for {path}",
+                V::NAME,
+                V::PATTERN
+            )
+        });
         let content = match spool_over {
             Some(limit) if body.len() > limit => Content::Spooled(body.len() as u64),
             _ => Content::Bytes(body),
         };
-        Request { method: method.into(), path, query, headers, params, content }
+        Request {
+            method: method.into(),
+            path,
+            query,
+            headers,
+            params,
+            content,
+        }
     }
 }
 
@@ -94,7 +125,9 @@ fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return (pattern == path).then(Vec::new);
     };
-    let (name, after) = rest.split_once('}').expect("`#[view]` has checked the pattern");
+    let (name, after) = rest
+        .split_once('}')
+        .expect("`#[view]` has checked the pattern");
     let path = path.strip_prefix(before)?;
     let (name, value) = match name.strip_prefix('*') {
         Some(name) => (name, path),
@@ -102,7 +135,14 @@ fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
         None => {
             let segment = &path[..path.find('/').unwrap_or(path.len())];
             let fixed = &after[..after.find(['/', '{']).unwrap_or(after.len())];
-            (name, if fixed.is_empty() { segment } else { &segment[..segment.find(fixed)?] })
+            (
+                name,
+                if fixed.is_empty() {
+                    segment
+                } else {
+                    &segment[..segment.find(fixed)?]
+                },
+            )
         }
     };
     if value.is_empty() {
@@ -120,7 +160,12 @@ mod tests {
 
     fn of(pattern: &str, path: &str) -> Option<String> {
         let params = params(pattern, path)?;
-        Some(params.iter().map(|(name, value)| format!("{name}={value};")).collect())
+        Some(
+            params
+                .iter()
+                .map(|(name, value)| format!("{name}={value};"))
+                .collect(),
+        )
     }
 
     #[test]
@@ -130,7 +175,10 @@ mod tests {
         assert_eq!(of("/a/{id}", "/a/7").as_deref(), Some("id=7;"));
         assert_eq!(of("/a/{id}", "/a/7/8"), None);
         assert_eq!(of("/a/{id}", "/a/"), None);
-        assert_eq!(of("/a/{id}/b/{x}", "/a/1%202/b/%2F").as_deref(), Some("id=1 2;x=/;"));
+        assert_eq!(
+            of("/a/{id}/b/{x}", "/a/1%202/b/%2F").as_deref(),
+            Some("id=1 2;x=/;")
+        );
         assert_eq!(of("/f/{*rest}", "/f/a/b").as_deref(), Some("rest=a/b;"));
         assert_eq!(of("/{name}.html", "/a.html").as_deref(), Some("name=a;"));
         assert_eq!(of("/{name}.html", "/a.txt"), None);

@@ -14,11 +14,17 @@ pub struct TestResponse {
 impl TestResponse {
     pub(super) fn new(outcome: Result<Response>, view: &str) -> Self {
         match outcome {
-            Ok(response) => Self { response, error: None },
+            Ok(response) => Self {
+                response,
+                error: None,
+            },
             Err(error) => {
                 // The test harness shows this when the test fails.
                 eprintln!("the view `{view}` gave an error: {error}");
-                Self { response: error_response(&error), error: Some(error) }
+                Self {
+                    response: error_response(&error),
+                    error: Some(error),
+                }
             }
         }
     }
@@ -54,7 +60,8 @@ impl TestResponse {
     ///
     /// When it is none.
     pub fn text(&self) -> &str {
-        std::str::from_utf8(self.body()).unwrap_or_else(|error| panic!("the body is no text: {error}"))
+        std::str::from_utf8(self.body())
+            .unwrap_or_else(|error| panic!("the body is no text: {error}"))
     }
 
     /// The body, read as JSON.
@@ -63,7 +70,8 @@ impl TestResponse {
     ///
     /// When it is no JSON, or does not fit the type.
     pub fn json<T: DeserializeOwned>(&self) -> T {
-        serde_json::from_slice(self.body())
-            .unwrap_or_else(|error| panic!("the body is not the JSON wanted: {error}: {}", self.text()))
+        serde_json::from_slice(self.body()).unwrap_or_else(|error| {
+            panic!("the body is not the JSON wanted: {error}: {}", self.text())
+        })
     }
 }
