@@ -1,0 +1,125 @@
+//! The views of this app. A `fn` is a sync view and an `async fn` an async one; to turn one into the
+//! other, add or remove `async` and `.await`.
+
+use amphi_sdk::prelude::*;
+use maud::{DOCTYPE, Markup, html};
+
+#[derive(FromRow)]
+struct Note {
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct NewNote {
+    text: String,
+}
+
+/// The notes. A sync view asks the database and has the answer.
+#[view(get, "/")]
+fn home(cx: &Context) -> Result<Markup> {
+    let notes: Vec<Note> = cx
+        .db()
+        .query("select text from notes order by id desc limit 50", ())?;
+    let content = html! {
+        form action="/notes" method="post" {
+            input name="text" aria-label="A note" required;
+            button { "Add" }
+        }
+        ul {
+            @for note in &notes { li { (note.text) } }
+        }
+        p { a href="/wait" { "See an async view wait" } }
+    };
+    Ok(page(cx, content))
+}
+
+/// Adds a note, in a transaction.
+#[view(post, "/notes", atomic)]
+fn add(cx: &Context, Form(new): Form<NewNote>) -> Result<Redirect> {
+    let text = new.text.trim();
+    if text.is_empty() {
+        return Err(Error::unprocessable("a note needs some text"));
+    }
+    cx.db()
+        .execute("insert into notes (text) values (?)", (text,))?;
+    log::info!("noted");
+    Ok(Redirect::see_other("/"))
+}
+
+/// Waits for several things at once, and holds nobody up meanwhile.
+#[view(get, "/wait")]
+async fn wait(cx: &Context) -> Result<Markup> {
+    let ((), (), count) = join!(
+        cx.sleep(Duration::from_millis(100)),
+        cx.sleep(Duration::from_millis(100)),
+        cx.db().query_one::<i64>("select count(*) from notes", ()),
+    );
+    let count = count?.unwrap_or(0);
+    let content = html! {
+        p { "Slept twice for 100 ms at once, and meanwhile counted the notes: " (count) "." }
+        p { a href="/" { "Back" } }
+    };
+    Ok(page(cx, content))
+}
+
+/// Never waits, so it takes the context of either mode.
+fn page<M: Mode>(cx: &Context<M>, content: Markup) -> Markup {
+    let title = cx.config("title").unwrap_or_default();
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                link rel="stylesheet" href="/static/style.css";
+            }
+            body {
+                h1 { (title) }
+                (content)
+            }
+        }
+    }
+}
+
+views![home, add, wait];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amphi_sdk::testing::{App, get, post};
+
+    fn app() -> App {
+        App::new()
+            .migrations("migrations")
+            .setting("title", "Notes")
+    }
+
+    #[test]
+    fn a_note_is_added_and_shown() {
+        let app = app();
+        let response = app.call::<add>(post("/notes").form(&[("text", "<b>Tea</b>")]));
+        assert_eq!(response.status(), StatusCode::SEE_OTHER);
+        assert!(
+            app.call::<home>(get("/"))
+                .text()
+                .contains("&lt;b&gt;Tea&lt;/b&gt;")
+        );
+    }
+
+    #[test]
+    fn an_empty_note_is_refused() {
+        let response = app().call::<add>(post("/notes").form(&[("text", " ")]));
+        assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    #[test]
+    fn waiting_counts_the_notes() {
+        assert!(
+            app()
+                .call::<wait>(get("/wait"))
+                .text()
+                .contains("the notes: 1.")
+        );
+    }
+}
