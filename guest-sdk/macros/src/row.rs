@@ -46,7 +46,8 @@ fn read(field: &Field, owner: &str) -> syn::Result<TokenStream> {
         .ident
         .as_ref()
         .expect("the fields were matched as named");
-    let mut column = name.to_string().trim_start_matches("r#").to_owned();
+    let plain_name = name.to_string().trim_start_matches("r#").to_owned();
+    let mut column = plain_name.clone();
     for attribute in field
         .attrs
         .iter()
@@ -60,7 +61,7 @@ fn read(field: &Field, owner: &str) -> syn::Result<TokenStream> {
             Ok(())
         })?;
     }
-    let place = format!("field `{name}` of `{owner}`");
+    let place = format!("field `{plain_name}` of `{owner}`");
     let ty = &field.ty;
     Ok(quote_spanned!(ty.span()=> #name: row.take_for::<#ty>(#column, #place)?))
 }

@@ -1,0 +1,251 @@
+//! Statements, parameters and rows.
+
+use amphi_sdk::Value;
+use amphi_sdk::database::ErrorKind;
+use amphi_sdk::prelude::*;
+use amphi_sdk::testing::{App, run};
+
+#[derive(Debug, FromRow, PartialEq)]
+struct Thing {
+    id: i64,
+    #[row(column = "title")]
+    name: Option<String>,
+    r#type: bool,
+}
+
+const THINGS: &str =
+    "create table things (id integer primary key, title text unique, type integer not null);
+    insert into things values (1, 'one', 1), (2, null, 0);";
+
+fn app() -> App {
+    App::new().execute_batch(THINGS)
+}
+
+#[test]
+fn rows_are_read_by_name_by_position_or_singly() {
+    let app = app();
+    let cx = app.context();
+    let things: Vec<Thing> = cx
+        .db()
+        .query("select type, title, id from things order by id", ())
+        .expect("it reads");
+    assert_eq!(
+        things,
+        [
+            Thing {
+                id: 1,
+                name: Some("one".into()),
+                r#type: true
+            },
+            Thing {
+                id: 2,
+                name: None,
+                r#type: false
+            }
+        ]
+    );
+    let pair: Option<(i64, String)> = cx
+        .db()
+        .query_one("select id, title from things where id = ?", (1,))
+        .expect("");
+    assert_eq!(pair, Some((1, "one".into())));
+    assert_eq!(
+        cx.db()
+            .query_one::<Option<String>>("select title from things where id = 2", ())
+            .expect(""),
+        Some(None)
+    );
+    assert_eq!(
+        cx.db()
+            .query_one::<i64>("select id from things where id = 3", ())
+            .expect(""),
+        None
+    );
+}
+
+#[test]
+fn values_of_all_kinds_go_there_and_back() {
+    let app = App::new();
+    let cx = app.context();
+    let params = (
+        i64::MIN,
+        7_u64,
+        1.5,
+        true,
+        "text",
+        String::from("owned"),
+        vec![0_u8, 255],
+        None::<i64>,
+        Value::Null,
+    );
+    type Row = (
+        i64,
+        u64,
+        f64,
+        bool,
+        String,
+        String,
+        Vec<u8>,
+        Option<i64>,
+        Value,
+    );
+    let row: Option<Row> = cx
+        .db()
+        .query_one("select ?, ?, ?, ?, ?, ?, ?, ?, ?", params.clone())
+        .expect("it runs");
+    let (a, b, c, d, e, f, g, h, i) = params;
+    assert_eq!(row, Some((a, b, c, d, e.into(), f, g, h, i)));
+
+    let names = ["one", "two"];
+    assert_eq!(
+        cx.db()
+            .query::<(String, String)>("select ?, ?", &names[..])
+            .expect("a slice")
+            .len(),
+        1
+    );
+    assert_eq!(
+        cx.db()
+            .query::<(String, String)>("select ?, ?", names)
+            .expect("an array")
+            .len(),
+        1
+    );
+    assert_eq!(
+        cx.db()
+            .query::<(String, String)>("select ?, ?", names.to_vec())
+            .expect("a vector")
+            .len(),
+        1
+    );
+    let error = cx
+        .db()
+        .query::<i64>("select ?", (u64::MAX,))
+        .expect_err("that is too large");
+    assert!(
+        error
+            .detail()
+            .is_some_and(|text| text.contains("too large")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_row_that_does_not_fit_says_where() {
+    let app = app();
+    let cx = app.context();
+    let detail = |sql: &str| {
+        let error = cx
+            .db()
+            .query::<Thing>(sql, ())
+            .expect_err("it does not fit");
+        error.detail().expect("it says where").to_owned()
+    };
+    assert_eq!(
+        detail("select id, title from things"),
+        "the query has no column `type`, which field `type` of `Thing` needs; it has: id, title"
+    );
+    assert_eq!(
+        detail("select 'x' as id, title, type from things"),
+        "column `id` has a text where field `id` of `Thing` expects an integer of type i64"
+    );
+    assert_eq!(
+        detail("select null as id, title, type from things"),
+        "column `id` has null where field `id` of `Thing` expects an integer of type i64; `Option` takes null"
+    );
+    let error = cx
+        .db()
+        .query::<(i64, i64)>("select id from things", ())
+        .expect_err("one column is missing");
+    assert!(
+        error
+            .detail()
+            .is_some_and(|text| text.contains("1 columns (id)")),
+        "{error}"
+    );
+    let error = cx
+        .db()
+        .query::<u8>("select 256", ())
+        .expect_err("it is too large");
+    assert!(
+        error
+            .detail()
+            .is_some_and(|text| text.contains("the integer 256")),
+        "{error}"
+    );
+}
+
+#[test]
+fn failures_have_a_kind_and_a_status() {
+    let app = app();
+    let cx = app.context();
+    let failure = |sql: &str, id: i64| {
+        let error = cx.db().execute(sql, (id,)).expect_err("it fails");
+        (
+            error.database_kind().expect("it comes from the database"),
+            error.status().as_u16(),
+        )
+    };
+    assert_eq!(
+        failure("insert into things values (?, 'one', 1)", 9),
+        (ErrorKind::Constraint, 409)
+    );
+    assert_eq!(
+        failure("insert into nothing values (?)", 9),
+        (ErrorKind::Statement, 500)
+    );
+    assert_eq!(failure("select 1, ?, ?", 9), (ErrorKind::Statement, 500));
+    assert_eq!(failure("begin", 9), (ErrorKind::Denied, 500));
+    let error = cx
+        .database("other")
+        .execute("select 1", ())
+        .expect_err("there is none");
+    assert_eq!(error.database_kind(), Some(ErrorKind::Denied));
+    assert_eq!(
+        cx.db()
+            .execute("update things set type = 1", ())
+            .expect("it runs"),
+        2
+    );
+}
+
+#[test]
+fn large_results_come_in_batches_in_both_modes() {
+    let app = App::new().execute_batch(
+        "create table numbers as with recursive n(i) as (select 1 union all select i + 1 from n where i < 1000)
+         select i from n",
+    );
+    let cx = app.context();
+    let rows = cx
+        .db()
+        .rows::<i64>("select i from numbers", ())
+        .expect("it opens");
+    assert_eq!(rows.columns(), ["i"]);
+    assert_eq!(rows.map(|row| row.expect("it reads")).sum::<i64>(), 500_500);
+
+    let cx = app.async_context();
+    let sum: Result<i64> = run(async {
+        let mut sum = 0;
+        let mut rows = cx.db().rows::<i64>("select i from numbers", ()).await?;
+        while let Some(number) = rows.next().await? {
+            sum += number;
+        }
+        assert_eq!(rows.next().await?, None);
+        Ok(sum)
+    });
+    assert_eq!(sum.expect("it reads"), 500_500);
+}
+
+#[test]
+fn migrations_are_applied_in_order() {
+    let folder = std::env::temp_dir().join(format!("amphi-sdk-migrations-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder can be made");
+    std::fs::write(folder.join("V2__rename.sql"), "alter table a rename to b")
+        .expect("it is written");
+    std::fs::write(folder.join("V10__fill.sql"), "insert into b values (10)")
+        .expect("it is written");
+    std::fs::write(folder.join("V1__make.sql"), "create table a (x)").expect("it is written");
+    let app = App::new().migrations(&folder);
+    std::fs::remove_dir_all(&folder).expect("it is removed");
+    assert_eq!(app.query::<i64>("select x from b", ()), [10]);
+}

@@ -1,0 +1,8 @@
+//! What the SDK promises to views, tried natively.
+
+mod body;
+mod database;
+mod extract;
+mod http;
+mod response;
+mod transaction;
