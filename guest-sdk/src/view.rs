@@ -264,8 +264,7 @@ macro_rules! views {
 macro_rules! views {
     ($($view:path),* $(,)?) => {
         const _: () = {
-            const fn is_view<V: $crate::__private::View>() {}
-            $(is_view::<$view>();)*
+            $(_ = <$view as $crate::__private::View>::NAME;)*
         };
     };
 }

@@ -1,6 +1,7 @@
 //! What stands in the parentheses of `#[view(…)]`.
 
 use crate::pattern;
+use proc_macro2::Span;
 use quote::ToTokens;
 use syn::parse::{Parse, ParseStream};
 use syn::{Ident, LitBool, LitInt, LitStr, Token};
@@ -22,7 +23,7 @@ impl Parse for ViewAttribute {
     fn parse(input: ParseStream) -> syn::Result<Self> {
         let method = method(input)?;
         if input.is_empty() {
-            return Err(input.error(format!("the path is missing: {FORM}")));
+            return Err(missing("the path is missing"));
         }
         input.parse::<Token![,]>()?;
         let literal: LitStr = input.parse().map_err(|error| {
@@ -75,9 +76,14 @@ impl ViewAttribute {
     }
 }
 
+/// At the end of the input, syn would put its own words before these.
+fn missing(what: &str) -> syn::Error {
+    syn::Error::new(Span::call_site(), format!("{what}: {FORM}"))
+}
+
 fn method(input: ParseStream) -> syn::Result<String> {
     if input.is_empty() {
-        return Err(input.error(format!("the method and the path are missing: {FORM}")));
+        return Err(missing("the method and the path are missing"));
     }
     if input.peek(LitStr) {
         return Err(input.error(format!("the method comes before the path: {FORM}")));

@@ -190,13 +190,18 @@ fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
         arguments.push(variable);
     }
 
-    let output = match &signature.output {
+    let place = match &signature.output {
         ReturnType::Type(_, ty) => ty.span(),
         ReturnType::Default => name.span(),
     };
     let wait = is_async.then(|| quote!(.await));
-    let respond = quote_spanned!(output=> ::amphi_sdk::__private::respond);
-    let call = quote!(#steps #respond(#name(#context #(#arguments),*)#wait));
+    let output = Ident::new("output", place);
+    let respond = quote_spanned!(place=> ::amphi_sdk::__private::respond(#output));
+    let call = quote! {
+        #steps
+        let #output = #name(#context #(#arguments),*)#wait;
+        #respond
+    };
     let unused = quote! {
         #[allow(unused_mut, unused_variables, reason = "a view may want neither context nor request")]
     };

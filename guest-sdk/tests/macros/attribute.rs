@@ -1,0 +1,40 @@
+//! What can be wrong in the parentheses.
+use amphi_sdk::prelude::*;
+
+#[view]
+fn nothing() {}
+
+#[view("/path")]
+fn no_method() {}
+
+#[view(fetch, "/path")]
+fn no_such_method() {}
+
+#[view(get)]
+fn no_path() {}
+
+#[view(get, path)]
+fn unquoted_path() {}
+
+#[view(get, "entries")]
+fn no_slash() {}
+
+#[view(get, "/entries/{id")]
+fn open_brace() {}
+
+#[view(get, "/entries/{id}/{id}")]
+fn twice() {}
+
+#[view(get, "/entries?page=1")]
+fn query() {}
+
+#[view(get, "/path", atomically)]
+fn no_such_option() {}
+
+#[view(get, "/path", atomic, atomic = false)]
+fn said_twice() {}
+
+#[view(get, "/path", cpu_ms = 0)]
+fn no_time() {}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! What is no view cannot be listed.
+use amphi_sdk::prelude::*;
+
+#[view(get, "/")]
+fn home() {}
+
+fn helper() {}
+
+struct Page;
+
+views![home, helper, Page];
+
+fn main() {}
