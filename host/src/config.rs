@@ -692,3 +692,6 @@ struct Defaults<'a> {
     atomic: Atomic,
     limits: &'a Limits,
 }
+
+#[cfg(test)]
+mod tests;

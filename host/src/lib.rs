@@ -1,25 +1,26 @@
 //! Amphi: a server for sandboxed web views, sync and async, compiled to WebAssembly components.
 //!
+//! The library exists for the binary, the tests and the benchmarks; it makes no promise of stability.
 //! `request` tells the life of a request and is the place to start reading; ARCHITECTURE.md has the map.
 
-mod app;
-mod bindings;
-mod capability;
+pub mod app;
+pub mod bindings;
+pub mod capability;
 pub mod cli;
 pub mod config;
-mod database;
-mod deadline;
-mod error;
-mod gate;
-mod log;
-mod metrics;
-mod module;
-mod request;
-mod router;
-mod run;
-mod scope;
-mod server;
-mod static_files;
-mod transaction;
-mod view;
-mod workers;
+pub mod database;
+pub mod deadline;
+pub mod error;
+pub mod gate;
+pub mod log;
+pub mod metrics;
+pub mod module;
+pub mod request;
+pub mod router;
+pub mod run;
+pub mod scope;
+pub mod server;
+pub mod static_files;
+pub mod transaction;
+pub mod view;
+pub mod workers;

@@ -24,7 +24,8 @@ pub enum LogFormat {
 
 /// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("AMPHI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("AMPHI_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,7 +1,7 @@
 //! What a guest writes: log records, and standard output and error line by line, all into the host's log.
 //!
-//! Together they are limited per request. The last lines of standard error are kept, because that is where a
-//! panic says what happened before the guest traps.
+//! Together they are limited per request. What a panic says on standard error is kept for the one line that the
+//! host writes about the trap which follows.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use crate::metrics::METRICS;
 use crate::scope::Scope;
 
-/// How much of the end of standard error is kept.
-const TAIL_BYTES: usize = 4 << 10;
+/// How much of a panic's message is kept.
+const PANIC_BYTES: usize = 4 << 10;
 /// The most bytes a guest may hand over at once.
 const WRITE_BYTES: usize = 64 << 10;
 
@@ -32,7 +32,33 @@ struct Log {
 struct State {
     left: usize,
     cut: bool,
-    tail: String,
+    panic: Option<String>,
+}
+
+impl State {
+    /// Whether a line of standard error is a panic's; if so, it is kept. A guest that panics ends.
+    fn panicking(&mut self, line: &str) -> bool {
+        if self.panic.is_none()
+            && let Some((_, place)) = line
+                .split_once("' ")
+                .filter(|_| line.starts_with("thread '"))
+                .and_then(|(_, rest)| rest.split_once("panicked at "))
+        {
+            self.panic = Some(format!("panicked at {place}"));
+            return true;
+        }
+        let Some(panic) = &mut self.panic else {
+            return false;
+        };
+        if !line.is_empty()
+            && !line.starts_with("note: ")
+            && panic.len() + line.len() <= PANIC_BYTES
+        {
+            panic.push(' ');
+            panic.push_str(line);
+        }
+        true
+    }
 }
 
 impl Output {
@@ -40,7 +66,7 @@ impl Output {
         let state = State {
             left: scope.limits.log_max_bytes,
             cut: false,
-            tail: String::new(),
+            panic: None,
         };
         Output(Arc::new(Log {
             scope: Arc::clone(scope),
@@ -71,20 +97,9 @@ impl Output {
         }
     }
 
-    /// The panic message among the last lines of standard error, if there is one.
+    /// Where and why the guest panicked, if it did.
     pub fn panic(&self) -> Option<String> {
-        let state = self.0.state.lock();
-        let start = state.tail.rfind("panicked at ")?;
-        let (place, rest) = state.tail[start + "panicked at ".len()..].split_once('\n')?;
-        let message: Vec<&str> = rest
-            .lines()
-            .take_while(|line| !line.starts_with("note: "))
-            .collect();
-        Some(format!(
-            "panicked at {} {}",
-            place,
-            message.join(" ").trim()
-        ))
+        self.0.state.lock().panic.clone()
     }
 
     /// A stream whose lines become records of `level`.
@@ -109,13 +124,8 @@ impl Lines {
     fn log(&self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let text = text.trim_end();
-        if self.level == Level::WARN {
-            let mut state = self.output.0.state.lock();
-            state.tail.push_str(text);
-            state.tail.push('\n');
-            let over = state.tail.len().saturating_sub(TAIL_BYTES);
-            let cut = state.tail.ceil_char_boundary(over);
-            state.tail.drain(..cut);
+        if self.level == Level::WARN && self.output.0.state.lock().panicking(text) {
+            return;
         }
         if !text.is_empty() {
             self.output.record(self.level, text);

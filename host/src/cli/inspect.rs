@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     });
     let grants = Arc::new(Module::without_grants("inspected", file));
     let mode = inspection.mode;
-    let views = super::serve::runtime()?.block_on(async {
+    let views = super::serve::block_on(async {
         tokio::task::spawn_blocking(move || {
             module::describe(&engines, &services, &inspection, &grants)
         })

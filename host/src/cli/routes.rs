@@ -54,7 +54,7 @@ pub(super) fn check(config: Config) -> anyhow::Result<App> {
             ..config.async_views.clone()
         },
     )?;
-    super::serve::runtime()?.block_on(async {
+    super::serve::block_on(async {
         tokio::task::spawn_blocking(move || App::load(config, &engines, Databases::new(), None))
             .await?
     })

@@ -1,6 +1,7 @@
 //! `amphi serve`: an app that has been built, until SIGTERM or Ctrl-C.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,19 +17,26 @@ use crate::server::{self, Sockets};
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
-    runtime()?.block_on(async {
+    block_on(async {
         let running = Running::start(config).await?;
         running.serve().await
     })
 }
 
-/// The runtime for everything but requests: signals, accepting, watching, and what sync workers wait for.
-pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// How long threads that still wait for a disk may keep the process from ending.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs a command on the runtime for everything but requests: signals, accepting, watching, and what sync
+/// workers wait for.
+pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
-        .context("the runtime")
+        .context("the runtime")?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WAIT);
+    done
 }
 
 /// An app that is loaded and listens.

@@ -11,7 +11,7 @@ use notify_debouncer_mini::notify::{RecommendedWatcher, RecursiveMode};
 use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
 use tokio::sync::mpsc;
 
-use super::serve::{Running, load, runtime};
+use super::serve::{Running, block_on, load};
 use super::{Serving, build};
 use crate::config::{Config, Source};
 use crate::request::Host;
@@ -22,7 +22,7 @@ const QUIET: Duration = Duration::from_millis(150);
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
     let packages = build::build(&config)?;
-    runtime()?.block_on(async {
+    block_on(async {
         let (changed, changes) = mpsc::channel(1);
         let watching = Watching::start(&config, &packages, changed)?;
         let print = fingerprint(&config);

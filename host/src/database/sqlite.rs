@@ -508,11 +508,7 @@ impl Drop for Lease {
 }
 
 fn columns(statement: &Statement<'_>) -> Vec<String> {
-    statement
-        .column_names()
-        .into_iter()
-        .map(str::to_owned)
-        .collect()
+    statement.column_names().map(str::to_owned).collect()
 }
 
 /// A row and about how many bytes it takes in the guest.

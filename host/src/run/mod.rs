@@ -121,9 +121,7 @@ fn way(backtrace: &WasmBacktrace) -> String {
         .frames()
         .iter()
         .filter_map(|frame| frame.func_name());
-    let names = names
-        .map(|name| wasmtime_demangled(name))
-        .filter(|name| !is_machinery(name));
+    let names = names.map(demangled).filter(|name| !is_machinery(name));
     let names: Vec<String> = names.take(4).collect();
     if names.is_empty() {
         String::new()
@@ -132,7 +130,7 @@ fn way(backtrace: &WasmBacktrace) -> String {
     }
 }
 
-fn wasmtime_demangled(name: &str) -> String {
+fn demangled(name: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(name))
 }
 

@@ -1,0 +1,272 @@
+//! What people get wrong in an `amphi.toml`, and what they are told.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// An app's folder with a guest crate, a component and a folder in it.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("Cargo.toml"), "").expect("writing a manifest");
+    std::fs::create_dir(folder.path().join("files")).expect("making a folder");
+    folder
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    let folder = folder();
+    Config::parse(&folder.path().join("amphi.toml"), text).map_err(|error| {
+        error
+            .to_string()
+            .replace(&folder.path().display().to_string(), "APP")
+    })
+}
+
+#[track_caller]
+fn assert_error(text: &str, place: &str, parts: &[&str]) {
+    let error = parse(text).expect_err("it is wrong");
+    assert!(
+        error.starts_with(&format!("APP/amphi.toml:{place}: ")),
+        "{error}"
+    );
+    for part in parts {
+        assert!(error.contains(part), "no {part:?} in: {error}");
+    }
+}
+
+const LEAST: &str = "[app]\nname = \"shop\"\n[modules.shop]\npath = \".\"\n";
+
+#[test]
+fn the_least_configuration_has_every_default() {
+    let config = parse(LEAST).expect("it is right");
+    assert_eq!(
+        config.listen,
+        ["127.0.0.1:3000".parse().expect("an address")]
+    );
+    assert_eq!(config.server.body_max_bytes, 10 << 20);
+    assert_eq!(config.modules[0].mount, "");
+    assert_eq!(config.modules[0].limits, Limits::default());
+    assert_eq!(config.modules[0].atomic, Atomic::UnsafeMethods);
+    assert!(matches!(&config.modules[0].source, Source::Crate(_)));
+}
+
+#[test]
+fn everything_that_can_be_said() {
+    let config = parse(
+        r#"
+        [app]
+        name = "shop"
+        atomic = true
+        [server]
+        listen = ["0.0.0.0:80", "[::1]:8080"]
+        admin = "127.0.0.1:9000"
+        [sync_views]
+        workers = 3
+        workers_max = 9
+        [async_views]
+        loops = 2
+        in_flight_max = 10
+        [limits]
+        cpu_ms = 100
+        timeout_ms = 2000
+        [databases.default]
+        sqlite = "shop.db"
+        migrations = "files"
+        readers = 2
+        [static]
+        dir = "files"
+        mount = "/assets/"
+        [modules.shop]
+        path = "."
+        mount = "/shop/"
+        databases = ["default"]
+        http = ["self", "https://api.example.com", "http://127.0.0.1:8080/"]
+        directories = [{ host = "files", guest = "/files", write = true }]
+        atomic = "unsafe-methods"
+        [modules.shop.settings]
+        title = "Shop"
+        size = 3
+        [modules.shop.secrets]
+        home = { env = "HOME" }
+        [modules.shop.limits]
+        timeout_ms = 500
+        "#,
+    )
+    .expect("it is right");
+    let shop = &config.modules[0];
+    assert_eq!((shop.limits.cpu_ms, shop.limits.timeout_ms), (100, 500));
+    assert_eq!(shop.mount, "/shop");
+    assert_eq!(shop.atomic, Atomic::UnsafeMethods);
+    assert_eq!(shop.settings["size"], "3");
+    assert_eq!(
+        shop.settings["home"],
+        std::env::var("HOME").expect("HOME is set")
+    );
+    assert!(
+        shop.http
+            .contains(&HttpGrant::Origin("http://127.0.0.1:8080".into()))
+    );
+    assert!(
+        shop.http
+            .contains(&HttpGrant::Origin("https://api.example.com".into()))
+    );
+    assert_eq!(config.static_files.expect("there are").mount, "/assets");
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_nearest_known_one() {
+    assert_error(
+        "[app]\nname = \"x\"\n[server]\nlisen = []\n",
+        "4:1",
+        &[
+            "unknown field `lisen`",
+            "did you mean `listen`?",
+            "4 | lisen = []",
+        ],
+    );
+    assert_error(
+        &format!("{LEAST}datbases = []\n"),
+        "5:1",
+        &["did you mean `databases`?"],
+    );
+    assert_error(
+        &format!("{LEAST}[modules.shop.limits]\ncpu = 1\n"),
+        "6:1",
+        &["did you mean `cpu_ms`?"],
+    );
+    assert_error(
+        "[app]\nname = \"x\"\n[sever]\n",
+        "3:2",
+        &["did you mean `server`?"],
+    );
+}
+
+#[test]
+fn wrong_types_and_broken_syntax_have_their_place() {
+    assert_error(
+        "[app]\nname = 7\n",
+        "2:8",
+        &["invalid type: integer `7`, expected a string"],
+    );
+    assert_error(
+        &format!("{LEAST}[limits]\ncpu_ms = \"1s\"\n"),
+        "6:10",
+        &["expected u64"],
+    );
+    assert_error(&format!("{LEAST}[limits]\ncpu_ms = -1\n"), "6:10", &["-1"]);
+    assert_error("[app\nname = 7\n", "1:5", &[]);
+    assert_error(
+        "[modules.x]\npath = \".\"\n",
+        "1:1",
+        &["missing field `app`"],
+    );
+}
+
+#[test]
+fn contradictions_are_explained() {
+    assert_error(
+        &format!("{LEAST}[limits]\ncpu_ms = 5000\ntimeout_ms = 100\n"),
+        "5:1",
+        &["`cpu_ms` (5000) is over `timeout_ms` (100)"],
+    );
+    assert_error(
+        &format!("{LEAST}limits = {{ cpu_ms = 50000 }}\n"),
+        "5:10",
+        &["`cpu_ms` (50000) is over `timeout_ms` (30000)"],
+    );
+    assert_error(
+        &format!("{LEAST}[sync_views]\nworkers = 9\nworkers_max = 2\n"),
+        "5:1",
+        &["`workers` (9) is over `workers_max` (2)"],
+    );
+    assert_error(
+        &format!("{LEAST}[server]\nbody_max_bytes = 1000\n"),
+        "5:1",
+        &["`body_memory_bytes` (1048576) is over `body_max_bytes` (1000)"],
+    );
+    assert_error(
+        &format!("{LEAST}[async_views]\nin_flight_max = 0\n"),
+        "5:1",
+        &["`in_flight_max` is 0"],
+    );
+    assert_error(
+        &format!("{LEAST}[limits]\nmemory_mb = 5000\n"),
+        "5:1",
+        &["the most is 1024"],
+    );
+}
+
+#[test]
+fn values_that_cannot_be_are_explained() {
+    assert_error(
+        &format!("{LEAST}mount = \"shop\"\n"),
+        "5:9",
+        &["`shop` cannot be a mount", "\"/shop\""],
+    );
+    assert_error(
+        &format!("{LEAST}databases = [\"main\"]\n"),
+        "5:14",
+        &[
+            "`main`, which the app does not have (it has: none)",
+            "[databases.main]",
+        ],
+    );
+    assert_error(
+        &format!("{LEAST}http = [\"example.com\"]\n"),
+        "5:9",
+        &["write an origin such as"],
+    );
+    assert_error(
+        &format!("{LEAST}http = [\"http://example.com/api\"]\n"),
+        "5:9",
+        &["write an origin such as"],
+    );
+    assert_error(
+        &format!("{LEAST}atomic = \"yes\"\n"),
+        "5:10",
+        &["\"unsafe-methods\", true or false"],
+    );
+    assert_error(
+        &format!("{LEAST}secrets = {{ key = {{ env = \"NOT_SET_ANYWHERE\" }} }}\n"),
+        "5:19",
+        &["NOT_SET_ANYWHERE is not set"],
+    );
+    assert_error(
+        &format!("{LEAST}directories = [{{ host = \"none\", guest = \"/\" }}]\n"),
+        "5:16",
+        &["there is no folder APP/none"],
+    );
+    assert_error(
+        "[app]\nname = \"x\"\n[modules.x]\npath = \"nowhere\"\n",
+        "4:8",
+        &["neither a `.wasm` file nor a folder with a Cargo.toml"],
+    );
+    assert_error(
+        "[app]\nname = \"x\"\n[server]\nlisten = [\"localhost\"]\n[static]\ndir = \"files\"\n",
+        "4:11",
+        &["write IP:PORT"],
+    );
+    assert_error(
+        "[app]\nname = \"x\"\n",
+        "1:1",
+        &["neither a module nor static files"],
+    );
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let error = Config::load(Path::new("/nowhere"))
+        .expect_err("it is not there")
+        .to_string();
+    assert!(
+        error.contains("/nowhere") && error.contains("amphi new NAME"),
+        "{error}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,80}|([a-z_]{1,8} ?= ?[\\[\\]\"{}0-9a-z]{0,10}\n){0,6}") {
+        let _ = parse(&text);
+        let _ = parse(&format!("{LEAST}{text}"));
+    }
+}
