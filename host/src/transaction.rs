@@ -353,3 +353,6 @@ impl fmt::Display for Level {
         write!(f, "level_{}", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;
