@@ -1,0 +1,233 @@
+//! The sync views.
+
+use amphi_sdk::prelude::*;
+
+use crate::deeds::{self, Digest, Entry, Fetch, File, With, told};
+
+#[view(get, "/sync/hello")]
+pub fn hello() -> &'static str {
+    "hello"
+}
+
+#[view(get, "/sync/greet/{name}")]
+pub fn greet(Path(name): Path<String>) -> String {
+    format!("hello {name}")
+}
+
+#[view(post, "/sync/submit")]
+pub fn submit(Form(entry): Form<Entry>) -> String {
+    format!("{} is {}", entry.name, entry.age)
+}
+
+/// Inserts a row, and then ends as its path says.
+#[view(post, "/sync/fail/{how}")]
+pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
+    cx.db().execute("insert into rows (tag) values (?)", (&how,))?;
+    match how.as_str() {
+        "sleep" => {
+            std::thread::sleep(Duration::from_secs(60));
+            "slept".into_response()
+        }
+        "sleep-then-write" => {
+            for _ in 0..600 {
+                std::thread::sleep(Duration::from_millis(100));
+                cx.db().execute("insert into rows (tag) values ('after a nap')", ())?;
+            }
+            "slept".into_response()
+        }
+        how => deeds::end(how),
+    }
+}
+
+/// Ends as its path says, without touching the database.
+#[view(get, "/sync/fail/{how}")]
+pub fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
+    deeds::end(&how)
+}
+
+#[view(post, "/sync/rows/{tag}")]
+pub fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode> {
+    cx.db().execute("insert into rows (tag) values (?)", (tag,))?;
+    Ok(StatusCode::CREATED)
+}
+
+/// Inserts the number, and traps when it can be divided by three.
+#[view(post, "/sync/numbers/{number}")]
+pub fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
+    cx.db().execute("insert into rows (tag) values (?)", (number.to_string(),))?;
+    assert!(!number.is_multiple_of(3), "three of them");
+    Ok(StatusCode::CREATED)
+}
+
+#[view(post, "/sync/savepoints")]
+pub fn savepoints(cx: &Context) -> Result<String> {
+    let insert = "insert into rows (tag) values (?)";
+    cx.db().execute(insert, ("outer",))?;
+    let undone: Result<()> = cx.atomic(|tx| {
+        tx.execute(insert, ("undone",))?;
+        tx.atomic(|inner| inner.execute(insert, ("undone inside",)))?;
+        Err(Error::conflict("undo this"))
+    });
+    let kept = cx.atomic(|tx| {
+        tx.execute(insert, ("kept",))?;
+        let inner: Result<()> = tx.atomic(|inner| {
+            inner.execute(insert, ("undone innermost",))?;
+            Err(Error::conflict("undo this"))
+        });
+        Ok(inner.is_err())
+    })?;
+    Ok(format!("{} {kept}", undone.is_err()))
+}
+
+/// Runs the statement of its body, outside of a transaction.
+#[view(post, "/sync/sql", atomic = false)]
+pub fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
+    run(cx, how, &String::from_utf8(sql)?)
+}
+
+/// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
+#[view(post, "/sync/sql/atomic", atomic)]
+pub fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
+    cx.db().execute("insert into rows (tag) values ('before')", ())?;
+    run(cx, how, &String::from_utf8(sql)?)
+}
+
+fn run(cx: &sync::Context, how: With, sql: &str) -> Result<String> {
+    Ok(match how.with.as_deref() {
+        Some("query") => told(cx.db().query::<Option<String>>(sql, ()).map(|rows| rows.len())),
+        Some("rows") => told(count(cx, sql)),
+        Some("begin") => told(cx.atomic(|tx| tx.execute(sql, ()))),
+        Some(other) => told(cx.database(other).execute(sql, ())),
+        None => told(cx.db().execute(sql, ())),
+    })
+}
+
+fn count(cx: &sync::Context, sql: &str) -> Result<usize> {
+    let mut count = 0;
+    for row in cx.db().rows::<Option<String>>(sql, ())? {
+        row?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Runs the query of its body several times, one after the other.
+#[view(post, "/sync/joined/{count}", atomic = false)]
+pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
+    let sql = String::from_utf8(sql)?;
+    let all: Vec<i64> = (0..count).map(|_| Ok(cx.db().query_one(&sql, ())?.unwrap_or(0))).collect::<Result<_>>()?;
+    Ok(all.iter().sum::<i64>().to_string())
+}
+
+/// Reads every row piece by piece.
+#[view(get, "/sync/export")]
+pub fn export(cx: &Context) -> Result<String> {
+    let (mut count, mut sum) = (0, 0);
+    for row in cx.db().rows::<(i64, String)>("select id, tag from rows", ())? {
+        let (id, _) = row?;
+        count += 1;
+        sum += id;
+    }
+    Ok(format!("{count} {sum}"))
+}
+
+#[view(get, "/sync/nap/{ms}")]
+pub fn nap(Path(ms): Path<u64>) -> String {
+    std::thread::sleep(Duration::from_millis(ms));
+    format!("slept {ms}")
+}
+
+#[view(get, "/sync/spin/{ms}")]
+pub fn spin(Path(ms): Path<u64>) -> String {
+    deeds::spin(ms)
+}
+
+/// Has limits of its own.
+#[view(get, "/sync/short/{how}", cpu_ms = 50, timeout_ms = 150)]
+pub fn short(Path(how): Path<String>) -> Result<Response> {
+    if how == "nap" {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+    deeds::end(&how)
+}
+
+#[view(get, "/sync/fetch")]
+pub fn fetch(cx: &Context, Query(fetch): Query<Fetch>) -> String {
+    let mut request = cx.http().get(fetch.url);
+    if let Some(ms) = fetch.timeout_ms {
+        request = request.timeout(Duration::from_millis(ms));
+    }
+    told(request.send().and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))))
+}
+
+/// Sends the same request several times, one after the other.
+#[view(get, "/sync/fan")]
+pub fn fan(cx: &Context, Query(fetch): Query<Fetch>) -> Result<String> {
+    let mut replies = 0;
+    for _ in 0..fetch.count.unwrap_or(10) {
+        cx.http().get(&fetch.url).send()?.error_for_status()?;
+        replies += 1;
+    }
+    Ok(format!("{replies} replies"))
+}
+
+/// Reads its body piece by piece.
+#[view(post, "/sync/digest", atomic = false)]
+pub fn digest(cx: &Context, body: BodyReader) -> Result<String> {
+    let mut digest = Digest::default();
+    for piece in cx.chunks(body) {
+        digest.add(&piece?);
+    }
+    Ok(digest.text())
+}
+
+/// Takes its body as a whole.
+#[view(post, "/sync/whole", atomic = false)]
+pub fn whole(Body(body): Body) -> String {
+    let mut digest = Digest::default();
+    digest.add(&body);
+    digest.text()
+}
+
+#[view(get, "/sync/identity")]
+pub fn identity(cx: &Context, headers: Headers) -> String {
+    format!("{} {} {}", cx.request_id(), cx.route(), headers.get("x-request-id").unwrap_or("none"))
+}
+
+/// Says what it finds under a name, and leaves something there.
+#[view(get, "/sync/remember/{value}")]
+pub fn remember(cx: &Context, Path(value): Path<String>) -> Result<String> {
+    let before = cx.get("note").unwrap_or_else(|| "nothing".into());
+    cx.set("note", &value)?;
+    Ok(format!("{before} {}", cx.get("note").unwrap_or_default()))
+}
+
+#[view(get, "/sync/global")]
+pub fn global() -> String {
+    deeds::calls()
+}
+
+#[view(get, "/sync/setting/{name}")]
+pub fn setting(cx: &Context, Path(name): Path<String>) -> Result<String> {
+    cx.config(&name).ok_or_else(|| Error::not_found("no such setting"))
+}
+
+#[view(get, "/sync/file")]
+pub fn read_file(Query(file): Query<File>) -> String {
+    std::fs::read_to_string(&file.path).unwrap_or_else(|error| format!("{:?}", error.kind()))
+}
+
+#[view(put, "/sync/file", atomic = false)]
+pub fn write_file(Query(file): Query<File>, Body(content): Body) -> String {
+    std::fs::write(&file.path, content).map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
+}
+
+#[view(get, "/sync/chatter/{text}")]
+pub fn chatter(Path(text): Path<String>) -> &'static str {
+    deeds::chatter(&text)
+}
+
+#[view(get, "/sync/cookies")]
+pub fn cookies(cookies: Cookies) -> impl IntoResponse {
+    deeds::cookies(&cookies)
+}

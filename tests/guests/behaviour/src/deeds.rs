@@ -1,0 +1,149 @@
+//! What views of both modes do alike: everything that never waits.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
+
+use amphi_sdk::prelude::*;
+
+/// Survives a request only if the instance does.
+static CALLS: AtomicU32 = AtomicU32::new(0);
+
+/// A form.
+#[derive(Deserialize)]
+pub struct Entry {
+    pub name: String,
+    pub age: u8,
+}
+
+/// How a statement is run: `/sql?with=query`.
+#[derive(Deserialize)]
+pub struct With {
+    pub with: Option<String>,
+}
+
+/// An outbound request: `/fetch?url=/slow`.
+#[derive(Deserialize)]
+pub struct Fetch {
+    pub url: String,
+    pub count: Option<usize>,
+    pub timeout_ms: Option<u64>,
+}
+
+/// Where a file is: `/file?path=/files/a.txt`.
+#[derive(Deserialize)]
+pub struct File {
+    pub path: String,
+}
+
+/// Ends a request in the way that its path names.
+pub fn end(how: &str) -> Result<Response> {
+    match how {
+        "ok" => "done".into_response(),
+        "status-404" => (StatusCode::NOT_FOUND, "not here").into_response(),
+        "status-500" => (StatusCode::INTERNAL_SERVER_ERROR, "own page").into_response(),
+        "refuse" => Err(Error::conflict("the client may read this").with_detail("the log may read this")),
+        "error" => Err(Error::internal("only the log may read this")),
+        "error-503" => Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "hidden words")),
+        "panic" => panic!("on purpose"),
+        "exit" => std::process::exit(3),
+        "loop" => loop {
+            black_box(());
+        },
+        "recurse" => format!("{}", recurse(1)).into_response(),
+        "allocate" => {
+            let mut hoard = Vec::new();
+            loop {
+                hoard.push(vec![black_box(1_u8); 1 << 20]);
+            }
+        }
+        "header-name" => "x".with_header("bad name", "x").into_response(),
+        "header-empty-name" => "x".with_header("", "x").into_response(),
+        "header-value" => "x".with_header("x-value", "a\nset-cookie: stolen=1").into_response(),
+        "header-return" => "x".with_header("x-value", "a\r\n\r\n<html>").into_response(),
+        "hop-by-hop" => "x".with_header("connection", "close").into_response(),
+        "transfer-encoding" => "x".with_header("Transfer-Encoding", "chunked").into_response(),
+        "content-length" => "six bytes".with_header("content-length", "3").into_response(),
+        "status-100" => Ok(Response::new(StatusCode::CONTINUE)),
+        "status-600" => Ok(Response::new(StatusCode::from_u16(600)?)),
+        "large" => vec![0_u8; (8 << 20) + 1].into_response(),
+        "thread-sleep" => {
+            std::thread::sleep(Duration::from_secs(60));
+            "slept".into_response()
+        }
+        other => Err(Error::not_found(format!("no way to end called {other}"))),
+    }
+}
+
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    if black_box(true) { recurse(depth + 1).wrapping_add(frame[depth as usize % 64]) } else { 0 }
+}
+
+/// Computes for this long, by the clock.
+pub fn spin(ms: u64) -> String {
+    let since = Instant::now();
+    let mut rounds = 0_u64;
+    while since.elapsed() < Duration::from_millis(ms) {
+        for _ in 0..1_000 {
+            rounds = black_box(rounds + 1);
+        }
+    }
+    format!("{rounds} rounds")
+}
+
+/// What a database call came to: its value, or the kind of its error and what the log would read.
+pub fn told<T: ToString>(result: Result<T>) -> String {
+    match result {
+        Ok(value) => value.to_string(),
+        Err(error) => {
+            let kind = match (error.database_kind(), error.http_kind()) {
+                (Some(kind), _) => format!("{kind:?}"),
+                (_, Some(kind)) => format!("{kind:?}"),
+                _ => "other".into(),
+            };
+            format!("{kind}: {}", error.detail().unwrap_or_default())
+        }
+    }
+}
+
+/// How many calls this instance has had.
+pub fn calls() -> String {
+    (CALLS.fetch_add(1, Relaxed) + 1).to_string()
+}
+
+/// Length, checksum and number of the pieces of something read piece by piece.
+#[derive(Default)]
+pub struct Digest {
+    length: u64,
+    sum: u64,
+    pieces: u32,
+}
+
+impl Digest {
+    pub fn add(&mut self, piece: &[u8]) {
+        self.length += piece.len() as u64;
+        self.pieces += 1;
+        for byte in piece {
+            self.sum = self.sum.wrapping_mul(31).wrapping_add(u64::from(*byte));
+        }
+    }
+
+    pub fn text(&self) -> String {
+        format!("{} {} {}", self.length, self.sum, self.pieces)
+    }
+}
+
+pub fn cookies(cookies: &Cookies) -> impl IntoResponse + use<> {
+    let mut known: Vec<String> = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    known.sort();
+    known.join(",").with_cookie(Cookie::new("a", "1")).with_cookie(Cookie::new("b", "2"))
+}
+
+pub fn chatter(text: &str) -> &'static str {
+    log::info!("told: {text}", length = text.len());
+    log::warn!("a warning\nover two lines");
+    println!("standard output");
+    eprintln!("standard error");
+    "said"
+}

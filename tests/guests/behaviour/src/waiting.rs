@@ -1,0 +1,284 @@
+//! The async views.
+
+use amphi_sdk::prelude::*;
+
+use crate::deeds::{self, Digest, Entry, Fetch, File, With, told};
+
+#[view(get, "/async/hello")]
+pub async fn hello() -> &'static str {
+    "hello"
+}
+
+#[view(get, "/async/greet/{name}")]
+pub async fn greet(Path(name): Path<String>) -> String {
+    format!("hello {name}")
+}
+
+#[view(post, "/async/submit")]
+pub async fn submit(Form(entry): Form<Entry>) -> String {
+    format!("{} is {}", entry.name, entry.age)
+}
+
+/// Inserts a row, and then ends as its path says.
+#[view(post, "/async/fail/{how}")]
+pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
+    cx.db().execute("insert into rows (tag) values (?)", (&how,)).await?;
+    match how.as_str() {
+        "sleep" => {
+            cx.sleep(Duration::from_secs(60)).await;
+            "slept".into_response()
+        }
+        "sleep-then-write" => {
+            for _ in 0..600 {
+                cx.sleep(Duration::from_millis(100)).await;
+                cx.db().execute("insert into rows (tag) values ('after a nap')", ()).await?;
+            }
+            "slept".into_response()
+        }
+        how => deeds::end(how),
+    }
+}
+
+/// Ends as its path says, without touching the database.
+#[view(get, "/async/fail/{how}")]
+pub async fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
+    deeds::end(&how)
+}
+
+#[view(post, "/async/rows/{tag}")]
+pub async fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode> {
+    cx.db().execute("insert into rows (tag) values (?)", (tag,)).await?;
+    Ok(StatusCode::CREATED)
+}
+
+/// Inserts the number, and traps when it can be divided by three.
+#[view(post, "/async/numbers/{number}")]
+pub async fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
+    cx.db().execute("insert into rows (tag) values (?)", (number.to_string(),)).await?;
+    assert!(!number.is_multiple_of(3), "three of them");
+    Ok(StatusCode::CREATED)
+}
+
+#[view(post, "/async/savepoints")]
+pub async fn savepoints(cx: &Context) -> Result<String> {
+    let insert = "insert into rows (tag) values (?)";
+    cx.db().execute(insert, ("outer",)).await?;
+    let undone: Result<()> = cx
+        .atomic(async |tx| {
+            tx.execute(insert, ("undone",)).await?;
+            tx.atomic(async |inner| inner.execute(insert, ("undone inside",)).await).await?;
+            Err(Error::conflict("undo this"))
+        })
+        .await;
+    let kept = cx
+        .atomic(async |tx| {
+            tx.execute(insert, ("kept",)).await?;
+            let inner: Result<()> = tx
+                .atomic(async |inner| {
+                    inner.execute(insert, ("undone innermost",)).await?;
+                    Err(Error::conflict("undo this"))
+                })
+                .await;
+            Ok(inner.is_err())
+        })
+        .await?;
+    Ok(format!("{} {kept}", undone.is_err()))
+}
+
+/// Runs the statement of its body, outside of a transaction.
+#[view(post, "/async/sql", atomic = false)]
+pub async fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
+    run(cx, how, &String::from_utf8(sql)?).await
+}
+
+/// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
+#[view(post, "/async/sql/atomic", atomic)]
+pub async fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
+    cx.db().execute("insert into rows (tag) values ('before')", ()).await?;
+    run(cx, how, &String::from_utf8(sql)?).await
+}
+
+async fn run(cx: &asynch::Context, how: With, sql: &str) -> Result<String> {
+    Ok(match how.with.as_deref() {
+        Some("query") => told(cx.db().query::<Option<String>>(sql, ()).await.map(|rows| rows.len())),
+        Some("rows") => told(count(cx, sql).await),
+        Some("begin") => told(cx.atomic(async |tx| tx.execute(sql, ()).await).await),
+        Some(other) => told(cx.database(other).execute(sql, ()).await),
+        None => told(cx.db().execute(sql, ()).await),
+    })
+}
+
+async fn count(cx: &asynch::Context, sql: &str) -> Result<usize> {
+    let mut rows = cx.db().rows::<Option<String>>(sql, ()).await?;
+    let mut count = 0;
+    while rows.next().await?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Runs the query of its body several times at once.
+#[view(post, "/async/joined/{count}", atomic = false)]
+pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
+    let sql = String::from_utf8(sql)?;
+    let all = try_join_all((0..count).map(|_| cx.db().query_one::<i64>(&sql, ()))).await?;
+    Ok(all.into_iter().flatten().sum::<i64>().to_string())
+}
+
+/// Inserts many rows at once in one transaction, with a read between any two; then ends as its path says.
+#[view(post, "/async/joined-atomic/{how}", atomic)]
+pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Response> {
+    let counts = try_join_all((1..=20).map(|number: i64| async move {
+        let insert = cx.db().execute("insert into rows (id, tag) values (?, 'joined')", (number,));
+        let count = cx.db().query_one::<i64>("select count(*) from rows where tag = 'joined'", ());
+        let (_, count) = try_join!(insert, count)?;
+        Ok::<_, Error>(count.unwrap_or(0))
+    }))
+    .await?;
+    // Each read sees its own insert and all that were issued before it.
+    if counts != (1..=20).collect::<Vec<i64>>() {
+        return Err(Error::internal(format!("out of order: {counts:?}")));
+    }
+    deeds::end(&how)
+}
+
+/// Two atomic blocks and a statement at once, in one transaction. Fails when one of them does.
+#[view(post, "/async/interleaved", atomic)]
+pub async fn interleaved(cx: &Context) -> Result<String> {
+    let (a, b, c) = three_at_once(cx).await;
+    a?;
+    b?;
+    c?;
+    Ok("all".into())
+}
+
+/// The same, answering with 200 whatever comes of it; it says which of them were told that they are done.
+#[view(post, "/async/interleaved-and-ignored", atomic)]
+pub async fn interleaved_and_ignored(cx: &Context) -> String {
+    let (a, b, c) = three_at_once(cx).await;
+    format!("{} {} {}", a.is_ok(), b.is_ok(), c.is_ok())
+}
+
+async fn three_at_once(cx: &asynch::Context) -> (Result<()>, Result<()>, Result<u64>) {
+    let block = async |name: &str| {
+        cx.atomic(async |tx| {
+            tx.execute("insert into rows (tag) values (?)", (format!("{name} first"),)).await?;
+            cx.sleep(Duration::from_millis(5)).await;
+            tx.execute("insert into rows (tag) values (?)", (format!("{name} second"),)).await?;
+            Ok(())
+        })
+        .await
+    };
+    join!(block("a"), block("b"), cx.db().execute("insert into rows (tag) values ('c')", ()))
+}
+
+/// Reads every row piece by piece.
+#[view(get, "/async/export")]
+pub async fn export(cx: &Context) -> Result<String> {
+    let (mut count, mut sum) = (0, 0);
+    let mut rows = cx.db().rows::<(i64, String)>("select id, tag from rows", ()).await?;
+    while let Some((id, _)) = rows.next().await? {
+        count += 1;
+        sum += id;
+    }
+    Ok(format!("{count} {sum}"))
+}
+
+#[view(get, "/async/nap/{ms}")]
+pub async fn nap(cx: &Context, Path(ms): Path<u64>) -> String {
+    cx.sleep(Duration::from_millis(ms)).await;
+    format!("slept {ms}")
+}
+
+#[view(get, "/async/spin/{ms}")]
+pub async fn spin(Path(ms): Path<u64>) -> String {
+    deeds::spin(ms)
+}
+
+/// Has limits of its own.
+#[view(get, "/async/short/{how}", cpu_ms = 50, timeout_ms = 150)]
+pub async fn short(cx: &Context, Path(how): Path<String>) -> Result<Response> {
+    if how == "nap" {
+        cx.sleep(Duration::from_secs(60)).await;
+    }
+    deeds::end(&how)
+}
+
+#[view(get, "/async/fetch")]
+pub async fn fetch(cx: &Context, Query(fetch): Query<Fetch>) -> String {
+    let mut request = cx.http().get(fetch.url);
+    if let Some(ms) = fetch.timeout_ms {
+        request = request.timeout(Duration::from_millis(ms));
+    }
+    told(request.send().await.and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))))
+}
+
+/// Sends the same request several times at once.
+#[view(get, "/async/fan")]
+pub async fn fan(cx: &Context, Query(fetch): Query<Fetch>) -> Result<String> {
+    let calls = (0..fetch.count.unwrap_or(10)).map(async |_| cx.http().get(&fetch.url).send().await?.error_for_status());
+    let replies = try_join_all(calls).await?;
+    Ok(format!("{} replies", replies.len()))
+}
+
+/// Reads its body piece by piece.
+#[view(post, "/async/digest", atomic = false)]
+pub async fn digest(cx: &Context, body: BodyReader) -> Result<String> {
+    let mut digest = Digest::default();
+    let mut pieces = cx.chunks(body);
+    while let Some(piece) = pieces.next().await? {
+        digest.add(&piece);
+    }
+    Ok(digest.text())
+}
+
+/// Takes its body as a whole.
+#[view(post, "/async/whole", atomic = false)]
+pub async fn whole(Body(body): Body) -> String {
+    let mut digest = Digest::default();
+    digest.add(&body);
+    digest.text()
+}
+
+#[view(get, "/async/identity")]
+pub async fn identity(cx: &Context, headers: Headers) -> String {
+    format!("{} {} {}", cx.request_id(), cx.route(), headers.get("x-request-id").unwrap_or("none"))
+}
+
+/// Says what it finds under a name, and leaves something there.
+#[view(get, "/async/remember/{value}")]
+pub async fn remember(cx: &Context, Path(value): Path<String>) -> Result<String> {
+    let before = cx.get("note").unwrap_or_else(|| "nothing".into());
+    cx.set("note", &value)?;
+    Ok(format!("{before} {}", cx.get("note").unwrap_or_default()))
+}
+
+#[view(get, "/async/global")]
+pub async fn global() -> String {
+    deeds::calls()
+}
+
+#[view(get, "/async/setting/{name}")]
+pub async fn setting(cx: &Context, Path(name): Path<String>) -> Result<String> {
+    cx.config(&name).ok_or_else(|| Error::not_found("no such setting"))
+}
+
+#[view(get, "/async/file")]
+pub async fn read_file(Query(file): Query<File>) -> String {
+    std::fs::read_to_string(&file.path).unwrap_or_else(|error| format!("{:?}", error.kind()))
+}
+
+#[view(put, "/async/file", atomic = false)]
+pub async fn write_file(Query(file): Query<File>, Body(content): Body) -> String {
+    std::fs::write(&file.path, content).map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
+}
+
+#[view(get, "/async/chatter/{text}")]
+pub async fn chatter(Path(text): Path<String>) -> &'static str {
+    deeds::chatter(&text)
+}
+
+#[view(get, "/async/cookies")]
+pub async fn cookies(cookies: Cookies) -> impl IntoResponse {
+    deeds::cookies(&cookies)
+}

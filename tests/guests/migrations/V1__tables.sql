@@ -1,0 +1,7 @@
+create table rows (id integer primary key, tag text not null);
+create table names (name text primary key);
+create table parents (id integer primary key);
+create table children (
+    id integer primary key,
+    parent integer not null references parents (id) deferrable initially deferred
+);

@@ -1,0 +1,63 @@
+//! A view whose `describe` says what its settings tell it to, and whose `handle` answers likewise.
+
+wit_bindgen::generate!({
+    inline: "
+        package tests:misfits;
+        world liar {
+            import amphi:view/config@0.1.0;
+            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            export describe: func() -> list<view-info>;
+            export handle: func(view: u32, request: request) -> result<response, error>;
+        }
+    ",
+    path: "../../../guest-sdk/wit",
+    world: "tests:misfits/liar",
+    generate_all,
+});
+
+use amphi::view::config;
+
+struct Liar;
+
+impl Guest for Liar {
+    fn describe() -> Vec<ViewInfo> {
+        let view = |id, pattern: &str| ViewInfo {
+            id,
+            name: format!("view_{id}"),
+            method: "GET".into(),
+            pattern: pattern.into(),
+            atomic: None,
+            cpu_ms: None,
+            timeout_ms: None,
+        };
+        match config::get("describe").as_deref() {
+            Some("nothing") => Vec::new(),
+            Some("an id twice") => vec![view(1, "/a"), view(1, "/b")],
+            Some("a route twice") => vec![view(1, "/a"), view(2, "/a")],
+            Some("an unknown method") => vec![ViewInfo { method: "BREW".into(), ..view(1, "/a") }],
+            Some("no slash") => vec![view(1, "a")],
+            Some("a malformed pattern") => vec![view(1, "/a/{")],
+            Some("more than its limits") => {
+                vec![ViewInfo { cpu_ms: Some(u32::MAX), timeout_ms: Some(u32::MAX), ..view(1, "/loop") }]
+            }
+            Some("a panic") => panic!("nothing to describe"),
+            Some("an endless loop") => loop {
+                std::hint::black_box(());
+            },
+            _ => vec![view(1, "/status"), view(2, "/error")],
+        }
+    }
+
+    fn handle(view: u32, request: Request) -> Result<Response, Error> {
+        let number = |name: &str| config::get(name).and_then(|text| text.parse().ok()).unwrap_or(200);
+        match (view, request.path.as_str()) {
+            (_, "/loop") => loop {
+                std::hint::black_box(());
+            },
+            (1, _) => Ok(Response { status: number("status"), headers: Vec::new(), body: Vec::new() }),
+            _ => Err(Error { status: number("error"), message: "an error".into(), detail: Some("with a detail".into()) }),
+        }
+    }
+}
+
+export!(Liar);

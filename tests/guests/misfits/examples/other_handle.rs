@@ -1,0 +1,20 @@
+//! A component with a `handle` of another type.
+
+wit_bindgen::generate!({
+    inline: "
+        package tests:misfits;
+        world other-handle {
+            export handle: func(request: string) -> string;
+        }
+    ",
+});
+
+struct Misfit;
+
+impl Guest for Misfit {
+    fn handle(request: String) -> String {
+        request
+    }
+}
+
+export!(Misfit);

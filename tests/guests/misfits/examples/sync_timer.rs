@@ -1,0 +1,31 @@
+//! A sync view that waits for the timer of async views.
+
+wit_bindgen::generate!({
+    inline: "
+        package tests:misfits;
+        world sync-timer {
+            import amphi:view/timer@0.1.0;
+            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            export describe: func() -> list<view-info>;
+            export handle: func(view: u32, request: request) -> result<response, error>;
+        }
+    ",
+    path: "../../../guest-sdk/wit",
+    world: "tests:misfits/sync-timer",
+    generate_all,
+});
+
+struct Misfit;
+
+impl Guest for Misfit {
+    fn describe() -> Vec<ViewInfo> {
+        Vec::new()
+    }
+
+    fn handle(_: u32, _: Request) -> Result<Response, Error> {
+        wit_bindgen::block_on(amphi::view::timer::sleep(1));
+        Ok(Response { status: 200, headers: Vec::new(), body: Vec::new() })
+    }
+}
+
+export!(Misfit);

@@ -1,0 +1,34 @@
+//! A view that wants something nobody provides.
+
+wit_bindgen::generate!({
+    inline: "
+        package tests:misfits;
+        interface weather {
+            rain: func() -> bool;
+        }
+        world unknown-import {
+            import weather;
+            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            export describe: func() -> list<view-info>;
+            export handle: func(view: u32, request: request) -> result<response, error>;
+        }
+    ",
+    path: "../../../guest-sdk/wit",
+    world: "tests:misfits/unknown-import",
+    generate_all,
+});
+
+struct Misfit;
+
+impl Guest for Misfit {
+    fn describe() -> Vec<ViewInfo> {
+        Vec::new()
+    }
+
+    fn handle(_: u32, _: Request) -> Result<Response, Error> {
+        let status = if tests::misfits::weather::rain() { 200 } else { 404 };
+        Ok(Response { status, headers: Vec::new(), body: Vec::new() })
+    }
+}
+
+export!(Misfit);

@@ -1,0 +1,1 @@
+//! Nothing: each misfit is an example of this package.

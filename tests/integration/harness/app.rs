@@ -1,0 +1,161 @@
+//! Apps: a folder with an `amphi.toml`, and a database of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use super::guests::{self, AMPHI};
+use super::{Mode, Server};
+
+/// An app in a temporary folder.
+pub struct App {
+    folder: TempDir,
+}
+
+impl App {
+    /// The guest `behaviour` with a database and everything else it may want, changed by `toml`: its values take
+    /// the place of those here.
+    pub fn new(toml: &str) -> App {
+        let base = format!(
+            r#"
+            [app]
+            name = "test"
+            [server]
+            listen = ["127.0.0.1:0"]
+            admin = "127.0.0.1:0"
+            [databases.default]
+            sqlite = "data/test.db"
+            migrations = "{guests}/migrations"
+            [modules.behaviour]
+            path = "{guests}/behaviour"
+            databases = ["default"]
+            http = ["self"]
+            "#,
+            guests = guests::folder().display(),
+        );
+        let mut config: Table = base
+            .parse()
+            .expect("the configuration of the tests is TOML");
+        merge(&mut config, toml.parse().expect("what a test adds is TOML"));
+        let app = App::written(&config.to_string());
+        let modules = config
+            .get("modules")
+            .and_then(Value::as_table)
+            .into_iter()
+            .flatten();
+        for (name, module) in modules {
+            if module
+                .get("path")
+                .and_then(Value::as_str)
+                .is_some_and(|path| path.ends_with("/guests/behaviour"))
+            {
+                app.install(name);
+            }
+        }
+        app
+    }
+
+    /// Nothing but this `amphi.toml`.
+    pub fn written(toml: &str) -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let app = App { folder };
+        app.write("amphi.toml", toml);
+        app
+    }
+
+    /// Puts the components of `behaviour` where `amphi build` would have put them for this module.
+    fn install(&self, module: &str) {
+        for mode in [Mode::Sync, Mode::Async] {
+            let artifact = self.path(&format!("target/amphi/{module}.{mode}.wasm"));
+            fs::create_dir_all(artifact.parent().expect("it is in a folder"))
+                .expect("the folder can be made");
+            fs::copy(guests::behaviour(mode), artifact).expect("the component can be copied");
+        }
+    }
+
+    /// A path in the app's folder.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    /// The app's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes a file of the app, making its folder.
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("it is in a folder"))
+            .expect("the folder can be made");
+        fs::write(path, content).expect("the file can be written");
+    }
+
+    /// Runs a command of `amphi` on the app.
+    pub fn run(&self, command: &str) -> Ran {
+        let output = Command::new(AMPHI)
+            .arg(command)
+            .arg(self.folder())
+            .output()
+            .expect("it can be started");
+        Ran::new(output)
+    }
+
+    /// Serves the app, with other tests running beside.
+    pub async fn serve(self) -> Server {
+        Server::start(self, "serve", false).await
+    }
+
+    /// Serves the app when no other test runs: for what is measured in time.
+    pub async fn serve_alone(self) -> Server {
+        Server::start(self, "serve", true).await
+    }
+
+    /// `amphi up`.
+    pub async fn up(self) -> Server {
+        Server::start(self, "up", false).await
+    }
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Ran {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    fn new(output: Output) -> Ran {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("what it says is UTF-8");
+        Ran {
+            success: output.status.success(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    /// The one error that it failed with.
+    pub fn error(&self) -> &str {
+        assert!(!self.success, "it should have failed: {self:?}");
+        let at = self
+            .stderr
+            .find("error: ")
+            .unwrap_or_else(|| panic!("it should say what is wrong: {self:?}"));
+        self.stderr[at..].trim_end()
+    }
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}

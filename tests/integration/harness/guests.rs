@@ -1,0 +1,56 @@
+//! The guests under `tests/guests`, built once per run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use super::Mode;
+
+/// The binary that is tested.
+pub const AMPHI: &str = env!("CARGO_BIN_EXE_amphi-under-test");
+
+/// Their folder.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests")
+}
+
+/// The component of `behaviour` with the views of `mode`.
+pub fn behaviour(mode: Mode) -> PathBuf {
+    LazyLock::force(&BEHAVIOUR);
+    folder().join(format!("target/amphi/behaviour.{mode}.wasm"))
+}
+
+/// One of the components that are not as they should be.
+pub fn misfit(name: &str) -> PathBuf {
+    LazyLock::force(&MISFITS);
+    folder().join(format!(
+        "target/amphi/wasm32-wasip2/release/examples/{name}.wasm"
+    ))
+}
+
+static BEHAVIOUR: LazyLock<()> =
+    LazyLock::new(|| succeed(Command::new(AMPHI).arg("build").arg(folder())));
+
+/// Built by cargo alone, because `amphi build` would refuse them.
+static MISFITS: LazyLock<()> = LazyLock::new(|| {
+    LazyLock::force(&BEHAVIOUR);
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(folder().join("misfits"));
+    // Where `amphi build` puts its own, so that what both depend on is compiled once.
+    cargo.args([
+        "build",
+        "--release",
+        "--examples",
+        "--target",
+        "wasm32-wasip2",
+        "--target-dir",
+        "../target/amphi",
+    ]);
+    succeed(&mut cargo);
+});
+
+fn succeed(command: &mut Command) {
+    let output = command.output().expect("it can be started");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed:\n{said}");
+}

@@ -1,0 +1,53 @@
+//! The metrics of a server.
+
+/// What `/metrics` said.
+#[derive(Debug)]
+pub struct Metrics(Vec<(String, f64)>);
+
+/// What is zero when nothing is in flight.
+const GAUGES: [&str; 8] = [
+    "amphi_scopes",
+    "amphi_instances",
+    "amphi_database_connections",
+    "amphi_transactions",
+    "amphi_outbound_requests",
+    "amphi_body_files",
+    "amphi_sync_workers_blocked",
+    "amphi_queued",
+];
+
+impl Metrics {
+    pub fn parse(text: &str) -> Metrics {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Metrics(
+            lines
+                .filter_map(|line| line.rsplit_once(' '))
+                .map(|(name, value)| (name.to_owned(), number(value)))
+                .collect(),
+        )
+    }
+
+    /// The sum over all labels of a metric.
+    pub fn get(&self, name: &str) -> f64 {
+        let same = |found: &str| found.split('{').next() == Some(name);
+        self.0
+            .iter()
+            .filter(|(found, _)| same(found))
+            .map(|(_, value)| value)
+            .sum()
+    }
+
+    /// The gauges that say that something is in flight.
+    pub fn in_flight(&self) -> Vec<(&'static str, f64)> {
+        GAUGES
+            .iter()
+            .map(|name| (*name, self.get(name)))
+            .filter(|(_, value)| *value != 0.0)
+            .collect()
+    }
+}
+
+fn number(text: &str) -> f64 {
+    text.parse()
+        .unwrap_or_else(|_| panic!("a metric should have a number, not {text:?}"))
+}

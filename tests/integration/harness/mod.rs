@@ -1,0 +1,104 @@
+//! What the tests stand on: guests, apps, servers, logs, metrics.
+
+pub mod app;
+pub mod guests;
+pub mod log;
+pub mod metrics;
+pub mod raw;
+pub mod server;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+pub use app::App;
+pub use log::Line;
+pub use server::{Reply, Server};
+
+/// How long anything may take that should happen soon.
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// The two kinds of views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Sync,
+    Async,
+}
+
+/// As in paths, files and the log.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Sync => "sync",
+            Mode::Async => "async",
+        })
+    }
+}
+
+impl Mode {
+    /// The view of `behaviour` with this name, as the log has it.
+    pub fn view(self, name: &str) -> String {
+        let file = match self {
+            Mode::Sync => "blocking",
+            Mode::Async => "waiting",
+        };
+        format!("behaviour::{file}::{name}")
+    }
+}
+
+/// Makes two tests of one body: `name::sync` and `name::asynch`.
+macro_rules! both_modes {
+    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$attribute])*
+            async fn body($mode: Mode) $body
+
+            #[tokio::test]
+            async fn sync() {
+                body(Mode::Sync).await;
+            }
+
+            #[tokio::test]
+            async fn asynch() {
+                body(Mode::Async).await;
+            }
+        }
+    )*};
+}
+
+/// Waits until `look` finds something.
+///
+/// # Panics
+/// When it does not do so soon; with `what` and what was seen last.
+pub async fn eventually<T, E: fmt::Debug>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let since = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(seen) if since.elapsed() > SOON => {
+                panic!("{what}: waited {SOON:?} for it, and saw {seen:#?}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// The best of up to three tries at something that a busy machine can spoil.
+///
+/// # Panics
+/// When none is good enough.
+pub async fn best_of_three(limit: Duration, mut measure: impl AsyncFnMut() -> Duration) {
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let took = measure().await;
+        if took < limit {
+            return;
+        }
+        seen.push(took);
+    }
+    panic!("each of three tries took longer than {limit:?}: {seen:?}");
+}

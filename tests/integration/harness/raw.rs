@@ -1,0 +1,96 @@
+//! Clients that do not keep to the protocol.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::{SOON, Server};
+
+/// A connection on which anything can be sent.
+pub struct Raw(TcpStream);
+
+impl Raw {
+    pub async fn connect(server: &Server) -> Raw {
+        Raw(TcpStream::connect(server.address)
+            .await
+            .expect("the server accepts connections"))
+    }
+
+    /// Sends bytes; whether the server still took them.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.0.write_all(bytes.as_ref()).await.is_ok()
+    }
+
+    /// Says that nothing more will be sent.
+    pub async fn finish(&mut self) {
+        // The server may have closed the connection already.
+        let _ = self.0.shutdown().await;
+    }
+
+    /// Everything that the server sends until it closes the connection.
+    ///
+    /// # Panics
+    /// When it does not close it soon.
+    pub async fn rest(&mut self) -> String {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(SOON, async {
+            let mut piece = [0; 4096];
+            // A connection that is reset has ended too.
+            while let Ok(length @ 1..) = self.0.read(&mut piece).await {
+                answer.extend_from_slice(&piece[..length]);
+            }
+        });
+        let ended = read.await.is_ok();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(
+            ended,
+            "the server should have closed the connection; it sent {answer:?}"
+        );
+        answer
+    }
+
+    /// What comes up to and with `end`.
+    ///
+    /// # Panics
+    /// When it does not come soon.
+    pub async fn until(&mut self, end: &str) -> String {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(SOON, async {
+            while !answer.ends_with(end.as_bytes()) {
+                match self.0.read_u8().await {
+                    Ok(byte) => answer.push(byte),
+                    Err(_) => break,
+                }
+            }
+        });
+        let ended = read.await.is_ok();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(
+            ended && answer.ends_with(end),
+            "{end:?} should have come; it sent {answer:?}"
+        );
+        answer
+    }
+
+    /// Whether the server keeps silent for that long.
+    pub async fn is_silent_for(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.0.read_u8()).await.is_err()
+    }
+}
+
+/// Sends one request as it is and reads until the server closes the connection.
+pub async fn exchange(server: &Server, request: impl AsRef<[u8]>) -> String {
+    let mut raw = Raw::connect(server).await;
+    raw.send(request).await;
+    raw.rest().await
+}
+
+/// The status of a response as it came over the wire; 0 when there was none.
+pub fn status(answer: &str) -> u16 {
+    answer
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3))
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}

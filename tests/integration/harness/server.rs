@@ -1,0 +1,312 @@
+//! A running server.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::app::App;
+use super::eventually;
+use super::guests::AMPHI;
+use super::log::Log;
+use super::metrics::Metrics;
+
+/// Held by every test that runs a server; alone by those that measure time.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+enum Share {
+    Shared {
+        _guard: RwLockReadGuard<'static, ()>,
+    },
+    Alone {
+        _guard: RwLockWriteGuard<'static, ()>,
+    },
+}
+
+/// A running server, killed when dropped.
+pub struct Server {
+    process: Child,
+    /// Its app.
+    pub app: App,
+    /// Where it listens.
+    pub address: SocketAddr,
+    admin: SocketAddr,
+    /// What it logs.
+    pub log: Log,
+    /// A client that keeps its connections.
+    pub client: Client,
+    _share: Share,
+}
+
+/// A response.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Server {
+    pub(super) async fn start(app: App, command: &str, alone: bool) -> Server {
+        let share = match alone {
+            true => Share::Alone {
+                _guard: MACHINE.write(),
+            },
+            // Recursive, because a test may run two servers.
+            false => Share::Shared {
+                _guard: MACHINE.read_recursive(),
+            },
+        };
+        let mut process = Command::new(AMPHI)
+            .arg(command)
+            .arg(app.folder())
+            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+            .env("TEST_SECRET", "hidden")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it can be started");
+        let log = Log::follow(process.stderr.take().expect("it is piped"));
+        // Building, for `amphi up`, takes its time.
+        let listening = loop {
+            if let Some(line) = log
+                .since(0)
+                .into_iter()
+                .find(|line| line.text("message") == "listening")
+            {
+                break line;
+            }
+            if let Some(status) = process.try_wait().expect("it can be asked") {
+                panic!("the server ended with {status}: {:#?}", log.since(0));
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        let address = |field| {
+            listening
+                .text(field)
+                .parse()
+                .unwrap_or_else(|_| panic!("{field} should be an address: {listening:?}"))
+        };
+        Server {
+            address: address("address"),
+            admin: address("admin"),
+            process,
+            app,
+            log,
+            client: client(),
+            _share: share,
+        }
+    }
+
+    /// The URL of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A request to a path.
+    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        let method = Method::from_bytes(method.as_bytes()).expect("it is a method");
+        self.client.request(method, self.url(path))
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Reply {
+        Reply::of(self.request("GET", path)).await
+    }
+
+    /// POST.
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Reply {
+        Reply::of(self.request("POST", path).body(body)).await
+    }
+
+    /// What the server counts.
+    pub async fn metrics(&self) -> Metrics {
+        let response = self
+            .client
+            .get(format!("http://{}/metrics", self.admin))
+            .send()
+            .await
+            .expect("metrics are served");
+        Metrics::parse(&response.text().await.expect("metrics are a text"))
+    }
+
+    /// Waits until nothing is in flight any more (R13), and makes sure that the host has not panicked.
+    pub async fn assert_baseline(&self) {
+        eventually("every gauge at its baseline", async || {
+            let in_flight = self.metrics().await.in_flight();
+            if in_flight.is_empty() {
+                Ok(())
+            } else {
+                Err(in_flight)
+            }
+        })
+        .await;
+        let strays = self.log.strays();
+        assert!(
+            strays.is_empty(),
+            "the host should log events alone: {strays:#?}"
+        );
+    }
+
+    /// The app's database, opened beside the server.
+    pub fn database(&self) -> Connection {
+        let database =
+            Connection::open(self.app.path("data/test.db")).expect("the database is there");
+        database
+            .busy_timeout(super::SOON)
+            .expect("the timeout is set");
+        database
+    }
+
+    /// How many rows the table `rows` has.
+    pub fn rows(&self) -> i64 {
+        self.count("select count(*) from rows")
+    }
+
+    /// The number that a query gives.
+    pub fn count(&self, sql: &str) -> i64 {
+        self.database()
+            .query_row(sql, (), |row| row.get(0))
+            .expect("the query gives a number")
+    }
+
+    /// The tags of all rows, in the order of their ids.
+    pub fn tags(&self) -> Vec<String> {
+        let database = self.database();
+        let mut statement = database
+            .prepare("select tag from rows order by id")
+            .expect("there is such a table");
+        let tags = statement
+            .query_map((), |row| row.get(0))
+            .expect("it can be read");
+        tags.collect::<Result<_, _>>().expect("tags are texts")
+    }
+
+    /// The memory that the process has now, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
+            .expect("Linux says so");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("Linux says so");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("it is a number")
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = i32::try_from(self.process.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("a process has an id");
+        kill_process(pid, Signal::TERM).expect("it is our own");
+    }
+
+    /// Waits until the process has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the end of the server", async || {
+            self.process
+                .try_wait()
+                .expect("it can be asked")
+                .ok_or("still there")
+        })
+        .await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            let lines = self.log.since(0);
+            let last = &lines[lines.len().saturating_sub(20)..];
+            eprintln!("the last lines of the server's log:");
+            last.iter().for_each(|line| eprintln!("  {}", line.0));
+        }
+    }
+}
+
+impl Reply {
+    /// Sends a request and reads the whole response.
+    ///
+    /// # Panics
+    /// When there is no response.
+    pub async fn of(request: RequestBuilder) -> Reply {
+        Reply::maybe(request)
+            .await
+            .unwrap_or_else(|error| panic!("there should be a response: {error:?}"))
+    }
+
+    /// The same, for requests that may be left without one.
+    pub async fn maybe(request: RequestBuilder) -> reqwest::Result<Reply> {
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Reply {
+            status,
+            headers,
+            body: response.bytes().await?.into(),
+        })
+    }
+
+    /// The body as a text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the body is a text")
+    }
+
+    /// A header; empty when there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().expect("the header is a text"))
+    }
+
+    /// The text of a response that must have this status.
+    pub fn expect(&self, status: StatusCode) -> &str {
+        assert_eq!(
+            self.status,
+            status.as_u16(),
+            "{}",
+            String::from_utf8_lossy(&self.body)
+        );
+        self.text()
+    }
+
+    /// The text of a response that must be a success.
+    pub fn ok(&self) -> &str {
+        self.expect(StatusCode::OK)
+    }
+}
+
+/// A client that keeps its connections.
+pub fn client() -> Client {
+    builder().build().expect("a client can be made")
+}
+
+/// A client that speaks HTTP/2 from the first byte.
+pub fn client_http2() -> Client {
+    builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client can be made")
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    static PROVIDER: LazyLock<()> = LazyLock::new(|| {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .expect("it is the first one");
+    });
+    LazyLock::force(&PROVIDER);
+    Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+}
