@@ -45,6 +45,10 @@ impl Request {
         }
     }
 
+    pub(crate) fn is_spooled(&self) -> bool {
+        matches!(self.content, Content::Spooled(_))
+    }
+
     pub(crate) fn has_body(&self) -> bool {
         !matches!(&self.content, Content::Bytes(bytes) if bytes.is_empty())
     }

@@ -12,6 +12,9 @@ use std::pin::Pin;
 /// The future of an async view.
 pub type Outcome = Pin<Box<dyn Future<Output = Result<Response>>>>;
 
+/// The future of a body that is on its way.
+pub type Loading<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
 /// A sync view, with its extractors.
 pub type SyncView = fn(Context<Sync>, Request) -> Result<Response>;
 
@@ -154,9 +157,14 @@ pub fn load_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
     crate::body::load(&cx.host, request)
 }
 
-/// Begins the glue of a view whose extractor wants the whole body.
-pub async fn load_body_async(cx: &Context<Async>, request: &mut Request) -> Result<()> {
-    crate::body::load_async(&cx.host, request).await
+/// The same for an async view; none when the body is here already.
+pub fn load_body_async<'a>(
+    cx: &'a Context<Async>,
+    request: &'a mut Request,
+) -> Option<Loading<'a>> {
+    request
+        .is_spooled()
+        .then(|| -> Loading<'a> { Box::pin(crate::body::load_async(&cx.host, request)) })
 }
 
 /// `guestbook::entries::list` as `entries::list`.

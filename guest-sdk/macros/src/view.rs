@@ -176,15 +176,24 @@ fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
                 );
             });
         }
-        let load = if is_async {
-            quote!(::amphi_sdk::__private::load_body_async(&#cx, &mut #request).await?)
-        } else {
-            quote!(::amphi_sdk::__private::load_body(&#cx, &mut #request)?)
-        };
-        steps.extend(quote_spanned! {ty.span()=>
-            if ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Whole) {
-                #load;
+        let wants_body = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Whole));
+        steps.extend(if is_async {
+            // The future is behind a pointer, so that a view without a body leaves its code out.
+            quote! {
+                if #wants_body && let ::core::option::Option::Some(loading) =
+                    ::amphi_sdk::__private::load_body_async(&#cx, &mut #request)
+                {
+                    loading.await?;
+                }
             }
+        } else {
+            quote! {
+                if #wants_body {
+                    ::amphi_sdk::__private::load_body(&#cx, &mut #request)?;
+                }
+            }
+        });
+        steps.extend(quote_spanned! {ty.span()=>
             let #variable = #extractor::from_request(&#cx, &mut #request)?;
         });
         arguments.push(variable);
