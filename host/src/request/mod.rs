@@ -542,3 +542,6 @@ impl Drop for Completion<'_> {
         self.log(499);
     }
 }
+
+#[cfg(test)]
+mod tests;
