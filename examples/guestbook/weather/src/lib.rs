@@ -15,7 +15,7 @@ struct Report {
 #[view(get, "/{city}")]
 async fn report(cx: &Context, Path(city): Path<String>) -> Json<Report> {
     let seed = seed(&city);
-    cx.sleep(Duration::from_millis(80 + u64::from(seed % 40)))
+    cx.sleep(Duration::from_millis(85 + u64::from(seed % 25)))
         .await;
     let celsius = i32::try_from(seed % 38).unwrap_or(0) - 8;
     Json(Report {
