@@ -87,6 +87,9 @@ pub struct Module {
     pub directories: Vec<Directory>,
     /// Whether its async component may make blocking WASI calls (they hold up that request, not the loop).
     pub blocking_wasi: bool,
+    /// Whether it may import capabilities it is not granted. Each call is denied then; without this, the module
+    /// is refused. For toolchains whose components import the whole world whatever the code uses.
+    pub ungranted_imports: bool,
     /// What the `config` capability answers: settings and secrets.
     pub settings: BTreeMap<String, String>,
     /// Which views that do not say so themselves run in a transaction.
@@ -199,6 +202,7 @@ impl Module {
             http: Vec::new(),
             directories: Vec::new(),
             blocking_wasi: false,
+            ungranted_imports: false,
             settings: BTreeMap::new(),
             atomic: Atomic::UnsafeMethods,
             limits: Limits::default(),
@@ -595,6 +599,7 @@ impl Checker<'_> {
             http,
             directories,
             blocking_wasi: raw.blocking_wasi,
+            ungranted_imports: raw.ungranted_imports,
             settings,
             atomic: atomic.unwrap_or(defaults.atomic),
             limits,

@@ -253,6 +253,8 @@ pub(super) struct Module {
     #[serde(default)]
     pub(super) blocking_wasi: bool,
     #[serde(default)]
+    pub(super) ungranted_imports: bool,
+    #[serde(default)]
     pub(super) settings: BTreeMap<String, Spanned<toml::Value>>,
     #[serde(default)]
     pub(super) secrets: BTreeMap<String, Spanned<Secret>>,
