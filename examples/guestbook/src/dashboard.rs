@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Each is one outbound request of about 100 milliseconds.
 const CITIES: [&str; 12] = [
-    "Accra", "Bogota", "Dublin", "Hanoi", "Lima", "Lisbon", "Nairobi", "Oslo", "Quito", "Seoul",
+    "Accra", "Berlin", "Dublin", "Hanoi", "Lima", "Lisbon", "Nairobi", "Oslo", "Quito", "Seoul",
     "Tunis", "Vienna",
 ];
 
