@@ -1,4 +1,4 @@
-//! Write web views for the [Amphi](https://crates.io/crates/amphi) server.
+//! Write web views for the Amphi server.
 //!
 //! A view is a function from a request to a response. As a `fn` it is sync: its calls block, one after
 //! the other, and that is all there is to know. As an `async fn` it waits without holding anything up and
