@@ -81,7 +81,12 @@ impl Serving {
 
 /// Runs the command line of this process: what `main` does.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    run_with(std::env::args())
+}
+
+/// Runs a command line given as arguments, the name of the program first.
+pub fn run_with(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    let arguments = Arguments::parse_from(arguments);
     log::start(match &arguments.command {
         Command::Up(serving) | Command::Serve(serving) => serving.log_format,
         _ => LogFormat::Text,

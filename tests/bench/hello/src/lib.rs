@@ -1,0 +1,15 @@
+//! The least a view can do, in both modes.
+
+use amphi_sdk::prelude::*;
+
+#[view(get, "/sync")]
+fn hello_sync(_: &Context) -> &'static str {
+    "Hello, World!"
+}
+
+#[view(get, "/async")]
+async fn hello_async(_: &Context) -> &'static str {
+    "Hello, World!"
+}
+
+views![hello_sync, hello_async];
