@@ -3,7 +3,14 @@
 //! `imports` is generated once, without exports. The two export worlds reuse its types and imports by
 //! `with:`, and their export macros stay unexpanded until `views!` calls the one of the mode being built:
 //! that keeps the other mode's exports and imports out of a component.
-#![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 
 wit_bindgen::generate!({
     world: "imports",

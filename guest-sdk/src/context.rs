@@ -44,6 +44,7 @@ pub struct Context<M: Mode> {
 }
 
 impl<M: Mode> Context<M> {
+    #[cfg(any(target_arch = "wasm32", feature = "testing"))]
     pub(crate) fn new(host: Host) -> Self {
         Self {
             host,

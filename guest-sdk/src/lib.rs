@@ -140,8 +140,8 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Outcome, SyncView, View, describe, has_views, load_body, load_body_async,
-        respond, without_crate,
+        AsyncView, Entry, Loading, Outcome, SyncView, View, describe, has_views, load_body,
+        load_body_async, respond, without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{handle, handle_async};

@@ -160,7 +160,7 @@ impl Drop for Transaction {
 
 pub(crate) mod sync {
     use super::*;
-    pub use super::{Rows, Transaction};
+    pub(crate) use super::{Rows, Transaction};
 
     pub(crate) fn read_body(host: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         host.0.read_body(offset, max)
@@ -224,7 +224,7 @@ pub(crate) mod sync {
 /// Every call gives way once before it answers, so that joined calls take turns as they do on a host.
 pub(crate) mod asynch {
     use super::*;
-    pub use super::{Rows, Transaction};
+    pub(crate) use super::{Rows, Transaction};
     use std::task::Poll;
 
     pub(crate) async fn read_body(

@@ -45,7 +45,7 @@ pub(crate) fn log(level: log::Level, message: &str, fields: &[(String, String)])
 pub(crate) mod sync {
     use super::*;
     use crate::bindings::amphi::view::{body, database, http};
-    pub use database::{Rows, Transaction};
+    pub(crate) use database::{Rows, Transaction};
 
     pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body::read(offset, max)
@@ -106,7 +106,7 @@ pub(crate) mod sync {
 pub(crate) mod asynch {
     use super::*;
     use crate::bindings::amphi::view::{body_async, database_async, http_async, timer};
-    pub use database_async::{Rows, Transaction};
+    pub(crate) use database_async::{Rows, Transaction};
 
     pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body_async::read(offset, max).await
