@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
@@ -47,9 +47,11 @@ impl fmt::Display for Fate {
 /// The transaction of a scope, whether or not it has begun.
 pub struct Transaction {
     atomic: bool,
-    /// Whether statements belong to the transaction. Changed in the order of the guest's calls.
-    active: AtomicBool,
-    /// Levels that the guest dropped without commit while a statement ran; undone before anything else.
+    /// Reasons for statements to belong to a transaction: that the view is atomic, and each level that the guest
+    /// begins, from its call on until the level has ended. Changed in the order of the guest's calls.
+    claims: AtomicUsize,
+    last_level: AtomicU64,
+    /// Levels that the guest dropped without an end, perhaps while a statement ran; undone before anything else.
     abandoned: Mutex<Vec<Level>>,
     state: Arc<tokio::sync::Mutex<State>>,
 }
@@ -61,14 +63,17 @@ pub struct Level(u64);
 #[derive(Default)]
 struct State {
     open: Option<Open>,
-    last_level: u64,
+    /// The guest's levels, the outermost first. They stay when the transaction is lost, so that nothing that the
+    /// guest still believes to be in it runs outside.
+    levels: Vec<Level>,
     fate: Fate,
+    /// Why the transaction was undone without the guest's asking for it.
+    lost: Option<Error>,
 }
 
 struct Open {
     lease: Lease,
     database: String,
-    levels: Vec<Level>,
     _held: Held,
 }
 
@@ -77,86 +82,57 @@ impl Transaction {
     pub fn new(atomic: bool) -> Transaction {
         Transaction {
             atomic,
-            active: AtomicBool::new(atomic),
+            claims: AtomicUsize::new(atomic.into()),
+            last_level: AtomicU64::new(0),
             abandoned: Mutex::default(),
             state: Arc::default(),
         }
     }
 
-    /// Whether statements go to the transaction's connection now.
-    pub fn is_active(&self) -> bool {
-        self.active.load(SeqCst)
-    }
-
-    /// Runs a statement in the transaction and returns its rows.
+    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction.
     ///
     /// # Errors
-    /// What the database says, or that the transaction is on another database.
-    pub async fn query(
+    /// When no connection can be had, the transaction is lost, or it is on another database.
+    pub async fn turn(
         &self,
         face: Face,
         on: (&Arc<Sqlite>, &Arc<Deadline>),
-        sql: String,
-        params: Vec<Value>,
-        max_bytes: u64,
-    ) -> Result<Table, Error> {
-        let mut turn = self.begun(face, on).await?;
-        face.run(move || {
-            turn.run(|lease| match lease.query(&sql, &params, max_bytes)? {
-                Tried::Done(table) => Ok(table),
-                Tried::Writes => unreachable!("a transaction has the connection that writes"),
-            })
-        })
-        .await
-    }
-
-    /// Runs a statement in the transaction and returns how many rows it changed.
-    ///
-    /// # Errors
-    /// As [`Transaction::query`].
-    pub async fn execute(
-        &self,
-        face: Face,
-        on: (&Arc<Sqlite>, &Arc<Deadline>),
-        sql: String,
-        params: Vec<Value>,
-    ) -> Result<u64, Error> {
-        let mut turn = self.begun(face, on).await?;
-        face.run(move || turn.run(|lease| lease.execute(&sql, &params)))
-            .await
+    ) -> Result<Option<Turn>, Error> {
+        match self.claims.load(SeqCst) {
+            0 => Ok(None),
+            _ => self.begun(face, on, self.atomic).await,
+        }
     }
 
     /// Begins a transaction, or a savepoint in the one there is.
     ///
     /// # Errors
-    /// When no connection can be had, or the transaction is on another database.
+    /// As [`Transaction::turn`].
     pub async fn begin(
         &self,
         face: Face,
         on: (&Arc<Sqlite>, &Arc<Deadline>),
     ) -> Result<Level, Error> {
-        let was_active = self.active.swap(true, SeqCst);
-        let mut turn = self
-            .begun(face, on)
-            .await
-            .inspect_err(|_| self.active.store(was_active, SeqCst))?;
-        let outermost = !self.atomic && turn.open()?.levels.is_empty();
-        turn.0.last_level += 1;
-        let level = Level(turn.0.last_level);
+        let beginning = Beginning::new(self);
+        let level = beginning.level;
+        let turn = self.begun(face, on, true).await?;
+        let mut turn = turn.expect("it was asked to begin");
+        let outermost = !self.atomic && turn.0.levels.is_empty();
         face.run(move || {
             if !outermost {
                 turn.run(|lease| lease.host(&format!("savepoint {level}")))?;
             }
-            turn.open()?.levels.push(level);
-            Ok(level)
+            turn.0.levels.push(level);
+            Ok::<(), Error>(())
         })
-        .await
+        .await?;
+        Ok(beginning.done())
     }
 
     /// Keeps what was done since `level` began; for good, when it is the transaction itself.
     ///
     /// # Errors
-    /// When an inner level is still open, or the database cannot commit (everything is undone then).
+    /// When the transaction is lost, or the database cannot commit (everything is undone then).
     pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
         let (mut turn, outermost) = self.leave(level).await?;
         face.run(move || match outermost {
@@ -169,7 +145,7 @@ impl Transaction {
     /// Undoes what was done since `level` began.
     ///
     /// # Errors
-    /// When an inner level is still open, or the database fails.
+    /// When the transaction is lost, or the database fails.
     pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
         let (mut turn, outermost) = self.leave(level).await?;
         face.run(move || match outermost {
@@ -190,19 +166,22 @@ impl Transaction {
     /// Ends the scope's transaction: commits it, or undoes it with everything still open in it.
     ///
     /// # Errors
-    /// When the commit fails; nothing is committed then (R9).
+    /// When it cannot be committed, or was lost before; nothing is committed then (R9).
     pub async fn finish(&self, face: Face, commit: bool) -> Result<Fate, Error> {
         let mut turn = Turn(Arc::clone(&self.state).lock_owned().await);
-        self.active.store(false, SeqCst);
         self.undo_abandoned(&mut turn.0);
-        if turn.0.open.is_none() {
-            return Ok(turn.0.fate);
-        }
+        self.claims.store(0, SeqCst);
         // A transaction that the view began itself and did not commit is undone.
         let commit = commit && self.atomic;
+        if turn.0.open.is_none() {
+            return match turn.0.lost.take() {
+                Some(why) if commit => Err(why),
+                _ => Ok(turn.0.fate),
+            };
+        }
         face.run(move || {
             // So is a savepoint within one that is committed.
-            if let Some(level) = turn.open()?.levels.first().copied().filter(|_| commit) {
+            if let Some(level) = turn.0.levels.first().copied().filter(|_| commit) {
                 turn.run(|lease| undo(lease, level))?;
             }
             turn.0.end(commit)?;
@@ -211,17 +190,18 @@ impl Transaction {
         .await
     }
 
-    /// The state with its transaction begun, in turn.
+    /// The state in turn, with its transaction begun. None: there is no transaction, and `begin` is not asked for.
     async fn begun(
         &self,
         face: Face,
         (database, deadline): (&Arc<Sqlite>, &Arc<Deadline>),
-    ) -> Result<Turn, Error> {
+        begin: bool,
+    ) -> Result<Option<Turn>, Error> {
         let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
         self.undo_abandoned(&mut state);
         let name = &database.config().name;
         match &state.open {
-            Some(open) if &open.database == name => return Ok(Turn(state)),
+            Some(open) if &open.database == name => return Ok(Some(Turn(state))),
             Some(open) => {
                 return Err(Error::new(
                     ErrorKind::Denied,
@@ -231,25 +211,26 @@ impl Transaction {
                     ),
                 ));
             }
-            None if state.fate == Fate::RolledBack && self.atomic => {
-                return Err(Error::new(
-                    ErrorKind::Other,
-                    "the transaction of this request was rolled back: nothing more can be done in it",
-                ));
+            None if self.atomic || !state.levels.is_empty() => {
+                if let Some(why) = &state.lost {
+                    return Err(gone(why));
+                }
             }
+            // It ended, or failed to begin, while this statement waited for its turn.
+            None if !begin => return Ok(None),
             None => {}
         }
         let lease = database.writer(deadline).await?;
         let database = name.clone();
         face.run(move || {
             lease.host("begin immediate")?;
+            let _held = Held::new(&METRICS.transactions);
             state.open = Some(Open {
                 lease,
                 database,
-                levels: Vec::new(),
-                _held: Held::new(&METRICS.transactions),
+                _held,
             });
-            Ok(Turn(state))
+            Ok(Some(Turn(state)))
         })
         .await
     }
@@ -258,73 +239,169 @@ impl Transaction {
     async fn leave(&self, level: Level) -> Result<(Turn, bool), Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
         self.undo_abandoned(&mut state);
-        let gone = || {
-            Error::new(
-                ErrorKind::Other,
-                "the transaction has ended already: it was rolled back after an error or by an outer one",
-            )
-        };
-        let open = state.open.as_mut().ok_or_else(gone)?;
-        match open.levels.last() {
-            Some(last) if *last == level => open.levels.pop(),
-            Some(_) if open.levels.contains(&level) => {
-                return Err(Error::new(
-                    ErrorKind::Other,
-                    "a transaction within this one is still open: end the inner one first",
-                ));
-            }
-            _ => return Err(gone()),
-        };
-        let outermost = !self.atomic && open.levels.is_empty();
-        if outermost {
-            self.active.store(false, SeqCst);
+        let depth = state.remove(level);
+        if depth.is_some() {
+            self.claims.fetch_sub(1, SeqCst);
         }
-        Ok((Turn(state), outermost))
+        if state.open.is_none() {
+            let why = state.lost.clone();
+            self.forget_loss(&mut state);
+            return Err(why.map_or_else(ended, |why| gone(&why)));
+        }
+        match depth {
+            None => Err(ended()),
+            Some(depth) if depth < state.levels.len() => {
+                state.lose(overlap());
+                Err(overlap())
+            }
+            Some(depth) => Ok((Turn(state), depth == 0 && !self.atomic)),
+        }
     }
 
     fn undo_abandoned(&self, state: &mut State) {
         for level in std::mem::take(&mut *self.abandoned.lock()) {
-            let Some(open) = &mut state.open else {
-                continue;
-            };
-            let Some(depth) = open.levels.iter().position(|other| *other == level) else {
-                continue;
-            };
-            open.levels.truncate(depth);
-            let outermost = depth == 0 && !self.atomic;
-            if outermost {
-                self.active.store(false, SeqCst);
+            // It has its claim even if it was never begun.
+            self.claims.fetch_sub(1, SeqCst);
+            let depth = state.remove(level);
+            match (&state.open, depth) {
+                (Some(_), Some(depth)) if depth < state.levels.len() => state.lose(overlap()),
+                (Some(_), Some(0)) if !self.atomic => state.undo_all(),
+                (Some(open), Some(_)) => {
+                    if let Err(why) = undo(&open.lease, level) {
+                        state.lose(why);
+                    }
+                }
+                _ => {}
             }
-            if outermost || undo(&open.lease, level).is_err() {
-                state.undo_all();
-            }
+            self.forget_loss(state);
+        }
+    }
+
+    /// A view that is not atomic may begin again when everything it had begun has ended.
+    fn forget_loss(&self, state: &mut State) {
+        if !self.atomic && state.levels.is_empty() {
+            state.lost = None;
         }
     }
 }
 
+/// A level that the guest has asked for and not got yet. Dropped before, it is abandoned.
+struct Beginning<'a> {
+    transaction: &'a Transaction,
+    level: Level,
+    done: bool,
+}
+
+impl Beginning<'_> {
+    fn new(transaction: &Transaction) -> Beginning<'_> {
+        transaction.claims.fetch_add(1, SeqCst);
+        let level = Level(transaction.last_level.fetch_add(1, SeqCst) + 1);
+        Beginning {
+            transaction,
+            level,
+            done: false,
+        }
+    }
+
+    fn done(mut self) -> Level {
+        self.done = true;
+        self.level
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.transaction.abandon(self.level);
+        }
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Other, "the transaction has ended already")
+}
+
+fn gone(why: &Error) -> Error {
+    Error::new(
+        why.kind,
+        format!(
+            "the transaction of this request was rolled back, so nothing more can be done in it: {}",
+            why.message
+        ),
+    )
+}
+
+/// Statements do not say which level they are for, so levels that overlap cannot be told apart.
+fn overlap() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "two transactions of one request overlapped: one ended while another, begun later, was still open. All was rolled back. Let the inner one end first; do not join atomic blocks",
+    )
+}
+
 /// The lock of a transaction's state: whoever has it runs the next statement.
-struct Turn(OwnedMutexGuard<State>);
+pub struct Turn(OwnedMutexGuard<State>);
 
 impl Turn {
-    fn open(&mut self) -> Result<&mut Open, Error> {
-        self.0
-            .open
-            .as_mut()
-            .ok_or_else(|| Error::new(ErrorKind::Other, "the transaction has ended already"))
+    /// Runs a statement in the transaction and returns its rows.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn query(
+        mut self,
+        face: Face,
+        sql: String,
+        params: Vec<Value>,
+        max_bytes: u64,
+    ) -> Result<Table, Error> {
+        face.run(move || {
+            self.run(|lease| match lease.query(&sql, &params, max_bytes)? {
+                Tried::Done(table) => Ok(table),
+                Tried::Writes => unreachable!("a transaction has the connection that writes"),
+            })
+        })
+        .await
+    }
+
+    /// Runs a statement in the transaction and returns how many rows it changed.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn execute(
+        mut self,
+        face: Face,
+        sql: String,
+        params: Vec<Value>,
+    ) -> Result<u64, Error> {
+        face.run(move || self.run(|lease| lease.execute(&sql, &params)))
+            .await
     }
 
     fn run<T>(&mut self, statement: impl FnOnce(&Lease) -> Result<T, Error>) -> Result<T, Error> {
-        let open = self.open()?;
+        let open = self.0.open.as_ref().ok_or_else(ended)?;
         let result = statement(&open.lease);
         if !open.lease.in_transaction() {
             // SQLite undoes the whole transaction after some errors (disk full, interrupt …).
-            self.0.undo_all();
+            self.0
+                .lose(result.as_ref().err().cloned().unwrap_or_else(ended));
         }
         result
     }
 }
 
 impl State {
+    /// Takes `level` off the stack; how deep it was.
+    fn remove(&mut self, level: Level) -> Option<usize> {
+        let depth = self.levels.iter().position(|other| *other == level)?;
+        self.levels.remove(depth);
+        Some(depth)
+    }
+
+    fn lose(&mut self, why: Error) {
+        self.undo_all();
+        self.lost.get_or_insert(why);
+    }
+
     fn undo_all(&mut self) {
         self.open = None;
         self.fate = Fate::RolledBack;

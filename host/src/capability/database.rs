@@ -14,7 +14,7 @@ use crate::bindings::{database, database_async};
 use crate::database::sqlite::{Stream, Tried};
 use crate::database::{Error, ErrorKind, Face, Row, Sqlite, Table, Value};
 use crate::scope::Scope;
-use crate::transaction::Level;
+use crate::transaction::{Level, Turn};
 
 /// Where a statement goes: what both faces start from.
 struct Session {
@@ -54,18 +54,43 @@ impl Guest {
 
 impl Session {
     async fn query(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
+        match self.turn().await? {
+            Some(turn) => turn.query(self.face, sql, params, self.max_bytes()).await,
+            None => self.query_outside(sql, params).await,
+        }
+    }
+
+    async fn execute(&self, sql: String, params: Vec<Value>) -> Result<u64, Error> {
+        if let Some(turn) = self.turn().await? {
+            return turn.execute(self.face, sql, params).await;
+        }
+        let lease = self.database.writer(&self.scope.deadline).await?;
+        self.face.run(move || lease.execute(&sql, &params)).await
+    }
+
+    /// Inside a transaction the one connection has to stay free for other statements, so the result is read at
+    /// once; outside, a connection of its own feeds it piece by piece.
+    async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
+        if let Some(turn) = self.turn().await? {
+            let table = turn.query(self.face, sql, params, self.max_bytes()).await?;
+            return Ok(Rows::read(table));
+        }
+        let stream = (self.database)
+            .stream(&self.scope.deadline, sql.clone(), params.clone())
+            .await?;
+        match stream {
+            Tried::Done(stream) => Ok(Rows::streamed(stream)),
+            Tried::Writes => self.query_outside(sql, params).await.map(Rows::read),
+        }
+    }
+
+    async fn query_outside(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
         let Session {
             scope,
             database,
             face,
         } = self;
-        let max = scope.limits.rows_max_bytes;
-        if scope.transaction.is_active() {
-            return scope
-                .transaction
-                .query(*face, (database, &scope.deadline), sql, params, max)
-                .await;
-        }
+        let max = self.max_bytes();
         let lease = database.reader(&scope.deadline).await?;
         let tried = face
             .run(move || {
@@ -86,37 +111,18 @@ impl Session {
         }
     }
 
-    async fn execute(&self, sql: String, params: Vec<Value>) -> Result<u64, Error> {
+    /// The turn of a statement that is issued now, when it belongs to the request's transaction.
+    async fn turn(&self) -> Result<Option<Turn>, Error> {
         let Session {
             scope,
             database,
             face,
         } = self;
-        if scope.transaction.is_active() {
-            return scope
-                .transaction
-                .execute(*face, (database, &scope.deadline), sql, params)
-                .await;
-        }
-        let lease = database.writer(&scope.deadline).await?;
-        face.run(move || lease.execute(&sql, &params)).await
+        (scope.transaction.turn(*face, (database, &scope.deadline))).await
     }
 
-    /// Inside a transaction the one connection has to stay free for other statements, so the result is read at
-    /// once; outside, a connection of its own feeds it piece by piece.
-    async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
-        let Session {
-            scope, database, ..
-        } = self;
-        if !scope.transaction.is_active() {
-            let stream = database
-                .stream(&scope.deadline, sql.clone(), params.clone())
-                .await?;
-            if let Tried::Done(stream) = stream {
-                return Ok(Rows::streamed(stream));
-            }
-        }
-        self.query(sql, params).await.map(Rows::read)
+    fn max_bytes(&self) -> u64 {
+        self.scope.limits.rows_max_bytes
     }
 
     async fn begin(&self) -> Result<Begun, Error> {

@@ -25,7 +25,7 @@ use tokio_util::io::ReaderStream;
 use crate::app::{App, Target};
 use crate::bindings::types;
 use crate::capability::Guest;
-use crate::database::{ErrorKind, Face};
+use crate::database::{Error as DatabaseError, ErrorKind, Face};
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault};
 use crate::gate::{Gate, Refused};
@@ -229,35 +229,40 @@ struct Settled {
 /// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
 async fn settle(scope: &Scope, face: Face, answer: Result<Answer, Failure>) -> Settled {
     let mut response = answer.and_then(|answer| match answer {
-        Ok(response) => checked(response, scope).map(|response| (response, true)),
-        Err(error) => view_error(error).map(|response| (response, false)),
+        Ok(response) => checked(response, scope),
+        Err(error) => Err(view_error(error)),
     });
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
     }
-    let keep = matches!(&response, Ok((response, true)) if !response.status().is_server_error());
+    let keep = matches!(&response, Ok(response) if !response.status().is_server_error());
     let fate = match scope.transaction.finish(face, keep).await {
         Ok(fate) => fate,
         Err(error) => {
             if keep {
-                let failure = Failure::host(format!(
-                    "the transaction could not be committed and was rolled back: {}",
-                    error.message
-                ));
-                let busy = matches!(error.kind, ErrorKind::Conflict | ErrorKind::Unavailable);
-                let status = if busy {
-                    StatusCode::SERVICE_UNAVAILABLE
-                } else {
-                    failure.status
-                };
-                response = Err(Failure { status, ..failure });
+                response = Err(not_kept(&error));
             }
             Fate::RolledBack
         }
     };
-    Settled {
-        response: response.map(|(response, _)| response),
-        fate,
+    Settled { response, fate }
+}
+
+/// A view answered with a success, and its transaction could not be kept.
+fn not_kept(error: &DatabaseError) -> Failure {
+    let sentence = format!(
+        "the transaction could not be committed and was rolled back: {}",
+        error.message
+    );
+    match error.kind {
+        ErrorKind::Conflict | ErrorKind::Unavailable => Failure {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            ..Failure::host(sentence)
+        },
+        ErrorKind::Other | ErrorKind::Aborted => Failure::host(sentence),
+        ErrorKind::Denied | ErrorKind::Statement | ErrorKind::Constraint | ErrorKind::TooLarge => {
+            Failure::view(sentence)
+        }
     }
 }
 
@@ -308,22 +313,30 @@ fn checked(response: types::Response, scope: &Scope) -> Result<Response<Response
     Ok(checked)
 }
 
-/// The response for an error that a view returned on purpose.
-fn view_error(error: types::Error) -> Result<Response<ResponseBody>, Failure> {
-    let detail = match error.detail {
-        Some(detail) => format!("{}: {detail}", error.message),
-        None => error.message.clone(),
+/// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
+fn view_error(error: types::Error) -> Failure {
+    let types::Error {
+        status,
+        message,
+        detail,
+    } = error;
+    let detail = match detail {
+        Some(detail) => format!("{message}: {detail}"),
+        None => message.clone(),
     };
-    match StatusCode::from_u16(error.status) {
-        Ok(status) if status.is_client_error() => Ok(text_response(status, &error.message)),
-        Ok(status) if status.is_server_error() => Err(Failure {
+    let sentence = format!("the view returned an error: {detail}");
+    match StatusCode::from_u16(status) {
+        Ok(status) if status.is_client_error() => Failure {
+            detail: sentence,
+            ..Failure::client(status, message)
+        },
+        Ok(status) if status.is_server_error() => Failure {
             status,
-            ..Failure::view(format!("the view returned an error: {detail}"))
-        }),
-        _ => Err(Failure::view(format!(
-            "the view returned an error with the status {}, which is none: {detail}",
-            error.status
-        ))),
+            ..Failure::view(sentence)
+        },
+        _ => Failure::view(format!(
+            "the view returned an error with the status {status}, which is none: {detail}"
+        )),
     }
 }
 

@@ -45,8 +45,9 @@ impl Fixture {
 
     async fn insert(&self, transaction: &Transaction, face: Face, n: i64) -> Result<u64, Error> {
         let sql = "insert into t (n) values (?)".to_owned();
-        transaction
-            .execute(face, self.on(), sql, vec![Value::Integer(n)])
+        turn(transaction, face, self.on())
+            .await?
+            .execute(face, sql, vec![Value::Integer(n)])
             .await
     }
 
@@ -190,8 +191,10 @@ async fn r8_joined_statements_are_serialised_in_the_order_they_were_issued() {
         assert_eq!(done.expect("it is inserted"), 1);
     }
     let sql = "select group_concat(n, ' ') from (select n from t order by rowid)".to_owned();
-    let table = transaction
-        .query(Face::Async, fixture.on(), sql, vec![], 1 << 20)
+    let table = turn(&transaction, Face::Async, fixture.on())
+        .await
+        .expect("it has begun")
+        .query(Face::Async, sql, vec![], 1 << 20)
         .await
         .expect("it is read");
     let expected = (1..=50)
@@ -237,7 +240,10 @@ async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
         .expect("it is inserted");
     // Polled once, so that the statement is on its way, and dropped.
     let slow = "insert into t with recursive r(n) as (select 100 union all select n + 1 from r where n < 50000) select n from r";
-    let cancelled = transaction.execute(Face::Async, fixture.on(), slow.to_owned(), vec![]);
+    let cancelled = async {
+        let turn = turn(&transaction, Face::Async, fixture.on()).await?;
+        turn.execute(Face::Async, slow.to_owned(), vec![]).await
+    };
     assert!(
         tokio::time::timeout(Duration::from_millis(1), cancelled)
             .await
@@ -268,13 +274,11 @@ async fn r15_a_statement_ends_with_its_request() {
         .expect("it is inserted");
     let endless =
         "with recursive r(n) as (select 1 union all select n + 1 from r) select max(n) from r";
-    let query = transaction.query(
-        Face::Async,
-        fixture.on(),
-        endless.to_owned(),
-        vec![],
-        1 << 20,
-    );
+    let query = async {
+        let turn = turn(&transaction, Face::Async, fixture.on()).await?;
+        turn.query(Face::Async, endless.to_owned(), vec![], 1 << 20)
+            .await
+    };
     let cancel = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         fixture.deadline.cancel(Ended::Disconnected);
@@ -305,11 +309,10 @@ async fn one_transaction_is_on_one_database() {
         ..other.database.config().clone()
     })
     .expect("it opens");
-    let sql = "insert into t (n) values (1)".to_owned();
-    let error = transaction
-        .execute(Face::Async, (&renamed, &one.deadline), sql, vec![])
+    let error = turn(&transaction, Face::Async, (&renamed, &one.deadline))
         .await
-        .expect_err("it is elsewhere");
+        .err()
+        .expect("it is elsewhere");
     assert!(
         error
             .message
@@ -323,22 +326,9 @@ async fn one_transaction_is_on_one_database() {
 async fn levels_end_from_the_inside_out() {
     let fixture = Fixture::new();
     let transaction = Transaction::new(false);
-    let outer = transaction
-        .begin(Face::Async, fixture.on())
-        .await
-        .expect("it begins");
-    let inner = transaction
-        .begin(Face::Async, fixture.on())
-        .await
-        .expect("it begins");
-    let error = transaction
-        .commit(Face::Async, outer)
-        .await
-        .expect_err("the inner one is open");
-    assert!(
-        error.message.contains("end the inner one first"),
-        "{}",
-        error.message
+    let (outer, inner) = (
+        begin(&transaction, &fixture).await,
+        begin(&transaction, &fixture).await,
     );
     transaction
         .commit(Face::Async, inner)
@@ -357,5 +347,173 @@ async fn levels_end_from_the_inside_out() {
         "{}",
         error.message
     );
-    assert!(!transaction.is_active());
+    assert!(
+        turn_now(&transaction, &fixture)
+            .await
+            .expect("all is well")
+            .is_none()
+    );
+}
+
+/// Nobody can tell whose statements were whose, so nothing is kept, and everybody is told so.
+#[tokio::test]
+async fn r8_levels_that_overlap_are_undone_together() {
+    for (atomic, abandon) in [(false, false), (false, true), (true, false), (true, true)] {
+        let fixture = Fixture::new();
+        let transaction = Transaction::new(atomic);
+        let (first, second) = (
+            begin(&transaction, &fixture).await,
+            begin(&transaction, &fixture).await,
+        );
+        fixture
+            .insert(&transaction, Face::Async, 1)
+            .await
+            .expect("it is inserted");
+        match abandon {
+            true => transaction.abandon(first),
+            false => {
+                let error = transaction
+                    .commit(Face::Async, first)
+                    .await
+                    .expect_err("they overlap");
+                assert!(error.message.contains("overlapped"), "{}", error.message);
+            }
+        }
+        // The second one does not know yet: nothing it does may run outside.
+        let error = fixture
+            .insert(&transaction, Face::Async, 2)
+            .await
+            .expect_err("it is lost");
+        assert!(error.message.contains("overlapped"), "{}", error.message);
+        let error = transaction
+            .commit(Face::Async, second)
+            .await
+            .expect_err("it is lost");
+        assert!(error.message.contains("overlapped"), "{}", error.message);
+        if atomic {
+            transaction
+                .finish(Face::Async, true)
+                .await
+                .expect_err("a success would be a lie");
+        } else {
+            assert!(
+                turn_now(&transaction, &fixture)
+                    .await
+                    .expect("a new start")
+                    .is_none()
+            );
+            let third = begin(&transaction, &fixture).await;
+            fixture
+                .insert(&transaction, Face::Async, 3)
+                .await
+                .expect("it is inserted");
+            transaction
+                .commit(Face::Async, third)
+                .await
+                .expect("it commits");
+        }
+        let kept: &[i64] = if atomic { &[] } else { &[3] };
+        assert_eq!(fixture.committed().await, kept);
+        fixture.assert_clean().await;
+    }
+}
+
+/// SQLite undoes everything after some errors; what the guest then does in the block must not run outside of it.
+#[tokio::test]
+async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
+    let fixture = Fixture::new();
+    let transaction = Transaction::new(false);
+    let level = begin(&transaction, &fixture).await;
+    fixture
+        .insert(&transaction, Face::Async, 1)
+        .await
+        .expect("it is inserted");
+    let turn = turn(&transaction, Face::Async, fixture.on())
+        .await
+        .expect("it has begun");
+    let sql = "insert or rollback into t (n) values (1)".to_owned();
+    turn.execute(Face::Async, sql, vec![])
+        .await
+        .expect_err("the number is taken");
+    let error = fixture
+        .insert(&transaction, Face::Async, 2)
+        .await
+        .expect_err("it is lost");
+    assert_eq!(error.kind, ErrorKind::Constraint);
+    transaction
+        .rollback(Face::Async, level)
+        .await
+        .expect_err("it is lost");
+    assert!(
+        turn_now(&transaction, &fixture)
+            .await
+            .expect("a new start")
+            .is_none()
+    );
+    assert_eq!(fixture.committed().await, [] as [i64; 0]);
+}
+
+/// A statement that was issued while a block was ending waits for it, and then runs outside.
+#[tokio::test]
+async fn a_statement_that_waited_for_the_end_runs_outside() {
+    let fixture = Fixture::new();
+    let transaction = Transaction::new(false);
+    let level = begin(&transaction, &fixture).await;
+    let (committed, turn) = tokio::join!(
+        transaction.commit(Face::Async, level),
+        turn_now(&transaction, &fixture)
+    );
+    committed.expect("it commits");
+    assert!(turn.expect("all is well").is_none());
+}
+
+#[tokio::test]
+async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
+    let fixture = Fixture::new();
+    let transaction = Transaction::new(false);
+    let soon = Duration::from_micros(50);
+    for _ in 0..50 {
+        // Whether it has begun by then or not.
+        let begun = tokio::time::timeout(soon, transaction.begin(Face::Async, fixture.on())).await;
+        if let Ok(Ok(level)) = begun {
+            transaction.abandon(level);
+        }
+    }
+    drop(transaction.state.lock().await);
+    let taken = fixture.database.writer(&fixture.deadline).await;
+    let taken = taken.expect("nobody has it");
+    transaction
+        .begin(Face::Async, fixture.on())
+        .await
+        .expect_err("the writer is taken");
+    drop(taken);
+    assert!(
+        turn_now(&transaction, &fixture)
+            .await
+            .expect("all is well")
+            .is_none()
+    );
+    fixture.assert_clean().await;
+}
+
+async fn begin(transaction: &Transaction, fixture: &Fixture) -> Level {
+    transaction
+        .begin(Face::Async, fixture.on())
+        .await
+        .expect("it begins")
+}
+
+async fn turn_now(transaction: &Transaction, fixture: &Fixture) -> Result<Option<Turn>, Error> {
+    transaction.turn(Face::Async, fixture.on()).await
+}
+
+async fn turn(
+    transaction: &Transaction,
+    face: Face,
+    on: (&Arc<Sqlite>, &Arc<Deadline>),
+) -> Result<Turn, Error> {
+    Ok(transaction
+        .turn(face, on)
+        .await?
+        .expect("a transaction is open"))
 }
