@@ -40,9 +40,13 @@ pub(super) fn build(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
             if packages.is_empty() {
                 add_target()?;
             }
-            let metadata = Metadata::of(folder)?;
+            // As cargo names it.
+            let folder = folder
+                .canonicalize()
+                .with_context(|| folder.display().to_string())?;
+            let metadata = Metadata::of(&folder)?;
             packages.extend(metadata.folders());
-            build_crate(folder, &metadata, &module.name, &config.artifacts())?;
+            build_crate(&folder, &metadata, &module.name, &config.artifacts())?;
         }
     }
     packages.sort();

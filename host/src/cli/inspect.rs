@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::routes::{print, table};
 use crate::capability::Services;
 use crate::capability::http::Client;
 use crate::config::{AsyncViews, Module, SyncViews};
@@ -32,15 +33,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         },
     )?;
     let inspection = module::inspect(&engines, file).with_context(|| file.display().to_string())?;
-    println!("mode     {}", inspection.mode);
-    println!(
-        "imports  {}",
-        if inspection.imports.is_empty() {
-            "nothing".to_owned()
-        } else {
-            inspection.imports.join("\n         ")
-        }
-    );
+    let imports = match inspection.imports.join("\n         ") {
+        none if none.is_empty() => "nothing".to_owned(),
+        imports => imports,
+    };
     let services = Arc::new(Services {
         databases: Databases::new(),
         http: Arc::new(Client::new()?),
@@ -53,24 +49,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         })
         .await?
     });
-    let rows = views
-        .with_context(|| file.display().to_string())?
-        .iter()
-        .map(|view| {
-            let atomic = if view.atomic { "atomic" } else { "-" };
-            [
-                view.method.to_string(),
-                view.pattern.clone(),
-                view.name.clone(),
-                mode.to_string(),
-                atomic.to_owned(),
-            ]
-        })
-        .collect();
-    println!();
-    super::routes::table(
-        ["METHOD", "PATH", "VIEW", "MODE", "ATOMIC"].map(str::to_owned),
-        rows,
-    )?;
-    Ok(())
+    let views = views.with_context(|| file.display().to_string())?;
+    let rows = views.iter().map(|view| {
+        let atomic = if view.atomic { "atomic" } else { "-" };
+        [
+            view.method.to_string(),
+            view.pattern.clone(),
+            view.name.clone(),
+            mode.to_string(),
+            atomic.to_owned(),
+        ]
+    });
+    let views = table(["METHOD", "PATH", "VIEW", "MODE", "ATOMIC"], rows.collect());
+    print(&format!("mode     {mode}\nimports  {imports}\n\n{views}"))
 }

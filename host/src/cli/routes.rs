@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use anyhow::Context as _;
+
 use crate::app::App;
 use crate::config::{AsyncViews, Config, SyncViews};
 use crate::database::Databases;
@@ -35,11 +37,10 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
         ]);
     }
     rows.sort_by(|a, b| (&a[1], &a[0]).cmp(&(&b[1], &b[0])));
-    table(
-        ["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"].map(str::to_owned),
+    print(&table(
+        ["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"],
         rows,
-    )?;
-    Ok(())
+    ))
 }
 
 /// Loads an app's modules and routes without serving it or touching its databases.
@@ -60,26 +61,33 @@ pub(super) fn check(config: Config) -> anyhow::Result<App> {
     })
 }
 
-/// Prints columns as wide as their widest text.
-pub(super) fn table<const N: usize>(
-    head: [String; N],
-    rows: Vec<[String; N]>,
-) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+/// Columns as wide as their widest text.
+pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned))
+        .chain(rows)
+        .collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
-        std::iter::once(&head)
-            .chain(&rows)
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
+        let lengths = rows.iter().map(|row| row[column].chars().count());
+        lengths.max().unwrap_or(0)
     });
-    for row in std::iter::once(&head).chain(&rows) {
-        let line: String = row
+    let mut table = String::new();
+    for row in rows {
+        let cells = row
             .iter()
             .zip(widths)
-            .map(|(text, width)| format!("{text:<width$}  "))
-            .collect();
-        writeln!(out, "{}", line.trim_end())?;
+            .map(|(text, width)| format!("{text:<width$}  "));
+        table.push_str(cells.collect::<String>().trim_end());
+        table.push('\n');
     }
-    Ok(())
+    table
+}
+
+/// Writes to standard output. Whoever reads it may have seen enough.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to standard output")
+        }
+        _ => Ok(()),
+    }
 }
