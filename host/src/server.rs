@@ -157,8 +157,20 @@ struct Loop {
 struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
+    counted: Counted,
+}
+
+/// A connection in everybody's counts, until dropped.
+struct Counted {
+    on_loop: Arc<AtomicUsize>,
     _place: OwnedSemaphorePermit,
     _open: Held,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.on_loop.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Loop {
@@ -181,15 +193,10 @@ impl Loop {
             idle: idle.clone(),
         };
         let work = {
-            let (host, limits, stop, count) = (
-                Arc::clone(host),
-                Arc::clone(limits),
-                stop.clone(),
-                Arc::clone(&each.connections),
-            );
+            let (host, limits, stop) = (Arc::clone(host), Arc::clone(limits), stop.clone());
             async move {
                 tokio::select! {
-                    () = serve_connections(host, limits, connections, count, stop) => {}
+                    () = serve_connections(host, limits, connections, stop) => {}
                     () = abort.cancelled() => {}
                 }
             }
@@ -246,11 +253,15 @@ async fn accept(
             continue;
         };
         least.connections.fetch_add(1, Relaxed);
+        let counted = Counted {
+            on_loop: Arc::clone(&least.connections),
+            _place: place,
+            _open: Held::new(&METRICS.connections),
+        };
         let connection = Connection {
             stream,
             peer,
-            _place: place,
-            _open: Held::new(&METRICS.connections),
+            counted,
         };
         if least.incoming.send(connection).await.is_err() {
             return;
@@ -262,7 +273,6 @@ async fn serve_connections(
     host: Arc<Host>,
     limits: Arc<Limits>,
     mut incoming: mpsc::Receiver<Connection>,
-    count: Arc<AtomicUsize>,
     stop: CancellationToken,
 ) {
     let protocol = Arc::new(protocol(&limits));
@@ -273,17 +283,15 @@ async fn serve_connections(
             () = stop.cancelled() => None,
         };
         let Some(connection) = connection else { break };
-        let (host, limits, protocol, count, stop) = (
+        let (host, limits, protocol, stop) = (
             Arc::clone(&host),
             Arc::clone(&limits),
             Arc::clone(&protocol),
-            Arc::clone(&count),
             stop.clone(),
         );
-        open.spawn(async move {
-            serve_connection(host, &limits, &protocol, connection, &stop).await;
-            count.fetch_sub(1, Relaxed);
-        });
+        open.spawn(
+            async move { serve_connection(host, &limits, &protocol, connection, &stop).await },
+        );
     }
     open.close();
     open.wait().await;
@@ -315,7 +323,11 @@ async fn serve_connection(
     connection: Connection,
     stop: &CancellationToken,
 ) {
-    let Connection { stream, peer, .. } = connection;
+    let Connection {
+        stream,
+        peer,
+        counted: _counted,
+    } = connection;
     let _ = stream.set_nodelay(true);
     let Ok(stream) = tokio::net::TcpStream::from_std(stream) else {
         return;

@@ -2,13 +2,12 @@
 
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use percent_encoding::percent_decode_str;
 
 use crate::error::Failure;
 
@@ -25,6 +24,8 @@ pub enum Content {
     Open(std::fs::File, u64),
 }
 
+/// The end of the year 9999, the last that an HTTP date can name.
+const LATEST: Duration = Duration::from_secs(253_402_300_799);
 /// Files up to here are read at once.
 const WHOLE_BYTES: u64 = 256 << 10;
 
@@ -39,7 +40,7 @@ impl StaticFiles {
         })
     }
 
-    /// Answers a request for `path` (still percent-encoded, relative to the folder). Blocks for the disk.
+    /// Answers a request for `path` (decoded, relative to the folder). Blocks for the disk.
     ///
     /// # Errors
     /// 404 when there is no such file in the folder.
@@ -50,10 +51,7 @@ impl StaticFiles {
         headers: &HeaderMap,
     ) -> Result<Response<Content>, Failure> {
         let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
-        let path = percent_decode_str(path)
-            .decode_utf8()
-            .map_err(|_| missing())?;
-        let (file, metadata) = self.file(&path).map_err(|error| match error.kind() {
+        let (file, metadata) = self.file(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::InvalidInput
@@ -65,6 +63,7 @@ impl StaticFiles {
         let modified = metadata
             .modified()
             .map_or(SystemTime::UNIX_EPOCH, cap_std::time::SystemTime::into_std);
+        let modified = modified.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LATEST);
         let tag = tag(modified, metadata.len());
         let mut response = Response::builder()
             .header(header::ETAG, &tag)
@@ -78,7 +77,7 @@ impl StaticFiles {
                 .expect("the headers are valid"));
         }
         response = response
-            .header(header::CONTENT_TYPE, content_type(&path))
+            .header(header::CONTENT_TYPE, content_type(path))
             .header(header::CONTENT_LENGTH, metadata.len());
         let content = match metadata.len() {
             _ if method == Method::HEAD => Content::Whole(Bytes::new()),
@@ -145,5 +144,81 @@ fn content_type(path: &str) -> String {
     match (kind.type_().as_str(), kind.subtype().as_str()) {
         ("text", _) | ("application", "javascript" | "json") => format!("{kind}; charset=utf-8"),
         _ => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(files: &StaticFiles, path: &str) -> Result<Response<Content>, StatusCode> {
+        files
+            .respond(&Method::GET, path, &HeaderMap::new())
+            .map_err(|failure| failure.status)
+    }
+
+    #[test]
+    fn nothing_outside_the_folder_is_reached() {
+        let outer = tempfile::tempdir().expect("a temporary folder");
+        let dir = outer.path().join("static");
+        std::fs::create_dir_all(dir.join("css")).expect("making folders");
+        std::fs::write(outer.path().join("secret"), "secret").expect("writing a file");
+        std::fs::write(dir.join("css/a b%20.css"), "body {}").expect("writing a file");
+        std::os::unix::fs::symlink("../secret", dir.join("link")).expect("making a link");
+        std::os::unix::fs::symlink(outer.path().join("secret"), dir.join("absolute"))
+            .expect("making a link");
+        let files = StaticFiles::open(&dir).expect("it opens");
+        let found = get(&files, "css/a b%20.css").expect("it is there, under the name it has");
+        assert_eq!(
+            found.headers()[header::CONTENT_TYPE],
+            "text/css; charset=utf-8"
+        );
+        for path in [
+            "../secret",
+            "css/../../secret",
+            "/etc/passwd",
+            "link",
+            "absolute",
+            "css",
+            "",
+            ".",
+            "..",
+            "a\0b",
+            "none",
+        ] {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_knows_the_file_is_told_so() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(dir.path().join("a.txt"), "text").expect("writing a file");
+        let files = StaticFiles::open(dir.path()).expect("it opens");
+        let first = get(&files, "a.txt").expect("it is there");
+        let again = |name: header::HeaderName, value: HeaderValue| {
+            let headers = HeaderMap::from_iter([(name, value)]);
+            files
+                .respond(&Method::GET, "a.txt", &headers)
+                .expect("it is there")
+                .status()
+        };
+        assert_eq!(
+            again(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone()),
+            StatusCode::NOT_MODIFIED
+        );
+        assert_eq!(
+            again(header::IF_NONE_MATCH, HeaderValue::from_static("\"other\"")),
+            StatusCode::OK
+        );
+        let date = first.headers()[header::LAST_MODIFIED].clone();
+        assert_eq!(
+            again(header::IF_MODIFIED_SINCE, date),
+            StatusCode::NOT_MODIFIED
+        );
     }
 }
