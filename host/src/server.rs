@@ -304,8 +304,7 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
         .max_buf_size(limits.headers_max_bytes)
-        .max_headers(limits.headers_max)
-        .pipeline_flush(true);
+        .max_headers(limits.headers_max);
     protocol
         .http2()
         .timer(TokioTimer::new())

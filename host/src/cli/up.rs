@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use notify_debouncer_mini::notify::{RecommendedWatcher, RecursiveMode};
-use notify_debouncer_mini::{DebounceEventResult, Debouncer, new_debouncer};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 use super::serve::{Running, block_on, load};
@@ -49,6 +48,7 @@ async fn follow(
 ) {
     let serving = Arc::new(serving);
     while changes.recv().await.is_some() {
+        while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
         let (serving, host) = (Arc::clone(&serving), Arc::clone(&host));
         let rebuilt = tokio::task::spawn_blocking(move || rebuild(&serving, &host, print));
         match rebuilt.await {
@@ -118,7 +118,7 @@ fn fingerprint(config: &Config) -> u64 {
 
 /// The watched folders, and the watcher that lives as long as this.
 struct Watching {
-    debouncer: Debouncer<RecommendedWatcher>,
+    watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
 }
 
@@ -142,7 +142,7 @@ impl Watching {
                 .flat_map(|module| &module.directories)
                 .map(|dir| dir.host.clone()),
         );
-        let notice = move |events: DebounceEventResult| {
+        let notice = move |event: notify::Result<notify::Event>| {
             let relevant = |path: &Path| {
                 let text = path.to_string_lossy();
                 let hidden = path
@@ -153,14 +153,17 @@ impl Watching {
                         .iter()
                         .any(|own| text.starts_with(&*own.to_string_lossy()))
             };
-            if events.is_ok_and(|events| events.iter().any(|event| relevant(&event.path))) {
+            // Compilers read files, too.
+            if event.is_ok_and(|event| {
+                !event.kind.is_access() && event.paths.iter().any(|path| relevant(path))
+            }) {
                 // A build that is to come sees this change too.
                 let _ = changed.try_send(());
             }
         };
-        let debouncer = new_debouncer(QUIET, notice).context("watching for changes")?;
+        let watcher = notify::recommended_watcher(notice).context("watching for changes")?;
         let mut watching = Watching {
-            debouncer,
+            watcher,
             watched: BTreeSet::new(),
         };
         watching.add(config, packages);
@@ -203,7 +206,7 @@ impl Watching {
         if !self.watched.insert(folder.to_owned()) {
             return;
         }
-        if let Err(error) = self.debouncer.watcher().watch(folder, mode) {
+        if let Err(error) = self.watcher.watch(folder, mode) {
             tracing::warn!(folder = %folder.display(), %error, "a folder cannot be watched: changes in it go unnoticed");
         }
     }

@@ -21,6 +21,9 @@ pub use sync::{call as call_sync, describe as describe_sync};
 /// What a guest made of a request: its response, or the error it returned.
 pub type Answer = Result<types::Response, types::Error>;
 
+/// As many frames of a trap as wasmtime keeps.
+const FRAMES_MAX: usize = 20;
+
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
@@ -83,6 +86,13 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
             format!("no room for another instance: {error}"),
         );
     }
+    let frames = error
+        .downcast_ref::<WasmBacktrace>()
+        .map(way)
+        .unwrap_or_default();
+    if let Some(panic) = guest.output.panic() {
+        return Failure::view(format!("the view {panic}{frames}"));
+    }
     if guest.memory.reached {
         return Failure {
             fault: crate::error::Fault::Limit,
@@ -92,20 +102,20 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
             ))
         };
     }
-    let frames = error
-        .downcast_ref::<WasmBacktrace>()
-        .map(way)
-        .unwrap_or_default();
-    if let Some(panic) = guest.output.panic() {
-        return Failure::view(format!("the view {panic}{frames}"));
-    }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
         return Failure::view(format!(
             "the view ended its own process with code {}{frames}",
             exit.0
         ));
     }
+    // Rust guests keep part of their stack in linear memory, and usually run out of that part first.
+    let depth = error
+        .downcast_ref::<WasmBacktrace>()
+        .map_or(0, |backtrace| backtrace.frames().len());
     let what = match error.downcast_ref::<Trap>() {
+        Some(Trap::MemoryOutOfBounds) if depth >= FRAMES_MAX => {
+            "out of bounds memory access, with its calls nested very deep for its stack (endless recursion?)".to_owned()
+        }
         Some(Trap::StackOverflow) => {
             "its calls are nested too deep for its stack (endless recursion?)".to_owned()
         }
@@ -138,6 +148,7 @@ fn is_machinery(name: &str) -> bool {
     [
         "core::panicking",
         "std::panicking",
+        "std::process::abort",
         "std::sys",
         "__rust",
         "rust_",
