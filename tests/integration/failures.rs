@@ -67,7 +67,12 @@ const CASES: &[Case] = &[
     answered("ok", 200, "done", "committed"),
     answered("status-404", 404, "not here", "committed"),
     answered("status-500", 500, "own page", "rolled back"),
-    answered("refuse", 409, "the client may read this", "rolled back"),
+    Case {
+        status: 409,
+        client: "the client may read this",
+        fault: "client",
+        ..broken("refuse", &["returned an error", "the log may read this"])
+    },
     answered("content-length", 200, "six bytes", "committed"),
     broken(
         "error",
@@ -79,8 +84,8 @@ const CASES: &[Case] = &[
         ..broken("error-503", &["hidden words"])
     },
     broken("panic", &["panicked at", "deeds.rs", "on purpose"]),
-    broken("exit", &["ended its own process with code 3"]),
-    broken("recurse", &["nested too deep"]),
+    broken("exit", &["ended its own process with code 1"]),
+    broken("recurse", &["nested", "deep", "endless recursion", "deeds::recurse"]),
     broken("header-name", &["header", "\"bad name\"", "not valid"]),
     broken("header-empty-name", &["header", "not valid"]),
     broken("header-value", &["header `x-value`", "not valid"]),
@@ -108,7 +113,7 @@ const CASES: &[Case] = &[
     ),
 ];
 
-const LIMITS: &str = "[limits]\ncpu_ms = 200\ntimeout_ms = 700\nmemory_mb = 32";
+const LIMITS: &str = "[limits]\ncpu_ms = 200\ntimeout_ms = 1500\nmemory_mb = 32";
 
 both_modes! {
     async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
@@ -223,6 +228,8 @@ async fn check(server: &Server, mode: Mode, case: &Case) {
     assert_eq!(server.rows(), rows + kept, "{mode} {how}");
     let next = server.get(&format!("/{mode}/hello")).await;
     assert_eq!(next.ok(), "hello", "after {mode} {how}");
+    // One line for each of the two, and no more.
+    server.log.requests(mark, 2).await;
 }
 
 /// A view may not sleep with the thread that its loop runs on, but it is told so by name.

@@ -6,6 +6,15 @@
 #[macro_use]
 mod harness;
 
+mod bodies;
+mod configuration;
+mod context;
+mod deploy;
+mod directories;
 mod failures;
 mod isolation;
+mod outbound;
+mod protocol;
+mod static_files;
+mod swap;
 mod transactions;

@@ -125,6 +125,11 @@ both_modes! {
             "detach main",
             "begin",
             "BEGIN IMMEDIATE",
+            // As the host itself says it.
+            "begin immediate",
+            "savepoint level_1",
+            "release level_1",
+            "rollback to level_1",
             "commit",
             "end transaction",
             "rollback",
@@ -141,6 +146,10 @@ both_modes! {
         for statement in refused {
             for with in ["", "?with=query", "?with=rows", "?with=begin", "/atomic", "/atomic?with=query"] {
                 let said = sql(&server, mode, with, statement).await;
+                // What is impossible within a transaction anyway, SQLite says itself.
+                if statement.starts_with("vacuum") && said.contains("from within a transaction") {
+                    continue;
+                }
                 assert!(said.starts_with("Denied: "), "{statement} with {with:?}: {said}");
                 assert!(said.contains("refused"), "{statement} with {with:?}: {said}");
             }
@@ -163,7 +172,7 @@ both_modes! {
             ("insert into rows (tag) values (?)", "Statement", "1 parameters, and 0 were given"),
             ("insert into rows (tag) values (null)", "Constraint", "NOT NULL"),
             ("insert into rows (tag) values ('a'); delete from rows", "Statement", "one statement"),
-            ("select load_extension('/tmp/x.so')", "", "load_extension"),
+            ("select load_extension('/tmp/x.so')", "Statement", "not authorized"),
         ] {
             for with in ["", "?with=query", "/atomic"] {
                 let said = sql(&server, mode, with, statement).await;

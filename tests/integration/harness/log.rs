@@ -1,49 +1,47 @@
 //! The log of a server: the lines of its standard error.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::ChildStderr;
-use std::sync::Arc;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
 
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::eventually;
 
-/// The lines so far, and those to come.
-#[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<Line>>>);
+/// What a server has written to its standard error, which is a file: a line that was written before a response
+/// was sent is there when the response is.
+pub struct Log(File);
 
 /// One line.
 #[derive(Debug, Clone)]
 pub struct Line(pub Value);
 
 impl Log {
-    /// Reads until the server ends.
-    pub fn follow(stderr: ChildStderr) -> Log {
-        let log = Log::default();
-        let lines = Arc::clone(&log.0);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // What is not an event (a panic of the host's, say) stays a text.
-                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                lines.lock().push(Line(value));
-            }
-        });
-        log
+    /// An empty log, and what to write it through.
+    pub fn new() -> (Log, Stdio) {
+        let file = tempfile::tempfile().expect("there is room for a temporary file");
+        let writer = file.try_clone().expect("a file can be shared");
+        (Log(file), writer.into())
     }
 
-    /// How many lines there are: the lines [`Log::since`] it are those to come.
-    pub fn mark(&self) -> usize {
-        self.0.lock().len()
+    /// The end of the log so far: the lines [`Log::since`] it are those to come.
+    pub fn mark(&self) -> u64 {
+        self.0.metadata().expect("the file is open").len()
     }
 
     /// The lines since a mark.
-    pub fn since(&self, mark: usize) -> Vec<Line> {
-        self.0.lock()[mark..].to_vec()
+    pub fn since(&self, mark: u64) -> Vec<Line> {
+        let mut text = vec![0; usize::try_from(self.mark() - mark).expect("it fits")];
+        self.0.read_exact_at(&mut text, mark).expect("it can be read");
+        // The last line may be about to be written.
+        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines = String::from_utf8_lossy(&text[..end]).into_owned();
+        // What is not an event (a panic of the host's, say) stays a text.
+        lines.lines().map(|line| Line(serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned())))).collect()
     }
 
     /// Waits for the lines about finished requests since a mark, as many as that.
-    pub async fn requests(&self, mark: usize, count: usize) -> Vec<Line> {
+    pub async fn requests(&self, mark: u64, count: usize) -> Vec<Line> {
         let lines = eventually("a line per request", async || {
             let lines = self.requests_now(mark);
             if lines.len() >= count {
@@ -58,7 +56,7 @@ impl Log {
     }
 
     /// The lines about finished requests since a mark.
-    pub fn requests_now(&self, mark: usize) -> Vec<Line> {
+    pub fn requests_now(&self, mark: u64) -> Vec<Line> {
         self.since(mark)
             .into_iter()
             .filter(|line| line.text("target") == "amphi::request")
@@ -66,7 +64,7 @@ impl Log {
     }
 
     /// Waits for an event with this message since a mark.
-    pub async fn event(&self, mark: usize, message: &str) -> Line {
+    pub async fn event(&self, mark: u64, message: &str) -> Line {
         eventually(message, async || {
             let lines = self.since(mark);
             lines

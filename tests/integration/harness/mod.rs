@@ -11,7 +11,6 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use app::App;
-pub use log::Line;
 pub use server::{Reply, Server};
 
 /// How long anything may take that should happen soon.

@@ -22,12 +22,6 @@ impl Raw {
         self.0.write_all(bytes.as_ref()).await.is_ok()
     }
 
-    /// Says that nothing more will be sent.
-    pub async fn finish(&mut self) {
-        // The server may have closed the connection already.
-        let _ = self.0.shutdown().await;
-    }
-
     /// Everything that the server sends until it closes the connection.
     ///
     /// # Panics
@@ -55,6 +49,16 @@ impl Raw {
     /// # Panics
     /// When it does not come soon.
     pub async fn until(&mut self, end: &str) -> String {
+        let answer = self.until_or_closed(end).await;
+        assert!(answer.ends_with(end), "{end:?} should have come; it sent {answer:?}");
+        answer
+    }
+
+    /// What comes up to and with `end`, or until the connection is closed.
+    ///
+    /// # Panics
+    /// When neither happens soon.
+    pub async fn until_or_closed(&mut self, end: &str) -> String {
         let mut answer = Vec::new();
         let read = tokio::time::timeout(SOON, async {
             while !answer.ends_with(end.as_bytes()) {
@@ -66,10 +70,7 @@ impl Raw {
         });
         let ended = read.await.is_ok();
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(
-            ended && answer.ends_with(end),
-            "{end:?} should have come; it sent {answer:?}"
-        );
+        assert!(ended, "{end:?} should have come; it sent {answer:?}");
         answer
     }
 

@@ -61,16 +61,16 @@ impl Server {
                 _guard: MACHINE.read_recursive(),
             },
         };
+        let (log, stderr) = Log::new();
         let mut process = Command::new(AMPHI)
             .arg(command)
             .arg(app.folder())
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .env("TEST_SECRET", "hidden")
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("it can be started");
-        let log = Log::follow(process.stderr.take().expect("it is piped"));
         // Building, for `amphi up`, takes its time.
         let listening = loop {
             if let Some(line) = log

@@ -143,7 +143,7 @@ pub fn spin(Path(ms): Path<u64>) -> String {
 }
 
 /// Has limits of its own.
-#[view(get, "/sync/short/{how}", cpu_ms = 50, timeout_ms = 150)]
+#[view(get, "/sync/short/{how}", cpu_ms = 50, timeout_ms = 1000)]
 pub fn short(Path(how): Path<String>) -> Result<Response> {
     if how == "nap" {
         std::thread::sleep(Duration::from_secs(60));

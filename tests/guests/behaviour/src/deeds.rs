@@ -46,7 +46,7 @@ pub fn end(how: &str) -> Result<Response> {
         "error" => Err(Error::internal("only the log may read this")),
         "error-503" => Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "hidden words")),
         "panic" => panic!("on purpose"),
-        "exit" => std::process::exit(3),
+        "exit" => std::process::exit(1),
         "loop" => loop {
             black_box(());
         },
@@ -102,7 +102,9 @@ pub fn told<T: ToString>(result: Result<T>) -> String {
                 (_, Some(kind)) => format!("{kind:?}"),
                 _ => "other".into(),
             };
-            format!("{kind}: {}", error.detail().unwrap_or_default())
+            let detail = error.detail().unwrap_or_default();
+            let text = detail.strip_prefix("database: ").unwrap_or(detail);
+            format!("{}: {text}", kind.trim_start_matches("ErrorKind::"))
         }
     }
 }

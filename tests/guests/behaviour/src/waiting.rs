@@ -196,7 +196,7 @@ pub async fn spin(Path(ms): Path<u64>) -> String {
 }
 
 /// Has limits of its own.
-#[view(get, "/async/short/{how}", cpu_ms = 50, timeout_ms = 150)]
+#[view(get, "/async/short/{how}", cpu_ms = 50, timeout_ms = 1000)]
 pub async fn short(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     if how == "nap" {
         cx.sleep(Duration::from_secs(60)).await;

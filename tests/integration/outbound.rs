@@ -1,0 +1,176 @@
+//! Outbound requests: at once, only where granted, within limits.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use crate::harness::{App, Mode, Reply, best_of_three, eventually};
+
+/// A second module, which the first one can call.
+const SLOW_MODULE: &str = r#"
+    [modules.slow]
+    path = "GUESTS/behaviour"
+    mount = "/slow"
+    databases = ["default"]
+    http = ["self"]
+"#;
+
+fn slow_module() -> String {
+    SLOW_MODULE.replace("GUESTS", &crate::harness::guests::folder().display().to_string())
+}
+
+/// Answers every connection with these bytes, or never when there are none.
+async fn origin(answer: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                if answer.is_empty() {
+                    std::future::pending::<()>().await;
+                }
+                // The client may not want all of it.
+                let _ = stream.write_all(answer).await;
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn r6_ten_calls_of_100_ms_take_little_more_than_one() {
+    let server = App::new(&slow_module()).serve_alone().await;
+    server.get("/async/fan?url=/slow/async/nap/1").await.ok();
+    best_of_three(Duration::from_millis(130), async || {
+        let before = Instant::now();
+        assert_eq!(server.get("/async/fan?url=/slow/async/nap/100").await.ok(), "10 replies");
+        before.elapsed()
+    })
+    .await;
+    server.assert_baseline().await;
+}
+
+/// Sync endpoints as well: their workers wait in a host call, so the pool grows.
+#[tokio::test]
+async fn r6_ten_calls_of_100_ms_to_sync_views_take_little_more_than_one() {
+    let server = App::new(&slow_module()).serve_alone().await;
+    server.get("/async/fan?url=/slow/sync/nap/1").await.ok();
+    best_of_three(Duration::from_millis(160), async || {
+        let before = Instant::now();
+        assert_eq!(server.get("/async/fan?url=/slow/sync/nap/100").await.ok(), "10 replies");
+        before.elapsed()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_of_a_sync_view_come_one_after_the_other() {
+    let server = App::new(&slow_module()).serve().await;
+    let before = Instant::now();
+    assert_eq!(server.get("/sync/fan?url=/slow/async/nap/50&count=4").await.ok(), "4 replies");
+    assert!(before.elapsed() >= Duration::from_millis(200));
+}
+
+/// More calls at once than are allowed wait for each other.
+#[tokio::test]
+async fn outbound_requests_in_flight_are_limited() {
+    let server = App::new("[limits]\noutbound_max = 2").serve().await;
+    let url = server.url("/async/fan?url=/async/nap/150&count=6");
+    let fan = tokio::spawn(Reply::of(server.client.get(url)));
+    let mut most = 0.0_f64;
+    while !fan.is_finished() {
+        most = most.max(server.metrics().await.get("amphi_outbound_requests"));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(fan.await.expect("it does not panic").ok(), "6 replies");
+    assert_eq!(most, 2.0);
+    server.assert_baseline().await;
+}
+
+both_modes! {
+    async fn only_granted_origins_can_be_reached(mode: Mode) {
+        let granted = origin(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
+        let other = origin(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret").await;
+        let server = App::new(&format!("modules.behaviour.http = [\"{granted}\"]")).serve().await;
+        let fetch = async |url: &str| {
+            let encoded: String = url.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            server.get(&format!("/{mode}/fetch?url={encoded}")).await.ok().to_owned()
+        };
+        assert_eq!(fetch(&format!("{granted}/any/path?a=b")).await, "200 hi");
+        let port = granted.rsplit(':').next().expect("it has a port");
+        for url in [
+            &*format!("{other}/"),
+            "/async/hello",
+            "http://127.0.0.1/",
+            "https://127.0.0.1/",
+            &granted.replace("http:", "https:"),
+            &granted.replace("127.0.0.1", "localhost"),
+            &granted.replace("127.0.0.1", "127.0.0.1.example.com"),
+            &format!("http://127.0.0.1:{}/", &port[1..]),
+            &format!("http://127.0.0.1:{port}@{}/", other.trim_start_matches("http://")),
+            &format!("{other}/#{granted}"),
+            &other.replace("http://", "http:\\\\"),
+        ] {
+            let said = fetch(url).await;
+            assert!(said.starts_with("Denied: "), "{url}: {said}");
+            assert!(said.contains("module `behaviour` may not send requests to"), "{url}: {said}");
+        }
+        for url in ["file:///etc/passwd", "ftp://127.0.0.1/", "nonsense", ""] {
+            let said = fetch(url).await;
+            assert!(said.starts_with("Invalid: "), "{url}: {said}");
+        }
+        // User and port do not make another origin of it.
+        let said = fetch(&granted.replace("http://", "http://user:pass@")).await;
+        assert_eq!(said, "200 hi");
+        server.assert_baseline().await;
+    }
+
+    /// A redirect could lead out of what is granted.
+    async fn redirects_are_not_followed(mode: Mode) {
+        let origin = origin(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
+        let server = App::new(&format!("modules.behaviour.http = [\"{origin}\"]")).serve().await;
+        assert_eq!(server.get(&format!("/{mode}/fetch?url={origin}/")).await.ok(), "302 ");
+    }
+
+    async fn failing_origins_are_told_apart(mode: Mode) {
+        let silent = origin(b"").await;
+        let nonsense = origin(b"this is not HTTP at all\r\n\r\n").await;
+        let endless = origin(Box::leak(format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(300_000)).into_bytes().into_boxed_slice())).await;
+        let toml = "modules.behaviour.http = [\"*\"]\nlimits.outbound_response_max_bytes = 100000";
+        let server = App::new(toml).serve().await;
+        let fetch = async |url: &str| server.get(&format!("/{mode}/fetch?url={url}")).await.ok().to_owned();
+        let said = fetch(&format!("{silent}/%26timeout_ms=100&timeout_ms=100")).await;
+        assert!(said.starts_with("Timeout: "), "{said}");
+        let said = fetch("http://127.0.0.1:1/").await;
+        assert!(said.starts_with("Connection: ") && said.contains("refused"), "{said}");
+        let said = fetch(&format!("{nonsense}/")).await;
+        assert!(said.starts_with("Connection: "), "{said}");
+        let said = fetch(&format!("{endless}/")).await;
+        assert!(said.starts_with("TooLarge: ") && said.contains("`outbound_response_max_bytes`"), "{said}");
+        server.assert_baseline().await;
+    }
+
+    /// What a view waits for elsewhere ends with its request.
+    async fn r13_an_outbound_request_ends_with_its_view(mode: Mode) {
+        let silent = origin(b"").await;
+        let toml = format!("modules.behaviour.http = [\"{silent}\"]\nlimits.cpu_ms = 400\nlimits.timeout_ms = 400");
+        let server = App::new(&toml).serve().await;
+        let mark = server.log.mark();
+        let reply = server.get(&format!("/{mode}/fetch?url={silent}/")).await;
+        assert_eq!(reply.status, 504, "{}", reply.text());
+        assert!(server.log.requests(mark, 1).await[0].text("why").contains("time limit"));
+
+        let path = format!("/{mode}/fetch?url={silent}/");
+        let leaving = tokio::spawn(server.request("GET", &path).send());
+        eventually("the outbound request", async || {
+            let outbound = server.metrics().await.get("amphi_outbound_requests");
+            if outbound == 1.0 { Ok(()) } else { Err(outbound) }
+        })
+        .await;
+        leaving.abort();
+        server.assert_baseline().await;
+    }
+}

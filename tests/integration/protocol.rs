@@ -1,0 +1,334 @@
+//! HTTP: methods, versions, connections, and clients that do not keep to it.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tokio::net::TcpStream;
+
+use crate::harness::raw::{Raw, exchange, status};
+use crate::harness::server::client_http2;
+use crate::harness::{App, Mode, Reply, Server, eventually};
+
+/// Still there, with nothing in flight and no panic in the log.
+async fn assert_well(server: &Server) {
+    for mode in [Mode::Sync, Mode::Async] {
+        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+    }
+    server.assert_baseline().await;
+}
+
+both_modes! {
+    async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
+        let server = App::new("").serve().await;
+        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
+        assert_eq!((reply.status, reply.header("content-length"), reply.body.len()), (200, "5", 0));
+        assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
+        let reply = Reply::of(server.request("OPTIONS", &format!("/{mode}/file"))).await;
+        assert_eq!((reply.status, reply.header("allow")), (204, "GET, HEAD, OPTIONS, PUT"));
+        for method in ["POST", "DELETE", "PATCH", "TRACE", "BREW"] {
+            let reply = Reply::of(server.request(method, &format!("/{mode}/hello"))).await;
+            assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"), "{method}");
+            assert!(reply.text().contains(method), "{}", reply.text());
+        }
+        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/rows/a"))).await;
+        assert_eq!((reply.status, reply.header("allow")), (405, "OPTIONS, POST"));
+        for path in ["/", "/nothing", &format!("/{mode}"), &format!("/{mode}/hello/"), &format!("/{mode}/hello/x"), &format!("//{mode}/hello")] {
+            assert_eq!(server.get(path).await.status, 404, "{path}");
+        }
+        let reply = Reply::of(server.request("HEAD", "/nothing")).await;
+        assert_eq!((reply.status, reply.body.len()), (404, 0));
+        assert_eq!(server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(), "hello");
+        assert_well(&server).await;
+    }
+
+    async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
+        let server = App::new("").serve().await;
+        for (path, said) in [("%C3%A4%2F%20b", "hello ä/ b"), ("%2541", "hello %41"), ("a+b", "hello a+b"), ("..%2f", "hello ../")] {
+            assert_eq!(server.get(&format!("/{mode}/greet/{path}")).await.ok(), said);
+        }
+        for path in ["%ff", "%C3", "%80abc", "a%ED%A0%80"] {
+            let reply = server.get(&format!("/{mode}/greet/{path}")).await;
+            assert_eq!(reply.status, 400, "{path}");
+            assert!(reply.text().contains("UTF-8"), "{}", reply.text());
+        }
+        let answer = exchange(&server, [format!("GET /{mode}/greet/").as_bytes(), b"\xff\xfe HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"].concat()).await;
+        assert_eq!(status(&answer), 400, "{answer}");
+        assert_well(&server).await;
+    }
+
+    async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
+        let server = App::new("").serve().await;
+        let client = client_http2();
+        let replies = join_all((0..100).map(|number| {
+            let request = client.get(server.url(&format!("/{mode}/greet/{number}")));
+            async move { (number, Reply::of(request).await) }
+        }));
+        for (number, reply) in replies.await {
+            assert_eq!(reply.ok(), format!("hello {number}"));
+        }
+        let reply = Reply::of(client.post(server.url(&format!("/{mode}/whole"))).body(vec![7; 500_000])).await;
+        assert!(reply.ok().starts_with("500000 "), "{}", reply.text());
+        assert_eq!(Reply::of(client.post(server.url(&format!("/{mode}/fail/panic")))).await.status, 500);
+        assert_eq!(Reply::of(client.get(server.url("/nothing"))).await.status, 404);
+        assert!(server.metrics().await.get("amphi_connections") <= 4.0, "one connection serves them all");
+
+        // A client that takes back its request cancels the view, and not the connection.
+        let mark = server.log.mark();
+        let request = client.post(server.url(&format!("/{mode}/fail/sleep"))).timeout(Duration::from_millis(200));
+        Reply::maybe(request).await.expect_err("it was taken back");
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
+        assert_eq!(Reply::of(client.get(server.url(&format!("/{mode}/hello")))).await.ok(), "hello");
+        assert_eq!(server.rows(), 0);
+        assert_well(&server).await;
+    }
+
+    async fn connections_are_kept(mode: Mode) {
+        let server = App::new("").serve().await;
+        let mut raw = Raw::connect(&server).await;
+        for _ in 0..5 {
+            raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+            let answer = raw.until("hello").await;
+            assert_eq!(status(&answer), 200);
+        }
+        // A view that fails does not take the connection with it.
+        raw.send(format!("GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
+        raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert!(raw.rest().await.ends_with("hello"));
+        // Several at once on one connection are answered in order.
+        let requests: String = (0..5).map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
+        let mut raw = Raw::connect(&server).await;
+        raw.send(requests).await;
+        for number in 0..5 {
+            raw.until(&format!("hello {number}")).await;
+        }
+        let answer = exchange(&server, format!("GET /{mode}/hello HTTP/1.0\r\n\r\n")).await;
+        assert!(answer.ends_with("hello"), "{answer}");
+        assert_well(&server).await;
+    }
+
+    /// SIGTERM: what is in flight finishes, nothing new begins, and the process ends well.
+    async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
+        let mut server = App::new("").serve().await;
+        let mut idle = Raw::connect(&server).await;
+        idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        idle.until("hello").await;
+        let in_flight = tokio::spawn(Reply::of(server.request("GET", &format!("/{mode}/nap/700"))));
+        running(&server).await;
+        server.terminate();
+        server.log.event(0, "stopping").await;
+        eventually("the listener to be closed", async || match TcpStream::connect(server.address).await {
+            Ok(_) => Err("it still accepts"),
+            Err(_) => Ok(()),
+        })
+        .await;
+        assert_eq!(in_flight.await.expect("it does not panic").ok(), "slept 700");
+        let since = Instant::now();
+        assert_eq!(server.ended().await.code(), Some(0));
+        assert!(since.elapsed() < Duration::from_secs(2), "idle connections should not hold it up");
+    }
+
+    async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
+        let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
+        let in_flight = tokio::spawn(Reply::maybe(server.request("POST", &format!("/{mode}/fail/sleep"))));
+        running(&server).await;
+        let since = Instant::now();
+        server.terminate();
+        in_flight.await.expect("it does not panic").expect_err("it gets no response");
+        assert_eq!(server.ended().await.code(), Some(0));
+        let took = since.elapsed();
+        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+        let lines = server.log.requests(0, 1).await;
+        assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
+        assert_eq!(server.rows(), 0);
+    }
+
+    async fn bodies_that_are_wrong_are_answered(mode: Mode) {
+        let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
+        let server = App::new(toml).serve().await;
+        let post = |headers: &str| format!("POST /{mode}/whole HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n");
+        let big = "x".repeat(100_001);
+        for (what, request, expected) in [
+            ("a length over the limit", post("content-length: 100001"), &[413][..]),
+            ("a length beyond all", post("content-length: 18446744073709551615"), &[400, 413, 431]),
+            ("chunks over the limit", format!("{}{:x}\r\n{big}\r\n0\r\n\r\n", post("transfer-encoding: chunked"), big.len()), &[413]),
+            ("two lengths that differ", format!("{}ab", post("content-length: 1\r\ncontent-length: 2")), &[400]),
+            ("a list of lengths that differ", format!("{}ab", post("content-length: 1, 2")), &[400]),
+            ("a length that is none", post("content-length: two"), &[400]),
+            ("a negative length", post("content-length: -1"), &[400]),
+            ("a length with a sign", format!("{}a", post("content-length: +1")), &[400]),
+            ("an unknown coding", post("transfer-encoding: gzip"), &[400, 501]),
+            ("chunks that are not last", post("transfer-encoding: chunked, identity"), &[400, 501]),
+            ("a chunk without a size", format!("{}zz\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
+            ("a chunk too long", format!("{}ffffffffffffffffff\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
+            ("a chunk that is longer than it says", format!("{}1\r\nabc\r\n0\r\n\r\n", post("transfer-encoding: chunked")), &[400]),
+        ] {
+            let mut raw = Raw::connect(&server).await;
+            raw.send(&request).await;
+            let answer = raw.until_or_closed("\r\n\r\n").await;
+            assert!(expected.contains(&status(&answer)), "{what}: {answer}");
+        }
+        // One request, whichever of the two counts: never a second one out of the first one's body.
+        let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
+        let request = format!("{}0\r\n\r\n{smuggled}", post(&format!("content-length: {}\r\ntransfer-encoding: chunked", 5 + smuggled.len())));
+        let mut raw = Raw::connect(&server).await;
+        raw.send(request).await;
+        let answer = raw.rest().await;
+        assert!(status(&answer) == 400 || !answer.contains("hello"), "both a length and chunks: {answer}");
+
+        // Slow, and given up half-way.
+        let mark = server.log.mark();
+        let mut slow = Raw::connect(&server).await;
+        slow.send(format!("{}half", post("content-length: 8"))).await;
+        let answer = slow.rest().await;
+        assert_eq!(status(&answer), 408, "{answer}");
+        let mut gone = Raw::connect(&server).await;
+        gone.send(format!("{}half", post("content-length: 8"))).await;
+        drop(gone);
+        let mut gone = Raw::connect(&server).await;
+        gone.send(format!("{}ffff\r\n{}", post("transfer-encoding: chunked"), "x".repeat(60_000))).await;
+        drop(gone);
+        let lines = server.log.requests(mark, 3).await;
+        assert_eq!(lines[0].number("status"), 408);
+        for line in &lines[1..] {
+            assert!([400, 499].contains(&line.number("status")), "{line:?}");
+        }
+        assert_well(&server).await;
+    }
+}
+
+async fn running(server: &Server) {
+    eventually("the view to run", async || {
+        let running = server.metrics().await.get("amphi_scopes");
+        if running >= 1.0 { Ok(()) } else { Err(running) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_refused() {
+    let server = App::new("server.header_timeout_ms = 1000").serve().await;
+    let headers = |count: usize| (0..count).map(|number| format!("x-{number}: a\r\n")).collect::<String>();
+    let get = "GET /async/hello HTTP/1.1\r\nhost: a\r\n";
+    let bytes = |text: &str| text.as_bytes().to_vec();
+    for (what, request, expected) in [
+        ("nonsense", bytes("this is not HTTP\r\n\r\n"), &[400][..]),
+        ("another protocol", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), &[400, 0]),
+        ("no version", bytes("GET /async/hello\r\n\r\n"), &[400]),
+        ("an unknown version", bytes("GET /async/hello HTTP/9.9\r\n\r\n"), &[400, 505]),
+        ("a method with a space", bytes("GE T /async/hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[400]),
+        ("a space in the path", bytes("GET /async /hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[400]),
+        ("a header without a colon", bytes(&format!("{get}nonsense\r\n\r\n")), &[400]),
+        ("a header with a space in its name", bytes(&format!("{get}bad name: a\r\n\r\n")), &[400]),
+        ("a header that continues", bytes(&format!("{get}x: a\r\n b\r\n\r\n")), &[400, 200]),
+        ("a header with a zero byte", bytes(&format!("{get}x: a\0b\r\n\r\n")), &[400]),
+        ("too many headers", bytes(&format!("{get}{}\r\n", headers(120))), &[431]),
+        ("very many headers", bytes(&format!("{get}{}\r\n", headers(3_000))), &[431]),
+        ("a header too large", bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(40_000))), &[431]),
+        ("a header far too large", bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(4_000_000))), &[431]),
+        ("a path too long", bytes(&format!("GET /async/greet/{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(10_000))), &[414]),
+        ("a path far too long", bytes(&format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(1_000_000))), &[414, 431]),
+        ("a query too long", bytes(&format!("GET /async/hello?{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(10_000))), &[414]),
+        ("ten thousand segments", bytes(&format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", "/a".repeat(10_000))), &[414, 404]),
+        ("ten thousand empty segments", bytes(&format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", "/".repeat(10_000))), &[414, 404]),
+        ("a path that is a star", bytes("GET * HTTP/1.1\r\nhost: a\r\n\r\n"), &[400, 404]),
+        ("options of a star", bytes("OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"), &[204, 400, 404]),
+        ("a tunnel", bytes("CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n"), &[400, 404, 405]),
+        ("a whole URL", bytes("GET http://other/async/hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[200]),
+        ("http2 that is none", bytes("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense"), &[0]),
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        raw.send(&request).await;
+        let answer = raw.until_or_closed("\r\n\r\n").await;
+        assert!(expected.contains(&status(&answer)), "{what}: {answer}");
+    }
+    assert_well(&server).await;
+}
+
+/// Many segments that a pattern takes.
+#[tokio::test]
+async fn a_path_of_many_segments_is_answered() {
+    let server = App::new("server.uri_max_bytes = 30000").serve().await;
+    let reply = server.get(&format!("/static{}", "/a".repeat(10_000))).await;
+    assert_eq!(reply.status, 404);
+    let reply = server.get(&format!("/async/greet/{}", "a".repeat(20_000))).await;
+    assert_eq!(reply.ok().len(), 20_006);
+    assert_well(&server).await;
+}
+
+/// Clients that say their request slowly, or nothing at all, are left.
+#[tokio::test]
+async fn slow_and_silent_clients_are_left() {
+    let server = App::new("server.header_timeout_ms = 400").serve().await;
+    let since = Instant::now();
+    let slow = async {
+        let mut raw = Raw::connect(&server).await;
+        raw.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n").await;
+        let mut number = 0;
+        // A byte now and then does not help.
+        while since.elapsed() < Duration::from_millis(350) {
+            raw.send(format!("x-{number}: a\r\n")).await;
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        raw.rest().await
+    };
+    let mut silent: Vec<Raw> = Vec::new();
+    for start in ["", "G", "GET /async/he", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut raw = Raw::connect(&server).await;
+        raw.send(start).await;
+        silent.push(raw);
+    }
+    let (slow, _) = tokio::join!(slow, join_all(silent.iter_mut().map(Raw::rest)));
+    assert!([0, 408].contains(&status(&slow)), "{slow}");
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(4), "they were left after {took:?}");
+
+    // A connection that has been used and is idle is left as well.
+    let mut idle = Raw::connect(&server).await;
+    idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    idle.until("hello").await;
+    assert_eq!(idle.rest().await, "");
+    eventually("the connections to be closed", async || {
+        // The one that asks is one of them.
+        let open = server.metrics().await.get("amphi_connections");
+        if open <= 1.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_well(&server).await;
+}
+
+/// A client that does not read its response holds nothing but its connection, and that not for long.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_left() {
+    let app = App::new("static = { dir = \"public\" }\nserver.write_timeout_ms = 400");
+    app.write("public/large.bin", vec![7; 40 << 20]);
+    let server = app.serve().await;
+    let mut raw = Raw::connect(&server).await;
+    raw.send("GET /static/large.bin HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    raw.until("\r\n\r\n").await;
+    eventually("the connection to be closed", async || {
+        let open = server.metrics().await.get("amphi_connections");
+        if open == 0.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_well(&server).await;
+}
+
+/// Over the limit, connections wait for one that ends.
+#[tokio::test]
+async fn connections_are_limited() {
+    let server = App::new("server.connections_max = 2").serve().await;
+    let held = [Raw::connect(&server).await, Raw::connect(&server).await];
+    eventually("both to be accepted", async || {
+        let open = server.metrics().await.get("amphi_connections");
+        if open == 2.0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    let mut third = Raw::connect(&server).await;
+    third.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(third.is_silent_for(Duration::from_millis(200)).await);
+    drop(held);
+    third.until("hello").await;
+}

@@ -1,0 +1,116 @@
+//! Static files.
+
+use std::os::unix::fs::symlink;
+
+use crate::harness::raw::{exchange, status};
+use crate::harness::{App, Reply, Server};
+
+async fn serve() -> Server {
+    // The folder has to be there before the configuration names it.
+    let app = App::new("static = { dir = \"public\", mount = \"/static\" }");
+    app.write("public/style.css", "body { color: black }");
+    app.write("public/a b/ü.html", "<p>hi</p>");
+    app.write("public/empty", "");
+    app.write("public/large.bin", (0..1_000_000).map(|index| (index / 251) as u8).collect::<Vec<u8>>());
+    app.write("secret.txt", "secret");
+    app.write("public-secret/secret.txt", "secret");
+    symlink("../secret.txt", app.path("public/way-out")).expect("a link can be made");
+    symlink("..", app.path("public/up")).expect("a link can be made");
+    symlink("/etc", app.path("public/etc")).expect("a link can be made");
+    symlink("style.css", app.path("public/inside.css")).expect("a link can be made");
+    app.serve().await
+}
+
+#[tokio::test]
+async fn files_are_served_with_their_types() {
+    let server = serve().await;
+    let reply = server.get("/static/style.css").await;
+    assert_eq!(reply.ok(), "body { color: black }");
+    assert_eq!(reply.header("content-type"), "text/css; charset=utf-8");
+    assert_eq!(reply.header("x-content-type-options"), "nosniff");
+    assert_eq!(reply.header("content-length"), "21");
+    let reply = server.get("/static/a%20b/%C3%BC.html").await;
+    assert_eq!((reply.ok(), reply.header("content-type")), ("<p>hi</p>", "text/html; charset=utf-8"));
+    assert_eq!(server.get("/static/inside.css").await.ok(), "body { color: black }", "a link that stays inside");
+    assert_eq!(server.get("/static/empty").await.ok(), "");
+    let large = server.get("/static/large.bin").await;
+    assert_eq!((large.status, large.body.len()), (200, 1_000_000));
+    assert!(large.body.iter().enumerate().all(|(index, byte)| *byte == (index / 251) as u8));
+    for path in ["/static/nothing.css", "/static/", "/static", "/static/a%20b", "/static/style.css/", "/static/style.css/x", "/static/%ff"] {
+        let reply = server.get(path).await;
+        assert!([400, 404].contains(&reply.status), "{path}: {}", reply.status);
+    }
+    server.assert_baseline().await;
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_304() {
+    let server = serve().await;
+    let first = server.get("/static/style.css").await;
+    let (tag, modified) = (first.header("etag").to_owned(), first.header("last-modified").to_owned());
+    assert!(tag.starts_with('"') && !modified.is_empty());
+    let conditional = async |name: &str, value: &str| Reply::of(server.request("GET", "/static/style.css").header(name, value)).await;
+    for (name, value, expected) in [
+        ("if-none-match", tag.clone(), 304),
+        ("if-none-match", format!("\"other\", W/{tag}"), 304),
+        ("if-none-match", "*".to_owned(), 304),
+        ("if-none-match", "\"other\"".to_owned(), 200),
+        ("if-modified-since", modified.clone(), 304),
+        ("if-modified-since", "Sat, 01 Jan 2000 00:00:00 GMT".to_owned(), 200),
+        ("if-modified-since", "nonsense".to_owned(), 200),
+    ] {
+        let reply = conditional(name, &value).await;
+        assert_eq!(reply.status, expected, "{name}: {value}");
+        assert_eq!(reply.header("etag"), tag);
+        assert_eq!(reply.body.is_empty(), expected == 304);
+    }
+    server.app.write("public/style.css", "changed");
+    assert_eq!(conditional("if-none-match", &tag).await.ok(), "changed");
+}
+
+#[tokio::test]
+async fn head_has_the_headers_alone() {
+    let server = serve().await;
+    for (path, length) in [("style.css", "21"), ("large.bin", "1000000"), ("empty", "0")] {
+        let reply = Reply::of(server.request("HEAD", &format!("/static/{path}"))).await;
+        assert_eq!((reply.status, reply.header("content-length")), (200, length), "{path}");
+        assert!(reply.body.is_empty());
+    }
+    let reply = Reply::of(server.request("POST", "/static/style.css")).await;
+    assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"));
+}
+
+/// No path, link or encoding leads out of the folder.
+#[tokio::test]
+async fn nothing_outside_of_the_folder_is_served() {
+    let server = serve().await;
+    for path in [
+        "/static/../secret.txt",
+        "/static/../public-secret/secret.txt",
+        "/static/./../secret.txt",
+        "/static/a%20b/../../secret.txt",
+        "/static/%2e%2e/secret.txt",
+        "/static/%2E%2E%2Fsecret.txt",
+        "/static/..%2fsecret.txt",
+        "/static/..%5csecret.txt",
+        "/static/..\\secret.txt",
+        "/static/%252e%252e/secret.txt",
+        "/static/....//secret.txt",
+        "/static//etc/passwd",
+        "/static/%2fetc/passwd",
+        "/static/way-out",
+        "/static/up/secret.txt",
+        "/static/etc/passwd",
+        "/static/style.css%00.html",
+        "/static/../../../../../../../../etc/passwd",
+        "/static/../static/../secret.txt",
+        "static/../secret.txt",
+        "/../secret.txt",
+        "//static/../secret.txt",
+    ] {
+        let answer = exchange(&server, format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert!([400, 404].contains(&status(&answer)), "{path}: {answer}");
+        assert!(!answer.contains("secret\n") && !answer.ends_with("secret") && !answer.contains("root:"), "{path}: {answer}");
+    }
+    server.assert_baseline().await;
+}
