@@ -59,22 +59,39 @@ fn compare(others: &[String]) -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
     let folder = folder.to_str().context("the path is UTF-8")?;
     let itself = std::env::current_exe()?;
-    let built = Command::new(&itself).args(["amphi", "build", folder]).status()?;
+    let built = Command::new(&itself)
+        .args(["amphi", "build", folder])
+        .status()?;
     if !built.success() {
         bail!("the guests could not be built");
     }
     let (native, amphi) = (free_address()?, free_address()?);
     let start = |arguments: &[&str]| {
         let mut command = Command::new(&itself);
-        command.args(arguments).env("AMPHI_LOG", "warn").stderr(Stdio::inherit()).spawn().context("starting a server")
+        command
+            .args(arguments)
+            .env("AMPHI_LOG", "warn")
+            .stderr(Stdio::inherit())
+            .spawn()
+            .context("starting a server")
     };
     let mut peers = vec![
-        Peer::new("native hyper", format!("http://{native}/"), Some(start(&["native", &native])?)),
-        Peer::new("amphi sync", format!("http://{amphi}/sync"), Some(start(&["amphi", "serve", folder, "--listen", &amphi])?)),
+        Peer::new(
+            "native hyper",
+            format!("http://{native}/"),
+            Some(start(&["native", &native])?),
+        ),
+        Peer::new(
+            "amphi sync",
+            format!("http://{amphi}/sync"),
+            Some(start(&["amphi", "serve", folder, "--listen", &amphi])?),
+        ),
         Peer::new("amphi async", format!("http://{amphi}/async"), None),
     ];
     for other in others {
-        let (name, url) = other.split_once('=').with_context(|| format!("`{other}` is not NAME=URL"))?;
+        let (name, url) = other
+            .split_once('=')
+            .with_context(|| format!("`{other}` is not NAME=URL"))?;
         peers.push(Peer::new(name, url.to_owned(), None));
     }
     for peer in &peers {
@@ -92,11 +109,21 @@ fn compare(others: &[String]) -> anyhow::Result<()> {
 
 impl Peer {
     fn new(name: &str, url: String, process: Option<Child>) -> Peer {
-        Peer { name: name.to_owned(), url, process, rates: Vec::new() }
+        Peer {
+            name: name.to_owned(),
+            url,
+            process,
+            rates: Vec::new(),
+        }
     }
 
     fn wait_until_it_answers(&self) -> anyhow::Result<()> {
-        let address = self.url.trim_start_matches("http://").split('/').next().unwrap_or_default();
+        let address = self
+            .url
+            .trim_start_matches("http://")
+            .split('/')
+            .next()
+            .unwrap_or_default();
         let since = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
             if since.elapsed() > Duration::from_secs(60) {
@@ -127,8 +154,11 @@ fn wrk(url: &str, seconds: &str) -> anyhow::Result<f64> {
     if text.contains("Non-2xx") || text.contains("Socket errors") {
         bail!("{url}: not every request was answered:\n{text}");
     }
-    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("{url}: wrk said\n{text}"))
+    let rate = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Requests/sec:"));
+    rate.and_then(|rate| rate.trim().parse().ok())
+        .with_context(|| format!("{url}: wrk said\n{text}"))
 }
 
 fn print(peers: &mut [Peer]) {
@@ -140,8 +170,16 @@ fn print(peers: &mut [Peer]) {
     println!("| server | requests/s, median | min | max | of native hyper |");
     println!("|---|---|---|---|---|");
     for peer in peers.iter() {
-        let (rate, min, max) = (median(peer), peer.rates[0], peer.rates[peer.rates.len() - 1]);
-        println!("| {} | {rate:.0} | {min:.0} | {max:.0} | {:.2} |", peer.name, rate / native);
+        let (rate, min, max) = (
+            median(peer),
+            peer.rates[0],
+            peer.rates[peer.rates.len() - 1],
+        );
+        println!(
+            "| {} | {rate:.0} | {min:.0} | {max:.0} | {:.2} |",
+            peer.name,
+            rate / native
+        );
     }
 }
 
@@ -157,19 +195,24 @@ fn native(address: &str) -> anyhow::Result<()> {
                 scope.spawn(move || native_loop(listener?))
             })
             .collect();
-        serving.into_iter().try_for_each(|each| each.join().expect("a loop does not panic"))
+        serving
+            .into_iter()
+            .try_for_each(|each| each.join().expect("a loop does not panic"))
     })
 }
 
 fn native_loop(listener: TcpListener) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             tokio::spawn(async move {
-                let hello = service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(hello()) });
+                let hello =
+                    service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(hello()) });
                 // The client may go at any time.
                 let _ = hyper::server::conn::http1::Builder::new()
                     .pipeline_flush(true)
@@ -182,5 +225,7 @@ fn native_loop(listener: TcpListener) -> anyhow::Result<()> {
 
 fn hello() -> Response<Full<Bytes>> {
     let response = Response::builder().header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
-    response.body(Full::new(Bytes::from_static(b"Hello, World!"))).expect("the headers are valid")
+    response
+        .body(Full::new(Bytes::from_static(b"Hello, World!")))
+        .expect("the headers are valid")
 }

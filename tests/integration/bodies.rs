@@ -4,19 +4,25 @@ use reqwest::Body;
 
 use crate::harness::{App, Mode, Reply};
 
-const SIZES: &str = "[server]\nbody_inline_bytes = 1000\nbody_memory_bytes = 100000\nbody_max_bytes = 3000000";
+const SIZES: &str =
+    "[server]\nbody_inline_bytes = 1000\nbody_memory_bytes = 100000\nbody_max_bytes = 3000000";
 
 fn sample(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index * 7 + index / 251) as u8).collect()
+    (0..length)
+        .map(|index| (index * 7 + index / 251) as u8)
+        .collect()
 }
 
 fn sum(body: &[u8]) -> u64 {
-    body.iter().fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+    body.iter().fold(0, |sum: u64, byte| {
+        sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+    })
 }
 
 /// Without a length, in pieces.
 fn chunked(body: &[u8]) -> Body {
-    let pieces: Vec<Result<Vec<u8>, std::io::Error>> = body.chunks(7919).map(|piece| Ok(piece.to_vec())).collect();
+    let pieces: Vec<Result<Vec<u8>, std::io::Error>> =
+        body.chunks(7919).map(|piece| Ok(piece.to_vec())).collect();
     Body::wrap_stream(futures::stream::iter(pieces))
 }
 

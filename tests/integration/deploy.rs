@@ -18,9 +18,15 @@ fn assert_refused(app: &App, words: &[&str]) {
         let ran = app.run(command);
         let error = ran.error();
         for word in words.iter().chain(&["odd"]) {
-            assert!(error.contains(word), "`amphi {command}` should say {word:?}: {error}");
+            assert!(
+                error.contains(word),
+                "`amphi {command}` should say {word:?}: {error}"
+            );
         }
-        assert!(!error.contains("thread '"), "the host should not panic: {error}");
+        assert!(
+            !error.contains("thread '"),
+            "the host should not panic: {error}"
+        );
     }
 }
 
@@ -32,8 +38,14 @@ fn what_is_not_a_component_is_refused() {
         (b"this is a text", &["is not a WebAssembly component"]),
         (b"", &["is not a WebAssembly component"]),
         (b"\0asm", &["is not a WebAssembly component"]),
-        (b"\0asm\x01\0\0\0", &["core WebAssembly module, not a component", "wasm32-wasip2"]),
-        (b"\0asm\x0d\0\x01\0garbage behind the head", &["component is not valid"]),
+        (
+            b"\0asm\x01\0\0\0",
+            &["core WebAssembly module, not a component", "wasm32-wasip2"],
+        ),
+        (
+            b"\0asm\x0d\0\x01\0garbage behind the head",
+            &["component is not valid"],
+        ),
         (b"\0asm\x0d\0\x01\0", &["has no views", "exports nothing"]),
     ];
     for (bytes, words) in cases {
@@ -49,21 +61,41 @@ fn what_is_not_a_component_is_refused() {
 
 #[test]
 fn components_of_other_worlds_are_refused() {
-    assert_refused(&app_of(&guests::misfit("command"), ""), &["has no views", "wasi:cli/run"]);
-    assert_refused(&app_of(&guests::misfit("other_handle"), ""), &["does not fit the world `sync-views`"]);
+    assert_refused(
+        &app_of(&guests::misfit("command"), ""),
+        &["has no views", "wasi:cli/run"],
+    );
+    assert_refused(
+        &app_of(&guests::misfit("other_handle"), ""),
+        &["does not fit the world `sync-views`"],
+    );
 }
 
 #[test]
 fn r1_an_async_component_cannot_import_what_blocks() {
-    let app = app_of(&guests::misfit("async_blocking"), "databases = [\"default\"]");
-    assert_refused(&app, &["is async", "amphi:view/database@0.1.0", "blocks", "database-async"]);
+    let app = app_of(
+        &guests::misfit("async_blocking"),
+        "databases = [\"default\"]",
+    );
+    assert_refused(
+        &app,
+        &[
+            "is async",
+            "amphi:view/database@0.1.0",
+            "blocks",
+            "database-async",
+        ],
+    );
 }
 
 #[test]
 fn r1_a_sync_component_cannot_import_what_is_async() {
     let app = app_of(&guests::misfit("sync_waiting"), "databases = [\"default\"]");
     assert_refused(&app, &["amphi:view/database-async@0.1.0", "sync"]);
-    assert_refused(&app_of(&guests::misfit("sync_timer"), ""), &["amphi:view/timer@0.1.0", "sync"]);
+    assert_refused(
+        &app_of(&guests::misfit("sync_timer"), ""),
+        &["amphi:view/timer@0.1.0", "sync"],
+    );
 }
 
 #[test]
@@ -77,11 +109,30 @@ fn imports_that_are_not_granted_are_refused() {
     for mode in [Mode::Sync, Mode::Async] {
         let face = if mode == Mode::Async { "-async" } else { "" };
         let file = guests::behaviour(mode);
-        let (database, http) = (format!("amphi:view/database{face}@0.1.0"), format!("amphi:view/http{face}@0.1.0"));
+        let (database, http) = (
+            format!("amphi:view/database{face}@0.1.0"),
+            format!("amphi:view/http{face}@0.1.0"),
+        );
         let app = app_of(&file, "http = [\"self\"]");
-        assert_refused(&app, &[&database, "module `odd` is not granted", "databases = [\"default\"]", "[modules.odd]"]);
+        assert_refused(
+            &app,
+            &[
+                &database,
+                "module `odd` is not granted",
+                "databases = [\"default\"]",
+                "[modules.odd]",
+            ],
+        );
         let app = app_of(&file, "databases = [\"default\"]");
-        assert_refused(&app, &[&http, "module `odd` is not granted", "http = [\"self\"]", "[modules.odd]"]);
+        assert_refused(
+            &app,
+            &[
+                &http,
+                "module `odd` is not granted",
+                "http = [\"self\"]",
+                "[modules.odd]",
+            ],
+        );
     }
 }
 
@@ -90,13 +141,22 @@ fn descriptions_that_cannot_be_are_refused() {
     for (said, words) in [
         ("nothing", &["`describe` lists no view"][..]),
         ("an id twice", &["the id 1 to two views", "`view_1`"]),
-        ("a route twice", &["odd::view_2", "GET /a is already served by the view odd::view_1"]),
+        (
+            "a route twice",
+            &[
+                "odd::view_2",
+                "GET /a is already served by the view odd::view_1",
+            ],
+        ),
         ("an unknown method", &["`view_1`", "`BREW`", "GET, POST"]),
         ("no slash", &["`view_1`", "starts with `/`"]),
         ("a malformed pattern", &["odd::view_1", "/a/{", "malformed"]),
         ("a panic", &["`describe` failed", "nothing to describe"]),
     ] {
-        let app = app_of(&guests::misfit("liar"), &format!("settings = {{ describe = \"{said}\" }}"));
+        let app = app_of(
+            &guests::misfit("liar"),
+            &format!("settings = {{ describe = \"{said}\" }}"),
+        );
         assert_refused(&app, words);
     }
 }
@@ -104,9 +164,16 @@ fn descriptions_that_cannot_be_are_refused() {
 /// Once, because it takes as long as a description may take.
 #[test]
 fn a_description_that_never_ends_is_refused() {
-    let app = app_of(&guests::misfit("liar"), "settings = { describe = \"an endless loop\" }");
+    let app = app_of(
+        &guests::misfit("liar"),
+        "settings = { describe = \"an endless loop\" }",
+    );
     let ran = app.run("routes");
-    assert!(ran.error().contains("module `odd`") && ran.error().contains("`describe` failed"), "{}", ran.error());
+    assert!(
+        ran.error().contains("module `odd`") && ran.error().contains("`describe` failed"),
+        "{}",
+        ran.error()
+    );
 }
 
 /// Views can lower their module's limits and never raise them.
@@ -119,19 +186,36 @@ async fn a_view_cannot_raise_its_limits() {
     let server = app.serve().await;
     let mark = server.log.mark();
     assert_eq!(server.get("/loop").await.status, 504);
-    assert!(server.log.requests(mark, 1).await[0].text("why").contains("CPU time of 50 ms"));
+    assert!(
+        server.log.requests(mark, 1).await[0]
+            .text("why")
+            .contains("CPU time of 50 ms")
+    );
 }
 
 /// What a guest answers is checked also when it was not built with the SDK.
 #[tokio::test]
 async fn statuses_that_are_none_are_500() {
-    for (status, expected) in [(0, 500), (99, 500), (100, 500), (199, 500), (204, 204), (599, 599), (600, 500), (65_535, 500)] {
+    for (status, expected) in [
+        (0, 500),
+        (99, 500),
+        (100, 500),
+        (199, 500),
+        (204, 204),
+        (599, 599),
+        (600, 500),
+        (65_535, 500),
+    ] {
         let app = App::new(&format!(
             "modules.odd = {{ path = \"{}\", settings = {{ status = {status}, error = {status} }} }}",
             guests::misfit("liar").display()
         ));
         let server = app.serve().await;
-        assert_eq!(server.get("/status").await.status, expected, "status {status}");
+        assert_eq!(
+            server.get("/status").await.status,
+            expected,
+            "status {status}"
+        );
         let mark = server.log.mark();
         let reply = server.get("/error").await;
         let expected = if status == 599 { 599 } else { 500 };
@@ -149,59 +233,211 @@ async fn routes_descriptions_and_behaviour_agree() {
     app.write("files/a.txt", "a");
     let ran = app.run("routes");
     assert!(ran.success, "{ran:?}");
-    let rows: Vec<Vec<&str>> = ran.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"]);
-    let has = |row: &[&str]| assert!(rows.iter().any(|known| known == row), "{row:?} should be in\n{}", ran.stdout);
+    let rows: Vec<Vec<&str>> = ran
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        rows[0],
+        ["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"]
+    );
+    let has = |row: &[&str]| {
+        assert!(
+            rows.iter().any(|known| known == row),
+            "{row:?} should be in\n{}",
+            ran.stdout
+        )
+    };
     for mode in [Mode::Sync, Mode::Async] {
         let (word, file) = (mode.to_string(), mode.view("").replace("behaviour::", ""));
         let view = |name: &str| format!("{file}{name}");
-        has(&["GET", &format!("/app/{mode}/hello"), "behaviour", &view("hello"), &word, "-"]);
-        has(&["POST", &format!("/app/{mode}/rows/{{tag}}"), "behaviour", &view("insert"), &word, "atomic"]);
-        has(&["POST", &format!("/app/{mode}/sql"), "behaviour", &view("sql"), &word, "-"]);
-        has(&["PUT", &format!("/app/{mode}/file"), "behaviour", &view("write_file"), &word, "-"]);
+        has(&[
+            "GET",
+            &format!("/app/{mode}/hello"),
+            "behaviour",
+            &view("hello"),
+            &word,
+            "-",
+        ]);
+        has(&[
+            "POST",
+            &format!("/app/{mode}/rows/{{tag}}"),
+            "behaviour",
+            &view("insert"),
+            &word,
+            "atomic",
+        ]);
+        has(&[
+            "POST",
+            &format!("/app/{mode}/sql"),
+            "behaviour",
+            &view("sql"),
+            &word,
+            "-",
+        ]);
+        has(&[
+            "PUT",
+            &format!("/app/{mode}/file"),
+            "behaviour",
+            &view("write_file"),
+            &word,
+            "-",
+        ]);
     }
     assert!(ran.stdout.contains("/static/{*path}"), "{}", ran.stdout);
-    let views: Vec<_> = rows[1..].iter().filter(|row| row[2] == "behaviour").collect();
+    let views: Vec<_> = rows[1..]
+        .iter()
+        .filter(|row| row[2] == "behaviour")
+        .collect();
     assert_eq!(views.len(), 27 + 30);
-    assert!(!app.path("data/test.db").exists(), "looking at routes should not make a database");
+    assert!(
+        !app.path("data/test.db").exists(),
+        "looking at routes should not make a database"
+    );
 
     let server = app.serve().await;
     let listening = server.log.event(0, "listening").await;
-    assert_eq!((listening.number("sync_views"), listening.number("async_views")), (27, 30));
+    assert_eq!(
+        (
+            listening.number("sync_views"),
+            listening.number("async_views")
+        ),
+        (27, 30)
+    );
     for row in views {
         // With any other method, each of them says that it is there.
         let path = row[1].replace(['{', '}'], "");
         let reply = crate::harness::Reply::of(server.request("OPTIONS", &path)).await;
         assert_eq!(reply.status, 204, "{path}");
-        assert!(reply.header("allow").split(", ").any(|method| method == row[0]), "{row:?}: {}", reply.header("allow"));
+        assert!(
+            reply
+                .header("allow")
+                .split(", ")
+                .any(|method| method == row[0]),
+            "{row:?}: {}",
+            reply.header("allow")
+        );
     }
 }
 
 #[test]
 fn inspect_shows_mode_views_and_imports() {
     for mode in [Mode::Sync, Mode::Async] {
-        let output = Command::new(guests::AMPHI).arg("inspect").arg(guests::behaviour(mode)).output().expect("it can be started");
+        let output = Command::new(guests::AMPHI)
+            .arg("inspect")
+            .arg(guests::behaviour(mode))
+            .output()
+            .expect("it can be started");
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let (face, other) = if mode == Mode::Async { ("-async", "") } else { ("", "-async") };
-        for part in [&mode.to_string(), &format!("amphi:view/database{face}@0.1.0"), &format!("amphi:view/http{face}@0.1.0"), &format!("/{mode}/hello")] {
-            assert!(said.contains(part.as_str()), "it should name {part}: {said}");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let (face, other) = if mode == Mode::Async {
+            ("-async", "")
+        } else {
+            ("", "-async")
+        };
+        for part in [
+            &mode.to_string(),
+            &format!("amphi:view/database{face}@0.1.0"),
+            &format!("amphi:view/http{face}@0.1.0"),
+            &format!("/{mode}/hello"),
+        ] {
+            assert!(
+                said.contains(part.as_str()),
+                "it should name {part}: {said}"
+            );
         }
-        assert!(!said.contains(&format!("amphi:view/database{other}@")), "{said}");
+        assert!(
+            !said.contains(&format!("amphi:view/database{other}@")),
+            "{said}"
+        );
     }
-    let output = Command::new(guests::AMPHI).arg("inspect").arg(guests::misfit("async_blocking")).output().expect("it can be started");
+    let output = Command::new(guests::AMPHI)
+        .arg("inspect")
+        .arg(guests::misfit("async_blocking"))
+        .output()
+        .expect("it can be started");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("amphi:view/database@0.1.0"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("amphi:view/database@0.1.0"),
+        "{said}"
+    );
 }
 
 /// A component that is granted more than it asks for is well.
 #[tokio::test]
 async fn r1_a_module_may_be_one_file_of_either_mode() {
     for mode in [Mode::Sync, Mode::Async] {
-        let app = App::new(&format!("modules.behaviour.path = \"{}\"", guests::behaviour(mode).display()));
+        let app = App::new(&format!(
+            "modules.behaviour.path = \"{}\"",
+            guests::behaviour(mode).display()
+        ));
         let server = app.serve().await;
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
-        let other = if mode == Mode::Sync { Mode::Async } else { Mode::Sync };
+        let other = if mode == Mode::Sync {
+            Mode::Async
+        } else {
+            Mode::Sync
+        };
         assert_eq!(server.get(&format!("/{other}/hello")).await.status, 404);
+    }
+}
+
+/// Toolchains that import a whole world can be let in; what is not granted stays denied.
+#[tokio::test]
+async fn imports_that_are_not_granted_can_be_let_in_and_are_denied() {
+    let app =
+        App::new("modules.behaviour = { databases = [], http = [], ungranted_imports = true }");
+    let server = app.serve().await;
+    for mode in [Mode::Sync, Mode::Async] {
+        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+        let said = server.post(&format!("/{mode}/sql"), "select 1").await;
+        assert!(said.ok().starts_with("Denied: "), "{}", said.text());
+        let said = server
+            .get(&format!("/{mode}/fetch?url=/{mode}/hello"))
+            .await;
+        assert!(said.ok().starts_with("Denied: "), "{}", said.text());
+    }
+    server.assert_baseline().await;
+}
+
+/// What `amphi new` makes is there for `amphi build`; nothing that exists is touched.
+#[test]
+fn new_makes_an_app_and_overwrites_nothing() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let new = |name: &str| {
+        let output = Command::new(guests::AMPHI)
+            .arg("new")
+            .arg(name)
+            .current_dir(folder.path())
+            .output();
+        let output = output.expect("it can be started");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    assert_eq!(new("demo"), (true, String::new()));
+    for file in ["amphi.toml", "Cargo.toml", "src/lib.rs"] {
+        assert!(
+            folder.path().join("demo").join(file).is_file(),
+            "{file} is missing"
+        );
+    }
+    std::fs::write(folder.path().join("demo/amphi.toml"), "mine").expect("it can be written");
+    let (made, said) = new("demo");
+    assert!(!made && said.contains("demo exists already"), "{said}");
+    let kept = std::fs::read_to_string(folder.path().join("demo/amphi.toml")).expect("it is there");
+    assert_eq!(kept, "mine");
+    for name in ["Demo", "1st", "a b", "..", "dé"] {
+        let (made, said) = new(name);
+        assert!(
+            !made && said.contains("cannot be an app's name"),
+            "{name}: {said}"
+        );
     }
 }

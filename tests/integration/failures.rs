@@ -85,7 +85,10 @@ const CASES: &[Case] = &[
     },
     broken("panic", &["panicked at", "deeds.rs", "on purpose"]),
     broken("exit", &["ended its own process with code 1"]),
-    broken("recurse", &["nested", "deep", "endless recursion", "deeds::recurse"]),
+    broken(
+        "recurse",
+        &["nested", "deep", "endless recursion", "deeds::recurse"],
+    ),
     broken("header-name", &["header", "\"bad name\"", "not valid"]),
     broken("header-empty-name", &["header", "not valid"]),
     broken("header-value", &["header `x-value`", "not valid"]),

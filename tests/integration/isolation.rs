@@ -25,8 +25,14 @@ async fn r5_a_spinning_async_view_does_not_hold_up_others() {
             times.push(before.elapsed());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        assert!(!spinning.is_finished(), "the view should still have been computing");
-        let spun = spinning.await.expect("it was not aborted").expect("it is answered");
+        assert!(
+            !spinning.is_finished(),
+            "the view should still have been computing"
+        );
+        let spun = spinning
+            .await
+            .expect("it was not aborted")
+            .expect("it is answered");
         assert_eq!(spun.status(), 200);
         times.sort();
         assert!(times.len() > 50, "few answers in 900 ms: {times:?}");
@@ -51,7 +57,13 @@ async fn r5_spinning_sync_views_do_not_hold_up_async_views() {
             slowest = slowest.max(before.elapsed());
         }
         for spun in spinning {
-            assert_eq!(spun.await.expect("it was not aborted").expect("it is answered").status(), 200);
+            assert_eq!(
+                spun.await
+                    .expect("it was not aborted")
+                    .expect("it is answered")
+                    .status(),
+                200
+            );
         }
         slowest
     })
@@ -86,30 +98,56 @@ async fn r4_queued_sync_requests_are_refused_at_their_deadline() {
         slowest
     };
     let (refused, slowest) = tokio::join!(join_all(queued), asynchronous);
-    assert!(slowest < Duration::from_millis(100), "async views should answer at once: {slowest:?}");
+    assert!(
+        slowest < Duration::from_millis(100),
+        "async views should answer at once: {slowest:?}"
+    );
     for (reply, took) in refused {
         assert_eq!(reply.status, 503, "{}", reply.text());
         assert_eq!(reply.header("retry-after"), "1");
-        assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(700), "{took:?}");
+        assert!(
+            took >= Duration::from_millis(290) && took < Duration::from_millis(700),
+            "{took:?}"
+        );
     }
     let lines = server.log.requests(mark, 28).await;
-    let refusals: Vec<_> = lines.iter().filter(|line| line.number("status") == 503).collect();
+    let refusals: Vec<_> = lines
+        .iter()
+        .filter(|line| line.number("status") == 503)
+        .collect();
     assert_eq!(refusals.len(), 8);
     for line in refusals {
         assert_eq!(line.text("view"), Mode::Sync.view("hello"));
-        assert!(line.text("why").contains("sync workers: none of 2 came free within 300 ms"), "{line:?}");
+        assert!(
+            line.text("why")
+                .contains("sync workers: none of 2 came free within 300 ms"),
+            "{line:?}"
+        );
     }
     for slept in sleeping {
-        assert_eq!(slept.await.expect("it was not aborted").expect("it is answered").status(), 200);
+        assert_eq!(
+            slept
+                .await
+                .expect("it was not aborted")
+                .expect("it is answered")
+                .status(),
+            200
+        );
     }
-    assert_eq!(server.get("/sync/hello").await.ok(), "hello", "the workers go on");
+    assert_eq!(
+        server.get("/sync/hello").await.ok(),
+        "hello",
+        "the workers go on"
+    );
     server.assert_baseline().await;
 }
 
 /// Queued requests that can wait long enough are served when a worker comes free.
 #[tokio::test]
 async fn r4_queued_sync_requests_are_served_in_time() {
-    let server = App::new("[sync_views]\nworkers = 2\nworkers_max = 2").serve().await;
+    let server = App::new("[sync_views]\nworkers = 2\nworkers_max = 2")
+        .serve()
+        .await;
     let replies = join_all((0..12).map(|_| server.get("/sync/nap/50"))).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
     server.assert_baseline().await;
@@ -129,7 +167,14 @@ async fn r4_a_full_queue_refuses_at_once() {
     let refused: Vec<&Reply> = replies.iter().filter(|reply| reply.status == 503).collect();
     assert_eq!(refused.len(), 4, "two wait, the others are told at once");
     assert!(refused[0].text().contains("busy"), "{}", refused[0].text());
-    assert_eq!(sleeping.await.expect("it was not aborted").expect("it is answered").status(), 200);
+    assert_eq!(
+        sleeping
+            .await
+            .expect("it was not aborted")
+            .expect("it is answered")
+            .status(),
+        200
+    );
     assert_eq!(server.metrics().await.get("amphi_refused_total"), 4.0);
     server.assert_baseline().await;
 }
@@ -137,7 +182,9 @@ async fn r4_a_full_queue_refuses_at_once() {
 /// The pool grows while workers wait in host calls, so that sleepers do not block others.
 #[tokio::test]
 async fn r4_the_pool_grows_for_waiting_views() {
-    let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8").serve_alone().await;
+    let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8")
+        .serve_alone()
+        .await;
     server.get("/sync/hello").await.ok();
     best_of_three(Duration::from_millis(600), async || {
         let before = Instant::now();
@@ -150,7 +197,10 @@ async fn r4_the_pool_grows_for_waiting_views() {
         };
         let (slept, hello) = tokio::join!(sleeping, hello);
         assert!(slept.iter().all(|reply| reply.status == 200));
-        assert!(hello < Duration::from_millis(200), "behind sleepers it took {hello:?}");
+        assert!(
+            hello < Duration::from_millis(200),
+            "behind sleepers it took {hello:?}"
+        );
         before.elapsed()
     })
     .await;
@@ -161,7 +211,9 @@ async fn r4_the_pool_grows_for_waiting_views() {
 /// … and not while they compute, because more threads would gain nothing.
 #[tokio::test]
 async fn r4_the_pool_does_not_grow_for_computing_views() {
-    let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8").serve().await;
+    let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8")
+        .serve()
+        .await;
     let replies = join_all((0..6).map(|_| server.get("/sync/spin/40"))).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert_eq!(server.metrics().await.get("amphi_sync_workers"), 1.0);

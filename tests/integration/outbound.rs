@@ -17,12 +17,17 @@ const SLOW_MODULE: &str = r#"
 "#;
 
 fn slow_module() -> String {
-    SLOW_MODULE.replace("GUESTS", &crate::harness::guests::folder().display().to_string())
+    SLOW_MODULE.replace(
+        "GUESTS",
+        &crate::harness::guests::folder().display().to_string(),
+    )
 }
 
 /// Answers every connection with these bytes, or never when there are none.
 async fn origin(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("there is a free port");
     let address = listener.local_addr().expect("it is bound");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -46,7 +51,10 @@ async fn r6_ten_calls_of_100_ms_take_little_more_than_one() {
     server.get("/async/fan?url=/slow/async/nap/1").await.ok();
     best_of_three(Duration::from_millis(130), async || {
         let before = Instant::now();
-        assert_eq!(server.get("/async/fan?url=/slow/async/nap/100").await.ok(), "10 replies");
+        assert_eq!(
+            server.get("/async/fan?url=/slow/async/nap/100").await.ok(),
+            "10 replies"
+        );
         before.elapsed()
     })
     .await;
@@ -60,7 +68,10 @@ async fn r6_ten_calls_of_100_ms_to_sync_views_take_little_more_than_one() {
     server.get("/async/fan?url=/slow/sync/nap/1").await.ok();
     best_of_three(Duration::from_millis(160), async || {
         let before = Instant::now();
-        assert_eq!(server.get("/async/fan?url=/slow/sync/nap/100").await.ok(), "10 replies");
+        assert_eq!(
+            server.get("/async/fan?url=/slow/sync/nap/100").await.ok(),
+            "10 replies"
+        );
         before.elapsed()
     })
     .await;
@@ -70,7 +81,13 @@ async fn r6_ten_calls_of_100_ms_to_sync_views_take_little_more_than_one() {
 async fn calls_of_a_sync_view_come_one_after_the_other() {
     let server = App::new(&slow_module()).serve().await;
     let before = Instant::now();
-    assert_eq!(server.get("/sync/fan?url=/slow/async/nap/50&count=4").await.ok(), "4 replies");
+    assert_eq!(
+        server
+            .get("/sync/fan?url=/slow/async/nap/50&count=4")
+            .await
+            .ok(),
+        "4 replies"
+    );
     assert!(before.elapsed() >= Duration::from_millis(200));
 }
 

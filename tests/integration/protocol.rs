@@ -209,34 +209,141 @@ async fn running(server: &Server) {
 #[tokio::test]
 async fn what_is_not_http_is_refused() {
     let server = App::new("server.header_timeout_ms = 1000").serve().await;
-    let headers = |count: usize| (0..count).map(|number| format!("x-{number}: a\r\n")).collect::<String>();
+    let headers = |count: usize| {
+        (0..count)
+            .map(|number| format!("x-{number}: a\r\n"))
+            .collect::<String>()
+    };
     let get = "GET /async/hello HTTP/1.1\r\nhost: a\r\n";
     let bytes = |text: &str| text.as_bytes().to_vec();
     for (what, request, expected) in [
         ("nonsense", bytes("this is not HTTP\r\n\r\n"), &[400][..]),
-        ("another protocol", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), &[400, 0]),
+        (
+            "another protocol",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+            &[400, 0],
+        ),
         ("no version", bytes("GET /async/hello\r\n\r\n"), &[400]),
-        ("an unknown version", bytes("GET /async/hello HTTP/9.9\r\n\r\n"), &[400, 505]),
-        ("a method with a space", bytes("GE T /async/hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[400]),
-        ("a space in the path", bytes("GET /async /hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[400]),
-        ("a header without a colon", bytes(&format!("{get}nonsense\r\n\r\n")), &[400]),
-        ("a header with a space in its name", bytes(&format!("{get}bad name: a\r\n\r\n")), &[400]),
-        ("a header that continues", bytes(&format!("{get}x: a\r\n b\r\n\r\n")), &[400, 200]),
-        ("a header with a zero byte", bytes(&format!("{get}x: a\0b\r\n\r\n")), &[400]),
-        ("too many headers", bytes(&format!("{get}{}\r\n", headers(120))), &[431]),
-        ("very many headers", bytes(&format!("{get}{}\r\n", headers(3_000))), &[431]),
-        ("a header too large", bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(40_000))), &[431]),
-        ("a header far too large", bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(4_000_000))), &[431]),
-        ("a path too long", bytes(&format!("GET /async/greet/{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(10_000))), &[414]),
-        ("a path far too long", bytes(&format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(1_000_000))), &[414, 431]),
-        ("a query too long", bytes(&format!("GET /async/hello?{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(10_000))), &[414]),
-        ("ten thousand segments", bytes(&format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", "/a".repeat(10_000))), &[414, 404]),
-        ("ten thousand empty segments", bytes(&format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", "/".repeat(10_000))), &[414, 404]),
-        ("a path that is a star", bytes("GET * HTTP/1.1\r\nhost: a\r\n\r\n"), &[400, 404]),
-        ("options of a star", bytes("OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"), &[204, 400, 404]),
-        ("a tunnel", bytes("CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n"), &[400, 404, 405]),
-        ("a whole URL", bytes("GET http://other/async/hello HTTP/1.1\r\nhost: a\r\n\r\n"), &[200]),
-        ("http2 that is none", bytes("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense"), &[0]),
+        (
+            "an unknown version",
+            bytes("GET /async/hello HTTP/9.9\r\n\r\n"),
+            &[400, 505],
+        ),
+        (
+            "a method with a space",
+            bytes("GE T /async/hello HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[400],
+        ),
+        (
+            "a space in the path",
+            bytes("GET /async /hello HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[400],
+        ),
+        (
+            "a header without a colon",
+            bytes(&format!("{get}nonsense\r\n\r\n")),
+            &[400],
+        ),
+        (
+            "a header with a space in its name",
+            bytes(&format!("{get}bad name: a\r\n\r\n")),
+            &[400],
+        ),
+        (
+            "a header that continues",
+            bytes(&format!("{get}x: a\r\n b\r\n\r\n")),
+            &[400, 200],
+        ),
+        (
+            "a header with a zero byte",
+            bytes(&format!("{get}x: a\0b\r\n\r\n")),
+            &[400],
+        ),
+        (
+            "too many headers",
+            bytes(&format!("{get}{}\r\n", headers(120))),
+            &[431],
+        ),
+        (
+            "very many headers",
+            bytes(&format!("{get}{}\r\n", headers(3_000))),
+            &[431],
+        ),
+        (
+            "a header too large",
+            bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(40_000))),
+            &[431],
+        ),
+        (
+            "a header far too large",
+            bytes(&format!("{get}x: {}\r\n\r\n", "a".repeat(4_000_000))),
+            &[431],
+        ),
+        (
+            "a path too long",
+            bytes(&format!(
+                "GET /async/greet/{} HTTP/1.1\r\nhost: a\r\n\r\n",
+                "a".repeat(10_000)
+            )),
+            &[414],
+        ),
+        (
+            "a path far too long",
+            bytes(&format!(
+                "GET /{} HTTP/1.1\r\nhost: a\r\n\r\n",
+                "a".repeat(1_000_000)
+            )),
+            &[414, 431],
+        ),
+        (
+            "a query too long",
+            bytes(&format!(
+                "GET /async/hello?{} HTTP/1.1\r\nhost: a\r\n\r\n",
+                "a".repeat(10_000)
+            )),
+            &[414],
+        ),
+        (
+            "ten thousand segments",
+            bytes(&format!(
+                "GET {} HTTP/1.1\r\nhost: a\r\n\r\n",
+                "/a".repeat(10_000)
+            )),
+            &[414, 404],
+        ),
+        (
+            "ten thousand empty segments",
+            bytes(&format!(
+                "GET {} HTTP/1.1\r\nhost: a\r\n\r\n",
+                "/".repeat(10_000)
+            )),
+            &[414, 404],
+        ),
+        (
+            "a path that is a star",
+            bytes("GET * HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[400, 404],
+        ),
+        (
+            "options of a star",
+            bytes("OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[204, 400, 404],
+        ),
+        (
+            "a tunnel",
+            bytes("CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[400, 404, 405],
+        ),
+        (
+            "a whole URL",
+            bytes("GET http://other/async/hello HTTP/1.1\r\nhost: a\r\n\r\n"),
+            &[200],
+        ),
+        (
+            "http2 that is none",
+            bytes("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense nonsense nonsense"),
+            &[0],
+        ),
     ] {
         let mut raw = Raw::connect(&server).await;
         raw.send(&request).await;
@@ -252,7 +359,9 @@ async fn a_path_of_many_segments_is_answered() {
     let server = App::new("server.uri_max_bytes = 30000").serve().await;
     let reply = server.get(&format!("/static{}", "/a".repeat(10_000))).await;
     assert_eq!(reply.status, 404);
-    let reply = server.get(&format!("/async/greet/{}", "a".repeat(20_000))).await;
+    let reply = server
+        .get(&format!("/async/greet/{}", "a".repeat(20_000)))
+        .await;
     assert_eq!(reply.ok().len(), 20_006);
     assert_well(&server).await;
 }
@@ -275,7 +384,13 @@ async fn slow_and_silent_clients_are_left() {
         raw.rest().await
     };
     let mut silent: Vec<Raw> = Vec::new();
-    for start in ["", "G", "GET /async/he", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+    for start in [
+        "",
+        "G",
+        "GET /async/he",
+        "PRI * HTTP/2.0\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
         let mut raw = Raw::connect(&server).await;
         raw.send(start).await;
         silent.push(raw);
@@ -283,11 +398,15 @@ async fn slow_and_silent_clients_are_left() {
     let (slow, _) = tokio::join!(slow, join_all(silent.iter_mut().map(Raw::rest)));
     assert!([0, 408].contains(&status(&slow)), "{slow}");
     let took = since.elapsed();
-    assert!(took < Duration::from_secs(4), "they were left after {took:?}");
+    assert!(
+        took < Duration::from_secs(4),
+        "they were left after {took:?}"
+    );
 
     // A connection that has been used and is idle is left as well.
     let mut idle = Raw::connect(&server).await;
-    idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
     idle.until("hello").await;
     assert_eq!(idle.rest().await, "");
     eventually("the connections to be closed", async || {
@@ -306,7 +425,8 @@ async fn a_client_that_does_not_read_is_left() {
     app.write("public/large.bin", vec![7; 40 << 20]);
     let server = app.serve().await;
     let mut raw = Raw::connect(&server).await;
-    raw.send("GET /static/large.bin HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    raw.send("GET /static/large.bin HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
     raw.until("\r\n\r\n").await;
     eventually("the connection to be closed", async || {
         let open = server.metrics().await.get("amphi_connections");
@@ -327,8 +447,37 @@ async fn connections_are_limited() {
     })
     .await;
     let mut third = Raw::connect(&server).await;
-    third.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    third
+        .send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
     assert!(third.is_silent_for(Duration::from_millis(200)).await);
     drop(held);
     third.until("hello").await;
+}
+
+/// The limits of HTTP/1.1 hold for HTTP/2.
+#[tokio::test]
+async fn http2_has_the_same_limits() {
+    let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;
+    let client = client_http2();
+    let hello = server.url("/async/hello");
+    let large = "a".repeat(40_000);
+    // Over the limit, hyper's HTTP/2 may answer or end the stream.
+    if let Ok(reply) = Reply::maybe(client.get(&hello).header("x-large", &large)).await {
+        assert_eq!(reply.status, 431);
+    }
+    let reply =
+        Reply::of(client.get(server.url(&format!("/async/hello?{}", &large[..10_000])))).await;
+    assert_eq!(reply.status, 414);
+    if let Ok(reply) = Reply::maybe(
+        client
+            .post(server.url("/async/whole"))
+            .body(vec![7; 100_001]),
+    )
+    .await
+    {
+        assert_eq!(reply.status, 413);
+    }
+    assert_eq!(Reply::of(client.get(&hello)).await.ok(), "hello");
+    assert_well(&server).await;
 }

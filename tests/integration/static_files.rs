@@ -11,7 +11,12 @@ async fn serve() -> Server {
     app.write("public/style.css", "body { color: black }");
     app.write("public/a b/ü.html", "<p>hi</p>");
     app.write("public/empty", "");
-    app.write("public/large.bin", (0..1_000_000).map(|index| (index / 251) as u8).collect::<Vec<u8>>());
+    app.write(
+        "public/large.bin",
+        (0..1_000_000)
+            .map(|index| (index / 251) as u8)
+            .collect::<Vec<u8>>(),
+    );
     app.write("secret.txt", "secret");
     app.write("public-secret/secret.txt", "secret");
     symlink("../secret.txt", app.path("public/way-out")).expect("a link can be made");
@@ -30,15 +35,40 @@ async fn files_are_served_with_their_types() {
     assert_eq!(reply.header("x-content-type-options"), "nosniff");
     assert_eq!(reply.header("content-length"), "21");
     let reply = server.get("/static/a%20b/%C3%BC.html").await;
-    assert_eq!((reply.ok(), reply.header("content-type")), ("<p>hi</p>", "text/html; charset=utf-8"));
-    assert_eq!(server.get("/static/inside.css").await.ok(), "body { color: black }", "a link that stays inside");
+    assert_eq!(
+        (reply.ok(), reply.header("content-type")),
+        ("<p>hi</p>", "text/html; charset=utf-8")
+    );
+    assert_eq!(
+        server.get("/static/inside.css").await.ok(),
+        "body { color: black }",
+        "a link that stays inside"
+    );
     assert_eq!(server.get("/static/empty").await.ok(), "");
     let large = server.get("/static/large.bin").await;
     assert_eq!((large.status, large.body.len()), (200, 1_000_000));
-    assert!(large.body.iter().enumerate().all(|(index, byte)| *byte == (index / 251) as u8));
-    for path in ["/static/nothing.css", "/static/", "/static", "/static/a%20b", "/static/style.css/", "/static/style.css/x", "/static/%ff"] {
+    assert!(
+        large
+            .body
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| *byte == (index / 251) as u8)
+    );
+    for path in [
+        "/static/nothing.css",
+        "/static/",
+        "/static",
+        "/static/a%20b",
+        "/static/style.css/",
+        "/static/style.css/x",
+        "/static/%ff",
+    ] {
         let reply = server.get(path).await;
-        assert!([400, 404].contains(&reply.status), "{path}: {}", reply.status);
+        assert!(
+            [400, 404].contains(&reply.status),
+            "{path}: {}",
+            reply.status
+        );
     }
     server.assert_baseline().await;
 }
@@ -47,16 +77,30 @@ async fn files_are_served_with_their_types() {
 async fn what_has_not_changed_is_304() {
     let server = serve().await;
     let first = server.get("/static/style.css").await;
-    let (tag, modified) = (first.header("etag").to_owned(), first.header("last-modified").to_owned());
+    let (tag, modified) = (
+        first.header("etag").to_owned(),
+        first.header("last-modified").to_owned(),
+    );
     assert!(tag.starts_with('"') && !modified.is_empty());
-    let conditional = async |name: &str, value: &str| Reply::of(server.request("GET", "/static/style.css").header(name, value)).await;
+    let conditional = async |name: &str, value: &str| {
+        Reply::of(
+            server
+                .request("GET", "/static/style.css")
+                .header(name, value),
+        )
+        .await
+    };
     for (name, value, expected) in [
         ("if-none-match", tag.clone(), 304),
         ("if-none-match", format!("\"other\", W/{tag}"), 304),
         ("if-none-match", "*".to_owned(), 304),
         ("if-none-match", "\"other\"".to_owned(), 200),
         ("if-modified-since", modified.clone(), 304),
-        ("if-modified-since", "Sat, 01 Jan 2000 00:00:00 GMT".to_owned(), 200),
+        (
+            "if-modified-since",
+            "Sat, 01 Jan 2000 00:00:00 GMT".to_owned(),
+            200,
+        ),
         ("if-modified-since", "nonsense".to_owned(), 200),
     ] {
         let reply = conditional(name, &value).await;
@@ -71,13 +115,24 @@ async fn what_has_not_changed_is_304() {
 #[tokio::test]
 async fn head_has_the_headers_alone() {
     let server = serve().await;
-    for (path, length) in [("style.css", "21"), ("large.bin", "1000000"), ("empty", "0")] {
+    for (path, length) in [
+        ("style.css", "21"),
+        ("large.bin", "1000000"),
+        ("empty", "0"),
+    ] {
         let reply = Reply::of(server.request("HEAD", &format!("/static/{path}"))).await;
-        assert_eq!((reply.status, reply.header("content-length")), (200, length), "{path}");
+        assert_eq!(
+            (reply.status, reply.header("content-length")),
+            (200, length),
+            "{path}"
+        );
         assert!(reply.body.is_empty());
     }
     let reply = Reply::of(server.request("POST", "/static/style.css")).await;
-    assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"));
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "GET, HEAD, OPTIONS")
+    );
 }
 
 /// No path, link or encoding leads out of the folder.
@@ -108,9 +163,18 @@ async fn nothing_outside_of_the_folder_is_served() {
         "/../secret.txt",
         "//static/../secret.txt",
     ] {
-        let answer = exchange(&server, format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        let answer = exchange(
+            &server,
+            format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"),
+        )
+        .await;
         assert!([400, 404].contains(&status(&answer)), "{path}: {answer}");
-        assert!(!answer.contains("secret\n") && !answer.ends_with("secret") && !answer.contains("root:"), "{path}: {answer}");
+        assert!(
+            !answer.contains("secret\n")
+                && !answer.ends_with("secret")
+                && !answer.contains("root:"),
+            "{path}: {answer}"
+        );
     }
     server.assert_baseline().await;
 }

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::harness::{App, Reply, eventually, guests};
 
-/// A copy of the guest `versions` in the folder `crate` of an app.
-fn app_with_copy(module: &str) -> App {
+/// A copy of the guest `versions` in the folder `crate` of an app. All are built in one place, so each is a package
+/// of its own name.
+fn app_with_copy(package: &str, module: &str) -> App {
     let toml = |word: &str| {
         format!(
             "[app]\nname = \"test\"\n[server]\nadmin = \"127.0.0.1:0\"\n[modules.versions]\n{module}\nsettings = {{ word = \"{word}\" }}\n"
@@ -17,14 +18,24 @@ fn app_with_copy(module: &str) -> App {
     let guests = guests::folder();
     // Dependencies were compiled for the other guests already.
     guests::behaviour(crate::harness::Mode::Sync);
-    app.write(".cargo/config.toml", format!("[build]\ntarget-dir = \"{}/target\"\n", guests.display()));
+    app.write(
+        ".cargo/config.toml",
+        format!("[build]\ntarget-dir = \"{}/target\"\n", guests.display()),
+    );
     let manifest = fs::read_to_string(guests.join("versions/Cargo.toml")).expect("it is there");
     let manifest = manifest
-        .replace("../../..", guests.join("../..").to_str().expect("the path is UTF-8"))
+        .replace("\"versions\"", &format!("\"{package}\""))
+        .replace(
+            "../../..",
+            guests.join("../..").to_str().expect("the path is UTF-8"),
+        )
         .replace("edition.workspace = true", "edition = \"2024\"")
         .replace("rust-version.workspace = true\n", "")
         .replace("license.workspace = true\n", "");
-    app.write("crate/Cargo.toml", format!("{manifest}\n[workspace]\n[profile.release]\nopt-level = 1\n"));
+    app.write(
+        "crate/Cargo.toml",
+        format!("{manifest}\n[workspace]\n[profile.release]\nopt-level = 1\n"),
+    );
     fs::copy(guests.join("Cargo.lock"), app.path("crate/Cargo.lock")).expect("it is there");
     edit(&app, "\"1\"");
     app
@@ -32,13 +43,14 @@ fn app_with_copy(module: &str) -> App {
 
 /// Makes another version of the copy.
 fn edit(app: &App, version: &str) {
-    let source = fs::read_to_string(guests::folder().join("versions/src/lib.rs")).expect("it is there");
+    let source =
+        fs::read_to_string(guests::folder().join("versions/src/lib.rs")).expect("it is there");
     app.write("crate/src/lib.rs", source.replace("\"1\"", version));
 }
 
 #[tokio::test]
 async fn an_edited_view_is_swapped_with_no_failed_request() {
-    let server = app_with_copy("path = \"crate\"").up().await;
+    let server = app_with_copy("edited", "path = \"crate\"").up().await;
     assert_eq!(server.get("/sync").await.ok(), "1");
     assert_eq!(server.get("/setting").await.ok(), "first");
 
@@ -70,8 +82,14 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     edit(&server.app, "3");
     eventually("an error about the build", async || {
         let lines = server.log.since(mark);
-        let told = |line: &crate::harness::log::Line| line.text("level") == "ERROR" && line.text("message").contains("goes on as it was");
-        if lines.iter().any(told) { Ok(()) } else { Err(lines.len()) }
+        let told = |line: &crate::harness::log::Line| {
+            line.text("level") == "ERROR" && line.text("message").contains("goes on as it was")
+        };
+        if lines.iter().any(told) {
+            Ok(())
+        } else {
+            Err(lines.len())
+        }
     })
     .await;
     assert_eq!(server.get("/sync").await.ok(), "2");
@@ -84,7 +102,9 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     // So is the configuration.
     let mark = server.log.mark();
     let toml = fs::read_to_string(server.app.path("amphi.toml")).expect("it is there");
-    server.app.write("amphi.toml", toml.replace("first", "second"));
+    server
+        .app
+        .write("amphi.toml", toml.replace("first", "second"));
     server.log.event(mark, "swapped").await;
     assert_eq!(server.get("/setting").await.ok(), "second");
 
@@ -92,40 +112,77 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     for client in clients {
         let seen = client.await.expect("no request failed");
         assert!(seen.is_sorted(), "versions should not go back: {seen:?}");
-        assert!(seen.first().is_some_and(|version| version == "1") && seen.last().is_some_and(|version| version == "3"));
+        assert!(
+            seen.first().is_some_and(|version| version == "1")
+                && seen.last().is_some_and(|version| version == "3")
+        );
     }
-    assert_eq!(in_flight.await.expect("it does not panic").ok(), "1", "a request finishes with the version it began with");
+    assert_eq!(
+        in_flight.await.expect("it does not panic").ok(),
+        "1",
+        "a request finishes with the version it began with"
+    );
 }
 
 #[test]
 fn a_crate_may_be_outside_of_the_apps_folder() {
-    let app = app_with_copy("path = \"../APP/crate\"");
-    let name = app.folder().file_name().expect("it has a name").to_str().expect("it is UTF-8").to_owned();
+    let app = app_with_copy("outside", "path = \"../APP/crate\"");
+    let name = app
+        .folder()
+        .file_name()
+        .expect("it has a name")
+        .to_str()
+        .expect("it is UTF-8")
+        .to_owned();
     let toml = fs::read_to_string(app.path("amphi.toml")).expect("it is there");
     app.write("amphi.toml", toml.replace("APP", &name));
     let ran = app.run("build");
     assert!(ran.success, "{ran:?}");
-    assert!(app.path("target/amphi/versions.sync.wasm").is_file() && app.path("target/amphi/versions.async.wasm").is_file());
+    assert!(
+        app.path("target/amphi/versions.sync.wasm").is_file()
+            && app.path("target/amphi/versions.async.wasm").is_file()
+    );
 }
 
 /// A mode without views has no component, and one that was there before goes.
 #[test]
 fn a_crate_of_one_mode_has_one_component() {
-    let app = app_with_copy("path = \"crate\"");
+    let app = app_with_copy("one-mode", "path = \"crate\"");
     app.write("target/amphi/versions.async.wasm", "from before");
     let source = fs::read_to_string(app.path("crate/src/lib.rs")).expect("it is there");
-    app.write("crate/src/lib.rs", source.replace("views![version, version_async, slow, setting]", "views![version, setting]"));
+    app.write(
+        "crate/src/lib.rs",
+        source.replace(
+            "views![version, version_async, slow, setting]",
+            "views![version, setting]",
+        ),
+    );
     let ran = app.run("build");
     assert!(ran.success, "{ran:?}");
     assert!(app.path("target/amphi/versions.sync.wasm").is_file());
     assert!(!app.path("target/amphi/versions.async.wasm").exists());
 
-    app.write("crate/src/lib.rs", source.replace("views![version, version_async, slow, setting]", "views![]"));
+    app.write(
+        "crate/src/lib.rs",
+        source.replace("views![version, version_async, slow, setting]", "views![]"),
+    );
     let ran = app.run("build");
-    assert!(ran.error().contains("module `versions`") && ran.error().contains("has no views"), "{}", ran.error());
+    assert!(
+        ran.error().contains("module `versions`") && ran.error().contains("has no views"),
+        "{}",
+        ran.error()
+    );
 
-    app.write("crate/src/lib.rs", source.replace("VERSION: &str", "VERSION: &String"));
+    app.write(
+        "crate/src/lib.rs",
+        source.replace("VERSION: &str", "VERSION: &String"),
+    );
     let ran = app.run("build");
     assert!(ran.stderr.contains("mismatched types"), "{}", ran.stderr);
-    assert!(ran.error().contains("module `versions` (sync)") && ran.error().contains("does not compile"), "{}", ran.error());
+    assert!(
+        ran.error().contains("module `versions` (sync)")
+            && ran.error().contains("does not compile"),
+        "{}",
+        ran.error()
+    );
 }

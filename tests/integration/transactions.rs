@@ -14,7 +14,11 @@ async fn post_all(server: &Server, paths: impl Iterator<Item = String>) -> Vec<u
 
 /// Runs a statement in a view and returns what it says.
 async fn sql(server: &Server, mode: Mode, with: &str, statement: &str) -> String {
-    server.post(&format!("/{mode}/sql{with}"), statement.to_owned()).await.ok().to_owned()
+    server
+        .post(&format!("/{mode}/sql{with}"), statement.to_owned())
+        .await
+        .ok()
+        .to_owned()
 }
 
 both_modes! {
@@ -235,7 +239,10 @@ both_modes! {
 
 fn fill(server: &Server, count: u32) {
     let sql = "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) insert into rows (id, tag) select i, 'row ' || i from n";
-    server.database().execute(sql, (count,)).expect("there is room");
+    server
+        .database()
+        .execute(sql, (count,))
+        .expect("there is room");
 }
 
 fn tally(statuses: &[u16]) -> Vec<(u16, usize)> {
@@ -253,9 +260,21 @@ async fn r8_joined_statements_of_an_atomic_view_are_serialised() {
     let reply = server.post("/async/joined-atomic/ok", "").await;
     assert_eq!(reply.ok(), "done");
     assert_eq!(server.rows(), 20);
-    server.database().execute("delete from rows", ()).expect("nothing holds the database");
-    assert_eq!(server.post("/async/joined-atomic/panic", "").await.status, 500);
-    assert_eq!(server.post("/async/joined-atomic/status-500", "").await.status, 500);
+    server
+        .database()
+        .execute("delete from rows", ())
+        .expect("nothing holds the database");
+    assert_eq!(
+        server.post("/async/joined-atomic/panic", "").await.status,
+        500
+    );
+    assert_eq!(
+        server
+            .post("/async/joined-atomic/status-500", "")
+            .await
+            .status,
+        500
+    );
     assert_eq!(server.rows(), 0, "none of them escapes");
     server.assert_baseline().await;
 }
@@ -273,7 +292,10 @@ async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
             500 => assert!(tags.is_empty(), "{tags:?}"),
             other => panic!("{other}: {}", reply.text()),
         }
-        server.database().execute("delete from rows", ()).expect("nothing holds the database");
+        server
+            .database()
+            .execute("delete from rows", ())
+            .expect("nothing holds the database");
 
         let reply = server.post("/async/interleaved-and-ignored", "").await;
         let tags = server.tags();
@@ -281,12 +303,24 @@ async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
             200 => {
                 let told: Vec<bool> = reply.text().split(' ').map(|word| word == "true").collect();
                 let kept = |block: &str| tags.iter().filter(|tag| tag.starts_with(block)).count();
-                assert_eq!((kept("a"), kept("b"), kept("c")), (2 * usize::from(told[0]), 2 * usize::from(told[1]), usize::from(told[2])), "{} {tags:?}", reply.text());
+                assert_eq!(
+                    (kept("a"), kept("b"), kept("c")),
+                    (
+                        2 * usize::from(told[0]),
+                        2 * usize::from(told[1]),
+                        usize::from(told[2])
+                    ),
+                    "{} {tags:?}",
+                    reply.text()
+                );
             }
             500 => assert!(tags.is_empty(), "{tags:?}"),
             other => panic!("{other}: {}", reply.text()),
         }
-        server.database().execute("delete from rows", ()).expect("nothing holds the database");
+        server
+            .database()
+            .execute("delete from rows", ())
+            .expect("nothing holds the database");
     }
     server.assert_baseline().await;
 }
@@ -300,10 +334,20 @@ async fn r12_joined_reads_outside_of_a_transaction_overlap() {
     let joined = tokio::spawn(Reply::of(server.client.post(path).body(slow)));
     eventually("all four to run at once", async || {
         let connections = server.metrics().await.get("amphi_database_connections");
-        if connections == 4.0 { Ok(()) } else { Err(connections) }
+        if connections == 4.0 {
+            Ok(())
+        } else {
+            Err(connections)
+        }
     })
     .await;
-    assert_eq!(joined.await.expect("it does not panic").expect(StatusCode::OK), "12000000");
+    assert_eq!(
+        joined
+            .await
+            .expect("it does not panic")
+            .expect(StatusCode::OK),
+        "12000000"
+    );
     server.assert_baseline().await;
 }
 
@@ -311,7 +355,10 @@ async fn r12_joined_reads_outside_of_a_transaction_overlap() {
 #[tokio::test]
 async fn r12_more_joined_reads_than_connections_wait_for_one() {
     let server = App::new("[databases.default]\nreaders = 2").serve().await;
-    assert_eq!(server.post("/async/joined/50", "select 2").await.ok(), "100");
+    assert_eq!(
+        server.post("/async/joined/50", "select 2").await.ok(),
+        "100"
+    );
     server.assert_baseline().await;
 }
 
@@ -321,7 +368,9 @@ async fn r9_a_database_that_is_busy_for_too_long_is_a_503() {
     let toml = "[databases.default]\nacquire_timeout_ms = 200\nbusy_timeout_ms = 200";
     let server = App::new(toml).serve().await;
     let other = server.database();
-    other.execute_batch("begin immediate").expect("nothing holds the database");
+    other
+        .execute_batch("begin immediate")
+        .expect("nothing holds the database");
     for mode in [Mode::Sync, Mode::Async] {
         let reply = server.post(&format!("/{mode}/rows/late"), "").await;
         assert_eq!(reply.status, 503, "{}", reply.text());

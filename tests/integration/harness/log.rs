@@ -32,12 +32,22 @@ impl Log {
     /// The lines since a mark.
     pub fn since(&self, mark: u64) -> Vec<Line> {
         let mut text = vec![0; usize::try_from(self.mark() - mark).expect("it fits")];
-        self.0.read_exact_at(&mut text, mark).expect("it can be read");
+        self.0
+            .read_exact_at(&mut text, mark)
+            .expect("it can be read");
         // The last line may be about to be written.
-        let end = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let end = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
         let lines = String::from_utf8_lossy(&text[..end]).into_owned();
         // What is not an event (a panic of the host's, say) stays a text.
-        lines.lines().map(|line| Line(serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned())))).collect()
+        lines
+            .lines()
+            .map(|line| {
+                Line(serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned())))
+            })
+            .collect()
     }
 
     /// Waits for the lines about finished requests since a mark, as many as that.

@@ -50,7 +50,10 @@ impl Raw {
     /// When it does not come soon.
     pub async fn until(&mut self, end: &str) -> String {
         let answer = self.until_or_closed(end).await;
-        assert!(answer.ends_with(end), "{end:?} should have come; it sent {answer:?}");
+        assert!(
+            answer.ends_with(end),
+            "{end:?} should have come; it sent {answer:?}"
+        );
         answer
     }
 

@@ -22,7 +22,8 @@ pub fn submit(Form(entry): Form<Entry>) -> String {
 /// Inserts a row, and then ends as its path says.
 #[view(post, "/sync/fail/{how}")]
 pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
-    cx.db().execute("insert into rows (tag) values (?)", (&how,))?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (&how,))?;
     match how.as_str() {
         "sleep" => {
             std::thread::sleep(Duration::from_secs(60));
@@ -31,7 +32,8 @@ pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
         "sleep-then-write" => {
             for _ in 0..600 {
                 std::thread::sleep(Duration::from_millis(100));
-                cx.db().execute("insert into rows (tag) values ('after a nap')", ())?;
+                cx.db()
+                    .execute("insert into rows (tag) values ('after a nap')", ())?;
             }
             "slept".into_response()
         }
@@ -47,14 +49,16 @@ pub fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
 
 #[view(post, "/sync/rows/{tag}")]
 pub fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode> {
-    cx.db().execute("insert into rows (tag) values (?)", (tag,))?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (tag,))?;
     Ok(StatusCode::CREATED)
 }
 
 /// Inserts the number, and traps when it can be divided by three.
 #[view(post, "/sync/numbers/{number}")]
 pub fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
-    cx.db().execute("insert into rows (tag) values (?)", (number.to_string(),))?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (number.to_string(),))?;
     assert!(!number.is_multiple_of(3), "three of them");
     Ok(StatusCode::CREATED)
 }
@@ -88,13 +92,18 @@ pub fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<Str
 /// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
 #[view(post, "/sync/sql/atomic", atomic)]
 pub fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
-    cx.db().execute("insert into rows (tag) values ('before')", ())?;
+    cx.db()
+        .execute("insert into rows (tag) values ('before')", ())?;
     run(cx, how, &String::from_utf8(sql)?)
 }
 
 fn run(cx: &sync::Context, how: With, sql: &str) -> Result<String> {
     Ok(match how.with.as_deref() {
-        Some("query") => told(cx.db().query::<Option<String>>(sql, ()).map(|rows| rows.len())),
+        Some("query") => told(
+            cx.db()
+                .query::<Option<String>>(sql, ())
+                .map(|rows| rows.len()),
+        ),
         Some("rows") => told(count(cx, sql)),
         Some("begin") => told(cx.atomic(|tx| tx.execute(sql, ()))),
         Some(other) => told(cx.database(other).execute(sql, ())),
@@ -115,7 +124,9 @@ fn count(cx: &sync::Context, sql: &str) -> Result<usize> {
 #[view(post, "/sync/joined/{count}", atomic = false)]
 pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
-    let all: Vec<i64> = (0..count).map(|_| Ok(cx.db().query_one(&sql, ())?.unwrap_or(0))).collect::<Result<_>>()?;
+    let all: Vec<i64> = (0..count)
+        .map(|_| Ok(cx.db().query_one(&sql, ())?.unwrap_or(0)))
+        .collect::<Result<_>>()?;
     Ok(all.iter().sum::<i64>().to_string())
 }
 
@@ -123,7 +134,10 @@ pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result
 #[view(get, "/sync/export")]
 pub fn export(cx: &Context) -> Result<String> {
     let (mut count, mut sum) = (0, 0);
-    for row in cx.db().rows::<(i64, String)>("select id, tag from rows", ())? {
+    for row in cx
+        .db()
+        .rows::<(i64, String)>("select id, tag from rows", ())?
+    {
         let (id, _) = row?;
         count += 1;
         sum += id;
@@ -157,7 +171,11 @@ pub fn fetch(cx: &Context, Query(fetch): Query<Fetch>) -> String {
     if let Some(ms) = fetch.timeout_ms {
         request = request.timeout(Duration::from_millis(ms));
     }
-    told(request.send().and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))))
+    told(
+        request
+            .send()
+            .and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))),
+    )
 }
 
 /// Sends the same request several times, one after the other.
@@ -191,7 +209,12 @@ pub fn whole(Body(body): Body) -> String {
 
 #[view(get, "/sync/identity")]
 pub fn identity(cx: &Context, headers: Headers) -> String {
-    format!("{} {} {}", cx.request_id(), cx.route(), headers.get("x-request-id").unwrap_or("none"))
+    format!(
+        "{} {} {}",
+        cx.request_id(),
+        cx.route(),
+        headers.get("x-request-id").unwrap_or("none")
+    )
 }
 
 /// Says what it finds under a name, and leaves something there.
@@ -209,7 +232,8 @@ pub fn global() -> String {
 
 #[view(get, "/sync/setting/{name}")]
 pub fn setting(cx: &Context, Path(name): Path<String>) -> Result<String> {
-    cx.config(&name).ok_or_else(|| Error::not_found("no such setting"))
+    cx.config(&name)
+        .ok_or_else(|| Error::not_found("no such setting"))
 }
 
 #[view(get, "/sync/file")]
@@ -219,7 +243,8 @@ pub fn read_file(Query(file): Query<File>) -> String {
 
 #[view(put, "/sync/file", atomic = false)]
 pub fn write_file(Query(file): Query<File>, Body(content): Body) -> String {
-    std::fs::write(&file.path, content).map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
+    std::fs::write(&file.path, content)
+        .map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
 }
 
 #[view(get, "/sync/chatter/{text}")]

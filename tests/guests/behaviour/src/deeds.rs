@@ -42,7 +42,9 @@ pub fn end(how: &str) -> Result<Response> {
         "ok" => "done".into_response(),
         "status-404" => (StatusCode::NOT_FOUND, "not here").into_response(),
         "status-500" => (StatusCode::INTERNAL_SERVER_ERROR, "own page").into_response(),
-        "refuse" => Err(Error::conflict("the client may read this").with_detail("the log may read this")),
+        "refuse" => {
+            Err(Error::conflict("the client may read this").with_detail("the log may read this"))
+        }
         "error" => Err(Error::internal("only the log may read this")),
         "error-503" => Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "hidden words")),
         "panic" => panic!("on purpose"),
@@ -59,11 +61,19 @@ pub fn end(how: &str) -> Result<Response> {
         }
         "header-name" => "x".with_header("bad name", "x").into_response(),
         "header-empty-name" => "x".with_header("", "x").into_response(),
-        "header-value" => "x".with_header("x-value", "a\nset-cookie: stolen=1").into_response(),
-        "header-return" => "x".with_header("x-value", "a\r\n\r\n<html>").into_response(),
+        "header-value" => "x"
+            .with_header("x-value", "a\nset-cookie: stolen=1")
+            .into_response(),
+        "header-return" => "x"
+            .with_header("x-value", "a\r\n\r\n<html>")
+            .into_response(),
         "hop-by-hop" => "x".with_header("connection", "close").into_response(),
-        "transfer-encoding" => "x".with_header("Transfer-Encoding", "chunked").into_response(),
-        "content-length" => "six bytes".with_header("content-length", "3").into_response(),
+        "transfer-encoding" => "x"
+            .with_header("Transfer-Encoding", "chunked")
+            .into_response(),
+        "content-length" => "six bytes"
+            .with_header("content-length", "3")
+            .into_response(),
         "status-100" => Ok(Response::new(StatusCode::CONTINUE)),
         "status-600" => Ok(Response::new(StatusCode::from_u16(600)?)),
         "large" => vec![0_u8; (8 << 20) + 1].into_response(),
@@ -77,7 +87,11 @@ pub fn end(how: &str) -> Result<Response> {
 
 fn recurse(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
-    if black_box(true) { recurse(depth + 1).wrapping_add(frame[depth as usize % 64]) } else { 0 }
+    if black_box(true) {
+        recurse(depth + 1).wrapping_add(frame[depth as usize % 64])
+    } else {
+        0
+    }
 }
 
 /// Computes for this long, by the clock.
@@ -137,9 +151,15 @@ impl Digest {
 }
 
 pub fn cookies(cookies: &Cookies) -> impl IntoResponse + use<> {
-    let mut known: Vec<String> = cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut known: Vec<String> = cookies
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     known.sort();
-    known.join(",").with_cookie(Cookie::new("a", "1")).with_cookie(Cookie::new("b", "2"))
+    known
+        .join(",")
+        .with_cookie(Cookie::new("a", "1"))
+        .with_cookie(Cookie::new("b", "2"))
 }
 
 pub fn chatter(text: &str) -> &'static str {

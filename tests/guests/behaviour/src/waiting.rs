@@ -22,7 +22,9 @@ pub async fn submit(Form(entry): Form<Entry>) -> String {
 /// Inserts a row, and then ends as its path says.
 #[view(post, "/async/fail/{how}")]
 pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
-    cx.db().execute("insert into rows (tag) values (?)", (&how,)).await?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (&how,))
+        .await?;
     match how.as_str() {
         "sleep" => {
             cx.sleep(Duration::from_secs(60)).await;
@@ -31,7 +33,9 @@ pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
         "sleep-then-write" => {
             for _ in 0..600 {
                 cx.sleep(Duration::from_millis(100)).await;
-                cx.db().execute("insert into rows (tag) values ('after a nap')", ()).await?;
+                cx.db()
+                    .execute("insert into rows (tag) values ('after a nap')", ())
+                    .await?;
             }
             "slept".into_response()
         }
@@ -47,14 +51,18 @@ pub async fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
 
 #[view(post, "/async/rows/{tag}")]
 pub async fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode> {
-    cx.db().execute("insert into rows (tag) values (?)", (tag,)).await?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (tag,))
+        .await?;
     Ok(StatusCode::CREATED)
 }
 
 /// Inserts the number, and traps when it can be divided by three.
 #[view(post, "/async/numbers/{number}")]
 pub async fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
-    cx.db().execute("insert into rows (tag) values (?)", (number.to_string(),)).await?;
+    cx.db()
+        .execute("insert into rows (tag) values (?)", (number.to_string(),))
+        .await?;
     assert!(!number.is_multiple_of(3), "three of them");
     Ok(StatusCode::CREATED)
 }
@@ -66,7 +74,8 @@ pub async fn savepoints(cx: &Context) -> Result<String> {
     let undone: Result<()> = cx
         .atomic(async |tx| {
             tx.execute(insert, ("undone",)).await?;
-            tx.atomic(async |inner| inner.execute(insert, ("undone inside",)).await).await?;
+            tx.atomic(async |inner| inner.execute(insert, ("undone inside",)).await)
+                .await?;
             Err(Error::conflict("undo this"))
         })
         .await;
@@ -94,13 +103,20 @@ pub async fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Resu
 /// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
 #[view(post, "/async/sql/atomic", atomic)]
 pub async fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
-    cx.db().execute("insert into rows (tag) values ('before')", ()).await?;
+    cx.db()
+        .execute("insert into rows (tag) values ('before')", ())
+        .await?;
     run(cx, how, &String::from_utf8(sql)?).await
 }
 
 async fn run(cx: &asynch::Context, how: With, sql: &str) -> Result<String> {
     Ok(match how.with.as_deref() {
-        Some("query") => told(cx.db().query::<Option<String>>(sql, ()).await.map(|rows| rows.len())),
+        Some("query") => told(
+            cx.db()
+                .query::<Option<String>>(sql, ())
+                .await
+                .map(|rows| rows.len()),
+        ),
         Some("rows") => told(count(cx, sql).await),
         Some("begin") => told(cx.atomic(async |tx| tx.execute(sql, ()).await).await),
         Some(other) => told(cx.database(other).execute(sql, ()).await),
@@ -129,8 +145,12 @@ pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> 
 #[view(post, "/async/joined-atomic/{how}", atomic)]
 pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     let counts = try_join_all((1..=20).map(|number: i64| async move {
-        let insert = cx.db().execute("insert into rows (id, tag) values (?, 'joined')", (number,));
-        let count = cx.db().query_one::<i64>("select count(*) from rows where tag = 'joined'", ());
+        let insert = cx
+            .db()
+            .execute("insert into rows (id, tag) values (?, 'joined')", (number,));
+        let count = cx
+            .db()
+            .query_one::<i64>("select count(*) from rows where tag = 'joined'", ());
         let (_, count) = try_join!(insert, count)?;
         Ok::<_, Error>(count.unwrap_or(0))
     }))
@@ -162,21 +182,36 @@ pub async fn interleaved_and_ignored(cx: &Context) -> String {
 async fn three_at_once(cx: &asynch::Context) -> (Result<()>, Result<()>, Result<u64>) {
     let block = async |name: &str| {
         cx.atomic(async |tx| {
-            tx.execute("insert into rows (tag) values (?)", (format!("{name} first"),)).await?;
+            tx.execute(
+                "insert into rows (tag) values (?)",
+                (format!("{name} first"),),
+            )
+            .await?;
             cx.sleep(Duration::from_millis(5)).await;
-            tx.execute("insert into rows (tag) values (?)", (format!("{name} second"),)).await?;
+            tx.execute(
+                "insert into rows (tag) values (?)",
+                (format!("{name} second"),),
+            )
+            .await?;
             Ok(())
         })
         .await
     };
-    join!(block("a"), block("b"), cx.db().execute("insert into rows (tag) values ('c')", ()))
+    join!(
+        block("a"),
+        block("b"),
+        cx.db().execute("insert into rows (tag) values ('c')", ())
+    )
 }
 
 /// Reads every row piece by piece.
 #[view(get, "/async/export")]
 pub async fn export(cx: &Context) -> Result<String> {
     let (mut count, mut sum) = (0, 0);
-    let mut rows = cx.db().rows::<(i64, String)>("select id, tag from rows", ()).await?;
+    let mut rows = cx
+        .db()
+        .rows::<(i64, String)>("select id, tag from rows", ())
+        .await?;
     while let Some((id, _)) = rows.next().await? {
         count += 1;
         sum += id;
@@ -210,13 +245,19 @@ pub async fn fetch(cx: &Context, Query(fetch): Query<Fetch>) -> String {
     if let Some(ms) = fetch.timeout_ms {
         request = request.timeout(Duration::from_millis(ms));
     }
-    told(request.send().await.and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))))
+    told(
+        request
+            .send()
+            .await
+            .and_then(|response| Ok(format!("{} {}", response.status.as_u16(), response.text()?))),
+    )
 }
 
 /// Sends the same request several times at once.
 #[view(get, "/async/fan")]
 pub async fn fan(cx: &Context, Query(fetch): Query<Fetch>) -> Result<String> {
-    let calls = (0..fetch.count.unwrap_or(10)).map(async |_| cx.http().get(&fetch.url).send().await?.error_for_status());
+    let calls = (0..fetch.count.unwrap_or(10))
+        .map(async |_| cx.http().get(&fetch.url).send().await?.error_for_status());
     let replies = try_join_all(calls).await?;
     Ok(format!("{} replies", replies.len()))
 }
@@ -242,7 +283,12 @@ pub async fn whole(Body(body): Body) -> String {
 
 #[view(get, "/async/identity")]
 pub async fn identity(cx: &Context, headers: Headers) -> String {
-    format!("{} {} {}", cx.request_id(), cx.route(), headers.get("x-request-id").unwrap_or("none"))
+    format!(
+        "{} {} {}",
+        cx.request_id(),
+        cx.route(),
+        headers.get("x-request-id").unwrap_or("none")
+    )
 }
 
 /// Says what it finds under a name, and leaves something there.
@@ -260,7 +306,8 @@ pub async fn global() -> String {
 
 #[view(get, "/async/setting/{name}")]
 pub async fn setting(cx: &Context, Path(name): Path<String>) -> Result<String> {
-    cx.config(&name).ok_or_else(|| Error::not_found("no such setting"))
+    cx.config(&name)
+        .ok_or_else(|| Error::not_found("no such setting"))
 }
 
 #[view(get, "/async/file")]
@@ -270,7 +317,8 @@ pub async fn read_file(Query(file): Query<File>) -> String {
 
 #[view(put, "/async/file", atomic = false)]
 pub async fn write_file(Query(file): Query<File>, Body(content): Body) -> String {
-    std::fs::write(&file.path, content).map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
+    std::fs::write(&file.path, content)
+        .map_or_else(|error| format!("{:?}", error.kind()), |()| "written".into())
 }
 
 #[view(get, "/async/chatter/{text}")]

@@ -24,7 +24,11 @@ impl Guest for Misfit {
 
     async fn handle(_: u32, _: Request) -> Result<Response, Error> {
         let changed = amphi::view::database::execute("default", "delete from rows", &[]);
-        Ok(Response { status: if changed.is_ok() { 200 } else { 500 }, headers: Vec::new(), body: Vec::new() })
+        Ok(Response {
+            status: if changed.is_ok() { 200 } else { 500 },
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 }
 

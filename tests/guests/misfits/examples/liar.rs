@@ -34,11 +34,18 @@ impl Guest for Liar {
             Some("nothing") => Vec::new(),
             Some("an id twice") => vec![view(1, "/a"), view(1, "/b")],
             Some("a route twice") => vec![view(1, "/a"), view(2, "/a")],
-            Some("an unknown method") => vec![ViewInfo { method: "BREW".into(), ..view(1, "/a") }],
+            Some("an unknown method") => vec![ViewInfo {
+                method: "BREW".into(),
+                ..view(1, "/a")
+            }],
             Some("no slash") => vec![view(1, "a")],
             Some("a malformed pattern") => vec![view(1, "/a/{")],
             Some("more than its limits") => {
-                vec![ViewInfo { cpu_ms: Some(u32::MAX), timeout_ms: Some(u32::MAX), ..view(1, "/loop") }]
+                vec![ViewInfo {
+                    cpu_ms: Some(u32::MAX),
+                    timeout_ms: Some(u32::MAX),
+                    ..view(1, "/loop")
+                }]
             }
             Some("a panic") => panic!("nothing to describe"),
             Some("an endless loop") => loop {
@@ -49,13 +56,25 @@ impl Guest for Liar {
     }
 
     fn handle(view: u32, request: Request) -> Result<Response, Error> {
-        let number = |name: &str| config::get(name).and_then(|text| text.parse().ok()).unwrap_or(200);
+        let number = |name: &str| {
+            config::get(name)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(200)
+        };
         match (view, request.path.as_str()) {
             (_, "/loop") => loop {
                 std::hint::black_box(());
             },
-            (1, _) => Ok(Response { status: number("status"), headers: Vec::new(), body: Vec::new() }),
-            _ => Err(Error { status: number("error"), message: "an error".into(), detail: Some("with a detail".into()) }),
+            (1, _) => Ok(Response {
+                status: number("status"),
+                headers: Vec::new(),
+                body: Vec::new(),
+            }),
+            _ => Err(Error {
+                status: number("error"),
+                message: "an error".into(),
+                detail: Some("with a detail".into()),
+            }),
         }
     }
 }

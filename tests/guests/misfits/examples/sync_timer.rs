@@ -24,7 +24,11 @@ impl Guest for Misfit {
 
     fn handle(_: u32, _: Request) -> Result<Response, Error> {
         wit_bindgen::block_on(amphi::view::timer::sleep(1));
-        Ok(Response { status: 200, headers: Vec::new(), body: Vec::new() })
+        Ok(Response {
+            status: 200,
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 }
 

@@ -23,9 +23,17 @@ impl Guest for Misfit {
     }
 
     fn handle(_: u32, _: Request) -> Result<Response, Error> {
-        let call = amphi::view::database_async::execute("default".into(), "delete from rows".into(), Vec::new());
+        let call = amphi::view::database_async::execute(
+            "default".into(),
+            "delete from rows".into(),
+            Vec::new(),
+        );
         let changed = wit_bindgen::block_on(call);
-        Ok(Response { status: if changed.is_ok() { 200 } else { 500 }, headers: Vec::new(), body: Vec::new() })
+        Ok(Response {
+            status: if changed.is_ok() { 200 } else { 500 },
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 }
 

@@ -26,8 +26,16 @@ impl Guest for Misfit {
     }
 
     fn handle(_: u32, _: Request) -> Result<Response, Error> {
-        let status = if tests::misfits::weather::rain() { 200 } else { 404 };
-        Ok(Response { status, headers: Vec::new(), body: Vec::new() })
+        let status = if tests::misfits::weather::rain() {
+            200
+        } else {
+            404
+        };
+        Ok(Response {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
     }
 }
 
