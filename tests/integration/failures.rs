@@ -151,6 +151,45 @@ both_modes! {
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
     }
 
+    /// Wherever it waits: in a statement, for the connection that writes, or for a place to run at all.
+    async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
+        let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
+        let server = App::new(toml).serve().await;
+        let scopes = async |expected: f64| {
+            eventually("that many requests", async || {
+                let scopes = server.metrics().await.get("amphi_scopes");
+                if scopes == expected { Ok(()) } else { Err(scopes) }
+            })
+            .await;
+        };
+        let start = |path: &str, body: &'static str| {
+            tokio::spawn(server.request("POST", &format!("/{mode}/{path}")).body(body).send())
+        };
+        let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
+        for statement in ["sql?with=query", "sql?with=rows", "sql/atomic?with=query"] {
+            let computing = start(statement, endless);
+            scopes(1.0).await;
+            computing.abort();
+            server.assert_baseline().await;
+        }
+        let holding = start("fail/sleep", "");
+        scopes(1.0).await;
+        let writing = start("rows/second", "");
+        scopes(2.0).await;
+        let queued = start("rows/third", "");
+        scopes(3.0).await;
+        queued.abort();
+        scopes(2.0).await;
+        writing.abort();
+        scopes(1.0).await;
+        holding.abort();
+        server.assert_baseline().await;
+        assert_eq!(server.rows(), 0);
+        assert_eq!(server.post(&format!("/{mode}/rows/after"), "").await.status, 201);
+        let lines = server.log.requests(0, 7).await;
+        assert_eq!(lines.iter().filter(|line| line.number("status") == 499).count(), 6, "{lines:#?}");
+    }
+
     async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
         let server = App::new(LIMITS).serve().await;
         let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;

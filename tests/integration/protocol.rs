@@ -481,3 +481,20 @@ async fn http2_has_the_same_limits() {
     assert_eq!(Reply::of(client.get(&hello)).await.ok(), "hello");
     assert_well(&server).await;
 }
+
+/// A client that asks before it sends a body is told to go on, or that it need not.
+#[tokio::test]
+async fn a_client_may_ask_before_it_sends_its_body() {
+    let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;
+    for (length, expected) in [(4, 100), (100_001, 413)] {
+        let mut raw = Raw::connect(&server).await;
+        raw.send(format!("POST /async/whole HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n")).await;
+        let answer = raw.until("\r\n\r\n").await;
+        assert_eq!(status(&answer), expected, "{answer}");
+        if expected == 100 {
+            raw.send("body").await;
+            assert_eq!(status(&raw.until("\r\n\r\n").await), 200);
+        }
+    }
+    assert_well(&server).await;
+}
