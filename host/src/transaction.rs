@@ -113,7 +113,7 @@ impl Transaction {
         face: Face,
         on: (&Arc<Sqlite>, &Arc<Deadline>),
     ) -> Result<Level, Error> {
-        let beginning = Beginning::new(self);
+        let beginning = Waiting::to_begin(self);
         let level = beginning.level;
         let turn = self.begun(face, on, true).await?;
         let mut turn = turn.expect("it was asked to begin");
@@ -237,7 +237,9 @@ impl Transaction {
 
     /// Takes `level` off the stack; whether it was the transaction itself.
     async fn leave(&self, level: Level) -> Result<(Turn, bool), Error> {
+        let waiting = Waiting::to_end(self, level);
         let mut state = Arc::clone(&self.state).lock_owned().await;
+        waiting.done();
         self.undo_abandoned(&mut state);
         let depth = state.remove(level);
         if depth.is_some() {
@@ -285,18 +287,26 @@ impl Transaction {
     }
 }
 
-/// A level that the guest has asked for and not got yet. Dropped before, it is abandoned.
-struct Beginning<'a> {
+/// A level that waits to begin or to end. When its caller gives up waiting, it is abandoned.
+struct Waiting<'a> {
     transaction: &'a Transaction,
     level: Level,
     done: bool,
 }
 
-impl Beginning<'_> {
-    fn new(transaction: &Transaction) -> Beginning<'_> {
+impl Waiting<'_> {
+    fn to_begin(transaction: &Transaction) -> Waiting<'_> {
         transaction.claims.fetch_add(1, SeqCst);
         let level = Level(transaction.last_level.fetch_add(1, SeqCst) + 1);
-        Beginning {
+        Waiting {
+            transaction,
+            level,
+            done: false,
+        }
+    }
+
+    fn to_end(transaction: &Transaction, level: Level) -> Waiting<'_> {
+        Waiting {
             transaction,
             level,
             done: false,
@@ -309,7 +319,7 @@ impl Beginning<'_> {
     }
 }
 
-impl Drop for Beginning<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.done {
             self.transaction.abandon(self.level);

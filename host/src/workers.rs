@@ -95,9 +95,9 @@ impl Workers {
         });
         let since = Instant::now();
         let ticket = self.0.push(job)?;
-        let _place = Queued {
+        let mut waiting = Waiting {
             pool: &self.0,
-            ticket,
+            ticket: Some(ticket),
         };
         let wait = Duration::from_millis(self.0.config.queue_timeout_ms);
         let answered = match deadline
@@ -118,6 +118,7 @@ impl Workers {
             // It runs: whoever runs it watches the deadline.
             _ => answer.await,
         };
+        waiting.ticket = None;
         match answered.expect("a job that was taken from the queue answers") {
             Ok(value) => Ok(value),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -131,15 +132,17 @@ impl Workers {
     }
 }
 
-/// Removes a job from the queue if it is dropped before the job was taken.
-struct Queued<'a> {
+/// A request that waits for its job. When it gives up, the job leaves the queue.
+struct Waiting<'a> {
     pool: &'a Arc<Pool>,
-    ticket: u64,
+    ticket: Option<u64>,
 }
 
-impl Drop for Queued<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.pool.withdraw(self.ticket);
+        if let Some(ticket) = self.ticket {
+            self.pool.withdraw(ticket);
+        }
     }
 }
 
@@ -184,11 +187,18 @@ impl Pool {
             .set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
     }
 
+    /// Whether one more worker may compute: those that wait in host calls do not count.
+    fn may_compute(&self, state: &State) -> bool {
+        let waiting = state.idle + self.blocked.load(SeqCst);
+        state.threads.saturating_sub(waiting) < self.config.workers
+    }
+
     /// Starts a worker if one is wanted and allowed.
     fn grow(self: &Arc<Self>, state: &mut State) {
-        let computing = state.threads.saturating_sub(self.blocked.load(SeqCst));
+        // Idle ones count here: they are about to take what they can.
+        let busy = state.threads.saturating_sub(self.blocked.load(SeqCst));
         let wanted = state.queue.len() > state.idle;
-        if !wanted || computing >= self.config.workers || state.threads >= self.config.workers_max {
+        if !wanted || busy >= self.config.workers || state.threads >= self.config.workers_max {
             return;
         }
         let pool = Arc::clone(self);
@@ -211,7 +221,9 @@ impl Pool {
         OWN_POOL.set(Some(Arc::clone(&self)));
         let mut state = self.state.lock();
         loop {
-            if let Some((_, job)) = state.queue.pop_front() {
+            if self.may_compute(&state)
+                && let Some((_, job)) = state.queue.pop_front()
+            {
                 self.queue_changed(&state);
                 state.idle -= 1;
                 MutexGuard::unlocked(&mut state, job);
@@ -247,6 +259,7 @@ impl Blocked {
         METRICS.workers_blocked.inc();
         if pool.queued.load(SeqCst) > 0 {
             pool.grow(&mut pool.state.lock());
+            pool.work.notify_one();
         }
         Blocked(pool)
     }
@@ -317,6 +330,32 @@ mod tests {
             assert_eq!(done, Ok(()));
         }
         assert_eq!(workers.0.state.lock().threads, 1);
+    }
+
+    #[tokio::test]
+    async fn r4_a_pool_that_has_grown_computes_no_more_than_before() {
+        let workers = pool(1, 8, 100, 20_000);
+        let deadlines: Vec<Deadline> = (0..8).map(|_| soon()).collect();
+        let meeting = Arc::new(Barrier::new(8));
+        let grown = deadlines.iter().map(|deadline| {
+            let meeting = Arc::clone(&meeting);
+            workers.run(deadline, move || blocking(|| meeting.wait().is_leader()))
+        });
+        futures::future::join_all(grown).await;
+        assert_eq!(workers.0.state.lock().threads, 8);
+        let (computing, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let jobs = deadlines.iter().map(|deadline| {
+            let (computing, most) = (Arc::clone(&computing), Arc::clone(&most));
+            workers.run(deadline, move || {
+                most.fetch_max(computing.fetch_add(1, SeqCst) + 1, SeqCst);
+                std::thread::sleep(Duration::from_millis(5));
+                computing.fetch_sub(1, SeqCst);
+            })
+        });
+        for done in futures::future::join_all(jobs).await {
+            assert_eq!(done, Ok(()));
+        }
+        assert_eq!(most.load(SeqCst), 1);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use super::Guest;
 use crate::bindings::body_types::Error;
 use crate::bindings::{body, body_async};
 use crate::deadline::Ended;
+use crate::workers;
 
 /// The most bytes one call gives.
 const PIECE_MAX: u32 = 1 << 20;
@@ -24,9 +25,8 @@ impl body::Host for Guest {
         if self.scope.deadline.ended().is_some() {
             return Ok(Err(Error::Aborted));
         }
-        Ok(body
-            .read(offset, max.min(PIECE_MAX))
-            .map_err(|error| Error::Io(error.to_string())))
+        let piece = workers::blocking(|| body.read(offset, max.min(PIECE_MAX)));
+        Ok(piece.map_err(|error| Error::Io(error.to_string())))
     }
 }
 

@@ -23,6 +23,7 @@ use crate::config::Module as Grants;
 use crate::database::Databases;
 use crate::deadline::Ended;
 use crate::request::body::Spooled;
+use crate::run::CpuTime;
 use crate::scope::Scope;
 use crate::workers;
 
@@ -50,6 +51,8 @@ pub struct Guest {
     pub output: Output,
     /// Its linear memory.
     pub memory: MemoryLimit,
+    /// The CPU time it has used.
+    pub cpu: Arc<CpuTime>,
     table: ResourceTable,
     /// Built when first used: most views never touch it.
     wasi: Option<WasiCtx>,
@@ -69,6 +72,7 @@ impl Guest {
                 max: grants.limits.memory_mb << 20,
                 reached: false,
             },
+            cpu: Arc::default(),
             scope,
             grants,
             services,
@@ -84,7 +88,8 @@ impl Guest {
         if let Some(why) = deadline.ended() {
             return Err(why);
         }
-        workers::blocking(|| tokio::runtime::Handle::current().block_on(deadline.bound(work)))
+        let wait = || tokio::runtime::Handle::current().block_on(deadline.bound(work));
+        self.cpu.pause(|| workers::blocking(wait))
     }
 }
 

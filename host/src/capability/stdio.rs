@@ -17,6 +17,8 @@ use crate::scope::Scope;
 
 /// How much of a panic's message is kept.
 const PANIC_BYTES: usize = 4 << 10;
+/// What a record counts for beside its text: the host writes time, view and request around it.
+const RECORD_BYTES: usize = 100;
 /// The most bytes a guest may hand over at once.
 const WRITE_BYTES: usize = 64 << 10;
 
@@ -78,14 +80,15 @@ impl Output {
     pub(super) fn record(&self, level: Level, text: &str) {
         let mut state = self.0.state.lock();
         let scope = &self.0.scope;
-        if text.len() > state.left {
-            METRICS.log_cut.inc_by(text.len() as u64);
+        let size = text.len() + RECORD_BYTES;
+        if size > state.left {
+            METRICS.log_cut.inc_by(size as u64);
             if !std::mem::replace(&mut state.cut, true) {
                 tracing::warn!(target: "amphi::guest", view = %scope.view, request = scope.id, "the view logs more than `log_max_bytes` ({}): the rest of this request's log is cut", scope.limits.log_max_bytes);
             }
             return;
         }
-        state.left -= text.len();
+        state.left -= size;
         drop(state);
         let (view, request) = (&scope.view, &scope.id);
         match level {
@@ -161,13 +164,12 @@ impl StdoutStream for Lines {
 impl OutputStream for Lines {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         let mut line = self.line.lock();
-        line.extend_from_slice(&bytes);
-        while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
-            let rest = line.split_off(end + 1);
-            self.log(&std::mem::replace(&mut *line, rest));
-        }
-        if line.len() > WRITE_BYTES {
-            self.log(&std::mem::take(&mut *line));
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(part);
+            if part.ends_with(b"\n") || line.len() > WRITE_BYTES {
+                self.log(&line);
+                line.clear();
+            }
         }
         Ok(())
     }

@@ -3,9 +3,13 @@
 //! Each request has a store of its own: dropping it is what cancels everything the guest has in flight (R15),
 //! and only between stores can one guest be preempted for another.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+
 use wasmtime::{Engine, Store, UpdateDeadline};
 
-use super::{Answer, Stop, TICK, explain};
+use super::{Answer, CpuTime, Stop, explain};
 use crate::bindings::{AsyncViewsPre, types};
 use crate::capability::Guest;
 use crate::error::Failure;
@@ -22,7 +26,7 @@ pub async fn call(
     guest: Guest,
     request: types::Request,
 ) -> Result<Answer, Failure> {
-    let scope = guest.scope.clone();
+    let (scope, cpu) = (Arc::clone(&guest.scope), Arc::clone(&guest.cpu));
     let mut store = store(engine, guest);
     let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
     let run = async {
@@ -34,10 +38,20 @@ pub async fn call(
             .await?
     };
     // Outside the store: a time limit inside would wait for the guest to yield.
-    match scope.deadline.bound(run).await {
+    match scope.deadline.bound(metered(&cpu, run)).await {
         Ok(answer) => answer.map_err(|error| explain(&error, store.data())),
         Err(why) => Err((&Stop::from(why)).into()),
     }
+}
+
+/// Counts the CPU time of this thread while it works for the guest, and not while the guest waits.
+async fn metered<T>(cpu: &CpuTime, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let _counting = cpu.count();
+        work.as_mut().poll(context)
+    })
+    .await
 }
 
 /// Asks a component for its views.
@@ -63,14 +77,12 @@ pub async fn describe(
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
     let budget = guest.scope.view.cpu;
+    let cpu = Arc::clone(&guest.cpu);
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
     store.set_epoch_deadline(1);
-    let mut used = std::time::Duration::ZERO;
     store.epoch_deadline_callback(move |_| {
-        // It was computing when the tick came: over many ticks, that samples its CPU time.
-        used += TICK;
-        if used > budget {
+        if cpu.used() >= budget {
             return Err(Stop::Cpu(budget.as_millis()).into());
         }
         // tokio's own yield lets the loop look at its sockets before the guest goes on.

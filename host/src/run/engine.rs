@@ -12,7 +12,7 @@ use wasmtime::{
 use crate::config;
 
 /// How often the epoch advances: how long a guest can compute before the host looks at it (R5).
-pub const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(1);
 /// The most elements one table of a guest can have.
 pub const TABLE_ELEMENTS_MAX: usize = 20_000;
 

@@ -1,6 +1,7 @@
 //! Running guests: engines, instances, limits, preemption, and what went wrong.
 
 mod r#async;
+mod cpu;
 mod engine;
 mod sync;
 
@@ -15,7 +16,8 @@ use crate::deadline::Ended;
 use crate::error::Failure;
 
 pub use r#async::{call as call_async, describe as describe_async};
-pub use engine::{Engines, TABLE_ELEMENTS_MAX, TICK};
+pub use cpu::CpuTime;
+pub use engine::{Engines, TABLE_ELEMENTS_MAX};
 pub use sync::{call as call_sync, describe as describe_sync};
 
 /// What a guest made of a request: its response, or the error it returned.

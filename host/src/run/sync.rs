@@ -1,10 +1,10 @@
 //! Sync guests: a plain call on the worker's thread.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use wasmtime::{Engine, Store, UpdateDeadline};
 
-use super::{Answer, Stop, TICK, explain};
+use super::{Answer, Stop, explain};
 use crate::bindings::{SyncViewsPre, types};
 use crate::capability::Guest;
 use crate::error::Failure;
@@ -12,7 +12,7 @@ use crate::metrics::{Held, METRICS};
 use crate::view::Mode;
 
 /// How many ticks pass between looks at a computing guest: as often as its limits have to be exact.
-const TICKS_BETWEEN_LOOKS: u32 = 5;
+const TICKS_BETWEEN_LOOKS: u64 = 5;
 
 /// Runs a view in a fresh instance. Blocks; on a sync worker.
 ///
@@ -25,6 +25,8 @@ pub fn call(
     request: &types::Request,
 ) -> Result<Answer, Failure> {
     let view = guest.scope.view.id;
+    let cpu = Arc::clone(&guest.cpu);
+    let _counting = cpu.count();
     let mut store = store(engine, guest);
     let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Sync.as_str()]));
     let answer = views
@@ -51,31 +53,18 @@ pub fn describe(
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
     let budget = guest.scope.view.cpu;
-    // Read at the first look, so that the many requests that end before it need not ask the kernel.
-    let mut start = None;
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
-    store.set_epoch_deadline(TICKS_BETWEEN_LOOKS.into());
+    store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
     store.epoch_deadline_callback(move |store| {
-        if let Some(why) = store.data().scope.deadline.ended() {
+        let guest = store.data();
+        if let Some(why) = guest.scope.deadline.ended() {
             return Err(Stop::from(why).into());
         }
-        // Time in host calls does not count, and neither does a busy machine: only what this thread computed.
-        let now = thread_cpu_time();
-        let start = *start.get_or_insert_with(|| now.saturating_sub(TICKS_BETWEEN_LOOKS * TICK));
-        if now.saturating_sub(start) >= budget {
+        if guest.cpu.used() >= budget {
             return Err(Stop::Cpu(budget.as_millis()).into());
         }
-        Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS.into()))
+        Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
     });
     store
-}
-
-/// CPU time that this thread has used.
-fn thread_cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(
-        time.tv_sec.unsigned_abs(),
-        time.tv_nsec.unsigned_abs().try_into().unwrap_or(0),
-    )
 }

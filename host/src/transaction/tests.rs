@@ -496,6 +496,46 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     fixture.assert_clean().await;
 }
 
+/// A view that gives up waiting for its commit must not leave a level behind that swallows later ones.
+#[tokio::test]
+async fn r9_an_end_that_is_cancelled_is_undone() {
+    let fixture = Fixture::new();
+    let transaction = Transaction::new(false);
+    let first = begin(&transaction, &fixture).await;
+    fixture
+        .insert(&transaction, Face::Async, 1)
+        .await
+        .expect("it is inserted");
+    // Somebody else's turn, so that the commit has to wait.
+    let turn = Arc::clone(&transaction.state).lock_owned().await;
+    let commit = transaction.commit(Face::Async, first);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(5), commit)
+            .await
+            .is_err()
+    );
+    drop(turn);
+    let second = begin(&transaction, &fixture).await;
+    fixture
+        .insert(&transaction, Face::Async, 2)
+        .await
+        .expect("it is inserted");
+    transaction
+        .commit(Face::Async, second)
+        .await
+        .expect("it commits");
+    assert_eq!(fixture.committed().await, [2]);
+    transaction
+        .finish(Face::Async, true)
+        .await
+        .expect("it ends");
+    assert_eq!(
+        fixture.committed().await,
+        [2],
+        "what was said to be committed stays"
+    );
+}
+
 async fn begin(transaction: &Transaction, fixture: &Fixture) -> Level {
     transaction
         .begin(Face::Async, fixture.on())
