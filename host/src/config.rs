@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ mod raw;
 
 /// The most linear memory an instance can be given: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
+/// What `value_max_bytes` can be: SQLite itself stores no larger value.
+const VALUE_BYTES: RangeInclusive<u64> = 65_536..=1_000_000_000;
 
 pub use raw::{AsyncViews, Limits, Server, SyncViews};
 
@@ -59,6 +62,8 @@ pub struct Database {
     pub busy_timeout: Duration,
     /// How long a statement waits for a free connection.
     pub acquire_timeout: Duration,
+    /// One text or blob, in a statement or a result; more is an error to the view.
+    pub value_max_bytes: u64,
 }
 
 /// A folder served as it is.
@@ -472,6 +477,17 @@ impl Checker<'_> {
                 "`readers` is 0: views could not read; the least is 1".into(),
             ));
         }
+        let value_max_bytes = *raw.value_max_bytes.get_ref();
+        if !VALUE_BYTES.contains(&value_max_bytes) {
+            return Err(self.error(
+                &raw.value_max_bytes,
+                format!(
+                    "`value_max_bytes` is {value_max_bytes}: the least is {}, the most is {}",
+                    VALUE_BYTES.start(),
+                    VALUE_BYTES.end()
+                ),
+            ));
+        }
         Ok(Database {
             name,
             sqlite: self.folder.join(raw.sqlite),
@@ -479,6 +495,7 @@ impl Checker<'_> {
             readers: raw.readers.into_inner(),
             busy_timeout: Duration::from_millis(raw.busy_timeout_ms),
             acquire_timeout: Duration::from_millis(raw.acquire_timeout_ms),
+            value_max_bytes,
         })
     }
 

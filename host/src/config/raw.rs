@@ -216,10 +216,17 @@ pub(super) struct Database {
     pub(super) busy_timeout_ms: u64,
     #[serde(default = "five_seconds")]
     pub(super) acquire_timeout_ms: u64,
+    /// One text or blob, in a statement or a result; more is an error to the view. Default 16 MiB.
+    #[serde(default = "value_max_bytes")]
+    pub(super) value_max_bytes: Spanned<u64>,
 }
 
 fn readers() -> Spanned<usize> {
     Spanned::new(0..0, 4)
+}
+
+fn value_max_bytes() -> Spanned<u64> {
+    Spanned::new(0..0, 16 << 20)
 }
 
 fn five_seconds() -> u64 {

@@ -253,6 +253,23 @@ fn values_that_cannot_be_are_explained() {
 }
 
 #[test]
+fn a_value_in_a_database_has_a_size() {
+    let with = |line: &str| format!("{LEAST}[databases.default]\nsqlite = \"x.db\"\n{line}\n");
+    let config = parse(&with("")).expect("it is right");
+    assert_eq!(config.databases["default"].value_max_bytes, 16 << 20);
+    let config = parse(&with("value_max_bytes = 65536")).expect("it is right");
+    assert_eq!(config.databases["default"].value_max_bytes, 65_536);
+    for bytes in [0, 65_535, 1_000_000_001, i64::MAX] {
+        let text = with(&format!("value_max_bytes = {bytes}"));
+        assert_error(
+            &text,
+            "7:19",
+            &["the least is 65536", "the most is 1000000000"],
+        );
+    }
+}
+
+#[test]
 fn a_missing_file_says_what_to_do() {
     let error = Config::load(Path::new("/nowhere"))
         .expect_err("it is not there")
