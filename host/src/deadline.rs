@@ -15,6 +15,8 @@ pub enum Ended {
     TimedOut = 2,
     /// The host is shutting down and has waited long enough.
     Shutdown = 3,
+    /// The view has failed.
+    Failed = 4,
 }
 
 /// The end of one request's life, by time or by cancellation.
@@ -54,6 +56,7 @@ impl Deadline {
             1 => Some(Ended::Disconnected),
             2 => Some(Ended::TimedOut),
             3 => Some(Ended::Shutdown),
+            4 => Some(Ended::Failed),
             _ if Instant::now() >= self.at => Some(Ended::TimedOut),
             _ => None,
         }

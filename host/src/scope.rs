@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ pub struct Scope {
     pub transaction: Transaction,
     /// Places for outbound requests in flight.
     pub outbound: Arc<Semaphore>,
+    /// Results of queries that the host holds for it.
+    pub results: Results,
     values: Mutex<HashMap<String, String>>,
     _open: Held,
 }
@@ -56,6 +59,7 @@ impl Scope {
             outbound: Arc::new(Semaphore::new(limits.outbound_max)),
             view,
             limits,
+            results: Results::default(),
             values: Mutex::default(),
             _open: Held::new(&METRICS.scopes),
         })
@@ -87,6 +91,43 @@ impl Scope {
         }
         values.insert(name, value);
         Ok(())
+    }
+}
+
+/// Results that views read piece by piece: what they take of the host meanwhile.
+#[derive(Default)]
+pub struct Results {
+    /// Bytes of rows that are read already.
+    bytes: AtomicU64,
+    /// Results that a connection of their own feeds.
+    streams: AtomicUsize,
+}
+
+impl Results {
+    /// Takes room for rows, unless that would be more than `max` in all.
+    pub fn hold(&self, bytes: u64, max: u64) -> bool {
+        let taken = self.bytes.fetch_update(SeqCst, SeqCst, |held| {
+            Some(held + bytes).filter(|sum| *sum <= max)
+        });
+        taken.is_ok()
+    }
+
+    /// Gives room back.
+    pub fn release(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, SeqCst);
+    }
+
+    /// Takes a connection for a stream, unless `max` are taken.
+    pub fn open_stream(&self, max: usize) -> bool {
+        let taken = self.streams.fetch_update(SeqCst, SeqCst, |streams| {
+            Some(streams + 1).filter(|sum| *sum <= max)
+        });
+        taken.is_ok()
+    }
+
+    /// A stream has ended.
+    pub fn close_stream(&self) {
+        self.streams.fetch_sub(1, SeqCst);
     }
 }
 

@@ -38,12 +38,13 @@ impl Guest {
                 ),
             ));
         }
-        let database = Arc::clone(
-            self.services
-                .databases
-                .get(name)
-                .expect("the configuration knows every granted database"),
-        );
+        let database = self.services.databases.get(name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("the database `{name}` is not open while a module is being checked"),
+            )
+        })?;
+        let database = Arc::clone(database);
         Ok(Session {
             scope: Arc::clone(&self.scope),
             database,
@@ -68,20 +69,55 @@ impl Session {
         self.face.run(move || lease.execute(&sql, &params)).await
     }
 
-    /// Inside a transaction the one connection has to stay free for other statements, so the result is read at
-    /// once; outside, a connection of its own feeds it piece by piece.
+    /// Outside a transaction, a connection of its own feeds the result piece by piece. Inside, the one connection
+    /// has to stay free for other statements, so the result is read at once; likewise when the request has taken
+    /// its share of the connections already, lest it wait for itself.
     async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         if let Some(turn) = self.turn().await? {
             let table = turn.query(self.face, sql, params, self.max_bytes()).await?;
-            return Ok(Rows::read(table));
+            return self.hold(table);
         }
-        let stream = (self.database)
-            .stream(&self.scope.deadline, sql.clone(), params.clone())
+        let share = (self.database.config().readers / 2).max(1);
+        if !self.scope.results.open_stream(share) {
+            return self.hold(self.query_outside(sql, params).await?);
+        }
+        let held = HeldRows {
+            scope: Arc::clone(&self.scope),
+            bytes: 0,
+            stream: true,
+        };
+        let (deadline, max) = (&self.scope.deadline, self.max_bytes());
+        let stream = self
+            .database
+            .stream(deadline, sql.clone(), params.clone(), max)
             .await?;
         match stream {
-            Tried::Done(stream) => Ok(Rows::streamed(stream)),
-            Tried::Writes => self.query_outside(sql, params).await.map(Rows::read),
+            Tried::Done(stream) => Ok(Rows::streamed(stream, held)),
+            Tried::Writes => {
+                drop(held);
+                self.hold(self.query_outside(sql, params).await?)
+            }
         }
+    }
+
+    /// Keeps a result that was read at once until the guest has read it.
+    fn hold(&self, table: Table) -> Result<Rows, Error> {
+        let bytes = size(&table);
+        if !self.scope.results.hold(bytes, self.max_bytes()) {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the results that this request has open would have more than {} bytes (`rows_max_bytes`): read or drop the others first",
+                    self.max_bytes()
+                ),
+            ));
+        }
+        let held = HeldRows {
+            scope: Arc::clone(&self.scope),
+            bytes,
+            stream: false,
+        };
+        Ok(Rows::read(table, held))
     }
 
     async fn query_outside(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
@@ -148,17 +184,18 @@ pub struct Rows {
     rows: Arc<tokio::sync::Mutex<Pending>>,
 }
 
-#[derive(Default)]
 struct Pending {
     ready: VecDeque<Row>,
     more: Option<mpsc::Receiver<Result<Vec<Row>, Error>>>,
+    _held: HeldRows,
 }
 
 impl Rows {
-    fn streamed(stream: Stream) -> Rows {
+    fn streamed(stream: Stream, held: HeldRows) -> Rows {
         let pending = Pending {
             ready: VecDeque::new(),
             more: Some(stream.pieces),
+            _held: held,
         };
         Rows {
             columns: stream.columns,
@@ -166,16 +203,46 @@ impl Rows {
         }
     }
 
-    fn read(table: Table) -> Rows {
+    fn read(table: Table, held: HeldRows) -> Rows {
         let pending = Pending {
             ready: table.rows.into(),
             more: None,
+            _held: held,
         };
         Rows {
             columns: table.columns,
             rows: Arc::new(pending.into()),
         }
     }
+}
+
+/// What a result takes of the host, until dropped.
+struct HeldRows {
+    scope: Arc<Scope>,
+    bytes: u64,
+    stream: bool,
+}
+
+impl Drop for HeldRows {
+    fn drop(&mut self) {
+        let results = &self.scope.results;
+        results.release(self.bytes);
+        if self.stream {
+            results.close_stream();
+        }
+    }
+}
+
+/// About how many bytes a result takes; an open one takes some even without rows.
+fn size(table: &Table) -> u64 {
+    let value = |value: &Value| {
+        32 + match value {
+            Value::Text(text) => text.len() as u64,
+            Value::Blob(blob) => blob.len() as u64,
+            _ => 0,
+        }
+    };
+    1024 + table.rows.iter().flatten().map(value).sum::<u64>()
 }
 
 async fn next(rows: Arc<tokio::sync::Mutex<Pending>>, max: u32) -> Result<Vec<Row>, Error> {

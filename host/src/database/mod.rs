@@ -84,6 +84,7 @@ impl From<Ended> for Error {
                 Ended::Disconnected => "request-aborted: the client has gone",
                 Ended::TimedOut => "request-aborted: the request's time is over",
                 Ended::Shutdown => "request-aborted: the host is shutting down",
+                Ended::Failed => "request-aborted: the view has failed",
             },
         )
     }

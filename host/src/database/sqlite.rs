@@ -7,14 +7,14 @@
 //! temporary tables …): the next statement may go to another one, so the change would be lost, and `ATTACH`
 //! would reach other files. SQLite's authorizer refuses them by name (R11).
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, Statement, ToSql};
 use tokio::sync::mpsc;
@@ -30,8 +30,9 @@ const STEPS_BETWEEN_CHECKS: i32 = 10_000;
 /// A piece of a streamed result ends at whichever comes first.
 const PIECE_ROWS: usize = 256;
 const PIECE_BYTES: u64 = 64 << 10;
-/// Prepared statements kept per connection.
-const STATEMENTS_KEPT: usize = 128;
+/// Prepared statements kept per connection, and the most bytes that one may have.
+const STATEMENTS_KEPT: usize = 64;
+const STATEMENT_BYTES_MAX: i32 = 256 << 10;
 
 /// An open database.
 pub struct Sqlite {
@@ -54,6 +55,8 @@ struct Handle {
 
 #[derive(Default)]
 struct Guard {
+    /// Whether the connection is the one that writes.
+    writes: bool,
     /// Set while the host itself speaks: only then are transaction statements let through.
     host: AtomicBool,
     /// What the authorizer refused last.
@@ -65,8 +68,8 @@ pub struct Lease {
     handle: Option<Handle>,
     database: Arc<Sqlite>,
     writes: bool,
-    _place: Place,
-    _held: Held,
+    place: Option<Place>,
+    held: Option<Held>,
 }
 
 /// Whether a statement can run where it was tried.
@@ -87,7 +90,10 @@ impl Sqlite {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("making the folder {}", folder.display()))?;
         }
-        let writer = Handle::open(&config.sqlite, config.busy_timeout)?;
+        let writer = Handle::open(config, true)?;
+        let readers = (0..config.readers)
+            .map(|_| Handle::open(config, false))
+            .collect::<anyhow::Result<_>>()?;
         let name = |kind| format!("database `{}`, {kind} connections", config.name);
         let pool = |kind, size, handles| Pool {
             gate: Gate::new(name(kind), size, usize::MAX, config.acquire_timeout),
@@ -95,7 +101,7 @@ impl Sqlite {
         };
         Ok(Arc::new(Sqlite {
             writer: pool("writing", 1, vec![writer]),
-            readers: pool("reading", config.readers, Vec::new()),
+            readers: pool("reading", config.readers, readers),
             config: config.clone(),
         }))
     }
@@ -150,14 +156,8 @@ impl Sqlite {
         let free = pool.free.lock().pop();
         let mut handle = match free {
             Some(handle) => handle,
-            None => {
-                Handle::open(&self.config.sqlite, self.config.busy_timeout).map_err(|error| {
-                    Error::new(
-                        ErrorKind::Unavailable,
-                        format!("database `{}`: {error:#}", self.config.name),
-                    )
-                })?
-            }
+            // Only after one that could not be cleaned.
+            None => self.reopen(writes).await?,
         };
         handle
             .watch(Arc::clone(deadline))
@@ -171,12 +171,28 @@ impl Sqlite {
             handle: Some(handle),
             database: Arc::clone(self),
             writes,
-            _place: place,
-            _held: held,
+            place: Some(place),
+            held: Some(held),
         })
     }
 
-    /// Runs a statement outside a transaction and hands its result over in pieces.
+    async fn reopen(self: &Arc<Self>, writes: bool) -> Result<Handle, Error> {
+        let database = Arc::clone(self);
+        let opened = tokio::task::spawn_blocking(move || Handle::open(&database.config, writes));
+        opened
+            .await
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .map_err(|error| {
+                let name = &self.config.name;
+                Error::new(
+                    ErrorKind::Unavailable,
+                    format!("database `{name}`: {error:#}"),
+                )
+            })
+    }
+
+    /// Runs a statement outside a transaction and hands its result over in pieces, each row at most `max_bytes`.
     ///
     /// # Errors
     /// As [`Lease::query`]; errors that come later are the last thing in the stream.
@@ -185,11 +201,14 @@ impl Sqlite {
         deadline: &Arc<Deadline>,
         sql: String,
         params: Vec<Value>,
+        max_bytes: u64,
     ) -> Result<Tried<Stream>, Error> {
         let lease = self.reader(deadline).await?;
         let (sender, receiver) = mpsc::channel(1);
         let (head_sender, head) = tokio::sync::oneshot::channel();
-        tokio::task::spawn_blocking(move || lease.feed(&sql, &params, head_sender, &sender));
+        tokio::task::spawn_blocking(move || {
+            lease.feed((&sql, &params, max_bytes), head_sender, &sender)
+        });
         match head.await {
             Ok(Ok(Tried::Done(columns))) => Ok(Tried::Done(Stream {
                 columns,
@@ -214,15 +233,27 @@ pub struct Stream {
 }
 
 impl Handle {
-    fn open(file: &Path, busy_timeout: Duration) -> anyhow::Result<Handle> {
+    fn open(config: &Config, writes: bool) -> anyhow::Result<Handle> {
+        let file = &config.sqlite;
         let mut connection =
             Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
-        connection.busy_timeout(busy_timeout)?;
+        connection.busy_timeout(config.busy_timeout)?;
+        // What SQLite offers against hostile SQL and hostile files.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, false)?;
+        let value_max = i32::try_from(config.value_max_bytes).unwrap_or(i32::MAX);
+        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, value_max)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, STATEMENT_BYTES_MAX)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        let guard = Arc::new(Guard::default());
+        let guard = Arc::new(Guard {
+            writes,
+            ..Guard::default()
+        });
         let watching = Arc::clone(&guard);
         connection.authorizer(Some(move |context: AuthContext<'_>| {
             watching.authorize(&context)
@@ -304,6 +335,12 @@ impl Handle {
                 kind,
                 "request-aborted: the statement was interrupted because the request ended",
             ),
+            rusqlite::Error::SqliteFailure(failure, _) if failure.code == ErrorCode::ApiMisuse => {
+                Error::new(
+                    ErrorKind::Statement,
+                    "the statement is empty, or only a comment",
+                )
+            }
             _ => Error::new(kind, error.to_string()),
         }
     }
@@ -312,8 +349,11 @@ impl Handle {
 impl Guard {
     fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
         use AuthAction::{
-            Attach, CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView, Detach,
-            Pragma, Read, Savepoint, Select, Transaction,
+            AlterTable, Analyze, Attach, CreateIndex, CreateTable, CreateTempIndex,
+            CreateTempTable, CreateTempTrigger, CreateTempView, CreateTrigger, CreateView,
+            CreateVtable, Delete, Detach, DropIndex, DropTable, DropTrigger, DropView, DropVtable,
+            Function, Insert, Pragma, Read, Recursive, Reindex, Savepoint, Select, Transaction,
+            Update,
         };
         if self.host.load(Relaxed) {
             return Authorization::Allow;
@@ -328,6 +368,13 @@ impl Guard {
             Attach { .. } | Detach { .. } => {
                 "`attach`, `detach` and `vacuum` were refused: a module uses the databases it is granted in the app's configuration".to_owned()
             }
+            Function { function_name } => match self.function(function_name) {
+                Some(refused) => refused,
+                None => return Authorization::Allow,
+            },
+            CreateVtable { module_name, .. } if !VIRTUAL_TABLES.contains(&module_name) => {
+                format!("a virtual table of the kind `{module_name}` was refused: views may make {}", VIRTUAL_TABLES.join(", "))
+            }
             Select | Read { .. } => return Authorization::Allow,
             CreateTempTable { .. }
             | CreateTempView { .. }
@@ -335,12 +382,50 @@ impl Guard {
             | CreateTempIndex { .. } => TEMPORARY.to_owned(),
             // To the authorizer, `create table temp.name` makes no temporary table.
             _ if context.database_name == Some("temp") => TEMPORARY.to_owned(),
-            _ => return Authorization::Allow,
+            AlterTable { .. }
+            | Analyze { .. }
+            | CreateIndex { .. }
+            | CreateTable { .. }
+            | CreateTrigger { .. }
+            | CreateView { .. }
+            | CreateVtable { .. }
+            | Delete { .. }
+            | DropIndex { .. }
+            | DropTable { .. }
+            | DropTrigger { .. }
+            | DropView { .. }
+            | DropVtable { .. }
+            | Insert { .. }
+            | Pragma { .. }
+            | Recursive
+            | Reindex { .. }
+            | Update { .. } => return Authorization::Allow,
+            // Such as `attach` with a parameter for the file's name.
+            other => format!("a statement was refused because it is not of the kinds that views may run ({other:?}); `attach`, `detach` and `vacuum` never are"),
         };
         *self.refused.lock() = Some(refused);
         Authorization::Deny
     }
 }
+
+impl Guard {
+    /// Why a function may not be called, if so.
+    fn function(&self, name: &str) -> Option<String> {
+        match name.to_ascii_lowercase().as_str() {
+            // The first takes and gives pointers into the host.
+            "fts3_tokenizer" | "load_extension" => Some(format!(
+                "the function `{name}` was refused: it reaches into the host"
+            )),
+            "last_insert_rowid" | "changes" | "total_changes" if !self.writes => Some(format!(
+                "the function `{name}` was refused: outside a transaction, the next statement may go to another connection. Use `returning`, or the number that `execute` returns, or a transaction"
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// The virtual tables that views may make: full-text search and spatial indexes.
+const VIRTUAL_TABLES: &[&str] = &["fts5", "fts4", "fts3", "rtree"];
 
 const TEMPORARY: &str = "a temporary table, view, trigger or index was refused: it would exist on one connection of the pool and be lost for the next statement";
 
@@ -383,17 +468,10 @@ impl Lease {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         let mut cursor = statement.raw_query();
         while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
-            let (row, size) = read_row(row, columns.len())?;
+            let left = max_bytes.saturating_sub(bytes);
+            let (row, size) =
+                read_row(row, columns.len(), left)?.ok_or_else(|| too_large(max_bytes, sql))?;
             bytes += size;
-            if bytes > max_bytes {
-                return Err(Error::new(
-                    ErrorKind::TooLarge,
-                    format!(
-                        "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open`: {}",
-                        short(sql)
-                    ),
-                ));
-            }
             rows.push(row);
         }
         Ok(Tried::Done(Table { columns, rows }))
@@ -438,8 +516,7 @@ impl Lease {
 
     fn feed(
         self,
-        sql: &str,
-        params: &[Value],
+        (sql, params, max_bytes): (&str, &[Value], u64),
         head: tokio::sync::oneshot::Sender<Result<Tried<Vec<String>>, Error>>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) {
@@ -461,7 +538,8 @@ impl Lease {
             let (mut piece, mut bytes) = (Vec::new(), 0);
             let end = loop {
                 let row = match cursor.next() {
-                    Ok(Some(row)) => read_row(row, width),
+                    Ok(Some(row)) => read_row(row, width, max_bytes)
+                        .and_then(|row| row.ok_or_else(|| too_large(max_bytes, sql))),
                     Ok(None) => break true,
                     Err(error) => Err(handle.error(&error)),
                 };
@@ -490,27 +568,50 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(mut handle) = self.handle.take() else {
+        let Some(handle) = self.handle.take() else {
             return;
         };
-        let cleaned = handle
-            .connection
-            .progress_handler(0, None::<fn() -> bool>)
-            .is_ok()
-            && (handle.connection.is_autocommit() || handle.host("rollback").is_ok());
-        if cleaned {
-            let pool = if self.writes {
-                &self.database.writer
-            } else {
-                &self.database.readers
-            };
-            pool.free.lock().push(handle);
-        } else {
-            tracing::error!(
-                database = self.database.config.name,
-                "a connection could not be cleaned and was closed"
-            );
+        let used = Used {
+            handle,
+            database: Arc::clone(&self.database),
+            writes: self.writes,
+            _place: self.place.take(),
+            _held: self.held.take(),
+        };
+        // A roll-back may wait for the disk, and a scope may end on a loop.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !used.handle.connection.is_autocommit() => {
+                runtime.spawn_blocking(move || used.give_back());
+            }
+            _ => used.give_back(),
         }
+    }
+}
+
+/// A connection that comes back from its loan, with the place it still takes.
+struct Used {
+    handle: Handle,
+    database: Arc<Sqlite>,
+    writes: bool,
+    _place: Option<Place>,
+    _held: Option<Held>,
+}
+
+impl Used {
+    fn give_back(mut self) {
+        let connection = &mut self.handle.connection;
+        let cleaned = connection.progress_handler(0, None::<fn() -> bool>).is_ok()
+            && (connection.is_autocommit() || self.handle.host("rollback").is_ok());
+        if !cleaned {
+            let database = &self.database.config.name;
+            tracing::error!(database, "a connection could not be cleaned and was closed");
+            return;
+        }
+        let pool = match self.writes {
+            true => &self.database.writer,
+            false => &self.database.readers,
+        };
+        pool.free.lock().push(self.handle);
     }
 }
 
@@ -518,29 +619,55 @@ fn columns(statement: &Statement<'_>) -> Vec<String> {
     statement.column_names().map(str::to_owned).collect()
 }
 
-/// A row and about how many bytes it takes in the guest.
-fn read_row(row: &rusqlite::Row<'_>, width: usize) -> Result<(Row, u64), Error> {
+/// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
+const ROW_BYTES: u64 = 24;
+const VALUE_BYTES: u64 = 32;
+
+/// A row and about how many bytes it takes. None: more than `max_bytes`.
+fn read_row(
+    row: &rusqlite::Row<'_>,
+    width: usize,
+    max_bytes: u64,
+) -> Result<Option<(Row, u64)>, Error> {
     let mut values = Vec::with_capacity(width);
-    let mut bytes = 0;
+    let mut bytes = ROW_BYTES + VALUE_BYTES * width as u64;
     for index in 0..width {
-        let value = match row.get_ref(index).map_err(|error| Error::new(ErrorKind::Other, error.to_string()))? {
+        let value = row
+            .get_ref(index)
+            .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
+        // Measured before it is copied.
+        if let ValueRef::Text(content) | ValueRef::Blob(content) = value {
+            bytes += content.len() as u64;
+        }
+        if bytes > max_bytes {
+            return Ok(None);
+        }
+        values.push(match value {
             ValueRef::Null => Value::Null,
             ValueRef::Integer(number) => Value::Integer(number),
             ValueRef::Real(number) => Value::Real(number),
-            ValueRef::Text(text) => Value::Text(String::from_utf8(text.to_vec()).map_err(|_| {
-                Error::new(ErrorKind::Other, format!("column {index} holds text that is not UTF-8: read it as `cast(… as blob)`"))
-            })?),
-            ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
-        };
-        bytes += 16
-            + match &value {
-                Value::Text(text) => text.len() as u64,
-                Value::Blob(blob) => blob.len() as u64,
-                _ => 0,
-            };
-        values.push(value);
+            ValueRef::Text(text) => {
+                Value::Text(String::from_utf8(text.to_vec()).map_err(|_| {
+                    let sentence = format!(
+                        "column {index} holds text that is not UTF-8: read it as `cast(… as blob)`"
+                    );
+                    Error::new(ErrorKind::Other, sentence)
+                })?)
+            }
+            ValueRef::Blob(blob) => Value::Blob(blob.to_vec()),
+        });
     }
-    Ok((values, bytes))
+    Ok(Some((values, bytes)))
+}
+
+fn too_large(max_bytes: u64, sql: &str) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!(
+            "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open` outside a transaction: {}",
+            short(sql)
+        ),
+    )
 }
 
 struct Bound<'a>(&'a Value);
@@ -565,3 +692,6 @@ pub(crate) fn short(sql: &str) -> String {
         None => line,
     }
 }
+
+#[cfg(test)]
+mod tests;

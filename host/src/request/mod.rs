@@ -38,7 +38,7 @@ use crate::scope::{self, Scope};
 use crate::static_files::{Content, StaticFiles};
 use crate::transaction::Fate;
 use crate::view::{Mode, View};
-use crate::workers::Workers;
+use crate::workers::{self, Workers};
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
 pub const HOP_BY_HOP: [HeaderName; 6] = [
@@ -135,6 +135,17 @@ where
         );
         return Err(Failure::client(StatusCode::URI_TOO_LONG, text));
     }
+    // HTTP/1 has refused more already, while it parsed them.
+    if parts.headers.len() > limits.headers_max {
+        let text = format!("The request has more than {} headers.", limits.headers_max);
+        return Err(Failure::client(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            text,
+        ));
+    }
+    if parts.method == http::Method::OPTIONS && parts.uri.path() == "*" {
+        return Ok(empty(StatusCode::NO_CONTENT));
+    }
     let (target, params) = match app.router.route(&parts.method, parts.uri.path()) {
         Route::Found(target, params) => (target, params),
         Route::NotFound => {
@@ -196,7 +207,7 @@ async fn run_sync(
     let settling = Arc::clone(&scope);
     let job = move || {
         let answer = module.call_sync(guest, &request);
-        Handle::current().block_on(settle(&settling, Face::Sync, answer))
+        workers::blocking(|| Handle::current().block_on(settle(&settling, Face::Sync, answer)))
     };
     host.workers.run(&scope.deadline, job).await.map_err(busy)
 }
@@ -234,6 +245,10 @@ async fn settle(scope: &Scope, face: Face, answer: Result<Answer, Failure>) -> S
     });
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
+    }
+    if response.is_err() {
+        // Nobody waits for what the view left running.
+        scope.deadline.cancel(Ended::Failed);
     }
     let keep = matches!(&response, Ok(response) if !response.status().is_server_error());
     let fate = match scope.transaction.finish(face, keep).await {
@@ -328,7 +343,7 @@ fn view_error(error: types::Error) -> Failure {
     match StatusCode::from_u16(status) {
         Ok(status) if status.is_client_error() => Failure {
             detail: sentence,
-            ..Failure::client(status, message)
+            ..Failure::client(status, cut(message, CLIENT_TEXT_MAX))
         },
         Ok(status) if status.is_server_error() => Failure {
             status,
@@ -345,11 +360,7 @@ fn contract_request(
     params: Vec<(String, String)>,
     received: Received,
 ) -> (types::Request, Option<Arc<body::Spooled>>) {
-    let headers = parts
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())))
-        .collect();
+    let headers = contract_headers(parts);
     let (body, kept) = match received {
         Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
         Received::Kept(spooled) => (
@@ -366,6 +377,32 @@ fn contract_request(
         body,
     };
     (request, kept)
+}
+
+/// The request's headers, alike for every version of HTTP: `host` is the authority that the request names
+/// (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113, 8.2.3).
+fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 1);
+    let authority = parts.uri.authority();
+    headers.extend(authority.map(|authority| ("host".to_owned(), authority.as_str().to_owned())));
+    let mut cookies: Option<usize> = None;
+    for (name, value) in &parts.headers {
+        let value = text(value.as_bytes());
+        match cookies {
+            _ if name == header::HOST && authority.is_some() => {}
+            Some(first) if name == header::COOKIE => {
+                headers[first].1.push_str("; ");
+                headers[first].1.push_str(&value);
+            }
+            _ => {
+                if name == header::COOKIE {
+                    cookies = Some(headers.len());
+                }
+                headers.push((name.as_str().to_owned(), value));
+            }
+        }
+    }
+    headers
 }
 
 /// A header value as text: UTF-8, or else ISO-8859-1 as HTTP had it once.
@@ -428,8 +465,26 @@ fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<Res
     response
 }
 
+/// The most bytes of a view's error that a client is told, and that the log line has.
+const CLIENT_TEXT_MAX: usize = 2 << 10;
+const DETAIL_MAX: usize = 4 << 10;
+
+/// A text of at most `max` bytes.
+fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push_str(" …");
+    }
+    text
+}
+
 fn without_body(response: &mut Response<ResponseBody>) {
-    if let Some(length) = response.body().size_hint().exact()
+    let bodiless = matches!(
+        response.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if !bodiless
+        && let Some(length) = response.body().size_hint().exact()
         && !response.headers().contains_key(header::CONTENT_LENGTH)
     {
         response
@@ -472,7 +527,8 @@ impl<'a> Completion<'a> {
     }
 
     /// The response for a failure, which the line will name.
-    fn failed(&mut self, failure: Failure) -> Response<ResponseBody> {
+    fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
+        failure.detail = cut(failure.detail, DETAIL_MAX);
         let reason = failure.status.canonical_reason().unwrap_or("Error");
         let text = format!(
             "{} {reason}\n{}\nRequest {}",
@@ -532,6 +588,11 @@ impl Drop for Completion<'_> {
     fn drop(&mut self) {
         if self.done {
             return;
+        }
+        if std::thread::panicking() {
+            let sentence = "the host panicked while it answered: the message is on standard error";
+            self.failure = Some(Failure::host(sentence));
+            return self.log(500);
         }
         let stopping = self.host.stopping.load(Relaxed);
         let why = if stopping {

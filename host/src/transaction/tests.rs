@@ -22,6 +22,7 @@ impl Fixture {
             sqlite: folder.path().join("test.db"),
             migrations: None,
             readers: 2,
+            value_max_bytes: 1 << 20,
             busy_timeout: Duration::from_millis(200),
             acquire_timeout: Duration::from_millis(200),
         })
@@ -58,7 +59,7 @@ impl Fixture {
             .reader(&self.deadline)
             .await
             .expect("a reader");
-        let Ok(Tried::Done(table)) = lease.query("select n from t order by n", &[], 1 << 20) else {
+        let Ok(Tried::Done(table)) = lease.query("select n from t order by n", &[], 1 << 24) else {
             panic!("reading works")
         };
         let number = |row: Vec<Value>| match row[..] {
