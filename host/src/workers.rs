@@ -58,7 +58,7 @@ struct State {
 }
 
 thread_local! {
-    /// The pool that this thread is a worker of.
+    /// The pool that this thread is a worker of, while it does not wait.
     static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
 }
 
@@ -244,13 +244,15 @@ impl Pool {
 
 /// Runs something that waits. On a sync worker, the pool may start another worker meanwhile.
 pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
-    let Some(pool) = OWN_POOL.with_borrow(Clone::clone) else {
+    // Within another wait, the worker counts already.
+    let Some(pool) = OWN_POOL.take() else {
         return wait();
     };
     let _blocked = Blocked::new(pool);
     wait()
 }
 
+/// A worker that waits: it does not count as computing, until dropped.
 struct Blocked(Arc<Pool>);
 
 impl Blocked {
@@ -269,6 +271,7 @@ impl Drop for Blocked {
     fn drop(&mut self) {
         self.0.blocked.fetch_sub(1, SeqCst);
         METRICS.workers_blocked.dec();
+        OWN_POOL.set(Some(Arc::clone(&self.0)));
     }
 }
 

@@ -13,6 +13,7 @@ pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
 use crate::config::Config;
 use crate::deadline::Ended;
 use crate::gate::Refused;
+use crate::workers;
 
 pub use sqlite::Sqlite;
 
@@ -58,7 +59,7 @@ impl Face {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
         match self {
-            Face::Sync => work(),
+            Face::Sync => workers::blocking(work),
             Face::Async => match tokio::task::spawn_blocking(work).await {
                 Ok(value) => value,
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),

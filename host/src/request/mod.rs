@@ -38,7 +38,7 @@ use crate::scope::{self, Scope};
 use crate::static_files::{Content, StaticFiles};
 use crate::transaction::Fate;
 use crate::view::{Mode, View};
-use crate::workers::{self, Workers};
+use crate::workers::Workers;
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
 pub const HOP_BY_HOP: [HeaderName; 6] = [
@@ -207,7 +207,7 @@ async fn run_sync(
     let settling = Arc::clone(&scope);
     let job = move || {
         let answer = module.call_sync(guest, &request);
-        workers::blocking(|| Handle::current().block_on(settle(&settling, Face::Sync, answer)))
+        Handle::current().block_on(settle(&settling, Face::Sync, answer))
     };
     host.workers.run(&scope.deadline, job).await.map_err(busy)
 }
