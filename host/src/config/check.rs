@@ -13,8 +13,22 @@ use super::{
     Place, Server, Source, StaticFiles, raw,
 };
 
+/// What times can be: up to a day. Where 0 has a meaning, the range starts there.
+const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
+const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
+/// What numbers of bytes can be that the host only compares with.
+const BYTES: RangeInclusive<u64> = 1..=1 << 40;
+/// A result counts some bytes even without rows.
+const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
 /// What `value_max_bytes` can be: SQLite itself stores no larger value.
 const VALUE_BYTES: RangeInclusive<u64> = 65_536..=1_000_000_000;
+const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
+/// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
+const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
+/// A map of headers has no room for more than 32,768.
+const HEADERS: RangeInclusive<u64> = 1..=10_000;
+/// Longer URLs are not parsed.
+const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
 pub(super) struct Checker<'a> {
     file: &'a Path,
@@ -62,7 +76,7 @@ impl<'a> Checker<'a> {
             .transpose()?;
         self.server(&raw.server)?;
         self.pools(&raw)?;
-        self.limits(raw.limits.span().start, raw.limits.get_ref())?;
+        let limits = self.limits(&raw.limits, &Limits::default())?;
         let databases = (raw.databases.into_iter())
             .map(|(name, database)| Ok((name.clone(), self.database(name, database)?)))
             .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
@@ -78,7 +92,7 @@ impl<'a> Checker<'a> {
             .transpose()?;
         let defaults = Defaults {
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
-            limits: raw.limits.get_ref(),
+            limits,
         };
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
@@ -127,74 +141,78 @@ impl<'a> Checker<'a> {
                 )));
             }
         }
-        if s.headers_max_bytes < 8192 {
-            return Err(self.error(
-                server,
-                format!(
-                    "`headers_max_bytes` is {}: the least is 8192",
-                    s.headers_max_bytes
-                ),
-            ));
-        }
-        for (name, value) in [
-            ("connections_max", s.connections_max),
-            ("headers_max", s.headers_max),
-            ("http2_streams_max", s.http2_streams_max as usize),
-        ] {
-            self.at_least_one(server.span().start, name, value)?;
-        }
-        Ok(())
+        let at = server.span().start;
+        self.within(at, "connections_max", s.connections_max, 1..=1_000_000)?;
+        self.within(at, "headers_max_bytes", s.headers_max_bytes, HEADERS_BYTES)?;
+        self.within(at, "headers_max", s.headers_max, HEADERS)?;
+        self.within(at, "uri_max_bytes", s.uri_max_bytes, URI_BYTES)?;
+        self.within(at, "http2_streams_max", s.http2_streams_max, 1..=10_000)?;
+        self.within(at, "header_timeout_ms", s.header_timeout_ms, TIME_MS)?;
+        self.within(at, "body_timeout_ms", s.body_timeout_ms, TIME_MS)?;
+        self.within(at, "write_timeout_ms", s.write_timeout_ms, TIME_MS)?;
+        self.within(at, "drain_timeout_ms", s.drain_timeout_ms, TIME_MS_OR_NONE)
     }
 
     fn pools(&self, raw: &raw::Config) -> Result<(), ConfigError> {
         let (sync, at) = (raw.sync_views.get_ref(), raw.sync_views.span().start);
-        self.at_least_one(at, "workers", sync.workers)?;
-        self.at_least_one(at, "workers_max", sync.workers_max)?;
+        self.within(at, "workers", sync.workers, 1..=10_000)?;
+        self.within(at, "workers_max", sync.workers_max, 1..=10_000)?;
+        self.within(at, "queue_max", sync.queue_max, 0..=1_000_000)?;
+        self.within(at, "queue_timeout_ms", sync.queue_timeout_ms, TIME_MS)?;
         if sync.workers > sync.workers_max {
             return Err(self.error_at(at, format!(
                 "`workers` ({}) is over `workers_max` ({}): raise the maximum or start with fewer", sync.workers, sync.workers_max
             )));
         }
         let (r#async, at) = (raw.async_views.get_ref(), raw.async_views.span().start);
-        self.at_least_one(at, "loops", r#async.loops)?;
-        self.at_least_one(at, "in_flight_max", r#async.in_flight_max)
+        self.within(at, "loops", r#async.loops, 1..=1024)?;
+        self.within(at, "in_flight_max", r#async.in_flight_max, 1..=100_000)?;
+        self.within(at, "queue_max", r#async.queue_max, 0..=1_000_000)?;
+        self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)
     }
 
-    fn at_least_one(&self, offset: usize, name: &str, value: usize) -> Result<(), ConfigError> {
-        if value == 0 {
-            return Err(self.error_at(
-                offset,
-                format!("`{name}` is 0, so nothing could ever run: the least is 1"),
-            ));
-        }
-        Ok(())
+    /// A number that makes no sense, or that the host could not even start with, is told here and not later.
+    fn within(
+        &self,
+        offset: usize,
+        name: &str,
+        value: impl TryInto<u64>,
+        range: RangeInclusive<u64>,
+    ) -> Result<(), ConfigError> {
+        // No number of the host's is wider.
+        let value = value.try_into().unwrap_or(u64::MAX);
+        let bound = if value < *range.start() {
+            format!("the least is {}", range.start())
+        } else if value > *range.end() {
+            format!("the most is {}", range.end())
+        } else {
+            return Ok(());
+        };
+        Err(self.error_at(offset, format!("`{name}` is {value}: {bound}")))
     }
 
-    fn limits(&self, offset: usize, limits: &Limits) -> Result<(), ConfigError> {
-        for (name, value) in [
-            ("cpu_ms", limits.cpu_ms),
-            ("timeout_ms", limits.timeout_ms),
-            ("memory_mb", limits.memory_mb),
-        ] {
-            self.at_least_one(offset, name, value as usize)?;
-        }
-        if limits.memory_mb << 20 > MEMORY_BYTES_MAX as u64 {
-            return Err(self.error_at(
-                offset,
-                format!(
-                    "`memory_mb` is {}: the most is {}",
-                    limits.memory_mb,
-                    MEMORY_BYTES_MAX >> 20
-                ),
-            ));
+    /// The limits that `own` names, and for the rest those it is written over.
+    fn limits(&self, own: &Spanned<raw::OwnLimits>, over: &Limits) -> Result<Limits, ConfigError> {
+        let (own, at) = (own.get_ref(), own.span().start);
+        let mut limits = own.over(over);
+        self.within(at, "cpu_ms", limits.cpu_ms, TIME_MS)?;
+        self.within(at, "timeout_ms", limits.timeout_ms, TIME_MS)?;
+        self.within(at, "memory_mb", limits.memory_mb, MEMORY_MB)?;
+        self.within(at, "response_max_bytes", limits.response_max_bytes, BYTES)?;
+        self.within(at, "rows_max_bytes", limits.rows_max_bytes, ROWS_BYTES)?;
+        self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
+        let outbound_bytes = limits.outbound_response_max_bytes;
+        self.within(at, "outbound_response_max_bytes", outbound_bytes, BYTES)?;
+        if own.cpu_ms.is_none() {
+            limits.cpu_ms = limits.cpu_ms.min(limits.timeout_ms);
         }
         if limits.cpu_ms > limits.timeout_ms {
-            return Err(self.error_at(offset, format!(
+            return Err(self.error_at(at, format!(
                 "`cpu_ms` ({}) is over `timeout_ms` ({}): a view cannot compute for longer than it may run; lower the first or raise the second",
                 limits.cpu_ms, limits.timeout_ms,
             )));
         }
-        Ok(())
+        Ok(limits)
     }
 
     fn database(&self, name: String, raw: raw::Database) -> Result<Database, ConfigError> {
@@ -202,30 +220,24 @@ impl<'a> Checker<'a> {
             .migrations
             .map(|folder| self.folder(&folder, "migrations"))
             .transpose()?;
-        if raw.readers.get_ref() == &0 {
-            return Err(self.error(
-                &raw.readers,
-                "`readers` is 0: views could not read; the least is 1".into(),
-            ));
-        }
-        let value_max_bytes = *raw.value_max_bytes.get_ref();
-        if !VALUE_BYTES.contains(&value_max_bytes) {
-            return Err(self.error(
-                &raw.value_max_bytes,
-                format!(
-                    "`value_max_bytes` is {value_max_bytes}: the least is {}, the most is {}",
-                    VALUE_BYTES.start(),
-                    VALUE_BYTES.end()
-                ),
-            ));
-        }
+        let at = raw.readers.span().start;
+        self.within(at, "readers", *raw.readers.get_ref(), 1..=1000)?;
+        let at = raw.busy_timeout_ms.span().start;
+        let busy_timeout_ms = raw.busy_timeout_ms.into_inner();
+        self.within(at, "busy_timeout_ms", busy_timeout_ms, TIME_MS_OR_NONE)?;
+        let at = raw.acquire_timeout_ms.span().start;
+        let acquire_timeout_ms = raw.acquire_timeout_ms.into_inner();
+        self.within(at, "acquire_timeout_ms", acquire_timeout_ms, TIME_MS)?;
+        let at = raw.value_max_bytes.span().start;
+        let value_max_bytes = raw.value_max_bytes.into_inner();
+        self.within(at, "value_max_bytes", value_max_bytes, VALUE_BYTES)?;
         Ok(Database {
             name,
             sqlite: self.folder.join(raw.sqlite),
             migrations,
             readers: raw.readers.into_inner(),
-            busy_timeout: Duration::from_millis(raw.busy_timeout_ms),
-            acquire_timeout: Duration::from_millis(raw.acquire_timeout_ms),
+            busy_timeout: Duration::from_millis(busy_timeout_ms),
+            acquire_timeout: Duration::from_millis(acquire_timeout_ms),
             value_max_bytes,
         })
     }
@@ -281,7 +293,7 @@ impl<'a> Checker<'a> {
         name: String,
         raw: Spanned<raw::Module>,
         databases: &BTreeMap<String, Database>,
-        defaults: &Defaults<'_>,
+        defaults: &Defaults,
     ) -> Result<Module, ConfigError> {
         let at = raw.span().start;
         if name.is_empty()
@@ -329,11 +341,7 @@ impl<'a> Checker<'a> {
         }
         let limits = match raw.limits {
             None => defaults.limits.clone(),
-            Some(over) => {
-                let limits = over.get_ref().over(defaults.limits);
-                self.limits(over.span().start, &limits)?;
-                limits
-            }
+            Some(own) => self.limits(&own, &defaults.limits)?,
         };
         let atomic = raw
             .atomic
@@ -441,7 +449,7 @@ impl<'a> Checker<'a> {
 }
 
 /// What modules get that do not say otherwise.
-struct Defaults<'a> {
+struct Defaults {
     atomic: Atomic,
-    limits: &'a Limits,
+    limits: Limits,
 }

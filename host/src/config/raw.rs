@@ -17,7 +17,7 @@ pub(super) struct Config {
     #[serde(default = "unspanned")]
     pub(super) async_views: Spanned<AsyncViews>,
     #[serde(default = "unspanned")]
-    pub(super) limits: Spanned<Limits>,
+    pub(super) limits: Spanned<OwnLimits>,
     #[serde(default)]
     pub(super) databases: BTreeMap<String, Database>,
     #[serde(default, rename = "static")]
@@ -110,7 +110,7 @@ pub struct SyncViews {
     pub workers: usize,
     /// Workers in all: the pool grows up to here while workers wait in host calls. Default 64.
     pub workers_max: usize,
-    /// Requests that wait for a worker; a further one gets 503. Default 1,024.
+    /// Requests that wait for a worker; a further one gets 503 (with 0, none waits). Default 1,024.
     pub queue_max: usize,
     /// How long a request waits for a worker before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
@@ -135,7 +135,7 @@ pub struct AsyncViews {
     pub loops: usize,
     /// Async views that run at once (each has an instance). Default 1,000.
     pub in_flight_max: usize,
-    /// Requests that wait for an instance; a further one gets 503. Default 10,000.
+    /// Requests that wait for an instance; a further one gets 503 (with 0, none waits). Default 10,000.
     pub queue_max: usize,
     /// How long a request waits for an instance before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
@@ -156,8 +156,7 @@ impl Default for AsyncViews {
 macro_rules! limits {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
         /// `[limits]` and `[modules.NAME.limits]`: what one request may use.
-        #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
+        #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct Limits {
             $($(#[doc = $doc])* pub $name: $type,)*
         }
@@ -171,7 +170,7 @@ macro_rules! limits {
         #[derive(Default, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub(super) struct OwnLimits {
-            $($name: Option<$type>,)*
+            $(pub(super) $name: Option<$type>,)*
         }
 
         impl OwnLimits {
@@ -183,9 +182,9 @@ macro_rules! limits {
 }
 
 limits! {
-    /// CPU time of a view. Default 1,000.
+    /// CPU time of a view. Default 1,000, or `timeout_ms` where that is less.
     cpu_ms: u64 = 1_000,
-    /// Time from accepting a request to its response. Default 30,000.
+    /// Time to the response, counted from when the whole request has arrived. Default 30,000.
     timeout_ms: u64 = 30_000,
     /// Linear memory of an instance. Default 64, at most 1,024.
     memory_mb: u64 = 64,
@@ -213,9 +212,9 @@ pub(super) struct Database {
     #[serde(default = "readers")]
     pub(super) readers: Spanned<usize>,
     #[serde(default = "five_seconds")]
-    pub(super) busy_timeout_ms: u64,
+    pub(super) busy_timeout_ms: Spanned<u64>,
     #[serde(default = "five_seconds")]
-    pub(super) acquire_timeout_ms: u64,
+    pub(super) acquire_timeout_ms: Spanned<u64>,
     /// One text or blob, in a statement or a result; more is an error to the view. Default 16 MiB.
     #[serde(default = "value_max_bytes")]
     pub(super) value_max_bytes: Spanned<u64>,
@@ -229,8 +228,8 @@ fn value_max_bytes() -> Spanned<u64> {
     Spanned::new(0..0, 16 << 20)
 }
 
-fn five_seconds() -> u64 {
-    5_000
+fn five_seconds() -> Spanned<u64> {
+    Spanned::new(0..0, 5_000)
 }
 
 #[derive(Deserialize)]

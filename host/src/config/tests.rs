@@ -253,19 +253,95 @@ fn values_that_cannot_be_are_explained() {
 }
 
 #[test]
+fn numbers_have_bounds() {
+    for (table, key, wrong, bound) in [
+        ("server", "connections_max", 0, "the least is 1"),
+        ("server", "connections_max", i64::MAX, "the most is 1000000"),
+        ("server", "headers_max_bytes", 8191, "the least is 8192"),
+        ("server", "headers_max_bytes", 1 << 40, "the most is"),
+        ("server", "headers_max", 40_000, "the most is 10000"),
+        ("server", "uri_max_bytes", 70_000, "the most is 65534"),
+        ("server", "http2_streams_max", 0, "the least is 1"),
+        ("server", "header_timeout_ms", 0, "the least is 1"),
+        ("server", "body_timeout_ms", 0, "the least is 1"),
+        ("server", "write_timeout_ms", 0, "the least is 1"),
+        (
+            "server",
+            "drain_timeout_ms",
+            i64::MAX,
+            "the most is 86400000",
+        ),
+        ("sync_views", "workers_max", i64::MAX, "the most is 10000"),
+        ("sync_views", "queue_timeout_ms", 0, "the least is 1"),
+        ("async_views", "in_flight_max", i64::MAX, "the most is"),
+        ("async_views", "queue_max", i64::MAX, "the most is 1000000"),
+        ("limits", "cpu_ms", 0, "the least is 1"),
+        ("limits", "timeout_ms", i64::MAX, "the most is 86400000"),
+        ("limits", "memory_mb", 1 << 44, "the most is 1024"),
+        ("limits", "response_max_bytes", 0, "the least is 1"),
+        ("limits", "outbound_max", 0, "the least is 1"),
+        ("limits", "outbound_max", i64::MAX, "the most is 10000"),
+        ("modules.shop.limits", "memory_mb", 0, "the least is 1"),
+    ] {
+        let text = format!("{LEAST}[{table}]\n{key} = {wrong}\n");
+        assert_error(&text, "5:1", &[&format!("`{key}` is {wrong}: {bound}")]);
+    }
+    let database = format!("{LEAST}[databases.default]\nsqlite = \"x.db\"\n");
+    for (key, wrong, bound) in [
+        ("readers", 0, "the least is 1"),
+        ("readers", i64::MAX, "the most is 1000"),
+        ("busy_timeout_ms", 1 << 40, "the most is 86400000"),
+        ("acquire_timeout_ms", 0, "the least is 1"),
+    ] {
+        let place = format!("7:{}", key.len() + 4);
+        let text = format!("{database}{key} = {wrong}\n");
+        assert_error(&text, &place, &[&format!("`{key}` is {wrong}: {bound}")]);
+    }
+}
+
+#[test]
+fn zeros_that_mean_something_are_accepted() {
+    let text = format!(
+        "{LEAST}[server]\ndrain_timeout_ms = 0\n[sync_views]\nqueue_max = 0\n[async_views]\nqueue_max = 0\n"
+    );
+    let config = parse(&text).expect("it is right");
+    assert_eq!(config.server.drain_timeout_ms, 0);
+}
+
+#[test]
+fn a_short_timeout_alone_shortens_the_cpu_time() {
+    let limits = |text: &str| {
+        let config = parse(&format!("{LEAST}{text}")).expect("it is right");
+        (
+            config.modules[0].limits.cpu_ms,
+            config.modules[0].limits.timeout_ms,
+        )
+    };
+    assert_eq!(limits("[limits]\ntimeout_ms = 400\n"), (400, 400));
+    assert_eq!(
+        limits("[modules.shop.limits]\ntimeout_ms = 400\n"),
+        (400, 400)
+    );
+    let both = "[limits]\ncpu_ms = 2000\n[modules.shop.limits]\ntimeout_ms = 400\n";
+    assert_eq!(limits(both), (400, 400));
+    let longer = "[limits]\ntimeout_ms = 400\n[modules.shop.limits]\ntimeout_ms = 900\n";
+    assert_eq!(limits(longer), (400, 900));
+}
+
+#[test]
 fn a_value_in_a_database_has_a_size() {
     let with = |line: &str| format!("{LEAST}[databases.default]\nsqlite = \"x.db\"\n{line}\n");
     let config = parse(&with("")).expect("it is right");
     assert_eq!(config.databases["default"].value_max_bytes, 16 << 20);
     let config = parse(&with("value_max_bytes = 65536")).expect("it is right");
     assert_eq!(config.databases["default"].value_max_bytes, 65_536);
-    for bytes in [0, 65_535, 1_000_000_001, i64::MAX] {
+    for (bytes, bound) in [
+        (0, "the least is 65536"),
+        (65_535, "the least is 65536"),
+        (1_000_000_001, "the most is 1000000000"),
+    ] {
         let text = with(&format!("value_max_bytes = {bytes}"));
-        assert_error(
-            &text,
-            "7:19",
-            &["the least is 65536", "the most is 1000000000"],
-        );
+        assert_error(&text, "7:19", &[bound]);
     }
 }
 
