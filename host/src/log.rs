@@ -24,8 +24,8 @@ pub enum LogFormat {
 
 /// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("AMPHI_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
+    let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
+    let (filter, mistake) = filter(wanted.as_deref());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -34,6 +34,26 @@ pub fn start(format: LogFormat) {
     match format {
         LogFormat::Text => builder.event_format(Lines).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    if let Some(mistake) = mistake {
+        tracing::warn!("{mistake}");
+    }
+}
+
+/// The filter that was asked for. If it is none, the usual one and a sentence about the mistake.
+fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
+    let usual = || EnvFilter::new("info,refinery_core=warn");
+    match wanted {
+        None | Some("") => (usual(), None),
+        Some(text) => match EnvFilter::try_new(text) {
+            Ok(filter) => (filter, None),
+            Err(error) => {
+                let mistake = format!(
+                    "AMPHI_LOG=\"{text}\" is not a filter and was ignored: {error}; write e.g. `warn` or `info,amphi::guest=debug`"
+                );
+                (usual(), Some(mistake))
+            }
+        },
     }
 }
 
@@ -59,11 +79,7 @@ where
             _ => other(&mut line, paint, event, &fields)?,
         }
         // A guest's text must not be able to look like another line of the log.
-        writeln!(
-            writer,
-            "{}",
-            line.replace('\n', "\n    ").replace('\r', "\\r")
-        )
+        writeln!(writer, "{}", line.replace('\n', "\n    "))
     }
 }
 
@@ -81,7 +97,7 @@ fn request(line: &mut String, paint: Paint, fields: &Fields) -> fmt::Result {
         line,
         "{:<4} {} {}",
         get("method"),
-        get("path").escape_debug(),
+        get("path"),
         paint.colour(colour, status)
     )?;
     if let (Some(mode), Some(view)) = (fields.get("mode"), fields.get("view")) {
@@ -176,14 +192,118 @@ impl Fields {
             .find(|(field, _)| *field == name)
             .map(|(_, value)| value.as_str())
     }
+
+    fn add(&mut self, field: &Field, value: &str) {
+        self.0.push((field.name(), escaped(value)));
+    }
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.push((field.name(), format!("{value:?}")));
+        self.add(field, &format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.push((field.name(), value.to_owned()));
+        self.add(field, value);
+    }
+}
+
+/// A text that can be shown on a terminal: what a guest or a client wrote must neither steer it nor change the
+/// order of what is read. Line breaks stay, because the line as a whole deals with them.
+fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Control characters, separators of lines and paragraphs, and what turns the direction of writing.
+fn steers(c: char) -> bool {
+    c != '\n' && c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `log` writes, without the time.
+    fn lines(colours: bool, log: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(colours)
+            .with_writer(move || writer.clone())
+            .event_format(Lines)
+            .finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let text = String::from_utf8(written.0.lock().clone()).expect("the log is UTF-8");
+        text.split_once(' ').expect("a time").1.to_owned()
+    }
+
+    #[test]
+    fn what_guests_write_cannot_steer_a_terminal() {
+        let hostile = "a\u{1b}[2Jb\rc\u{7f}\u{9b}31m\td\u{202e}e\u{0}";
+        let shown = "a\\u{1b}[2Jb\\rc\\u{7f}\\u{9b}31m\\td\\u{202e}e\\u{0}";
+        let text = lines(false, || tracing::info!(name = hostile, "{hostile}"));
+        assert_eq!(text, format!("info {shown} name={shown}\n"));
+        let text = lines(true, || tracing::info!(name = ?hostile, "{hostile}"));
+        assert!(
+            !text.contains("\u{1b}[2J") && !text.contains('\r'),
+            "{text:?}"
+        );
+        assert!(text.contains("\u{1b}[32minfo\u{1b}[0m"), "{text:?}");
+        let text = lines(
+            false,
+            || tracing::warn!(target: "amphi::request", method = "GET", path = "/", status = 500, duration_us = 1200, fault = "view", why = hostile, request = "r", "request"),
+        );
+        assert_eq!(text, format!("GET  / 500 1.2ms view fault: {shown} r\n"));
+    }
+
+    #[test]
+    fn further_lines_are_indented() {
+        let text = lines(false, || tracing::info!("one\n12:00:00.000 error two"));
+        assert_eq!(text, "info one\n    12:00:00.000 error two\n");
+    }
+
+    #[test]
+    fn other_texts_stay_as_they_are() {
+        let text = "Grüße, \\ \"日本\" 👩\u{200d}🚀";
+        assert_eq!(escaped(text), text);
+    }
+
+    #[test]
+    fn a_filter_that_is_none_is_named() {
+        assert!(filter(None).1.is_none() && filter(Some("")).1.is_none());
+        assert!(filter(Some("info,amphi::guest=debug")).1.is_none());
+        let mistake = filter(Some("amphi=loud")).1.expect("it is none");
+        assert!(
+            mistake.starts_with("AMPHI_LOG=\"amphi=loud\" is not a filter"),
+            "{mistake}"
+        );
     }
 }
