@@ -40,14 +40,12 @@ impl Engines {
     /// Engines with room for as many instances as the pools of the configuration let run.
     ///
     /// # Errors
-    /// When the address space for the instance slots, or the compile cache's folder, cannot be had.
+    /// When the address space for the instance slots cannot be had.
     pub fn new(sync: &config::SyncViews, r#async: &config::AsyncViews) -> anyhow::Result<Engines> {
-        let cache = Cache::new(CacheConfig::new())
-            .map_err(anyhow::Error::from)
-            .context("the compile cache")?;
+        let cache = compile_cache();
         let engines = Engines {
-            sync: engine(sync.workers_max, false, &cache)?,
-            r#async: engine(r#async.in_flight_max, true, &cache)?,
+            sync: engine(sync.workers_max, false, cache.clone())?,
+            r#async: engine(r#async.in_flight_max, true, cache)?,
         };
         engines.tick().context("starting the epoch thread")?;
         Ok(engines)
@@ -69,7 +67,22 @@ impl Engines {
     }
 }
 
-fn engine(instances: usize, concurrent: bool, cache: &Cache) -> anyhow::Result<Engine> {
+/// Where compiled modules are kept from one start to the next. Without it a start only takes longer.
+fn compile_cache() -> Option<Cache> {
+    match Cache::new(CacheConfig::new()) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            let why = format!("{error:#}");
+            tracing::warn!(
+                why,
+                "compiled modules cannot be kept, so each start compiles them anew: set HOME or XDG_CACHE_HOME to a folder that can be written"
+            );
+            None
+        }
+    }
+}
+
+fn engine(instances: usize, concurrent: bool, cache: Option<Cache>) -> anyhow::Result<Engine> {
     // One more, for reading what a module describes while all others are in use.
     let instances = u32::try_from(instances + 1).context("too many instances")?;
     let mut pool = PoolingAllocationConfig::default();
@@ -89,7 +102,7 @@ fn engine(instances: usize, concurrent: bool, cache: &Cache) -> anyhow::Result<E
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config
-        .cache(Some(cache.clone()))
+        .cache(cache)
         .concurrency_support(concurrent)
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK_BYTES)
