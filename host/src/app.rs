@@ -62,6 +62,14 @@ impl App {
             Some(app) => Arc::clone(&app.services.http),
             None => Arc::new(Client::new().context("the client for outbound requests")?),
         };
+        if let Some(why) = client.without_https() {
+            for module in config.modules.iter().filter(|module| module.wants_https()) {
+                tracing::warn!(
+                    module = module.name,
+                    "its requests over https will fail: {why}"
+                );
+            }
+        }
         let services = Arc::new(Services {
             databases,
             http: client,

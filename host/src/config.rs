@@ -205,6 +205,15 @@ impl Module {
             limits: Limits::default(),
         }
     }
+
+    /// Whether it is granted an origin that is reached over https.
+    pub fn wants_https(&self) -> bool {
+        self.http.iter().any(|grant| match grant {
+            HttpGrant::Own => false,
+            HttpGrant::Any => true,
+            HttpGrant::Origin(origin) => origin.starts_with("https:"),
+        })
+    }
 }
 
 impl Atomic {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use reqwest::header::{self, HeaderName, HeaderValue};
 use reqwest::{Method, Url, redirect};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Accessor, HasSelf};
@@ -19,6 +20,8 @@ use crate::scope::Scope;
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
     client: reqwest::Client,
+    /// Whether the system has certificates of authorities: without them, no server can be trusted.
+    certificates: bool,
     own: OnceLock<SocketAddr>,
 }
 
@@ -26,19 +29,32 @@ impl Client {
     /// A client that follows no redirects (a redirect could lead out of the granted origins) and uses no proxy.
     ///
     /// # Errors
-    /// When the system's certificates cannot be read.
+    /// When TLS cannot be set up. A machine without certificates is no error: only https requests fail then.
     pub fn new() -> anyhow::Result<Client> {
         // A second app in the same process finds the provider installed: that is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+        let builder = || {
+            reqwest::Client::builder()
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
+        };
+        let (client, certificates) = match builder().build() {
+            Ok(client) => (client, true),
+            // That needs no certificates: if it cannot be built either, they were not the reason.
+            Err(_) => (builder().tls_certs_only([]).build()?, false),
+        };
         Ok(Client {
             client,
+            certificates,
             own: OnceLock::new(),
         })
+    }
+
+    /// Why requests over https cannot be sent, if so.
+    pub fn without_https(&self) -> Option<&'static str> {
+        let why = "the machine has no certificates of authorities to check https servers with: install the package `ca-certificates` (or name a file in SSL_CERT_FILE), then restart";
+        (!self.certificates).then_some(why)
     }
 
     /// Says where this app itself listens, for requests to `/…`.
@@ -86,7 +102,13 @@ impl Client {
             HttpGrant::Origin(granted) => *granted == origin,
             HttpGrant::Own => false,
         });
-        if granted { Ok(url) } else { denied(origin) }
+        if !granted {
+            return denied(origin);
+        }
+        match self.without_https() {
+            Some(why) if url.scheme() == "https" => Err(Error::Connection(why.to_owned())),
+            _ => Ok(url),
+        }
     }
 }
 
@@ -107,13 +129,14 @@ impl Guest {
             .map_err(|error| invalid(&wanted.method, &error))?;
         let mut request = reqwest::Request::new(method, url);
         for (name, value) in &wanted.headers {
-            let key = reqwest::header::HeaderName::from_bytes(name.as_bytes())
-                .map_err(|error| invalid(name, &error))?;
-            if crate::request::HOP_BY_HOP.contains(&key) || key == reqwest::header::CONTENT_LENGTH {
-                return Err(Error::Invalid(format!("{name}: the host sets it")));
+            let key =
+                HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
+            if set_by_host(&key) {
+                return Err(Error::Invalid(format!(
+                    "{name}: the host sets it, from the URL and the body"
+                )));
             }
-            let value = reqwest::header::HeaderValue::from_str(value)
-                .map_err(|error| invalid(name, &error))?;
+            let value = HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
             request.headers_mut().append(key, value);
         }
         let left = self.scope.deadline.remaining();
@@ -131,6 +154,14 @@ impl Guest {
             places: Arc::clone(&self.scope.outbound),
         })
     }
+}
+
+/// Headers about the connection, the length and the origin: with a `host` of its own, a request could reach
+/// another site behind a granted address.
+fn set_by_host(name: &HeaderName) -> bool {
+    crate::request::HOP_BY_HOP.contains(name)
+        || *name == header::CONTENT_LENGTH
+        || *name == header::HOST
 }
 
 impl Call {
@@ -215,5 +246,49 @@ impl http_async::HostWithStore<Guest> for HasSelf<Guest> {
             Ok(call) => Ok(call.send().await),
             Err(error) => Ok(Err(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(grants: &[HttpGrant]) -> Module {
+        let mut module = Module::without_grants("test", std::path::Path::new("test.wasm"));
+        module.http = grants.to_vec();
+        module
+    }
+
+    #[test]
+    fn without_certificates_only_https_fails() {
+        let client = Client {
+            certificates: false,
+            ..Client::new().expect("a client")
+        };
+        let module = granted(&[HttpGrant::Any]);
+        client
+            .url("http://example.com/", &module)
+            .expect("http needs none");
+        let error = client
+            .url("https://example.com/", &module)
+            .expect_err("nobody can be trusted");
+        assert!(
+            matches!(&error, Error::Connection(why) if why.contains("`ca-certificates`")),
+            "{error:?}"
+        );
+        let nothing = granted(&[HttpGrant::Own]);
+        let error = client
+            .url("https://example.com/", &nothing)
+            .expect_err("it is not granted");
+        assert!(matches!(error, Error::Denied(_)), "{error:?}");
+    }
+
+    #[test]
+    fn the_host_sets_what_routes_and_frames_a_request() {
+        for name in ["host", "Host", "content-length", "connection", "te"] {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            assert!(set_by_host(&name), "{name}");
+        }
+        assert!(!set_by_host(&header::AUTHORIZATION));
     }
 }
