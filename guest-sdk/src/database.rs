@@ -155,6 +155,9 @@ impl<'a> Database<'a, Async> {
     /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error or
     /// is dropped. Within a transaction this is a savepoint of it.
     ///
+    /// A request has one transaction, and every statement meanwhile belongs to it. So do not join atomic
+    /// blocks with each other: the host rolls back what overlaps.
+    ///
     /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await` — write `async |tx|`, since the future of
     /// `|tx| async move` could not borrow `tx`.
     pub async fn atomic<T>(
