@@ -75,7 +75,8 @@ impl Running {
     }
 }
 
-/// Opens the databases, applies migrations and loads the modules.
+/// Opens the databases, loads the modules and then applies migrations: an app that cannot be served leaves its
+/// databases as they were.
 pub(super) fn load(
     config: Config,
     engines: &Engines,
@@ -86,7 +87,9 @@ pub(super) fn load(
         &config,
         previous.map_or(&none, |app| &app.services.databases),
     )?;
-    App::load(config, engines, databases, previous)
+    let app = App::load(config, engines, databases, previous)?;
+    database::migrate_all(&app.services.databases)?;
+    Ok(app)
 }
 
 async fn stop_on_signal(stop: CancellationToken) {

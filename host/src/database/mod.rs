@@ -23,7 +23,7 @@ pub type Databases = BTreeMap<String, Arc<Sqlite>>;
 /// Opens every database of the configuration, reusing those of `previous` that have not changed.
 ///
 /// # Errors
-/// When a file cannot be opened or a migration fails; the text names the database.
+/// When a file cannot be opened; the text names the database.
 pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databases> {
     let mut databases = Databases::new();
     for (name, wanted) in &config.databases {
@@ -35,12 +35,22 @@ pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databas
             None => Sqlite::open(wanted)
                 .with_context(|| format!("database `{name}` ({})", wanted.sqlite.display()))?,
         };
-        database
-            .migrate()
-            .with_context(|| format!("database `{name}`: migrations"))?;
         databases.insert(name.clone(), database);
     }
     Ok(databases)
+}
+
+/// Applies the migrations that are new. There is no way back: do it last, when nothing else can fail.
+///
+/// # Errors
+/// When a migration fails; the text names the database.
+pub fn migrate_all(databases: &Databases) -> anyhow::Result<()> {
+    for (name, database) in databases {
+        database
+            .migrate()
+            .with_context(|| format!("database `{name}`: migrations"))?;
+    }
+    Ok(())
 }
 
 /// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
