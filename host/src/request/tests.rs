@@ -44,9 +44,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> types::Respon
 
 #[track_caller]
 fn assert_refused(response: types::Response, sentence: &str) {
-    let failure = checked(response, &scope())
-        .err()
-        .expect("it cannot be sent");
+    let failure = checked(response, &scope()).expect_err("it cannot be sent");
     assert_eq!(
         (failure.fault, failure.status),
         (Fault::View, StatusCode::INTERNAL_SERVER_ERROR)
