@@ -182,6 +182,45 @@ impl Config {
         self.file.parent().expect("the file's path is absolute")
     }
 
+    /// The settings that differ from those the host has `started` with, and that only another start takes up.
+    pub fn needing_restart(&self, started: &Config) -> Vec<&'static str> {
+        let (now, then) = (&self.server, &started.server);
+        let differing = [
+            ("listen", self.listen != started.listen),
+            ("admin", self.admin != started.admin),
+            (
+                "connections_max",
+                now.connections_max != then.connections_max,
+            ),
+            (
+                "headers_max_bytes",
+                now.headers_max_bytes != then.headers_max_bytes,
+            ),
+            ("headers_max", now.headers_max != then.headers_max),
+            (
+                "header_timeout_ms",
+                now.header_timeout_ms != then.header_timeout_ms,
+            ),
+            (
+                "write_timeout_ms",
+                now.write_timeout_ms != then.write_timeout_ms,
+            ),
+            (
+                "http2_streams_max",
+                now.http2_streams_max != then.http2_streams_max,
+            ),
+            (
+                "drain_timeout_ms",
+                now.drain_timeout_ms != then.drain_timeout_ms,
+            ),
+            ("[sync_views]", self.sync_views != started.sync_views),
+            ("[async_views]", self.async_views != started.async_views),
+        ];
+        (differing.into_iter())
+            .filter_map(|(name, differs)| differs.then_some(name))
+            .collect()
+    }
+
     /// The folder that `amphi build` puts components in.
     pub fn artifacts(&self) -> PathBuf {
         self.folder().join("target").join("amphi")

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use super::serve::{Running, block_on, load};
@@ -15,8 +16,9 @@ use super::{Serving, build};
 use crate::config::{Config, Source};
 use crate::request::Host;
 
-/// Editors write a file in several steps: wait until it is quiet for this long.
+/// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
 const QUIET: Duration = Duration::from_millis(150);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
@@ -25,32 +27,31 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
         let (changed, changes) = mpsc::channel(1);
         let watching = Watching::start(&config, &packages, changed)?;
         let print = fingerprint(&config);
-        let running = Running::start(config).await?;
+        let running = Running::start(config.clone()).await?;
         tracing::info!("watching for changes; Ctrl-C ends");
-        tokio::spawn(follow(
+        let host = Arc::clone(&running.host);
+        let rebuilding = Rebuilding {
             serving,
-            Arc::clone(&running.host),
-            changes,
-            watching,
-            print,
-        ));
+            host,
+            started: config,
+        };
+        tokio::spawn(follow(rebuilding, changes, watching, print));
         running.serve().await
     })
 }
 
 /// Rebuilds and swaps after each change. What fails is logged, and the app goes on as it was.
 async fn follow(
-    serving: Serving,
-    host: Arc<Host>,
+    rebuilding: Rebuilding,
     mut changes: mpsc::Receiver<()>,
     mut watching: Watching,
     mut print: u64,
 ) {
-    let serving = Arc::new(serving);
+    let rebuilding = Arc::new(rebuilding);
     while changes.recv().await.is_some() {
-        while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
-        let (serving, host) = (Arc::clone(&serving), Arc::clone(&host));
-        let rebuilt = tokio::task::spawn_blocking(move || rebuild(&serving, &host, print));
+        quiet(&mut changes, QUIET, LONGEST_WAIT).await;
+        let rebuilding = Arc::clone(&rebuilding);
+        let rebuilt = tokio::task::spawn_blocking(move || rebuilding.run(print));
         match rebuilt.await {
             Ok(Ok((new_print, config, packages))) => {
                 print = new_print;
@@ -64,25 +65,38 @@ async fn follow(
     }
 }
 
-fn rebuild(
-    serving: &Serving,
-    host: &Host,
-    before: u64,
-) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
-    let since = Instant::now();
-    let config = serving.config()?;
-    let packages = build::build(&config)?;
-    let print = fingerprint(&config);
-    if print != before {
-        let old = host.app.load_full();
-        let app = load(config.clone(), &host.engines, Some(&old))?;
-        if app.config.listen != old.config.listen {
-            tracing::warn!("`listen` has changed: that needs a restart");
+/// Waits until nothing has changed for a while, or until that has taken too long.
+async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Duration) {
+    let more =
+        async { while let Ok(Some(())) = tokio::time::timeout(quiet, changes.recv()).await {} };
+    let _ = tokio::time::timeout(longest, more).await;
+}
+
+/// What every rebuild starts from.
+struct Rebuilding {
+    serving: Serving,
+    host: Arc<Host>,
+    /// The configuration that sockets, pools and loops were made for.
+    started: Config,
+}
+
+impl Rebuilding {
+    fn run(&self, before: u64) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
+        let since = Instant::now();
+        let config = self.serving.config()?;
+        let packages = build::build(&config)?;
+        let print = fingerprint(&config);
+        if print != before {
+            let old = self.host.app.load_full();
+            let app = load(config.clone(), &self.host.engines, Some(&old))?;
+            for setting in config.needing_restart(&self.started) {
+                tracing::warn!("`{setting}` has changed: that needs a restart");
+            }
+            self.host.app.store(Arc::new(app));
+            tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
         }
-        host.app.store(Arc::new(app));
-        tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
+        Ok((print, config, packages))
     }
-    Ok((print, config, packages))
 }
 
 /// What makes an app differ from what is served: its configuration, components and migrations.
@@ -116,10 +130,21 @@ fn fingerprint(config: &Config) -> u64 {
     hasher.finish()
 }
 
-/// The watched folders, and the watcher that lives as long as this.
+/// The watcher, which lives as long as this, and what it watches.
 struct Watching {
     watcher: RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
+    concern: Arc<RwLock<Concern>>,
+}
+
+/// Which files set off a build.
+#[derive(Default)]
+struct Concern {
+    /// Folders of the app, of packages and of components.
+    folders: BTreeSet<PathBuf>,
+    /// Folders in them that are read anew anyway, or that the app writes.
+    ignored: BTreeSet<PathBuf>,
+    databases: BTreeSet<PathBuf>,
 }
 
 impl Watching {
@@ -128,34 +153,13 @@ impl Watching {
         packages: &[PathBuf],
         changed: mpsc::Sender<()>,
     ) -> anyhow::Result<Watching> {
-        // What the app itself writes or what is read anew anyway must not set off a build.
-        let mut ignored: Vec<PathBuf> = config
-            .databases
-            .values()
-            .map(|database| database.sqlite.clone())
-            .collect();
-        ignored.extend(config.static_files.iter().map(|files| files.dir.clone()));
-        ignored.extend(
-            config
-                .modules
-                .iter()
-                .flat_map(|module| &module.directories)
-                .map(|dir| dir.host.clone()),
-        );
+        let concern = Arc::new(RwLock::new(Concern::default()));
+        let known = Arc::clone(&concern);
         let notice = move |event: notify::Result<notify::Event>| {
-            let relevant = |path: &Path| {
-                let text = path.to_string_lossy();
-                let hidden = path
-                    .components()
-                    .any(|part| part.as_os_str() == "target" || part.as_os_str() == ".git");
-                !hidden
-                    && !ignored
-                        .iter()
-                        .any(|own| text.starts_with(&*own.to_string_lossy()))
-            };
             // Compilers read files, too.
             if event.is_ok_and(|event| {
-                !event.kind.is_access() && event.paths.iter().any(|path| relevant(path))
+                let concern = known.read();
+                !event.kind.is_access() && event.paths.iter().any(|path| concern.includes(path))
             }) {
                 // A build that is to come sees this change too.
                 let _ = changed.try_send(());
@@ -165,6 +169,7 @@ impl Watching {
         let mut watching = Watching {
             watcher,
             watched: BTreeSet::new(),
+            concern,
         };
         watching.add(config, packages);
         Ok(watching)
@@ -172,19 +177,11 @@ impl Watching {
 
     /// Watches the folders of the app and of its local packages: themselves, and what is below them but `target`.
     fn add(&mut self, config: &Config, packages: &[PathBuf]) {
-        let wasm = config
-            .modules
-            .iter()
-            .filter_map(|module| match &module.source {
-                Source::Wasm(file) => file.parent().map(Path::to_owned),
-                Source::Crate(_) => None,
-            });
-        let folders: Vec<PathBuf> = packages
-            .iter()
-            .cloned()
-            .chain([config.folder().to_owned()])
-            .chain(wasm)
-            .collect();
+        let folders = {
+            let mut concern = self.concern.write();
+            concern.add(config, packages);
+            concern.folders.clone()
+        };
         for folder in folders {
             self.watch(&folder, RecursiveMode::NonRecursive);
             let below = std::fs::read_dir(&folder)
@@ -209,5 +206,117 @@ impl Watching {
         if let Err(error) = self.watcher.watch(folder, mode) {
             tracing::warn!(folder = %folder.display(), %error, "a folder cannot be watched: changes in it go unnoticed");
         }
+    }
+}
+
+impl Concern {
+    fn add(&mut self, config: &Config, packages: &[PathBuf]) {
+        self.folders
+            .extend(packages.iter().map(|folder| real(folder)));
+        self.folders.insert(real(config.folder()));
+        for module in &config.modules {
+            if let Source::Wasm(file) = &module.source {
+                self.folders.extend(file.parent().map(real));
+            }
+            let granted = module.directories.iter();
+            self.ignored.extend(granted.map(|dir| real(&dir.host)));
+        }
+        let files = config.static_files.iter();
+        self.ignored.extend(files.map(|files| real(&files.dir)));
+        let databases = config.databases.values();
+        self.databases
+            .extend(databases.map(|database| real(&database.sqlite)));
+    }
+
+    /// Whether a change of `path` matters. What is built is not a source, but only below the folders themselves: the
+    /// app as a whole may lie in a folder called `target`.
+    fn includes(&self, path: &Path) -> bool {
+        let built =
+            |part: Component<'_>| matches!(part.as_os_str().to_str(), Some("target" | ".git"));
+        let source = |folder: &PathBuf| {
+            path.strip_prefix(folder)
+                .is_ok_and(|below| !below.components().any(built))
+        };
+        self.folders.iter().any(source)
+            && !self.ignored.iter().any(|folder| path.starts_with(folder))
+            && !self.databases.iter().any(|file| is_of_database(path, file))
+    }
+}
+
+/// The database's file itself, or one that SQLite keeps beside it.
+fn is_of_database(path: &Path, database: &Path) -> bool {
+    let Some(rest) =
+        (path.as_os_str().as_encoded_bytes()).strip_prefix(database.as_os_str().as_encoded_bytes())
+    else {
+        return false;
+    };
+    matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal")
+}
+
+/// The path without links and detours, so that it can be compared. The last part need not exist yet.
+fn real(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => real(parent).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(paths: &[&str]) -> BTreeSet<PathBuf> {
+        paths.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn sources_set_off_a_build_and_what_the_app_writes_does_not() {
+        let concern = Concern {
+            folders: paths(&["/target/.git/shop", "/target/.git/lib"]),
+            ignored: paths(&["/target/.git/shop/static"]),
+            databases: paths(&["/target/.git/shop/data/shop.db"]),
+        };
+        let includes = |path: &str| concern.includes(&Path::new("/target/.git").join(path));
+        assert!(includes("shop/src/lib.rs"));
+        assert!(includes("lib/src/lib.rs"));
+        assert!(includes("shop/static.rs"));
+        assert!(includes("shop/data/shop.db.rs"));
+        assert!(includes("shop/data/shop.db-wal.rs"));
+        assert!(includes("shop/targets/a"));
+        assert!(!includes("shop/static/style.css"));
+        assert!(!includes("shop/target/release/shop.d"));
+        assert!(!includes("shop/src/target/x"));
+        assert!(!includes("shop/.git/HEAD"));
+        for beside in ["", "-wal", "-shm", "-journal"] {
+            assert!(!includes(&format!("shop/data/shop.db{beside}")), "{beside}");
+        }
+        assert!(!includes("elsewhere/src/lib.rs"));
+    }
+
+    #[test]
+    fn paths_are_compared_without_detours() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let here = folder.path().canonicalize().expect("it exists");
+        std::fs::create_dir(here.join("a")).expect("making a folder");
+        assert_eq!(real(&here.join("a/../new/x.db")), here.join("new/x.db"));
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_changes_does_not_put_off_the_build() {
+        let (sender, mut changes) = mpsc::channel(1);
+        let writing = tokio::spawn(async move {
+            while sender.send(()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let since = Instant::now();
+        let (short, longest) = (Duration::from_secs(5), Duration::from_millis(100));
+        quiet(&mut changes, short, longest).await;
+        assert!(since.elapsed() < short, "{:?}", since.elapsed());
+        drop(changes);
+        writing.await.expect("it ends");
     }
 }

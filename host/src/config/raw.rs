@@ -103,7 +103,7 @@ impl Default for Server {
 }
 
 /// `[sync_views]`: the pool of sync workers and its queue.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SyncViews {
     /// Workers that may compute at once. Default: the number of cores.
@@ -128,7 +128,7 @@ impl Default for SyncViews {
 }
 
 /// `[async_views]`: the event loops and the queue for their instances.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AsyncViews {
     /// Event loops, each a thread. Default: the number of cores.

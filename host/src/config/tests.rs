@@ -329,6 +329,22 @@ fn a_short_timeout_alone_shortens_the_cpu_time() {
 }
 
 #[test]
+fn what_only_a_start_takes_up_is_known() {
+    let config = |text: &str| parse(&format!("{LEAST}{text}")).expect("it is right");
+    let started = config("");
+    assert!(config("").needing_restart(&started).is_empty());
+    let taken_up = "[server]\nbody_max_bytes = 2000000\nuri_max_bytes = 99\n[limits]\ncpu_ms = 7\n";
+    assert!(config(taken_up).needing_restart(&started).is_empty());
+    let fixed = "[server]\nlisten = [\"[::1]:1\"]\nadmin = \"[::1]:2\"\nconnections_max = 7\nheaders_max_bytes = 9000\nheaders_max = 7\nheader_timeout_ms = 7\nwrite_timeout_ms = 7\nhttp2_streams_max = 7\ndrain_timeout_ms = 7\n[sync_views]\nqueue_max = 7\n[async_views]\nqueue_timeout_ms = 7\n";
+    let names = config(fixed).needing_restart(&started);
+    assert_eq!(names.len(), fixed.matches(" = ").count());
+    for name in names {
+        let key = name.trim_matches(['[', ']']);
+        assert!(fixed.contains(key), "{name}");
+    }
+}
+
+#[test]
 fn a_value_in_a_database_has_a_size() {
     let with = |line: &str| format!("{LEAST}[databases.default]\nsqlite = \"x.db\"\n{line}\n");
     let config = parse(&with("")).expect("it is right");
