@@ -136,7 +136,9 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
         paint.colour(colour, &level.as_str().to_lowercase()),
         fields.get("message").unwrap_or_default()
     )?;
-    for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
+    // `log.…` is where in a library's source an event comes from.
+    let shown = |name: &str| name != "message" && !name.starts_with("log.");
+    for (name, value) in fields.0.iter().filter(|(name, _)| shown(name)) {
         write!(line, " {}", paint.dim(&format!("{name}={value}")))?;
     }
     Ok(())
