@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,24 +16,22 @@ use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Server as Limits;
 use crate::metrics::{Held, METRICS};
-use crate::request::{self, Host};
+use crate::request::Host;
+
+mod activity;
+mod connection;
 
 /// Connections that wait for the kernel to hand them over.
 const BACKLOG: i32 = 1024;
 /// How long to wait when the system has no file descriptor left.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
-/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
-const HTTP2_PING: Duration = Duration::from_secs(20);
-const HTTP2_PONG: Duration = Duration::from_secs(10);
 
 /// Listening sockets, before anything is served on them.
 pub struct Sockets {
@@ -275,7 +273,7 @@ async fn serve_connections(
     mut incoming: mpsc::Receiver<Connection>,
     stop: CancellationToken,
 ) {
-    let protocol = Arc::new(protocol(&limits));
+    let protocol = Arc::new(connection::protocol(&limits));
     let open = TaskTracker::new();
     loop {
         let connection = tokio::select! {
@@ -289,83 +287,19 @@ async fn serve_connections(
             Arc::clone(&protocol),
             stop.clone(),
         );
-        open.spawn(
-            async move { serve_connection(host, &limits, &protocol, connection, &stop).await },
-        );
+        open.spawn(async move {
+            let Connection {
+                stream,
+                peer,
+                counted: _counted,
+            } = connection;
+            if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                connection::serve(host, &limits, &protocol, (stream, peer), &stop).await;
+            }
+        });
     }
     open.close();
     open.wait().await;
-}
-
-fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut protocol = auto::Builder::new(TokioExecutor::new());
-    protocol
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
-        .max_buf_size(limits.headers_max_bytes)
-        .max_headers(limits.headers_max);
-    protocol
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.http2_streams_max)
-        .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(HTTP2_PING)
-        .keep_alive_timeout(HTTP2_PONG);
-    protocol
-}
-
-async fn serve_connection(
-    host: Arc<Host>,
-    limits: &Limits,
-    protocol: &auto::Builder<TokioExecutor>,
-    connection: Connection,
-    stop: &CancellationToken,
-) {
-    let Connection {
-        stream,
-        peer,
-        counted: _counted,
-    } = connection;
-    let _ = stream.set_nodelay(true);
-    let Ok(stream) = tokio::net::TcpStream::from_std(stream) else {
-        return;
-    };
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
-    let spoken = AtomicBool::new(false);
-    let service = service_fn(|request: Request<Incoming>| {
-        spoken.store(true, Relaxed);
-        let host = Arc::clone(&host);
-        async move { Ok::<_, Infallible>(request::answer(host, peer, request).await) }
-    });
-    let mut serving =
-        std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
-    // The protocol's own limit starts when it knows whether it is HTTP/1 or 2: a client may never say.
-    let first_request = tokio::time::sleep(Duration::from_millis(limits.header_timeout_ms));
-    let mut first_request = std::pin::pin!(first_request);
-    let (mut waiting, mut draining) = (true, false);
-    loop {
-        let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = first_request.as_mut(), if waiting => {
-                if !spoken.load(Relaxed) {
-                    return;
-                }
-                waiting = false;
-                continue;
-            }
-            () = stop.cancelled(), if !draining => {
-                serving.as_mut().graceful_shutdown();
-                draining = true;
-                continue;
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "a connection ended with an error");
-        }
-        return;
-    }
 }
 
 /// Health and metrics, on an address of their own.

@@ -73,11 +73,12 @@ pub struct Server {
     pub body_memory_bytes: u64,
     /// How long a request body may take to arrive; longer gets 408. Default 30,000.
     pub body_timeout_ms: u64,
-    /// How long a client may leave a response unread before it is disconnected. Default 30,000.
+    /// How long a client may leave a response unread before it is disconnected (on HTTP/2, other requests of the
+    /// connection have the same time again). Default 30,000.
     pub write_timeout_ms: u64,
     /// Requests at once on one HTTP/2 connection. Default 200.
     pub http2_streams_max: u32,
-    /// After SIGTERM: how long requests in flight may take before they are cancelled. Default 30,000.
+    /// After SIGTERM: how long requests in flight may take before they are cancelled. With 0, at once. Default 30,000.
     pub drain_timeout_ms: u64,
 }
 

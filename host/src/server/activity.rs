@@ -1,0 +1,400 @@
+//! What happens on a connection, so that one on which nothing happens any more can be closed.
+//!
+//! HTTP/1 needs little of it: hyper limits the time for headers, and a client that does not read its response stops
+//! the socket, which has a limit of its own. On HTTP/2 the socket goes on while a client answers pings, and hyper has
+//! no limit for idle connections: here, answers are counted, and bodies are handed out in pieces. The protocol asks
+//! for the next piece only when the client has made room, which is the sign that it reads.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Response, Version};
+use http_body_util::Either;
+use hyper::body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+
+use crate::config::Server as Limits;
+use crate::request::ResponseBody;
+
+/// A piece of a body, as large as HTTP/2's frames are when nobody asks for larger ones.
+const PIECE: usize = 16 << 10;
+
+/// A connection's body: as it is, or in pieces.
+pub(super) type SentBody = Either<ResponseBody, Pieces>;
+
+/// What happens on a connection.
+pub(super) struct Activity {
+    header_timeout: Duration,
+    write_timeout: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
+    spoken: Spoken,
+    /// Requests that views are answering.
+    answering: usize,
+    /// Bodies on their way, and since when the client could have taken more. None while the host has no more to give.
+    sending: HashMap<u64, Option<Instant>>,
+    next_body: u64,
+    /// Since when there is neither of the two.
+    idle_since: Instant,
+}
+
+/// What the client has shown of itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    Nothing,
+    Http1,
+    Http2,
+}
+
+/// What to do with a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Look again then.
+    Later(Instant),
+    /// There is no need to look again.
+    Never,
+    /// Take no more requests, and look again then.
+    Close(Instant),
+    /// End it, for this reason.
+    Drop(&'static str),
+}
+
+impl Activity {
+    pub(super) fn new(limits: &Limits) -> Arc<Activity> {
+        Arc::new(Activity {
+            header_timeout: Duration::from_millis(limits.header_timeout_ms),
+            write_timeout: Duration::from_millis(limits.write_timeout_ms),
+            state: Mutex::new(State {
+                spoken: Spoken::Nothing,
+                answering: 0,
+                sending: HashMap::new(),
+                next_body: 0,
+                idle_since: Instant::now(),
+            }),
+        })
+    }
+
+    /// Says that a request has arrived. It counts as being answered until what this returns is dropped.
+    pub(super) fn request(self: &Arc<Self>, version: Version) -> Answering {
+        let mut state = self.state.lock();
+        let http2 = version == Version::HTTP_2;
+        state.spoken = if http2 { Spoken::Http2 } else { Spoken::Http1 };
+        state.answering += 1;
+        Answering {
+            activity: Arc::clone(self),
+            http2,
+        }
+    }
+
+    /// What to do with the connection, now.
+    pub(super) fn look(&self, now: Instant) -> Look {
+        let state = self.state.lock();
+        match state.spoken {
+            Spoken::Http1 => Look::Never,
+            Spoken::Nothing => {
+                let end = state.idle_since + self.header_timeout;
+                if now < end {
+                    Look::Later(end)
+                } else {
+                    Look::Drop("no request arrived within `header_timeout_ms`")
+                }
+            }
+            Spoken::Http2 if state.is_idle() => self.look_idle(&state, now),
+            Spoken::Http2 => self.look_busy(&state, now),
+        }
+    }
+
+    /// The last piece of a body may still be on its way: that has the time of any other piece.
+    fn look_idle(&self, state: &State, now: Instant) -> Look {
+        let close = state.idle_since + self.header_timeout;
+        let end = close + self.write_timeout;
+        if now < close {
+            Look::Later(close)
+        } else if now < end {
+            Look::Close(end)
+        } else {
+            Look::Drop("it was idle, and did not close when it was told to")
+        }
+    }
+
+    /// One body that stalls does not end the other requests at once: they have the same time again.
+    fn look_busy(&self, state: &State, now: Instant) -> Look {
+        // Whatever happens from now on has at least this time.
+        let later = now + self.header_timeout.min(self.write_timeout);
+        let Some(longest) = state.sending.values().flatten().min() else {
+            return Look::Later(later);
+        };
+        let (stall, end) = (
+            *longest + self.write_timeout,
+            *longest + self.write_timeout * 2,
+        );
+        let stalls =
+            |since: &Option<Instant>| since.is_some_and(|since| now >= since + self.write_timeout);
+        if now < stall {
+            Look::Later(stall.min(later))
+        } else if now >= end || (state.answering == 0 && state.sending.values().all(stalls)) {
+            Look::Drop("a response was left unread for `write_timeout_ms`")
+        } else {
+            Look::Close(end.min(later))
+        }
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.answering == 0 && self.sending.is_empty()
+    }
+}
+
+/// A request that is being answered, until dropped.
+pub(super) struct Answering {
+    activity: Arc<Activity>,
+    http2: bool,
+}
+
+impl Answering {
+    /// The response as it goes to the protocol. One piece goes at once, and so does anything on HTTP/1.
+    pub(super) fn send(self, response: Response<ResponseBody>) -> Response<SentBody> {
+        response.map(|body| {
+            let small = body
+                .size_hint()
+                .upper()
+                .is_some_and(|size| size <= PIECE as u64);
+            if !self.http2 || small {
+                return Either::Left(body);
+            }
+            let mut state = self.activity.state.lock();
+            let number = state.next_body;
+            state.next_body += 1;
+            state.sending.insert(number, Some(Instant::now()));
+            Either::Right(Pieces {
+                body,
+                rest: Bytes::new(),
+                number,
+                activity: Arc::clone(&self.activity),
+            })
+        })
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut state = self.activity.state.lock();
+        state.answering -= 1;
+        if state.is_idle() {
+            state.idle_since = Instant::now();
+        }
+    }
+}
+
+/// A body that is handed out piece by piece.
+pub(super) struct Pieces {
+    body: ResponseBody,
+    /// What is left of the body's last frame.
+    rest: Bytes,
+    number: u64,
+    activity: Arc<Activity>,
+}
+
+impl Pieces {
+    fn note(&self, since: Option<Instant>) {
+        self.activity
+            .state
+            .lock()
+            .sending
+            .insert(self.number, since);
+    }
+
+    fn piece(&mut self) -> Frame<Bytes> {
+        self.note(Some(Instant::now()));
+        Frame::data(self.rest.split_to(self.rest.len().min(PIECE)))
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = <ResponseBody as Body>::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if !this.rest.is_empty() {
+            return Poll::Ready(Some(Ok(this.piece())));
+        }
+        let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                this.note(None);
+                return Poll::Pending;
+            }
+        };
+        Poll::Ready(frame.map(|frame| {
+            Ok(match frame?.into_data() {
+                Ok(data) => {
+                    this.rest = data;
+                    this.piece()
+                }
+                Err(trailers) => trailers,
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower() + rest);
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        let mut state = self.activity.state.lock();
+        state.sending.remove(&self.number);
+        if state.is_idle() {
+            state.idle_since = Instant::now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use http_body_util::{BodyExt as _, Full};
+
+    use super::*;
+
+    const HEADERS: Duration = Duration::from_secs(10);
+    const WRITES: Duration = Duration::from_secs(30);
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    fn activity() -> Arc<Activity> {
+        Activity::new(&Limits::default())
+    }
+
+    fn body(size: usize) -> Response<ResponseBody> {
+        let bytes: Vec<u8> = (0..size).map(|number| (number % 251) as u8).collect();
+        Response::new(Either::Left(Full::new(bytes.into())))
+    }
+
+    fn piece(body: &mut SentBody) -> usize {
+        let frame = body.frame().now_or_never().expect("it is there");
+        let frame = frame.expect("there is more").expect("it is whole");
+        frame.into_data().expect("it is data").len()
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_is_left() {
+        let (activity, now) = (activity(), Instant::now());
+        assert!(matches!(activity.look(now), Look::Later(then) if then <= now + HEADERS));
+        assert!(matches!(activity.look(now + HEADERS), Look::Drop(_)));
+    }
+
+    #[test]
+    fn http1_is_left_to_hyper() {
+        let activity = activity();
+        let response = activity.request(Version::HTTP_11).send(body(PIECE * 9));
+        assert!(matches!(response.body(), Either::Left(_)));
+        assert_eq!(activity.look(Instant::now() + WRITES * 9), Look::Never);
+    }
+
+    #[test]
+    fn an_idle_connection_is_closed_and_then_dropped() {
+        let activity = activity();
+        let answering = activity.request(Version::HTTP_2);
+        let long = Instant::now() + WRITES * 9;
+        assert!(matches!(activity.look(long), Look::Later(_)));
+        let small = answering.send(body(PIECE));
+        assert!(matches!(small.body(), Either::Left(_)));
+        let now = Instant::now();
+        assert!(matches!(activity.look(now), Look::Later(then) if then <= now + HEADERS));
+        assert!(matches!(activity.look(now + HEADERS), Look::Close(_)));
+        assert!(matches!(
+            activity.look(now + HEADERS + WRITES),
+            Look::Drop(_)
+        ));
+        // Another request keeps it.
+        let _answering = activity.request(Version::HTTP_2);
+        assert!(matches!(activity.look(now + HEADERS), Look::Later(_)));
+    }
+
+    #[test]
+    fn a_body_that_is_taken_is_progress_and_one_that_is_left_is_not() {
+        let activity = activity();
+        let large = activity.request(Version::HTTP_2).send(body(PIECE * 2 + 7));
+        let mut large = large.into_body();
+        let now = Instant::now();
+        assert!(matches!(
+            activity.look(now + WRITES - MOMENT),
+            Look::Later(_)
+        ));
+        assert!(matches!(activity.look(now + WRITES), Look::Drop(_)));
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(piece(&mut large), PIECE);
+        assert!(matches!(activity.look(now + WRITES), Look::Later(_)));
+        assert_eq!((piece(&mut large), large.is_end_stream()), (PIECE, false));
+        assert_eq!((piece(&mut large), large.is_end_stream()), (7, true));
+        // The last piece, too, is with the client.
+        assert!(matches!(
+            activity.look(Instant::now() + WRITES),
+            Look::Drop(_)
+        ));
+        drop(large);
+        assert!(matches!(activity.look(Instant::now()), Look::Later(_)));
+    }
+
+    #[test]
+    fn one_body_that_is_left_does_not_end_the_others_at_once() {
+        let activity = activity();
+        let _left = activity.request(Version::HTTP_2).send(body(PIECE * 2));
+        let answering = activity.request(Version::HTTP_2);
+        let now = Instant::now();
+        assert!(matches!(activity.look(now + WRITES), Look::Close(_)));
+        assert!(matches!(activity.look(now + WRITES * 2), Look::Drop(_)));
+        drop(answering);
+        assert!(matches!(activity.look(now + WRITES), Look::Drop(_)));
+    }
+
+    #[test]
+    fn what_the_host_has_not_yet_is_not_held_against_the_client() {
+        let activity = activity();
+        let stream = http_body_util::StreamBody::new(futures::stream::pending());
+        let response = Response::new(Either::Right(stream.boxed()));
+        let mut waiting = activity.request(Version::HTTP_2).send(response).into_body();
+        assert!(waiting.frame().now_or_never().is_none());
+        let long = Instant::now() + WRITES * 9;
+        assert!(matches!(activity.look(long), Look::Later(_)));
+    }
+
+    #[test]
+    fn pieces_make_the_whole() {
+        let size = PIECE * 3 + 1;
+        let response = activity().request(Version::HTTP_2).send(body(size));
+        let sent = response.into_body();
+        assert_eq!(sent.size_hint().exact(), Some(size as u64));
+        let collected = sent.collect().now_or_never().expect("it is there");
+        let expected = body(size).into_body().collect().now_or_never();
+        assert_eq!(
+            collected.expect("it is whole").to_bytes(),
+            expected
+                .expect("it is there")
+                .expect("it is whole")
+                .to_bytes()
+        );
+    }
+}

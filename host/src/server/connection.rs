@@ -1,0 +1,101 @@
+//! One connection, from its first byte to its last: HTTP/1.1 or HTTP/2, whichever the client speaks.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+
+use super::activity::{Activity, Look};
+use crate::config::Server as Limits;
+use crate::request::{self, Host};
+
+/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
+const HTTP2_PING: Duration = Duration::from_secs(20);
+const HTTP2_PONG: Duration = Duration::from_secs(10);
+
+/// Both protocols, with the limits that hyper watches over.
+pub(super) fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut protocol = auto::Builder::new(TokioExecutor::new());
+    protocol
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
+        .max_buf_size(limits.headers_max_bytes)
+        .max_headers(limits.headers_max);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.http2_streams_max)
+        .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PONG);
+    protocol
+}
+
+/// Serves until the client closes, a limit is reached, or the requests that were there at `stop` are answered.
+pub(super) async fn serve(
+    host: Arc<Host>,
+    limits: &Limits,
+    protocol: &auto::Builder<TokioExecutor>,
+    (stream, peer): (TcpStream, SocketAddr),
+    stop: &CancellationToken,
+) {
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
+    let activity = Activity::new(limits);
+    let service = service_fn(|request: Request<Incoming>| {
+        let answering = activity.request(request.version());
+        let host = Arc::clone(&host);
+        async move {
+            let response = request::answer(host, peer, request).await;
+            Ok::<_, Infallible>(answering.send(response))
+        }
+    });
+    let mut serving =
+        std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let first_look = Duration::from_millis(limits.header_timeout_ms);
+    let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
+    let (mut looking, mut closing) = (true, false);
+    loop {
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            () = timer.as_mut(), if looking => {
+                match activity.look(Instant::now()) {
+                    Look::Never => looking = false,
+                    Look::Later(then) => timer.as_mut().reset(then.into()),
+                    Look::Close(then) => {
+                        if !closing {
+                            serving.as_mut().graceful_shutdown();
+                            closing = true;
+                        }
+                        timer.as_mut().reset(then.into());
+                    }
+                    Look::Drop(why) => {
+                        tracing::debug!(%peer, "a connection was ended: {why}");
+                        return;
+                    }
+                }
+                continue;
+            }
+            () = stop.cancelled(), if !closing => {
+                serving.as_mut().graceful_shutdown();
+                closing = true;
+                continue;
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "a connection ended with an error");
+        }
+        return;
+    }
+}
