@@ -32,6 +32,9 @@ mod connection;
 const BACKLOG: i32 = 1024;
 /// How long to wait when the system has no file descriptor left.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// How long the loops may take to end when nothing is in flight any more, or what was has been cancelled: guests
+/// end at their next host call or preemption point.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Listening sockets, before anything is served on them.
 pub struct Sockets {
@@ -92,8 +95,9 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let config = host.app.load().config.clone();
     let limits = Arc::new(config.server);
+    let end = CancellationToken::new();
     let loops = (0..config.async_views.loops)
-        .map(|number| Loop::start(number, &host, &limits, &stop))
+        .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
     let places = Arc::new(Semaphore::new(limits.connections_max));
@@ -119,25 +123,17 @@ pub async fn serve(
         drain_timeout_ms = limits.drain_timeout_ms,
         "stopping: no new connections, requests in flight may finish"
     );
-    let mut idle = loops
-        .iter()
-        .map(|each| each.idle.clone())
-        .collect::<Vec<_>>();
-    let all_idle = futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled()));
+    let all_idle = futures::future::join_all(loops.iter().map(|each| each.idle.cancelled()));
     if tokio::time::timeout(drain, all_idle).await.is_err() {
         tracing::warn!(
             requests = METRICS.scopes.get(),
             "requests still in flight are cancelled: they took longer than `drain_timeout_ms`"
         );
         host.stopping.store(true, Relaxed);
-        loops.iter().for_each(|each| each.abort.cancel());
-        // They end at their next host call or preemption point.
-        let _ = tokio::time::timeout(
-            Duration::from_secs(1),
-            futures::future::join_all(idle.iter_mut().map(|idle| idle.cancelled())),
-        )
-        .await;
     }
+    end.cancel();
+    let all_ended = futures::future::join_all(loops.iter().map(|each| each.ended.cancelled()));
+    let _ = tokio::time::timeout(LAST_WAIT, all_ended).await;
     host.workers.close();
     Ok(())
 }
@@ -146,10 +142,10 @@ pub async fn serve(
 struct Loop {
     incoming: mpsc::Sender<Connection>,
     connections: Arc<AtomicUsize>,
-    /// Ends what is still in flight.
-    abort: CancellationToken,
-    /// Cancelled when nothing is in flight any more.
+    /// Cancelled when nothing is in flight here any more.
     idle: CancellationToken,
+    /// Cancelled when its runtime has ended.
+    ended: CancellationToken,
 }
 
 struct Connection {
@@ -176,26 +172,32 @@ impl Loop {
         number: usize,
         host: &Arc<Host>,
         limits: &Arc<Limits>,
-        stop: &CancellationToken,
+        (stop, end): (&CancellationToken, &CancellationToken),
     ) -> anyhow::Result<Loop> {
         let (incoming, connections) = mpsc::channel(BACKLOG as usize);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("an event loop")?;
-        let (abort, idle) = (CancellationToken::new(), CancellationToken::new());
+        let (idle, ended) = (CancellationToken::new(), CancellationToken::new());
         let each = Loop {
             incoming,
             connections: Arc::default(),
-            abort: abort.clone(),
             idle: idle.clone(),
+            ended: ended.clone(),
         };
         let work = {
-            let (host, limits, stop) = (Arc::clone(host), Arc::clone(limits), stop.clone());
+            let (host, limits) = (Arc::clone(host), Arc::clone(limits));
+            let (stop, end) = (stop.clone(), end.clone());
             async move {
+                let served = async {
+                    serve_connections(host, limits, connections, stop).await;
+                    idle.cancel();
+                };
                 tokio::select! {
-                    () = serve_connections(host, limits, connections, stop) => {}
-                    () = abort.cancelled() => {}
+                    // Other loops may still use outbound connections that were made here.
+                    () = served => end.cancelled().await,
+                    () = end.cancelled() => {}
                 }
             }
         };
@@ -203,7 +205,7 @@ impl Loop {
             runtime.block_on(work);
             // Drops what is left, and with it the stores of the guests.
             runtime.shutdown_background();
-            idle.cancel();
+            ended.cancel();
         };
         std::thread::Builder::new()
             .name(format!("amphi-loop-{number}"))
