@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -100,7 +100,7 @@ pub async fn serve(
         .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let places = Arc::new(Places::new(limits.connections_max));
     for listener in sockets.listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(accept(
@@ -215,21 +215,47 @@ impl Loop {
     }
 }
 
-async fn accept(
-    listener: tokio::net::TcpListener,
-    loops: Arc<Vec<Loop>>,
-    places: Arc<Semaphore>,
-    stop: CancellationToken,
-) {
-    loop {
-        if places.available_permits() == 0 {
+/// Room for `connections_max` connections.
+struct Places {
+    free: Arc<Semaphore>,
+    max: usize,
+    /// Whether it has been said that there is none. While connections come and go at the limit, once is enough.
+    full: AtomicBool,
+}
+
+impl Places {
+    fn new(max: usize) -> Places {
+        Places {
+            free: Arc::new(Semaphore::new(max)),
+            max,
+            full: AtomicBool::new(false),
+        }
+    }
+
+    async fn take(&self) -> OwnedSemaphorePermit {
+        let free = self.free.available_permits();
+        if free > self.max / 8 {
+            self.full.store(false, Relaxed);
+        } else if free == 0 && !self.full.swap(true, Relaxed) {
             METRICS.refused.with_label_values(&["connections"]).inc();
             tracing::warn!(
+                connections_max = self.max,
                 "`connections_max` connections are open: further ones wait until one closes"
             );
         }
+        (Arc::clone(&self.free).acquire_owned().await).expect("the semaphore is never closed")
+    }
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    loops: Arc<Vec<Loop>>,
+    places: Arc<Places>,
+    stop: CancellationToken,
+) {
+    loop {
         let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
+            place = places.take() => place,
             () = stop.cancelled() => return,
         };
         let accepted = tokio::select! {
@@ -346,4 +372,37 @@ fn admin(path: &str) -> Response<Full<Bytes>> {
     response
         .body(Full::new(body.into()))
         .expect("the headers are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn being_full_is_told_once() {
+        let told = || METRICS.refused.with_label_values(&["connections"]).get();
+        let places = Arc::new(Places::new(9));
+        let before = told();
+        let mut held = Vec::new();
+        for _ in 0..9 {
+            held.push(places.take().await);
+        }
+        for _ in 0..20 {
+            let waiting = tokio::spawn({
+                let places = Arc::clone(&places);
+                async move { places.take().await }
+            });
+            tokio::task::yield_now().await;
+            held.pop();
+            held.push(waiting.await.expect("it came free"));
+        }
+        assert_eq!(told(), before + 1);
+        held.truncate(3);
+        while held.len() < 9 {
+            held.push(places.take().await);
+        }
+        let waiting = futures::FutureExt::now_or_never(places.take());
+        assert!(waiting.is_none());
+        assert_eq!(told(), before + 2);
+    }
 }
