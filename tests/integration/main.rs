@@ -11,6 +11,7 @@ mod configuration;
 mod context;
 mod deploy;
 mod directories;
+mod examples;
 mod failures;
 mod isolation;
 mod outbound;

@@ -1,0 +1,141 @@
+//! The complete apps that people begin with: the guestbook, and what `amphi new` makes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::{App, Reply, guests};
+
+fn guestbook() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .with_file_name("examples")
+        .join("guestbook")
+}
+
+/// Runs the tests that an app has of its own, with what the guestbook has compiled already.
+#[track_caller]
+fn assert_own_tests_pass(folder: &Path) {
+    let cargo = Command::new("cargo")
+        .args(["test", "--workspace", "--target-dir"])
+        .arg(guestbook().join("target"))
+        .current_dir(folder)
+        .output()
+        .expect("cargo can be started");
+    let (said, errors) = (
+        String::from_utf8_lossy(&cargo.stdout),
+        String::from_utf8_lossy(&cargo.stderr),
+    );
+    assert!(cargo.status.success(), "{said}\n{errors}");
+    assert!(
+        said.contains("... ok"),
+        "no test ran:
+{said}"
+    );
+}
+
+fn post_form(server: &crate::harness::Server, body: &'static str) -> reqwest::RequestBuilder {
+    let form = server.request("POST", "/entries");
+    form.header("content-type", "application/x-www-form-urlencoded")
+        .body(body)
+}
+
+#[tokio::test]
+async fn the_guestbook_does_what_its_pages_offer() {
+    let folder = guestbook();
+    let app = App::written(&format!(
+        r#"
+        [app]
+        name = "guestbook"
+        [server]
+        admin = "127.0.0.1:0"
+        [databases.default]
+        sqlite = "data/test.db"
+        migrations = "{0}/migrations"
+        [static]
+        dir = "{0}/static"
+        [modules.guestbook]
+        path = "{0}"
+        databases = ["default"]
+        http = ["self"]
+        settings = {{ title = "Guestbook" }}
+        [modules.weather]
+        path = "{0}/weather"
+        mount = "/weather"
+        "#,
+        folder.display()
+    ));
+    let built = app.run("build");
+    assert!(built.success, "{}", built.stderr);
+    let server = app.serve().await;
+
+    let sent = Reply::of(post_form(
+        &server,
+        "name=Zo%C3%AB+%3Cb%3E&message=Hello+%26+welcome",
+    ))
+    .await;
+    assert_eq!(sent.status, StatusCode::SEE_OTHER);
+    let list = server.get("/").await;
+    assert!(
+        list.ok().contains("Zoë &lt;b&gt;") && list.ok().contains("Hello &amp; welcome"),
+        "{}",
+        list.text()
+    );
+    let refused = Reply::of(post_form(&server, "name=&message=Kept")).await;
+    assert!(
+        refused
+            .expect(StatusCode::UNPROCESSABLE_ENTITY)
+            .contains("Kept"),
+        "what was typed is kept"
+    );
+
+    let create = server
+        .request("POST", "/api/entries")
+        .header("content-type", "application/json");
+    let created =
+        Reply::of(create.body(json!({ "name": "Ann", "message": "Hi" }).to_string())).await;
+    let entry: Value =
+        serde_json::from_str(created.expect(StatusCode::CREATED)).expect("it is JSON");
+    let location = format!("/entries/{}", entry["id"]);
+    assert_eq!(created.header("location"), location);
+    assert!(server.get(&location).await.ok().contains("Ann"));
+    let all: Value =
+        serde_json::from_str(server.get("/api/entries").await.ok()).expect("it is JSON");
+    assert_eq!(all["entries"][0]["name"], "Ann");
+
+    let dashboard = server.get("/dashboard").await;
+    assert!(
+        dashboard.ok().matches("°C").count() >= 10,
+        "{}",
+        dashboard.text()
+    );
+    assert!(
+        server
+            .get("/static/style.css")
+            .await
+            .ok()
+            .contains("prefers-color-scheme")
+    );
+    server.assert_baseline().await;
+}
+
+#[test]
+fn the_guestbook_passes_its_own_tests() {
+    assert_own_tests_pass(&guestbook());
+}
+
+#[test]
+fn what_new_makes_passes_its_own_tests() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let made = Command::new(guests::AMPHI)
+        .args(["new", "demo"])
+        .current_dir(&folder)
+        .status();
+    assert!(made.expect("it can be started").success());
+    let demo = folder.path().join("demo");
+    // The versions that the guestbook has, so that little has to be compiled.
+    std::fs::copy(guestbook().join("Cargo.lock"), demo.join("Cargo.lock"))
+        .expect("it can be copied");
+    assert_own_tests_pass(&demo);
+}
