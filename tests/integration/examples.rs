@@ -28,11 +28,7 @@ fn assert_own_tests_pass(folder: &Path) {
         String::from_utf8_lossy(&cargo.stderr),
     );
     assert!(cargo.status.success(), "{said}\n{errors}");
-    assert!(
-        said.contains("... ok"),
-        "no test ran:
-{said}"
-    );
+    assert!(said.contains("... ok"), "no test ran: {said}");
 }
 
 fn post_form(server: &crate::harness::Server, body: &'static str) -> reqwest::RequestBuilder {
