@@ -243,8 +243,11 @@ impl Concern {
     }
 }
 
-/// The database's file itself, or one that SQLite keeps beside it.
+/// The database's file itself, one that SQLite keeps beside it, or the folder that is made for it.
 fn is_of_database(path: &Path, database: &Path) -> bool {
+    if database.parent() == Some(path) {
+        return true;
+    }
     let Some(rest) =
         (path.as_os_str().as_encoded_bytes()).strip_prefix(database.as_os_str().as_encoded_bytes())
     else {
@@ -286,6 +289,10 @@ mod tests {
         assert!(includes("shop/data/shop.db.rs"));
         assert!(includes("shop/data/shop.db-wal.rs"));
         assert!(includes("shop/targets/a"));
+        assert!(
+            !includes("shop/data"),
+            "the folder that is made for the database"
+        );
         assert!(!includes("shop/static/style.css"));
         assert!(!includes("shop/target/release/shop.d"));
         assert!(!includes("shop/src/target/x"));
