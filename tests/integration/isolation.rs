@@ -219,6 +219,15 @@ async fn r4_the_pool_does_not_grow_for_computing_views() {
     assert_eq!(server.metrics().await.get("amphi_sync_workers"), 1.0);
 }
 
+/// Waiting is not computing, however often a view wakes up.
+#[tokio::test]
+async fn r5_waiting_takes_no_cpu_time() {
+    let server = App::new("[modules.behaviour.limits]\ncpu_ms = 100")
+        .serve()
+        .await;
+    assert_eq!(server.get("/async/naps/400").await.ok(), "slept 400 times");
+}
+
 /// Async views beyond `in_flight_max` wait for an instance, and are refused when that takes too long.
 #[tokio::test]
 async fn r4_async_views_queue_for_their_instances() {
@@ -247,6 +256,15 @@ both_modes! {
         for (number, reply) in all.await {
             assert_eq!(reply.ok(), format!("hello {number}"));
         }
+        server.assert_baseline().await;
+    }
+
+    /// What a view has open of results is held by the host: all together no more than one result may be. Outside of
+    /// a transaction, half of the four reading connections feed results piece by piece beside that.
+    async fn r13_open_results_share_a_limit(mode: Mode) {
+        let server = App::new("").serve().await;
+        assert_eq!(server.post(&format!("/{mode}/hoard/50"), "").await.ok(), "8");
+        assert_eq!(server.post(&format!("/{mode}/hoard/50/outside"), "").await.ok(), "10");
         server.assert_baseline().await;
     }
 

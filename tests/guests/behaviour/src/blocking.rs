@@ -145,6 +145,25 @@ pub fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
+/// Opens results of a megabyte each and keeps them open; how many it got.
+#[view(post, "/sync/hoard/{count}")]
+pub fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
+    let mut open = Vec::new();
+    for _ in 0..count {
+        match cx.db().rows::<Vec<u8>>("select zeroblob(1000000)", ()) {
+            Ok(rows) => open.push(rows),
+            Err(_) => break,
+        }
+    }
+    open.len().to_string()
+}
+
+/// The same without a transaction.
+#[view(post, "/sync/hoard/{count}/outside", atomic = false)]
+pub fn hoard_outside(cx: &Context, path: Path<usize>) -> String {
+    hoard(cx, path)
+}
+
 #[view(get, "/sync/nap/{ms}")]
 pub fn nap(Path(ms): Path<u64>) -> String {
     std::thread::sleep(Duration::from_millis(ms));

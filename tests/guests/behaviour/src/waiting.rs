@@ -219,6 +219,38 @@ pub async fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
+/// Opens results of a megabyte each and keeps them open; how many it got.
+#[view(post, "/async/hoard/{count}")]
+pub async fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
+    let mut open = Vec::new();
+    for _ in 0..count {
+        match cx
+            .db()
+            .rows::<Vec<u8>>("select zeroblob(1000000)", ())
+            .await
+        {
+            Ok(rows) => open.push(rows),
+            Err(_) => break,
+        }
+    }
+    open.len().to_string()
+}
+
+/// The same without a transaction.
+#[view(post, "/async/hoard/{count}/outside", atomic = false)]
+pub async fn hoard_outside(cx: &Context, path: Path<usize>) -> String {
+    hoard(cx, path).await
+}
+
+/// Waits many times for a little, and computes nothing.
+#[view(get, "/async/naps/{count}")]
+pub async fn naps(cx: &Context, Path(count): Path<usize>) -> String {
+    for _ in 0..count {
+        cx.sleep(Duration::from_millis(1)).await;
+    }
+    format!("slept {count} times")
+}
+
 #[view(get, "/async/nap/{ms}")]
 pub async fn nap(cx: &Context, Path(ms): Path<u64>) -> String {
     cx.sleep(Duration::from_millis(ms)).await;
