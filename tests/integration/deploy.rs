@@ -161,19 +161,20 @@ fn descriptions_that_cannot_be_are_refused() {
     }
 }
 
-/// Once, because it takes as long as a description may take.
+/// They take as long as a description may take.
 #[test]
 fn a_description_that_never_ends_is_refused() {
-    let app = app_of(
-        &guests::misfit("liar"),
-        "settings = { describe = \"an endless loop\" }",
-    );
-    let ran = app.run("routes");
-    assert!(
-        ran.error().contains("module `odd`") && ran.error().contains("`describe` failed"),
-        "{}",
-        ran.error()
-    );
+    for (misfit, grants) in [
+        ("liar", "settings = { describe = \"an endless loop\" }"),
+        ("async_endless", ""),
+    ] {
+        let ran = app_of(&guests::misfit(misfit), grants).run("routes");
+        assert!(
+            ran.error().contains("module `odd`") && ran.error().contains("`describe` failed"),
+            "{misfit}: {}",
+            ran.error()
+        );
+    }
 }
 
 /// Views can lower their module's limits and never raise them.

@@ -187,7 +187,8 @@ pub struct Rows {
 struct Pending {
     ready: VecDeque<Row>,
     more: Option<mpsc::Receiver<Result<Vec<Row>, Error>>>,
-    _held: HeldRows,
+    /// Given back when everything is read.
+    held: Option<HeldRows>,
 }
 
 impl Rows {
@@ -195,7 +196,7 @@ impl Rows {
         let pending = Pending {
             ready: VecDeque::new(),
             more: Some(stream.pieces),
-            _held: held,
+            held: Some(held),
         };
         Rows {
             columns: stream.columns,
@@ -207,7 +208,7 @@ impl Rows {
         let pending = Pending {
             ready: table.rows.into(),
             more: None,
-            _held: held,
+            held: Some(held),
         };
         Rows {
             columns: table.columns,
@@ -256,7 +257,11 @@ async fn next(rows: Arc<tokio::sync::Mutex<Pending>>, max: u32) -> Result<Vec<Ro
         }
     }
     let count = pending.ready.len().min(max.max(1) as usize);
-    Ok(pending.ready.drain(..count).collect())
+    let rows = pending.ready.drain(..count).collect();
+    if pending.ready.is_empty() && pending.more.is_none() {
+        pending.held = None;
+    }
+    Ok(rows)
 }
 
 /// A transaction or savepoint that the guest holds. Dropped without an end, it is undone.

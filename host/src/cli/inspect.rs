@@ -9,7 +9,7 @@ use clap::Args;
 use super::routes::{print, table};
 use crate::capability::Services;
 use crate::capability::http::Client;
-use crate::config::{AsyncViews, Module, SyncViews};
+use crate::config::Module;
 use crate::database::Databases;
 use crate::module;
 use crate::run::Engines;
@@ -22,16 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let file = &arguments.file;
-    let engines = Engines::new(
-        &SyncViews {
-            workers_max: 1,
-            ..SyncViews::default()
-        },
-        &AsyncViews {
-            in_flight_max: 1,
-            ..AsyncViews::default()
-        },
-    )?;
+    let engines = Engines::new(1, 1)?;
     let inspection = module::inspect(&engines, file).with_context(|| file.display().to_string())?;
     let imports = match inspection.imports.join("\n         ") {
         none if none.is_empty() => "nothing".to_owned(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use crate::app::App;
-use crate::config::{AsyncViews, Config, SyncViews};
+use crate::config::Config;
 use crate::database::Databases;
 use crate::run::Engines;
 
@@ -45,16 +45,7 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
 
 /// Loads an app's modules and routes without serving it or touching its databases.
 pub(super) fn check(config: Config) -> anyhow::Result<App> {
-    let engines = Engines::new(
-        &SyncViews {
-            workers_max: 1,
-            ..config.sync_views.clone()
-        },
-        &AsyncViews {
-            in_flight_max: 1,
-            ..config.async_views.clone()
-        },
-    )?;
+    let engines = Engines::new(1, 1)?;
     super::serve::block_on(async {
         tokio::task::spawn_blocking(move || App::load(config, &engines, Databases::new(), None))
             .await?

@@ -49,7 +49,10 @@ impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config.listen, config.admin)?;
-        let engines = Engines::new(&config.sync_views, &config.async_views)?;
+        let engines = Engines::new(
+            config.sync_views.workers_max,
+            config.async_views.in_flight_max,
+        )?;
         let app = {
             let engines = engines.clone();
             tokio::task::spawn_blocking(move || load(config, &engines, None)).await??

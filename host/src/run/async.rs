@@ -26,22 +26,13 @@ pub async fn call(
     guest: Guest,
     request: types::Request,
 ) -> Result<Answer, Failure> {
-    let (scope, cpu) = (Arc::clone(&guest.scope), Arc::clone(&guest.cpu));
-    let mut store = store(engine, guest);
-    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
-    let run = async {
-        let views = views.instantiate_async(&mut store).await?;
-        store
-            .run_concurrent(async |accessor| {
-                views.call_handle(accessor, scope.view.id, request).await
-            })
-            .await?
-    };
-    // Outside the store: a time limit inside would wait for the guest to yield.
-    match scope.deadline.bound(metered(&cpu, run)).await {
-        Ok(answer) => answer.map_err(|error| explain(&error, store.data())),
-        Err(why) => Err((&Stop::from(why)).into()),
-    }
+    let view = guest.scope.view.id;
+    run(engine, guest, async |store| {
+        let views = views.instantiate_async(&mut *store).await?;
+        let handle = async |accessor: &_| views.call_handle(accessor, view, request).await;
+        store.run_concurrent(handle).await?
+    })
+    .await
 }
 
 /// Counts the CPU time of this thread while it works for the guest, and not while the guest waits.
@@ -63,16 +54,27 @@ pub async fn describe(
     views: &AsyncViewsPre<Guest>,
     guest: Guest,
 ) -> Result<Vec<types::ViewInfo>, Failure> {
+    run(engine, guest, async |store| {
+        let views = views.instantiate_async(&mut *store).await?;
+        views.call_describe(store).await
+    })
+    .await
+}
+
+/// Works with a fresh store, under all its limits.
+async fn run<T>(
+    engine: &Engine,
+    guest: Guest,
+    work: impl AsyncFnOnce(&mut Store<Guest>) -> wasmtime::Result<T>,
+) -> Result<T, Failure> {
+    let (scope, cpu) = (Arc::clone(&guest.scope), Arc::clone(&guest.cpu));
     let mut store = store(engine, guest);
-    let views = async {
-        views
-            .instantiate_async(&mut store)
-            .await?
-            .call_describe(&mut store)
-            .await
+    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
+    // Outside the store: a time limit inside would wait for the guest to yield.
+    match scope.deadline.bound(metered(&cpu, work(&mut store))).await {
+        Ok(done) => done.map_err(|error| explain(&error, store.data())),
+        Err(why) => Err((&Stop::from(why)).into()),
     }
-    .await;
-    views.map_err(|error| explain(&error, store.data()))
 }
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {

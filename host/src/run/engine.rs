@@ -37,15 +37,15 @@ pub struct Engines {
 }
 
 impl Engines {
-    /// Engines with room for as many instances as the pools of the configuration let run.
+    /// Engines with room for this many instances of each mode at once.
     ///
     /// # Errors
     /// When the address space for the instance slots cannot be had.
-    pub fn new(sync: &config::SyncViews, r#async: &config::AsyncViews) -> anyhow::Result<Engines> {
+    pub fn new(sync_instances: usize, async_instances: usize) -> anyhow::Result<Engines> {
         let cache = compile_cache();
         let engines = Engines {
-            sync: engine(sync.workers_max, false, cache.clone())?,
-            r#async: engine(r#async.in_flight_max, true, cache)?,
+            sync: engine(sync_instances, false, cache.clone())?,
+            r#async: engine(async_instances, true, cache)?,
         };
         engines.tick().context("starting the epoch thread")?;
         Ok(engines)

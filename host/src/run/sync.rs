@@ -25,14 +25,10 @@ pub fn call(
     request: &types::Request,
 ) -> Result<Answer, Failure> {
     let view = guest.scope.view.id;
-    let cpu = Arc::clone(&guest.cpu);
-    let _counting = cpu.count();
-    let mut store = store(engine, guest);
-    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Sync.as_str()]));
-    let answer = views
-        .instantiate(&mut store)
-        .and_then(|views| views.call_handle(&mut store, view, request));
-    answer.map_err(|error| explain(&error, store.data()))
+    run(engine, guest, |store| {
+        let views = views.instantiate(&mut *store)?;
+        views.call_handle(store, view, request)
+    })
 }
 
 /// Asks a component for its views.
@@ -44,11 +40,22 @@ pub fn describe(
     views: &SyncViewsPre<Guest>,
     guest: Guest,
 ) -> Result<Vec<types::ViewInfo>, Failure> {
+    run(engine, guest, |store| {
+        views.instantiate(&mut *store)?.call_describe(store)
+    })
+}
+
+/// Works with a fresh store, under all its limits.
+fn run<T>(
+    engine: &Engine,
+    guest: Guest,
+    work: impl FnOnce(&mut Store<Guest>) -> wasmtime::Result<T>,
+) -> Result<T, Failure> {
+    let cpu = Arc::clone(&guest.cpu);
+    let _counting = cpu.count();
     let mut store = store(engine, guest);
-    let views = views
-        .instantiate(&mut store)
-        .and_then(|views| views.call_describe(&mut store));
-    views.map_err(|error| explain(&error, store.data()))
+    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Sync.as_str()]));
+    work(&mut store).map_err(|error| explain(&error, store.data()))
 }
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
