@@ -64,12 +64,9 @@ impl Module {
         let inspection = inspect(engines, file).with_context(place)?;
         check_grants(&inspection, grants).with_context(place)?;
         let component = prepare(engines, &inspection, grants.blocking_wasi).with_context(place)?;
-        let mode = inspection.mode;
-        let described = component
-            .describe(services, grants, mode)
-            .map_err(|failure| anyhow!("`describe` failed: {failure}"))
+        let views = component
+            .views(services, grants, inspection.mode)
             .with_context(place)?;
-        let views = views(&described, grants, mode).with_context(place)?;
         Ok(Module {
             grants: Arc::clone(grants),
             views,
@@ -111,6 +108,20 @@ impl Module {
 }
 
 impl Prepared {
+    /// Asks for the views and checks them.
+    fn views(
+        &self,
+        services: &Arc<Services>,
+        grants: &Arc<config::Module>,
+        mode: Mode,
+    ) -> anyhow::Result<Vec<Arc<View>>> {
+        let described = self.describe(services, grants, mode).map_err(|failure| {
+            let seconds = DESCRIBE_LIMIT.as_secs();
+            anyhow!("`describe` failed: {failure} (it has {seconds} s)")
+        })?;
+        views(&described, grants, mode)
+    }
+
     fn describe(
         &self,
         services: &Arc<Services>,
@@ -396,9 +407,5 @@ pub fn describe(
     inspection: &Inspection,
     grants: &Arc<config::Module>,
 ) -> anyhow::Result<Vec<Arc<View>>> {
-    let prepared = prepare(engines, inspection, grants.blocking_wasi)?;
-    let described = prepared
-        .describe(services, grants, inspection.mode)
-        .map_err(|failure| anyhow!("`describe` failed: {failure}"))?;
-    views(&described, grants, inspection.mode)
+    prepare(engines, inspection, grants.blocking_wasi)?.views(services, grants, inspection.mode)
 }
