@@ -4,6 +4,7 @@ pub mod app;
 pub mod guests;
 pub mod log;
 pub mod metrics;
+pub mod postgres;
 pub mod raw;
 pub mod server;
 
