@@ -16,6 +16,7 @@ mod failures;
 mod isolation;
 mod outbound;
 mod protocol;
+mod rules;
 mod static_files;
 mod swap;
 mod transactions;

@@ -67,6 +67,60 @@ macro_rules! both_modes {
     )*};
 }
 
+/// Makes four tests of one body, for both modes and both kinds of databases.
+macro_rules! both_modes_and_databases {
+    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode, $kind:ident: Kind) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$attribute])*
+            async fn body($mode: Mode, $kind: Kind) $body
+
+            #[tokio::test]
+            async fn sync_sqlite() {
+                body(Mode::Sync, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_sqlite() {
+                body(Mode::Async, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn sync_postgres() {
+                body(Mode::Sync, Kind::Postgres).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_postgres() {
+                body(Mode::Async, Kind::Postgres).await;
+            }
+        }
+    )*};
+}
+
+/// Makes two tests of one body, for both kinds of databases.
+macro_rules! both_databases {
+    ($($(#[$attribute:meta])* async fn $name:ident($kind:ident: Kind) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$attribute])*
+            async fn body($kind: Kind) $body
+
+            #[tokio::test]
+            async fn sqlite() {
+                body(Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn postgres() {
+                body(Kind::Postgres).await;
+            }
+        }
+    )*};
+}
+
 /// Waits until `look` finds something.
 ///
 /// # Panics
