@@ -11,7 +11,7 @@ use super::Serving;
 use crate::app::App;
 use crate::config::Config;
 use crate::database::{self, Databases};
-use crate::request::Host;
+use crate::host::Host;
 use crate::run::Engines;
 use crate::server::{self, Sockets};
 
@@ -49,9 +49,10 @@ impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config.listen, config.admin)?;
+        let parts = config.parts_at_once();
         let engines = Engines::new(
-            config.sync_views.workers_max,
-            config.async_views.in_flight_max,
+            config.sync_views.workers_max * parts,
+            config.async_views.in_flight_max * parts,
         )?;
         let app = {
             let engines = engines.clone();
