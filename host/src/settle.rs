@@ -1,17 +1,20 @@
 //! From a request to a settled answer: the chain runs, its response is checked, the transaction ends and what it
 //! held is released (R9, R10). Requests and events go through here.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use tokio::runtime::Handle;
 
 use crate::app::App;
 use crate::bindings::types;
-use crate::chain::{Chain, Flow, Outcome, busy};
+use crate::chain::{Chain, Flow, Outcome, Position, busy};
 use crate::database::{Error as DatabaseError, ErrorKind, Face};
 use crate::deadline::{Deadline, Ended};
 use crate::error::Failure;
@@ -90,10 +93,6 @@ impl Ready<'_> {
         let link = chain.view();
         let limits = &link.module.grants.limits;
         let scope = Scope::open(self.origin, &link.view, limits, arrived, worker);
-        let mut cancelling = Cancelling {
-            host,
-            deadline: Some(Arc::clone(&scope.deadline)),
-        };
         let flow = Flow::new(
             Arc::clone(self.app),
             Arc::clone(host),
@@ -101,29 +100,17 @@ impl Ready<'_> {
             self.body.clone(),
         );
         let position = flow.start(chain, Arc::clone(&self.params));
-        let (response, fate) = if chain.is_one_job() {
-            // The end of its transaction too: one hop there, one back.
-            scope.hop();
-            let settling = Arc::clone(&scope);
-            let job = move || {
-                settling.worker.runs_on(workers::number());
-                let outcome = position.on_worker(request);
-                Handle::current().block_on(settle(&settling, Face::Sync, outcome))
-            };
-            let done = host.workers.run(&scope.deadline, job).await;
-            done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
-        } else {
-            let outcome = async {
-                let _place = match chain.needs_place() {
-                    true => Some(host.instances.enter(&scope.deadline).await.map_err(busy)?),
-                    false => None,
-                };
-                position.on_loop(request).await
-            };
-            let outcome = outcome.await;
-            settle(&scope, Face::Async, outcome).await
+        let work = match chain.is_one_job() {
+            true => one_job(host, &scope, position, request).boxed(),
+            false => in_parts(host, &scope, chain, position, request).boxed(),
         };
-        cancelling.deadline = None;
+        let deadline = Arc::clone(&scope.deadline);
+        let cancelling = Cancelling {
+            host,
+            deadline,
+            work: Some(work),
+        };
+        let (response, fate) = cancelling.await;
         Settled {
             response,
             fate,
@@ -143,26 +130,77 @@ impl Settled {
     }
 }
 
-/// Ends the request's life when its future is dropped before it is done.
+/// Runs a chain, and the end of its transaction, on one worker: one hop there and one back.
+async fn one_job(
+    host: &Host,
+    scope: &Arc<Scope>,
+    position: Position,
+    request: types::Request,
+) -> (Answered, Fate) {
+    scope.hop();
+    let settling = Arc::clone(scope);
+    let job = move || {
+        settling.worker.runs_on(workers::number());
+        let outcome = position.on_worker(request);
+        Handle::current().block_on(settle(&settling, Face::Sync, outcome))
+    };
+    let done = host.workers.run(&scope.deadline, job).await;
+    done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
+}
+
+/// Runs a chain from this loop, each part where its mode wants it.
+async fn in_parts(
+    host: &Host,
+    scope: &Arc<Scope>,
+    chain: &Chain,
+    position: Position,
+    request: types::Request,
+) -> (Answered, Fate) {
+    let place = match chain.needs_place() {
+        true => host.instances.enter(&scope.deadline).await.map(Some),
+        false => Ok(None),
+    };
+    let outcome = match place {
+        Ok(_place) => position.on_loop(request).await,
+        Err(refused) => Err(busy(refused)),
+    };
+    settle(scope, Face::Async, outcome).await
+}
+
+/// Work that, dropped before it is done, ends its request's life first: what is dropped with it finds it ended.
 struct Cancelling<'a> {
     host: &'a Host,
-    deadline: Option<Arc<Deadline>>,
+    deadline: Arc<Deadline>,
+    work: Option<BoxFuture<'a, (Answered, Fate)>>,
+}
+
+impl Future for Cancelling<'_> {
+    type Output = (Answered, Fate);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let work = self
+            .work
+            .as_mut()
+            .expect("it is not polled again when it is done");
+        let done = std::task::ready!(work.as_mut().poll(context));
+        self.work = None;
+        Poll::Ready(done)
+    }
 }
 
 impl Drop for Cancelling<'_> {
     fn drop(&mut self) {
-        if let Some(deadline) = &self.deadline {
-            deadline.cancel(self.host.why_dropped());
+        if self.work.is_some() {
+            self.deadline.cancel(self.host.why_dropped());
         }
     }
 }
 
+/// What the client gets.
+type Answered = Result<Response<Bytes>, Failure>;
+
 /// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
-async fn settle(
-    scope: &Scope,
-    face: Face,
-    outcome: Outcome,
-) -> (Result<Response<Bytes>, Failure>, Fate) {
+async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate) {
     let mut response = outcome.and_then(|response| checked(response, scope));
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
@@ -209,7 +247,7 @@ fn not_kept(error: &DatabaseError) -> Failure {
 }
 
 /// The response that the view made, if it can be sent.
-fn checked(response: types::Response, scope: &Scope) -> Result<Response<Bytes>, Failure> {
+fn checked(response: types::Response, scope: &Scope) -> Answered {
     let max = scope.limits.response_max_bytes;
     if response.body.len() as u64 > max {
         return Err(Failure::view(format!(

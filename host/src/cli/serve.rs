@@ -23,6 +23,8 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     })
 }
 
+/// As many instance slots of a mode are made for requests that run several guest functions at once.
+const INSTANCE_SLOTS: usize = 8_000;
 /// How long threads that still wait for a disk may keep the process from ending.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -50,9 +52,11 @@ impl Running {
     pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config.listen, config.admin)?;
         let parts = config.parts_at_once();
+        // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
+        let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
         let engines = Engines::new(
-            config.sync_views.workers_max * parts,
-            config.async_views.in_flight_max * parts,
+            slots(config.sync_views.workers_max),
+            slots(config.async_views.in_flight_max),
         )?;
         let app = {
             let engines = engines.clone();
