@@ -197,6 +197,13 @@ impl Position {
         &self.chain.links[self.index]
     }
 
+    /// Whether no sync part can come after this one and those within it: the parts around it are async, have gone on
+    /// already and call for nothing else.
+    fn is_last_sync(&self) -> bool {
+        let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
+        self.way.iter().all(done)
+    }
+
     fn scope(&self) -> &Arc<Scope> {
         &self.flow.scope
     }
@@ -440,12 +447,18 @@ async fn on_worker(
 ) -> Outcome {
     let scope = Arc::clone(position.scope());
     let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
+    let last = position.is_last_sync();
     let job = lease.run(move || position.run_sync(request));
     let mut job = std::pin::pin!(job);
     loop {
         tokio::select! {
             biased;
-            outcome = &mut job => return outcome.map_err(busy)?,
+            outcome = &mut job => {
+                if last {
+                    scope.worker.release().await;
+                }
+                return outcome.map_err(busy)?;
+            }
             Some(errand) = wanted.recv() => {
                 let outcome = errand.position.on_loop(errand.request).await;
                 errand.call.answer(outcome);

@@ -216,11 +216,21 @@ impl Drop for Part {
     }
 }
 
+/// How far a scope is with its worker.
+#[derive(Default)]
+enum Leased {
+    #[default]
+    NotYet,
+    Now(Arc<Lease>),
+    /// Its last sync part has ended.
+    Over,
+}
+
 /// The sync worker that a scope sticks to (R2, R4).
 pub struct Sticky {
     /// None: the scope cannot come to need one, or its one job has it already.
     workers: Option<Workers>,
-    lease: tokio::sync::Mutex<Option<Arc<Lease>>>,
+    lease: tokio::sync::Mutex<Leased>,
     /// The worker's number for the log; 0: none yet.
     number: AtomicUsize,
 }
@@ -251,16 +261,21 @@ impl Sticky {
     /// # Panics
     /// When the scope was said to need none.
     pub async fn get(&self, deadline: &Deadline) -> Result<Arc<Lease>, Refused> {
-        let mut lease = self.lease.lock().await;
-        if let Some(lease) = &*lease {
+        let mut state = self.lease.lock().await;
+        if let Leased::Now(lease) = &*state {
             return Ok(Arc::clone(lease));
         }
         let workers = self.workers.as_ref();
         let workers = workers.expect("the chain was looked through for sync parts");
-        let leased = Arc::new(workers.lease(deadline).await?);
-        self.runs_on(leased.worker);
-        *lease = Some(Arc::clone(&leased));
-        Ok(leased)
+        let lease = Arc::new(workers.lease(deadline).await?);
+        self.runs_on(lease.worker);
+        *state = Leased::Now(Arc::clone(&lease));
+        Ok(lease)
+    }
+
+    /// Gives the worker back: no sync part can follow.
+    pub async fn release(&self) {
+        *self.lease.lock().await = Leased::Over;
     }
 
     /// Takes the worker now if the scope may need one later: before it holds a connection that others wait for.
@@ -268,10 +283,10 @@ impl Sticky {
     /// # Errors
     /// When none can be had.
     pub async fn reserve(&self, deadline: &Deadline) -> Result<(), Refused> {
-        match self.workers {
-            Some(_) => self.get(deadline).await.map(drop),
-            None => Ok(()),
+        if self.workers.is_none() || matches!(*self.lease.lock().await, Leased::Over) {
+            return Ok(());
         }
+        self.get(deadline).await.map(drop)
     }
 
     /// Notes the worker that the scope runs on.
