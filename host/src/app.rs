@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use http::Method;
 
 use crate::capability::{Services, http::Client};
-use crate::config::Config;
+use crate::chain::{Chain, Link};
+use crate::config::{Config, MiddlewareRef, PARTS_MAX};
 use crate::database::Databases;
 use crate::module::{self, Module};
 use crate::router::Router;
 use crate::run::Engines;
 use crate::static_files::StaticFiles;
-use crate::view::View;
+use crate::view::{Kind, Topics, View};
 
 /// An app, ready to be served.
 pub struct App {
@@ -25,22 +26,31 @@ pub struct App {
     pub router: Router<Target>,
     /// What its requests share.
     pub services: Arc<Services>,
-    /// All views, in the order of their modules.
+    /// All views, middleware and subscribers, in the order of their modules.
     pub views: Vec<Arc<View>>,
+    subscribers: Vec<(Topics, Arc<Chain>)>,
 }
 
 /// Where a route leads.
 pub enum Target {
     /// To a view.
-    View(Arc<View>, Arc<Module>),
+    View(Arc<Routed>),
     /// To the static files.
     Static(Arc<StaticFiles>),
+}
+
+/// What a route of a view runs.
+pub struct Routed {
+    /// For clients: the middleware of the app, that of the module, the view.
+    pub chain: Arc<Chain>,
+    /// For sub-requests, which are within the app's middleware already.
+    pub inner: Arc<Chain>,
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::View(view, _) => write!(f, "the view {view}"),
+            Target::View(routed) => write!(f, "the view {}", routed.chain.view().view),
             Target::Static(_) => f.write_str("the static files"),
         }
     }
@@ -77,6 +87,7 @@ impl App {
         let mut app = App {
             router: Router::default(),
             views: Vec::new(),
+            subscribers: Vec::new(),
             services,
             config,
         };
@@ -99,33 +110,93 @@ impl App {
 
     fn add_modules(&mut self, engines: &Engines) -> anyhow::Result<()> {
         let artifacts = self.config.artifacts();
+        let mut modules = Vec::new();
         for grants in self.config.modules.clone() {
             let files = module::files(&grants, &artifacts)?;
             let grants = Arc::new(grants);
             for file in files {
-                let module = Arc::new(Module::load(engines, &self.services, &grants, &file)?);
-                for view in &module.views {
-                    self.add_view(view, &module)?;
+                modules.push(Arc::new(Module::load(
+                    engines,
+                    &self.services,
+                    &grants,
+                    &file,
+                )?));
+            }
+        }
+        let links = || {
+            modules.iter().flat_map(|module| {
+                module.views.iter().map(|view| Link {
+                    view: Arc::clone(view),
+                    module: Arc::clone(module),
+                })
+            })
+        };
+        let middleware: Vec<Link> = links()
+            .filter(|link| link.view.kind == Kind::Middleware)
+            .collect();
+        let outer = named(&self.config.middleware, &middleware, "[app]")?;
+        for link in links() {
+            self.views.push(Arc::clone(&link.view));
+            match &link.view.kind {
+                Kind::Middleware => {}
+                Kind::Subscriber(topics) => {
+                    let chain = Arc::new(Chain::new([], link.clone()));
+                    self.subscribers.push((topics.clone(), chain));
+                }
+                Kind::Route { method, pattern } => {
+                    let grants = &link.module.grants;
+                    let place = format!("[modules.{}]", grants.name);
+                    let own = named(&grants.middleware, &middleware, &place)?;
+                    self.add_route(method, pattern, &outer, own, &link)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn add_view(&mut self, view: &Arc<View>, module: &Arc<Module>) -> anyhow::Result<()> {
-        let mut patterns = vec![view.pattern.clone()];
+    fn add_route(
+        &mut self,
+        method: &Method,
+        pattern: &str,
+        outer: &[Link],
+        own: Vec<Link>,
+        link: &Link,
+    ) -> anyhow::Result<()> {
+        let inner = Arc::new(Chain::new(own.clone(), link.clone()));
+        let chain = match outer.is_empty() {
+            true => Arc::clone(&inner),
+            false => Arc::new(Chain::new(outer.iter().cloned().chain(own), link.clone())),
+        };
+        if chain.len() > PARTS_MAX {
+            bail!(
+                "{}: {} guest functions on the way, middleware and view, are more than the {PARTS_MAX} that can run within each other",
+                link.view,
+                chain.len()
+            );
+        }
+        let mut patterns = vec![pattern.to_owned()];
         // The root of a mounted module is reached with and without the slash.
-        if view.pattern == module.grants.mount && !view.pattern.is_empty() {
-            patterns.push(format!("{}/", view.pattern));
+        if pattern == link.module.grants.mount && !pattern.is_empty() {
+            patterns.push(format!("{pattern}/"));
         }
+        let routed = Arc::new(Routed { chain, inner });
         for pattern in patterns {
-            let target = Target::View(Arc::clone(view), Arc::clone(module));
             self.router
-                .add(&view.method, &pattern, target)
-                .map_err(|error| anyhow!("the view {view} cannot have its route: {error}"))?;
+                .add(method, &pattern, Target::View(Arc::clone(&routed)))
+                .map_err(|error| {
+                    anyhow!("the view {} cannot have its route: {error}", link.view)
+                })?;
         }
-        self.views.push(Arc::clone(view));
         Ok(())
+    }
+
+    /// Where an event on `topic` goes.
+    pub fn subscribers(&self, topic: &str) -> impl Iterator<Item = &Arc<Chain>> {
+        let wanted = self
+            .subscribers
+            .iter()
+            .filter(move |(topics, _)| topics.contain(topic));
+        wanted.map(|(_, chain)| chain)
     }
 
     /// The number of views of each mode, for a line in the log.
@@ -136,4 +207,22 @@ impl App {
         }
         count
     }
+}
+
+/// The middleware that a list names.
+fn named(list: &[MiddlewareRef], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
+    let find = |wanted: &MiddlewareRef| {
+        let MiddlewareRef::Guest { module, function } = wanted;
+        let is_it = |link: &&Link| {
+            let name = &link.view.name;
+            link.view.module == *module
+                && (name == function || name.rsplit("::").next() == Some(function))
+        };
+        known.iter().find(is_it).cloned().ok_or_else(|| {
+            let names: Vec<String> = known.iter().map(|link| link.view.to_string()).collect();
+            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+            anyhow!("`middleware` of `{place}` names `{module}::{function}`, which no module has (there is: {names})")
+        })
+    };
+    list.iter().map(find).collect()
 }

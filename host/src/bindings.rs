@@ -8,11 +8,14 @@ mod imports {
         path: "../guest-sdk/wit",
         world: "imports",
         imports: { default: trappable },
+        additional_derives: [PartialEq],
         with: {
             "amphi:view/database.rows": crate::capability::database::Rows,
             "amphi:view/database.transaction": crate::capability::database::Begun,
+            "amphi:view/database.pinned": crate::capability::database::Pinned,
             "amphi:view/database-async.rows": crate::capability::database::Rows,
             "amphi:view/database-async.transaction": crate::capability::database::Begun,
+            "amphi:view/database-async.pinned": crate::capability::database::Pinned,
         },
         require_store_data_send: true,
     });
@@ -39,7 +42,8 @@ mod r#async {
 
 pub use r#async::AsyncViewsPre;
 pub use imports::amphi::view::{
-    body, body_async, body_types, config, context, database, database_async, database_types, http,
-    http_async, http_types, log, timer, types,
+    body, body_async, body_types, config, context, database, database_async, database_types,
+    events, http, http_async, http_types, log, middleware, middleware_async, subrequest,
+    subrequest_async, timer, types,
 };
 pub use sync::SyncViewsPre;

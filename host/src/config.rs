@@ -11,13 +11,21 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::view::Topics;
+
 mod check;
 mod raw;
 
 /// The most linear memory an instance can be given: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
 
-pub use raw::{AsyncViews, Limits, Server, SyncViews};
+/// The most guest functions that can run within each other in one request: middleware, view, sub-requests.
+pub const PARTS_MAX: usize = 16;
+
+/// How many sub-requests there is room for on average, in requests that make some.
+const SUBREQUESTS_AT_ONCE: usize = 4;
+
+pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.
 #[derive(Debug, Clone)]
@@ -36,12 +44,28 @@ pub struct Config {
     pub sync_views: SyncViews,
     /// The async loops and their queue.
     pub async_views: AsyncViews,
+    /// Events on their way.
+    pub events: Events,
     /// Databases by name.
     pub databases: BTreeMap<String, Database>,
     /// The folder of static files, if any.
     pub static_files: Option<StaticFiles>,
+    /// Middleware around all views, the outermost first.
+    pub middleware: Vec<MiddlewareRef>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
+}
+
+/// A guest function that is middleware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MiddlewareRef {
+    /// A function of one of the app's modules.
+    Guest {
+        /// The module's name.
+        module: String,
+        /// The function's.
+        function: String,
+    },
 }
 
 /// An embedded SQLite database.
@@ -85,6 +109,14 @@ pub struct Module {
     pub databases: Vec<String>,
     /// Origins it may send requests to.
     pub http: Vec<HttpGrant>,
+    /// Middleware around its views, the outermost first, within that of the app.
+    pub middleware: Vec<MiddlewareRef>,
+    /// Topics it may publish events on.
+    pub publish: Vec<Topics>,
+    /// Topics whose events its subscribers may get.
+    pub subscribe: Vec<Topics>,
+    /// Whether it may call the app's other views within a request.
+    pub subrequests: bool,
     /// Folders it sees through WASI.
     pub directories: Vec<Directory>,
     /// Whether its async component may make blocking WASI calls (they hold up that request, not the loop).
@@ -215,10 +247,22 @@ impl Config {
             ),
             ("[sync_views]", self.sync_views != started.sync_views),
             ("[async_views]", self.async_views != started.async_views),
+            ("[events]", self.events != started.events),
         ];
         (differing.into_iter())
             .filter_map(|(name, differs)| differs.then_some(name))
             .collect()
+    }
+
+    /// How many guest functions can run at once in one request: the longest chain, and views that call others.
+    pub fn parts_at_once(&self) -> usize {
+        let own = |module: &Module| module.middleware.len();
+        let middleware = self.middleware.len() + self.modules.iter().map(own).max().unwrap_or(0);
+        let others = match self.modules.iter().any(|module| module.subrequests) {
+            true => SUBREQUESTS_AT_ONCE,
+            false => 0,
+        };
+        (1 + middleware + others).min(PARTS_MAX)
     }
 
     /// The folder that `amphi build` puts components in.
@@ -236,6 +280,10 @@ impl Module {
             mount: String::new(),
             databases: Vec::new(),
             http: Vec::new(),
+            middleware: Vec::new(),
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            subrequests: false,
             directories: Vec::new(),
             blocking_wasi: false,
             ungranted_imports: false,

@@ -44,6 +44,8 @@ pub struct Failure {
     pub client_text: Cow<'static, str>,
     /// What the log is told.
     pub detail: String,
+    /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
+    pub way: Vec<String>,
 }
 
 impl Failure {
@@ -55,6 +57,7 @@ impl Failure {
             status,
             detail: client_text.to_string(),
             client_text,
+            way: Vec::new(),
         }
     }
 
@@ -65,6 +68,7 @@ impl Failure {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             client_text: "The server could not answer this request.".into(),
             detail: detail.into(),
+            way: Vec::new(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Failure {
             status,
             client_text: client_text.into(),
             detail: detail.into(),
+            way: Vec::new(),
         }
     }
 
@@ -90,6 +95,15 @@ impl Failure {
             ..Failure::view(detail)
         }
     }
+}
+
+/// A text of at most `max` bytes.
+pub fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push_str(" …");
+    }
+    text
 }
 
 impl fmt::Display for Failure {

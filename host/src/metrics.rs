@@ -38,6 +38,10 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// Failed requests, by fault (`client`, `view`, `limit`, `host`).
     pub failures: IntCounterVec,
+    /// Requests that were run again after a conflict.
+    pub retries: IntCounter,
+    /// Events, by what became of them (`published`; for each subscriber `delivered`, `failed`).
+    pub events: IntCounterVec,
     /// Time from accepting a request to its response head.
     pub duration: Histogram,
     /// Log text dropped because a request wrote too much, in bytes.
@@ -102,6 +106,11 @@ impl Metrics {
                 "Failed requests by whose fault it was",
                 "fault",
             ),
+            retries: registered(
+                &registry,
+                IntCounter::new("retries_total", "Requests run again after a conflict"),
+            ),
+            events: counters("events_total", "Events by what became of them", "outcome"),
             duration: seconds(
                 "request_seconds",
                 "Time from accepting a request to its response head",

@@ -19,9 +19,11 @@ use crate::capability::{Guest, Services, link_async, link_sync};
 use crate::config;
 use crate::error::Failure;
 use crate::run::{self, Answer, Engines};
-use crate::scope::{self, Scope};
-use crate::view::{Mode, View};
+use crate::scope::{Origin, Scope, Sticky};
+use crate::view::{Data, Isolation, Kind, Mode, Topics, View};
 
+/// A request is run again at most this often, whatever its view says.
+const RETRIES_MAX: u32 = 10;
 /// How long a component may take to describe its views.
 const DESCRIBE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -128,26 +130,20 @@ impl Prepared {
         grants: &Arc<config::Module>,
         mode: Mode,
     ) -> Result<Vec<types::ViewInfo>, Failure> {
-        let view = View {
-            module: grants.name.clone(),
-            name: "describe".into(),
-            id: 0,
-            method: http::Method::GET,
-            pattern: String::new(),
+        let view = Arc::new(View::unrouted(
+            &grants.name,
+            "describe",
             mode,
-            atomic: false,
-            cpu: DESCRIBE_LIMIT,
-            timeout: DESCRIBE_LIMIT,
-        };
-        let peer = ([127, 0, 0, 1], 0).into();
+            DESCRIBE_LIMIT,
+        ));
         let scope = Scope::open(
-            scope::new_id(),
-            peer,
+            &Origin::host(),
+            &view,
+            &grants.limits,
             Instant::now(),
-            Arc::new(view),
-            grants.limits.clone(),
+            Sticky::none(),
         );
-        let guest = Guest::new(scope, Arc::clone(grants), Arc::clone(services), None);
+        let guest = Guest::new(scope, view, Arc::clone(grants), Arc::clone(services));
         match self {
             Prepared::Sync(engine, views) => run::describe_sync(engine, views, guest),
             Prepared::Async(engine, views) => tokio::runtime::Handle::current()
@@ -260,13 +256,17 @@ fn check_mode(mode: Mode, imports: &[String]) -> anyhow::Result<()> {
             continue;
         };
         match (mode, name) {
-            (Mode::Async, "body" | "database" | "http") => bail!(
+            (Mode::Async, "body" | "database" | "http" | "middleware" | "subrequest") => bail!(
                 "the component is async and imports `{import}`, which blocks: it would stop everything else the view has in flight. Use `amphi:view/{name}-async` (build against the world `async-views`), or make the views sync"
             ),
             (Mode::Sync, "timer") => bail!(
                 "the component is sync and imports `{import}`, which only async views can wait for: make the views async (the world `async-views`), or sleep with WASI's clock"
             ),
-            (Mode::Sync, "body-async" | "database-async" | "http-async") => bail!(
+            (
+                Mode::Sync,
+                "body-async" | "database-async" | "http-async" | "middleware-async"
+                | "subrequest-async",
+            ) => bail!(
                 "the component is sync and imports `{import}`, whose functions are async: use `amphi:view/{}` (build against the world `sync-views`), or make the views async",
                 name.trim_end_matches("-async")
             ),
@@ -288,6 +288,10 @@ fn check_grants(inspection: &Inspection, grants: &config::Module) -> anyhow::Res
             Some("http" | "http-async") if grants.http.is_empty() => {
                 "`http = [\"self\"]` or `http = [\"https://api.example.com\"]`"
             }
+            Some("subrequest" | "subrequest-async") if !grants.subrequests => {
+                "`subrequests = true`"
+            }
+            Some("events") if grants.publish.is_empty() => "`publish = [\"orders.*\"]`",
             _ => continue,
         };
         bail!(
@@ -357,44 +361,86 @@ fn views(
                     info.id
                 );
             }
-            let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
-            if !known.contains(&info.method.as_str()) {
-                bail!(
-                    "view `{name}` has the method `{}`: known are {}",
-                    info.method,
-                    known.join(", ")
-                );
-            }
-            if !info.pattern.starts_with('/') {
-                bail!(
-                    "view `{name}` has the pattern `{}`: a pattern starts with `/`",
-                    info.pattern
-                );
-            }
-            let pattern = match (grants.mount.as_str(), info.pattern.as_str()) {
-                ("", pattern) => pattern.to_owned(),
-                (mount, "/") => mount.to_owned(),
-                (mount, pattern) => format!("{mount}{pattern}"),
-            };
+            let kind = kind(&info.kind, name, grants)?;
             let lowered = |limit: Option<u32>, max: u64| {
                 Duration::from_millis(limit.map_or(max, |limit| max.min(limit.into())))
+            };
+            let by_default = || match &kind {
+                Kind::Route { method, .. } => grants.atomic.applies_to(method.as_str()),
+                Kind::Middleware => false,
+                Kind::Subscriber(_) => grants.atomic.applies_to("EVENT"),
             };
             Ok(Arc::new(View {
                 module: grants.name.clone(),
                 name: name.clone(),
                 id: info.id,
-                method: http::Method::from_bytes(info.method.as_bytes())
-                    .context("the method was just checked")?,
-                pattern,
                 mode,
-                atomic: info
-                    .atomic
-                    .unwrap_or_else(|| grants.atomic.applies_to(&info.method)),
+                data: Data {
+                    atomic: info.atomic.unwrap_or_else(by_default),
+                    read_only: info.read_only,
+                    isolation: info.isolation.map(Isolation::from),
+                },
+                kind,
+                retries: info.retries.min(RETRIES_MAX),
                 cpu: lowered(info.cpu_ms, limits.cpu_ms),
                 timeout: lowered(info.timeout_ms, limits.timeout_ms),
             }))
         })
         .collect()
+}
+
+/// What makes the host call the function `name`, if that can be.
+fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> anyhow::Result<Kind> {
+    match described {
+        types::ViewKind::Route(types::Route { method, pattern }) => {
+            let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+            if !known.contains(&method.as_str()) {
+                bail!(
+                    "view `{name}` has the method `{method}`: known are {}",
+                    known.join(", ")
+                );
+            }
+            if !pattern.starts_with('/') {
+                bail!("view `{name}` has the pattern `{pattern}`: a pattern starts with `/`");
+            }
+            Ok(Kind::Route {
+                method: http::Method::from_bytes(method.as_bytes())
+                    .context("the method was just checked")?,
+                pattern: match (grants.mount.as_str(), pattern.as_str()) {
+                    ("", pattern) => pattern.to_owned(),
+                    (mount, "/") => mount.to_owned(),
+                    (mount, pattern) => format!("{mount}{pattern}"),
+                },
+            })
+        }
+        types::ViewKind::Middleware => Ok(Kind::Middleware),
+        types::ViewKind::Subscriber(text) => {
+            let topics = Topics::parse(text)
+                .map_err(|sentence| anyhow!("subscriber `{name}`: {sentence}"))?;
+            if !grants.ungranted_imports
+                && !grants
+                    .subscribe
+                    .iter()
+                    .any(|granted| granted.cover(&topics))
+            {
+                bail!(
+                    "`{name}` subscribes to `{text}`, which module `{}` is not granted: add `subscribe = [\"{text}\"]` to `[modules.{0}]`",
+                    grants.name
+                );
+            }
+            Ok(Kind::Subscriber(topics))
+        }
+    }
+}
+
+impl From<types::Isolation> for Isolation {
+    fn from(isolation: types::Isolation) -> Isolation {
+        match isolation {
+            types::Isolation::ReadCommitted => Isolation::ReadCommitted,
+            types::Isolation::RepeatableRead => Isolation::RepeatableRead,
+            types::Isolation::Serializable => Isolation::Serializable,
+        }
+    }
 }
 
 /// What `amphi inspect` shows: the views too, with everything granted that the component asks for.

@@ -1,34 +1,63 @@
 //! The host-side life of one request: who it is, until when it may run, what it knows and what it holds.
 //!
-//! A scope is opened in one place (`request.rs`), shared by everything that works for the request, and gone
-//! when the last of them is. What it holds is released by dropping, so there is no exit path that forgets it
-//! (R13): the transaction rolls back, connections go back to their pool, temporary files are removed.
+//! A scope is opened in one place (`request.rs`; `events.rs` for events), shared by everything that works for the
+//! request, and gone when the last of them is. What it holds is released by dropping, so there is no exit path
+//! that forgets it (R13): the transaction rolls back, connections and the worker go back to their pools, events
+//! that were held and temporary files are removed.
+//!
+//! Order of acquisition: place among the async instances, sync worker, database connection. Whoever holds a later
+//! one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::config::Limits;
+use crate::config::{Limits, PARTS_MAX};
 use crate::deadline::Deadline;
+use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
 use crate::transaction::Transaction;
 use crate::view::View;
+use crate::workers::{Lease, Workers};
+
+/// Whose request it is: known before it is routed, and handed on to the events it publishes (R14).
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Names the request in logs and to its views.
+    pub id: String,
+    /// Its place in a distributed trace, as the header has it.
+    pub traceparent: String,
+    /// The client.
+    pub peer: SocketAddr,
+    /// Values that the host has set.
+    pub values: Vec<(String, String)>,
+}
+
+impl Origin {
+    /// The host itself asks.
+    pub fn host() -> Origin {
+        Origin {
+            id: new_id(),
+            traceparent: String::new(),
+            peer: (Ipv4Addr::LOCALHOST, 0).into(),
+            values: Vec::new(),
+        }
+    }
+}
 
 /// The life of one request.
 pub struct Scope {
-    /// Names the request in logs and to its views. Made by the host (R14).
-    pub id: String,
-    /// The client.
-    pub peer: SocketAddr,
-    /// The view that serves it.
+    /// Whose request it is.
+    pub origin: Origin,
+    /// The view that it was routed to.
     pub view: Arc<View>,
-    /// What it may use.
+    /// What it may use: the limits of that view's module.
     pub limits: Limits,
     /// Until when it may run, and whether it still may (R15).
     pub deadline: Arc<Deadline>,
@@ -36,61 +65,238 @@ pub struct Scope {
     pub transaction: Transaction,
     /// Places for outbound requests in flight.
     pub outbound: Arc<Semaphore>,
+    /// Set when an outbound request has been sent: the request cannot be run again.
+    pub sent: AtomicBool,
     /// Results of queries that the host holds for it.
     pub results: Results,
-    values: Mutex<HashMap<String, String>>,
+    hops: AtomicUsize,
+    /// Its sync worker.
+    pub worker: Sticky,
+    /// Guest functions that run for it at this moment, and whether any has.
+    parts: AtomicUsize,
+    begun: AtomicBool,
+    /// Set when any part has failed: nothing that was done is kept.
+    failed: AtomicBool,
+    values: Mutex<HashMap<String, Value>>,
     _open: Held,
+}
+
+struct Value {
+    text: String,
+    /// Set by the host: guests cannot change it (R14).
+    reserved: bool,
+}
+
+/// Why a value was not set.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotSet {
+    /// Too many values, or this one is too large.
+    TooLarge(String),
+    /// The host has set it.
+    Reserved(String),
 }
 
 impl Scope {
     /// Opens the scope of a request that arrived at `arrived` and goes to `view`.
     pub fn open(
-        id: String,
-        peer: SocketAddr,
+        origin: &Origin,
+        view: &Arc<View>,
+        limits: &Limits,
         arrived: Instant,
-        view: Arc<View>,
-        limits: Limits,
+        worker: Sticky,
     ) -> Arc<Scope> {
+        let reserved = |(name, text): &(String, String)| {
+            let (text, reserved) = (text.clone(), true);
+            (name.clone(), Value { text, reserved })
+        };
         Arc::new(Scope {
-            id,
-            peer,
+            values: Mutex::new(origin.values.iter().map(reserved).collect()),
+            origin: origin.clone(),
             deadline: Arc::new(Deadline::new(arrived + view.timeout)),
-            transaction: Transaction::new(view.atomic),
+            transaction: Transaction::new(view.data.atomic),
             outbound: Arc::new(Semaphore::new(limits.outbound_max)),
-            view,
-            limits,
+            sent: AtomicBool::new(false),
+            view: Arc::clone(view),
+            limits: limits.clone(),
             results: Results::default(),
-            values: Mutex::default(),
+            hops: AtomicUsize::new(0),
+            worker,
+            parts: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             _open: Held::new(&METRICS.scopes),
         })
     }
 
     /// A value that some part of this request has set.
     pub fn value(&self, name: &str) -> Option<String> {
-        self.values.lock().get(name).cloned()
+        self.values.lock().get(name).map(|value| value.text.clone())
+    }
+
+    /// All values, for the parts of another scope that goes on with this one's (an event's), and for error pages.
+    pub fn values(&self) -> Vec<(String, String)> {
+        let values = self.values.lock();
+        let pair = |(name, value): (&String, &Value)| (name.clone(), value.text.clone());
+        let mut values: Vec<_> = values.iter().map(pair).collect();
+        values.sort();
+        values
     }
 
     /// Sets a value for the later parts of this request.
     ///
     /// # Errors
-    /// A sentence, when there are too many values or this one is too large.
-    pub fn set_value(&self, name: String, value: String) -> Result<(), String> {
+    /// A sentence, when there are too many values, this one is too large, or the host has set it.
+    pub fn set_value(&self, name: String, text: String) -> Result<(), NotSet> {
         let max = self.limits.context_value_max_bytes;
-        if name.len() + value.len() > max {
-            return Err(format!(
+        if name.len() + text.len() > max {
+            return Err(NotSet::TooLarge(format!(
                 "the context value `{name}` has {} bytes with its name; `context_value_max_bytes` is {max}",
-                name.len() + value.len()
-            ));
+                name.len() + text.len()
+            )));
         }
         let mut values = self.values.lock();
-        if values.len() >= self.limits.context_values_max && !values.contains_key(&name) {
-            return Err(format!(
+        let known = values.get(&name);
+        if known.is_some_and(|value| value.reserved) {
+            return Err(NotSet::Reserved(format!(
+                "the context value `{name}` was set by the host, and views cannot change it: choose another name"
+            )));
+        }
+        if known.is_none() && values.len() >= self.limits.context_values_max {
+            return Err(NotSet::TooLarge(format!(
                 "the request has {} context values already, as many as `context_values_max` allows",
                 values.len()
-            ));
+            )));
         }
-        values.insert(name, value);
+        let reserved = false;
+        values.insert(name, Value { text, reserved });
         Ok(())
+    }
+
+    /// Takes the place of one more guest function, unless too many run within each other already.
+    pub fn enter_part(self: &Arc<Self>) -> Option<Part> {
+        let taken = (self.parts).fetch_update(SeqCst, SeqCst, |parts| {
+            Some(parts + 1).filter(|parts| *parts <= PARTS_MAX)
+        });
+        self.begun.store(true, SeqCst);
+        taken.ok().map(|_| Part(Arc::clone(self)))
+    }
+
+    /// Whether any guest function has run for it.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(SeqCst)
+    }
+
+    /// Nothing that was done is kept, whatever the request answers (R9).
+    pub fn fail(&self) {
+        self.failed.store(true, SeqCst);
+    }
+
+    /// Whether any part has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(SeqCst)
+    }
+
+    /// Counts a change between a loop and a worker.
+    pub fn hop(&self) {
+        self.hops.fetch_add(1, SeqCst);
+    }
+
+    /// How often it has gone from a loop to a worker or back for a part of its chain.
+    pub fn hops(&self) -> usize {
+        self.hops.load(SeqCst)
+    }
+}
+
+/// A guest function that runs for a scope, until dropped.
+pub struct Part(Arc<Scope>);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.0.parts.fetch_sub(1, SeqCst);
+    }
+}
+
+/// How far a scope is with its worker.
+#[derive(Default)]
+enum Leased {
+    #[default]
+    NotYet,
+    Now(Arc<Lease>),
+    /// Its last sync part has ended.
+    Over,
+}
+
+/// The sync worker that a scope sticks to (R2, R4).
+pub struct Sticky {
+    /// None: the scope cannot come to need one, or its one job has it already.
+    workers: Option<Workers>,
+    lease: tokio::sync::Mutex<Leased>,
+    /// The worker's number for the log; 0: none yet.
+    number: AtomicUsize,
+}
+
+impl Sticky {
+    /// No worker can be leased.
+    pub fn none() -> Sticky {
+        Sticky {
+            workers: None,
+            lease: tokio::sync::Mutex::default(),
+            number: AtomicUsize::new(0),
+        }
+    }
+
+    /// A worker is leased when it is first needed.
+    pub fn leased_from(workers: &Workers) -> Sticky {
+        Sticky {
+            workers: Some(workers.clone()),
+            ..Sticky::none()
+        }
+    }
+
+    /// The scope's worker.
+    ///
+    /// # Errors
+    /// When none can be had.
+    ///
+    /// # Panics
+    /// When the scope was said to need none.
+    pub async fn get(&self, deadline: &Deadline) -> Result<Arc<Lease>, Refused> {
+        let mut state = self.lease.lock().await;
+        if let Leased::Now(lease) = &*state {
+            return Ok(Arc::clone(lease));
+        }
+        let workers = self.workers.as_ref();
+        let workers = workers.expect("the chain was looked through for sync parts");
+        let lease = Arc::new(workers.lease(deadline).await?);
+        self.runs_on(lease.worker);
+        *state = Leased::Now(Arc::clone(&lease));
+        Ok(lease)
+    }
+
+    /// Gives the worker back: no sync part can follow.
+    pub async fn release(&self) {
+        *self.lease.lock().await = Leased::Over;
+    }
+
+    /// Takes the worker now if the scope may need one later: before it holds a connection that others wait for.
+    ///
+    /// # Errors
+    /// When none can be had.
+    pub async fn reserve(&self, deadline: &Deadline) -> Result<(), Refused> {
+        if self.workers.is_none() || matches!(*self.lease.lock().await, Leased::Over) {
+            return Ok(());
+        }
+        self.get(deadline).await.map(drop)
+    }
+
+    /// Notes the worker that the scope runs on.
+    pub fn runs_on(&self, number: usize) {
+        self.number.store(number, SeqCst);
+    }
+
+    /// The number of the worker, if any part has run on one.
+    pub fn number(&self) -> Option<usize> {
+        Some(self.number.load(SeqCst)).filter(|number| *number > 0)
     }
 }
 

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Server as Limits;
+use crate::host::Host;
 use crate::metrics::{Held, METRICS};
-use crate::request::Host;
 
 mod activity;
 mod connection;
@@ -123,11 +123,16 @@ pub async fn serve(
         drain_timeout_ms = limits.drain_timeout_ms,
         "stopping: no new connections, requests in flight may finish"
     );
-    let all_idle = futures::future::join_all(loops.iter().map(|each| each.idle.cancelled()));
+    let all_idle = async {
+        futures::future::join_all(loops.iter().map(|each| each.idle.cancelled())).await;
+        // What the last requests published.
+        host.events.idle().await;
+    };
     if tokio::time::timeout(drain, all_idle).await.is_err() {
         tracing::warn!(
             requests = METRICS.scopes.get(),
-            "requests still in flight are cancelled: they took longer than `drain_timeout_ms`"
+            events = host.events.in_flight(),
+            "requests still in flight are cancelled, and events on their way are dropped: they took longer than `drain_timeout_ms`"
         );
         host.stopping.store(true, Relaxed);
     }

@@ -28,7 +28,23 @@ impl fmt::Display for Mode {
     }
 }
 
-/// One guest function that serves a route.
+/// What makes the host call a guest function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A request to its route.
+    Route {
+        /// `GET`, `POST`, …
+        method: http::Method,
+        /// The path pattern with the module's mount.
+        pattern: String,
+    },
+    /// A request whose chain names it.
+    Middleware,
+    /// An event on a topic.
+    Subscriber(Topics),
+}
+
+/// One guest function that the host can call.
 #[derive(Debug, Clone)]
 pub struct View {
     /// The module's name in the configuration.
@@ -37,22 +53,157 @@ pub struct View {
     pub name: String,
     /// What the component calls it.
     pub id: u32,
-    /// `GET`, `POST`, …
-    pub method: http::Method,
-    /// The path pattern with the module's mount.
-    pub pattern: String,
+    /// What makes the host call it.
+    pub kind: Kind,
     /// Sync or async.
     pub mode: Mode,
-    /// Whether it runs in a transaction.
-    pub atomic: bool,
+    /// How it works with databases.
+    pub data: Data,
+    /// How often its request may be run again after a conflict.
+    pub retries: u32,
     /// CPU budget.
     pub cpu: Duration,
     /// Time from accepting the request to its response.
     pub timeout: Duration,
 }
 
+/// How a view works with databases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Data {
+    /// Whether everything it does belongs to one transaction.
+    pub atomic: bool,
+    /// Whether statements that write are refused.
+    pub read_only: bool,
+    /// What its transaction sees of others; none: as the database has it.
+    pub isolation: Option<Isolation>,
+}
+
+/// What a transaction sees of others, as SQL has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Each statement sees what was committed before it.
+    ReadCommitted,
+    /// All statements see the same.
+    RepeatableRead,
+    /// As if no other transaction ran at the same time.
+    Serializable,
+}
+
+impl View {
+    /// A view that nothing calls, for looking at a component.
+    pub fn unrouted(module: &str, name: &str, mode: Mode, limit: Duration) -> View {
+        View {
+            module: module.to_owned(),
+            name: name.to_owned(),
+            id: 0,
+            kind: Kind::Middleware,
+            mode,
+            data: Data::default(),
+            retries: 0,
+            cpu: limit,
+            timeout: limit,
+        }
+    }
+
+    /// The route's pattern or the topic; empty for middleware.
+    pub fn pattern(&self) -> &str {
+        match &self.kind {
+            Kind::Route { pattern, .. } => pattern,
+            Kind::Middleware => "",
+            Kind::Subscriber(topics) => topics.as_str(),
+        }
+    }
+
+    /// The route's method, or what stands in its place: `EVENT`, or `-` for middleware.
+    pub fn method(&self) -> &str {
+        match &self.kind {
+            Kind::Route { method, .. } => method.as_str(),
+            Kind::Middleware => "-",
+            Kind::Subscriber(_) => "EVENT",
+        }
+    }
+}
+
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}::{}", self.module, self.name)
+    }
+}
+
+/// One topic (`orders.paid`), or all that begin alike (`orders.*`, `*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics(String);
+
+impl Topics {
+    /// Reads a topic, or a pattern of topics.
+    ///
+    /// # Errors
+    /// With a sentence, when it is neither.
+    pub fn parse(text: &str) -> Result<Topics, String> {
+        let fixed = text.strip_suffix(".*").unwrap_or(text);
+        if text == "*" || is_topic(fixed) {
+            Ok(Topics(text.to_owned()))
+        } else {
+            Err(format!(
+                "`{text}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`, or `orders.*` for all that begin so"
+            ))
+        }
+    }
+
+    /// Whether it is this topic, or one of these.
+    pub fn contain(&self, topic: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => topic.starts_with(beginning) && topic.len() > beginning.len(),
+            None => self.0 == topic,
+        }
+    }
+
+    /// Whether all of `other` are among these.
+    pub fn cover(&self, other: &Topics) -> bool {
+        match other.0.strip_suffix('*') {
+            Some(beginning) => {
+                (self.0.strip_suffix('*')).is_some_and(|own| beginning.starts_with(own))
+            }
+            None => self.contain(&other.0),
+        }
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether this is one topic: words with dots between.
+pub fn is_topic(text: &str) -> bool {
+    let word = |word: &str| {
+        !word.is_empty()
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    text.split('.').all(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_contain_and_cover() {
+        let topics = |text| Topics::parse(text).expect("these are topics");
+        assert!(topics("orders.*").contain("orders.paid"));
+        assert!(topics("orders.*").contain("orders.paid.late"));
+        assert!(!topics("orders.*").contain("orders"));
+        assert!(!topics("orders.*").contain("ordersX"));
+        assert!(topics("*").contain("anything"));
+        assert!(topics("orders.*").cover(&topics("orders.paid")));
+        assert!(topics("*").cover(&topics("orders.*")));
+        assert!(topics("orders.*").cover(&topics("orders.eu.*")));
+        assert!(!topics("orders.eu.*").cover(&topics("orders.*")));
+        assert!(!topics("orders.paid").cover(&topics("orders.*")));
+        for wrong in ["", ".", "a..b", "a b", "a*", "*.a", "a.*.b"] {
+            assert!(Topics::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

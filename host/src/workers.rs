@@ -1,14 +1,15 @@
 //! The pool of sync workers: OS threads that run sync guests (R2–R4).
 //!
-//! A job runs on one worker from beginning to end, so everything a scope does synchronously happens on one
-//! thread. As many workers compute as the configuration says. The pool grows beyond that, up to its maximum,
+//! A job runs on one worker from beginning to end. A scope whose sync parts have async ones between them leases a
+//! worker ([`Lease`]) and has it run one job after the other, also while an earlier one waits: everything a scope
+//! does synchronously happens on one thread, and nobody else's work gets between. As many workers compute as the configuration says. The pool grows beyond that, up to its maximum,
 //! only while workers wait in host calls ([`blocking`] tells it): a view that waits must not keep another one
 //! from computing, and a view that computes gains nothing from more threads. What does not run yet waits in a
 //! bounded queue, in order, and is refused with a sentence when it has waited too long.
 //!
 //! Knows nothing of WebAssembly or HTTP.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,14 +21,18 @@ use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::config::SyncViews;
-use crate::deadline::Deadline;
+use crate::config::{PARTS_MAX, SyncViews};
+use crate::deadline::{Deadline, Ended};
 use crate::gate::Refused;
+use crate::handoff::{Handoff, Next};
 use crate::metrics::METRICS;
 
 /// A worker beyond the basic number ends after this long without work.
 const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
+/// A worker's stack: guests of one scope run on top of each other, each with a stack of its own (`run/engine.rs`)
+/// and the host's frames below it. Only what is touched takes memory.
+const STACK_BYTES: usize = PARTS_MAX * (768 << 10) + (2 << 20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -54,10 +59,15 @@ struct State {
     threads: usize,
     /// Workers without a job, those that are just starting among them.
     idle: usize,
+    last_number: usize,
     closed: bool,
 }
 
 thread_local! {
+    /// The number of this worker; 0 on other threads.
+    static NUMBER: Cell<usize> = const { Cell::new(0) };
+    /// The letter box of the scope that has leased this worker.
+    static LEASED_BY: RefCell<Option<Arc<Handoff<Job>>>> = const { RefCell::new(None) };
     /// The pool that this thread is a worker of, while it does not wait.
     static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
 }
@@ -88,13 +98,42 @@ impl Workers {
         deadline: &Deadline,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refused> {
-        let (sender, mut answer) = oneshot::channel();
-        let job = Box::new(move || {
+        let answering = |answer: oneshot::Sender<_>| {
             // The receiver is gone when the request was cancelled: nobody wants the answer then.
-            let _ = sender.send(catch_unwind(AssertUnwindSafe(job)));
-        });
+            let _ = answer.send(catch_unwind(AssertUnwindSafe(job)));
+        };
+        unwound(self.start(deadline, answering).await)
+    }
+
+    /// Takes a worker for one scope alone, until the lease is dropped and what runs on it has ended.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    pub async fn lease(&self, deadline: &Deadline) -> Result<Lease, Refused> {
+        let serving = |answer: oneshot::Sender<_>| {
+            let handoff = Arc::new(Handoff::new());
+            let lease = Lease {
+                handoff: Arc::clone(&handoff),
+                worker: number(),
+            };
+            LEASED_BY.set(Some(Arc::clone(&handoff)));
+            // If the request was cancelled, this drops the lease, which ends it.
+            let _ = answer.send(Ok(lease));
+            serve(&handoff, None);
+            LEASED_BY.set(None);
+        };
+        unwound(self.start(deadline, serving).await)
+    }
+
+    /// Has a worker do `work`, and waits until that answers.
+    async fn start<T: Send + 'static>(
+        &self,
+        deadline: &Deadline,
+        work: impl FnOnce(oneshot::Sender<T>) + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (sender, mut answer) = oneshot::channel();
         let since = Instant::now();
-        let ticket = self.0.push(job)?;
+        let ticket = self.0.push(Box::new(move || work(sender)))?;
         let mut waiting = Waiting {
             pool: &self.0,
             ticket: Some(ticket),
@@ -119,16 +158,110 @@ impl Workers {
             _ => answer.await,
         };
         waiting.ticket = None;
-        match answered.expect("a job that was taken from the queue answers") {
-            Ok(value) => Ok(value),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        Ok(answered.expect("a job that was taken from the queue answers"))
     }
 
     /// Lets idle workers end; running jobs finish.
     pub fn close(&self) {
         self.0.state.lock().closed = true;
         self.0.work.notify_all();
+    }
+}
+
+/// Passes the panic of a job on to whoever waits for it.
+fn unwound<T>(answer: Result<std::thread::Result<T>, Refused>) -> Result<T, Refused> {
+    match answer? {
+        Ok(value) => Ok(value),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The number of the sync worker that this thread is; 0 when it is none.
+pub fn number() -> usize {
+    NUMBER.get()
+}
+
+/// A worker that one scope has for itself (R4).
+pub struct Lease {
+    handoff: Arc<Handoff<Job>>,
+    /// The worker's number.
+    pub worker: usize,
+}
+
+impl Lease {
+    /// Runs `job` on the worker: after those before it, or on top of one that waits for an answer ([`await_call`]).
+    /// Dropping the future lets the job run without anyone listening.
+    ///
+    /// # Errors
+    /// When the lease has ended.
+    ///
+    /// # Panics
+    /// When the job panics: its panic is passed on to the caller.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (sender, answer) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(job)));
+        });
+        let gone = || Refused::Ended(Ended::Failed);
+        self.handoff.submit(job).map_err(|_| gone())?;
+        unwound(answer.await.map_err(|_| gone()))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.handoff.close());
+    }
+}
+
+/// A call that a job on a leased worker waits for. Whoever has it answers it or drops it.
+pub struct Call<T> {
+    answer: Option<oneshot::Sender<T>>,
+    handoff: Arc<Handoff<Job>>,
+    id: u64,
+}
+
+impl<T> Call<T> {
+    /// Answers.
+    pub fn answer(mut self, answer: T) {
+        // The job that asked waits for it, and for nothing else.
+        let _ = self.answer.take().map(|waiting| waiting.send(answer));
+    }
+}
+
+impl<T> Drop for Call<T> {
+    fn drop(&mut self) {
+        self.answer = None;
+        self.handoff.settle(self.id);
+    }
+}
+
+/// On a leased worker: makes a call, hands it to `ask`, and waits for its answer, running further jobs of the scope
+/// meanwhile (R3). None: the call was dropped without an answer.
+///
+/// # Panics
+/// On a thread that is not a leased worker.
+pub fn await_call<T>(ask: impl FnOnce(Call<T>)) -> Option<T> {
+    let handoff = LEASED_BY.with_borrow(Clone::clone);
+    let handoff = handoff.expect("calls are made on leased workers only");
+    let (sender, mut answer) = oneshot::channel();
+    let id = handoff.call();
+    ask(Call {
+        answer: Some(sender),
+        handoff: Arc::clone(&handoff),
+        id,
+    });
+    serve(&handoff, Some(id));
+    answer.try_recv().ok()
+}
+
+/// Runs the scope's jobs until the call is settled (none: until the lease ends).
+fn serve(handoff: &Handoff<Job>, waiting_for: Option<u64>) {
+    while let Next::Job(job) = blocking(|| handoff.next(waiting_for)) {
+        job();
     }
 }
 
@@ -202,11 +335,14 @@ impl Pool {
             return;
         }
         let pool = Arc::clone(self);
+        let number = state.last_number + 1;
         let started = std::thread::Builder::new()
-            .name("amphi-sync".into())
-            .spawn(move || pool.work());
+            .name(format!("amphi-sync-{number}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || pool.work(number));
         match started {
             Ok(_) => {
+                state.last_number = number;
                 state.threads += 1;
                 state.idle += 1;
                 METRICS.workers.inc();
@@ -216,8 +352,9 @@ impl Pool {
         }
     }
 
-    fn work(self: Arc<Self>) {
+    fn work(self: Arc<Self>, number: usize) {
         let _runtime = self.runtime.enter();
+        NUMBER.set(number);
         OWN_POOL.set(Some(Arc::clone(&self)));
         let mut state = self.state.lock();
         loop {

@@ -2,18 +2,23 @@
 
 use super::Guest;
 use crate::bindings::context::{Error, Host};
+use crate::scope::NotSet;
 
 impl Host for Guest {
     fn request_id(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.id.clone())
+        Ok(self.scope.origin.id.clone())
     }
 
     fn route(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.view.pattern.clone())
+        Ok(self.scope.view.pattern().to_owned())
     }
 
     fn peer(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.peer.to_string())
+        Ok(self.scope.origin.peer.to_string())
+    }
+
+    fn traceparent(&mut self) -> wasmtime::Result<String> {
+        Ok(self.scope.origin.traceparent.clone())
     }
 
     fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
@@ -25,6 +30,9 @@ impl Host for Guest {
     }
 
     fn set(&mut self, name: String, value: String) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.scope.set_value(name, value).map_err(Error::TooLarge))
+        Ok(self.scope.set_value(name, value).map_err(|why| match why {
+            NotSet::TooLarge(sentence) => Error::TooLarge(sentence),
+            NotSet::Reserved(sentence) => Error::Reserved(sentence),
+        }))
     }
 }

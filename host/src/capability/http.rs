@@ -1,6 +1,7 @@
 //! `http`: outbound requests, to origins the module is granted, within the time the request has left.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -172,6 +173,7 @@ impl Call {
             .await
             .expect("the semaphore is never closed");
         let _held = Held::new(&METRICS.outbound);
+        self.scope.sent.store(true, SeqCst);
         let mut response = self.client.execute(self.request).await?;
         let headers = (response.headers().iter())
             .map(|(name, value)| {

@@ -7,8 +7,10 @@ mod body;
 mod config;
 mod context;
 pub mod database;
+mod events;
 pub mod http;
 mod log;
+mod onward;
 mod stdio;
 mod timer;
 mod wasi;
@@ -25,8 +27,10 @@ use crate::deadline::Ended;
 use crate::request::body::Spooled;
 use crate::run::CpuTime;
 use crate::scope::Scope;
+use crate::view::View;
 use crate::workers;
 
+pub use onward::{Onward, Whither};
 pub use stdio::Output;
 
 /// What every request of an app shares.
@@ -41,10 +45,14 @@ pub struct Services {
 pub struct Guest {
     /// The request it works for.
     pub scope: Arc<Scope>,
+    /// The function that runs.
+    pub view: Arc<View>,
     /// What its module is granted.
     pub grants: Arc<Grants>,
     /// What the app's requests share.
     pub services: Arc<Services>,
+    /// What it can call for; none while its module is being checked.
+    pub onward: Option<Arc<dyn Onward>>,
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
     /// What it writes to standard output and error, and how much it may still log.
@@ -62,21 +70,23 @@ impl Guest {
     /// The store data of a new instance.
     pub fn new(
         scope: Arc<Scope>,
+        view: Arc<View>,
         grants: Arc<Grants>,
         services: Arc<Services>,
-        body: Option<Arc<Spooled>>,
     ) -> Guest {
         Guest {
-            output: Output::new(&scope),
+            output: Output::new(&scope, &view, grants.limits.log_max_bytes),
             memory: MemoryLimit {
                 max: grants.limits.memory_mb << 20,
                 reached: false,
             },
             cpu: Arc::default(),
             scope,
+            view,
             grants,
             services,
-            body,
+            onward: None,
+            body: None,
             table: ResourceTable::new(),
             wasi: None,
         }
@@ -132,7 +142,9 @@ pub fn link_sync(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     link_shared(linker)?;
     bindings::body::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::database::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
-    bindings::http::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+    bindings::http::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::middleware::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::subrequest::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
 }
 
 /// Adds what async components may import. Without `blocking_wasi`, blocking WASI calls trap with their name.
@@ -148,6 +160,8 @@ pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::
     bindings::body_async::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::database_async::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::http_async::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::middleware_async::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::subrequest_async::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::timer::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
 }
 
@@ -159,6 +173,7 @@ fn link_shared(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     bindings::http_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::config::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::context::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::events::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     bindings::log::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
 }
 

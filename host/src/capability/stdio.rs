@@ -14,6 +14,8 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::metrics::METRICS;
 use crate::scope::Scope;
+use crate::view::View;
+use crate::workers;
 
 /// How much of a panic's message is kept.
 const PANIC_BYTES: usize = 4 << 10;
@@ -28,6 +30,8 @@ pub struct Output(Arc<Log>);
 
 struct Log {
     scope: Arc<Scope>,
+    view: Arc<View>,
+    max_bytes: usize,
     state: Mutex<State>,
 }
 
@@ -64,14 +68,16 @@ impl State {
 }
 
 impl Output {
-    pub(super) fn new(scope: &Arc<Scope>) -> Output {
+    pub(super) fn new(scope: &Arc<Scope>, view: &Arc<View>, max_bytes: usize) -> Output {
         let state = State {
-            left: scope.limits.log_max_bytes,
+            left: max_bytes,
             cut: false,
             panic: None,
         };
         Output(Arc::new(Log {
             scope: Arc::clone(scope),
+            view: Arc::clone(view),
+            max_bytes,
             state: Mutex::new(state),
         }))
     }
@@ -79,24 +85,37 @@ impl Output {
     /// Writes one record.
     pub(super) fn record(&self, level: Level, text: &str) {
         let mut state = self.0.state.lock();
-        let scope = &self.0.scope;
+        let Log {
+            scope,
+            view,
+            max_bytes,
+            ..
+        } = &*self.0;
+        let request = &scope.origin.id;
         let size = text.len() + RECORD_BYTES;
         if size > state.left {
             METRICS.log_cut.inc_by(size as u64);
             if !std::mem::replace(&mut state.cut, true) {
-                tracing::warn!(target: "amphi::guest", view = %scope.view, request = scope.id, "the view logs more than `log_max_bytes` ({}): the rest of this request's log is cut", scope.limits.log_max_bytes);
+                tracing::warn!(target: "amphi::guest", %view, request, "the view logs more than `log_max_bytes` ({max_bytes}): the rest of what it logs for this request is cut");
             }
             return;
         }
         state.left -= size;
         drop(state);
-        let (view, request) = (&scope.view, &scope.id);
+        // Of a sync part, the worker that it runs on.
+        let worker = Some(workers::number()).filter(|number| *number > 0);
         match level {
-            Level::TRACE => tracing::trace!(target: "amphi::guest", %view, request, "{text}"),
-            Level::DEBUG => tracing::debug!(target: "amphi::guest", %view, request, "{text}"),
-            Level::INFO => tracing::info!(target: "amphi::guest", %view, request, "{text}"),
-            Level::WARN => tracing::warn!(target: "amphi::guest", %view, request, "{text}"),
-            Level::ERROR => tracing::error!(target: "amphi::guest", %view, request, "{text}"),
+            Level::TRACE => {
+                tracing::trace!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
+            Level::DEBUG => {
+                tracing::debug!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
+            Level::INFO => tracing::info!(target: "amphi::guest", %view, request, worker, "{text}"),
+            Level::WARN => tracing::warn!(target: "amphi::guest", %view, request, worker, "{text}"),
+            Level::ERROR => {
+                tracing::error!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
         }
     }
 

@@ -36,7 +36,7 @@ impl Guest {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.output.stream(Level::INFO))
             .stderr(self.output.stream(Level::WARN));
-        wasi.allow_blocking_current_thread(self.scope.view.mode == Mode::Sync);
+        wasi.allow_blocking_current_thread(self.view.mode == Mode::Sync);
         for dir in &self.grants.directories {
             let permissions = if dir.write {
                 FsPerms::ReadWrite
@@ -44,7 +44,7 @@ impl Guest {
                 FsPerms::ReadOnly
             };
             if let Err(error) = wasi.preopened_dir(&dir.host, &dir.guest, permissions) {
-                let (view, folder) = (&self.scope.view, dir.host.display());
+                let (view, folder) = (&self.view, dir.host.display());
                 tracing::error!(%view, %folder, %error, "a granted folder cannot be opened: the view does not see it");
             }
         }

@@ -42,10 +42,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     });
     let views = views.with_context(|| file.display().to_string())?;
     let rows = views.iter().map(|view| {
-        let atomic = if view.atomic { "atomic" } else { "-" };
+        let atomic = if view.data.atomic { "atomic" } else { "-" };
         [
-            view.method.to_string(),
-            view.pattern.clone(),
+            view.method().to_owned(),
+            view.pattern().to_owned(),
             view.name.clone(),
             mode.to_string(),
             atomic.to_owned(),

@@ -14,10 +14,10 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let app = check(Config::load(folder)?)?;
     let mut rows: Vec<[String; 6]> = (app.views.iter())
         .map(|view| {
-            let atomic = if view.atomic { "atomic" } else { "-" };
+            let atomic = if view.data.atomic { "atomic" } else { "-" };
             [
-                view.method.to_string(),
-                view.pattern.clone(),
+                view.method().to_owned(),
+                view.pattern().to_owned(),
                 view.module.clone(),
                 view.name.clone(),
                 view.mode.to_string(),

@@ -11,7 +11,7 @@ use super::Serving;
 use crate::app::App;
 use crate::config::Config;
 use crate::database::{self, Databases};
-use crate::request::Host;
+use crate::host::Host;
 use crate::run::Engines;
 use crate::server::{self, Sockets};
 
@@ -23,6 +23,8 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     })
 }
 
+/// As many instance slots of a mode are made for requests that run several guest functions at once.
+const INSTANCE_SLOTS: usize = 8_000;
 /// How long threads that still wait for a disk may keep the process from ending.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -49,9 +51,12 @@ impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config.listen, config.admin)?;
+        let parts = config.parts_at_once();
+        // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
+        let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
         let engines = Engines::new(
-            config.sync_views.workers_max,
-            config.async_views.in_flight_max,
+            slots(config.sync_views.workers_max),
+            slots(config.async_views.in_flight_max),
         )?;
         let app = {
             let engines = engines.clone();

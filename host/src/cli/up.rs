@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::serve::{Running, block_on, load};
 use super::{Serving, build};
 use crate::config::{Config, Source};
-use crate::request::Host;
+use crate::host::Host;
 
 /// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
 const QUIET: Duration = Duration::from_millis(150);

@@ -9,9 +9,10 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::{
-    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
-    Place, Server, Source, StaticFiles, raw,
+    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX,
+    MiddlewareRef, Module, Place, Server, Source, StaticFiles, raw,
 };
+use crate::view::Topics;
 
 /// What times can be: up to a day. Where 0 has a meaning, the range starts there.
 const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
@@ -100,7 +101,9 @@ impl<'a> Checker<'a> {
         if modules.is_empty() && static_files.is_none() {
             return Err(self.error_at(0, "the app has neither a module nor static files: add `[modules.NAME]` with `path = \".\"`".into()));
         }
+        let middleware = self.middleware(&raw.app.middleware)?;
         Ok(Config {
+            middleware,
             file: self.file.to_owned(),
             name: raw.app.name,
             server: raw.server.into_inner(),
@@ -108,6 +111,7 @@ impl<'a> Checker<'a> {
             admin,
             sync_views: raw.sync_views.into_inner(),
             async_views: raw.async_views.into_inner(),
+            events: raw.events.into_inner(),
             databases,
             static_files,
             modules,
@@ -168,7 +172,11 @@ impl<'a> Checker<'a> {
         self.within(at, "loops", r#async.loops, 1..=1024)?;
         self.within(at, "in_flight_max", r#async.in_flight_max, 1..=100_000)?;
         self.within(at, "queue_max", r#async.queue_max, 0..=1_000_000)?;
-        self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)
+        self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)?;
+        let (events, at) = (raw.events.get_ref(), raw.events.span().start);
+        self.within(at, "queue_max", events.queue_max, 1..=1_000_000)?;
+        self.within(at, "in_flight_max", events.in_flight_max, 1..=10_000)?;
+        self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)
     }
 
     /// A number that makes no sense, or that the host could not even start with, is told here and not later.
@@ -322,6 +330,9 @@ impl<'a> Checker<'a> {
             .iter()
             .map(|grant| self.http_grant(grant))
             .collect::<Result<_, _>>()?;
+        let middleware = self.middleware(&raw.middleware)?;
+        let publish = self.topics(&raw.publish)?;
+        let subscribe = self.topics(&raw.subscribe)?;
         let directories = raw
             .directories
             .iter()
@@ -353,6 +364,10 @@ impl<'a> Checker<'a> {
             mount: self.mount(&raw.mount)?,
             databases: raw.databases.into_iter().map(Spanned::into_inner).collect(),
             http,
+            middleware,
+            publish,
+            subscribe,
+            subrequests: raw.subrequests,
             directories,
             blocking_wasi: raw.blocking_wasi,
             ungranted_imports: raw.ungranted_imports,
@@ -402,6 +417,24 @@ impl<'a> Checker<'a> {
                 "`{text}` cannot be granted: write an origin such as \"https://api.example.com\" or \"http://127.0.0.1:8080\", \"self\" for this app, or \"*\" for any"
             ))),
         }
+    }
+
+    fn middleware(&self, raw: &[Spanned<String>]) -> Result<Vec<MiddlewareRef>, ConfigError> {
+        let parse = |text: &Spanned<String>| match text.get_ref().split_once("::") {
+            Some((module, function)) => Ok(MiddlewareRef::Guest {
+                module: module.to_owned(),
+                function: function.to_owned(),
+            }),
+            None => Err(self.error(text, "write module::function".to_owned())),
+        };
+        raw.iter().map(parse).collect()
+    }
+
+    fn topics(&self, raw: &[Spanned<String>]) -> Result<Vec<Topics>, ConfigError> {
+        let parse = |text: &Spanned<String>| {
+            Topics::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
+        };
+        raw.iter().map(parse).collect()
     }
 
     fn directory(&self, raw: &Spanned<Directory>) -> Result<Directory, ConfigError> {

@@ -17,6 +17,8 @@ pub(super) struct Config {
     #[serde(default = "unspanned")]
     pub(super) async_views: Spanned<AsyncViews>,
     #[serde(default = "unspanned")]
+    pub(super) events: Spanned<Events>,
+    #[serde(default = "unspanned")]
     pub(super) limits: Spanned<OwnLimits>,
     #[serde(default)]
     pub(super) databases: BTreeMap<String, Database>,
@@ -39,6 +41,8 @@ fn cores() -> usize {
 pub(super) struct App {
     pub(super) name: String,
     pub(super) atomic: Option<Spanned<Atomic>>,
+    #[serde(default)]
+    pub(super) middleware: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -153,6 +157,29 @@ impl Default for AsyncViews {
     }
 }
 
+/// `[events]`: events on their way to subscribers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Events {
+    /// Events that are held, wait or are being worked on, one for each subscriber; a further one is an error to
+    /// the view that publishes it. Default 10,000.
+    pub queue_max: usize,
+    /// Subscribers that run at once. Default 64.
+    pub in_flight_max: usize,
+    /// The payload of an event. Default 64 KiB.
+    pub payload_max_bytes: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Events {
+            queue_max: 10_000,
+            in_flight_max: 64,
+            payload_max_bytes: 64 << 10,
+        }
+    }
+}
+
 /// Writes down each limit once: the app's limits have defaults, a module's own limits replace those they name.
 macro_rules! limits {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
@@ -255,6 +282,14 @@ pub(super) struct Module {
     pub(super) databases: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) http: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) middleware: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) publish: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) subscribe: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) subrequests: bool,
     #[serde(default)]
     pub(super) directories: Vec<Spanned<super::Directory>>,
     #[serde(default)]

@@ -1,7 +1,7 @@
 //! One request's life. Read this first.
 //!
-//! accept → [`answer`]: route → body received → scope opens → the view runs on a worker or on this loop →
-//! response head checked → transaction ends → response. Whatever fails on the way comes back as a [`Failure`]
+//! accept → [`answer`]: route → body received → scope opens → the chain runs (`chain.rs`), on a worker, on this loop
+//! or on both → response head checked → transaction ends, what it held is released (`settle.rs`) → response. Whatever fails on the way comes back as a [`Failure`]
 //! and becomes a response in one place; whatever way it ends, one line in the log says how.
 
 pub mod body;
@@ -9,36 +9,30 @@ pub mod body;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Either, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Body, Frame};
-use tokio::runtime::Handle;
 use tokio_util::io::ReaderStream;
 
 use crate::app::{App, Target};
 use crate::bindings::types;
-use crate::capability::Guest;
-use crate::database::{Error as DatabaseError, ErrorKind, Face};
+use crate::completion::Line;
 use crate::deadline::Ended;
-use crate::error::{Failure, Fault};
-use crate::gate::{Gate, Refused};
+use crate::error::{Failure, Fault, cut};
+use crate::host::Host;
 use crate::metrics::METRICS;
-use crate::module::Module;
 use crate::request::body::Received;
 use crate::router::Route;
-use crate::run::{Answer, Engines, Stop};
-use crate::scope::{self, Scope};
+use crate::run::Stop;
+use crate::scope::Origin;
+use crate::settle::{Ready, Settled};
 use crate::static_files::{Content, StaticFiles};
-use crate::transaction::Fate;
-use crate::view::{Mode, View};
-use crate::workers::Workers;
+use crate::view::View;
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
 pub const HOP_BY_HOP: [HeaderName; 6] = [
@@ -53,40 +47,6 @@ pub const HOP_BY_HOP: [HeaderName; 6] = [
 /// What a response's body is made of.
 pub type ResponseBody = Either<Full<Bytes>, BoxBody<Bytes, io::Error>>;
 
-/// What all requests of the process share.
-pub struct Host {
-    /// The app that new requests get.
-    pub app: ArcSwap<App>,
-    /// Where guests run.
-    pub engines: Engines,
-    /// Where sync views run.
-    pub workers: Workers,
-    /// Room for async instances.
-    pub instances: Gate,
-    /// Set when the host has waited long enough for the requests in flight.
-    pub stopping: AtomicBool,
-}
-
-impl Host {
-    /// A host that serves `app` on the runtime that calls this.
-    pub fn new(app: App, engines: Engines) -> Host {
-        let views = &app.config.async_views;
-        let wait = Duration::from_millis(views.queue_timeout_ms);
-        Host {
-            engines,
-            workers: Workers::new(app.config.sync_views.clone(), Handle::current()),
-            instances: Gate::new(
-                "async instances",
-                views.in_flight_max,
-                views.queue_max,
-                wait,
-            ),
-            app: ArcSwap::from_pointee(app),
-            stopping: AtomicBool::new(false),
-        }
-    }
-}
-
 /// Answers one request. Dropping the future is what a disconnect means (R15).
 pub async fn answer<B>(
     host: Arc<Host>,
@@ -98,9 +58,9 @@ where
     B::Error: std::fmt::Display,
 {
     let (parts, body) = request.into_parts();
-    let mut completion = Completion::new(&host, &parts);
+    let mut completion = Completion::new(&host, peer, &parts);
     let app = host.app.load_full();
-    let mut response = match route(&app, &host, peer, &parts, body, &mut completion).await {
+    let mut response = match route(&app, &host, &parts, body, &mut completion).await {
         Ok(response) => response,
         Err(failure) => completion.failed(failure),
     };
@@ -112,9 +72,8 @@ where
 }
 
 async fn route<B>(
-    app: &App,
+    app: &Arc<App>,
     host: &Arc<Host>,
-    peer: SocketAddr,
     parts: &Parts,
     body: B,
     completion: &mut Completion<'_>,
@@ -167,197 +126,29 @@ where
     };
     match target {
         Target::Static(files) => static_file(files, parts, params).await,
-        Target::View(view, module) => {
-            completion.view = Some(Arc::clone(view));
+        Target::View(routed) => {
+            let chain = &routed.chain;
+            completion.view = Some(Arc::clone(&chain.view().view));
             let received = body::receive(body, limits).await?;
-            let scope = Scope::open(
-                completion.id().to_owned(),
-                peer,
-                Instant::now(),
-                Arc::clone(view),
-                module.grants.limits.clone(),
-            );
-            completion.scope = Some(Arc::clone(&scope));
-            let (request, kept) = contract_request(parts, params, received);
-            let guest = Guest::new(
-                scope,
-                Arc::clone(&module.grants),
-                Arc::clone(&app.services),
-                kept,
-            );
-            let settled = match view.mode {
-                Mode::Sync => run_sync(host, module, guest, request).await?,
-                Mode::Async => run_async(host, module, guest, request).await?,
+            let (request, kept) = contract_request(parts, received);
+            let ready = Ready {
+                host,
+                app,
+                origin: &completion.origin,
+                chain,
+                params: params.into(),
+                body: kept,
             };
-            completion.fate = settled.fate;
-            settled.response
+            let settled = ready.run(request).await;
+            let response = settled.response.clone();
+            completion.settled = Some(settled);
+            Ok(response?.map(|body| Either::Left(Full::new(body))))
         }
-    }
-}
-
-/// A sync view and the end of its transaction run on one worker, in one go.
-async fn run_sync(
-    host: &Host,
-    module: &Arc<Module>,
-    guest: Guest,
-    request: types::Request,
-) -> Result<Settled, Failure> {
-    let scope = Arc::clone(&guest.scope);
-    let module = Arc::clone(module);
-    let settling = Arc::clone(&scope);
-    let job = move || {
-        let answer = module.call_sync(guest, &request);
-        Handle::current().block_on(settle(&settling, Face::Sync, answer))
-    };
-    host.workers.run(&scope.deadline, job).await.map_err(busy)
-}
-
-async fn run_async(
-    host: &Host,
-    module: &Module,
-    guest: Guest,
-    request: types::Request,
-) -> Result<Settled, Failure> {
-    let scope = Arc::clone(&guest.scope);
-    let _place = host.instances.enter(&scope.deadline).await.map_err(busy)?;
-    let answer = module.call_async(guest, request).await;
-    Ok(settle(&scope, Face::Async, answer).await)
-}
-
-fn busy(refused: Refused) -> Failure {
-    match refused {
-        Refused::Busy(sentence) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),
-        Refused::Ended(why) => (&Stop::from(why)).into(),
-    }
-}
-
-/// How a view's work ended.
-struct Settled {
-    response: Result<Response<ResponseBody>, Failure>,
-    fate: Fate,
-}
-
-/// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
-async fn settle(scope: &Scope, face: Face, answer: Result<Answer, Failure>) -> Settled {
-    let mut response = answer.and_then(|answer| match answer {
-        Ok(response) => checked(response, scope),
-        Err(error) => Err(view_error(error)),
-    });
-    if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
-        response = Err((&Stop::from(why)).into());
-    }
-    if response.is_err() {
-        // Nobody waits for what the view left running.
-        scope.deadline.cancel(Ended::Failed);
-    }
-    let keep = matches!(&response, Ok(response) if !response.status().is_server_error());
-    let fate = match scope.transaction.finish(face, keep).await {
-        Ok(fate) => fate,
-        Err(error) => {
-            if keep {
-                response = Err(not_kept(&error));
-            }
-            Fate::RolledBack
-        }
-    };
-    Settled { response, fate }
-}
-
-/// A view answered with a success, and its transaction could not be kept.
-fn not_kept(error: &DatabaseError) -> Failure {
-    let sentence = format!(
-        "the transaction could not be committed and was rolled back: {}",
-        error.message
-    );
-    match error.kind {
-        ErrorKind::Conflict | ErrorKind::Unavailable => Failure {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            ..Failure::host(sentence)
-        },
-        ErrorKind::Other | ErrorKind::Aborted => Failure::host(sentence),
-        ErrorKind::Denied | ErrorKind::Statement | ErrorKind::Constraint | ErrorKind::TooLarge => {
-            Failure::view(sentence)
-        }
-    }
-}
-
-/// The response that the view made, if it can be sent.
-fn checked(response: types::Response, scope: &Scope) -> Result<Response<ResponseBody>, Failure> {
-    let max = scope.limits.response_max_bytes;
-    if response.body.len() as u64 > max {
-        return Err(Failure::view(format!(
-            "the response has {} bytes; `response_max_bytes` is {max}",
-            response.body.len()
-        )));
-    }
-    let status = StatusCode::from_u16(response.status)
-        .ok()
-        .filter(|status| (200..600).contains(&status.as_u16()));
-    let status = status.ok_or_else(|| {
-        Failure::view(format!(
-            "the response has the status {}: a view answers with 200 to 599",
-            response.status
-        ))
-    })?;
-    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = if bodiless { Vec::new() } else { response.body };
-    let mut checked = Response::new(Either::Left(Full::new(body.into())));
-    *checked.status_mut() = status;
-    for (name, value) in response.headers {
-        let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
-            Failure::view(format!(
-                "the response has a header whose name is not valid: {name:?}"
-            ))
-        })?;
-        if HOP_BY_HOP.contains(&key) {
-            return Err(Failure::view(format!(
-                "the response has the header `{key}`, which only the host can set"
-            )));
-        }
-        // The host knows the length, and a wrong one would damage the connection.
-        if key == header::CONTENT_LENGTH {
-            continue;
-        }
-        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
-            Failure::view(format!(
-                "the response header `{key}` has a value that is not valid: {value:?}"
-            ))
-        })?;
-        checked.headers_mut().append(key, value);
-    }
-    Ok(checked)
-}
-
-/// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
-fn view_error(error: types::Error) -> Failure {
-    let types::Error {
-        status,
-        message,
-        detail,
-    } = error;
-    let detail = match detail {
-        Some(detail) => format!("{message}: {detail}"),
-        None => message.clone(),
-    };
-    let sentence = format!("the view returned an error: {detail}");
-    match StatusCode::from_u16(status) {
-        Ok(status) if status.is_client_error() => Failure {
-            detail: sentence,
-            ..Failure::client(status, cut(message, CLIENT_TEXT_MAX))
-        },
-        Ok(status) if status.is_server_error() => Failure {
-            status,
-            ..Failure::view(sentence)
-        },
-        _ => Failure::view(format!(
-            "the view returned an error with the status {status}, which is none: {detail}"
-        )),
     }
 }
 
 fn contract_request(
     parts: &Parts,
-    params: Vec<(String, String)>,
     received: Received,
 ) -> (types::Request, Option<Arc<body::Spooled>>) {
     let headers = contract_headers(parts);
@@ -373,7 +164,8 @@ fn contract_request(
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers,
-        params,
+        // Each part gets those of its own route.
+        params: Vec::new(),
         body,
     };
     (request, kept)
@@ -465,18 +257,8 @@ fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<Res
     response
 }
 
-/// The most bytes of a view's error that a client is told, and that the log line has.
-const CLIENT_TEXT_MAX: usize = 2 << 10;
+/// The most bytes of a failure's sentence that the log line has.
 const DETAIL_MAX: usize = 4 << 10;
-
-/// A text of at most `max` bytes.
-fn cut(mut text: String, max: usize) -> String {
-    if text.len() > max {
-        text.truncate(text.floor_char_boundary(max));
-        text.push_str(" …");
-    }
-    text
-}
 
 fn without_body(response: &mut Response<ResponseBody>) {
     let bodiless = matches!(
@@ -499,31 +281,28 @@ struct Completion<'a> {
     host: &'a Host,
     parts: &'a Parts,
     arrived: Instant,
-    id: String,
+    origin: Origin,
     view: Option<Arc<View>>,
-    scope: Option<Arc<Scope>>,
-    fate: Fate,
+    settled: Option<Settled>,
     failure: Option<Failure>,
     done: bool,
 }
 
 impl<'a> Completion<'a> {
-    fn new(host: &'a Host, parts: &'a Parts) -> Completion<'a> {
+    fn new(host: &'a Host, peer: SocketAddr, parts: &'a Parts) -> Completion<'a> {
         Completion {
             host,
             parts,
             arrived: Instant::now(),
-            id: scope::new_id(),
+            origin: Origin {
+                peer,
+                ..Origin::host()
+            },
             view: None,
-            scope: None,
-            fate: Fate::None,
+            settled: None,
             failure: None,
             done: false,
         }
-    }
-
-    fn id(&self) -> &str {
-        &self.id
     }
 
     /// The response for a failure, which the line will name.
@@ -534,7 +313,7 @@ impl<'a> Completion<'a> {
             "{} {reason}\n{}\nRequest {}",
             failure.status.as_u16(),
             failure.client_text,
-            self.id
+            self.origin.id
         );
         let mut response = text_response(failure.status, &text);
         if failure.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -559,28 +338,17 @@ impl<'a> Completion<'a> {
     }
 
     fn log(&self, status: u16) {
-        let (method, path, request) = (&self.parts.method, self.parts.uri.path(), &self.id);
-        let duration_us = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let view = self.view.as_ref().map(tracing::field::display);
-        let mode = self.view.as_ref().map(|view| view.mode.as_str());
-        let transaction = (self.fate != Fate::None).then(|| tracing::field::display(self.fate));
-        macro_rules! line {
-            ($level:ident, $($more:tt)*) => {
-                tracing::$level!(target: "amphi::request", %method, path, status, duration_us, mode, view, transaction, request, $($more)*)
-            };
-        }
-        match &self.failure {
-            None => line!(info, "request"),
-            Some(failure) => {
-                let (fault, why) = (failure.fault.as_str(), &failure.detail);
-                METRICS.failures.with_label_values(&[fault]).inc();
-                match failure.fault {
-                    Fault::Client => line!(info, fault, why, "request"),
-                    Fault::View | Fault::Limit => line!(warn, fault, why, "request"),
-                    Fault::Host => line!(error, fault, why, "request"),
-                }
-            }
-        }
+        let line = Line {
+            method: self.parts.method.as_str(),
+            path: self.parts.uri.path(),
+            status,
+            took: self.arrived.elapsed(),
+            view: self.view.as_deref(),
+            settled: self.settled.as_ref(),
+            request: &self.origin.id,
+            failure: self.failure.as_ref(),
+        };
+        line.write();
     }
 }
 
@@ -594,19 +362,10 @@ impl Drop for Completion<'_> {
             self.failure = Some(Failure::host(sentence));
             return self.log(500);
         }
-        let stopping = self.host.stopping.load(Relaxed);
-        let why = if stopping {
-            Ended::Shutdown
-        } else {
-            Ended::Disconnected
-        };
-        if let Some(scope) = &self.scope {
-            scope.deadline.cancel(why);
-        }
-        let fault = if stopping {
-            Fault::Limit
-        } else {
-            Fault::Client
+        let why = self.host.why_dropped();
+        let fault = match why {
+            Ended::Shutdown => Fault::Limit,
+            _ => Fault::Client,
         };
         self.failure = Some(Failure {
             fault,

@@ -26,7 +26,7 @@ pub async fn call(
     guest: Guest,
     request: types::Request,
 ) -> Result<Answer, Failure> {
-    let view = guest.scope.view.id;
+    let view = guest.view.id;
     run(engine, guest, async |store| {
         let views = views.instantiate_async(&mut *store).await?;
         let handle = async |accessor: &_| views.call_handle(accessor, view, request).await;
@@ -78,7 +78,7 @@ async fn run<T>(
 }
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
-    let budget = guest.scope.view.cpu;
+    let budget = guest.view.cpu;
     let cpu = Arc::clone(&guest.cpu);
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);

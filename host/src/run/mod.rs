@@ -101,7 +101,7 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
             fault: crate::error::Fault::Limit,
             ..Failure::view(format!(
                 "the view wanted more than its {} MB of memory (`memory_mb`)",
-                guest.scope.limits.memory_mb
+                guest.grants.limits.memory_mb
             ))
         };
     }

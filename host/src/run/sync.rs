@@ -24,7 +24,7 @@ pub fn call(
     guest: Guest,
     request: &types::Request,
 ) -> Result<Answer, Failure> {
-    let view = guest.scope.view.id;
+    let view = guest.view.id;
     run(engine, guest, |store| {
         let views = views.instantiate(&mut *store)?;
         views.call_handle(store, view, request)
@@ -59,7 +59,7 @@ fn run<T>(
 }
 
 fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
-    let budget = guest.scope.view.cpu;
+    let budget = guest.view.cpu;
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
     store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);

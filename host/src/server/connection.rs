@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Look};
 use crate::config::Server as Limits;
-use crate::request::{self, Host};
+use crate::host::Host;
+use crate::request;
 
 /// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
 const HTTP2_PING: Duration = Duration::from_secs(20);

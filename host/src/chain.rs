@@ -1,0 +1,541 @@
+//! The chain of a request: middleware around a view, in any mix of modes.
+//!
+//! Every guest function runs in a sandbox of its own. Middleware calls for the rest of its chain as a host call and
+//! waits for it like for any other; so do views for other views (sub-requests). The rest runs where its mode wants
+//! it, with as few hops as that allows: sync after sync on the same thread, async after async on the same loop.
+//!
+//! Going from a loop to the scope's worker is a job for the worker. Going from the worker to the loop is a call that
+//! whoever gave the worker its job ([`on_worker`]) takes and answers; meanwhile the worker runs what comes back
+//! to it (R3). So everything async is part of the one future of the request, and dropping that cancels all of it
+//! (R15).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use futures::future::{BoxFuture, FutureExt as _};
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::app::{App, Target};
+use crate::bindings::types;
+use crate::capability::{Guest, Onward, Whither};
+use crate::error::{Failure, cut};
+use crate::events;
+use crate::gate::Refused;
+use crate::host::Host;
+use crate::module::Module;
+use crate::request::body::Spooled;
+use crate::router::Route;
+use crate::run::{Answer, Stop};
+use crate::scope::Scope;
+use crate::view::{Mode, View};
+use crate::workers::{self, Call};
+
+/// One guest function on the way of a request.
+#[derive(Clone)]
+pub struct Link {
+    /// The function.
+    pub view: Arc<View>,
+    /// Its component.
+    pub module: Arc<Module>,
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.view.mode, self.view)
+    }
+}
+
+/// Middleware, the outermost first, and the view at its end.
+pub struct Chain {
+    links: Vec<Link>,
+}
+
+impl Chain {
+    /// A chain through `middleware` to `view`.
+    pub fn new(middleware: impl IntoIterator<Item = Link>, view: Link) -> Chain {
+        let links = middleware.into_iter().chain([view]).collect();
+        Chain { links }
+    }
+
+    /// What the chain is there for.
+    pub fn view(&self) -> &Link {
+        self.links.last().expect("a chain ends with a view")
+    }
+
+    /// How many guest functions it has.
+    #[allow(clippy::len_without_is_empty, reason = "a chain is never empty")]
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether all of it, and all that it can call for, runs on one worker in one go.
+    pub fn is_one_job(&self) -> bool {
+        !self.calls_others() && self.links.iter().all(|link| link.view.mode == Mode::Sync)
+    }
+
+    /// Whether any part is async, or may call for one that is.
+    pub fn needs_place(&self) -> bool {
+        self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Async)
+    }
+
+    /// Whether any part is sync, or may call for one that is.
+    pub fn needs_worker(&self) -> bool {
+        self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Sync)
+    }
+
+    fn calls_others(&self) -> bool {
+        self.links.iter().any(|link| link.module.grants.subrequests)
+    }
+}
+
+/// What all parts of one request's chain share.
+pub struct Flow {
+    /// The app it was routed in.
+    pub app: Arc<App>,
+    host: Arc<Host>,
+    /// Its scope.
+    pub scope: Arc<Scope>,
+    /// The request's body, when the host keeps it.
+    pub body: Option<Arc<Spooled>>,
+    /// The failure that is on its way out, and what middleware gets to see of it.
+    failure: Mutex<Option<(types::Error, Failure)>>,
+}
+
+/// What a part, with all parts within it, has come to.
+pub type Outcome = Result<types::Response, Failure>;
+
+impl Flow {
+    /// Nothing has run yet.
+    pub fn new(
+        app: Arc<App>,
+        host: Arc<Host>,
+        scope: Arc<Scope>,
+        body: Option<Arc<Spooled>>,
+    ) -> Arc<Flow> {
+        Arc::new(Flow {
+            app,
+            host,
+            scope,
+            body,
+            failure: Mutex::default(),
+        })
+    }
+
+    /// The beginning of `chain`.
+    pub fn start(
+        self: &Arc<Self>,
+        chain: &Arc<Chain>,
+        params: Arc<[(String, String)]>,
+    ) -> Position {
+        Position {
+            flow: Arc::clone(self),
+            chain: Arc::clone(chain),
+            index: 0,
+            params,
+            way: Vec::new(),
+            gone_on: AtomicBool::new(false),
+            loop_side: None,
+        }
+    }
+
+    /// What middleware gets to see of a failure.
+    fn shown(&self, failure: Failure) -> types::Error {
+        if let Some((shown, last)) = &*self.failure.lock()
+            && last.detail == failure.detail
+        {
+            return shown.clone();
+        }
+        let shown = types::Error {
+            status: failure.status.as_u16(),
+            message: failure.client_text.to_string(),
+            detail: Some(failure.detail.clone()),
+        };
+        *self.failure.lock() = Some((shown.clone(), failure));
+        shown
+    }
+
+    /// The failure behind an error that a guest returned: one that it was shown, or one of its own.
+    fn returned(&self, error: types::Error) -> Failure {
+        if let Some((shown, failure)) = &*self.failure.lock()
+            && *shown == error
+        {
+            return failure.clone();
+        }
+        let failure = returned(&error);
+        *self.failure.lock() = Some((error, failure.clone()));
+        failure
+    }
+}
+
+/// A place in a chain: one guest function that is to run, or runs.
+pub struct Position {
+    flow: Arc<Flow>,
+    chain: Arc<Chain>,
+    index: usize,
+    /// The path parameters of the route.
+    params: Arc<[(String, String)]>,
+    /// The parts around it, the outermost first.
+    way: Vec<Link>,
+    /// Whether it has called for the rest.
+    gone_on: AtomicBool,
+    /// On a worker: who takes what has to run on the loop.
+    loop_side: Option<mpsc::UnboundedSender<Errand>>,
+}
+
+/// Something that a part on the worker wants from the loop.
+struct Errand {
+    position: Position,
+    request: types::Request,
+    call: Call<Outcome>,
+}
+
+impl Position {
+    fn link(&self) -> &Link {
+        &self.chain.links[self.index]
+    }
+
+    /// Whether no sync part can come after this one and those within it: the parts around it are async, have gone on
+    /// already and call for nothing else.
+    fn is_last_sync(&self) -> bool {
+        let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
+        self.way.iter().all(done)
+    }
+
+    fn scope(&self) -> &Arc<Scope> {
+        &self.flow.scope
+    }
+
+    /// The place within this one: of this chain, or the first of another one.
+    fn within(
+        &self,
+        chain: &Arc<Chain>,
+        index: usize,
+        params: Arc<[(String, String)]>,
+    ) -> Position {
+        Position {
+            flow: Arc::clone(&self.flow),
+            chain: Arc::clone(chain),
+            index,
+            params,
+            way: self.way.iter().chain([self.link()]).cloned().collect(),
+            gone_on: AtomicBool::new(false),
+            loop_side: self.loop_side.clone(),
+        }
+    }
+
+    /// Runs this part, from the thread of a loop.
+    pub fn on_loop(mut self, request: types::Request) -> BoxFuture<'static, Outcome> {
+        async move {
+            match self.link().view.mode {
+                Mode::Async => self.run_async(request).await,
+                Mode::Sync => {
+                    self.scope().hop();
+                    let (errands, wanted) = mpsc::unbounded_channel();
+                    self.loop_side = Some(errands);
+                    on_worker(self, request, wanted).await
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// Runs this part, from the scope's worker.
+    pub fn on_worker(mut self, request: types::Request) -> Outcome {
+        if self.link().view.mode == Mode::Sync {
+            return self.run_sync(request);
+        }
+        let scope = Arc::clone(self.scope());
+        scope.hop();
+        let errands = self.loop_side.take();
+        let errands = errands.expect("a chain with async parts is started on a loop");
+        let ask = |call| {
+            let (position, request) = (self, request);
+            // Without a receiver the request is cancelled, and the call is dropped with the errand.
+            let _ = errands.send(Errand {
+                position,
+                request,
+                call,
+            });
+        };
+        workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
+    }
+
+    fn run_sync(self, request: types::Request) -> Outcome {
+        if let Some(why) = self.scope().deadline.ended() {
+            return Err((&Stop::from(why)).into());
+        }
+        let (part, here) = (self.scope().enter_part(), Arc::new(self));
+        let _part = part.ok_or_else(|| here.too_deep())?;
+        let module = &here.link().module;
+        let answer = module.call_sync(here.guest(), &here.routed(request));
+        here.finished(answer)
+    }
+
+    async fn run_async(self, request: types::Request) -> Outcome {
+        let (part, here) = (self.scope().enter_part(), Arc::new(self));
+        let _part = part.ok_or_else(|| here.too_deep())?;
+        let module = &here.link().module;
+        let answer = module.call_async(here.guest(), here.routed(request)).await;
+        here.finished(answer)
+    }
+
+    /// The request with the path parameters that the host has read: nobody else can say what they are.
+    fn routed(&self, request: types::Request) -> types::Request {
+        types::Request {
+            params: self.params.to_vec(),
+            ..request
+        }
+    }
+
+    fn guest(self: &Arc<Self>) -> Guest {
+        let Link { view, module } = self.link();
+        let mut guest = Guest::new(
+            Arc::clone(self.scope()),
+            Arc::clone(view),
+            Arc::clone(&module.grants),
+            Arc::clone(&self.flow.app.services),
+        );
+        guest.body.clone_from(&self.flow.body);
+        guest.onward = Some(Arc::clone(self) as Arc<dyn Onward>);
+        guest
+    }
+
+    /// What the part has come to. Whatever others make of it: when it failed, nothing that was done is kept (R9).
+    fn finished(&self, answer: Result<Answer, Failure>) -> Outcome {
+        let outcome = match answer {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.flow.returned(error)),
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(response) => {
+                if response.status >= 500 {
+                    self.scope().fail();
+                }
+                Ok(response)
+            }
+            Err(mut failure) => {
+                self.scope().fail();
+                if failure.way.is_empty() {
+                    let way = self.way.iter().chain([self.link()]);
+                    failure.way = way.map(ToString::to_string).collect();
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn too_deep(&self) -> Failure {
+        Failure::view(format!(
+            "{}: more than {} guest functions would run within each other or at once in this request: it has too much middleware, or its views call each other",
+            self.link(),
+            crate::config::PARTS_MAX
+        ))
+    }
+
+    /// The place that the guest here asks for.
+    fn onward(&self, to: Whither, request: &types::Request) -> Result<Position, types::Error> {
+        match to {
+            Whither::Next => self.next(),
+            Whither::Subrequest => self.other(request),
+        }
+    }
+
+    fn next(&self) -> Result<Position, types::Error> {
+        let refused = |why: &str| Err(refused(StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()));
+        if self.index + 1 >= self.chain.links.len() {
+            return refused("there is nothing after this view: `next` is for middleware");
+        }
+        if self.gone_on.swap(true, SeqCst) {
+            return refused("`next` was called a second time: the rest of a chain runs once");
+        }
+        let params = Arc::clone(&self.params);
+        Ok(self.within(&self.chain, self.index + 1, params))
+    }
+
+    fn other(&self, request: &types::Request) -> Result<Position, types::Error> {
+        let Link { view, module } = self.link();
+        if !module.grants.subrequests {
+            return Err(refused(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!(
+                    "`{view}` may not call other views: add `subrequests = true` to `[modules.{}]`",
+                    view.module
+                ),
+            ));
+        }
+        let target = format!("{} {}", request.method, request.path);
+        let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| {
+            refused(
+                StatusCode::BAD_REQUEST,
+                format!("`{target}`: there is no such method"),
+            )
+        })?;
+        match self.flow.app.router.route(&method, &request.path) {
+            Route::Found(Target::View(routed), params) => {
+                Ok(self.within(&routed.inner, 0, params.into()))
+            }
+            Route::NotUtf8(_) => Err(refused(
+                StatusCode::BAD_REQUEST,
+                format!("`{target}`: the path is not UTF-8 when decoded"),
+            )),
+            Route::MethodNotAllowed(allow) | Route::Options(allow) => Err(refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                format!("`{target}` is not possible; {allow} are"),
+            )),
+            Route::Found(Target::Static(_), _) | Route::NotFound => Err(refused(
+                StatusCode::NOT_FOUND,
+                format!("`{target}`: the app has no such view"),
+            )),
+        }
+    }
+}
+
+impl Onward for Position {
+    fn go(&self, to: Whither, request: types::Request) -> Answer {
+        let position = self.onward(to, &request)?;
+        position
+            .on_worker(request)
+            .map_err(|failure| self.flow.shown(failure))
+    }
+
+    fn go_async(
+        self: Arc<Self>,
+        to: Whither,
+        request: types::Request,
+    ) -> BoxFuture<'static, Answer> {
+        async move {
+            let position = self.onward(to, &request)?;
+            let outcome = position.on_loop(request).await;
+            outcome.map_err(|failure| self.flow.shown(failure))
+        }
+        .boxed()
+    }
+
+    fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), events::NotPublished> {
+        let Flow {
+            host, app, scope, ..
+        } = &*self.flow;
+        host.events.publish((host, app, scope), topic, payload)
+    }
+}
+
+fn refused(status: StatusCode, message: String) -> types::Error {
+    types::Error {
+        status: status.as_u16(),
+        message,
+        detail: None,
+    }
+}
+
+fn cancelled(scope: &Scope) -> Failure {
+    let why = scope
+        .deadline
+        .ended()
+        .unwrap_or(crate::deadline::Ended::Failed);
+    (&Stop::from(why)).into()
+}
+
+/// Runs a sync part on the scope's worker, and on this loop what it asks for meanwhile.
+async fn on_worker(
+    position: Position,
+    request: types::Request,
+    mut wanted: mpsc::UnboundedReceiver<Errand>,
+) -> Outcome {
+    let scope = Arc::clone(position.scope());
+    let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
+    let last = position.is_last_sync();
+    let job = lease.run(move || position.run_sync(request));
+    let mut job = std::pin::pin!(job);
+    loop {
+        tokio::select! {
+            biased;
+            outcome = &mut job => {
+                if last {
+                    scope.worker.release().await;
+                }
+                return outcome.map_err(busy)?;
+            }
+            Some(errand) = wanted.recv() => {
+                let outcome = errand.position.on_loop(errand.request).await;
+                errand.call.answer(outcome);
+            }
+        }
+    }
+}
+
+/// What a refused place means for the request.
+pub fn busy(refused: Refused) -> Failure {
+    match refused {
+        Refused::Busy(sentence) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),
+        Refused::Ended(why) => (&Stop::from(why)).into(),
+    }
+}
+
+/// The most bytes of a view's error that a client is told.
+const CLIENT_TEXT_MAX: usize = 2 << 10;
+
+/// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
+fn returned(error: &types::Error) -> Failure {
+    let types::Error {
+        status,
+        message,
+        detail,
+    } = error.clone();
+    let detail = match detail {
+        Some(detail) => format!("{message}: {detail}"),
+        None => message.clone(),
+    };
+    let sentence = format!("the view returned an error: {detail}");
+    match StatusCode::from_u16(status) {
+        Ok(status) if status.is_client_error() => Failure {
+            detail: sentence,
+            ..Failure::client(status, cut(message, CLIENT_TEXT_MAX))
+        },
+        Ok(status) if status.is_server_error() => Failure {
+            status,
+            ..Failure::view(sentence)
+        },
+        _ => Failure::view(format!(
+            "the view returned an error with the status {status}, which is none: {detail}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Fault;
+
+    #[test]
+    fn an_error_of_a_view_is_told_to_the_client_only_below_500() {
+        let error = |status| types::Error {
+            status,
+            message: "no such entry".into(),
+            detail: Some("id 7".into()),
+        };
+        let failure = returned(&error(404));
+        assert_eq!(
+            (failure.status, failure.fault),
+            (StatusCode::NOT_FOUND, Fault::Client)
+        );
+        assert!(
+            failure.detail.contains("no such entry: id 7")
+                && failure.client_text == "no such entry"
+        );
+        let failure = returned(&error(503));
+        assert_eq!(
+            (failure.status, failure.fault),
+            (StatusCode::SERVICE_UNAVAILABLE, Fault::View)
+        );
+        assert!(
+            failure.detail.contains("no such entry: id 7")
+                && !failure.client_text.contains("entry")
+        );
+        let nonsense = returned(&error(200));
+        assert_eq!(nonsense.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -1,0 +1,224 @@
+//! Events on their way from views to subscribers.
+//!
+//! An event is an effect of the scope that publishes it: within a transaction it is held until the commit (R10).
+//! Its place in the queue is taken when it is published, so nothing that was committed can be refused later. Each
+//! subscriber gets it in a scope of its own, which goes on with the publisher's id, trace and values (R14). An event
+//! is delivered once at most: a subscriber that fails is logged, and what a stopping host could not deliver too.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::app::App;
+use crate::bindings::types;
+use crate::chain::Chain;
+use crate::completion::Line;
+use crate::config::Events as Config;
+use crate::error::{Failure, Fault};
+use crate::host::Host;
+use crate::metrics::{Held, METRICS};
+use crate::scope::{Origin, Scope};
+use crate::settle::Ready;
+use crate::view::is_topic;
+
+/// How long an event waits for capacity before it tries again; nobody else waits for it.
+const BUSY_WAIT: Duration = Duration::from_millis(50);
+
+/// Why an event was not published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotPublished {
+    /// It has no topic that can be.
+    NoTopic(String),
+    /// Its payload is too large.
+    TooLarge(String),
+    /// Too many events wait.
+    Full(String),
+}
+
+/// The events of the process.
+pub struct Bus {
+    config: Config,
+    runtime: Handle,
+    places: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    deliveries: TaskTracker,
+}
+
+/// One event for one subscriber.
+struct Delivery {
+    chain: Arc<Chain>,
+    origin: Origin,
+    topic: String,
+    payload: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+    _queued: Held,
+}
+
+impl Bus {
+    /// A bus that delivers on `runtime`.
+    pub fn new(config: Config, runtime: Handle) -> Arc<Bus> {
+        Arc::new(Bus {
+            places: Arc::new(Semaphore::new(config.queue_max)),
+            running: Arc::new(Semaphore::new(config.in_flight_max)),
+            deliveries: TaskTracker::new(),
+            config,
+            runtime,
+        })
+    }
+
+    /// Publishes an event of a scope's: now, or when its transaction commits.
+    ///
+    /// # Errors
+    /// When it cannot be, with a sentence; it is not published to anyone then.
+    pub fn publish(
+        self: &Arc<Self>,
+        (host, app, scope): (&Arc<Host>, &Arc<App>, &Scope),
+        topic: &str,
+        payload: Vec<u8>,
+    ) -> Result<(), NotPublished> {
+        if !is_topic(topic) {
+            return Err(NotPublished::NoTopic(format!(
+                "`{topic}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`"
+            )));
+        }
+        let max = self.config.payload_max_bytes;
+        if payload.len() as u64 > max {
+            return Err(NotPublished::TooLarge(format!(
+                "the event on `{topic}` has {} bytes; `payload_max_bytes` of `[events]` is {max}",
+                payload.len()
+            )));
+        }
+        let origin = Origin {
+            values: scope.values(),
+            ..scope.origin.clone()
+        };
+        let deliveries = app
+            .subscribers(topic)
+            .map(|chain| self.delivery(chain, &origin, topic, &payload));
+        let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
+        let (bus, host, app) = (Arc::clone(self), Arc::clone(host), Arc::clone(app));
+        let (topic, bytes, request) = (topic.to_owned(), payload.len(), scope.origin.id.clone());
+        scope.transaction.effect(Box::new(move || {
+            let subscribers = deliveries.len();
+            tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
+            METRICS.events.with_label_values(&["published"]).inc();
+            for delivery in deliveries {
+                let delivered = delivery.deliver(
+                    Arc::clone(&host),
+                    Arc::clone(&app),
+                    Arc::clone(&bus.running),
+                );
+                bus.deliveries.spawn_on(delivered, &bus.runtime);
+            }
+        }));
+        Ok(())
+    }
+
+    fn delivery(
+        &self,
+        chain: &Arc<Chain>,
+        origin: &Origin,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<Delivery, NotPublished> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            METRICS.refused.with_label_values(&["events"]).inc();
+            NotPublished::Full(format!(
+                "{} events wait already (`queue_max` of `[events]`): the event on `{topic}` was not published",
+                self.config.queue_max
+            ))
+        })?;
+        Ok(Delivery {
+            chain: Arc::clone(chain),
+            origin: origin.clone(),
+            topic: topic.to_owned(),
+            payload: payload.to_vec(),
+            _place: place,
+            _queued: Held::new(&METRICS.queued.with_label_values(&["events"])),
+        })
+    }
+
+    /// Waits until nothing is on its way any more.
+    pub async fn idle(&self) {
+        self.deliveries.close();
+        self.deliveries.wait().await;
+        self.deliveries.reopen();
+    }
+
+    /// Events on their way, those that are held not counted.
+    pub fn in_flight(&self) -> usize {
+        self.deliveries.len()
+    }
+}
+
+impl Delivery {
+    async fn deliver(self, host: Arc<Host>, app: Arc<App>, running: Arc<Semaphore>) {
+        let _running = running
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let since = Instant::now();
+        loop {
+            let ready = Ready {
+                host: &host,
+                app: &app,
+                origin: &self.origin,
+                chain: &self.chain,
+                params: Arc::default(),
+                body: None,
+            };
+            let settled = ready.run(self.request()).await;
+            let mut failure = settled.response.as_ref().err().cloned();
+            // No part has run: there was no capacity.
+            let busy = !settled.scope.has_begun()
+                && failure.as_ref().is_some_and(|failure| {
+                    failure.fault == Fault::Limit
+                        && failure.status == StatusCode::SERVICE_UNAVAILABLE
+                });
+            if busy {
+                tokio::time::sleep(BUSY_WAIT).await;
+                continue;
+            }
+            let status = match (&settled.response, &failure) {
+                (Ok(response), _) => response.status(),
+                (Err(_), Some(failure)) => failure.status,
+                (Err(_), None) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            if failure.is_none() && status.is_server_error() {
+                failure = Some(Failure::view(format!("the subscriber answered {status}")));
+            }
+            let outcome = if failure.is_none() {
+                "delivered"
+            } else {
+                "failed"
+            };
+            METRICS.events.with_label_values(&[outcome]).inc();
+            let line = Line {
+                method: "EVENT",
+                path: &self.topic,
+                status: status.as_u16(),
+                took: since.elapsed(),
+                view: Some(&self.chain.view().view),
+                settled: Some(&settled),
+                request: &self.origin.id,
+                failure: failure.as_ref(),
+            };
+            return line.write();
+        }
+    }
+
+    fn request(&self) -> types::Request {
+        types::Request {
+            method: "EVENT".to_owned(),
+            path: self.topic.clone(),
+            query: String::new(),
+            headers: Vec::new(),
+            params: Vec::new(),
+            body: types::Body::Bytes(self.payload.clone()),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What the whole process has one of: the app it serves and where guests run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+
+use crate::app::App;
+use crate::deadline::Ended;
+use crate::events::Bus;
+use crate::gate::Gate;
+use crate::run::Engines;
+use crate::workers::Workers;
+
+/// What all requests of the process share.
+pub struct Host {
+    /// The app that new requests get.
+    pub app: ArcSwap<App>,
+    /// Where guests run.
+    pub engines: Engines,
+    /// Where sync views run.
+    pub workers: Workers,
+    /// Room for requests with async parts.
+    pub instances: Gate,
+    /// Events on their way to subscribers.
+    pub events: Arc<Bus>,
+    /// Set when the host has waited long enough for the requests in flight.
+    pub stopping: AtomicBool,
+}
+
+impl Host {
+    /// A host that serves `app` on the runtime that calls this.
+    pub fn new(app: App, engines: Engines) -> Host {
+        let views = &app.config.async_views;
+        let wait = Duration::from_millis(views.queue_timeout_ms);
+        Host {
+            engines,
+            workers: Workers::new(app.config.sync_views.clone(), Handle::current()),
+            instances: Gate::new(
+                "async instances",
+                views.in_flight_max,
+                views.queue_max,
+                wait,
+            ),
+            events: Bus::new(app.config.events.clone(), Handle::current()),
+            app: ArcSwap::from_pointee(app),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Why a request that is dropped now is dropped.
+    pub fn why_dropped(&self) -> Ended {
+        match self.stopping.load(Relaxed) {
+            true => Ended::Shutdown,
+            false => Ended::Disconnected,
+        }
+    }
+}
