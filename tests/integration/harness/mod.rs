@@ -1,17 +1,20 @@
 //! What the tests stand on: guests, apps, servers, logs, metrics.
 
 pub mod app;
+pub mod data;
 pub mod guests;
 pub mod log;
 pub mod metrics;
 pub mod postgres;
 pub mod raw;
 pub mod server;
+pub mod steps;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use app::App;
+pub use data::Kind;
 pub use server::{Reply, Server};
 
 /// How long anything may take that should happen soon.
@@ -35,13 +38,27 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
+    /// The part of `rules` with this name, as the configuration and the log have it.
+    pub fn part(self, name: &str) -> String {
+        format!("rules::{}::{name}", self.file())
+    }
+
+    /// The header of the middleware of `rules` with this name.
+    pub fn header(self, name: &str) -> String {
+        format!("x-{}-{name}", self.file())
+    }
+
     /// The view of `behaviour` with this name, as the log has it.
     pub fn view(self, name: &str) -> String {
-        let file = match self {
+        format!("behaviour::{}::{name}", self.file())
+    }
+
+    /// The file of a guest with the parts of this mode.
+    fn file(self) -> &'static str {
+        match self {
             Mode::Sync => "blocking",
             Mode::Async => "waiting",
-        };
-        format!("behaviour::{file}::{name}")
+        }
     }
 }
 

@@ -30,12 +30,11 @@ pub struct Postgres {
     process: Option<Process>,
 }
 
-/// A database, dropped when dropped, and a connection to it.
+/// A database, dropped when dropped.
 pub struct Database {
     name: String,
     port: u16,
     log: PathBuf,
-    client: Client,
 }
 
 /// A statement as the server's log has it.
@@ -101,7 +100,6 @@ impl Postgres {
             .await
             .expect("a database can be made");
         Database {
-            client: connect(self.port, &name).await,
             port: self.port,
             log: self.folder.path().join(process::LOG),
             name,
@@ -122,20 +120,20 @@ impl Database {
 
     /// Runs statements.
     pub async fn execute(&self, sql: &str) {
-        let done = self.client.batch_execute(sql).await;
+        let done = self.client().await.batch_execute(sql).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
     /// The number that a query gives.
     pub async fn count(&self, sql: &str) -> i64 {
-        let row = self.client.query_one(sql, &[]).await;
+        let row = self.client().await.query_one(sql, &[]).await;
         row.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
             .get(0)
     }
 
     /// The texts that a query gives.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
-        let rows = self.client.query(sql, &[]).await;
+        let rows = self.client().await.query(sql, &[]).await;
         let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         rows.iter().map(|row| row.get(0)).collect()
     }
@@ -193,6 +191,11 @@ impl Database {
             .lines()
             .filter_map(|line| self.parse(line))
             .collect()
+    }
+
+    /// A connection of the test's own, each time a new one: the server may have been away.
+    async fn client(&self) -> Client {
+        connect(self.port, &self.name).await
     }
 
     /// `<session database application> LOG:  execute s1: select 1`, as [`process`] has it written.
