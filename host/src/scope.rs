@@ -22,6 +22,7 @@ use crate::config::{Limits, PARTS_MAX};
 use crate::deadline::Deadline;
 use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
+use crate::trace::Trace;
 use crate::transaction::Transaction;
 use crate::view::View;
 use crate::workers::{Lease, Workers};
@@ -31,8 +32,8 @@ use crate::workers::{Lease, Workers};
 pub struct Origin {
     /// Names the request in logs and to its views.
     pub id: String,
-    /// Its place in a distributed trace, as the header has it.
-    pub traceparent: String,
+    /// Its place in a distributed trace.
+    pub trace: Trace,
     /// The client.
     pub peer: SocketAddr,
     /// Values that its scope starts with.
@@ -44,7 +45,7 @@ impl Origin {
     pub fn host() -> Origin {
         Origin {
             id: new_id(),
-            traceparent: String::new(),
+            trace: Trace::begin(),
             peer: (Ipv4Addr::LOCALHOST, 0).into(),
             values: HashMap::new(),
         }
