@@ -4,19 +4,22 @@
 //! waits for it like for any other; so do views for other views (sub-requests). The rest runs where its mode wants
 //! it, with as few hops as that allows: sync after sync on the same thread, async after async on the same loop.
 //!
-//! Going from a loop to the scope's worker is a job for the worker. Going from the worker to the loop is a call that
-//! whoever gave the worker its job ([`on_worker`]) takes and answers; meanwhile the worker runs what comes back
-//! to it (R3). So everything async is part of the one future of the request, and dropping that cancels all of it
-//! (R15).
+//! Everything that runs on the loop is part of one future ([`conduct`]), side by side: a part that wants another one
+//! there sends it an errand and waits for the answer. So dropping that future cancels all of it (R15), and no store is
+//! worked on from within another's, which wasmtime does not allow. Going from the loop to the scope's worker is a
+//! job; while a sync part waits for an errand, the worker runs what comes back to it (R3).
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::FuturesUnordered;
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::app::{App, Target};
 use crate::bindings::types;
@@ -100,28 +103,54 @@ pub struct Flow {
     pub scope: Arc<Scope>,
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
+    /// Where parts send what has to run on the loop; none when all of the chain is one job for a worker.
+    errands: Option<mpsc::UnboundedSender<Errand>>,
     /// The failure that is on its way out, and what middleware gets to see of it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
+
+/// A part that is to run on the loop, or from there, and who waits for it.
+pub struct Errand {
+    position: Position,
+    request: types::Request,
+    answer: Box<dyn FnOnce(Outcome) + Send>,
+}
+
+/// What a request's parts send to its loop. As many wait here as there are calls in flight in the request.
+pub type Errands = mpsc::UnboundedReceiver<Errand>;
 
 /// What a part, with all parts within it, has come to.
 pub type Outcome = Result<types::Response, Failure>;
 
 impl Flow {
-    /// Nothing has run yet.
-    pub fn new(
-        app: Arc<App>,
-        host: Arc<Host>,
-        scope: Arc<Scope>,
+    /// The flow of a chain that is one job for a worker.
+    pub fn on_worker(
+        (host, app): (&Arc<Host>, &Arc<App>),
+        scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
     ) -> Arc<Flow> {
         Arc::new(Flow {
-            app,
-            host,
-            scope,
+            app: Arc::clone(app),
+            host: Arc::clone(host),
+            scope: Arc::clone(scope),
             body,
+            errands: None,
             failure: Mutex::default(),
         })
+    }
+
+    /// The flow of any chain; its errands are for [`conduct`].
+    pub fn in_parts(
+        on: (&Arc<Host>, &Arc<App>),
+        scope: &Arc<Scope>,
+        body: Option<Arc<Spooled>>,
+    ) -> (Arc<Flow>, Errands) {
+        let (sender, errands) = mpsc::unbounded_channel();
+        let mut flow = Flow::on_worker(on, scope, body);
+        Arc::get_mut(&mut flow)
+            .expect("it has just been made")
+            .errands = Some(sender);
+        (flow, errands)
     }
 
     /// The beginning of `chain`.
@@ -137,7 +166,6 @@ impl Flow {
             params,
             way: Vec::new(),
             gone_on: AtomicBool::new(false),
-            loop_side: None,
         }
     }
 
@@ -181,15 +209,6 @@ pub struct Position {
     way: Vec<Link>,
     /// Whether it has called for the rest.
     gone_on: AtomicBool,
-    /// On a worker: who takes what has to run on the loop.
-    loop_side: Option<mpsc::UnboundedSender<Errand>>,
-}
-
-/// Something that a part on the worker wants from the loop.
-struct Errand {
-    position: Position,
-    request: types::Request,
-    call: Call<Outcome>,
 }
 
 impl Position {
@@ -222,45 +241,52 @@ impl Position {
             params,
             way: self.way.iter().chain([self.link()]).cloned().collect(),
             gone_on: AtomicBool::new(false),
-            loop_side: self.loop_side.clone(),
         }
     }
 
-    /// Runs this part, from the thread of a loop.
-    pub fn on_loop(mut self, request: types::Request) -> BoxFuture<'static, Outcome> {
-        async move {
-            match self.link().view.mode {
-                Mode::Async => self.run_async(request).await,
-                Mode::Sync => {
-                    self.scope().hop();
-                    let (errands, wanted) = mpsc::unbounded_channel();
-                    self.loop_side = Some(errands);
-                    on_worker(self, request, wanted).await
-                }
+    /// Runs this part, from the loop.
+    async fn on_loop(self, request: types::Request) -> Outcome {
+        match self.link().view.mode {
+            Mode::Async => self.run_async(request).await,
+            Mode::Sync => {
+                self.scope().hop();
+                self.run_on_worker(request).await
             }
         }
-        .boxed()
     }
 
     /// Runs this part, from the scope's worker.
-    pub fn on_worker(mut self, request: types::Request) -> Outcome {
+    pub fn on_worker(self, request: types::Request) -> Outcome {
         if self.link().view.mode == Mode::Sync {
             return self.run_sync(request);
         }
         let scope = Arc::clone(self.scope());
         scope.hop();
-        let errands = self.loop_side.take();
-        let errands = errands.expect("a chain with async parts is started on a loop");
-        let ask = |call| {
-            let (position, request) = (self, request);
-            // Without a receiver the request is cancelled, and the call is dropped with the errand.
-            let _ = errands.send(Errand {
-                position,
-                request,
-                call,
-            });
-        };
+        let ask =
+            |call: Call<Outcome>| self.send(request, Box::new(|outcome| call.answer(outcome)));
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
+    }
+
+    /// Has this part run from the loop. Without anyone there, the request is cancelled, and `answer` is dropped.
+    fn send(self, request: types::Request, answer: Box<dyn FnOnce(Outcome) + Send>) {
+        let errands = self.flow.errands.clone();
+        let errands = errands.expect("only a chain that is all sync is one job for a worker");
+        let _ = errands.send(Errand {
+            position: self,
+            request,
+            answer,
+        });
+    }
+
+    async fn run_on_worker(self, request: types::Request) -> Outcome {
+        let scope = Arc::clone(self.scope());
+        let last = self.is_last_sync();
+        let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
+        let outcome = lease.run(move || self.run_sync(request)).await;
+        if last {
+            scope.worker.release().await;
+        }
+        outcome.map_err(busy)?
     }
 
     fn run_sync(self, request: types::Request) -> Outcome {
@@ -409,7 +435,15 @@ impl Onward for Position {
     ) -> BoxFuture<'static, Answer> {
         async move {
             let position = self.onward(to, &request)?;
-            let outcome = position.on_loop(request).await;
+            let (sender, answer) = oneshot::channel();
+            let answered = |outcome| {
+                // Whoever asked may have gone.
+                let _ = sender.send(outcome);
+            };
+            position.send(request, Box::new(answered));
+            let outcome = answer
+                .await
+                .unwrap_or_else(|_| Err(cancelled(self.scope())));
             outcome.map_err(|failure| self.flow.shown(failure))
         }
         .boxed()
@@ -439,30 +473,19 @@ fn cancelled(scope: &Scope) -> Failure {
     (&Stop::from(why)).into()
 }
 
-/// Runs a sync part on the scope's worker, and on this loop what it asks for meanwhile.
-async fn on_worker(
-    position: Position,
-    request: types::Request,
-    mut wanted: mpsc::UnboundedReceiver<Errand>,
-) -> Outcome {
-    let scope = Arc::clone(position.scope());
-    let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
-    let last = position.is_last_sync();
-    let job = lease.run(move || position.run_sync(request));
-    let mut job = std::pin::pin!(job);
+/// Runs a chain from its beginning, and whatever its parts want to have run on this loop, until it has its outcome.
+pub async fn conduct(start: Position, request: types::Request, mut errands: Errands) -> Outcome {
+    let mut outcome = pin!(start.on_loop(request));
+    let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
-            outcome = &mut job => {
-                if last {
-                    scope.worker.release().await;
-                }
-                return outcome.map_err(busy)?;
-            }
-            Some(errand) = wanted.recv() => {
-                let outcome = errand.position.on_loop(errand.request).await;
-                errand.call.answer(outcome);
-            }
+            outcome = &mut outcome => return outcome,
+            Some(errand) = errands.recv() => running.push(async {
+                let Errand { position, request, answer } = errand;
+                answer(position.on_loop(request).await);
+            }),
+            Some(()) = running.next() => {}
         }
     }
 }

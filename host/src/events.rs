@@ -94,6 +94,7 @@ impl Bus {
         }
         let origin = Origin {
             values: scope.values(),
+            trace: scope.origin.trace.child(),
             ..scope.origin.clone()
         };
         let deliveries = app

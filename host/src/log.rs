@@ -119,6 +119,15 @@ fn request(line: &mut String, paint: Paint, fields: &Fields) -> fmt::Result {
             paint.colour(colour, &format!("{fault} fault"))
         )?;
     }
+    if let Some(way) = fields.get("way") {
+        write!(line, " (way: {way})")?;
+    }
+    if let Some(hops) = fields
+        .get("hops")
+        .filter(|hops| !matches!(*hops, "0" | "1"))
+    {
+        write!(line, " {hops} hops")?;
+    }
     write!(line, " {}", paint.dim(get("request")))
 }
 

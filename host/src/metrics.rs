@@ -34,6 +34,10 @@ pub struct Metrics {
     pub outbound: IntGauge,
     /// Temporary files that hold request bodies.
     pub body_files: IntGauge,
+    /// Responses that are compressed while they are sent.
+    pub compressing: IntGauge,
+    /// Credentials that basic-auth need not check again.
+    pub credentials: IntGauge,
     /// Finished requests, by status class (`2xx` …).
     pub requests: IntCounterVec,
     /// Failed requests, by fault (`client`, `view`, `limit`, `host`).
@@ -100,6 +104,14 @@ impl Metrics {
             transactions: gauge("transactions", "Transactions open"),
             outbound: gauge("outbound_requests", "Outbound HTTP requests in flight"),
             body_files: gauge("body_files", "Temporary files that hold request bodies"),
+            compressing: gauge(
+                "compressing",
+                "Responses that are compressed while they are sent",
+            ),
+            credentials: gauge(
+                "credentials_remembered",
+                "Credentials that basic-auth need not check again",
+            ),
             requests: counters("requests_total", "Finished requests", "status"),
             failures: counters(
                 "failures_total",

@@ -22,6 +22,7 @@ use crate::config::{Limits, PARTS_MAX};
 use crate::deadline::Deadline;
 use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
+use crate::trace::Trace;
 use crate::transaction::Transaction;
 use crate::view::View;
 use crate::workers::{Lease, Workers};
@@ -31,12 +32,12 @@ use crate::workers::{Lease, Workers};
 pub struct Origin {
     /// Names the request in logs and to its views.
     pub id: String,
-    /// Its place in a distributed trace, as the header has it.
-    pub traceparent: String,
+    /// Its place in a distributed trace.
+    pub trace: Trace,
     /// The client.
     pub peer: SocketAddr,
-    /// Values that the host has set.
-    pub values: Vec<(String, String)>,
+    /// Values that its scope starts with.
+    pub values: HashMap<String, Value>,
 }
 
 impl Origin {
@@ -44,9 +45,9 @@ impl Origin {
     pub fn host() -> Origin {
         Origin {
             id: new_id(),
-            traceparent: String::new(),
+            trace: Trace::begin(),
             peer: (Ipv4Addr::LOCALHOST, 0).into(),
-            values: Vec::new(),
+            values: HashMap::new(),
         }
     }
 }
@@ -81,10 +82,13 @@ pub struct Scope {
     _open: Held,
 }
 
-struct Value {
-    text: String,
-    /// Set by the host: guests cannot change it (R14).
-    reserved: bool,
+/// A context value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// What was set.
+    pub text: String,
+    /// Whether the host has set it: guests cannot change it then (R14).
+    pub reserved: bool,
 }
 
 /// Why a value was not set.
@@ -105,12 +109,8 @@ impl Scope {
         arrived: Instant,
         worker: Sticky,
     ) -> Arc<Scope> {
-        let reserved = |(name, text): &(String, String)| {
-            let (text, reserved) = (text.clone(), true);
-            (name.clone(), Value { text, reserved })
-        };
         Arc::new(Scope {
-            values: Mutex::new(origin.values.iter().map(reserved).collect()),
+            values: Mutex::new(origin.values.clone()),
             origin: origin.clone(),
             deadline: Arc::new(Deadline::new(arrived + view.timeout)),
             transaction: Transaction::new(view.data.atomic),
@@ -133,13 +133,9 @@ impl Scope {
         self.values.lock().get(name).map(|value| value.text.clone())
     }
 
-    /// All values, for the parts of another scope that goes on with this one's (an event's), and for error pages.
-    pub fn values(&self) -> Vec<(String, String)> {
-        let values = self.values.lock();
-        let pair = |(name, value): (&String, &Value)| (name.clone(), value.text.clone());
-        let mut values: Vec<_> = values.iter().map(pair).collect();
-        values.sort();
-        values
+    /// All values as they are now.
+    pub fn values(&self) -> HashMap<String, Value> {
+        self.values.lock().clone()
     }
 
     /// Sets a value for the later parts of this request.

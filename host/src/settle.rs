@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::app::App;
 use crate::bindings::types;
-use crate::chain::{Chain, Flow, Outcome, Position, busy};
+use crate::chain::{Chain, Flow, Outcome, Position, busy, conduct};
 use crate::database::{Error as DatabaseError, ErrorKind, Face};
 use crate::deadline::{Deadline, Ended};
 use crate::error::Failure;
@@ -93,16 +93,15 @@ impl Ready<'_> {
         let link = chain.view();
         let limits = &link.module.grants.limits;
         let scope = Scope::open(self.origin, &link.view, limits, arrived, worker);
-        let flow = Flow::new(
-            Arc::clone(self.app),
-            Arc::clone(host),
-            Arc::clone(&scope),
-            self.body.clone(),
-        );
-        let position = flow.start(chain, Arc::clone(&self.params));
-        let work = match chain.is_one_job() {
-            true => one_job(host, &scope, position, request).boxed(),
-            false => in_parts(host, &scope, chain, position, request).boxed(),
+        let (on, body) = ((host, self.app), self.body.clone());
+        let params = Arc::clone(&self.params);
+        let work = if chain.is_one_job() {
+            let flow = Flow::on_worker(on, &scope, body);
+            one_job(host, &scope, flow.start(chain, params), request).boxed()
+        } else {
+            let (flow, errands) = Flow::in_parts(on, &scope, body);
+            let outcome = conduct(flow.start(chain, params), request, errands);
+            in_parts(host, &scope, chain, outcome).boxed()
         };
         let deadline = Arc::clone(&scope.deadline);
         let cancelling = Cancelling {
@@ -153,15 +152,14 @@ async fn in_parts(
     host: &Host,
     scope: &Arc<Scope>,
     chain: &Chain,
-    position: Position,
-    request: types::Request,
+    outcome: impl Future<Output = Outcome>,
 ) -> (Answered, Fate) {
     let place = match chain.needs_place() {
         true => host.instances.enter(&scope.deadline).await.map(Some),
         false => Ok(None),
     };
     let outcome = match place {
-        Ok(_place) => position.on_loop(request).await,
+        Ok(_place) => outcome.await,
         Err(refused) => Err(busy(refused)),
     };
     settle(scope, Face::Async, outcome).await

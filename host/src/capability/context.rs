@@ -18,7 +18,7 @@ impl Host for Guest {
     }
 
     fn traceparent(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.origin.traceparent.clone())
+        Ok(self.scope.origin.trace.to_string())
     }
 
     fn remaining_ms(&mut self) -> wasmtime::Result<u64> {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use reqwest::header::{self, HeaderName, HeaderValue};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url, redirect};
 use tokio::sync::Semaphore;
 use wasmtime::component::{Accessor, HasSelf};
@@ -16,7 +16,9 @@ use crate::bindings::{http, http_async};
 use crate::config::{HttpGrant, Module};
 use crate::deadline::Ended;
 use crate::metrics::{Held, METRICS};
+use crate::proxies::REQUEST_ID;
 use crate::scope::Scope;
+use crate::trace::{TRACEPARENT, TRACESTATE};
 
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
@@ -134,12 +136,13 @@ impl Guest {
                 HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
             if set_by_host(&key) {
                 return Err(Error::Invalid(format!(
-                    "{name}: the host sets it, from the URL and the body"
+                    "{name}: the host sets it, from the URL, the body and the request's context"
                 )));
             }
             let value = HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
             request.headers_mut().append(key, value);
         }
+        self.add_context(request.headers_mut());
         let left = self.scope.deadline.remaining();
         let asked = wanted
             .timeout_ms
@@ -157,12 +160,30 @@ impl Guest {
     }
 }
 
-/// Headers about the connection, the length and the origin: with a `host` of its own, a request could reach
-/// another site behind a granted address.
+impl Guest {
+    /// Where the request belongs, for whoever answers it (R14).
+    fn add_context(&self, headers: &mut HeaderMap) {
+        let origin = &self.scope.origin;
+        let trace = origin.trace.child();
+        let values = [
+            (TRACEPARENT, Some(trace.to_string())),
+            (TRACESTATE, trace.state().map(str::to_owned)),
+            (REQUEST_ID, Some(origin.id.clone())),
+        ];
+        for (name, value) in values {
+            if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// Headers about the connection, the length, the origin and the context: with a `host` of its own, a request could
+/// reach another site behind a granted address, and with a trace of its own, pass for another request's.
 fn set_by_host(name: &HeaderName) -> bool {
     crate::request::HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH
-        || *name == header::HOST
+        || [header::HOST, TRACEPARENT, TRACESTATE, REQUEST_ID].contains(name)
 }
 
 impl Call {

@@ -6,6 +6,7 @@
 
 pub mod body;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,9 +30,10 @@ use crate::metrics::METRICS;
 use crate::request::body::Received;
 use crate::router::Route;
 use crate::run::Stop;
-use crate::scope::Origin;
+use crate::scope::{self, Origin};
 use crate::settle::{Ready, Settled};
 use crate::static_files::{Content, StaticFiles};
+use crate::trace::Trace;
 use crate::view::View;
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
@@ -295,8 +297,10 @@ impl<'a> Completion<'a> {
             parts,
             arrived: Instant::now(),
             origin: Origin {
+                id: scope::new_id(),
+                trace: Trace::of(&parts.headers),
                 peer,
-                ..Origin::host()
+                values: HashMap::new(),
             },
             view: None,
             settled: None,

@@ -1,7 +1,5 @@
 //! CPU time of a guest: what its thread computes for it, not what it waits, and not what a busy machine takes away.
 
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -25,12 +23,6 @@ impl CpuTime {
         self.stop();
         let _counting = Resume(self);
         work()
-    }
-
-    /// The same for a future, which runs within another that counts.
-    pub async fn pausing<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|context| self.pause(|| work.as_mut().poll(context))).await
     }
 
     /// What was used so far.

@@ -1,0 +1,249 @@
+//! `compression`: responses become smaller on their way, in the encoding that the client would rather have.
+//!
+//! Small bodies are compressed at once; large ones and files piece by piece while they are sent, so that no
+//! response holds the event loop for longer than a piece takes.
+
+use std::io;
+
+use async_compression::Level;
+use async_compression::brotli::EncoderParams;
+use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder, ZstdEncoder};
+use bytes::Bytes;
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
+use http::header::{self, Entry};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, BodyStream, Either, Full, StreamBody};
+use hyper::body::{Body as _, Frame};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::vary;
+use crate::metrics::{Held, METRICS};
+use crate::negotiation::{Weight, weighted};
+use crate::request::ResponseBody;
+
+/// Which encodings, from which size on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Compression {
+    /// The best first: that decides where the client has no preference.
+    pub encodings: Vec<Encoding>,
+    /// Smaller bodies are sent as they are.
+    pub min_bytes: u64,
+}
+
+/// A way to compress that browsers know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Brotli.
+    Br,
+    /// Zstandard.
+    Zstd,
+    /// Gzip.
+    Gzip,
+}
+
+/// A compromise of time and size, for responses that are made for each request.
+const BROTLI_QUALITY: i32 = 4;
+/// The encoder keeps the window in memory: 2^18 bytes.
+const BROTLI_WINDOW: i32 = 18;
+const ZSTD_LEVEL: i32 = 3;
+const GZIP_LEVEL: i32 = 5;
+/// What is compressed before other requests get their turn: about a millisecond's work.
+const PIECE_BYTES: usize = 64 << 10;
+const SENT_BYTES: usize = 16 << 10;
+
+impl Encoding {
+    /// As it is written in the configuration and in headers.
+    pub const ALL: [(&'static str, Encoding); 3] = [
+        ("br", Encoding::Br),
+        ("zstd", Encoding::Zstd),
+        ("gzip", Encoding::Gzip),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Encoding::Br => "br",
+            Encoding::Zstd => "zstd",
+            Encoding::Gzip => "gzip",
+        }
+    }
+}
+
+impl Compression {
+    pub(super) fn after(&self, request: &Parts, response: &mut Response<ResponseBody>) {
+        if !self.worth_it(response) {
+            return;
+        }
+        // Also for a client that gets it as it is: a cache must not give the one to the other.
+        vary(response.headers_mut(), &header::ACCEPT_ENCODING);
+        let Some(encoding) = self.choose(&request.headers) else {
+            return;
+        };
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_ENCODING,
+            HeaderValue::from_static(encoding.name()),
+        );
+        headers.remove(header::CONTENT_LENGTH);
+        headers.remove(header::ACCEPT_RANGES);
+        weaken_tag(headers);
+        let body = std::mem::replace(response.body_mut(), Either::Left(Full::default()));
+        *response.body_mut() = match body {
+            // The answer to HEAD about a file: its compressed length is not known.
+            body if body.is_end_stream() => {
+                Either::Right(BoxBody::new(StreamBody::new(stream::empty())))
+            }
+            Either::Left(whole) => compressed(encoding, whole),
+            Either::Right(streamed) => {
+                let data = BodyStream::new(streamed)
+                    .try_filter_map(async |frame| Ok(frame.into_data().ok()));
+                streaming(encoder(encoding, data))
+            }
+        };
+    }
+
+    /// Whether the response is one that compressing makes better.
+    fn worth_it(&self, response: &Response<ResponseBody>) -> bool {
+        let headers = response.headers();
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let whole = !matches!(
+            response.status(),
+            StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED
+        );
+        let told = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let length: Option<u64> = told.or_else(|| response.body().size_hint().exact());
+        let fixed = text(header::CACHE_CONTROL)
+            .is_some_and(|value| value.to_ascii_lowercase().contains("no-transform"));
+        whole
+            && !fixed
+            && !headers.contains_key(header::CONTENT_ENCODING)
+            && !headers.contains_key(header::CONTENT_RANGE)
+            && length.is_none_or(|length| length >= self.min_bytes.max(1))
+            && text(header::CONTENT_TYPE).is_some_and(is_compressible)
+    }
+
+    /// The encoding that the client gives the most weight; none when it would rather have the body as it is.
+    fn choose(&self, headers: &HeaderMap) -> Option<Encoding> {
+        let accepted = weighted(headers, header::ACCEPT_ENCODING);
+        let weight = |name: &str| -> Option<Weight> {
+            let named = accepted.iter().find(|(known, _)| known == name);
+            named.map(|(_, weight)| *weight)
+        };
+        let of = |encoding: Encoding| {
+            // `x-gzip` is the same (RFC 9110, 8.4.1.3).
+            let other = (encoding == Encoding::Gzip)
+                .then(|| weight("x-gzip"))
+                .flatten();
+            let named = weight(encoding.name()).or(other);
+            named.or_else(|| weight("*")).unwrap_or(0)
+        };
+        let identity = weight("identity").unwrap_or(1);
+        // The first of several with the most weight.
+        let best = (self.encodings.iter().rev()).max_by_key(|encoding| of(**encoding))?;
+        (of(*best) > 0 && of(*best) >= identity).then_some(*best)
+    }
+}
+
+/// The compressed body is another one, though it says the same (RFC 9110, 8.8.1).
+fn weaken_tag(headers: &mut HeaderMap) {
+    if let Entry::Occupied(mut tag) = headers.entry(header::ETAG)
+        && !tag.get().as_bytes().starts_with(b"W/")
+        && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag.get().as_bytes()].concat())
+    {
+        tag.insert(weak);
+    }
+}
+
+fn is_compressible(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    let kind = kind.to_ascii_lowercase();
+    let (family, name) = kind.split_once('/').unwrap_or((&kind, ""));
+    match family {
+        // Its events are for now, not for when there are enough of them.
+        "text" => name != "event-stream",
+        "application" => {
+            let plain = [
+                "json",
+                "javascript",
+                "xml",
+                "wasm",
+                "x-ndjson",
+                "graphql",
+                "rtf",
+                "sql",
+                "toml",
+                "yaml",
+                "x-sh",
+                "vnd.ms-fontobject",
+            ];
+            plain.contains(&name) || name.ends_with("+json") || name.ends_with("+xml")
+        }
+        "image" => matches!(name, "svg+xml" | "bmp" | "x-icon" | "vnd.microsoft.icon"),
+        "font" => matches!(name, "ttf" | "otf" | "collection"),
+        _ => false,
+    }
+}
+
+type Encoder = Box<dyn AsyncRead + Send + Sync + Unpin>;
+
+fn encoder(
+    encoding: Encoding,
+    data: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+) -> Encoder {
+    let data = StreamReader::new(Box::pin(data));
+    match encoding {
+        Encoding::Br => {
+            let params = EncoderParams::default()
+                .quality(Level::Precise(BROTLI_QUALITY))
+                .window_size(BROTLI_WINDOW);
+            Box::new(BrotliEncoder::with_params(data, params))
+        }
+        Encoding::Zstd => Box::new(ZstdEncoder::with_quality(data, Level::Precise(ZSTD_LEVEL))),
+        Encoding::Gzip => Box::new(GzipEncoder::with_quality(data, Level::Precise(GZIP_LEVEL))),
+    }
+}
+
+/// A body that is there as a whole: at once if it is one piece, else while it is sent.
+fn compressed(encoding: Encoding, whole: Full<Bytes>) -> ResponseBody {
+    let whole = whole.collect().now_or_never();
+    let whole = whole
+        .expect("it is there")
+        .expect("it cannot fail")
+        .to_bytes();
+    if whole.len() <= PIECE_BYTES {
+        let mut small = Vec::new();
+        let mut encoder = encoder(encoding, stream::iter([Ok(whole)]));
+        let done = encoder.read_to_end(&mut small).now_or_never();
+        done.expect("nothing is waited for")
+            .expect("memory can be read");
+        return Either::Left(Full::new(small.into()));
+    }
+    let pieces = stream::unfold(whole, async |mut rest| {
+        if rest.is_empty() {
+            return None;
+        }
+        let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+        // An encoder that has to wait hands out what it has: the work for one part of the answer is bounded.
+        tokio::task::yield_now().await;
+        Some((Ok(piece), rest))
+    });
+    streaming(encoder(encoding, pieces))
+}
+
+fn streaming(encoder: Encoder) -> ResponseBody {
+    let held = Held::new(&METRICS.compressing);
+    let data = stream::unfold(
+        (ReaderStream::with_capacity(encoder, SENT_BYTES), held),
+        async |mut state| {
+            let data = state.0.next().await?;
+            tokio::task::yield_now().await;
+            Some((data.map(Frame::data), state))
+        },
+    );
+    Either::Right(BoxBody::new(StreamBody::new(data)))
+}
+
+#[cfg(test)]
+mod tests;

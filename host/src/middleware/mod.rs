@@ -1,0 +1,170 @@
+//! Middleware that is built in: host code around guests, files and failures alike.
+//!
+//! It works on the request's and the response's heads, before and after what is in it, and so sees every answer of
+//! the app. What a request is allowed, and who its user is, is decided before any guest runs.
+
+pub mod basic_auth;
+pub mod compression;
+pub mod cors;
+pub mod header_auth;
+pub mod security_headers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+
+use crate::error::Failure;
+use crate::proxies::REQUEST_ID;
+use crate::request::ResponseBody;
+use basic_auth::BasicAuth;
+use compression::Compression;
+use cors::Cors;
+use header_auth::HeaderAuth;
+use security_headers::SecurityHeaders;
+
+/// The context value with the user's name, which no guest can set (R14).
+pub const USER: &str = "user";
+
+/// Middleware of the host's own, with its options.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Builtin {
+    /// Tells the client what its request is called.
+    RequestId,
+    /// Tells browsers what they must not do with the app's pages.
+    SecurityHeaders(SecurityHeaders),
+    /// Makes responses smaller on their way.
+    Compression(Compression),
+    /// Lets pages of other origins use the app.
+    Cors(Cors),
+    /// Asks for a name and a password.
+    BasicAuth(BasicAuth),
+    /// Takes the user's name from a proxy.
+    HeaderAuth(HeaderAuth),
+}
+
+/// What built-in middleware sees of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Visit<'a> {
+    /// Its head.
+    pub request: &'a Parts,
+    /// What it is called.
+    pub id: &'a str,
+    /// Who is connected: the client, or a proxy.
+    pub peer: SocketAddr,
+}
+
+/// A request that goes no further.
+#[derive(Debug)]
+pub struct Refused {
+    /// What the client and the log are told.
+    pub failure: Failure,
+    /// What the response says beside that, to be put over the failure's own headers.
+    pub headers: HeaderMap,
+}
+
+/// How a request came through a list of built-in middleware.
+#[derive(Debug)]
+pub struct Entry {
+    /// How many of them have seen it: those [`leave`] takes the answer through.
+    pub seen: usize,
+    /// An answer to it, or why it was refused; none: it goes on.
+    pub answer: Option<Result<Response<ResponseBody>, Refused>>,
+    /// Context values they have set.
+    pub values: Vec<(String, String)>,
+}
+
+/// Takes a request through the list, up to the first that answers it.
+pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
+    let (mut values, mut seen) = (Vec::new(), 0);
+    for builtin in builtins {
+        seen += 1;
+        let answer = match &**builtin {
+            Builtin::RequestId | Builtin::SecurityHeaders(_) | Builtin::Compression(_) => continue,
+            Builtin::Cors(cors) => match cors.before(visit.request) {
+                Some(answer) => Ok(answer),
+                None => continue,
+            },
+            Builtin::BasicAuth(auth) => match auth.before(visit.request).await {
+                Ok(user) => {
+                    set(&mut values, USER, user);
+                    continue;
+                }
+                Err(refused) => Err(refused),
+            },
+            Builtin::HeaderAuth(auth) => match auth.before(visit.request, visit.peer) {
+                Ok(user) => {
+                    if let Some(user) = user {
+                        set(&mut values, USER, user);
+                    }
+                    continue;
+                }
+                Err(refused) => Err(refused),
+            },
+        };
+        return Entry {
+            seen,
+            answer: Some(answer),
+            values,
+        };
+    }
+    Entry {
+        seen,
+        answer: None,
+        values,
+    }
+}
+
+/// Takes an answer back through the list, innermost first: those that have [`Entry::seen`] the request.
+pub fn leave(builtins: &[Arc<Builtin>], visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+    for builtin in builtins.iter().rev() {
+        match &**builtin {
+            Builtin::RequestId => {
+                if let Ok(id) = HeaderValue::from_str(visit.id) {
+                    response.headers_mut().insert(REQUEST_ID, id);
+                }
+            }
+            Builtin::SecurityHeaders(headers) => headers.after(response.headers_mut()),
+            Builtin::Compression(compression) => compression.after(visit.request, response),
+            Builtin::Cors(cors) => cors.after(visit.request, response.headers_mut()),
+            Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) => {}
+        }
+    }
+}
+
+fn set(values: &mut Vec<(String, String)>, name: &str, value: String) {
+    values.retain(|(known, _)| known != name);
+    values.push((name.to_owned(), value));
+}
+
+impl Refused {
+    /// Nobody may see the page without saying who they are.
+    fn unauthorized(text: &'static str) -> Refused {
+        Refused::with(StatusCode::UNAUTHORIZED, text)
+    }
+
+    fn with(status: StatusCode, text: &'static str) -> Refused {
+        let no_store = HeaderValue::from_static("no-store");
+        Refused {
+            failure: Failure::client(status, text),
+            headers: HeaderMap::from_iter([(header::CACHE_CONTROL, no_store)]),
+        }
+    }
+}
+
+/// Says that the answer depends on a header of the request.
+fn vary(headers: &mut HeaderMap, name: &HeaderName) {
+    let known = headers.get_all(header::VARY).iter().any(|value| {
+        let names = value.to_str().unwrap_or_default().split(',').map(str::trim);
+        names
+            .into_iter()
+            .any(|known| known == "*" || known.eq_ignore_ascii_case(name.as_str()))
+    });
+    if !known {
+        headers.append(header::VARY, name.clone().into());
+    }
+}
+
+#[cfg(test)]
+mod tests;

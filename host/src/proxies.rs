@@ -1,0 +1,287 @@
+//! Proxies in front of the server that are trusted to say who the client is and what its request is called.
+//!
+//! Anybody can send the headers that proxies add. They count only when the one who is connected is a trusted proxy,
+//! and a list of addresses only as far as trusted proxies have written it: from its end.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, header};
+use ipnet::IpNet;
+
+/// Names the request, in both directions.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The longest request id that is taken over.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Networks whose hosts are trusted. None by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    networks: Vec<IpNet>,
+    addresses: Addresses,
+}
+
+/// The header in which proxies name the client. One only: a proxy that writes the one passes the other on as the
+/// client has sent it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Addresses {
+    /// `x-forwarded-for`.
+    #[default]
+    XForwardedFor,
+    /// `forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl Proxies {
+    /// Trusts the hosts of these networks, which name the client in this header.
+    pub fn new(networks: Vec<IpNet>, addresses: Addresses) -> Proxies {
+        Proxies {
+            networks,
+            addresses,
+        }
+    }
+
+    /// Reads a network (`10.0.0.0/8`) or an address.
+    ///
+    /// # Errors
+    /// With a sentence, when it is neither.
+    pub fn parse(text: &str) -> Result<IpNet, String> {
+        let address = text
+            .parse::<IpAddr>()
+            .map(|address| address.to_canonical().into());
+        (text.parse::<IpNet>().or(address)).map_err(|_| {
+            format!(
+                "`{text}` is neither an address nor a network: write e.g. \"127.0.0.1\" or \"10.0.0.0/8\""
+            )
+        })
+    }
+
+    /// Whether nobody is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty()
+    }
+
+    /// Whether this is a trusted proxy.
+    pub fn trust(&self, address: IpAddr) -> bool {
+        // A socket for both versions of IP has IPv4 addresses in the form of IPv6.
+        let address = address.to_canonical();
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
+    }
+
+    /// The client: the first one that is no trusted proxy, from the one who is connected (`peer`) outwards. Its port
+    /// is 0 when the proxies have not told it.
+    pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        let mut client = peer;
+        if !self.trust(peer.ip()) {
+            return client;
+        }
+        let addresses = match self.addresses {
+            Addresses::XForwardedFor => forwarded_for(headers),
+            Addresses::Forwarded => forwarded(headers),
+        };
+        for address in addresses.into_iter().rev() {
+            // Hidden by a proxy, or nonsense: what is beyond is not known.
+            let Some(address) = address else {
+                break;
+            };
+            client = address;
+            if !self.trust(address.ip()) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// The id that a trusted proxy has given to the request.
+    pub fn request_id(&self, peer: SocketAddr, headers: &HeaderMap) -> Option<String> {
+        if self.is_empty() || !self.trust(peer.ip()) {
+            return None;
+        }
+        let mut sent = headers.get_all(REQUEST_ID).iter();
+        let (Some(id), None) = (sent.next(), sent.next()) else {
+            return None;
+        };
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(byte);
+        let valid = (1..=REQUEST_ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(plain);
+        id.to_str().ok().filter(|_| valid).map(str::to_owned)
+    }
+}
+
+fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    // A value that is no text is no address.
+    (headers.get_all(name).iter()).map(|value| value.to_str().unwrap_or_default())
+}
+
+fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
+    values(headers, FORWARDED_FOR)
+        .flat_map(|value| value.split(','))
+        .map(|address| node(address.trim()))
+        .collect()
+}
+
+/// The `for` of each element of `forwarded`.
+fn forwarded(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
+    let of_element = |element: &str| {
+        split(element, ';').into_iter().find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            (name.trim().eq_ignore_ascii_case("for")).then(|| node(value.trim().trim_matches('"')))
+        })
+    };
+    values(headers, header::FORWARDED)
+        .flat_map(|value| split(value, ','))
+        .map(|element| of_element(element).flatten())
+        .collect()
+}
+
+/// The parts between separators that are not quoted. No address has a backslash in it.
+fn split(text: &str, separator: char) -> Vec<&str> {
+    let mut quoted = false;
+    text.split(|c| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    })
+    .collect()
+}
+
+/// An address with or without port; IPv6 with or without brackets.
+fn node(text: &str) -> Option<SocketAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = |text: &str| {
+        text.parse::<IpAddr>()
+            .ok()
+            .map(|address| (address, 0).into())
+    };
+    let node: SocketAddr = (text.parse().ok()).or_else(|| address(bare.unwrap_or(text)))?;
+    Some(SocketAddr::new(node.ip().to_canonical(), node.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn proxies(networks: &[&str], addresses: Addresses) -> Proxies {
+        let networks = networks
+            .iter()
+            .map(|text| Proxies::parse(text).expect("a network"));
+        Proxies::new(networks.collect(), addresses)
+    }
+
+    fn headers(name: &HeaderName, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, HeaderValue::from_str(value).expect("a header"));
+        }
+        headers
+    }
+
+    const PEER: ([u8; 4], u16) = ([10, 0, 0, 1], 4000);
+
+    #[track_caller]
+    fn assert_client(proxies: &Proxies, headers: &HeaderMap, client: &str) {
+        assert_eq!(proxies.client(PEER.into(), headers).to_string(), client);
+    }
+
+    #[test]
+    fn r14_only_trusted_proxies_say_who_the_client_is() {
+        let sent = headers(&FORWARDED_FOR, &["203.0.113.7"]);
+        assert_client(&Proxies::default(), &sent, "10.0.0.1:4000");
+        let others = proxies(&["192.168.0.0/16"], Addresses::XForwardedFor);
+        assert_client(&others, &sent, "10.0.0.1:4000");
+        let trusted = proxies(&["10.0.0.0/8"], Addresses::XForwardedFor);
+        assert_client(&trusted, &sent, "203.0.113.7:0");
+        assert_client(&trusted, &HeaderMap::new(), "10.0.0.1:4000");
+        let forwarded = proxies(&["10.0.0.0/8"], Addresses::Forwarded);
+        assert_client(&forwarded, &sent, "10.0.0.1:4000");
+    }
+
+    #[test]
+    fn r14_a_client_cannot_put_itself_before_what_the_proxies_say() {
+        let trusted = proxies(&["10.0.0.0/8", "::1"], Addresses::XForwardedFor);
+        let client = |values: &[&str], client| {
+            assert_client(&trusted, &headers(&FORWARDED_FOR, values), client);
+        };
+        client(&["1.1.1.1, 203.0.113.7"], "203.0.113.7:0");
+        client(&["1.1.1.1, 203.0.113.7, 10.0.0.2"], "203.0.113.7:0");
+        client(&["1.1.1.1", "203.0.113.7:99,10.0.0.2"], "203.0.113.7:99");
+        client(&["10.0.0.3, 10.0.0.2"], "10.0.0.3:0");
+        client(&["203.0.113.7, unknown, 10.0.0.2"], "10.0.0.2:0");
+        client(&["203.0.113.7, "], "10.0.0.1:4000");
+        client(&["2001:db8::7"], "[2001:db8::7]:0");
+        client(&["203.0.113.7, [::1]:80"], "203.0.113.7:0");
+        client(&["::ffff:203.0.113.7"], "203.0.113.7:0");
+    }
+
+    #[test]
+    fn forwarded_is_read_as_rfc_7239_has_it() {
+        let trusted = proxies(&["10.0.0.0/8"], Addresses::Forwarded);
+        let client = |values: &[&str], client| {
+            assert_client(&trusted, &headers(&header::FORWARDED, values), client);
+        };
+        client(
+            &["for=1.1.1.1, For=\"[2001:db8:cafe::17]:4711\";proto=https"],
+            "[2001:db8:cafe::17]:4711",
+        );
+        client(&["by=10.0.0.9;for=203.0.113.7"], "203.0.113.7:0");
+        client(
+            &["for=1.1.1.1", "for=203.0.113.7;host=\"a,for=2.2.2.2\""],
+            "203.0.113.7:0",
+        );
+        client(&["for=203.0.113.7, for=_hidden"], "10.0.0.1:4000");
+        client(&["for=203.0.113.7, proto=http"], "10.0.0.1:4000");
+    }
+
+    #[test]
+    fn r14_only_a_trusted_proxy_names_the_request() {
+        let trusted = proxies(&["10.0.0.1"], Addresses::XForwardedFor);
+        let id = |proxies: &Proxies, values: &[&str]| {
+            proxies.request_id(PEER.into(), &headers(&REQUEST_ID, values))
+        };
+        assert_eq!(id(&trusted, &["a-1_b.C:2"]).as_deref(), Some("a-1_b.C:2"));
+        assert_eq!(id(&Proxies::default(), &["a"]), None);
+        let mapped: SocketAddr = "[::ffff:10.0.0.1]:1".parse().expect("an address");
+        assert!(trusted.trust(mapped.ip()));
+        for wrong in ["", "a b", "a\"b", "<a>", "é", &"a".repeat(129)] {
+            assert_eq!(id(&trusted, &[wrong]), None, "{wrong}");
+        }
+        assert_eq!(id(&trusted, &["a", "b"]), None);
+        assert_eq!(
+            id(&trusted, &[&"a".repeat(128)]).map(|id| id.len()),
+            Some(128)
+        );
+    }
+
+    #[test]
+    fn networks_are_written_as_addresses_or_prefixes() {
+        for right in ["127.0.0.1", "::1", "10.0.0.0/8", "fd00::/8"] {
+            Proxies::parse(right).expect("it is right");
+        }
+        for wrong in ["", "localhost", "10.0.0.0/33", "10.0.0", "10.0.0.1:80"] {
+            let sentence = Proxies::parse(wrong).expect_err("it is wrong");
+            assert!(sentence.contains("\"10.0.0.0/8\""), "{sentence}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends along, the address that the last trusted proxy saw is the client's.
+        #[test]
+        fn r14_what_a_client_sends_never_makes_it_another(sent in "[ -~]{0,60}", quoted: bool) {
+            let own = if quoted { "\"203.0.113.7\"" } else { "203.0.113.7" };
+            let cases = [
+                (FORWARDED_FOR, Addresses::XForwardedFor, "203.0.113.7".to_owned()),
+                (header::FORWARDED, Addresses::Forwarded, format!("for={own}")),
+            ];
+            for (name, addresses, proxy) in cases {
+                let trusted = proxies(&["10.0.0.0/8"], addresses);
+                let headers = headers(&name, &[&sent, &proxy]);
+                prop_assert_eq!(trusted.client(PEER.into(), &headers).ip().to_string(), "203.0.113.7");
+            }
+        }
+    }
+}
