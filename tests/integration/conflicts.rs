@@ -1,14 +1,10 @@
 //! Isolation levels, requests that are run again after a conflict, and views that only read.
 
 use futures::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::steps::{execute, fetch, increment, insert, must, next, pinned, publish, query};
 use crate::harness::{App, Kind, Mode, Reply};
-
-fn failed(told: &Value, kind: &str) -> bool {
-    told.as_str().is_some_and(|told| told.starts_with(&format!("{kind}: ")))
-}
 
 both_modes_and_databases! {
     /// Everyone who was told of a success is counted, and with retries everyone is.
@@ -16,7 +12,7 @@ both_modes_and_databases! {
         let connections = if kind == Kind::Postgres { "databases.default.connections = 16" } else { "" };
         let server = App::rules(kind, connections).await.serve().await;
         let mark = server.log.mark();
-        let replies = join_all((0..60).map(|_| server.steps(&format!("/{mode}/retried"), json!([must(increment())])))).await;
+        let replies = server.many_steps(60, &format!("/{mode}/retried"), json!([must(increment())])).await;
         let kept = replies.iter().filter(|reply| reply.status == 200).count();
         assert!(replies.iter().all(|reply| [200, 503].contains(&reply.status)));
         assert_eq!(server.app.data.count("select n from counters").await, i64::try_from(kept).expect("few"));
@@ -56,7 +52,7 @@ both_modes! {
     /// Without retries the client is told that it may try again.
     async fn r9_a_conflict_is_a_503_and_undone(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 16").await.serve().await;
-        let replies = join_all((0..60).map(|_| server.steps(&format!("/{mode}/serializable"), json!([must(increment())])))).await;
+        let replies = server.many_steps(60, &format!("/{mode}/serializable"), json!([must(increment())])).await;
         let kept = replies.iter().filter(|reply| reply.status == 200).count();
         for refused in replies.iter().filter(|reply| reply.status != 200) {
             assert_eq!((refused.status, refused.header("retry-after")), (503, "1"), "{}", refused.text());
@@ -71,13 +67,13 @@ both_modes! {
     async fn r10_what_has_sent_something_is_not_run_again(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 16").await.serve().await;
         let sent = json!([must(fetch("/nowhere")), must(increment())]);
-        let replies = join_all((0..60).map(|_| server.steps(&format!("/{mode}/retried"), sent.clone()))).await;
+        let replies = server.many_steps(60, &format!("/{mode}/retried"), sent).await;
         assert!(replies.iter().any(|reply| reply.status == 503), "some met a conflict");
         assert_eq!(server.metrics().await.get("amphi_retries_total"), 0.0);
 
         let mark = server.log.mark();
         let published = json!([must(publish("orders.new", json!([]))), must(increment())]);
-        let replies = join_all((0..60).map(|_| server.steps(&format!("/{mode}/retried"), published.clone()))).await;
+        let replies = server.many_steps(60, &format!("/{mode}/retried"), published).await;
         let kept = replies.iter().filter(|reply| reply.status == 200).count();
         server.assert_baseline().await;
         let heard = server.log.since(mark).iter().filter(|line| line.text("message").starts_with("heard")).count();
@@ -109,6 +105,7 @@ both_modes! {
         for (path, expected) in [
             ("run/atomic", ["read committed", "off"]),
             ("serializable", ["serializable", "off"]),
+            ("repeatable", ["repeatable read", "off"]),
             ("read/atomic", ["read committed", "on"]),
             ("run", ["read committed", "off"]),
         ] {

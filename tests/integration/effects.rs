@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::steps::{
-    about, atomic, broken, end, execute, get, insert, must, nap, publish, query, query_with, rollback, set, status,
+    about, atomic, broken, end, execute, get, insert, must, nap, publish, query_with, rollback, set, status,
 };
 use crate::harness::{App, Kind, Mode, Server, eventually};
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 
+use futures::future::join_all;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -128,6 +129,11 @@ impl Server {
     /// POST to a view of `rules`, which does these steps.
     pub async fn steps(&self, path: &str, steps: Value) -> Reply {
         self.post(path, steps.to_string()).await
+    }
+
+    /// The same many times at once.
+    pub async fn many_steps(&self, count: usize, path: &str, steps: Value) -> Vec<Reply> {
+        join_all((0..count).map(|_| self.steps(path, steps.clone()))).await
     }
 
     /// What a view of `rules` tells when it has done these steps.

@@ -56,6 +56,11 @@ pub fn serializable(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)
 }
 
+#[view(post, "/sync/repeatable", atomic, isolation = "repeatable-read")]
+pub fn repeatable(cx: &Context, request: Request) -> Result<Response> {
+    view(cx, request)
+}
+
 #[view(post, "/sync/retried", atomic, isolation = "serializable", retries = 50)]
 pub fn retried(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)

@@ -57,6 +57,11 @@ pub async fn serializable(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
 }
 
+#[view(post, "/async/repeatable", atomic, isolation = "repeatable-read")]
+pub async fn repeatable(cx: &Context, request: Request) -> Result<Response> {
+    view(cx, request).await
+}
+
 #[view(post, "/async/retried", atomic, isolation = "serializable", retries = 50)]
 pub async fn retried(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
