@@ -8,6 +8,7 @@ mod harness;
 
 mod atomicity;
 mod bodies;
+mod builtin;
 mod configuration;
 mod conflicts;
 mod context;
