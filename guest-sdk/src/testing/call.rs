@@ -73,8 +73,9 @@ impl Call {
         let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error())
             && !self.set_rollback.get();
         for name in self.begun.take() {
-            self.end(&name, 1, succeeded)
-                .map_err(Error::from_database)?;
+            let mut databases = self.world.databases.borrow_mut();
+            let database = databases.get_mut(&name).expect("it has begun there");
+            database.end(1, succeeded).map_err(Error::from_database)?;
         }
         if succeeded {
             self.world.published.borrow_mut().extend(self.held.take());
