@@ -5,7 +5,8 @@ use crate::database::{Database, Transaction};
 use crate::host::{self, Host};
 use crate::http::Http;
 use crate::mode::{Async, Mode, Sync};
-use crate::{Error, Result};
+use crate::subrequest::Subrequest;
+use crate::{Error, Request, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
@@ -87,6 +88,11 @@ impl<M: Mode> Context<M> {
         self.host.peer()
     }
 
+    /// The W3C trace context of this request. Outbound requests carry it on by themselves.
+    pub fn traceparent(&self) -> String {
+        self.host.traceparent()
+    }
+
     /// The time left until the host ends this request.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.host.remaining_ms())
@@ -119,6 +125,21 @@ impl<M: Mode> Context<M> {
         self.set(name, &serde_json::to_string(value)?)
     }
 
+    /// Publishes an event, with a payload written as JSON: see [`Event`](crate::Event).
+    pub fn publish<T: Serialize + ?Sized>(&self, topic: &str, payload: &T) -> Result<()> {
+        self.publish_bytes(topic, &serde_json::to_vec(payload)?)
+    }
+
+    /// Publishes an event with any payload.
+    pub fn publish_bytes(&self, topic: &str, payload: &[u8]) -> Result<()> {
+        self.host.publish(topic, payload).map_err(Error::from_event)
+    }
+
+    /// A call of another view of this app, within this request.
+    pub fn subrequest(&self, method: &str, path: impl Into<String>) -> Subrequest<'_, M> {
+        Subrequest::new(&self.host, method, path.into())
+    }
+
     /// Reads a large body piece by piece; see [`BodyReader`].
     pub fn chunks(&self, body: BodyReader) -> Chunks<'_, M> {
         Chunks::new(&self.host, body)
@@ -126,6 +147,16 @@ impl<M: Mode> Context<M> {
 }
 
 impl Context<Sync> {
+    /// Has the request's transaction rolled back at its end, whatever the view answers.
+    pub fn set_rollback(&self) {
+        host::sync::set_rollback(&self.host);
+    }
+
+    /// Reads the body of a request that is still with the host, for middleware that looks at bodies.
+    pub fn load(&self, request: &mut Request) -> Result<()> {
+        crate::body::load(&self.host, request)
+    }
+
     /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
     pub fn atomic<'a, T>(
         &'a self,
@@ -136,6 +167,16 @@ impl Context<Sync> {
 }
 
 impl Context<Async> {
+    /// Has the request's transaction rolled back at its end, whatever the view answers.
+    pub fn set_rollback(&self) {
+        host::asynch::set_rollback(&self.host);
+    }
+
+    /// Reads the body of a request that is still with the host, for middleware that looks at bodies.
+    pub async fn load(&self, request: &mut Request) -> Result<()> {
+        crate::body::load_async(&self.host, request).await
+    }
+
     /// Runs `work` in a transaction of the default database; see [`Database::atomic`].
     pub async fn atomic<'a, T>(
         &'a self,

@@ -22,6 +22,10 @@ const BATCH: u32 = 256;
 
 /// A database. The statements of an atomic view all run in its transaction.
 ///
+/// A statement that fails in a transaction poisons it: everything after it is refused
+/// ([`ErrorKind::Poisoned`]) until what failed is rolled back. Wrap what may fail in
+/// [`atomic`](Database::atomic), which is a savepoint then, and go on after its error.
+///
 /// ```
 /// use amphi_sdk::prelude::*;
 ///
@@ -99,6 +103,17 @@ impl<'a> Database<'a, Sync> {
         Ok(Rows::new(host::sync::columns(&rows), rows))
     }
 
+    /// Has all statements of the request on this database go to one connection until the result is dropped:
+    /// for statements that change the session, such as `set` or temporary tables. Nothing of them is left
+    /// afterwards.
+    pub fn pin(self) -> Result<Pinned<'a, Sync>> {
+        let handle = host::sync::pin(self.host, self.name).map_err(Error::from_database)?;
+        Ok(Pinned {
+            database: self,
+            _handle: handle,
+        })
+    }
+
     /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error.
     /// Within a transaction this is a savepoint of it.
     ///
@@ -150,6 +165,19 @@ impl<'a> Database<'a, Async> {
             .await
             .map_err(Error::from_database)?;
         Ok(Rows::new(host::asynch::columns(&rows), rows))
+    }
+
+    /// Has all statements of the request on this database go to one connection until the result is dropped:
+    /// for statements that change the session, such as `set` or temporary tables. Nothing of them is left
+    /// afterwards.
+    pub async fn pin(self) -> Result<Pinned<'a, Async>> {
+        let handle = host::asynch::pin(self.host, self.name)
+            .await
+            .map_err(Error::from_database)?;
+        Ok(Pinned {
+            database: self,
+            _handle: handle,
+        })
     }
 
     /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error or
@@ -216,6 +244,26 @@ impl<M: Mode> fmt::Debug for Transaction<'_, M> {
         f.debug_tuple("Transaction")
             .field(&self.database.name)
             .finish()
+    }
+}
+
+/// A [`Database`] with one connection for the request alone, until dropped.
+pub struct Pinned<'a, M: Mode> {
+    database: Database<'a, M>,
+    _handle: M::Pinned,
+}
+
+impl<'a, M: Mode> Deref for Pinned<'a, M> {
+    type Target = Database<'a, M>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.database
+    }
+}
+
+impl<M: Mode> fmt::Debug for Pinned<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pinned").field(&self.database.name).finish()
     }
 }
 

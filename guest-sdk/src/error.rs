@@ -5,7 +5,7 @@
 //! One type, because then `try_join!` and `atomic` need no annotations. Code that wants to react to a
 //! failure of the database or of an outbound request asks for its kind.
 
-use crate::host::{BodyError, DatabaseError, HttpError};
+use crate::host::{BodyError, DatabaseError, EventError, HttpError, ViewError};
 use crate::{database, http};
 use ::http::StatusCode;
 use std::fmt;
@@ -163,9 +163,11 @@ impl Error {
             ErrorKind::Constraint => StatusCode::CONFLICT,
             ErrorKind::Conflict | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Aborted => StatusCode::GATEWAY_TIMEOUT,
-            ErrorKind::Denied | ErrorKind::Statement | ErrorKind::TooLarge | ErrorKind::Other => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            ErrorKind::Denied
+            | ErrorKind::Statement
+            | ErrorKind::Poisoned
+            | ErrorKind::TooLarge
+            | ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let detail = format!("database: {}", error.message);
         let mut result = if error.kind == ErrorKind::Constraint {
@@ -206,6 +208,24 @@ impl Error {
         Self {
             kind: Some(Kind::Http(kind)),
             ..Self::failure(status, format!("{what}: {text}"))
+        }
+    }
+
+    /// An error of another guest function, as that returned it.
+    pub(crate) fn from_view(error: ViewError) -> Self {
+        let status = StatusCode::from_u16(error.status);
+        Self {
+            status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            message: error.message,
+            detail: error.detail,
+            kind: None,
+        }
+    }
+
+    pub(crate) fn from_event(error: EventError) -> Self {
+        match error {
+            EventError::Denied(text) | EventError::TooLarge(text) => Self::internal(text),
+            EventError::Full(text) => Self::failure(StatusCode::SERVICE_UNAVAILABLE, text),
         }
     }
 

@@ -69,30 +69,36 @@ mod body;
 mod context;
 pub mod database;
 mod error;
+mod event;
 pub mod extract;
 mod host;
 pub mod http;
 pub mod log;
+mod middleware;
 pub mod mode;
 mod request;
 mod response;
+mod subrequest;
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub mod testing;
 mod view;
 
 pub use ::http::StatusCode;
-pub use amphi_macros::{FromRow, view};
+pub use amphi_macros::{FromRow, middleware, subscriber, view};
 pub use body::{BodyReader, Chunks};
 pub use context::Context;
 pub use cookie;
 pub use cookie::Cookie;
 pub use database::{FromRow, Row, Value};
 pub use error::{Error, Result};
+pub use event::Event;
 pub use extract::{Body, Cookies, Form, FromRequest, Json, Path, Query};
 pub use futures::future::{join_all, try_join_all};
 pub use futures::{join, try_join};
+pub use middleware::Next;
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
+pub use subrequest::Subrequest;
 
 /// What sync views use.
 pub mod sync {
@@ -104,6 +110,10 @@ pub mod sync {
     pub type Database<'a> = crate::database::Database<'a, Sync>;
     /// A transaction, in a sync view.
     pub type Transaction<'a> = crate::database::Transaction<'a, Sync>;
+    /// A connection of a database for the request alone, in a sync view.
+    pub type Pinned<'a> = crate::database::Pinned<'a, Sync>;
+    /// The rest of a chain, in sync middleware.
+    pub type Next = crate::Next<Sync>;
     /// The rows of a result, in a sync view.
     pub type Rows<T> = crate::database::Rows<T, Sync>;
 }
@@ -118,6 +128,10 @@ pub mod asynch {
     pub type Database<'a> = crate::database::Database<'a, Async>;
     /// A transaction, in an async view.
     pub type Transaction<'a> = crate::database::Transaction<'a, Async>;
+    /// A connection of a database for the request alone, in an async view.
+    pub type Pinned<'a> = crate::database::Pinned<'a, Async>;
+    /// The rest of a chain, in async middleware.
+    pub type Next = crate::Next<Async>;
     /// The rows of a result, in an async view.
     pub type Rows<T> = crate::database::Rows<T, Async>;
 }
@@ -126,9 +140,10 @@ pub mod asynch {
 pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
-        Body, BodyReader, Context, Cookie, Cookies, Error, Form, FromRequest, FromRow, Headers,
-        Html, IntoResponse, Json, Path, Query, Redirect, Request, Response, Result, StatusCode,
-        Text, asynch, join, join_all, log, sync, try_join, try_join_all, view, views,
+        Body, BodyReader, Context, Cookie, Cookies, Error, Event, Form, FromRequest, FromRow,
+        Headers, Html, IntoResponse, Json, Next, Path, Query, Redirect, Request, Response, Result,
+        StatusCode, Text, asynch, join, join_all, log, middleware, subscriber, sync, try_join,
+        try_join_all, view, views,
     };
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;
@@ -140,7 +155,7 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Loading, Outcome, SyncView, View, describe, has_views, load_body,
+        AsyncView, Entry, Kind, Loading, Outcome, SyncView, View, describe, has_views, load_body,
         load_body_async, respond, without_crate,
     };
     #[cfg(target_arch = "wasm32")]

@@ -27,14 +27,18 @@ pub trait Sealed {
     type Rows;
     #[doc(hidden)]
     type Transaction;
+    #[doc(hidden)]
+    type Pinned;
 }
 
 impl Sealed for Sync {
     type Rows = host::sync::Rows;
     type Transaction = host::sync::Transaction;
+    type Pinned = host::sync::Pinned;
 }
 
 impl Sealed for Async {
     type Rows = host::asynch::Rows;
     type Transaction = host::asynch::Transaction;
+    type Pinned = host::asynch::Pinned;
 }

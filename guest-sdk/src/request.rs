@@ -28,7 +28,30 @@ impl Request {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The body.
+    /// A request for another view of this app, or for a test.
+    pub fn new(method: impl Into<String>, path: impl Into<String>) -> Self {
+        let path = path.into();
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path.to_owned(), query.to_owned()),
+            None => (path, String::new()),
+        };
+        Self {
+            method: method.into(),
+            path,
+            query,
+            headers: Headers::new(),
+            params: Vec::new(),
+            content: Content::Bytes(Vec::new()),
+        }
+    }
+
+    /// Puts another body in the place of this one.
+    pub fn set_body(&mut self, body: impl Into<Vec<u8>>) {
+        self.content = Content::Bytes(body.into());
+    }
+
+    /// The body. In middleware, a large one is still with the host: see
+    /// [`Context::load`](crate::Context::load).
     pub fn body(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) => bytes,
@@ -51,6 +74,22 @@ impl Request {
 
     pub(crate) fn has_body(&self) -> bool {
         !matches!(&self.content, Content::Bytes(bytes) if bytes.is_empty())
+    }
+}
+
+impl From<Request> for types::Request {
+    fn from(request: Request) -> Self {
+        Self {
+            method: request.method,
+            path: request.path,
+            query: request.query,
+            headers: request.headers.into_inner(),
+            params: request.params,
+            body: match request.content {
+                Content::Bytes(bytes) => types::Body::Bytes(bytes),
+                Content::Spooled(length) => types::Body::Spooled(length),
+            },
+        }
     }
 }
 

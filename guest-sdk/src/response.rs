@@ -47,6 +47,18 @@ impl From<Response> for types::Response {
     }
 }
 
+impl From<types::Response> for Response {
+    fn from(response: types::Response) -> Self {
+        Self {
+            // What another guest gave may be no status; the host checks the last one.
+            status: StatusCode::from_u16(response.status)
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            headers: response.headers.into(),
+            body: response.body,
+        }
+    }
+}
+
 /// A type that views can return.
 ///
 /// `into_response` gives the `Result` that a view returns, so branches of different types end with it:

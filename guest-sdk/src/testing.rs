@@ -43,8 +43,8 @@ pub use response::TestResponse;
 use crate::database::{FromRow, Params};
 use crate::host::Host;
 use crate::log::Level;
-use crate::view::View;
-use crate::{asynch, sync};
+use crate::view::{Kind, View};
+use crate::{Event, Request, Response, Result, asynch, sync};
 use call::Call;
 use database::TestDatabase;
 use outbound::Outbound;
@@ -66,7 +66,29 @@ struct World {
     values: RefCell<HashMap<String, String>>,
     outbound: Outbound,
     logs: RefCell<Vec<Record>>,
+    published: RefCell<Vec<Event>>,
+    views: RefCell<Vec<Known>>,
+    inner: RefCell<Option<Inner>>,
     spool_over: RefCell<Option<usize>>,
+}
+
+/// Runs a view for another guest function, on that one's host.
+type Inner = fn(&Host, Request) -> Result<Response>;
+
+/// A view that sub-requests can reach.
+#[derive(Debug)]
+struct Known {
+    kind: Kind,
+    run: Inner,
+}
+
+/// Runs `V` on this host.
+fn run_view<V: View>(host: &Host, request: Request) -> Result<Response> {
+    match (V::SYNC, V::ASYNC) {
+        (Some(view), _) => view(sync::Context::new(host.clone()), request),
+        (None, Some(view)) => run(view(asynch::Context::new(host.clone()), request)),
+        (None, None) => unreachable!("`#[view]` gives every view one of both"),
+    }
 }
 
 /// A log record.
@@ -151,20 +173,56 @@ impl App {
         self
     }
 
+    /// What middleware is around when it is called: `app.around::<page>().call::<signed_in>(get("/"))`.
+    pub fn around<V: View>(self) -> Self {
+        self.0.inner.replace(Some(run_view::<V>));
+        self
+    }
+
+    /// A view that sub-requests can reach.
+    pub fn view<V: View>(self) -> Self {
+        let (kind, run) = (V::KIND, run_view::<V> as Inner);
+        self.0.views.borrow_mut().push(Known { kind, run });
+        self
+    }
+
+    /// Calls a subscriber with an event that has this payload, written as JSON.
+    ///
+    /// # Panics
+    ///
+    /// When the payload cannot be written as JSON.
+    pub fn deliver<V: View>(
+        &self,
+        topic: &str,
+        payload: &(impl Serialize + ?Sized),
+    ) -> TestResponse {
+        let payload =
+            serde_json::to_vec(payload).expect("a payload of a test can be written as JSON");
+        let mut request = Request::new(V::KIND.method(), topic);
+        request.set_body(payload);
+        self.run_request::<V>(Call::of::<V>(self.0.clone(), &[]), request)
+    }
+
+    /// The events that views have published, without those whose transaction was rolled back.
+    pub fn published(&self) -> Vec<Event> {
+        self.0.published.borrow().clone()
+    }
+
     /// Runs a view, with its extractors and in its transaction: `app.call::<entry>(get("/entries/7"))`.
     ///
     /// # Panics
     ///
     /// When the request is not one the host would give to this view.
     pub fn call<V: View>(&self, request: TestRequest) -> TestResponse {
-        let call = Rc::new(Call::of::<V>(self.0.clone(), &request));
-        let host = Host::new(call.clone());
+        let call = Call::of::<V>(self.0.clone(), request.body());
         let request = request.into_request::<V>(*self.0.spool_over.borrow());
-        let outcome = host.while_running(|| match (V::SYNC, V::ASYNC) {
-            (Some(view), _) => view(sync::Context::new(host.clone()), request),
-            (None, Some(view)) => run(view(asynch::Context::new(host.clone()), request)),
-            (None, None) => unreachable!("`#[view]` gives every view one of both"),
-        });
+        self.run_request::<V>(call, request)
+    }
+
+    fn run_request<V: View>(&self, call: Call, request: Request) -> TestResponse {
+        let call = Rc::new(call);
+        let host = Host::new(call.clone());
+        let outcome = host.while_running(|| run_view::<V>(&host, request));
         TestResponse::new(call.finish(outcome), V::NAME)
     }
 

@@ -29,10 +29,14 @@ pub type AsyncView = fn(Context<Async>, Request) -> Outcome;
 pub trait View {
     /// The function, with its module.
     const NAME: &'static str;
-    /// `GET`, `POST`, …
-    const METHOD: &'static str;
-    /// The path below the module's mount.
-    const PATTERN: &'static str;
+    /// What makes the host call it.
+    const KIND: Kind;
+    /// Whether statements that write are refused.
+    const READ_ONLY: bool = false;
+    /// What its transaction sees of others.
+    const ISOLATION: Option<types::Isolation> = None;
+    /// How often it may run again after a conflict.
+    const RETRIES: u32 = 0;
     /// Whether it runs in a transaction; none: as the app says.
     const ATOMIC: Option<bool>;
     /// CPU budget.
@@ -45,6 +49,55 @@ pub trait View {
     const ASYNC: Option<AsyncView> = None;
 }
 
+/// What makes the host call a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request to a route.
+    Route {
+        /// `GET`, `POST`, …
+        method: &'static str,
+        /// The path below the module's mount.
+        pattern: &'static str,
+    },
+    /// A chain that names it.
+    Middleware,
+    /// An event on a topic.
+    Subscriber(&'static str),
+}
+
+impl Kind {
+    /// What a request to it has as its method.
+    pub const fn method(self) -> &'static str {
+        match self {
+            Kind::Route { method, .. } => method,
+            Kind::Middleware => "GET",
+            Kind::Subscriber(_) => "EVENT",
+        }
+    }
+
+    /// What a request to it has as its path, with parameters.
+    pub const fn pattern(self) -> &'static str {
+        match self {
+            Kind::Route { pattern, .. } => pattern,
+            Kind::Middleware => "{*path}",
+            Kind::Subscriber(topic) => topic,
+        }
+    }
+}
+
+impl From<Kind> for types::ViewKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Route { method, pattern } => types::ViewKind::Route(types::Route {
+                method: method.into(),
+                pattern: pattern.into(),
+            }),
+            Kind::Middleware => types::ViewKind::Middleware,
+            Kind::Subscriber(topic) => types::ViewKind::Subscriber(topic.into()),
+        }
+    }
+}
+
 /// A place in the table: empty when the view is of the other mode.
 pub struct Entry<V> {
     info: Info,
@@ -54,9 +107,11 @@ pub struct Entry<V> {
 /// What a view says about itself.
 struct Info {
     name: &'static str,
-    method: &'static str,
-    pattern: &'static str,
+    kind: Kind,
     atomic: Option<bool>,
+    read_only: bool,
+    isolation: Option<types::Isolation>,
+    retries: u32,
     cpu_ms: Option<u32>,
     timeout_ms: Option<u32>,
 }
@@ -66,9 +121,11 @@ impl<F> Entry<F> {
     pub const fn new<V: View>(view: Option<F>) -> Self {
         let info = Info {
             name: V::NAME,
-            method: V::METHOD,
-            pattern: V::PATTERN,
+            kind: V::KIND,
             atomic: V::ATOMIC,
+            read_only: V::READ_ONLY,
+            isolation: V::ISOLATION,
+            retries: V::RETRIES,
             cpu_ms: V::CPU_MS,
             timeout_ms: V::TIMEOUT_MS,
         };
@@ -96,9 +153,11 @@ pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
         .map(|(id, Entry { info, .. })| types::ViewInfo {
             id,
             name: info.name.into(),
-            method: info.method.into(),
-            pattern: info.pattern.into(),
+            kind: info.kind.into(),
             atomic: info.atomic,
+            read_only: info.read_only,
+            isolation: info.isolation,
+            retries: info.retries,
             cpu_ms: info.cpu_ms,
             timeout_ms: info.timeout_ms,
         })
@@ -279,7 +338,7 @@ macro_rules! views {
 
 #[cfg(test)]
 mod tests {
-    use super::{View, describe, without_crate};
+    use super::{Kind, View, describe, without_crate};
     use crate::prelude::*;
     use crate::view::Entry;
 
@@ -299,10 +358,8 @@ mod tests {
             panic!("{sync:?}")
         };
         assert_eq!((info.id, info.name.as_str()), (0, "view::tests::blocking"));
-        assert_eq!(
-            (info.method.as_str(), info.pattern.as_str()),
-            ("POST", "/a")
-        );
+        let (method, pattern) = ("POST", "/a");
+        assert_eq!(info.kind, Kind::Route { method, pattern }.into());
         assert_eq!(
             (info.atomic, info.cpu_ms, info.timeout_ms),
             (Some(true), Some(20), Some(300))
@@ -315,10 +372,7 @@ mod tests {
         let [info] = &asynch[..] else {
             panic!("{asynch:?}")
         };
-        assert_eq!(
-            (info.id, info.method.as_str(), info.atomic),
-            (1, "GET", Some(false))
-        );
+        assert_eq!((info.id, info.atomic), (1, Some(false)));
     }
 
     #[test]

@@ -9,14 +9,12 @@ use syn::{Ident, LitBool, LitInt, LitStr, Token};
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 const FORM: &str = "write `#[view(get, \"/path/{parameter}\")]`";
 
-/// The checked attribute.
+/// The checked attribute of a view.
 pub(crate) struct ViewAttribute {
     /// `GET`, `POST`, …
     pub(crate) method: String,
     pub(crate) pattern: LitStr,
-    pub(crate) atomic: Option<bool>,
-    pub(crate) cpu_ms: Option<u32>,
-    pub(crate) timeout_ms: Option<u32>,
+    pub(crate) options: Options,
 }
 
 impl Parse for ViewAttribute {
@@ -33,46 +31,161 @@ impl Parse for ViewAttribute {
             )
         })?;
         pattern::check(&literal.value()).map_err(|text| syn::Error::new(literal.span(), text))?;
-
-        let mut attribute = ViewAttribute {
+        Ok(ViewAttribute {
             method,
             pattern: literal,
-            atomic: None,
-            cpu_ms: None,
-            timeout_ms: None,
-        };
-        while !input.is_empty() {
-            input.parse::<Token![,]>()?;
-            if !input.is_empty() {
-                attribute.option(input)?;
-            }
-        }
-        Ok(attribute)
+            options: Options::after_comma(input, &VIEW_OPTIONS)?,
+        })
     }
 }
 
-impl ViewAttribute {
-    fn option(&mut self, input: ParseStream) -> syn::Result<()> {
-        let name: Ident = input.parse()?;
-        match name.to_string().as_str() {
-            "atomic" => {
-                let value = if input.peek(Token![=]) {
-                    input.parse::<Token![=]>()?;
-                    input.parse::<LitBool>()?.value
-                } else {
-                    true
-                };
-                once(&mut self.atomic, value, &name)
-            }
-            "cpu_ms" => once(&mut self.cpu_ms, milliseconds(input)?, &name),
-            "timeout_ms" => once(&mut self.timeout_ms, milliseconds(input)?, &name),
-            other => Err(syn::Error::new(
-                name.span(),
-                format!(
-                    "a view has no option `{other}`; there are `atomic`, `cpu_ms` and `timeout_ms`"
-                ),
-            )),
+/// The checked attribute of middleware.
+pub(crate) struct MiddlewareAttribute(pub(crate) Options);
+
+impl Parse for MiddlewareAttribute {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let mut options = Options::default();
+        if !input.is_empty() {
+            options.option(input, &MIDDLEWARE_OPTIONS)?;
         }
+        options.more(input, &MIDDLEWARE_OPTIONS)?;
+        Ok(Self(options))
+    }
+}
+
+/// The checked attribute of a subscriber.
+pub(crate) struct SubscriberAttribute {
+    pub(crate) topic: LitStr,
+    pub(crate) options: Options,
+}
+
+impl Parse for SubscriberAttribute {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let form = "write `#[subscriber(\"orders.paid\")]` or `#[subscriber(\"orders.*\")]`";
+        let topic: LitStr = input.parse().map_err(|error| {
+            syn::Error::new(error.span(), format!("the topic is missing: {form}"))
+        })?;
+        if !is_topics(&topic.value()) {
+            let text = format!("`{}` is not a topic: {form}", topic.value());
+            return Err(syn::Error::new(topic.span(), text));
+        }
+        Ok(Self {
+            topic,
+            options: Options::after_comma(input, &VIEW_OPTIONS)?,
+        })
+    }
+}
+
+/// As the host has it: words with dots between, and `.*` for all that begin so.
+fn is_topics(text: &str) -> bool {
+    let word = |word: &str| {
+        let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        !word.is_empty() && word.chars().all(of_word)
+    };
+    text == "*" || text.strip_suffix(".*").unwrap_or(text).split('.').all(word)
+}
+
+const VIEW_OPTIONS: [&str; 6] = [
+    "atomic",
+    "read_only",
+    "isolation",
+    "retries",
+    "cpu_ms",
+    "timeout_ms",
+];
+const MIDDLEWARE_OPTIONS: [&str; 2] = ["cpu_ms", "timeout_ms"];
+const ISOLATIONS: [(&str, &str); 3] = [
+    ("read-committed", "ReadCommitted"),
+    ("repeatable-read", "RepeatableRead"),
+    ("serializable", "Serializable"),
+];
+
+/// What follows, in any order.
+#[derive(Default)]
+pub(crate) struct Options {
+    pub(crate) atomic: Option<bool>,
+    pub(crate) read_only: Option<bool>,
+    /// The variant's name.
+    pub(crate) isolation: Option<Ident>,
+    pub(crate) retries: Option<u32>,
+    pub(crate) cpu_ms: Option<u32>,
+    pub(crate) timeout_ms: Option<u32>,
+}
+
+impl Options {
+    fn after_comma(input: ParseStream, known: &[&str]) -> syn::Result<Self> {
+        let mut options = Self::default();
+        options.more(input, known)?;
+        Ok(options)
+    }
+
+    fn more(&mut self, input: ParseStream, known: &[&str]) -> syn::Result<()> {
+        while !input.is_empty() {
+            input.parse::<Token![,]>()?;
+            if !input.is_empty() {
+                self.option(input, known)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn option(&mut self, input: ParseStream, known: &[&str]) -> syn::Result<()> {
+        let name: Ident = input.parse()?;
+        let text = name.to_string();
+        if !known.contains(&text.as_str()) {
+            let (last, first) = known.split_last().expect("there are options");
+            let first: Vec<String> = first.iter().map(|known| format!("`{known}`")).collect();
+            let text = format!(
+                "there is no option `{text}` here; there are {} and `{last}`",
+                first.join(", ")
+            );
+            return Err(syn::Error::new(name.span(), text));
+        }
+        match text.as_str() {
+            "atomic" => once(&mut self.atomic, flag(input)?, &name),
+            "read_only" => once(&mut self.read_only, flag(input)?, &name),
+            "isolation" => once(&mut self.isolation, isolation(input)?, &name),
+            "retries" => once(&mut self.retries, retries(input)?, &name),
+            "cpu_ms" => once(&mut self.cpu_ms, milliseconds(input)?, &name),
+            _ => once(&mut self.timeout_ms, milliseconds(input)?, &name),
+        }
+    }
+}
+
+fn flag(input: ParseStream) -> syn::Result<bool> {
+    if !input.peek(Token![=]) {
+        return Ok(true);
+    }
+    input.parse::<Token![=]>()?;
+    Ok(input.parse::<LitBool>()?.value)
+}
+
+fn isolation(input: ParseStream) -> syn::Result<Ident> {
+    input.parse::<Token![=]>()?;
+    let level: LitStr = input.parse()?;
+    let known = ISOLATIONS.iter().find(|(name, _)| *name == level.value());
+    match known {
+        Some((_, variant)) => Ok(Ident::new(variant, level.span())),
+        None => {
+            let names = ISOLATIONS.map(|(name, _)| format!("\"{name}\"")).join(", ");
+            let text = format!(
+                "no isolation level \"{}\"; write one of {names}",
+                level.value()
+            );
+            Err(syn::Error::new(level.span(), text))
+        }
+    }
+}
+
+fn retries(input: ParseStream) -> syn::Result<u32> {
+    input.parse::<Token![=]>()?;
+    let number: LitInt = input.parse()?;
+    match number.base10_parse() {
+        Ok(times @ 0..=10) => Ok(times),
+        _ => Err(syn::Error::new(
+            number.span(),
+            "a request is run again at most 10 times: write a number from 0 to 10",
+        )),
     }
 }
 

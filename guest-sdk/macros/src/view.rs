@@ -4,21 +4,38 @@
 //! raw request through the extractors into the view. A component's table reads only the constant of the
 //! mode it is built for, so views of the other mode are type-checked and never compiled in.
 
-use crate::attribute::ViewAttribute;
+use crate::attribute::{MiddlewareAttribute, Options, SubscriberAttribute, ViewAttribute};
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{FnArg, Ident, ItemFn, PathArguments, ReturnType, Type};
 
-pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
+/// What the host calls the function for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    View,
+    Middleware,
+    Subscriber,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::View => "view",
+            Role::Middleware => "middleware",
+            Role::Subscriber => "subscriber",
+        }
+    }
+}
+
+pub(crate) fn expand(role: Role, attribute: TokenStream, item: TokenStream) -> TokenStream {
     let described = syn::parse2::<ItemFn>(item.clone())
         .map_err(|error| {
-            syn::Error::new(
-                error.span(),
-                "`#[view]` goes on a `fn` or an `async fn` outside of any `impl`",
-            )
+            let name = role.name();
+            let text = format!("`#[{name}]` goes on a `fn` or an `async fn` outside of any `impl`");
+            syn::Error::new(error.span(), text)
         })
-        .and_then(|function| describe(attribute, function));
+        .and_then(|function| describe(role, attribute, function));
     match described {
         Ok(tokens) => tokens,
         // The function stays, so that this is the only error about it.
@@ -29,19 +46,50 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> TokenStream {
     }
 }
 
-fn describe(attribute: TokenStream, mut function: ItemFn) -> syn::Result<TokenStream> {
-    check_signature(&function)?;
-    let ViewAttribute {
-        method,
-        pattern,
-        atomic,
-        cpu_ms,
-        timeout_ms,
-    } = syn::parse2(attribute)?;
-    let (atomic, cpu_ms, timeout_ms) = (option(atomic), option(cpu_ms), option(timeout_ms));
+/// What makes the host call it, and how.
+fn read(role: Role, attribute: TokenStream) -> syn::Result<(TokenStream, Options)> {
+    let kind = quote!(::amphi_sdk::__private::Kind);
+    Ok(match role {
+        Role::View => {
+            let ViewAttribute {
+                method,
+                pattern,
+                options,
+            } = syn::parse2(attribute)?;
+            (
+                quote!(#kind::Route { method: #method, pattern: #pattern }),
+                options,
+            )
+        }
+        Role::Middleware => {
+            let MiddlewareAttribute(options) = syn::parse2(attribute)?;
+            (quote!(#kind::Middleware), options)
+        }
+        Role::Subscriber => {
+            let SubscriberAttribute { topic, options } = syn::parse2(attribute)?;
+            (quote!(#kind::Subscriber(#topic)), options)
+        }
+    })
+}
 
-    let takes_context = resolve_context(&mut function)?;
-    let glue = glue(&function, takes_context);
+fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Result<TokenStream> {
+    check_signature(&function)?;
+    let (kind, options) = read(role, attribute)?;
+    let (atomic, cpu_ms, timeout_ms) = (
+        option(options.atomic),
+        option(options.cpu_ms),
+        option(options.timeout_ms),
+    );
+    let (read_only, retries) = (
+        options.read_only.unwrap_or(false),
+        options.retries.unwrap_or(0),
+    );
+    let isolation = option(
+        (options.isolation).map(|level| quote!(::amphi_sdk::__private::types::Isolation::#level)),
+    );
+
+    let takes_context = resolve(role, &mut function)?;
+    let glue = glue(role, &function, takes_context)?;
     let name = &function.sig.ident;
     let visibility = &function.vis;
     let title = name.to_string();
@@ -58,8 +106,10 @@ fn describe(attribute: TokenStream, mut function: ItemFn) -> syn::Result<TokenSt
         impl ::amphi_sdk::__private::View for #name {
             const NAME: &'static str =
                 ::amphi_sdk::__private::without_crate(::core::concat!(::core::module_path!(), "::", #title));
-            const METHOD: &'static str = #method;
-            const PATTERN: &'static str = #pattern;
+            const KIND: ::amphi_sdk::__private::Kind = #kind;
+            const READ_ONLY: bool = #read_only;
+            const ISOLATION: ::core::option::Option<::amphi_sdk::__private::types::Isolation> = #isolation;
+            const RETRIES: u32 = #retries;
             const ATOMIC: ::core::option::Option<bool> = #atomic;
             const CPU_MS: ::core::option::Option<u32> = #cpu_ms;
             const TIMEOUT_MS: ::core::option::Option<u32> = #timeout_ms;
@@ -98,18 +148,36 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
     Ok(())
 }
 
-/// Turns a first parameter `&Context` into the context of the function's mode, and tells whether there
-/// is a context at all.
-fn resolve_context(function: &mut ItemFn) -> syn::Result<bool> {
+/// Turns a first parameter `&Context` into the context of the function's mode, and `Next` into that of its mode;
+/// tells whether there is a context at all.
+fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
     let mode = if function.sig.asyncness.is_some() {
         "asynch"
     } else {
         "sync"
     };
+    let mut takes_context = false;
     for (index, argument) in function.sig.inputs.iter_mut().enumerate() {
         let FnArg::Typed(argument) = argument else {
             continue;
         };
+        if last_name(&argument.ty).is_some_and(|name| name == "Next") {
+            if role != Role::Middleware {
+                return Err(syn::Error::new(
+                    argument.ty.span(),
+                    "nothing comes after a view: `Next` is for `#[middleware]`",
+                ));
+            }
+            if let Type::Path(path) = &*argument.ty
+                && path.path.segments.len() == 1
+                && matches!(path.path.segments[0].arguments, PathArguments::None)
+            {
+                let span = argument.ty.span();
+                let mode = Ident::new(mode, span);
+                *argument.ty = syn::parse2(quote_spanned!(span=> ::amphi_sdk::#mode::Next))?;
+            }
+            continue;
+        }
         let by_reference = matches!(&*argument.ty, Type::Reference(_));
         let (ty, mutable) = match &mut *argument.ty {
             Type::Reference(reference) => (&mut *reference.elem, reference.mutability.is_some()),
@@ -135,14 +203,41 @@ fn resolve_context(function: &mut ItemFn) -> syn::Result<bool> {
             let context = Ident::new("Context", span);
             *ty = syn::parse2(quote_spanned!(span=> ::amphi_sdk::#mode::#context))?;
         }
-        return Ok(index == 0);
+        takes_context = true;
     }
-    Ok(false)
+    Ok(takes_context)
+}
+
+/// The last name of a type's path.
+fn last_name(ty: &Type) -> Option<&Ident> {
+    match ty {
+        Type::Path(path) => path.path.segments.last().map(|segment| &segment.ident),
+        _ => None,
+    }
+}
+
+/// Takes `Request` and `Next` off the parameters of middleware: the host gives both.
+fn take_rest(role: Role, name: &Ident, parameters: &mut Vec<&Type>) -> syn::Result<()> {
+    if role != Role::Middleware {
+        return Ok(());
+    }
+    let form = "the last two parameters of middleware are `request: Request, next: Next`";
+    for (wanted, at) in [("Next", "second"), ("Request", "first")] {
+        match parameters.pop() {
+            Some(ty) if last_name(ty).is_some_and(|name| name == wanted) => {}
+            Some(ty) => {
+                let text = format!("{form}: this should be `{wanted}`, the {at} of them");
+                return Err(syn::Error::new(ty.span(), text));
+            }
+            None => return Err(syn::Error::new(name.span(), form)),
+        }
+    }
+    Ok(())
 }
 
 /// The constant `SYNC` or `ASYNC`. Each step carries the place of the user's code it is about, because
 /// that is where rustc then reports a type that does not fit.
-fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
+fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<TokenStream> {
     let signature = &function.sig;
     let name = &signature.ident;
     let cx = Ident::new("cx", Span::mixed_site());
@@ -162,9 +257,16 @@ fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
         quote_spanned!(ty.span()=> &#cx,)
     });
 
+    take_rest(role, name, &mut extractors)?;
+    // Only the last parameter can have the body; in middleware, that is the request.
+    let last = match role {
+        Role::Middleware => extractors.len(),
+        _ => extractors.len().saturating_sub(1),
+    };
+    let rest = (role == Role::Middleware).then(|| quote!(#request, ::amphi_sdk::Next::of(&#cx)));
+
     let mut steps = TokenStream::new();
     let mut arguments = Vec::new();
-    let last = extractors.len().saturating_sub(1);
     for (index, ty) in extractors.into_iter().enumerate() {
         let variable = Ident::new(&format!("argument_{index}"), Span::mixed_site());
         let extractor = quote_spanned!(ty.span()=> <#ty as ::amphi_sdk::FromRequest>);
@@ -208,14 +310,14 @@ fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
     let respond = quote_spanned!(place=> ::amphi_sdk::__private::respond(#output));
     let call = quote! {
         #steps
-        let #output = #name(#context #(#arguments),*)#wait;
+        let #output = #name(#context #(#arguments,)* #rest)#wait;
         #respond
     };
     let unused = quote! {
         #[allow(unused_mut, unused_variables, reason = "a view may want neither context nor request")]
     };
 
-    if is_async {
+    Ok(if is_async {
         quote! {
             const ASYNC: ::core::option::Option<::amphi_sdk::__private::AsyncView> = ::core::option::Option::Some({
                 #unused
@@ -241,7 +343,7 @@ fn glue(function: &ItemFn, takes_context: bool) -> TokenStream {
                 call
             });
         }
-    }
+    })
 }
 
 fn option(value: Option<impl ToTokens>) -> TokenStream {

@@ -1,7 +1,10 @@
 //! The stand-in for the host outside of a component. The `testing` feature provides what answers the
 //! calls; without it no context can be made, and views only type-check.
 
-use super::{BodyError, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table, Values};
+use super::{
+    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
+    RawResponse, Table, Values, ViewError,
+};
 use crate::bindings::amphi::view::log::Level;
 use crate::database::Value;
 use std::cell::RefCell;
@@ -14,6 +17,7 @@ pub(crate) trait Capabilities {
     fn request_id(&self) -> String;
     fn route(&self) -> String;
     fn peer(&self) -> String;
+    fn traceparent(&self) -> String;
     fn remaining_ms(&self) -> u64;
     fn get(&self, name: &str) -> Option<String>;
     fn set(&self, name: &str, value: &str) -> Result<(), String>;
@@ -24,9 +28,21 @@ pub(crate) trait Capabilities {
     fn begin(&self, name: &str) -> Result<u32, DatabaseError>;
     /// Ends what `begin` began at this depth, and everything that was begun within it.
     fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError>;
+    /// Sends all statements of this database to one connection until [`Capabilities::unpin`].
+    fn pin(&self, name: &str) -> Result<(), DatabaseError>;
+    fn unpin(&self, name: &str);
+    fn set_rollback(&self);
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
+    fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
+    /// What middleware is around.
+    fn rest(&self) -> Part;
+    /// The view that a sub-request goes to.
+    fn other(&self, request: &RawRequest) -> Result<Part, ViewError>;
     fn log(&self, level: Level, message: &str, fields: &[(String, String)]);
 }
+
+/// A view that is called by another guest function, on the same host.
+pub(crate) type Part = Box<dyn Fn(&Host, RawRequest) -> Result<RawResponse, ViewError>>;
 
 thread_local! {
     /// Whose view is running on this thread, for log records, which are written without a context.
@@ -78,8 +94,16 @@ impl Host {
         self.0.peer()
     }
 
+    pub(crate) fn traceparent(&self) -> String {
+        self.0.traceparent()
+    }
+
     pub(crate) fn remaining_ms(&self) -> u64 {
         self.0.remaining_ms()
+    }
+
+    pub(crate) fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
+        self.0.publish(topic, payload)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<String> {
@@ -158,9 +182,47 @@ impl Drop for Transaction {
     }
 }
 
+/// One connection, until dropped.
+pub struct Pinned {
+    host: Host,
+    name: String,
+}
+
+impl Pinned {
+    fn new(host: &Host, name: &str) -> Result<Self, DatabaseError> {
+        host.0.pin(name)?;
+        Ok(Self {
+            host: host.clone(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.host.0.unpin(&self.name);
+    }
+}
+
 pub(crate) mod sync {
     use super::*;
-    pub(crate) use super::{Rows, Transaction};
+    pub(crate) use super::{Pinned, Rows, Transaction};
+
+    pub(crate) fn pin(host: &Host, name: &str) -> Result<Pinned, DatabaseError> {
+        Pinned::new(host, name)
+    }
+
+    pub(crate) fn set_rollback(host: &Host) {
+        host.0.set_rollback();
+    }
+
+    pub(crate) fn go_on(host: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        (host.0.rest())(host, request)
+    }
+
+    pub(crate) fn subrequest(host: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        (host.0.other(&request)?)(host, request)
+    }
 
     pub(crate) fn read_body(host: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         host.0.read_body(offset, max)
@@ -224,8 +286,30 @@ pub(crate) mod sync {
 /// Every call gives way once before it answers, so that joined calls take turns as they do on a host.
 pub(crate) mod asynch {
     use super::*;
-    pub(crate) use super::{Rows, Transaction};
+    pub(crate) use super::{Pinned, Rows, Transaction};
     use std::task::Poll;
+
+    pub(crate) async fn pin(host: &Host, name: &str) -> Result<Pinned, DatabaseError> {
+        give_way().await;
+        Pinned::new(host, name)
+    }
+
+    pub(crate) fn set_rollback(host: &Host) {
+        host.0.set_rollback();
+    }
+
+    pub(crate) async fn go_on(host: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        give_way().await;
+        (host.0.rest())(host, request)
+    }
+
+    pub(crate) async fn subrequest(
+        host: &Host,
+        request: RawRequest,
+    ) -> Result<RawResponse, ViewError> {
+        give_way().await;
+        (host.0.other(&request)?)(host, request)
+    }
 
     pub(crate) async fn read_body(
         host: &Host,

@@ -1,7 +1,10 @@
 //! The imports of a component. What a view does not call, the linker leaves out.
 
-use super::{BodyError, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table, Values};
-use crate::bindings::amphi::view::{config, context, log};
+use super::{
+    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
+    RawResponse, Table, Values, ViewError,
+};
+use crate::bindings::amphi::view::{config, context, events, log};
 use crate::database::Value;
 
 /// The host. There is one, so nothing is stored.
@@ -34,7 +37,17 @@ impl Host {
     }
 
     pub(crate) fn set(&self, name: &str, value: &str) -> Result<(), String> {
-        context::set(name, value).map_err(|context::Error::TooLarge(text)| text)
+        context::set(name, value).map_err(|error| match error {
+            context::Error::TooLarge(text) | context::Error::Reserved(text) => text,
+        })
+    }
+
+    pub(crate) fn traceparent(&self) -> String {
+        context::traceparent()
+    }
+
+    pub(crate) fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
+        events::publish(topic, payload)
     }
 }
 
@@ -44,8 +57,8 @@ pub(crate) fn log(level: log::Level, message: &str, fields: &[(String, String)])
 
 pub(crate) mod sync {
     use super::*;
-    use crate::bindings::amphi::view::{body, database, http};
-    pub(crate) use database::{Rows, Transaction};
+    use crate::bindings::amphi::view::{body, database, http, middleware, subrequest};
+    pub(crate) use database::{Pinned, Rows, Transaction};
 
     pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body::read(offset, max)
@@ -98,15 +111,33 @@ pub(crate) mod sync {
         Transaction::rollback(transaction)
     }
 
+    pub(crate) fn pin(_: &Host, name: &str) -> Result<Pinned, DatabaseError> {
+        database::pin(name)
+    }
+
+    pub(crate) fn set_rollback(_: &Host) {
+        database::set_rollback();
+    }
+
     pub(crate) fn send(_: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
         http::send(&request)
+    }
+
+    pub(crate) fn go_on(_: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        middleware::next(&request)
+    }
+
+    pub(crate) fn subrequest(_: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        subrequest::send(&request)
     }
 }
 
 pub(crate) mod asynch {
     use super::*;
-    use crate::bindings::amphi::view::{body_async, database_async, http_async, timer};
-    pub(crate) use database_async::{Rows, Transaction};
+    use crate::bindings::amphi::view::{
+        body_async, database_async, http_async, middleware_async, subrequest_async, timer,
+    };
+    pub(crate) use database_async::{Pinned, Rows, Transaction};
 
     pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body_async::read(offset, max).await
@@ -164,6 +195,25 @@ pub(crate) mod asynch {
         request: OutboundRequest,
     ) -> Result<InboundResponse, HttpError> {
         http_async::send(request).await
+    }
+
+    pub(crate) async fn pin(_: &Host, name: &str) -> Result<Pinned, DatabaseError> {
+        database_async::pin(name.to_owned()).await
+    }
+
+    pub(crate) fn set_rollback(_: &Host) {
+        database_async::set_rollback();
+    }
+
+    pub(crate) async fn go_on(_: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
+        middleware_async::next(request).await
+    }
+
+    pub(crate) async fn subrequest(
+        _: &Host,
+        request: RawRequest,
+    ) -> Result<RawResponse, ViewError> {
+        subrequest_async::send(request).await
     }
 
     pub(crate) async fn sleep(_: &Host, ms: u32) {

@@ -1,16 +1,17 @@
 //! One request's life in a test: what the host would keep for it.
 
 use super::database::TestDatabase;
-use super::request::TestRequest;
+use super::request::params;
 use super::{Record, World};
 use crate::database::{ErrorKind, Value};
 use crate::host::{
-    BodyError, Capabilities, DatabaseError, HttpError, InboundResponse, OutboundRequest, Table,
+    BodyError, Capabilities, DatabaseError, EventError, Host, HttpError, InboundResponse,
+    OutboundRequest, Part, RawRequest, Table, ViewError,
 };
 use crate::log::Level;
 use crate::view::View;
-use crate::{Error, Response, Result, StatusCode};
-use std::cell::RefCell;
+use crate::{Error, Event, Request, Response, Result, StatusCode};
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -26,17 +27,22 @@ pub(super) struct Call {
     atomic: bool,
     /// The databases in which that has begun, which is at the first statement.
     begun: RefCell<BTreeSet<String>>,
+    /// Events that leave with the commit.
+    held: RefCell<Vec<Event>>,
+    set_rollback: Cell<bool>,
 }
 
 impl Call {
-    pub(super) fn of<V: View>(world: Rc<World>, request: &TestRequest) -> Self {
+    pub(super) fn of<V: View>(world: Rc<World>, body: &[u8]) -> Self {
         // The default of an app's `atomic = "unsafe-methods"`.
-        let atomic =
-            V::ATOMIC.unwrap_or(!matches!(V::METHOD, "GET" | "HEAD" | "OPTIONS" | "TRACE"));
+        let atomic = V::ATOMIC.unwrap_or(!matches!(
+            V::KIND.method(),
+            "GET" | "HEAD" | "OPTIONS" | "TRACE"
+        ));
         let timeout = Duration::from_millis(V::TIMEOUT_MS.unwrap_or(30_000).into());
         Self {
-            route: V::PATTERN,
-            body: request.body().to_vec(),
+            route: V::KIND.pattern(),
+            body: body.to_vec(),
             atomic,
             ..Self::new(world, timeout)
         }
@@ -57,15 +63,22 @@ impl Call {
             deadline: Instant::now() + timeout,
             atomic: false,
             begun: RefCell::default(),
+            held: RefCell::default(),
+            set_rollback: Cell::new(false),
         }
     }
 
     /// Commits or rolls back, as the host does: a failed commit is a failed view.
     pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
-        let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error());
+        let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error())
+            && !self.set_rollback.get();
         for name in self.begun.take() {
-            self.end(&name, 1, succeeded)
-                .map_err(Error::from_database)?;
+            let mut databases = self.world.databases.borrow_mut();
+            let database = databases.get_mut(&name).expect("it has begun there");
+            database.end(1, succeeded).map_err(Error::from_database)?;
+        }
+        if succeeded {
+            self.world.published.borrow_mut().extend(self.held.take());
         }
         outcome
     }
@@ -147,6 +160,65 @@ impl Capabilities for Call {
         self.database(name, |database| database.end(depth, commit))
     }
 
+    fn traceparent(&self) -> String {
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()
+    }
+
+    fn pin(&self, name: &str) -> Result<(), DatabaseError> {
+        self.database(name, |database| {
+            database.pin(true);
+            Ok(())
+        })
+    }
+
+    fn unpin(&self, name: &str) {
+        if let Some(database) = self.world.databases.borrow_mut().get_mut(name) {
+            database.pin(false);
+        }
+    }
+
+    fn set_rollback(&self) {
+        self.set_rollback.set(true);
+    }
+
+    fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
+        let event = Event {
+            topic: topic.into(),
+            payload: payload.into(),
+        };
+        match self.atomic {
+            true => self.held.borrow_mut().push(event),
+            false => self.world.published.borrow_mut().push(event),
+        }
+        Ok(())
+    }
+
+    fn rest(&self) -> Part {
+        let inner = *self.world.inner.borrow();
+        let inner = inner.expect("the test says what the middleware is around: `App::around`");
+        part(inner)
+    }
+
+    fn other(&self, request: &RawRequest) -> Result<Part, ViewError> {
+        let views = self.world.views.borrow();
+        let known = views.iter().find_map(|known| {
+            let found = params(known.kind.pattern(), &request.path)?;
+            (known.kind.method() == request.method).then_some((known.run, found))
+        });
+        let (run, params) = known.ok_or_else(|| ViewError {
+            status: 404,
+            message: format!(
+                "the test has no view for {} {}: add `.view::<…>()`",
+                request.method, request.path
+            ),
+            detail: None,
+        })?;
+        Ok(Box::new(move |host, request| {
+            let params = params.clone();
+            part(run)(host, RawRequest { params, ..request })
+        }))
+    }
+
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
         self.world.outbound.send(request)
     }
@@ -159,6 +231,18 @@ impl Capabilities for Call {
         };
         self.world.logs.borrow_mut().push(record);
     }
+}
+
+/// A view as another guest function gets to see it.
+fn part(run: fn(&Host, Request) -> Result<Response>) -> Part {
+    Box::new(move |host, request| match run(host, request.into()) {
+        Ok(response) => Ok(response.into()),
+        Err(error) => Err(ViewError {
+            status: error.status().as_u16(),
+            message: error.message().into(),
+            detail: error.detail().map(str::to_owned),
+        }),
+    })
 }
 
 /// What the client would get for this error.

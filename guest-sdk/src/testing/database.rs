@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 pub(super) struct TestDatabase {
     connection: Connection,
     depth: u32,
+    /// How deep the transaction was when a statement failed, and why that did.
+    poisoned: Option<(u32, String)>,
+    pinned: bool,
 }
 
 impl Default for TestDatabase {
@@ -23,6 +26,8 @@ impl Default for TestDatabase {
         Self {
             connection,
             depth: 0,
+            poisoned: None,
+            pinned: false,
         }
     }
 }
@@ -35,9 +40,37 @@ impl TestDatabase {
             .unwrap_or_else(|error| panic!("{place}: {error}"));
     }
 
-    /// Runs one statement: its result, and how many rows it changed.
-    pub(super) fn run(&self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
-        check_allowed(sql)?;
+    /// Whether statements that change the session are allowed.
+    pub(super) fn pin(&mut self, pinned: bool) {
+        self.pinned = pinned;
+    }
+
+    /// Runs one statement: its result, and how many rows it changed. One that fails poisons its transaction.
+    pub(super) fn run(&mut self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
+        self.check_sound()?;
+        let result = self.try_run(sql, values);
+        if let Err(error) = &result
+            && self.depth > 0
+        {
+            self.poisoned = Some((self.depth, error.message.clone()));
+        }
+        result
+    }
+
+    fn check_sound(&self) -> Result<(), Error> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some((_, why)) => Err(Error {
+                kind: ErrorKind::Poisoned,
+                message: format!(
+                    "a statement of this transaction failed before, so it takes no more until that is rolled back: {why}"
+                ),
+            }),
+        }
+    }
+
+    fn try_run(&self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
+        check_allowed(sql, self.pinned)?;
         let mut statement = self.connection.prepare(sql).map_err(error)?;
         let wanted = statement.parameter_count();
         if wanted != values.len() {
@@ -70,6 +103,7 @@ impl TestDatabase {
 
     /// Begins a transaction or savepoint, and gives its depth.
     pub(super) fn begin(&mut self) -> Result<u32, Error> {
+        self.check_sound()?;
         let sql = match self.depth {
             0 => "begin".to_owned(),
             depth => format!("savepoint amphi_{}", depth + 1),
@@ -90,7 +124,15 @@ impl TestDatabase {
                 false => Ok(()),
             };
         }
+        let poisoned = match commit {
+            true => self.check_sound(),
+            false => Ok(()),
+        };
+        let commit = commit && poisoned.is_ok();
         self.depth = depth - 1;
+        if self.poisoned.as_ref().is_some_and(|(at, _)| *at >= depth) {
+            self.poisoned = None;
+        }
         let sql = match (depth, commit) {
             (1, true) => "commit".to_owned(),
             (1, false) => "rollback".to_owned(),
@@ -107,7 +149,8 @@ impl TestDatabase {
                         .execute_batch("rollback")
                         .expect("an open transaction rolls back");
                 }
-            })
+            })?;
+        poisoned
     }
 }
 
@@ -148,7 +191,7 @@ pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 /// Refuses what the host refuses: transactions are begun through the context, sessions are the host's.
-fn check_allowed(sql: &str) -> Result<(), Error> {
+fn check_allowed(sql: &str, pinned: bool) -> Result<(), Error> {
     const REFUSED: [&str; 10] = [
         "begin",
         "commit",
@@ -166,7 +209,8 @@ fn check_allowed(sql: &str) -> Result<(), Error> {
         .chars()
         .take_while(char::is_ascii_alphabetic)
         .collect();
-    if !REFUSED.contains(&word.to_ascii_lowercase().as_str()) {
+    let word = word.to_ascii_lowercase();
+    if !REFUSED.contains(&word.as_str()) || (pinned && word == "pragma") {
         return Ok(());
     }
     Err(Error {

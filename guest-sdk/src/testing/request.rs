@@ -93,16 +93,16 @@ impl TestRequest {
             body,
         } = self;
         assert!(
-            method == V::METHOD,
+            method == V::KIND.method(),
             "the view `{}` answers {}, and this request is {method}",
             V::NAME,
-            V::METHOD
+            V::KIND.method()
         );
-        let params = params(V::PATTERN, &path).unwrap_or_else(|| {
+        let params = params(V::KIND.pattern(), &path).unwrap_or_else(|| {
             panic!(
                 "the view `{}` answers {}, and this request is for {path}",
                 V::NAME,
-                V::PATTERN
+                V::KIND.pattern()
             )
         });
         let content = match spool_over {
@@ -121,7 +121,7 @@ impl TestRequest {
 }
 
 /// The parameters of a pattern in a path that matches it.
-fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
+pub(super) fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return (pattern == path).then(Vec::new);
     };

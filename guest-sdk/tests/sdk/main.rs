@@ -1,6 +1,7 @@
 //! What the SDK promises to views, tried natively.
 
 mod body;
+mod chain;
 mod database;
 mod extract;
 mod http;
