@@ -24,13 +24,55 @@ struct Way {
 }
 
 const WAYS: [Way; 7] = [
-    Way { name: "error", view: "run/atomic", last: || end("error"), status: Some(500), slow: false },
-    Way { name: "5xx", view: "run/atomic", last: || status(503), status: Some(503), slow: false },
-    Way { name: "trap", view: "run/atomic", last: || end("panic"), status: Some(500), slow: false },
-    Way { name: "CPU limit", view: "limited", last: || end("loop"), status: Some(504), slow: false },
-    Way { name: "wall limit", view: "brief", last: || nap(60_000), status: Some(504), slow: true },
-    Way { name: "disconnect", view: "run/atomic", last: || nap(60_000), status: None, slow: true },
-    Way { name: "set-rollback", view: "run/atomic", last: rollback, status: Some(200), slow: false },
+    Way {
+        name: "error",
+        view: "run/atomic",
+        last: || end("error"),
+        status: Some(500),
+        slow: false,
+    },
+    Way {
+        name: "5xx",
+        view: "run/atomic",
+        last: || status(503),
+        status: Some(503),
+        slow: false,
+    },
+    Way {
+        name: "trap",
+        view: "run/atomic",
+        last: || end("panic"),
+        status: Some(500),
+        slow: false,
+    },
+    Way {
+        name: "CPU limit",
+        view: "limited",
+        last: || end("loop"),
+        status: Some(504),
+        slow: false,
+    },
+    Way {
+        name: "wall limit",
+        view: "brief",
+        last: || nap(60_000),
+        status: Some(504),
+        slow: true,
+    },
+    Way {
+        name: "disconnect",
+        view: "run/atomic",
+        last: || nap(60_000),
+        status: None,
+        slow: true,
+    },
+    Way {
+        name: "set-rollback",
+        view: "run/atomic",
+        last: rollback,
+        status: Some(200),
+        slow: false,
+    },
 ];
 
 both_modes_and_databases! {
@@ -103,15 +145,23 @@ fn limits(kind: Kind) -> String {
 
 /// What the client gets; none when it leaves.
 async fn fail(server: &Server, mode: Mode, way: &Way, number: usize) -> Option<u16> {
-    let steps = json!([must(insert(&format!("{number}"))), log("inserted"), (way.last)()]);
-    let request = server.request("POST", &format!("/{mode}/{}", way.view)).body(steps.to_string());
+    let steps = json!([
+        must(insert(&format!("{number}"))),
+        log("inserted"),
+        (way.last)()
+    ]);
+    let request = server
+        .request("POST", &format!("/{mode}/{}", way.view))
+        .body(steps.to_string());
     match way.status {
         Some(_) => Some(Reply::of(request).await.status),
         None => {
             // After it has inserted, mostly.
             let patience = Duration::from_millis(60 + number as u64 % 60);
             let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;
-            answered.ok().map(|reply| reply.map_or(0, |reply| reply.status))
+            answered
+                .ok()
+                .map(|reply| reply.map_or(0, |reply| reply.status))
         }
     }
 }

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::steps::{
-    about, atomic, broken, end, execute, get, insert, must, nap, publish, query_with, rollback, set, status,
+    about, atomic, broken, end, execute, get, insert, must, nap, publish, query_with, rollback,
+    set, status,
 };
 use crate::harness::{App, Kind, Mode, Server, eventually};
 
@@ -15,25 +16,39 @@ fn last() -> Value {
 /// What the subscribers of both modes have heard since a mark: topics and what they tell.
 fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     let lines = server.log.since(mark);
-    let texts = lines.iter().filter_map(|line| line.text("message").strip_prefix("heard topic="));
+    let texts = lines
+        .iter()
+        .filter_map(|line| line.text("message").strip_prefix("heard topic="));
     texts
         .map(|text| {
             let (topic, told) = text.split_once(" told=").expect("it tells");
-            (topic.to_owned(), serde_json::from_str(told).expect("what is told is JSON"))
+            (
+                topic.to_owned(),
+                serde_json::from_str(told).expect("what is told is JSON"),
+            )
         })
         .collect()
 }
 
 /// Waits until both subscribers have heard an event that is published now.
 async fn all_heard(server: &Server, mode: Mode, mark: u64) -> Vec<(String, Value)> {
-    server.steps(&format!("/{mode}/run"), json!([must(last())])).await.ok();
+    server
+        .steps(&format!("/{mode}/run"), json!([must(last())]))
+        .await
+        .ok();
     let heard = eventually("the last event", async || {
         let heard = heard(server, mark);
-        let last = heard.iter().filter(|(topic, _)| topic == "orders.last").count();
+        let last = heard
+            .iter()
+            .filter(|(topic, _)| topic == "orders.last")
+            .count();
         if last == 2 { Ok(heard) } else { Err(heard) }
     })
     .await;
-    heard.into_iter().filter(|(topic, _)| topic != "orders.last").collect()
+    heard
+        .into_iter()
+        .filter(|(topic, _)| topic != "orders.last")
+        .collect()
 }
 
 fn topics(heard: &[(String, Value)]) -> Vec<&str> {

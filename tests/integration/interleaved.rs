@@ -20,7 +20,11 @@ fn busy(name: &str, write: bool) -> Value {
     for _ in 0..rounds {
         let keep = json!({"do": "keep", "name": "who", "value": name, "times": PER_STATEMENT});
         steps.extend([json!({"do": "must", "step": keep}), get("own")]);
-        let sql = if write { "insert into rows (tag) values ($1) returning tag" } else { "select $1" };
+        let sql = if write {
+            "insert into rows (tag) values ($1) returning tag"
+        } else {
+            "select $1"
+        };
         steps.push(query_with(sql, json!([name])));
         steps.push(json!({"do": "query", "sql": "select count(*), count(distinct tag) from rows"}));
     }
@@ -35,7 +39,11 @@ fn check(told: &Value, name: &str, write: bool) {
         assert_eq!(seen[1], name, "in round {round}");
         assert_eq!(seen[2], json!([[name]]), "in round {round}");
         // Nobody sees a row of the other transaction, and each sees all of its own.
-        let rows = if write { json!([[round + 1, 1]]) } else { json!([[0, 0]]) };
+        let rows = if write {
+            json!([[round + 1, 1]])
+        } else {
+            json!([[0, 0]])
+        };
         assert_eq!(seen[3], rows, "{name} in round {round}");
     }
 }

@@ -2,14 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::steps::{
-    atomic, broken, execute, insert, join, must, query, query_with,
-};
+use crate::harness::steps::{atomic, broken, execute, insert, join, must, query, query_with};
 use crate::harness::{App, Kind, Mode, Reply};
 
 /// Whether a step has told that it failed in this way.
 fn failed(told: &Value, kind: &str) -> bool {
-    told.as_str().is_some_and(|told| told.starts_with(&format!("{kind}: ")))
+    told.as_str()
+        .is_some_and(|told| told.starts_with(&format!("{kind}: ")))
 }
 
 both_modes_and_databases! {
@@ -149,7 +148,12 @@ async fn r12_joined_statements_outside_of_a_transaction_have_several_sessions() 
     let told = server.told("/async/run", three).await;
     assert_eq!((&told[0][0], &told[0][2]), (&json!(1), &json!(1)));
     assert!(failed(&told[0][1], "Constraint"), "{told}");
-    let mut sessions: Vec<String> = database.logged(mark).into_iter().filter(|logged| logged.sql.contains("into rows")).map(|logged| logged.session).collect();
+    let mut sessions: Vec<String> = database
+        .logged(mark)
+        .into_iter()
+        .filter(|logged| logged.sql.contains("into rows"))
+        .map(|logged| logged.session)
+        .collect();
     sessions.sort_unstable();
     sessions.dedup();
     assert!(sessions.len() > 1, "{sessions:?}");
@@ -158,10 +162,16 @@ async fn r12_joined_statements_outside_of_a_transaction_have_several_sessions() 
     assert_eq!(tags, ["one", "three"]);
 
     // Five naps of 200 ms in five sessions take about as long as one.
-    let naps: Value = (0..5).map(|_| query("select pg_sleep(0.2)::text")).collect();
+    let naps: Value = (0..5)
+        .map(|_| query("select pg_sleep(0.2)::text"))
+        .collect();
     let since = std::time::Instant::now();
     let reply: Reply = server.steps("/async/run", json!([join(naps)])).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
-    assert!(since.elapsed() < std::time::Duration::from_millis(800), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < std::time::Duration::from_millis(800),
+        "{:?}",
+        since.elapsed()
+    );
     server.assert_baseline().await;
 }

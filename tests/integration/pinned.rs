@@ -27,8 +27,15 @@ const SESSION: [&str; 16] = [
 
 /// What no view may do.
 const NEVER: [&str; 9] = [
-    "begin", "start transaction", "commit", "rollback", "savepoint mine", "release mine", "rollback to mine",
-    "copy rows to stdout", "prepare transaction 'mine'",
+    "begin",
+    "start transaction",
+    "commit",
+    "rollback",
+    "savepoint mine",
+    "release mine",
+    "rollback to mine",
+    "copy rows to stdout",
+    "prepare transaction 'mine'",
 ];
 
 /// What PostgreSQL tells of a session that a view has just borrowed.
@@ -44,7 +51,10 @@ fn text(told: &Value) -> &str {
 
 /// One connection, so that the next borrower has the same one.
 async fn serve_with_one_connection() -> Server {
-    App::rules(Kind::Postgres, "databases.default.connections = 1").await.serve().await
+    App::rules(Kind::Postgres, "databases.default.connections = 1")
+        .await
+        .serve()
+        .await
 }
 
 both_modes! {

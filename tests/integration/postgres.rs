@@ -26,18 +26,37 @@ fn mapping() -> Vec<(&'static str, Value, Value)> {
         ("boolean", json!(0), json!(0)),
         same("bytea", json!([0, 255, 10])),
         same("uuid", json!("0191a0f2-7c3e-7f00-8000-0123456789ab")),
-        ("uuid", json!("0191A0F27C3E7F0080000123456789AB"), json!("0191a0f2-7c3e-7f00-8000-0123456789ab")),
+        (
+            "uuid",
+            json!("0191A0F27C3E7F0080000123456789AB"),
+            json!("0191a0f2-7c3e-7f00-8000-0123456789ab"),
+        ),
         same("date", json!("2026-11-21")),
         same("time", json!("04:05:06.789")),
         same("timestamp", json!("2026-11-21T04:05:06.789012")),
         same("timestamptz", json!("2026-11-21T04:05:06.789012Z")),
-        ("timestamptz", json!("2026-11-21T04:05:06+02:00"), json!("2026-11-21T02:05:06Z")),
-        ("json", json!("{\"a\": [1, null]}"), json!("{\"a\": [1, null]}")),
-        ("jsonb", json!("{\"a\":[1,null]}"), json!("{\"a\": [1, null]}")),
+        (
+            "timestamptz",
+            json!("2026-11-21T04:05:06+02:00"),
+            json!("2026-11-21T02:05:06Z"),
+        ),
+        (
+            "json",
+            json!("{\"a\": [1, null]}"),
+            json!("{\"a\": [1, null]}"),
+        ),
+        (
+            "jsonb",
+            json!("{\"a\":[1,null]}"),
+            json!("{\"a\": [1, null]}"),
+        ),
         same("integer[]", json!("[1,null,3]")),
         same("text[]", json!("[\"a\",\"b \\\"c\\\"\",null]")),
         same("boolean[]", json!("[true,false]")),
-        same("uuid[]", json!("[\"0191a0f2-7c3e-7f00-8000-0123456789ab\"]")),
+        same(
+            "uuid[]",
+            json!("[\"0191a0f2-7c3e-7f00-8000-0123456789ab\"]"),
+        ),
         same("numeric[]", json!("[\"1.50\"]")),
         same("date[]", json!("[\"2026-11-21\"]")),
         same("integer[]", json!("[[1,2],[3,4]]")),
@@ -173,10 +192,17 @@ async fn a_server_that_cannot_be_trusted_is_refused() {
     let postgres = Postgres::shared();
     for (by_name, trusted) in [(true, false), (false, true)] {
         let database = postgres.database().await;
-        let url = if by_name { database.url_by_name() } else { database.url() };
+        let url = if by_name {
+            database.url_by_name()
+        } else {
+            database.url()
+        };
         let mut toml = format!("databases.default.postgres = \"{url}?sslmode=require\"\n");
         if trusted {
-            toml += &format!("databases.default.ca_file = {:?}\n", postgres.certificate().display().to_string());
+            toml += &format!(
+                "databases.default.ca_file = {:?}\n",
+                postgres.certificate().display().to_string()
+            );
         }
         let app = App::rules_on(database, &toml);
         let ran = app.run("migrate");
@@ -198,7 +224,9 @@ async fn a_server_that_is_not_there_is_named() {
 #[tokio::test]
 async fn connections_that_the_server_has_closed_are_replaced() {
     let server = App::rules(Kind::Postgres, "").await.serve().await;
-    server.many_steps(8, "/async/run", json!([query("select 1")])).await;
+    server
+        .many_steps(8, "/async/run", json!([query("select 1")]))
+        .await;
     let database = server.app.data.postgres().expect("it is");
     let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
     assert!(database.count(kill).await > 0);
@@ -210,8 +238,17 @@ async fn connections_that_the_server_has_closed_are_replaced() {
     })
     .await;
     for mode in [Mode::Sync, Mode::Async] {
-        let replies = server.many_steps(8, &format!("/{mode}/run/atomic"), json!([must(insert("a"))])).await;
-        assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
+        let replies = server
+            .many_steps(
+                8,
+                &format!("/{mode}/run/atomic"),
+                json!([must(insert("a"))]),
+            )
+            .await;
+        assert!(
+            replies.iter().all(|reply| reply.status == 200),
+            "{replies:#?}"
+        );
     }
     server.assert_baseline().await;
 }

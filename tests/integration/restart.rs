@@ -16,7 +16,10 @@ const CLIENTS: usize = 16;
 async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
     eventually("answers", async || {
         let lines = server.log.requests_now(mark);
-        let seen = lines.iter().filter(|line| line.number("status") == status).count();
+        let seen = lines
+            .iter()
+            .filter(|line| line.number("status") == status)
+            .count();
         if seen >= count { Ok(()) } else { Err(seen) }
     })
     .await;

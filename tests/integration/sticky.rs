@@ -23,14 +23,27 @@ const TWO_WORKERS: &str = r#"
 /// Sync and async parts, one within the other, and each says where it is.
 fn nested(mode: Mode) -> Value {
     let innermost = json!([log("part"), nap(1), log("part")]);
-    let asynchronous = json!([log("part"), view("/sync/run", innermost), nap(1), view("/sync/run", json!([log("part")]))]);
+    let asynchronous = json!([
+        log("part"),
+        view("/sync/run", innermost),
+        nap(1),
+        view("/sync/run", json!([log("part")]))
+    ]);
     let other = match mode {
         Mode::Sync => "async",
         Mode::Async => "sync",
     };
     json!([
         log("part"),
-        view(&format!("/{other}/run"), json!([log("part"), view("/async/run", asynchronous), nap(1), log("part")])),
+        view(
+            &format!("/{other}/run"),
+            json!([
+                log("part"),
+                view("/async/run", asynchronous),
+                nap(1),
+                log("part")
+            ])
+        ),
         nap(1),
         log("part"),
     ])
@@ -38,8 +51,15 @@ fn nested(mode: Mode) -> Value {
 
 async fn post(server: &Server, mode: Mode, steps: Value) -> Reply {
     let around = json!([log("part"), must(next()), log("part")]).to_string();
-    let mut request = server.request("POST", &format!("/{mode}/run")).body(steps.to_string());
-    for name in ["x-blocking-first", "x-waiting-first", "x-blocking-second", "x-waiting-second"] {
+    let mut request = server
+        .request("POST", &format!("/{mode}/run"))
+        .body(steps.to_string());
+    for name in [
+        "x-blocking-first",
+        "x-waiting-first",
+        "x-blocking-second",
+        "x-waiting-second",
+    ] {
         request = request.header(name, &around);
     }
     Reply::of(request).await
@@ -50,7 +70,11 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     let mut workers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for line in lines.iter().filter(|line| line.text("message") == "part") {
         let is_sync = line.text("view").contains("::blocking::");
-        assert_eq!(line.0.get("worker").is_some(), is_sync, "sync parts have a worker, and async parts none: {line:?}");
+        assert_eq!(
+            line.0.get("worker").is_some(),
+            is_sync,
+            "sync parts have a worker, and async parts none: {line:?}"
+        );
         let of_this = workers.entry(line.text("request").to_owned()).or_default();
         if is_sync {
             of_this.push(line.number("worker"));

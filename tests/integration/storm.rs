@@ -6,7 +6,10 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::harness::server::client;
-use crate::harness::steps::{atomic, end, fetch, get, insert, join, must, nap, next, publish, query, rollback, set, status, view};
+use crate::harness::steps::{
+    atomic, end, fetch, get, insert, join, must, nap, next, publish, query, rollback, set, status,
+    view,
+};
 use crate::harness::{App, Kind, Reply, Server, eventually};
 
 const REQUESTS: usize = 10_000;
@@ -39,7 +42,18 @@ const ROWS: i64 = 5;
 
 impl Plan {
     fn new(number: usize, random: &mut fastrand::Rng) -> Plan {
-        let ends = [End::Well, End::Trap, End::Trap, End::Error, End::FiveHundred, End::Cpu, End::Wall, End::Disconnect, End::Disconnect, End::Rollback];
+        let ends = [
+            End::Well,
+            End::Trap,
+            End::Trap,
+            End::Error,
+            End::FiveHundred,
+            End::Cpu,
+            End::Wall,
+            End::Disconnect,
+            End::Disconnect,
+            End::Rollback,
+        ];
         let end = ends[random.usize(..ends.len())];
         let tag = number.to_string();
         let add = || must(insert(&tag));
@@ -49,20 +63,43 @@ impl Plan {
             if first {
                 steps.push(add());
             }
-            steps.extend([must(next()), query("select count(*) from counters"), publish("orders.storm", json!([get("tag")]))]);
+            steps.extend([
+                must(next()),
+                query("select count(*) from counters"),
+                publish("orders.storm", json!([get("tag")])),
+            ]);
             steps
         };
         let inner = vec![get("tag"), add(), nap(random.u64(..3))];
-        let middle = vec![add(), fetch("/nowhere"), view(["/sync/run", "/async/run"][random.usize(..2)], Value::Null), get("tag")];
+        let middle = vec![
+            add(),
+            fetch("/nowhere"),
+            view(["/sync/run", "/async/run"][random.usize(..2)], Value::Null),
+            get("tag"),
+        ];
         let outer = vec![
             query("select count(*) from counters"),
             atomic(json!([add(), get("tag")])),
             join(json!([query("select 1"), get("tag"), query("select 2")])),
-            publish("orders.storm", json!([query("select count(*) from counters")])),
-            view(["/sync/run/atomic", "/async/run/atomic"][random.usize(..2)], Value::Null),
+            publish(
+                "orders.storm",
+                json!([query("select count(*) from counters")]),
+            ),
+            view(
+                ["/sync/run/atomic", "/async/run/atomic"][random.usize(..2)],
+                Value::Null,
+            ),
             nap(1),
         ];
-        let mut parts = [around(true), around(false), around(false), around(true), outer, middle, inner];
+        let mut parts = [
+            around(true),
+            around(false),
+            around(false),
+            around(true),
+            outer,
+            middle,
+            inner,
+        ];
         // Two middlewares insert, and each of the three views: that is all of ROWS.
         let mut leaves_after = None;
         let kill = match end {
@@ -85,7 +122,10 @@ impl Plan {
         let [first, second, third, fourth, mut outer, mut middle, inner] = parts;
         // Views that are called by views.
         let nest = |steps: &mut Vec<Value>, within: Vec<Value>| {
-            let at = steps.iter().position(|step| step["do"] == "view").expect("there is one");
+            let at = steps
+                .iter()
+                .position(|step| step["do"] == "view")
+                .expect("there is one");
             steps[at]["steps"] = within.into();
             let call = steps[at].take();
             steps[at] = must(call);
@@ -117,7 +157,9 @@ impl Plan {
             None => Some(Reply::of(request).await.status),
             Some(patience) => {
                 let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;
-                answered.ok().map(|reply| reply.map_or(0, |reply| reply.status))
+                answered
+                    .ok()
+                    .map(|reply| reply.map_or(0, |reply| reply.status))
             }
         }
     }
@@ -177,7 +219,11 @@ struct Left {
 impl Left {
     async fn of(server: &Server) -> Left {
         server.assert_baseline().await;
-        Left { threads: server.threads(), files: server.files(), memory_kib: server.memory_kib() }
+        Left {
+            threads: server.threads(),
+            files: server.files(),
+            memory_kib: server.memory_kib(),
+        }
     }
 }
 
@@ -185,7 +231,9 @@ impl Left {
 async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fastrand::Rng) {
     // Its connections go with it.
     let client = client();
-    let plans: Vec<(usize, Plan)> = numbers.map(|number| (number, Plan::new(number, random))).collect();
+    let plans: Vec<(usize, Plan)> = numbers
+        .map(|number| (number, Plan::new(number, random)))
+        .collect();
     let ends: Vec<(usize, End, Option<u16>)> = stream::iter(&plans)
         .map(|(number, plan)| {
             let client = &client;
@@ -197,12 +245,19 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
     drop(client);
     server.assert_baseline().await;
     server.app.data.assert_quiet().await;
-    let counted = server.app.data.texts("select tag || ' ' || count(*) from rows group by tag").await;
+    let counted = server
+        .app
+        .data
+        .texts("select tag || ' ' || count(*) from rows group by tag")
+        .await;
     let rows: std::collections::HashMap<usize, i64> = counted
         .iter()
         .map(|text| {
             let (tag, count) = text.split_once(' ').expect("two words");
-            (tag.parse().expect("a number"), count.parse().expect("a number"))
+            (
+                tag.parse().expect("a number"),
+                count.parse().expect("a number"),
+            )
         })
         .collect();
     let mut well = 0;
@@ -217,13 +272,19 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
             (End::Well, Some(503 | 504)) => &[0],
             // What calls a view that answers 500 has an answer of its own, and nothing is kept all the same.
             (End::Rollback | End::FiveHundred, Some(200 | 503 | 504)) => &[0],
-            (End::Trap | End::Error | End::FiveHundred | End::Cpu | End::Wall, Some(500 | 503 | 504)) => &[0],
+            (
+                End::Trap | End::Error | End::FiveHundred | End::Cpu | End::Wall,
+                Some(500 | 503 | 504),
+            ) => &[0],
             // It may have left just before the answer.
             (End::Disconnect, None) => &[0],
             (End::Disconnect, Some(503 | 504)) => &[0],
             other => panic!("request {number} ended with {other:?}, with {kept} rows"),
         };
-        assert!(allowed.contains(&kept), "request {number} ended with {end:?} {status:?} and {kept} rows");
+        assert!(
+            allowed.contains(&kept),
+            "request {number} ended with {end:?} {status:?} and {kept} rows"
+        );
     }
     assert!(well > 0, "some come to their end");
     server.app.data.execute("delete from rows").await;

@@ -61,7 +61,13 @@ pub fn repeatable(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)
 }
 
-#[view(post, "/sync/retried", atomic, isolation = "serializable", retries = 50)]
+#[view(
+    post,
+    "/sync/retried",
+    atomic,
+    isolation = "serializable",
+    retries = 10
+)]
 pub fn retried(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)
 }
@@ -121,7 +127,11 @@ impl<'a> Part<'a> {
 
     fn tell(&self, step: &Step) -> Result<Json> {
         let result = self.attempt(step);
-        if is_final(step) { result } else { Ok(told(result)) }
+        if is_final(step) {
+            result
+        } else {
+            Ok(told(result))
+        }
     }
 
     fn attempt(&self, step: &Step) -> Result<Json> {
@@ -149,10 +159,7 @@ impl<'a> Part<'a> {
                 let sql = "update counters set n = $1 where name = $2";
                 cx.db().execute(sql, (n + 1, name))?.into()
             }
-            Step::Atomic { steps } => cx
-                .atomic(|_| self.run(steps))?
-                .pop()
-                .unwrap_or_default(),
+            Step::Atomic { steps } => cx.atomic(|_| self.run(steps))?.pop().unwrap_or_default(),
             Step::Pinned { steps } => {
                 let pinned = cx.db().pin()?;
                 let told = self.run(steps)?;
@@ -162,8 +169,11 @@ impl<'a> Part<'a> {
             Step::Join { steps } => self.run(steps)?.into(),
             Step::Must { step } => self.attempt(step)?,
             Step::View { path, steps } => {
-                let response = cx.view("POST", path).json(steps).send()?;
-                answered(&response)
+                let response = cx
+                    .subrequest("POST", path)
+                    .body(serde_json::to_vec(steps)?)
+                    .send()?;
+                steps::answered(&response)
             }
             Step::Fetch { url } => cx.http().get(url).send()?.status.as_u16().into(),
             Step::Next => {
@@ -187,6 +197,10 @@ impl<'a> Part<'a> {
                 }
                 kept.into()
             }
+            Step::Rollback => {
+                cx.set_rollback();
+                Json::Null
+            }
             Step::Status { code } => {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
@@ -194,10 +208,4 @@ impl<'a> Part<'a> {
             _ => return Err(Error::internal(format!("no such step: {step:?}"))),
         })
     }
-}
-
-fn answered(response: &Response) -> Json {
-    let body = serde_json::from_slice(&response.body)
-        .unwrap_or_else(|_| String::from_utf8_lossy(&response.body).into());
-    Json::from(vec![response.status.as_u16().into(), body])
 }

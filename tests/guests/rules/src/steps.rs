@@ -63,7 +63,11 @@ pub enum Step {
     /// Waits.
     Nap { ms: u64 },
     /// Sets a value of the context again and again and lets others run; tells whether it was always there.
-    Keep { name: String, value: String, times: u32 },
+    Keep {
+        name: String,
+        value: String,
+        times: u32,
+    },
     /// Tells how many calls this instance has had.
     Calls,
     /// Answers with this status.
@@ -112,10 +116,6 @@ pub fn told(result: Result<Json>) -> Json {
 /// The steps that never wait. None: it is not one of them.
 pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Option<Result<Json>> {
     Some(match step {
-        Step::Rollback => {
-            cx.set_rollback();
-            Ok(Json::Null)
-        }
         Step::Set { name, value } => cx.set(name, value).map(|()| Json::Null),
         Step::Get { name } => Ok(cx.get(name).into()),
         Step::About { what } => Ok(match what.as_str() {
@@ -186,6 +186,7 @@ pub struct Cells(pub Vec<Json>);
 
 impl FromRow for Cells {
     fn from_row(row: &mut Row<'_>) -> Result<Self> {
+        let columns = row.columns();
         let cell = |column: &String| {
             Ok(match row.take(column)? {
                 Value::Null => Json::Null,
@@ -195,7 +196,7 @@ impl FromRow for Cells {
                 Value::Blob(bytes) => bytes.into(),
             })
         };
-        row.columns().iter().map(cell).collect::<Result<_>>().map(Cells)
+        columns.iter().map(cell).collect::<Result<_>>().map(Cells)
     }
 }
 
@@ -208,7 +209,12 @@ pub fn answer(status: StatusCode, told: &[Json]) -> Result<Response> {
 
 /// What a middleware answers: the response of the rest if there is one, with what it tells itself, and its name after
 /// those that were passed before.
-pub fn passed_on(rest: Option<Response>, status: Option<StatusCode>, name: &str, told: &[Json]) -> Result<Response> {
+pub fn passed_on(
+    rest: Option<Response>,
+    status: Option<StatusCode>,
+    name: &str,
+    told: &[Json],
+) -> Result<Response> {
     let mut response = match rest {
         Some(response) => response,
         None => answer(StatusCode::OK, told)?,
@@ -221,4 +227,11 @@ pub fn passed_on(rest: Option<Response>, status: Option<StatusCode>, name: &str,
     response.headers.set(header(name), text);
     response.headers.append("x-passed", name);
     Ok(response)
+}
+
+/// What another view answered, as it is told.
+pub fn answered(response: &Response) -> Json {
+    let text = || String::from_utf8_lossy(&response.body).into();
+    let body: Json = serde_json::from_slice(&response.body).unwrap_or_else(|_| text());
+    Json::from(vec![response.status.as_u16().into(), body])
 }

@@ -2,8 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use amphi_sdk::prelude::*;
 use amphi_sdk::asynch::Next;
+use amphi_sdk::prelude::*;
 use futures::future::LocalBoxFuture;
 use serde_json::Value as Json;
 
@@ -62,7 +62,13 @@ pub async fn repeatable(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
 }
 
-#[view(post, "/async/retried", atomic, isolation = "serializable", retries = 50)]
+#[view(
+    post,
+    "/async/retried",
+    atomic,
+    isolation = "serializable",
+    retries = 10
+)]
 pub async fn retried(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
 }
@@ -97,7 +103,12 @@ async fn view(cx: &asynch::Context, request: Request) -> Result<Response> {
     steps::answer(part.status.get().unwrap_or(StatusCode::OK), &told)
 }
 
-async fn around(cx: &asynch::Context, mut request: Request, next: Next, name: &str) -> Result<Response> {
+async fn around(
+    cx: &asynch::Context,
+    mut request: Request,
+    next: Next,
+    name: &str,
+) -> Result<Response> {
     let steps = steps::of_middleware(&request, name)?;
     request.headers.append("x-seen", name);
     let part = Part::new(cx, request.headers.clone(), Some((request, next)));
@@ -128,7 +139,11 @@ impl<'a> Part<'a> {
 
     async fn tell(&self, step: &Step) -> Result<Json> {
         let result = self.attempt(step).await;
-        if is_final(step) { result } else { Ok(told(result)) }
+        if is_final(step) {
+            result
+        } else {
+            Ok(told(result))
+        }
     }
 
     async fn attempt(&self, step: &Step) -> Result<Json> {
@@ -137,7 +152,9 @@ impl<'a> Part<'a> {
             return result;
         }
         Ok(match step {
-            Step::Execute { sql, params } => cx.db().execute(sql, steps::values(params)?).await?.into(),
+            Step::Execute { sql, params } => {
+                cx.db().execute(sql, steps::values(params)?).await?.into()
+            }
             Step::Query { sql, params } => {
                 let rows: Vec<Cells> = cx.db().query(sql, steps::values(params)?).await?;
                 rows.into_iter().map(|row| row.0).collect()
@@ -173,8 +190,12 @@ impl<'a> Part<'a> {
             }
             Step::Must { step } => Box::pin(self.attempt(step)).await?,
             Step::View { path, steps } => {
-                let response = cx.view("POST", path).json(steps).send().await?;
-                answered(&response)
+                let response = cx
+                    .subrequest("POST", path)
+                    .body(serde_json::to_vec(steps)?)
+                    .send()
+                    .await?;
+                steps::answered(&response)
             }
             Step::Fetch { url } => cx.http().get(url).send().await?.status.as_u16().into(),
             Step::Next => {
@@ -198,6 +219,10 @@ impl<'a> Part<'a> {
                 }
                 kept.into()
             }
+            Step::Rollback => {
+                cx.set_rollback();
+                Json::Null
+            }
             Step::Status { code } => {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
@@ -205,10 +230,4 @@ impl<'a> Part<'a> {
             _ => return Err(Error::internal(format!("no such step: {step:?}"))),
         })
     }
-}
-
-fn answered(response: &Response) -> Json {
-    let body = serde_json::from_slice(&response.body)
-        .unwrap_or_else(|_| String::from_utf8_lossy(&response.body).into());
-    Json::from(vec![response.status.as_u16().into(), body])
 }
