@@ -89,15 +89,6 @@ impl Transaction {
         }
     }
 
-    /// tmp
-    pub fn effect(&self, effect: Box<dyn FnOnce() + Send>) {
-        effect();
-    }
-    /// tmp
-    pub fn conflict(&self) -> bool {
-        false
-    }
-
     /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction.
     ///
     /// # Errors

@@ -349,13 +349,6 @@ impl database::Host for Guest {
         kept(&mut self.table, rows)
     }
 
-    fn pin(&mut self, _: String) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
-        Err(wasmtime::Error::msg("tmp"))
-    }
-    fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.scope.fail();
-        Ok(())
-    }
     fn begin(&mut self, name: String) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
         let level = self.now(&name, async |session| session.begin().await);
         begun(&mut self.table, level)
@@ -421,12 +414,7 @@ async fn end(
     Ok(begun.end(Face::Async, commit).await)
 }
 
-impl database_async::Host for Guest {
-    fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.scope.fail();
-        Ok(())
-    }
-}
+impl database_async::Host for Guest {}
 
 impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
     async fn query(
@@ -457,9 +445,6 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         accessor.with(|mut store| kept(&mut store.get().table, rows))
     }
 
-    async fn pin(_: &Async, _: String) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
-        Err(wasmtime::Error::msg("tmp"))
-    }
     async fn begin(
         accessor: &Async,
         name: String,
@@ -515,20 +500,5 @@ impl database_async::HostTransactionWithStore<Guest> for HasSelf<Guest> {
         transaction: Resource<Begun>,
     ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, false).await
-    }
-}
-
-/// tmp
-pub struct Pinned;
-impl database::HostPinned for Guest {
-    fn drop(&mut self, rows: Resource<Pinned>) -> wasmtime::Result<()> {
-        self.table.delete(rows)?;
-        Ok(())
-    }
-}
-impl database_async::HostPinned for Guest {
-    fn drop(&mut self, rows: Resource<Pinned>) -> wasmtime::Result<()> {
-        self.table.delete(rows)?;
-        Ok(())
     }
 }
