@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::view::Topics;
 
 mod check;
+mod database;
 mod raw;
 
 /// The most linear memory an instance can be given: `memory_mb = 1024`.
@@ -25,6 +25,7 @@ pub const PARTS_MAX: usize = 16;
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
+pub use database::{Database, PostgresServer, SqliteFile, Storage};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.
@@ -66,25 +67,6 @@ pub enum MiddlewareRef {
         /// The function's.
         function: String,
     },
-}
-
-/// An embedded SQLite database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Database {
-    /// The name modules are granted it by.
-    pub name: String,
-    /// The database file.
-    pub sqlite: PathBuf,
-    /// A folder of `V1__name.sql` files, applied in order before serving.
-    pub migrations: Option<PathBuf>,
-    /// Connections for reading, beside the one that writes.
-    pub readers: usize,
-    /// How long a statement waits for another process that holds the file's lock.
-    pub busy_timeout: Duration,
-    /// How long a statement waits for a free connection.
-    pub acquire_timeout: Duration,
-    /// One text or blob, in a statement or a result; more is an error to the view.
-    pub value_max_bytes: u64,
 }
 
 /// A folder served as it is.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use toml::Spanned;
 
@@ -15,14 +14,12 @@ use super::{
 use crate::view::Topics;
 
 /// What times can be: up to a day. Where 0 has a meaning, the range starts there.
-const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
-const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
+pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
+pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
 /// What numbers of bytes can be that the host only compares with.
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
 /// A result counts some bytes even without rows.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
-/// What `value_max_bytes` can be: SQLite itself stores no larger value.
-const VALUE_BYTES: RangeInclusive<u64> = 65_536..=1_000_000_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
@@ -34,7 +31,7 @@ const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
-    folder: &'a Path,
+    pub(super) folder: &'a Path,
 }
 
 impl<'a> Checker<'a> {
@@ -46,11 +43,11 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn error<T>(&self, at: &Spanned<T>, message: String) -> ConfigError {
+    pub(super) fn error<T>(&self, at: &Spanned<T>, message: String) -> ConfigError {
         self.error_at(at.span().start, message)
     }
 
-    fn error_at(&self, offset: usize, message: String) -> ConfigError {
+    pub(super) fn error_at(&self, offset: usize, message: String) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
             place: Some(Place::of(self.text, offset)),
@@ -180,7 +177,7 @@ impl<'a> Checker<'a> {
     }
 
     /// A number that makes no sense, or that the host could not even start with, is told here and not later.
-    fn within(
+    pub(super) fn within(
         &self,
         offset: usize,
         name: &str,
@@ -223,34 +220,11 @@ impl<'a> Checker<'a> {
         Ok(limits)
     }
 
-    fn database(&self, name: String, raw: raw::Database) -> Result<Database, ConfigError> {
-        let migrations = raw
-            .migrations
-            .map(|folder| self.folder(&folder, "migrations"))
-            .transpose()?;
-        let at = raw.readers.span().start;
-        self.within(at, "readers", *raw.readers.get_ref(), 1..=1000)?;
-        let at = raw.busy_timeout_ms.span().start;
-        let busy_timeout_ms = raw.busy_timeout_ms.into_inner();
-        self.within(at, "busy_timeout_ms", busy_timeout_ms, TIME_MS_OR_NONE)?;
-        let at = raw.acquire_timeout_ms.span().start;
-        let acquire_timeout_ms = raw.acquire_timeout_ms.into_inner();
-        self.within(at, "acquire_timeout_ms", acquire_timeout_ms, TIME_MS)?;
-        let at = raw.value_max_bytes.span().start;
-        let value_max_bytes = raw.value_max_bytes.into_inner();
-        self.within(at, "value_max_bytes", value_max_bytes, VALUE_BYTES)?;
-        Ok(Database {
-            name,
-            sqlite: self.folder.join(raw.sqlite),
-            migrations,
-            readers: raw.readers.into_inner(),
-            busy_timeout: Duration::from_millis(busy_timeout_ms),
-            acquire_timeout: Duration::from_millis(acquire_timeout_ms),
-            value_max_bytes,
-        })
-    }
-
-    fn folder(&self, folder: &Spanned<PathBuf>, what: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn folder(
+        &self,
+        folder: &Spanned<PathBuf>,
+        what: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let path = self.folder.join(folder.get_ref());
         if path.is_dir() {
             return Ok(path);
@@ -466,17 +440,26 @@ impl<'a> Checker<'a> {
     }
 
     fn secret(&self, secret: &Spanned<raw::Secret>) -> Result<String, ConfigError> {
-        match secret.get_ref() {
+        self.secret_of(secret, secret.get_ref())
+    }
+
+    /// What a secret written at `at` is.
+    pub(super) fn secret_of<T>(
+        &self,
+        at: &Spanned<T>,
+        secret: &raw::Secret,
+    ) -> Result<String, ConfigError> {
+        match secret {
             raw::Secret { env: Some(name), file: None } => std::env::var(name).map_err(|_| {
-                self.error(secret, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
+                self.error(at, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
             }),
             raw::Secret { env: None, file: Some(path) } => {
                 let path = self.folder.join(path);
                 let text = std::fs::read_to_string(&path)
-                    .map_err(|error| self.error(secret, format!("the secret's file {} cannot be read: {error}", path.display())))?;
+                    .map_err(|error| self.error(at, format!("the secret's file {} cannot be read: {error}", path.display())))?;
                 Ok(text.trim_end_matches(['\r', '\n']).to_owned())
             }
-            _ => Err(self.error(secret, "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }".into())),
+            _ => Err(self.error(at, "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }".into())),
         }
     }
 }
