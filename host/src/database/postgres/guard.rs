@@ -19,6 +19,8 @@ pub(super) struct Verdict {
     pub(super) leaves: bool,
     /// Whether it only reads, as far as its first word tells: rows it returns are none that it changed.
     pub(super) reads: bool,
+    /// Whether the server may forget prepared statements, the host's own too.
+    pub(super) forgets: bool,
 }
 
 /// Where a statement may run; elsewhere it is refused with the sentence.
@@ -103,6 +105,7 @@ impl Words<'_> {
             needs: words.needs(&first),
             leaves: !harmless,
             reads,
+            forgets: matches!(first.as_str(), "discard" | "deallocate"),
         }
     }
 
@@ -169,12 +172,9 @@ impl Words<'_> {
                     "`copy` was refused: its data does not travel with a statement. Insert rows with `insert … select … from unnest($1)`, or read them with `open`".to_owned(),
                 );
             }
-            "discard" => return forgets("discard"),
-            "deallocate" if self.all().any(|word| word == "all") => {
-                return forgets("deallocate all");
-            }
             "set" => return self.needs_of_set(&second),
-            "reset" | "listen" | "unlisten" | "prepare" | "execute" | "deallocate" | "load" => {
+            "reset" | "listen" | "unlisten" | "prepare" | "execute" | "deallocate" | "discard"
+            | "load" => {
                 return pin(first);
             }
             "declare" if self.has("with", &["hold"]) => return pin("declare … with hold"),
@@ -261,12 +261,6 @@ fn characteristics() -> Needs {
     )
 }
 
-fn forgets(what: &str) -> Needs {
-    Needs::Impossible(format!(
-        "`{what}` was refused: it would forget the host's own prepared statements. What a pinned connection has is gone with it anyway"
-    ))
-}
-
 fn pin(what: &str) -> Needs {
     let otherwise = match what {
         "set" => "; `set local` is for one transaction",
@@ -347,6 +341,7 @@ mod tests {
                 "`create temporary …`",
             ),
             ("deallocate a", "`deallocate`"),
+            ("discard all", "`discard`"),
             ("load 'auto_explain'", "`load`"),
             ("create temp table t (a int)", "`create temporary …`"),
             (
@@ -397,8 +392,6 @@ mod tests {
             "abort",
             "prepare transaction 'a'",
             "copy t from stdin",
-            "discard all",
-            "deallocate all",
             "set transaction read write",
             "set local transaction_read_only = off",
             "set session characteristics as transaction read write",

@@ -407,7 +407,10 @@ impl Order<'_> {
                     statement: known,
                     verdict: Arc::clone(self.verdict),
                 };
-                session.statements.insert(sql.clone(), prepared);
+                match self.verdict.forgets {
+                    true => session.statements.clear(),
+                    false => drop(session.statements.insert(sql.clone(), prepared)),
+                }
                 Ok(outcome)
             }
             Err(wrong) => {
