@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 use super::{
-    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX,
-    MiddlewareRef, Module, Place, Server, Source, StaticFiles, raw,
+    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
+    Place, Server, Source, StaticFiles, raw,
 };
+use crate::proxies::{Addresses, Proxies};
 use crate::view::Topics;
+use middleware::Builtins;
+
+mod middleware;
 
 /// What times can be: up to a day. Where 0 has a meaning, the range starts there.
 pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
@@ -88,7 +92,12 @@ impl<'a> Checker<'a> {
             .as_ref()
             .map(|atomic| self.atomic(atomic))
             .transpose()?;
+        let proxies = self.proxies(raw.server.get_ref())?;
+        let names = raw.modules.keys().cloned().collect();
+        let known = self.builtins(raw.middleware, names, &proxies)?;
+        let (builtins, middleware) = self.middleware(&raw.app.middleware, &known)?;
         let defaults = Defaults {
+            builtins: known,
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
             limits,
         };
@@ -98,8 +107,9 @@ impl<'a> Checker<'a> {
         if modules.is_empty() && static_files.is_none() {
             return Err(self.error_at(0, "the app has neither a module nor static files: add `[modules.NAME]` with `path = \".\"`".into()));
         }
-        let middleware = self.middleware(&raw.app.middleware)?;
         Ok(Config {
+            proxies,
+            builtins,
             middleware,
             file: self.file.to_owned(),
             name: raw.app.name,
@@ -304,7 +314,7 @@ impl<'a> Checker<'a> {
             .iter()
             .map(|grant| self.http_grant(grant))
             .collect::<Result<_, _>>()?;
-        let middleware = self.middleware(&raw.middleware)?;
+        let (builtins, middleware) = self.middleware(&raw.middleware, &defaults.builtins)?;
         let publish = self.topics(&raw.publish)?;
         let subscribe = self.topics(&raw.subscribe)?;
         let directories = raw
@@ -338,6 +348,7 @@ impl<'a> Checker<'a> {
             mount: self.mount(&raw.mount)?,
             databases: raw.databases.into_iter().map(Spanned::into_inner).collect(),
             http,
+            builtins,
             middleware,
             publish,
             subscribe,
@@ -393,15 +404,22 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn middleware(&self, raw: &[Spanned<String>]) -> Result<Vec<MiddlewareRef>, ConfigError> {
-        let parse = |text: &Spanned<String>| match text.get_ref().split_once("::") {
-            Some((module, function)) => Ok(MiddlewareRef::Guest {
-                module: module.to_owned(),
-                function: function.to_owned(),
-            }),
-            None => Err(self.error(text, "write module::function".to_owned())),
+    fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
+        let parse = |text: &Spanned<String>| {
+            Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
         };
-        raw.iter().map(parse).collect()
+        let networks: Vec<_> =
+            (server.trusted_proxies.iter().map(parse)).collect::<Result<_, _>>()?;
+        let addresses = match server.client_address.get_ref().as_str() {
+            "x-forwarded-for" => Addresses::XForwardedFor,
+            "forwarded" => Addresses::Forwarded,
+            other => {
+                return Err(self.error(&server.client_address, format!(
+                    "`{other}` is not a value of `client_address`: write \"x-forwarded-for\" or \"forwarded\", whichever header the proxies set"
+                )));
+            }
+        };
+        Ok(Proxies::new(networks, addresses))
     }
 
     fn topics(&self, raw: &[Spanned<String>]) -> Result<Vec<Topics>, ConfigError> {
@@ -468,4 +486,5 @@ impl<'a> Checker<'a> {
 struct Defaults {
     atomic: Atomic,
     limits: Limits,
+    builtins: Builtins,
 }

@@ -27,6 +27,8 @@ pub(super) struct Config {
     #[serde(default, rename = "static")]
     pub(super) static_files: Option<StaticFiles>,
     #[serde(default)]
+    pub(super) middleware: BTreeMap<String, Spanned<BTreeMap<String, Spanned<toml::Value>>>>,
+    #[serde(default)]
     pub(super) modules: BTreeMap<String, Spanned<Module>>,
 }
 
@@ -60,6 +62,8 @@ pub(super) enum Atomic {
 pub struct Server {
     pub(super) listen: Vec<Spanned<String>>,
     pub(super) admin: Option<Spanned<String>>,
+    pub(super) trusted_proxies: Vec<Spanned<String>>,
+    pub(super) client_address: Spanned<String>,
     /// Open connections; further ones wait in the kernel's queue. Default 10,000.
     pub connections_max: usize,
     /// All headers of a request together; more gets 431. Default 32 KiB.
@@ -93,6 +97,8 @@ impl Default for Server {
         Server {
             listen: vec![Spanned::new(0..0, "127.0.0.1:3000".to_owned())],
             admin: None,
+            trusted_proxies: Vec::new(),
+            client_address: Spanned::new(0..0, "x-forwarded-for".to_owned()),
             connections_max: 10_000,
             headers_max_bytes: 32 << 10,
             headers_max: 100,
