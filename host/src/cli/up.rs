@@ -11,8 +11,9 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
+use super::Serving;
+use super::build::{self, Purpose};
 use super::serve::{Migrations, Running, block_on, load};
-use super::{Serving, build};
 use crate::config::{Config, Source, Storage};
 use crate::host::Host;
 
@@ -22,7 +23,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
-    let packages = build::build(&config)?;
+    let packages = build::build(&config, Purpose::Development)?;
     block_on(async {
         let (changed, changes) = mpsc::channel(1);
         let watching = Watching::start(&config, &packages, changed)?;
@@ -84,7 +85,7 @@ impl Rebuilding {
     fn run(&self, before: u64) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
         let since = Instant::now();
         let config = self.serving.config()?;
-        let packages = build::build(&config)?;
+        let packages = build::build(&config, Purpose::Development)?;
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
