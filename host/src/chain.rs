@@ -19,11 +19,13 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::app::{App, Target};
 use crate::bindings::types;
 use crate::capability::{Guest, Onward, Whither};
+use crate::database::Face;
 use crate::error::{Failure, cut};
 use crate::events;
 use crate::gate::Refused;
@@ -33,6 +35,8 @@ use crate::request::body::Spooled;
 use crate::router::Route;
 use crate::run::{Answer, Stop};
 use crate::scope::Scope;
+use crate::settle::not_kept;
+use crate::transaction::Level;
 use crate::view::{Mode, View};
 use crate::workers::{self, Call};
 
@@ -423,9 +427,13 @@ impl Position {
 impl Onward for Position {
     fn go(&self, to: Whither, request: types::Request) -> Answer {
         let position = self.onward(to, &request)?;
-        position
-            .on_worker(request)
-            .map_err(|failure| self.flow.shown(failure))
+        let level = wait(position.begin_own()).map_err(|failure| self.flow.shown(failure))?;
+        let outcome = position.on_worker(request);
+        let outcome = match level {
+            Some(level) => wait(self.end_own(Face::Sync, level, outcome)),
+            None => outcome,
+        };
+        outcome.map_err(|failure| self.flow.shown(failure))
     }
 
     fn go_async(
@@ -435,15 +443,20 @@ impl Onward for Position {
     ) -> BoxFuture<'static, Answer> {
         async move {
             let position = self.onward(to, &request)?;
+            let level = position.begin_own().await;
+            let level = level.map_err(|failure| self.flow.shown(failure))?;
             let (sender, answer) = oneshot::channel();
             let answered = |outcome| {
                 // Whoever asked may have gone.
                 let _ = sender.send(outcome);
             };
             position.send(request, Box::new(answered));
-            let outcome = answer
+            let mut outcome = answer
                 .await
                 .unwrap_or_else(|_| Err(cancelled(self.scope())));
+            if let Some(level) = level {
+                outcome = self.end_own(Face::Async, level, outcome).await;
+            }
             outcome.map_err(|failure| self.flow.shown(failure))
         }
         .boxed()
@@ -455,6 +468,39 @@ impl Onward for Position {
         } = &*self.flow;
         host.events.publish((host, app, scope), topic, payload)
     }
+}
+
+impl Position {
+    /// A transaction for an atomic view that is called by a request which has none.
+    async fn begin_own(&self) -> Result<Option<Level>, Failure> {
+        let (scope, view) = (self.scope(), &self.chain.view().view);
+        if self.index > 0 || !view.transaction.atomic || scope.transaction.is_active() {
+            return Ok(None);
+        }
+        let level = scope.transaction.enter(&scope.deadline).await;
+        level.map(Some).map_err(|error| not_kept(&error))
+    }
+
+    /// Commits it, or rolls it back when the view has failed.
+    async fn end_own(&self, face: Face, level: Level, outcome: Outcome) -> Outcome {
+        let transaction = &self.scope().transaction;
+        match &outcome {
+            Ok(response) if response.status < 500 => {
+                let kept = transaction.commit(face, level).await;
+                kept.map_err(|error| not_kept(&error)).and(outcome)
+            }
+            _ => {
+                // What has failed is the one to tell about.
+                let _ = transaction.rollback(face, level).await;
+                outcome
+            }
+        }
+    }
+}
+
+/// Waits on the scope's worker.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    workers::blocking(|| Handle::current().block_on(work))
 }
 
 fn refused(status: StatusCode, message: String) -> types::Error {

@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::middleware::Builtin;
+use crate::proxies::Proxies;
 use crate::view::Topics;
 
 mod check;
+mod database;
 mod raw;
 
 /// The most linear memory an instance can be given: `memory_mb = 1024`.
@@ -25,6 +28,7 @@ pub const PARTS_MAX: usize = 16;
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
+pub use database::{Database, PostgresServer, SqliteFile, Storage};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.
@@ -50,7 +54,11 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     /// The folder of static files, if any.
     pub static_files: Option<StaticFiles>,
-    /// Middleware around all views, the outermost first.
+    /// Who is trusted to name clients, requests and users.
+    pub proxies: Proxies,
+    /// Built-in middleware around everything, the outermost first.
+    pub builtins: Vec<Arc<Builtin>>,
+    /// Guests' middleware around all views, the outermost first.
     pub middleware: Vec<MiddlewareRef>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
@@ -66,25 +74,6 @@ pub enum MiddlewareRef {
         /// The function's.
         function: String,
     },
-}
-
-/// An embedded SQLite database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Database {
-    /// The name modules are granted it by.
-    pub name: String,
-    /// The database file.
-    pub sqlite: PathBuf,
-    /// A folder of `V1__name.sql` files, applied in order before serving.
-    pub migrations: Option<PathBuf>,
-    /// Connections for reading, beside the one that writes.
-    pub readers: usize,
-    /// How long a statement waits for another process that holds the file's lock.
-    pub busy_timeout: Duration,
-    /// How long a statement waits for a free connection.
-    pub acquire_timeout: Duration,
-    /// One text or blob, in a statement or a result; more is an error to the view.
-    pub value_max_bytes: u64,
 }
 
 /// A folder served as it is.
@@ -109,7 +98,9 @@ pub struct Module {
     pub databases: Vec<String>,
     /// Origins it may send requests to.
     pub http: Vec<HttpGrant>,
-    /// Middleware around its views, the outermost first, within that of the app.
+    /// Built-in middleware around its views and their failures, the outermost first, within that of the app.
+    pub builtins: Vec<Arc<Builtin>>,
+    /// Guests' middleware around its views, the outermost first, within that of the app.
     pub middleware: Vec<MiddlewareRef>,
     /// Topics it may publish events on.
     pub publish: Vec<Topics>,
@@ -280,6 +271,7 @@ impl Module {
             mount: String::new(),
             databases: Vec::new(),
             http: Vec::new(),
+            builtins: Vec::new(),
             middleware: Vec::new(),
             publish: Vec::new(),
             subscribe: Vec::new(),
@@ -369,16 +361,20 @@ fn with_suggestion(message: &str) -> String {
     let Some((unknown, known)) = quoted.split_first() else {
         return message.to_owned();
     };
-    let nearest = known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
-        .min();
-    match nearest {
-        Some((distance, name)) if message.starts_with("unknown") && distance <= 3 => {
+    match nearest(unknown, known) {
+        Some(name) if message.starts_with("unknown") => {
             format!("{message}; did you mean `{name}`?")
         }
         _ => message.to_owned(),
     }
+}
+
+/// The known name that was probably meant.
+fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
+    (known.iter())
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))
+        .min()
+        .and_then(|(distance, name)| (distance <= 3).then_some(name))
 }
 
 #[cfg(test)]

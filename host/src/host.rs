@@ -26,13 +26,15 @@ pub struct Host {
     pub instances: Gate,
     /// Events on their way to subscribers.
     pub events: Arc<Bus>,
+    /// Whether errors are shown in detail to whoever asks.
+    pub development: bool,
     /// Set when the host has waited long enough for the requests in flight.
     pub stopping: AtomicBool,
 }
 
 impl Host {
     /// A host that serves `app` on the runtime that calls this.
-    pub fn new(app: App, engines: Engines) -> Host {
+    pub fn new(app: App, engines: Engines, development: bool) -> Host {
         let views = &app.config.async_views;
         let wait = Duration::from_millis(views.queue_timeout_ms);
         Host {
@@ -46,6 +48,7 @@ impl Host {
             ),
             events: Bus::new(app.config.events.clone(), Handle::current()),
             app: ArcSwap::from_pointee(app),
+            development,
             stopping: AtomicBool::new(false),
         }
     }

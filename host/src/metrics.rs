@@ -28,6 +28,8 @@ pub struct Metrics {
     pub queue_wait: Histogram,
     /// Database connections in use, by database.
     pub database_connections: IntGaugeVec,
+    /// Database connections pinned by a request, by database.
+    pub database_pinned: IntGaugeVec,
     /// Transactions open.
     pub transactions: IntGauge,
     /// Outbound HTTP requests in flight.
@@ -99,6 +101,11 @@ impl Metrics {
             database_connections: gauges(
                 "database_connections",
                 "Database connections in use",
+                "database",
+            ),
+            database_pinned: gauges(
+                "database_pinned",
+                "Database connections pinned by a request",
                 "database",
             ),
             transactions: gauge("transactions", "Transactions open"),

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use wasmtime::Engine;
@@ -19,8 +19,9 @@ use crate::capability::{Guest, Services, link_async, link_sync};
 use crate::config;
 use crate::error::Failure;
 use crate::run::{self, Answer, Engines};
-use crate::scope::{Origin, Scope, Sticky};
-use crate::view::{Data, Isolation, Kind, Mode, Topics, View};
+use crate::scope::{Origin, Scope, Setup};
+use crate::transaction::Options;
+use crate::view::{Kind, Mode, Topics, View};
 
 /// A request is run again at most this often, whatever its view says.
 const RETRIES_MAX: u32 = 10;
@@ -136,13 +137,7 @@ impl Prepared {
             mode,
             DESCRIBE_LIMIT,
         ));
-        let scope = Scope::open(
-            &Origin::host(),
-            &view,
-            &grants.limits,
-            Instant::now(),
-            Sticky::none(),
-        );
+        let scope = Scope::open(&Origin::host(), &view, &grants.limits, Setup::now());
         let guest = Guest::new(scope, view, Arc::clone(grants), Arc::clone(services));
         match self {
             Prepared::Sync(engine, views) => run::describe_sync(engine, views, guest),
@@ -375,10 +370,10 @@ fn views(
                 name: name.clone(),
                 id: info.id,
                 mode,
-                data: Data {
+                transaction: Options {
                     atomic: info.atomic.unwrap_or_else(by_default),
                     read_only: info.read_only,
-                    isolation: info.isolation.map(Isolation::from),
+                    isolation: info.isolation,
                 },
                 kind,
                 retries: info.retries.min(RETRIES_MAX),
@@ -429,16 +424,6 @@ fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> any
                 );
             }
             Ok(Kind::Subscriber(topics))
-        }
-    }
-}
-
-impl From<types::Isolation> for Isolation {
-    fn from(isolation: types::Isolation) -> Isolation {
-        match isolation {
-            types::Isolation::ReadCommitted => Isolation::ReadCommitted,
-            types::Isolation::RepeatableRead => Isolation::RepeatableRead,
-            types::Isolation::Serializable => Isolation::Serializable,
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::config::{Limits, PARTS_MAX};
+use crate::database::Journal;
 use crate::deadline::Deadline;
 use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
@@ -52,6 +53,27 @@ impl Origin {
     }
 }
 
+/// What a scope starts with.
+pub struct Setup {
+    /// When the request was there in full: its time runs from then.
+    pub arrived: Instant,
+    /// Whether it may come to need a worker for itself.
+    pub worker: Sticky,
+    /// Whether its statements are recorded.
+    pub journal: Journal,
+}
+
+impl Setup {
+    /// From now on, with nothing special.
+    pub fn now() -> Setup {
+        Setup {
+            arrived: Instant::now(),
+            worker: Sticky::none(),
+            journal: Journal::off(),
+        }
+    }
+}
+
 /// The life of one request.
 pub struct Scope {
     /// Whose request it is.
@@ -64,6 +86,8 @@ pub struct Scope {
     pub deadline: Arc<Deadline>,
     /// Its transaction, if it has one (R7).
     pub transaction: Transaction,
+    /// What it does with its databases, when that is recorded.
+    pub journal: Journal,
     /// Places for outbound requests in flight.
     pub outbound: Arc<Semaphore>,
     /// Set when an outbound request has been sent: the request cannot be run again.
@@ -101,26 +125,21 @@ pub enum NotSet {
 }
 
 impl Scope {
-    /// Opens the scope of a request that arrived at `arrived` and goes to `view`.
-    pub fn open(
-        origin: &Origin,
-        view: &Arc<View>,
-        limits: &Limits,
-        arrived: Instant,
-        worker: Sticky,
-    ) -> Arc<Scope> {
+    /// Opens the scope of a request that goes to `view`.
+    pub fn open(origin: &Origin, view: &Arc<View>, limits: &Limits, setup: Setup) -> Arc<Scope> {
         Arc::new(Scope {
             values: Mutex::new(origin.values.clone()),
             origin: origin.clone(),
-            deadline: Arc::new(Deadline::new(arrived + view.timeout)),
-            transaction: Transaction::new(view.data.atomic),
+            deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
+            transaction: Transaction::new(view.transaction),
+            journal: setup.journal,
             outbound: Arc::new(Semaphore::new(limits.outbound_max)),
             sent: AtomicBool::new(false),
             view: Arc::clone(view),
             limits: limits.clone(),
             results: Results::default(),
             hops: AtomicUsize::new(0),
-            worker,
+            worker: setup.worker,
             parts: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             failed: AtomicBool::new(false),

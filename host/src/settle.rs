@@ -15,15 +15,15 @@ use tokio::runtime::Handle;
 use crate::app::App;
 use crate::bindings::types;
 use crate::chain::{Chain, Flow, Outcome, Position, busy, conduct};
-use crate::database::{Error as DatabaseError, ErrorKind, Face};
+use crate::database::{Error as DatabaseError, ErrorKind, Face, Journal};
 use crate::deadline::{Deadline, Ended};
-use crate::error::Failure;
+use crate::error::{Failure, Fault};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::request::HOP_BY_HOP;
 use crate::request::body::Spooled;
 use crate::run::Stop;
-use crate::scope::{Origin, Scope, Sticky};
+use crate::scope::{Origin, Scope, Setup, Sticky};
 use crate::transaction::Fate;
 use crate::workers;
 
@@ -92,7 +92,16 @@ impl Ready<'_> {
         };
         let link = chain.view();
         let limits = &link.module.grants.limits;
-        let scope = Scope::open(self.origin, &link.view, limits, arrived, worker);
+        let journal = match host.development {
+            true => Journal::recording(),
+            false => Journal::off(),
+        };
+        let setup = Setup {
+            arrived,
+            worker,
+            journal,
+        };
+        let scope = Scope::open(self.origin, &link.view, limits, setup);
         let (on, body) = ((host, self.app), self.body.clone());
         let params = Arc::clone(&self.params);
         let work = if chain.is_one_job() {
@@ -203,7 +212,8 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
     }
-    if response.is_err() {
+    if let Err(failure) = &mut response {
+        blame_database(failure, scope);
         // Nobody waits for what the view left running.
         scope.deadline.cancel(Ended::Failed);
     }
@@ -224,8 +234,22 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
     (response, fate)
 }
 
+/// A view that failed after its database could not be reached did not fail by itself.
+fn blame_database(failure: &mut Failure, scope: &Scope) {
+    if failure.fault == Fault::View && scope.transaction.unavailable() {
+        *failure = Failure {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            way: std::mem::take(&mut failure.way),
+            ..Failure::host(format!(
+                "a database could not be reached: {}",
+                failure.detail
+            ))
+        };
+    }
+}
+
 /// A view answered with a success, and its transaction could not be kept.
-fn not_kept(error: &DatabaseError) -> Failure {
+pub fn not_kept(error: &DatabaseError) -> Failure {
     let sentence = format!(
         "the transaction could not be committed and was rolled back: {}",
         error.message

@@ -1,14 +1,23 @@
-//! The transaction of a scope (R7–R9).
+//! The transaction of a scope (R7–R11).
 //!
 //! It belongs to the scope, not to a thread or a task: sync and async views get the same one. While it is
 //! active, every statement of the scope goes to its one connection, one after the other in the order they were
-//! issued (R8); there is no way around it, so nothing a view joins or spawns can escape it. An `atomic` view's
-//! transaction is active from the start and begins at the first statement. A view can also begin one itself;
-//! within a transaction, that makes a savepoint.
+//! issued (R8); there is no way around it, so nothing a view joins or spawns can escape it.
 //!
-//! The connection stays inside the state's lock, and whoever runs a statement takes the lock along to the thread
-//! that runs it. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the
-//! scope is gone the lease's drop rolls back.
+//! It has levels. An atomic scope has one from the start, and each `begin` adds one: the outermost level is the
+//! transaction itself, those within it are savepoints. A level is a matter of the host's until a statement needs
+//! it: only then does the database see it, in the same message as the statement. A statement that fails poisons
+//! the level it ran in: nothing more runs there until that level is undone, on every kind of database alike.
+//!
+//! The connection stays inside the state's lock, and whoever runs a statement takes the lock along to where it
+//! runs. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the scope is
+//! gone the lease's drop rolls back.
+//!
+//! What a scope sends to others is held with the level that it was sent in (R10). Which level that is follows from
+//! the order of the guest's calls alone, so that sending never waits; see `effects`.
+
+mod effects;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,10 +26,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::database::sqlite::{Lease, Tried};
-use crate::database::{Error, ErrorKind, Face, Sqlite, Table, Value};
+use crate::database::{Database, Error, ErrorKind, Face, Isolation, Outcome, Statement};
 use crate::deadline::Deadline;
-use crate::metrics::{Held, METRICS};
+
+pub use effects::Effect;
+use effects::Effects;
+use state::{State, ended};
 
 /// How a scope's transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,15 +55,27 @@ impl fmt::Display for Fate {
     }
 }
 
+/// What kind of transaction a scope has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Everything the scope does belongs to one transaction.
+    pub atomic: bool,
+    /// Statements that write are refused, in transactions and outside.
+    pub read_only: bool,
+    /// What its transactions see of others; none: what the database does by itself.
+    pub isolation: Option<Isolation>,
+}
+
 /// The transaction of a scope, whether or not it has begun.
 pub struct Transaction {
-    atomic: bool,
-    /// Reasons for statements to belong to a transaction: that the view is atomic, and each level that the guest
-    /// begins, from its call on until the level has ended. Changed in the order of the guest's calls.
+    options: Options,
+    /// Reasons for statements to take their turn here: that the view is atomic, each level and each pin of the
+    /// guest's, from its call on until it has ended. Changed in the order of the guest's calls.
     claims: AtomicUsize,
     last_level: AtomicU64,
-    /// Levels that the guest dropped without an end, perhaps while a statement ran; undone before anything else.
-    abandoned: Mutex<Vec<Level>>,
+    /// What the guest dropped without an end, perhaps while a statement ran; seen to before anything else.
+    left: Mutex<Vec<Left>>,
+    effects: Arc<Effects>,
     state: Arc<tokio::sync::Mutex<State>>,
 }
 
@@ -60,239 +83,245 @@ pub struct Transaction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level(u64);
 
-#[derive(Default)]
-struct State {
-    open: Option<Open>,
-    /// The guest's levels, the outermost first. They stay when the transaction is lost, so that nothing that the
-    /// guest still believes to be in it runs outside.
-    levels: Vec<Level>,
-    fate: Fate,
-    /// Why the transaction was undone without the guest's asking for it.
-    lost: Option<Error>,
+impl Level {
+    /// The level that an atomic scope has from the start.
+    const SCOPE: Level = Level(0);
 }
 
-struct Open {
-    lease: Lease,
-    database: String,
-    _held: Held,
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "level_{}", self.0)
+    }
+}
+
+/// A reason for the scope's statements to go to one connection. Given back with [`Transaction::unpin`].
+#[derive(Debug)]
+pub struct Pin(());
+
+enum Left {
+    Level(Level),
+    Pin,
 }
 
 impl Transaction {
-    /// Nothing has begun yet. `atomic`: everything the scope does belongs to one transaction.
-    pub fn new(atomic: bool) -> Transaction {
+    /// Nothing has begun yet.
+    pub fn new(options: Options) -> Transaction {
+        let effects = Arc::new(Effects::new(options.atomic));
         Transaction {
-            atomic,
-            claims: AtomicUsize::new(atomic.into()),
+            options,
+            claims: AtomicUsize::new(options.atomic.into()),
             last_level: AtomicU64::new(0),
-            abandoned: Mutex::default(),
-            state: Arc::default(),
+            left: Mutex::default(),
+            state: Arc::new(tokio::sync::Mutex::new(State::new(options, &effects))),
+            effects,
         }
     }
 
-    /// tmp
-    pub fn effect(&self, effect: Box<dyn FnOnce() + Send>) {
-        effect();
-    }
-    /// tmp
-    pub fn conflict(&self) -> bool {
-        false
+    /// What kind of transaction this is.
+    pub fn options(&self) -> Options {
+        self.options
     }
 
-    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction.
+    /// Whether a statement that is issued now would be part of a transaction, or go to a pinned connection.
+    pub fn is_active(&self) -> bool {
+        self.claims.load(SeqCst) > 0
+    }
+
+    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction and no pinned
+    /// connection.
     ///
     /// # Errors
-    /// When no connection can be had, the transaction is lost, or it is on another database.
-    pub async fn turn(
-        &self,
-        face: Face,
-        on: (&Arc<Sqlite>, &Arc<Deadline>),
-    ) -> Result<Option<Turn>, Error> {
-        match self.claims.load(SeqCst) {
-            0 => Ok(None),
-            _ => self.begun(face, on, self.atomic).await,
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
+    pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
+        if self.claims.load(SeqCst) == 0 {
+            return Ok(None);
         }
+        let (database, deadline) = on;
+        let mut state = self.locked(deadline).await?;
+        if !state.takes(database)? {
+            return Ok(None);
+        }
+        state.connect(database, deadline).await?;
+        let database = database.clone();
+        Ok(Some(Turn { state, database }))
     }
 
-    /// Begins a transaction, or a savepoint in the one there is.
+    /// Begins a transaction, or a savepoint in the one there is, on this database.
     ///
     /// # Errors
-    /// As [`Transaction::turn`].
-    pub async fn begin(
+    /// When the level it would be in is poisoned, or the transaction is on another database.
+    pub async fn begin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Level, Error> {
+        let (database, deadline) = on;
+        self.push(Some(database), deadline).await
+    }
+
+    /// Begins a level on whichever database is used first in it.
+    ///
+    /// # Errors
+    /// When the level it would be in is poisoned.
+    pub async fn enter(&self, deadline: &Arc<Deadline>) -> Result<Level, Error> {
+        self.push(None, deadline).await
+    }
+
+    async fn push(
         &self,
-        face: Face,
-        on: (&Arc<Sqlite>, &Arc<Deadline>),
+        database: Option<&Database>,
+        deadline: &Arc<Deadline>,
     ) -> Result<Level, Error> {
         let beginning = Waiting::to_begin(self);
-        let level = beginning.level;
-        let turn = self.begun(face, on, true).await?;
-        let mut turn = turn.expect("it was asked to begin");
-        let outermost = !self.atomic && turn.0.levels.is_empty();
-        face.run(move || {
-            if !outermost {
-                turn.run(|lease| lease.host(&format!("savepoint {level}")))?;
-            }
-            turn.0.levels.push(level);
-            Ok::<(), Error>(())
-        })
-        .await?;
+        let mut state = self.locked(deadline).await?;
+        state.push(beginning.level, database)?;
         Ok(beginning.done())
     }
 
     /// Keeps what was done since `level` began; for good, when it is the transaction itself.
     ///
     /// # Errors
-    /// When the transaction is lost, or the database cannot commit (everything is undone then).
+    /// When something in it has failed, or the database cannot commit. What was done in it is undone then.
     pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
-        let (mut turn, outermost) = self.leave(level).await?;
-        face.run(move || match outermost {
-            true => turn.0.end(true),
-            false => turn.run(|lease| lease.host(&format!("release {level}"))),
-        })
-        .await
+        self.end(face, level, true).await
     }
 
     /// Undoes what was done since `level` began.
     ///
     /// # Errors
-    /// When the transaction is lost, or the database fails.
+    /// When it has ended already, or the database fails.
     pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
-        let (mut turn, outermost) = self.leave(level).await?;
-        face.run(move || match outermost {
-            true => turn.0.end(false),
-            false => turn.run(|lease| undo(lease, level)),
-        })
-        .await
+        self.end(face, level, false).await
+    }
+
+    async fn end(&self, face: Face, level: Level, keep: bool) -> Result<(), Error> {
+        let waiting = Waiting::to_end(self, level);
+        let mut state = Arc::clone(&self.state).lock_owned().await;
+        waiting.done();
+        self.see_to_left(&mut state);
+        let taken = state.take(level);
+        if taken.is_some() {
+            self.claims.fetch_sub(1, SeqCst);
+        }
+        let taken = taken.ok_or_else(ended)?;
+        match state.database() {
+            Some(database) => {
+                let ending = async move { state.end(taken, keep).await };
+                database.carry(face, ending).await
+            }
+            // No database has seen any of it.
+            None => state.end(taken, keep).await,
+        }
     }
 
     /// Undoes what was done since `level` began, at once if nothing runs, else before the next statement.
     pub fn abandon(&self, level: Level) {
-        self.abandoned.lock().push(level);
-        if let Ok(mut state) = self.state.try_lock() {
-            self.undo_abandoned(&mut state);
-        }
+        self.effects.leave(level);
+        self.leave(Left::Level(level));
+    }
+
+    /// Sends all statements of the scope on this database to one connection, until [`Transaction::unpin`]. Those
+    /// that change the session are let through meanwhile.
+    ///
+    /// # Errors
+    /// When no connection can be had, or the scope has one of another database.
+    pub async fn pin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
+        let (database, deadline) = on;
+        let pinning = Pinning::new(self);
+        let mut state = self.locked(deadline).await?;
+        state.admits(database)?;
+        state.connect(database, deadline).await?;
+        state.pin();
+        Ok(pinning.done())
+    }
+
+    /// Lets the connection go, at once if nothing runs on it and no transaction needs it.
+    pub fn unpin(&self, Pin(()): Pin) {
+        self.leave(Left::Pin);
+    }
+
+    /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
+    /// when what it was done in is rolled back.
+    pub fn effect(&self, effect: Effect) {
+        self.effects.add(effect);
+    }
+
+    /// Whatever happens, the transaction that is active will be rolled back.
+    pub fn set_rollback(&self) {
+        self.effects.set_rollback();
+    }
+
+    /// Whether a statement or a commit met another transaction in its way: all of it may succeed when tried again.
+    pub fn conflict(&self) -> bool {
+        self.effects.met(ErrorKind::Conflict)
+    }
+
+    /// Whether a database could not be reached, or the connection to it was lost.
+    pub fn unavailable(&self) -> bool {
+        self.effects.met(ErrorKind::Unavailable)
+    }
+
+    /// Takes note of an error that was met outside of the transaction.
+    pub fn note(&self, error: &Error) {
+        self.effects.note(error);
     }
 
     /// Ends the scope's transaction: commits it, or undoes it with everything still open in it.
     ///
     /// # Errors
-    /// When it cannot be committed, or was lost before; nothing is committed then (R9).
-    pub async fn finish(&self, face: Face, commit: bool) -> Result<Fate, Error> {
-        let mut turn = Turn(Arc::clone(&self.state).lock_owned().await);
-        self.undo_abandoned(&mut turn.0);
-        self.claims.store(0, SeqCst);
-        // A transaction that the view began itself and did not commit is undone.
-        let commit = commit && self.atomic;
-        if turn.0.open.is_none() {
-            return match turn.0.lost.take() {
-                Some(why) if commit => Err(why),
-                _ => Ok(turn.0.fate),
-            };
-        }
-        face.run(move || {
-            // So is a savepoint within one that is committed.
-            if let Some(level) = turn.0.levels.first().copied().filter(|_| commit) {
-                turn.run(|lease| undo(lease, level))?;
-            }
-            turn.0.end(commit)?;
-            Ok(turn.0.fate)
-        })
-        .await
-    }
-
-    /// The state in turn, with its transaction begun. None: there is no transaction, and `begin` is not asked for.
-    async fn begun(
-        &self,
-        face: Face,
-        (database, deadline): (&Arc<Sqlite>, &Arc<Deadline>),
-        begin: bool,
-    ) -> Result<Option<Turn>, Error> {
-        let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
-        self.undo_abandoned(&mut state);
-        let name = &database.config().name;
-        match &state.open {
-            Some(open) if &open.database == name => return Ok(Some(Turn(state))),
-            Some(open) => {
-                return Err(Error::new(
-                    ErrorKind::Denied,
-                    format!(
-                        "the transaction of this request is on the database `{}`, so a statement on `{name}` could not be part of it: use one database per transaction, or run the statement outside",
-                        open.database
-                    ),
-                ));
-            }
-            None if self.atomic || !state.levels.is_empty() => {
-                if let Some(why) = &state.lost {
-                    return Err(gone(why));
-                }
-            }
-            // It ended, or failed to begin, while this statement waited for its turn.
-            None if !begin => return Ok(None),
-            None => {}
-        }
-        let lease = database.writer(deadline).await?;
-        let database = name.clone();
-        face.run(move || {
-            lease.host("begin immediate")?;
-            let _held = Held::new(&METRICS.transactions);
-            state.open = Some(Open {
-                lease,
-                database,
-                _held,
-            });
-            Ok(Some(Turn(state)))
-        })
-        .await
-    }
-
-    /// Takes `level` off the stack; whether it was the transaction itself.
-    async fn leave(&self, level: Level) -> Result<(Turn, bool), Error> {
-        let waiting = Waiting::to_end(self, level);
+    /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
+    pub async fn finish(&self, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
-        waiting.done();
-        self.undo_abandoned(&mut state);
-        let depth = state.remove(level);
-        if depth.is_some() {
-            self.claims.fetch_sub(1, SeqCst);
-        }
-        if state.open.is_none() {
-            let why = state.lost.clone();
-            self.forget_loss(&mut state);
-            return Err(why.map_or_else(ended, |why| gone(&why)));
-        }
-        match depth {
-            None => Err(ended()),
-            Some(depth) if depth < state.levels.len() => {
-                state.lose(overlap());
-                Err(overlap())
+        self.see_to_left(&mut state);
+        self.claims.store(0, SeqCst);
+        match state.database() {
+            Some(database) => {
+                let finishing = async move { state.finish(keep).await };
+                database.carry(face, finishing).await
             }
-            Some(depth) => Ok((Turn(state), depth == 0 && !self.atomic)),
+            None => state.finish(keep).await,
         }
     }
 
-    fn undo_abandoned(&self, state: &mut State) {
-        for level in std::mem::take(&mut *self.abandoned.lock()) {
+    async fn locked(&self, deadline: &Deadline) -> Result<OwnedMutexGuard<State>, Error> {
+        let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
+        self.see_to_left(&mut state);
+        Ok(state)
+    }
+
+    fn leave(&self, left: Left) {
+        self.left.lock().push(left);
+        if let Ok(mut state) = self.state.try_lock() {
+            self.see_to_left(&mut state);
+        }
+    }
+
+    fn see_to_left(&self, state: &mut State) {
+        for left in std::mem::take(&mut *self.left.lock()) {
             // It has its claim even if it was never begun.
             self.claims.fetch_sub(1, SeqCst);
-            let depth = state.remove(level);
-            match (&state.open, depth) {
-                (Some(_), Some(depth)) if depth < state.levels.len() => state.lose(overlap()),
-                (Some(_), Some(0)) if !self.atomic => state.undo_all(),
-                (Some(open), Some(_)) => {
-                    if let Err(why) = undo(&open.lease, level) {
-                        state.lose(why);
-                    }
-                }
-                _ => {}
+            match left {
+                Left::Level(level) => state.abandon(level),
+                Left::Pin => state.unpin(),
             }
-            self.forget_loss(state);
         }
     }
+}
 
-    /// A view that is not atomic may begin again when everything it had begun has ended.
-    fn forget_loss(&self, state: &mut State) {
-        if !self.atomic && state.levels.is_empty() {
-            state.lost = None;
-        }
+/// The lock of a transaction's state: whoever has it runs the next statement.
+pub struct Turn {
+    state: OwnedMutexGuard<State>,
+    database: Database,
+}
+
+impl Turn {
+    /// Runs a statement in the transaction, or on the pinned connection.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn run(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
+        let Turn {
+            mut state,
+            database,
+        } = self;
+        let running = async move { state.run(&statement).await };
+        database.carry(face, running).await
     }
 }
 
@@ -307,6 +336,7 @@ impl Waiting<'_> {
     fn to_begin(transaction: &Transaction) -> Waiting<'_> {
         transaction.claims.fetch_add(1, SeqCst);
         let level = Level(transaction.last_level.fetch_add(1, SeqCst) + 1);
+        transaction.effects.begin(level);
         Waiting {
             transaction,
             level,
@@ -315,6 +345,7 @@ impl Waiting<'_> {
     }
 
     fn to_end(transaction: &Transaction, level: Level) -> Waiting<'_> {
+        transaction.effects.leave(level);
         Waiting {
             transaction,
             level,
@@ -336,117 +367,27 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn ended() -> Error {
-    Error::new(ErrorKind::Other, "the transaction has ended already")
-}
+/// A pin that waits for its connection.
+struct Pinning<'a>(&'a Transaction, bool);
 
-fn gone(why: &Error) -> Error {
-    Error::new(
-        why.kind,
-        format!(
-            "the transaction of this request was rolled back, so nothing more can be done in it: {}",
-            why.message
-        ),
-    )
-}
-
-/// Statements do not say which level they are for, so levels that overlap cannot be told apart.
-fn overlap() -> Error {
-    Error::new(
-        ErrorKind::Denied,
-        "two transactions of one request overlapped: one ended while another, begun later, was still open. All was rolled back. Let the inner one end first; do not join atomic blocks",
-    )
-}
-
-/// The lock of a transaction's state: whoever has it runs the next statement.
-pub struct Turn(OwnedMutexGuard<State>);
-
-impl Turn {
-    /// Runs a statement in the transaction and returns its rows.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn query(
-        mut self,
-        face: Face,
-        sql: String,
-        params: Vec<Value>,
-        max_bytes: u64,
-    ) -> Result<Table, Error> {
-        face.run(move || {
-            self.run(|lease| match lease.query(&sql, &params, max_bytes)? {
-                Tried::Done(table) => Ok(table),
-                Tried::Writes => unreachable!("a transaction has the connection that writes"),
-            })
-        })
-        .await
+impl Pinning<'_> {
+    fn new(transaction: &Transaction) -> Pinning<'_> {
+        transaction.claims.fetch_add(1, SeqCst);
+        Pinning(transaction, false)
     }
 
-    /// Runs a statement in the transaction and returns how many rows it changed.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn execute(
-        mut self,
-        face: Face,
-        sql: String,
-        params: Vec<Value>,
-    ) -> Result<u64, Error> {
-        face.run(move || self.run(|lease| lease.execute(&sql, &params)))
-            .await
+    fn done(mut self) -> Pin {
+        self.1 = true;
+        Pin(())
     }
+}
 
-    fn run<T>(&mut self, statement: impl FnOnce(&Lease) -> Result<T, Error>) -> Result<T, Error> {
-        let open = self.0.open.as_ref().ok_or_else(ended)?;
-        let result = statement(&open.lease);
-        if !open.lease.in_transaction() {
-            // SQLite undoes the whole transaction after some errors (disk full, interrupt …).
-            self.0
-                .lose(result.as_ref().err().cloned().unwrap_or_else(ended));
+impl Drop for Pinning<'_> {
+    fn drop(&mut self) {
+        if !self.1 {
+            // It was never pinned: only its claim is given back.
+            self.0.claims.fetch_sub(1, SeqCst);
         }
-        result
-    }
-}
-
-impl State {
-    /// Takes `level` off the stack; how deep it was.
-    fn remove(&mut self, level: Level) -> Option<usize> {
-        let depth = self.levels.iter().position(|other| *other == level)?;
-        self.levels.remove(depth);
-        Some(depth)
-    }
-
-    fn lose(&mut self, why: Error) {
-        self.undo_all();
-        self.lost.get_or_insert(why);
-    }
-
-    fn undo_all(&mut self) {
-        self.open = None;
-        self.fate = Fate::RolledBack;
-    }
-
-    fn end(&mut self, commit: bool) -> Result<(), Error> {
-        let Some(open) = self.open.take() else {
-            return Ok(());
-        };
-        self.fate = Fate::RolledBack;
-        let result = open.lease.host(if commit { "commit" } else { "rollback" });
-        if commit && result.is_ok() {
-            self.fate = Fate::Committed;
-        }
-        result
-    }
-}
-
-fn undo(lease: &Lease, level: Level) -> Result<(), Error> {
-    lease.host(&format!("rollback to {level}"))?;
-    lease.host(&format!("release {level}"))
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "level_{}", self.0)
     }
 }
 

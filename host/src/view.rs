@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::transaction::Options;
+
 /// Where a view's code runs and how its host calls wait (R1: read from the component's types).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
@@ -57,36 +59,14 @@ pub struct View {
     pub kind: Kind,
     /// Sync or async.
     pub mode: Mode,
-    /// How it works with databases.
-    pub data: Data,
+    /// What kind of transaction it has.
+    pub transaction: Options,
     /// How often its request may be run again after a conflict.
     pub retries: u32,
     /// CPU budget.
     pub cpu: Duration,
     /// Time from accepting the request to its response.
     pub timeout: Duration,
-}
-
-/// How a view works with databases.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Data {
-    /// Whether everything it does belongs to one transaction.
-    pub atomic: bool,
-    /// Whether statements that write are refused.
-    pub read_only: bool,
-    /// What its transaction sees of others; none: as the database has it.
-    pub isolation: Option<Isolation>,
-}
-
-/// What a transaction sees of others, as SQL has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isolation {
-    /// Each statement sees what was committed before it.
-    ReadCommitted,
-    /// All statements see the same.
-    RepeatableRead,
-    /// As if no other transaction ran at the same time.
-    Serializable,
 }
 
 impl View {
@@ -98,7 +78,7 @@ impl View {
             id: 0,
             kind: Kind::Middleware,
             mode,
-            data: Data::default(),
+            transaction: Options::default(),
             retries: 0,
             cpu: limit,
             timeout: limit,

@@ -11,15 +11,17 @@ use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use super::Guest;
 use crate::bindings::{database, database_async};
-use crate::database::sqlite::{Stream, Tried};
-use crate::database::{Error, ErrorKind, Face, Row, Sqlite, Table, Value};
+use crate::database::{
+    Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
+};
+use crate::deadline::Deadline;
 use crate::scope::Scope;
-use crate::transaction::{Level, Turn};
+use crate::transaction::{Level, Pin};
 
 /// Where a statement goes: what both faces start from.
 struct Session {
     scope: Arc<Scope>,
-    database: Arc<Sqlite>,
+    database: Database,
     face: Face,
 }
 
@@ -44,10 +46,9 @@ impl Guest {
                 format!("the database `{name}` is not open while a module is being checked"),
             )
         })?;
-        let database = Arc::clone(database);
         Ok(Session {
             scope: Arc::clone(&self.scope),
-            database,
+            database: database.clone(),
             face,
         })
     }
@@ -55,49 +56,99 @@ impl Guest {
 
 impl Session {
     async fn query(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
-        match self.turn().await? {
-            Some(turn) => turn.query(self.face, sql, params, self.max_bytes()).await,
-            None => self.query_outside(sql, params).await,
-        }
+        let outcome = self.run(self.statement(sql, params)).await?;
+        Ok(outcome.table)
     }
 
     async fn execute(&self, sql: String, params: Vec<Value>) -> Result<u64, Error> {
-        if let Some(turn) = self.turn().await? {
-            return turn.execute(self.face, sql, params).await;
-        }
-        let lease = self.database.writer(&self.scope.deadline).await?;
-        self.face.run(move || lease.execute(&sql, &params)).await
+        let statement = Statement {
+            sql,
+            params,
+            rows_max: None,
+        };
+        Ok(self.run(statement).await?.changed)
     }
 
     /// Outside a transaction, a connection of its own feeds the result piece by piece. Inside, the one connection
     /// has to stay free for other statements, so the result is read at once; likewise when the request has taken
     /// its share of the connections already, lest it wait for itself.
     async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
-        if let Some(turn) = self.turn().await? {
-            let table = turn.query(self.face, sql, params, self.max_bytes()).await?;
-            return self.hold(table);
+        let statement = self.statement(sql, params);
+        let recording = (self.scope.journal).begin(&self.database.config().name, &statement.sql);
+        let opened = self.opened(statement).await;
+        recording.end(opened.as_ref().map(|_| 0));
+        opened.inspect_err(|error| self.scope.transaction.note(error))
+    }
+
+    async fn opened(&self, statement: Statement) -> Result<Rows, Error> {
+        self.reserve_worker().await?;
+        let Session {
+            scope,
+            database,
+            face,
+        } = self;
+        if let Some(turn) = scope.transaction.turn(self.on()).await? {
+            return self.hold(turn.run(*face, statement).await?.table);
         }
-        let share = (self.database.config().readers / 2).max(1);
-        if !self.scope.results.open_stream(share) {
-            return self.hold(self.query_outside(sql, params).await?);
+        if !scope.results.open_stream(database.streams_max()) {
+            return self.hold(self.outside(statement).await?.table);
         }
         let held = HeldRows {
-            scope: Arc::clone(&self.scope),
+            scope: Arc::clone(scope),
             bytes: 0,
             stream: true,
         };
-        let (deadline, max) = (&self.scope.deadline, self.max_bytes());
-        let stream = self
-            .database
-            .stream(deadline, sql.clone(), params.clone(), max)
-            .await?;
-        match stream {
-            Tried::Done(stream) => Ok(Rows::streamed(stream, held)),
-            Tried::Writes => {
+        let read_only = scope.transaction.options().read_only;
+        let stream = database.stream(*face, &scope.deadline, read_only, statement);
+        match stream.await? {
+            Streamed::Pieces(stream) => Ok(Rows::streamed(stream, held)),
+            Streamed::Whole(table) => {
                 drop(held);
-                self.hold(self.query_outside(sql, params).await?)
+                self.hold(table)
             }
         }
+    }
+
+    /// Runs a statement to its end, in the transaction if the request has one.
+    async fn run(&self, statement: Statement) -> Result<Outcome, Error> {
+        let scope = &self.scope;
+        let recording = (scope.journal).begin(&self.database.config().name, &statement.sql);
+        if scope.transaction.is_active() {
+            self.reserve_worker().await?;
+        }
+        let ran = match scope.transaction.turn(self.on()).await {
+            Ok(Some(turn)) => turn.run(self.face, statement).await,
+            Ok(None) => self.outside(statement).await,
+            Err(error) => Err(error),
+        };
+        recording.end(match &ran {
+            Ok(outcome) if outcome.table.rows.is_empty() => Ok(outcome.changed),
+            Ok(outcome) => Ok(outcome.table.rows.len() as u64),
+            Err(error) => Err(error),
+        });
+        ran.inspect_err(|error| scope.transaction.note(error))
+    }
+
+    async fn outside(&self, statement: Statement) -> Result<Outcome, Error> {
+        let Session {
+            scope,
+            database,
+            face,
+        } = self;
+        let read_only = scope.transaction.options().read_only;
+        (database.run(*face, &scope.deadline, read_only, statement)).await
+    }
+
+    fn statement(&self, sql: String, params: Vec<Value>) -> Statement {
+        Statement {
+            sql,
+            params,
+            rows_max: Some(self.max_bytes()),
+        }
+    }
+
+    fn on(&self) -> (&Database, &Arc<Deadline>) {
+        (&self.database, &self.scope.deadline)
     }
 
     /// Keeps a result that was read at once until the guest has read it.
@@ -120,60 +171,33 @@ impl Session {
         Ok(Rows::read(table, held))
     }
 
-    async fn query_outside(&self, sql: String, params: Vec<Value>) -> Result<Table, Error> {
-        let Session {
-            scope,
-            database,
-            face,
-        } = self;
-        let max = self.max_bytes();
-        let lease = database.reader(&scope.deadline).await?;
-        let tried = face
-            .run(move || {
-                lease
-                    .query(&sql, &params, max)
-                    .map(|tried| (tried, sql, params))
-            })
-            .await?;
-        match tried {
-            (Tried::Done(table), ..) => Ok(table),
-            (Tried::Writes, sql, params) => {
-                let lease = database.writer(&scope.deadline).await?;
-                match face.run(move || lease.query(&sql, &params, max)).await? {
-                    Tried::Done(table) => Ok(table),
-                    Tried::Writes => unreachable!("this connection writes"),
-                }
-            }
-        }
-    }
-
-    /// The turn of a statement that is issued now, when it belongs to the request's transaction.
-    async fn turn(&self) -> Result<Option<Turn>, Error> {
-        let Session {
-            scope,
-            database,
-            face,
-        } = self;
-        (scope.transaction.turn(*face, (database, &scope.deadline))).await
-    }
-
     fn max_bytes(&self) -> u64 {
         self.scope.limits.rows_max_bytes
     }
 
     async fn begin(&self) -> Result<Begun, Error> {
-        let Session {
-            scope,
-            database,
-            face,
-        } = self;
-        let level = scope
-            .transaction
-            .begin(*face, (database, &scope.deadline))
-            .await?;
+        let level = self.scope.transaction.begin(self.on()).await?;
         Ok(Begun {
-            scope: Arc::clone(scope),
+            scope: Arc::clone(&self.scope),
             level: Some(level),
+        })
+    }
+
+    /// Before it holds a connection, an async part makes sure of the worker that later parts may need: whoever holds
+    /// a connection never waits for a worker (R4).
+    async fn reserve_worker(&self) -> Result<(), Error> {
+        match self.face {
+            Face::Sync => Ok(()),
+            Face::Async => Ok(self.scope.worker.reserve(&self.scope.deadline).await?),
+        }
+    }
+
+    async fn pin(&self) -> Result<Pinned, Error> {
+        self.reserve_worker().await?;
+        let pin = self.scope.transaction.pin(self.on()).await?;
+        Ok(Pinned {
+            scope: Arc::clone(&self.scope),
+            pin: Some(pin),
         })
     }
 }
@@ -288,22 +312,27 @@ impl Drop for Begun {
     }
 }
 
-fn kept(
-    table: &mut ResourceTable,
-    rows: Result<Rows, Error>,
-) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
-    Ok(match rows {
-        Ok(rows) => Ok(table.push(rows)?),
-        Err(error) => Err(error),
-    })
+/// A connection that the guest keeps for its statements.
+pub struct Pinned {
+    scope: Arc<Scope>,
+    pin: Option<Pin>,
 }
 
-fn begun(
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            self.scope.transaction.unpin(pin);
+        }
+    }
+}
+
+/// Gives the guest a handle to what was made for it.
+fn handed<T: Send + 'static>(
     table: &mut ResourceTable,
-    begun: Result<Begun, Error>,
-) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
-    Ok(match begun {
-        Ok(begun) => Ok(table.push(begun)?),
+    made: Result<T, Error>,
+) -> wasmtime::Result<Result<Resource<T>, Error>> {
+    Ok(match made {
+        Ok(made) => Ok(table.push(made)?),
         Err(error) => Err(error),
     })
 }
@@ -346,19 +375,22 @@ impl database::Host for Guest {
         params: Vec<Value>,
     ) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
         let rows = self.now(&name, async |session| session.open(sql, params).await);
-        kept(&mut self.table, rows)
+        handed(&mut self.table, rows)
     }
 
-    fn pin(&mut self, _: String) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
-        Err(wasmtime::Error::msg("tmp"))
-    }
-    fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.scope.fail();
-        Ok(())
-    }
     fn begin(&mut self, name: String) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
         let level = self.now(&name, async |session| session.begin().await);
-        begun(&mut self.table, level)
+        handed(&mut self.table, level)
+    }
+
+    fn pin(&mut self, name: String) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
+        let pinned = self.now(&name, async |session| session.pin().await);
+        handed(&mut self.table, pinned)
+    }
+
+    fn set_rollback(&mut self) -> wasmtime::Result<()> {
+        self.scope.transaction.set_rollback();
+        Ok(())
     }
 }
 
@@ -405,6 +437,13 @@ impl database::HostTransaction for Guest {
     }
 }
 
+impl database::HostPinned for Guest {
+    fn drop(&mut self, pinned: Resource<Pinned>) -> wasmtime::Result<()> {
+        self.table.delete(pinned)?;
+        Ok(())
+    }
+}
+
 type Async = Accessor<Guest, HasSelf<Guest>>;
 
 /// Where a call of the async face goes.
@@ -423,8 +462,7 @@ async fn end(
 
 impl database_async::Host for Guest {
     fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.scope.fail();
-        Ok(())
+        database::Host::set_rollback(self)
     }
 }
 
@@ -454,18 +492,29 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         params: Vec<Value>,
     ) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
         let rows = async { session(accessor, &name)?.open(sql, params).await }.await;
-        accessor.with(|mut store| kept(&mut store.get().table, rows))
+        accessor.with(|mut store| handed(&mut store.get().table, rows))
     }
 
-    async fn pin(_: &Async, _: String) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
-        Err(wasmtime::Error::msg("tmp"))
-    }
     async fn begin(
         accessor: &Async,
         name: String,
     ) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
         let level = async { session(accessor, &name)?.begin().await }.await;
-        accessor.with(|mut store| begun(&mut store.get().table, level))
+        accessor.with(|mut store| handed(&mut store.get().table, level))
+    }
+
+    async fn pin(
+        accessor: &Async,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
+        let pinned = async { session(accessor, &name)?.pin().await }.await;
+        accessor.with(|mut store| handed(&mut store.get().table, pinned))
+    }
+}
+
+impl database_async::HostPinned for Guest {
+    fn drop(&mut self, pinned: Resource<Pinned>) -> wasmtime::Result<()> {
+        database::HostPinned::drop(self, pinned)
     }
 }
 
@@ -515,20 +564,5 @@ impl database_async::HostTransactionWithStore<Guest> for HasSelf<Guest> {
         transaction: Resource<Begun>,
     ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, false).await
-    }
-}
-
-/// tmp
-pub struct Pinned;
-impl database::HostPinned for Guest {
-    fn drop(&mut self, rows: Resource<Pinned>) -> wasmtime::Result<()> {
-        self.table.delete(rows)?;
-        Ok(())
-    }
-}
-impl database_async::HostPinned for Guest {
-    fn drop(&mut self, rows: Resource<Pinned>) -> wasmtime::Result<()> {
-        self.table.delete(rows)?;
-        Ok(())
     }
 }

@@ -18,12 +18,26 @@ use crate::module;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";
+/// What keeps the lines of the source in a component, whatever the crate's own profile says.
+const LINES: [(&str, &str); 2] = [
+    ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
+    ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+];
 /// Growing memory costs more than having it: guests start with what most views need.
 const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
 
+/// What components are built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// With the lines of their source, for the error page.
+    Development,
+    /// As small as the crate's own profile makes them.
+    Production,
+}
+
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let config = Config::load(folder)?;
-    build(&config)?;
+    build(&config, Purpose::Production)?;
     let app = super::routes::check(config)?;
     eprintln!(
         "Checked {} views; `amphi serve` will take them",
@@ -33,7 +47,7 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Builds all crates of the app; returns the folders of the local packages that went into them.
-pub(super) fn build(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) fn build(config: &Config, purpose: Purpose) -> anyhow::Result<Vec<PathBuf>> {
     let mut packages = Vec::new();
     for module in &config.modules {
         if let Source::Crate(folder) = &module.source {
@@ -46,7 +60,8 @@ pub(super) fn build(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
                 .with_context(|| folder.display().to_string())?;
             let metadata = Metadata::of(&folder)?;
             packages.extend(metadata.folders());
-            build_crate(&folder, &metadata, &module.name, &config.artifacts())?;
+            let artifacts = config.artifacts();
+            build_crate(&folder, &metadata, &module.name, &artifacts, purpose)?;
         }
     }
     packages.sort();
@@ -59,12 +74,13 @@ fn build_crate(
     metadata: &Metadata,
     module: &str,
     artifacts: &Path,
+    purpose: Purpose,
 ) -> anyhow::Result<()> {
     let mut modes = Vec::new();
     for mode in [Mode::Sync, Mode::Async] {
         let since = Instant::now();
         let artifact = module::artifact(artifacts, module, mode);
-        match compile(folder, metadata, mode)
+        match compile(folder, metadata, mode, purpose)
             .with_context(|| format!("module `{module}` ({mode})"))?
         {
             Some(component) => {
@@ -108,13 +124,22 @@ fn place(component: &Path, artifact: &Path) -> anyhow::Result<()> {
 }
 
 /// Compiles a crate for one mode. None: it has no views of that mode.
-fn compile(folder: &Path, metadata: &Metadata, mode: Mode) -> anyhow::Result<Option<PathBuf>> {
+fn compile(
+    folder: &Path,
+    metadata: &Metadata,
+    mode: Mode,
+    purpose: Purpose,
+) -> anyhow::Result<Option<PathBuf>> {
     let colour = if std::io::stderr().is_terminal() {
         "always"
     } else {
         "never"
     };
-    let mut cargo = Command::new("cargo")
+    let mut cargo = Command::new("cargo");
+    if purpose == Purpose::Development {
+        cargo.envs(LINES);
+    }
+    let mut cargo = cargo
         .current_dir(folder)
         .args([
             "rustc",

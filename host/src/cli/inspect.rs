@@ -42,7 +42,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     });
     let views = views.with_context(|| file.display().to_string())?;
     let rows = views.iter().map(|view| {
-        let atomic = if view.data.atomic { "atomic" } else { "-" };
+        let atomic = if view.transaction.atomic {
+            "atomic"
+        } else {
+            "-"
+        };
         [
             view.method().to_owned(),
             view.pattern().to_owned(),

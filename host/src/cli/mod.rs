@@ -2,6 +2,7 @@
 
 mod build;
 mod inspect;
+mod migrate;
 mod new;
 mod routes;
 mod serve;
@@ -42,6 +43,9 @@ enum Command {
     /// Serve an app that has been built. For production.
     #[command(after_help = "Example: amphi serve /srv/shop --listen 0.0.0.0:80 --log-format json")]
     Serve(Serving),
+    /// Apply the migrations that an app's databases do not have yet.
+    #[command(after_help = "Example: amphi migrate /srv/shop && amphi serve /srv/shop")]
+    Migrate(Folder),
     /// List an app's routes: method, path, module, view, mode, atomic.
     #[command(after_help = "Example: amphi routes examples/guestbook")]
     Routes(Folder),
@@ -96,6 +100,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = String>) -> ExitCode {
         Command::Build(folder) => build::run(&folder.folder),
         Command::Up(serving) => up::run(serving),
         Command::Serve(serving) => serve::run(&serving),
+        Command::Migrate(folder) => migrate::run(&folder.folder),
         Command::Routes(folder) => routes::run(&folder.folder),
         Command::Inspect(arguments) => inspect::run(&arguments),
     };

@@ -14,7 +14,11 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let app = check(Config::load(folder)?)?;
     let mut rows: Vec<[String; 6]> = (app.views.iter())
         .map(|view| {
-            let atomic = if view.data.atomic { "atomic" } else { "-" };
+            let atomic = if view.transaction.atomic {
+                "atomic"
+            } else {
+                "-"
+            };
             [
                 view.method().to_owned(),
                 view.pattern().to_owned(),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Serving;
 use crate::app::App;
 use crate::config::Config;
-use crate::database::{self, Databases};
+use crate::database::{self, Databases, migration};
 use crate::host::Host;
 use crate::run::Engines;
 use crate::server::{self, Sockets};
@@ -18,7 +18,7 @@ use crate::server::{self, Sockets};
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
     block_on(async {
-        let running = Running::start(config).await?;
+        let running = Running::start(config, Migrations::Check).await?;
         running.serve().await
     })
 }
@@ -49,7 +49,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
-    pub(super) async fn start(config: Config) -> anyhow::Result<Running> {
+    pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config.listen, config.admin)?;
         let parts = config.parts_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
@@ -60,7 +60,7 @@ impl Running {
         )?;
         let app = {
             let engines = engines.clone();
-            tokio::task::spawn_blocking(move || load(config, &engines, None)).await??
+            tokio::task::spawn_blocking(move || load(config, &engines, None, migrations)).await??
         };
         let addresses = sockets.addresses()?;
         app.services.http.set_own(addresses[0]);
@@ -70,7 +70,7 @@ impl Running {
             tracing::info!(%address, admin, app = app.config.name, sync_views = views.get("sync"), async_views = views.get("async"), "listening");
         }
         Ok(Running {
-            host: Arc::new(Host::new(app, engines)),
+            host: Arc::new(Host::new(app, engines, migrations == Migrations::Apply)),
             sockets,
         })
     }
@@ -83,20 +83,37 @@ impl Running {
     }
 }
 
+/// Who applies migrations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Migrations {
+    /// This command does, in development.
+    Apply,
+    /// Somebody has to have done so: `amphi migrate`.
+    Check,
+}
+
 /// Opens the databases, loads the modules and then applies migrations: an app that cannot be served leaves its
 /// databases as they were.
 pub(super) fn load(
     config: Config,
     engines: &Engines,
     previous: Option<&App>,
+    migrations: Migrations,
 ) -> anyhow::Result<App> {
+    if migrations == Migrations::Check {
+        migration::check_all(&config)?;
+    }
     let none = Databases::new();
     let databases = database::open_all(
         &config,
         previous.map_or(&none, |app| &app.services.databases),
     )?;
     let app = App::load(config, engines, databases, previous)?;
-    database::migrate_all(&app.services.databases)?;
+    if migrations == Migrations::Apply {
+        migration::migrate_all(&app.config, |database, migration| {
+            tracing::info!(database, migration, "migration applied");
+        })?;
+    }
     Ok(app)
 }
 

@@ -11,9 +11,10 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
-use super::serve::{Running, block_on, load};
-use super::{Serving, build};
-use crate::config::{Config, Source};
+use super::Serving;
+use super::build::{self, Purpose};
+use super::serve::{Migrations, Running, block_on, load};
+use crate::config::{Config, Source, Storage};
 use crate::host::Host;
 
 /// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
@@ -22,12 +23,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
-    let packages = build::build(&config)?;
+    let packages = build::build(&config, Purpose::Development)?;
     block_on(async {
         let (changed, changes) = mpsc::channel(1);
         let watching = Watching::start(&config, &packages, changed)?;
         let print = fingerprint(&config);
-        let running = Running::start(config.clone()).await?;
+        let running = Running::start(config.clone(), Migrations::Apply).await?;
         tracing::info!("watching for changes; Ctrl-C ends");
         let host = Arc::clone(&running.host);
         let rebuilding = Rebuilding {
@@ -84,11 +85,16 @@ impl Rebuilding {
     fn run(&self, before: u64) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
         let since = Instant::now();
         let config = self.serving.config()?;
-        let packages = build::build(&config)?;
+        let packages = build::build(&config, Purpose::Development)?;
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
-            let app = load(config.clone(), &self.host.engines, Some(&old))?;
+            let app = load(
+                config.clone(),
+                &self.host.engines,
+                Some(&old),
+                Migrations::Apply,
+            )?;
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
@@ -223,9 +229,11 @@ impl Concern {
         }
         let files = config.static_files.iter();
         self.ignored.extend(files.map(|files| real(&files.dir)));
-        let databases = config.databases.values();
-        self.databases
-            .extend(databases.map(|database| real(&database.sqlite)));
+        let files = (config.databases.values()).filter_map(|database| match &database.storage {
+            Storage::Sqlite(sqlite) => Some(real(&sqlite.file)),
+            Storage::Postgres(_) => None,
+        });
+        self.databases.extend(files);
     }
 
     /// Whether a change of `path` matters. What is built is not a source, but only below the folders themselves: the
@@ -253,7 +261,7 @@ fn is_of_database(path: &Path, database: &Path) -> bool {
     else {
         return false;
     };
-    matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal")
+    matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal" | b"-migrating")
 }
 
 /// The path without links and detours, so that it can be compared. The last part need not exist yet.

@@ -4,25 +4,26 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use toml::Spanned;
 
 use super::{
-    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX,
-    MiddlewareRef, Module, Place, Server, Source, StaticFiles, raw,
+    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
+    Place, Server, Source, StaticFiles, raw,
 };
+use crate::proxies::{Addresses, Proxies};
 use crate::view::Topics;
+use middleware::Builtins;
+
+mod middleware;
 
 /// What times can be: up to a day. Where 0 has a meaning, the range starts there.
-const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
-const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
+pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
+pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
 /// What numbers of bytes can be that the host only compares with.
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
 /// A result counts some bytes even without rows.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
-/// What `value_max_bytes` can be: SQLite itself stores no larger value.
-const VALUE_BYTES: RangeInclusive<u64> = 65_536..=1_000_000_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
@@ -34,7 +35,7 @@ const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
-    folder: &'a Path,
+    pub(super) folder: &'a Path,
 }
 
 impl<'a> Checker<'a> {
@@ -46,11 +47,11 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn error<T>(&self, at: &Spanned<T>, message: String) -> ConfigError {
+    pub(super) fn error<T>(&self, at: &Spanned<T>, message: String) -> ConfigError {
         self.error_at(at.span().start, message)
     }
 
-    fn error_at(&self, offset: usize, message: String) -> ConfigError {
+    pub(super) fn error_at(&self, offset: usize, message: String) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
             place: Some(Place::of(self.text, offset)),
@@ -91,7 +92,12 @@ impl<'a> Checker<'a> {
             .as_ref()
             .map(|atomic| self.atomic(atomic))
             .transpose()?;
+        let proxies = self.proxies(raw.server.get_ref())?;
+        let names = raw.modules.keys().cloned().collect();
+        let known = self.builtins(raw.middleware, names, &proxies)?;
+        let (builtins, middleware) = self.middleware(&raw.app.middleware, &known)?;
         let defaults = Defaults {
+            builtins: known,
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
             limits,
         };
@@ -101,8 +107,9 @@ impl<'a> Checker<'a> {
         if modules.is_empty() && static_files.is_none() {
             return Err(self.error_at(0, "the app has neither a module nor static files: add `[modules.NAME]` with `path = \".\"`".into()));
         }
-        let middleware = self.middleware(&raw.app.middleware)?;
         Ok(Config {
+            proxies,
+            builtins,
             middleware,
             file: self.file.to_owned(),
             name: raw.app.name,
@@ -180,7 +187,7 @@ impl<'a> Checker<'a> {
     }
 
     /// A number that makes no sense, or that the host could not even start with, is told here and not later.
-    fn within(
+    pub(super) fn within(
         &self,
         offset: usize,
         name: &str,
@@ -223,34 +230,11 @@ impl<'a> Checker<'a> {
         Ok(limits)
     }
 
-    fn database(&self, name: String, raw: raw::Database) -> Result<Database, ConfigError> {
-        let migrations = raw
-            .migrations
-            .map(|folder| self.folder(&folder, "migrations"))
-            .transpose()?;
-        let at = raw.readers.span().start;
-        self.within(at, "readers", *raw.readers.get_ref(), 1..=1000)?;
-        let at = raw.busy_timeout_ms.span().start;
-        let busy_timeout_ms = raw.busy_timeout_ms.into_inner();
-        self.within(at, "busy_timeout_ms", busy_timeout_ms, TIME_MS_OR_NONE)?;
-        let at = raw.acquire_timeout_ms.span().start;
-        let acquire_timeout_ms = raw.acquire_timeout_ms.into_inner();
-        self.within(at, "acquire_timeout_ms", acquire_timeout_ms, TIME_MS)?;
-        let at = raw.value_max_bytes.span().start;
-        let value_max_bytes = raw.value_max_bytes.into_inner();
-        self.within(at, "value_max_bytes", value_max_bytes, VALUE_BYTES)?;
-        Ok(Database {
-            name,
-            sqlite: self.folder.join(raw.sqlite),
-            migrations,
-            readers: raw.readers.into_inner(),
-            busy_timeout: Duration::from_millis(busy_timeout_ms),
-            acquire_timeout: Duration::from_millis(acquire_timeout_ms),
-            value_max_bytes,
-        })
-    }
-
-    fn folder(&self, folder: &Spanned<PathBuf>, what: &str) -> Result<PathBuf, ConfigError> {
+    pub(super) fn folder(
+        &self,
+        folder: &Spanned<PathBuf>,
+        what: &str,
+    ) -> Result<PathBuf, ConfigError> {
         let path = self.folder.join(folder.get_ref());
         if path.is_dir() {
             return Ok(path);
@@ -330,7 +314,7 @@ impl<'a> Checker<'a> {
             .iter()
             .map(|grant| self.http_grant(grant))
             .collect::<Result<_, _>>()?;
-        let middleware = self.middleware(&raw.middleware)?;
+        let (builtins, middleware) = self.middleware(&raw.middleware, &defaults.builtins)?;
         let publish = self.topics(&raw.publish)?;
         let subscribe = self.topics(&raw.subscribe)?;
         let directories = raw
@@ -364,6 +348,7 @@ impl<'a> Checker<'a> {
             mount: self.mount(&raw.mount)?,
             databases: raw.databases.into_iter().map(Spanned::into_inner).collect(),
             http,
+            builtins,
             middleware,
             publish,
             subscribe,
@@ -419,15 +404,22 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn middleware(&self, raw: &[Spanned<String>]) -> Result<Vec<MiddlewareRef>, ConfigError> {
-        let parse = |text: &Spanned<String>| match text.get_ref().split_once("::") {
-            Some((module, function)) => Ok(MiddlewareRef::Guest {
-                module: module.to_owned(),
-                function: function.to_owned(),
-            }),
-            None => Err(self.error(text, "write module::function".to_owned())),
+    fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
+        let parse = |text: &Spanned<String>| {
+            Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
         };
-        raw.iter().map(parse).collect()
+        let networks: Vec<_> =
+            (server.trusted_proxies.iter().map(parse)).collect::<Result<_, _>>()?;
+        let addresses = match server.client_address.get_ref().as_str() {
+            "x-forwarded-for" => Addresses::XForwardedFor,
+            "forwarded" => Addresses::Forwarded,
+            other => {
+                return Err(self.error(&server.client_address, format!(
+                    "`{other}` is not a value of `client_address`: write \"x-forwarded-for\" or \"forwarded\", whichever header the proxies set"
+                )));
+            }
+        };
+        Ok(Proxies::new(networks, addresses))
     }
 
     fn topics(&self, raw: &[Spanned<String>]) -> Result<Vec<Topics>, ConfigError> {
@@ -466,17 +458,26 @@ impl<'a> Checker<'a> {
     }
 
     fn secret(&self, secret: &Spanned<raw::Secret>) -> Result<String, ConfigError> {
-        match secret.get_ref() {
+        self.secret_of(secret, secret.get_ref())
+    }
+
+    /// What a secret written at `at` is.
+    pub(super) fn secret_of<T>(
+        &self,
+        at: &Spanned<T>,
+        secret: &raw::Secret,
+    ) -> Result<String, ConfigError> {
+        match secret {
             raw::Secret { env: Some(name), file: None } => std::env::var(name).map_err(|_| {
-                self.error(secret, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
+                self.error(at, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
             }),
             raw::Secret { env: None, file: Some(path) } => {
                 let path = self.folder.join(path);
                 let text = std::fs::read_to_string(&path)
-                    .map_err(|error| self.error(secret, format!("the secret's file {} cannot be read: {error}", path.display())))?;
+                    .map_err(|error| self.error(at, format!("the secret's file {} cannot be read: {error}", path.display())))?;
                 Ok(text.trim_end_matches(['\r', '\n']).to_owned())
             }
-            _ => Err(self.error(secret, "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }".into())),
+            _ => Err(self.error(at, "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }".into())),
         }
     }
 }
@@ -485,4 +486,5 @@ impl<'a> Checker<'a> {
 struct Defaults {
     atomic: Atomic,
     limits: Limits,
+    builtins: Builtins,
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::database::RawDatabase;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
@@ -21,9 +23,11 @@ pub(super) struct Config {
     #[serde(default = "unspanned")]
     pub(super) limits: Spanned<OwnLimits>,
     #[serde(default)]
-    pub(super) databases: BTreeMap<String, Database>,
+    pub(super) databases: BTreeMap<String, Spanned<RawDatabase>>,
     #[serde(default, rename = "static")]
     pub(super) static_files: Option<StaticFiles>,
+    #[serde(default)]
+    pub(super) middleware: BTreeMap<String, Spanned<BTreeMap<String, Spanned<toml::Value>>>>,
     #[serde(default)]
     pub(super) modules: BTreeMap<String, Spanned<Module>>,
 }
@@ -58,6 +62,8 @@ pub(super) enum Atomic {
 pub struct Server {
     pub(super) listen: Vec<Spanned<String>>,
     pub(super) admin: Option<Spanned<String>>,
+    pub(super) trusted_proxies: Vec<Spanned<String>>,
+    pub(super) client_address: Spanned<String>,
     /// Open connections; further ones wait in the kernel's queue. Default 10,000.
     pub connections_max: usize,
     /// All headers of a request together; more gets 431. Default 32 KiB.
@@ -91,6 +97,8 @@ impl Default for Server {
         Server {
             listen: vec![Spanned::new(0..0, "127.0.0.1:3000".to_owned())],
             admin: None,
+            trusted_proxies: Vec::new(),
+            client_address: Spanned::new(0..0, "x-forwarded-for".to_owned()),
             connections_max: 10_000,
             headers_max_bytes: 32 << 10,
             headers_max: 100,
@@ -230,34 +238,6 @@ limits! {
     context_value_max_bytes: usize = 8 << 10,
     /// What a request may write to the log, in all; the rest is cut with a note. Default 64 KiB.
     log_max_bytes: usize = 64 << 10,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Database {
-    pub(super) sqlite: PathBuf,
-    pub(super) migrations: Option<Spanned<PathBuf>>,
-    #[serde(default = "readers")]
-    pub(super) readers: Spanned<usize>,
-    #[serde(default = "five_seconds")]
-    pub(super) busy_timeout_ms: Spanned<u64>,
-    #[serde(default = "five_seconds")]
-    pub(super) acquire_timeout_ms: Spanned<u64>,
-    /// One text or blob, in a statement or a result; more is an error to the view. Default 16 MiB.
-    #[serde(default = "value_max_bytes")]
-    pub(super) value_max_bytes: Spanned<u64>,
-}
-
-fn readers() -> Spanned<usize> {
-    Spanned::new(0..0, 4)
-}
-
-fn value_max_bytes() -> Spanned<u64> {
-    Spanned::new(0..0, 16 << 20)
-}
-
-fn five_seconds() -> Spanned<u64> {
-    Spanned::new(0..0, 5_000)
 }
 
 #[derive(Deserialize)]

@@ -1,29 +1,52 @@
 //! Databases: connections, statements, limits. Transactions are one level up.
 //!
-//! Values, rows and errors are the plain records of the contract.
+//! Values, rows and errors are the plain records of the contract. There are two kinds of database, SQLite and
+//! PostgreSQL; what is above this module sees one: a statement goes in, an outcome comes out. SQLite's work blocks
+//! and is carried to a thread that may wait; PostgreSQL's waits for the network and is carried by a future that
+//! goes on when its caller is gone. Either way a statement that has begun is finished.
 
+mod journal;
+pub mod migration;
+pub mod postgres;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use tokio::sync::mpsc;
 
 pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
-use crate::config::Config;
-use crate::deadline::Ended;
+pub use crate::bindings::types::Isolation;
+use crate::config::{self, Config, Storage};
+use crate::deadline::{Deadline, Ended};
 use crate::gate::Refused;
 use crate::workers;
 
+pub use journal::{Entry, Journal};
+pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
 /// The app's databases by name.
-pub type Databases = BTreeMap<String, Arc<Sqlite>>;
+pub type Databases = BTreeMap<String, Database>;
 
-/// Opens every database of the configuration, reusing those of `previous` that have not changed.
+/// An open database.
+#[derive(Clone)]
+pub enum Database {
+    /// A file.
+    Sqlite(Arc<Sqlite>),
+    /// A server.
+    Postgres(Arc<Postgres>),
+}
+
+/// Opens every database of the configuration, reusing those of `previous` that have not changed. Blocks; on a
+/// thread of the runtime that connections shall live on.
 ///
 /// # Errors
-/// When a file cannot be opened; the text names the database.
+/// When a file cannot be opened or a server not be reached; the text names the database.
 pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databases> {
     let mut databases = Databases::new();
     for (name, wanted) in &config.databases {
@@ -31,26 +54,265 @@ pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databas
             .get(name)
             .filter(|database| database.config() == wanted)
         {
-            Some(same) => Arc::clone(same),
-            None => Sqlite::open(wanted)
-                .with_context(|| format!("database `{name}` ({})", wanted.sqlite.display()))?,
+            Some(same) => same.clone(),
+            None => Database::open(wanted)
+                .with_context(|| format!("database `{name}` ({})", wanted.storage))?,
         };
         databases.insert(name.clone(), database);
     }
     Ok(databases)
 }
 
-/// Applies the migrations that are new. There is no way back: do it last, when nothing else can fail.
-///
-/// # Errors
-/// When a migration fails; the text names the database.
-pub fn migrate_all(databases: &Databases) -> anyhow::Result<()> {
-    for (name, database) in databases {
-        database
-            .migrate()
-            .with_context(|| format!("database `{name}`: migrations"))?;
+/// One statement, and what is wanted of it.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    /// A single statement. Its parameters are `$1`, `$2` … (in SQLite also `?`).
+    pub sql: String,
+    /// The values of its parameters.
+    pub params: Vec<Value>,
+    /// Its rows, up to so many bytes. None: only how many it changed.
+    pub rows_max: Option<u64>,
+}
+
+/// What a statement did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its rows, when they were wanted.
+    pub table: Table,
+    /// How many rows it changed.
+    pub changed: u64,
+}
+
+/// How a statement came to nothing.
+#[derive(Debug)]
+pub enum Failed {
+    /// The host refused it: the database has seen nothing of it, nor of what was to go before it.
+    Refused(Error),
+    /// What had to go before it failed.
+    Before(Error),
+    /// The database failed it.
+    Statement(Error),
+}
+
+impl Failed {
+    /// What happened, whatever the stage.
+    pub fn into_error(self) -> Error {
+        match self {
+            Failed::Refused(error) | Failed::Before(error) | Failed::Statement(error) => error,
+        }
     }
-    Ok(())
+}
+
+/// The columns of a result, and its rows as they are read.
+pub struct Stream {
+    /// Column names.
+    pub columns: Vec<String>,
+    /// Pieces of the result; an error is the last one.
+    pub pieces: mpsc::Receiver<Result<Vec<Row>, Error>>,
+}
+
+/// A piece of a streamed result ends at whichever comes first.
+const PIECE_ROWS: usize = 256;
+const PIECE_BYTES: u64 = 64 << 10;
+/// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
+const ROW_BYTES: u64 = 24;
+const VALUE_BYTES: u64 = 32;
+/// Prepared statements kept per connection.
+const STATEMENTS_KEPT: usize = 64;
+/// The most bytes of one statement's text.
+const STATEMENT_BYTES_MAX: usize = 256 << 10;
+
+impl Database {
+    /// Opens it. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or the server not be reached.
+    pub fn open(config: &config::Database) -> anyhow::Result<Database> {
+        match &config.storage {
+            Storage::Sqlite(file) => Sqlite::open(config, file).map(Database::Sqlite),
+            Storage::Postgres(server) => Postgres::open(config, server).map(Database::Postgres),
+        }
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &config::Database {
+        match self {
+            Database::Sqlite(sqlite) => sqlite.config(),
+            Database::Postgres(postgres) => postgres.config(),
+        }
+    }
+
+    /// How many results one request may read in pieces at once.
+    pub fn streams_max(&self) -> usize {
+        let connections = match &self.config().storage {
+            Storage::Sqlite(sqlite) => sqlite.readers,
+            Storage::Postgres(server) => server.connections,
+        };
+        (connections / 2).max(1)
+    }
+
+    /// A connection for a transaction or a pinned session.
+    ///
+    /// # Errors
+    /// When none comes free in time, or the request ends.
+    pub async fn lease(&self, deadline: &Arc<Deadline>, read_only: bool) -> Result<Lease, Error> {
+        Ok(match self {
+            Database::Sqlite(sqlite) if read_only => {
+                Lease::Sqlite(Box::new(sqlite.reader(deadline).await?))
+            }
+            Database::Sqlite(sqlite) => Lease::Sqlite(Box::new(sqlite.writer(deadline).await?)),
+            Database::Postgres(postgres) => {
+                Lease::Postgres(Box::new(postgres.lease(deadline, read_only).await?))
+            }
+        })
+    }
+
+    /// Runs a statement outside of any transaction, on whichever connection is free.
+    ///
+    /// # Errors
+    /// What the database says; `denied` when it writes and `read_only` is set.
+    pub async fn run(
+        &self,
+        face: Face,
+        deadline: &Arc<Deadline>,
+        read_only: bool,
+        statement: Statement,
+    ) -> Result<Outcome, Error> {
+        match self {
+            Database::Sqlite(sqlite) => sqlite.run(face, deadline, read_only, statement).await,
+            Database::Postgres(postgres) => {
+                let mut lease = postgres.lease(deadline, read_only).await?;
+                let ran = self.carry(face, async move { lease.run_alone(&statement).await });
+                ran.await
+            }
+        }
+    }
+
+    /// Runs a statement outside of any transaction and hands its result over in pieces, each row at most
+    /// `rows_max` bytes.
+    ///
+    /// # Errors
+    /// As [`Database::run`]; errors that come later are the last thing in the stream.
+    pub async fn stream(
+        &self,
+        face: Face,
+        deadline: &Arc<Deadline>,
+        read_only: bool,
+        statement: Statement,
+    ) -> Result<Streamed, Error> {
+        match self {
+            Database::Sqlite(sqlite) => sqlite.stream(face, deadline, read_only, statement).await,
+            Database::Postgres(postgres) => {
+                let stream = postgres.stream(deadline, read_only, statement).await?;
+                Ok(Streamed::Pieces(stream))
+            }
+        }
+    }
+
+    /// Runs the work of a statement where it may wait, to its end, even if its caller is gone by then.
+    pub async fn carry<T: Send + 'static>(
+        &self,
+        face: Face,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        match self {
+            Database::Sqlite(_) => {
+                let work = Box::pin(work);
+                face.run(|| work.now_or_never().expect("SQLite blocks, it never yields"))
+                    .await
+            }
+            Database::Postgres(postgres) => Surviving::new(postgres.runtime(), work).await,
+        }
+    }
+}
+
+/// A result that was asked for in pieces.
+pub enum Streamed {
+    /// It comes in pieces.
+    Pieces(Stream),
+    /// The statement writes, so that its result was read at once.
+    Whole(Table),
+}
+
+/// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
+pub enum Lease {
+    /// Of a file.
+    Sqlite(Box<sqlite::Lease>),
+    /// Of a server.
+    Postgres(Box<postgres::Lease>),
+}
+
+impl Lease {
+    /// Runs what has to go `before` the statement, and the statement.
+    ///
+    /// # Errors
+    /// Which of them failed, and how.
+    pub async fn run(
+        &mut self,
+        before: &[String],
+        statement: &Statement,
+    ) -> Result<Outcome, Failed> {
+        match self {
+            Lease::Sqlite(lease) => lease.run_in_order(before, statement),
+            Lease::Postgres(lease) => lease.run(before, statement).await,
+        }
+    }
+
+    /// Runs transaction statements of the host's own, also when the request has ended.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn host(&mut self, statements: &[String]) -> Result<(), Error> {
+        match self {
+            Lease::Sqlite(lease) => statements.iter().try_for_each(|sql| lease.host(sql)),
+            Lease::Postgres(lease) => lease.host(statements).await,
+        }
+    }
+
+    /// The statement that begins a transaction here.
+    pub fn begin(&self, read_only: bool, isolation: Option<Isolation>) -> String {
+        match self {
+            // It is always serializable, so stricter than whatever was asked for.
+            Lease::Sqlite(_) if read_only => "begin deferred".to_owned(),
+            Lease::Sqlite(_) => "begin immediate".to_owned(),
+            Lease::Postgres(_) => {
+                let level = match isolation {
+                    None => "",
+                    Some(Isolation::ReadCommitted) => " isolation level read committed",
+                    Some(Isolation::RepeatableRead) => " isolation level repeatable read",
+                    Some(Isolation::Serializable) => " isolation level serializable",
+                };
+                let access = if read_only { " read only" } else { "" };
+                format!("begin{level}{access}")
+            }
+        }
+    }
+
+    /// Says whether what runs from now on is within a transaction.
+    pub fn set_in_transaction(&mut self, within: bool) {
+        match self {
+            // SQLite knows.
+            Lease::Sqlite(_) => {}
+            Lease::Postgres(lease) => lease.set_in_transaction(within),
+        }
+    }
+
+    /// Lets statements pass that change the session, or no more of them. Either way the connection is used by
+    /// nobody else afterwards.
+    pub fn set_pinned(&mut self, pinned: bool) {
+        match self {
+            Lease::Sqlite(lease) => lease.set_pinned(pinned),
+            Lease::Postgres(lease) => lease.set_pinned(pinned),
+        }
+    }
+
+    /// Whether a transaction that was begun here still exists: databases undo the whole of it after some errors.
+    pub fn in_transaction(&self) -> bool {
+        match self {
+            Lease::Sqlite(lease) => lease.in_transaction(),
+            Lease::Postgres(lease) => lease.is_usable(),
+        }
+    }
 }
 
 /// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
@@ -78,12 +340,86 @@ impl Face {
     }
 }
 
+/// Work that goes on in the background when it is dropped on the way.
+struct Surviving<T: Send + 'static> {
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    started: bool,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<T: Send + 'static> Surviving<T> {
+    fn new(
+        runtime: &tokio::runtime::Handle,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Surviving<T> {
+        Surviving {
+            work: Some(Box::pin(work)),
+            started: false,
+            runtime: runtime.clone(),
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for Surviving<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        self.started = true;
+        let work = self.work.as_mut().expect("it is not polled after its end");
+        let done = work.as_mut().poll(context);
+        if done.is_ready() {
+            self.work = None;
+        }
+        done
+    }
+}
+
+impl<T: Send + 'static> Drop for Surviving<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take().filter(|_| self.started) {
+            self.runtime.spawn(async move {
+                drop(work.await);
+            });
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
         Error {
             kind,
             message: message.into(),
         }
+    }
+
+    fn read_only(sql: &str) -> Error {
+        Error::new(
+            ErrorKind::Denied,
+            format!(
+                "the view is read-only, and this statement writes: {}",
+                short(sql)
+            ),
+        )
+    }
+
+    fn too_large(max_bytes: u64, sql: &str) -> Error {
+        Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open` outside a transaction: {}",
+                short(sql)
+            ),
+        )
+    }
+
+    fn parameters(expected: usize, given: usize, sql: &str) -> Error {
+        Error::new(
+            ErrorKind::Statement,
+            format!(
+                "the statement has {expected} parameters, and {given} were given: {}",
+                short(sql)
+            ),
+        )
     }
 }
 
@@ -108,4 +444,21 @@ impl From<Refused> for Error {
             Refused::Ended(why) => why.into(),
         }
     }
+}
+
+/// Enough of a statement to recognise it by.
+pub(crate) fn short(sql: &str) -> String {
+    let mut line = String::new();
+    for word in sql.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if line.len() > 160 {
+            line.truncate(line.floor_char_boundary(160));
+            line.push_str(" …");
+            break;
+        }
+    }
+    line
 }

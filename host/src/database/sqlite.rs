@@ -16,11 +16,14 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::AuthContext;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, Statement, ToSql};
+use rusqlite::{Connection, ErrorCode, ToSql};
 use tokio::sync::mpsc;
 
-use super::{Error, ErrorKind, Row, Table, Value};
-use crate::config::Database as Config;
+use super::{
+    Error, ErrorKind, Face, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row,
+    STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Statement, Stream, Streamed, Table, VALUE_BYTES, Value,
+};
+use crate::config::{Database as Config, SqliteFile};
 use crate::deadline::Deadline;
 use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
@@ -31,16 +34,10 @@ use guard::Guard;
 
 /// SQLite asks whether to go on after about this many steps of its virtual machine (some tens of microseconds).
 const STEPS_BETWEEN_CHECKS: i32 = 10_000;
-/// A piece of a streamed result ends at whichever comes first.
-const PIECE_ROWS: usize = 256;
-const PIECE_BYTES: u64 = 64 << 10;
-/// Prepared statements kept per connection, and the most bytes that one may have.
-const STATEMENTS_KEPT: usize = 64;
-const STATEMENT_BYTES_MAX: i32 = 256 << 10;
-
 /// An open database.
 pub struct Sqlite {
     config: Config,
+    file: SqliteFile,
     writer: Pool,
     readers: Pool,
 }
@@ -62,6 +59,8 @@ pub struct Lease {
     handle: Option<Handle>,
     database: Arc<Sqlite>,
     writes: bool,
+    /// Whether it was ever pinned: nobody else gets it then.
+    tainted: bool,
     place: Option<Place>,
     held: Option<Held>,
 }
@@ -79,23 +78,24 @@ impl Sqlite {
     ///
     /// # Errors
     /// When the file cannot be opened, or is not a database.
-    pub fn open(config: &Config) -> anyhow::Result<Arc<Sqlite>> {
-        if let Some(folder) = config.sqlite.parent() {
+    pub fn open(config: &Config, file: &SqliteFile) -> anyhow::Result<Arc<Sqlite>> {
+        if let Some(folder) = file.file.parent() {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("making the folder {}", folder.display()))?;
         }
-        let writer = Handle::open(config, true)?;
-        let readers = (0..config.readers)
-            .map(|_| Handle::open(config, false))
+        let writer = Handle::open(config, file, true)?;
+        let readers = (0..file.readers)
+            .map(|_| Handle::open(config, file, false))
             .collect::<anyhow::Result<_>>()?;
         let name = |kind| format!("database `{}`, {kind} connections", config.name);
         let pool = |kind, size, handles| Pool {
-            gate: Gate::new(name(kind), size, usize::MAX, config.acquire_timeout),
+            gate: Gate::new(name(kind), size, config.queue_max, config.acquire_timeout),
             free: Mutex::new(handles),
         };
         Ok(Arc::new(Sqlite {
             writer: pool("writing", 1, vec![writer]),
-            readers: pool("reading", config.readers, readers),
+            readers: pool("reading", file.readers, readers),
+            file: file.clone(),
             config: config.clone(),
         }))
     }
@@ -105,23 +105,9 @@ impl Sqlite {
         &self.config
     }
 
-    /// Applies the migrations that have not been applied yet, each in a transaction.
-    ///
-    /// # Errors
-    /// When a file's name or SQL is wrong, or differs from what was applied under that name before.
-    pub fn migrate(&self) -> anyhow::Result<()> {
-        let Some(folder) = &self.config.migrations else {
-            return Ok(());
-        };
-        let files = refinery::load_sql_migrations(folder)
-            .with_context(|| format!("reading {}", folder.display()))?;
-        let mut connection = Connection::open(&self.config.sqlite)?;
-        connection.busy_timeout(self.config.busy_timeout)?;
-        let report = refinery::Runner::new(&files).run(&mut connection)?;
-        for applied in report.applied_migrations() {
-            tracing::info!(database = self.config.name, migration = %applied, "migration applied");
-        }
-        Ok(())
+    /// Where it is.
+    pub fn file(&self) -> &SqliteFile {
+        &self.file
     }
 
     /// A connection that reads.
@@ -165,6 +151,7 @@ impl Sqlite {
             handle: Some(handle),
             database: Arc::clone(self),
             writes,
+            tainted: false,
             place: Some(place),
             held: Some(held),
         })
@@ -172,7 +159,9 @@ impl Sqlite {
 
     async fn reopen(self: &Arc<Self>, writes: bool) -> Result<Handle, Error> {
         let database = Arc::clone(self);
-        let opened = tokio::task::spawn_blocking(move || Handle::open(&database.config, writes));
+        let opened = tokio::task::spawn_blocking(move || {
+            Handle::open(&database.config, &database.file, writes)
+        });
         opened
             .await
             .map_err(anyhow::Error::from)
@@ -186,29 +175,61 @@ impl Sqlite {
             })
     }
 
-    /// Runs a statement outside a transaction and hands its result over in pieces, each row at most `max_bytes`.
-    ///
-    /// # Errors
-    /// As [`Lease::query`]; errors that come later are the last thing in the stream.
-    pub async fn stream(
+    /// Runs a statement outside of any transaction: on a connection that reads if that can be.
+    pub(super) async fn run(
         self: &Arc<Self>,
+        face: Face,
         deadline: &Arc<Deadline>,
-        sql: String,
-        params: Vec<Value>,
-        max_bytes: u64,
-    ) -> Result<Tried<Stream>, Error> {
+        read_only: bool,
+        statement: Statement,
+    ) -> Result<Outcome, Error> {
+        // Whoever wants no rows most likely writes.
+        let statement = if statement.rows_max.is_some() || read_only {
+            let lease = self.reader(deadline).await?;
+            let tried = face.run(move || {
+                let tried = lease.run(&statement)?;
+                Ok::<_, Error>((tried, statement))
+            });
+            match tried.await? {
+                (Tried::Done(outcome), _) => return Ok(outcome),
+                (Tried::Writes, statement) if read_only => {
+                    return Err(Error::read_only(&statement.sql));
+                }
+                (Tried::Writes, statement) => statement,
+            }
+        } else {
+            statement
+        };
+        let lease = self.writer(deadline).await?;
+        face.run(move || match lease.run(&statement)? {
+            Tried::Done(outcome) => Ok(outcome),
+            Tried::Writes => unreachable!("this connection writes"),
+        })
+        .await
+    }
+
+    /// As [`Sqlite::run`], with the result in pieces if the statement only reads.
+    pub(super) async fn stream(
+        self: &Arc<Self>,
+        face: Face,
+        deadline: &Arc<Deadline>,
+        read_only: bool,
+        statement: Statement,
+    ) -> Result<Streamed, Error> {
         let lease = self.reader(deadline).await?;
         let (sender, receiver) = mpsc::channel(1);
         let (head_sender, head) = tokio::sync::oneshot::channel();
-        tokio::task::spawn_blocking(move || {
-            lease.feed((&sql, &params, max_bytes), head_sender, &sender)
-        });
+        let feeding = statement.clone();
+        tokio::task::spawn_blocking(move || lease.feed(&feeding, head_sender, &sender));
         match head.await {
-            Ok(Ok(Tried::Done(columns))) => Ok(Tried::Done(Stream {
+            Ok(Ok(Tried::Done(columns))) => Ok(Streamed::Pieces(Stream {
                 columns,
                 pieces: receiver,
             })),
-            Ok(Ok(Tried::Writes)) => Ok(Tried::Writes),
+            Ok(Ok(Tried::Writes)) => {
+                let outcome = self.run(face, deadline, read_only, statement).await?;
+                Ok(Streamed::Whole(outcome.table))
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::new(
                 ErrorKind::Other,
@@ -218,20 +239,14 @@ impl Sqlite {
     }
 }
 
-/// The columns of a result, and its rows as they are read.
-pub struct Stream {
-    /// Column names.
-    pub columns: Vec<String>,
-    /// Pieces of the result; an error is the last one.
-    pub pieces: mpsc::Receiver<Result<Vec<Row>, Error>>,
-}
-
 impl Handle {
-    fn open(config: &Config, writes: bool) -> anyhow::Result<Handle> {
-        let file = &config.sqlite;
+    fn open(config: &Config, file: &SqliteFile, writes: bool) -> anyhow::Result<Handle> {
+        let SqliteFile {
+            file, busy_timeout, ..
+        } = file;
         let mut connection =
             Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
-        connection.busy_timeout(config.busy_timeout)?;
+        connection.busy_timeout(*busy_timeout)?;
         // What SQLite offers against hostile SQL and hostile files.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
@@ -239,7 +254,7 @@ impl Handle {
         let value_max = i32::try_from(config.value_max_bytes).unwrap_or(i32::MAX);
         connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, value_max)?;
         connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-        connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, STATEMENT_BYTES_MAX)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, STATEMENT_BYTES_MAX as i32)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "normal")?;
@@ -280,20 +295,14 @@ impl Handle {
             .connection
             .prepare_cached(sql)
             .map_err(|error| self.error(&error))?;
-        let expected = statement.parameter_count();
+        let slots = slots(&statement)?;
+        let expected = slots.iter().copied().max().unwrap_or(0);
         if expected != params.len() {
-            return Err(Error::new(
-                ErrorKind::Statement,
-                format!(
-                    "the statement has {expected} parameters, and {} were given: {}",
-                    params.len(),
-                    short(sql)
-                ),
-            ));
+            return Err(Error::parameters(expected, params.len(), sql));
         }
-        for (index, value) in params.iter().enumerate() {
+        for (index, slot) in slots.into_iter().enumerate() {
             statement
-                .raw_bind_parameter(index + 1, Bound(value))
+                .raw_bind_parameter(index + 1, Bound(&params[slot - 1]))
                 .map_err(|error| self.error(&error))?;
         }
         Ok(statement)
@@ -347,56 +356,68 @@ impl Lease {
             .expect("the connection is there until the lease is dropped")
     }
 
-    /// Runs a statement and returns all its rows, at most `max_bytes` of them.
+    /// Runs a statement.
     ///
     /// # Errors
     /// What the database says, `too-large` over the limit, `aborted` when the request ends meanwhile.
-    pub fn query(
-        &self,
-        sql: &str,
-        params: &[Value],
-        max_bytes: u64,
-    ) -> Result<Tried<Table>, Error> {
+    pub fn run(&self, statement: &Statement) -> Result<Tried<Outcome>, Error> {
+        let Statement {
+            sql,
+            params,
+            rows_max,
+        } = statement;
         let handle = self.handle();
-        let mut statement = handle.prepare(sql, params)?;
-        if !self.writes && !statement.readonly() {
+        let mut prepared = handle.prepare(sql, params)?;
+        let readonly = prepared.readonly();
+        if !self.writes && !readonly {
             return Ok(Tried::Writes);
         }
-        let columns = columns(&statement);
+        let columns = columns(&prepared);
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        let mut cursor = statement.raw_query();
-        while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
-            let left = max_bytes.saturating_sub(bytes);
-            let (row, size) =
-                read_row(row, columns.len(), left)?.ok_or_else(|| too_large(max_bytes, sql))?;
-            bytes += size;
-            rows.push(row);
+        {
+            let mut cursor = prepared.raw_query();
+            // Rows that are not asked for have to be stepped through, too.
+            while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
+                let Some(max) = rows_max else { continue };
+                let left = max.saturating_sub(bytes);
+                let (row, size) = read_row(row, columns.len(), left)?
+                    .ok_or_else(|| Error::too_large(*max, sql))?;
+                bytes += size;
+                rows.push(row);
+            }
         }
-        Ok(Tried::Done(Table { columns, rows }))
+        let changed = match readonly {
+            true => 0,
+            false => handle.connection.changes(),
+        };
+        let table = Table { columns, rows };
+        Ok(Tried::Done(Outcome { table, changed }))
     }
 
-    /// Runs a statement and returns how many rows it changed.
-    ///
-    /// # Errors
-    /// As [`Lease::query`].
-    pub fn execute(&self, sql: &str, params: &[Value]) -> Result<u64, Error> {
-        let handle = self.handle();
-        let mut statement = handle.prepare(sql, params)?;
-        let readonly = statement.readonly();
-        {
-            // Rows of a `returning` clause or a `select` are not asked for, but have to be stepped through.
-            let mut cursor = statement.raw_query();
-            while cursor
-                .next()
-                .map_err(|error| handle.error(&error))?
-                .is_some()
-            {}
+    /// Runs what has to go before a statement, and the statement.
+    pub(super) fn run_in_order(
+        &self,
+        before: &[String],
+        statement: &Statement,
+    ) -> Result<Outcome, Failed> {
+        before
+            .iter()
+            .try_for_each(|sql| self.host(sql))
+            .map_err(Failed::Before)?;
+        match self.run(statement) {
+            Ok(Tried::Done(outcome)) => Ok(outcome),
+            Ok(Tried::Writes) => Err(Failed::Statement(Error::read_only(&statement.sql))),
+            Err(error) => Err(Failed::Statement(error)),
         }
-        Ok(if readonly {
-            0
-        } else {
-            handle.connection.changes()
-        })
+    }
+
+    /// Lets statements pass that change the session, or no more of them.
+    pub(super) fn set_pinned(&mut self, pinned: bool) {
+        self.tainted = true;
+        let handle = self.handle();
+        // What was prepared meanwhile has passed the authorizer already.
+        handle.connection.flush_prepared_statement_cache();
+        handle.guard.pinned.store(pinned, Relaxed);
     }
 
     /// Runs a transaction statement of the host's own.
@@ -414,12 +435,14 @@ impl Lease {
 
     fn feed(
         self,
-        (sql, params, max_bytes): (&str, &[Value], u64),
+        statement: &Statement,
         head: tokio::sync::oneshot::Sender<Result<Tried<Vec<String>>, Error>>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) {
+        let sql = &statement.sql;
+        let max_bytes = statement.rows_max.unwrap_or(u64::MAX);
         let handle = self.handle();
-        let mut statement = match handle.prepare(sql, params) {
+        let mut statement = match handle.prepare(sql, &statement.params) {
             Ok(statement) => statement,
             Err(error) => return drop(head.send(Err(error))),
         };
@@ -437,7 +460,7 @@ impl Lease {
             let end = loop {
                 let row = match cursor.next() {
                     Ok(Some(row)) => read_row(row, width, max_bytes)
-                        .and_then(|row| row.ok_or_else(|| too_large(max_bytes, sql))),
+                        .and_then(|row| row.ok_or_else(|| Error::too_large(max_bytes, sql))),
                     Ok(None) => break true,
                     Err(error) => Err(handle.error(&error)),
                 };
@@ -473,12 +496,13 @@ impl Drop for Lease {
             handle,
             database: Arc::clone(&self.database),
             writes: self.writes,
+            tainted: self.tainted,
             _place: self.place.take(),
             _held: self.held.take(),
         };
         // A roll-back may wait for the disk, and a scope may end on a loop.
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if !used.handle.connection.is_autocommit() => {
+            Ok(runtime) if used.tainted || !used.handle.connection.is_autocommit() => {
                 runtime.spawn_blocking(move || used.give_back());
             }
             _ => used.give_back(),
@@ -491,12 +515,17 @@ struct Used {
     handle: Handle,
     database: Arc<Sqlite>,
     writes: bool,
+    tainted: bool,
     _place: Option<Place>,
     _held: Option<Held>,
 }
 
 impl Used {
     fn give_back(mut self) {
+        // Closing it ends whatever is open on it; another one is made when it is needed.
+        if self.tainted {
+            return;
+        }
         let connection = &mut self.handle.connection;
         let cleaned = connection.progress_handler(0, None::<fn() -> bool>).is_ok()
             && (connection.is_autocommit() || self.handle.host("rollback").is_ok());
@@ -513,13 +542,9 @@ impl Used {
     }
 }
 
-fn columns(statement: &Statement<'_>) -> Vec<String> {
+fn columns(statement: &rusqlite::Statement<'_>) -> Vec<String> {
     statement.column_names().map(str::to_owned).collect()
 }
-
-/// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
-const ROW_BYTES: u64 = 24;
-const VALUE_BYTES: u64 = 32;
 
 /// A row and about how many bytes it takes. None: more than `max_bytes`.
 fn read_row(
@@ -558,14 +583,24 @@ fn read_row(
     Ok(Some((values, bytes)))
 }
 
-fn too_large(max_bytes: u64, sql: &str) -> Error {
-    Error::new(
-        ErrorKind::TooLarge,
-        format!(
-            "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open` outside a transaction: {}",
-            short(sql)
-        ),
-    )
+/// Which value each parameter of a statement takes, counted from 1: `?` the next one, `?N` and `$N` the N-th.
+fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
+    let slot = |index: usize| {
+        let Some(name) = statement.parameter_name(index) else {
+            return Ok(index);
+        };
+        let number = name.get(1..).and_then(|number| number.parse().ok());
+        match (name.as_bytes()[0], number) {
+            (b'?' | b'$', Some(number @ 1..=32_766)) => Ok(number),
+            _ => Err(Error::new(
+                ErrorKind::Statement,
+                format!(
+                    "the parameter `{name}` has a name: number them (`$1`, `$2` …), or write `?`"
+                ),
+            )),
+        }
+    };
+    (1..=statement.parameter_count()).map(slot).collect()
 }
 
 struct Bound<'a>(&'a Value);
@@ -579,15 +614,6 @@ impl ToSql for Bound<'_> {
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::Blob(blob) => ValueRef::Blob(blob),
         }))
-    }
-}
-
-/// Enough of a statement to recognise it by.
-pub(crate) fn short(sql: &str) -> String {
-    let line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(120) {
-        Some((end, _)) => format!("{} …", &line[..end]),
-        None => line,
     }
 }
 

@@ -111,7 +111,7 @@ pub fn parse_file(text: &str) -> Result<BTreeMap<String, Password>, (usize, Stri
             wrong("has no `:`: a line is NAME:HASH, as `htpasswd -B` writes it".to_owned())
         })?;
         let password = Password::parse(hash)
-            .map_err(|sentence| wrong(format!("what follows `{name}:` {sentence}")))?;
+            .map_err(|sentence| wrong(format!("is wrong: what follows `{name}:` {sentence}")))?;
         if users.insert(name.to_owned(), password).is_some() {
             return Err(wrong(format!(
                 "names `{name}` again: keep one of the lines"

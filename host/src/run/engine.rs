@@ -1,12 +1,13 @@
 //! The two engines. Component-model concurrency makes a whole linker async-only, so sync and async guests each
 //! have an engine, with a pool of instance slots that were measured to be cheap to reuse.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use wasmtime::{
     Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy,
-    PoolingAllocationConfig,
+    PoolingAllocationConfig, WasmBacktraceDetails,
 };
 
 use crate::config;
@@ -15,6 +16,9 @@ use crate::config;
 const TICK: Duration = Duration::from_millis(1);
 /// The most elements one table of a guest can have.
 pub const TABLE_ELEMENTS_MAX: usize = 20_000;
+
+/// The most frames of a trap that are looked at, from the innermost: a panic alone has a dozen.
+pub(super) const FRAMES_MAX: usize = 40;
 
 /// Guests written in Python or JavaScript are made of up to fourteen core instances.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 20;
@@ -42,10 +46,25 @@ impl Engines {
     /// # Errors
     /// When the address space for the instance slots cannot be had.
     pub fn new(sync_instances: usize, async_instances: usize) -> anyhow::Result<Engines> {
+        Engines::with(sync_instances, async_instances, false)
+    }
+
+    /// The same for development: traps come with the lines of the guest's source, which takes milliseconds.
+    ///
+    /// # Errors
+    /// As [`Engines::new`].
+    pub fn for_development(
+        sync_instances: usize,
+        async_instances: usize,
+    ) -> anyhow::Result<Engines> {
+        Engines::with(sync_instances, async_instances, true)
+    }
+
+    fn with(sync_instances: usize, async_instances: usize, lines: bool) -> anyhow::Result<Engines> {
         let cache = compile_cache();
         let engines = Engines {
-            sync: engine(sync_instances, false, cache.clone())?,
-            r#async: engine(async_instances, true, cache)?,
+            sync: engine(sync_instances, false, lines, cache.clone())?,
+            r#async: engine(async_instances, true, lines, cache)?,
         };
         engines.tick().context("starting the epoch thread")?;
         Ok(engines)
@@ -82,7 +101,12 @@ fn compile_cache() -> Option<Cache> {
     }
 }
 
-fn engine(instances: usize, concurrent: bool, cache: Option<Cache>) -> anyhow::Result<Engine> {
+fn engine(
+    instances: usize,
+    concurrent: bool,
+    lines: bool,
+    cache: Option<Cache>,
+) -> anyhow::Result<Engine> {
     // One more, for reading what a module describes while all others are in use.
     let instances = u32::try_from(instances + 1).context("too many instances")?;
     let mut pool = PoolingAllocationConfig::default();
@@ -101,8 +125,15 @@ fn engine(instances: usize, concurrent: bool, cache: Option<Cache>) -> anyhow::R
         .table_keep_resident(KEPT_TABLE_BYTES)
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
+    // Whatever the environment says.
+    let details = match lines {
+        true => WasmBacktraceDetails::Enable,
+        false => WasmBacktraceDetails::Disable,
+    };
     config
         .cache(cache)
+        .wasm_backtrace_details(details)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES_MAX))
         .concurrency_support(concurrent)
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK_BYTES)

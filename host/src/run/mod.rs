@@ -1,6 +1,7 @@
 //! Running guests: engines, instances, limits, preemption, and what went wrong.
 
 mod r#async;
+pub mod backtrace;
 mod cpu;
 mod engine;
 mod sync;
@@ -15,16 +16,16 @@ use crate::capability::Guest;
 use crate::deadline::Ended;
 use crate::error::Failure;
 
+use backtrace::{frames, way};
+
 pub use r#async::{call as call_async, describe as describe_async};
 pub use cpu::CpuTime;
+use engine::FRAMES_MAX;
 pub use engine::{Engines, TABLE_ELEMENTS_MAX};
 pub use sync::{call as call_sync, describe as describe_sync};
 
 /// What a guest made of a request: its response, or the error it returned.
 pub type Answer = Result<types::Response, types::Error>;
-
-/// As many frames of a trap as wasmtime keeps.
-const FRAMES_MAX: usize = 20;
 
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +92,7 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     }
     let frames = error
         .downcast_ref::<WasmBacktrace>()
-        .map(way)
+        .map(|backtrace| way(&frames(backtrace)))
         .unwrap_or_default();
     if let Some(panic) = guest.output.panic() {
         return Failure::view(format!("the view {panic}{frames}"));
@@ -126,39 +127,4 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
         None => error.root_cause().to_string(),
     };
     Failure::view(format!("the view trapped: {what}{frames}"))
-}
-
-/// The innermost guest functions, without the machinery of panicking.
-fn way(backtrace: &WasmBacktrace) -> String {
-    let names = backtrace
-        .frames()
-        .iter()
-        .filter_map(|frame| frame.func_name());
-    let names = names.map(demangled).filter(|name| !is_machinery(name));
-    let names: Vec<String> = names.take(4).collect();
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!(" (in {})", names.join(" ← "))
-    }
-}
-
-fn demangled(name: &str) -> String {
-    format!("{:#}", rustc_demangle::demangle(name))
-}
-
-fn is_machinery(name: &str) -> bool {
-    [
-        "core::panicking",
-        "std::panicking",
-        "std::process::abort",
-        "std::sys",
-        "__rust",
-        "rust_",
-        "abort",
-        "wit_bindgen",
-        "amphi_sdk::",
-    ]
-    .iter()
-    .any(|prefix| name.starts_with(prefix))
 }

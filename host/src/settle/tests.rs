@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Limits;
-use crate::error::Fault;
 use crate::view::{Mode, View};
 
 fn scope() -> Arc<Scope> {
@@ -13,8 +12,7 @@ fn scope() -> Arc<Scope> {
         response_max_bytes: 100,
         ..Limits::default()
     };
-    let (now, view) = (Instant::now(), Arc::new(view));
-    Scope::open(&Origin::host(), &view, &limits, now, Sticky::none())
+    Scope::open(&Origin::host(), &Arc::new(view), &limits, Setup::now())
 }
 
 fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> types::Response {

@@ -6,27 +6,36 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config;
+use crate::database::Value;
 use crate::deadline::Ended;
 
 struct Fixture {
     _folder: tempfile::TempDir,
-    database: Arc<Sqlite>,
+    database: Database,
     deadline: Arc<Deadline>,
 }
 
 impl Fixture {
     fn new() -> Fixture {
+        Fixture::named("default")
+    }
+
+    fn named(name: &str) -> Fixture {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let database = Sqlite::open(&config::Database {
-            name: "default".into(),
-            sqlite: folder.path().join("test.db"),
-            migrations: None,
+        let file = config::SqliteFile {
+            file: folder.path().join("test.db"),
             readers: 2,
-            value_max_bytes: 1 << 20,
             busy_timeout: Duration::from_millis(200),
+        };
+        let config = config::Database {
+            name: name.into(),
+            storage: config::Storage::Sqlite(file),
+            migrations: None,
+            queue_max: 100,
             acquire_timeout: Duration::from_millis(200),
-        })
-        .expect("a new database");
+            value_max_bytes: 1 << 20,
+        };
+        let database = Database::open(&config).expect("a new database");
         let connection =
             rusqlite::Connection::open(folder.path().join("test.db")).expect("opening it again");
         connection
@@ -40,44 +49,58 @@ impl Fixture {
         }
     }
 
-    fn on(&self) -> (&Arc<Sqlite>, &Arc<Deadline>) {
+    fn on(&self) -> (&Database, &Arc<Deadline>) {
         (&self.database, &self.deadline)
     }
 
     async fn insert(&self, transaction: &Transaction, face: Face, n: i64) -> Result<u64, Error> {
-        let sql = "insert into t (n) values (?)".to_owned();
-        turn(transaction, face, self.on())
-            .await?
-            .execute(face, sql, vec![Value::Integer(n)])
-            .await
+        let statement = Statement {
+            params: vec![Value::Integer(n)],
+            ..execute("insert into t (n) values ($1)")
+        };
+        let ran = turn(transaction, self.on()).await?.run(face, statement);
+        Ok(ran.await?.changed)
     }
 
     /// What anybody else sees.
     async fn committed(&self) -> Vec<i64> {
-        let lease = self
-            .database
-            .reader(&self.deadline)
-            .await
-            .expect("a reader");
-        let Ok(Tried::Done(table)) = lease.query("select n from t order by n", &[], 1 << 24) else {
-            panic!("reading works")
-        };
+        let all = query("select n from t order by n");
+        let read = self.database.run(Face::Async, &self.deadline, true, all);
         let number = |row: Vec<Value>| match row[..] {
             [Value::Integer(n)] => n,
             ref other => panic!("{other:?}"),
         };
+        let table = read.await.expect("reading works").table;
         table.rows.into_iter().map(number).collect()
     }
 
     /// The connection that writes is free, and nothing is open on it.
     async fn assert_clean(&self) {
-        let lease = self
-            .database
-            .writer(&self.deadline)
-            .await
-            .expect("the writer is free");
-        assert!(!lease.in_transaction());
+        let lease = self.database.lease(&self.deadline, false).await;
+        assert!(!lease.expect("the writer is free").in_transaction());
     }
+}
+
+fn query(sql: &str) -> Statement {
+    Statement {
+        sql: sql.to_owned(),
+        params: vec![],
+        rows_max: Some(1 << 24),
+    }
+}
+
+fn execute(sql: &str) -> Statement {
+    Statement {
+        rows_max: None,
+        ..query(sql)
+    }
+}
+
+fn new(atomic: bool) -> Transaction {
+    Transaction::new(Options {
+        atomic,
+        ..Options::default()
+    })
 }
 
 /// What a view can do with its transaction. Levels are named by how deep they are when used.
@@ -85,98 +108,208 @@ impl Fixture {
 enum Step {
     Insert,
     InsertAgain,
+    Publish,
     Begin,
+    Enter,
     Commit,
     Rollback,
     Abandon,
+    SetRollback,
+    Pin,
+    Unpin,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    use Step::{Abandon, Begin, Commit, Insert, InsertAgain, Rollback};
+    use Step::{
+        Abandon, Begin, Commit, Enter, Insert, InsertAgain, Pin, Publish, Rollback, SetRollback,
+        Unpin,
+    };
     let step = prop_oneof![
-        4 => Just(Insert),
-        1 => Just(InsertAgain),
-        3 => Just(Begin),
-        2 => Just(Commit),
-        1 => Just(Rollback),
-        1 => Just(Abandon),
+        8 => Just(Insert),
+        2 => Just(InsertAgain),
+        4 => Just(Publish),
+        5 => Just(Begin),
+        1 => Just(Enter),
+        4 => Just(Commit),
+        2 => Just(Rollback),
+        2 => Just(Abandon),
+        1 => Just(SetRollback),
+        1 => Just(Pin),
+        1 => Just(Unpin),
     ];
-    prop::collection::vec(step, 0..30)
+    prop::collection::vec(step, 0..40)
 }
 
-/// Runs the steps and the same on a stack of lists; both must agree on what is in the database afterwards.
+/// What is done in one level, as the model has it.
+#[derive(Default, Clone)]
+struct Done {
+    inserted: Vec<i64>,
+    published: Vec<i64>,
+    poisoned: bool,
+}
+
+impl Done {
+    fn add(&mut self, inner: Done) {
+        self.inserted.extend(inner.inserted);
+        self.published.extend(inner.published);
+    }
+}
+
+#[derive(Default)]
+struct Model {
+    /// The levels that are open, the outermost first.
+    open: Vec<Done>,
+    marked: bool,
+    kept: Done,
+}
+
+impl Model {
+    fn here(&mut self) -> &mut Done {
+        self.open.last_mut().unwrap_or(&mut self.kept)
+    }
+
+    fn poisoned(&self) -> bool {
+        self.open.last().is_some_and(|level| level.poisoned)
+    }
+
+    /// Ends the innermost level; whether a commit of it works.
+    fn end(&mut self, keep: bool) -> bool {
+        let level = self.open.pop().expect("a level is open");
+        let marked = self.open.is_empty() && std::mem::take(&mut self.marked);
+        let kept = keep && !level.poisoned && !marked;
+        if kept {
+            self.here().add(level);
+        }
+        kept
+    }
+}
+
+/// Runs the steps and the same on a stack of lists; both must agree on what is in the database afterwards, on what
+/// others have been told, and on everything the view was told on the way.
 async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(atomic);
-    let mut levels = Vec::new();
-    let mut done: Vec<i64> = Vec::new();
-    // The values of each open level, the outermost first; an atomic scope has one from the start.
-    let mut open: Vec<Vec<i64>> = if atomic { vec![Vec::new()] } else { Vec::new() };
+    let transaction = new(atomic);
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let mut model = Model::default();
+    if atomic {
+        model.open.push(Done::default());
+    }
+    let (mut levels, mut pins) = (Vec::new(), Vec::new());
     let mut next = 0;
     for step in steps {
+        next += 1;
         match step {
-            Step::Insert | Step::InsertAgain if open.is_empty() => {}
+            Step::Insert if model.open.is_empty() && pins.is_empty() => {}
             Step::Insert => {
-                next += 1;
-                fixture
-                    .insert(&transaction, face, next)
-                    .await
-                    .expect("a new number");
-                open.last_mut().expect("a level is open").push(next);
+                let inserted = fixture.insert(&transaction, face, next).await;
+                match (model.poisoned(), inserted) {
+                    (true, Err(error)) => assert_eq!(error.kind, ErrorKind::Poisoned),
+                    (false, Ok(1)) => model.here().inserted.push(next),
+                    (_, other) => panic!("{other:?}"),
+                }
             }
             Step::InsertAgain => {
-                let Some(known) = open.iter().flatten().next() else {
+                let Some(known) = model.open.iter().flat_map(|level| &level.inserted).next() else {
                     continue;
                 };
-                let error = fixture
-                    .insert(&transaction, face, *known)
-                    .await
-                    .expect_err("the number is taken");
-                assert_eq!(error.kind, ErrorKind::Constraint);
+                let inserted = fixture.insert(&transaction, face, *known).await;
+                let kind = inserted.expect_err("the number is taken").kind;
+                match model.poisoned() {
+                    true => assert_eq!(kind, ErrorKind::Poisoned),
+                    false => assert_eq!(kind, ErrorKind::Constraint),
+                }
+                model.here().poisoned = true;
             }
-            Step::Begin => {
-                levels.push(
-                    transaction
-                        .begin(face, fixture.on())
-                        .await
-                        .expect("it begins"),
-                );
-                open.push(Vec::new());
+            Step::Publish => {
+                let sent = Arc::clone(&sent);
+                transaction.effect(Box::new(move || sent.lock().push(next)));
+                model.here().published.push(next);
+            }
+            Step::Begin | Step::Enter => {
+                let begun = match step {
+                    Step::Begin => transaction.begin(fixture.on()).await,
+                    _ => transaction.enter(&fixture.deadline).await,
+                };
+                match begun {
+                    Ok(level) if !model.poisoned() => {
+                        levels.push(level);
+                        model.open.push(Done::default());
+                    }
+                    Err(error) if model.poisoned() => assert_eq!(error.kind, ErrorKind::Poisoned),
+                    other => panic!("{other:?}"),
+                }
             }
             Step::Commit => {
                 let Some(level) = levels.pop() else { continue };
-                transaction.commit(face, level).await.expect("it commits");
-                let values = open.pop().expect("the level is open");
-                open.last_mut().unwrap_or(&mut done).extend(values);
+                let committed = transaction.commit(face, level).await;
+                assert_eq!(committed.is_ok(), model.end(true), "{committed:?}");
             }
-            Step::Rollback | Step::Abandon => {
+            Step::Rollback => {
                 let Some(level) = levels.pop() else { continue };
-                match step {
-                    Step::Rollback => transaction
-                        .rollback(face, level)
-                        .await
-                        .expect("it rolls back"),
-                    _ => transaction.abandon(level),
+                let undone = transaction.rollback(face, level).await;
+                undone.expect("it rolls back");
+                model.end(false);
+            }
+            Step::Abandon => {
+                let Some(level) = levels.pop() else { continue };
+                transaction.abandon(level);
+                model.end(false);
+            }
+            Step::SetRollback => {
+                transaction.set_rollback();
+                model.marked |= !model.open.is_empty();
+            }
+            Step::Pin => match transaction.pin(fixture.on()).await {
+                Ok(pin) if !model.poisoned() => pins.push(pin),
+                Err(error) if model.poisoned() => assert_eq!(error.kind, ErrorKind::Poisoned),
+                other => panic!("{other:?}"),
+            },
+            Step::Unpin => {
+                if let Some(pin) = pins.pop() {
+                    transaction.unpin(pin);
                 }
-                open.pop();
             }
         }
     }
-    let fate = transaction.finish(face, keep).await.expect("it ends");
-    if keep && atomic {
-        done.extend(open.first().into_iter().flatten());
-        assert_ne!(fate, Fate::RolledBack);
+    let finished = transaction.finish(face, keep).await;
+    if atomic {
+        model.open.truncate(1);
+        let poisoned = model.poisoned();
+        let marked = model.marked;
+        let kept = model.end(keep);
+        assert_eq!(finished.is_err(), keep && poisoned && !marked, "R9");
+        let fate = finished.unwrap_or(Fate::RolledBack);
+        assert_ne!(
+            fate,
+            if kept {
+                Fate::RolledBack
+            } else {
+                Fate::Committed
+            }
+        );
+    } else {
+        finished.expect("what is still open is undone");
     }
-    done.sort_unstable();
-    assert_eq!(fixture.committed().await, done, "R7, R9");
+    let Done {
+        inserted,
+        published,
+        ..
+    } = model.kept;
+    assert_eq!(fixture.committed().await, sorted(inserted), "R7, R9");
+    assert_eq!(sorted(sent.lock().clone()), sorted(published), "R10");
     fixture.assert_clean().await;
 }
 
+fn sorted(mut numbers: Vec<i64>) -> Vec<i64> {
+    numbers.sort_unstable();
+    numbers
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn r7_r9_it_does_what_the_model_does(steps in steps(), atomic: bool, keep: bool, sync: bool) {
+    fn r7_r9_r10_it_does_what_the_model_does(steps in steps(), atomic: bool, keep: bool, sync: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let face = if sync { Face::Sync } else { Face::Async };
         runtime.block_on(check(face, atomic, &steps, keep));
@@ -186,18 +319,15 @@ proptest! {
 #[tokio::test]
 async fn r8_joined_statements_are_serialised_in_the_order_they_were_issued() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(true);
+    let transaction = new(true);
     let all = (1..=50).map(|n| fixture.insert(&transaction, Face::Async, n));
     for done in futures::future::join_all(all).await {
         assert_eq!(done.expect("it is inserted"), 1);
     }
-    let sql = "select group_concat(n, ' ') from (select n from t order by rowid)".to_owned();
-    let table = turn(&transaction, Face::Async, fixture.on())
-        .await
-        .expect("it has begun")
-        .query(Face::Async, sql, vec![], 1 << 20)
-        .await
-        .expect("it is read");
+    let all = query("select group_concat(n, ' ') from (select n from t order by rowid)");
+    let turn = turn(&transaction, fixture.on()).await;
+    let ran = turn.expect("it has begun").run(Face::Async, all).await;
+    let table = ran.expect("it is read").table;
     let expected = (1..=50)
         .map(|n: i64| n.to_string())
         .collect::<Vec<_>>()
@@ -221,7 +351,7 @@ async fn r8_joined_statements_are_serialised_in_the_order_they_were_issued() {
 #[tokio::test]
 async fn r13_a_scope_that_is_dropped_leaves_nothing() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(true);
+    let transaction = new(true);
     fixture
         .insert(&transaction, Face::Async, 1)
         .await
@@ -234,7 +364,7 @@ async fn r13_a_scope_that_is_dropped_leaves_nothing() {
 #[tokio::test]
 async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(true);
+    let transaction = new(true);
     fixture
         .insert(&transaction, Face::Async, 1)
         .await
@@ -242,8 +372,8 @@ async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
     // Polled once, so that the statement is on its way, and dropped.
     let slow = "insert into t with recursive r(n) as (select 100 union all select n + 1 from r where n < 50000) select n from r";
     let cancelled = async {
-        let turn = turn(&transaction, Face::Async, fixture.on()).await?;
-        turn.execute(Face::Async, slow.to_owned(), vec![]).await
+        let turn = turn(&transaction, fixture.on()).await?;
+        turn.run(Face::Async, execute(slow)).await
     };
     assert!(
         tokio::time::timeout(Duration::from_millis(1), cancelled)
@@ -268,7 +398,7 @@ async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
 #[tokio::test]
 async fn r15_a_statement_ends_with_its_request() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(true);
+    let transaction = new(true);
     fixture
         .insert(&transaction, Face::Async, 1)
         .await
@@ -276,9 +406,8 @@ async fn r15_a_statement_ends_with_its_request() {
     let endless =
         "with recursive r(n) as (select 1 union all select n + 1 from r) select max(n) from r";
     let query = async {
-        let turn = turn(&transaction, Face::Async, fixture.on()).await?;
-        turn.query(Face::Async, endless.to_owned(), vec![], 1 << 20)
-            .await
+        let turn = turn(&transaction, fixture.on()).await?;
+        turn.run(Face::Async, query(endless)).await
     };
     let cancel = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -300,33 +429,30 @@ async fn r15_a_statement_ends_with_its_request() {
 
 #[tokio::test]
 async fn one_transaction_is_on_one_database() {
-    let (one, other) = (Fixture::new(), Fixture::new());
-    let transaction = Transaction::new(true);
+    let (one, other) = (Fixture::new(), Fixture::named("other"));
+    let transaction = new(true);
     one.insert(&transaction, Face::Async, 1)
         .await
         .expect("it begins here");
-    let renamed = Sqlite::open(&config::Database {
-        name: "other".into(),
-        ..other.database.config().clone()
-    })
-    .expect("it opens");
-    let error = turn(&transaction, Face::Async, (&renamed, &one.deadline))
-        .await
-        .err()
-        .expect("it is elsewhere");
-    assert!(
-        error
-            .message
-            .contains("on the database `default`, so a statement on `other`"),
-        "{}",
-        error.message
-    );
+    for refused in [
+        turn(&transaction, other.on()).await.err(),
+        transaction.begin(other.on()).await.err(),
+    ] {
+        let error = refused.expect("it is elsewhere");
+        assert!(
+            error
+                .message
+                .contains("on the database `default`, so a statement on `other`"),
+            "{}",
+            error.message
+        );
+    }
 }
 
 #[tokio::test]
 async fn levels_end_from_the_inside_out() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(false);
+    let transaction = new(false);
     let (outer, inner) = (
         begin(&transaction, &fixture).await,
         begin(&transaction, &fixture).await,
@@ -361,7 +487,7 @@ async fn levels_end_from_the_inside_out() {
 async fn r8_levels_that_overlap_are_undone_together() {
     for (atomic, abandon) in [(false, false), (false, true), (true, false), (true, true)] {
         let fixture = Fixture::new();
-        let transaction = Transaction::new(atomic);
+        let transaction = new(atomic);
         let (first, second) = (
             begin(&transaction, &fixture).await,
             begin(&transaction, &fixture).await,
@@ -423,28 +549,28 @@ async fn r8_levels_that_overlap_are_undone_together() {
 #[tokio::test]
 async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(false);
+    let transaction = new(false);
     let level = begin(&transaction, &fixture).await;
     fixture
         .insert(&transaction, Face::Async, 1)
         .await
         .expect("it is inserted");
-    let turn = turn(&transaction, Face::Async, fixture.on())
-        .await
-        .expect("it has begun");
-    let sql = "insert or rollback into t (n) values (1)".to_owned();
-    turn.execute(Face::Async, sql, vec![])
-        .await
-        .expect_err("the number is taken");
+    let turn = turn(&transaction, fixture.on()).await;
+    let undoing = execute("insert or rollback into t (n) values (1)");
+    let ran = turn.expect("it has begun").run(Face::Async, undoing).await;
+    assert_eq!(
+        ran.expect_err("the number is taken").kind,
+        ErrorKind::Constraint
+    );
     let error = fixture
         .insert(&transaction, Face::Async, 2)
         .await
         .expect_err("it is lost");
-    assert_eq!(error.kind, ErrorKind::Constraint);
+    assert_eq!(error.kind, ErrorKind::Poisoned);
     transaction
         .rollback(Face::Async, level)
         .await
-        .expect_err("it is lost");
+        .expect("it is what happened");
     assert!(
         turn_now(&transaction, &fixture)
             .await
@@ -458,7 +584,7 @@ async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
 #[tokio::test]
 async fn a_statement_that_waited_for_the_end_runs_outside() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(false);
+    let transaction = new(false);
     let level = begin(&transaction, &fixture).await;
     let (committed, turn) = tokio::join!(
         transaction.commit(Face::Async, level),
@@ -471,23 +597,31 @@ async fn a_statement_that_waited_for_the_end_runs_outside() {
 #[tokio::test]
 async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(false);
+    let transaction = new(false);
     let soon = Duration::from_micros(50);
     for _ in 0..50 {
         // Whether it has begun by then or not.
-        let begun = tokio::time::timeout(soon, transaction.begin(Face::Async, fixture.on())).await;
+        let begun = tokio::time::timeout(soon, transaction.begin(fixture.on())).await;
         if let Ok(Ok(level)) = begun {
             transaction.abandon(level);
         }
     }
     drop(transaction.state.lock().await);
-    let taken = fixture.database.writer(&fixture.deadline).await;
+    let taken = fixture.database.lease(&fixture.deadline, false).await;
     let taken = taken.expect("nobody has it");
-    transaction
-        .begin(Face::Async, fixture.on())
+    let level = begin(&transaction, &fixture).await;
+    let error = fixture
+        .insert(&transaction, Face::Async, 1)
         .await
         .expect_err("the writer is taken");
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(transaction.unavailable());
     drop(taken);
+    fixture
+        .insert(&transaction, Face::Async, 1)
+        .await
+        .expect("it begins later");
+    transaction.abandon(level);
     assert!(
         turn_now(&transaction, &fixture)
             .await
@@ -501,7 +635,7 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
 #[tokio::test]
 async fn r9_an_end_that_is_cancelled_is_undone() {
     let fixture = Fixture::new();
-    let transaction = Transaction::new(false);
+    let transaction = new(false);
     let first = begin(&transaction, &fixture).await;
     fixture
         .insert(&transaction, Face::Async, 1)
@@ -538,23 +672,160 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
 }
 
 async fn begin(transaction: &Transaction, fixture: &Fixture) -> Level {
-    transaction
-        .begin(Face::Async, fixture.on())
-        .await
-        .expect("it begins")
+    transaction.begin(fixture.on()).await.expect("it begins")
 }
 
 async fn turn_now(transaction: &Transaction, fixture: &Fixture) -> Result<Option<Turn>, Error> {
-    transaction.turn(Face::Async, fixture.on()).await
+    transaction.turn(fixture.on()).await
 }
 
-async fn turn(
-    transaction: &Transaction,
-    face: Face,
-    on: (&Arc<Sqlite>, &Arc<Deadline>),
-) -> Result<Turn, Error> {
-    Ok(transaction
-        .turn(face, on)
-        .await?
-        .expect("a transaction is open"))
+async fn turn(transaction: &Transaction, on: (&Database, &Arc<Deadline>)) -> Result<Turn, Error> {
+    Ok(transaction.turn(on).await?.expect("a transaction is open"))
+}
+
+#[tokio::test]
+async fn r9_a_poisoned_scope_is_rolled_back_whatever_its_view_makes_of_it() {
+    let fixture = Fixture::new();
+    let transaction = new(true);
+    for n in [1, 2] {
+        let inserted = fixture.insert(&transaction, Face::Async, n).await;
+        inserted.expect("it is inserted");
+    }
+    let again = fixture.insert(&transaction, Face::Async, 1).await;
+    again.expect_err("the number is taken");
+    let error = fixture
+        .insert(&transaction, Face::Async, 3)
+        .await
+        .expect_err("it is poisoned");
+    assert_eq!(error.kind, ErrorKind::Poisoned);
+    assert!(error.message.contains("UNIQUE"), "{}", error.message);
+    let finished = transaction.finish(Face::Async, true).await;
+    let error = finished.expect_err("a success would be a lie");
+    assert!(error.message.contains("UNIQUE"), "{}", error.message);
+    assert_eq!(fixture.committed().await, [] as [i64; 0]);
+    fixture.assert_clean().await;
+}
+
+#[tokio::test]
+async fn r10_effects_are_released_in_order_after_the_commit() {
+    let fixture = Fixture::new();
+    let transaction = new(true);
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let send = |n: i64| {
+        let sent = Arc::clone(&sent);
+        transaction.effect(Box::new(move || sent.lock().push(n)));
+    };
+    send(1);
+    let level = begin(&transaction, &fixture).await;
+    send(2);
+    fixture
+        .insert(&transaction, Face::Async, 1)
+        .await
+        .expect("it is inserted");
+    transaction
+        .commit(Face::Async, level)
+        .await
+        .expect("it commits");
+    send(3);
+    let level = begin(&transaction, &fixture).await;
+    send(4);
+    transaction
+        .rollback(Face::Async, level)
+        .await
+        .expect("it rolls back");
+    assert_eq!(*sent.lock(), [] as [i64; 0], "nothing is committed yet");
+    let fate = transaction.finish(Face::Async, true).await;
+    assert_eq!(fate.expect("it commits"), Fate::Committed);
+    assert_eq!(*sent.lock(), [1, 2, 3]);
+    send(5);
+    assert_eq!(*sent.lock(), [1, 2, 3], "the scope is over");
+}
+
+#[tokio::test]
+async fn a_level_that_runs_nothing_needs_no_connection() {
+    let fixture = Fixture::new();
+    let taken = fixture.database.lease(&fixture.deadline, false).await;
+    let taken = taken.expect("nobody has it");
+    let transaction = new(false);
+    let (outer, inner) = (
+        begin(&transaction, &fixture).await,
+        begin(&transaction, &fixture).await,
+    );
+    for level in [inner, outer] {
+        let committed = transaction.commit(Face::Async, level).await;
+        committed.expect("there is nothing to commit");
+    }
+    let fate = transaction.finish(Face::Async, true).await;
+    assert_eq!(fate.expect("it ends"), Fate::None);
+    drop(taken);
+}
+
+#[tokio::test]
+async fn a_read_only_scope_refuses_to_write() {
+    for atomic in [false, true] {
+        let fixture = Fixture::new();
+        let transaction = Transaction::new(Options {
+            atomic,
+            read_only: true,
+            isolation: None,
+        });
+        let write = execute("insert into t (n) values (1)");
+        let ran = match turn_now(&transaction, &fixture).await.expect("all is well") {
+            Some(turn) => turn.run(Face::Async, write).await,
+            None => {
+                let (database, deadline) = fixture.on();
+                database.run(Face::Async, deadline, true, write).await
+            }
+        };
+        let error = ran.expect_err("it writes");
+        assert_eq!(error.kind, ErrorKind::Denied);
+        assert!(
+            error.message.contains("the view is read-only"),
+            "{}",
+            error.message
+        );
+    }
+}
+
+/// R11: what a pinned connection is told is gone with it.
+#[tokio::test]
+async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
+    for atomic in [false, true] {
+        let fixture = Fixture::new();
+        let transaction = new(atomic);
+        let pin = transaction.pin(fixture.on()).await.expect("it is free");
+        for sql in [
+            "create temp table kept (n)",
+            "insert into kept values (1)",
+            "pragma case_sensitive_like = on",
+        ] {
+            let turn = turn(&transaction, fixture.on())
+                .await
+                .expect("it is pinned");
+            let ran = turn.run(Face::Async, execute(sql)).await;
+            ran.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+        }
+        for sql in ["attach 'x' as y", "commit", "pragma journal_mode = delete"] {
+            let level = begin(&transaction, &fixture).await;
+            let turn = turn(&transaction, fixture.on())
+                .await
+                .expect("it is pinned");
+            let ran = turn.run(Face::Async, execute(sql)).await;
+            assert_eq!(ran.expect_err(sql).kind, ErrorKind::Denied);
+            transaction.abandon(level);
+        }
+        transaction.unpin(pin);
+        transaction
+            .finish(Face::Async, true)
+            .await
+            .expect("it ends");
+        let mut lease = fixture
+            .database
+            .lease(&fixture.deadline, false)
+            .await
+            .expect("it is free");
+        let temporary = query("select count(*) from sqlite_temp_schema");
+        let outcome = lease.run(&[], &temporary).await.expect("it is read");
+        assert!(matches!(outcome.table.rows[0][0], Value::Integer(0)));
+    }
 }

@@ -14,6 +14,8 @@ pub(super) struct Guard {
     pub(super) writes: bool,
     /// Set while the host itself speaks: only then are transaction statements let through.
     pub(super) host: AtomicBool,
+    /// Set while the connection is pinned: then statements are let through that change it.
+    pub(super) pinned: AtomicBool,
     /// What the authorizer refused last.
     pub(super) refused: Mutex<Option<String>>,
 }
@@ -30,12 +32,20 @@ impl Guard {
         if self.host.load(Relaxed) {
             return Authorization::Allow;
         }
+        let pinned = self.pinned.load(Relaxed);
         let refused = match context.action {
             Transaction { .. } | Savepoint { .. } => {
                 "a statement that begins or ends a transaction was refused: mark the view `atomic`, or use `begin` (in the SDK: `cx.atomic(..)`), so that the host knows of the transaction".to_owned()
             }
+            Pragma { pragma_name, .. } if pinned && of_session(pragma_name) => {
+                return Authorization::Allow;
+            }
             Pragma { pragma_name, pragma_value } if !reads_only(pragma_name, pragma_value) => {
-                format!("`pragma {pragma_name}` was refused: it would change one connection of the pool and be lost for the next statement")
+                if of_session(pragma_name) {
+                    format!("`pragma {pragma_name}` was refused: it would change one connection of the pool and be lost for the next statement; use `pin` to keep one connection for several")
+                } else {
+                    format!("`pragma {pragma_name}` was refused: it would change more than a view may")
+                }
             }
             Attach { .. } | Detach { .. } => {
                 "`attach`, `detach` and `vacuum` were refused: a module uses the databases it is granted in the app's configuration".to_owned()
@@ -48,6 +58,7 @@ impl Guard {
                 format!("a virtual table of the kind `{module_name}` was refused: views may make {}", VIRTUAL_TABLES.join(", "))
             }
             Select | Read { .. } => return Authorization::Allow,
+            _ if pinned && is_temporary(context) => return Authorization::Allow,
             CreateTempTable { .. }
             | CreateTempView { .. }
             | CreateTempTrigger { .. }
@@ -88,9 +99,13 @@ impl Guard {
             "fts3_tokenizer" | "load_extension" => Some(format!(
                 "the function `{name}` was refused: it reaches into the host"
             )),
-            "last_insert_rowid" | "changes" | "total_changes" if !self.writes => Some(format!(
-                "the function `{name}` was refused: outside a transaction, the next statement may go to another connection. Use `returning`, or the number that `execute` returns, or a transaction"
-            )),
+            "last_insert_rowid" | "changes" | "total_changes"
+                if !self.writes && !self.pinned.load(Relaxed) =>
+            {
+                Some(format!(
+                    "the function `{name}` was refused: outside a transaction, the next statement may go to another connection. Use `returning`, or the number that `execute` returns, or a transaction"
+                ))
+            }
             _ => None,
         }
     }
@@ -99,7 +114,38 @@ impl Guard {
 /// The virtual tables that views may make: full-text search and spatial indexes.
 const VIRTUAL_TABLES: &[&str] = &["fts5", "fts4", "fts3", "rtree"];
 
-const TEMPORARY: &str = "a temporary table, view, trigger or index was refused: it would exist on one connection of the pool and be lost for the next statement";
+const TEMPORARY: &str = "a temporary table, view, trigger or index was refused: it would exist on one connection of the pool and be lost for the next statement; use `pin` to keep one connection for several";
+
+/// Whether something is done to what only this connection has.
+fn is_temporary(context: &AuthContext<'_>) -> bool {
+    use AuthAction::{CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView};
+    let makes_one = matches!(
+        context.action,
+        CreateTempTable { .. }
+            | CreateTempView { .. }
+            | CreateTempTrigger { .. }
+            | CreateTempIndex { .. }
+    );
+    makes_one || context.database_name == Some("temp")
+}
+
+/// The pragmas that change this connection only, and nothing of the file, the process or the host's own limits.
+fn of_session(name: &str) -> bool {
+    matches!(
+        name.to_ascii_lowercase().as_str(),
+        "analysis_limit"
+            | "automatic_index"
+            | "cache_size"
+            | "case_sensitive_like"
+            | "defer_foreign_keys"
+            | "foreign_keys"
+            | "ignore_check_constraints"
+            | "query_only"
+            | "recursive_triggers"
+            | "reverse_unordered_selects"
+            | "temp_store"
+    )
+}
 
 /// The pragmas that tell something about the schema and change nothing.
 fn reads_only(name: &str, value: Option<&str>) -> bool {

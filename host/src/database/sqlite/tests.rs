@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::config::Storage;
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -13,15 +14,20 @@ struct Fixture {
 impl Fixture {
     fn new() -> Fixture {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let database = Sqlite::open(&Config {
-            name: "default".into(),
-            sqlite: folder.path().join("test.db"),
-            migrations: None,
+        let file = SqliteFile {
+            file: folder.path().join("test.db"),
             readers: 1,
-            value_max_bytes: 1 << 20,
             busy_timeout: Duration::from_millis(200),
+        };
+        let config = Config {
+            name: "default".into(),
+            storage: Storage::Sqlite(file.clone()),
+            migrations: None,
+            queue_max: 100,
             acquire_timeout: Duration::from_millis(200),
-        });
+            value_max_bytes: 1 << 20,
+        };
+        let database = Sqlite::open(&config, &file);
         let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_secs(20)));
         Fixture {
             _folder: folder,
@@ -32,19 +38,13 @@ impl Fixture {
 
     /// Runs a statement as a view's would be run outside a transaction.
     async fn run(&self, sql: &str, params: &[Value]) -> Result<Table, Error> {
-        let reader = self.database.reader(&self.deadline).await?;
-        let done = match reader.query(sql, params, 10_000)? {
-            Tried::Writes => self
-                .database
-                .writer(&self.deadline)
-                .await?
-                .query(sql, params, 10_000)?,
-            done => done,
+        let statement = Statement {
+            sql: sql.to_owned(),
+            params: params.to_vec(),
+            rows_max: Some(10_000),
         };
-        match done {
-            Tried::Done(table) => Ok(table),
-            Tried::Writes => panic!("this connection writes"),
-        }
+        let ran = (self.database).run(Face::Async, &self.deadline, false, statement);
+        Ok(ran.await?.table)
     }
 
     #[track_caller]
@@ -72,7 +72,7 @@ fn r11_statements_that_reach_beyond_the_database_are_refused_by_name() {
         .build()
         .expect("a runtime");
     let fixture = Fixture::new();
-    let file = fixture.database.config.sqlite.with_file_name("other.db");
+    let file = fixture.database.file.file.with_file_name("other.db");
     let pointer = Value::Blob(vec![0x41; 8]);
     let text = |text: &str| Value::Text(text.into());
     for (sql, params, part) in [

@@ -1,0 +1,479 @@
+//! Which statements views may run, and what they may leave in a connection (R11).
+//!
+//! Two lines of defence. A statement whose purpose is to change the session is refused by name, because the next
+//! one may go to another connection: that spares its author a long search. And a connection that ran anything but
+//! statements that only read with functions known here is cleaned before somebody else gets it: that holds even
+//! for what a function, a trigger or an odd spelling does behind the guard's back.
+
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::tokenizer::{Token, Tokenizer};
+
+use super::super::{Error, ErrorKind, short};
+
+/// What the guard thinks of a statement.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Where alone it may run.
+    pub(super) needs: Needs,
+    /// Whether it may leave something in the connection.
+    pub(super) leaves: bool,
+    /// Whether it only reads, as far as its first word tells: rows it returns are none that it changed.
+    pub(super) reads: bool,
+    /// Whether the server may forget prepared statements, the host's own too.
+    pub(super) forgets: bool,
+}
+
+/// Where a statement may run; elsewhere it is refused with the sentence.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Anywhere.
+    Nothing,
+    /// In a transaction, or while a connection is pinned.
+    Transaction(String),
+    /// While a connection is pinned.
+    Pin(String),
+    /// Nowhere.
+    Impossible(String),
+}
+
+impl Verdict {
+    /// Whether it may run here and now.
+    pub(super) fn allows(&self, pinned: bool, in_transaction: bool) -> Result<(), Error> {
+        let sentence = match &self.needs {
+            Needs::Nothing => return Ok(()),
+            Needs::Transaction(_) if pinned || in_transaction => return Ok(()),
+            Needs::Pin(_) if pinned => return Ok(()),
+            Needs::Transaction(sentence) | Needs::Pin(sentence) | Needs::Impossible(sentence) => {
+                sentence
+            }
+        };
+        Err(Error::new(ErrorKind::Denied, sentence.clone()))
+    }
+}
+
+/// Judges a statement by its words: comments, quotes and case do not hide them.
+pub(super) fn judge(sql: &str) -> Result<Verdict, Error> {
+    let wrong = |sentence: String| Error::new(ErrorKind::Statement, sentence);
+    let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql)
+        .tokenize()
+        .map_err(|error| {
+            wrong(format!(
+                "the statement cannot be read ({error}): {}",
+                short(sql)
+            ))
+        })?;
+    let significant = |token: &Token| !matches!(token, Token::Whitespace(_) | Token::EOF);
+    let tokens: Vec<Token> = tokens.into_iter().filter(significant).collect();
+    if tokens.iter().all(|token| *token == Token::SemiColon) {
+        return Err(wrong("the statement is empty, or only a comment".into()));
+    }
+    Ok(Words(&tokens).judge())
+}
+
+/// The tokens of a statement, without blanks and comments.
+#[derive(Clone, Copy)]
+struct Words<'a>(&'a [Token]);
+
+impl Words<'_> {
+    fn judge(self) -> Verdict {
+        let mut words = self;
+        while words.0.first() == Some(&Token::LParen) {
+            words = Words(&words.0[1..]);
+        }
+        let first = words.at(0);
+        if first == "explain" {
+            let verdict = words.explained().judge();
+            return Verdict {
+                reads: true,
+                ..verdict
+            };
+        }
+        let reads = matches!(
+            first.as_str(),
+            "select" | "values" | "table" | "with" | "show"
+        );
+        let writes = |word: String| {
+            matches!(
+                word.as_str(),
+                "insert" | "update" | "delete" | "merge" | "into"
+            )
+        };
+        let harmless = reads
+            && !words.all().any(writes)
+            && words.functions().all(|name| HARMLESS.contains(&&*name));
+        Verdict {
+            needs: words.needs(&first),
+            leaves: !harmless,
+            reads,
+            forgets: matches!(first.as_str(), "discard" | "deallocate"),
+        }
+    }
+
+    /// The word at a place, in lower case; empty if there is something else.
+    fn at(self, index: usize) -> String {
+        match self.0.get(index) {
+            Some(Token::Word(word)) if word.quote_style.is_none() => word.value.to_lowercase(),
+            _ => String::new(),
+        }
+    }
+
+    fn all(self) -> impl Iterator<Item = String> {
+        (0..self.0.len()).map(move |index| self.at(index))
+    }
+
+    fn has(self, first: &str, second: &[&str]) -> bool {
+        (0..self.0.len())
+            .any(|index| self.at(index) == first && second.contains(&&*self.at(index + 1)))
+    }
+
+    /// What `explain` is asked about.
+    fn explained(self) -> Self {
+        let mut rest = &self.0[1..];
+        if rest.first() == Some(&Token::LParen) {
+            let end = rest.iter().position(|token| *token == Token::RParen);
+            rest = &rest[end.map_or(rest.len(), |end| end + 1)..];
+        }
+        while matches!(Words(rest).at(0).as_str(), "analyze" | "verbose") {
+            rest = &rest[1..];
+        }
+        Words(rest)
+    }
+
+    /// Names before an opening parenthesis: functions, and words of the language.
+    fn functions(self) -> impl Iterator<Item = String> {
+        self.calls().map(|(name, _)| name)
+    }
+
+    /// The same, with the place of the parenthesis.
+    fn calls(self) -> impl Iterator<Item = (String, usize)> {
+        self.0
+            .windows(2)
+            .enumerate()
+            .filter_map(|(index, pair)| match pair {
+                [Token::Word(word), Token::LParen] => {
+                    let name = match word.quote_style {
+                        None => word.value.to_lowercase(),
+                        Some(_) => word.value.clone(),
+                    };
+                    Some((name, index + 1))
+                }
+                _ => None,
+            })
+    }
+
+    fn needs(self, first: &str) -> Needs {
+        let second = self.at(1);
+        match first {
+            "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint"
+            | "release" => return transaction(first),
+            "prepare" if second == "transaction" => return transaction("prepare transaction"),
+            "copy" => {
+                return Needs::Impossible(
+                    "`copy` was refused: its data does not travel with a statement. Insert rows with `insert … select … from unnest($1)`, or read them with `open`".to_owned(),
+                );
+            }
+            "set" => return self.needs_of_set(&second),
+            "reset" | "listen" | "unlisten" | "prepare" | "execute" | "deallocate" | "discard"
+            | "load" => {
+                return pin(first);
+            }
+            "declare" if self.has("with", &["hold"]) => return pin("declare … with hold"),
+            "declare" | "fetch" | "move" | "close" => return within(first),
+            "create" if (1..5).any(|index| is_temporary(&self.at(index))) => {
+                return pin("create temporary …");
+            }
+            _ => {}
+        }
+        if self.has("into", &["temp", "temporary"])
+            || self.0.windows(2).any(|pair| {
+                matches!(pair, [Token::Word(word), Token::Period] if word.value.eq_ignore_ascii_case("pg_temp"))
+            })
+        {
+            return pin("a temporary table");
+        }
+        self.calls()
+            .map(|(name, open)| self.needs_of_call(&name, open))
+            .find(|needs| *needs != Needs::Nothing)
+            .unwrap_or(Needs::Nothing)
+    }
+
+    fn needs_of_set(self, second: &str) -> Needs {
+        let third = self.at(2);
+        let of_transaction = |word: &str| word.starts_with("transaction");
+        match second {
+            "constraints" => within("set constraints"),
+            "session" if third == "characteristics" => characteristics(),
+            _ if of_transaction(second) || of_transaction(&third) => characteristics(),
+            "local" => within("set local"),
+            _ => pin("set"),
+        }
+    }
+
+    fn needs_of_call(self, name: &str, open: usize) -> Needs {
+        match name {
+            "set_config" if !self.last_argument_is_true(open) => pin("set_config(…, false)"),
+            "pg_advisory_lock"
+            | "pg_advisory_lock_shared"
+            | "pg_try_advisory_lock"
+            | "pg_try_advisory_lock_shared"
+            | "pg_advisory_unlock"
+            | "pg_advisory_unlock_shared"
+            | "pg_advisory_unlock_all" => Needs::Pin(format!(
+                "`{name}` was refused: the lock would stay with one connection of the pool. Use `pg_advisory_xact_lock` in a transaction, or `pin` to keep one connection"
+            )),
+            "lastval" | "currval" => Needs::Transaction(format!(
+                "`{name}` was refused: outside a transaction, the next statement may go to another connection. Use `returning`, or a transaction"
+            )),
+            _ => Needs::Nothing,
+        }
+    }
+
+    /// Whether the call whose parenthesis opens there ends with `, true)`.
+    fn last_argument_is_true(self, open: usize) -> bool {
+        let mut depth = 0;
+        for (index, token) in self.0.iter().enumerate().skip(open) {
+            match token {
+                Token::LParen => depth += 1,
+                Token::RParen => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                return self.at(index - 1) == "true" && self.0[index - 2] == Token::Comma;
+            }
+        }
+        false
+    }
+}
+
+fn is_temporary(word: &str) -> bool {
+    matches!(word, "temp" | "temporary")
+}
+
+fn transaction(first: &str) -> Needs {
+    Needs::Impossible(format!(
+        "`{first}`, a statement that begins or ends a transaction, was refused: mark the view `atomic`, or use `begin` (in the SDK: `cx.atomic(..)`), so that the host knows of the transaction"
+    ))
+}
+
+fn characteristics() -> Needs {
+    Needs::Impossible(
+        "`set transaction` was refused: say `isolation = …` or `read_only` where the view is declared, so that the host knows of it".to_owned(),
+    )
+}
+
+fn pin(what: &str) -> Needs {
+    let otherwise = match what {
+        "set" => "; `set local` is for one transaction",
+        "set_config(…, false)" => "; `set_config(…, true)` is for one transaction",
+        _ => "",
+    };
+    Needs::Pin(format!(
+        "`{what}` was refused: it would change one connection of the pool and be lost for the next statement. Use `pin` (in the SDK: `cx.db().pin()`) to keep one connection for several statements{otherwise}"
+    ))
+}
+
+fn within(what: &str) -> Needs {
+    Needs::Transaction(format!(
+        "`{what}` was refused: it has an effect within a transaction only, and there is none. Mark the view `atomic`, or use `begin` (in the SDK: `cx.atomic(..)`)"
+    ))
+}
+
+/// What may stand before a parenthesis in a statement that leaves nothing behind: words of the language, and
+/// functions of the server's that change nothing in the session.
+#[rustfmt::skip]
+const HARMLESS: &[&str] = &[
+    // words
+    "all", "and", "any", "array", "as", "between", "by", "case", "cross", "cube", "distinct", "else", "except",
+    "exists", "filter", "from", "group", "grouping", "having", "ilike", "in", "intersect", "interval", "join",
+    "lateral", "like", "limit", "materialized", "not", "offset", "on", "only", "or", "order", "over", "row",
+    "rollup", "select", "sets", "some", "table", "then", "union", "using", "values", "when", "where", "with",
+    "within",
+    // types with a length
+    "bit", "char", "character", "decimal", "float", "numeric", "time", "timestamp", "timestamptz", "varchar",
+    "varying",
+    // functions
+    "abs", "age", "array_agg", "array_append", "array_cat", "array_length", "array_position", "array_prepend",
+    "array_remove", "array_to_string", "avg", "bit_and", "bit_or", "bool_and", "bool_or", "btrim", "cardinality",
+    "cast", "ceil", "ceiling", "char_length", "clock_timestamp", "coalesce", "concat", "concat_ws", "count",
+    "cume_dist", "current_setting", "current_database", "date", "date_bin", "date_part", "date_trunc", "decode",
+    "dense_rank", "encode", "every", "exp", "extract", "first_value", "floor", "format", "gen_random_uuid",
+    "generate_series", "greatest", "initcap", "json_agg", "json_array_elements", "json_build_array",
+    "json_build_object", "json_each", "json_each_text", "json_object_agg", "jsonb_agg", "jsonb_array_elements",
+    "jsonb_array_elements_text", "jsonb_array_length", "jsonb_build_array", "jsonb_build_object", "jsonb_each",
+    "jsonb_each_text", "jsonb_object_agg", "jsonb_object_keys", "jsonb_path_exists", "jsonb_path_query",
+    "jsonb_set", "jsonb_strip_nulls", "jsonb_typeof", "lag", "last_value", "lead", "least", "left", "length", "ln",
+    "log", "lower", "lpad", "ltrim", "make_date", "make_timestamp", "max", "md5", "min", "mod", "now", "nth_value",
+    "ntile", "nullif", "octet_length", "overlay", "percent_rank", "percentile_cont", "percentile_disc",
+    "pg_backend_pid", "pg_sleep", "pg_typeof", "plainto_tsquery", "position", "power", "random", "rank",
+    "regexp_match", "regexp_matches", "regexp_replace", "regexp_split_to_array", "regexp_split_to_table", "repeat",
+    "replace", "reverse", "right", "round", "row_number", "row_to_json", "rpad", "rtrim", "sha256", "sign",
+    "split_part", "sqrt", "starts_with", "stddev", "string_agg", "string_to_array", "strpos", "substr",
+    "substring", "sum", "to_char", "to_date", "to_json", "to_jsonb", "to_number", "to_regclass", "to_timestamp",
+    "to_tsquery", "to_tsvector", "translate", "trim", "trunc", "ts_headline", "ts_rank", "unnest", "upper",
+    "variance", "version", "websearch_to_tsquery",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(sql: &str, pinned: bool, in_transaction: bool) -> Option<String> {
+        let verdict = judge(sql).unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+        let allowed = verdict.allows(pinned, in_transaction);
+        allowed.err().map(|error| error.message)
+    }
+
+    #[test]
+    fn r11_statements_that_change_the_session_are_refused_by_name() {
+        for (sql, part) in [
+            ("set search_path = x", "`set` was refused"),
+            ("/* hm */ SET\n\"search_path\" = x", "`set` was refused"),
+            ("set session search_path to x", "`set` was refused"),
+            ("-- a\nset time zone 'UTC'", "`pin`"),
+            ("reset all", "`reset`"),
+            ("listen a", "`listen`"),
+            ("unlisten *", "`unlisten`"),
+            ("prepare a as select 1", "`prepare`"),
+            ("execute a", "`execute`"),
+            ("explain (analyze) execute a", "`execute`"),
+            (
+                "explain analyze create temp table t as select 1",
+                "`create temporary …`",
+            ),
+            ("deallocate a", "`deallocate`"),
+            ("discard all", "`discard`"),
+            ("load 'auto_explain'", "`load`"),
+            ("create temp table t (a int)", "`create temporary …`"),
+            (
+                "create local temporary table t (a int)",
+                "`create temporary …`",
+            ),
+            (
+                "create or replace temp view t as select 1",
+                "`create temporary …`",
+            ),
+            ("select 1 into temp t", "a temporary table"),
+            ("create table pg_temp.t (a int)", "a temporary table"),
+            (
+                "select set_config('a.b', 'c', false)",
+                "`set_config(…, false)`",
+            ),
+            (
+                "select SET_CONFIG('a.b', 'c', $1)",
+                "`set_config(…, false)`",
+            ),
+            (
+                "select pg_catalog.\"set_config\"('a', 'true', false)",
+                "`set_config(…, false)`",
+            ),
+            ("select pg_advisory_lock(1)", "`pg_advisory_xact_lock`"),
+            ("select pg_try_advisory_lock (1)", "`pg_advisory_xact_lock`"),
+            ("declare c cursor with hold for select 1", "with hold"),
+        ] {
+            for in_transaction in [false, true] {
+                let sentence =
+                    refused(sql, false, in_transaction).unwrap_or_else(|| panic!("{sql} passed"));
+                assert!(sentence.contains(part), "{sql}: {sentence}");
+            }
+            assert_eq!(refused(sql, true, false), None, "{sql}");
+        }
+    }
+
+    #[test]
+    fn some_are_refused_everywhere() {
+        for sql in [
+            "begin",
+            "START transaction",
+            "commit",
+            "end",
+            "rollback to a",
+            "savepoint a",
+            "release a",
+            "abort",
+            "prepare transaction 'a'",
+            "copy t from stdin",
+            "set transaction read write",
+            "set local transaction_read_only = off",
+            "set session characteristics as transaction read write",
+            "(begin)",
+        ] {
+            assert!(refused(sql, true, true).is_some(), "{sql} passed");
+        }
+    }
+
+    #[test]
+    fn some_need_a_transaction() {
+        for sql in [
+            "set local work_mem = '1MB'",
+            "declare c cursor for select 1",
+            "fetch 1 from c",
+            "select lastval()",
+            "set constraints all deferred",
+        ] {
+            assert!(refused(sql, false, false).is_some(), "{sql} passed");
+            assert_eq!(refused(sql, false, true), None, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_only_mentions_such_words_passes() {
+        for sql in [
+            "select 'set a = b; commit'",
+            "select \"begin\" from t",
+            "update t set a = 1",
+            "select $$listen a$$",
+            "insert into reset (a) values (1)",
+            "select set_config('a.b', $1, true)",
+            "select 1 -- commit",
+            "select pg_advisory_xact_lock(1)",
+            "create table temperatures (a int)",
+            "select e'it\\'s' || u&'d\\0061t'",
+            "select a ? 'b', a ->> $1 from t",
+        ] {
+            assert_eq!(refused(sql, false, false), None, "{sql}");
+        }
+    }
+
+    #[test]
+    fn r11_only_plain_reads_need_no_cleaning() {
+        for (sql, leaves) in [
+            (
+                "select a, count(*) from t where b in ($1, $2) group by a",
+                false,
+            ),
+            ("select * from t where id = $1", false),
+            ("with x as (select 1) select * from x", false),
+            ("(values (1))", false),
+            ("show work_mem", false),
+            ("select my_function()", true),
+            ("select U&\"set\\005fconfig\"('a', 'b', false)", true),
+            (
+                "with x as (insert into t values (1) returning a) select * from x",
+                true,
+            ),
+            ("insert into t values (1)", true),
+            ("do $$begin end$$", true),
+            ("explain analyze select f()", true),
+        ] {
+            assert_eq!(judge(sql).expect("it is read").leaves, leaves, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_told_so() {
+        for sql in ["", " -- nothing", "/* */;"] {
+            assert!(
+                judge(sql)
+                    .expect_err("it is empty")
+                    .message
+                    .contains("empty")
+            );
+        }
+        assert!(
+            judge("select 'a")
+                .expect_err("it does not end")
+                .message
+                .contains("cannot be read")
+        );
+    }
+}

@@ -1,0 +1,153 @@
+//! One PostgreSQL database: a pool of connections to its server.
+//!
+//! A connection's own task lives on the runtime that opened the database, never on a request's loop. Statements go
+//! by the extended protocol, prepared and kept per connection; `lease` says how one is run to its end, `guard`
+//! which ones are refused because they would leave something in a connection that somebody else gets next (R11).
+
+mod error;
+mod guard;
+mod lease;
+mod numeric;
+mod params;
+mod session;
+mod tls;
+mod values;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::{Error, ErrorKind, Statement, Stream};
+use crate::config::{Database as Config, PostgresServer};
+use crate::deadline::Deadline;
+use crate::gate::Gate;
+use crate::metrics::{Held, METRICS};
+
+pub use lease::Lease;
+use session::Session;
+pub(super) use session::connect_alone;
+use tls::Tls;
+
+/// An open database.
+pub struct Postgres {
+    config: Config,
+    server: PostgresServer,
+    tls: Tls,
+    gate: Gate,
+    free: Mutex<Vec<Session>>,
+    runtime: Handle,
+}
+
+impl Postgres {
+    /// Connects once, so that a wrong address or password is told now. Blocks; on a thread of the runtime that the
+    /// connections shall live on.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses the user.
+    pub fn open(config: &Config, server: &PostgresServer) -> anyhow::Result<Arc<Postgres>> {
+        let runtime = Handle::current();
+        let tls = tls::client(server)?;
+        let first = runtime.block_on(Session::connect(server, &tls))?;
+        let name = format!("database `{}`, connections", config.name);
+        let gate = Gate::new(
+            name,
+            server.connections,
+            config.queue_max,
+            config.acquire_timeout,
+        );
+        Ok(Arc::new(Postgres {
+            config: config.clone(),
+            server: server.clone(),
+            tls,
+            gate,
+            free: Mutex::new(vec![first]),
+            runtime,
+        }))
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where its connections live.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// A connection: a free one, or a new one while there are fewer than may be.
+    ///
+    /// # Errors
+    /// When none comes free in time, the server cannot be reached, or the request ends.
+    pub async fn lease(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        read_only: bool,
+    ) -> Result<Lease, Error> {
+        let place = self.gate.enter(deadline).await?;
+        let held = Held::new(
+            &METRICS
+                .database_connections
+                .with_label_values(&[&self.config.name]),
+        );
+        let session = match self.take_free() {
+            Some(session) => session,
+            None => self.connect(deadline).await?,
+        };
+        Ok(Lease::new(
+            self,
+            session,
+            deadline,
+            read_only,
+            (place, held),
+        ))
+    }
+
+    /// The free connection that was used last. Those that the server has closed meanwhile are dropped.
+    fn take_free(&self) -> Option<Session> {
+        let mut free = self.free.lock();
+        loop {
+            match free.pop() {
+                Some(session) if session.is_closed() => {}
+                session => return session,
+            }
+        }
+    }
+
+    async fn connect(self: &Arc<Self>, deadline: &Deadline) -> Result<Session, Error> {
+        let database = Arc::clone(self);
+        let connecting = self.runtime.spawn(async move {
+            let connect = Session::connect(&database.server, &database.tls);
+            tokio::time::timeout(database.server.connect_timeout, connect).await
+        });
+        let connected = deadline.bound(connecting).await?;
+        let why = match connected {
+            Ok(Ok(Ok(session))) => return Ok(session),
+            Ok(Ok(Err(error))) => format!("{error:#}"),
+            Ok(Err(_)) => format!(
+                "no answer within {} ms",
+                self.server.connect_timeout.as_millis()
+            ),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "database `{}` ({}) cannot be reached: {why}",
+                self.config.name, self.server
+            ),
+        ))
+    }
+
+    /// Runs a statement outside of any transaction and hands its result over in pieces.
+    pub(super) async fn stream(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        read_only: bool,
+        statement: Statement,
+    ) -> Result<Stream, Error> {
+        let lease = self.lease(deadline, read_only).await?;
+        lease.stream(statement).await
+    }
+}

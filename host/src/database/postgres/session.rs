@@ -1,0 +1,118 @@
+//! One connection to a server: its client, its own task, and the statements that are prepared on it.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hashlink::LruCache;
+use tokio::task::JoinHandle;
+use tokio_postgres::{CancelToken, Client};
+
+use super::super::STATEMENTS_KEPT;
+use super::guard::Verdict;
+use super::tls::{self, Tls};
+use crate::config::PostgresServer;
+
+/// How long a server may take to end a connection that the host has closed, or to answer a cancellation.
+pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What takes away all that statements can leave in a connection but transactions and prepared statements. As
+/// `discard all`, without forgetting the statements that the host itself has prepared.
+const CLEAN: &str = "set session authorization default; reset role; reset all; close all; unlisten *; \
+    select pg_advisory_unlock_all(); discard temp; discard sequences; \
+    select 'prepared' from pg_prepared_statements where from_sql";
+
+/// A connection.
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// Ends when the connection is closed.
+    connection: JoinHandle<()>,
+    pub(super) statements: LruCache<String, Prepared>,
+}
+
+/// A statement that the server knows, and what the guard thinks of it.
+#[derive(Clone)]
+pub(super) struct Prepared {
+    pub(super) statement: tokio_postgres::Statement,
+    pub(super) verdict: Arc<Verdict>,
+}
+
+impl Session {
+    pub(super) async fn connect(server: &PostgresServer, tls: &Tls) -> anyhow::Result<Session> {
+        let (client, connection) = server.url.connect(tls.clone()).await?;
+        let connection = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to PostgreSQL ended");
+            }
+        });
+        Ok(Session {
+            client,
+            connection,
+            statements: LruCache::new(STATEMENTS_KEPT),
+        })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    pub(super) fn cancel_token(&self) -> CancelToken {
+        self.client.cancel_token()
+    }
+
+    /// Ends what is open and takes away all that statements have left. Whether that worked.
+    pub(super) async fn clean(&self) -> bool {
+        let sql = format!("rollback; {CLEAN}");
+        let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, self.client.simple_query(&sql)).await;
+        let Ok(Ok(messages)) = cleaned else {
+            return false;
+        };
+        // A name that was prepared in SQL would be there for the next one.
+        let prepared = |message: &tokio_postgres::SimpleQueryMessage| {
+            matches!(message, tokio_postgres::SimpleQueryMessage::Row(row)
+                if row.columns().len() == 1 && row.get(0) == Some("prepared"))
+        };
+        !messages.iter().any(prepared)
+    }
+
+    /// Closes the connection and waits until the server has seen it.
+    pub(super) async fn close(self) {
+        let Session {
+            client,
+            mut connection,
+            statements,
+        } = self;
+        drop((client, statements));
+        let ended = tokio::time::timeout(CLOSING_TIMEOUT, &mut connection).await;
+        if ended.is_err() {
+            connection.abort();
+        }
+    }
+}
+
+/// A connection for the host's own business, beside the pool. Closed when dropped.
+pub(in super::super) struct Alone(Session);
+
+/// Connects beside the pool.
+pub(in super::super) async fn connect_alone(server: &PostgresServer) -> anyhow::Result<Alone> {
+    let tls = tls::client(server)?;
+    let connect = Session::connect(server, &tls);
+    let connected = tokio::time::timeout(server.connect_timeout, connect).await;
+    let connected = connected.with_context(|| format!("{server} does not answer"))?;
+    connected.map(Alone)
+}
+
+impl Deref for Alone {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0.client
+    }
+}
+
+impl DerefMut for Alone {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0.client
+    }
+}

@@ -1,0 +1,501 @@
+//! What is behind a transaction's lock: the connection, the levels, and what has become of them.
+
+use std::sync::Arc;
+
+use super::effects::Effects;
+use super::{Fate, Level, Options};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use crate::deadline::Deadline;
+use crate::metrics::{Held, METRICS};
+
+pub(super) struct State {
+    options: Options,
+    effects: Arc<Effects>,
+    open: Option<Open>,
+    /// The levels, the outermost first. They stay when the transaction is lost, so that nothing that the guest
+    /// still believes to be in it runs outside.
+    levels: Vec<Begun>,
+    pins: Pins,
+    fate: Fate,
+    /// Why the whole transaction was undone without the guest's asking for it.
+    lost: Option<Error>,
+}
+
+/// The one connection of the scope, for its transaction or because it is pinned.
+struct Open {
+    lease: Lease,
+    database: Database,
+    /// What the database is told before the next statement: that levels within have ended.
+    pending: Vec<String>,
+    /// While the database knows of the transaction.
+    begun: Option<Held>,
+}
+
+/// A level that was begun and has not ended.
+struct Begun {
+    level: Level,
+    /// The database it was begun on, by name.
+    database: Option<String>,
+    /// Whether the database knows of it.
+    known: bool,
+    /// The first statement that failed in it.
+    failed: Option<Error>,
+}
+
+#[derive(Default)]
+struct Pins {
+    count: usize,
+    held: Option<Held>,
+    /// Why the pinned connection is no more.
+    lost: Option<Error>,
+}
+
+/// A level that was taken off the stack, and how deep it was.
+pub(super) struct Taken {
+    begun: Begun,
+    depth: usize,
+}
+
+impl State {
+    pub(super) fn new(options: Options, effects: &Arc<Effects>) -> State {
+        let mut state = State {
+            options,
+            effects: Arc::clone(effects),
+            open: None,
+            levels: Vec::new(),
+            pins: Pins::default(),
+            fate: Fate::None,
+            lost: None,
+        };
+        if options.atomic {
+            state.levels.push(Begun::new(Level::SCOPE, None));
+        }
+        state
+    }
+
+    /// The database whose connection this has.
+    pub(super) fn database(&self) -> Option<Database> {
+        self.open.as_ref().map(|open| open.database.clone())
+    }
+
+    /// Whether a statement on this database has its turn here: in the transaction or on the pinned connection.
+    pub(super) fn takes(&self, database: &Database) -> Result<bool, Error> {
+        if !self.levels.is_empty() {
+            return self.admits(database).map(|()| true);
+        }
+        match (&self.open, &self.pins.lost) {
+            _ if self.pins.count == 0 => Ok(false),
+            (Some(open), _) => Ok(open.database.config().name == database.config().name),
+            (None, Some(why)) => Err(Error::new(
+                why.kind,
+                format!("the pinned connection is no more: {}", why.message),
+            )),
+            (None, None) => Ok(false),
+        }
+    }
+
+    /// Whether something can be done on this database here and now.
+    pub(super) fn admits(&self, database: &Database) -> Result<(), Error> {
+        let wanted = &database.config().name;
+        let open = self.open.as_ref().map(|open| &open.database.config().name);
+        let begun = || self.levels.iter().find_map(|begun| begun.database.as_ref());
+        match open.or_else(begun) {
+            Some(on) if on != wanted && self.levels.is_empty() => Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has pinned a connection of the database `{on}`, so it can have none of its own on `{wanted}`: let the first one go before"
+                ),
+            )),
+            Some(on) if on != wanted => Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "the transaction of this request is on the database `{on}`, so a statement on `{wanted}` could not be part of it: use one database per transaction, or run the statement outside"
+                ),
+            )),
+            _ => self.healthy(),
+        }
+    }
+
+    /// Whether the innermost level takes statements.
+    fn healthy(&self) -> Result<(), Error> {
+        match (&self.lost, self.levels.last()) {
+            (Some(why), Some(_)) => Err(gone(why)),
+            (
+                None,
+                Some(Begun {
+                    failed: Some(why), ..
+                }),
+            ) => Err(poisoned(why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that there is a connection.
+    pub(super) async fn connect(
+        &mut self,
+        database: &Database,
+        deadline: &Arc<Deadline>,
+    ) -> Result<(), Error> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        let lease = database.lease(deadline, self.options.read_only).await;
+        let lease = lease.inspect_err(|error| self.effects.note(error))?;
+        self.open = Some(Open {
+            lease,
+            database: database.clone(),
+            pending: Vec::new(),
+            begun: None,
+        });
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, level: Level, database: Option<&Database>) -> Result<(), Error> {
+        match database {
+            Some(database) => self.admits(database)?,
+            None => self.healthy()?,
+        }
+        let database = database.map(|database| database.config().name.clone());
+        self.levels.push(Begun::new(level, database));
+        Ok(())
+    }
+
+    /// Runs a statement: in the transaction, which the database sees from now on, or on the pinned connection.
+    pub(super) async fn run(&mut self, statement: &Statement) -> Result<Outcome, Error> {
+        let open = self.open.as_mut().ok_or_else(ended)?;
+        let mut before = open.pending.clone();
+        for (depth, begun) in self.levels.iter().enumerate().filter(|(_, b)| !b.known) {
+            before.push(match depth {
+                0 => {
+                    let Options {
+                        read_only,
+                        isolation,
+                        ..
+                    } = self.options;
+                    open.lease.begin(read_only, isolation)
+                }
+                _ => format!("savepoint {}", begun.level),
+            });
+        }
+        open.lease.set_in_transaction(!self.levels.is_empty());
+        let ran = open.lease.run(&before, statement).await;
+        let (alive, within) = (open.lease.in_transaction(), !self.levels.is_empty());
+        if !matches!(&ran, Err(Failed::Refused(_) | Failed::Before(_))) {
+            open.pending.clear();
+            if within && open.begun.is_none() {
+                open.begun = Some(Held::new(&METRICS.transactions));
+            }
+            self.levels.iter_mut().for_each(|begun| begun.known = true);
+        }
+        let failed = match ran {
+            Ok(outcome) if alive || !within => return Ok(outcome),
+            // Whatever ended it, the guest did not ask for it.
+            Ok(_) => Failed::Statement(ended()),
+            Err(failed) => failed,
+        };
+        let begun = self.levels.first().is_some_and(|outermost| outermost.known);
+        match &failed {
+            Failed::Before(error) if begun || self.pins.count > 0 => self.lose(error.clone()),
+            // The transaction could not begin: perhaps it can later.
+            Failed::Before(_) => self.open = None,
+            Failed::Statement(error) if !alive && within => self.lose(error.clone()),
+            Failed::Statement(error) if error.kind == ErrorKind::Unavailable => {
+                self.lose(error.clone());
+            }
+            Failed::Refused(error) | Failed::Statement(error) => {
+                if let Some(innermost) = self.levels.last_mut() {
+                    innermost.failed.get_or_insert_with(|| error.clone());
+                }
+            }
+        }
+        let error = failed.into_error();
+        self.effects.note(&error);
+        Err(error)
+    }
+
+    /// Takes `level` off the stack.
+    pub(super) fn take(&mut self, level: Level) -> Option<Taken> {
+        let depth = self.levels.iter().position(|begun| begun.level == level)?;
+        let begun = self.levels.remove(depth);
+        Some(Taken { begun, depth })
+    }
+
+    /// Ends a level as the guest asks for it.
+    pub(super) async fn end(&mut self, taken: Taken, keep: bool) -> Result<(), Error> {
+        let Taken { begun, depth } = taken;
+        if let Some(why) = self.lost.clone() {
+            self.effects.forget(&[begun.level]);
+            self.forget_loss();
+            // What was to be undone is undone.
+            return if keep { Err(gone(&why)) } else { Ok(()) };
+        }
+        if depth < self.levels.len() {
+            self.overlap(begun.level);
+            return Err(overlap());
+        }
+        match self.levels.last().map(|around| around.level) {
+            None => self.end_outermost(begun, keep).await,
+            Some(around) => self.end_within(begun, around, keep).await,
+        }
+    }
+
+    async fn end_within(&mut self, begun: Begun, around: Level, keep: bool) -> Result<(), Error> {
+        let level = begun.level;
+        if keep && begun.failed.is_none() {
+            self.effects.hand_on(level, around);
+            if let Some(open) = self.open.as_mut().filter(|_| begun.known) {
+                open.pending.push(format!("release {level}"));
+            }
+            return Ok(());
+        }
+        self.effects.forget(&[level]);
+        if let Some(open) = self.open.as_mut().filter(|_| begun.known) {
+            let mut statements = std::mem::take(&mut open.pending);
+            statements.extend(undo(level));
+            if let Err(why) = open.lease.host(&statements).await {
+                self.effects.note(&why);
+                self.lose(why.clone());
+                return Err(why);
+            }
+        }
+        match begun.failed {
+            Some(why) if keep => Err(undone(&why)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn end_outermost(&mut self, begun: Begun, keep: bool) -> Result<(), Error> {
+        let level = begun.level;
+        let marked = self.effects.must_roll_back(level);
+        let commit = keep && begun.failed.is_none() && !marked;
+        let closed = self.close(begun.known, commit).await;
+        match commit && closed.is_ok() {
+            true => self.effects.release(level),
+            false => self.effects.forget(&[level]),
+        }
+        closed?;
+        match begun.failed {
+            Some(why) if keep => Err(undone(&why)),
+            None if keep && marked => Err(Error::new(
+                ErrorKind::Other,
+                "the transaction was rolled back instead of committed, because `set-rollback` was called in it",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes a level that the guest dropped. Only notes what the database has to be told.
+    pub(super) fn abandon(&mut self, level: Level) {
+        self.effects.forget(&[level]);
+        let Some(Taken { begun, depth }) = self.take(level) else {
+            return;
+        };
+        if self.lost.is_some() {
+            return self.forget_loss();
+        }
+        if depth < self.levels.len() {
+            return self.overlap(level);
+        }
+        if begun.known && self.levels.is_empty() {
+            self.fate = Fate::RolledBack;
+        }
+        match &mut self.open {
+            Some(open) if begun.known && !self.levels.is_empty() => {
+                open.pending.extend(undo(level));
+            }
+            Some(open) if begun.known && self.pins.count > 0 => {
+                open.begun = None;
+                open.pending = vec!["rollback".to_owned()];
+            }
+            // Its end rolls back.
+            Some(_) if self.levels.is_empty() && self.pins.count == 0 => self.open = None,
+            _ => {}
+        }
+    }
+
+    pub(super) fn pin(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        open.lease.set_pinned(true);
+        self.pins.count += 1;
+        let name = &open.database.config().name;
+        let gauge = || METRICS.database_pinned.with_label_values(&[name]);
+        self.pins.held.get_or_insert_with(|| Held::new(&gauge()));
+    }
+
+    pub(super) fn unpin(&mut self) {
+        self.pins.count = self.pins.count.saturating_sub(1);
+        if self.pins.count > 0 {
+            return;
+        }
+        self.pins = Pins::default();
+        if let Some(open) = &mut self.open {
+            open.lease.set_pinned(false);
+        }
+        if self.levels.is_empty() {
+            self.open = None;
+        }
+    }
+
+    /// Ends everything: see [`super::Transaction::finish`].
+    pub(super) async fn finish(&mut self, keep: bool) -> Result<Fate, Error> {
+        let finished = self.finish_levels(keep && self.options.atomic).await;
+        self.effects.clear();
+        self.open = None;
+        self.pins = Pins::default();
+        finished.map(|()| self.fate)
+    }
+
+    async fn finish_levels(&mut self, keep: bool) -> Result<(), Error> {
+        let mut levels = std::mem::take(&mut self.levels).into_iter();
+        if let Some(why) = self.lost.take() {
+            return if keep { Err(gone(&why)) } else { Ok(()) };
+        }
+        let Some(outermost) = levels.next() else {
+            return Ok(());
+        };
+        let marked = self.effects.must_roll_back(outermost.level);
+        let commit = keep && outermost.failed.is_none() && !marked;
+        // A savepoint that the guest did not release is undone, with those in it.
+        let within: Vec<Begun> = levels.collect();
+        let first = within.first().filter(|begun| begun.known);
+        if let (Some(open), Some(first)) = (&mut self.open, first) {
+            open.pending.extend(undo(first.level));
+        }
+        let closed = self.close(outermost.known, commit).await;
+        if commit && closed.is_ok() {
+            self.effects.release(outermost.level);
+        }
+        closed?;
+        match outermost.failed {
+            Some(why) if keep && !marked => Err(undone(&why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the transaction in the database, if that knows of it, and lets the connection go unless it is pinned.
+    async fn close(&mut self, known: bool, commit: bool) -> Result<(), Error> {
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
+        if known {
+            self.fate = Fate::RolledBack;
+            let mut statements = std::mem::take(&mut open.pending);
+            if commit {
+                statements.push("commit".to_owned());
+            } else {
+                statements = vec!["rollback".to_owned()];
+            }
+            let closed = open.lease.host(&statements).await;
+            if let Err(why) = closed {
+                self.effects.note(&why);
+                if self.pins.count > 0 {
+                    self.pins.lost = Some(why.clone());
+                }
+                // The lease's end rolls back what may be left.
+                return Err(why);
+            }
+            open.lease.set_in_transaction(false);
+            open.begun = None;
+            if commit {
+                self.fate = Fate::Committed;
+            }
+        }
+        if self.pins.count > 0 {
+            self.open = Some(open);
+        }
+        Ok(())
+    }
+
+    /// Nobody can tell whose statements were whose, so nothing is kept.
+    fn overlap(&mut self, level: Level) {
+        let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
+            .chain([level])
+            .collect();
+        self.effects.forget(&levels);
+        self.lose(overlap());
+    }
+
+    fn lose(&mut self, why: Error) {
+        self.open = None;
+        if !self.levels.is_empty() {
+            self.fate = Fate::RolledBack;
+            self.lost.get_or_insert_with(|| why.clone());
+        }
+        if self.pins.count > 0 {
+            self.pins.lost.get_or_insert(why);
+        }
+    }
+
+    /// A view may begin again when everything it had begun has ended.
+    fn forget_loss(&mut self) {
+        if self.levels.is_empty() {
+            self.lost = None;
+        }
+    }
+}
+
+impl Begun {
+    fn new(level: Level, database: Option<String>) -> Begun {
+        Begun {
+            level,
+            database,
+            known: false,
+            failed: None,
+        }
+    }
+}
+
+fn undo(level: Level) -> [String; 2] {
+    [format!("rollback to {level}"), format!("release {level}")]
+}
+
+pub(super) fn ended() -> Error {
+    Error::new(ErrorKind::Other, "the transaction has ended already")
+}
+
+/// A statement in a level that another one has failed in.
+fn poisoned(why: &Error) -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        format!(
+            "a statement of this transaction has failed, so the database takes no more of them until the innermost savepoint, or the whole transaction, is rolled back. The first failure: {}",
+            why.message
+        ),
+    )
+}
+
+/// The commit of a level that a statement has failed in.
+fn undone(why: &Error) -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        format!(
+            "a statement of this transaction had failed, so it was rolled back instead of committed: {}",
+            why.message
+        ),
+    )
+}
+
+/// Anything in a transaction that is no more.
+fn gone(why: &Error) -> Error {
+    let kind = match why.kind {
+        ErrorKind::Unavailable | ErrorKind::Conflict | ErrorKind::Aborted | ErrorKind::Denied => {
+            why.kind
+        }
+        _ => ErrorKind::Poisoned,
+    };
+    Error::new(
+        kind,
+        format!(
+            "the transaction of this request was rolled back, so nothing more can be done in it: {}",
+            why.message
+        ),
+    )
+}
+
+/// Statements do not say which level they are for, so levels that overlap cannot be told apart.
+fn overlap() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "two transactions of one request overlapped: one ended while another, begun later, was still open. All was rolled back. Let the inner one end first; do not join atomic blocks",
+    )
+}
