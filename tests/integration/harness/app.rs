@@ -169,12 +169,20 @@ impl App {
 
     /// Serves the app, with other tests running beside.
     pub async fn serve(self) -> Server {
+        self.migrate();
         Server::start(self, "serve", false).await
     }
 
     /// Serves the app when no other test runs: for what is measured in time.
     pub async fn serve_alone(self) -> Server {
+        self.migrate();
         Server::start(self, "serve", true).await
+    }
+
+    /// Brings the databases up to date, if there are any.
+    pub fn migrate(&self) {
+        let ran = self.run("migrate");
+        assert!(ran.success, "{ran:?}");
     }
 
     /// `amphi up`.
