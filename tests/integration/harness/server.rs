@@ -141,6 +141,14 @@ impl Server {
         self.steps(path, steps).await.told()
     }
 
+    /// What a view of `rules` answers, with the reason in the log when it has failed.
+    pub async fn reason(&self, path: &str, steps: Value) -> String {
+        let mark = self.log.mark();
+        let reply = self.steps(path, steps).await;
+        let lines = self.log.requests(mark, 1).await;
+        format!("{} {}", reply.text(), lines[0].text("why"))
+    }
+
     /// What the server counts.
     pub async fn metrics(&self) -> Metrics {
         let response = self
