@@ -44,6 +44,13 @@ pub enum Builtin {
     HeaderAuth(HeaderAuth),
 }
 
+impl Builtin {
+    /// Whether it lets nobody through without knowing who it is.
+    pub fn asks_for_user(&self) -> bool {
+        matches!(self, Builtin::BasicAuth(_) | Builtin::HeaderAuth(_))
+    }
+}
+
 /// What built-in middleware sees of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Visit<'a> {
