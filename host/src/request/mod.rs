@@ -5,6 +5,7 @@
 //! and becomes a response in one place; whatever way it ends, one line in the log says how.
 
 pub mod body;
+pub mod page;
 
 use std::collections::HashMap;
 use std::io;

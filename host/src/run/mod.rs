@@ -78,6 +78,14 @@ impl From<&Stop> for Failure {
 
 /// What a failed call means, in a sentence (R17).
 fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
+    let backtrace = error.downcast_ref::<WasmBacktrace>();
+    let frames = backtrace.map(frames).unwrap_or_default();
+    let mut failure = sentence(error, guest, &way(&frames));
+    failure.frames = frames;
+    failure
+}
+
+fn sentence(error: &wasmtime::Error, guest: &Guest, way: &str) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         return stop.into();
     }
@@ -90,18 +98,8 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
             format!("no room for another instance: {error}"),
         );
     }
-    let stack = error.downcast_ref::<WasmBacktrace>();
-    let frames = stack.map(frames).unwrap_or_default();
-    Failure {
-        frames: frames.clone(),
-        ..trapped(error, guest, &way(&frames))
-    }
-}
-
-/// What a trap means, with the innermost functions in parentheses.
-fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     if let Some(panic) = guest.output.panic() {
-        return Failure::view(format!("the view {panic}{frames}"));
+        return Failure::view(format!("the view {panic}{way}"));
     }
     if guest.memory.reached {
         return Failure {
@@ -114,7 +112,7 @@ fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
         return Failure::view(format!(
-            "the view ended its own process with code {}{frames}",
+            "the view ended its own process with code {}{way}",
             exit.0
         ));
     }
@@ -132,5 +130,5 @@ fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     };
-    Failure::view(format!("the view trapped: {what}{frames}"))
+    Failure::view(format!("the view trapped: {what}{way}"))
 }
