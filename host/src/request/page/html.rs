@@ -59,7 +59,11 @@ fn long(failed: Failed<'_>, report: &Report) -> Markup {
         }
         @if !failure.frames.is_empty() {
             h2 { "Where " small { "the innermost function first" } }
-            @for (index, frame) in failure.frames.iter().enumerate() { (card(frame, index < SOURCES_MAX)) }
+            @for (index, frame) in failure.frames.iter().enumerate() {
+                // A closure has often the same line as what it is in.
+                @let shown = failure.frames[..index].iter().any(|before| same_line(before, frame));
+                (card(frame, index < SOURCES_MAX && !shown))
+            }
         }
         @if !failure.way.is_empty() {
             h2 { "The way there" }
@@ -86,6 +90,10 @@ fn long(failed: Failed<'_>, report: &Report) -> Markup {
             "Request " code { (failed.id) } ". This page is for development: `amphi serve` shows a short one."
         }
     }
+}
+
+fn same_line(a: &Frame, b: &Frame) -> bool {
+    (&a.file, a.line) == (&b.file, b.line)
 }
 
 fn card(frame: &Frame, with_source: bool) -> Markup {
