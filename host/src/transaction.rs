@@ -260,7 +260,7 @@ impl Transaction {
 
     /// Takes note of a statement that was run outside of the transaction.
     pub fn note_outside(&self, ran: Result<(), &Error>) {
-        if !self.data.read_only {
+        if !self.options.read_only {
             self.effects.lasts();
         }
         if let Err(error) = ran {

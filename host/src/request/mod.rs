@@ -29,13 +29,16 @@ use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
+use crate::report::{Report, Statement};
 use crate::request::body::Received;
+use crate::request::page::Failed;
 use crate::router::Route;
 use crate::run::Stop;
 use crate::scope::{self, Origin, Value};
 use crate::settle::{Ready, Settled};
 use crate::static_files::{Content, StaticFiles};
 use crate::trace::Trace;
+use crate::transaction::Fate;
 use crate::view::View;
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
@@ -401,21 +404,44 @@ impl<'a> Completion<'a> {
     /// The response for a failure, which the line will name.
     fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
-        let reason = failure.status.canonical_reason().unwrap_or("Error");
-        let text = format!(
-            "{} {reason}\n{}\nRequest {}",
-            failure.status.as_u16(),
-            failure.client_text,
-            self.origin.id
-        );
-        let mut response = text_response(failure.status, &text);
-        if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        let report = self.host.development.then(|| self.report());
+        let failed = Failed {
+            failure: &failure,
+            id: &self.origin.id,
+            request: self.parts,
+            report: report.as_ref(),
+        };
+        let response = failed.response();
         self.failure = Some(failure);
         response
+    }
+
+    /// What is known so far, for the page that developers get.
+    fn report(&self) -> Report {
+        let view = self.view.as_ref().map(ToString::to_string);
+        let Some(settled) = &self.settled else {
+            return Report {
+                view,
+                ..Report::default()
+            };
+        };
+        let (entries, more) = settled.scope.journal.entries();
+        let statements = entries.into_iter().map(|entry| Statement {
+            database: entry.database,
+            sql: entry.sql,
+            duration: entry.took,
+            outcome: entry.outcome,
+        });
+        let values = settled.scope.values().into_iter();
+        let mut values: Vec<_> = values.map(|(name, value)| (name, value.text)).collect();
+        values.sort();
+        Report {
+            view,
+            statements: statements.collect(),
+            statements_omitted: more as u64,
+            transaction: (settled.fate != Fate::None).then(|| settled.fate.to_string()),
+            values,
+        }
     }
 
     fn finish(&mut self, status: StatusCode) {
