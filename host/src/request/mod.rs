@@ -315,16 +315,6 @@ fn empty(status: StatusCode) -> Response<ResponseBody> {
     response
 }
 
-fn text_response(status: StatusCode, text: &str) -> Response<ResponseBody> {
-    let mut response = empty(status);
-    *response.body_mut() = Either::Left(Full::new(format!("{text}\n").into()));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-}
-
 fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<ResponseBody> {
     let value = HeaderValue::from_str(allow).expect("methods are valid in headers");
     response.headers_mut().insert(header::ALLOW, value);
