@@ -48,7 +48,7 @@ pub struct Failure {
     pub detail: String,
     /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
     pub way: Vec<String>,
-    /// The guest's own functions that were running, the innermost first.
+    /// The guest's stack, the innermost function first, if it trapped.
     pub frames: Vec<Frame>,
 }
 

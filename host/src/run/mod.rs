@@ -78,14 +78,6 @@ impl From<&Stop> for Failure {
 
 /// What a failed call means, in a sentence (R17).
 fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
-    let backtrace = error.downcast_ref::<WasmBacktrace>();
-    let frames = backtrace.map(frames).unwrap_or_default();
-    let mut failure = sentence(error, guest, &way(&frames));
-    failure.frames = frames;
-    failure
-}
-
-fn sentence(error: &wasmtime::Error, guest: &Guest, way: &str) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         return stop.into();
     }
@@ -98,8 +90,18 @@ fn sentence(error: &wasmtime::Error, guest: &Guest, way: &str) -> Failure {
             format!("no room for another instance: {error}"),
         );
     }
+    let stack = error.downcast_ref::<WasmBacktrace>();
+    let frames = stack.map(frames).unwrap_or_default();
+    Failure {
+        frames: frames.clone(),
+        ..trapped(error, guest, &way(&frames))
+    }
+}
+
+/// What a trap means, with the innermost functions in parentheses.
+fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     if let Some(panic) = guest.output.panic() {
-        return Failure::view(format!("the view {panic}{way}"));
+        return Failure::view(format!("the view {panic}{frames}"));
     }
     if guest.memory.reached {
         return Failure {
@@ -112,7 +114,7 @@ fn sentence(error: &wasmtime::Error, guest: &Guest, way: &str) -> Failure {
     }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
         return Failure::view(format!(
-            "the view ended its own process with code {}{way}",
+            "the view ended its own process with code {}{frames}",
             exit.0
         ));
     }
@@ -130,5 +132,5 @@ fn sentence(error: &wasmtime::Error, guest: &Guest, way: &str) -> Failure {
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
     };
-    Failure::view(format!("the view trapped: {what}{way}"))
+    Failure::view(format!("the view trapped: {what}{frames}"))
 }
