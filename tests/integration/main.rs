@@ -6,16 +6,30 @@
 #[macro_use]
 mod harness;
 
+mod atomicity;
 mod bodies;
+mod builtin;
 mod configuration;
+mod conflicts;
 mod context;
 mod deploy;
 mod directories;
+mod effects;
 mod examples;
 mod failures;
+mod interleaved;
 mod isolation;
+mod levels;
+mod middleware;
+mod migrations;
 mod outbound;
+mod pinned;
+mod postgres;
 mod protocol;
+mod restart;
+mod rules;
 mod static_files;
+mod sticky;
+mod storm;
 mod swap;
 mod transactions;

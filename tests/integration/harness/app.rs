@@ -7,12 +7,19 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
+use super::data::Data;
 use super::guests::{self, AMPHI};
-use super::{Mode, Server};
+use super::postgres::Database;
+use super::{Kind, Mode, Server};
+
+/// Guests that `amphi build` has built, by the names of their folders.
+const BUILT: [&str; 2] = ["behaviour", "rules"];
 
 /// An app in a temporary folder.
 pub struct App {
     folder: TempDir,
+    /// Its database.
+    pub data: Data,
 }
 
 impl App {
@@ -36,43 +43,99 @@ impl App {
             "#,
             guests = guests::folder().display(),
         );
+        App::changed(&base, toml)
+    }
+
+    /// The guest `rules` with a database of this kind and every grant, changed by `toml`.
+    pub async fn rules(kind: Kind, toml: &str) -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let data = Data::new(kind, folder.path().join("data/test.db")).await;
+        App::with_data(folder, data, kind, toml)
+    }
+
+    /// The same with a database of a server that the test has chosen.
+    pub fn rules_on(database: Database, toml: &str) -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        App::with_data(folder, Data::Postgres(database), Kind::Postgres, toml)
+    }
+
+    fn with_data(folder: TempDir, data: Data, kind: Kind, toml: &str) -> App {
+        let base = format!(
+            r#"
+            [app]
+            name = "rules"
+            [server]
+            listen = ["127.0.0.1:0"]
+            admin = "127.0.0.1:0"
+            [databases.default]
+            {database}
+            migrations = "{guests}/rules/migrations/{kind}"
+            [modules.rules]
+            path = "{guests}/rules"
+            databases = ["default"]
+            http = ["self"]
+            subrequests = true
+            publish = ["orders.*"]
+            subscribe = ["orders.*"]
+            "#,
+            database = data.config(),
+            guests = guests::folder().display(),
+        );
+        let app = App { folder, data };
+        app.configure(&base, toml);
+        app
+    }
+
+    fn changed(base: &str, toml: &str) -> App {
+        let app = App::empty();
+        app.configure(base, toml);
+        app
+    }
+
+    /// Writes the `amphi.toml`, and puts the components that it names in place.
+    fn configure(&self, base: &str, toml: &str) {
         let mut config: Table = base
             .parse()
             .expect("the configuration of the tests is TOML");
         merge(&mut config, toml.parse().expect("what a test adds is TOML"));
-        let app = App::written(&config.to_string());
+        self.write("amphi.toml", config.to_string());
         let modules = config
             .get("modules")
             .and_then(Value::as_table)
             .into_iter()
             .flatten();
         for (name, module) in modules {
-            if module
-                .get("path")
-                .and_then(Value::as_str)
-                .is_some_and(|path| path.ends_with("/guests/behaviour"))
-            {
-                app.install(name);
+            let path = module.get("path").and_then(Value::as_str).map(Path::new);
+            let guest = path
+                .filter(|path| path.parent() == Some(&guests::folder()))
+                .and_then(|path| path.file_name()?.to_str())
+                .filter(|guest| BUILT.contains(guest));
+            if let Some(guest) = guest {
+                self.install(guest, name);
             }
         }
-        app
     }
 
     /// Nothing but this `amphi.toml`.
     pub fn written(toml: &str) -> App {
-        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
-        let app = App { folder };
+        let app = App::empty();
         app.write("amphi.toml", toml);
         app
     }
 
-    /// Puts the components of `behaviour` where `amphi build` would have put them for this module.
-    fn install(&self, module: &str) {
+    fn empty() -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let data = Data::Sqlite(folder.path().join("data/test.db"));
+        App { folder, data }
+    }
+
+    /// Puts the components of a guest where `amphi build` would have put them for this module.
+    fn install(&self, guest: &str, module: &str) {
         for mode in [Mode::Sync, Mode::Async] {
             let artifact = self.path(&format!("target/amphi/{module}.{mode}.wasm"));
             fs::create_dir_all(artifact.parent().expect("it is in a folder"))
                 .expect("the folder can be made");
-            fs::copy(guests::behaviour(mode), artifact).expect("the component can be copied");
+            fs::copy(guests::built(guest, mode), artifact).expect("the component can be copied");
         }
     }
 
@@ -106,12 +169,20 @@ impl App {
 
     /// Serves the app, with other tests running beside.
     pub async fn serve(self) -> Server {
+        self.migrate();
         Server::start(self, "serve", false).await
     }
 
     /// Serves the app when no other test runs: for what is measured in time.
     pub async fn serve_alone(self) -> Server {
+        self.migrate();
         Server::start(self, "serve", true).await
+    }
+
+    /// Brings the databases up to date, if there are any.
+    pub fn migrate(&self) {
+        let ran = self.run("migrate");
+        assert!(ran.success, "{ran:?}");
     }
 
     /// `amphi up`.

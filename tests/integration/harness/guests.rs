@@ -14,10 +14,15 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guests")
 }
 
+/// The component of a guest with the views of `mode`.
+pub fn built(guest: &str, mode: Mode) -> PathBuf {
+    LazyLock::force(&BUILT);
+    folder().join(format!("target/amphi/{guest}.{mode}.wasm"))
+}
+
 /// The component of `behaviour` with the views of `mode`.
 pub fn behaviour(mode: Mode) -> PathBuf {
-    LazyLock::force(&BEHAVIOUR);
-    folder().join(format!("target/amphi/behaviour.{mode}.wasm"))
+    built("behaviour", mode)
 }
 
 /// One of the components that are not as they should be.
@@ -28,12 +33,12 @@ pub fn misfit(name: &str) -> PathBuf {
     ))
 }
 
-static BEHAVIOUR: LazyLock<()> =
+static BUILT: LazyLock<()> =
     LazyLock::new(|| succeed(Command::new(AMPHI).arg("build").arg(folder())));
 
 /// Built by cargo alone, because `amphi build` would refuse them.
 static MISFITS: LazyLock<()> = LazyLock::new(|| {
-    LazyLock::force(&BEHAVIOUR);
+    LazyLock::force(&BUILT);
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder().join("misfits"));
     // Where `amphi build` puts its own, so that what both depend on is compiled once.

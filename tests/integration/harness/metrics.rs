@@ -5,10 +5,11 @@
 pub struct Metrics(Vec<(String, f64)>);
 
 /// What is zero when nothing is in flight.
-const GAUGES: [&str; 8] = [
+const GAUGES: [&str; 9] = [
     "amphi_scopes",
     "amphi_instances",
     "amphi_database_connections",
+    "amphi_database_pinned",
     "amphi_transactions",
     "amphi_outbound_requests",
     "amphi_body_files",

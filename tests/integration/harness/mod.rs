@@ -1,16 +1,20 @@
 //! What the tests stand on: guests, apps, servers, logs, metrics.
 
 pub mod app;
+pub mod data;
 pub mod guests;
 pub mod log;
 pub mod metrics;
+pub mod postgres;
 pub mod raw;
 pub mod server;
+pub mod steps;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use app::App;
+pub use data::Kind;
 pub use server::{Reply, Server};
 
 /// How long anything may take that should happen soon.
@@ -34,13 +38,27 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
+    /// The part of `rules` with this name, as the configuration and the log have it.
+    pub fn part(self, name: &str) -> String {
+        format!("rules::{}::{name}", self.file())
+    }
+
+    /// The header of the middleware of `rules` with this name.
+    pub fn header(self, name: &str) -> String {
+        format!("x-{}-{name}", self.file())
+    }
+
     /// The view of `behaviour` with this name, as the log has it.
     pub fn view(self, name: &str) -> String {
-        let file = match self {
+        format!("behaviour::{}::{name}", self.file())
+    }
+
+    /// The file of a guest with the parts of this mode.
+    fn file(self) -> &'static str {
+        match self {
             Mode::Sync => "blocking",
             Mode::Async => "waiting",
-        };
-        format!("behaviour::{file}::{name}")
+        }
     }
 }
 
@@ -61,6 +79,60 @@ macro_rules! both_modes {
             #[tokio::test]
             async fn asynch() {
                 body(Mode::Async).await;
+            }
+        }
+    )*};
+}
+
+/// Makes four tests of one body, for both modes and both kinds of databases.
+macro_rules! both_modes_and_databases {
+    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode, $kind:ident: Kind) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$attribute])*
+            async fn body($mode: Mode, $kind: Kind) $body
+
+            #[tokio::test]
+            async fn sync_sqlite() {
+                body(Mode::Sync, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_sqlite() {
+                body(Mode::Async, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn sync_postgres() {
+                body(Mode::Sync, Kind::Postgres).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_postgres() {
+                body(Mode::Async, Kind::Postgres).await;
+            }
+        }
+    )*};
+}
+
+/// Makes two tests of one body, for both kinds of databases.
+macro_rules! both_databases {
+    ($($(#[$attribute:meta])* async fn $name:ident($kind:ident: Kind) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$attribute])*
+            async fn body($kind: Kind) $body
+
+            #[tokio::test]
+            async fn sqlite() {
+                body(Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn postgres() {
+                body(Kind::Postgres).await;
             }
         }
     )*};

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 
+use futures::future::join_all;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::app::App;
 use super::eventually;
@@ -123,6 +126,21 @@ impl Server {
         Reply::of(self.request("POST", path).body(body)).await
     }
 
+    /// POST to a view of `rules`, which does these steps.
+    pub async fn steps(&self, path: &str, steps: Value) -> Reply {
+        self.post(path, steps.to_string()).await
+    }
+
+    /// The same many times at once.
+    pub async fn many_steps(&self, count: usize, path: &str, steps: Value) -> Vec<Reply> {
+        join_all((0..count).map(|_| self.steps(path, steps.clone()))).await
+    }
+
+    /// What a view of `rules` tells when it has done these steps.
+    pub async fn told(&self, path: &str, steps: Value) -> Value {
+        self.steps(path, steps).await.told()
+    }
+
     /// What the server counts.
     pub async fn metrics(&self) -> Metrics {
         let response = self
@@ -188,16 +206,29 @@ impl Server {
 
     /// The memory that the process has now, in KiB.
     pub fn memory_kib(&self) -> u64 {
+        self.status("VmRSS")
+    }
+
+    /// The threads of the process.
+    pub fn threads(&self) -> u64 {
+        self.status("Threads")
+    }
+
+    /// The open files of the process.
+    pub fn files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id()))
+            .expect("Linux says so")
+            .count()
+    }
+
+    fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .expect("Linux says so");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .expect("Linux says so");
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|number| number.parse().ok())
-            .expect("it is a number")
+        let number = status.lines().find_map(|line| {
+            let rest = line.strip_prefix(field)?.strip_prefix(':')?;
+            rest.split_whitespace().next()?.parse().ok()
+        });
+        number.expect("Linux says so")
     }
 
     /// SIGTERM.
@@ -260,6 +291,17 @@ impl Reply {
     /// The body as a text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("the body is a text")
+    }
+
+    /// What a view of `rules` has told.
+    pub fn told(&self) -> Value {
+        serde_json::from_str(self.ok()).expect("what is told is JSON")
+    }
+
+    /// The values of all headers of a name.
+    pub fn headers(&self, name: &str) -> Vec<&str> {
+        let text = |value| HeaderValue::to_str(value).expect("the header is a text");
+        self.headers.get_all(name).iter().map(text).collect()
     }
 
     /// A header; empty when there is none.

@@ -1,0 +1,167 @@
+//! Insert, then fail, in every way there is: nothing is kept, and nothing is left on either side.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+use serde_json::{Value, json};
+
+use crate::harness::steps::{end, insert, log, must, nap, rollback, status};
+use crate::harness::{App, Kind, Mode, Reply, Server};
+
+const REQUESTS: usize = 1_000;
+const AT_ONCE: usize = 64;
+
+/// A way to fail after the insertion.
+struct Way {
+    name: &'static str,
+    view: &'static str,
+    last: fn() -> Value,
+    /// What the client gets, if it stays.
+    status: Option<u16>,
+    /// Whether requests hold what they have for so long that others run out of time while they wait for it.
+    slow: bool,
+}
+
+const WAYS: [Way; 7] = [
+    Way {
+        name: "error",
+        view: "run/atomic",
+        last: || end("error"),
+        status: Some(500),
+        slow: false,
+    },
+    Way {
+        name: "5xx",
+        view: "run/atomic",
+        last: || status(503),
+        status: Some(503),
+        slow: false,
+    },
+    Way {
+        name: "trap",
+        view: "run/atomic",
+        last: || end("panic"),
+        status: Some(500),
+        slow: false,
+    },
+    Way {
+        name: "CPU limit",
+        view: "limited",
+        last: || end("loop"),
+        status: Some(504),
+        slow: false,
+    },
+    Way {
+        name: "wall limit",
+        view: "brief",
+        last: || nap(60_000),
+        status: Some(504),
+        slow: true,
+    },
+    Way {
+        name: "disconnect",
+        view: "run/atomic",
+        last: || nap(60_000),
+        status: None,
+        slow: true,
+    },
+    Way {
+        name: "set-rollback",
+        view: "run/atomic",
+        last: rollback,
+        status: Some(200),
+        slow: false,
+    },
+];
+
+both_modes_and_databases! {
+    async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
+        let server = App::rules(kind, &limits(kind)).await.serve().await;
+        for way in &WAYS {
+            let mark = server.log.mark();
+            let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
+                .map(|number| fail(&server, mode, way, number))
+                .buffer_unordered(AT_ONCE)
+                .collect()
+                .await;
+            server.assert_baseline().await;
+            server.app.data.assert_quiet().await;
+            assert_eq!(server.app.data.rows().await, 0, "{}", way.name);
+
+            let unexpected: Vec<_> = ends.iter().filter(|end| **end != way.status).collect();
+            let inserted = server.log.since(mark).iter().filter(|line| line.text("message") == "inserted").count();
+            // SQLite has one writer: while one waits, others time out before they have inserted anything.
+            if way.slow && kind == Kind::Sqlite {
+                assert!(unexpected.iter().all(|end| **end == Some(503)), "{}: {unexpected:?}", way.name);
+                assert!(inserted > 5, "{}: {inserted} inserted", way.name);
+            } else {
+                assert!(unexpected.is_empty(), "{}: {unexpected:?}", way.name);
+                let few = if way.status.is_none() { REQUESTS / 2 } else { REQUESTS };
+                assert!(inserted >= few, "{}: {inserted} inserted", way.name);
+            }
+        }
+        // A server that has gone through all this is as good as new.
+        let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert("well")])).await;
+        assert_eq!(reply.told(), json!([1]));
+        assert_eq!(server.app.data.tags().await, ["well"]);
+    }
+
+    /// A commit that the database refuses is no success either.
+    async fn r9_no_success_without_its_commit(mode: Mode, kind: Kind) {
+        let server = App::rules(kind, "").await.serve().await;
+        let orphan = crate::harness::steps::execute("insert into children (parent) values (7)");
+        let mark = server.log.mark();
+        let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert("a"), must(orphan)])).await;
+        assert_eq!(reply.status, 500, "{}", reply.text());
+        let line = &server.log.requests(mark, 1).await[0];
+        assert_eq!(line.text("transaction"), "rolled back");
+        assert!(line.text("why").contains("could not be committed"), "{line:?}");
+        assert_eq!(server.app.data.rows().await, 0);
+        server.app.data.assert_quiet().await;
+        server.assert_baseline().await;
+    }
+
+    /// Nothing but a failure, a 5xx or the view's own wish undoes.
+    async fn r9_answers_below_500_are_kept(mode: Mode, kind: Kind) {
+        let server = App::rules(kind, "").await.serve().await;
+        for code in [200, 303, 404, 499] {
+            let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert(&code.to_string()), status(code)])).await;
+            assert_eq!(reply.status, code);
+        }
+        assert_eq!(server.app.data.tags().await, ["200", "303", "404", "499"]);
+        server.assert_baseline().await;
+    }
+}
+
+/// As many connections, workers and instances as there are clients: all fail at once.
+fn limits(kind: Kind) -> String {
+    let database = match kind {
+        Kind::Sqlite => "",
+        Kind::Postgres => "databases.default.connections = 64",
+    };
+    format!("sync_views = {{ workers_max = 64 }}\n{database}")
+}
+
+/// What the client gets; none when it leaves.
+async fn fail(server: &Server, mode: Mode, way: &Way, number: usize) -> Option<u16> {
+    let steps = json!([
+        must(insert(&format!("{number}"))),
+        log("inserted"),
+        (way.last)()
+    ]);
+    let request = server
+        .request("POST", &format!("/{mode}/{}", way.view))
+        .body(steps.to_string());
+    match way.status {
+        Some(_) => Some(Reply::of(request).await.status),
+        None => {
+            // After it has inserted, mostly.
+            let patience = Duration::from_millis(60 + number as u64 % 60);
+            let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;
+            answered
+                .ok()
+                .map(|reply| reply.map_or(0, |reply| reply.status))
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Built-in middleware and the edge: every answer of the app goes through it.
+
+use std::io::Read as _;
+
+use serde_json::json;
+
+use crate::harness::steps::{about, end, get, set};
+use crate::harness::{App, Kind, Mode, Reply, Server};
+
+const BUILTINS: &str = r#"
+    app.middleware = ["request-id", "security-headers", "compression"]
+    static = { dir = "static" }
+"#;
+
+async fn serve(toml: &str) -> Server {
+    let app = App::rules(Kind::Sqlite, toml).await;
+    app.write("static/page.html", "<p>hello</p>".repeat(1_000));
+    app.serve().await
+}
+
+both_modes! {
+    /// Pages, files, failures and what is not there alike.
+    async fn every_answer_goes_through_built_in_middleware(mode: Mode) {
+        let server = serve(BUILTINS).await;
+        let answers = [
+            (200, server.steps(&format!("/{mode}/run"), json!([])).await),
+            (500, server.steps(&format!("/{mode}/run"), json!([end("panic")])).await),
+            (409, server.steps(&format!("/{mode}/run"), json!([end("refuse")])).await),
+            (404, server.get("/nowhere").await),
+            (405, server.get(&format!("/{mode}/run")).await),
+            (200, server.get("/static/page.html").await),
+            (404, server.get("/static/nowhere.html").await),
+        ];
+        let mut ids = std::collections::BTreeSet::new();
+        for (status, reply) in &answers {
+            assert_eq!(reply.status, *status, "{}", reply.text());
+            assert_eq!(reply.header("x-content-type-options"), "nosniff", "{reply:?}");
+            assert_eq!(reply.header("referrer-policy"), "strict-origin-when-cross-origin", "{reply:?}");
+            assert!(ids.insert(reply.header("x-request-id").to_owned()), "{reply:?}");
+        }
+        assert!(!ids.contains(""), "each has its id");
+        let lines = server.log.requests(0, answers.len()).await;
+        assert!(lines.iter().all(|line| ids.contains(line.text("request"))), "as the log has it");
+    }
+
+    async fn answers_are_compressed_for_those_who_can_read_it(mode: Mode) {
+        let server = serve(BUILTINS).await;
+        let long = json!([set("x", "y"), {"do": "query", "sql": "select replace(hex(zeroblob(5000)), '0', 'long ')"}]);
+        let view = format!("/{mode}/run");
+        let plain = server.steps(&view, long.clone()).await;
+        assert_eq!(plain.header("content-encoding"), "");
+        assert!(plain.header("vary").contains("accept-encoding"), "{plain:?}");
+        let request = server.request("POST", &view).header("accept-encoding", "gzip").body(long.to_string());
+        let packed = Reply::of(request).await;
+        assert_eq!(packed.header("content-encoding"), "gzip");
+        assert!(packed.body.len() < plain.body.len() / 10);
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(&packed.body[..]).read_to_string(&mut text).expect("it is gzip");
+        assert_eq!(text, plain.text());
+        let file = Reply::of(server.request("GET", "/static/page.html").header("accept-encoding", "gzip")).await;
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(&file.body[..]).read_to_string(&mut text).expect("it is gzip");
+        assert_eq!(text, "<p>hello</p>".repeat(1_000));
+        let short = Reply::of(server.request("POST", &view).header("accept-encoding", "gzip").body("[]")).await;
+        assert_eq!(short.header("content-encoding"), "", "what is short stays as it is");
+    }
+
+    /// Who comes in is known to the views, and no guest can say otherwise.
+    async fn r14_the_user_is_set_by_the_host_alone(mode: Mode) {
+        let toml = r#"
+            app.middleware = ["basic-auth"]
+            [middleware.basic-auth]
+            realm = "Tests"
+            users = { ann = "$2b$04$s/XlW/w9kFua1wNQSQEf5e.DiQy4Q4QtNAZEekWN5oweUfIQYkjaK" }
+        "#;
+        let server = serve(toml).await;
+        let view = format!("/{mode}/run");
+        for (user, password) in [("", ""), ("ann", "wrong"), ("bob", "secret")] {
+            let mut request = server.request("POST", &view).body("[]");
+            if !user.is_empty() {
+                request = request.basic_auth(user, Some(password));
+            }
+            let refused = Reply::of(request).await;
+            assert_eq!(refused.status, 401, "{user}");
+            assert!(refused.header("www-authenticate").starts_with("Basic realm=\"Tests\""), "{refused:?}");
+        }
+        assert_eq!(server.get("/static/page.html").await.status, 401, "files as well");
+        let steps = json!([get("user"), set("user", "bob"), get("user")]);
+        let known = Reply::of(server.request("POST", &view).basic_auth("ann", Some("secret")).body(steps.to_string())).await;
+        let told = known.told();
+        assert_eq!((&told[0], &told[2]), (&json!("ann"), &json!("ann")));
+        assert!(told[1].as_str().is_some_and(|told| told.contains("`user`") && told.contains("host")), "{told}");
+    }
+
+    async fn r14_the_user_of_a_proxy_counts_from_that_proxy_alone(mode: Mode) {
+        let toml = |from: &str| format!("app.middleware = [\"header-auth\"]\nmiddleware.header-auth = {{ from = [\"{from}\"] }}");
+        let view = format!("/{mode}/run");
+        let ask = |server: &Server| {
+            let request = server.request("POST", &view).header("x-forwarded-user", "ann").body(json!([get("user")]).to_string());
+            Reply::of(request)
+        };
+        let server = serve(&toml("127.0.0.1")).await;
+        assert_eq!(ask(&server).await.told(), json!(["ann"]));
+        assert_eq!(server.steps(&view, json!([])).await.status, 401);
+        let server = serve(&toml("10.1.2.3")).await;
+        assert_eq!(ask(&server).await.status, 403);
+    }
+
+    /// Other sites' pages may use the app when it says so; what browsers ask beforehand never reaches a view.
+    async fn other_origins_are_let_in_by_name(mode: Mode) {
+        let toml = r#"
+            app.middleware = ["cors"]
+            middleware.cors = { origins = ["https://app.example.com"], credentials = true }
+        "#;
+        let server = serve(toml).await;
+        let view = format!("/{mode}/run");
+        for (origin, allowed) in [("https://app.example.com", "https://app.example.com"), ("https://evil.example.com", "")] {
+            let asked = server.request("OPTIONS", &view).header("origin", origin).header("access-control-request-method", "POST");
+            let asked = Reply::of(asked).await;
+            assert_eq!(asked.header("access-control-allow-origin"), allowed, "{asked:?}");
+            let reply = Reply::of(server.request("POST", &view).header("origin", origin).body("[]")).await;
+            assert_eq!((reply.status, reply.header("access-control-allow-origin")), (200, allowed));
+            assert!(reply.header("vary").to_ascii_lowercase().contains("origin"), "{reply:?}");
+        }
+        let mark = server.log.mark();
+        assert!(server.log.since(mark).iter().all(|line| line.text("view").is_empty()));
+    }
+
+    /// A trace goes on where it came from, a broken one begins anew, and outbound requests carry it on.
+    async fn r14_the_trace_goes_on(mode: Mode) {
+        let server = serve("").await;
+        let view = format!("/{mode}/run");
+        let ask = |traceparent: &'static str| {
+            let request = server.request("POST", &view).header("traceparent", traceparent);
+            Reply::of(request.body(json!([about("traceparent"), about("request-id")]).to_string()))
+        };
+        let known = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let told = ask(known).await.told();
+        let parts: Vec<&str> = told[0].as_str().unwrap_or_default().split('-').collect();
+        assert_eq!((parts[0], parts[1], parts[3]), ("00", "4bf92f3577b34da6a3ce929d0e0e4736", "01"), "{told}");
+        assert_ne!(parts[2], "00f067aa0ba902b7", "each part of a trace has an id of its own");
+        for broken in ["", "00-0-0-0", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01"] {
+            let told = ask(broken).await.told();
+            let new = told[0].as_str().unwrap_or_default();
+            assert!(new.len() == 55 && !new.contains("4bf92f3577b34da6a3ce929d0e0e4736"), "{broken}: {new}");
+        }
+        // By an outbound request to itself, which has another scope and the same trace.
+        let fetched = crate::harness::steps::fetch("/nowhere");
+        let mark = server.log.mark();
+        let request = server.request("POST", &view).header("traceparent", known);
+        Reply::of(request.body(json!([fetched]).to_string())).await.told();
+        server.log.requests(mark, 2).await;
+    }
+
+    /// Only a proxy that is trusted says what a request is called and whose it is.
+    async fn r14_a_request_is_called_what_a_trusted_proxy_says(mode: Mode) {
+        for (trusted, id, peer) in [("127.0.0.1", "from-the-proxy", "203.0.113.7:0"), ("10.1.2.3", "", "127.0.0.1:")] {
+            let server = serve(&format!("server.trusted_proxies = [\"{trusted}\"]")).await;
+            let request = server
+                .request("POST", &format!("/{mode}/run"))
+                .header("x-request-id", "from-the-proxy")
+                .header("x-forwarded-for", "198.51.100.1, 203.0.113.7");
+            let told = Reply::of(request.body(json!([about("request-id"), about("peer")]).to_string())).await.told();
+            assert_eq!(told[0] == "from-the-proxy", !id.is_empty(), "{told}");
+            assert!(told[1].as_str().is_some_and(|told| told.starts_with(peer)), "{told}");
+        }
+    }
+
+    /// In production a failure is a short answer in the form that the client asks for, with the request's id.
+    async fn r17_failures_are_told_in_the_form_that_the_client_wants(mode: Mode) {
+        let server = serve("").await;
+        for (accept, content_type) in [
+            ("application/json", "application/problem+json"),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html"),
+            ("*/*", "text/plain"),
+        ] {
+            let mark = server.log.mark();
+            let request = server.request("POST", &format!("/{mode}/run")).header("accept", accept);
+            let reply = Reply::of(request.body(json!([end("panic")]).to_string())).await;
+            assert_eq!(reply.status, 500);
+            assert!(reply.header("content-type").starts_with(content_type), "{accept}: {reply:?}");
+            let id = server.log.requests(mark, 1).await[0].text("request").to_owned();
+            assert!(reply.text().contains(&id), "{accept}: {}", reply.text());
+            for hidden in ["on purpose", "panicked", "blocking", "waiting", "steps.rs"] {
+                assert!(!reply.text().contains(hidden), "{accept} tells {hidden}: {}", reply.text());
+            }
+            if accept == "application/json" {
+                let problem: serde_json::Value = serde_json::from_str(reply.text()).expect("it is JSON");
+                assert_eq!(problem["status"], 500);
+            }
+        }
+    }
+}

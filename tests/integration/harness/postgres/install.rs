@@ -1,0 +1,87 @@
+//! Finds PostgreSQL's programs, or installs them.
+
+use std::env;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where Debian and its relatives keep them: a folder per version.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// Debian's package makes a database server of its own and starts it, unless it is told not to. What tells it is a
+/// file of the package `postgresql-common`, which is put back afterwards.
+const INSTALL: &str = r#"
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+apt-get update
+apt-get install --yes --no-install-recommends postgresql-common
+config=/etc/postgresql-common/createcluster.conf
+cp -p "$config" "$config.before-tests"
+trap 'mv "$config.before-tests" "$config"' EXIT
+pg_conftool "$config" set create_main_cluster off
+apt-get install --yes --no-install-recommends postgresql
+"#;
+
+/// The folder of `initdb` and `postgres`.
+///
+/// # Panics
+/// When there is none and they cannot be installed.
+pub(super) fn programs() -> PathBuf {
+    if let Some(found) = find() {
+        return found;
+    }
+    // Another run of the tests may be installing it.
+    let lock = File::create(env::temp_dir().join("amphi-tests-postgresql.lock"))
+        .expect("there is room for a lock");
+    lock.lock().expect("the lock comes free");
+    if let Some(found) = find() {
+        return found;
+    }
+    install();
+    find().expect("the package has the programs")
+}
+
+fn find() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let complete = |folder: &PathBuf| {
+        ["initdb", "postgres"]
+            .iter()
+            .all(|name| folder.join(name).is_file())
+    };
+    env::split_paths(&path).find(complete).or_else(|| {
+        let versions = Path::new(DEBIAN).read_dir().ok()?;
+        let folders = versions.filter_map(|version| {
+            let version = version.ok()?;
+            let number: u32 = version.file_name().to_str()?.parse().ok()?;
+            Some((number, version.path().join("bin")))
+        });
+        let complete = folders.filter(|(_, folder)| complete(folder));
+        complete.max().map(|(_, folder)| folder)
+    })
+}
+
+fn install() {
+    eprintln!("installing PostgreSQL for the tests");
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => Command::new("sh"),
+        false => {
+            let mut sudo = Command::new("sudo");
+            sudo.args(["-n", "sh"]);
+            sudo
+        }
+    };
+    let said = command.args(["-c", INSTALL]).output().map_or_else(
+        |error| Err(error.to_string()),
+        |output| match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        },
+    );
+    if let Err(said) = said {
+        panic!(
+            "the tests need PostgreSQL's `initdb` and `postgres`, in the PATH or below {DEBIAN}, and could not install them: \
+             install PostgreSQL (with apt-get: the package `postgresql`), or run the tests as a user who may, by sudo \
+             without a password.\n{said}"
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! The steps that the guest `rules` can be told to do; see its `steps.rs`.
+
+use serde_json::{Value, json};
+
+/// Runs a statement.
+pub fn execute(sql: &str) -> Value {
+    json!({"do": "execute", "sql": sql})
+}
+
+/// Runs a statement with parameters.
+pub fn execute_with(sql: &str, params: Value) -> Value {
+    json!({"do": "execute", "sql": sql, "params": params})
+}
+
+/// Adds a row.
+pub fn insert(tag: &str) -> Value {
+    execute_with("insert into rows (tag) values ($1)", json!([tag]))
+}
+
+/// A statement that breaks a constraint.
+pub fn broken() -> Value {
+    execute("insert into rows (tag) values (null)")
+}
+
+/// Runs a query.
+pub fn query(sql: &str) -> Value {
+    json!({"do": "query", "sql": sql})
+}
+
+/// Runs a query with parameters.
+pub fn query_with(sql: &str, params: Value) -> Value {
+    json!({"do": "query", "sql": sql, "params": params})
+}
+
+/// A step whose failure is the part's own.
+pub fn must(step: Value) -> Value {
+    json!({"do": "must", "step": step})
+}
+
+/// Steps in an atomic block.
+pub fn atomic(steps: Value) -> Value {
+    json!({"do": "atomic", "steps": steps})
+}
+
+/// Steps with a pinned session.
+pub fn pinned(steps: Value) -> Value {
+    json!({"do": "pinned", "steps": steps})
+}
+
+/// Steps all at once.
+pub fn join(steps: Value) -> Value {
+    json!({"do": "join", "steps": steps})
+}
+
+/// Reads a counter and writes it back.
+pub fn increment() -> Value {
+    json!({"do": "increment", "name": "one"})
+}
+
+/// Has all rolled back.
+pub fn rollback() -> Value {
+    json!({"do": "rollback"})
+}
+
+/// Sets a value of the context.
+pub fn set(name: &str, value: &str) -> Value {
+    json!({"do": "set", "name": name, "value": value})
+}
+
+/// Tells a value of the context.
+pub fn get(name: &str) -> Value {
+    json!({"do": "get", "name": name})
+}
+
+/// Tells something else of the context.
+pub fn about(what: &str) -> Value {
+    json!({"do": "about", "what": what})
+}
+
+/// Tells a header of the request.
+pub fn header(name: &str) -> Value {
+    json!({"do": "header", "name": name})
+}
+
+/// Publishes an event whose subscribers do these steps.
+pub fn publish(topic: &str, steps: Value) -> Value {
+    json!({"do": "publish", "topic": topic, "steps": steps})
+}
+
+/// Calls another view.
+pub fn view(path: &str, steps: Value) -> Value {
+    json!({"do": "view", "path": path, "steps": steps})
+}
+
+/// Sends a request.
+pub fn fetch(url: &str) -> Value {
+    json!({"do": "fetch", "url": url})
+}
+
+/// The rest of the chain.
+pub fn next() -> Value {
+    json!({"do": "next"})
+}
+
+/// Writes a line into the log.
+pub fn log(text: &str) -> Value {
+    json!({"do": "log", "text": text})
+}
+
+/// Waits.
+pub fn nap(ms: u64) -> Value {
+    json!({"do": "nap", "ms": ms})
+}
+
+/// Tells how many calls the instance has had.
+pub fn calls() -> Value {
+    json!({"do": "calls"})
+}
+
+/// Answers with this status.
+pub fn status(code: u16) -> Value {
+    json!({"do": "status", "code": code})
+}
+
+/// Ends the part.
+pub fn end(how: &str) -> Value {
+    json!({"do": "end", "how": how})
+}

@@ -1,0 +1,254 @@
+//! PostgreSQL: its types, its limits, its ways to be reached.
+
+use serde_json::{Value, json};
+
+use crate::harness::postgres::Postgres;
+use crate::harness::steps::{execute_with, insert, must, query, query_with};
+use crate::harness::{App, Kind, Mode, eventually};
+
+/// Types, what is given for them, and what is read of them.
+fn mapping() -> Vec<(&'static str, Value, Value)> {
+    let same = |ty, value: Value| (ty, value.clone(), value);
+    vec![
+        same("smallint", json!(-32768)),
+        same("integer", json!(2_147_483_647)),
+        same("bigint", json!(i64::MIN)),
+        same("real", json!(0.5)),
+        same("double precision", json!(0.1)),
+        ("double precision", json!(7), json!(7.0)),
+        same("numeric", json!("123456789012345678901234567890.1234500")),
+        ("numeric", json!(7), json!("7")),
+        ("numeric", json!("-0.001"), json!("-0.001")),
+        same("text", json!("grüße, \0\u{1}日本".replace('\0', ""))),
+        same("varchar(5)", json!("abc")),
+        ("char(3)", json!("a"), json!("a  ")),
+        ("boolean", json!(true), json!(1)),
+        ("boolean", json!(0), json!(0)),
+        same("bytea", json!([0, 255, 10])),
+        same("uuid", json!("0191a0f2-7c3e-7f00-8000-0123456789ab")),
+        (
+            "uuid",
+            json!("0191A0F27C3E7F0080000123456789AB"),
+            json!("0191a0f2-7c3e-7f00-8000-0123456789ab"),
+        ),
+        same("date", json!("2026-11-21")),
+        same("time", json!("04:05:06.789")),
+        same("timestamp", json!("2026-11-21T04:05:06.789012")),
+        same("timestamptz", json!("2026-11-21T04:05:06.789012Z")),
+        (
+            "timestamptz",
+            json!("2026-11-21T04:05:06+02:00"),
+            json!("2026-11-21T02:05:06Z"),
+        ),
+        (
+            "json",
+            json!("{\"a\": [1, null]}"),
+            json!("{\"a\": [1, null]}"),
+        ),
+        (
+            "jsonb",
+            json!("{\"a\":[1,null]}"),
+            json!("{\"a\": [1, null]}"),
+        ),
+        same("integer[]", json!("[1,null,3]")),
+        same("text[]", json!("[\"a\",\"b \\\"c\\\"\",null]")),
+        same("boolean[]", json!("[true,false]")),
+        same(
+            "uuid[]",
+            json!("[\"0191a0f2-7c3e-7f00-8000-0123456789ab\"]"),
+        ),
+        same("numeric[]", json!("[\"1.50\"]")),
+        same("date[]", json!("[\"2026-11-21\"]")),
+        same("integer[]", json!("[[1,2],[3,4]]")),
+        same("integer[]", json!("[]")),
+    ]
+}
+
+both_modes! {
+    async fn values_of_every_type_go_there_and_back(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "").await.serve().await;
+        for (ty, given, read) in mapping() {
+            for path in ["run", "run/atomic"] {
+                let sql = format!("select $1::{ty}");
+                let told = server.told(&format!("/{mode}/{path}"), json!([query_with(&sql, json!([given]))])).await;
+                assert_eq!(told, json!([[[read]]]), "{ty}");
+                let told = server.told(&format!("/{mode}/{path}"), json!([query_with(&sql, json!([null]))])).await;
+                assert_eq!(told, json!([[[null]]]), "{ty}");
+            }
+        }
+        server.assert_baseline().await;
+    }
+
+    /// Wrong parameters and unknown types are refused with a sentence.
+    async fn what_does_not_fit_is_said(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "").await.serve().await;
+        for (sql, given, part) in [
+            ("select $1::uuid", json!("abc"), "parameter 1 is the text `abc`"),
+            ("select $1::smallint", json!(40_000), "40000"),
+            ("select $1::integer[]", json!(1), "parameter 1 is the integer 1"),
+            ("select $1::bytea", json!(1), "parameter 1 is the integer 1"),
+            ("select $1::point", json!("(1,2)"), "cast it to text"),
+            ("select $1::integer, $2::integer", json!(1), "2"),
+        ] {
+            let told = server.told(&format!("/{mode}/run"), json!([query_with(sql, json!([given]))])).await;
+            let text = told[0].as_str().unwrap_or_default();
+            assert!(text.starts_with("Statement: ") && text.contains(part), "{sql}: {told}");
+        }
+        server.assert_baseline().await;
+    }
+
+    /// Kinds of errors, as views may ask for them.
+    async fn errors_have_their_kinds(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "").await.serve().await;
+        for (sql, kind, part) in [
+            ("selec 1", "Statement", "syntax"),
+            ("select * from nowhere", "Statement", "nowhere"),
+            ("select 1/0", "Statement", "zero"),
+            ("insert into rows (tag) values (null)", "Constraint", "not-null"),
+            ("insert into children (parent) values (7)", "Constraint", "foreign key"),
+            ("select 1; select 2", "Statement", "one statement"),
+        ] {
+            let told = server.told(&format!("/{mode}/run"), json!([query(sql)])).await;
+            let text = told[0].as_str().unwrap_or_default();
+            assert!(text.starts_with(&format!("{kind}: ")) && text.contains(part), "{sql}: {told}");
+        }
+        server.assert_baseline().await;
+    }
+
+    /// A text that the one statement needs is bounded, and so is a result.
+    async fn large_values_and_results_are_refused(mode: Mode) {
+        let toml = "limits.rows_max_bytes = 100000\ndatabases.default.value_max_bytes = 65536";
+        let server = App::rules(Kind::Postgres, toml).await.serve().await;
+        for (sql, limit) in [("select repeat('x', 70000)", "value_max_bytes"), ("select repeat('x', 1000) from generate_series(1, 200)", "rows_max_bytes")] {
+            let told = server.told(&format!("/{mode}/run"), json!([query(sql)])).await;
+            let text = told[0].as_str().unwrap_or_default();
+            assert!(text.starts_with("TooLarge: ") && text.contains(limit), "{sql}: {told}");
+        }
+        let given = execute_with("insert into rows (tag) values ($1)", json!(["x".repeat(70_000)]));
+        let told = server.told(&format!("/{mode}/run"), json!([given])).await;
+        assert!(told[0].as_str().is_some_and(|told| told.starts_with("TooLarge: ")), "{told}");
+        // Piece by piece there is no limit for all of them.
+        let open = json!([{"do": "open", "sql": "select repeat('x', 1000) from generate_series(1, 20000)", "rows": 100_000}]);
+        assert_eq!(server.told(&format!("/{mode}/run"), open).await, json!([20_000]));
+        // One that is left in the middle gives its connection back.
+        let open = json!([{"do": "open", "sql": "select repeat('x', 1000) from generate_series(1, 20000)", "rows": 10}]);
+        assert_eq!(server.told(&format!("/{mode}/run"), open).await, json!([10]));
+        server.assert_baseline().await;
+        server.app.data.assert_quiet().await;
+    }
+
+    /// More than there are connections wait for one, for so long and no longer.
+    async fn r4_statements_wait_for_a_connection_until_their_deadline(mode: Mode) {
+        let toml = "databases.default.connections = 2\ndatabases.default.acquire_timeout_ms = 300";
+        let server = App::rules(Kind::Postgres, toml).await.serve().await;
+        let quick = server.many_steps(50, &format!("/{mode}/run/atomic"), json!([must(insert("a"))])).await;
+        assert!(quick.iter().all(|reply| reply.status == 200), "{quick:#?}");
+        let mark = server.log.mark();
+        let slow = server.many_steps(6, &format!("/{mode}/run/atomic"), json!([must(query("select pg_sleep(1)::text"))])).await;
+        let mut statuses: Vec<u16> = slow.iter().map(|reply| reply.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 200, 503, 503, 503, 503]);
+        let lines = server.log.requests(mark, 6).await;
+        assert!(lines[0].text("why").contains("300 ms"), "{lines:#?}");
+        server.assert_baseline().await;
+        assert!(server.app.data.postgres().expect("it is").sessions().await <= 2);
+    }
+
+    /// A statement ends on the server, too, when its request ends.
+    async fn r13_r15_a_statement_ends_with_its_request(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "limits = { timeout_ms = 400, cpu_ms = 400 }").await.serve().await;
+        let endless = json!([query("select pg_sleep(60)::text")]);
+        let running = "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_sleep(60)%' and state = 'active' and pid <> pg_backend_pid()";
+        for path in ["run", "run/atomic"] {
+            let path = format!("/{mode}/{path}");
+            assert_eq!(server.steps(&path, endless.clone()).await.status, 504);
+            server.assert_baseline().await;
+            assert_eq!(server.app.data.count(running).await, 0);
+            let left = server.request("POST", &path).body(endless.to_string());
+            assert!(tokio::time::timeout(std::time::Duration::from_millis(150), left.send()).await.is_err());
+            server.assert_baseline().await;
+            assert_eq!(server.app.data.count(running).await, 0);
+        }
+        server.app.data.assert_quiet().await;
+    }
+
+    /// With TLS, the certificate is checked against who is asked for.
+    async fn connections_can_be_encrypted(mode: Mode) {
+        let postgres = Postgres::shared();
+        let certificate = postgres.certificate();
+        let database = postgres.database().await;
+        let url = format!("{}?sslmode=require", database.url_by_name());
+        let toml = format!("databases.default = {{ postgres = {url:?}, ca_file = {:?} }}", certificate.display().to_string());
+        let server = App::rules_on(database, &toml).serve().await;
+        let encrypted = query("select ssl from pg_stat_ssl where pid = pg_backend_pid()");
+        assert_eq!(server.told(&format!("/{mode}/run"), json!([encrypted])).await, json!([[[1]]]));
+        server.assert_baseline().await;
+    }
+}
+
+/// A certificate that nobody vouches for, or of another host, is refused before anything is asked.
+#[tokio::test]
+async fn a_server_that_cannot_be_trusted_is_refused() {
+    let postgres = Postgres::shared();
+    for (by_name, trusted) in [(true, false), (false, true)] {
+        let database = postgres.database().await;
+        let url = if by_name {
+            database.url_by_name()
+        } else {
+            database.url()
+        };
+        let mut toml = format!("databases.default.postgres = \"{url}?sslmode=require\"\n");
+        if trusted {
+            toml += &format!(
+                "databases.default.ca_file = {:?}\n",
+                postgres.certificate().display().to_string()
+            );
+        }
+        let app = App::rules_on(database, &toml);
+        let ran = app.run("migrate");
+        assert!(ran.error().contains("certificate"), "{ran:?}");
+    }
+}
+
+/// A server that is not there is named when the app is served, and the host does not wait for ever.
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named() {
+    let postgres = Postgres::shared();
+    let toml = "databases.default.postgres = \"postgres://amphi@127.0.0.1:1/nothing\"";
+    let app = App::rules_on(postgres.database().await, toml);
+    let ran = app.run("serve");
+    assert!(ran.error().contains("127.0.0.1:1"), "{ran:?}");
+}
+
+/// Idle connections are found to be closed before a statement is lost on them.
+#[tokio::test]
+async fn connections_that_the_server_has_closed_are_replaced() {
+    let server = App::rules(Kind::Postgres, "").await.serve().await;
+    server
+        .many_steps(8, "/async/run", json!([query("select 1")]))
+        .await;
+    let database = server.app.data.postgres().expect("it is");
+    let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    assert!(database.count(kill).await > 0);
+    eventually("all sessions to be gone", async || {
+        match database.sessions().await {
+            0 => Ok(()),
+            open => Err(open),
+        }
+    })
+    .await;
+    for mode in [Mode::Sync, Mode::Async] {
+        let replies = server
+            .many_steps(
+                8,
+                &format!("/{mode}/run/atomic"),
+                json!([must(insert("a"))]),
+            )
+            .await;
+        assert!(
+            replies.iter().all(|reply| reply.status == 200),
+            "{replies:#?}"
+        );
+    }
+    server.assert_baseline().await;
+}
