@@ -5,6 +5,7 @@ use crate::database::{Database, Transaction};
 use crate::host::{self, Host};
 use crate::http::Http;
 use crate::mode::{Async, Mode, Sync};
+use crate::session::Place;
 use crate::subrequest::Subrequest;
 use crate::{Error, Request, Result};
 use serde::Serialize;
@@ -41,6 +42,7 @@ const DEFAULT_DATABASE: &str = "default";
 #[derive(Clone, Debug)]
 pub struct Context<M: Mode> {
     pub(crate) host: Host,
+    pub(crate) session: Place,
     mode: PhantomData<M>,
 }
 
@@ -49,6 +51,7 @@ impl<M: Mode> Context<M> {
     pub(crate) fn new(host: Host) -> Self {
         Self {
             host,
+            session: Place::default(),
             mode: PhantomData,
         }
     }

@@ -149,6 +149,15 @@ impl Cookies {
             .map(Cookie::value)
     }
 
+    pub(crate) fn of(headers: &Headers) -> Self {
+        let cookies = headers.get_all("cookie").flat_map(Cookie::split_parse);
+        Self(
+            cookies
+                .filter_map(|cookie| Some(cookie.ok()?.into_owned()))
+                .collect(),
+        )
+    }
+
     /// All names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(Cookie::name_value)
@@ -158,15 +167,7 @@ impl Cookies {
 impl FromRequest for Cookies {
     /// A malformed cookie is left out: the client is not its author.
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        let cookies = request
-            .headers
-            .get_all("cookie")
-            .flat_map(Cookie::split_parse);
-        Ok(Self(
-            cookies
-                .filter_map(|cookie| Some(cookie.ok()?.into_owned()))
-                .collect(),
-        ))
+        Ok(Self::of(&request.headers))
     }
 }
 

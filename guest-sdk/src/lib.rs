@@ -67,6 +67,7 @@ extern crate self as amphi_sdk;
 pub mod bindings;
 mod body;
 mod context;
+mod csrf;
 pub mod database;
 mod error;
 mod event;
@@ -78,6 +79,7 @@ mod middleware;
 pub mod mode;
 mod request;
 mod response;
+mod session;
 mod subrequest;
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub mod testing;
@@ -89,6 +91,7 @@ pub use body::{BodyReader, Chunks};
 pub use context::Context;
 pub use cookie;
 pub use cookie::Cookie;
+pub use csrf::{Csrf, CsrfField, Protected};
 pub use database::{FromRow, Row, Value};
 pub use error::{Error, Result};
 pub use event::Event;
@@ -98,6 +101,7 @@ pub use futures::{join, try_join};
 pub use middleware::Next;
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
+pub use session::Session;
 pub use subrequest::Subrequest;
 
 /// What sync views use.
@@ -140,10 +144,10 @@ pub mod asynch {
 pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
-        Body, BodyReader, Context, Cookie, Cookies, Error, Event, Form, FromRequest, FromRow,
-        Headers, Html, IntoResponse, Json, Next, Path, Query, Redirect, Request, Response, Result,
-        StatusCode, Text, asynch, join, join_all, log, middleware, subscriber, sync, try_join,
-        try_join_all, view, views,
+        Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, Form, FromRequest, FromRow,
+        Headers, Html, IntoResponse, Json, Next, Path, Protected, Query, Redirect, Request,
+        Response, Result, Session, StatusCode, Text, asynch, join, join_all, log, middleware,
+        subscriber, sync, try_join, try_join_all, view, views,
     };
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;

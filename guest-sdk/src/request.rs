@@ -155,6 +155,13 @@ impl Headers {
         self.append(name, value);
     }
 
+    /// Removes the headers for which this holds, and tells whether there were any.
+    pub(crate) fn remove_if(&mut self, gone: impl Fn(&str, &str) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(name, value)| !gone(name, value));
+        self.0.len() < before
+    }
+
     pub(crate) fn into_inner(self) -> Vec<(String, String)> {
         self.0
     }

@@ -43,6 +43,7 @@ pub use response::TestResponse;
 use crate::database::{FromRow, Params};
 use crate::host::Host;
 use crate::log::Level;
+use crate::session::Values;
 use crate::view::{Kind, View};
 use crate::{Event, Request, Response, Result, asynch, sync};
 use call::Call;
@@ -103,11 +104,11 @@ pub struct Record {
 }
 
 impl App {
-    /// An app with an empty database named `default`.
+    /// An app with an empty database named `default`, and a key for sessions.
     pub fn new() -> Self {
         let app = Self::default();
         app.on_database("default", |_| ());
-        app
+        app.setting("session_key", "the key of sessions in tests alone")
     }
 
     /// Applies the `V1__name.sql` files of a folder to the default database, in the order of their
@@ -200,7 +201,8 @@ impl App {
             serde_json::to_vec(payload).expect("a payload of a test can be written as JSON");
         let mut request = Request::new(V::KIND.method(), topic);
         request.set_body(payload);
-        self.run_request::<V>(Call::of::<V>(self.0.clone(), &[]), request)
+        let call = Call::of::<V>(self.0.clone(), &[]);
+        self.run_request::<V>(call, request, Values::new())
     }
 
     /// The events that views have published, without those whose transaction was rolled back.
@@ -215,15 +217,18 @@ impl App {
     /// When the request is not one the host would give to this view.
     pub fn call<V: View>(&self, request: TestRequest) -> TestResponse {
         let call = Call::of::<V>(self.0.clone(), request.body());
-        let request = request.into_request::<V>(*self.0.spool_over.borrow());
-        self.run_request::<V>(call, request)
+        let session = request.session_values().clone();
+        let spool_over = *self.0.spool_over.borrow();
+        let request = request.into_request::<V>(spool_over, &self.0.settings.borrow());
+        self.run_request::<V>(call, request, session)
     }
 
-    fn run_request<V: View>(&self, call: Call, request: Request) -> TestResponse {
+    fn run_request<V: View>(&self, call: Call, request: Request, session: Values) -> TestResponse {
         let call = Rc::new(call);
         let host = Host::new(call.clone());
         let outcome = host.while_running(|| run_view::<V>(&host, request));
-        TestResponse::new(call.finish(outcome), V::NAME)
+        let outcome = call.finish(outcome);
+        TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow())
     }
 
     /// A context to call sync code with.

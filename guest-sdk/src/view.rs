@@ -5,7 +5,7 @@
 //! the other mode are never compiled in, and both components of a crate number their views alike.
 
 use crate::bindings::amphi::view::types;
-use crate::mode::{Async, Sync};
+use crate::mode::{Async, Mode, Sync};
 use crate::{Context, IntoResponse, Request, Response, Result};
 use std::pin::Pin;
 
@@ -207,8 +207,10 @@ fn answer(outcome: Result<Response>) -> Result<types::Response, types::Error> {
 }
 
 /// Ends the glue of a view.
-pub fn respond<R: IntoResponse>(output: R) -> Result<Response> {
-    output.into_response()
+pub fn respond<M: Mode, R: IntoResponse>(cx: &Context<M>, output: R) -> Result<Response> {
+    let mut response = output.into_response()?;
+    cx.session.write(&mut response)?;
+    Ok(response)
 }
 
 /// Begins the glue of a view whose extractor wants the whole body.

@@ -12,6 +12,7 @@ use crate::capability::{Services, http::Client};
 use crate::chain::{Chain, Link};
 use crate::config::{Config, MiddlewareRef, PARTS_MAX};
 use crate::database::Databases;
+use crate::middleware::Builtin;
 use crate::module::{self, Module};
 use crate::router::Router;
 use crate::run::Engines;
@@ -45,6 +46,13 @@ pub struct Routed {
     pub chain: Arc<Chain>,
     /// For sub-requests, which are within the app's middleware already.
     pub inner: Arc<Chain>,
+}
+
+impl Routed {
+    /// The built-in middleware of the view's module.
+    pub fn builtins(&self) -> &[Arc<Builtin>] {
+        &self.chain.view().module.grants.builtins
+    }
 }
 
 impl fmt::Display for Target {

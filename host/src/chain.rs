@@ -406,6 +406,19 @@ impl Position {
         })?;
         match self.flow.app.router.route(&method, &request.path) {
             Route::Found(Target::View(routed), params) => {
+                if routed
+                    .builtins()
+                    .iter()
+                    .any(|builtin| builtin.asks_for_user())
+                {
+                    return Err(refused(
+                        StatusCode::FORBIDDEN,
+                        format!(
+                            "`{target}`: module `{}` asks clients who they are, and a sub-request is no client; use `http` with the grant \"self\"",
+                            routed.chain.view().module.grants.name
+                        ),
+                    ));
+                }
                 Ok(self.within(&routed.inner, 0, params.into()))
             }
             Route::NotUtf8(_) => Err(refused(

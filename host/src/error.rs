@@ -8,6 +8,8 @@ use std::fmt;
 
 use http::StatusCode;
 
+use crate::report::Frame;
+
 /// Who has to act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -46,6 +48,8 @@ pub struct Failure {
     pub detail: String,
     /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
     pub way: Vec<String>,
+    /// The guest's stack, the innermost function first, if it trapped.
+    pub frames: Vec<Frame>,
 }
 
 impl Failure {
@@ -58,6 +62,7 @@ impl Failure {
             detail: client_text.to_string(),
             client_text,
             way: Vec::new(),
+            frames: Vec::new(),
         }
     }
 
@@ -69,6 +74,7 @@ impl Failure {
             client_text: "The server could not answer this request.".into(),
             detail: detail.into(),
             way: Vec::new(),
+            frames: Vec::new(),
         }
     }
 
@@ -85,6 +91,7 @@ impl Failure {
             client_text: client_text.into(),
             detail: detail.into(),
             way: Vec::new(),
+            frames: Vec::new(),
         }
     }
 

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::database::{Database, Error, ErrorKind, Face, Isolation, Outcome, Statement};
+use crate::database::{Database, Error, Face, Isolation, Outcome, Statement};
 use crate::deadline::Deadline;
 
 pub use effects::Effect;
@@ -247,19 +247,25 @@ impl Transaction {
         self.effects.set_rollback();
     }
 
-    /// Whether a statement or a commit met another transaction in its way: all of it may succeed when tried again.
+    /// Whether a statement or a commit met another transaction in its way, and nothing was committed or told to
+    /// others before: all of it may succeed when tried again from the start.
     pub fn conflict(&self) -> bool {
-        self.effects.met(ErrorKind::Conflict)
+        self.effects.can_begin_again()
     }
 
     /// Whether a database could not be reached, or the connection to it was lost.
     pub fn unavailable(&self) -> bool {
-        self.effects.met(ErrorKind::Unavailable)
+        self.effects.unavailable()
     }
 
-    /// Takes note of an error that was met outside of the transaction.
-    pub fn note(&self, error: &Error) {
-        self.effects.note(error);
+    /// Takes note of a statement that was run outside of the transaction.
+    pub fn note_outside(&self, ran: Result<(), &Error>) {
+        if !self.options.read_only {
+            self.effects.lasts();
+        }
+        if let Err(error) = ran {
+            self.effects.note(error);
+        }
     }
 
     /// Ends the scope's transaction: commits it, or undoes it with everything still open in it.

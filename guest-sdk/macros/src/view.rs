@@ -307,7 +307,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     };
     let wait = is_async.then(|| quote!(.await));
     let output = Ident::new("output", place);
-    let respond = quote_spanned!(place=> ::amphi_sdk::__private::respond(#output));
+    let respond = quote_spanned!(place=> ::amphi_sdk::__private::respond(&#cx, #output));
     let call = quote! {
         #steps
         let #output = #name(#context #(#arguments,)* #rest)#wait;

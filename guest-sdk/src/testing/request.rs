@@ -1,10 +1,13 @@
 //! The requests of tests.
 
 use crate::body::Content;
-use crate::view::View;
+use crate::csrf;
+use crate::session::{Settings, Values};
+use crate::view::{Kind, View};
 use crate::{Headers, Request};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
+use std::collections::HashMap;
 
 /// A request, from [`get`], [`post`] and so on.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub struct TestRequest {
     query: String,
     headers: Headers,
     body: Vec<u8>,
+    /// What its session has.
+    session: Values,
 }
 
 /// A GET request of a path, with its query.
@@ -50,6 +55,7 @@ impl TestRequest {
             query: query.into(),
             headers: Headers::new(),
             body: Vec::new(),
+            session: Values::new(),
         }
     }
 
@@ -57,6 +63,26 @@ impl TestRequest {
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.append(name, value);
         self
+    }
+
+    /// Comes with a [`Session`](crate::Session) that has this value.
+    ///
+    /// # Panics
+    ///
+    /// When the value cannot be written as JSON.
+    pub fn session<T: Serialize + ?Sized>(mut self, name: &str, value: &T) -> Self {
+        let value = serde_json::to_value(value).expect("a value of a test can be written as JSON");
+        self.session.insert(name.into(), value);
+        self
+    }
+
+    /// Comes from a page of this app, with the token of its session: for views that take
+    /// [`Protected`](crate::Protected).
+    pub fn csrf(self) -> Self {
+        let (token, given) = csrf::pair();
+        self.session(csrf::FIELD, &token)
+            .header(csrf::HEADER, given)
+            .header("sec-fetch-site", "same-origin")
     }
 
     /// Sends these bytes.
@@ -79,21 +105,36 @@ impl TestRequest {
             .with_body(body)
     }
 
+    pub(super) fn session_values(&self) -> &Values {
+        &self.session
+    }
+
     pub(super) fn body(&self) -> &[u8] {
         &self.body
     }
 
     /// The request as the host gives it to this view.
-    pub(super) fn into_request<V: View>(self, spool_over: Option<usize>) -> Request {
+    pub(super) fn into_request<V: View>(
+        self,
+        spool_over: Option<usize>,
+        settings: &HashMap<String, String>,
+    ) -> Request {
         let Self {
             method,
             path,
             query,
-            headers,
+            mut headers,
             body,
+            session,
         } = self;
+        if !session.is_empty() {
+            let cookie = Settings::read(|name| settings.get(name).cloned(), None)
+                .and_then(|settings| settings.cookie(session))
+                .unwrap_or_else(|error| panic!("the session of the request: {error}"));
+            headers.append("cookie", format!("{}={}", cookie.name(), cookie.value()));
+        }
         assert!(
-            method == V::KIND.method(),
+            method == V::KIND.method() || V::KIND == Kind::Middleware,
             "the view `{}` answers {}, and this request is {method}",
             V::NAME,
             V::KIND.method()

@@ -1,20 +1,34 @@
 //! The responses of tests.
 
 use super::call::error_response;
+use crate::session::{Settings, Values};
 use crate::{Error, Response, Result, StatusCode};
 use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 
 /// What the client would get, and the error behind it.
 #[derive(Clone, Debug)]
 pub struct TestResponse {
     response: Response,
     error: Option<Error>,
+    /// What the session has from here on.
+    session: Values,
 }
 
 impl TestResponse {
-    pub(super) fn new(outcome: Result<Response>, view: &str) -> Self {
+    /// `session` is what the request's had.
+    pub(super) fn new(
+        outcome: Result<Response>,
+        view: &str,
+        session: Values,
+        settings: &HashMap<String, String>,
+    ) -> Self {
         match outcome {
             Ok(response) => Self {
+                session: Settings::read(|name| settings.get(name).cloned(), None)
+                    .ok()
+                    .and_then(|settings| settings.set_in(&response))
+                    .unwrap_or(session),
                 response,
                 error: None,
             },
@@ -24,6 +38,7 @@ impl TestResponse {
                 Self {
                     response: error_response(&error),
                     error: Some(error),
+                    session,
                 }
             }
         }
@@ -37,6 +52,11 @@ impl TestResponse {
     /// The first header of this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.response.headers.get(name)
+    }
+
+    /// A value that the [`Session`](crate::Session) has after this response.
+    pub fn session<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        T::deserialize(self.session.get(name)?).ok()
     }
 
     /// The whole response.

@@ -6,4 +6,5 @@ mod database;
 mod extract;
 mod http;
 mod response;
+mod session;
 mod transaction;

@@ -77,7 +77,7 @@ impl Session {
         let recording = (self.scope.journal).begin(&self.database.config().name, &statement.sql);
         let opened = self.opened(statement).await;
         recording.end(opened.as_ref().map(|_| 0));
-        opened.inspect_err(|error| self.scope.transaction.note(error))
+        opened
     }
 
     async fn opened(&self, statement: Statement) -> Result<Rows, Error> {
@@ -100,7 +100,9 @@ impl Session {
         };
         let read_only = scope.transaction.options().read_only;
         let stream = database.stream(*face, &scope.deadline, read_only, statement);
-        match stream.await? {
+        let stream = stream.await;
+        (scope.transaction).note_outside(stream.as_ref().map(|_| ()));
+        match stream? {
             Streamed::Pieces(stream) => Ok(Rows::streamed(stream, held)),
             Streamed::Whole(table) => {
                 drop(held);
@@ -126,7 +128,7 @@ impl Session {
             Ok(outcome) => Ok(outcome.table.rows.len() as u64),
             Err(error) => Err(error),
         });
-        ran.inspect_err(|error| scope.transaction.note(error))
+        ran
     }
 
     async fn outside(&self, statement: Statement) -> Result<Outcome, Error> {
@@ -136,7 +138,10 @@ impl Session {
             face,
         } = self;
         let read_only = scope.transaction.options().read_only;
-        (database.run(*face, &scope.deadline, read_only, statement)).await
+        let ran = database.run(*face, &scope.deadline, read_only, statement);
+        let ran = ran.await;
+        (scope.transaction).note_outside(ran.as_ref().map(|_| ()));
+        ran
     }
 
     fn statement(&self, sql: String, params: Vec<Value>) -> Statement {

@@ -8,7 +8,6 @@ use crate::database::migration;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let config = Config::load(folder)?;
-    let databases = config.databases.len();
     let applied = block_on(async {
         tokio::task::spawn_blocking(move || {
             migration::migrate_all(&config, |database, migration| {
@@ -18,7 +17,7 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
         .await?
     })?;
     if applied == 0 {
-        println!("nothing to do: {databases} databases are up to date");
+        println!("nothing to do: every database is up to date");
     }
     Ok(())
 }

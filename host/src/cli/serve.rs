@@ -54,10 +54,14 @@ impl Running {
         let parts = config.parts_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
-        let engines = Engines::new(
+        let (sync, r#async) = (
             slots(config.sync_views.workers_max),
             slots(config.async_views.in_flight_max),
-        )?;
+        );
+        let engines = match migrations {
+            Migrations::Apply => Engines::for_development(sync, r#async)?,
+            Migrations::Check => Engines::new(sync, r#async)?,
+        };
         let app = {
             let engines = engines.clone();
             tokio::task::spawn_blocking(move || load(config, &engines, None, migrations)).await??

@@ -142,13 +142,13 @@ impl Database {
         }
     }
 
-    /// How many results one request may read in pieces at once.
+    /// How many results one request may read in pieces at once, each on a connection of its own.
     pub fn streams_max(&self) -> usize {
-        let connections = match &self.config().storage {
-            Storage::Sqlite(sqlite) => sqlite.readers,
-            Storage::Postgres(server) => server.connections,
-        };
-        (connections / 2).max(1)
+        match &self.config().storage {
+            Storage::Sqlite(sqlite) => (sqlite.readers / 2).max(1),
+            // With a single one, the request could do nothing else meanwhile.
+            Storage::Postgres(server) => server.connections / 2,
+        }
     }
 
     /// A connection for a transaction or a pinned session.

@@ -144,7 +144,7 @@ impl BasicAuth {
     }
 
     /// The user's name.
-    pub(super) async fn before(&self, request: &Parts) -> Result<String, Refused> {
+    pub(super) async fn before(&self, request: &Parts) -> Result<String, Box<Refused>> {
         let Some((user, password)) = credentials(&request.headers) else {
             return Err(self.ask("This page asks for a name and a password."));
         };
@@ -158,16 +158,18 @@ impl BasicAuth {
         let check = move || {
             // Held until it is done, also when the client has gone meanwhile.
             let _place = place;
-            match users.get(&name) {
-                Some(known) => known.fits(&password),
-                // Takes as long, so that the time does not tell which names there are.
-                None => users.values().next().is_some_and(|any| any.fits(&password)) && false,
-            }
+            let known = users.get(&name);
+            // An unknown name takes as long, so that the time does not tell which names there are.
+            let fits =
+                (known.or_else(|| users.values().next())).is_some_and(|hash| hash.fits(&password));
+            fits && known.is_some()
         };
         let fits = tokio::task::spawn_blocking(check).await;
-        let fits = fits.map_err(|error| Refused {
-            failure: Failure::host(format!("checking a password: {error}")),
-            headers: HeaderMap::new(),
+        let fits = fits.map_err(|error| {
+            Box::new(Refused {
+                failure: Failure::host(format!("checking a password: {error}")),
+                headers: HeaderMap::new(),
+            })
         })?;
         if !fits {
             return Err(self.ask("The name or the password is wrong."));
@@ -179,7 +181,7 @@ impl BasicAuth {
         Ok(user)
     }
 
-    fn ask(&self, text: &'static str) -> Refused {
+    fn ask(&self, text: &'static str) -> Box<Refused> {
         let mut refused = Refused::unauthorized(text);
         (refused.headers).insert(header::WWW_AUTHENTICATE, self.challenge.clone());
         refused
@@ -197,15 +199,15 @@ impl BasicAuth {
     }
 }
 
-fn busy(refused: Busy) -> Refused {
+fn busy(refused: Busy) -> Box<Refused> {
     let sentence = match refused {
         Busy::Busy(sentence) => sentence,
         Busy::Ended(_) => "password checks: none came free in time".to_owned(),
     };
-    Refused {
+    Box::new(Refused {
         failure: Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),
         headers: HeaderMap::new(),
-    }
+    })
 }
 
 /// The name and the password that the client sends.

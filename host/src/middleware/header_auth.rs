@@ -24,7 +24,7 @@ impl HeaderAuth {
         &self,
         request: &Parts,
         peer: SocketAddr,
-    ) -> Result<Option<String>, Refused> {
+    ) -> Result<Option<String>, Box<Refused>> {
         let trusted = self.from.trust(peer.ip());
         let mut sent = request.headers.get_all(&self.header).iter();
         let user = match (sent.next(), sent.next()) {

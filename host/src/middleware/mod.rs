@@ -39,9 +39,16 @@ pub enum Builtin {
     /// Lets pages of other origins use the app.
     Cors(Cors),
     /// Asks for a name and a password.
-    BasicAuth(BasicAuth),
+    BasicAuth(Box<BasicAuth>),
     /// Takes the user's name from a proxy.
     HeaderAuth(HeaderAuth),
+}
+
+impl Builtin {
+    /// Whether it lets nobody through without knowing who it is.
+    pub fn asks_for_user(&self) -> bool {
+        matches!(self, Builtin::BasicAuth(_) | Builtin::HeaderAuth(_))
+    }
 }
 
 /// What built-in middleware sees of a request.
@@ -91,7 +98,7 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                     set(&mut values, USER, user);
                     continue;
                 }
-                Err(refused) => Err(refused),
+                Err(refused) => Err(*refused),
             },
             Builtin::HeaderAuth(auth) => match auth.before(visit.request, visit.peer) {
                 Ok(user) => {
@@ -100,7 +107,7 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                     }
                     continue;
                 }
-                Err(refused) => Err(refused),
+                Err(refused) => Err(*refused),
             },
         };
         return Entry {
@@ -140,16 +147,16 @@ fn set(values: &mut Vec<(String, String)>, name: &str, value: String) {
 
 impl Refused {
     /// Nobody may see the page without saying who they are.
-    fn unauthorized(text: &'static str) -> Refused {
+    fn unauthorized(text: &'static str) -> Box<Refused> {
         Refused::with(StatusCode::UNAUTHORIZED, text)
     }
 
-    fn with(status: StatusCode, text: &'static str) -> Refused {
+    fn with(status: StatusCode, text: &'static str) -> Box<Refused> {
         let no_store = HeaderValue::from_static("no-store");
-        Refused {
+        Box::new(Refused {
             failure: Failure::client(status, text),
             headers: HeaderMap::from_iter([(header::CACHE_CONTROL, no_store)]),
-        }
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! and becomes a response in one place; whatever way it ends, one line in the log says how.
 
 pub mod body;
+pub mod page;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,20 +21,24 @@ use http_body_util::{BodyExt as _, Either, Full, StreamBody, combinators::BoxBod
 use hyper::body::{Body, Frame};
 use tokio_util::io::ReaderStream;
 
-use crate::app::{App, Target};
+use crate::app::{App, Routed, Target};
 use crate::bindings::types;
 use crate::completion::Line;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
+use crate::middleware::{self, Builtin, Visit};
+use crate::report::{Report, Statement};
 use crate::request::body::Received;
+use crate::request::page::Failed;
 use crate::router::Route;
 use crate::run::Stop;
-use crate::scope::{self, Origin};
+use crate::scope::{self, Origin, Value};
 use crate::settle::{Ready, Settled};
 use crate::static_files::{Content, StaticFiles};
 use crate::trace::Trace;
+use crate::transaction::Fate;
 use crate::view::View;
 
 /// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
@@ -60,12 +65,12 @@ where
     B::Error: std::fmt::Display,
 {
     let (parts, body) = request.into_parts();
-    let mut completion = Completion::new(&host, peer, &parts);
     let app = host.app.load_full();
-    let mut response = match route(&app, &host, &parts, body, &mut completion).await {
-        Ok(response) => response,
-        Err(failure) => completion.failed(failure),
-    };
+    let mut completion = Completion::new(&host, &app, peer, &parts);
+    let mut response = around(&app.config.builtins, &mut completion, async |completion| {
+        route(body, completion).await
+    })
+    .await;
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
     }
@@ -73,10 +78,42 @@ where
     response
 }
 
+/// Takes the request through built-in middleware, runs what is within, and takes the answer back: a failure too, as
+/// the response that the client will get.
+async fn around(
+    builtins: &[Arc<Builtin>],
+    completion: &mut Completion<'_>,
+    within: impl AsyncFnOnce(&mut Completion<'_>) -> Result<Response<ResponseBody>, Failure>,
+) -> Response<ResponseBody> {
+    if builtins.is_empty() {
+        return match within(completion).await {
+            Ok(response) => response,
+            Err(failure) => completion.failed(failure),
+        };
+    }
+    let entry = middleware::enter(builtins, completion.visit()).await;
+    for (name, text) in entry.values {
+        let reserved = true;
+        let values = &mut completion.origin.values;
+        values.insert(name, Value { text, reserved });
+    }
+    let mut response = match entry.answer {
+        Some(Ok(response)) => response,
+        Some(Err(refused)) => {
+            let mut response = completion.failed(refused.failure);
+            response.headers_mut().extend(refused.headers);
+            response
+        }
+        None => match within(completion).await {
+            Ok(response) => response,
+            Err(failure) => completion.failed(failure),
+        },
+    };
+    middleware::leave(&builtins[..entry.seen], completion.visit(), &mut response);
+    response
+}
+
 async fn route<B>(
-    app: &Arc<App>,
-    host: &Arc<Host>,
-    parts: &Parts,
     body: B,
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
@@ -84,6 +121,7 @@ where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
+    let Completion { app, parts, .. } = *completion;
     let limits = &app.config.server;
     let length = parts
         .uri
@@ -119,7 +157,13 @@ where
             let text = format!("The part `{name}` of the path is not UTF-8 when decoded.");
             return Err(Failure::client(StatusCode::BAD_REQUEST, text));
         }
-        Route::Options(allow) => return Ok(with_allow(empty(StatusCode::NO_CONTENT), &allow)),
+        Route::Options(allow) => {
+            let builtins = asked_about(app, parts).map_or(&[][..], Routed::builtins);
+            let options = async |_: &mut Completion<'_>| {
+                Ok(with_allow(empty(StatusCode::NO_CONTENT), &allow))
+            };
+            return Ok(around(builtins, completion, options).await);
+        }
         Route::MethodNotAllowed(allow) => {
             let text = format!("{} is not possible here; {allow} are.", parts.method);
             let failure = Failure::client(StatusCode::METHOD_NOT_ALLOWED, text);
@@ -129,24 +173,52 @@ where
     match target {
         Target::Static(files) => static_file(files, parts, params).await,
         Target::View(routed) => {
-            let chain = &routed.chain;
-            completion.view = Some(Arc::clone(&chain.view().view));
-            let received = body::receive(body, limits).await?;
-            let (request, kept) = contract_request(parts, received);
-            let ready = Ready {
-                host,
-                app,
-                origin: &completion.origin,
-                chain,
-                params: params.into(),
-                body: kept,
+            completion.view = Some(Arc::clone(&routed.chain.view().view));
+            let viewed = async |completion: &mut Completion<'_>| {
+                view(routed, params, body, completion).await
             };
-            let settled = ready.run(request).await;
-            let response = settled.response.clone();
-            completion.settled = Some(settled);
-            Ok(response?.map(|body| Either::Left(Full::new(body))))
+            Ok(around(routed.builtins(), completion, viewed).await)
         }
     }
+}
+
+/// The view that a preflight asks about (Fetch, 4.8): its module decides who may use it.
+fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Routed> {
+    let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = http::Method::from_bytes(method.as_bytes()).ok()?;
+    match app.router.route(&method, parts.uri.path()) {
+        Route::Found(Target::View(routed), _) => Some(routed),
+        _ => None,
+    }
+}
+
+async fn view<B>(
+    routed: &Routed,
+    params: Vec<(String, String)>,
+    body: B,
+    completion: &mut Completion<'_>,
+) -> Result<Response<ResponseBody>, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let Completion {
+        host, app, parts, ..
+    } = *completion;
+    let received = body::receive(body, &app.config.server).await?;
+    let (request, kept) = contract_request(parts, received);
+    let ready = Ready {
+        host,
+        app,
+        origin: &completion.origin,
+        chain: &routed.chain,
+        params: params.into(),
+        body: kept,
+    };
+    let mut settled = ready.run(request).await;
+    let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
+    completion.settled = Some(settled);
+    Ok(response?.map(|body| Either::Left(Full::new(body))))
 }
 
 fn contract_request(
@@ -243,16 +315,6 @@ fn empty(status: StatusCode) -> Response<ResponseBody> {
     response
 }
 
-fn text_response(status: StatusCode, text: &str) -> Response<ResponseBody> {
-    let mut response = empty(status);
-    *response.body_mut() = Either::Left(Full::new(format!("{text}\n").into()));
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-}
-
 fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<ResponseBody> {
     let value = HeaderValue::from_str(allow).expect("methods are valid in headers");
     response.headers_mut().insert(header::ALLOW, value);
@@ -280,8 +342,11 @@ fn without_body(response: &mut Response<ResponseBody>) {
 
 /// Watches a request to its end and writes the one line about it, also when it is dropped on the way.
 struct Completion<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
+    app: &'a Arc<App>,
     parts: &'a Parts,
+    /// Who is connected: the client, or a proxy.
+    peer: SocketAddr,
     arrived: Instant,
     origin: Origin,
     view: Option<Arc<View>>,
@@ -291,15 +356,24 @@ struct Completion<'a> {
 }
 
 impl<'a> Completion<'a> {
-    fn new(host: &'a Host, peer: SocketAddr, parts: &'a Parts) -> Completion<'a> {
+    fn new(
+        host: &'a Arc<Host>,
+        app: &'a Arc<App>,
+        peer: SocketAddr,
+        parts: &'a Parts,
+    ) -> Completion<'a> {
+        let proxies = &app.config.proxies;
+        let id = proxies.request_id(peer, &parts.headers);
         Completion {
             host,
+            app,
             parts,
+            peer,
             arrived: Instant::now(),
             origin: Origin {
-                id: scope::new_id(),
+                id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
-                peer,
+                peer: proxies.client(peer, &parts.headers),
                 values: HashMap::new(),
             },
             view: None,
@@ -309,24 +383,55 @@ impl<'a> Completion<'a> {
         }
     }
 
+    fn visit(&self) -> Visit<'_> {
+        Visit {
+            request: self.parts,
+            id: &self.origin.id,
+            peer: self.peer,
+        }
+    }
+
     /// The response for a failure, which the line will name.
     fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
-        let reason = failure.status.canonical_reason().unwrap_or("Error");
-        let text = format!(
-            "{} {reason}\n{}\nRequest {}",
-            failure.status.as_u16(),
-            failure.client_text,
-            self.origin.id
-        );
-        let mut response = text_response(failure.status, &text);
-        if failure.status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        let report = self.host.development.then(|| self.report());
+        let failed = Failed {
+            failure: &failure,
+            id: &self.origin.id,
+            request: self.parts,
+            report: report.as_ref(),
+        };
+        let response = failed.response();
         self.failure = Some(failure);
         response
+    }
+
+    /// What is known so far, for the page that developers get.
+    fn report(&self) -> Report {
+        let view = self.view.as_ref().map(ToString::to_string);
+        let Some(settled) = &self.settled else {
+            return Report {
+                view,
+                ..Report::default()
+            };
+        };
+        let (entries, more) = settled.scope.journal.entries();
+        let statements = entries.into_iter().map(|entry| Statement {
+            database: entry.database,
+            sql: entry.sql,
+            duration: entry.took,
+            outcome: entry.outcome,
+        });
+        let values = settled.scope.values().into_iter();
+        let mut values: Vec<_> = values.map(|(name, value)| (name, value.text)).collect();
+        values.sort();
+        Report {
+            view,
+            statements: statements.collect(),
+            statements_omitted: more as u64,
+            transaction: (settled.fate != Fate::None).then(|| settled.fate.to_string()),
+            values,
+        }
     }
 
     fn finish(&mut self, status: StatusCode) {

@@ -90,10 +90,16 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
             format!("no room for another instance: {error}"),
         );
     }
-    let frames = error
-        .downcast_ref::<WasmBacktrace>()
-        .map(|backtrace| way(&frames(backtrace)))
-        .unwrap_or_default();
+    let stack = error.downcast_ref::<WasmBacktrace>();
+    let frames = stack.map(frames).unwrap_or_default();
+    Failure {
+        frames: frames.clone(),
+        ..trapped(error, guest, &way(&frames))
+    }
+}
+
+/// What a trap means, with the innermost functions in parentheses.
+fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     if let Some(panic) = guest.output.panic() {
         return Failure::view(format!("the view {panic}{frames}"));
     }

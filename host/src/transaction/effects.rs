@@ -19,6 +19,8 @@ pub(super) struct Effects {
     issued: Mutex<Issued>,
     conflict: AtomicBool,
     unavailable: AtomicBool,
+    /// Something was done that a roll-back does not undo.
+    lasting: AtomicBool,
 }
 
 struct Issued {
@@ -41,6 +43,7 @@ impl Effects {
             }),
             conflict: AtomicBool::new(false),
             unavailable: AtomicBool::new(false),
+            lasting: AtomicBool::new(false),
         }
     }
 
@@ -52,6 +55,7 @@ impl Effects {
             Some(level) => issued.held.push((level, effect)),
             None => {
                 drop(issued);
+                self.lasts();
                 effect();
             }
         }
@@ -112,19 +116,26 @@ impl Effects {
         drop(std::mem::take(&mut issued.held));
     }
 
+    /// Something was done that a roll-back does not undo.
+    pub(super) fn lasts(&self) {
+        self.lasting.store(true, SeqCst);
+    }
+
+    /// Whether another transaction was in the way, and nothing of this scope has lasted.
+    pub(super) fn can_begin_again(&self) -> bool {
+        self.conflict.load(SeqCst) && !self.lasting.load(SeqCst)
+    }
+
+    /// Whether a database could not be reached.
+    pub(super) fn unavailable(&self) -> bool {
+        self.unavailable.load(SeqCst)
+    }
+
     pub(super) fn note(&self, error: &Error) {
         match error.kind {
             ErrorKind::Conflict => self.conflict.store(true, SeqCst),
             ErrorKind::Unavailable => self.unavailable.store(true, SeqCst),
             _ => {}
-        }
-    }
-
-    pub(super) fn met(&self, kind: ErrorKind) -> bool {
-        match kind {
-            ErrorKind::Conflict => self.conflict.load(SeqCst),
-            ErrorKind::Unavailable => self.unavailable.load(SeqCst),
-            _ => false,
         }
     }
 }

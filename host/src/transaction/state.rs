@@ -398,6 +398,7 @@ impl State {
             open.begun = None;
             if commit {
                 self.fate = Fate::Committed;
+                self.effects.lasts();
             }
         }
         if self.pins.count > 0 {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config;
-use crate::database::Value;
+use crate::database::{ErrorKind, Value};
 use crate::deadline::Ended;
 
 struct Fixture {

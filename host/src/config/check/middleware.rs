@@ -172,7 +172,7 @@ impl Options<'_> {
             "security-headers" => Builtin::SecurityHeaders(self.security_headers()?),
             "compression" => Builtin::Compression(self.compression()?),
             "cors" => Builtin::Cors(self.cors()?),
-            "basic-auth" => Builtin::BasicAuth(self.basic_auth()?),
+            "basic-auth" => Builtin::BasicAuth(Box::new(self.basic_auth()?)),
             "header-auth" => Builtin::HeaderAuth(self.header_auth(proxies)?),
             _ => {
                 return Err(self.checker.error_at(place, format!(

@@ -8,6 +8,7 @@ mod error;
 mod guard;
 mod lease;
 mod numeric;
+mod order;
 mod params;
 mod session;
 mod tls;

@@ -1,5 +1,6 @@
 //! One connection to a server: its client, its own task, and the statements that are prepared on it.
 
+use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hashlink::LruCache;
 use tokio::task::JoinHandle;
-use tokio_postgres::{CancelToken, Client};
+use tokio_postgres::{AsyncMessage, CancelToken, Client};
 
 use super::super::STATEMENTS_KEPT;
 use super::guard::Verdict;
@@ -40,10 +41,18 @@ pub(super) struct Prepared {
 
 impl Session {
     pub(super) async fn connect(server: &PostgresServer, tls: &Tls) -> anyhow::Result<Session> {
-        let (client, connection) = server.url.connect(tls.clone()).await?;
+        let (client, mut connection) = server.url.connect(tls.clone()).await?;
         let connection = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to PostgreSQL ended");
+            // What the server remarks beside its answers is for those who look closely.
+            while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+                match message {
+                    Ok(AsyncMessage::Notice(notice)) => tracing::debug!(%notice, "PostgreSQL"),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection to PostgreSQL ended");
+                        return;
+                    }
+                }
             }
         });
         Ok(Session {
@@ -62,8 +71,11 @@ impl Session {
     }
 
     /// Ends what is open and takes away all that statements have left. Whether that worked.
-    pub(super) async fn clean(&self) -> bool {
-        let sql = format!("rollback; {CLEAN}");
+    pub(super) async fn clean(&self, in_transaction: bool) -> bool {
+        let sql = match in_transaction {
+            true => format!("rollback; {CLEAN}"),
+            false => CLEAN.to_owned(),
+        };
         let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, self.client.simple_query(&sql)).await;
         let Ok(Ok(messages)) = cleaned else {
             return false;

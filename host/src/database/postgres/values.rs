@@ -261,7 +261,10 @@ fn array(element: &Type, raw: &[u8]) -> Option<String> {
     let mut next = |text: &mut String| -> Option<()> {
         match values.next().ok()?? {
             Some(raw) => item(reading, raw, text),
-            None => text.push_str("null").into(),
+            None => {
+                text.push_str("null");
+                Some(())
+            }
         }
     };
     nested(&dimensions, &mut next, &mut text)?;

@@ -1,0 +1,329 @@
+//! Forms that only the app's own pages can send.
+//!
+//! Browsers send cookies along with a form of any other site. So a form carries a token that only a page of the app
+//! can know: it is in the session, which other sites cannot read. Each page has it in another disguise, so that it
+//! cannot be guessed from the lengths of compressed pages either. Where the browser says that a request comes from
+//! another site, that alone refuses it.
+
+use crate::extract::{Body, BodyUse};
+use crate::mode::Mode;
+use crate::session::Session;
+use crate::{Context, Error, FromRequest, Headers, Request, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::fmt;
+use subtle::ConstantTimeEq as _;
+
+/// The name of the form's field, and that of the session's value.
+pub(crate) const FIELD: &str = "csrf_token";
+pub(crate) const HEADER: &str = "x-csrf-token";
+const TOKEN_BYTES: usize = 16;
+
+/// The token of this session, for the forms of a page: an extractor for views that show one.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/notes/new")]
+/// fn new(csrf: Csrf) -> Html {
+///     Html(format!(r#"<form method="post" action="/notes">{}<input name="text"></form>"#, csrf.field()))
+/// }
+///
+/// #[derive(Deserialize)]
+/// struct Note { text: String }
+///
+/// #[view(post, "/notes")]
+/// async fn add(Protected(Form(note)): Protected<Form<Note>>) -> String {
+///     note.text
+/// }
+/// # use amphi_sdk::testing::{App, get, post};
+/// # let app = App::new();
+/// # assert!(app.call::<new>(get("/notes/new")).text().contains(r#"<input type="hidden" name="csrf_token" value=""#));
+/// # assert_eq!(app.call::<add>(post("/notes").csrf().form(&[("text", "Tea")])).text(), "Tea");
+/// # assert_eq!(app.call::<add>(post("/notes").form(&[("text", "Tea")])).status().as_u16(), 403);
+/// ```
+///
+/// In maud it is `form method="post" { (csrf.field()) … }`. Scripts send [`token`](Self::token) as the header
+/// `x-csrf-token`.
+#[derive(Clone, Debug)]
+pub struct Csrf {
+    token: String,
+}
+
+impl Csrf {
+    /// The token, in the disguise of this page.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The hidden field for a form.
+    pub fn field(&self) -> CsrfField<'_> {
+        CsrfField(&self.token)
+    }
+}
+
+impl FromRequest for Csrf {
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        let session = Session::of(cx, request)?;
+        let token = match token_of(&session) {
+            Some(token) => token,
+            None => {
+                let token = random()?;
+                session.set(FIELD, &URL_SAFE_NO_PAD.encode(token))?;
+                token
+            }
+        };
+        Ok(Self {
+            token: disguise(token)?,
+        })
+    }
+}
+
+/// A hidden field with the token: HTML as it is, in maud and by `format!`.
+#[derive(Clone, Copy, Debug)]
+pub struct CsrfField<'a>(&'a str);
+
+impl fmt::Display for CsrfField<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A token has no characters that mean something in HTML.
+        write!(
+            f,
+            r#"<input type="hidden" name="{FIELD}" value="{}">"#,
+            self.0
+        )
+    }
+}
+
+#[cfg(feature = "maud")]
+impl maud::Render for CsrfField<'_> {
+    fn render_to(&self, buffer: &mut String) {
+        use fmt::Write as _;
+        write!(buffer, "{self}").expect("a text takes any text");
+    }
+}
+
+/// Another extractor, for requests that the app's own pages have sent: `Protected(Form(new)): Protected<Form<New>>`.
+/// Without one, as `_: Protected`, it is for requests whose body does not matter.
+///
+/// All others are refused with 403: those whose browser says that they come from another site, and those without the
+/// token of their session, as the field of [`Csrf::field`] or in the header `x-csrf-token`.
+#[derive(Clone, Copy, Debug)]
+pub struct Protected<T = Body>(pub T);
+
+impl<T: FromRequest> FromRequest for Protected<T> {
+    const BODY: BodyUse = {
+        assert!(
+            !matches!(T::BODY, BodyUse::Piecewise),
+            "`Protected` reads the body for its token: it cannot be around an extractor that leaves it unread"
+        );
+        BodyUse::Whole
+    };
+
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        check_site(&request.headers)?;
+        let session = Session::of(cx, request)?;
+        check_token(&session, request)?;
+        T::from_request(cx, request).map(Self)
+    }
+}
+
+/// Whether the browser says that another site has sent this.
+fn check_site(headers: &Headers) -> Result<()> {
+    let from_elsewhere = |origin: &str| {
+        let detail = format!("CSRF: the browser says that {origin} has sent this");
+        Err(
+            Error::forbidden("another site has sent this; open this one and try again")
+                .with_detail(detail),
+        )
+    };
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return match site {
+            "same-origin" | "none" => Ok(()),
+            other => from_elsewhere(&format!("a page that is {other}")),
+        };
+    }
+    match (headers.get("origin"), headers.get("host")) {
+        // Under some referrer policies, browsers do not tell even the site itself.
+        (None | Some("null"), _) | (_, None) => Ok(()),
+        (Some(origin), Some(host)) => {
+            let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
+            match without_port(authority).eq_ignore_ascii_case(without_port(host)) {
+                true => Ok(()),
+                false => from_elsewhere(&format!("{origin} (this is {host})")),
+            }
+        }
+    }
+}
+
+/// A proxy may listen on another port.
+fn without_port(authority: &str) -> &str {
+    match authority.rfind(':') {
+        Some(at) if !authority[at..].contains(']') => &authority[..at],
+        _ => authority,
+    }
+}
+
+fn check_token(session: &Session, request: &mut Request) -> Result<()> {
+    let refused = |detail: &str| {
+        Err(
+            Error::forbidden("this form has expired: reload its page and send it again")
+                .with_detail(format!("CSRF: {detail}")),
+        )
+    };
+    let in_form = take_field(request);
+    let given = match request.headers.get(HEADER) {
+        Some(token) => Some(token.to_owned()),
+        None => in_form,
+    };
+    let Some(given) = given else {
+        return refused(
+            "the request has no token: put `csrf.field()` into its form, or send the header `x-csrf-token`",
+        );
+    };
+    let Some(wanted) = token_of(session) else {
+        return refused(
+            "the session has no token: it is over, its key has changed, or the browser keeps no cookies of this app",
+        );
+    };
+    match revealed(&given) {
+        Some(given) if bool::from(given.ct_eq(&wanted)) => Ok(()),
+        _ => refused("the token is not the one of this session"),
+    }
+}
+
+/// Takes the token out of a form, so that the form is what the page's author wrote.
+fn take_field(request: &mut Request) -> Option<String> {
+    let is_form =
+        (request.headers).content_type_is(|name| name == "application/x-www-form-urlencoded");
+    if !is_form {
+        return None;
+    }
+    let body = request.body();
+    let mut token = None;
+    let mut rest: Vec<&[u8]> = Vec::new();
+    for field in body.split(|byte| *byte == b'&') {
+        match field.strip_prefix(FIELD.as_bytes()) {
+            Some([b'=', value @ ..]) => {
+                token = token.or_else(|| String::from_utf8(value.to_vec()).ok());
+            }
+            _ => rest.push(field),
+        }
+    }
+    let rest = rest.join(&b'&');
+    request.set_body(rest);
+    token
+}
+
+type Token = [u8; TOKEN_BYTES];
+
+fn token_of(session: &Session) -> Option<Token> {
+    let text: String = session.get(FIELD)?;
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}
+
+fn random() -> Result<Token> {
+    let mut bytes = Token::default();
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::internal(format!("the host gives no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+/// A random mask, and the token under it.
+fn disguise(token: Token) -> Result<String> {
+    let mask = random()?;
+    let masked: Vec<u8> = mask.iter().zip(token).map(|(a, b)| a ^ b).collect();
+    Ok(URL_SAFE_NO_PAD.encode([&mask[..], &masked].concat()))
+}
+
+fn revealed(text: &str) -> Option<Token> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    if bytes.len() != 2 * TOKEN_BYTES {
+        return None;
+    }
+    let (mask, masked) = bytes.split_at(TOKEN_BYTES);
+    let token: Vec<u8> = mask.iter().zip(masked).map(|(a, b)| a ^ b).collect();
+    token.try_into().ok()
+}
+
+/// The value of a session and the token that goes with it, for tests.
+#[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+pub(crate) fn pair() -> (String, String) {
+    let token = random().expect("a test has random numbers");
+    let given = disguise(token).expect("a test has random numbers");
+    (URL_SAFE_NO_PAD.encode(token), given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_site, disguise, revealed};
+    use crate::Headers;
+
+    #[test]
+    fn a_token_is_the_same_under_every_mask() {
+        let token = [7; 16];
+        let (one, other) = (
+            disguise(token).expect("random"),
+            disguise(token).expect("random"),
+        );
+        assert_ne!(one, other);
+        assert_eq!(
+            (revealed(&one), revealed(&other)),
+            (Some(token), Some(token))
+        );
+        assert_eq!(
+            (revealed(""), revealed("AAAA"), revealed("é")),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn the_site_a_request_comes_from_is_checked() {
+        for (headers, good) in [
+            (&[][..], true),
+            (
+                &[
+                    ("sec-fetch-site", "same-origin"),
+                    ("origin", "https://other.example"),
+                    ("host", "a"),
+                ][..],
+                true,
+            ),
+            (&[("sec-fetch-site", "none")][..], true),
+            (&[("sec-fetch-site", "same-site")][..], false),
+            (&[("sec-fetch-site", "cross-site")][..], false),
+            (
+                &[("origin", "https://a.example"), ("host", "A.example")][..],
+                true,
+            ),
+            (
+                &[("origin", "http://[::1]:3000"), ("host", "[::1]:3000")][..],
+                true,
+            ),
+            (&[("origin", "null"), ("host", "a.example")][..], true),
+            (
+                &[("origin", "https://b.example"), ("host", "a.example")][..],
+                false,
+            ),
+            (
+                &[
+                    ("origin", "https://a.example.b.example"),
+                    ("host", "a.example"),
+                ][..],
+                false,
+            ),
+            (
+                &[("origin", "https://[::2]:80"), ("host", "[::1]:80")][..],
+                false,
+            ),
+        ] {
+            let list: Vec<(String, String)> = (headers.iter())
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect();
+            assert_eq!(
+                check_site(&Headers::from(list)).is_ok(),
+                good,
+                "{headers:?}"
+            );
+        }
+    }
+}

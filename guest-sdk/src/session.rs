@@ -1,0 +1,428 @@
+//! Sessions: a few values that a browser keeps for its user, signed so that nobody else can change them.
+
+mod seal;
+
+pub(crate) use seal::Values;
+
+use crate::extract::Cookies;
+use crate::mode::Mode;
+use crate::{Context, Error, FromRequest, Request, Response, Result};
+use cookie::{Cookie, SameSite};
+use seal::Payload;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+/// A signing key that is shorter can be guessed.
+const KEY_MIN_CHARACTERS: usize = 32;
+const DAYS_DEFAULT: u32 = 14;
+/// Browsers keep no cookie for longer.
+const DAYS_MAX: u32 = 400;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Browsers keep 4096 bytes of a cookie with its name; a third of that goes into its encoding and the signature.
+const VALUES_MAX_BYTES: usize = 2900;
+
+/// What a browser keeps from request to request: an extractor, for views and middleware of both modes.
+///
+/// Changes reach the browser with the response, by themselves. When the view fails, with an error or a status of 500
+/// and above, they do not: like its transaction, they have not happened.
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/visits")]
+/// fn visits(session: Session) -> Result<String> {
+///     let visits: u32 = session.get("visits").unwrap_or(0);
+///     session.set("visits", &(visits + 1))?;
+///     Ok(format!("{visits} before"))
+/// }
+///
+/// #[view(post, "/leave")]
+/// async fn leave(session: Session, _: Protected) -> Redirect {
+///     session.clear();
+///     Redirect::see_other("/visits")
+/// }
+/// # use amphi_sdk::testing::{App, get, post};
+/// # let app = App::new();
+/// # let first = app.call::<visits>(get("/visits"));
+/// # assert_eq!(first.session::<u32>("visits"), Some(1));
+/// # assert_eq!(app.call::<visits>(get("/visits").session("visits", &4)).text(), "4 before");
+/// # let left = app.call::<leave>(post("/leave").session("visits", &4).csrf());
+/// # assert_eq!((left.status().as_u16(), left.session::<u32>("visits")), (303, None));
+/// ```
+///
+/// The values are in a cookie. Its signature (HMAC-SHA256) keeps anyone from changing them, and nothing keeps the
+/// browser's user from reading them. There is room for a user's id, a language, a message for the next page; what
+/// is larger, or must be revoked at once, belongs into a table, under a key that is in the session. When someone
+/// signs in or out, [`clear`](Self::clear) first: that leaves nothing, and no CSRF token, of who was here before.
+///
+/// | setting or secret of the module | default | |
+/// |---|---|---|
+/// | `session_key` | — | the key, at least 32 characters: `secrets = { session_key = { file = "session.key", generate = true } }`. Modules with the same key share their sessions |
+/// | `session_key_previous` | none | the key before that: what it signed still counts, and is signed anew |
+/// | `session_days` | 14 | how long a session lasts after its last use, give or take half of it |
+/// | `session_name` | `session` | the name of the cookie |
+/// | `session_secure` | `true`, except for requests to `localhost` and `127.0.0.1` | whether browsers send it over HTTPS alone |
+#[derive(Clone)]
+pub struct Session(Rc<RefCell<State>>);
+
+struct State {
+    settings: Settings,
+    values: Values,
+    /// What the view has done to them, in order.
+    changes: Vec<Change>,
+    /// Whether the browser has a cookie that should be another one: half of its time is over, or the key is a new one.
+    outdated: bool,
+    /// Whether the browser has a cookie of this name at all, good or bad.
+    has_cookie: bool,
+}
+
+enum Change {
+    Clear,
+    Remove(String),
+    Set(String, serde_json::Value),
+}
+
+impl Change {
+    fn apply(self, values: &mut Values) {
+        match self {
+            Change::Clear => values.clear(),
+            Change::Remove(name) => {
+                values.remove(&name);
+            }
+            Change::Set(name, value) => {
+                values.insert(name, value);
+            }
+        }
+    }
+}
+
+impl Session {
+    /// A value. None when there is none of this name and type: an older version of the app may have set another.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        T::deserialize(self.0.borrow().values.get(name)?).ok()
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    ///
+    /// When the session would have more values than a cookie can hold.
+    pub fn set<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
+        let value = serde_json::to_value(value)?;
+        let mut state = self.0.borrow_mut();
+        if state.values.get(name) == Some(&value) {
+            return Ok(());
+        }
+        let before = state.values.insert(name.into(), value.clone());
+        let size = serde_json::to_vec(&state.values)?.len();
+        if size > VALUES_MAX_BYTES {
+            match before {
+                Some(before) => state.values.insert(name.into(), before),
+                None => state.values.remove(name),
+            };
+            return Err(Error::internal(format!(
+                "session value `{name}`: the session would have {size} bytes of JSON, and its cookie has room for \
+                 {VALUES_MAX_BYTES}; keep it in a table, and its key in the session"
+            )));
+        }
+        state.changes.push(Change::Set(name.into(), value));
+        Ok(())
+    }
+
+    /// Removes a value.
+    pub fn remove(&self, name: &str) {
+        let mut state = self.0.borrow_mut();
+        if state.values.remove(name).is_some() {
+            state.changes.push(Change::Remove(name.into()));
+        }
+    }
+
+    /// Removes all values, and the CSRF token with them: the session ends, or begins anew.
+    pub fn clear(&self) {
+        let mut state = self.0.borrow_mut();
+        state.values.clear();
+        state.changes.push(Change::Clear);
+    }
+
+    /// The one session that all extractors of a call share.
+    pub(crate) fn of<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
+        if let Some(session) = cx.session.get() {
+            return Ok(session.clone());
+        }
+        let session = Self(Rc::new(RefCell::new(State::read(cx, request)?)));
+        cx.session.set(session, write)
+    }
+}
+
+impl FromRequest for Session {
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        Self::of(cx, request)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.borrow();
+        f.debug_tuple("Session")
+            .field(&state.values.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl State {
+    fn read<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
+        let settings = Settings::read(|name| cx.config(name), request.headers.get("host"))?;
+        let cookies = Cookies::of(&request.headers);
+        let text = cookies.get(&settings.name);
+        let mut state = Self {
+            values: Values::new(),
+            changes: Vec::new(),
+            outdated: false,
+            has_cookie: text.is_some(),
+            settings,
+        };
+        if let Some((payload, with_previous)) = text.and_then(|text| state.settings.open(text)) {
+            let left = payload.end.saturating_sub(now());
+            state.outdated = with_previous || left < state.settings.lifetime().as_secs() / 2;
+            state.values = payload.values;
+        }
+        Ok(state)
+    }
+}
+
+/// Has the response set the cookie, if it should be another one.
+fn write(session: &Session, response: &mut Response) -> Result<()> {
+    let mut state = session.0.borrow_mut();
+    let State {
+        settings, values, ..
+    } = &*state;
+    add_vary(response);
+    // What is within middleware may have written the session, too: that comes first, and the own changes go on top.
+    let within = settings.set_in(response);
+    if state.changes.is_empty() && (within.is_some() || !state.outdated) {
+        return Ok(());
+    }
+    let mut values = within.unwrap_or_else(|| values.clone());
+    for change in std::mem::take(&mut state.changes) {
+        change.apply(&mut values);
+    }
+    let State {
+        settings,
+        has_cookie,
+        ..
+    } = &*state;
+    let had_another = settings.take_from(response);
+    if values.is_empty() && !has_cookie && !had_another {
+        return Ok(());
+    }
+    let cookie = settings.cookie(values)?;
+    response.headers.append("set-cookie", cookie.to_string());
+    Ok(())
+}
+
+/// A page that depends on the session is not for a cache to give to others.
+fn add_vary(response: &mut Response) {
+    let known = response
+        .headers
+        .get_all("vary")
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim().eq_ignore_ascii_case("cookie"));
+    if !known {
+        response.headers.append("vary", "cookie");
+    }
+}
+
+/// How the module wants its sessions.
+pub(crate) struct Settings {
+    key: String,
+    key_previous: Option<String>,
+    name: String,
+    days: u32,
+    secure: bool,
+}
+
+impl Settings {
+    pub(crate) fn read(
+        config: impl Fn(&str) -> Option<String>,
+        host: Option<&str>,
+    ) -> Result<Self> {
+        let key = config("session_key").ok_or_else(|| {
+            Error::internal(
+                "sessions need the secret `session_key`: add `secrets = { session_key = { file = \"session.key\", \
+                 generate = true } }` to the module's table in amphi.toml",
+            )
+        })?;
+        let key_previous = config("session_key_previous");
+        for (name, key) in [
+            ("session_key", Some(&key)),
+            ("session_key_previous", key_previous.as_ref()),
+        ] {
+            let length = key.map_or(KEY_MIN_CHARACTERS, |key| key.chars().count());
+            if length < KEY_MIN_CHARACTERS {
+                return Err(Error::internal(format!(
+                    "the secret `{name}` has {length} characters, and needs at least {KEY_MIN_CHARACTERS} that nobody \
+                     can guess: `openssl rand -hex 32` makes some"
+                )));
+            }
+        }
+        Ok(Self {
+            key,
+            key_previous,
+            name: config("session_name").unwrap_or_else(|| "session".into()),
+            days: match config("session_days") {
+                None => DAYS_DEFAULT,
+                Some(text) => number_of_days(&text)?,
+            },
+            secure: match config("session_secure") {
+                None => !host.is_some_and(is_local),
+                Some(text) => text.parse().map_err(|_| {
+                    Error::internal(format!(
+                        "the setting `session_secure` is `{text}`: write true or false"
+                    ))
+                })?,
+            },
+        })
+    }
+
+    fn lifetime(&self) -> Duration {
+        DAY * self.days
+    }
+
+    /// What is in a cookie that is good, and whether the previous key signed it.
+    fn open(&self, text: &str) -> Option<(Payload, bool)> {
+        let with = |key: &str| Payload::open(text, &self.name, key);
+        let opened = match with(&self.key) {
+            Some(payload) => (payload, false),
+            None => (with(self.key_previous.as_ref()?)?, true),
+        };
+        (opened.0.end > now()).then_some(opened)
+    }
+
+    /// The session that a response sets; empty when it ends it.
+    pub(crate) fn set_in(&self, response: &Response) -> Option<Values> {
+        let cookie = (response.headers.get_all("set-cookie"))
+            .filter_map(|text| Cookie::parse(text).ok())
+            .filter(|cookie| cookie.name() == self.name)
+            .last()?;
+        let opened = self.open(cookie.value());
+        Some(opened.map_or_else(Values::new, |(payload, _)| payload.values))
+    }
+
+    /// Takes that out of the response, and tells whether it was there.
+    fn take_from(&self, response: &mut Response) -> bool {
+        response.headers.remove_if(|name, value| {
+            name == "set-cookie"
+                && Cookie::parse(value).is_ok_and(|cookie| cookie.name() == self.name)
+        })
+    }
+
+    /// The cookie for these values; without any, the one that ends the session.
+    pub(crate) fn cookie(&self, values: Values) -> Result<Cookie<'static>> {
+        let lifetime = match values.is_empty() {
+            true => Duration::ZERO,
+            false => self.lifetime(),
+        };
+        let value = match values.is_empty() {
+            true => String::new(),
+            false => Payload {
+                end: now() + lifetime.as_secs(),
+                values,
+            }
+            .seal(&self.name, &self.key)?,
+        };
+        let seconds = i64::try_from(lifetime.as_secs()).expect("400 days are a small number");
+        Ok(Cookie::build((self.name.clone(), value))
+            .path("/")
+            .http_only(true)
+            .same_site(SameSite::Lax)
+            .secure(self.secure)
+            .max_age(cookie::time::Duration::seconds(seconds))
+            .build())
+    }
+}
+
+fn number_of_days(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(days @ 1..=DAYS_MAX) => Ok(days),
+        _ => Err(Error::internal(format!(
+            "the setting `session_days` is `{text}`: write a number from 1 to {DAYS_MAX}"
+        ))),
+    }
+}
+
+/// Whether a request to this host comes from the machine itself, as in development, where there is no HTTPS.
+fn is_local(host: &str) -> bool {
+    let port_at = match host.rfind(']') {
+        Some(end) => end + 1,
+        None => host.rfind(':').unwrap_or(host.len()),
+    };
+    let name = host[..port_at].to_ascii_lowercase();
+    matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]") || name.ends_with(".localhost")
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
+/// The place of a call's session in its context. It stays empty in a view that has none, and keeps the code of
+/// sessions out of a component that has none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place(Rc<RefCell<Option<(Session, Write)>>>);
+
+type Write = fn(&Session, &mut Response) -> Result<()>;
+
+impl Place {
+    fn get(&self) -> Option<Session> {
+        self.0.borrow().as_ref().map(|(session, _)| session.clone())
+    }
+
+    fn set(&self, session: Session, write: Write) -> Result<Session> {
+        self.0.replace(Some((session.clone(), write)));
+        Ok(session)
+    }
+
+    /// Ends a call that did not fail.
+    pub(crate) fn write(&self, response: &mut Response) -> Result<()> {
+        match self.0.borrow().as_ref() {
+            Some((session, write)) if !response.status.is_server_error() => {
+                write(session, response)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn hosts_of_the_machine_itself_are_known() {
+        for host in [
+            "localhost",
+            "LocalHost:3000",
+            "127.0.0.1:3000",
+            "[::1]",
+            "[::1]:80",
+            "a.localhost:1",
+        ] {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.10",
+            "127.0.0.1.example.com:80",
+            "[::2]:80",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+}

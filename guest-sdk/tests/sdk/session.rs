@@ -1,0 +1,284 @@
+//! Sessions, and the forms that only their pages can send, in both modes.
+
+use amphi_sdk::prelude::*;
+use amphi_sdk::testing::{App, TestRequest, TestResponse, get, post};
+use std::collections::BTreeMap;
+
+#[derive(Deserialize)]
+struct Change {
+    name: String,
+    value: String,
+}
+
+#[view(post, "/set")]
+fn set(session: Session, Form(change): Form<Change>) -> Result<()> {
+    session.set(&change.name, &change.value)
+}
+
+#[view(post, "/set/slowly")]
+async fn set_slowly(cx: &Context, session: Session, Form(change): Form<Change>) -> Result<()> {
+    cx.sleep(Duration::from_millis(1)).await;
+    session.set(&change.name, &change.value)
+}
+
+#[view(get, "/{name}")]
+fn show(session: Session, Path(name): Path<String>) -> Json<Option<String>> {
+    Json(session.get(&name))
+}
+
+#[view(post, "/clear")]
+fn clear(session: Session) {
+    session.clear();
+}
+
+#[view(post, "/fail/{status}")]
+fn fail(session: Session, Path(status): Path<u16>) -> Result<StatusCode> {
+    session.set("a", "lost")?;
+    if status == 0 {
+        return Err(Error::not_found("nothing here"));
+    }
+    Ok(StatusCode::from_u16(status)?)
+}
+
+#[view(post, "/form")]
+async fn form(Protected(Form(fields)): Protected<Form<Vec<(String, String)>>>) -> String {
+    format!("{fields:?}")
+}
+
+#[view(post, "/json")]
+fn json(Protected(Json(number)): Protected<Json<i64>>) -> String {
+    number.to_string()
+}
+
+#[view(get, "/page")]
+async fn page(csrf: Csrf) -> String {
+    csrf.token().to_owned()
+}
+
+#[middleware]
+fn counted(session: Session, request: Request, next: Next) -> Result<Response> {
+    session.set("count", &(session.get("count").unwrap_or(0) + 1))?;
+    next.run(request)
+}
+
+fn change(name: &str, value: &str) -> TestRequest {
+    post("/set").form(&[("name", name), ("value", value)])
+}
+
+/// `name=value` of the cookie that a response sets, for a request to send, and the attributes.
+fn cookie(response: &TestResponse) -> (String, String) {
+    let text = response.header("set-cookie").expect("it sets a cookie");
+    let (pair, attributes) = text.split_once("; ").expect("it has attributes");
+    (pair.to_owned(), attributes.to_owned())
+}
+
+#[test]
+fn a_session_goes_to_the_browser_and_comes_back() {
+    let app = App::new();
+    let responses = [
+        app.call::<set>(change("a", "é")),
+        app.call::<set_slowly>(post("/set/slowly").form(&[("name", "a"), ("value", "é")])),
+    ];
+    for response in responses {
+        let (pair, attributes) = cookie(&response);
+        assert_eq!(
+            attributes,
+            "HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=1209600"
+        );
+        assert_eq!(response.header("vary"), Some("cookie"));
+        let shown = app.call::<show>(get("/a").header("cookie", &pair));
+        assert_eq!(shown.text(), "\"é\"");
+        // Nothing has changed, so nothing is sent.
+        assert_eq!(shown.header("set-cookie"), None);
+        let forged = format!("{pair}x");
+        let shown = app.call::<show>(get("/a").header("cookie", forged));
+        assert_eq!(shown.text(), "null");
+    }
+}
+
+#[test]
+fn browsers_send_it_over_https_except_in_development() {
+    let attributes =
+        |app: &App, host: &str| cookie(&app.call::<set>(change("a", "b").header("host", host))).1;
+    let app = App::new();
+    assert!(attributes(&app, "example.com").contains("Secure"));
+    assert!(!attributes(&app, "127.0.0.1:3000").contains("Secure"));
+    let plain = App::new().setting("session_secure", "false");
+    assert!(!attributes(&plain, "example.com").contains("Secure"));
+    let strict = App::new().setting("session_secure", "true");
+    assert!(attributes(&strict, "localhost:3000").contains("Secure"));
+}
+
+#[test]
+fn the_session_ends_when_it_is_cleared() {
+    let app = App::new();
+    let response = app.call::<clear>(post("/clear").session("a", "b"));
+    let (pair, attributes) = cookie(&response);
+    assert_eq!(pair, "session=");
+    assert!(attributes.ends_with("Max-Age=0"), "{attributes}");
+    assert_eq!(app.call::<clear>(post("/clear")).header("set-cookie"), None);
+}
+
+#[test]
+fn a_view_that_fails_has_changed_nothing() {
+    let app = App::new();
+    for (path, kept) in [
+        ("/fail/0", false),
+        ("/fail/500", false),
+        ("/fail/422", true),
+    ] {
+        let response = app.call::<fail>(post(path));
+        assert_eq!(response.header("set-cookie").is_some(), kept, "{path}");
+    }
+}
+
+#[test]
+fn keys_change_without_losing_sessions() {
+    const OLD: &str = "old old old old old old old old old";
+    const NEW: &str = "new new new new new new new new new";
+    let old = App::new().setting("session_key", OLD);
+    let (pair, _) = cookie(&old.call::<set>(change("a", "kept")));
+    let ask = |app: &App| app.call::<show>(get("/a").header("cookie", &pair));
+
+    let new = App::new().setting("session_key", NEW);
+    assert_eq!(ask(&new).text(), "null");
+    let both = App::new()
+        .setting("session_key", NEW)
+        .setting("session_key_previous", OLD);
+    let response = ask(&both);
+    assert_eq!(response.text(), "\"kept\"");
+    let (signed_anew, _) = cookie(&response);
+    let shown = new.call::<show>(get("/a").header("cookie", signed_anew));
+    assert_eq!(shown.text(), "\"kept\"");
+}
+
+#[test]
+fn what_is_wrong_with_the_configuration_is_said() {
+    for (name, value, part) in [
+        ("session_key", "short", "has 5 characters"),
+        ("session_key_previous", "", "`session_key_previous` has 0"),
+        ("session_days", "0", "write a number from 1 to 400"),
+        ("session_secure", "yes", "write true or false"),
+    ] {
+        let response = App::new().setting(name, value).call::<show>(get("/a"));
+        let error = response.error().expect("it is wrong");
+        assert_eq!(error.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let detail = error.detail().unwrap_or_default();
+        assert!(detail.contains(part), "{name}: {detail}");
+    }
+    let response = App::default().call::<show>(get("/a"));
+    let detail = response.error().and_then(Error::detail);
+    assert!(
+        detail.is_some_and(|text| text.contains("generate = true")),
+        "{detail:?}"
+    );
+}
+
+#[test]
+fn a_session_has_room_for_a_cookie_alone() {
+    let app = App::new();
+    let fits = app.call::<set>(change("a", &"x".repeat(2800)));
+    let (pair, _) = cookie(&fits);
+    assert!(pair.len() <= 4096, "{}", pair.len());
+    let response = app.call::<set>(change("a", &"x".repeat(3000)));
+    let detail = response.error().and_then(Error::detail);
+    assert!(
+        detail.is_some_and(|text| text.contains("its cookie has room for")),
+        "{detail:?}"
+    );
+}
+
+#[test]
+fn middleware_and_view_share_one_cookie() {
+    let app = App::new().around::<set>();
+    let request = change("a", "b")
+        .session("count", &4)
+        .session("other", "kept");
+    let response = app.call::<counted>(request);
+    let cookies = response.response().headers.get_all("set-cookie").count();
+    assert_eq!(cookies, 1);
+    assert_eq!(response.session::<i64>("count"), Some(5));
+    assert_eq!(response.session::<String>("a").as_deref(), Some("b"));
+    assert_eq!(response.session::<String>("other").as_deref(), Some("kept"));
+    let ended = App::new()
+        .around::<clear>()
+        .call::<counted>(post("/clear").session("other", "lost"));
+    let left: BTreeMap<_, _> = ["count", "other"]
+        .map(|name| (name, ended.session::<serde_json::Value>(name)))
+        .into();
+    assert_eq!(left["other"], None);
+    assert_eq!(left["count"], Some(1.into()));
+}
+
+#[test]
+fn a_form_needs_the_token_of_its_session() {
+    let app = App::new();
+    let shown = app.call::<page>(get("/page"));
+    let (token, (session, _)) = (shown.text().to_owned(), cookie(&shown));
+    let again = app.call::<page>(get("/page").header("cookie", &session));
+    assert_ne!(again.text(), token, "each page has another disguise");
+    assert_eq!(again.header("set-cookie"), None);
+
+    let body = |token: &str| format!("a=1&csrf_token={token}&b=2");
+    let send = |token: &str, headers: &[(&str, &str)]| {
+        let mut request = post("/form")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .with_body(body(token));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        app.call::<form>(request)
+    };
+    for token in [&token, again.text()] {
+        let response = send(token, &[("cookie", &session)]);
+        assert_eq!(response.text(), r#"[("a", "1"), ("b", "2")]"#);
+    }
+    let (stranger, _) = cookie(&app.call::<page>(get("/page")));
+    for (token, headers, part) in [
+        (token.as_str(), &[][..], "the session has no token"),
+        (
+            &token,
+            &[("cookie", &*stranger)],
+            "not the one of this session",
+        ),
+        ("", &[("cookie", &*session)], "not the one of this session"),
+        (
+            &token,
+            &[("cookie", &*session), ("sec-fetch-site", "cross-site")],
+            "cross-site",
+        ),
+        (
+            &token,
+            &[
+                ("cookie", &*session),
+                ("origin", "https://b.c"),
+                ("host", "a.b"),
+            ],
+            "https://b.c",
+        ),
+    ] {
+        let response = send(token, headers);
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{headers:?}");
+        let detail = response.error().and_then(Error::detail).unwrap_or_default();
+        assert!(detail.contains(part), "{detail}");
+    }
+}
+
+#[test]
+fn scripts_send_the_token_as_a_header() {
+    let app = App::new();
+    let response = app.call::<json>(post("/json").csrf().json(&7));
+    assert_eq!(response.text(), "7");
+    let response = app.call::<json>(post("/json").json(&7));
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    let detail = response.error().and_then(Error::detail).unwrap_or_default();
+    assert!(detail.contains("`x-csrf-token`"), "{detail}");
+}
+
+#[test]
+fn a_large_form_is_read_for_its_token() {
+    let app = App::new().spool_over(100);
+    let long = "x".repeat(1000);
+    let response = app.call::<form>(post("/form").csrf().form(&[("a", &long)]));
+    assert_eq!(response.status(), StatusCode::OK);
+}

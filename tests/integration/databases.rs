@@ -1,0 +1,557 @@
+//! The host's databases by themselves, without a server in front: values, connections, what is left in them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amphi::config;
+use amphi::database::{
+    Database, Error, ErrorKind, Face, Outcome, Statement, Stream, Streamed, Table, Value,
+};
+use amphi::deadline::{Deadline, Ended};
+use amphi::transaction::{Fate, Transaction};
+use amphi::view::{Data, Isolation};
+
+use crate::harness::eventually;
+use crate::harness::postgres::{self, Postgres, Stop};
+
+/// A database on PostgreSQL as the host opens it.
+struct Fixture {
+    /// Dropped with its sessions.
+    _on_server: Option<postgres::Database>,
+    database: Database,
+    deadline: Arc<Deadline>,
+}
+
+impl Fixture {
+    async fn new(connections: usize) -> Fixture {
+        let on_server = Postgres::shared().database().await;
+        let opened = Fixture::on(&on_server.url(), connections).await;
+        Fixture {
+            _on_server: Some(on_server),
+            ..opened
+        }
+    }
+
+    async fn on(url: &str, connections: usize) -> Fixture {
+        let config = config::Database {
+            name: "main".into(),
+            storage: config::Storage::Postgres(Box::new(config::PostgresServer {
+                url: url.parse().expect("a URL"),
+                connections,
+                connect_timeout: Duration::from_secs(10),
+                ca_file: None,
+            })),
+            migrations: None,
+            queue_max: 100,
+            acquire_timeout: Duration::from_secs(10),
+            value_max_bytes: 1 << 20,
+        };
+        // As the host does: on a thread that may block.
+        let opened = tokio::task::spawn_blocking(move || Database::open(&config)).await;
+        Fixture {
+            _on_server: None,
+            database: opened.expect("no panic").expect("it can be reached"),
+            deadline: Arc::new(Deadline::new(Instant::now() + Duration::from_secs(60))),
+        }
+    }
+
+    async fn run(&self, sql: &str, params: &[Value]) -> Result<Outcome, Error> {
+        let run = (self.database).run(Face::Async, &self.deadline, false, query(sql, params));
+        run.await
+    }
+
+    async fn table(&self, sql: &str, params: &[Value]) -> Table {
+        let ran = self.run(sql, params).await;
+        ran.unwrap_or_else(|error| panic!("{sql}: {}", error.message))
+            .table
+    }
+
+    async fn one(&self, sql: &str, params: &[Value]) -> Value {
+        let mut table = self.table(sql, params).await;
+        table.rows.pop().expect("a row").pop().expect("a value")
+    }
+
+    async fn error(&self, sql: &str, params: &[Value]) -> Error {
+        let ran = self.run(sql, params).await;
+        ran.err().unwrap_or_else(|| panic!("{sql} ran"))
+    }
+
+    /// A result of so many rows times a thousand, in pieces.
+    async fn pieces(&self, thousands: u64, read_only: bool) -> Stream {
+        let sql = format!(
+            "select n, repeat('x', 100) from generate_series(1, 1000) n, generate_series(1, {thousands}) m"
+        );
+        let (deadline, statement) = (&self.deadline, query(&sql, &[]));
+        let stream = (self.database).stream(Face::Async, deadline, read_only, statement);
+        match stream.await {
+            Ok(Streamed::Pieces(stream)) => stream,
+            Ok(Streamed::Whole(_)) => panic!("it comes in pieces"),
+            Err(error) => panic!("{}", error.message),
+        }
+    }
+
+    fn on_it(&self) -> (&Database, &Arc<Deadline>) {
+        (&self.database, &self.deadline)
+    }
+
+    async fn within(&self, transaction: &Transaction, sql: &str) -> Result<Outcome, Error> {
+        let turn = transaction.turn(self.on_it()).await?;
+        let turn = turn.expect("a transaction is open");
+        turn.run(Face::Async, query(sql, &[])).await
+    }
+}
+
+fn query(sql: &str, params: &[Value]) -> Statement {
+    Statement {
+        sql: sql.to_owned(),
+        params: params.to_vec(),
+        rows_max: Some(1 << 20),
+    }
+}
+
+fn atomic() -> Transaction {
+    Transaction::new(Data {
+        atomic: true,
+        ..Data::default()
+    })
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+/// A value, for comparing.
+fn show(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Integer(number) => format!("integer {number}"),
+        Value::Real(number) => format!("real {number}"),
+        Value::Text(text) => format!("text {text}"),
+        Value::Blob(bytes) => format!("blob {bytes:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_type_has_one_form_in_both_directions() {
+    let fixture = Fixture::new(1).await;
+    for sql in [
+        "create type mood as enum ('fine', 'so-so')",
+        "create domain small as integer check (value < 100)",
+    ] {
+        fixture.table(sql, &[]).await;
+    }
+    for (ty, value) in [
+        ("smallint", Value::Integer(-7)),
+        ("integer", Value::Integer(1 << 30)),
+        ("bigint", Value::Integer(i64::MIN)),
+        ("oid", Value::Integer(4_000_000_000)),
+        ("real", Value::Real(0.5)),
+        ("double precision", Value::Real(-1.0e300)),
+        ("numeric", text("-12345678901234567890.000123456789")),
+        ("numeric(10, 2)", text("0.50")),
+        ("numeric", text("100000000")),
+        ("numeric", text("NaN")),
+        ("text", text("grün {}\"\\")),
+        ("varchar(10)", text("a")),
+        ("char(3)", text("abc")),
+        ("name", text("n")),
+        ("mood", text("so-so")),
+        ("small", Value::Integer(7)),
+        ("bytea", Value::Blob(vec![0, 255, 7])),
+        ("boolean", Value::Integer(1)),
+        ("boolean", Value::Integer(0)),
+        ("uuid", text("0190b5a5-6a0b-7c3e-8f00-0123456789ab")),
+        ("date", text("2026-11-21")),
+        ("date", text("0001-01-01")),
+        ("time", text("04:05:06.789")),
+        ("timestamp", text("2026-11-21T04:05:06.789012")),
+        ("timestamp", text("1999-12-31T23:59:59.999999")),
+        ("timestamptz", text("2026-11-21T04:05:06Z")),
+        ("timestamp", text("infinity")),
+        ("interval", text("P1Y2M3DT4H5M6.7S")),
+        ("interval", text("P-1DT-1.5S")),
+        ("json", text("{\"a\": [1, null]}")),
+        ("jsonb", text("{\"a\": [1, null]}")),
+        ("integer[]", text("[1,null,-3]")),
+        ("integer[]", text("[]")),
+        ("integer[][]", text("[[1,2],[3,4]]")),
+        (
+            "text[]",
+            text("[\"a\\\"b\\\\\",\"\",null,\"{x}\",\"null\"]"),
+        ),
+        ("boolean[]", text("[true,false,null]")),
+        ("numeric[]", text("[\"1.10\",\"-0.001\"]")),
+        ("uuid[]", text("[\"0190b5a5-6a0b-7c3e-8f00-0123456789ab\"]")),
+        ("timestamptz[]", text("[\"2026-11-21T04:05:06Z\"]")),
+        ("jsonb[]", text("[{\"a\": 1},\"x\",null]")),
+        ("bytea[]", text("[\"\\\\x00ff\"]")),
+        ("mood[]", text("[\"fine\"]")),
+        ("double precision[]", text("[0.5,\"NaN\"]")),
+        ("integer", Value::Null),
+        ("text[]", Value::Null),
+    ] {
+        let sql = format!("select $1::{ty} as v");
+        let returned = fixture.one(&sql, std::slice::from_ref(&value)).await;
+        assert_eq!(show(&returned), show(&value), "{ty}");
+    }
+    // What the host is lenient about.
+    for (sql, value, expected) in [
+        ("select $1::integer", text("7"), "integer 7"),
+        ("select $1::text", Value::Integer(7), "text 7"),
+        ("select $1::double precision", Value::Integer(7), "real 7"),
+        ("select $1::numeric", Value::Real(0.25), "text 0.25"),
+        ("select $1::integer", Value::Real(2.0), "integer 2"),
+        ("select $1::bytea", text("ab"), "blob [97, 98]"),
+        (
+            "select $1::timestamptz",
+            text("2026-11-21 05:05:06+01"),
+            "text 2026-11-21T04:05:06Z",
+        ),
+        (
+            "select $1::inet::text",
+            text("127.0.0.1"),
+            "text 127.0.0.1/32",
+        ),
+    ] {
+        let returned = fixture.one(sql, &[value]).await;
+        assert_eq!(show(&returned), expected, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_explained() {
+    let fixture = Fixture::new(1).await;
+    for (sql, params, part) in [
+        (
+            "select $1::uuid",
+            vec![text("abc")],
+            "parameter 1 is the text `abc`, and the statement wants a value of the type `uuid`",
+        ),
+        (
+            "select $1::int, $2::int",
+            vec![Value::Integer(1), text("abc")],
+            "parameter 2 does not fit",
+        ),
+        (
+            "select $1::text",
+            vec![Value::Blob(vec![1])],
+            "a blob of 1 bytes",
+        ),
+        ("select $1::int[]", vec![text("{1,2}")], "as JSON text"),
+        ("select $1::int", vec![], "1 parameters, and 0 were given"),
+        (
+            "select '127.0.0.1'::inet as address",
+            vec![],
+            "cast it to text (`address::text`)",
+        ),
+        ("selec 1", vec![], "syntax error"),
+        ("select 1; select 2", vec![], "one call runs one statement"),
+        ("", vec![], "empty"),
+    ] {
+        let error = fixture.error(sql, &params).await;
+        assert_eq!(error.kind, ErrorKind::Statement, "{sql}: {}", error.message);
+        assert!(error.message.contains(part), "{sql}: {}", error.message);
+    }
+}
+
+/// Whatever a statement does behind the guard's back, the next borrower finds a clean connection.
+#[tokio::test]
+async fn r11_functions_and_triggers_leave_nothing() {
+    let fixture = Fixture::new(1).await;
+    let dirty = "create function dirty() returns integer language plpgsql as $$ begin \
+        perform set_config('work_mem', '123kB', false); perform pg_advisory_lock(7); \
+        create temp table if not exists left_over (a integer); execute 'listen news'; \
+        return 1; end $$";
+    let trigger = "create function fired() returns trigger language plpgsql as $$ begin \
+        perform set_config('work_mem', '123kB', false); return new; end $$";
+    for sql in [
+        dirty,
+        trigger,
+        "create table t (a integer)",
+        "create trigger fired before insert on t for each row execute function fired()",
+    ] {
+        fixture.table(sql, &[]).await;
+    }
+    let state = "select current_setting('work_mem') || ' ' || \
+        (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) || ' ' || \
+        coalesce(to_regclass('pg_temp.left_over')::text, 'none') || ' ' || \
+        (select count(*) from pg_listening_channels()) || ' ' || pg_backend_pid()";
+    let before = show(&fixture.one(state, &[]).await);
+    for sql in [
+        "select dirty()",
+        "insert into t values (1)",
+        "do $$ begin perform dirty(); end $$",
+        "select U&\"set\\005fconfig\"('work_mem', '123kB', false)",
+    ] {
+        fixture.table(sql, &[]).await;
+        assert_eq!(show(&fixture.one(state, &[]).await), before, "{sql}");
+        let transaction = atomic();
+        let ran = fixture.within(&transaction, sql).await;
+        ran.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+        transaction
+            .finish(Face::Async, true)
+            .await
+            .expect("it commits");
+        assert_eq!(show(&fixture.one(state, &[]).await), before, "{sql}");
+    }
+    // A name that is prepared in SQL cannot be taken away alone: that connection is replaced.
+    fixture
+        .table(
+            "do $$ begin execute 'prepare mine as select 1'; end $$",
+            &[],
+        )
+        .await;
+    let count = "select count(*) from pg_prepared_statements where name = 'mine'";
+    assert_eq!(show(&fixture.one(count, &[]).await), "integer 0");
+}
+
+#[tokio::test]
+async fn r11_a_pinned_connection_is_replaced() {
+    let fixture = Fixture::new(1).await;
+    let pid = "select pg_backend_pid()";
+    let before = show(&fixture.one(pid, &[]).await);
+    for atomic in [false, true] {
+        let transaction = Transaction::new(Data {
+            atomic,
+            ..Data::default()
+        });
+        let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+        for sql in [
+            "set work_mem = '123kB'",
+            "create temp table kept (a integer)",
+            "insert into kept values (1)",
+            "prepare mine as select 1",
+        ] {
+            let ran = fixture.within(&transaction, sql).await;
+            ran.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+        }
+        let setting = fixture
+            .within(&transaction, "show work_mem")
+            .await
+            .expect("it is read");
+        assert_eq!(show(&setting.table.rows[0][0]), "text 123kB");
+        transaction.unpin(pin);
+        transaction
+            .finish(Face::Async, true)
+            .await
+            .expect("it ends");
+        assert_ne!(show(&fixture.one(pid, &[]).await), before);
+        assert_eq!(show(&fixture.one("show work_mem", &[]).await), "text 4MB");
+    }
+}
+
+#[tokio::test]
+async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
+    let fixture = Fixture::new(3).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    let new = |isolation| {
+        Transaction::new(Data {
+            atomic: true,
+            read_only: false,
+            isolation: Some(isolation),
+        })
+    };
+    let committed = new(Isolation::ReadCommitted);
+    let repeatable = new(Isolation::RepeatableRead);
+    let (one, other) = (new(Isolation::Serializable), new(Isolation::Serializable));
+    for (transaction, expected) in [
+        (&committed, "text read committed"),
+        (&repeatable, "text repeatable read"),
+        (&one, "text serializable"),
+    ] {
+        let shown = fixture
+            .within(transaction, "show transaction_isolation")
+            .await;
+        let shown = shown.expect("it is read");
+        assert_eq!(show(&shown.table.rows[0][0]), expected);
+        if !std::ptr::eq(transaction, &one) {
+            transaction
+                .finish(Face::Async, true)
+                .await
+                .expect("it ends");
+        }
+    }
+    for transaction in [&one, &other] {
+        for sql in ["select count(*) from t", "insert into t values (1)"] {
+            fixture.within(transaction, sql).await.expect("it runs");
+        }
+    }
+    let fate = one.finish(Face::Async, true).await;
+    assert_eq!(fate.expect("the first one wins"), Fate::Committed);
+    assert!(!one.conflict());
+    let error = other.finish(Face::Async, true).await;
+    assert_eq!(error.expect_err("they conflict").kind, ErrorKind::Conflict);
+    assert!(other.conflict());
+}
+
+#[tokio::test]
+async fn r9_read_only_means_that_nothing_is_written() {
+    let fixture = Fixture::new(1).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    for atomic in [false, true] {
+        for sql in [
+            "insert into t values (1)",
+            "with x as (insert into t values (1) returning a) select * from x",
+            "create table u (a integer)",
+            "set transaction read write",
+            "set local transaction_read_only = off",
+        ] {
+            let transaction = Transaction::new(Data {
+                atomic,
+                read_only: true,
+                isolation: None,
+            });
+            let ran = match transaction.turn(fixture.on_it()).await.expect("it is free") {
+                Some(turn) => turn.run(Face::Async, query(sql, &[])).await,
+                None => {
+                    let deadline = &fixture.deadline;
+                    let run = (fixture.database).run(Face::Async, deadline, true, query(sql, &[]));
+                    run.await
+                }
+            };
+            let error = ran.err().unwrap_or_else(|| panic!("{sql} ran"));
+            assert_eq!(error.kind, ErrorKind::Denied, "{sql}: {}", error.message);
+            transaction
+                .finish(Face::Async, false)
+                .await
+                .expect("it ends");
+        }
+        let read = query("select count(*) from t", &[]);
+        let read = (fixture.database)
+            .run(Face::Async, &fixture.deadline, true, read)
+            .await;
+        assert_eq!(show(&read.expect("it reads").table.rows[0][0]), "integer 0");
+    }
+}
+
+#[tokio::test]
+async fn r12_outside_of_a_transaction_statements_run_at_once() {
+    let fixture = Fixture::new(3).await;
+    let since = Instant::now();
+    let slow = "select pg_backend_pid(), pg_sleep(0.3)";
+    let all = futures::future::join_all((0..3).map(|_| fixture.table(slow, &[]))).await;
+    let mut sessions: Vec<String> = all.iter().map(|table| show(&table.rows[0][0])).collect();
+    sessions.sort();
+    sessions.dedup();
+    assert_eq!(sessions.len(), 3);
+    assert!(since.elapsed() < Duration::from_millis(800));
+}
+
+#[tokio::test]
+async fn r13_r15_a_statement_ends_with_its_request_and_its_connection_is_usable() {
+    let fixture = Fixture::new(1).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    for drops in [false, true] {
+        let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_secs(30)));
+        let transaction = atomic();
+        let on = (&fixture.database, &deadline);
+        let insert = query("insert into t values (1)", &[]);
+        let turn = transaction
+            .turn(on)
+            .await
+            .expect("it is free")
+            .expect("it is atomic");
+        turn.run(Face::Async, insert).await.expect("it is inserted");
+        let turn = transaction
+            .turn(on)
+            .await
+            .expect("it is free")
+            .expect("it is atomic");
+        let slow = turn.run(Face::Async, query("select pg_sleep(60)", &[]));
+        let since = Instant::now();
+        if drops {
+            let soon = Duration::from_millis(100);
+            assert!(tokio::time::timeout(soon, slow).await.is_err());
+            deadline.cancel(Ended::Disconnected);
+            drop(transaction);
+        } else {
+            let cancelled = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                deadline.cancel(Ended::Disconnected);
+            };
+            let (ran, ()) = tokio::join!(slow, cancelled);
+            assert_eq!(ran.expect_err("it is cancelled").kind, ErrorKind::Aborted);
+            let fate = transaction.finish(Face::Async, false).await;
+            assert_eq!(fate.expect("it ends"), Fate::RolledBack);
+        }
+        let count = fixture.one("select count(*) from t", &[]).await;
+        assert_eq!(show(&count), "integer 0");
+        assert!(since.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn results_have_a_limit_and_can_be_read_in_pieces() {
+    let fixture = Fixture::new(1).await;
+    for side in [300, 10_000] {
+        let sql = format!("select 1 from generate_series(1, {side}) a, generate_series(1, {side}) b");
+        let error = fixture.error(&sql, &[]).await;
+        assert_eq!(error.kind, ErrorKind::TooLarge, "{}", error.message);
+    }
+    for read_only in [false, true] {
+        let mut stream = fixture.pieces(50, read_only).await;
+        let mut count = 0;
+        while let Some(piece) = stream.pieces.recv().await {
+            count += piece.expect("it is read").len();
+        }
+        assert_eq!((count, stream.columns.len()), (50_000, 2));
+        // Not read to its end: the only connection comes back anyway.
+        let mut stream = fixture.pieces(100_000, read_only).await;
+        stream
+            .pieces
+            .recv()
+            .await
+            .expect("there are some")
+            .expect("they are read");
+        drop(stream);
+        assert_eq!(show(&fixture.one("select 1", &[]).await), "integer 1");
+    }
+}
+
+#[tokio::test]
+async fn an_altered_table_does_not_break_what_was_prepared() {
+    let fixture = Fixture::new(1).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    fixture.table("insert into t values (1)", &[]).await;
+    assert_eq!(fixture.table("select * from t", &[]).await.columns, ["a"]);
+    fixture.table("alter table t add column b text", &[]).await;
+    assert_eq!(
+        fixture.table("select * from t", &[]).await.columns,
+        ["a", "b"]
+    );
+}
+
+#[tokio::test]
+async fn r9_r13_a_server_that_restarts_is_found_again() {
+    let mut server = Postgres::start();
+    let on_server = server.database().await;
+    let fixture = Fixture::on(&on_server.url(), 2).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    for stop in [Stop::Fast, Stop::Crash] {
+        let transaction = atomic();
+        let inserted = fixture
+            .within(&transaction, "insert into t values (1)")
+            .await;
+        inserted.expect("it is inserted");
+        server.stop(stop);
+        let error = fixture
+            .within(&transaction, "insert into t values (2)")
+            .await;
+        let error = error.expect_err("the server is gone");
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.message);
+        assert!(transaction.unavailable());
+        let error = transaction.finish(Face::Async, true).await;
+        assert_eq!(
+            error.expect_err("nothing is kept").kind,
+            ErrorKind::Unavailable
+        );
+        let error = fixture.error("select 1", &[]).await;
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.message);
+        server.restart();
+        eventually("statements run again", async || {
+            let count = fixture.run("select count(*) from t", &[]).await;
+            count.map(|outcome| assert_eq!(show(&outcome.table.rows[0][0]), "integer 0"))
+        })
+        .await;
+    }
+}
