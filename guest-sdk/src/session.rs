@@ -59,13 +59,17 @@ const VALUES_MAX_BYTES: usize = 2900;
 /// is larger, or must be revoked at once, belongs into a table, under a key that is in the session. When someone
 /// signs in or out, [`clear`](Self::clear) first: that leaves nothing, and no CSRF token, of who was here before.
 ///
+/// Middleware and the views within it read the cookie that came with the request, and one cookie goes back with the
+/// changes of all. So a view sees what middleware has set at the next request; for this one there is
+/// [`Context::set`]. A sub-request comes without the cookies of its caller.
+///
 /// | setting or secret of the module | default | |
 /// |---|---|---|
 /// | `session_key` | — | the key, at least 32 characters: `secrets = { session_key = { file = "session.key", generate = true } }`. Modules with the same key share their sessions |
 /// | `session_key_previous` | none | the key before that: what it signed still counts, and is signed anew |
 /// | `session_days` | 14 | how long a session lasts after its last use, give or take half of it |
 /// | `session_name` | `session` | the name of the cookie |
-/// | `session_secure` | `true`, except for requests to `localhost` and `127.0.0.1` | whether browsers send it over HTTPS alone |
+/// | `session_secure` | `true`, but `false` under `amphi up` | whether browsers send it over HTTPS alone |
 #[derive(Clone)]
 pub struct Session(Rc<RefCell<State>>);
 
@@ -175,7 +179,7 @@ impl fmt::Debug for Session {
 
 impl State {
     fn read<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
-        let settings = Settings::read(|name| cx.config(name), request.headers.get("host"))?;
+        let settings = Settings::read(|name| cx.config(name))?;
         let cookies = Cookies::of(&request.headers);
         let text = cookies.get(&settings.name);
         let mut state = Self {
@@ -246,10 +250,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn read(
-        config: impl Fn(&str) -> Option<String>,
-        host: Option<&str>,
-    ) -> Result<Self> {
+    pub(crate) fn read(config: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let key = config("session_key").ok_or_else(|| {
             Error::internal(
                 "sessions need the secret `session_key`: add `secrets = { session_key = { file = \"session.key\", \
@@ -278,7 +279,7 @@ impl Settings {
                 Some(text) => number_of_days(&text)?,
             },
             secure: match config("session_secure") {
-                None => !host.is_some_and(is_local),
+                None => config("amphi.development").is_none(),
                 Some(text) => text.parse().map_err(|_| {
                     Error::internal(format!(
                         "the setting `session_secure` is `{text}`: write true or false"
@@ -354,16 +355,6 @@ fn number_of_days(text: &str) -> Result<u32> {
     }
 }
 
-/// Whether a request to this host comes from the machine itself, as in development, where there is no HTTPS.
-fn is_local(host: &str) -> bool {
-    let port_at = match host.rfind(']') {
-        Some(end) => end + 1,
-        None => host.rfind(':').unwrap_or(host.len()),
-    };
-    let name = host[..port_at].to_ascii_lowercase();
-    matches!(name.as_str(), "localhost" | "127.0.0.1" | "[::1]") || name.ends_with(".localhost")
-}
-
 fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -394,35 +385,6 @@ impl Place {
                 write(session, response)
             }
             _ => Ok(()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_local;
-
-    #[test]
-    fn hosts_of_the_machine_itself_are_known() {
-        for host in [
-            "localhost",
-            "LocalHost:3000",
-            "127.0.0.1:3000",
-            "[::1]",
-            "[::1]:80",
-            "a.localhost:1",
-        ] {
-            assert!(is_local(host), "{host}");
-        }
-        for host in [
-            "",
-            "example.com",
-            "localhost.example.com",
-            "127.0.0.10",
-            "127.0.0.1.example.com:80",
-            "[::2]:80",
-        ] {
-            assert!(!is_local(host), "{host}");
         }
     }
 }

@@ -65,7 +65,7 @@ impl fmt::Display for Target {
 }
 
 impl App {
-    /// Loads modules and lays out the routes, over databases that are open. `previous` is the app that this one
+    /// Loads modules and lays out the routes, over databases that are open. `development`: for those who write it. `previous` is the app that this one
     /// replaces, if any. Blocks while modules compile.
     ///
     /// # Errors
@@ -74,6 +74,7 @@ impl App {
         config: Config,
         engines: &Engines,
         databases: Databases,
+        development: bool,
         previous: Option<&App>,
     ) -> anyhow::Result<App> {
         let client = match previous {
@@ -91,6 +92,11 @@ impl App {
         let services = Arc::new(Services {
             databases,
             http: client,
+            development,
+            trusted_headers: (config.builtins.iter())
+                .chain(config.modules.iter().flat_map(|module| &module.builtins))
+                .filter_map(|builtin| builtin.trusted_header())
+                .collect(),
         });
         let mut app = App {
             router: Router::default(),

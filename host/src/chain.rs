@@ -9,23 +9,21 @@
 //! worked on from within another's, which wasmtime does not allow. Going from the loop to the scope's worker is a
 //! job; while a sync part waits for an errand, the worker runs what comes back to it (R3).
 
+mod errands;
+mod own;
+
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
-use futures::stream::FuturesUnordered;
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::app::{App, Target};
 use crate::bindings::types;
 use crate::capability::{Guest, Onward, Whither};
-use crate::database::Face;
 use crate::error::{Failure, cut};
 use crate::events;
 use crate::gate::Refused;
@@ -34,11 +32,12 @@ use crate::module::Module;
 use crate::request::body::Spooled;
 use crate::router::Route;
 use crate::run::{Answer, Stop};
-use crate::scope::Scope;
-use crate::settle::not_kept;
-use crate::transaction::Level;
+use crate::scope::{Part, Scope};
 use crate::view::{Mode, View};
 use crate::workers::{self, Call};
+
+use errands::{Errand, Queue};
+pub use errands::{Errands, conduct};
 
 /// One guest function on the way of a request.
 #[derive(Clone)]
@@ -108,20 +107,10 @@ pub struct Flow {
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
     /// Where parts send what has to run on the loop; none when all of the chain is one job for a worker.
-    errands: Option<mpsc::UnboundedSender<Errand>>,
+    errands: Option<Arc<Queue>>,
     /// The failure that is on its way out, and what middleware gets to see of it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
-
-/// A part that is to run on the loop, or from there, and who waits for it.
-pub struct Errand {
-    position: Position,
-    request: types::Request,
-    answer: Box<dyn FnOnce(Outcome) + Send>,
-}
-
-/// What a request's parts send to its loop. As many wait here as there are calls in flight in the request.
-pub type Errands = mpsc::UnboundedReceiver<Errand>;
 
 /// What a part, with all parts within it, has come to.
 pub type Outcome = Result<types::Response, Failure>;
@@ -149,12 +138,12 @@ impl Flow {
         scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
     ) -> (Arc<Flow>, Errands) {
-        let (sender, errands) = mpsc::unbounded_channel();
+        let queue = Arc::new(Queue::open());
         let mut flow = Flow::on_worker(on, scope, body);
         Arc::get_mut(&mut flow)
             .expect("it has just been made")
-            .errands = Some(sender);
-        (flow, errands)
+            .errands = Some(Arc::clone(&queue));
+        (flow, Errands(queue))
     }
 
     /// The beginning of `chain`.
@@ -170,6 +159,8 @@ impl Flow {
             params,
             way: Vec::new(),
             gone_on: AtomicBool::new(false),
+            part: None,
+            own: None,
         }
     }
 
@@ -201,6 +192,10 @@ pub struct Position {
     way: Vec<Link>,
     /// Whether it has called for the rest.
     gone_on: AtomicBool,
+    /// Its place among the parts of its scope, if that was taken already.
+    part: Option<Part>,
+    /// Of the transaction that was begun for it or a part around it: whether any part has failed.
+    own: Option<Arc<AtomicBool>>,
 }
 
 impl Position {
@@ -233,7 +228,17 @@ impl Position {
             params,
             way: self.way.iter().chain([self.link()]).cloned().collect(),
             gone_on: AtomicBool::new(false),
+            part: None,
+            own: self.own.clone(),
         }
+    }
+
+    /// Whether what begins here is an atomic view of a request without a transaction.
+    fn needs_own_transaction(&self) -> bool {
+        self.index == 0
+            && self.own.is_none()
+            && self.chain.view().view.transaction.atomic
+            && !self.scope().transaction.is_active()
     }
 
     /// Runs this part, from the loop.
@@ -249,7 +254,7 @@ impl Position {
 
     /// Runs this part, from the scope's worker.
     pub fn on_worker(self, request: types::Request) -> Outcome {
-        if self.link().view.mode == Mode::Sync {
+        if self.link().view.mode == Mode::Sync && !self.is_called_atomic() {
             return self.run_sync(request);
         }
         let scope = Arc::clone(self.scope());
@@ -259,11 +264,16 @@ impl Position {
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
+    /// Whether it is a sub-request that needs a transaction, which is begun and ended on the loop.
+    fn is_called_atomic(&self) -> bool {
+        !self.way.is_empty() && self.needs_own_transaction()
+    }
+
     /// Has this part run from the loop. Without anyone there, the request is cancelled, and `answer` is dropped.
     fn send(self, request: types::Request, answer: Box<dyn FnOnce(Outcome) + Send>) {
         let errands = self.flow.errands.clone();
         let errands = errands.expect("only a chain that is all sync is one job for a worker");
-        let _ = errands.send(Errand {
+        errands.send(Errand {
             position: self,
             request,
             answer,
@@ -281,20 +291,20 @@ impl Position {
         outcome.map_err(busy)?
     }
 
-    fn run_sync(self, request: types::Request) -> Outcome {
+    fn run_sync(mut self, request: types::Request) -> Outcome {
         if let Some(why) = self.scope().deadline.ended() {
             return Err((&Stop::from(why)).into());
         }
-        let (part, here) = (self.scope().enter_part(), Arc::new(self));
-        let _part = part.ok_or_else(|| here.too_deep())?;
+        let _part = self.take_place()?;
+        let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_sync(here.guest(), &here.routed(request));
         here.finished(answer)
     }
 
-    async fn run_async(self, request: types::Request) -> Outcome {
-        let (part, here) = (self.scope().enter_part(), Arc::new(self));
-        let _part = part.ok_or_else(|| here.too_deep())?;
+    async fn run_async(mut self, request: types::Request) -> Outcome {
+        let _part = self.take_place()?;
+        let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_async(here.guest(), here.routed(request)).await;
         here.finished(answer)
@@ -333,6 +343,9 @@ impl Position {
         };
         if outcome.as_ref().map_or(500, |response| response.status) >= 500 {
             self.scope().fail();
+            if let Some(failed) = &self.own {
+                failed.store(true, SeqCst);
+            }
         }
         outcome
     }
@@ -358,6 +371,11 @@ impl Position {
         way.map(ToString::to_string).collect()
     }
 
+    fn take_place(&mut self) -> Result<Part, Failure> {
+        let part = self.part.take().or_else(|| self.scope().enter_part());
+        part.ok_or_else(|| self.too_deep())
+    }
+
     fn too_deep(&self) -> Failure {
         Failure::view(format!(
             "{}: more than {} guest functions would run within each other or at once in this request: it has too much middleware, or its views call each other",
@@ -370,7 +388,14 @@ impl Position {
     fn onward(&self, to: Whither, request: &types::Request) -> Result<Position, types::Error> {
         match to {
             Whither::Next => self.next(),
-            Whither::Subrequest => self.other(request),
+            // Its place is taken now, and not when it begins: what waits takes memory, too.
+            Whither::Subrequest => {
+                let mut position = self.other(request)?;
+                let part = self.scope().enter_part();
+                let part = part.ok_or_else(|| self.flow.shown(position.too_deep()))?;
+                position.part = Some(part);
+                Ok(position)
+            }
         }
     }
 
@@ -440,12 +465,7 @@ impl Position {
 impl Onward for Position {
     fn go(&self, to: Whither, request: types::Request) -> Answer {
         let position = self.onward(to, &request)?;
-        let level = wait(position.begin_own()).map_err(|failure| self.flow.shown(failure))?;
         let outcome = position.on_worker(request);
-        let outcome = match level {
-            Some(level) => wait(self.end_own(Face::Sync, level, outcome)),
-            None => outcome,
-        };
         outcome.map_err(|failure| self.flow.shown(failure))
     }
 
@@ -456,20 +476,20 @@ impl Onward for Position {
     ) -> BoxFuture<'static, Answer> {
         async move {
             let position = self.onward(to, &request)?;
-            let level = position.begin_own().await;
-            let level = level.map_err(|failure| self.flow.shown(failure))?;
+            let bytes = match &request.body {
+                types::Body::Bytes(bytes) => bytes.len() as u64,
+                types::Body::Spooled(_) => 0,
+            };
+            let unavailable = |sentence| refused(StatusCode::SERVICE_UNAVAILABLE, sentence);
+            let _held = self.scope().hold_call(bytes).map_err(unavailable)?;
             let (sender, answer) = oneshot::channel();
             let answered = |outcome| {
                 // Whoever asked may have gone.
                 let _ = sender.send(outcome);
             };
             position.send(request, Box::new(answered));
-            let mut outcome = answer
-                .await
-                .unwrap_or_else(|_| Err(cancelled(self.scope())));
-            if let Some(level) = level {
-                outcome = self.end_own(Face::Async, level, outcome).await;
-            }
+            let outcome = answer.await;
+            let outcome = outcome.unwrap_or_else(|_| Err(cancelled(self.scope())));
             outcome.map_err(|failure| self.flow.shown(failure))
         }
         .boxed()
@@ -481,39 +501,6 @@ impl Onward for Position {
         } = &*self.flow;
         host.events.publish((host, app, scope), topic, payload)
     }
-}
-
-impl Position {
-    /// A transaction for an atomic view that is called by a request which has none.
-    async fn begin_own(&self) -> Result<Option<Level>, Failure> {
-        let (scope, view) = (self.scope(), &self.chain.view().view);
-        if self.index > 0 || !view.transaction.atomic || scope.transaction.is_active() {
-            return Ok(None);
-        }
-        let level = scope.transaction.enter(&scope.deadline).await;
-        level.map(Some).map_err(|error| not_kept(&error))
-    }
-
-    /// Commits it, or rolls it back when the view has failed.
-    async fn end_own(&self, face: Face, level: Level, outcome: Outcome) -> Outcome {
-        let transaction = &self.scope().transaction;
-        match &outcome {
-            Ok(response) if response.status < 500 => {
-                let kept = transaction.commit(face, level).await;
-                kept.map_err(|error| not_kept(&error)).and(outcome)
-            }
-            _ => {
-                // What has failed is the one to tell about.
-                let _ = transaction.rollback(face, level).await;
-                outcome
-            }
-        }
-    }
-}
-
-/// Waits on the scope's worker.
-fn wait<T>(work: impl Future<Output = T>) -> T {
-    workers::blocking(|| Handle::current().block_on(work))
 }
 
 fn refused(status: StatusCode, message: String) -> types::Error {
@@ -530,23 +517,6 @@ fn cancelled(scope: &Scope) -> Failure {
         .ended()
         .unwrap_or(crate::deadline::Ended::Failed);
     (&Stop::from(why)).into()
-}
-
-/// Runs a chain from its beginning, and whatever its parts want to have run on this loop, until it has its outcome.
-pub async fn conduct(start: Position, request: types::Request, mut errands: Errands) -> Outcome {
-    let mut outcome = pin!(start.on_loop(request));
-    let mut running = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            outcome = &mut outcome => return outcome,
-            Some(errand) = errands.recv() => running.push(async {
-                let Errand { position, request, answer } = errand;
-                answer(position.on_loop(request).await);
-            }),
-            Some(()) = running.next() => {}
-        }
-    }
 }
 
 /// What a refused place means for the request.

@@ -17,6 +17,8 @@ pub enum Ended {
     Shutdown = 3,
     /// The view has failed.
     Failed = 4,
+    /// The request is answered: what is still running for it is not wanted any more.
+    Answered = 5,
 }
 
 /// The end of one request's life, by time or by cancellation.
@@ -57,6 +59,7 @@ impl Deadline {
             2 => Some(Ended::TimedOut),
             3 => Some(Ended::Shutdown),
             4 => Some(Ended::Failed),
+            5 => Some(Ended::Answered),
             _ if Instant::now() >= self.at => Some(Ended::TimedOut),
             _ => None,
         }

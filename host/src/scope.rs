@@ -23,6 +23,7 @@ use crate::database::Journal;
 use crate::deadline::Deadline;
 use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
+use crate::middleware::USER;
 use crate::trace::Trace;
 use crate::transaction::Transaction;
 use crate::view::View;
@@ -86,6 +87,8 @@ pub struct Scope {
     pub deadline: Arc<Deadline>,
     /// Its transaction, if it has one (R7).
     pub transaction: Transaction,
+    /// Held by the part whose own transaction this is, when the scope as a whole has none.
+    pub own_transaction: Arc<tokio::sync::Mutex<()>>,
     /// What it does with its databases, when that is recorded.
     pub journal: Journal,
     /// Places for outbound requests in flight.
@@ -100,6 +103,8 @@ pub struct Scope {
     /// Guest functions that run for it at this moment, and whether any has.
     parts: AtomicUsize,
     begun: AtomicBool,
+    /// Bytes that calls in flight keep.
+    calls: AtomicU64,
     /// Set when any part has failed: nothing that was done is kept.
     failed: AtomicBool,
     values: Mutex<HashMap<String, Value>>,
@@ -132,6 +137,7 @@ impl Scope {
             origin: origin.clone(),
             deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
             transaction: Transaction::new(view.transaction),
+            own_transaction: Arc::default(),
             journal: setup.journal,
             outbound: Arc::new(Semaphore::new(limits.outbound_max)),
             sent: AtomicBool::new(false),
@@ -142,6 +148,7 @@ impl Scope {
             worker: setup.worker,
             parts: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
+            calls: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             _open: Held::new(&METRICS.scopes),
         })
@@ -171,9 +178,9 @@ impl Scope {
         }
         let mut values = self.values.lock();
         let known = values.get(&name);
-        if known.is_some_and(|value| value.reserved) {
+        if name == USER || known.is_some_and(|value| value.reserved) {
             return Err(NotSet::Reserved(format!(
-                "the context value `{name}` was set by the host, and views cannot change it: choose another name"
+                "the context value `{name}` is the host's, and views cannot set it: choose another name"
             )));
         }
         if known.is_none() && values.len() >= self.limits.context_values_max {
@@ -201,6 +208,26 @@ impl Scope {
         self.begun.load(SeqCst)
     }
 
+    /// Counts what a host call keeps of its arguments until it has ended: an async guest can have any number in
+    /// flight, and what they keep is not in its own memory any more.
+    ///
+    /// # Errors
+    /// A sentence, when all calls in flight together would keep too much.
+    pub fn hold_call(self: &Arc<Self>, bytes: u64) -> Result<CallBytes, String> {
+        let (bytes, max) = (bytes + CALL_BYTES, self.limits.memory_mb << 20);
+        if self.calls.fetch_add(bytes, SeqCst) + bytes > max {
+            self.calls.fetch_sub(bytes, SeqCst);
+            return Err(format!(
+                "the calls that this request has in flight would keep more than {} MB (`memory_mb`): wait for some before the next",
+                self.limits.memory_mb
+            ));
+        }
+        Ok(CallBytes {
+            scope: Arc::clone(self),
+            bytes,
+        })
+    }
+
     /// Nothing that was done is kept, whatever the request answers (R9).
     pub fn fail(&self) {
         self.failed.store(true, SeqCst);
@@ -219,6 +246,21 @@ impl Scope {
     /// How often it has gone from a loop to a worker or back for a part of its chain.
     pub fn hops(&self) -> usize {
         self.hops.load(SeqCst)
+    }
+}
+
+/// About what a call takes of the host beside its arguments.
+const CALL_BYTES: u64 = 4 << 10;
+
+/// What a call in flight keeps, until dropped.
+pub struct CallBytes {
+    scope: Arc<Scope>,
+    bytes: u64,
+}
+
+impl Drop for CallBytes {
+    fn drop(&mut self) {
+        self.scope.calls.fetch_sub(self.bytes, SeqCst);
     }
 }
 

@@ -134,7 +134,10 @@ impl Settled {
         self.scope.transaction.conflict()
             && self.fate != Fate::Committed
             && !self.scope.sent.load(SeqCst)
-            && !matches!(self.scope.deadline.ended(), Some(why) if why != Ended::Failed)
+            && matches!(
+                self.scope.deadline.ended(),
+                None | Some(Ended::Failed | Ended::Answered)
+            )
     }
 }
 
@@ -150,7 +153,11 @@ async fn one_job(
     let job = move || {
         settling.worker.runs_on(workers::number());
         let outcome = position.on_worker(request);
-        Handle::current().block_on(settle(&settling, Face::Sync, outcome))
+        let settled = || Handle::current().block_on(settle(&settling, Face::Sync, outcome));
+        match settling.transaction.is_active() {
+            true => workers::blocking(settled),
+            false => settled(),
+        }
     };
     let done = host.workers.run(&scope.deadline, job).await;
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
@@ -231,6 +238,8 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
             Fate::RolledBack
         }
     };
+    // What the view left running cannot belong to its transaction any more.
+    scope.deadline.cancel(Ended::Answered);
     (response, fate)
 }
 

@@ -21,13 +21,13 @@ mod state;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::database::{Database, Error, Face, Isolation, Outcome, Statement};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Ended};
 
 pub use effects::Effect;
 use effects::Effects;
@@ -73,6 +73,8 @@ pub struct Transaction {
     /// guest's, from its call on until it has ended. Changed in the order of the guest's calls.
     claims: AtomicUsize,
     last_level: AtomicU64,
+    /// Set when the scope has ended: nothing more can be done in it, within a transaction or outside.
+    over: AtomicBool,
     /// What the guest dropped without an end, perhaps while a statement ran; seen to before anything else.
     left: Mutex<Vec<Left>>,
     effects: Arc<Effects>,
@@ -111,6 +113,7 @@ impl Transaction {
             options,
             claims: AtomicUsize::new(options.atomic.into()),
             last_level: AtomicU64::new(0),
+            over: AtomicBool::new(false),
             left: Mutex::default(),
             state: Arc::new(tokio::sync::Mutex::new(State::new(options, &effects))),
             effects,
@@ -133,6 +136,9 @@ impl Transaction {
     /// # Errors
     /// When no connection can be had, the level is poisoned, or the transaction is on another database.
     pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
+        if self.over.load(SeqCst) {
+            return Err(Ended::Answered.into());
+        }
         if self.claims.load(SeqCst) == 0 {
             return Ok(None);
         }
@@ -274,6 +280,7 @@ impl Transaction {
     /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
     pub async fn finish(&self, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
+        self.over.store(true, SeqCst);
         self.see_to_left(&mut state);
         self.claims.store(0, SeqCst);
         match state.database() {
@@ -287,6 +294,9 @@ impl Transaction {
 
     async fn locked(&self, deadline: &Deadline) -> Result<OwnedMutexGuard<State>, Error> {
         let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
+        if self.over.load(SeqCst) {
+            return Err(Ended::Answered.into());
+        }
         self.see_to_left(&mut state);
         Ok(state)
     }

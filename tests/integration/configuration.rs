@@ -240,6 +240,7 @@ fn an_address_that_is_taken_is_named() {
 #[test]
 fn a_crate_that_is_not_built_is_named() {
     let app = App::new("");
+    app.migrate();
     std::fs::remove_dir_all(app.path("target")).expect("it is there");
     for command in ["serve", "routes"] {
         let ran = app.run(command);
@@ -267,9 +268,9 @@ fn databases_that_cannot_be_opened_are_named() {
 
     let app = App::new("databases.default.migrations = \"migrations\"");
     app.write("migrations/V1__broken.sql", "create tabel things (a);");
-    let ran = app.run("serve");
+    let ran = app.run("migrate");
     assert!(
-        ran.error().contains("database `default`: migrations") && ran.error().contains("tabel"),
+        ran.error().contains("database `default`") && ran.error().contains("tabel"),
         "{}",
         ran.error()
     );

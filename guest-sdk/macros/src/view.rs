@@ -271,10 +271,18 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         let variable = Ident::new(&format!("argument_{index}"), Span::mixed_site());
         let extractor = quote_spanned!(ty.span()=> <#ty as ::amphi_sdk::FromRequest>);
         if index < last {
+            let problem = match role {
+                Role::Middleware => {
+                    "this extractor takes the request's body, which middleware passes on: look at it with `cx.load(&mut request)`"
+                }
+                _ => {
+                    "this extractor takes the request's body: it must be the last parameter of the view, and the only one that does"
+                }
+            };
             steps.extend(quote_spanned! {ty.span()=>
                 const _: () = ::core::assert!(
                     ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Unused),
-                    "this extractor takes the request's body: it must be the last parameter of the view, and the only one that does"
+                    #problem
                 );
             });
         }

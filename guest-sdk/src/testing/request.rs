@@ -129,7 +129,7 @@ impl TestRequest {
             session,
         } = self;
         if !session.is_empty() {
-            let cookie = Settings::read(|name| settings.get(name).cloned(), None)
+            let cookie = Settings::read(|name| settings.get(name).cloned())
                 .and_then(|settings| settings.cookie(session))
                 .unwrap_or_else(|error| panic!("the session of the request: {error}"));
             headers.append("cookie", format!("{}={}", cookie.name(), cookie.value()));

@@ -25,7 +25,7 @@ impl TestResponse {
     ) -> Self {
         match outcome {
             Ok(response) => Self {
-                session: Settings::read(|name| settings.get(name).cloned(), None)
+                session: Settings::read(|name| settings.get(name).cloned())
                     .ok()
                     .and_then(|settings| settings.set_in(&response))
                     .unwrap_or(session),

@@ -55,7 +55,4 @@ fn no_such_isolation() {}
 #[view(get, "/", retries = 1000)]
 fn too_many_retries() {}
 
-#[view(post, "/")]
-fn unread_body(_: Protected<BodyReader>) {}
-
 fn main() {}

@@ -132,7 +132,7 @@ fn middleware_changes_what_goes_in_and_what_comes_out() {
     assert_eq!(response.text(), "Some(\"ann\") true 200");
     assert_eq!(response.header("x-signed"), Some("yes"));
     assert_eq!(
-        app.call::<signed>(get("/upload")).status(),
+        app.call::<signed>(post("/upload")).status(),
         StatusCode::UNAUTHORIZED
     );
 }

@@ -1,10 +1,16 @@
-//! `config`: the module's settings and secrets.
+//! `config`: the module's settings and secrets, and whether the host runs for development.
 
 use super::Guest;
 use crate::bindings::config::Host;
 
+/// Is `true` under `amphi up`, and not there under `amphi serve`.
+const DEVELOPMENT: &str = "amphi.development";
+
 impl Host for Guest {
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
+        if name == DEVELOPMENT {
+            return Ok(self.services.development.then(|| "true".to_owned()));
+        }
         Ok(self.grants.settings.get(&name).cloned())
     }
 }

@@ -15,7 +15,7 @@ use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
 use crate::deadline::Deadline;
-use crate::scope::Scope;
+use crate::scope::{CallBytes, Scope};
 use crate::transaction::{Level, Pin};
 
 /// Where a statement goes: what both faces start from.
@@ -74,6 +74,7 @@ impl Session {
     /// its share of the connections already, lest it wait for itself.
     async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         let statement = self.statement(sql, params);
+        let _held = self.hold_call(&statement)?;
         let recording = (self.scope.journal).begin(&self.database.config().name, &statement.sql);
         let opened = self.opened(statement).await;
         recording.end(opened.as_ref().map(|_| 0));
@@ -114,6 +115,7 @@ impl Session {
     /// Runs a statement to its end, in the transaction if the request has one.
     async fn run(&self, statement: Statement) -> Result<Outcome, Error> {
         let scope = &self.scope;
+        let _held = self.hold_call(&statement)?;
         let recording = (scope.journal).begin(&self.database.config().name, &statement.sql);
         if scope.transaction.is_active() {
             self.reserve_worker().await?;
@@ -129,6 +131,13 @@ impl Session {
             Err(error) => Err(error),
         });
         ran
+    }
+
+    /// What the host keeps of a statement until it has ended, together with all others in flight.
+    fn hold_call(&self, statement: &Statement) -> Result<CallBytes, Error> {
+        let values = statement.params.iter().map(value_bytes).sum::<u64>();
+        let held = (self.scope).hold_call(statement.sql.len() as u64 + values);
+        held.map_err(|sentence| Error::new(ErrorKind::TooLarge, sentence))
     }
 
     async fn outside(&self, statement: Statement) -> Result<Outcome, Error> {
@@ -193,7 +202,14 @@ impl Session {
     async fn reserve_worker(&self) -> Result<(), Error> {
         match self.face {
             Face::Sync => Ok(()),
-            Face::Async => Ok(self.scope.worker.reserve(&self.scope.deadline).await?),
+            Face::Async => {
+                let reserved = self.scope.worker.reserve(&self.scope.deadline).await;
+                let reserved = reserved.map_err(Error::from);
+                if let Err(error) = &reserved {
+                    self.scope.transaction.note_outside(Err(error));
+                }
+                reserved
+            }
         }
     }
 
@@ -265,14 +281,15 @@ impl Drop for HeldRows {
 
 /// About how many bytes a result takes; an open one takes some even without rows.
 fn size(table: &Table) -> u64 {
-    let value = |value: &Value| {
-        32 + match value {
-            Value::Text(text) => text.len() as u64,
-            Value::Blob(blob) => blob.len() as u64,
-            _ => 0,
-        }
-    };
-    1024 + table.rows.iter().flatten().map(value).sum::<u64>()
+    1024 + table.rows.iter().flatten().map(value_bytes).sum::<u64>()
+}
+
+fn value_bytes(value: &Value) -> u64 {
+    32 + match value {
+        Value::Text(text) => text.len() as u64,
+        Value::Blob(blob) => blob.len() as u64,
+        _ => 0,
+    }
 }
 
 async fn next(rows: Arc<tokio::sync::Mutex<Pending>>, max: u32) -> Result<Vec<Row>, Error> {

@@ -17,7 +17,7 @@ use crate::config::{HttpGrant, Module};
 use crate::deadline::Ended;
 use crate::metrics::{Held, METRICS};
 use crate::proxies::REQUEST_ID;
-use crate::scope::Scope;
+use crate::scope::{CallBytes, Scope};
 use crate::trace::{TRACEPARENT, TRACESTATE};
 
 /// The client that all views share: connections are kept and reused across requests.
@@ -121,10 +121,14 @@ struct Call {
     request: reqwest::Request,
     scope: Arc<Scope>,
     places: Arc<Semaphore>,
+    _held: CallBytes,
 }
 
 impl Guest {
     fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
+        let bytes = wanted.body.len() + wanted.url.len();
+        let held = self.scope.hold_call(bytes as u64);
+        let held = held.map_err(Error::Unavailable)?;
         let url = self.services.http.url(&wanted.url, &self.grants)?;
         let invalid =
             |what: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{what}: {error}"));
@@ -134,7 +138,7 @@ impl Guest {
         for (name, value) in &wanted.headers {
             let key =
                 HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
-            if set_by_host(&key) {
+            if set_by_host(&key) || self.services.trusted_headers.contains(&key) {
                 return Err(Error::Invalid(format!(
                     "{name}: the host sets it, from the URL, the body and the request's context"
                 )));
@@ -156,6 +160,7 @@ impl Guest {
             request,
             scope: Arc::clone(&self.scope),
             places: Arc::clone(&self.scope.outbound),
+            _held: held,
         })
     }
 }
@@ -179,11 +184,14 @@ impl Guest {
 }
 
 /// Headers about the connection, the length, the origin and the context: with a `host` of its own, a request could
-/// reach another site behind a granted address, and with a trace of its own, pass for another request's.
+/// reach another site behind a granted address; with a trace of its own, pass for another request's; with the headers
+/// of proxies, for another client's where this app trusts its neighbours.
 fn set_by_host(name: &HeaderName) -> bool {
     crate::request::HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH
         || [header::HOST, TRACEPARENT, TRACESTATE, REQUEST_ID].contains(name)
+        || *name == header::FORWARDED
+        || name.as_str().starts_with("x-forwarded-")
 }
 
 impl Call {

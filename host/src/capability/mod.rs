@@ -17,6 +17,7 @@ mod wasi;
 
 use std::sync::Arc;
 
+use ::http::HeaderName;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::WasiCtx;
 
@@ -39,6 +40,10 @@ pub struct Services {
     pub databases: Databases,
     /// The client for outbound requests.
     pub http: Arc<http::Client>,
+    /// Whether the app is served for development.
+    pub development: bool,
+    /// Headers that this app believes when proxies send them: guests cannot send them.
+    pub trusted_headers: Vec<HeaderName>,
 }
 
 /// What one instance of a guest can reach: the data of its store.

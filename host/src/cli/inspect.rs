@@ -31,6 +31,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let services = Arc::new(Services {
         databases: Databases::new(),
         http: Arc::new(Client::new()?),
+        development: false,
+        trusted_headers: Vec::new(),
     });
     let grants = Arc::new(Module::without_grants("inspected", file));
     let mode = inspection.mode;

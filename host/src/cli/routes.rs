@@ -51,8 +51,10 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
 pub(super) fn check(config: Config) -> anyhow::Result<App> {
     let engines = Engines::new(1, 1)?;
     super::serve::block_on(async {
-        tokio::task::spawn_blocking(move || App::load(config, &engines, Databases::new(), None))
-            .await?
+        tokio::task::spawn_blocking(move || {
+            App::load(config, &engines, Databases::new(), false, None)
+        })
+        .await?
     })
 }
 

@@ -107,12 +107,13 @@ pub(super) fn load(
     if migrations == Migrations::Check {
         migration::check_all(&config)?;
     }
+    let development = migrations == Migrations::Apply;
     let none = Databases::new();
     let databases = database::open_all(
         &config,
         previous.map_or(&none, |app| &app.services.databases),
     )?;
-    let app = App::load(config, engines, databases, previous)?;
+    let app = App::load(config, engines, databases, development, previous)?;
     if migrations == Migrations::Apply {
         migration::migrate_all(&app.config, |database, migration| {
             tracing::info!(database, migration, "migration applied");

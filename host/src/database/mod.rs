@@ -432,6 +432,7 @@ impl From<Ended> for Error {
                 Ended::TimedOut => "request-aborted: the request's time is over",
                 Ended::Shutdown => "request-aborted: the host is shutting down",
                 Ended::Failed => "request-aborted: the view has failed",
+                Ended::Answered => "request-aborted: the request is answered already",
             },
         )
     }

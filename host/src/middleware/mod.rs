@@ -45,6 +45,14 @@ pub enum Builtin {
 }
 
 impl Builtin {
+    /// The header that it believes when a proxy sends it.
+    pub fn trusted_header(&self) -> Option<HeaderName> {
+        match self {
+            Builtin::HeaderAuth(auth) => Some(auth.header.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether it lets nobody through without knowing who it is.
     pub fn asks_for_user(&self) -> bool {
         matches!(self, Builtin::BasicAuth(_) | Builtin::HeaderAuth(_))

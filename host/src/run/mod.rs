@@ -54,6 +54,7 @@ impl fmt::Display for Stop {
             Stop::Ended(Ended::Disconnected) => f.write_str("the client has gone"),
             Stop::Ended(Ended::Shutdown) => f.write_str("the host is shutting down"),
             Stop::Ended(Ended::Failed) => f.write_str("the view has failed"),
+            Stop::Ended(Ended::Answered) => f.write_str("the request is answered already"),
             Stop::SynchronousOnlyOperation(call) => write!(
                 f,
                 "SynchronousOnlyOperation: {call} blocks, so an async view may not call it: use the async capability (`timer`, `http-async`, …), make it a sync view, or set `blocking_wasi = true` for the module"

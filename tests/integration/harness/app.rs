@@ -159,9 +159,14 @@ impl App {
 
     /// Runs a command of `amphi` on the app.
     pub fn run(&self, command: &str) -> Ran {
+        self.run_with(command, &[])
+    }
+
+    fn run_with(&self, command: &str, environment: &[(&str, &str)]) -> Ran {
         let output = Command::new(AMPHI)
             .arg(command)
             .arg(self.folder())
+            .envs(environment.iter().copied())
             .output()
             .expect("it can be started");
         Ran::new(output)
@@ -181,7 +186,7 @@ impl App {
 
     /// Brings the databases up to date, if there are any.
     pub fn migrate(&self) {
-        let ran = self.run("migrate");
+        let ran = self.run_with("migrate", &[super::server::SECRET]);
         assert!(ran.success, "{ran:?}");
     }
 

@@ -21,6 +21,9 @@ use super::metrics::Metrics;
 /// Held by every test that runs a server; alone by those that measure time.
 static MACHINE: RwLock<()> = RwLock::new(());
 
+/// A variable that apps can have a secret from.
+pub(super) const SECRET: (&str, &str) = ("TEST_SECRET", "hidden");
+
 enum Share {
     Shared {
         _guard: RwLockReadGuard<'static, ()>,
@@ -69,7 +72,7 @@ impl Server {
             .arg(command)
             .arg(app.folder())
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
-            .env("TEST_SECRET", "hidden")
+            .envs([SECRET])
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()

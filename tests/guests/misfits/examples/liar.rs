@@ -16,17 +16,27 @@ wit_bindgen::generate!({
 });
 
 use amphi::view::config;
+use amphi::view::types::{Route, ViewKind};
 
 struct Liar;
+
+fn route(method: &str, pattern: &str) -> ViewKind {
+    ViewKind::Route(Route {
+        method: method.into(),
+        pattern: pattern.into(),
+    })
+}
 
 impl Guest for Liar {
     fn describe() -> Vec<ViewInfo> {
         let view = |id, pattern: &str| ViewInfo {
             id,
             name: format!("view_{id}"),
-            method: "GET".into(),
-            pattern: pattern.into(),
+            kind: route("GET", pattern),
             atomic: None,
+            read_only: false,
+            isolation: None,
+            retries: 0,
             cpu_ms: None,
             timeout_ms: None,
         };
@@ -35,7 +45,7 @@ impl Guest for Liar {
             Some("an id twice") => vec![view(1, "/a"), view(1, "/b")],
             Some("a route twice") => vec![view(1, "/a"), view(2, "/a")],
             Some("an unknown method") => vec![ViewInfo {
-                method: "BREW".into(),
+                kind: route("BREW", "/a"),
                 ..view(1, "/a")
             }],
             Some("no slash") => vec![view(1, "a")],
