@@ -23,8 +23,30 @@ const BATCH: u32 = 256;
 /// A database. The statements of an atomic view all run in its transaction.
 ///
 /// A statement that fails in a transaction poisons it: everything after it is refused
-/// ([`ErrorKind::Poisoned`]) until what failed is rolled back. Wrap what may fail in
-/// [`atomic`](Database::atomic), which is a savepoint then, and go on after its error.
+/// ([`ErrorKind::Poisoned`]) until what failed is rolled back, and a view that answers as if nothing had happened
+/// ends with 500. Wrap what may fail in [`atomic`](Database::atomic), which is a savepoint then, and go on after its
+/// error:
+///
+/// ```
+/// use amphi_sdk::database::ErrorKind;
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(post, "/names/{name}", atomic)]
+/// fn take(cx: &Context, Path(name): Path<String>) -> Result<&'static str> {
+///     let taken = cx.atomic(|tx| tx.execute("insert into names values (?)", (&name,)));
+///     match taken {
+///         Err(error) if error.database_kind() == Some(ErrorKind::Constraint) => Ok("somebody has it"),
+///         other => other.map(|_| "it is yours"),
+///     }
+/// }
+/// # use amphi_sdk::testing::{App, post};
+/// # let app = App::new().execute_batch("create table names (name text unique)");
+/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "it is yours");
+/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "somebody has it");
+/// ```
+///
+/// Truth values are read from the integers 0 and 1. Columns of JSON and arrays are [`Json`](crate::Json), as a
+/// parameter and in a row; numerics, UUIDs, dates and times are texts.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;

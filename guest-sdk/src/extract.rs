@@ -52,8 +52,8 @@ pub enum BodyUse {
 #[diagnostic::on_unimplemented(
     message = "a view cannot take `{Self}`",
     label = "no extractor",
-    note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies` and, as the \
-            last, one of `Form`, `Json`, `Body`, `BodyReader`, `Request`"
+    note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies`, \
+            `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Request`, `Protected`"
 )]
 pub trait FromRequest: Sized {
     /// What it does with the body.

@@ -41,11 +41,62 @@
 //! To make a view async, write `async` before its `fn` and `.await` where the compiler asks for it: the
 //! contexts of both modes have the same methods, so a blocking call in an async view cannot be written.
 //!
+//! What is around views and between them is written like them, in either mode, and listed with them:
+//!
+//! ```
+//! use amphi_sdk::prelude::*;
+//!
+//! /// The app's configuration says around what: `middleware = ["shop::signed_in"]`.
+//! #[middleware]
+//! fn signed_in(cx: &Context, session: Session, request: Request, next: Next) -> Result<Response> {
+//!     let Some(user) = session.get::<String>("user") else {
+//!         return Redirect::see_other("/sign-in").into_response();
+//!     };
+//!     cx.set("user", &user)?;
+//!     next.run(request)
+//! }
+//!
+//! /// A transaction, a form that only this app's pages can send, and news of it after the commit.
+//! #[view(post, "/orders/{id}/pay", atomic, retries = 3)]
+//! async fn pay(cx: &Context, Path(id): Path<i64>, _: Protected) -> Result<Redirect> {
+//!     cx.db().execute("update orders set paid = 1 where id = ?", (id,)).await?;
+//!     cx.publish("orders.paid", &id)?;
+//!     Ok(Redirect::see_other("/"))
+//! }
+//!
+//! /// Another request, with the first one's id and trace, which finds what that has written.
+//! #[subscriber("orders.*")]
+//! fn on_order(cx: &Context, event: Event) -> Result<()> {
+//!     let id: i64 = event.json()?;
+//!     cx.db().execute("insert into shipments (order_id) values (?)", (id,))?;
+//!     Ok(())
+//! }
+//!
+//! views![signed_in, pay, on_order];
+//!
+//! # #[cfg(not(test))] fn main() {
+//! use amphi_sdk::testing::{App, post};
+//!
+//! let app = App::new()
+//!     .execute_batch("create table orders (id integer, paid integer); create table shipments (order_id integer)")
+//!     .around::<pay>();
+//! let request = post("/orders/7/pay").session("user", "ann").csrf();
+//! assert_eq!(app.call::<signed_in>(request).header("location"), Some("/"));
+//! assert_eq!(app.published()[0].topic, "orders.paid");
+//! app.deliver::<on_order>("orders.paid", &7);
+//! assert_eq!(app.query::<i64>("select order_id from shipments", ()), [7]);
+//! # }
+//! ```
+//!
 //! | to | see |
 //! |---|---|
 //! | declare views | [`view`], [`views!`] |
+//! | do something around views | [`middleware`], [`Next`] |
 //! | reach databases, HTTP, settings | [`Context`], [`database`], [`http`] |
+//! | call another view within the request | [`Context::subrequest`] |
+//! | tell others what has happened, after the commit | [`Context::publish`], [`subscriber`], [`Event`] |
 //! | take a request apart | [`extract`] |
+//! | know a browser again, and only take its own forms | [`Session`], [`Csrf`], [`Protected`] |
 //! | answer | [`IntoResponse`], [`Error`] |
 //! | log | [`log`] |
 //! | test | `testing` (feature `testing`) |

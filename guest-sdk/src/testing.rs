@@ -69,18 +69,42 @@ struct World {
     logs: RefCell<Vec<Record>>,
     published: RefCell<Vec<Event>>,
     views: RefCell<Vec<Known>>,
-    inner: RefCell<Option<Inner>>,
+    inner: RefCell<Option<Around>>,
     spool_over: RefCell<Option<usize>>,
 }
 
 /// Runs a view for another guest function, on that one's host.
 type Inner = fn(&Host, Request) -> Result<Response>;
 
+/// A view that middleware is around.
+#[derive(Clone, Copy, Debug)]
+struct Around {
+    kind: Kind,
+    run: Inner,
+    atomic: bool,
+}
+
+impl World {
+    /// What a call of `V` is for: in the case of middleware, the view it is around.
+    fn routed<V: View>(&self) -> Kind {
+        match (V::KIND, *self.inner.borrow()) {
+            (Kind::Middleware, Some(around)) => around.kind,
+            (kind, _) => kind,
+        }
+    }
+}
+
 /// A view that sub-requests can reach.
 #[derive(Debug)]
 struct Known {
     kind: Kind,
     run: Inner,
+}
+
+/// Whether a view runs in a transaction, as in an app with the default `atomic = "unsafe-methods"`.
+fn is_atomic<V: View>() -> bool {
+    let safe = matches!(V::KIND.method(), "GET" | "HEAD" | "OPTIONS" | "TRACE");
+    V::ATOMIC.unwrap_or(!safe)
 }
 
 /// Runs `V` on this host.
@@ -174,9 +198,14 @@ impl App {
         self
     }
 
-    /// What middleware is around when it is called: `app.around::<page>().call::<signed_in>(get("/"))`.
+    /// What middleware is around when it is called: `app.around::<page>().call::<signed_in>(get("/"))`. Whether that
+    /// happens in a transaction is the view's to say.
     pub fn around<V: View>(self) -> Self {
-        self.0.inner.replace(Some(run_view::<V>));
+        self.0.inner.replace(Some(Around {
+            kind: V::KIND,
+            run: run_view::<V>,
+            atomic: is_atomic::<V>(),
+        }));
         self
     }
 
@@ -219,7 +248,11 @@ impl App {
         let call = Call::of::<V>(self.0.clone(), request.body());
         let session = request.session_values().clone();
         let spool_over = *self.0.spool_over.borrow();
-        let request = request.into_request::<V>(spool_over, &self.0.settings.borrow());
+        let request = request.into_request(
+            (V::NAME, self.0.routed::<V>()),
+            spool_over,
+            &self.0.settings.borrow(),
+        );
         self.run_request::<V>(call, request, session)
     }
 

@@ -188,18 +188,6 @@ impl Flow {
         *self.failure.lock() = Some((shown.clone(), failure));
         shown
     }
-
-    /// The failure behind an error that a guest returned: one that it was shown, or one of its own.
-    fn returned(&self, error: types::Error) -> Failure {
-        if let Some((shown, failure)) = &*self.failure.lock()
-            && *shown == error
-        {
-            return failure.clone();
-        }
-        let failure = returned(&error);
-        *self.failure.lock() = Some((error, failure.clone()));
-        failure
-    }
 }
 
 /// A place in a chain: one guest function that is to run, or runs.
@@ -337,25 +325,37 @@ impl Position {
     fn finished(&self, answer: Result<Answer, Failure>) -> Outcome {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.flow.returned(error)),
-            Err(failure) => Err(failure),
+            Ok(Err(error)) => Err(self.returned(error)),
+            Err(failure) => Err(Failure {
+                way: self.way_here(),
+                ..failure
+            }),
         };
-        match outcome {
-            Ok(response) => {
-                if response.status >= 500 {
-                    self.scope().fail();
-                }
-                Ok(response)
-            }
-            Err(mut failure) => {
-                self.scope().fail();
-                if failure.way.is_empty() {
-                    let way = self.way.iter().chain([self.link()]);
-                    failure.way = way.map(ToString::to_string).collect();
-                }
-                Err(failure)
-            }
+        if outcome.as_ref().map_or(500, |response| response.status) >= 500 {
+            self.scope().fail();
         }
+        outcome
+    }
+
+    /// The failure behind an error that the guest returned: one that it was shown, or one of its own.
+    fn returned(&self, error: types::Error) -> Failure {
+        let mut last = self.flow.failure.lock();
+        if let Some((shown, failure)) = &*last
+            && *shown == error
+        {
+            return failure.clone();
+        }
+        let failure = Failure {
+            way: self.way_here(),
+            ..returned(&error)
+        };
+        *last = Some((error, failure.clone()));
+        failure
+    }
+
+    fn way_here(&self) -> Vec<String> {
+        let way = self.way.iter().chain([self.link()]);
+        way.map(ToString::to_string).collect()
     }
 
     fn too_deep(&self) -> Failure {

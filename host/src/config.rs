@@ -18,6 +18,7 @@ use crate::view::Topics;
 mod check;
 mod database;
 mod raw;
+mod secret;
 
 /// The most linear memory an instance can be given: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use amphi::config;
 use amphi::database::{
-    Database, Error, ErrorKind, Face, Outcome, Statement, Stream, Streamed, Table, Value,
+    Database, Error, ErrorKind, Face, Isolation, Outcome, Statement, Stream, Streamed, Table, Value,
 };
 use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::{Fate, Transaction};
-use amphi::view::{Data, Isolation};
+use amphi::transaction::{Fate, Options, Transaction};
 
 use crate::harness::eventually;
 use crate::harness::postgres::{self, Postgres, Stop};
@@ -110,9 +109,9 @@ fn query(sql: &str, params: &[Value]) -> Statement {
 }
 
 fn atomic() -> Transaction {
-    Transaction::new(Data {
+    Transaction::new(Options {
         atomic: true,
-        ..Data::default()
+        ..Options::default()
     })
 }
 
@@ -311,9 +310,9 @@ async fn r11_a_pinned_connection_is_replaced() {
     let pid = "select pg_backend_pid()";
     let before = show(&fixture.one(pid, &[]).await);
     for atomic in [false, true] {
-        let transaction = Transaction::new(Data {
+        let transaction = Transaction::new(Options {
             atomic,
-            ..Data::default()
+            ..Options::default()
         });
         let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
         for sql in [
@@ -345,7 +344,7 @@ async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
     let fixture = Fixture::new(3).await;
     fixture.table("create table t (a integer)", &[]).await;
     let new = |isolation| {
-        Transaction::new(Data {
+        Transaction::new(Options {
             atomic: true,
             read_only: false,
             isolation: Some(isolation),
@@ -396,7 +395,7 @@ async fn r9_read_only_means_that_nothing_is_written() {
             "set transaction read write",
             "set local transaction_read_only = off",
         ] {
-            let transaction = Transaction::new(Data {
+            let transaction = Transaction::new(Options {
                 atomic,
                 read_only: true,
                 isolation: None,
@@ -484,7 +483,8 @@ async fn r13_r15_a_statement_ends_with_its_request_and_its_connection_is_usable(
 async fn results_have_a_limit_and_can_be_read_in_pieces() {
     let fixture = Fixture::new(1).await;
     for side in [300, 10_000] {
-        let sql = format!("select 1 from generate_series(1, {side}) a, generate_series(1, {side}) b");
+        let sql =
+            format!("select 1 from generate_series(1, {side}) a, generate_series(1, {side}) b");
         let error = fixture.error(&sql, &[]).await;
         assert_eq!(error.kind, ErrorKind::TooLarge, "{}", error.message);
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{App, Reply, guests};
+use crate::harness::{App, Reply, Server, guests};
 
 fn guestbook() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -31,10 +31,20 @@ fn assert_own_tests_pass(folder: &Path) {
     assert!(said.contains("... ok"), "no test ran: {said}");
 }
 
-fn post_form(server: &crate::harness::Server, body: &'static str) -> reqwest::RequestBuilder {
+/// Sends the form of the first page, as a browser that has opened that does.
+async fn post_form(server: &Server, body: &str) -> Reply {
+    let page = server.get("/").await;
+    let session = page.header("set-cookie").split(';').next();
+    let (_, token) = (page.ok().split_once("name=\"csrf_token\" value=\"")).expect("a token");
+    let (token, _) = token.split_once('"').expect("an end of the token");
     let form = server.request("POST", "/entries");
-    form.header("content-type", "application/x-www-form-urlencoded")
-        .body(body)
+    Reply::of(
+        form.header("content-type", "application/x-www-form-urlencoded")
+            .header("cookie", session.expect("a session"))
+            .header("sec-fetch-site", "same-origin")
+            .body(format!("csrf_token={token}&{body}")),
+    )
+    .await
 }
 
 #[tokio::test]
@@ -56,6 +66,7 @@ async fn the_guestbook_does_what_its_pages_offer() {
         databases = ["default"]
         http = ["self"]
         settings = {{ title = "Guestbook" }}
+        secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
         [modules.weather]
         path = "{0}/weather"
         mount = "/weather"
@@ -66,11 +77,7 @@ async fn the_guestbook_does_what_its_pages_offer() {
     assert!(built.success, "{}", built.stderr);
     let server = app.serve().await;
 
-    let sent = Reply::of(post_form(
-        &server,
-        "name=Zo%C3%AB+%3Cb%3E&message=Hello+%26+welcome",
-    ))
-    .await;
+    let sent = post_form(&server, "name=Zo%C3%AB+%3Cb%3E&message=Hello+%26+welcome").await;
     assert_eq!(sent.status, StatusCode::SEE_OTHER);
     let list = server.get("/").await;
     assert!(
@@ -78,7 +85,12 @@ async fn the_guestbook_does_what_its_pages_offer() {
         "{}",
         list.text()
     );
-    let refused = Reply::of(post_form(&server, "name=&message=Kept")).await;
+    let elsewhere = server.request("POST", "/entries");
+    let elsewhere = elsewhere
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body("name=Eve&message=From+another+site");
+    Reply::of(elsewhere).await.expect(StatusCode::FORBIDDEN);
+    let refused = post_form(&server, "name=&message=Kept").await;
     assert!(
         refused
             .expect(StatusCode::UNPROCESSABLE_ENTITY)

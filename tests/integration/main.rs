@@ -12,6 +12,7 @@ mod builtin;
 mod configuration;
 mod conflicts;
 mod context;
+mod databases;
 mod deploy;
 mod directories;
 mod effects;

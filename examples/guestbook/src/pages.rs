@@ -13,13 +13,19 @@ pub struct Paging {
 }
 
 #[view(get, "/")]
-pub fn list(cx: &Context, Query(paging): Query<Paging>) -> Result<Markup> {
-    entries_page(
-        cx,
-        paging.page.unwrap_or(1),
-        &NewEntry::default(),
-        &Problems::default(),
-    )
+pub fn list(
+    cx: &Context,
+    Query(paging): Query<Paging>,
+    session: Session,
+    csrf: Csrf,
+) -> Result<Markup> {
+    // Who has signed before need not write the name again.
+    let new = NewEntry {
+        name: session.get("name").unwrap_or_default(),
+        ..NewEntry::default()
+    };
+    let number = paging.page.unwrap_or(1);
+    entries_page(cx, number, &csrf, &new, &Problems::default())
 }
 
 #[view(get, "/entries/{id}")]
@@ -49,18 +55,25 @@ pub fn detail(cx: &Context, Path(id): Path<i64>) -> Result<Response> {
     .into_response()
 }
 
-/// Runs in a transaction, which is committed before the guest hears of it.
+/// Runs in a transaction, which is committed before the guest hears of it. `Protected` lets only the form of this
+/// guestbook through.
 #[view(post, "/entries", atomic)]
-pub fn sign(cx: &Context, Form(new): Form<NewEntry>) -> Result<Response> {
+pub fn sign(
+    cx: &Context,
+    session: Session,
+    csrf: Csrf,
+    Protected(Form(new)): Protected<Form<NewEntry>>,
+) -> Result<Response> {
     let new = new.tidy();
     if let Err(problems) = new.check() {
         return (
             StatusCode::UNPROCESSABLE_ENTITY,
-            entries_page(cx, 1, &new, &problems),
+            entries_page(cx, 1, &csrf, &new, &problems),
         )
             .into_response();
     }
     let entry = entries::insert(cx, &new)?;
+    session.set("name", &entry.name)?;
     log::info!("signed", entry = entry.id);
     Redirect::see_other(format!("/#entry-{}", entry.id)).into_response()
 }
@@ -68,6 +81,7 @@ pub fn sign(cx: &Context, Form(new): Form<NewEntry>) -> Result<Response> {
 fn entries_page(
     cx: &sync::Context,
     number: u32,
+    csrf: &Csrf,
     new: &NewEntry,
     problems: &Problems,
 ) -> Result<Markup> {
@@ -77,7 +91,7 @@ fn entries_page(
     let entries = entries::newest(cx, PER_PAGE, (number - 1) * PER_PAGE)?;
     let content = html! {
         h1 { "Leave a word" }
-        (form(new, problems))
+        (form(csrf, new, problems))
         h2 { (count) @if count == 1 { " entry" } @else { " entries" } }
         @for entry in &entries { (card(entry)) }
         @if entries.is_empty() { p.empty { "Nobody has signed yet. Be the first." } }
@@ -86,9 +100,10 @@ fn entries_page(
     Ok(page(cx, Section::Entries, "Entries", content))
 }
 
-fn form(new: &NewEntry, problems: &Problems) -> Markup {
+fn form(csrf: &Csrf, new: &NewEntry, problems: &Problems) -> Markup {
     html! {
         form.sign action="/entries" method="post" {
+            (csrf.field())
             (field("name", "Your name", problems.name.as_deref(), html! {
                 input #name name="name" value=(new.name) autocomplete="name"
                     aria-invalid=[problems.name.as_ref().map(|_| "true")]
@@ -181,7 +196,9 @@ mod tests {
         let app = app();
         for number in 1..=20 {
             let response = app.call::<sign>(
-                post("/entries").form(&[("name", "Ann"), ("message", &format!("no. {number}"))]),
+                post("/entries")
+                    .csrf()
+                    .form(&[("name", "Ann"), ("message", &format!("no. {number}"))]),
             );
             assert_eq!(response.status(), StatusCode::SEE_OTHER);
         }
@@ -227,8 +244,9 @@ mod tests {
     fn signing_stores_an_entry_and_leads_to_it() {
         let app = app();
         let response =
-            app.call::<sign>(post("/entries").form(&[("name", " Eve "), ("message", "Hi")]));
+            app.call::<sign>(post("/entries").csrf().form(&[("name", " Eve "), ("message", "Hi")]));
         assert_eq!(response.header("location"), Some("/#entry-3"));
+        assert_eq!(response.session::<String>("name").as_deref(), Some("Eve"));
         assert_eq!(
             app.query::<(String, String)>("select name, message from entries where id = 3", ()),
             [("Eve".to_owned(), "Hi".to_owned())]
@@ -236,10 +254,25 @@ mod tests {
     }
 
     #[test]
+    fn the_name_is_known_the_next_time() {
+        let page = app().call::<list>(get("/").session("name", "Zoë"));
+        assert!(page.text().contains(r#"value="Zoë""#), "{}", page.text());
+    }
+
+    #[test]
+    fn other_sites_cannot_sign() {
+        let app = app();
+        let request = post("/entries").form(&[("name", "Eve"), ("message", "Hi")]);
+        let response = app.call::<sign>(request);
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        assert_eq!(app.query::<i64>("select count(*) from entries", ()), [2]);
+    }
+
+    #[test]
     fn a_refused_form_keeps_what_was_written() {
         let app = app();
         let response =
-            app.call::<sign>(post("/entries").form(&[("name", ""), ("message", "<i>Hi")]));
+            app.call::<sign>(post("/entries").csrf().form(&[("name", ""), ("message", "<i>Hi")]));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert!(response.text().contains("Please tell us your name."));
         assert!(

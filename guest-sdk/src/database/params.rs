@@ -8,7 +8,7 @@ use crate::Result;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the parameters of a statement",
     label = "write a tuple: `(a, b)`, `(a,)` for one parameter, `()` for none",
-    note = "each parameter must be an integer, float, `bool`, text, bytes, an `Option` of these or a `Value`"
+    note = "each parameter must be an integer, float, `bool`, text, bytes, `Json`, an `Option` of these or a `Value`"
 )]
 pub trait Params {
     /// The values, or an error when one does not fit the database's types.

@@ -3,7 +3,8 @@
 use super::value::describe;
 use super::{FromValue, Value};
 use crate::host::Values;
-use crate::{Error, Result};
+use crate::{Error, Json, Result};
+use serde::de::DeserializeOwned;
 
 /// A type that can be read from a row.
 ///
@@ -163,6 +164,13 @@ single_values!(
     Vec<u8>,
     Value
 );
+
+impl<T: DeserializeOwned> FromRow for Json<T> {
+    fn from_row(row: &mut Row<'_>) -> Result<Self> {
+        row.expect_columns(1)?;
+        row.take_at(0, "the view")
+    }
+}
 
 impl<T: FromValue> FromRow for Option<T> {
     fn from_row(row: &mut Row<'_>) -> Result<Self> {

@@ -1,12 +1,14 @@
 //! Rust types as database values, and back.
 
 use super::Value;
-use crate::{Error, Result};
+use crate::{Error, Json, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// A type that can be a parameter of a statement.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a parameter of a statement",
-    note = "integers, floats, `bool`, `&str`, `String`, `&[u8]`, `Vec<u8>`, `Option` of these and `Value` can"
+    note = "integers, floats, `bool`, `&str`, `String`, `&[u8]`, `Vec<u8>`, `Json`, `Option` of these and `Value` can"
 )]
 pub trait ToValue {
     /// The value, or an error when it does not fit one.
@@ -16,7 +18,7 @@ pub trait ToValue {
 /// A type that can be read from a column.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be read from a column",
-    note = "integers, floats, `bool`, `String`, `Vec<u8>`, `Option` of these and `Value` can"
+    note = "integers, floats, `bool`, `String`, `Vec<u8>`, `Json`, `Option` of these and `Value` can"
 )]
 pub trait FromValue: Sized {
     /// What [`from_value`](Self::from_value) wants, for error messages.
@@ -157,6 +159,28 @@ impl<T: FromValue> FromValue for Option<T> {
 impl<T: ToValue> ToValue for Option<T> {
     fn to_value(self) -> Result<Value> {
         self.map_or(Ok(Value::Null), ToValue::to_value)
+    }
+}
+
+/// Anything that serde can write: JSON columns, and arrays.
+impl<T: Serialize> ToValue for Json<T> {
+    fn to_value(self) -> Result<Value> {
+        serde_json::to_string(&self.0)
+            .map(Value::Text)
+            .map_err(|error| {
+                Error::internal(format!("a parameter cannot be written as JSON: {error}"))
+            })
+    }
+}
+
+impl<T: DeserializeOwned> FromValue for Json<T> {
+    const EXPECTED: &'static str = "JSON that fits the type in `Json`";
+
+    fn from_value(value: Value) -> Result<Self, Value> {
+        let Value::Text(text) = &value else {
+            return Err(value);
+        };
+        serde_json::from_str(text).map(Json).map_err(|_| value)
     }
 }
 

@@ -2,15 +2,15 @@
 
 use super::database::TestDatabase;
 use super::request::params;
-use super::{Record, World};
+use super::{Inner, Record, World};
 use crate::database::{ErrorKind, Value};
 use crate::host::{
-    BodyError, Capabilities, DatabaseError, EventError, Host, HttpError, InboundResponse,
+    BodyError, Capabilities, DatabaseError, EventError, HttpError, InboundResponse,
     OutboundRequest, Part, RawRequest, Table, ViewError,
 };
 use crate::log::Level;
-use crate::view::View;
-use crate::{Error, Event, Request, Response, Result, StatusCode};
+use crate::view::{Kind, View};
+use crate::{Error, Event, Response, Result, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -27,23 +27,25 @@ pub(super) struct Call {
     atomic: bool,
     /// The databases in which that has begun, which is at the first statement.
     begun: RefCell<BTreeSet<String>>,
-    /// Events that leave with the commit.
-    held: RefCell<Vec<Event>>,
-    set_rollback: Cell<bool>,
+    /// How many transactions and savepoints are around what runs.
+    level: Cell<u32>,
+    /// Events that leave with the commit, and the level they were published in.
+    held: RefCell<Vec<(u32, Event)>>,
+    /// Whether the view asked for a rollback, or a part of the request has failed.
+    set_rollback: Rc<Cell<bool>>,
 }
 
 impl Call {
     pub(super) fn of<V: View>(world: Rc<World>, body: &[u8]) -> Self {
-        // The default of an app's `atomic = "unsafe-methods"`.
-        let atomic = V::ATOMIC.unwrap_or(!matches!(
-            V::KIND.method(),
-            "GET" | "HEAD" | "OPTIONS" | "TRACE"
-        ));
+        let own = super::is_atomic::<V>();
+        let around = world.inner.borrow().filter(|_| V::KIND == Kind::Middleware);
+        let atomic = around.map_or(own, |inner| inner.atomic);
         let timeout = Duration::from_millis(V::TIMEOUT_MS.unwrap_or(30_000).into());
         Self {
-            route: V::KIND.pattern(),
+            route: world.routed::<V>().pattern(),
             body: body.to_vec(),
             atomic,
+            level: Cell::new(atomic.into()),
             ..Self::new(world, timeout)
         }
     }
@@ -63,8 +65,9 @@ impl Call {
             deadline: Instant::now() + timeout,
             atomic: false,
             begun: RefCell::default(),
+            level: Cell::new(0),
             held: RefCell::default(),
-            set_rollback: Cell::new(false),
+            set_rollback: Rc::default(),
         }
     }
 
@@ -78,9 +81,15 @@ impl Call {
             database.end(1, succeeded).map_err(Error::from_database)?;
         }
         if succeeded {
-            self.world.published.borrow_mut().extend(self.held.take());
+            self.release();
         }
         outcome
+    }
+
+    /// Lets go of all events that are held.
+    fn release(&self) {
+        let held = self.held.take().into_iter().map(|(_, event)| event);
+        self.world.published.borrow_mut().extend(held);
     }
 
     /// The database, within the view's transaction if it has one.
@@ -153,11 +162,26 @@ impl Capabilities for Call {
     }
 
     fn begin(&self, name: &str) -> Result<u32, DatabaseError> {
-        self.database(name, TestDatabase::begin)
+        let depth = self.database(name, TestDatabase::begin)?;
+        self.level.set(depth);
+        Ok(depth)
     }
 
     fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError> {
-        self.database(name, |database| database.end(depth, commit))
+        let result = self.database(name, |database| database.end(depth, commit));
+        let mut held = self.held.borrow_mut();
+        match commit && result.is_ok() {
+            true => held
+                .iter_mut()
+                .for_each(|(level, _)| *level = (*level).min(depth - 1)),
+            false => held.retain(|(level, _)| *level < depth),
+        }
+        drop(held);
+        self.level.set(depth - 1);
+        if depth == 1 {
+            self.release();
+        }
+        result
     }
 
     fn traceparent(&self) -> String {
@@ -186,9 +210,9 @@ impl Capabilities for Call {
             topic: topic.into(),
             payload: payload.into(),
         };
-        match self.atomic {
-            true => self.held.borrow_mut().push(event),
-            false => self.world.published.borrow_mut().push(event),
+        self.held.borrow_mut().push((self.level.get(), event));
+        if self.level.get() == 0 {
+            self.release();
         }
         Ok(())
     }
@@ -196,7 +220,7 @@ impl Capabilities for Call {
     fn rest(&self) -> Part {
         let inner = *self.world.inner.borrow();
         let inner = inner.expect("the test says what the middleware is around: `App::around`");
-        part(inner)
+        part(inner.run, self.set_rollback.clone())
     }
 
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError> {
@@ -213,9 +237,10 @@ impl Capabilities for Call {
             ),
             detail: None,
         })?;
+        let run = part(run, self.set_rollback.clone());
         Ok(Box::new(move |host, request| {
             let params = params.clone();
-            part(run)(host, RawRequest { params, ..request })
+            run(host, RawRequest { params, ..request })
         }))
     }
 
@@ -233,15 +258,23 @@ impl Capabilities for Call {
     }
 }
 
-/// A view as another guest function gets to see it.
-fn part(run: fn(&Host, Request) -> Result<Response>) -> Part {
+/// A view as another guest function gets to see it. When it fails, nothing of the request is kept.
+fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
     Box::new(move |host, request| match run(host, request.into()) {
-        Ok(response) => Ok(response.into()),
-        Err(error) => Err(ViewError {
-            status: error.status().as_u16(),
-            message: error.message().into(),
-            detail: error.detail().map(str::to_owned),
-        }),
+        Ok(response) => {
+            if response.status.is_server_error() {
+                set_rollback.set(true);
+            }
+            Ok(response.into())
+        }
+        Err(error) => {
+            set_rollback.set(true);
+            Err(ViewError {
+                status: error.status().as_u16(),
+                message: error.message().into(),
+                detail: error.detail().map(str::to_owned),
+            })
+        }
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::body::Content;
 use crate::csrf;
 use crate::session::{Settings, Values};
-use crate::view::{Kind, View};
+use crate::view::Kind;
 use crate::{Headers, Request};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
@@ -113,9 +113,10 @@ impl TestRequest {
         &self.body
     }
 
-    /// The request as the host gives it to this view.
-    pub(super) fn into_request<V: View>(
+    /// The request as the host gives it to the view of this name.
+    pub(super) fn into_request(
         self,
+        (view, kind): (&str, Kind),
         spool_over: Option<usize>,
         settings: &HashMap<String, String>,
     ) -> Request {
@@ -134,16 +135,14 @@ impl TestRequest {
             headers.append("cookie", format!("{}={}", cookie.name(), cookie.value()));
         }
         assert!(
-            method == V::KIND.method() || V::KIND == Kind::Middleware,
-            "the view `{}` answers {}, and this request is {method}",
-            V::NAME,
-            V::KIND.method()
+            method == kind.method() || kind == Kind::Middleware,
+            "`{view}` answers {}, and this request is {method}",
+            kind.method()
         );
-        let params = params(V::KIND.pattern(), &path).unwrap_or_else(|| {
+        let params = params(kind.pattern(), &path).unwrap_or_else(|| {
             panic!(
-                "the view `{}` answers {}, and this request is for {path}",
-                V::NAME,
-                V::KIND.pattern()
+                "`{view}` answers {}, and this request is for {path}",
+                kind.pattern()
             )
         });
         let content = match spool_over {

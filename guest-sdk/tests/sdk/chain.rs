@@ -114,14 +114,22 @@ views![
     pay,
     undo,
     on_order,
-    careful
+    careful,
+    in_parts,
+    loose,
+    half_done,
+    soothing
 ];
 
 #[test]
 fn middleware_changes_what_goes_in_and_what_comes_out() {
     let app = App::new().around::<upload>().spool_over(100);
-    let response = app.call::<signed>(get("/upload").header("x-user", "ann"));
-    assert_eq!(response.text(), "Some(\"ann\") true 0");
+    let response = app.call::<signed>(
+        post("/upload")
+            .header("x-user", "ann")
+            .with_body("x".repeat(200)),
+    );
+    assert_eq!(response.text(), "Some(\"ann\") true 200");
     assert_eq!(response.header("x-signed"), Some("yes"));
     assert_eq!(
         app.call::<signed>(get("/upload")).status(),
@@ -166,6 +174,78 @@ fn events_leave_with_the_commit() {
     assert_eq!(app.query::<i64>("select count(*) from t", ()), [0]);
     app.deliver::<on_order>("orders.paid", &7);
     assert_eq!(app.logs()[0].message, "orders.paid 7");
+}
+
+#[view(post, "/parts")]
+fn in_parts(cx: &Context) -> Result<()> {
+    cx.publish("outer", &1)?;
+    let inner: Result<()> = cx.atomic(|tx| {
+        cx.publish("lost", &2)?;
+        tx.execute("insert into nowhere values (1)", ()).map(drop)
+    });
+    assert!(inner.is_err());
+    cx.atomic(|_| cx.publish("inner", &3))
+}
+
+#[view(post, "/loose", atomic = false)]
+async fn loose(cx: &Context) -> Result<()> {
+    cx.publish("at-once", &1)?;
+    cx.atomic(async |_| cx.publish("committed", &2)).await?;
+    let rolled_back: Result<()> = cx
+        .atomic(async |_| {
+            cx.publish("lost", &3)?;
+            Err(Error::conflict("no"))
+        })
+        .await;
+    rolled_back
+}
+
+#[test]
+fn r10_events_go_with_the_level_they_were_published_in() {
+    let topics = |app: &App| -> Vec<String> {
+        app.published()
+            .into_iter()
+            .map(|event| event.topic)
+            .collect()
+    };
+    let app = App::new();
+    app.call::<in_parts>(post("/parts"));
+    assert_eq!(topics(&app), ["outer", "inner"]);
+    let app = App::new();
+    app.call::<loose>(post("/loose"));
+    assert_eq!(topics(&app), ["at-once", "committed"]);
+}
+
+#[view(post, "/half")]
+fn half_done(cx: &Context, Body(fail): Body) -> Result<StatusCode> {
+    cx.db().execute("insert into t values (1)", ())?;
+    match &fail[..] {
+        b"error" => Err(Error::conflict("no")),
+        b"status" => Ok(StatusCode::BAD_GATEWAY),
+        _ => Ok(StatusCode::CREATED),
+    }
+}
+
+#[middleware]
+fn soothing(request: Request, next: Next) -> &'static str {
+    let _ = next.run(request);
+    "all is well"
+}
+
+#[test]
+fn r9_middleware_cannot_hide_a_failure_from_the_transaction() {
+    for (body, kept) in [("", 1), ("error", 0), ("status", 0)] {
+        let app = App::new()
+            .execute_batch("create table t (n integer unique)")
+            .around::<half_done>();
+        let response = app.call::<soothing>(post("/half").with_body(body));
+        assert_eq!(response.text(), "all is well");
+        assert_eq!(
+            app.query::<i64>("select count(*) from t", ()),
+            [kept],
+            "{body}"
+        );
+    }
 }
 
 #[test]

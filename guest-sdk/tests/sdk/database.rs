@@ -249,3 +249,33 @@ fn migrations_are_applied_in_order() {
     std::fs::remove_dir_all(&folder).expect("it is removed");
     assert_eq!(app.query::<i64>("select x from b", ()), [10]);
 }
+
+#[test]
+fn json_and_arrays_are_texts() {
+    #[derive(Debug, Deserialize, PartialEq, Serialize)]
+    struct Shape {
+        sides: u8,
+    }
+
+    let app = App::new();
+    let cx = app.context();
+    let (tags, shape): (Json<Vec<String>>, Option<Json<Shape>>) = cx
+        .db()
+        .query_one("select ?, ?", (Json(["a", "b"]), Json(Shape { sides: 3 })))
+        .expect("it reads")
+        .expect("there is a row");
+    assert_eq!(tags.0, ["a", "b"]);
+    assert_eq!(shape.map(|shape| shape.0), Some(Shape { sides: 3 }));
+    let numbers: Vec<Json<Vec<i64>>> = cx.db().query("select '[1,2]'", ()).expect("it reads");
+    assert_eq!(numbers[0].0, [1, 2]);
+    let error = cx
+        .db()
+        .query::<(Json<Shape>,)>("select '[1,2]'", ())
+        .expect_err("it is another shape");
+    assert!(
+        error
+            .detail()
+            .is_some_and(|text| text.contains("expects JSON that fits")),
+        "{error}"
+    );
+}

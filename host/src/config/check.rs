@@ -1,4 +1,4 @@
-//! From what was written to what is meant: bounds, grants, paths, secrets. Every mistake is told with its place.
+//! From what was written to what is meant: bounds, grants, paths. Every mistake is told with its place.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -454,30 +454,6 @@ impl<'a> Checker<'a> {
             toml::Value::Float(number) => Ok(number.to_string()),
             toml::Value::Boolean(flag) => Ok(flag.to_string()),
             _ => Err(self.error(value, "a setting is a text, a number or true/false; put anything larger into one text, e.g. as JSON".into())),
-        }
-    }
-
-    fn secret(&self, secret: &Spanned<raw::Secret>) -> Result<String, ConfigError> {
-        self.secret_of(secret, secret.get_ref())
-    }
-
-    /// What a secret written at `at` is.
-    pub(super) fn secret_of<T>(
-        &self,
-        at: &Spanned<T>,
-        secret: &raw::Secret,
-    ) -> Result<String, ConfigError> {
-        match secret {
-            raw::Secret { env: Some(name), file: None } => std::env::var(name).map_err(|_| {
-                self.error(at, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
-            }),
-            raw::Secret { env: None, file: Some(path) } => {
-                let path = self.folder.join(path);
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|error| self.error(at, format!("the secret's file {} cannot be read: {error}", path.display())))?;
-                Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-            }
-            _ => Err(self.error(at, "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }".into())),
         }
     }
 }

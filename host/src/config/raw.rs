@@ -293,4 +293,7 @@ fn root() -> Spanned<String> {
 pub(super) struct Secret {
     pub(super) env: Option<String>,
     pub(super) file: Option<PathBuf>,
+    /// Whether the file is made when there is none.
+    #[serde(default)]
+    pub(super) generate: bool,
 }

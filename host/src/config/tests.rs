@@ -113,6 +113,31 @@ fn everything_that_can_be_said() {
 }
 
 #[test]
+fn a_secret_is_made_once_and_for_its_user_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = folder();
+    let text = format!(
+        "{LEAST}secrets = {{ key = {{ file = \"keys/session.key\", generate = true }} }}\n"
+    );
+    let read = || {
+        let config = Config::parse(&folder.path().join("amphi.toml"), &text).expect("it is right");
+        config.modules[0].settings["key"].clone()
+    };
+    let key = read();
+    assert!(
+        key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{key}"
+    );
+    assert_eq!(read(), key);
+    let file = folder.path().join("keys/session.key");
+    let mode = file.metadata().expect("it was made").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    std::fs::remove_file(file).expect("removing the key");
+    assert_ne!(read(), key);
+}
+
+#[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     assert_error(
         "[app]\nname = \"x\"\n[server]\nlisen = []\n",
@@ -229,6 +254,21 @@ fn values_that_cannot_be_are_explained() {
         &format!("{LEAST}secrets = {{ key = {{ env = \"NOT_SET_ANYWHERE\" }} }}\n"),
         "5:19",
         &["NOT_SET_ANYWHERE is not set"],
+    );
+    assert_error(
+        &format!("{LEAST}secrets = {{ key = {{ file = \"none\" }} }}\n"),
+        "5:19",
+        &["APP/none cannot be read", "`generate = true`"],
+    );
+    assert_error(
+        &format!("{LEAST}secrets = {{ key = {{ env = \"HOME\", generate = true }} }}\n"),
+        "5:19",
+        &["write { file = \"path\", generate = true }"],
+    );
+    assert_error(
+        &format!("{LEAST}secrets = {{ key = {{ file = \"files\", generate = true }} }}\n"),
+        "5:19",
+        &["APP/files cannot be read"],
     );
     assert_error(
         &format!("{LEAST}directories = [{{ host = \"none\", guest = \"/\" }}]\n"),

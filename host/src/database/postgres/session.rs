@@ -112,7 +112,9 @@ pub(in super::super) async fn connect_alone(server: &PostgresServer) -> anyhow::
     let connect = Session::connect(server, &tls);
     let connected = tokio::time::timeout(server.connect_timeout, connect).await;
     let connected = connected.with_context(|| format!("{server} does not answer"))?;
-    connected.map(Alone)
+    connected
+        .map(Alone)
+        .with_context(|| format!("{server} cannot be reached"))
 }
 
 impl Deref for Alone {

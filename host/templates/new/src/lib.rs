@@ -15,13 +15,19 @@ struct NewNote {
 }
 
 /// The notes. A sync view asks the database and has the answer.
+///
+/// The browser keeps the session, and sends the token of the form back: no other site can send it.
 #[view(get, "/")]
-fn home(cx: &Context) -> Result<Markup> {
+fn home(cx: &Context, session: Session, csrf: Csrf) -> Result<Markup> {
     let notes: Vec<Note> = cx
         .db()
         .query("select text from notes order by id desc limit 50", ())?;
     let content = html! {
+        @if let Some(count) = session.get::<u32>("added") {
+            p { "You have added " (count) @if count == 1 { " note." } @else { " notes." } }
+        }
         form action="/notes" method="post" {
+            (csrf.field())
             input name="text" aria-label="A note" required;
             button { "Add" }
         }
@@ -33,15 +39,20 @@ fn home(cx: &Context) -> Result<Markup> {
     Ok(page(cx, content))
 }
 
-/// Adds a note, in a transaction.
+/// Adds a note, in a transaction. `Protected` lets only forms of this app through.
 #[view(post, "/notes", atomic)]
-fn add(cx: &Context, Form(new): Form<NewNote>) -> Result<Redirect> {
+fn add(
+    cx: &Context,
+    session: Session,
+    Protected(Form(new)): Protected<Form<NewNote>>,
+) -> Result<Redirect> {
     let text = new.text.trim();
     if text.is_empty() {
         return Err(Error::unprocessable("a note needs some text"));
     }
     cx.db()
         .execute("insert into notes (text) values (?)", (text,))?;
+    session.set("added", &(session.get("added").unwrap_or(0) + 1))?;
     log::info!("noted");
     Ok(Redirect::see_other("/"))
 }
@@ -98,8 +109,9 @@ mod tests {
     #[test]
     fn a_note_is_added_and_shown() {
         let app = app();
-        let response = app.call::<add>(post("/notes").form(&[("text", "<b>Tea</b>")]));
+        let response = app.call::<add>(post("/notes").csrf().form(&[("text", "<b>Tea</b>")]));
         assert_eq!(response.status(), StatusCode::SEE_OTHER);
+        assert_eq!(response.session::<u32>("added"), Some(1));
         assert!(
             app.call::<home>(get("/"))
                 .text()
@@ -109,8 +121,14 @@ mod tests {
 
     #[test]
     fn an_empty_note_is_refused() {
-        let response = app().call::<add>(post("/notes").form(&[("text", " ")]));
+        let response = app().call::<add>(post("/notes").csrf().form(&[("text", " ")]));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    #[test]
+    fn other_sites_add_nothing() {
+        let response = app().call::<add>(post("/notes").form(&[("text", "Tea")]));
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Secrets: values that are not in `amphi.toml`, but in the environment or in a file of their own.
+
+use std::io::{ErrorKind, Write as _};
+use std::path::Path;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use toml::Spanned;
+
+use super::ConfigError;
+use super::check::Checker;
+use super::raw::Secret;
+
+/// How much chance goes into a secret that the host makes.
+const GENERATED_BYTES: usize = 32;
+
+impl Checker<'_> {
+    pub(super) fn secret(&self, secret: &Spanned<Secret>) -> Result<String, ConfigError> {
+        self.secret_of(secret, secret.get_ref())
+    }
+
+    /// What a secret written at `at` is.
+    pub(super) fn secret_of<T>(
+        &self,
+        at: &Spanned<T>,
+        secret: &Secret,
+    ) -> Result<String, ConfigError> {
+        let (path, generate) = match secret {
+            Secret {
+                env: Some(name),
+                file: None,
+                generate: false,
+            } => {
+                return std::env::var(name).map_err(|_| {
+                    self.error(at, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
+                });
+            }
+            Secret {
+                env: None,
+                file: Some(path),
+                generate,
+            } => (self.folder.join(path), *generate),
+            Secret { generate: true, .. } => {
+                return Err(self.error(at, "`generate` makes a file that is missing: write { file = \"path\", generate = true }".into()));
+            }
+            _ => {
+                return Err(self.error(
+                    at,
+                    "a secret comes from one place: { env = \"NAME\" } or { file = \"path\" }"
+                        .into(),
+                ));
+            }
+        };
+        if generate {
+            make_if_missing(&path).map_err(|error| {
+                self.error(
+                    at,
+                    format!(
+                        "the secret's file {} cannot be made: {error}",
+                        path.display()
+                    ),
+                )
+            })?;
+        }
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            let way_out = match error.kind() {
+                ErrorKind::NotFound => "; with `generate = true` beside `file`, the host makes one",
+                _ => "",
+            };
+            let path = path.display();
+            self.error(
+                at,
+                format!("the secret's file {path} cannot be read: {error}{way_out}"),
+            )
+        })?;
+        Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    }
+}
+
+/// Makes a file with a random text that only the host's user can read. When two hosts start at once, the first
+/// one's text counts for both.
+fn make_if_missing(path: &Path) -> std::io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut bytes = [0; GENERATED_BYTES];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| std::io::Error::other("the system gives no random numbers"))?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    for byte in bytes {
+        write!(file, "{byte:02x}")?;
+    }
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.error),
+        _ => Ok(()),
+    }
+}
