@@ -137,7 +137,8 @@ both_modes_and_databases! {
 /// As many connections, workers and instances as there are clients: all fail at once.
 fn limits(kind: Kind) -> String {
     let database = match kind {
-        Kind::Sqlite => "",
+        // It has one writer, for which they wait.
+        Kind::Sqlite => "databases.default.acquire_timeout_ms = 60000",
         Kind::Postgres => "databases.default.connections = 64",
     };
     format!("sync_views = {{ workers_max = 64 }}\n{database}")

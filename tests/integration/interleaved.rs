@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use futures::future::join;
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::steps::{get, query_with, set};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// How often each of two scopes looks around.
-const TIMES: usize = 100_000;
+/// How many scopes there are beside each other.
+const SCOPES: usize = 8;
+/// How often each of them looks around and lets the others go on: 200,000 times in all.
+const TIMES: usize = 25_000;
 /// Looks per statement.
 const PER_STATEMENT: usize = 50;
 
@@ -26,7 +28,7 @@ fn busy(name: &str, write: bool) -> Value {
             "select $1"
         };
         steps.push(query_with(sql, json!([name])));
-        steps.push(json!({"do": "query", "sql": "select count(*), count(distinct tag) from rows"}));
+        steps.push(json!({"do": "query", "sql": "select count(*) as n, count(distinct tag) as m from rows"}));
     }
     steps.into()
 }
@@ -55,26 +57,32 @@ async fn timed(server: &Server, path: String, steps: Value) -> (Instant, Value, 
 }
 
 both_modes_and_databases! {
-    /// Acceptance: two scopes 100,000 times.
+    /// Acceptance: interleaved more than 100,000 times.
     async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, kind: Kind) {
-        let toml = "[limits]\ncpu_ms = 100000\ntimeout_ms = 300000\n[async_views]\nloops = 1";
-        let server = App::rules(kind, toml).await.serve().await;
+        let database = match kind {
+            Kind::Sqlite => "databases.default.readers = 8",
+            Kind::Postgres => "",
+        };
+        let toml = format!("{database}\nlimits = {{ cpu_ms = 100000, timeout_ms = 300000 }}\nasync_views.loops = 1");
+        let server = App::rules(kind, &toml).await.serve().await;
         // Each sees what was committed before it began, and nothing of what is committed meanwhile. SQLite has one
-        // writer at a time: there the other one reads.
-        let other_writes = kind == Kind::Postgres;
-        let other = if other_writes { "repeatable" } else { "read/atomic" };
-        let (one, other) = join(
-            timed(&server, format!("/{mode}/repeatable"), busy("one", true)),
-            timed(&server, format!("/{mode}/{other}"), busy("other", other_writes)),
-        )
+        // writer at a time: there the others read.
+        let writes = |scope: usize| kind == Kind::Postgres || scope == 0;
+        let scopes = join_all((0..SCOPES).map(|scope| {
+            let view = if writes(scope) { "repeatable" } else { "read/atomic" };
+            timed(&server, format!("/{mode}/{view}"), busy(&format!("scope {scope}"), writes(scope)))
+        }))
         .await;
-        let overlap = one.2.min(other.2).saturating_duration_since(one.0.max(other.0));
-        let longer = (one.2 - one.0).max(other.2 - other.0);
-        assert!(overlap > longer / 4, "they should have run beside each other: {overlap:?} of {longer:?}");
-        check(&one.1, "one", true);
-        check(&other.1, "other", other_writes);
+        let first_end = scopes.iter().map(|scope| scope.2).min().expect("there are some");
+        let last_begin = scopes.iter().map(|scope| scope.0).max().expect("there are some");
+        let longest = scopes.iter().map(|scope| scope.2 - scope.0).max().expect("there are some");
+        let overlap = first_end.saturating_duration_since(last_begin);
+        assert!(overlap > longest / 4, "they should have run beside each other: {overlap:?} of {longest:?}");
+        for (scope, (_, told, _)) in scopes.iter().enumerate() {
+            check(told, &format!("scope {scope}"), writes(scope));
+        }
         server.assert_baseline().await;
-        let rows = if other_writes { 2 } else { 1 } * TIMES / PER_STATEMENT;
+        let rows = (0..SCOPES).filter(|scope| writes(*scope)).count() * TIMES / PER_STATEMENT;
         assert_eq!(server.app.data.rows().await, i64::try_from(rows).expect("few"));
     }
 }
