@@ -138,8 +138,8 @@ both_modes! {
     async fn r14_an_event_carries_identity_and_values(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let mark = server.log.mark();
-        let look = json!([about("request-id"), about("traceparent"), get("user"), set("user", "other"), get("user")]);
-        let steps = json!([about("request-id"), about("traceparent"), set("user", "ann"), must(publish("orders.new", look)), nap(50), get("user")]);
+        let look = json!([about("request-id"), about("traceparent"), get("name"), set("name", "other"), get("name")]);
+        let steps = json!([about("request-id"), about("traceparent"), set("name", "ann"), must(publish("orders.new", look)), nap(50), get("name")]);
         let told = server.told(&format!("/{mode}/run"), steps).await;
         assert_eq!(told[5], "ann", "what a subscriber sets is its own");
         let heard = all_heard(&server, mark).await;

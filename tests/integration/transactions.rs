@@ -103,7 +103,7 @@ both_modes! {
     }
 
     /// An error that leaves the transaction as it was can be ignored.
-    async fn r9_a_failed_statement_alone_does_not_end_the_transaction(mode: Mode) {
+    async fn r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction(mode: Mode) {
         let server = App::new("").serve().await;
         server.database().execute("insert into names values ('taken')", ()).expect("the name is free");
         let reply = server.post(&format!("/{mode}/sql/atomic"), "insert into names values ('taken')").await;

@@ -86,29 +86,30 @@ pub fn savepoints(cx: &Context) -> Result<String> {
 /// Runs the statement of its body, outside of a transaction.
 #[view(post, "/sync/sql", atomic = false)]
 pub fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
-    run(cx, how, &String::from_utf8(sql)?)
+    let sql = String::from_utf8(sql)?;
+    Ok(told(run(cx, &how, &sql)))
 }
 
-/// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
+/// Runs the statement of its body in a savepoint of the view's transaction, and answers with 200 whatever comes of it.
 #[view(post, "/sync/sql/atomic", atomic)]
 pub fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     cx.db()
         .execute("insert into rows (tag) values ('before')", ())?;
-    run(cx, how, &String::from_utf8(sql)?)
+    let sql = String::from_utf8(sql)?;
+    Ok(told(cx.atomic(|_| run(cx, &how, &sql))))
 }
 
-fn run(cx: &sync::Context, how: With, sql: &str) -> Result<String> {
-    Ok(match how.with.as_deref() {
-        Some("query") => told(
-            cx.db()
-                .query::<Option<String>>(sql, ())
-                .map(|rows| rows.len()),
-        ),
-        Some("rows") => told(count(cx, sql)),
-        Some("begin") => told(cx.atomic(|tx| tx.execute(sql, ()))),
-        Some(other) => told(cx.database(other).execute(sql, ())),
-        None => told(cx.db().execute(sql, ())),
-    })
+fn run(cx: &sync::Context, how: &With, sql: &str) -> Result<u64> {
+    match how.with.as_deref() {
+        Some("query") => {
+            let rows = cx.db().query::<Option<String>>(sql, ())?;
+            Ok(rows.len() as u64)
+        }
+        Some("rows") => Ok(count(cx, sql)? as u64),
+        Some("begin") => cx.atomic(|tx| tx.execute(sql, ())),
+        Some(other) => cx.database(other).execute(sql, ()),
+        None => cx.db().execute(sql, ()),
+    }
 }
 
 fn count(cx: &sync::Context, sql: &str) -> Result<usize> {

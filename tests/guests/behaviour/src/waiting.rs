@@ -97,31 +97,31 @@ pub async fn savepoints(cx: &Context) -> Result<String> {
 /// Runs the statement of its body, outside of a transaction.
 #[view(post, "/async/sql", atomic = false)]
 pub async fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
-    run(cx, how, &String::from_utf8(sql)?).await
+    let sql = String::from_utf8(sql)?;
+    Ok(told(run(cx, &how, &sql).await))
 }
 
-/// Runs the statement of its body in the view's transaction, and answers with 200 whatever comes of it.
+/// Runs the statement of its body in a savepoint of the view's transaction, and answers with 200 whatever comes of it.
 #[view(post, "/async/sql/atomic", atomic)]
 pub async fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     cx.db()
         .execute("insert into rows (tag) values ('before')", ())
         .await?;
-    run(cx, how, &String::from_utf8(sql)?).await
+    let sql = String::from_utf8(sql)?;
+    Ok(told(cx.atomic(async |_| run(cx, &how, &sql).await).await))
 }
 
-async fn run(cx: &asynch::Context, how: With, sql: &str) -> Result<String> {
-    Ok(match how.with.as_deref() {
-        Some("query") => told(
-            cx.db()
-                .query::<Option<String>>(sql, ())
-                .await
-                .map(|rows| rows.len()),
-        ),
-        Some("rows") => told(count(cx, sql).await),
-        Some("begin") => told(cx.atomic(async |tx| tx.execute(sql, ()).await).await),
-        Some(other) => told(cx.database(other).execute(sql, ()).await),
-        None => told(cx.db().execute(sql, ()).await),
-    })
+async fn run(cx: &asynch::Context, how: &With, sql: &str) -> Result<u64> {
+    match how.with.as_deref() {
+        Some("query") => {
+            let rows = cx.db().query::<Option<String>>(sql, ()).await?;
+            Ok(rows.len() as u64)
+        }
+        Some("rows") => Ok(count(cx, sql).await? as u64),
+        Some("begin") => cx.atomic(async |tx| tx.execute(sql, ()).await).await,
+        Some(other) => cx.database(other).execute(sql, ()).await,
+        None => cx.db().execute(sql, ()).await,
+    }
 }
 
 async fn count(cx: &asynch::Context, sql: &str) -> Result<usize> {
