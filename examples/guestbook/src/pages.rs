@@ -243,8 +243,11 @@ mod tests {
     #[test]
     fn signing_stores_an_entry_and_leads_to_it() {
         let app = app();
-        let response =
-            app.call::<sign>(post("/entries").csrf().form(&[("name", " Eve "), ("message", "Hi")]));
+        let response = app.call::<sign>(
+            post("/entries")
+                .csrf()
+                .form(&[("name", " Eve "), ("message", "Hi")]),
+        );
         assert_eq!(response.header("location"), Some("/#entry-3"));
         assert_eq!(response.session::<String>("name").as_deref(), Some("Eve"));
         assert_eq!(
@@ -271,8 +274,11 @@ mod tests {
     #[test]
     fn a_refused_form_keeps_what_was_written() {
         let app = app();
-        let response =
-            app.call::<sign>(post("/entries").csrf().form(&[("name", ""), ("message", "<i>Hi")]));
+        let response = app.call::<sign>(
+            post("/entries")
+                .csrf()
+                .form(&[("name", ""), ("message", "<i>Hi")]),
+        );
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert!(response.text().contains("Please tell us your name."));
         assert!(
