@@ -233,12 +233,12 @@ impl Position {
         }
     }
 
-    /// Whether what begins here is an atomic view of a request without a transaction.
+    /// Whether what begins here is an atomic view of a request that is not atomic itself.
     fn needs_own_transaction(&self) -> bool {
         self.index == 0
             && self.own.is_none()
             && self.chain.view().view.transaction.atomic
-            && !self.scope().transaction.is_active()
+            && !self.scope().view.transaction.atomic
     }
 
     /// Runs this part, from the loop.

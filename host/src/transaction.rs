@@ -136,20 +136,25 @@ impl Transaction {
     /// # Errors
     /// When no connection can be had, the level is poisoned, or the transaction is on another database.
     pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
-        if self.over.load(SeqCst) {
-            return Err(Ended::Answered.into());
-        }
         if self.claims.load(SeqCst) == 0 {
-            return Ok(None);
+            return self.outside();
         }
         let (database, deadline) = on;
         let mut state = self.locked(deadline).await?;
         if !state.takes(database)? {
-            return Ok(None);
+            return self.outside();
         }
         state.connect(database, deadline).await?;
         let database = database.clone();
         Ok(Some(Turn { state, database }))
+    }
+
+    /// A statement belongs to no transaction. When the scope is over, there is none any more for it to belong to.
+    fn outside(&self) -> Result<Option<Turn>, Error> {
+        match self.over.load(SeqCst) {
+            false => Ok(None),
+            true => Err(Ended::Answered.into()),
+        }
     }
 
     /// Begins a transaction, or a savepoint in the one there is, on this database.
@@ -280,8 +285,9 @@ impl Transaction {
     /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
     pub async fn finish(&self, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
-        self.over.store(true, SeqCst);
         self.see_to_left(&mut state);
+        // In this order: who finds no claim finds that it is over, too.
+        self.over.store(true, SeqCst);
         self.claims.store(0, SeqCst);
         match state.database() {
             Some(database) => {

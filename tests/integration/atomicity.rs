@@ -107,6 +107,39 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.tags().await, ["well"]);
     }
 
+    /// While a part on the worker still writes, its request ends on the loop: nothing of it comes after the roll-back.
+    async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
+        let toml = format!("app.middleware = [\"rules::waiting::first\"]\n{}", limits(kind));
+        let server = App::rules(kind, &toml).await.serve().await;
+        let many = json!([{"do": "repeat", "times": 1_000_000, "step": insert("late")}]);
+        for _ in 0..8 {
+            let replies = server.many_steps(16, &format!("/{mode}/brief"), many.clone()).await;
+            assert!(replies.iter().all(|reply| reply.status == 504), "{replies:#?}");
+            server.assert_baseline().await;
+            server.app.data.assert_quiet().await;
+            assert_eq!(server.app.data.rows().await, 0);
+        }
+    }
+
+    /// The first statement of a transaction, issued when the time is about to be over: what is told is what is kept.
+    async fn r9_r15_a_statement_at_the_last_moment_is_not_kept_alone(mode: Mode, kind: Kind) {
+        let server = App::rules(kind, &limits(kind)).await.serve().await;
+        let mut kept = 0;
+        for round in 0..40 {
+            let path = format!("/{mode}/brief");
+            let requests = (0..64).map(|number| {
+                let steps = json!([nap(220 + (round + number) % 32), must(insert("late"))]);
+                server.steps(&path, steps)
+            });
+            let replies = futures::future::join_all(requests).await;
+            kept += replies.iter().filter(|reply| reply.status == 200).count();
+            assert!(replies.iter().all(|reply| [200, 503, 504].contains(&reply.status)), "{replies:#?}");
+        }
+        server.assert_baseline().await;
+        server.app.data.assert_quiet().await;
+        assert_eq!(server.app.data.rows().await, i64::try_from(kept).expect("few"));
+    }
+
     /// A commit that the database refuses is no success either.
     async fn r9_no_success_without_its_commit(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::steps::{
-    about, broken, calls, end, get, header, insert, log, must, next, query, set, status, view,
+    about, broken, calls, end, get, header, insert, join, log, must, nap, next, query, set, status,
+    view,
 };
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
@@ -313,6 +314,25 @@ both_modes! {
             ]);
             server.steps(&format!("/{mode}/run"), steps).await;
             assert_eq!(server.app.data.tags().await, ["before", "kept", "after"]);
+            server.app.data.execute("delete from rows").await;
+        }
+        server.assert_baseline().await;
+    }
+
+    /// Atomic views that are called at once have a transaction each: one that fails takes nothing of the others with
+    /// it, and none is half kept.
+    async fn r7_joined_atomic_sub_requests_have_a_transaction_each(mode: Mode) {
+        let server = serve("").await;
+        for other in [Mode::Sync, Mode::Async] {
+            let atomic = format!("/{other}/run/atomic");
+            let of = |tag: &str, end: Value| {
+                view(&atomic, json!([insert(tag), nap(5), insert(tag), end]))
+            };
+            let steps = json!([join(json!([of("a", nap(1)), of("b", broken()), of("c", nap(1))]))]);
+            server.steps(&format!("/{mode}/run"), steps).await;
+            let mut tags = server.app.data.tags().await;
+            tags.sort();
+            assert_eq!(tags, ["a", "a", "c", "c"]);
             server.app.data.execute("delete from rows").await;
         }
         server.assert_baseline().await;

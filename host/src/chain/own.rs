@@ -32,7 +32,7 @@ impl OwnTransaction {
         let alone = Arc::clone(&scope.own_transaction).lock_owned();
         let alone = scope.deadline.bound(alone).await;
         let alone = alone.map_err(|why| Failure::from(&crate::run::Stop::from(why)))?;
-        // The caller may have begun one meanwhile.
+        // The caller has begun one that this is part of.
         if scope.transaction.is_active() {
             return Ok(None);
         }

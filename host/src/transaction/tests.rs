@@ -594,6 +594,25 @@ async fn a_statement_that_waited_for_the_end_runs_outside() {
     assert!(turn.expect("all is well").is_none());
 }
 
+/// A part that has not noticed yet that its request is over must not write outside of the transaction that was
+/// rolled back.
+#[tokio::test]
+async fn r9_nothing_goes_by_outside_when_the_scope_is_over() {
+    let fixture = Fixture::new();
+    for atomic in [true, false] {
+        let transaction = new(atomic);
+        let finished = transaction.finish(Face::Async, false).await;
+        finished.expect("nothing can fail");
+        let late = turn_now(&transaction, &fixture).await;
+        assert_eq!(late.err().map(|error| error.kind), Some(ErrorKind::Aborted));
+        let begun = transaction.begin(fixture.on()).await;
+        assert_eq!(
+            begun.err().map(|error| error.kind),
+            Some(ErrorKind::Aborted)
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     let fixture = Fixture::new();

@@ -1,5 +1,6 @@
 //! A running server.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -49,7 +50,6 @@ pub struct Server {
 }
 
 /// A response.
-#[derive(Debug)]
 pub struct Reply {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
@@ -274,6 +274,13 @@ impl Drop for Server {
             eprintln!("the last lines of the server's log:");
             last.iter().for_each(|line| eprintln!("  {}", line.0));
         }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = String::from_utf8_lossy(&self.body);
+        write!(f, "{} {:?} {body:?}", self.status, self.headers)
     }
 }
 

@@ -201,6 +201,12 @@ impl<'a> Part<'a> {
                 cx.set_rollback();
                 Json::Null
             }
+            Step::Repeat { times, step } => {
+                for _ in 0..*times {
+                    self.attempt(step)?;
+                }
+                Json::Null
+            }
             Step::Status { code } => {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null

@@ -40,6 +40,8 @@ pub enum Step {
     Join { steps: Vec<Step> },
     /// A step whose failure is the part's own.
     Must { step: Box<Step> },
+    /// A step again and again, until it fails.
+    Repeat { times: u32, step: Box<Step> },
     /// Has the transaction rolled back at the end.
     Rollback,
     /// Sets a value of the context.

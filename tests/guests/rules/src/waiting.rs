@@ -223,6 +223,12 @@ impl<'a> Part<'a> {
                 cx.set_rollback();
                 Json::Null
             }
+            Step::Repeat { times, step } => {
+                for _ in 0..*times {
+                    Box::pin(self.attempt(step)).await?;
+                }
+                Json::Null
+            }
             Step::Status { code } => {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
