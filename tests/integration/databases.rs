@@ -305,6 +305,29 @@ async fn r11_functions_and_triggers_leave_nothing() {
 }
 
 #[tokio::test]
+async fn r11_what_begins_or_ends_a_transaction_is_refused_behind_whatever_it_hides() {
+    let fixture = Fixture::new(1).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    for sql in ["; begin", ";;(begin)", " -- a\r;begin", "; commit"] {
+        let error = fixture.error(sql, &[]).await;
+        assert_eq!(error.kind, ErrorKind::Denied, "{sql}: {}", error.message);
+        let transaction = atomic();
+        let insert = "insert into t values (1)";
+        let inserted = fixture.within(&transaction, insert).await;
+        inserted.expect("it is inserted");
+        let error = fixture.within(&transaction, sql).await;
+        let error = error.expect_err("it is refused");
+        assert_eq!(error.kind, ErrorKind::Denied, "{sql}: {}", error.message);
+        drop(transaction);
+        let count = fixture.one("select count(*) from t", &[]).await;
+        assert_eq!(show(&count), "integer 0", "{sql}");
+    }
+    for sql in ["; begin; select 1", "select 1; begin", "select 1; commit"] {
+        fixture.error(sql, &[]).await;
+    }
+}
+
+#[tokio::test]
 async fn r11_a_pinned_connection_is_replaced() {
     let fixture = Fixture::new(1).await;
     let pid = "select pg_backend_pid()";
@@ -394,6 +417,10 @@ async fn r9_read_only_means_that_nothing_is_written() {
             "create table u (a integer)",
             "set transaction read write",
             "set local transaction_read_only = off",
+            "set local \"transaction_read_only\" = off",
+            "set local U&\"transaction\\005fread_only\" = off",
+            "; set local transaction_read_only = off",
+            "; commit",
         ] {
             let transaction = Transaction::new(Options {
                 atomic,

@@ -76,10 +76,9 @@ struct Words<'a>(&'a [Token]);
 
 impl Words<'_> {
     fn judge(self) -> Verdict {
-        let mut words = self;
-        while words.0.first() == Some(&Token::LParen) {
-            words = Words(&words.0[1..]);
-        }
+        // Parentheses and semicolons may stand ahead of a statement; other things are none.
+        let ahead = |token: &&Token| !matches!(token, Token::Word(_));
+        let words = Words(&self.0[self.0.iter().take_while(ahead).count()..]);
         let first = words.at(0);
         if first == "explain" {
             let verdict = words.explained().judge();
@@ -113,6 +112,14 @@ impl Words<'_> {
     fn at(self, index: usize) -> String {
         match self.0.get(index) {
             Some(Token::Word(word)) if word.quote_style.is_none() => word.value.to_lowercase(),
+            _ => String::new(),
+        }
+    }
+
+    /// The same of a name, which may be quoted.
+    fn name(self, index: usize) -> String {
+        match self.0.get(index) {
+            Some(Token::Word(word)) => word.value.to_lowercase(),
             _ => String::new(),
         }
     }
@@ -173,6 +180,8 @@ impl Words<'_> {
                 );
             }
             "set" => return self.needs_of_set(&second),
+            "reset" if of_transaction(&self.name(1)) => return characteristics(),
+            "reset" if self.is_escaped() => return escaped(),
             "reset" | "listen" | "unlisten" | "prepare" | "execute" | "deallocate" | "discard"
             | "load" => {
                 return pin(first);
@@ -198,15 +207,24 @@ impl Words<'_> {
     }
 
     fn needs_of_set(self, second: &str) -> Needs {
-        let third = self.at(2);
-        let of_transaction = |word: &str| word.starts_with("transaction");
         match second {
             "constraints" => within("set constraints"),
-            "session" if third == "characteristics" => characteristics(),
-            _ if of_transaction(second) || of_transaction(&third) => characteristics(),
+            "session" if self.at(2) == "characteristics" => characteristics(),
+            _ if of_transaction(&self.name(1)) || of_transaction(&self.name(2)) => {
+                characteristics()
+            }
+            _ if self.is_escaped() => escaped(),
             "local" => within("set local"),
             _ => pin("set"),
         }
+    }
+
+    /// Whether it has a name whose letters are written as numbers: `U&"\0061"`.
+    fn is_escaped(self) -> bool {
+        self.0.windows(3).any(|three| {
+            matches!(three, [Token::Word(u), Token::Ampersand, Token::Word(name)]
+                if u.value.eq_ignore_ascii_case("u") && name.quote_style.is_some())
+        })
     }
 
     fn needs_of_call(self, name: &str, open: usize) -> Needs {
@@ -249,6 +267,11 @@ fn is_temporary(word: &str) -> bool {
     matches!(word, "temp" | "temporary")
 }
 
+/// Whether a setting is one of the transaction's.
+fn of_transaction(name: &str) -> bool {
+    name.starts_with("transaction")
+}
+
 fn transaction(first: &str) -> Needs {
     Needs::Impossible(format!(
         "`{first}`, a statement that begins or ends a transaction, was refused: mark the view `atomic`, or use `begin` (in the SDK: `cx.atomic(..)`), so that the host knows of the transaction"
@@ -258,6 +281,12 @@ fn transaction(first: &str) -> Needs {
 fn characteristics() -> Needs {
     Needs::Impossible(
         "`set transaction` was refused: say `isolation = …` or `read_only` where the view is declared, so that the host knows of it".to_owned(),
+    )
+}
+
+fn escaped() -> Needs {
+    Needs::Impossible(
+        "a setting whose name has letters as numbers (`U&\"…\"`) was refused, because it could be one of the host's: write its name in plain letters".to_owned(),
     )
 }
 
@@ -396,6 +425,21 @@ mod tests {
             "set local transaction_read_only = off",
             "set session characteristics as transaction read write",
             "(begin)",
+            "; begin",
+            ";commit",
+            " /* a */ ;; -- b\n ; commit",
+            "-- a\rbegin",
+            "/* /* */ */begin",
+            "\u{b}\u{c}begin",
+            "explain ;begin",
+            ";explain ;(begin)",
+            "set \"transaction_read_only\" = off",
+            "set local \"Transaction_Read_Only\" = off",
+            "set session \"transaction_isolation\" = serializable",
+            "set local U&\"transaction\\005fread_only\" = off",
+            "set local u&\"!0074ransaction_read_only\" uescape '!' = off",
+            "reset transaction_read_only",
+            "reset \"transaction_read_only\"",
         ] {
             assert!(refused(sql, true, true).is_some(), "{sql} passed");
         }

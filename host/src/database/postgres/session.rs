@@ -72,10 +72,13 @@ impl Session {
 
     /// Ends what is open and takes away all that statements have left. Whether that worked.
     pub(super) async fn clean(&self, in_transaction: bool) -> bool {
-        let sql = match in_transaction {
-            true => format!("rollback; {CLEAN}"),
-            false => CLEAN.to_owned(),
+        // A transaction that nobody knows of does not outlive this either. Without any, `rollback` alone would have
+        // the server log a warning each time.
+        let rollback = match in_transaction {
+            true => "rollback",
+            false => "begin; rollback",
         };
+        let sql = format!("{rollback}; {CLEAN}");
         let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, self.client.simple_query(&sql)).await;
         let Ok(Ok(messages)) = cleaned else {
             return false;
