@@ -263,11 +263,19 @@ async fn r11_functions_and_triggers_leave_nothing() {
         return 1; end $$";
     let trigger = "create function fired() returns trigger language plpgsql as $$ begin \
         perform set_config('work_mem', '123kB', false); return new; end $$";
+    let hidden = "U&\"set\\005fconfig\"('work_mem', '123kB', false)";
+    let view = format!("create view seen as select {hidden}");
+    let overload = format!("create function lower(point) returns text return {hidden}");
+    let operand = format!("create function operand(point, point) returns text return {hidden}");
     for sql in [
         dirty,
         trigger,
         "create table t (a integer)",
         "create trigger fired before insert on t for each row execute function fired()",
+        &view,
+        &overload,
+        &operand,
+        "create operator === (function = operand, leftarg = point, rightarg = point)",
     ] {
         fixture.table(sql, &[]).await;
     }
@@ -281,6 +289,9 @@ async fn r11_functions_and_triggers_leave_nothing() {
         "insert into t values (1)",
         "do $$ begin perform dirty(); end $$",
         "select U&\"set\\005fconfig\"('work_mem', '123kB', false)",
+        "select * from seen",
+        "select lower(point '(1, 2)')",
+        "select point '(1, 2)' === point '(1, 2)'",
     ] {
         fixture.table(sql, &[]).await;
         assert_eq!(show(&fixture.one(state, &[]).await), before, "{sql}");

@@ -1,9 +1,10 @@
 //! Which statements views may run, and what they may leave in a connection (R11).
 //!
 //! Two lines of defence. A statement whose purpose is to change the session is refused by name, because the next
-//! one may go to another connection: that spares its author a long search. And a connection that ran anything but
-//! statements that only read with functions known here is cleaned before somebody else gets it: that holds even
-//! for what a function, a trigger or an odd spelling does behind the guard's back.
+//! one may go to another connection: that spares its author a long search. And a connection that ran anything at
+//! all is cleaned before somebody else gets it: that holds even for what a function, a trigger or an odd spelling
+//! does behind the guard's back. No statement is so plain that its words tell it from one that changes the session:
+//! a table may be a view, an operator or a cast a function, and either may be replaced after it was looked at.
 
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::tokenizer::{Token, Tokenizer};
@@ -15,8 +16,6 @@ use super::super::{Error, ErrorKind, short};
 pub(super) struct Verdict {
     /// Where alone it may run.
     pub(super) needs: Needs,
-    /// Whether it may leave something in the connection.
-    pub(super) leaves: bool,
     /// Whether it only reads, as far as its first word tells: rows it returns are none that it changed.
     pub(super) reads: bool,
     /// Whether the server may forget prepared statements, the host's own too.
@@ -91,18 +90,8 @@ impl Words<'_> {
             first.as_str(),
             "select" | "values" | "table" | "with" | "show"
         );
-        let writes = |word: String| {
-            matches!(
-                word.as_str(),
-                "insert" | "update" | "delete" | "merge" | "into"
-            )
-        };
-        let harmless = reads
-            && !words.all().any(writes)
-            && words.functions().all(|name| HARMLESS.contains(&&*name));
         Verdict {
             needs: words.needs(&first),
-            leaves: !harmless,
             reads,
             forgets: matches!(first.as_str(), "discard" | "deallocate"),
         }
@@ -124,10 +113,6 @@ impl Words<'_> {
         }
     }
 
-    fn all(self) -> impl Iterator<Item = String> {
-        (0..self.0.len()).map(move |index| self.at(index))
-    }
-
     fn has(self, first: &str, second: &[&str]) -> bool {
         (0..self.0.len())
             .any(|index| self.at(index) == first && second.contains(&&*self.at(index + 1)))
@@ -146,12 +131,7 @@ impl Words<'_> {
         Words(rest)
     }
 
-    /// Names before an opening parenthesis: functions, and words of the language.
-    fn functions(self) -> impl Iterator<Item = String> {
-        self.calls().map(|(name, _)| name)
-    }
-
-    /// The same, with the place of the parenthesis.
+    /// Names before an opening parenthesis (functions, and words of the language), with its place.
     fn calls(self) -> impl Iterator<Item = (String, usize)> {
         self.0
             .windows(2)
@@ -307,41 +287,6 @@ fn within(what: &str) -> Needs {
     ))
 }
 
-/// What may stand before a parenthesis in a statement that leaves nothing behind: words of the language, and
-/// functions of the server's that change nothing in the session.
-#[rustfmt::skip]
-const HARMLESS: &[&str] = &[
-    // words
-    "all", "and", "any", "array", "as", "between", "by", "case", "cross", "cube", "distinct", "else", "except",
-    "exists", "filter", "from", "group", "grouping", "having", "ilike", "in", "intersect", "interval", "join",
-    "lateral", "like", "limit", "materialized", "not", "offset", "on", "only", "or", "order", "over", "row",
-    "rollup", "select", "sets", "some", "table", "then", "union", "using", "values", "when", "where", "with",
-    "within",
-    // types with a length
-    "bit", "char", "character", "decimal", "float", "numeric", "time", "timestamp", "timestamptz", "varchar",
-    "varying",
-    // functions
-    "abs", "age", "array_agg", "array_append", "array_cat", "array_length", "array_position", "array_prepend",
-    "array_remove", "array_to_string", "avg", "bit_and", "bit_or", "bool_and", "bool_or", "btrim", "cardinality",
-    "cast", "ceil", "ceiling", "char_length", "clock_timestamp", "coalesce", "concat", "concat_ws", "count",
-    "cume_dist", "current_setting", "current_database", "date", "date_bin", "date_part", "date_trunc", "decode",
-    "dense_rank", "encode", "every", "exp", "extract", "first_value", "floor", "format", "gen_random_uuid",
-    "generate_series", "greatest", "initcap", "json_agg", "json_array_elements", "json_build_array",
-    "json_build_object", "json_each", "json_each_text", "json_object_agg", "jsonb_agg", "jsonb_array_elements",
-    "jsonb_array_elements_text", "jsonb_array_length", "jsonb_build_array", "jsonb_build_object", "jsonb_each",
-    "jsonb_each_text", "jsonb_object_agg", "jsonb_object_keys", "jsonb_path_exists", "jsonb_path_query",
-    "jsonb_set", "jsonb_strip_nulls", "jsonb_typeof", "lag", "last_value", "lead", "least", "left", "length", "ln",
-    "log", "lower", "lpad", "ltrim", "make_date", "make_timestamp", "max", "md5", "min", "mod", "now", "nth_value",
-    "ntile", "nullif", "octet_length", "overlay", "percent_rank", "percentile_cont", "percentile_disc",
-    "pg_backend_pid", "pg_sleep", "pg_typeof", "plainto_tsquery", "position", "power", "random", "rank",
-    "regexp_match", "regexp_matches", "regexp_replace", "regexp_split_to_array", "regexp_split_to_table", "repeat",
-    "replace", "reverse", "right", "round", "row_number", "row_to_json", "rpad", "rtrim", "sha256", "sign",
-    "split_part", "sqrt", "starts_with", "stddev", "string_agg", "string_to_array", "strpos", "substr",
-    "substring", "sum", "to_char", "to_date", "to_json", "to_jsonb", "to_number", "to_regclass", "to_timestamp",
-    "to_tsquery", "to_tsvector", "translate", "trim", "trunc", "ts_headline", "ts_rank", "unnest", "upper",
-    "variance", "version", "websearch_to_tsquery",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,31 +420,6 @@ mod tests {
             "select a ? 'b', a ->> $1 from t",
         ] {
             assert_eq!(refused(sql, false, false), None, "{sql}");
-        }
-    }
-
-    #[test]
-    fn r11_only_plain_reads_need_no_cleaning() {
-        for (sql, leaves) in [
-            (
-                "select a, count(*) from t where b in ($1, $2) group by a",
-                false,
-            ),
-            ("select * from t where id = $1", false),
-            ("with x as (select 1) select * from x", false),
-            ("(values (1))", false),
-            ("show work_mem", false),
-            ("select my_function()", true),
-            ("select U&\"set\\005fconfig\"('a', 'b', false)", true),
-            (
-                "with x as (insert into t values (1) returning a) select * from x",
-                true,
-            ),
-            ("insert into t values (1)", true),
-            ("do $$begin end$$", true),
-            ("explain analyze select f()", true),
-        ] {
-            assert_eq!(judge(sql).expect("it is read").leaves, leaves, "{sql}");
         }
     }
 

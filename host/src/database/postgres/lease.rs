@@ -33,8 +33,8 @@ pub struct Lease {
     pinned: bool,
     /// Whether it was ever pinned: nobody else gets it then.
     tainted: bool,
-    /// Whether what was run may have left something.
-    leaves: bool,
+    /// Whether anything was run on it.
+    used: bool,
     /// Whether it is unknown what the server does on it.
     broken: bool,
     holds: Option<(Place, Held)>,
@@ -59,7 +59,7 @@ impl Lease {
             in_transaction: false,
             pinned: false,
             tainted: false,
-            leaves: false,
+            used: false,
             broken: false,
             holds: Some(holds),
         }
@@ -126,7 +126,7 @@ impl Lease {
             None => Arc::new(judge(sql)?),
         };
         verdict.allows(self.pinned, self.in_transaction)?;
-        self.leaves |= verdict.leaves;
+        self.used = true;
         Ok(verdict)
     }
 
@@ -291,12 +291,13 @@ impl Drop for Lease {
         };
         let (database, holds) = (Arc::clone(&self.database), self.holds.take());
         let closes = self.broken || self.tainted || session.is_closed();
-        if !closes && !self.in_transaction && !self.leaves {
+        if !closes && !self.used {
             database.free.lock().push(session);
             return;
         }
         let (runtime, in_transaction) = (database.runtime.clone(), self.in_transaction);
-        // Its place is taken until the server has nothing open any more.
+        // Its place is taken until the server has nothing open any more. In the background, because whoever ran the
+        // statement need not wait for it: one round trip, and about as much work for the server as two small reads.
         runtime.spawn(async move {
             if closes {
                 session.close().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hashlink::LruCache;
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, CancelToken, Client};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage};
 
 use super::super::STATEMENTS_KEPT;
 use super::guard::Verdict;
@@ -19,10 +19,12 @@ use crate::config::PostgresServer;
 pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What takes away all that statements can leave in a connection but transactions and prepared statements. As
-/// `discard all`, without forgetting the statements that the host itself has prepared.
+/// `discard all`, without forgetting the statements that the host itself has prepared. Names have their schema,
+/// because the search path may be somebody's choice.
 const CLEAN: &str = "set session authorization default; reset role; reset all; close all; unlisten *; \
-    select pg_advisory_unlock_all(); discard temp; discard sequences; \
-    select 'prepared' from pg_prepared_statements where from_sql";
+    discard temp; discard sequences; \
+    select pg_catalog.pg_advisory_unlock_all(), \
+    exists (select from pg_catalog.pg_prepared_statements where from_sql)";
 
 /// A connection.
 pub(super) struct Session {
@@ -84,11 +86,9 @@ impl Session {
             return false;
         };
         // A name that was prepared in SQL would be there for the next one.
-        let prepared = |message: &tokio_postgres::SimpleQueryMessage| {
-            matches!(message, tokio_postgres::SimpleQueryMessage::Row(row)
-                if row.columns().len() == 1 && row.get(0) == Some("prepared"))
-        };
-        !messages.iter().any(prepared)
+        messages.iter().any(|message| {
+            matches!(message, SimpleQueryMessage::Row(row) if matches!(row.try_get(1), Ok(Some("f"))))
+        })
     }
 
     /// Closes the connection and waits until the server has seen it.
