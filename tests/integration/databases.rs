@@ -418,6 +418,48 @@ async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
 }
 
 #[tokio::test]
+async fn r9_what_lasts_is_not_done_again() {
+    let fixture = Fixture::new(3).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    fixture.table("insert into t values (1)", &[]).await;
+    let locking = atomic();
+    let locked = fixture.within(&locking, "select a from t for update").await;
+    locked.expect("it is free");
+    let conflict = async |transaction: &Transaction| {
+        let level = transaction.begin(fixture.on_it()).await.expect("it begins");
+        let sql = "select a from t for update nowait";
+        let error = fixture.within(transaction, sql).await;
+        assert_eq!(error.expect_err("it is held").kind, ErrorKind::Conflict);
+        let rolled_back = transaction.rollback(Face::Async, level).await;
+        rolled_back.expect("it ends");
+    };
+    // A statement on a pinned connection, outside of a transaction.
+    let transaction = Transaction::new(Options::default());
+    let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+    conflict(&transaction).await;
+    assert!(transaction.conflict());
+    let inserted = fixture.within(&transaction, "insert into t values (2)");
+    inserted.await.expect("it is inserted");
+    assert!(!transaction.conflict());
+    transaction.unpin(pin);
+    // A commit whose answer nobody has heard.
+    let transaction = atomic();
+    let pid = fixture
+        .within(&transaction, "select pg_backend_pid()")
+        .await;
+    let pid = pid.expect("it is read").table.rows[0][0].clone();
+    conflict(&transaction).await;
+    assert!(transaction.conflict());
+    let killed = "select pg_terminate_backend($1, 10000)";
+    fixture.one(killed, &[pid]).await;
+    let error = transaction.finish(Face::Async, true).await;
+    let error = error.expect_err("the connection is lost");
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.message);
+    assert!(!transaction.conflict());
+    drop(locking);
+}
+
+#[tokio::test]
 async fn r9_read_only_means_that_nothing_is_written() {
     let fixture = Fixture::new(1).await;
     fixture.table("create table t (a integer)", &[]).await;

@@ -186,6 +186,9 @@ impl State {
                 open.begun = Some(Held::new(&METRICS.transactions));
             }
             self.levels.iter_mut().for_each(|begun| begun.known = true);
+            if !within && !self.options.read_only {
+                self.effects.lasts();
+            }
         }
         let failed = match ran {
             Ok(outcome) if alive || !within => return Ok(outcome),
@@ -193,6 +196,10 @@ impl State {
             Ok(_) => Failed::Statement(ended()),
             Err(failed) => failed,
         };
+        if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
+            // The statement may have run without what was to go before it.
+            self.effects.lasts();
+        }
         let begun = self.levels.first().is_some_and(|outermost| outermost.known);
         match &failed {
             Failed::Before(error) if begun || self.pins.count > 0 => self.lose(error.clone()),
@@ -388,6 +395,9 @@ impl State {
             let closed = open.lease.host(&statements).await;
             if let Err(why) = closed {
                 self.effects.note(&why);
+                if commit && !is_undone(&why) {
+                    self.effects.lasts();
+                }
                 if self.pins.count > 0 {
                     self.pins.lost = Some(why.clone());
                 }
@@ -444,6 +454,11 @@ impl Begun {
             failed: None,
         }
     }
+}
+
+/// Whether what failed so has done nothing for sure: of a commit that was cut off, nobody knows.
+fn is_undone(why: &Error) -> bool {
+    matches!(why.kind, ErrorKind::Conflict | ErrorKind::Constraint)
 }
 
 fn undo(level: Level) -> [String; 2] {
