@@ -1,5 +1,7 @@
 //! The host's databases by themselves, without a server in front: values, connections, what is left in them.
 
+mod way;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -185,7 +185,7 @@ impl Lease {
         ran.map_err(|(mut failed, code)| {
             if let Failed::Before(error) | Failed::Statement(error) = &mut failed {
                 self.broken |= error.kind == ErrorKind::Unavailable;
-                if let (QUERY_CANCELED, Some(why)) = (&*code, self.deadline.ended()) {
+                if let (ErrorKind::Aborted, Some(why)) = (error.kind, self.deadline.ended()) {
                     *error = why.into();
                 } else if error.kind == ErrorKind::Denied && self.read_only {
                     *error = Error::read_only(&statement.sql);

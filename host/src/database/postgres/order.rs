@@ -37,9 +37,14 @@ impl From<Error> for Wrong {
 }
 
 /// The way to have the server stop what it does on a connection.
+///
+/// It stops whatever runs there when it hears of it. If that were the `begin` ahead of a statement, the statement
+/// would be committed by itself: so nothing is asked before the server has answered what goes ahead.
 pub(super) struct Cancel {
     token: CancelToken,
     database: Arc<Postgres>,
+    held: AtomicBool,
+    wanted: AtomicBool,
     sent: AtomicBool,
 }
 
@@ -48,6 +53,8 @@ impl Cancel {
         Cancel {
             token,
             database: Arc::clone(database),
+            held: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             sent: AtomicBool::new(false),
         }
     }
@@ -56,9 +63,27 @@ impl Cancel {
         self.sent.load(Relaxed)
     }
 
+    /// Keeps what is to be sent until [`Cancel::release`].
+    fn hold(&self) {
+        self.held.store(true, Relaxed);
+    }
+
+    fn release(&self) {
+        self.held.store(false, Relaxed);
+        if self.is_wanted() {
+            self.send();
+        }
+    }
+
+    /// Whether the statement is to stop.
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(Relaxed)
+    }
+
     /// Asks, once. The answer is that the statement ends.
     pub(super) fn send(&self) {
-        if self.sent.swap(true, Relaxed) {
+        self.wanted.store(true, Relaxed);
+        if self.held.load(Relaxed) || self.sent.swap(true, Relaxed) {
             return;
         }
         let (token, database) = (self.token.clone(), Arc::clone(&self.database));
@@ -100,10 +125,17 @@ impl Order<'_> {
                     .map_err(|wrong| (Failed::Statement(wrong.error), wrong.code))?,
             );
         }
+        if !ahead.is_empty() {
+            self.cancel.hold();
+        }
         let before = async {
             match ahead {
                 "" => Ok(()),
-                ahead => client.batch_execute(ahead).await,
+                ahead => {
+                    let answer = client.batch_execute(ahead).await;
+                    self.cancel.release();
+                    answer
+                }
             }
         };
         let statement = async {
@@ -151,7 +183,13 @@ impl Order<'_> {
 
     async fn prepare(&self, client: &Client) -> Result<Known, Wrong> {
         let prepared = client.prepare(&self.statement.sql).await;
-        prepared.map_err(|error| self.wrong(&error))
+        let prepared = prepared.map_err(|error| self.wrong(&error))?;
+        // The cancellation came too late for this; it must not come too early for what would be next.
+        if self.cancel.is_wanted() {
+            let stopped = "the statement was stopped before it ran";
+            return Err(Error::new(ErrorKind::Aborted, stopped).into());
+        }
+        Ok(prepared)
     }
 
     async fn outcome(&self, client: &Client, known: &Known) -> Result<Outcome, Wrong> {

@@ -1,0 +1,145 @@
+//! A way to the server that is slow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use amphi::database::{ErrorKind, Face, Value};
+use amphi::deadline::{Deadline, Ended};
+use amphi::transaction::Fate;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::{Fixture, atomic, query, show};
+use crate::harness::postgres::{Database, Postgres};
+
+/// What the first message of a connection says when it is there to cancel a statement on another one.
+const CANCEL: [u8; 4] = 80_877_102_u32.to_be_bytes();
+
+/// Stands between the host and the server.
+struct Way {
+    on_server: Database,
+    port: u16,
+    /// Whether the server's answers are kept back.
+    holds: watch::Sender<bool>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicUsize,
+    cancels: AtomicUsize,
+}
+
+impl Way {
+    async fn new() -> Way {
+        let on_server = Postgres::shared().database().await;
+        let url: tokio_postgres::Config = on_server.url().parse().expect("a URL");
+        let server = url.get_ports()[0];
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("it has one").port();
+        let (holds, held) = watch::channel(false);
+        let counts = Arc::<Counts>::default();
+        let counting = Arc::clone(&counts);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, server, held.clone(), Arc::clone(&counting)));
+            }
+        });
+        Way {
+            on_server,
+            port,
+            holds,
+            counts,
+        }
+    }
+
+    /// A database that is reached on this way.
+    async fn fixture(&self, connections: usize) -> Fixture {
+        let server: tokio_postgres::Config = self.on_server.url().parse().expect("a URL");
+        let (user, name) = (server.get_user(), server.get_dbname());
+        let url = format!(
+            "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
+            user.expect("it has one"),
+            self.port,
+            name.expect("it has one")
+        );
+        Fixture::on(&url, connections).await
+    }
+
+    fn cancels(&self) -> usize {
+        self.counts.cancels.load(SeqCst)
+    }
+}
+
+async fn pass(
+    client: TcpStream,
+    server: u16,
+    mut held: watch::Receiver<bool>,
+    counts: Arc<Counts>,
+) {
+    let mut first = [0; 8];
+    while client
+        .peek(&mut first)
+        .await
+        .is_ok_and(|read| (1..8).contains(&read))
+    {}
+    match first[4..] == CANCEL {
+        true => counts.cancels.fetch_add(1, SeqCst),
+        false => counts.connections.fetch_add(1, SeqCst),
+    };
+    let server = TcpStream::connect(("127.0.0.1", server)).await;
+    let (mut from_server, mut to_server) = server.expect("it listens").into_split();
+    let (mut from_client, mut to_client) = client.into_split();
+    let there = async {
+        let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+        let _ = to_server.shutdown().await;
+    };
+    let back = async {
+        let mut bytes = vec![0; 1 << 16];
+        while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+            let _ = held.wait_for(|holds| !holds).await;
+            if to_client.write_all(&bytes[..count]).await.is_err() {
+                break;
+            }
+        }
+        let _ = to_client.shutdown().await;
+    };
+    tokio::join!(there, back);
+}
+
+/// A cancellation must not hit the `begin`: what follows it would be committed by itself.
+#[tokio::test]
+async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
+    let way = Way::new().await;
+    let fixture = way.fixture(1).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    let sql = "insert into t select 1 from pg_sleep($1)";
+    fixture.table(sql, &[Value::Integer(0)]).await;
+    let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_secs(30)));
+    let transaction = atomic();
+    let turn = transaction.turn((&fixture.database, &deadline)).await;
+    let turn = turn.expect("it is free").expect("it is atomic");
+    way.holds.send_replace(true);
+    let inserting = turn.run(Face::Async, query(sql, &[Value::Integer(60)]));
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        deadline.cancel(Ended::Disconnected);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let cancels = way.cancels();
+        way.holds.send_replace(false);
+        cancels
+    };
+    let (inserted, cancels) = tokio::join!(inserting, meanwhile);
+    assert_eq!(cancels, 0, "sent before the transaction has begun");
+    assert_eq!(
+        inserted.expect_err("it is cancelled").kind,
+        ErrorKind::Aborted
+    );
+    assert_eq!(way.cancels(), 1);
+    let fate = transaction.finish(Face::Async, false).await;
+    assert_eq!(fate.expect("it ends"), Fate::RolledBack);
+    let count = fixture.one("select count(*) from t", &[]).await;
+    assert_eq!(show(&count), "integer 1");
+}
