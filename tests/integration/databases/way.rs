@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use amphi::database::{ErrorKind, Face, Value};
 use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::Fate;
+use amphi::transaction::{Fate, Options, Transaction};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::{Fixture, atomic, query, show};
+use crate::harness::eventually;
 use crate::harness::postgres::{Database, Postgres};
 
 /// What the first message of a connection says when it is there to cancel a statement on another one.
@@ -66,6 +67,10 @@ impl Way {
             name.expect("it has one")
         );
         Fixture::on(&url, connections).await
+    }
+
+    fn connections(&self) -> usize {
+        self.counts.connections.load(SeqCst)
     }
 
     fn cancels(&self) -> usize {
@@ -142,4 +147,35 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     assert_eq!(fate.expect("it ends"), Fate::RolledBack);
     let count = fixture.one("select count(*) from t", &[]).await;
     assert_eq!(show(&count), "integer 1");
+}
+
+/// Those who give up waiting for a new connection do not make room for more of them.
+#[tokio::test]
+async fn r13_a_connection_that_is_being_made_has_its_place() {
+    let way = Way::new().await;
+    let fixture = way.fixture(1).await;
+    let transaction = Transaction::new(Options::default());
+    let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+    transaction.unpin(pin);
+    eventually("the pinned connection is closed", async || {
+        match way.on_server.sessions().await {
+            0 => Ok(()),
+            sessions => Err(sessions),
+        }
+    })
+    .await;
+    assert_eq!(way.connections(), 1);
+    way.holds.send_replace(true);
+    for _ in 0..3 {
+        let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_millis(200)));
+        let select = query("select 1", &[]);
+        let ran = fixture.database.run(Face::Async, &deadline, false, select);
+        let error = ran.await.expect_err("the server does not answer");
+        assert_eq!(error.kind, ErrorKind::Aborted, "{}", error.message);
+    }
+    assert_eq!(way.connections(), 2);
+    way.holds.send_replace(false);
+    // It is not thrown away either.
+    assert_eq!(show(&fixture.one("select 1", &[]).await), "integer 1");
+    assert_eq!(way.connections(), 2);
 }

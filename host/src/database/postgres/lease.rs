@@ -16,10 +16,8 @@ use super::super::{
 use super::guard::{Verdict, judge};
 use super::order::{Cancel, Order, size, too_long};
 use super::session::{CLOSING_TIMEOUT, Session};
-use super::{Postgres, error};
+use super::{Holds, Postgres, error};
 use crate::deadline::Deadline;
-use crate::gate::Place;
-use crate::metrics::Held;
 
 /// How long a transaction statement of the host's own may take: a commit may wait for a disk, or for a replica.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,7 +35,7 @@ pub struct Lease {
     used: bool,
     /// Whether it is unknown what the server does on it.
     broken: bool,
-    holds: Option<(Place, Held)>,
+    holds: Option<Holds>,
 }
 
 const QUERY_CANCELED: &str = "57014";
@@ -49,7 +47,7 @@ impl Lease {
         session: Session,
         deadline: &Arc<Deadline>,
         read_only: bool,
-        holds: (Place, Held),
+        holds: Holds,
     ) -> Lease {
         Lease {
             session: Some(session),

@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::{Error, ErrorKind, Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
 use crate::deadline::Deadline;
-use crate::gate::Gate;
+use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
 pub use lease::Lease;
@@ -39,6 +40,9 @@ pub struct Postgres {
     free: Mutex<Vec<Session>>,
     runtime: Handle,
 }
+
+/// What a connection takes of its pool.
+type Holds = (Place, Held);
 
 impl Postgres {
     /// Connects once, so that a wrong address or password is told now. Blocks; on a thread of the runtime that the
@@ -92,17 +96,11 @@ impl Postgres {
                 .database_connections
                 .with_label_values(&[&self.config.name]),
         );
-        let session = match self.take_free() {
-            Some(session) => session,
-            None => self.connect(deadline).await?,
+        let (session, holds) = match self.take_free() {
+            Some(session) => (session, (place, held)),
+            None => self.connect(deadline, (place, held)).await?,
         };
-        Ok(Lease::new(
-            self,
-            session,
-            deadline,
-            read_only,
-            (place, held),
-        ))
+        Ok(Lease::new(self, session, deadline, read_only, holds))
     }
 
     /// The free connection that was used last. Those that the server has closed meanwhile are dropped.
@@ -116,21 +114,35 @@ impl Postgres {
         }
     }
 
-    async fn connect(self: &Arc<Self>, deadline: &Deadline) -> Result<Session, Error> {
+    /// Makes a connection. When nobody waits for it any more it is made nevertheless, in its place, and is free then.
+    async fn connect(
+        self: &Arc<Self>,
+        deadline: &Deadline,
+        holds: Holds,
+    ) -> Result<(Session, Holds), Error> {
         let database = Arc::clone(self);
-        let connecting = self.runtime.spawn(async move {
+        let (sender, connected) = oneshot::channel();
+        self.runtime.spawn(async move {
+            let (limit, name) = (database.server.connect_timeout, &database.config.name);
             let connect = Session::connect(&database.server, &database.tls);
-            tokio::time::timeout(database.server.connect_timeout, connect).await
+            let connected = match tokio::time::timeout(limit, connect).await {
+                Ok(connected) => connected.map_err(|error| format!("{error:#}")),
+                Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+            };
+            let connected = connected.map(|session| (session, holds));
+            match sender.send(connected) {
+                Ok(()) => {}
+                Err(Ok((session, holds))) => {
+                    database.free.lock().push(session);
+                    drop(holds);
+                }
+                Err(Err(why)) => tracing::debug!(database = name, why, "it cannot be reached"),
+            }
         });
-        let connected = deadline.bound(connecting).await?;
-        let why = match connected {
-            Ok(Ok(Ok(session))) => return Ok(session),
-            Ok(Ok(Err(error))) => format!("{error:#}"),
-            Ok(Err(_)) => format!(
-                "no answer within {} ms",
-                self.server.connect_timeout.as_millis()
-            ),
-            Err(error) => error.to_string(),
+        let why = match deadline.bound(connected).await? {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(why)) => why,
+            Err(_) => "the task that connects ended early".to_owned(),
         };
         Err(Error::new(
             ErrorKind::Unavailable,
