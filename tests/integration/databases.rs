@@ -202,7 +202,7 @@ async fn every_type_has_one_form_in_both_directions() {
         ("select $1::double precision", Value::Integer(7), "real 7"),
         ("select $1::numeric", Value::Real(0.25), "text 0.25"),
         ("select $1::integer", Value::Real(2.0), "integer 2"),
-        ("select $1::bytea", text("ab"), "blob [97, 98]"),
+        ("select $1::bytea", text("a\0b"), "blob [97, 0, 98]"),
         (
             "select $1::timestamptz",
             text("2026-11-21 05:05:06+01"),
@@ -248,6 +248,17 @@ async fn what_does_not_fit_is_explained() {
         ("selec 1", vec![], "syntax error"),
         ("select 1; select 2", vec![], "one call runs one statement"),
         ("", vec![], "empty"),
+        ("select 'a\0b'", vec![], "the NUL character"),
+        (
+            "select $1::int, $2::text",
+            vec![Value::Integer(1), text("a\0b")],
+            "parameter 2 has the NUL character",
+        ),
+        (
+            "select $1::jsonb[]",
+            vec![text("[\"a\0b\"]")],
+            "parameter 1 has the NUL character",
+        ),
     ] {
         let error = fixture.error(sql, &params).await;
         assert_eq!(error.kind, ErrorKind::Statement, "{sql}: {}", error.message);

@@ -115,6 +115,12 @@ impl Lease {
                 ),
             ));
         }
+        if sql.contains('\0') {
+            return Err(Error::new(
+                ErrorKind::Statement,
+                "the statement has the NUL character (`\\0`) in it, which PostgreSQL takes in no text: leave it out, or give bytes as a parameter of the type `bytea`",
+            ));
+        }
         for (index, value) in params.iter().enumerate() {
             self.fits(size(value), || format!("parameter {}", index + 1))?;
         }

@@ -24,6 +24,15 @@ pub(super) enum Param<'a> {
 pub(super) fn params<'a>(values: &'a [Value], types: &[Type]) -> Result<Vec<Param<'a>>, Error> {
     (values.iter().zip(types).enumerate())
         .map(|(index, (value, ty))| {
+            if matches!(value, Value::Text(text) if *ty != Type::BYTEA && text.contains('\0')) {
+                return Err(Error::new(
+                    ErrorKind::Statement,
+                    format!(
+                        "parameter {} has the NUL character (`\\0`) in it, which PostgreSQL takes in no text: leave it out, or keep it in a `bytea`",
+                        index + 1
+                    ),
+                ));
+            }
             param(value, ty).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Statement,
