@@ -97,7 +97,8 @@ both_modes_and_databases! {
                 assert!(inserted > 5, "{}: {inserted} inserted", way.name);
             } else {
                 assert!(unexpected.is_empty(), "{}: {unexpected:?}", way.name);
-                let few = if way.status.is_none() { REQUESTS / 2 } else { REQUESTS };
+                // Some clients leave before anything was inserted.
+                let few = if way.status.is_none() { REQUESTS / 10 } else { REQUESTS };
                 assert!(inserted >= few, "{}: {inserted} inserted", way.name);
             }
         }
