@@ -186,6 +186,13 @@ impl Lease {
         };
         // Otherwise the server may take the cancellation for whatever is run next.
         self.broken |= cancel.is_sent() && code != QUERY_CANCELED;
+        // It was done before the server heard that it should stop. Nothing can follow: the request has ended.
+        let ran = match (ran, self.deadline.ended()) {
+            (Ok(_), Some(why)) if cancel.is_sent() => {
+                Err((Failed::Statement(why.into()), String::new()))
+            }
+            (ran, _) => ran,
+        };
         ran.map_err(|(mut failed, code)| {
             if let Failed::Before(error) | Failed::Statement(error) = &mut failed {
                 self.broken |= error.kind == ErrorKind::Unavailable;
