@@ -47,7 +47,7 @@ impl Journal {
         Journal::default()
     }
 
-    /// Begins an entry for a statement that is issued now; it is kept with its [`Recording::end`].
+    /// Begins an entry for a statement that is issued now; it is kept when its end is known.
     pub fn begin(&self, database: &str, sql: &str) -> Recording<'_> {
         let entry = self.kept.as_ref().map(|_| Entry {
             database: database.to_owned(),
