@@ -313,6 +313,17 @@ impl Lease {
             Lease::Postgres(lease) => lease.is_usable(),
         }
     }
+
+    /// Why a transaction that no statement has ended does not exist any more.
+    pub fn why_ended(&self) -> Error {
+        match self {
+            Lease::Sqlite(_) => Error::new(ErrorKind::Other, "the transaction has ended already"),
+            Lease::Postgres(_) => Error::new(
+                ErrorKind::Unavailable,
+                "the connection to the database was lost, and the transaction with it",
+            ),
+        }
+    }
 }
 
 /// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that

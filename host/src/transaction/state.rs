@@ -180,6 +180,7 @@ impl State {
         open.lease.set_in_transaction(!self.levels.is_empty());
         let ran = open.lease.run(&before, statement).await;
         let (alive, within) = (open.lease.in_transaction(), !self.levels.is_empty());
+        let why_ended = (!alive).then(|| open.lease.why_ended());
         if !matches!(&ran, Err(Failed::Refused(_) | Failed::Before(_))) {
             open.pending.clear();
             if within && open.begun.is_none() {
@@ -193,7 +194,7 @@ impl State {
         let failed = match ran {
             Ok(outcome) if alive || !within => return Ok(outcome),
             // Whatever ended it, the guest did not ask for it.
-            Ok(_) => Failed::Statement(ended()),
+            Ok(_) => Failed::Statement(why_ended.unwrap_or_else(ended)),
             Err(failed) => failed,
         };
         if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
