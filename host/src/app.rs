@@ -10,7 +10,7 @@ use http::Method;
 
 use crate::capability::{Services, http::Client};
 use crate::chain::{Chain, Link};
-use crate::config::{Config, MiddlewareRef, PARTS_MAX};
+use crate::config::{Config, GuestMiddleware, PARTS_MAX};
 use crate::database::Databases;
 use crate::middleware::Builtin;
 use crate::module::{self, Module};
@@ -224,9 +224,9 @@ impl App {
 }
 
 /// The middleware that a list names.
-fn named(list: &[MiddlewareRef], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
-    let find = |wanted: &MiddlewareRef| {
-        let MiddlewareRef::Guest { module, function } = wanted;
+fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
+    let find = |wanted: &GuestMiddleware| {
+        let GuestMiddleware { module, function } = wanted;
         let is_it = |link: &&Link| {
             let name = &link.view.name;
             link.view.module == *module

@@ -60,21 +60,18 @@ pub struct Config {
     /// Built-in middleware around everything, the outermost first.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around all views, the outermost first.
-    pub middleware: Vec<MiddlewareRef>,
+    pub middleware: Vec<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
 }
 
 /// A guest function that is middleware.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MiddlewareRef {
-    /// A function of one of the app's modules.
-    Guest {
-        /// The module's name.
-        module: String,
-        /// The function's.
-        function: String,
-    },
+pub struct GuestMiddleware {
+    /// Its module's name.
+    pub module: String,
+    /// The function's.
+    pub function: String,
 }
 
 /// A folder served as it is.
@@ -102,7 +99,7 @@ pub struct Module {
     /// Built-in middleware around its views and their failures, the outermost first, within that of the app.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around its views, the outermost first, within that of the app.
-    pub middleware: Vec<MiddlewareRef>,
+    pub middleware: Vec<GuestMiddleware>,
     /// Topics it may publish events on.
     pub publish: Vec<Topics>,
     /// Topics whose events its subscribers may get.

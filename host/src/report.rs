@@ -48,10 +48,10 @@ impl Frame {
 pub struct Statement {
     /// The database.
     pub database: String,
-    /// The statement, cut where it is long.
+    /// Enough of it to recognise it by.
     pub sql: String,
-    /// How long it took.
+    /// From asking for it to its outcome, the wait for a connection with it.
     pub duration: Duration,
-    /// The rows it gave or changed, or why it failed.
+    /// How many rows it gave or changed, or why it failed.
     pub outcome: Result<u64, String>,
 }

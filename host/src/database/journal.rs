@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Error, short};
+use crate::report::Statement;
 
 /// How many statements are kept; later ones are only counted.
-const ENTRIES_MAX: usize = 200;
+const STATEMENTS_MAX: usize = 200;
 
 /// The statements of one request in the order in which they ended.
 #[derive(Debug, Default)]
@@ -17,21 +18,8 @@ pub struct Journal {
 
 #[derive(Debug, Default)]
 struct Kept {
-    entries: Vec<Entry>,
-    more: usize,
-}
-
-/// One statement.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// The database it went to.
-    pub database: String,
-    /// Enough of it to recognise it by.
-    pub sql: String,
-    /// From asking for it to its outcome, the wait for a connection with it.
-    pub took: Duration,
-    /// How many rows it returned or changed, or why it failed.
-    pub outcome: Result<u64, String>,
+    statements: Vec<Statement>,
+    more: u64,
 }
 
 impl Journal {
@@ -47,27 +35,27 @@ impl Journal {
         Journal::default()
     }
 
-    /// Begins an entry for a statement that is issued now; it is kept when its end is known.
+    /// Takes note of a statement that is issued now; it is kept when its end is known.
     pub fn begin(&self, database: &str, sql: &str) -> Recording<'_> {
-        let entry = self.kept.as_ref().map(|_| Entry {
+        let statement = self.kept.as_ref().map(|_| Statement {
             database: database.to_owned(),
             sql: short(sql),
-            took: Duration::ZERO,
+            duration: Duration::ZERO,
             outcome: Ok(0),
         });
         Recording {
             journal: self,
-            entry,
+            statement,
             since: Instant::now(),
         }
     }
 
     /// What was kept, and how many statements came after.
-    pub fn entries(&self) -> (Vec<Entry>, usize) {
+    pub fn statements(&self) -> (Vec<Statement>, u64) {
         match &self.kept {
             Some(kept) => {
                 let kept = kept.lock();
-                (kept.entries.clone(), kept.more)
+                (kept.statements.clone(), kept.more)
             }
             None => (Vec::new(), 0),
         }
@@ -77,24 +65,24 @@ impl Journal {
 /// A statement whose outcome is not known yet.
 pub struct Recording<'a> {
     journal: &'a Journal,
-    entry: Option<Entry>,
+    statement: Option<Statement>,
     since: Instant,
 }
 
 impl Recording<'_> {
     /// The statement has ended: with so many rows, or an error.
     pub fn end(self, outcome: Result<u64, &Error>) {
-        let (Some(mut entry), Some(kept)) = (self.entry, &self.journal.kept) else {
+        let (Some(mut statement), Some(kept)) = (self.statement, &self.journal.kept) else {
             return;
         };
         let mut kept = kept.lock();
-        if kept.entries.len() >= ENTRIES_MAX {
+        if kept.statements.len() >= STATEMENTS_MAX {
             kept.more += 1;
             return;
         }
-        entry.took = self.since.elapsed();
-        entry.outcome = outcome.map_err(|error| error.message.clone());
-        kept.entries.push(entry);
+        statement.duration = self.since.elapsed();
+        statement.outcome = outcome.map_err(|error| error.message.clone());
+        kept.statements.push(statement);
     }
 }
 
@@ -105,12 +93,12 @@ mod tests {
     #[test]
     fn it_keeps_so_many_and_counts_the_rest() {
         let journal = Journal::recording();
-        for n in 0..ENTRIES_MAX as u64 + 3 {
+        for n in 0..STATEMENTS_MAX as u64 + 3 {
             journal.begin("default", "select  1").end(Ok(n));
         }
-        let (entries, more) = journal.entries();
-        assert_eq!((entries.len(), more), (ENTRIES_MAX, 3));
-        assert_eq!(entries[0].sql, "select 1");
+        let (statements, more) = journal.statements();
+        assert_eq!((statements.len(), more), (STATEMENTS_MAX, 3));
+        assert_eq!(statements[0].sql, "select 1");
         Journal::off().begin("default", "select 1").end(Ok(1));
     }
 }

@@ -26,7 +26,7 @@ use crate::deadline::{Deadline, Ended};
 use crate::gate::Refused;
 use crate::workers;
 
-pub use journal::{Entry, Journal};
+pub use journal::Journal;
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 

@@ -29,7 +29,7 @@ use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
-use crate::report::{Report, Statement};
+use crate::report::Report;
 use crate::request::body::Received;
 use crate::request::page::Failed;
 use crate::router::Route;
@@ -85,12 +85,6 @@ async fn around(
     completion: &mut Completion<'_>,
     within: impl AsyncFnOnce(&mut Completion<'_>) -> Result<Response<ResponseBody>, Failure>,
 ) -> Response<ResponseBody> {
-    if builtins.is_empty() {
-        return match within(completion).await {
-            Ok(response) => response,
-            Err(failure) => completion.failed(failure),
-        };
-    }
     let entry = middleware::enter(builtins, completion.visit()).await;
     for (name, text) in entry.values {
         let reserved = true;
@@ -415,20 +409,14 @@ impl<'a> Completion<'a> {
                 ..Report::default()
             };
         };
-        let (entries, more) = settled.scope.journal.entries();
-        let statements = entries.into_iter().map(|entry| Statement {
-            database: entry.database,
-            sql: entry.sql,
-            duration: entry.took,
-            outcome: entry.outcome,
-        });
+        let (statements, statements_omitted) = settled.scope.journal.statements();
         let values = settled.scope.values().into_iter();
         let mut values: Vec<_> = values.map(|(name, value)| (name, value.text)).collect();
         values.sort();
         Report {
             view,
-            statements: statements.collect(),
-            statements_omitted: more as u64,
+            statements,
+            statements_omitted,
             transaction: (settled.fate != Fate::None).then(|| settled.fate.to_string()),
             values,
         }

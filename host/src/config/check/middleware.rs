@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method};
 use toml::{Spanned, Value};
 
 use super::{Checker, TIME_MS, TIME_MS_OR_NONE};
-use crate::config::{ConfigError, MiddlewareRef, nearest};
+use crate::config::{ConfigError, GuestMiddleware, nearest};
 use crate::middleware::Builtin;
 use crate::middleware::basic_auth::{self, BasicAuth, Password};
 use crate::middleware::compression::{Compression, Encoding};
@@ -70,7 +70,7 @@ impl Checker<'_> {
         &self,
         raw: &[Spanned<String>],
         known: &Builtins,
-    ) -> Result<(Vec<Arc<Builtin>>, Vec<MiddlewareRef>), ConfigError> {
+    ) -> Result<(Vec<Arc<Builtin>>, Vec<GuestMiddleware>), ConfigError> {
         let (mut builtins, mut guests) = (Vec::new(), Vec::new());
         for entry in raw {
             let name = entry.get_ref().as_str();
@@ -81,7 +81,7 @@ impl Checker<'_> {
                 None => {
                     let builtin = (known.by_name.get(name))
                         .ok_or_else(|| self.error(entry, unknown(name, known)))?;
-                    if let Some(MiddlewareRef::Guest { module, function }) = guests.last() {
+                    if let Some(GuestMiddleware { module, function }) = guests.last() {
                         return Err(self.error(entry, format!(
                             "`{name}` is built in, so it is around all guests: put it before `{module}::{function}`"
                         )));
@@ -99,7 +99,7 @@ impl Checker<'_> {
         module: &str,
         function: &str,
         known: &Builtins,
-    ) -> Result<MiddlewareRef, ConfigError> {
+    ) -> Result<GuestMiddleware, ConfigError> {
         if !known.modules.iter().any(|name| name == module) {
             let names: Vec<&str> = known.modules.iter().map(String::as_str).collect();
             return Err(self.error(entry, format!(
@@ -107,7 +107,7 @@ impl Checker<'_> {
                 meant(module, &names), names.join(", "),
             )));
         }
-        Ok(MiddlewareRef::Guest {
+        Ok(GuestMiddleware {
             module: module.to_owned(),
             function: function.to_owned(),
         })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use crate::config::{Config, MiddlewareRef};
+use crate::config::{Config, GuestMiddleware};
 use crate::middleware::Builtin;
 use crate::middleware::compression::Encoding;
 use crate::middleware::cors::Origins;
@@ -62,7 +62,7 @@ fn lists_name_what_is_built_in_and_then_functions_of_guests() {
     };
     assert_eq!(compression.encodings, [Encoding::Gzip, Encoding::Br]);
     assert!(matches!(&*config.builtins[3], Builtin::BasicAuth(_)));
-    let guest = |module: &str, function: &str| MiddlewareRef::Guest {
+    let guest = |module: &str, function: &str| GuestMiddleware {
         module: module.to_owned(),
         function: function.to_owned(),
     };
