@@ -266,6 +266,43 @@ async fn what_does_not_fit_is_explained() {
     }
 }
 
+/// A read of a table needs no cleaning; when the table has become something else, it does.
+#[tokio::test]
+async fn r11_what_looks_like_a_plain_read_is_not_believed() {
+    let fixture = Fixture::new(1).await;
+    let hidden = "U&\"set\\005fconfig\"('work_mem', '123kB', false) is not null";
+    let state = "select current_setting('work_mem') || ' ' || pg_backend_pid()";
+    let before = show(&fixture.one(state, &[]).await);
+    let read = "select a from plain where a > $1";
+    fixture.table("create table plain (a integer)", &[]).await;
+    fixture.table("insert into plain values (1)", &[]).await;
+    for _ in 0..5 {
+        assert_eq!(
+            show(&fixture.one(read, &[Value::Integer(0)]).await),
+            "integer 1"
+        );
+    }
+    let view = format!("create view plain as select 1 as a where {hidden}");
+    let policy = format!("create policy odd on plain using ({hidden})");
+    for sql in [
+        "drop table plain",
+        &view,
+        "drop view plain",
+        "create table plain (a integer)",
+        "insert into plain values (1)",
+        "alter table plain enable row level security",
+        "alter table plain force row level security",
+        &policy,
+    ] {
+        fixture.table(sql, &[]).await;
+        for _ in 0..3 {
+            // While there is no such table, it fails.
+            let _ = fixture.run(read, &[Value::Integer(0)]).await;
+            assert_eq!(show(&fixture.one(state, &[]).await), before, "after {sql}");
+        }
+    }
+}
+
 /// Whatever a statement does behind the guard's back, the next borrower finds a clean connection.
 #[tokio::test]
 async fn r11_functions_and_triggers_leave_nothing() {

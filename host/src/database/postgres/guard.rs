@@ -4,7 +4,8 @@
 //! one may go to another connection: that spares its author a long search. And a connection that ran anything at
 //! all is cleaned before somebody else gets it: that holds even for what a function, a trigger or an odd spelling
 //! does behind the guard's back. No statement is so plain that its words tell it from one that changes the session:
-//! a table may be a view, an operator or a cast a function, and either may be replaced after it was looked at.
+//! a table may be a view, an operator or a cast a function, and either may be replaced after it was looked at. So a
+//! read of one table is left without cleaning only when the server says, right after it has run, what it has read.
 
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::tokenizer::{Token, Tokenizer};
@@ -20,6 +21,8 @@ pub(super) struct Verdict {
     pub(super) reads: bool,
     /// Whether the server may forget prepared statements, the host's own too.
     pub(super) forgets: bool,
+    /// The table that it reads, as it is written there, if by its words it reads that and calls nothing.
+    pub(super) plain_read: Option<String>,
 }
 
 /// Where a statement may run; elsewhere it is refused with the sentence.
@@ -83,6 +86,7 @@ impl Words<'_> {
             let verdict = words.explained().judge();
             return Verdict {
                 reads: true,
+                plain_read: None,
                 ..verdict
             };
         }
@@ -94,7 +98,51 @@ impl Words<'_> {
             needs: words.needs(&first),
             reads,
             forgets: matches!(first.as_str(), "discard" | "deallocate"),
+            plain_read: words.plain_read(),
         }
+    }
+
+    /// `select … from table …` without anything in it that names a function: no call, no cast (`name 'text'` is one),
+    /// no column of something (`a.b` may be a call), no second table.
+    fn plain_read(self) -> Option<String> {
+        let (select, rest) = self.0.split_first()?;
+        let from = rest.iter().position(|token| is_word(token, "from"))?;
+        let (columns, rest) = (&rest[..from], &rest[from + 1..]);
+        let (table, rest) = match rest {
+            [
+                schema @ Token::Word(_),
+                Token::Period,
+                table @ Token::Word(_),
+                rest @ ..,
+            ] => (format!("{schema}.{table}"), rest),
+            [table @ Token::Word(_), rest @ ..] => (table.to_string(), rest),
+            _ => return None,
+        };
+        // An alias, and then a clause: no second table.
+        let clauses = match rest {
+            [as_, Token::Word(_), rest @ ..] if is_word(as_, "as") => rest,
+            [clause, ..] if CLAUSES.iter().any(|word| is_word(clause, word)) => rest,
+            [Token::Word(_), rest @ ..] => rest,
+            rest => rest,
+        };
+        let ends = |token: &Token| {
+            *token == Token::SemiColon || CLAUSES.iter().any(|word| is_word(token, word))
+        };
+        if !clauses.first().is_none_or(ends) {
+            return None;
+        }
+        let plain = |token: &Token| match token {
+            Token::Word(word) if word.quote_style.is_none() => {
+                !NOT_PLAIN.contains(&&*word.value.to_lowercase())
+            }
+            Token::Word(_) | Token::Number(..) => true,
+            Token::Placeholder(_) | Token::Comma | Token::SemiColon => true,
+            Token::Eq | Token::Neq | Token::Lt | Token::Gt | Token::LtEq | Token::GtEq => true,
+            Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::Mod => true,
+            _ => false,
+        };
+        let is_plain = is_word(select, "select") && columns.iter().chain(clauses).all(plain);
+        is_plain.then_some(table)
     }
 
     /// The word at a place, in lower case; empty if there is something else.
@@ -243,6 +291,31 @@ impl Words<'_> {
     }
 }
 
+/// Words after which a `select` reads more than one table, writes, or calls something.
+const NOT_PLAIN: [&str; 12] = [
+    "select",
+    "from",
+    "join",
+    "union",
+    "intersect",
+    "except",
+    "into",
+    "with",
+    "values",
+    "table",
+    "tablesample",
+    "cast",
+];
+
+/// Words that begin what comes after the table.
+const CLAUSES: [&str; 8] = [
+    "where", "group", "having", "order", "limit", "offset", "fetch", "for",
+];
+
+fn is_word(token: &Token, wanted: &str) -> bool {
+    matches!(token, Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case(wanted))
+}
+
 fn is_temporary(word: &str) -> bool {
     matches!(word, "temp" | "temporary")
 }
@@ -350,6 +423,55 @@ mod tests {
                 assert!(sentence.contains(part), "{sql}: {sentence}");
             }
             assert_eq!(refused(sql, true, false), None, "{sql}");
+        }
+    }
+
+    #[test]
+    fn r11_a_plain_read_names_one_table_and_no_function() {
+        for (sql, table) in [
+            ("select name from items where id = $1", "items"),
+            (
+                "SELECT * FROM shop.\"Items\" i ORDER BY id DESC LIMIT 10;",
+                "shop.\"Items\"",
+            ),
+            (
+                "select a, b as c from t where a >= 1 and b is not null for update",
+                "t",
+            ),
+            ("select a from only", "only"),
+        ] {
+            let verdict = judge(sql).expect("it can be read");
+            assert_eq!(verdict.plain_read.as_deref(), Some(table), "{sql}");
+        }
+        for sql in [
+            "select 1",
+            "select evil() from t",
+            "select evil from t, u",
+            "select a from t u, v",
+            "select a from evil(1)",
+            "select a from t where (a = 1)",
+            "select a from t where a in (select b from u)",
+            "select a from t join u using (a)",
+            "select t.evil from t",
+            "select a::evil from t",
+            "select cast(a as evil) from t",
+            "select a from t where a @@ 'b'",
+            "select a from t union select b from u",
+            "select a into u from t",
+            "select a into temp u from t",
+            "with u as (delete from t returning a) select a from u",
+            "select a from t tablesample evil (1)",
+            "select a from only (t)",
+            "select a from t, u where b = 1",
+            "select a from t as u, v",
+            "select a from t where b = 'c'",
+            "select evil 'a' from t where a operator(evil.=) 1",
+            "table t",
+            "update t set a = 1",
+            "explain select a from t",
+        ] {
+            let verdict = judge(sql).expect("it can be read");
+            assert_eq!(verdict.plain_read, None, "{sql}");
         }
     }
 

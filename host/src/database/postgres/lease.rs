@@ -90,6 +90,7 @@ impl Lease {
         before: &[String],
         statement: &Statement,
     ) -> Result<Outcome, Failed> {
+        let was_used = self.used;
         let verdict = self.admit(statement).map_err(Failed::Refused)?;
         let alone = !self.in_transaction;
         let mut ran = self.run_once(before, statement, &verdict).await;
@@ -97,7 +98,9 @@ impl Lease {
         if alone && matches!(&ran, Err((_, code)) if code == STALE_PLAN) {
             ran = self.run_once(&[], statement, &verdict).await;
         }
-        ran.map_err(|(failed, _)| failed)
+        let (outcome, left_nothing) = ran.map_err(|(failed, _)| failed)?;
+        self.used = was_used || !left_nothing;
+        Ok(outcome)
     }
 
     /// What the guard thinks of a statement, if it may run here at all.
@@ -143,7 +146,7 @@ impl Lease {
         before: &[String],
         statement: &Statement,
         verdict: &Arc<Verdict>,
-    ) -> Result<Outcome, (Failed, String)> {
+    ) -> Result<(Outcome, bool), (Failed, String)> {
         let mut ahead = before.join("; ");
         let behind = (self.read_only && !self.in_transaction).then_some("commit");
         if behind.is_some() {
@@ -161,6 +164,7 @@ impl Lease {
             cancel: &cancel,
             statement,
             verdict,
+            alone: !self.in_transaction && !self.pinned,
         };
         let ran = {
             let mut work = pin!(order.run(session, &ahead, behind));
@@ -262,6 +266,7 @@ impl Lease {
             cancel: &cancel,
             statement: &statement,
             verdict: &verdict,
+            alone: false,
         };
         // The lease's end rolls it back.
         let begin = if self.read_only {
@@ -309,6 +314,7 @@ impl Drop for Lease {
         let (runtime, in_transaction) = (database.runtime.clone(), self.in_transaction);
         // Its place is taken until the server has nothing open any more. In the background, because whoever ran the
         // statement need not wait for it: one round trip, and about as much work for the server as two small reads.
+        let mut session = session;
         runtime.spawn(async move {
             if closes {
                 session.close().await;

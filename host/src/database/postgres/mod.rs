@@ -17,6 +17,7 @@ mod values;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -37,6 +38,7 @@ pub struct Postgres {
     server: PostgresServer,
     tls: Tls,
     gate: Gate,
+    in_use: IntGauge,
     free: Mutex<Vec<Session>>,
     runtime: Handle,
 }
@@ -66,6 +68,7 @@ impl Postgres {
             server: server.clone(),
             tls,
             gate,
+            in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             free: Mutex::new(vec![first]),
             runtime,
         }))
@@ -91,11 +94,7 @@ impl Postgres {
         read_only: bool,
     ) -> Result<Lease, Error> {
         let place = self.gate.enter(deadline).await?;
-        let held = Held::new(
-            &METRICS
-                .database_connections
-                .with_label_values(&[&self.config.name]),
-        );
+        let held = Held::new(&self.in_use);
         let (session, holds) = match self.take_free() {
             Some(session) => (session, (place, held)),
             None => self.connect(deadline, (place, held)).await?,

@@ -105,18 +105,21 @@ pub(super) struct Order<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) statement: &'a Statement,
     pub(super) verdict: &'a Arc<Verdict>,
+    /// Whether it belongs to no transaction and no pinned connection.
+    pub(super) alone: bool,
 }
 
 impl Order<'_> {
+    /// Runs it; the outcome, and whether it is known to have left nothing in the session.
     pub(super) async fn run(
         &self,
         session: &mut Session,
         ahead: &str,
         behind: Option<&str>,
-    ) -> Result<Outcome, (Failed, String)> {
+    ) -> Result<(Outcome, bool), (Failed, String)> {
         let sql = &self.statement.sql;
         let mut known = session.statements.get(sql).map(|p| p.statement.clone());
-        let client = &session.client;
+        let (client, first) = (&session.client, known.is_none());
         // What goes behind must not be sent before the statement itself is.
         if known.is_none() && behind.is_some() {
             known = Some(
@@ -152,8 +155,15 @@ impl Order<'_> {
                 Some(behind) => client.batch_execute(behind).await,
             }
         };
+        let left_nothing = async {
+            match &self.verdict.plain_read {
+                Some(table) if self.alone && !first => session.is_plain(table).await,
+                _ => false,
+            }
+        };
         // Polled in this order, so sent in this order, without waiting for each other's answers.
-        let (before, ran, after) = futures::future::join3(before, statement, after).await;
+        let all = futures::future::join4(before, statement, after, left_nothing);
+        let (before, ran, after, left_nothing) = all.await;
         if let Err(error) = before {
             let wrong = self.wrong(&error);
             return Err((Failed::Before(wrong.error), wrong.code));
@@ -170,9 +180,10 @@ impl Order<'_> {
                 };
                 match self.verdict.forgets {
                     true => session.statements.clear(),
-                    false => drop(session.statements.insert(sql.clone(), prepared)),
+                    false if first => drop(session.statements.insert(sql.clone(), prepared)),
+                    false => {}
                 }
-                Ok(outcome)
+                Ok((outcome, left_nothing))
             }
             Err(wrong) => {
                 session.statements.remove(sql);

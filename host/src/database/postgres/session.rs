@@ -26,9 +26,23 @@ const CLEAN: &str = "set session authorization default; reset role; reset all; c
     select pg_catalog.pg_advisory_unlock_all(), \
     exists (select from pg_catalog.pg_prepared_statements where from_sql)";
 
+/// Whether reading a table calls nothing that somebody has written: it is one (no view, without policies and rules),
+/// and neither an operator nor a cast of the database leads to a function in another language than C.
+const IS_PLAIN: &str = "select coalesce((
+        select relkind in ('r', 'p') and not relrowsecurity and not relhasrules
+        from pg_catalog.pg_class where oid = pg_catalog.to_regclass($1)), false)
+    and not exists (
+        select from pg_catalog.pg_operator o join pg_catalog.pg_proc p on p.oid = o.oprcode
+        where o.oid >= 16384 and p.prolang not in (12, 13))
+    and not exists (
+        select from pg_catalog.pg_cast c join pg_catalog.pg_proc p on p.oid = c.castfunc
+        where c.oid >= 16384 and p.prolang not in (12, 13))";
+
 /// A connection.
 pub(super) struct Session {
     pub(super) client: Client,
+    /// [`IS_PLAIN`], prepared by the first cleaning.
+    is_plain: Option<tokio_postgres::Statement>,
     /// Ends when the connection is closed.
     connection: JoinHandle<()>,
     pub(super) statements: LruCache<String, Prepared>,
@@ -59,6 +73,7 @@ impl Session {
         });
         Ok(Session {
             client,
+            is_plain: None,
             connection,
             statements: LruCache::new(STATEMENTS_KEPT),
         })
@@ -72,8 +87,17 @@ impl Session {
         self.client.cancel_token()
     }
 
+    /// Whether the server says that reading this table leaves nothing in the session.
+    pub(super) async fn is_plain(&self, table: &str) -> bool {
+        let Some(check) = &self.is_plain else {
+            return false;
+        };
+        let answer = self.client.query_one(check, &[&table]).await;
+        answer.is_ok_and(|row| row.try_get(0).unwrap_or(false))
+    }
+
     /// Ends what is open and takes away all that statements have left. Whether that worked.
-    pub(super) async fn clean(&self, in_transaction: bool) -> bool {
+    pub(super) async fn clean(&mut self, in_transaction: bool) -> bool {
         // A transaction that nobody knows of does not outlive this either. Without any, `rollback` alone would have
         // the server log a warning each time.
         let rollback = match in_transaction {
@@ -85,6 +109,11 @@ impl Session {
         let Ok(Ok(messages)) = cleaned else {
             return false;
         };
+        if self.is_plain.is_none() {
+            let prepared = self.client.prepare(IS_PLAIN);
+            let prepared = tokio::time::timeout(CLOSING_TIMEOUT, prepared).await;
+            self.is_plain = prepared.ok().and_then(Result::ok);
+        }
         // A name that was prepared in SQL would be there for the next one.
         messages.iter().any(|message| {
             matches!(message, SimpleQueryMessage::Row(row) if matches!(row.try_get(1), Ok(Some("f"))))
@@ -97,6 +126,7 @@ impl Session {
             client,
             mut connection,
             statements,
+            ..
         } = self;
         drop((client, statements));
         let ended = tokio::time::timeout(CLOSING_TIMEOUT, &mut connection).await;
