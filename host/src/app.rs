@@ -29,6 +29,7 @@ pub struct App {
     pub services: Arc<Services>,
     /// All views, middleware and subscribers, in the order of their modules.
     pub views: Vec<Arc<View>>,
+    modules: Vec<Arc<Module>>,
     subscribers: Vec<(Topics, Arc<Chain>)>,
 }
 
@@ -101,6 +102,7 @@ impl App {
         let mut app = App {
             router: Router::default(),
             views: Vec::new(),
+            modules: Vec::new(),
             subscribers: Vec::new(),
             services,
             config,
@@ -165,6 +167,7 @@ impl App {
                 }
             }
         }
+        self.modules = modules;
         Ok(())
     }
 
@@ -211,6 +214,13 @@ impl App {
             .iter()
             .filter(move |(topics, _)| topics.contain(topic));
         wanted.map(|(_, chain)| chain)
+    }
+
+    /// Ends instances that have been kept for further requests too long.
+    pub fn sweep(&self) {
+        for module in &self.modules {
+            module.sweep();
+        }
     }
 
     /// The number of views of each mode, for a line in the log.

@@ -40,10 +40,10 @@ mod r#async {
     });
 }
 
-pub use r#async::AsyncViewsPre;
+pub use r#async::{AsyncViews, AsyncViewsPre};
 pub use imports::amphi::view::{
     body, body_async, body_types, config, context, database, database_async, database_types,
     events, http, http_async, http_types, log, middleware, middleware_async, subrequest,
     subrequest_async, timer, types,
 };
-pub use sync::SyncViewsPre;
+pub use sync::{SyncViews, SyncViewsPre};

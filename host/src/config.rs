@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -115,10 +116,23 @@ pub struct Module {
     pub ungranted_imports: bool,
     /// What the `config` capability answers: settings and secrets.
     pub settings: BTreeMap<String, String>,
+    /// How instances are kept for further requests; none: each request has a fresh one (R16).
+    pub reuse: Option<Reuse>,
     /// Which views that do not say so themselves run in a transaction.
     pub atomic: Atomic,
     /// What one request may use.
     pub limits: Limits,
+}
+
+/// How long an instance is kept for further requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reuse {
+    /// Until it has served so many.
+    pub requests_max: u32,
+    /// Until it is so old.
+    pub age_max: Duration,
+    /// While its memories together are no larger.
+    pub memory_max_bytes: u64,
 }
 
 /// Where a module's components come from.
@@ -278,6 +292,7 @@ impl Module {
             blocking_wasi: false,
             ungranted_imports: false,
             settings: BTreeMap::new(),
+            reuse: None,
             atomic: Atomic::UnsafeMethods,
             limits: Limits::default(),
         }

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use http::StatusCode;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -14,8 +15,16 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Requests whose scope is open.
     pub scopes: IntGauge,
-    /// Guest instances alive, by mode.
-    pub instances: IntGaugeVec,
+    /// Instances of sync guests that work on a request.
+    pub sync_instances: IntGauge,
+    /// Those of async guests.
+    pub async_instances: IntGauge,
+    /// Instances of sync guests that are kept for another request.
+    pub sync_kept: IntGauge,
+    /// Those of async guests.
+    pub async_kept: IntGauge,
+    /// Instances that could have been kept and were ended, by reason (`requests`, `age`, `memory`, `unclean`, `full`).
+    pub recycled: IntCounterVec,
     /// Sync worker threads.
     pub workers: IntGauge,
     /// Sync workers that wait in a host call.
@@ -41,7 +50,7 @@ pub struct Metrics {
     /// Credentials that basic-auth need not check again.
     pub credentials: IntGauge,
     /// Finished requests, by status class (`2xx` …).
-    pub requests: IntCounterVec,
+    pub requests: ByStatus,
     /// Failed requests, by fault (`client`, `view`, `limit`, `host`).
     pub failures: IntCounterVec,
     /// Requests that were run again after a conflict.
@@ -79,10 +88,24 @@ impl Metrics {
                 IntCounterVec::new(Opts::new(name, help), &[label]),
             )
         };
+        let instances = gauges("instances", "Guest instances at work", "mode");
+        let kept = gauges(
+            "instances_kept",
+            "Guest instances kept for another request",
+            "mode",
+        );
         Metrics {
             connections: gauge("connections", "Open client connections"),
             scopes: gauge("scopes", "Requests whose scope is open"),
-            instances: gauges("instances", "Guest instances alive", "mode"),
+            sync_instances: instances.with_label_values(&["sync"]),
+            async_instances: instances.with_label_values(&["async"]),
+            sync_kept: kept.with_label_values(&["sync"]),
+            async_kept: kept.with_label_values(&["async"]),
+            recycled: counters(
+                "instances_recycled_total",
+                "Instances that were not kept for another request",
+                "reason",
+            ),
             workers: gauge("sync_workers", "Sync worker threads"),
             workers_blocked: gauge(
                 "sync_workers_blocked",
@@ -119,7 +142,7 @@ impl Metrics {
                 "credentials_remembered",
                 "Credentials that basic-auth need not check again",
             ),
-            requests: counters("requests_total", "Finished requests", "status"),
+            requests: ByStatus::new(&counters("requests_total", "Finished requests", "status")),
             failures: counters(
                 "failures_total",
                 "Failed requests by whose fault it was",
@@ -161,6 +184,22 @@ fn registered<M: prometheus::core::Collector + Clone + 'static>(
         .register(Box::new(metric.clone()))
         .expect("each name is registered once");
     metric
+}
+
+/// A counter for each class of status.
+pub struct ByStatus([IntCounter; 5]);
+
+impl ByStatus {
+    fn new(counters: &IntCounterVec) -> ByStatus {
+        let classes = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+        ByStatus(classes.map(|class| counters.with_label_values(&[class])))
+    }
+
+    /// The counter of a status; beyond 599, that of the last class.
+    pub fn of(&self, status: StatusCode) -> &IntCounter {
+        let class = usize::from(status.as_u16() / 100).clamp(1, self.0.len());
+        &self.0[class - 1]
+    }
 }
 
 /// Counts one while it is held.

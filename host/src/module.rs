@@ -15,10 +15,10 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 
 use crate::bindings::{AsyncViewsPre, SyncViewsPre, types};
-use crate::capability::{Guest, Services, link_async, link_sync};
+use crate::capability::{Guest, Services, Work, link_async, link_sync};
 use crate::config;
 use crate::error::Failure;
-use crate::run::{self, Answer, Engines};
+use crate::run::{Answer, AsyncComponent, Engines, SyncComponent};
 use crate::scope::{Origin, Scope, Setup};
 use crate::transaction::Options;
 use crate::view::{Kind, Mode, Topics, View};
@@ -34,12 +34,13 @@ pub struct Module {
     pub grants: Arc<config::Module>,
     /// Its views.
     pub views: Vec<Arc<View>>,
+    services: Arc<Services>,
     component: Prepared,
 }
 
 enum Prepared {
-    Sync(Engine, SyncViewsPre<Guest>),
-    Async(Engine, AsyncViewsPre<Guest>),
+    Sync(SyncComponent),
+    Async(AsyncComponent),
 }
 
 /// What a component says about itself, before anything is granted to it.
@@ -66,12 +67,13 @@ impl Module {
         let place = || format!("module `{}` ({})", grants.name, file.display());
         let inspection = inspect(engines, file).with_context(place)?;
         check_grants(&inspection, grants).with_context(place)?;
-        let component = prepare(engines, &inspection, grants.blocking_wasi).with_context(place)?;
+        let component = prepare(engines, &inspection, grants).with_context(place)?;
         let views = component
             .views(services, grants, inspection.mode)
             .with_context(place)?;
         Ok(Module {
             grants: Arc::clone(grants),
+            services: Arc::clone(services),
             views,
             component,
         })
@@ -84,10 +86,10 @@ impl Module {
     ///
     /// # Panics
     /// When the module is async.
-    pub fn call_sync(&self, guest: Guest, request: &types::Request) -> Result<Answer, Failure> {
+    pub fn call_sync(&self, work: Work, request: &types::Request) -> Result<Answer, Failure> {
         match &self.component {
-            Prepared::Sync(engine, views) => run::call_sync(engine, views, guest, request),
-            Prepared::Async(..) => unreachable!("the view says that it is async"),
+            Prepared::Sync(component) => component.call(work, |work| self.guest(work), request),
+            Prepared::Async(_) => unreachable!("the view says that it is async"),
         }
     }
 
@@ -98,14 +100,25 @@ impl Module {
     ///
     /// # Panics
     /// When the module is sync.
-    pub async fn call_async(
-        &self,
-        guest: Guest,
-        request: types::Request,
-    ) -> Result<Answer, Failure> {
+    pub async fn call_async(&self, work: Work, request: types::Request) -> Result<Answer, Failure> {
         match &self.component {
-            Prepared::Async(engine, views) => run::call_async(engine, views, guest, request).await,
-            Prepared::Sync(..) => unreachable!("the view says that it is sync"),
+            Prepared::Async(component) => {
+                let guest = |work| self.guest(work);
+                component.call(work, guest, request).await
+            }
+            Prepared::Sync(_) => unreachable!("the view says that it is sync"),
+        }
+    }
+
+    fn guest(&self, work: Work) -> Guest {
+        Guest::new(work, &self.grants, &self.services)
+    }
+
+    /// Ends the instances that have been kept for further requests too long.
+    pub fn sweep(&self) {
+        match &self.component {
+            Prepared::Sync(component) => component.sweep(),
+            Prepared::Async(component) => component.sweep(),
         }
     }
 }
@@ -138,11 +151,12 @@ impl Prepared {
             DESCRIBE_LIMIT,
         ));
         let scope = Scope::open(&Origin::host(), &view, &grants.limits, Setup::now());
-        let guest = Guest::new(scope, view, Arc::clone(grants), Arc::clone(services));
+        let guest = Guest::new(Work::new(scope, view), grants, services);
         match self {
-            Prepared::Sync(engine, views) => run::describe_sync(engine, views, guest),
-            Prepared::Async(engine, views) => tokio::runtime::Handle::current()
-                .block_on(run::describe_async(engine, views, guest)),
+            Prepared::Sync(component) => component.describe(guest),
+            Prepared::Async(component) => {
+                tokio::runtime::Handle::current().block_on(component.describe(guest))
+            }
         }
     }
 }
@@ -301,7 +315,7 @@ fn check_grants(inspection: &Inspection, grants: &config::Module) -> anyhow::Res
 fn prepare(
     engines: &Engines,
     inspection: &Inspection,
-    blocking_wasi: bool,
+    grants: &config::Module,
 ) -> anyhow::Result<Prepared> {
     let known = |import: &str| import.starts_with("wasi:") || capability(import).is_some();
     if let Some(unknown) = inspection.imports.iter().find(|import| !known(import)) {
@@ -317,15 +331,15 @@ fn prepare(
             linker
                 .instantiate_pre(component)
                 .and_then(SyncViewsPre::new)
-                .map(|pre| Prepared::Sync(engines.sync.clone(), pre))
+                .map(|pre| Prepared::Sync(SyncComponent::new(engines, pre, grants.reuse.clone())))
         }
         Mode::Async => {
             let mut linker = Linker::new(&engines.r#async);
-            link_async(&mut linker, blocking_wasi)?;
+            link_async(&mut linker, grants.blocking_wasi)?;
             linker
                 .instantiate_pre(component)
                 .and_then(AsyncViewsPre::new)
-                .map(|pre| Prepared::Async(engines.r#async.clone(), pre))
+                .map(|pre| Prepared::Async(AsyncComponent::new(engines, pre, grants.reuse.clone())))
         }
     };
     prepared.map_err(anyhow::Error::from).with_context(|| {
@@ -438,5 +452,5 @@ pub fn describe(
     inspection: &Inspection,
     grants: &Arc<config::Module>,
 ) -> anyhow::Result<Vec<Arc<View>>> {
-    prepare(engines, inspection, grants.blocking_wasi)?.views(services, grants, inspection.mode)
+    prepare(engines, inspection, grants)?.views(services, grants, inspection.mode)
 }

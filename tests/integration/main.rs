@@ -28,6 +28,7 @@ mod pinned;
 mod postgres;
 mod protocol;
 mod restart;
+mod reuse;
 mod rules;
 mod static_files;
 mod sticky;

@@ -19,10 +19,10 @@ impl From<Ended> for Error {
 
 impl body::Host for Guest {
     fn read(&mut self, offset: u64, max: u32) -> wasmtime::Result<Result<Vec<u8>, Error>> {
-        let Some(body) = &self.body else {
+        let Some(body) = &self.work().body else {
             return Ok(Ok(Vec::new()));
         };
-        if self.scope.deadline.ended().is_some() {
+        if self.work().scope.deadline.ended().is_some() {
             return Ok(Err(Error::Aborted));
         }
         let piece = workers::blocking(|| body.read(offset, max.min(PIECE_MAX)));
@@ -38,7 +38,7 @@ impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
         offset: u64,
         max: u32,
     ) -> wasmtime::Result<Result<Vec<u8>, Error>> {
-        let Some(body) = accessor.with(|mut store| store.get().body.clone()) else {
+        let Some(body) = accessor.with(|mut store| store.get().work().body.clone()) else {
             return Ok(Ok(Vec::new()));
         };
         let max = max.min(PIECE_MAX);

@@ -6,33 +6,37 @@ use crate::scope::NotSet;
 
 impl Host for Guest {
     fn request_id(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.origin.id.clone())
+        Ok(self.work().scope.origin.id.clone())
     }
 
     fn route(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.view.pattern().to_owned())
+        Ok(self.work().scope.view.pattern().to_owned())
     }
 
     fn peer(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.origin.peer.to_string())
+        Ok(self.work().scope.origin.peer.to_string())
     }
 
     fn traceparent(&mut self) -> wasmtime::Result<String> {
-        Ok(self.scope.origin.trace.to_string())
+        Ok(self.work().scope.origin.trace.to_string())
     }
 
     fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
-        Ok(u64::try_from(self.scope.deadline.remaining().as_millis()).unwrap_or(u64::MAX))
+        Ok(u64::try_from(self.work().scope.deadline.remaining().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
-        Ok(self.scope.value(&name))
+        Ok(self.work().scope.value(&name))
     }
 
     fn set(&mut self, name: String, value: String) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.scope.set_value(name, value).map_err(|why| match why {
-            NotSet::TooLarge(sentence) => Error::TooLarge(sentence),
-            NotSet::Reserved(sentence) => Error::Reserved(sentence),
-        }))
+        Ok(self
+            .work()
+            .scope
+            .set_value(name, value)
+            .map_err(|why| match why {
+                NotSet::TooLarge(sentence) => Error::TooLarge(sentence),
+                NotSet::Reserved(sentence) => Error::Reserved(sentence),
+            }))
     }
 }

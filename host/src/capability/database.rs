@@ -47,7 +47,7 @@ impl Guest {
             )
         })?;
         Ok(Session {
-            scope: Arc::clone(&self.scope),
+            scope: Arc::clone(&self.work().scope),
             database: database.clone(),
             face,
         })
@@ -411,7 +411,7 @@ impl database::Host for Guest {
     }
 
     fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.scope.transaction.set_rollback();
+        self.work().scope.transaction.set_rollback();
         Ok(())
     }
 }

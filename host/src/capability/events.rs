@@ -23,7 +23,7 @@ impl Guest {
                 self.grants.name
             )));
         }
-        let Some(onward) = &self.onward else {
+        let Some(onward) = &self.work().onward else {
             return Err(Error::Denied(
                 "nothing can be published while a module is being checked".to_owned(),
             ));

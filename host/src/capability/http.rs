@@ -126,8 +126,9 @@ struct Call {
 
 impl Guest {
     fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
+        let scope = &self.work().scope;
         let bytes = wanted.body.len() + wanted.url.len();
-        let held = self.scope.hold_call(bytes as u64);
+        let held = scope.hold_call(bytes as u64);
         let held = held.map_err(Error::Unavailable)?;
         let url = self.services.http.url(&wanted.url, &self.grants)?;
         let invalid =
@@ -147,7 +148,7 @@ impl Guest {
             request.headers_mut().append(key, value);
         }
         self.add_context(request.headers_mut());
-        let left = self.scope.deadline.remaining();
+        let left = scope.deadline.remaining();
         let asked = wanted
             .timeout_ms
             .map_or(left, |ms| Duration::from_millis(ms.into()));
@@ -158,8 +159,8 @@ impl Guest {
         Ok(Call {
             client: self.services.http.client.clone(),
             request,
-            scope: Arc::clone(&self.scope),
-            places: Arc::clone(&self.scope.outbound),
+            scope: Arc::clone(scope),
+            places: scope.outbound(),
             _held: held,
         })
     }
@@ -168,7 +169,7 @@ impl Guest {
 impl Guest {
     /// Where the request belongs, for whoever answers it (R14).
     fn add_context(&self, headers: &mut HeaderMap) {
-        let origin = &self.scope.origin;
+        let origin = &self.work().scope.origin;
         let trace = origin.trace.child();
         let values = [
             (TRACEPARENT, Some(trace.to_string())),

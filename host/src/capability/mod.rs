@@ -48,69 +48,110 @@ pub struct Services {
 
 /// What one instance of a guest can reach: the data of its store.
 pub struct Guest {
-    /// The request it works for.
-    pub scope: Arc<Scope>,
-    /// The function that runs.
-    pub view: Arc<View>,
+    /// What it works on; none while it is kept for another request.
+    work: Option<Work>,
     /// What its module is granted.
     pub grants: Arc<Grants>,
     /// What the app's requests share.
     pub services: Arc<Services>,
-    /// What it can call for; none while its module is being checked.
-    pub onward: Option<Arc<dyn Onward>>,
-    /// The request's body, when the host keeps it.
-    pub body: Option<Arc<Spooled>>,
     /// What it writes to standard output and error, and how much it may still log.
     pub output: Output,
     /// Its linear memory.
     pub memory: MemoryLimit,
-    /// The CPU time it has used.
-    pub cpu: Arc<CpuTime>,
+    /// What the host holds for it in this request.
     table: ResourceTable,
     /// Built when first used: most views never touch it.
-    wasi: Option<WasiCtx>,
+    wasi: Option<Wasi>,
+}
+
+/// One part of one request: what an instance works on.
+pub struct Work {
+    /// The request it works for.
+    pub scope: Arc<Scope>,
+    /// The function that runs.
+    pub view: Arc<View>,
+    /// What it can call for; none while its module is being checked.
+    pub onward: Option<Arc<dyn Onward>>,
+    /// The request's body, when the host keeps it.
+    pub body: Option<Arc<Spooled>>,
+    /// The CPU time it has used.
+    pub cpu: Arc<CpuTime>,
+}
+
+/// WASI as an instance sees it, as long as it exists: guests keep handles of it, such as that of their standard output.
+struct Wasi {
+    ctx: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Work {
+    /// Work for a function that is given nothing else.
+    pub fn new(scope: Arc<Scope>, view: Arc<View>) -> Work {
+        Work {
+            scope,
+            view,
+            onward: None,
+            body: None,
+            cpu: Arc::default(),
+        }
+    }
 }
 
 impl Guest {
     /// The store data of a new instance.
-    pub fn new(
-        scope: Arc<Scope>,
-        view: Arc<View>,
-        grants: Arc<Grants>,
-        services: Arc<Services>,
-    ) -> Guest {
+    pub fn new(work: Work, grants: &Arc<Grants>, services: &Arc<Services>) -> Guest {
         Guest {
-            output: Output::new(&scope, &view, grants.limits.log_max_bytes),
+            output: Output::new(&work, grants.limits.log_max_bytes),
             memory: MemoryLimit {
                 max: grants.limits.memory_mb << 20,
+                size: 0,
                 reached: false,
             },
-            cpu: Arc::default(),
-            scope,
-            view,
-            grants,
-            services,
-            onward: None,
-            body: None,
+            work: Some(work),
+            grants: Arc::clone(grants),
+            services: Arc::clone(services),
             table: ResourceTable::new(),
             wasi: None,
         }
     }
 
+    /// What the instance works on.
+    ///
+    /// # Panics
+    /// While it is kept for another request: no guest code runs then.
+    pub fn work(&self) -> &Work {
+        self.work.as_ref().expect("a guest runs for a request")
+    }
+
+    /// Lets go of the request that is done. Whether nothing of it is left: no limit was reached, and the guest has
+    /// dropped all that the host held for it.
+    pub fn finish(&mut self) -> bool {
+        let ended = (self.work.take()).is_none_or(|work| work.scope.deadline.ended().is_some());
+        let limited = self.output.finish() || self.memory.reached;
+        !ended && !limited && self.table.is_empty()
+    }
+
+    /// Takes up another request.
+    pub fn begin(&mut self, work: Work) {
+        self.output.begin(&work);
+        self.work = Some(work);
+    }
+
     /// Waits for a service on the thread of a sync worker, no longer than the request may run.
     fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
-        let deadline = &self.scope.deadline;
-        if let Some(why) = deadline.ended() {
+        let Work { scope, cpu, .. } = self.work();
+        if let Some(why) = scope.deadline.ended() {
             return Err(why);
         }
-        let wait = || tokio::runtime::Handle::current().block_on(deadline.bound(work));
-        self.cpu.pause(|| workers::blocking(wait))
+        cpu.pause(|| workers::block_on(scope.deadline.bound(work)))
     }
 }
 
 /// How much linear memory an instance may have, and whether it wanted more.
 pub struct MemoryLimit {
     max: u64,
+    /// How much it has, in bytes, all memories together.
+    pub size: u64,
     /// Set when the guest was refused memory: most then trap, and this says why.
     pub reached: bool,
 }
@@ -118,12 +159,15 @@ pub struct MemoryLimit {
 impl wasmtime::ResourceLimiter for MemoryLimit {
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let allowed = desired as u64 <= self.max;
         self.reached |= !allowed;
+        if allowed {
+            self.size += (desired - current) as u64;
+        }
         Ok(allowed)
     }
 

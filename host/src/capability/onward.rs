@@ -45,9 +45,9 @@ fn nowhere() -> Error {
 
 impl Guest {
     fn go(&self, to: Whither, request: Request) -> Result<Response, Error> {
-        let onward = self.onward.as_ref().ok_or_else(nowhere)?;
+        let onward = self.work().onward.as_ref().ok_or_else(nowhere)?;
         // What runs meanwhile has a CPU budget of its own.
-        self.cpu.pause(|| onward.go(to, request))
+        self.work().cpu.pause(|| onward.go(to, request))
     }
 }
 
@@ -66,7 +66,7 @@ impl subrequest::Host for Guest {
 type Async = Accessor<Guest, HasSelf<Guest>>;
 
 async fn go(accessor: &Async, to: Whither, request: Request) -> Result<Response, Error> {
-    let onward = accessor.with(|mut store| store.get().onward.clone());
+    let onward = accessor.with(|mut store| store.get().work().onward.clone());
     onward.ok_or_else(nowhere)?.go_async(to, request).await
 }
 

@@ -12,6 +12,7 @@ use tracing::Level;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use super::Work;
 use crate::metrics::METRICS;
 use crate::scope::Scope;
 use crate::view::View;
@@ -26,22 +27,24 @@ const WRITE_BYTES: usize = 64 << 10;
 
 /// The log of one instance. Clones share it.
 #[derive(Clone)]
-pub struct Output(Arc<Log>);
-
-struct Log {
-    scope: Arc<Scope>,
-    view: Arc<View>,
-    max_bytes: usize,
-    state: Mutex<State>,
-}
+pub struct Output(Arc<Mutex<State>>);
 
 struct State {
+    /// What the instance works on; none while it is kept for another request.
+    work: Option<(Arc<Scope>, Arc<View>)>,
+    max_bytes: usize,
     left: usize,
     cut: bool,
     panic: Option<String>,
+    /// The beginnings of lines, of standard output and of standard error.
+    lines: [Vec<u8>; 2],
 }
 
 impl State {
+    fn line(&mut self, level: Level) -> &mut Vec<u8> {
+        &mut self.lines[usize::from(level == Level::WARN)]
+    }
+
     /// Whether a line of standard error is a panic's; if so, it is kept. A guest that panics ends.
     fn panicking(&mut self, line: &str) -> bool {
         if self.panic.is_none()
@@ -68,34 +71,48 @@ impl State {
 }
 
 impl Output {
-    pub(super) fn new(scope: &Arc<Scope>, view: &Arc<View>, max_bytes: usize) -> Output {
+    pub(super) fn new(work: &Work, max_bytes: usize) -> Output {
         let state = State {
+            work: None,
+            max_bytes,
             left: max_bytes,
             cut: false,
             panic: None,
+            lines: Default::default(),
         };
-        Output(Arc::new(Log {
-            scope: Arc::clone(scope),
-            view: Arc::clone(view),
-            max_bytes,
-            state: Mutex::new(state),
-        }))
+        let output = Output(Arc::new(Mutex::new(state)));
+        output.begin(work);
+        output
+    }
+
+    /// What is written from now on belongs to this.
+    pub(super) fn begin(&self, work: &Work) {
+        let mut state = self.0.lock();
+        state.work = Some((Arc::clone(&work.scope), Arc::clone(&work.view)));
+        state.left = state.max_bytes;
+    }
+
+    /// Lets go of the request. Whether it wrote more than it may.
+    pub(super) fn finish(&self) -> bool {
+        self.flush(Level::INFO);
+        self.flush(Level::WARN);
+        let mut state = self.0.lock();
+        state.work = None;
+        state.cut
     }
 
     /// Writes one record.
     pub(super) fn record(&self, level: Level, text: &str) {
-        let mut state = self.0.state.lock();
-        let Log {
-            scope,
-            view,
-            max_bytes,
-            ..
-        } = &*self.0;
+        let mut state = self.0.lock();
+        let Some((scope, view)) = state.work.clone() else {
+            return;
+        };
         let request = &scope.origin.id;
         let size = text.len() + RECORD_BYTES;
         if size > state.left {
             METRICS.log_cut.inc_by(size as u64);
             if !std::mem::replace(&mut state.cut, true) {
+                let max_bytes = state.max_bytes;
                 tracing::warn!(target: "amphi::guest", %view, request, "the view logs more than `log_max_bytes` ({max_bytes}): the rest of what it logs for this request is cut");
             }
             return;
@@ -121,7 +138,7 @@ impl Output {
 
     /// Where and why the guest panicked, if it did.
     pub fn panic(&self) -> Option<String> {
-        self.0.state.lock().panic.clone()
+        self.0.lock().panic.clone()
     }
 
     /// A stream whose lines become records of `level`.
@@ -129,7 +146,25 @@ impl Output {
         Lines {
             output: self.clone(),
             level,
-            line: Arc::default(),
+        }
+    }
+
+    fn log(&self, level: Level, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let text = text.trim_end();
+        if level == Level::WARN && self.0.lock().panicking(text) {
+            return;
+        }
+        if !text.is_empty() {
+            self.record(level, text);
+        }
+    }
+
+    /// Logs the beginning of a line that will have no end.
+    fn flush(&self, level: Level) {
+        let rest = std::mem::take(self.0.lock().line(level));
+        if !rest.is_empty() {
+            self.log(level, &rest);
         }
     }
 }
@@ -139,28 +174,11 @@ impl Output {
 pub(super) struct Lines {
     output: Output,
     level: Level,
-    line: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Lines {
-    fn log(&self, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
-        let text = text.trim_end();
-        if self.level == Level::WARN && self.output.0.state.lock().panicking(text) {
-            return;
-        }
-        if !text.is_empty() {
-            self.output.record(self.level, text);
-        }
-    }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        let rest = std::mem::take(&mut *self.line.lock());
-        if !rest.is_empty() {
-            self.log(&rest);
-        }
+        self.output.flush(self.level);
     }
 }
 
@@ -182,14 +200,16 @@ impl StdoutStream for Lines {
 
 impl OutputStream for Lines {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut line = self.line.lock();
+        let (output, level) = (&self.output, self.level);
+        let mut line = std::mem::take(output.0.lock().line(level));
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             line.extend_from_slice(part);
             if part.ends_with(b"\n") || line.len() > WRITE_BYTES {
-                self.log(&line);
+                output.log(level, &line);
                 line.clear();
             }
         }
+        *output.0.lock().line(level) = line;
         Ok(())
     }
 

@@ -5,13 +5,13 @@
 //! where it would hold up everything else that the view has in flight.
 
 use tracing::Level;
-use wasmtime::component::{HasData, Linker, Resource};
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::io::poll as waits;
 use wasmtime_wasi::p2::bindings::sync::io::poll as blocking_waits;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 
-use super::Guest;
+use super::{Guest, Wasi};
 use crate::run::Stop;
 use crate::view::Mode;
 
@@ -21,13 +21,13 @@ const VERSION: &str = "0.2.12";
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if self.wasi.is_none() {
-            self.wasi = Some(self.new_wasi());
+            self.wasi = Some(Wasi {
+                ctx: self.new_wasi(),
+                table: ResourceTable::new(),
+            });
         }
-        let ctx = self.wasi.as_mut().expect("it was just built");
-        WasiCtxView {
-            ctx,
-            table: &mut self.table,
-        }
+        let Wasi { ctx, table } = self.wasi.as_mut().expect("it was just built");
+        WasiCtxView { ctx, table }
     }
 }
 
@@ -36,7 +36,7 @@ impl Guest {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.output.stream(Level::INFO))
             .stderr(self.output.stream(Level::WARN));
-        wasi.allow_blocking_current_thread(self.view.mode == Mode::Sync);
+        wasi.allow_blocking_current_thread(self.work().view.mode == Mode::Sync);
         for dir in &self.grants.directories {
             let permissions = if dir.write {
                 FsPerms::ReadWrite
@@ -44,7 +44,7 @@ impl Guest {
                 FsPerms::ReadOnly
             };
             if let Err(error) = wasi.preopened_dir(&dir.host, &dir.guest, permissions) {
-                let (view, folder) = (&self.view, dir.host.display());
+                let (view, folder) = (&self.work().view, dir.host.display());
                 tracing::error!(%view, %folder, %error, "a granted folder cannot be opened: the view does not see it");
             }
         }
@@ -60,13 +60,17 @@ impl HasData for Bounded<'static> {
 }
 
 impl Bounded<'_> {
+    fn table(&mut self) -> &mut ResourceTable {
+        self.0.ctx().table
+    }
+
     fn wait<T>(
         &mut self,
-        wait: impl AsyncFnOnce(&mut wasmtime::component::ResourceTable) -> wasmtime::Result<T>,
+        wait: impl AsyncFnOnce(&mut ResourceTable) -> wasmtime::Result<T>,
     ) -> wasmtime::Result<T> {
-        let mut table = std::mem::take(&mut self.0.table);
+        let mut table = std::mem::take(self.table());
         let done = self.0.wait(wait(&mut table));
-        self.0.table = table;
+        *self.table() = table;
         done.map_err(|why| wasmtime::Error::from(Stop::from(why)))?
     }
 }
@@ -87,7 +91,7 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     }
 
     fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
-        waits::HostPollable::drop(&mut self.0.table, pollable)
+        waits::HostPollable::drop(self.table(), pollable)
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let file = &arguments.file;
-    let engines = Engines::new(1, 1)?;
+    let engines = Engines::for_looking()?;
     let inspection = module::inspect(&engines, file).with_context(|| file.display().to_string())?;
     let imports = match inspection.imports.join("\n         ") {
         none if none.is_empty() => "nothing".to_owned(),

@@ -49,7 +49,7 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
 
 /// Loads an app's modules and routes without serving it or touching its databases.
 pub(super) fn check(config: Config) -> anyhow::Result<App> {
-    let engines = Engines::new(1, 1)?;
+    let engines = Engines::for_looking()?;
     super::serve::block_on(async {
         tokio::task::spawn_blocking(move || {
             App::load(config, &engines, Databases::new(), false, None)

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::config::Config;
 use crate::database::{self, Databases, migration};
 use crate::host::Host;
-use crate::run::Engines;
+use crate::run::{Engines, Room};
 use crate::server::{self, Sockets};
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
@@ -25,6 +25,8 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
 
 /// As many instance slots of a mode are made for requests that run several guest functions at once.
 const INSTANCE_SLOTS: usize = 8_000;
+/// How often instances that are kept for further requests are looked through for old ones.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How long threads that still wait for a disk may keep the process from ending.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -54,10 +56,15 @@ impl Running {
         let parts = config.parts_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
-        let (sync, r#async) = (
-            slots(config.sync_views.workers_max),
-            slots(config.async_views.in_flight_max),
-        );
+        let (sync, r#async) = (&config.sync_views, &config.async_views);
+        let sync = Room {
+            at_once: slots(sync.workers_max),
+            kept: sync.instances_kept_max,
+        };
+        let r#async = Room {
+            at_once: slots(r#async.in_flight_max),
+            kept: r#async.instances_kept_max,
+        };
         let engines = match migrations {
             Migrations::Apply => Engines::for_development(sync, r#async)?,
             Migrations::Check => Engines::new(sync, r#async)?,
@@ -83,7 +90,16 @@ impl Running {
     pub(super) async fn serve(self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
+        tokio::spawn(sweep(Arc::clone(&self.host)));
         server::serve(self.host, self.sockets, stop).await
+    }
+}
+
+/// Ends instances that have been kept too long, whether or not there are requests.
+async fn sweep(host: Arc<Host>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        host.app.load().sweep();
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::Spanned;
 
 use super::{
     Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
-    Place, Server, Source, StaticFiles, raw,
+    Place, Reuse, Server, Source, StaticFiles, raw,
 };
 use crate::proxies::{Addresses, Proxies};
 use crate::view::Topics;
@@ -24,6 +25,8 @@ pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
 /// A result counts some bytes even without rows.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
+/// Instances that are kept take room of those that work.
+const KEPT: RangeInclusive<u64> = 0..=10_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
@@ -170,6 +173,7 @@ impl<'a> Checker<'a> {
         self.within(at, "workers_max", sync.workers_max, 1..=10_000)?;
         self.within(at, "queue_max", sync.queue_max, 0..=1_000_000)?;
         self.within(at, "queue_timeout_ms", sync.queue_timeout_ms, TIME_MS)?;
+        self.within(at, "instances_kept_max", sync.instances_kept_max, KEPT)?;
         if sync.workers > sync.workers_max {
             return Err(self.error_at(at, format!(
                 "`workers` ({}) is over `workers_max` ({}): raise the maximum or start with fewer", sync.workers, sync.workers_max
@@ -180,6 +184,7 @@ impl<'a> Checker<'a> {
         self.within(at, "in_flight_max", r#async.in_flight_max, 1..=100_000)?;
         self.within(at, "queue_max", r#async.queue_max, 0..=1_000_000)?;
         self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)?;
+        self.within(at, "instances_kept_max", r#async.instances_kept_max, KEPT)?;
         let (events, at) = (raw.events.get_ref(), raw.events.span().start);
         self.within(at, "queue_max", events.queue_max, 1..=1_000_000)?;
         self.within(at, "in_flight_max", events.in_flight_max, 1..=10_000)?;
@@ -218,6 +223,19 @@ impl<'a> Checker<'a> {
         self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
         let outbound_bytes = limits.outbound_response_max_bytes;
         self.within(at, "outbound_response_max_bytes", outbound_bytes, BYTES)?;
+        self.within(
+            at,
+            "reuse_requests_max",
+            limits.reuse_requests_max,
+            1..=u32::MAX.into(),
+        )?;
+        self.within(at, "reuse_age_max_ms", limits.reuse_age_max_ms, TIME_MS)?;
+        self.within(
+            at,
+            "reuse_memory_max_mb",
+            limits.reuse_memory_max_mb,
+            MEMORY_MB,
+        )?;
         if own.cpu_ms.is_none() {
             limits.cpu_ms = limits.cpu_ms.min(limits.timeout_ms);
         }
@@ -358,6 +376,11 @@ impl<'a> Checker<'a> {
             ungranted_imports: raw.ungranted_imports,
             settings,
             atomic: atomic.unwrap_or(defaults.atomic),
+            reuse: (raw.instances == raw::Instances::Reuse).then(|| Reuse {
+                requests_max: limits.reuse_requests_max,
+                age_max: Duration::from_millis(limits.reuse_age_max_ms),
+                memory_max_bytes: limits.reuse_memory_max_mb << 20,
+            }),
             limits,
             name,
         })

@@ -127,6 +127,9 @@ pub struct SyncViews {
     pub queue_max: usize,
     /// How long a request waits for a worker before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
+    /// Instances that are kept for further requests, of all modules with `instances = "reuse"`; one more is ended.
+    /// Default 64.
+    pub instances_kept_max: usize,
 }
 
 impl Default for SyncViews {
@@ -136,6 +139,7 @@ impl Default for SyncViews {
             workers_max: cores().max(64),
             queue_max: 1024,
             queue_timeout_ms: 5_000,
+            instances_kept_max: 64,
         }
     }
 }
@@ -152,6 +156,9 @@ pub struct AsyncViews {
     pub queue_max: usize,
     /// How long a request waits for an instance before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
+    /// Instances that are kept for further requests, of all modules with `instances = "reuse"`; one more is ended.
+    /// Default 256.
+    pub instances_kept_max: usize,
 }
 
 impl Default for AsyncViews {
@@ -161,6 +168,7 @@ impl Default for AsyncViews {
             in_flight_max: 1_000,
             queue_max: 10_000,
             queue_timeout_ms: 5_000,
+            instances_kept_max: 256,
         }
     }
 }
@@ -238,6 +246,12 @@ limits! {
     context_value_max_bytes: usize = 8 << 10,
     /// What a request may write to the log, in all; the rest is cut with a note. Default 64 KiB.
     log_max_bytes: usize = 64 << 10,
+    /// With `instances = "reuse"`: requests that one instance serves. Default 10,000.
+    reuse_requests_max: u32 = 10_000,
+    /// With `instances = "reuse"`: how long an instance exists. Default 60,000.
+    reuse_age_max_ms: u64 = 60_000,
+    /// With `instances = "reuse"`: linear memory of an instance that is kept. Default 32.
+    reuse_memory_max_mb: u64 = 32,
 }
 
 #[derive(Deserialize)]
@@ -280,8 +294,19 @@ pub(super) struct Module {
     pub(super) settings: BTreeMap<String, Spanned<toml::Value>>,
     #[serde(default)]
     pub(super) secrets: BTreeMap<String, Spanned<Secret>>,
+    #[serde(default)]
+    pub(super) instances: Instances,
     pub(super) atomic: Option<Spanned<Atomic>>,
     pub(super) limits: Option<Spanned<OwnLimits>>,
+}
+
+/// Whether an instance serves one request or several, one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Instances {
+    #[default]
+    Fresh,
+    Reuse,
 }
 
 fn root() -> Spanned<String> {

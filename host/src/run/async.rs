@@ -1,97 +1,147 @@
 //! Async guests: a future on the loop, preempted by epoch (R5).
 //!
-//! Each request has a store of its own: dropping it is what cancels everything the guest has in flight (R15),
-//! and only between stores can one guest be preempted for another.
+//! Each request in flight has a store of its own: dropping it is what cancels everything the guest has in flight
+//! (R15), and only between stores can one guest be preempted for another.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
-use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime::component::Accessor;
+use wasmtime::{Store, UpdateDeadline};
 
-use super::{Answer, CpuTime, Stop, explain};
-use crate::bindings::{AsyncViewsPre, types};
-use crate::capability::Guest;
+use super::kept::{Instance, Kept};
+use super::{Answer, CpuTime, Engines, Stop, explain};
+use crate::bindings::{AsyncViews, AsyncViewsPre, types};
+use crate::capability::{Guest, Work};
+use crate::config::Reuse;
 use crate::error::Failure;
 use crate::metrics::{Held, METRICS};
-use crate::view::Mode;
 
-/// Runs a view in a fresh instance, no longer than its request may.
-///
-/// # Errors
-/// A trap or a limit, explained.
-pub async fn call(
-    engine: &Engine,
-    views: &AsyncViewsPre<Guest>,
-    guest: Guest,
-    request: types::Request,
-) -> Result<Answer, Failure> {
-    let view = guest.view.id;
-    run(engine, guest, async |store| {
-        let views = views.instantiate_async(&mut *store).await?;
-        let handle = async |accessor: &_| views.call_handle(accessor, view, request).await;
-        store.run_concurrent(handle).await?
-    })
-    .await
+/// A component with async views, ready to be called.
+pub struct AsyncComponent {
+    views: AsyncViewsPre<Guest>,
+    kept: Kept<Exports>,
+}
+
+/// What an instance is called by.
+struct Exports {
+    views: AsyncViews,
+    /// How many tasks, calls and streams its store knows of while it is idle.
+    idle: usize,
+}
+
+impl AsyncComponent {
+    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    pub fn new(
+        engines: &Engines,
+        views: AsyncViewsPre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> AsyncComponent {
+        let kept = Kept::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
+        AsyncComponent { views, kept }
+    }
+
+    /// Runs a view, no longer than its request may, and makes the store of a fresh instance with `guest`.
+    ///
+    /// # Errors
+    /// A trap or a limit, explained.
+    pub async fn call(
+        &self,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: types::Request,
+    ) -> Result<Answer, Failure> {
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let _held = Held::new(&METRICS.async_instances);
+        let handled = pin!(async {
+            let view = work.view.id;
+            let mut instance = match self.kept.take(work) {
+                Ok(kept) => kept,
+                Err(work) => self.fresh(guest(work)).await?,
+            };
+            let Instance { store, exports, .. } = &mut instance;
+            store.set_epoch_deadline(1);
+            let handle = async |accessor: &_| {
+                let answer = exports.views.call_handle(accessor, view, request).await?;
+                wasmtime::Result::Ok((answer, runs_nothing(accessor).await))
+            };
+            let done = store.run_concurrent(handle).await.flatten();
+            let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
+            // A call that it has not waited for would end in the middle of another request.
+            let clean = done && store.concurrent_state_table_size() == exports.idle;
+            self.kept.give_back(instance, clean);
+            Ok(answer)
+        });
+        // Outside the store: a time limit inside would wait for the guest to yield.
+        match scope.deadline.bound(metered(&cpu, handled)).await {
+            Ok(done) => done,
+            Err(why) => Err((&Stop::from(why)).into()),
+        }
+    }
+
+    /// Asks the component for its views.
+    ///
+    /// # Errors
+    /// As [`AsyncComponent::call`].
+    pub async fn describe(&self, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+        let Work { scope, cpu, .. } = guest.work();
+        let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
+        let described = pin!(async {
+            let Instance {
+                mut store, exports, ..
+            } = self.fresh(guest).await?;
+            let described = exports.views.call_describe(&mut store).await;
+            described.map_err(|error| explain(&error, store.data()))
+        });
+        match scope.deadline.bound(metered(&cpu, described)).await {
+            Ok(done) => done,
+            Err(why) => Err((&Stop::from(why)).into()),
+        }
+    }
+
+    /// Ends the instances that have been kept too long.
+    pub fn sweep(&self) {
+        self.kept.sweep();
+    }
+
+    /// A fresh instance, under all its limits.
+    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports>, Failure> {
+        let mut store = Store::new(self.views.engine(), guest);
+        store.limiter(|guest| &mut guest.memory);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            let Work { view, cpu, .. } = store.data().work();
+            if cpu.used() >= view.cpu {
+                return Err(Stop::Cpu(view.cpu.as_millis()).into());
+            }
+            // tokio's own yield lets the loop look at its sockets before the guest goes on.
+            Ok(UpdateDeadline::YieldCustom(
+                1,
+                Box::pin(tokio::task::yield_now()),
+            ))
+        });
+        match self.views.instantiate_async(&mut store).await {
+            Ok(views) => {
+                let idle = store.concurrent_state_table_size();
+                Ok(Instance::fresh(store, Exports { views, idle }))
+            }
+            Err(error) => Err(explain(&error, store.data())),
+        }
+    }
+}
+
+/// Whether the guest has come to its end when it has answered. What it goes on with ends with its store.
+async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
+    poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
 }
 
 /// Counts the CPU time of this thread while it works for the guest, and not while the guest waits.
-async fn metered<T>(cpu: &CpuTime, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
+async fn metered<T>(cpu: &CpuTime, mut work: Pin<&mut impl Future<Output = T>>) -> T {
     poll_fn(|context| {
         let _counting = cpu.count();
         work.as_mut().poll(context)
     })
     .await
-}
-
-/// Asks a component for its views.
-///
-/// # Errors
-/// As [`call`].
-pub async fn describe(
-    engine: &Engine,
-    views: &AsyncViewsPre<Guest>,
-    guest: Guest,
-) -> Result<Vec<types::ViewInfo>, Failure> {
-    run(engine, guest, async |store| {
-        let views = views.instantiate_async(&mut *store).await?;
-        views.call_describe(store).await
-    })
-    .await
-}
-
-/// Works with a fresh store, under all its limits.
-async fn run<T>(
-    engine: &Engine,
-    guest: Guest,
-    work: impl AsyncFnOnce(&mut Store<Guest>) -> wasmtime::Result<T>,
-) -> Result<T, Failure> {
-    let (scope, cpu) = (Arc::clone(&guest.scope), Arc::clone(&guest.cpu));
-    let mut store = store(engine, guest);
-    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Async.as_str()]));
-    // Outside the store: a time limit inside would wait for the guest to yield.
-    match scope.deadline.bound(metered(&cpu, work(&mut store))).await {
-        Ok(done) => done.map_err(|error| explain(&error, store.data())),
-        Err(why) => Err((&Stop::from(why)).into()),
-    }
-}
-
-fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
-    let budget = guest.view.cpu;
-    let cpu = Arc::clone(&guest.cpu);
-    let mut store = Store::new(engine, guest);
-    store.limiter(|guest| &mut guest.memory);
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |_| {
-        if cpu.used() >= budget {
-            return Err(Stop::Cpu(budget.as_millis()).into());
-        }
-        // tokio's own yield lets the loop look at its sockets before the guest goes on.
-        Ok(UpdateDeadline::YieldCustom(
-            1,
-            Box::pin(tokio::task::yield_now()),
-        ))
-    });
-    store
 }

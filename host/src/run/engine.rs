@@ -2,9 +2,11 @@
 //! have an engine, with a pool of instance slots that were measured to be cheap to reuse.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::Semaphore;
 use wasmtime::{
     Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy,
     PoolingAllocationConfig, WasmBacktraceDetails,
@@ -38,33 +40,56 @@ pub struct Engines {
     pub sync: Engine,
     /// For async components.
     pub r#async: Engine,
+    /// Room for instances that are kept for further requests.
+    pub(super) sync_kept: Arc<Semaphore>,
+    pub(super) async_kept: Arc<Semaphore>,
+}
+
+/// How many instances of one mode there is room for.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// At work.
+    pub at_once: usize,
+    /// Kept for further requests.
+    pub kept: usize,
 }
 
 impl Engines {
-    /// Engines with room for this many instances of each mode at once.
+    /// Engines with room for this many instances of each mode.
     ///
     /// # Errors
     /// When the address space for the instance slots cannot be had.
-    pub fn new(sync_instances: usize, async_instances: usize) -> anyhow::Result<Engines> {
-        Engines::with(sync_instances, async_instances, false)
+    pub fn new(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+        Engines::with(sync, r#async, false)
     }
 
     /// The same for development: traps come with the lines of the guest's source, which takes milliseconds.
     ///
     /// # Errors
     /// As [`Engines::new`].
-    pub fn for_development(
-        sync_instances: usize,
-        async_instances: usize,
-    ) -> anyhow::Result<Engines> {
-        Engines::with(sync_instances, async_instances, true)
+    pub fn for_development(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+        Engines::with(sync, r#async, true)
     }
 
-    fn with(sync_instances: usize, async_instances: usize, lines: bool) -> anyhow::Result<Engines> {
+    /// Engines for a look at components.
+    ///
+    /// # Errors
+    /// As [`Engines::new`].
+    pub fn for_looking() -> anyhow::Result<Engines> {
+        let one = Room {
+            at_once: 1,
+            kept: 0,
+        };
+        Engines::new(one, one)
+    }
+
+    fn with(sync: Room, r#async: Room, lines: bool) -> anyhow::Result<Engines> {
         let cache = compile_cache();
         let engines = Engines {
-            sync: engine(sync_instances, false, lines, cache.clone())?,
-            r#async: engine(async_instances, true, lines, cache)?,
+            sync: engine(sync, false, lines, cache.clone())?,
+            r#async: engine(r#async, true, lines, cache)?,
+            sync_kept: Arc::new(Semaphore::new(sync.kept)),
+            async_kept: Arc::new(Semaphore::new(r#async.kept)),
         };
         engines.tick().context("starting the epoch thread")?;
         Ok(engines)
@@ -102,13 +127,13 @@ fn compile_cache() -> Option<Cache> {
 }
 
 fn engine(
-    instances: usize,
+    room: Room,
     concurrent: bool,
     lines: bool,
     cache: Option<Cache>,
 ) -> anyhow::Result<Engine> {
     // One more, for reading what a module describes while all others are in use.
-    let instances = u32::try_from(instances + 1).context("too many instances")?;
+    let instances = u32::try_from(room.at_once + room.kept + 1).context("too many instances")?;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances)
         .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT))

@@ -4,6 +4,7 @@ mod r#async;
 pub mod backtrace;
 mod cpu;
 mod engine;
+mod kept;
 mod sync;
 
 use std::fmt;
@@ -18,11 +19,11 @@ use crate::error::Failure;
 
 use backtrace::{frames, way};
 
-pub use r#async::{call as call_async, describe as describe_async};
+pub use r#async::AsyncComponent;
 pub use cpu::CpuTime;
 use engine::FRAMES_MAX;
-pub use engine::{Engines, TABLE_ELEMENTS_MAX};
-pub use sync::{call as call_sync, describe as describe_sync};
+pub use engine::{Engines, Room, TABLE_ELEMENTS_MAX};
+pub use sync::SyncComponent;
 
 /// What a guest made of a request: its response, or the error it returned.
 pub type Answer = Result<types::Response, types::Error>;

@@ -2,76 +2,100 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime::{Store, UpdateDeadline};
 
-use super::{Answer, Stop, explain};
-use crate::bindings::{SyncViewsPre, types};
-use crate::capability::Guest;
+use super::kept::{Instance, Kept};
+use super::{Answer, Engines, Stop, explain};
+use crate::bindings::{SyncViews, SyncViewsPre, types};
+use crate::capability::{Guest, Work};
+use crate::config::Reuse;
 use crate::error::Failure;
 use crate::metrics::{Held, METRICS};
-use crate::view::Mode;
 
 /// How many ticks pass between looks at a computing guest: as often as its limits have to be exact.
 const TICKS_BETWEEN_LOOKS: u64 = 5;
 
-/// Runs a view in a fresh instance. Blocks; on a sync worker.
-///
-/// # Errors
-/// A trap, a limit or a cancelled request, explained.
-pub fn call(
-    engine: &Engine,
-    views: &SyncViewsPre<Guest>,
-    guest: Guest,
-    request: &types::Request,
-) -> Result<Answer, Failure> {
-    let view = guest.view.id;
-    run(engine, guest, |store| {
-        let views = views.instantiate(&mut *store)?;
-        views.call_handle(store, view, request)
-    })
+/// A component with sync views, ready to be called.
+pub struct SyncComponent {
+    views: SyncViewsPre<Guest>,
+    kept: Kept<SyncViews>,
 }
 
-/// Asks a component for its views.
-///
-/// # Errors
-/// As [`call`].
-pub fn describe(
-    engine: &Engine,
-    views: &SyncViewsPre<Guest>,
-    guest: Guest,
-) -> Result<Vec<types::ViewInfo>, Failure> {
-    run(engine, guest, |store| {
-        views.instantiate(&mut *store)?.call_describe(store)
-    })
-}
+impl SyncComponent {
+    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    pub fn new(
+        engines: &Engines,
+        views: SyncViewsPre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> SyncComponent {
+        let kept = Kept::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
+        SyncComponent { views, kept }
+    }
 
-/// Works with a fresh store, under all its limits.
-fn run<T>(
-    engine: &Engine,
-    guest: Guest,
-    work: impl FnOnce(&mut Store<Guest>) -> wasmtime::Result<T>,
-) -> Result<T, Failure> {
-    let cpu = Arc::clone(&guest.cpu);
-    let _counting = cpu.count();
-    let mut store = store(engine, guest);
-    let _held = Held::new(&METRICS.instances.with_label_values(&[Mode::Sync.as_str()]));
-    work(&mut store).map_err(|error| explain(&error, store.data()))
-}
+    /// Runs a view, and makes the store of a fresh instance with `guest`. Blocks; on a sync worker.
+    ///
+    /// # Errors
+    /// A trap, a limit or a cancelled request, explained.
+    pub fn call(
+        &self,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: &types::Request,
+    ) -> Result<Answer, Failure> {
+        let (view, cpu) = (work.view.id, Arc::clone(&work.cpu));
+        let _counting = cpu.count();
+        let _held = Held::new(&METRICS.sync_instances);
+        let mut instance = match self.kept.take(work) {
+            Ok(kept) => kept,
+            Err(work) => self.fresh(guest(work))?,
+        };
+        let Instance { store, exports, .. } = &mut instance;
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        let answer = exports.call_handle(&mut *store, view, request);
+        let answer = answer.map_err(|error| explain(&error, store.data()))?;
+        self.kept.give_back(instance, true);
+        Ok(answer)
+    }
 
-fn store(engine: &Engine, guest: Guest) -> Store<Guest> {
-    let budget = guest.view.cpu;
-    let mut store = Store::new(engine, guest);
-    store.limiter(|guest| &mut guest.memory);
-    store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
-    store.epoch_deadline_callback(move |store| {
-        let guest = store.data();
-        if let Some(why) = guest.scope.deadline.ended() {
-            return Err(Stop::from(why).into());
+    /// Asks the component for its views.
+    ///
+    /// # Errors
+    /// As [`SyncComponent::call`].
+    pub fn describe(&self, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+        let cpu = Arc::clone(&guest.work().cpu);
+        let _counting = cpu.count();
+        let Instance {
+            mut store, exports, ..
+        } = self.fresh(guest)?;
+        let described = exports.call_describe(&mut store);
+        described.map_err(|error| explain(&error, store.data()))
+    }
+
+    /// Ends the instances that have been kept too long.
+    pub fn sweep(&self) {
+        self.kept.sweep();
+    }
+
+    /// A fresh instance, under all its limits.
+    fn fresh(&self, guest: Guest) -> Result<Instance<SyncViews>, Failure> {
+        let mut store = Store::new(self.views.engine(), guest);
+        store.limiter(|guest| &mut guest.memory);
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        store.epoch_deadline_callback(|store| {
+            let Work {
+                scope, view, cpu, ..
+            } = store.data().work();
+            if let Some(why) = scope.deadline.ended() {
+                return Err(Stop::from(why).into());
+            }
+            if cpu.used() >= view.cpu {
+                return Err(Stop::Cpu(view.cpu.as_millis()).into());
+            }
+            Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
+        });
+        match self.views.instantiate(&mut store) {
+            Ok(views) => Ok(Instance::fresh(store, views)),
+            Err(error) => Err(explain(&error, store.data())),
         }
-        if guest.cpu.used() >= budget {
-            return Err(Stop::Cpu(budget.as_millis()).into());
-        }
-        Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
-    });
-    store
+    }
 }

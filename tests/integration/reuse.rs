@@ -1,0 +1,125 @@
+//! Instances that are kept for further requests, where a module's configuration wants it (R16).
+
+use std::time::Duration;
+
+use crate::harness::{App, Mode, Server, eventually};
+use futures::future::join_all;
+
+const REUSE: &str = "[modules.behaviour]\ninstances = \"reuse\"";
+
+async fn reusing(more: &str) -> Server {
+    App::new(&format!("{REUSE}\n{more}")).serve().await
+}
+
+/// How many requests the instance that answers this one has counted, this one too.
+async fn count(server: &Server, mode: Mode) -> u32 {
+    let reply = server.get(&format!("/{mode}/global")).await;
+    reply.ok().parse().expect("it is a number")
+}
+
+both_modes! {
+    async fn r16_a_kept_instance_serves_one_request_after_the_other(mode: Mode) {
+        let server = reusing("").await;
+        for expected in 1..=20 {
+            assert_eq!(count(&server, mode).await, expected);
+        }
+        // At once, each request has an instance to itself.
+        let path = format!("/{mode}/nap/100");
+        let replies = join_all((0..20).map(|_| server.get(&path))).await;
+        assert!(replies.iter().all(|reply| reply.ok() == "slept 100"));
+        server.assert_baseline().await;
+        assert!(server.metrics().await.get("amphi_instances_kept") >= 20.0);
+    }
+
+    async fn r16_kept_instances_are_recycled_by_count(mode: Mode) {
+        let server = reusing("[limits]\nreuse_requests_max = 3").await;
+        for expected in [1, 2, 3, 1, 2, 3, 1] {
+            assert_eq!(count(&server, mode).await, expected);
+        }
+        assert_eq!(server.metrics().await.get("amphi_instances_recycled_total"), 2.0);
+    }
+
+    async fn r16_kept_instances_are_recycled_by_age(mode: Mode) {
+        let server = reusing("[limits]\nreuse_age_max_ms = 500").await;
+        assert_eq!(count(&server, mode).await, 1);
+        // With nobody asking, too.
+        eventually("no instance to be kept", async || {
+            let kept = server.metrics().await.get("amphi_instances_kept");
+            if kept == 0.0 { Ok(()) } else { Err(kept) }
+        })
+        .await;
+        assert_eq!(count(&server, mode).await, 1);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(count(&server, mode).await, 1);
+    }
+
+    async fn r16_kept_instances_are_recycled_by_memory(mode: Mode) {
+        let server = reusing("[limits]\nreuse_memory_max_mb = 1").await;
+        for _ in 0..3 {
+            assert_eq!(count(&server, mode).await, 1);
+        }
+        assert_eq!(server.metrics().await.get("amphi_instances_kept"), 0.0);
+    }
+
+    async fn r16_no_more_instances_are_kept_than_there_is_room_for(mode: Mode) {
+        let server = reusing(&format!("[{mode}_views]\ninstances_kept_max = 2")).await;
+        let path = format!("/{mode}/nap/200");
+        join_all((0..10).map(|_| server.get(&path))).await;
+        assert_eq!(server.metrics().await.get("amphi_instances_kept"), 2.0);
+        let server = reusing(&format!("[{mode}_views]\ninstances_kept_max = 0")).await;
+        assert_eq!((count(&server, mode).await, count(&server, mode).await), (1, 1));
+    }
+
+    /// What traps, reaches a limit or is cancelled takes its instance with it, and so does what is left open.
+    async fn r13_r16_an_instance_that_did_not_end_well_is_not_kept(mode: Mode) {
+        let server = reusing("[limits]\ncpu_ms = 200\ntimeout_ms = 1000\nmemory_mb = 32\nlog_max_bytes = 200").await;
+        let mut ends: Vec<String> = ["panic", "exit", "loop", "recurse", "allocate", "sleep"]
+            .map(|how| format!("/{mode}/fail/{how}"))
+            .into();
+        ends.push(format!("/{mode}/chatter/{}", "x".repeat(300)));
+        for path in ends {
+            count(&server, mode).await;
+            assert_ne!(count(&server, mode).await, 1, "before {path}");
+            server.request("POST", &path).send().await.expect("it answers");
+            server.get(&path).await;
+            assert_eq!(count(&server, mode).await, 1, "after {path}");
+        }
+        server.post(&format!("/{mode}/leak"), "").await;
+        assert_eq!(count(&server, mode).await, 1, "after a leak");
+        let nap = tokio::spawn(server.request("GET", &format!("/{mode}/nap/900")).send());
+        eventually("the view to run", async || {
+            let running = server.metrics().await.get("amphi_instances");
+            if running == 1.0 { Ok(()) } else { Err(running) }
+        })
+        .await;
+        nap.abort();
+        server.assert_baseline().await;
+        assert_eq!(count(&server, mode).await, 1, "after a client that left");
+    }
+
+    /// An error that a view returns, and what it does to the database, are as with a fresh instance.
+    async fn r9_r16_a_kept_instance_keeps_nothing_of_a_transaction(mode: Mode) {
+        let server = reusing("").await;
+        for how in ["error", "status-500", "refuse"] {
+            server.post(&format!("/{mode}/fail/{how}"), "").await;
+        }
+        assert_eq!(server.rows(), 0);
+        server.post(&format!("/{mode}/rows/kept"), "").await;
+        assert_eq!(server.tags(), ["kept"]);
+        server.assert_baseline().await;
+    }
+
+    /// What a request writes is logged as its own, a line without an end too.
+    async fn r14_r16_lines_of_a_kept_instance_belong_to_their_requests(mode: Mode) {
+        let server = reusing("").await;
+        for text in ["one", "two"] {
+            let mark = server.log.mark();
+            server.get(&format!("/{mode}/mutter/{text}")).await.ok();
+            let request = server.log.requests(mark, 1).await[0].text("request").to_owned();
+            let lines = server.log.since(mark);
+            let said: Vec<_> = lines.iter().filter(|line| line.text("target") == "amphi::guest").collect();
+            assert_eq!(said.len(), 1, "{lines:?}");
+            assert_eq!((said[0].text("request"), said[0].text("message")), (&*request, text));
+        }
+    }
+}
