@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::app::{App, Target};
 use crate::bindings::types;
-use crate::capability::{Guest, Onward, Whither};
+use crate::capability::{Onward, Whither, Work};
 use crate::error::{Failure, cut};
 use crate::events;
 use crate::gate::Refused;
@@ -57,13 +57,33 @@ impl fmt::Display for Link {
 /// Middleware, the outermost first, and the view at its end.
 pub struct Chain {
     links: Vec<Link>,
+    course: Course,
+}
+
+/// Where a chain, and all that it can call for, runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// All of it on one worker in one go.
+    Worker,
+    /// It is one async view, on the loop.
+    Loop,
+    /// Part by part, each where its mode wants it.
+    Parts,
 }
 
 impl Chain {
     /// A chain through `middleware` to `view`.
     pub fn new(middleware: impl IntoIterator<Item = Link>, view: Link) -> Chain {
-        let links = middleware.into_iter().chain([view]).collect();
-        Chain { links }
+        let links: Vec<Link> = middleware.into_iter().chain([view]).collect();
+        let calls_others = links.iter().any(|link| link.module.grants.subrequests);
+        let all_sync = links.iter().all(|link| link.view.mode == Mode::Sync);
+        let course = match links.len() {
+            _ if calls_others => Course::Parts,
+            _ if all_sync => Course::Worker,
+            1 => Course::Loop,
+            _ => Course::Parts,
+        };
+        Chain { links, course }
     }
 
     /// What the chain is there for.
@@ -77,9 +97,9 @@ impl Chain {
         self.links.len()
     }
 
-    /// Whether all of it, and all that it can call for, runs on one worker in one go.
-    pub fn is_one_job(&self) -> bool {
-        !self.calls_others() && self.links.iter().all(|link| link.view.mode == Mode::Sync)
+    /// Where it runs.
+    pub fn course(&self) -> Course {
+        self.course
     }
 
     /// Whether any part is async, or may call for one that is.
@@ -106,7 +126,7 @@ pub struct Flow {
     pub scope: Arc<Scope>,
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
-    /// Where parts send what has to run on the loop; none when all of the chain is one job for a worker.
+    /// Where parts send what has to run on the loop; none when there is nothing else to run.
     errands: Option<Arc<Queue>>,
     /// The failure that is on its way out, and what middleware gets to see of it.
     failure: Mutex<Option<(types::Error, Failure)>>,
@@ -116,8 +136,8 @@ pub struct Flow {
 pub type Outcome = Result<types::Response, Failure>;
 
 impl Flow {
-    /// The flow of a chain that is one job for a worker.
-    pub fn on_worker(
+    /// The flow of a chain that is not run part by part.
+    pub fn in_one(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
@@ -139,7 +159,7 @@ impl Flow {
         body: Option<Arc<Spooled>>,
     ) -> (Arc<Flow>, Errands) {
         let queue = Arc::new(Queue::open());
-        let mut flow = Flow::on_worker(on, scope, body);
+        let mut flow = Flow::in_one(on, scope, body);
         Arc::get_mut(&mut flow)
             .expect("it has just been made")
             .errands = Some(Arc::clone(&queue));
@@ -242,7 +262,7 @@ impl Position {
     }
 
     /// Runs this part, from the loop.
-    async fn on_loop(self, request: types::Request) -> Outcome {
+    pub async fn on_loop(self, request: types::Request) -> Outcome {
         match self.link().view.mode {
             Mode::Async => self.run_async(request).await,
             Mode::Sync => {
@@ -272,7 +292,7 @@ impl Position {
     /// Has this part run from the loop. Without anyone there, the request is cancelled, and `answer` is dropped.
     fn send(self, request: types::Request, answer: Box<dyn FnOnce(Outcome) + Send>) {
         let errands = self.flow.errands.clone();
-        let errands = errands.expect("only a chain that is all sync is one job for a worker");
+        let errands = errands.expect("a chain that may call for others runs part by part");
         errands.send(Errand {
             position: self,
             request,
@@ -298,7 +318,7 @@ impl Position {
         let _part = self.take_place()?;
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_sync(here.guest(), &here.routed(request));
+        let answer = module.call_sync(here.work(), &here.routed(request));
         here.finished(answer)
     }
 
@@ -306,7 +326,7 @@ impl Position {
         let _part = self.take_place()?;
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_async(here.guest(), here.routed(request)).await;
+        let answer = module.call_async(here.work(), here.routed(request)).await;
         here.finished(answer)
     }
 
@@ -318,17 +338,12 @@ impl Position {
         }
     }
 
-    fn guest(self: &Arc<Self>) -> Guest {
-        let Link { view, module } = self.link();
-        let mut guest = Guest::new(
-            Arc::clone(self.scope()),
-            Arc::clone(view),
-            Arc::clone(&module.grants),
-            Arc::clone(&self.flow.app.services),
-        );
-        guest.body.clone_from(&self.flow.body);
-        guest.onward = Some(Arc::clone(self) as Arc<dyn Onward>);
-        guest
+    fn work(self: &Arc<Self>) -> Work {
+        Work {
+            onward: Some(Arc::clone(self) as Arc<dyn Onward>),
+            body: self.flow.body.clone(),
+            ..Work::new(Arc::clone(self.scope()), Arc::clone(&self.link().view))
+        }
     }
 
     /// What the part has come to. Whatever others make of it: when it failed, nothing that was done is kept (R9).

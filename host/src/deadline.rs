@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
 /// Why a request may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Deadline {
     at: Instant,
-    cancelled: CancellationToken,
     why: AtomicU8,
+    cancelled: Notify,
 }
 
 impl Deadline {
@@ -34,8 +34,8 @@ impl Deadline {
     pub fn new(at: Instant) -> Deadline {
         Deadline {
             at,
-            cancelled: CancellationToken::new(),
             why: AtomicU8::new(0),
+            cancelled: Notify::new(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Deadline {
         let _ = self
             .why
             .compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
-        self.cancelled.cancel();
+        self.cancelled.notify_waiters();
     }
 
     /// Whether it has ended, and why.
@@ -67,11 +67,24 @@ impl Deadline {
 
     /// Waits until it has ended.
     pub async fn wait(&self) -> Ended {
-        tokio::select! {
-            () = self.cancelled.cancelled() => {}
-            () = tokio::time::sleep_until(self.at.into()) => {}
+        match self.wait_until(self.at).await {
+            Some(why) => why,
+            None => Ended::TimedOut,
         }
-        self.ended().unwrap_or(Ended::TimedOut)
+    }
+
+    /// Waits until it has ended, or for `then` if that is earlier (none).
+    pub async fn wait_until(&self, then: Instant) -> Option<Ended> {
+        // What is cancelled from here on is heard of.
+        let cancelled = self.cancelled.notified();
+        if let Some(why) = self.ended() {
+            return Some(why);
+        }
+        tokio::select! {
+            () = cancelled => {}
+            () = tokio::time::sleep_until(then.min(self.at).into()) => {}
+        }
+        self.ended()
     }
 
     /// Runs `work` unless this ends first.

@@ -51,7 +51,7 @@ pub struct Bus {
 /// One event for one subscriber.
 struct Delivery {
     chain: Arc<Chain>,
-    origin: Origin,
+    origin: Arc<Origin>,
     topic: String,
     payload: Vec<u8>,
     _place: OwnedSemaphorePermit,
@@ -92,11 +92,11 @@ impl Bus {
                 payload.len()
             )));
         }
-        let origin = Origin {
+        let origin = Arc::new(Origin {
             values: scope.values(),
             trace: scope.origin.trace.child(),
-            ..scope.origin.clone()
-        };
+            ..Origin::clone(&scope.origin)
+        });
         let deliveries = app
             .subscribers(topic)
             .map(|chain| self.delivery(chain, &origin, topic, &payload));
@@ -122,7 +122,7 @@ impl Bus {
     fn delivery(
         &self,
         chain: &Arc<Chain>,
-        origin: &Origin,
+        origin: &Arc<Origin>,
         topic: &str,
         payload: &[u8],
     ) -> Result<Delivery, NotPublished> {
@@ -135,7 +135,7 @@ impl Bus {
         })?;
         Ok(Delivery {
             chain: Arc::clone(chain),
-            origin: origin.clone(),
+            origin: Arc::clone(origin),
             topic: topic.to_owned(),
             payload: payload.to_vec(),
             _place: place,

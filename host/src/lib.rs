@@ -3,6 +3,12 @@
 //! The library exists for the binary, the tests and the benchmarks; it makes no promise of stability.
 //! `request` tells the life of a request and is the place to start reading; ARCHITECTURE.md has the map.
 
+use tikv_jemallocator::Jemalloc;
+
+// What a loop allocates, a worker often frees: measured to be a good deal cheaper than with the system's allocator.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
 pub mod app;
 pub mod bindings;
 pub mod capability;
@@ -35,4 +41,5 @@ pub mod sync;
 pub mod trace;
 pub mod transaction;
 pub mod view;
+pub mod wakeups;
 pub mod workers;

@@ -10,8 +10,8 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -44,13 +44,13 @@ pub struct Origin {
 
 impl Origin {
     /// The host itself asks.
-    pub fn host() -> Origin {
-        Origin {
+    pub fn host() -> Arc<Origin> {
+        Arc::new(Origin {
             id: new_id(),
             trace: Trace::begin(),
             peer: (Ipv4Addr::LOCALHOST, 0).into(),
             values: HashMap::new(),
-        }
+        })
     }
 }
 
@@ -78,7 +78,7 @@ impl Setup {
 /// The life of one request.
 pub struct Scope {
     /// Whose request it is.
-    pub origin: Origin,
+    pub origin: Arc<Origin>,
     /// The view that it was routed to.
     pub view: Arc<View>,
     /// What it may use: the limits of that view's module.
@@ -87,12 +87,10 @@ pub struct Scope {
     pub deadline: Arc<Deadline>,
     /// Its transaction, if it has one (R7).
     pub transaction: Transaction,
-    /// Held by the part whose own transaction this is, when the scope as a whole has none.
-    pub own_transaction: Arc<tokio::sync::Mutex<()>>,
+    own_transaction: OnceLock<Arc<tokio::sync::Mutex<()>>>,
     /// What it does with its databases, when that is recorded.
     pub journal: Journal,
-    /// Places for outbound requests in flight.
-    pub outbound: Arc<Semaphore>,
+    outbound: OnceLock<Arc<Semaphore>>,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
     /// Results of queries that the host holds for it.
@@ -131,15 +129,20 @@ pub enum NotSet {
 
 impl Scope {
     /// Opens the scope of a request that goes to `view`.
-    pub fn open(origin: &Origin, view: &Arc<View>, limits: &Limits, setup: Setup) -> Arc<Scope> {
+    pub fn open(
+        origin: &Arc<Origin>,
+        view: &Arc<View>,
+        limits: &Limits,
+        setup: Setup,
+    ) -> Arc<Scope> {
         Arc::new(Scope {
             values: Mutex::new(origin.values.clone()),
-            origin: origin.clone(),
+            origin: Arc::clone(origin),
             deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
             transaction: Transaction::new(view.transaction),
-            own_transaction: Arc::default(),
+            own_transaction: OnceLock::new(),
             journal: setup.journal,
-            outbound: Arc::new(Semaphore::new(limits.outbound_max)),
+            outbound: OnceLock::new(),
             sent: AtomicBool::new(false),
             view: Arc::clone(view),
             limits: limits.clone(),
@@ -152,6 +155,17 @@ impl Scope {
             failed: AtomicBool::new(false),
             _open: Held::new(&METRICS.scopes),
         })
+    }
+
+    /// Held by the part whose own transaction this is, when the scope as a whole has none.
+    pub fn own_transaction(&self) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.own_transaction.get_or_init(Arc::default))
+    }
+
+    /// Places for outbound requests in flight.
+    pub fn outbound(&self) -> Arc<Semaphore> {
+        let places = || Arc::new(Semaphore::new(self.limits.outbound_max));
+        Arc::clone(self.outbound.get_or_init(places))
     }
 
     /// A value that some part of this request has set.
@@ -396,5 +410,6 @@ impl Results {
 
 /// A new request id: sorts by time, unique across hosts.
 pub fn new_id() -> String {
-    Uuid::now_v7().simple().to_string()
+    let mut text = Uuid::encode_buffer();
+    Uuid::now_v7().simple().encode_lower(&mut text).to_owned()
 }

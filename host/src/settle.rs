@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use tokio::runtime::Handle;
 
 use crate::app::App;
 use crate::bindings::types;
-use crate::chain::{Chain, Flow, Outcome, Position, busy, conduct};
+use crate::chain::{Chain, Course, Flow, Outcome, Position, busy, conduct};
 use crate::database::{Error as DatabaseError, ErrorKind, Face, Journal};
 use crate::deadline::{Deadline, Ended};
 use crate::error::{Failure, Fault};
@@ -37,7 +36,7 @@ pub struct Ready<'a> {
     /// The app it was routed in.
     pub app: &'a Arc<App>,
     /// Whose it is.
-    pub origin: &'a Origin,
+    pub origin: &'a Arc<Origin>,
     /// Where it goes.
     pub chain: &'a Arc<Chain>,
     /// The path parameters.
@@ -86,9 +85,9 @@ impl Ready<'_> {
 
     async fn attempt(&self, arrived: Instant, request: types::Request) -> Settled {
         let (host, chain) = (self.host, self.chain);
-        let worker = match !chain.is_one_job() && chain.needs_worker() {
-            true => Sticky::leased_from(&host.workers),
-            false => Sticky::none(),
+        let worker = match chain.course() {
+            Course::Parts if chain.needs_worker() => Sticky::leased_from(&host.workers),
+            _ => Sticky::none(),
         };
         let link = chain.view();
         let limits = &link.module.grants.limits;
@@ -104,13 +103,22 @@ impl Ready<'_> {
         let scope = Scope::open(self.origin, &link.view, limits, setup);
         let (on, body) = ((host, self.app), self.body.clone());
         let params = Arc::clone(&self.params);
-        let work = if chain.is_one_job() {
-            let flow = Flow::on_worker(on, &scope, body);
-            one_job(host, &scope, flow.start(chain, params), request).boxed()
-        } else {
-            let (flow, errands) = Flow::in_parts(on, &scope, body);
-            let outcome = conduct(flow.start(chain, params), request, errands);
-            in_parts(host, &scope, chain, outcome).boxed()
+        let work = match chain.course() {
+            Course::Worker => {
+                let start = Flow::in_one(on, &scope, body).start(chain, params);
+                on_worker(host, &scope, start, request).boxed()
+            }
+            Course::Loop => {
+                let start = Flow::in_one(on, &scope, body).start(chain, params);
+                let outcome = || start.on_loop(request);
+                on_loop(host, &scope, chain, outcome).boxed()
+            }
+            Course::Parts => {
+                let (flow, errands) = Flow::in_parts(on, &scope, body);
+                let start = flow.start(chain, params);
+                let outcome = || conduct(start, request, errands);
+                on_loop(host, &scope, chain, outcome).boxed()
+            }
         };
         let deadline = Arc::clone(&scope.deadline);
         let cancelling = Cancelling {
@@ -119,6 +127,8 @@ impl Ready<'_> {
             work: Some(work),
         };
         let (response, fate) = cancelling.await;
+        // What the view left running cannot belong to its transaction any more.
+        scope.deadline.cancel(Ended::Answered);
         Settled {
             response,
             fate,
@@ -142,7 +152,7 @@ impl Settled {
 }
 
 /// Runs a chain, and the end of its transaction, on one worker: one hop there and one back.
-async fn one_job(
+async fn on_worker(
     host: &Host,
     scope: &Arc<Scope>,
     position: Position,
@@ -153,29 +163,25 @@ async fn one_job(
     let job = move || {
         settling.worker.runs_on(workers::number());
         let outcome = position.on_worker(request);
-        let settled = || Handle::current().block_on(settle(&settling, Face::Sync, outcome));
-        match settling.transaction.is_active() {
-            true => workers::blocking(settled),
-            false => settled(),
-        }
+        workers::block_on(settle(&settling, Face::Sync, outcome))
     };
     let done = host.workers.run(&scope.deadline, job).await;
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
 }
 
 /// Runs a chain from this loop, each part where its mode wants it.
-async fn in_parts(
+async fn on_loop<F: Future<Output = Outcome>>(
     host: &Host,
     scope: &Arc<Scope>,
     chain: &Chain,
-    outcome: impl Future<Output = Outcome>,
+    outcome: impl FnOnce() -> F,
 ) -> (Answered, Fate) {
     let place = match chain.needs_place() {
         true => host.instances.enter(&scope.deadline).await.map(Some),
         false => Ok(None),
     };
     let outcome = match place {
-        Ok(_place) => outcome.await,
+        Ok(_place) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
     settle(scope, Face::Async, outcome).await
@@ -211,7 +217,7 @@ impl Drop for Cancelling<'_> {
 }
 
 /// What the client gets.
-type Answered = Result<Response<Bytes>, Failure>;
+pub type Answered = Result<Response<Bytes>, Failure>;
 
 /// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
 async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate) {
@@ -238,8 +244,6 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
             Fate::RolledBack
         }
     };
-    // What the view left running cannot belong to its transaction any more.
-    scope.deadline.cancel(Ended::Answered);
     (response, fate)
 }
 
@@ -278,7 +282,10 @@ pub fn not_kept(error: &DatabaseError) -> Failure {
 }
 
 /// The response that the view made, if it can be sent.
-fn checked(response: types::Response, scope: &Scope) -> Answered {
+///
+/// # Errors
+/// When its body is too large, or its status or a header is not valid.
+pub fn checked(response: types::Response, scope: &Scope) -> Answered {
     let max = scope.limits.response_max_bytes;
     if response.body.len() as u64 > max {
         return Err(Failure::view(format!(

@@ -12,10 +12,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
@@ -26,6 +28,7 @@ use crate::deadline::{Deadline, Ended};
 use crate::gate::Refused;
 use crate::handoff::{Handoff, Next};
 use crate::metrics::METRICS;
+use crate::wakeups::together;
 
 /// A worker beyond the basic number ends after this long without work.
 const IDLE: Duration = Duration::from_secs(10);
@@ -59,6 +62,8 @@ struct State {
     threads: usize,
     /// Workers without a job, those that are just starting among them.
     idle: usize,
+    /// Workers that were told of work and do not look at the queue yet.
+    waking: usize,
     last_number: usize,
     closed: bool,
 }
@@ -139,23 +144,23 @@ impl Workers {
             ticket: Some(ticket),
         };
         let wait = Duration::from_millis(self.0.config.queue_timeout_ms);
-        let answered = match deadline
-            .bound(tokio::time::timeout(wait, &mut answer))
-            .await
-        {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(_)) if self.0.withdraw(ticket) => {
-                METRICS.refused.with_label_values(&[QUEUE]).inc();
-                METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
-                let config = &self.0.config;
-                return Err(Refused::Busy(format!(
-                    "{QUEUE}: none of {} came free within {} ms",
-                    config.workers_max, config.queue_timeout_ms
-                )));
-            }
-            Err(why) if self.0.withdraw(ticket) => return Err(Refused::Ended(why)),
-            // It runs: whoever runs it watches the deadline.
-            _ => answer.await,
+        let answered = tokio::select! {
+            biased;
+            answered = together(&mut answer) => answered,
+            why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
+                // It runs: whoever runs it watches the deadline.
+                (false, _) => together(answer).await,
+                (true, Some(why)) => return Err(Refused::Ended(why)),
+                (true, None) => {
+                    METRICS.refused.with_label_values(&[QUEUE]).inc();
+                    METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+                    let config = &self.0.config;
+                    return Err(Refused::Busy(format!(
+                        "{QUEUE}: none of {} came free within {} ms",
+                        config.workers_max, config.queue_timeout_ms
+                    )));
+                }
+            },
         };
         waiting.ticket = None;
         Ok(answered.expect("a job that was taken from the queue answers"))
@@ -163,8 +168,9 @@ impl Workers {
 
     /// Lets idle workers end; running jobs finish.
     pub fn close(&self) {
-        self.0.state.lock().closed = true;
-        self.0.work.notify_all();
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        state.waking += self.0.work.notify_all();
     }
 }
 
@@ -207,7 +213,7 @@ impl Lease {
         });
         let gone = || Refused::Ended(Ended::Failed);
         self.handoff.submit(job).map_err(|_| gone())?;
-        unwound(answer.await.map_err(|_| gone()))
+        unwound(together(answer).await.map_err(|_| gone()))
     }
 }
 
@@ -297,8 +303,7 @@ impl Pool {
             )));
         }
         self.queue_changed(&state);
-        drop(state);
-        self.work.notify_one();
+        self.wake(&mut state);
         Ok(ticket)
     }
 
@@ -352,6 +357,13 @@ impl Pool {
         }
     }
 
+    /// Tells an idle worker that there is work. One at a time: when it takes a job and more is left, it tells the next.
+    fn wake(&self, state: &mut State) {
+        if state.waking == 0 && self.work.notify_one() {
+            state.waking += 1;
+        }
+    }
+
     fn work(self: Arc<Self>, number: usize) {
         let _runtime = self.runtime.enter();
         NUMBER.set(number);
@@ -363,11 +375,17 @@ impl Pool {
             {
                 self.queue_changed(&state);
                 state.idle -= 1;
+                if !state.queue.is_empty() {
+                    self.wake(&mut state);
+                }
                 MutexGuard::unlocked(&mut state, job);
                 state.idle += 1;
                 continue;
             }
             let waited = self.work.wait_for(&mut state, IDLE);
+            if !waited.timed_out() {
+                state.waking -= 1;
+            }
             let spare = waited.timed_out() && state.threads > self.config.workers;
             if state.queue.is_empty() && (spare || state.closed) {
                 state.idle -= 1;
@@ -376,6 +394,15 @@ impl Pool {
                 return;
             }
         }
+    }
+}
+
+/// Waits for `work` on this thread of a runtime. What is ready at once does not count as waiting.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    match work.as_mut().now_or_never() {
+        Some(done) => done,
+        None => blocking(|| Handle::current().block_on(work)),
     }
 }
 
@@ -397,8 +424,9 @@ impl Blocked {
         pool.blocked.fetch_add(1, SeqCst);
         METRICS.workers_blocked.inc();
         if pool.queued.load(SeqCst) > 0 {
-            pool.grow(&mut pool.state.lock());
-            pool.work.notify_one();
+            let mut state = pool.state.lock();
+            pool.grow(&mut state);
+            pool.wake(&mut state);
         }
         Blocked(pool)
     }
@@ -429,6 +457,7 @@ mod tests {
             workers_max,
             queue_max,
             queue_timeout_ms,
+            ..SyncViews::default()
         };
         Workers::new(config, Handle::current())
     }

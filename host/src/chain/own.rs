@@ -29,7 +29,7 @@ impl OwnTransaction {
             return Ok(None);
         }
         let scope = Arc::clone(position.scope());
-        let alone = Arc::clone(&scope.own_transaction).lock_owned();
+        let alone = scope.own_transaction().lock_owned();
         let alone = scope.deadline.bound(alone).await;
         let alone = alone.map_err(|why| Failure::from(&crate::run::Stop::from(why)))?;
         // The caller has begun one that this is part of.

@@ -35,7 +35,11 @@ pub(super) enum Purpose {
     Production,
 }
 
-pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
+/// Builds the guests of the app in `folder`, and checks that they can be served.
+///
+/// # Errors
+/// When one cannot be built or served; the compiler has said why.
+pub fn run(folder: &Path) -> anyhow::Result<()> {
     let config = Config::load(folder)?;
     build(&config, Purpose::Production)?;
     let app = super::routes::check(config)?;

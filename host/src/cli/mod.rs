@@ -1,6 +1,6 @@
 //! The command line: what each command takes. One file per command does the work.
 
-mod build;
+pub mod build;
 mod inspect;
 mod migrate;
 mod new;

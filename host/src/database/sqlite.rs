@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::AuthContext;
 use rusqlite::limits::Limit;
@@ -40,6 +41,7 @@ pub struct Sqlite {
     file: SqliteFile,
     writer: Pool,
     readers: Pool,
+    in_use: IntGauge,
 }
 
 /// Connections of one kind and the queue for them.
@@ -95,6 +97,7 @@ impl Sqlite {
         Ok(Arc::new(Sqlite {
             writer: pool("writing", 1, vec![writer]),
             readers: pool("reading", file.readers, readers),
+            in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             file: file.clone(),
             config: config.clone(),
         }))
@@ -142,11 +145,7 @@ impl Sqlite {
         handle
             .watch(Arc::clone(deadline))
             .map_err(|error| handle.error(&error))?;
-        let held = Held::new(
-            &METRICS
-                .database_connections
-                .with_label_values(&[&self.config.name]),
-        );
+        let held = Held::new(&self.in_use);
         Ok(Lease {
             handle: Some(handle),
             database: Arc::clone(self),

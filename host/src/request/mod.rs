@@ -88,7 +88,7 @@ async fn around(
     let entry = middleware::enter(builtins, completion.visit()).await;
     for (name, text) in entry.values {
         let reserved = true;
-        let values = &mut completion.origin.values;
+        let values = &mut Arc::make_mut(&mut completion.origin).values;
         values.insert(name, Value { text, reserved });
     }
     let mut response = match entry.answer {
@@ -215,7 +215,8 @@ where
     Ok(response?.map(|body| Either::Left(Full::new(body))))
 }
 
-fn contract_request(
+/// The request as guests get it, and its body if the host keeps that.
+pub fn contract_request(
     parts: &Parts,
     received: Received,
 ) -> (types::Request, Option<Arc<body::Spooled>>) {
@@ -342,7 +343,7 @@ struct Completion<'a> {
     /// Who is connected: the client, or a proxy.
     peer: SocketAddr,
     arrived: Instant,
-    origin: Origin,
+    origin: Arc<Origin>,
     view: Option<Arc<View>>,
     settled: Option<Settled>,
     failure: Option<Failure>,
@@ -364,12 +365,12 @@ impl<'a> Completion<'a> {
             parts,
             peer,
             arrived: Instant::now(),
-            origin: Origin {
+            origin: Arc::new(Origin {
                 id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
                 peer: proxies.client(peer, &parts.headers),
                 values: HashMap::new(),
-            },
+            }),
             view: None,
             settled: None,
             failure: None,
@@ -424,10 +425,7 @@ impl<'a> Completion<'a> {
 
     fn finish(&mut self, status: StatusCode) {
         self.done = true;
-        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"]
-            .get(usize::from(status.as_u16() / 100) - 1)
-            .unwrap_or(&"other");
-        METRICS.requests.with_label_values(&[class]).inc();
+        METRICS.requests.of(status).inc();
         METRICS
             .duration
             .observe(self.arrived.elapsed().as_secs_f64());

@@ -1,0 +1,144 @@
+//! Wake-ups of a loop by other threads, several at a time.
+//!
+//! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Where many such
+//! wake-ups come, as from workers that have done their jobs, they are collected here: the first one wakes a task of
+//! the loop's own, which then wakes the others from within the loop, for nothing.
+
+use std::cell::RefCell;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+#[derive(Default)]
+struct Collected {
+    waiting: Mutex<Vec<Waker>>,
+    came: Notify,
+}
+
+thread_local! {
+    /// Those of the runtime that this thread belongs to.
+    static HERE: RefCell<Option<(tokio::runtime::Id, Arc<Collected>)>> = const { RefCell::new(None) };
+}
+
+impl Collected {
+    /// Those of this loop.
+    fn here() -> Arc<Collected> {
+        let runtime = Handle::current();
+        HERE.with_borrow_mut(|here| match here {
+            Some((id, collected)) if *id == runtime.id() => Arc::clone(collected),
+            _ => {
+                let collected = Arc::new(Collected::default());
+                runtime.spawn(Arc::clone(&collected).pass_on());
+                *here = Some((runtime.id(), Arc::clone(&collected)));
+                collected
+            }
+        })
+    }
+
+    /// Runs on the loop as long as that does.
+    async fn pass_on(self: Arc<Self>) {
+        loop {
+            self.came.notified().await;
+            let waiting = std::mem::take(&mut *self.waiting.lock());
+            waiting.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn add(&self, waker: Waker) {
+        let mut waiting = self.waiting.lock();
+        waiting.push(waker);
+        let first = waiting.len() == 1;
+        drop(waiting);
+        if first {
+            self.came.notify_one();
+        }
+    }
+}
+
+/// A task of a loop, woken together with others.
+struct Together {
+    task: Waker,
+    collected: Arc<Collected>,
+}
+
+impl Wake for Together {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.collected.add(self.task.clone());
+    }
+}
+
+/// Runs `work`, which other threads wake.
+///
+/// # Panics
+/// Outside of a runtime.
+pub async fn together<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    // The waker of the last poll: while the task is the same, it need not be made again.
+    let mut last: Option<(Arc<Together>, Waker)> = None;
+    std::future::poll_fn(|context| -> Poll<T> {
+        if !(last.as_ref()).is_some_and(|(one, _)| one.task.will_wake(context.waker())) {
+            let one = Arc::new(Together {
+                task: context.waker().clone(),
+                collected: Collected::here(),
+            });
+            last = Some((Arc::clone(&one), Waker::from(one)));
+        }
+        let (_, waker) = last.as_ref().expect("it has just been made");
+        work.as_mut().poll(&mut Context::from_waker(waker))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::future::join_all;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_are_woken() {
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..100).map(|_| oneshot::channel()).unzip();
+        let waiting = receivers
+            .into_iter()
+            .map(|receiver| tokio::spawn(together(receiver)));
+        let waiting: Vec<_> = waiting.collect();
+        tokio::task::yield_now().await;
+        let others = std::thread::spawn(move || {
+            for (number, sender) in senders.into_iter().enumerate() {
+                if number % 10 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                sender.send(number).expect("somebody waits");
+            }
+        });
+        for (number, answer) in join_all(waiting).await.into_iter().enumerate() {
+            assert_eq!(answer.expect("it does not panic"), Ok(number));
+        }
+        others.join().expect("it does not panic");
+    }
+
+    #[test]
+    fn each_runtime_has_its_own() {
+        for _ in 0..3 {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let (sender, receiver) = oneshot::channel();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(5));
+                sender.send(()).expect("somebody waits");
+            });
+            let runtime = runtime.expect("a runtime can be made");
+            runtime.block_on(together(receiver)).expect("it is sent");
+        }
+    }
+}
