@@ -1,0 +1,231 @@
+//! What the parts of a request cost, without a network: `cargo bench -p amphi --bench requests`.
+//!
+//! A name after `--` runs only what has it in its name. The guests are those of `tests/bench`; `AMPHI_BENCH_PATH`
+//! keeps the benchmark `answer` at one path, for a profiler.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use amphi::app::{App, Target};
+use amphi::bindings::types;
+use amphi::config::{Config, Limits};
+use amphi::database::{self, Databases, Face, Statement};
+use amphi::deadline::Deadline;
+use amphi::host::Host;
+use amphi::request::{self, body::Received};
+use amphi::run::{Engines, Room};
+use amphi::scope::{Origin, Scope, Setup};
+use amphi::settle;
+use amphi::transaction::{Options, Transaction};
+use amphi::view::{Mode, View};
+use bytes::Bytes;
+use divan::{Bencher, black_box};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
+use tokio::runtime::Runtime;
+
+fn main() {
+    divan::main();
+}
+
+/// For everything but requests, as in `amphi serve`.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made")
+});
+
+static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| {
+    let file = written();
+    amphi::cli::build::run(&file).expect("the guests can be built");
+    let config = Config::load(&file).expect("the configuration is right");
+    let room = Room {
+        at_once: 10,
+        kept: 10,
+    };
+    let engines = Engines::new(room, room).expect("there is address space");
+    let loading = engines.clone();
+    let load = move || {
+        let databases = database::open_all(&config, &Databases::new())?;
+        App::load(config, &loading, databases, false, None)
+    };
+    let app = RUNTIME.block_on(async { tokio::task::spawn_blocking(load).await });
+    let app = app.expect("it does not panic").expect("the app is right");
+    let _runtime = RUNTIME.enter();
+    Arc::new(Host::new(app, engines, false))
+});
+
+/// An `amphi.toml` in a temporary folder.
+fn written() -> PathBuf {
+    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
+    let folder = std::env::temp_dir().join("amphi-benches");
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    let toml = format!(
+        r#"
+        [app]
+        name = "bench"
+        [databases.sqlite]
+        sqlite = "bench.db"
+        [modules.fresh]
+        path = "{0}/hello"
+        [modules.reused]
+        path = "{0}/hello"
+        mount = "/reused"
+        instances = "reuse"
+        [modules.views]
+        path = "{0}/views"
+        databases = ["sqlite"]
+        http = ["self"]
+        "#,
+        guests.display()
+    );
+    let file = folder.join("amphi.toml");
+    std::fs::write(&file, toml).expect("a file can be written");
+    file
+}
+
+fn loop_of_its_own() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made")
+}
+
+fn hello(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path)
+        .header("host", "bench")
+        .header("accept", "text/plain")
+        .body(Full::new(Bytes::new()))
+        .expect("the request is valid")
+}
+
+fn paths() -> Vec<String> {
+    match std::env::var("AMPHI_BENCH_PATH") {
+        Ok(path) => vec![path],
+        Err(_) => [
+            "/sync",
+            "/async",
+            "/reused/sync",
+            "/reused/async",
+            "/nowhere",
+        ]
+        .map(str::to_owned)
+        .into(),
+    }
+}
+
+/// All of a request but HTTP itself: the hand-off to a worker and an instance, fresh or kept.
+#[divan::bench(args = paths())]
+fn answer(bencher: Bencher<'_, '_>, path: &str) {
+    let (host, on_loop) = (&*HOST, loop_of_its_own());
+    let peer = ([127, 0, 0, 1], 1).into();
+    bencher
+        .with_inputs(|| hello(path))
+        .bench_local_values(|request| {
+            let response = on_loop.block_on(request::answer(Arc::clone(host), peer, request));
+            assert!(response.status() == StatusCode::OK || path == "/nowhere");
+        });
+}
+
+/// A thousand host calls, with the request around them.
+#[divan::bench(args = ["/sync/asks", "/async/asks"])]
+fn a_thousand_host_calls(bencher: Bencher<'_, '_>, path: &str) {
+    answer(bencher, path);
+}
+
+/// What opens scopes, each with the same identity and view.
+fn opening() -> impl Fn() -> Arc<Scope> {
+    let (origin, limits) = (Origin::host(), Limits::default());
+    let view = View::unrouted("bench", "bench", Mode::Sync, Duration::from_secs(30));
+    let view = Arc::new(view);
+    move || Scope::open(&origin, &view, &limits, Setup::now())
+}
+
+#[divan::bench]
+fn scope_open_and_close(bencher: Bencher<'_, '_>) {
+    bencher.bench_local(opening());
+}
+
+#[divan::bench]
+fn router(bencher: Bencher<'_, '_>) {
+    let app = HOST.app.load();
+    bencher.bench_local(|| {
+        let route = app
+            .router
+            .route(black_box(&Method::GET), black_box("/reused/sync"));
+        assert!(matches!(
+            route,
+            amphi::router::Route::Found(Target::View(_), _)
+        ));
+    });
+}
+
+/// To a worker and back, with nothing to do there.
+#[divan::bench]
+fn hand_off_to_a_worker(bencher: Bencher<'_, '_>) {
+    let (host, on_loop) = (&*HOST, loop_of_its_own());
+    let deadline = Deadline::new(Instant::now() + Duration::from_secs(3600));
+    bencher.bench_local(|| {
+        let done = on_loop.block_on(host.workers.run(&deadline, || ()));
+        done.expect("it runs");
+    });
+}
+
+/// Begins a transaction on SQLite with a statement, and commits it.
+#[divan::bench(args = [false, true])]
+fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
+    let app = HOST.app.load();
+    let sqlite = &app.services.databases["sqlite"];
+    let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_secs(3600)));
+    let run = async |options: Options, sql: &str| {
+        let transaction = Transaction::new(options);
+        let statement = Statement {
+            sql: sql.to_owned(),
+            params: Vec::new(),
+            rows_max: Some(1 << 20),
+        };
+        let turn = transaction.turn((sqlite, &deadline)).await;
+        let turn = turn.expect("it is free").expect("it is atomic");
+        turn.run(Face::Sync, statement).await.expect("it runs");
+        transaction.finish(Face::Sync, true).await
+    };
+    let options = Options {
+        atomic: true,
+        ..Options::default()
+    };
+    RUNTIME
+        .block_on(run(
+            options,
+            "create table if not exists counts (n integer)",
+        ))
+        .expect("it commits");
+    let sql = match writes {
+        true => "insert into counts values (1)",
+        false => "select 1",
+    };
+    bencher.bench_local(|| RUNTIME.block_on(run(options, sql)).expect("it commits"));
+}
+
+/// From HTTP's request to the contract's.
+#[divan::bench]
+fn request_conversion(bencher: Bencher<'_, '_>) {
+    let (parts, _) = hello("/sync?a=b").into_parts();
+    bencher.bench_local(|| request::contract_request(&parts, Received::Inline(Vec::new())));
+}
+
+/// From the contract's response to HTTP's.
+#[divan::bench]
+fn response_conversion(bencher: Bencher<'_, '_>) {
+    let response = || types::Response {
+        status: 200,
+        headers: vec![("content-type".into(), "text/plain; charset=utf-8".into())],
+        body: b"Hello, World!".to_vec(),
+    };
+    let scope = opening()();
+    bencher
+        .with_inputs(response)
+        .bench_local_values(|response| settle::checked(response, &scope).expect("it is valid"));
+}

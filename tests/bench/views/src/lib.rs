@@ -1,0 +1,137 @@
+//! What the benchmark asks for beside hello: the least that a view can do of each kind.
+
+use std::time::Instant;
+
+use amphi_sdk::prelude::*;
+
+/// What the clients wait for.
+const HELLO: &str = "Hello, World!";
+const READ: &str = "select name from items where id = $1";
+const COUNT: &str = "update items set hits = hits + 1 where id = $1";
+const LARGE: usize = 1 << 20;
+
+#[derive(FromRow)]
+struct Item {
+    name: String,
+}
+
+#[view(get, "/sync/items/{id}")]
+fn read_sync(cx: &Context, Path(id): Path<i64>) -> Result<String> {
+    let item: Option<Item> = cx.database("sqlite").query_one(READ, (id,))?;
+    Ok(item.map(|item| item.name).unwrap_or_default())
+}
+
+#[view(get, "/async/items/{id}")]
+async fn read_async(cx: &Context, Path(id): Path<i64>) -> Result<String> {
+    let item: Option<Item> = cx.database("sqlite").query_one(READ, (id,)).await?;
+    Ok(item.map(|item| item.name).unwrap_or_default())
+}
+
+#[view(get, "/async/postgres/{id}")]
+async fn read_postgres(cx: &Context, Path(id): Path<i64>) -> Result<String> {
+    let item: Option<Item> = cx.database("postgres").query_one(READ, (id,)).await?;
+    Ok(item.map(|item| item.name).unwrap_or_default())
+}
+
+#[view(post, "/sync/items/{id}")]
+fn count_sync(cx: &Context, Path(id): Path<i64>) -> Result<()> {
+    cx.database("sqlite").execute(COUNT, (id,))?;
+    Ok(())
+}
+
+#[view(post, "/async/items/{id}")]
+async fn count_async(cx: &Context, Path(id): Path<i64>) -> Result<()> {
+    cx.database("sqlite").execute(COUNT, (id,)).await?;
+    Ok(())
+}
+
+#[view(post, "/sync/echo")]
+fn echo_sync(Body(body): Body) -> Vec<u8> {
+    body
+}
+
+#[view(post, "/async/echo")]
+async fn echo_async(Body(body): Body) -> Vec<u8> {
+    body
+}
+
+#[view(get, "/sync/large")]
+fn large_sync(_: &Context) -> Vec<u8> {
+    vec![b'x'; LARGE]
+}
+
+#[view(get, "/async/large")]
+async fn large_async(_: &Context) -> Vec<u8> {
+    vec![b'x'; LARGE]
+}
+
+/// A thousand host calls.
+#[view(get, "/sync/asks")]
+fn asks_sync(cx: &Context) -> &'static str {
+    (0..1000).for_each(|_| drop(cx.get("nothing")));
+    HELLO
+}
+
+#[view(get, "/async/asks")]
+async fn asks_async(cx: &Context) -> &'static str {
+    (0..1000).for_each(|_| drop(cx.get("nothing")));
+    HELLO
+}
+
+/// Ten calls at once, each of which takes 100 ms; answers with the microseconds that the slowest took.
+#[view(get, "/async/calls")]
+async fn calls(cx: &Context) -> Result<String> {
+    let call = async |_| {
+        let since = Instant::now();
+        cx.http().get("/async/sleep").send().await?;
+        Ok::<_, Error>(since.elapsed())
+    };
+    let took = try_join_all((0..10).map(call)).await?;
+    let slowest = took.into_iter().max().unwrap_or_default();
+    Ok(slowest.as_micros().to_string())
+}
+
+#[view(get, "/async/sleep")]
+async fn sleep(cx: &Context) -> &'static str {
+    cx.sleep(Duration::from_millis(100)).await;
+    HELLO
+}
+
+/// Waits until nobody wants the answer any more, or its time is over.
+#[view(get, "/async/wait")]
+async fn wait_async(cx: &Context) -> &'static str {
+    cx.sleep(Duration::from_secs(60)).await;
+    HELLO
+}
+
+#[view(get, "/sync/wait")]
+fn wait_sync(_: &Context) -> &'static str {
+    std::thread::sleep(Duration::from_secs(60));
+    HELLO
+}
+
+/// Computes as long as it may.
+#[view(get, "/async/spin")]
+async fn spin(_: &Context) -> &'static str {
+    while std::hint::black_box(true) {}
+    HELLO
+}
+
+views![
+    read_sync,
+    read_async,
+    read_postgres,
+    count_sync,
+    count_async,
+    echo_sync,
+    echo_async,
+    large_sync,
+    large_async,
+    asks_sync,
+    asks_async,
+    calls,
+    sleep,
+    wait_async,
+    wait_sync,
+    spin
+];
