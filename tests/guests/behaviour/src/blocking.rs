@@ -272,18 +272,6 @@ pub fn chatter(Path(text): Path<String>) -> &'static str {
     deeds::chatter(&text)
 }
 
-#[view(get, "/sync/mutter/{text}")]
-pub fn mutter(Path(text): Path<String>) -> &'static str {
-    deeds::mutter(&text)
-}
-
-/// Leaves a result open for ever.
-#[view(post, "/sync/leak", atomic = false)]
-pub fn leak(cx: &Context) -> Result<()> {
-    std::mem::forget(cx.db().rows::<Vec<u8>>("select zeroblob(9)", ())?);
-    Ok(())
-}
-
 #[view(get, "/sync/cookies")]
 pub fn cookies(cookies: Cookies) -> impl IntoResponse {
     deeds::cookies(&cookies)

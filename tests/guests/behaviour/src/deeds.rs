@@ -162,12 +162,6 @@ pub fn cookies(cookies: &Cookies) -> impl IntoResponse + use<> {
         .with_cookie(Cookie::new("b", "2"))
 }
 
-/// Begins a line.
-pub fn mutter(text: &str) -> &'static str {
-    eprint!("{text}");
-    "said"
-}
-
 pub fn chatter(text: &str) -> &'static str {
     log::info!("told: {text}", length = text.len());
     log::warn!("a warning\nover two lines");

@@ -358,18 +358,6 @@ pub async fn chatter(Path(text): Path<String>) -> &'static str {
     deeds::chatter(&text)
 }
 
-#[view(get, "/async/mutter/{text}")]
-pub async fn mutter(Path(text): Path<String>) -> &'static str {
-    deeds::mutter(&text)
-}
-
-/// Leaves a result open for ever.
-#[view(post, "/async/leak", atomic = false)]
-pub async fn leak(cx: &Context) -> Result<()> {
-    std::mem::forget(cx.db().rows::<Vec<u8>>("select zeroblob(9)", ()).await?);
-    Ok(())
-}
-
 #[view(get, "/async/cookies")]
 pub async fn cookies(cookies: Cookies) -> impl IntoResponse {
     deeds::cookies(&cookies)
