@@ -57,7 +57,6 @@ impl fmt::Display for Link {
 /// Middleware, the outermost first, and the view at its end.
 pub struct Chain {
     links: Vec<Link>,
-    course: Course,
 }
 
 /// Where a chain, and all that it can call for, runs.
@@ -74,16 +73,8 @@ pub enum Course {
 impl Chain {
     /// A chain through `middleware` to `view`.
     pub fn new(middleware: impl IntoIterator<Item = Link>, view: Link) -> Chain {
-        let links: Vec<Link> = middleware.into_iter().chain([view]).collect();
-        let calls_others = links.iter().any(|link| link.module.grants.subrequests);
-        let all_sync = links.iter().all(|link| link.view.mode == Mode::Sync);
-        let course = match links.len() {
-            _ if calls_others => Course::Parts,
-            _ if all_sync => Course::Worker,
-            1 => Course::Loop,
-            _ => Course::Parts,
-        };
-        Chain { links, course }
+        let links = middleware.into_iter().chain([view]).collect();
+        Chain { links }
     }
 
     /// What the chain is there for.
@@ -99,7 +90,12 @@ impl Chain {
 
     /// Where it runs.
     pub fn course(&self) -> Course {
-        self.course
+        match self.links.len() {
+            _ if self.calls_others() => Course::Parts,
+            _ if self.links.iter().all(|link| link.view.mode == Mode::Sync) => Course::Worker,
+            1 => Course::Loop,
+            _ => Course::Parts,
+        }
     }
 
     /// Whether any part is async, or may call for one that is.

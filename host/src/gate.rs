@@ -77,22 +77,21 @@ impl Gate {
             )));
         };
         let since = Instant::now();
-        let place = deadline
-            .bound(tokio::time::timeout(
-                self.timeout,
-                self.places.clone().acquire_owned(),
-            ))
-            .await;
+        let place = tokio::select! {
+            biased;
+            place = self.places.clone().acquire_owned() => Ok(place),
+            why = deadline.wait_until(since + self.timeout) => Err(why),
+        };
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
         match place {
-            Ok(Ok(place)) => Ok(place.expect("the semaphore is never closed")),
-            Ok(Err(_)) => Err(self.busy(format!(
+            Ok(place) => Ok(place.expect("the semaphore is never closed")),
+            Err(Some(why)) => Err(Refused::Ended(why)),
+            Err(None) => Err(self.busy(format!(
                 "{}: none of {} came free within {} ms",
                 self.name,
                 self.size,
                 self.timeout.as_millis()
             ))),
-            Err(why) => Err(Refused::Ended(why)),
         }
     }
 

@@ -31,10 +31,7 @@ pub(crate) fn crowd(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let clients = connected(amphi.address, CROWD).await?;
         let since = Instant::now();
-        let asking = clients
-            .into_iter()
-            .map(async |mut client| client.ask("/async/sleep").await);
-        try_join_all(asking).await?;
+        all_ask(clients, "/async/sleep").await?;
         Ok(Sample::alone(ms(since.elapsed())))
     })
 }
@@ -61,18 +58,11 @@ pub(crate) fn blocked(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
         let without = latency(amphi.address, "/async").await?;
         // As many as there are workers by default, and some who wait for one.
         let clients = connected(amphi.address, 80).await?;
-        let wait = async {
-            let asking = clients
-                .into_iter()
-                .map(async |mut client| client.ask("/sync/wait").await);
-            try_join_all(asking).await?;
-            bail!("a view that waits has answered")
-        };
         let measure = async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             latency(amphi.address, "/async").await
         };
-        let with = beside(wait, measure).await?;
+        let with = beside(all_wait(clients, "/sync/wait"), measure).await?;
         Ok(Sample::pair(with, without))
     })
 }
@@ -100,18 +90,11 @@ pub(crate) fn memory(data: &Data, _: &Server) -> anyhow::Result<Sample> {
         let clients = connected(server.address, CROWD).await?;
         get(server.address, "/async")?;
         let before = server.memory()?;
-        let wait = async {
-            let asking = clients
-                .into_iter()
-                .map(async |mut client| client.ask("/async/wait").await);
-            try_join_all(asking).await?;
-            bail!("a view that waits has answered")
-        };
         let measure = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             server.memory()
         };
-        let after = beside(wait, measure).await?;
+        let after = beside(all_wait(clients, "/async/wait"), measure).await?;
         let each = after.saturating_sub(before) as f64 / CROWD as f64;
         Ok(Sample::alone(each / 1024.0))
     })
@@ -152,6 +135,20 @@ struct Client {
 
 async fn connected(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Client>> {
     try_join_all((0..count).map(|_| Client::connect(address))).await
+}
+
+/// Each asks once, all at the same time.
+async fn all_ask(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
+    let asking = clients
+        .into_iter()
+        .map(async |mut client| client.ask(path).await);
+    try_join_all(asking).await.map(drop)
+}
+
+/// The same of a view that does not answer in time.
+async fn all_wait(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
+    all_ask(clients, path).await?;
+    bail!("{path} has answered, and it should wait")
 }
 
 impl Client {

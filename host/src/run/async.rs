@@ -18,6 +18,7 @@ use crate::capability::{Guest, Work};
 use crate::config::Reuse;
 use crate::error::Failure;
 use crate::metrics::{Held, METRICS};
+use crate::scope::Scope;
 
 /// A component with async views, ready to be called.
 pub struct AsyncComponent {
@@ -74,11 +75,7 @@ impl AsyncComponent {
             self.kept.give_back(instance, clean);
             Ok(answer)
         });
-        // Outside the store: a time limit inside would wait for the guest to yield.
-        match scope.deadline.bound(metered(&cpu, handled)).await {
-            Ok(done) => done,
-            Err(why) => Err((&Stop::from(why)).into()),
-        }
+        bounded(&scope, &cpu, handled).await
     }
 
     /// Asks the component for its views.
@@ -95,10 +92,7 @@ impl AsyncComponent {
             let described = exports.views.call_describe(&mut store).await;
             described.map_err(|error| explain(&error, store.data()))
         });
-        match scope.deadline.bound(metered(&cpu, described)).await {
-            Ok(done) => done,
-            Err(why) => Err((&Stop::from(why)).into()),
-        }
+        bounded(&scope, &cpu, described).await
     }
 
     /// Ends the instances that have been kept too long.
@@ -137,11 +131,20 @@ async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
     poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
 }
 
-/// Counts the CPU time of this thread while it works for the guest, and not while the guest waits.
-async fn metered<T>(cpu: &CpuTime, mut work: Pin<&mut impl Future<Output = T>>) -> T {
-    poll_fn(|context| {
+/// Works for a guest no longer than its request may, and counts the CPU time of this thread meanwhile, without what the
+/// guest waits.
+async fn bounded<T>(
+    scope: &Scope,
+    cpu: &CpuTime,
+    mut work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
+) -> Result<T, Failure> {
+    let metered = poll_fn(|context| {
         let _counting = cpu.count();
         work.as_mut().poll(context)
-    })
-    .await
+    });
+    // Outside the store: a time limit inside would wait for the guest to yield.
+    match scope.deadline.bound(metered).await {
+        Ok(done) => done,
+        Err(why) => Err((&Stop::from(why)).into()),
+    }
 }

@@ -1,26 +1,16 @@
-"""Hello from Django over WSGI: one view and no middleware."""
+"""Hello from Django over WSGI."""
 
-from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpResponse
 from django.urls import path
 
-settings.configure(
-    ALLOWED_HOSTS=["127.0.0.1"],
-    DEBUG=False,
-    MIDDLEWARE=[],
-    ROOT_URLCONF=__name__,
-    SECRET_KEY="signs nothing",
-)
+import hello
+
+hello.configure(__name__)
 
 
-def hello(request):
-    return HttpResponse(
-        "Hello, World!",
-        content_type="text/plain; charset=utf-8",
-        headers={"content-length": "13"},
-    )
+def view(request):
+    return hello.answer()
 
 
-urlpatterns = [path("", hello)]
+urlpatterns = [path("", view)]
 application = get_wsgi_application()
