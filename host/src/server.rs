@@ -306,7 +306,7 @@ async fn serve_connections(
     mut incoming: mpsc::Receiver<Connection>,
     stop: CancellationToken,
 ) {
-    let protocol = Arc::new(connection::protocol(&limits));
+    let protocols = Arc::new(connection::Protocols::new(&limits));
     let open = TaskTracker::new();
     loop {
         let connection = tokio::select! {
@@ -314,10 +314,10 @@ async fn serve_connections(
             () = stop.cancelled() => None,
         };
         let Some(connection) = connection else { break };
-        let (host, limits, protocol, stop) = (
+        let (host, limits, protocols, stop) = (
             Arc::clone(&host),
             Arc::clone(&limits),
-            Arc::clone(&protocol),
+            Arc::clone(&protocols),
             stop.clone(),
         );
         open.spawn(async move {
@@ -327,7 +327,7 @@ async fn serve_connections(
                 counted: _counted,
             } = connection;
             if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                connection::serve(host, &limits, &protocol, (stream, peer), &stop).await;
+                connection::serve(host, &limits, &protocols, (stream, peer), &stop).await;
             }
         });
     }

@@ -23,8 +23,38 @@ use crate::request;
 const HTTP2_PING: Duration = Duration::from_secs(20);
 const HTTP2_PONG: Duration = Duration::from_secs(10);
 
+/// How HTTP/2 begins (RFC 9113, 3.4), and no request of HTTP/1 does.
+const HTTP2: &[u8] = b"PRI ";
+
 /// Both protocols, with the limits that hyper watches over.
-pub(super) fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
+pub(super) struct Protocols {
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
+    /// For those whose first bytes leave it open.
+    either: auto::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    pub(super) fn new(limits: &Limits) -> Protocols {
+        let either = protocol(limits);
+        Protocols {
+            http1: either.clone().http1_only(),
+            http2: either.clone().http2_only(),
+            either,
+        }
+    }
+
+    /// The one that begins with these bytes. Known from the start, it needs no buffer in front of its own.
+    fn of(&self, first: &[u8]) -> &auto::Builder<TokioExecutor> {
+        match first {
+            HTTP2 => &self.http2,
+            some if HTTP2.starts_with(some) => &self.either,
+            _ => &self.http1,
+        }
+    }
+}
+
+fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
     protocol
         .http1()
@@ -46,11 +76,22 @@ pub(super) fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
 pub(super) async fn serve(
     host: Arc<Host>,
     limits: &Limits,
-    protocol: &auto::Builder<TokioExecutor>,
+    protocols: &Protocols,
     (stream, peer): (TcpStream, SocketAddr),
     stop: &CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
+    let first_look = Duration::from_millis(limits.header_timeout_ms);
+    let mut first = [0; HTTP2.len()];
+    let seen = tokio::select! {
+        seen = stream.peek(&mut first) => seen,
+        () = tokio::time::sleep(first_look) => {
+            return tracing::debug!(%peer, "a connection was ended: nothing arrived within `header_timeout_ms`");
+        }
+        () = stop.cancelled() => return,
+    };
+    let Ok(seen) = seen else { return };
+    let protocol = protocols.of(&first[..seen]);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
     let activity = Activity::new(limits);
@@ -64,7 +105,6 @@ pub(super) async fn serve(
     });
     let mut serving =
         std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
-    let first_look = Duration::from_millis(limits.header_timeout_ms);
     let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
     let (mut looking, mut closing) = (true, false);
     loop {
