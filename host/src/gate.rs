@@ -2,15 +2,21 @@
 //! every kind. Whoever does not get a place in time is told so; nobody is dropped silently.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use futures::future::{BoxFuture, FutureExt as _};
+use parking_lot::Mutex;
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::deadline::{Deadline, Ended};
 use crate::metrics::{Held, METRICS};
+use crate::wakeups::together;
 
 /// Places, and a queue of those who wait for one.
 #[derive(Debug)]
@@ -21,7 +27,7 @@ pub struct Gate {
     queue_max: usize,
     timeout: Duration,
     /// Those who wait here. Gates of one name (an app and the one that replaces it) share the gauge only.
-    queued: AtomicUsize,
+    queued: Arc<AtomicUsize>,
     gauge: IntGauge,
 }
 
@@ -56,7 +62,7 @@ impl Gate {
             size,
             queue_max,
             timeout,
-            queued: AtomicUsize::new(0),
+            queued: Arc::default(),
             gauge,
             name,
         }
@@ -70,12 +76,7 @@ impl Gate {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Ok(place);
         }
-        let Some(_queued) = self.queue() else {
-            return Err(self.busy(format!(
-                "{}: all {} are in use and {} requests wait already",
-                self.name, self.size, self.queue_max
-            )));
-        };
+        let _queued = self.queue()?;
         let since = Instant::now();
         let place = tokio::select! {
             biased;
@@ -85,32 +86,88 @@ impl Gate {
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
         match place {
             Ok(place) => Ok(place.expect("the semaphore is never closed")),
-            Err(Some(why)) => Err(Refused::Ended(why)),
-            Err(None) => Err(self.busy(format!(
+            Err(why) => Err(self.too_long(why)),
+        }
+    }
+
+    /// Has `work` done on another runtime as soon as it has a place, first come first served: whoever gives a place
+    /// back there goes on with what waits for it, without a detour through the caller. The work is given up when the
+    /// caller goes before it has begun.
+    ///
+    /// # Errors
+    /// As [`Gate::enter`].
+    ///
+    /// # Panics
+    /// When the work panics: its panic is passed on to the caller.
+    pub async fn enter_on<T: Send + 'static>(
+        &self,
+        runtime: &Handle,
+        deadline: &Deadline,
+        work: impl FnOnce(Place) -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let since = Instant::now();
+        let queued = match self.places.available_permits() {
+            0 => Some(self.queue()?),
+            _ => None,
+        };
+        let wanted = Arc::new(Mutex::new(Some((work, queued))));
+        let (sender, mut done) = oneshot::channel();
+        let taking = Arc::clone(&wanted);
+        let begin = move |place| {
+            let Some((work, queued)) = taking.lock().take() else {
+                return;
+            };
+            if queued.is_some() {
+                METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+            }
+            drop(queued);
+            // The caller may have gone.
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(place))));
+        };
+        let turn = Turn::wait(runtime, Arc::clone(&self.places).acquire_owned(), begin);
+        let waiting = Waiting { wanted, turn };
+        let done = tokio::select! {
+            biased;
+            done = together(&mut done) => done,
+            why = deadline.wait_until(since + self.timeout) => match waiting.give_up() {
+                true => return Err(self.too_long(why)),
+                // It has begun.
+                false => together(done).await,
+            },
+        };
+        match done.expect("only the caller withdraws it") {
+            Ok(done) => Ok(done),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    fn too_long(&self, why: Option<Ended>) -> Refused {
+        match why {
+            Some(why) => Refused::Ended(why),
+            None => self.busy(format!(
                 "{}: none of {} came free within {} ms",
                 self.name,
                 self.size,
                 self.timeout.as_millis()
-            ))),
+            )),
         }
     }
 
-    /// A place in the queue, if there is one.
-    fn queue(&self) -> Option<Queued<'_>> {
-        let mut queued = self.queued.load(Relaxed);
-        while queued < self.queue_max {
-            let taken = (self.queued).compare_exchange_weak(queued, queued + 1, Relaxed, Relaxed);
-            match taken {
-                Ok(_) => {
-                    return Some(Queued {
-                        queued: &self.queued,
-                        _gauge: Held::new(&self.gauge),
-                    });
-                }
-                Err(now) => queued = now,
-            }
+    /// A place in the queue.
+    fn queue(&self) -> Result<Queued, Refused> {
+        let taken = self.queued.fetch_update(Relaxed, Relaxed, |queued| {
+            Some(queued + 1).filter(|queued| *queued <= self.queue_max)
+        });
+        match taken {
+            Ok(_) => Ok(Queued {
+                queued: Arc::clone(&self.queued),
+                _gauge: Held::new(&self.gauge),
+            }),
+            Err(_) => Err(self.busy(format!(
+                "{}: all {} are in use and {} requests wait already",
+                self.name, self.size, self.queue_max
+            ))),
         }
-        None
     }
 
     fn busy(&self, sentence: String) -> Refused {
@@ -120,21 +177,88 @@ impl Gate {
 }
 
 /// One who waits, until dropped.
-struct Queued<'a> {
-    queued: &'a AtomicUsize,
+struct Queued {
+    queued: Arc<AtomicUsize>,
     _gauge: Held,
 }
 
-impl Drop for Queued<'_> {
+impl Drop for Queued {
     fn drop(&mut self) {
         self.queued.fetch_sub(1, Relaxed);
     }
 }
 
+/// A wait for a place that no thread has to be awake for: the place wakes `runtime`, and nobody before that.
+struct Turn {
+    runtime: Handle,
+    work: Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+impl Turn {
+    /// Has `work` done on the runtime when the place is there.
+    fn wait(
+        runtime: &Handle,
+        place: impl Future<Output = Result<Place, AcquireError>> + Send + 'static,
+        work: impl FnOnce(Place) + Send + 'static,
+    ) -> Arc<Turn> {
+        // Without a budget, whose end would wake it from within its first poll.
+        let mut place = Box::pin(tokio::task::unconstrained(place));
+        let turn = Arc::new(Turn {
+            runtime: runtime.clone(),
+            work: Mutex::new(None),
+        });
+        // Who wakes it at once finds it when it is there.
+        let mut slot = turn.work.lock();
+        let waker = Waker::from(Arc::clone(&turn));
+        let first = place.as_mut().poll(&mut Context::from_waker(&waker));
+        let ready = first.is_ready();
+        let working = async move {
+            let place = match first {
+                Poll::Ready(place) => place,
+                Poll::Pending => place.await,
+            };
+            work(place.expect("the semaphore is never closed"));
+        };
+        match ready {
+            true => drop(runtime.spawn(working)),
+            false => *slot = Some(working.boxed()),
+        }
+        drop(slot);
+        turn
+    }
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        let work = self.work.lock().take();
+        work.map(|work| self.runtime.spawn(work));
+    }
+}
+
+/// Work that waits for its turn: taken by that, or by the end of the waiting.
+struct Waiting<W> {
+    wanted: Arc<Mutex<Option<W>>>,
+    turn: Arc<Turn>,
+}
+
+impl<W> Waiting<W> {
+    /// Whether it has not begun, and will not.
+    fn give_up(&self) -> bool {
+        let wanted = self.wanted.lock().take();
+        let queueing = self.turn.work.lock().take();
+        drop(queueing);
+        wanted.is_some()
+    }
+}
+
+impl<W> Drop for Waiting<W> {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -190,5 +314,48 @@ mod tests {
         let deadline = deadline();
         let _inside = gate.enter(&deadline).await.expect("it is free");
         gate.enter(&deadline).await.expect_err("nobody may wait");
+    }
+
+    #[tokio::test]
+    async fn work_begins_elsewhere_when_its_turn_comes() {
+        let elsewhere = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("a runtime can be made");
+        let (gate, deadline) = (gate("elsewhere", 2), deadline());
+        let inside = gate.enter(&deadline).await.expect("it is free");
+        let thread = |_: Place| std::thread::current().id();
+        let mut first = Box::pin(gate.enter_on(elsewhere.handle(), &deadline, thread));
+        let mut second = Box::pin(gate.enter_on(elsewhere.handle(), &deadline, thread));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(second.as_mut().now_or_never().is_none());
+        let third = gate.enter_on(elsewhere.handle(), &deadline, thread).await;
+        assert!(
+            matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("2 requests wait"))
+        );
+        // Whoever gives up leaves the queue, and nothing of it is left.
+        drop(first);
+        assert_eq!(gate.gauge.get(), 1);
+        drop(inside);
+        assert_ne!(second.await, Ok(std::thread::current().id()));
+        assert_eq!((gate.gauge.get(), gate.places.available_permits()), (0, 1));
+        elsewhere.shutdown_background();
+    }
+
+    #[tokio::test]
+    async fn work_that_waits_too_long_does_not_begin() {
+        let gate = Gate::new("late", 1, 1, Duration::from_millis(10));
+        let deadline = deadline();
+        let inside = gate.enter(&deadline).await.expect("it is free");
+        let never = |_: Place| unreachable!("it was given up");
+        let here = Handle::current();
+        let late = gate.enter_on::<()>(&here, &deadline, never).await;
+        assert!(matches!(late, Err(Refused::Busy(sentence)) if sentence.contains("within 10 ms")));
+        deadline.cancel(Ended::Disconnected);
+        let ended = gate.enter_on::<()>(&here, &deadline, never).await;
+        assert_eq!(ended, Err(Refused::Ended(Ended::Disconnected)));
+        drop(inside);
+        tokio::task::yield_now().await;
+        assert_eq!(gate.places.available_permits(), 1);
     }
 }

@@ -23,10 +23,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::database::{Database, Error, Face, Isolation, Outcome, Statement};
+use crate::database::{Database, Error, Face, Isolation, Lease, Outcome, Statement};
 use crate::deadline::{Deadline, Ended};
 
 pub use effects::Effect;
@@ -134,19 +135,21 @@ impl Transaction {
     /// connection.
     ///
     /// # Errors
-    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
+    /// When the level is poisoned, or the transaction is on another database.
     pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
         if self.claims.load(SeqCst) == 0 {
             return self.outside();
         }
         let (database, deadline) = on;
-        let mut state = self.locked(deadline).await?;
+        let state = self.locked(deadline).await?;
         if !state.takes(database)? {
             return self.outside();
         }
-        state.connect(database, deadline).await?;
-        let database = database.clone();
-        Ok(Some(Turn { state, database }))
+        Ok(Some(Turn {
+            state,
+            database: database.clone(),
+            deadline: Arc::clone(deadline),
+        }))
     }
 
     /// A statement belongs to no transaction. When the scope is over, there is none any more for it to belong to.
@@ -213,8 +216,9 @@ impl Transaction {
         let taken = taken.ok_or_else(ended)?;
         match state.database() {
             Some(database) => {
+                let writes = state.writes();
                 let ending = async move { state.end(taken, keep).await };
-                database.carry(face, ending).await
+                database.carry(face, writes, ending).await
             }
             // No database has seen any of it.
             None => state.end(taken, keep).await,
@@ -291,8 +295,9 @@ impl Transaction {
         self.claims.store(0, SeqCst);
         match state.database() {
             Some(database) => {
+                let writes = state.writes();
                 let finishing = async move { state.finish(keep).await };
-                database.carry(face, finishing).await
+                database.carry(face, writes, finishing).await
             }
             None => state.finish(keep).await,
         }
@@ -330,20 +335,36 @@ impl Transaction {
 pub struct Turn {
     state: OwnedMutexGuard<State>,
     database: Database,
+    deadline: Arc<Deadline>,
 }
 
 impl Turn {
     /// Runs a statement in the transaction, or on the pinned connection.
     ///
     /// # Errors
-    /// What the database says.
+    /// When no connection can be had; what the database says.
     pub async fn run(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
         let Turn {
             mut state,
             database,
+            deadline,
         } = self;
+        let writes = state.writes();
+        if let (Database::Sqlite(sqlite), Face::Async, true, false) =
+            (&database, face, writes, state.is_connected())
+        {
+            let (sqlite, effects) = (Arc::clone(sqlite), state.effects());
+            let begin = move |lease| {
+                state.connected(Lease::Sqlite(Box::new(lease)), &database);
+                let ran = state.run(&statement).now_or_never();
+                ran.expect("SQLite blocks, it never yields")
+            };
+            let began = sqlite.write(&deadline, begin).await;
+            return began.inspect_err(|error| effects.note(error))?;
+        }
+        state.connect(&database, &deadline).await?;
         let running = async move { state.run(&statement).await };
-        database.carry(face, running).await
+        database.carry(face, writes, running).await
     }
 }
 

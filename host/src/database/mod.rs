@@ -18,12 +18,14 @@ use std::task::{Context, Poll};
 use anyhow::Context as _;
 use futures::FutureExt as _;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 
 pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
 pub use crate::bindings::types::Isolation;
 use crate::config::{self, Config, Storage};
 use crate::deadline::{Deadline, Ended};
 use crate::gate::Refused;
+use crate::wakeups::together;
 use crate::workers;
 
 pub use journal::Journal;
@@ -182,7 +184,8 @@ impl Database {
             Database::Sqlite(sqlite) => sqlite.run(face, deadline, read_only, statement).await,
             Database::Postgres(postgres) => {
                 let mut lease = postgres.lease(deadline, read_only).await?;
-                let ran = self.carry(face, async move { lease.run_alone(&statement).await });
+                let running = async move { lease.run_alone(&statement).await };
+                let ran = self.carry(face, !read_only, running);
                 ran.await
             }
         }
@@ -209,17 +212,22 @@ impl Database {
         }
     }
 
-    /// Runs the work of a statement where it may wait, to its end, even if its caller is gone by then.
+    /// Runs the work of a statement, on a connection that writes or not, where it may wait: to its end, even if its
+    /// caller is gone by then.
     pub async fn carry<T: Send + 'static>(
         &self,
         face: Face,
+        writes: bool,
         work: impl Future<Output = T> + Send + 'static,
     ) -> T {
         match self {
-            Database::Sqlite(_) => {
+            Database::Sqlite(sqlite) => {
                 let work = Box::pin(work);
-                face.run(|| work.now_or_never().expect("SQLite blocks, it never yields"))
-                    .await
+                let work = || work.now_or_never().expect("SQLite blocks, it never yields");
+                match face {
+                    Face::Async if writes => sqlite.go_on(work).await,
+                    _ => face.run(work).await,
+                }
             }
             Database::Postgres(postgres) => Surviving::new(postgres.runtime(), work).await,
         }
@@ -343,12 +351,14 @@ impl Face {
     ) -> T {
         match self {
             Face::Sync => workers::blocking(work),
-            Face::Async => match tokio::task::spawn_blocking(work).await {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            },
+            Face::Async => unwound(together(tokio::task::spawn_blocking(work)).await),
         }
     }
+}
+
+/// What a task has come to; its panic is passed on.
+fn unwound<T>(done: Result<T, JoinError>) -> T {
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Work that goes on in the background when it is dropped on the way.

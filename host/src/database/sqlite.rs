@@ -3,6 +3,9 @@
 //! SQLite lets one connection write at a time. Here writers queue for the one writing connection, in order and
 //! with a time limit, instead of colliding inside SQLite; readers see the last commit and never wait for it.
 //!
+//! What loops write is written on a thread of the database's own ([`Sqlite::write`]): when it has ended a transaction,
+//! it goes on with the next one, and no other thread has to be woken between the two.
+//!
 //! Views may not run statements that change the connection they happen to get (`BEGIN`, `PRAGMA`, `ATTACH`,
 //! temporary tables …): the next statement may go to another one, so the change would be lost, and `ATTACH`
 //! would reach other files. SQLite's authorizer refuses them by name (R11).
@@ -18,16 +21,20 @@ use rusqlite::hooks::AuthContext;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, ToSql};
-use tokio::sync::mpsc;
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Error, ErrorKind, Face, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row,
     STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Statement, Stream, Streamed, Table, VALUE_BYTES, Value,
+    unwound,
 };
 use crate::config::{Database as Config, SqliteFile};
 use crate::deadline::Deadline;
 use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
+use crate::wakeups::together;
+use crate::workers;
 
 mod guard;
 
@@ -42,6 +49,13 @@ pub struct Sqlite {
     writer: Pool,
     readers: Pool,
     in_use: IntGauge,
+    thread: Thread,
+}
+
+/// The thread that writes for loops; it ends with this value.
+struct Thread {
+    runtime: runtime::Handle,
+    _end: oneshot::Sender<()>,
 }
 
 /// Connections of one kind and the queue for them.
@@ -100,7 +114,16 @@ impl Sqlite {
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             file: file.clone(),
             config: config.clone(),
+            thread: Thread::start().context("the thread that writes")?,
         }))
+    }
+
+    /// Runs work on the connection that writes, for a loop. It blocks, and goes on if its caller is gone.
+    pub(super) async fn go_on<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        unwound(together(self.thread.runtime.spawn(async { work() })).await)
     }
 
     /// The configuration it was opened with.
@@ -137,13 +160,46 @@ impl Sqlite {
         let pool = if writes { &self.writer } else { &self.readers };
         let place = pool.gate.enter(deadline).await?;
         let free = pool.free.lock().pop();
-        let mut handle = match free {
+        let handle = match free {
             Some(handle) => handle,
-            // Only after one that could not be cleaned.
-            None => self.reopen(writes).await?,
+            None => {
+                let database = Arc::clone(self);
+                let opened = tokio::task::spawn_blocking(move || database.reopen(writes));
+                unwound(opened.await)?
+            }
         };
+        self.lend(handle, place, Arc::clone(deadline), writes)
+    }
+
+    /// Has `work` done with the connection that writes as soon as it is free, on the thread that writes for loops. It
+    /// blocks there, and is given up when the caller goes before it has begun.
+    ///
+    /// # Errors
+    /// When the connection does not come free in time, or the request ends.
+    pub async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        work: impl FnOnce(Lease) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (database, watched) = (Arc::clone(self), Arc::clone(deadline));
+        let begin = move |place| {
+            let free = database.writer.free.lock().pop();
+            let handle = free.map_or_else(|| database.reopen(true), Ok)?;
+            database.lend(handle, place, watched, true).map(work)
+        };
+        let gate = &self.writer.gate;
+        gate.enter_on(&self.thread.runtime, deadline, begin).await?
+    }
+
+    fn lend(
+        self: &Arc<Self>,
+        mut handle: Handle,
+        place: Place,
+        deadline: Arc<Deadline>,
+        writes: bool,
+    ) -> Result<Lease, Error> {
         handle
-            .watch(Arc::clone(deadline))
+            .watch(deadline)
             .map_err(|error| handle.error(&error))?;
         let held = Held::new(&self.in_use);
         Ok(Lease {
@@ -156,22 +212,15 @@ impl Sqlite {
         })
     }
 
-    async fn reopen(self: &Arc<Self>, writes: bool) -> Result<Handle, Error> {
-        let database = Arc::clone(self);
-        let opened = tokio::task::spawn_blocking(move || {
-            Handle::open(&database.config, &database.file, writes)
-        });
-        opened
-            .await
-            .map_err(anyhow::Error::from)
-            .flatten()
-            .map_err(|error| {
-                let name = &self.config.name;
-                Error::new(
-                    ErrorKind::Unavailable,
-                    format!("database `{name}`: {error:#}"),
-                )
-            })
+    /// Another connection in place of one that could not be cleaned. Blocks.
+    fn reopen(&self, writes: bool) -> Result<Handle, Error> {
+        Handle::open(&self.config, &self.file, writes).map_err(|error| {
+            let name = &self.config.name;
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("database `{name}`: {error:#}"),
+            )
+        })
     }
 
     /// Runs a statement outside of any transaction: on a connection that reads if that can be.
@@ -199,12 +248,17 @@ impl Sqlite {
         } else {
             statement
         };
-        let lease = self.writer(deadline).await?;
-        face.run(move || match lease.run(&statement)? {
+        let write = move |lease: Lease| match lease.run(&statement)? {
             Tried::Done(outcome) => Ok(outcome),
             Tried::Writes => unreachable!("this connection writes"),
-        })
-        .await
+        };
+        match face {
+            Face::Sync => {
+                let lease = self.writer(deadline).await?;
+                workers::blocking(|| write(lease))
+            }
+            Face::Async => self.write(deadline, write).await?,
+        }
     }
 
     /// As [`Sqlite::run`], with the result in pieces if the statement only reads.
@@ -217,7 +271,7 @@ impl Sqlite {
     ) -> Result<Streamed, Error> {
         let lease = self.reader(deadline).await?;
         let (sender, receiver) = mpsc::channel(1);
-        let (head_sender, head) = tokio::sync::oneshot::channel();
+        let (head_sender, head) = oneshot::channel();
         let feeding = statement.clone();
         tokio::task::spawn_blocking(move || lease.feed(&feeding, head_sender, &sender));
         match head.await {
@@ -235,6 +289,22 @@ impl Sqlite {
                 "the thread that reads the rows ended early",
             )),
         }
+    }
+}
+
+impl Thread {
+    fn start() -> std::io::Result<Thread> {
+        let runtime = runtime::Builder::new_current_thread().build()?;
+        let (end, ended) = oneshot::channel();
+        let thread = Thread {
+            runtime: runtime.handle().clone(),
+            _end: end,
+        };
+        std::thread::Builder::new()
+            .name("amphi-sqlite".into())
+            // Nothing is sent: it ends when the database is dropped.
+            .spawn(move || drop(runtime.block_on(ended)))?;
+        Ok(thread)
     }
 }
 
@@ -435,7 +505,7 @@ impl Lease {
     fn feed(
         self,
         statement: &Statement,
-        head: tokio::sync::oneshot::Sender<Result<Tried<Vec<String>>, Error>>,
+        head: oneshot::Sender<Result<Tried<Vec<String>>, Error>>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) {
         let sql = &statement.sql;

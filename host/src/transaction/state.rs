@@ -130,6 +130,21 @@ impl State {
         }
     }
 
+    /// Whether its connection is one that writes.
+    pub(super) fn writes(&self) -> bool {
+        !self.options.read_only
+    }
+
+    /// What happens when it commits, and what is known of its failures.
+    pub(super) fn effects(&self) -> Arc<Effects> {
+        Arc::clone(&self.effects)
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Makes sure that there is a connection.
     pub(super) async fn connect(
         &mut self,
@@ -141,13 +156,18 @@ impl State {
         }
         let lease = database.lease(deadline, self.options.read_only).await;
         let lease = lease.inspect_err(|error| self.effects.note(error))?;
+        self.connected(lease, database);
+        Ok(())
+    }
+
+    /// Takes up its connection.
+    pub(super) fn connected(&mut self, lease: Lease, database: &Database) {
         self.open = Some(Open {
             lease,
             database: database.clone(),
             pending: Vec::new(),
             begun: None,
         });
-        Ok(())
     }
 
     pub(super) fn push(&mut self, level: Level, database: Option<&Database>) -> Result<(), Error> {
