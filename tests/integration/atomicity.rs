@@ -1,6 +1,6 @@
 //! Insert, then fail, in every way there is: nothing is kept, and nothing is left on either side.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -78,10 +78,11 @@ const WAYS: [Way; 7] = [
 both_modes_and_databases! {
     async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
         let server = App::rules(kind, &limits(kind)).await.serve().await;
+        let patience = time_to_insert(&server, mode).await;
         for way in &WAYS {
             let mark = server.log.mark();
             let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
-                .map(|number| fail(&server, mode, way, number))
+                .map(|number| fail(&server, mode, way, number, patience))
                 .buffer_unordered(AT_ONCE)
                 .collect()
                 .await;
@@ -178,8 +179,25 @@ fn limits(kind: Kind) -> String {
     format!("sync_views = {{ workers_max = 64 }}\n{database}")
 }
 
+/// How long insertions take that are all under way at once, on this machine at this time.
+async fn time_to_insert(server: &Server, mode: Mode) -> Duration {
+    let path = format!("/{mode}/run/atomic");
+    let since = Instant::now();
+    let undone = json!([must(insert("undone")), rollback()]);
+    for reply in server.many_steps(AT_ONCE, &path, undone).await {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    since.elapsed()
+}
+
 /// What the client gets; none when it leaves.
-async fn fail(server: &Server, mode: Mode, way: &Way, number: usize) -> Option<u16> {
+async fn fail(
+    server: &Server,
+    mode: Mode,
+    way: &Way,
+    number: usize,
+    patience: Duration,
+) -> Option<u16> {
     let steps = json!([
         must(insert(&format!("{number}"))),
         log("inserted"),
@@ -192,7 +210,8 @@ async fn fail(server: &Server, mode: Mode, way: &Way, number: usize) -> Option<u
         Some(_) => Some(Reply::of(request).await.status),
         None => {
             // After it has inserted, mostly.
-            let patience = Duration::from_millis(60 + number as u64 % 60);
+            let patience =
+                patience.max(Duration::from_millis(60)) + Duration::from_millis(number as u64 % 60);
             let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;
             answered
                 .ok()
