@@ -135,16 +135,20 @@ impl Transaction {
     /// connection.
     ///
     /// # Errors
-    /// When the level is poisoned, or the transaction is on another database.
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
     pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
         if self.claims.load(SeqCst) == 0 {
             return self.outside();
         }
         let (database, deadline) = on;
-        let state = self.locked(deadline).await?;
+        let mut state = self.locked(deadline).await?;
         if !state.takes(database)? {
             return self.outside();
         }
+        if let Database::Postgres(_) = database {
+            state.connect(database, deadline).await?;
+        }
+        // That of a file is waited for by whoever runs the statement.
         Ok(Some(Turn {
             state,
             database: database.clone(),
