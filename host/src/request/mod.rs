@@ -136,6 +136,20 @@ where
             text,
         ));
     }
+    // It may have read more before it looked at how much there was.
+    let header_bytes =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let bytes: usize = parts.headers.iter().map(header_bytes).sum();
+    if bytes > limits.headers_max_bytes {
+        let text = format!(
+            "The request's headers have {bytes} bytes; the most is {}.",
+            limits.headers_max_bytes
+        );
+        return Err(Failure::client(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            text,
+        ));
+    }
     if parts.method == http::Method::OPTIONS && parts.uri.path() == "*" {
         return Ok(empty(StatusCode::NO_CONTENT));
     }
