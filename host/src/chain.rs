@@ -33,10 +33,12 @@ use crate::request::body::Spooled;
 use crate::router::Route;
 use crate::run::{Answer, Stop};
 use crate::scope::{Part, Scope};
+use crate::transaction::Member;
 use crate::view::{Mode, View};
+use crate::settle::not_kept;
 use crate::workers::{self, Call};
 
-use errands::{Errand, Queue};
+use errands::{Asker, Errand, Queue};
 pub use errands::{Errands, conduct};
 
 /// One guest function on the way of a request.
@@ -176,7 +178,7 @@ impl Flow {
             way: Vec::new(),
             gone_on: AtomicBool::new(false),
             part: None,
-            own: None,
+            member: Arc::new(self.scope.transaction.first_member()),
         }
     }
 
@@ -210,8 +212,8 @@ pub struct Position {
     gone_on: AtomicBool,
     /// Its place among the parts of its scope, if that was taken already.
     part: Option<Part>,
-    /// Of the transaction that was begun for it or a part around it: whether any part has failed.
-    own: Option<Arc<AtomicBool>>,
+    /// The transaction that it belongs to.
+    member: Arc<Member>,
 }
 
 impl Position {
@@ -236,6 +238,7 @@ impl Position {
         chain: &Arc<Chain>,
         index: usize,
         params: Arc<[(String, String)]>,
+        member: Member,
     ) -> Position {
         Position {
             flow: Arc::clone(&self.flow),
@@ -245,16 +248,15 @@ impl Position {
             way: self.way.iter().chain([self.link()]).cloned().collect(),
             gone_on: AtomicBool::new(false),
             part: None,
-            own: self.own.clone(),
+            member: Arc::new(member),
         }
     }
 
-    /// Whether what begins here is an atomic view of a request that is not atomic itself.
+    /// Whether what begins here is an atomic view that was called outside of any transaction.
     fn needs_own_transaction(&self) -> bool {
-        self.index == 0
-            && self.own.is_none()
+        !self.way.is_empty()
+            && self.member.owns_transaction()
             && self.chain.view().view.transaction.atomic
-            && !self.scope().view.transaction.atomic
     }
 
     /// Runs this part, from the loop.
@@ -270,29 +272,23 @@ impl Position {
 
     /// Runs this part, from the scope's worker.
     pub fn on_worker(self, request: types::Request) -> Outcome {
-        if self.link().view.mode == Mode::Sync && !self.is_called_atomic() {
+        if self.link().view.mode == Mode::Sync && !self.needs_own_transaction() {
             return self.run_sync(request);
         }
         let scope = Arc::clone(self.scope());
         scope.hop();
-        let ask =
-            |call: Call<Outcome>| self.send(request, Box::new(|outcome| call.answer(outcome)));
+        let ask = |call: Call<Outcome>| self.send(request, Asker::Worker(call));
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Whether it is a sub-request that needs a transaction, which is begun and ended on the loop.
-    fn is_called_atomic(&self) -> bool {
-        !self.way.is_empty() && self.needs_own_transaction()
-    }
-
     /// Has this part run from the loop. Without anyone there, the request is cancelled, and `answer` is dropped.
-    fn send(self, request: types::Request, answer: Box<dyn FnOnce(Outcome) + Send>) {
+    fn send(self, request: types::Request, asker: Asker) {
         let errands = self.flow.errands.clone();
         let errands = errands.expect("a chain that may call for others runs part by part");
         errands.send(Errand {
             position: self,
             request,
-            answer,
+            asker,
         });
     }
 
@@ -300,7 +296,12 @@ impl Position {
         let scope = Arc::clone(self.scope());
         let last = self.is_last_sync();
         let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
-        let outcome = lease.run(move || self.run_sync(request)).await;
+        let from = self.member.from();
+        let job = move |id| {
+            self.member.called_from([id]);
+            self.run_sync(request)
+        };
+        let outcome = lease.run(from, job).await;
         if last {
             scope.worker.release().await;
         }
@@ -338,7 +339,11 @@ impl Position {
         Work {
             onward: Some(Arc::clone(self) as Arc<dyn Onward>),
             body: self.flow.body.clone(),
-            ..Work::new(Arc::clone(self.scope()), Arc::clone(&self.link().view))
+            ..Work::new(
+                Arc::clone(self.scope()),
+                Arc::clone(&self.link().view),
+                Arc::clone(&self.member),
+            )
         }
     }
 
@@ -352,13 +357,14 @@ impl Position {
                 ..failure
             }),
         };
-        if outcome.as_ref().map_or(500, |response| response.status) >= 500 {
-            self.scope().fail();
-            if let Some(failed) = &self.own {
-                failed.store(true, SeqCst);
-            }
+        let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
+        match self.member.end(failed) {
+            Err(error) if !failed => Err(Failure {
+                way: self.way_here(),
+                ..not_kept(&error)
+            }),
+            _ => outcome,
         }
-        outcome
     }
 
     /// The failure behind an error that the guest returned: one that it was shown, or one of its own.
@@ -419,7 +425,8 @@ impl Position {
             return refused("`next` was called a second time: the rest of a chain runs once");
         }
         let params = Arc::clone(&self.params);
-        Ok(self.within(&self.chain, self.index + 1, params))
+        let member = self.member.next();
+        Ok(self.within(&self.chain, self.index + 1, params, member))
     }
 
     fn other(&self, request: &types::Request) -> Result<Position, types::Error> {
@@ -455,7 +462,9 @@ impl Position {
                         ),
                     ));
                 }
-                Ok(self.within(&routed.inner, 0, params.into()))
+                let view = routed.inner.view().view.transaction;
+                let member = self.member.call(view);
+                Ok(self.within(&routed.inner, 0, params.into(), member))
             }
             Route::NotUtf8(_) => Err(refused(
                 StatusCode::BAD_REQUEST,
@@ -494,11 +503,7 @@ impl Onward for Position {
             let unavailable = |sentence| refused(StatusCode::SERVICE_UNAVAILABLE, sentence);
             let _held = self.scope().hold_call(bytes).map_err(unavailable)?;
             let (sender, answer) = oneshot::channel();
-            let answered = |outcome| {
-                // Whoever asked may have gone.
-                let _ = sender.send(outcome);
-            };
-            position.send(request, Box::new(answered));
+            position.send(request, Asker::Loop(sender));
             let outcome = answer.await;
             let outcome = outcome.unwrap_or_else(|_| Err(cancelled(self.scope())));
             outcome.map_err(|failure| self.flow.shown(failure))
@@ -510,7 +515,7 @@ impl Onward for Position {
         let Flow {
             host, app, scope, ..
         } = &*self.flow;
-        host.events.publish((host, app, scope), topic, payload)
+        host.events.publish((host, app, scope, &self.member), topic, payload)
     }
 }
 

@@ -26,6 +26,8 @@ pub const MEMORY_BYTES_MAX: usize = 1 << 30;
 
 /// The most guest functions that can run within each other in one request: middleware, view, sub-requests.
 pub const PARTS_MAX: usize = 16;
+/// The most transactions, savepoints and pins that one request can have open at once.
+pub const LEVELS_MAX: usize = 64;
 
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;

@@ -23,6 +23,7 @@ use crate::host::Host;
 use crate::metrics::{Held, METRICS};
 use crate::scope::{Origin, Scope};
 use crate::settle::Ready;
+use crate::transaction::Member;
 use crate::view::is_topic;
 
 /// How long an event waits for capacity before it tries again; nobody else waits for it.
@@ -76,7 +77,7 @@ impl Bus {
     /// When it cannot be, with a sentence; it is not published to anyone then.
     pub fn publish(
         self: &Arc<Self>,
-        (host, app, scope): (&Arc<Host>, &Arc<App>, &Scope),
+        (host, app, scope, member): (&Arc<Host>, &Arc<App>, &Scope, &Member),
         topic: &str,
         payload: Vec<u8>,
     ) -> Result<(), NotPublished> {
@@ -103,7 +104,7 @@ impl Bus {
         let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
         let (bus, host, app) = (Arc::clone(self), Arc::clone(host), Arc::clone(app));
         let (topic, bytes, request) = (topic.to_owned(), payload.len(), scope.origin.id.clone());
-        scope.transaction.effect(Box::new(move || {
+        member.effect(Box::new(move || {
             let subscribers = deliveries.len();
             tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
             METRICS.events.with_label_values(&["published"]).inc();

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub database_connections: IntGaugeVec,
     /// Database connections pinned by a request, by database.
     pub database_pinned: IntGaugeVec,
+    /// Results that were to be read in pieces and were read at once, because too many connections fed others.
+    pub results_at_once: IntCounter,
     /// Transactions open.
     pub transactions: IntGauge,
     /// Outbound HTTP requests in flight.
@@ -156,6 +158,13 @@ impl Metrics {
             duration: seconds(
                 "request_seconds",
                 "Time from accepting a request to its response head",
+            ),
+            results_at_once: registered(
+                &registry,
+                IntCounter::new(
+                    "results_read_at_once_total",
+                    "Results read at once because too many connections fed others",
+                ),
             ),
             log_cut: registered(
                 &registry,

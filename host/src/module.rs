@@ -151,7 +151,8 @@ impl Prepared {
             DESCRIBE_LIMIT,
         ));
         let scope = Scope::open(&Origin::host(), &view, &grants.limits, Setup::now());
-        let guest = Guest::new(Work::new(scope, view), grants, services);
+        let member = Arc::new(scope.transaction.first_member());
+        let guest = Guest::new(Work::new(scope, view, member), grants, services);
         match self {
             Prepared::Sync(component) => component.describe(guest),
             Prepared::Async(component) => {

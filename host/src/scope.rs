@@ -27,7 +27,7 @@ use crate::middleware::USER;
 use crate::trace::Trace;
 use crate::transaction::Transaction;
 use crate::view::View;
-use crate::workers::{Lease, Workers};
+use crate::workers::{Exclusion, Lease, Workers};
 
 /// Whose request it is: known before it is routed, and handed on to the events it publishes (R14).
 #[derive(Debug, Clone)]
@@ -85,9 +85,8 @@ pub struct Scope {
     pub limits: Limits,
     /// Until when it may run, and whether it still may (R15).
     pub deadline: Arc<Deadline>,
-    /// Its transaction, if it has one (R7).
-    pub transaction: Transaction,
-    own_transaction: OnceLock<Arc<tokio::sync::Mutex<()>>>,
+    /// The transaction of its view (R7).
+    pub transaction: Arc<Transaction>,
     /// What it does with its databases, when that is recorded.
     pub journal: Journal,
     outbound: OnceLock<Arc<Semaphore>>,
@@ -103,8 +102,6 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that calls in flight keep.
     calls: AtomicU64,
-    /// Set when any part has failed: nothing that was done is kept.
-    failed: AtomicBool,
     values: Mutex<HashMap<String, Value>>,
     _open: Held,
 }
@@ -140,7 +137,6 @@ impl Scope {
             origin: Arc::clone(origin),
             deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
             transaction: Transaction::new(view.transaction),
-            own_transaction: OnceLock::new(),
             journal: setup.journal,
             outbound: OnceLock::new(),
             sent: AtomicBool::new(false),
@@ -152,14 +148,8 @@ impl Scope {
             parts: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
             _open: Held::new(&METRICS.scopes),
         })
-    }
-
-    /// Held by the part whose own transaction this is, when the scope as a whole has none.
-    pub fn own_transaction(&self) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(self.own_transaction.get_or_init(Arc::default))
     }
 
     /// Places for outbound requests in flight.
@@ -240,16 +230,6 @@ impl Scope {
             scope: Arc::clone(self),
             bytes,
         })
-    }
-
-    /// Nothing that was done is kept, whatever the request answers (R9).
-    pub fn fail(&self) {
-        self.failed.store(true, SeqCst);
-    }
-
-    /// Whether any part has failed.
-    pub fn has_failed(&self) -> bool {
-        self.failed.load(SeqCst)
     }
 
     /// Counts a change between a loop and a worker.
@@ -360,6 +340,24 @@ impl Sticky {
         self.get(deadline).await.map(drop)
     }
 
+    /// Has the worker for a part that is called `from` jobs and exclusions of these ids: see [`Lease::exclude`]. None:
+    /// the scope has no use for a worker any more.
+    ///
+    /// # Errors
+    /// When no worker can be had, or the request ends.
+    pub async fn exclude(
+        &self,
+        deadline: &Deadline,
+        from: &[u64],
+    ) -> Result<Option<Exclusion>, Refused> {
+        if self.workers.is_none() || matches!(*self.lease.lock().await, Leased::Over) {
+            return Ok(None);
+        }
+        let lease = self.get(deadline).await?;
+        let excluded = lease.exclude(deadline, from).await;
+        excluded.map(Some).map_err(Refused::Ended)
+    }
+
     /// Notes the worker that the scope runs on.
     pub fn runs_on(&self, number: usize) {
         self.number.store(number, SeqCst);
@@ -376,8 +374,6 @@ impl Sticky {
 pub struct Results {
     /// Bytes of rows that are read already.
     bytes: AtomicU64,
-    /// Results that a connection of their own feeds.
-    streams: AtomicUsize,
 }
 
 impl Results {
@@ -392,19 +388,6 @@ impl Results {
     /// Gives room back.
     pub fn release(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, SeqCst);
-    }
-
-    /// Takes a connection for a stream, unless `max` are taken.
-    pub fn open_stream(&self, max: usize) -> bool {
-        let taken = self.streams.fetch_update(SeqCst, SeqCst, |streams| {
-            Some(streams + 1).filter(|sum| *sum <= max)
-        });
-        taken.is_ok()
-    }
-
-    /// A stream has ended.
-    pub fn close_stream(&self) {
-        self.streams.fetch_sub(1, SeqCst);
     }
 }
 

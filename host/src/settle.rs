@@ -233,7 +233,7 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
     let success = matches!(&response, Ok(response) if !response.status().is_server_error());
     let fate = match scope
         .transaction
-        .finish(face, success && !scope.has_failed())
+        .finish(face, success && !scope.transaction.has_failed())
         .await
     {
         Ok(fate) => fate,

@@ -1,19 +1,26 @@
-//! The transaction of a scope (R7–R11).
+//! Transactions, and who belongs to which (R7–R11).
 //!
-//! It belongs to the scope, not to a thread or a task: sync and async views get the same one. While it is
-//! active, every statement of the scope goes to its one connection, one after the other in the order they were
-//! issued (R8); there is no way around it, so nothing a view joins or spawns can escape it.
+//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`], and every statement, block and
+//! event of it goes through its membership: nothing has to be guessed from what happens to be open. A request starts
+//! with one transaction. Middleware and the view that it calls share it. A view that is called as a sub-request joins
+//! its caller's while the caller is inside of one, and has one of its own otherwise.
 //!
-//! It has levels. An atomic scope has one from the start, and each `begin` adds one: the outermost level is the
-//! transaction itself, those within it are savepoints. A level is a matter of the host's until a statement needs
+//! A transaction has levels. An atomic view's has one from the start, and each `begin` adds one: the outermost level is
+//! the transaction itself, those within it are savepoints. A member belongs to the level that it was called in and to
+//! those that it began itself, and its statements run in the innermost of these only: while a level of another member is
+//! open on top, they wait for its end. So one member's failure undoes nothing of another's, and no member's
+//! commit keeps what another has given up.
+//!
+//! Within a transaction every statement goes to its one connection, one after the other in the order they were issued
+//! (R8); there is no way around it, so nothing a view joins or spawns can escape it. A level is a matter of the host's until a statement needs
 //! it: only then does the database see it, in the same message as the statement. A statement that fails poisons
 //! the level it ran in: nothing more runs there until that level is undone, on every kind of database alike.
 //!
 //! The connection stays inside the state's lock, and whoever runs a statement takes the lock along to where it
-//! runs. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the scope is
+//! runs. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the transaction is
 //! gone the lease's drop rolls back.
 //!
-//! What a scope sends to others is held with the level that it was sent in (R10). Which level that is follows from
+//! What is sent to others is held with the level that it was sent in (R10). Which level that is follows from
 //! the order of the guest's calls alone, so that sending never waits; see `effects`.
 
 mod effects;
@@ -25,16 +32,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
-use crate::database::{Database, Error, Face, Isolation, Lease, Outcome, Statement};
+use crate::config::LEVELS_MAX;
+use crate::database::{Access, Database, Error, ErrorKind, Face, Isolation, Lease, Outcome, Statement};
 use crate::deadline::{Deadline, Ended};
+use crate::metrics::METRICS;
 
 pub use effects::Effect;
-use effects::Effects;
-use state::{State, ended};
+use effects::{Effects, History};
+use state::{Place, State, ended, left_behind};
 
-/// How a scope's transaction ended.
+/// How the transactions of a scope ended; the last one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fate {
     /// There was none.
@@ -56,10 +65,10 @@ impl fmt::Display for Fate {
     }
 }
 
-/// What kind of transaction a scope has.
+/// What a view asks of its transaction.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Everything the scope does belongs to one transaction.
+    /// Everything the view does belongs to one transaction.
     pub atomic: bool,
     /// Statements that write are refused, in transactions and outside.
     pub read_only: bool,
@@ -67,19 +76,26 @@ pub struct Options {
     pub isolation: Option<Isolation>,
 }
 
-/// The transaction of a scope, whether or not it has begun.
+/// A transaction of a scope, whether or not it has begun.
 pub struct Transaction {
     options: Options,
-    /// Reasons for statements to take their turn here: that the view is atomic, each level and each pin of the
-    /// guest's, from its call on until it has ended. Changed in the order of the guest's calls.
-    claims: AtomicUsize,
-    last_level: AtomicU64,
-    /// Set when the scope has ended: nothing more can be done in it, within a transaction or outside.
+    /// Pins of its connection, from the guest's call on until they have ended.
+    pins: AtomicUsize,
+    /// The database that a connection is pinned of, by name.
+    pinned: Mutex<Option<String>>,
+    last_id: AtomicU64,
+    /// Set when it has ended: nothing more can be done in it, within a level or outside.
     over: AtomicBool,
+    /// Set when a member has failed: an atomic view's transaction is not kept then, whatever is made of the failure.
+    failed: AtomicBool,
     /// What the guest dropped without an end, perhaps while a statement ran; seen to before anything else.
     left: Mutex<Vec<Left>>,
     effects: Arc<Effects>,
     state: Arc<tokio::sync::Mutex<State>>,
+    /// Tells members that wait for the level of another one.
+    changed: Notify,
+    /// The transaction of the part that has called for this one's, outside of any level.
+    around: Option<Arc<Transaction>>,
 }
 
 /// One `begin` of the guest's: the transaction itself, or a savepoint in it.
@@ -87,8 +103,8 @@ pub struct Transaction {
 pub struct Level(u64);
 
 impl Level {
-    /// The level that an atomic scope has from the start.
-    const SCOPE: Level = Level(0);
+    /// The level that an atomic view's transaction has from the start.
+    const WHOLE: Level = Level(0);
 }
 
 impl fmt::Display for Level {
@@ -97,214 +113,114 @@ impl fmt::Display for Level {
     }
 }
 
-/// A reason for the scope's statements to go to one connection. Given back with [`Transaction::unpin`].
+/// A reason for the members' statements to go to one connection. Given back with [`Transaction::unpin`].
 #[derive(Debug)]
 pub struct Pin(());
 
 enum Left {
-    Level(Level),
+    /// With the count of the member that began it.
+    Level(Level, Arc<AtomicUsize>),
     Pin,
 }
 
 impl Transaction {
-    /// Nothing has begun yet.
-    pub fn new(options: Options) -> Transaction {
-        let effects = Arc::new(Effects::new(options.atomic));
-        Transaction {
+    /// The first transaction of a scope. Nothing has begun yet.
+    pub fn new(options: Options) -> Arc<Transaction> {
+        Transaction::within(None, options, Arc::default())
+    }
+
+    fn within(
+        around: Option<Arc<Transaction>>,
+        options: Options,
+        history: Arc<History>,
+    ) -> Arc<Transaction> {
+        let effects = Arc::new(Effects::new(options.atomic, history));
+        Arc::new(Transaction {
             options,
-            claims: AtomicUsize::new(options.atomic.into()),
-            last_level: AtomicU64::new(0),
+            pins: AtomicUsize::new(0),
+            pinned: Mutex::default(),
+            last_id: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             left: Mutex::default(),
             state: Arc::new(tokio::sync::Mutex::new(State::new(options, &effects))),
             effects,
-        }
+            changed: Notify::new(),
+            around,
+        })
     }
 
-    /// What kind of transaction this is.
-    pub fn options(&self) -> Options {
-        self.options
+    /// The guest function that the transaction is there for.
+    pub fn first_member(self: &Arc<Self>) -> Member {
+        let base = self.options.atomic.then_some(Level::WHOLE);
+        Member::new(self, base, self.options.read_only, None)
     }
 
-    /// Whether a statement that is issued now would be part of a transaction, or go to a pinned connection.
-    pub fn is_active(&self) -> bool {
-        self.claims.load(SeqCst) > 0
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, SeqCst) + 1
     }
 
-    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction and no pinned
-    /// connection.
-    ///
-    /// # Errors
-    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
-    pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
-        if self.claims.load(SeqCst) == 0 {
-            return self.outside();
-        }
-        let (database, deadline) = on;
-        let mut state = self.locked(deadline).await?;
-        if !state.takes(database)? {
-            return self.outside();
-        }
-        if let Database::Postgres(_) = database {
-            state.connect(database, deadline).await?;
-        }
-        // That of a file is waited for by whoever runs the statement.
-        Ok(Some(Turn {
-            state,
-            database: database.clone(),
-            deadline: Arc::clone(deadline),
-        }))
-    }
-
-    /// A statement belongs to no transaction. When the scope is over, there is none any more for it to belong to.
-    fn outside(&self) -> Result<Option<Turn>, Error> {
-        match self.over.load(SeqCst) {
-            false => Ok(None),
-            true => Err(Ended::Answered.into()),
-        }
-    }
-
-    /// Begins a transaction, or a savepoint in the one there is, on this database.
-    ///
-    /// # Errors
-    /// When the level it would be in is poisoned, or the transaction is on another database.
-    pub async fn begin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Level, Error> {
-        let (database, deadline) = on;
-        self.push(Some(database), deadline).await
-    }
-
-    /// Begins a level on whichever database is used first in it.
-    ///
-    /// # Errors
-    /// When the level it would be in is poisoned.
-    pub async fn enter(&self, deadline: &Arc<Deadline>) -> Result<Level, Error> {
-        self.push(None, deadline).await
-    }
-
-    async fn push(
-        &self,
-        database: Option<&Database>,
-        deadline: &Arc<Deadline>,
-    ) -> Result<Level, Error> {
-        let beginning = Waiting::to_begin(self);
-        let mut state = self.locked(deadline).await?;
-        state.push(beginning.level, database)?;
-        Ok(beginning.done())
-    }
-
-    /// Keeps what was done since `level` began; for good, when it is the transaction itself.
-    ///
-    /// # Errors
-    /// When something in it has failed, or the database cannot commit. What was done in it is undone then.
-    pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
-        self.end(face, level, true).await
-    }
-
-    /// Undoes what was done since `level` began.
-    ///
-    /// # Errors
-    /// When it has ended already, or the database fails.
-    pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
-        self.end(face, level, false).await
-    }
-
-    async fn end(&self, face: Face, level: Level, keep: bool) -> Result<(), Error> {
-        let waiting = Waiting::to_end(self, level);
-        let mut state = Arc::clone(&self.state).lock_owned().await;
-        waiting.done();
-        self.see_to_left(&mut state);
-        let taken = state.take(level);
-        if taken.is_some() {
-            self.claims.fetch_sub(1, SeqCst);
-        }
-        let taken = taken.ok_or_else(ended)?;
-        match state.database() {
-            Some(database) => {
-                let writes = state.writes();
-                let ending = async move { state.end(taken, keep).await };
-                database.carry(face, writes, ending).await
-            }
-            // No database has seen any of it.
-            None => state.end(taken, keep).await,
-        }
-    }
-
-    /// Undoes what was done since `level` began, at once if nothing runs, else before the next statement.
-    pub fn abandon(&self, level: Level) {
-        self.effects.leave(level);
-        self.leave(Left::Level(level));
-    }
-
-    /// Sends all statements of the scope on this database to one connection, until [`Transaction::unpin`]. Those
-    /// that change the session are let through meanwhile.
-    ///
-    /// # Errors
-    /// When no connection can be had, or the scope has one of another database.
-    pub async fn pin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
-        let (database, deadline) = on;
-        let pinning = Pinning::new(self);
-        let mut state = self.locked(deadline).await?;
-        state.admits(database)?;
-        state.connect(database, deadline).await?;
-        state.pin();
-        Ok(pinning.done())
-    }
-
-    /// Lets the connection go, at once if nothing runs on it and no transaction needs it.
-    pub fn unpin(&self, Pin(()): Pin) {
-        self.leave(Left::Pin);
-    }
-
-    /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
-    /// when what it was done in is rolled back.
-    pub fn effect(&self, effect: Effect) {
-        self.effects.add(effect);
-    }
-
-    /// Whatever happens, the transaction that is active will be rolled back.
-    pub fn set_rollback(&self) {
-        self.effects.set_rollback();
-    }
-
-    /// Whether a statement or a commit met another transaction in its way, and nothing was committed or told to
-    /// others before: all of it may succeed when tried again from the start.
+    /// Whether a statement or a commit of the scope met another transaction in its way, and nothing was committed or
+    /// told to others before: all of it may succeed when tried again from the start.
     pub fn conflict(&self) -> bool {
-        self.effects.can_begin_again()
+        self.effects.history.can_begin_again()
     }
 
     /// Whether a database could not be reached, or the connection to it was lost.
     pub fn unavailable(&self) -> bool {
-        self.effects.unavailable()
+        self.effects.history.unavailable()
     }
 
-    /// Takes note of a statement that was run outside of the transaction.
-    pub fn note_outside(&self, ran: Result<(), &Error>) {
-        if !self.options.read_only {
-            self.effects.lasts();
-        }
-        if let Err(error) = ran {
-            self.effects.note(error);
-        }
+    /// Whether a member has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(SeqCst)
     }
 
-    /// Ends the scope's transaction: commits it, or undoes it with everything still open in it.
+    /// Whether the caller of this one's view, or a caller of its, keeps a connection of the database pinned: it waits
+    /// for this view, so this view cannot wait for that connection.
+    fn is_pinned_around(&self, database: &Database) -> bool {
+        let around = std::iter::successors(self.around.as_deref(), |this| this.around.as_deref());
+        around
+            .filter(|around| around.pins.load(SeqCst) > 0)
+            .any(|around| around.pinned.lock().as_ref() == Some(&database.config().name))
+    }
+
+    /// Lets the connection go, at once if nothing runs on it and no level needs it.
+    pub fn unpin(&self, Pin(()): Pin) {
+        self.leave(Left::Pin);
+    }
+
+    /// Ends the transaction: commits an atomic view's, or undoes it with everything still open in it.
     ///
     /// # Errors
     /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
     pub async fn finish(&self, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = Arc::clone(&self.state).lock_owned().await;
         self.see_to_left(&mut state);
-        // In this order: who finds no claim finds that it is over, too.
         self.over.store(true, SeqCst);
-        self.claims.store(0, SeqCst);
-        match state.database() {
+        let finished = match state.database() {
             Some(database) => {
                 let writes = state.writes();
                 let finishing = async move { state.finish(keep).await };
                 database.carry(face, writes, finishing).await
             }
             None => state.finish(keep).await,
+        };
+        self.changed.notify_waiters();
+        finished.map(|()| self.effects.history.fate())
+    }
+
+    /// Ends the transaction of a part that has ended, or is given up. What is still open in it is undone.
+    pub fn give_up(&self) {
+        if self.over.swap(true, SeqCst) {
+            return;
         }
+        self.effects.clear();
+        // A statement that runs has the lock; the connection goes back when the last member has gone.
+        if let Ok(mut state) = self.state.try_lock() {
+            state.give_up();
+        }
+        self.changed.notify_waiters();
     }
 
     async fn locked(&self, deadline: &Deadline) -> Result<OwnedMutexGuard<State>, Error> {
@@ -321,17 +237,390 @@ impl Transaction {
         if let Ok(mut state) = self.state.try_lock() {
             self.see_to_left(&mut state);
         }
+        // Otherwise whoever waits for the level sees to it, when the statement that runs has ended.
+        self.changed.notify_waiters();
     }
 
     fn see_to_left(&self, state: &mut State) {
         for left in std::mem::take(&mut *self.left.lock()) {
             // It has its claim even if it was never begun.
-            self.claims.fetch_sub(1, SeqCst);
             match left {
-                Left::Level(level) => state.abandon(level),
-                Left::Pin => state.unpin(),
+                Left::Level(level, claims) => {
+                    claims.fetch_sub(1, SeqCst);
+                    state.abandon(level);
+                }
+                Left::Pin => {
+                    self.pins.fetch_sub(1, SeqCst);
+                    state.unpin();
+                }
             }
         }
+    }
+}
+
+/// A guest function's part in a transaction: what its statements, blocks and events belong to.
+pub struct Member {
+    transaction: Arc<Transaction>,
+    id: u64,
+    /// The level that it was called in; none: outside of any.
+    base: Option<Level>,
+    read_only: bool,
+    /// The least that it asks for of a transaction that it has joined.
+    isolation: Option<Isolation>,
+    /// Levels that it has begun, from its call on until they have ended.
+    claims: Arc<AtomicUsize>,
+    /// What it is called from, and what it has the worker for itself with: whatever it calls is called from these
+    /// ([`crate::handoff`]).
+    from: Mutex<Vec<u64>>,
+    /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
+    /// for another member's level.
+    order: tokio::sync::Mutex<()>,
+    ended: AtomicBool,
+}
+
+impl Member {
+    fn new(
+        transaction: &Arc<Transaction>,
+        base: Option<Level>,
+        read_only: bool,
+        isolation: Option<Isolation>,
+    ) -> Member {
+        if let Some(base) = base {
+            transaction.effects.join(base);
+        }
+        Member {
+            id: transaction.next_id(),
+            transaction: Arc::clone(transaction),
+            base,
+            read_only,
+            isolation,
+            claims: Arc::default(),
+            from: Mutex::default(),
+            order: tokio::sync::Mutex::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// The membership of the rest of the chain, which the member calls for now.
+    pub fn next(&self) -> Member {
+        let next = Member::new(&self.transaction, self.level(), self.read_only, self.isolation);
+        next.called_from(self.from());
+        next
+    }
+
+    /// The membership of a view that the member calls now: in its own transaction while it is inside of a level, and
+    /// else in a new one.
+    pub fn call(&self, view: Options) -> Member {
+        let read_only = self.read_only || view.read_only;
+        let called = match self.level() {
+            Some(level) => Member::new(&self.transaction, Some(level), read_only, view.isolation),
+            None => {
+                let options = Options { read_only, ..view };
+                let around = Some(Arc::clone(&self.transaction));
+                let history = Arc::clone(&self.transaction.effects.history);
+                Transaction::within(around, options, history).first_member()
+            }
+        };
+        called.called_from(self.from());
+        called
+    }
+
+    /// Whether its function is the one that its transaction is there for.
+    pub fn owns_transaction(&self) -> bool {
+        self.id == 1
+    }
+
+    /// The ids of what it is called from.
+    pub fn from(&self) -> Vec<u64> {
+        self.from.lock().clone()
+    }
+
+    /// Adds to what it is called from.
+    pub fn called_from(&self, ids: impl IntoIterator<Item = u64>) {
+        self.from.lock().extend(ids);
+    }
+
+    /// Takes an id from what it is called from.
+    pub fn not_called_from(&self, id: u64) {
+        self.from.lock().retain(|other| *other != id);
+    }
+
+    /// The transaction that it belongs to.
+    pub fn transaction(&self) -> &Arc<Transaction> {
+        &self.transaction
+    }
+
+    /// The innermost of its levels: what is issued now belongs there.
+    fn level(&self) -> Option<Level> {
+        self.transaction.effects.level_of(self.id).or(self.base)
+    }
+
+    /// Whether statements that write are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What its statements outside of any transaction may do on this database.
+    pub fn access(&self, database: &Database) -> Access {
+        Access {
+            read_only: self.read_only,
+            pinned_by_caller: self.transaction.is_pinned_around(database),
+        }
+    }
+
+    /// Whether a statement that is issued now would be part of a transaction, or go to a pinned connection.
+    pub fn is_active(&self) -> bool {
+        self.base.is_some()
+            || self.claims.load(SeqCst) > 0
+            || self.transaction.pins.load(SeqCst) > 0
+    }
+
+    /// Its function has ended. When that has failed, nothing of the transaction is kept (R9).
+    ///
+    /// # Errors
+    /// When the level that it was called in has ended before: nothing of what it did is kept.
+    pub fn end(&self, failed: bool) -> Result<(), Error> {
+        let Member { transaction, base, .. } = self;
+        if failed {
+            transaction.failed.store(true, SeqCst);
+        }
+        let (Some(base), false) = (*base, self.ended.swap(true, SeqCst)) else {
+            return Ok(());
+        };
+        match transaction.effects.part(base, failed) || transaction.over.load(SeqCst) {
+            true => Ok(()),
+            false => Err(left_behind()),
+        }
+    }
+
+    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction and no pinned
+    /// connection.
+    ///
+    /// # Errors
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
+    pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
+        if !self.is_active() {
+            return self.outside();
+        }
+        let (database, deadline) = on;
+        let place = |state: &State| state.place(self.id, self.base, database);
+        let Some(mut state) = self.placed(deadline, place).await? else {
+            return self.outside();
+        };
+        if state.has_levels() {
+            self.suits(database)?;
+        }
+        if !state.is_connected() {
+            self.may_connect(database)?;
+        }
+        if let Database::Postgres(_) = database {
+            state.connect(database, deadline).await?;
+        }
+        // For SQLite, `Turn::run` acquires the connection later, on the thread that writes.
+        Ok(Some(Turn {
+            state,
+            database: database.clone(),
+            deadline: Arc::clone(deadline),
+            read_only: self.read_only,
+        }))
+    }
+
+    /// A statement belongs to no transaction. When the transaction is over, there is none any more for it to belong to.
+    fn outside(&self) -> Result<Option<Turn>, Error> {
+        match self.transaction.over.load(SeqCst) {
+            false => Ok(None),
+            true => Err(Ended::Answered.into()),
+        }
+    }
+
+    /// The state's lock, as soon as no level of another member is open on top. None: it has no business with it.
+    async fn placed(
+        &self,
+        deadline: &Deadline,
+        place: impl Fn(&State) -> Result<Place, Error>,
+    ) -> Result<Option<OwnedMutexGuard<State>>, Error> {
+        let _order = deadline.bound(self.order.lock()).await?;
+        loop {
+            // What changes from here on is heard of.
+            let changed = self.transaction.changed.notified();
+            let state = self.transaction.locked(deadline).await?;
+            match place(&state)? {
+                Place::Here => return Ok(Some(state)),
+                Place::Outside => return Ok(None),
+                Place::Later => drop(state),
+            }
+            deadline.bound(changed).await?;
+        }
+    }
+
+    /// Whether the transaction that it has joined is as strict as its view asks for.
+    fn suits(&self, database: &Database) -> Result<(), Error> {
+        let has = self.transaction.options.isolation;
+        match (self.isolation, database) {
+            (Some(wanted), Database::Postgres(_)) if strictness(has) < strictness(Some(wanted)) => {
+                Err(Error::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "this view asks for the isolation `{}`, and was called within a transaction of the level `{}`: give the view that calls it the same `isolation`, or call it outside of the transaction",
+                        isolation_name(Some(wanted)),
+                        isolation_name(has)
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn may_connect(&self, database: &Database) -> Result<(), Error> {
+        let waits_for_itself = !self.read_only
+            && !database.has_other_connections()
+            && self.transaction.is_pinned_around(database);
+        match waits_for_itself {
+            true => Err(Error::pinned_by_caller(&database.config().name)),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins a transaction, or a savepoint in the one there is, on this database.
+    ///
+    /// # Errors
+    /// When the level it would be in is poisoned, the transaction is on another database, or too many are open.
+    pub async fn begin(
+        &self,
+        (database, deadline): (&Database, &Arc<Deadline>),
+    ) -> Result<Level, Error> {
+        let beginning = Waiting::to_begin(self)?;
+        let place = |state: &State| match state.place(self.id, self.base, database)? {
+            // The connection of the transaction is in use by another member's.
+            Place::Outside if state.has_levels() => Ok(Place::Later),
+            Place::Outside => Ok(Place::Here),
+            place => Ok(place),
+        };
+        let state = self.placed(deadline, place).await?;
+        let mut state = state.expect("`place` says here or later");
+        state.push(beginning.level, self.id, database)?;
+        Ok(beginning.done())
+    }
+
+    /// Keeps what was done since `level` began; for good, when it is the transaction itself.
+    ///
+    /// # Errors
+    /// When something in it has failed, or the database cannot commit. What was done in it is undone then.
+    pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
+        self.end_level(face, level, true).await
+    }
+
+    /// Undoes what was done since `level` began.
+    ///
+    /// # Errors
+    /// When it has ended already, or the database fails.
+    pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
+        self.end_level(face, level, false).await
+    }
+
+    async fn end_level(&self, face: Face, level: Level, keep: bool) -> Result<(), Error> {
+        let (waiting, torn) = Waiting::to_end(self, level);
+        let transaction = &self.transaction;
+        let order = self.order.lock().await;
+        let mut state = Arc::clone(&transaction.state).lock_owned().await;
+        drop(order);
+        waiting.done();
+        transaction.see_to_left(&mut state);
+        let taken = state.take(level);
+        if taken.is_some() {
+            self.claims.fetch_sub(1, SeqCst);
+        }
+        let taken = taken.ok_or_else(ended)?;
+        let ended = match state.database() {
+            Some(database) => {
+                let writes = state.writes();
+                let ending = async move { state.end(taken, keep, torn).await };
+                database.carry(face, writes, ending).await
+            }
+            // No database has seen any of it.
+            None => state.end(taken, keep, torn).await,
+        };
+        transaction.changed.notify_waiters();
+        ended
+    }
+
+    /// Undoes what was done since `level` began, at once if nothing runs, else before the next statement.
+    pub fn abandon(&self, level: Level) {
+        self.transaction.effects.leave(level);
+        let claims = Arc::clone(&self.claims);
+        self.transaction.leave(Left::Level(level, claims));
+    }
+
+    /// Sends all statements of the transaction's members on this database to one connection, until
+    /// [`Transaction::unpin`]. Those that change the session are let through meanwhile.
+    ///
+    /// # Errors
+    /// When no connection can be had, or the transaction has one of another database.
+    pub async fn pin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
+        let (database, deadline) = on;
+        if self.transaction.is_pinned_around(database) {
+            return Err(Error::pinned_by_caller(&database.config().name));
+        }
+        let pinning = Pinning::new(&self.transaction)?;
+        let order = deadline.bound(self.order.lock()).await?;
+        let mut state = self.transaction.locked(deadline).await?;
+        drop(order);
+        state.admits(database)?;
+        state.pin(database, deadline).await?;
+        *self.transaction.pinned.lock() = Some(database.config().name.clone());
+        Ok(pinning.done())
+    }
+
+    /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
+    /// when what it was done in is rolled back.
+    pub fn effect(&self, effect: Effect) {
+        self.transaction.effects.add(self.level(), effect);
+    }
+
+    /// Whatever happens, the transaction that the member is in will be rolled back.
+    pub fn set_rollback(&self) {
+        if self.level().is_some() {
+            self.transaction.effects.set_rollback();
+        }
+    }
+
+    /// Takes note of a statement that was run outside of the transaction.
+    pub fn note_outside(&self, ran: Result<(), &Error>) {
+        let history = &self.transaction.effects.history;
+        if !self.read_only {
+            history.lasts();
+        }
+        if let Err(error) = ran {
+            history.note(error);
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // Its function was given up on the way: nobody is there to be told.
+        let _ = self.end(false);
+        let Transaction { around, options, .. } = &*self.transaction;
+        // Others are ended by whoever has begun them.
+        if self.owns_transaction() && around.is_some() && !options.atomic {
+            self.transaction.give_up();
+        }
+    }
+}
+
+fn strictness(isolation: Option<Isolation>) -> u8 {
+    match isolation {
+        None | Some(Isolation::ReadCommitted) => 0,
+        Some(Isolation::RepeatableRead) => 1,
+        Some(Isolation::Serializable) => 2,
+    }
+}
+
+fn isolation_name(isolation: Option<Isolation>) -> &'static str {
+    match isolation {
+        None | Some(Isolation::ReadCommitted) => "read-committed",
+        Some(Isolation::RepeatableRead) => "repeatable-read",
+        Some(Isolation::Serializable) => "serializable",
     }
 }
 
@@ -340,6 +629,7 @@ pub struct Turn {
     state: OwnedMutexGuard<State>,
     database: Database,
     deadline: Arc<Deadline>,
+    read_only: bool,
 }
 
 impl Turn {
@@ -352,6 +642,7 @@ impl Turn {
             mut state,
             database,
             deadline,
+            read_only,
         } = self;
         let writes = state.writes();
         if let (Database::Sqlite(sqlite), Face::Async, true, false) =
@@ -360,44 +651,54 @@ impl Turn {
             let (sqlite, effects) = (Arc::clone(sqlite), state.effects());
             let begin = move |lease| {
                 state.connected(Lease::Sqlite(Box::new(lease)), &database);
-                let ran = state.run(&statement).now_or_never();
+                let ran = state.run(&statement, read_only).now_or_never();
                 ran.expect("SQLite blocks, it never yields")
             };
             let began = sqlite.write(&deadline, begin).await;
-            return began.inspect_err(|error| effects.note(error))?;
+            return began.inspect_err(|error| effects.history.note(error))?;
         }
         state.connect(&database, &deadline).await?;
-        let running = async move { state.run(&statement).await };
+        let running = async move { state.run(&statement, read_only).await };
         database.carry(face, writes, running).await
     }
 }
 
 /// A level that waits to begin or to end. When its caller gives up waiting, it is abandoned.
 struct Waiting<'a> {
-    transaction: &'a Transaction,
+    member: &'a Member,
     level: Level,
     done: bool,
 }
 
 impl Waiting<'_> {
-    fn to_begin(transaction: &Transaction) -> Waiting<'_> {
-        transaction.claims.fetch_add(1, SeqCst);
-        let level = Level(transaction.last_level.fetch_add(1, SeqCst) + 1);
-        transaction.effects.begin(level);
-        Waiting {
-            transaction,
+    fn to_begin(member: &Member) -> Result<Waiting<'_>, Error> {
+        let level = Level(member.transaction.next_id());
+        if !member.transaction.effects.begin(level, member.id) {
+            METRICS.refused.with_label_values(&["transaction levels"]).inc();
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has {LEVELS_MAX} transactions and savepoints open, the most there can be: end some (commit, roll back, or drop them) before the next"
+                ),
+            ));
+        }
+        member.claims.fetch_add(1, SeqCst);
+        Ok(Waiting {
+            member,
             level,
             done: false,
-        }
+        })
     }
 
-    fn to_end(transaction: &Transaction, level: Level) -> Waiting<'_> {
-        transaction.effects.leave(level);
-        Waiting {
-            transaction,
+    /// And whether a view that was called in the level still runs.
+    fn to_end(member: &Member, level: Level) -> (Waiting<'_>, bool) {
+        let torn = member.transaction.effects.leave(level);
+        let waiting = Waiting {
+            member,
             level,
             done: false,
-        }
+        };
+        (waiting, torn)
     }
 
     fn done(mut self) -> Level {
@@ -409,7 +710,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.transaction.abandon(self.level);
+            self.member.abandon(self.level);
         }
     }
 }
@@ -418,9 +719,18 @@ impl Drop for Waiting<'_> {
 struct Pinning<'a>(&'a Transaction, bool);
 
 impl Pinning<'_> {
-    fn new(transaction: &Transaction) -> Pinning<'_> {
-        transaction.claims.fetch_add(1, SeqCst);
-        Pinning(transaction, false)
+    fn new(transaction: &Transaction) -> Result<Pinning<'_>, Error> {
+        if transaction.pins.fetch_add(1, SeqCst) >= LEVELS_MAX {
+            transaction.pins.fetch_sub(1, SeqCst);
+            METRICS.refused.with_label_values(&["pins"]).inc();
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has pinned its connection {LEVELS_MAX} times, the most there can be: let some pins go before the next"
+                ),
+            ));
+        }
+        Ok(Pinning(transaction, false))
     }
 
     fn done(mut self) -> Pin {
@@ -433,7 +743,7 @@ impl Drop for Pinning<'_> {
     fn drop(&mut self) {
         if !self.1 {
             // It was never pinned: only its claim is given back.
-            self.0.claims.fetch_sub(1, SeqCst);
+            self.0.pins.fetch_sub(1, SeqCst);
         }
     }
 }

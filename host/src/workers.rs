@@ -21,7 +21,7 @@ use futures::FutureExt as _;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::config::{PARTS_MAX, SyncViews};
 use crate::deadline::{Deadline, Ended};
@@ -72,7 +72,7 @@ thread_local! {
     /// The number of this worker; 0 on other threads.
     static NUMBER: Cell<usize> = const { Cell::new(0) };
     /// The letter box of the scope that has leased this worker.
-    static LEASED_BY: RefCell<Option<Arc<Handoff<Job>>>> = const { RefCell::new(None) };
+    static LEASED_BY: RefCell<Option<Arc<Desk>>> = const { RefCell::new(None) };
     /// The pool that this thread is a worker of, while it does not wait.
     static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
 }
@@ -116,15 +116,18 @@ impl Workers {
     /// As [`Workers::run`].
     pub async fn lease(&self, deadline: &Deadline) -> Result<Lease, Refused> {
         let serving = |answer: oneshot::Sender<_>| {
-            let handoff = Arc::new(Handoff::new());
+            let desk = Arc::new(Desk {
+                handoff: Handoff::new(),
+                changed: Notify::new(),
+            });
             let lease = Lease {
-                handoff: Arc::clone(&handoff),
+                desk: Arc::clone(&desk),
                 worker: number(),
             };
-            LEASED_BY.set(Some(Arc::clone(&handoff)));
+            LEASED_BY.set(Some(Arc::clone(&desk)));
             // If the request was cancelled, this drops the lease, which ends it.
             let _ = answer.send(Ok(lease));
-            serve(&handoff, None);
+            serve(&desk, None);
             LEASED_BY.set(None);
         };
         unwound(self.start(deadline, serving).await)
@@ -187,15 +190,23 @@ pub fn number() -> usize {
     NUMBER.get()
 }
 
+/// The letter box of a leased worker, and news about it for loops.
+struct Desk {
+    handoff: Handoff<Job>,
+    /// A job or an exclusion has ended.
+    changed: Notify,
+}
+
 /// A worker that one scope has for itself (R4).
 pub struct Lease {
-    handoff: Arc<Handoff<Job>>,
+    desk: Arc<Desk>,
     /// The worker's number.
     pub worker: usize,
 }
 
 impl Lease {
-    /// Runs `job` on the worker: after those before it, or on top of one that waits for an answer ([`await_call`]).
+    /// Runs `job`, which is called `from` jobs and exclusions of these ids, on the worker: after those before it, or on
+    /// top of one that waits for an answer ([`await_call`]). The job is told its own id.
     /// Dropping the future lets the job run without anyone listening.
     ///
     /// # Errors
@@ -205,28 +216,71 @@ impl Lease {
     /// When the job panics: its panic is passed on to the caller.
     pub async fn run<T: Send + 'static>(
         &self,
-        job: impl FnOnce() -> T + Send + 'static,
+        from: Vec<u64>,
+        job: impl FnOnce(u64) -> T + Send + 'static,
     ) -> Result<T, Refused> {
         let (sender, answer) = oneshot::channel();
+        let id = self.desk.handoff.id();
         let job: Job = Box::new(move || {
-            let _ = sender.send(catch_unwind(AssertUnwindSafe(job)));
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| job(id))));
         });
         let gone = || Refused::Ended(Ended::Failed);
-        self.handoff.submit(job).map_err(|_| gone())?;
+        let submitted = self.desk.handoff.submit(id, from, job);
+        submitted.map_err(|_| gone())?;
         unwound(together(answer).await.map_err(|_| gone()))
+    }
+
+    /// Has the worker for whoever asks, which is called `from` jobs and exclusions of these ids, and for what it calls,
+    /// until the result is dropped: while it holds what others of the scope may come to wait for. Waits while one of
+    /// those others is on the worker.
+    ///
+    /// # Errors
+    /// When the request ends before.
+    pub async fn exclude(&self, deadline: &Deadline, from: &[u64]) -> Result<Exclusion, Ended> {
+        let id = self.desk.handoff.id();
+        let here = LEASED_BY.with_borrow(|desk| {
+            let desk = desk.as_ref();
+            desk.is_some_and(|desk| Arc::ptr_eq(desk, &self.desk))
+        });
+        loop {
+            // What changes from here on is heard of.
+            let changed = self.desk.changed.notified();
+            if self.desk.handoff.try_exclude(id, from, here) {
+                break;
+            }
+            deadline.bound(changed).await?;
+        }
+        Ok(Exclusion {
+            desk: Arc::clone(&self.desk),
+            id,
+        })
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        drop(self.handoff.close());
+        drop(self.desk.handoff.close());
+    }
+}
+
+/// A scope's worker for one of its parts and for what that calls, until dropped.
+pub struct Exclusion {
+    desk: Arc<Desk>,
+    /// What is called from here has this in its list.
+    pub id: u64,
+}
+
+impl Drop for Exclusion {
+    fn drop(&mut self) {
+        self.desk.handoff.admit(self.id);
+        self.desk.changed.notify_waiters();
     }
 }
 
 /// A call that a job on a leased worker waits for. Whoever has it answers it or drops it.
 pub struct Call<T> {
     answer: Option<oneshot::Sender<T>>,
-    handoff: Arc<Handoff<Job>>,
+    desk: Arc<Desk>,
     id: u64,
 }
 
@@ -241,7 +295,7 @@ impl<T> Call<T> {
 impl<T> Drop for Call<T> {
     fn drop(&mut self) {
         self.answer = None;
-        self.handoff.settle(self.id);
+        self.desk.handoff.settle(self.id);
     }
 }
 
@@ -251,23 +305,25 @@ impl<T> Drop for Call<T> {
 /// # Panics
 /// On a thread that is not a leased worker.
 pub fn await_call<T>(ask: impl FnOnce(Call<T>)) -> Option<T> {
-    let handoff = LEASED_BY.with_borrow(Clone::clone);
-    let handoff = handoff.expect("calls are made on leased workers only");
+    let desk = LEASED_BY.with_borrow(Clone::clone);
+    let desk = desk.expect("calls are made on leased workers only");
     let (sender, mut answer) = oneshot::channel();
-    let id = handoff.call();
+    let id = desk.handoff.id();
     ask(Call {
         answer: Some(sender),
-        handoff: Arc::clone(&handoff),
+        desk: Arc::clone(&desk),
         id,
     });
-    serve(&handoff, Some(id));
+    serve(&desk, Some(id));
     answer.try_recv().ok()
 }
 
 /// Runs the scope's jobs until the call is settled (none: until the lease ends).
-fn serve(handoff: &Handoff<Job>, waiting_for: Option<u64>) {
-    while let Next::Job(job) = blocking(|| handoff.next(waiting_for)) {
+fn serve(desk: &Desk, waiting_for: Option<u64>) {
+    while let Next::Job(id, job) = blocking(|| desk.handoff.next(waiting_for)) {
         job();
+        desk.handoff.ended(id);
+        desk.changed.notify_waiters();
     }
 }
 

@@ -97,20 +97,26 @@ impl Shared {
         })
     }
 
+    /// Submits a job that nothing has the worker for itself against.
+    fn submit(&self, job: Job) -> Result<(), Job> {
+        self.handoff.submit(self.handoff.id(), Vec::new(), job)
+    }
+
     fn step(&self, what: &'static str) {
         self.steps.lock().push(what);
     }
 
     /// As `workers::serve`.
     fn serve(&self, waiting_for: Option<u64>) {
-        while let Next::Job(job) = self.handoff.next(waiting_for) {
+        while let Next::Job(id, job) = self.handoff.next(waiting_for) {
             job(self);
+            self.handoff.ended(id);
         }
     }
 
     /// As `workers::await_call`, with a channel to the loop that ends with the request.
     fn call(&self) {
-        let call = self.handoff.call();
+        let call = self.handoff.id();
         let mut wanted = self.wanted.lock();
         let gone = wanted.gone;
         if !gone {
@@ -184,7 +190,7 @@ fn r3_a_waiting_worker_runs_what_comes_back_to_it() {
             shared.step("outer ends");
             shared.end();
         });
-        assert!(shared.handoff.submit(outer).is_ok());
+        assert!(shared.submit(outer).is_ok());
         let call = shared
             .wanted(1)
             .expect("the outer part calls before it ends");
@@ -192,7 +198,7 @@ fn r3_a_waiting_worker_runs_what_comes_back_to_it() {
             shared.step("inner");
             shared.end();
         });
-        assert!(shared.handoff.submit(inner).is_ok());
+        assert!(shared.submit(inner).is_ok());
         assert_eq!(shared.wanted(1), None);
         shared.handoff.settle(call);
         assert_eq!(shared.wanted(2), None);
@@ -219,9 +225,9 @@ fn r3_nesting_twice_ends_in_the_opposite_order() {
                 shared.end();
             })
         };
-        assert!(shared.handoff.submit(calling("1", "1 ends")).is_ok());
+        assert!(shared.submit(calling("1", "1 ends")).is_ok());
         let first = shared.wanted(1).expect("it calls");
-        assert!(shared.handoff.submit(calling("2", "2 ends")).is_ok());
+        assert!(shared.submit(calling("2", "2 ends")).is_ok());
         let second = shared.wanted(1).expect("it calls");
         shared.handoff.settle(second);
         assert_eq!(shared.wanted(1), None);
@@ -246,14 +252,14 @@ fn r2_parts_at_once_share_the_worker_without_loss() {
                     shared.step("a");
                     shared.end();
                 });
-                assert!(shared.handoff.submit(one).is_ok());
+                assert!(shared.submit(one).is_ok());
             })
         };
         let two = job(|shared| {
             shared.step("b");
             shared.end();
         });
-        assert!(shared.handoff.submit(two).is_ok());
+        assert!(shared.submit(two).is_ok());
         assert_eq!(shared.wanted(2), None);
         drop(shared.handoff.close());
         other.join().expect("it ends");
@@ -275,7 +281,7 @@ fn r15_cancelling_at_any_moment_frees_the_worker() {
             shared.call();
             shared.step("ends");
         });
-        assert!(shared.handoff.submit(outer).is_ok());
+        assert!(shared.submit(outer).is_ok());
         shared.cancel();
         worker.join().expect("the worker ends");
         let steps = shared.steps.lock().clone();
@@ -294,7 +300,7 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
             shared.call();
             shared.step("1 ends");
         });
-        assert!(shared.handoff.submit(outer).is_ok());
+        assert!(shared.submit(outer).is_ok());
         let call = shared
             .wanted(1)
             .expect("the outer part calls before it ends");
@@ -304,7 +310,7 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
             shared.step("2 ends");
         });
         // The loop is within the inner part when the request is dropped: with it the call that it was to answer.
-        let submitted = shared.handoff.submit(inner).is_ok();
+        let submitted = shared.submit(inner).is_ok();
         assert!(submitted, "nothing has closed it yet");
         shared.handoff.settle(call);
         shared.cancel();
@@ -313,5 +319,60 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
         let begun = |step: &str| steps.contains(&step);
         assert!(begun("1") && begun("1 ends"), "{steps:?}");
         assert_eq!(begun("2"), begun("2 ends"), "{steps:?}");
+    });
+}
+
+/// A transaction that has the worker for itself begins while a job of its caller's waits, and another job is submitted at
+/// any moment: either that one is on the worker and the transaction waits, or it begins when the transaction has ended.
+#[test]
+fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
+    check(|| {
+        let shared = Shared::new();
+        let worker = worker(&shared);
+        let outer = job(|shared| {
+            shared.call();
+            shared.step("outer ends");
+            shared.end();
+        });
+        let outer_id = shared.handoff.id();
+        assert!(shared.handoff.submit(outer_id, Vec::new(), outer).is_ok());
+        let call = shared.wanted(1).expect("the outer part calls before it ends");
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || {
+                let other = job(|shared| {
+                    shared.step("other");
+                    shared.end();
+                });
+                assert!(shared.submit(other).is_ok());
+            })
+        };
+        let exclusion = shared.handoff.id();
+        let from = [outer_id];
+        if !shared.handoff.try_exclude(exclusion, &from, false) {
+            // The other job is on top, and ends by itself.
+            assert_eq!(shared.wanted(1), None);
+            while !shared.handoff.try_exclude(exclusion, &from, false) {
+                thread::yield_now();
+            }
+        }
+        let before = shared.steps.lock().len();
+        let inner = job(|shared| {
+            shared.step("inner");
+            shared.end();
+        });
+        let id = shared.handoff.id();
+        let submitted = shared.handoff.submit(id, vec![outer_id, exclusion], inner);
+        assert!(submitted.is_ok());
+        assert_eq!(shared.wanted(before + 1), None);
+        assert_eq!(shared.steps.lock().last(), Some(&"inner"));
+        shared.handoff.admit(exclusion);
+        assert_eq!(shared.wanted(2), None);
+        shared.handoff.settle(call);
+        assert_eq!(shared.wanted(3), None);
+        drop(shared.handoff.close());
+        other.join().expect("it ends");
+        worker.join().expect("the worker ends");
+        assert_eq!(shared.steps.lock().last(), Some(&"outer ends"));
     });
 }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use super::Guest;
@@ -15,12 +15,15 @@ use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
 use crate::deadline::Deadline;
+use crate::metrics::METRICS;
 use crate::scope::{CallBytes, Scope};
-use crate::transaction::{Level, Pin};
+use crate::transaction::{Level, Member, Pin};
+use crate::workers::Exclusion;
 
 /// Where a statement goes: what both faces start from.
 struct Session {
     scope: Arc<Scope>,
+    member: Arc<Member>,
     database: Database,
     face: Face,
 }
@@ -48,6 +51,7 @@ impl Guest {
         })?;
         Ok(Session {
             scope: Arc::clone(&self.work().scope),
+            member: Arc::clone(&self.work().member),
             database: database.clone(),
             face,
         })
@@ -70,8 +74,8 @@ impl Session {
     }
 
     /// Outside a transaction, a connection of its own feeds the result piece by piece. Inside, the one connection
-    /// has to stay free for other statements, so the result is read at once; likewise when the request has taken
-    /// its share of the connections already, lest it wait for itself.
+    /// has to stay free for other statements, so the result is read at once; likewise when results feed on as many
+    /// connections as they may, because requests that read them may need further ones.
     async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         let statement = self.statement(sql, params);
         let _held = self.hold_call(&statement)?;
@@ -85,24 +89,26 @@ impl Session {
         self.reserve_worker().await?;
         let Session {
             scope,
+            member,
             database,
             face,
         } = self;
-        if let Some(turn) = scope.transaction.turn(self.on()).await? {
+        if let Some(turn) = member.turn(self.on()).await? {
             return self.hold(turn.run(*face, statement).await?.table);
         }
-        if !scope.results.open_stream(database.streams_max()) {
+        let Some(permit) = database.stream_permit() else {
+            METRICS.results_at_once.inc();
             return self.hold(self.outside(statement).await?.table);
-        }
+        };
         let held = HeldRows {
             scope: Arc::clone(scope),
             bytes: 0,
-            stream: true,
+            _stream: Some(permit),
         };
-        let read_only = scope.transaction.options().read_only;
-        let stream = database.stream(*face, &scope.deadline, read_only, statement);
+        let access = member.access(database);
+        let stream = database.stream(*face, &scope.deadline, access, statement);
         let stream = stream.await;
-        (scope.transaction).note_outside(stream.as_ref().map(|_| ()));
+        member.note_outside(stream.as_ref().map(|_| ()));
         match stream? {
             Streamed::Pieces(stream) => Ok(Rows::streamed(stream, held)),
             Streamed::Whole(table) => {
@@ -117,10 +123,10 @@ impl Session {
         let scope = &self.scope;
         let _held = self.hold_call(&statement)?;
         let recording = (scope.journal).begin(&self.database.config().name, &statement.sql);
-        if scope.transaction.is_active() {
+        if self.member.is_active() {
             self.reserve_worker().await?;
         }
-        let ran = match scope.transaction.turn(self.on()).await {
+        let ran = match self.member.turn(self.on()).await {
             Ok(Some(turn)) => turn.run(self.face, statement).await,
             Ok(None) => self.outside(statement).await,
             Err(error) => Err(error),
@@ -143,13 +149,14 @@ impl Session {
     async fn outside(&self, statement: Statement) -> Result<Outcome, Error> {
         let Session {
             scope,
+            member,
             database,
             face,
         } = self;
-        let read_only = scope.transaction.options().read_only;
-        let ran = database.run(*face, &scope.deadline, read_only, statement);
+        let access = member.access(database);
+        let ran = database.run(*face, &scope.deadline, access, statement);
         let ran = ran.await;
-        (scope.transaction).note_outside(ran.as_ref().map(|_| ()));
+        member.note_outside(ran.as_ref().map(|_| ()));
         ran
     }
 
@@ -180,7 +187,7 @@ impl Session {
         let held = HeldRows {
             scope: Arc::clone(&self.scope),
             bytes,
-            stream: false,
+            _stream: None,
         };
         Ok(Rows::read(table, held))
     }
@@ -190,10 +197,29 @@ impl Session {
     }
 
     async fn begin(&self) -> Result<Begun, Error> {
-        let level = self.scope.transaction.begin(self.on()).await?;
+        let worker = self.own_worker().await?;
+        let level = self.member.begin(self.on()).await?;
         Ok(Begun {
-            scope: Arc::clone(&self.scope),
             level: Some(level),
+            member: Arc::clone(&self.member),
+            _worker: worker,
+        })
+    }
+
+    /// Has the scope's worker for this part and for what it calls, while it holds what other parts may come to wait
+    /// for (R3); and before it holds that, because whoever holds a connection never waits for a worker (R4).
+    async fn own_worker(&self) -> Result<OwnWorker, Error> {
+        let Session { scope, member, .. } = self;
+        let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
+        let exclusion = exclusion.map_err(Error::from);
+        if let Err(error) = &exclusion {
+            member.note_outside(Err(error));
+        }
+        let exclusion = exclusion?;
+        member.called_from(exclusion.as_ref().map(|exclusion| exclusion.id));
+        Ok(OwnWorker {
+            exclusion,
+            member: Arc::clone(member),
         })
     }
 
@@ -206,7 +232,7 @@ impl Session {
                 let reserved = self.scope.worker.reserve(&self.scope.deadline).await;
                 let reserved = reserved.map_err(Error::from);
                 if let Err(error) = &reserved {
-                    self.scope.transaction.note_outside(Err(error));
+                    self.member.note_outside(Err(error));
                 }
                 reserved
             }
@@ -214,11 +240,12 @@ impl Session {
     }
 
     async fn pin(&self) -> Result<Pinned, Error> {
-        self.reserve_worker().await?;
-        let pin = self.scope.transaction.pin(self.on()).await?;
+        let worker = self.own_worker().await?;
+        let pin = self.member.pin(self.on()).await?;
         Ok(Pinned {
-            scope: Arc::clone(&self.scope),
             pin: Some(pin),
+            member: Arc::clone(&self.member),
+            _worker: worker,
         })
     }
 }
@@ -266,15 +293,25 @@ impl Rows {
 struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
-    stream: bool,
+    _stream: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for HeldRows {
     fn drop(&mut self) {
-        let results = &self.scope.results;
-        results.release(self.bytes);
-        if self.stream {
-            results.close_stream();
+        self.scope.results.release(self.bytes);
+    }
+}
+
+/// The scope's worker for one part and for what that calls, until dropped.
+struct OwnWorker {
+    member: Arc<Member>,
+    exclusion: Option<Exclusion>,
+}
+
+impl Drop for OwnWorker {
+    fn drop(&mut self) {
+        if let Some(exclusion) = &self.exclusion {
+            self.member.not_called_from(exclusion.id);
         }
     }
 }
@@ -312,16 +349,17 @@ async fn next(rows: Arc<tokio::sync::Mutex<Pending>>, max: u32) -> Result<Vec<Ro
 
 /// A transaction or savepoint that the guest holds. Dropped without an end, it is undone.
 pub struct Begun {
-    scope: Arc<Scope>,
+    member: Arc<Member>,
     level: Option<Level>,
+    _worker: OwnWorker,
 }
 
 impl Begun {
     async fn end(mut self, face: Face, commit: bool) -> Result<(), Error> {
         let level = self.level.take().expect("a level ends once");
         match commit {
-            true => self.scope.transaction.commit(face, level).await,
-            false => self.scope.transaction.rollback(face, level).await,
+            true => self.member.commit(face, level).await,
+            false => self.member.rollback(face, level).await,
         }
     }
 }
@@ -329,21 +367,22 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if let Some(level) = self.level {
-            self.scope.transaction.abandon(level);
+            self.member.abandon(level);
         }
     }
 }
 
 /// A connection that the guest keeps for its statements.
 pub struct Pinned {
-    scope: Arc<Scope>,
+    member: Arc<Member>,
     pin: Option<Pin>,
+    _worker: OwnWorker,
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Some(pin) = self.pin.take() {
-            self.scope.transaction.unpin(pin);
+            self.member.transaction().unpin(pin);
         }
     }
 }
@@ -411,7 +450,7 @@ impl database::Host for Guest {
     }
 
     fn set_rollback(&mut self) -> wasmtime::Result<()> {
-        self.work().scope.transaction.set_rollback();
+        self.work().member.set_rollback();
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ use crate::deadline::Ended;
 use crate::request::body::Spooled;
 use crate::run::CpuTime;
 use crate::scope::Scope;
+use crate::transaction::Member;
 use crate::view::View;
 use crate::workers;
 
@@ -70,6 +71,8 @@ pub struct Work {
     pub scope: Arc<Scope>,
     /// The function that runs.
     pub view: Arc<View>,
+    /// Its part in a transaction.
+    pub member: Arc<Member>,
     /// What it can call for; none while its module is being checked.
     pub onward: Option<Arc<dyn Onward>>,
     /// The request's body, when the host keeps it.
@@ -86,10 +89,11 @@ struct Wasi {
 
 impl Work {
     /// Work for a function that is given nothing else.
-    pub fn new(scope: Arc<Scope>, view: Arc<View>) -> Work {
+    pub fn new(scope: Arc<Scope>, view: Arc<View>, member: Arc<Member>) -> Work {
         Work {
             scope,
             view,
+            member,
             onward: None,
             body: None,
             cpu: Arc::default(),

@@ -7,17 +7,26 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::own::OwnTransaction;
 use super::{Outcome, Position};
 use crate::bindings::types;
+use crate::workers::Call;
 
 /// A part that is to run on the loop, or from there, and who waits for it. Dropped, it is not going to run.
 pub(super) struct Errand {
     pub(super) position: Position,
     pub(super) request: types::Request,
-    pub(super) answer: Box<dyn FnOnce(Outcome) + Send>,
+    pub(super) asker: Asker,
+}
+
+/// Who waits for a part.
+pub(super) enum Asker {
+    /// A part on the loop. It may give up waiting: then nobody wants the part any more.
+    Loop(oneshot::Sender<Outcome>),
+    /// A part on the worker, which can do nothing else.
+    Worker(Call<Outcome>),
 }
 
 /// The errands that wait. There are as many at most as the scope has places for parts.
@@ -95,15 +104,24 @@ pub async fn conduct(start: Position, request: types::Request, errands: Errands)
 impl Errand {
     async fn run(self) {
         let Errand {
-            mut position,
+            position,
             request,
-            answer,
+            asker,
         } = self;
-        let outcome = match OwnTransaction::begin(&mut position).await {
-            Ok(None) => position.on_loop(request).await,
-            Ok(Some(own)) => own.end(position.on_loop(request).await).await,
-            Err(failure) => Err(failure),
+        let outcome = async {
+            match OwnTransaction::begin(&position).await? {
+                None => position.on_loop(request).await,
+                Some(own) => own.end(position.on_loop(request).await).await,
+            }
         };
-        answer(outcome);
+        match asker {
+            Asker::Worker(call) => call.answer(outcome.await),
+            // What a part has called for ends with it.
+            Asker::Loop(mut sender) => tokio::select! {
+                biased;
+                outcome = outcome => drop(sender.send(outcome)),
+                () = sender.closed() => {}
+            },
+        }
     }
 }

@@ -1,70 +1,49 @@
-//! The transaction of an atomic view that is called by a request which has none.
+//! The transaction of an atomic view that is called by a part outside of any.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use tokio::sync::OwnedMutexGuard;
-
-use super::{Outcome, Position};
+use super::{Outcome, Position, busy};
 use crate::database::Face;
 use crate::error::Failure;
-use crate::scope::Scope;
 use crate::settle::not_kept;
-use crate::transaction::Level;
+use crate::transaction::Transaction;
+use crate::workers::Exclusion;
 
-/// Such a transaction, from the view's beginning to its end. A scope has one at a time: statements do not say whose
-/// they are. Dropped before its end, it is rolled back.
+/// Such a transaction, from the view's beginning to its end. Dropped before its end, it is rolled back.
 pub(super) struct OwnTransaction {
-    scope: Arc<Scope>,
-    level: Option<Level>,
-    /// Set when any part within it has failed.
-    failed: Arc<AtomicBool>,
-    _alone: OwnedMutexGuard<()>,
+    transaction: Arc<Transaction>,
+    _exclusion: Option<Exclusion>,
 }
 
 impl OwnTransaction {
-    /// Begins one if the view at `position` needs it.
-    pub(super) async fn begin(position: &mut Position) -> Result<Option<OwnTransaction>, Failure> {
+    /// Begins one if the view at `position` needs it, as soon as no part of the request that it could wait for is on the
+    /// scope's worker.
+    pub(super) async fn begin(position: &Position) -> Result<Option<OwnTransaction>, Failure> {
         if !position.needs_own_transaction() {
             return Ok(None);
         }
-        let scope = Arc::clone(position.scope());
-        let alone = scope.own_transaction().lock_owned();
-        let alone = scope.deadline.bound(alone).await;
-        let alone = alone.map_err(|why| Failure::from(&crate::run::Stop::from(why)))?;
-        // The caller has begun one that this is part of.
-        if scope.transaction.is_active() {
-            return Ok(None);
-        }
-        let level = scope.transaction.enter(&scope.deadline).await;
-        let failed = Arc::new(AtomicBool::new(false));
-        position.own = Some(Arc::clone(&failed));
+        let (scope, member) = (position.scope(), &position.member);
+        let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
+        let exclusion = exclusion.map_err(busy)?;
+        member.called_from(exclusion.as_ref().map(|exclusion| exclusion.id));
         Ok(Some(OwnTransaction {
-            level: Some(level.map_err(|error| not_kept(&error))?),
-            scope,
-            failed,
-            _alone: alone,
+            transaction: Arc::clone(member.transaction()),
+            _exclusion: exclusion,
         }))
     }
 
     /// Commits it, or rolls it back when anything in it has failed, whatever was made of that.
-    pub(super) async fn end(mut self, outcome: Outcome) -> Outcome {
-        let level = self.level.take().expect("it ends once");
-        let transaction = &self.scope.transaction;
-        if outcome.is_ok() && !self.failed.load(SeqCst) {
-            let kept = transaction.commit(Face::Async, level).await;
-            return kept.map_err(|error| not_kept(&error)).and(outcome);
+    pub(super) async fn end(self, outcome: Outcome) -> Outcome {
+        let keep = outcome.is_ok() && !self.transaction.has_failed();
+        match self.transaction.finish(Face::Async, keep).await {
+            Err(error) if keep => Err(not_kept(&error)),
+            _ => outcome,
         }
-        // What has failed is the one to tell about.
-        let _ = transaction.rollback(Face::Async, level).await;
-        outcome
     }
 }
 
 impl Drop for OwnTransaction {
     fn drop(&mut self) {
-        if let Some(level) = self.level {
-            self.scope.transaction.abandon(level);
-        }
+        self.transaction.give_up();
     }
 }

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinError;
 
 pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
@@ -144,12 +144,40 @@ impl Database {
         }
     }
 
-    /// How many results one request may read in pieces at once, each on a connection of its own.
-    pub fn streams_max(&self) -> usize {
+    /// Room for one more result that is read in pieces, on a connection of its own. None: too many connections are in
+    /// use for that.
+    ///
+    /// Whoever reads a result may run other statements meanwhile, on other connections. If results could take all of
+    /// them, requests would wait for each other in a circle (R4): so they take half at most.
+    pub fn stream_permit(&self) -> Option<OwnedSemaphorePermit> {
+        let streams = match self {
+            Database::Sqlite(sqlite) => sqlite.streams(),
+            Database::Postgres(postgres) => postgres.streams(),
+        };
+        Arc::clone(streams).try_acquire_owned().ok()
+    }
+
+    /// Room for one more pinned connection, if that is limited: whoever has one may call views that need another, so
+    /// pins and results together leave one connection to others.
+    ///
+    /// # Errors
+    /// When there is none in time, or the request ends.
+    pub async fn pin_permit(
+        &self,
+        deadline: &Deadline,
+    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        match self {
+            // Reading connections are never pinned together with the one that writes.
+            Database::Sqlite(_) => Ok(None),
+            Database::Postgres(postgres) => Ok(Some(postgres.pin_permit(deadline).await?)),
+        }
+    }
+
+    /// Whether a statement that writes can run while one connection that writes is pinned.
+    pub fn has_other_connections(&self) -> bool {
         match &self.config().storage {
-            Storage::Sqlite(sqlite) => (sqlite.readers / 2).max(1),
-            // With a single one, the request could do nothing else meanwhile.
-            Storage::Postgres(server) => server.connections / 2,
+            Storage::Sqlite(_) => false,
+            Storage::Postgres(server) => server.connections > 1,
         }
     }
 
@@ -177,12 +205,14 @@ impl Database {
         &self,
         face: Face,
         deadline: &Arc<Deadline>,
-        read_only: bool,
+        access: Access,
         statement: Statement,
     ) -> Result<Outcome, Error> {
         match self {
-            Database::Sqlite(sqlite) => sqlite.run(face, deadline, read_only, statement).await,
+            Database::Sqlite(sqlite) => sqlite.run(face, deadline, access, statement).await,
             Database::Postgres(postgres) => {
+                self.is_not_pinned(access)?;
+                let read_only = access.read_only;
                 let mut lease = postgres.lease(deadline, read_only).await?;
                 let running = async move { lease.run_alone(&statement).await };
                 let ran = self.carry(face, !read_only, running);
@@ -200,15 +230,24 @@ impl Database {
         &self,
         face: Face,
         deadline: &Arc<Deadline>,
-        read_only: bool,
+        access: Access,
         statement: Statement,
     ) -> Result<Streamed, Error> {
         match self {
-            Database::Sqlite(sqlite) => sqlite.stream(face, deadline, read_only, statement).await,
+            Database::Sqlite(sqlite) => sqlite.stream(face, deadline, access, statement).await,
             Database::Postgres(postgres) => {
-                let stream = postgres.stream(deadline, read_only, statement).await?;
+                self.is_not_pinned(access)?;
+                let stream = postgres.stream(deadline, access.read_only, statement).await?;
                 Ok(Streamed::Pieces(stream))
             }
+        }
+    }
+
+    /// Whether a statement need not wait for a connection that its view's caller has pinned.
+    fn is_not_pinned(&self, access: Access) -> Result<(), Error> {
+        match access.pinned_by_caller && !self.has_other_connections() {
+            true => Err(Error::pinned_by_caller(&self.config().name)),
+            false => Ok(()),
         }
     }
 
@@ -234,6 +273,15 @@ impl Database {
     }
 }
 
+/// What a statement outside of any transaction may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Access {
+    /// It is refused when it writes.
+    pub read_only: bool,
+    /// The caller of its view keeps a connection of the database pinned, and waits for the view.
+    pub pinned_by_caller: bool,
+}
+
 /// A result that was asked for in pieces.
 pub enum Streamed {
     /// It comes in pieces.
@@ -251,7 +299,8 @@ pub enum Lease {
 }
 
 impl Lease {
-    /// Runs what has to go `before` the statement, and the statement.
+    /// Runs what has to go `before` the statement, and the statement. `only_reads`: it is refused when it writes,
+    /// although the connection may write.
     ///
     /// # Errors
     /// Which of them failed, and how.
@@ -259,10 +308,23 @@ impl Lease {
         &mut self,
         before: &[String],
         statement: &Statement,
+        only_reads: bool,
     ) -> Result<Outcome, Failed> {
         match self {
-            Lease::Sqlite(lease) => lease.run_in_order(before, statement),
+            Lease::Sqlite(lease) => {
+                lease.set_only_reads(only_reads);
+                lease.run_in_order(before, statement)
+            }
+            Lease::Postgres(lease) if only_reads => lease.run_reading(before, statement).await,
             Lease::Postgres(lease) => lease.run(before, statement).await,
+        }
+    }
+
+    /// What the next statement of the transaction needs before it, after one that was run with `only_reads`.
+    pub fn end_of_reading(&self, in_transaction: bool) -> Option<String> {
+        match self {
+            Lease::Postgres(_) if in_transaction => Some(postgres::END_OF_READING.to_owned()),
+            _ => None,
         }
     }
 
@@ -419,6 +481,15 @@ impl Error {
             format!(
                 "the view is read-only, and this statement writes: {}",
                 short(sql)
+            ),
+        )
+    }
+
+    pub(crate) fn pinned_by_caller(database: &str) -> Error {
+        Error::new(
+            ErrorKind::Denied,
+            format!(
+                "the view that calls this one keeps the connection to the database `{database}` pinned that this statement needs, and waits for this view: let the pin go before the call, or begin a transaction on it that this view joins"
             ),
         )
     }

@@ -22,10 +22,10 @@ use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, ToSql};
 use tokio::runtime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    Error, ErrorKind, Face, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row,
+    Access, Error, ErrorKind, Face, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row,
     STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Statement, Stream, Streamed, Table, VALUE_BYTES, Value,
     unwound,
 };
@@ -49,6 +49,8 @@ pub struct Sqlite {
     writer: Pool,
     readers: Pool,
     in_use: IntGauge,
+    /// Room for results that are read in pieces.
+    streams: Arc<Semaphore>,
     thread: Thread,
 }
 
@@ -75,6 +77,8 @@ pub struct Lease {
     handle: Option<Handle>,
     database: Arc<Sqlite>,
     writes: bool,
+    /// Whether statements that write are refused for now.
+    only_reads: bool,
     /// Whether it was ever pinned: nobody else gets it then.
     tainted: bool,
     place: Option<Place>,
@@ -112,6 +116,7 @@ impl Sqlite {
             writer: pool("writing", 1, vec![writer]),
             readers: pool("reading", file.readers, readers),
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
+            streams: Arc::new(Semaphore::new(file.readers / 2)),
             file: file.clone(),
             config: config.clone(),
             thread: Thread::start().context("the thread that writes")?,
@@ -129,6 +134,11 @@ impl Sqlite {
     /// The configuration it was opened with.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Room for results that are read in pieces.
+    pub(super) fn streams(&self) -> &Arc<Semaphore> {
+        &self.streams
     }
 
     /// Where it is.
@@ -206,6 +216,7 @@ impl Sqlite {
             handle: Some(handle),
             database: Arc::clone(self),
             writes,
+            only_reads: false,
             tainted: false,
             place: Some(place),
             held: Some(held),
@@ -228,11 +239,11 @@ impl Sqlite {
         self: &Arc<Self>,
         face: Face,
         deadline: &Arc<Deadline>,
-        read_only: bool,
+        access: Access,
         statement: Statement,
     ) -> Result<Outcome, Error> {
         // Whoever wants no rows most likely writes.
-        let statement = if statement.rows_max.is_some() || read_only {
+        let statement = if statement.rows_max.is_some() || access != Access::default() {
             let lease = self.reader(deadline).await?;
             let tried = face.run(move || {
                 let tried = lease.run(&statement)?;
@@ -240,8 +251,11 @@ impl Sqlite {
             });
             match tried.await? {
                 (Tried::Done(outcome), _) => return Ok(outcome),
-                (Tried::Writes, statement) if read_only => {
+                (Tried::Writes, statement) if access.read_only => {
                     return Err(Error::read_only(&statement.sql));
+                }
+                (Tried::Writes, _) if access.pinned_by_caller => {
+                    return Err(Error::pinned_by_caller(&self.config.name));
                 }
                 (Tried::Writes, statement) => statement,
             }
@@ -266,7 +280,7 @@ impl Sqlite {
         self: &Arc<Self>,
         face: Face,
         deadline: &Arc<Deadline>,
-        read_only: bool,
+        access: Access,
         statement: Statement,
     ) -> Result<Streamed, Error> {
         let lease = self.reader(deadline).await?;
@@ -280,7 +294,7 @@ impl Sqlite {
                 pieces: receiver,
             })),
             Ok(Ok(Tried::Writes)) => {
-                let outcome = self.run(face, deadline, read_only, statement).await?;
+                let outcome = self.run(face, deadline, access, statement).await?;
                 Ok(Streamed::Whole(outcome.table))
             }
             Ok(Err(error)) => Err(error),
@@ -438,7 +452,7 @@ impl Lease {
         let handle = self.handle();
         let mut prepared = handle.prepare(sql, params)?;
         let readonly = prepared.readonly();
-        if !self.writes && !readonly {
+        if (!self.writes || self.only_reads) && !readonly {
             return Ok(Tried::Writes);
         }
         let columns = columns(&prepared);
@@ -478,6 +492,11 @@ impl Lease {
             Ok(Tried::Writes) => Err(Failed::Statement(Error::read_only(&statement.sql))),
             Err(error) => Err(Failed::Statement(error)),
         }
+    }
+
+    /// Refuses statements that write, although the connection may, or no longer.
+    pub(super) fn set_only_reads(&mut self, only_reads: bool) {
+        self.only_reads = only_reads;
     }
 
     /// Lets statements pass that change the session, or no more of them.

@@ -1,83 +1,201 @@
-//! What a scope sends to others, held until what it was sent in is committed (R10); and what it wants of its
-//! transaction without waiting for it.
+//! What the members of a transaction send to others, held until what it was sent in is committed (R10); and what they
+//! want of the transaction without waiting for it.
 //!
-//! The levels here are those that the guest has begun and not yet asked to end, in the order of its calls. The
+//! The levels here are those that guests have begun and not yet asked to end, in the order of their calls. The
 //! state's levels follow when the calls get their turn; then what is held here is released, dropped, or handed on
 //! to the level around.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
-use super::Level;
+use super::{Fate, Level};
+use crate::config::LEVELS_MAX;
 use crate::database::{Error, ErrorKind};
 
 /// Something that others will see. It must not fail and not wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
 
-pub(super) struct Effects {
-    issued: Mutex<Issued>,
+/// What has happened in any transaction of a scope.
+#[derive(Default)]
+pub(super) struct History {
     conflict: AtomicBool,
     unavailable: AtomicBool,
     /// Something was done that a roll-back does not undo.
     lasting: AtomicBool,
+    /// Levels that are open, in all of them.
+    levels: AtomicUsize,
+    fate: Mutex<Fate>,
+}
+
+impl History {
+    /// Something was done that a roll-back does not undo.
+    pub(super) fn lasts(&self) {
+        self.lasting.store(true, SeqCst);
+    }
+
+    /// Whether another transaction was in the way, and nothing of this scope has lasted.
+    pub(super) fn can_begin_again(&self) -> bool {
+        self.conflict.load(SeqCst) && !self.lasting.load(SeqCst)
+    }
+
+    /// Whether a database could not be reached.
+    pub(super) fn unavailable(&self) -> bool {
+        self.unavailable.load(SeqCst)
+    }
+
+    pub(super) fn note(&self, error: &Error) {
+        match error.kind {
+            ErrorKind::Conflict => self.conflict.store(true, SeqCst),
+            ErrorKind::Unavailable => self.unavailable.store(true, SeqCst),
+            _ => {}
+        }
+    }
+
+    pub(super) fn fate(&self) -> Fate {
+        *self.fate.lock()
+    }
+
+    pub(super) fn set_fate(&self, fate: Fate) {
+        *self.fate.lock() = fate;
+    }
+}
+
+pub(super) struct Effects {
+    issued: Mutex<Issued>,
+    pub(super) history: Arc<History>,
 }
 
 struct Issued {
-    levels: Vec<Level>,
+    levels: Vec<Begun>,
     held: Vec<(Level, Effect)>,
-    /// The transaction whose outermost level this is must be rolled back.
-    rollback: Option<Level>,
-    /// The scope is over: what comes late is dropped.
+    /// The transaction whose outermost level this is must be rolled back, for this reason.
+    rollback: Option<(Level, Reason)>,
+    /// The transaction is over: what comes late is dropped.
     ended: bool,
 }
 
+/// A level whose end no guest has asked for.
+struct Begun {
+    level: Level,
+    /// The member that began it; none: it is the whole transaction of an atomic view.
+    owner: Option<u64>,
+    /// Members that were called in it and have not ended.
+    members: usize,
+}
+
+/// Why a transaction is rolled back although it was to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// A guest wants it so.
+    SetRollback,
+    /// A view that was called in it has failed.
+    MemberFailed,
+}
+
 impl Effects {
-    pub(super) fn new(atomic: bool) -> Effects {
+    pub(super) fn new(atomic: bool, history: Arc<History>) -> Effects {
+        let whole = Begun {
+            level: Level::WHOLE,
+            owner: None,
+            members: 0,
+        };
         Effects {
             issued: Mutex::new(Issued {
-                levels: atomic.then_some(Level::SCOPE).into_iter().collect(),
+                levels: atomic.then_some(whole).into_iter().collect(),
                 held: Vec::new(),
                 rollback: None,
                 ended: false,
             }),
-            conflict: AtomicBool::new(false),
-            unavailable: AtomicBool::new(false),
-            lasting: AtomicBool::new(false),
+            history,
         }
     }
 
-    /// Holds the effect, or has it at once when no transaction is active.
-    pub(super) fn add(&self, effect: Effect) {
+    /// Holds the effect with the level that it belongs to, or has it at once when there is none.
+    pub(super) fn add(&self, level: Option<Level>, effect: Effect) {
         let mut issued = self.issued.lock();
-        match issued.levels.last().copied() {
+        match level {
             _ if issued.ended => {}
-            Some(level) => issued.held.push((level, effect)),
+            Some(level) if issued.levels.iter().any(|begun| begun.level == level) => {
+                issued.held.push((level, effect));
+            }
+            // The level has ended before the member that was called in it: nothing of that is kept.
+            Some(_) => {}
             None => {
                 drop(issued);
-                self.lasts();
+                self.history.lasts();
                 effect();
             }
         }
     }
 
-    pub(super) fn begin(&self, level: Level) {
-        self.issued.lock().levels.push(level);
+    /// A guest begins a level, unless too many are open.
+    pub(super) fn begin(&self, level: Level, owner: u64) -> bool {
+        let one_more = |open: usize| (open < LEVELS_MAX).then_some(open + 1);
+        if (self.history.levels).fetch_update(SeqCst, SeqCst, one_more).is_err() {
+            return false;
+        }
+        self.issued.lock().levels.push(Begun {
+            level,
+            owner: Some(owner),
+            members: 0,
+        });
+        true
     }
 
-    /// The guest has asked for the level's end.
-    pub(super) fn leave(&self, level: Level) {
-        self.issued.lock().levels.retain(|other| *other != level);
+    /// A guest has asked for the level's end. Whether a member that was called in it still runs.
+    pub(super) fn leave(&self, level: Level) -> bool {
+        let mut issued = self.issued.lock();
+        let Some(index) = (issued.levels.iter()).position(|begun| begun.level == level) else {
+            return false;
+        };
+        self.history.levels.fetch_sub(1, SeqCst);
+        issued.levels.remove(index).members > 0
+    }
+
+    /// A member is called in this level.
+    pub(super) fn join(&self, level: Level) {
+        let mut issued = self.issued.lock();
+        let begun = issued.levels.iter_mut().find(|begun| begun.level == level);
+        begun.into_iter().for_each(|begun| begun.members += 1);
+    }
+
+    /// A member that was called in this level has ended. Whether the level has not ended before.
+    pub(super) fn part(&self, level: Level, failed: bool) -> bool {
+        let mut issued = self.issued.lock();
+        let outermost = issued.levels.first().map(|begun| begun.level);
+        let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {
+            return false;
+        };
+        begun.members -= 1;
+        if failed {
+            issued.rollback = outermost.map(|outermost| (outermost, Reason::MemberFailed));
+        }
+        true
+    }
+
+    /// The innermost level that this member has begun.
+    pub(super) fn level_of(&self, member: u64) -> Option<Level> {
+        let issued = self.issued.lock();
+        let own = issued.levels.iter().rev().find(|begun| begun.owner == Some(member));
+        own.map(|begun| begun.level)
     }
 
     pub(super) fn set_rollback(&self) {
         let mut issued = self.issued.lock();
-        issued.rollback = issued.levels.first().copied().or(issued.rollback);
+        if let Some(outermost) = issued.levels.first().map(|begun| begun.level) {
+            let marked = issued.rollback.is_some_and(|(level, _)| level == outermost);
+            if !marked {
+                issued.rollback = Some((outermost, Reason::SetRollback));
+            }
+        }
     }
 
-    /// Whether the transaction with this outermost level must be rolled back.
-    pub(super) fn must_roll_back(&self, outermost: Level) -> bool {
-        self.issued.lock().rollback == Some(outermost)
+    /// Why the transaction with this outermost level must be rolled back, if it must.
+    pub(super) fn must_roll_back(&self, outermost: Level) -> Option<Reason> {
+        let rollback = self.issued.lock().rollback;
+        rollback.filter(|(level, _)| *level == outermost).map(|(_, reason)| reason)
     }
 
     /// The level is kept as a part of the one around it.
@@ -108,34 +226,15 @@ impl Effects {
         self.issued.lock().held.splice(0..0, kept);
     }
 
-    /// The scope has ended: nothing is held any more.
+    /// The transaction is over: nothing is held any more.
     pub(super) fn clear(&self) {
         let mut issued = self.issued.lock();
         issued.ended = true;
+        let begun = issued.levels.iter().filter(|begun| begun.owner.is_some());
+        self.history.levels.fetch_sub(begun.count(), SeqCst);
         issued.levels.clear();
-        drop(std::mem::take(&mut issued.held));
-    }
-
-    /// Something was done that a roll-back does not undo.
-    pub(super) fn lasts(&self) {
-        self.lasting.store(true, SeqCst);
-    }
-
-    /// Whether another transaction was in the way, and nothing of this scope has lasted.
-    pub(super) fn can_begin_again(&self) -> bool {
-        self.conflict.load(SeqCst) && !self.lasting.load(SeqCst)
-    }
-
-    /// Whether a database could not be reached.
-    pub(super) fn unavailable(&self) -> bool {
-        self.unavailable.load(SeqCst)
-    }
-
-    pub(super) fn note(&self, error: &Error) {
-        match error.kind {
-            ErrorKind::Conflict => self.conflict.store(true, SeqCst),
-            ErrorKind::Unavailable => self.unavailable.store(true, SeqCst),
-            _ => {}
-        }
+        let held = std::mem::take(&mut issued.held);
+        drop(issued);
+        drop(held);
     }
 }

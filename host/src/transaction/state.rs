@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::effects::Effects;
+use super::effects::{Effects, Reason};
 use super::{Fate, Level, Options};
 use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
 use crate::deadline::Deadline;
 use crate::metrics::{Held, METRICS};
+use tokio::sync::OwnedSemaphorePermit;
 
 pub(super) struct State {
     options: Options,
@@ -16,7 +17,6 @@ pub(super) struct State {
     /// still believes to be in it runs outside.
     levels: Vec<Begun>,
     pins: Pins,
-    fate: Fate,
     /// Why the whole transaction was undone without the guest's asking for it.
     lost: Option<Error>,
 }
@@ -34,6 +34,8 @@ struct Open {
 /// A level that was begun and has not ended.
 struct Begun {
     level: Level,
+    /// The member that began it; none: it is the whole transaction of an atomic view.
+    owner: Option<u64>,
     /// The database it was begun on, by name.
     database: Option<String>,
     /// Whether the database knows of it.
@@ -45,7 +47,7 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<Held>,
+    held: Option<(Held, Option<OwnedSemaphorePermit>)>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
@@ -56,6 +58,17 @@ pub(super) struct Taken {
     depth: usize,
 }
 
+/// Where a statement of a member's belongs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the innermost level, or on the pinned connection.
+    Here,
+    /// To none of the two.
+    Outside,
+    /// In a level that another member's is open on top of.
+    Later,
+}
+
 impl State {
     pub(super) fn new(options: Options, effects: &Arc<Effects>) -> State {
         let mut state = State {
@@ -64,11 +77,10 @@ impl State {
             open: None,
             levels: Vec::new(),
             pins: Pins::default(),
-            fate: Fate::None,
             lost: None,
         };
         if options.atomic {
-            state.levels.push(Begun::new(Level::SCOPE, None));
+            state.levels.push(Begun::new(Level::WHOLE, None, None));
         }
         state
     }
@@ -78,11 +90,43 @@ impl State {
         self.open.as_ref().map(|open| open.database.clone())
     }
 
-    /// Whether a statement on this database has its turn here: in the transaction or on the pinned connection.
-    pub(super) fn takes(&self, database: &Database) -> Result<bool, Error> {
-        if !self.levels.is_empty() {
-            return self.admits(database).map(|()| true);
+    /// Whether any level has begun.
+    pub(super) fn has_levels(&self) -> bool {
+        !self.levels.is_empty()
+    }
+
+    /// Where a statement on this database belongs, of a member that was called in the level `base`.
+    pub(super) fn place(
+        &self,
+        member: u64,
+        base: Option<Level>,
+        database: &Database,
+    ) -> Result<Place, Error> {
+        let is_own = |begun: &Begun| begun.owner == Some(member) || Some(begun.level) == base;
+        if self.levels.last().is_some_and(is_own) {
+            return self.admits(database).map(|()| Place::Here);
         }
+        if let Some(base) = base
+            && !self.levels.iter().any(|begun| begun.level == base)
+        {
+            return Err(left_behind());
+        }
+        let within = self.levels.iter().any(is_own);
+        if let Some(why) = self.lost.as_ref().filter(|_| within) {
+            return Err(gone(why));
+        }
+        if within {
+            return Ok(Place::Later);
+        }
+        // It may be on the pinned connection still, on which another member has begun a transaction.
+        match (self.is_pinned_on(database)?, self.levels.is_empty()) {
+            (false, _) => Ok(Place::Outside),
+            (true, true) => Ok(Place::Here),
+            (true, false) => Ok(Place::Later),
+        }
+    }
+
+    fn is_pinned_on(&self, database: &Database) -> Result<bool, Error> {
         match (&self.open, &self.pins.lost) {
             _ if self.pins.count == 0 => Ok(false),
             (Some(open), _) => Ok(open.database.config().name == database.config().name),
@@ -155,7 +199,7 @@ impl State {
             return Ok(());
         }
         let lease = database.lease(deadline, self.options.read_only).await;
-        let lease = lease.inspect_err(|error| self.effects.note(error))?;
+        let lease = lease.inspect_err(|error| self.effects.history.note(error))?;
         self.connected(lease, database);
         Ok(())
     }
@@ -170,18 +214,25 @@ impl State {
         });
     }
 
-    pub(super) fn push(&mut self, level: Level, database: Option<&Database>) -> Result<(), Error> {
-        match database {
-            Some(database) => self.admits(database)?,
-            None => self.healthy()?,
-        }
-        let database = database.map(|database| database.config().name.clone());
-        self.levels.push(Begun::new(level, database));
+    pub(super) fn push(
+        &mut self,
+        level: Level,
+        owner: u64,
+        database: &Database,
+    ) -> Result<(), Error> {
+        self.admits(database)?;
+        let database = database.config().name.clone();
+        self.levels.push(Begun::new(level, Some(owner), Some(database)));
         Ok(())
     }
 
     /// Runs a statement: in the transaction, which the database sees from now on, or on the pinned connection.
-    pub(super) async fn run(&mut self, statement: &Statement) -> Result<Outcome, Error> {
+    /// `read_only`: it may not write, even if the transaction may.
+    pub(super) async fn run(
+        &mut self,
+        statement: &Statement,
+        read_only: bool,
+    ) -> Result<Outcome, Error> {
         let open = self.open.as_mut().ok_or_else(ended)?;
         let mut before = open.pending.clone();
         for (depth, begun) in self.levels.iter().enumerate().filter(|(_, b)| !b.known) {
@@ -198,17 +249,21 @@ impl State {
             });
         }
         open.lease.set_in_transaction(!self.levels.is_empty());
-        let ran = open.lease.run(&before, statement).await;
+        let only_reads = read_only && !self.options.read_only;
+        let ran = open.lease.run(&before, statement, only_reads).await;
         let (alive, within) = (open.lease.in_transaction(), !self.levels.is_empty());
         let why_ended = (!alive).then(|| open.lease.why_ended());
         if !matches!(&ran, Err(Failed::Refused(_) | Failed::Before(_))) {
             open.pending.clear();
+            if only_reads && ran.is_ok() {
+                open.pending.extend(open.lease.end_of_reading(within));
+            }
             if within && open.begun.is_none() {
                 open.begun = Some(Held::new(&METRICS.transactions));
             }
             self.levels.iter_mut().for_each(|begun| begun.known = true);
             if !within && !self.options.read_only {
-                self.effects.lasts();
+                self.effects.history.lasts();
             }
         }
         let failed = match ran {
@@ -219,7 +274,7 @@ impl State {
         };
         if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
             // The statement may have run without what was to go before it.
-            self.effects.lasts();
+            self.effects.history.lasts();
         }
         let begun = self.levels.first().is_some_and(|outermost| outermost.known);
         match &failed {
@@ -237,7 +292,7 @@ impl State {
             }
         }
         let error = failed.into_error();
-        self.effects.note(&error);
+        self.effects.history.note(&error);
         Err(error)
     }
 
@@ -248,8 +303,13 @@ impl State {
         Some(Taken { begun, depth })
     }
 
-    /// Ends a level as the guest asks for it.
-    pub(super) async fn end(&mut self, taken: Taken, keep: bool) -> Result<(), Error> {
+    /// Ends a level as the guest asks for it. `torn`: a view that was called in it still runs.
+    pub(super) async fn end(
+        &mut self,
+        taken: Taken,
+        keep: bool,
+        torn: bool,
+    ) -> Result<(), Error> {
         let Taken { begun, depth } = taken;
         if let Some(why) = self.lost.clone() {
             self.effects.forget(&[begun.level]);
@@ -257,9 +317,10 @@ impl State {
             // What was to be undone is undone.
             return if keep { Err(gone(&why)) } else { Ok(()) };
         }
-        if depth < self.levels.len() {
-            self.overlap(begun.level);
-            return Err(overlap());
+        if depth < self.levels.len() || (torn && keep) {
+            let why = if torn { torn_apart() } else { overlap() };
+            self.overlap(begun, why.clone());
+            return Err(why);
         }
         match self.levels.last().map(|around| around.level) {
             None => self.end_outermost(begun, keep).await,
@@ -281,7 +342,7 @@ impl State {
             let mut statements = std::mem::take(&mut open.pending);
             statements.extend(undo(level));
             if let Err(why) = open.lease.host(&statements).await {
-                self.effects.note(&why);
+                self.effects.history.note(&why);
                 self.lose(why.clone());
                 return Err(why);
             }
@@ -295,19 +356,16 @@ impl State {
     async fn end_outermost(&mut self, begun: Begun, keep: bool) -> Result<(), Error> {
         let level = begun.level;
         let marked = self.effects.must_roll_back(level);
-        let commit = keep && begun.failed.is_none() && !marked;
+        let commit = keep && begun.failed.is_none() && marked.is_none();
         let closed = self.close(begun.known, commit).await;
         match commit && closed.is_ok() {
             true => self.effects.release(level),
             false => self.effects.forget(&[level]),
         }
         closed?;
-        match begun.failed {
-            Some(why) if keep => Err(undone(&why)),
-            None if keep && marked => Err(Error::new(
-                ErrorKind::Other,
-                "the transaction was rolled back instead of committed, because `set-rollback` was called in it",
-            )),
+        match (begun.failed, marked) {
+            (Some(why), _) if keep => Err(undone(&why)),
+            (None, Some(reason)) if keep => Err(marked_for_rollback(reason)),
             _ => Ok(()),
         }
     }
@@ -322,10 +380,10 @@ impl State {
             return self.forget_loss();
         }
         if depth < self.levels.len() {
-            return self.overlap(level);
+            return self.overlap(begun, overlap());
         }
         if begun.known && self.levels.is_empty() {
-            self.fate = Fate::RolledBack;
+            self.effects.history.set_fate(Fate::RolledBack);
         }
         match &mut self.open {
             Some(open) if begun.known && !self.levels.is_empty() => {
@@ -335,19 +393,30 @@ impl State {
                 open.begun = None;
                 open.pending = vec!["rollback".to_owned()];
             }
-            // Its end rolls back.
+            // Dropping the lease rolls back.
             Some(_) if self.levels.is_empty() && self.pins.count == 0 => self.open = None,
             _ => {}
         }
     }
 
-    pub(super) fn pin(&mut self) {
-        let Some(open) = &mut self.open else { return };
-        open.lease.set_pinned(true);
+    /// Keeps the connection, or one that it acquires now, until [`State::unpin`].
+    pub(super) async fn pin(
+        &mut self,
+        database: &Database,
+        deadline: &Arc<Deadline>,
+    ) -> Result<(), Error> {
+        if self.pins.held.is_none() {
+            let permit = database.pin_permit(deadline).await?;
+            self.connect(database, deadline).await?;
+            let gauge = METRICS.database_pinned.with_label_values(&[&database.config().name]);
+            self.pins.held = Some((Held::new(&gauge), permit));
+        }
+        self.connect(database, deadline).await?;
+        if let Some(open) = &mut self.open {
+            open.lease.set_pinned(true);
+        }
         self.pins.count += 1;
-        let name = &open.database.config().name;
-        let gauge = || METRICS.database_pinned.with_label_values(&[name]);
-        self.pins.held.get_or_insert_with(|| Held::new(&gauge()));
+        Ok(())
     }
 
     pub(super) fn unpin(&mut self) {
@@ -365,12 +434,23 @@ impl State {
     }
 
     /// Ends everything: see [`super::Transaction::finish`].
-    pub(super) async fn finish(&mut self, keep: bool) -> Result<Fate, Error> {
+    pub(super) async fn finish(&mut self, keep: bool) -> Result<(), Error> {
         let finished = self.finish_levels(keep && self.options.atomic).await;
         self.effects.clear();
         self.open = None;
         self.pins = Pins::default();
-        finished.map(|()| self.fate)
+        finished
+    }
+
+    /// Undoes everything: see [`super::Transaction::give_up`].
+    pub(super) fn give_up(&mut self) {
+        if self.levels.iter().any(|begun| begun.known) {
+            self.effects.history.set_fate(Fate::RolledBack);
+        }
+        self.levels.clear();
+        // Dropping the lease rolls back.
+        self.open = None;
+        self.pins = Pins::default();
     }
 
     async fn finish_levels(&mut self, keep: bool) -> Result<(), Error> {
@@ -382,7 +462,7 @@ impl State {
             return Ok(());
         };
         let marked = self.effects.must_roll_back(outermost.level);
-        let commit = keep && outermost.failed.is_none() && !marked;
+        let commit = keep && outermost.failed.is_none() && marked.is_none();
         // A savepoint that the guest did not release is undone, with those in it.
         let within: Vec<Begun> = levels.collect();
         let first = within.first().filter(|begun| begun.known);
@@ -395,7 +475,7 @@ impl State {
         }
         closed?;
         match outermost.failed {
-            Some(why) if keep && !marked => Err(undone(&why)),
+            Some(why) if keep && marked.is_none() => Err(undone(&why)),
             _ => Ok(()),
         }
     }
@@ -406,7 +486,7 @@ impl State {
             return Ok(());
         };
         if known {
-            self.fate = Fate::RolledBack;
+            self.effects.history.set_fate(Fate::RolledBack);
             let mut statements = std::mem::take(&mut open.pending);
             if commit {
                 statements.push("commit".to_owned());
@@ -415,21 +495,21 @@ impl State {
             }
             let closed = open.lease.host(&statements).await;
             if let Err(why) = closed {
-                self.effects.note(&why);
+                self.effects.history.note(&why);
                 if commit && !is_undone(&why) {
-                    self.effects.lasts();
+                    self.effects.history.lasts();
                 }
                 if self.pins.count > 0 {
                     self.pins.lost = Some(why.clone());
                 }
-                // The lease's end rolls back what may be left.
+                // Dropping the lease rolls back what may be left.
                 return Err(why);
             }
             open.lease.set_in_transaction(false);
             open.begun = None;
             if commit {
-                self.fate = Fate::Committed;
-                self.effects.lasts();
+                self.effects.history.set_fate(Fate::Committed);
+                self.effects.history.lasts();
             }
         }
         if self.pins.count > 0 {
@@ -439,18 +519,21 @@ impl State {
     }
 
     /// Nobody can tell whose statements were whose, so nothing is kept.
-    fn overlap(&mut self, level: Level) {
+    fn overlap(&mut self, ended: Begun, why: Error) {
         let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
-            .chain([level])
+            .chain([ended.level])
             .collect();
         self.effects.forget(&levels);
-        self.lose(overlap());
+        if ended.known {
+            self.effects.history.set_fate(Fate::RolledBack);
+        }
+        self.lose(why);
     }
 
     fn lose(&mut self, why: Error) {
         self.open = None;
         if !self.levels.is_empty() {
-            self.fate = Fate::RolledBack;
+            self.effects.history.set_fate(Fate::RolledBack);
             self.lost.get_or_insert_with(|| why.clone());
         }
         if self.pins.count > 0 {
@@ -467,9 +550,10 @@ impl State {
 }
 
 impl Begun {
-    fn new(level: Level, database: Option<String>) -> Begun {
+    fn new(level: Level, owner: Option<u64>, database: Option<String>) -> Begun {
         Begun {
             level,
+            owner,
             database,
             known: false,
             failed: None,
@@ -529,7 +613,37 @@ fn gone(why: &Error) -> Error {
     )
 }
 
-/// Statements do not say which level they are for, so levels that overlap cannot be told apart.
+/// A statement of a member that was called in a level which has ended.
+pub(super) fn left_behind() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "the transaction that this view was called in has ended: whoever calls a view in a transaction waits for its answer before the transaction ends",
+    )
+}
+
+/// The end of a level in which a member still runs.
+fn torn_apart() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "a transaction ended while a view that was called in it was still running, so it was rolled back: wait for the view's answer first",
+    )
+}
+
+/// The commit of a transaction that is to be rolled back.
+fn marked_for_rollback(reason: Reason) -> Error {
+    match reason {
+        Reason::SetRollback => Error::new(
+            ErrorKind::Other,
+            "the transaction was rolled back instead of committed, because `set-rollback` was called in it",
+        ),
+        Reason::MemberFailed => Error::new(
+            ErrorKind::Poisoned,
+            "the transaction was rolled back instead of committed, because a view that was called in it has failed",
+        ),
+    }
+}
+
+/// Statements of one guest function do not say which level they are for, so levels that overlap cannot be told apart.
 fn overlap() -> Error {
     Error::new(
         ErrorKind::Denied,

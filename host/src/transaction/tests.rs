@@ -9,6 +9,11 @@ use crate::config;
 use crate::database::{ErrorKind, Value};
 use crate::deadline::Ended;
 
+const READS: Access = Access {
+    read_only: true,
+    pinned_by_caller: false,
+};
+
 struct Fixture {
     _folder: tempfile::TempDir,
     database: Database,
@@ -53,7 +58,7 @@ impl Fixture {
         (&self.database, &self.deadline)
     }
 
-    async fn insert(&self, transaction: &Transaction, face: Face, n: i64) -> Result<u64, Error> {
+    async fn insert(&self, transaction: &Member, face: Face, n: i64) -> Result<u64, Error> {
         let statement = Statement {
             params: vec![Value::Integer(n)],
             ..execute("insert into t (n) values ($1)")
@@ -65,7 +70,7 @@ impl Fixture {
     /// What anybody else sees.
     async fn committed(&self) -> Vec<i64> {
         let all = query("select n from t order by n");
-        let read = self.database.run(Face::Async, &self.deadline, true, all);
+        let read = self.database.run(Face::Async, &self.deadline, READS, all);
         let number = |row: Vec<Value>| match row[..] {
             [Value::Integer(n)] => n,
             ref other => panic!("{other:?}"),
@@ -96,11 +101,12 @@ fn execute(sql: &str) -> Statement {
     }
 }
 
-fn new(atomic: bool) -> Transaction {
-    Transaction::new(Options {
+fn new(atomic: bool) -> Member {
+    let options = Options {
         atomic,
         ..Options::default()
-    })
+    };
+    Transaction::new(options).first_member()
 }
 
 /// What a view can do with its transaction. Levels are named by how deep they are when used.
@@ -110,7 +116,6 @@ enum Step {
     InsertAgain,
     Publish,
     Begin,
-    Enter,
     Commit,
     Rollback,
     Abandon,
@@ -121,15 +126,14 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     use Step::{
-        Abandon, Begin, Commit, Enter, Insert, InsertAgain, Pin, Publish, Rollback, SetRollback,
+        Abandon, Begin, Commit, Insert, InsertAgain, Pin, Publish, Rollback, SetRollback,
         Unpin,
     };
     let step = prop_oneof![
         8 => Just(Insert),
         2 => Just(InsertAgain),
         4 => Just(Publish),
-        5 => Just(Begin),
-        1 => Just(Enter),
+        6 => Just(Begin),
         4 => Just(Commit),
         2 => Just(Rollback),
         2 => Just(Abandon),
@@ -225,11 +229,8 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
                 transaction.effect(Box::new(move || sent.lock().push(next)));
                 model.here().published.push(next);
             }
-            Step::Begin | Step::Enter => {
-                let begun = match step {
-                    Step::Begin => transaction.begin(fixture.on()).await,
-                    _ => transaction.enter(&fixture.deadline).await,
-                };
+            Step::Begin => {
+                let begun = transaction.begin(fixture.on()).await;
                 match begun {
                     Ok(level) if !model.poisoned() => {
                         levels.push(level);
@@ -266,12 +267,12 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
             },
             Step::Unpin => {
                 if let Some(pin) = pins.pop() {
-                    transaction.unpin(pin);
+                    transaction.transaction().unpin(pin);
                 }
             }
         }
     }
-    let finished = transaction.finish(face, keep).await;
+    let finished = transaction.transaction().finish(face, keep).await;
     if atomic {
         model.open.truncate(1);
         let poisoned = model.poisoned();
@@ -340,6 +341,7 @@ async fn r8_joined_statements_are_serialised_in_the_order_they_were_issued() {
     );
     assert_eq!(
         transaction
+            .transaction()
             .finish(Face::Async, true)
             .await
             .expect("it commits"),
@@ -385,6 +387,7 @@ async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
         .await
         .expect("it comes after the other one");
     transaction
+        .transaction()
         .finish(Face::Async, true)
         .await
         .expect("it commits");
@@ -420,6 +423,7 @@ async fn r15_a_statement_ends_with_its_request() {
     );
     assert_eq!(
         transaction
+            .transaction()
             .finish(Face::Async, false)
             .await
             .expect("it ends"),
@@ -519,6 +523,7 @@ async fn r8_levels_that_overlap_are_undone_together() {
         assert!(error.message.contains("overlapped"), "{}", error.message);
         if atomic {
             transaction
+                .transaction()
                 .finish(Face::Async, true)
                 .await
                 .expect_err("a success would be a lie");
@@ -601,7 +606,7 @@ async fn r9_nothing_goes_by_outside_when_the_scope_is_over() {
     let fixture = Fixture::new();
     for atomic in [true, false] {
         let transaction = new(atomic);
-        let finished = transaction.finish(Face::Async, false).await;
+        let finished = transaction.transaction().finish(Face::Async, false).await;
         finished.expect("nothing can fail");
         let late = turn_now(&transaction, &fixture).await;
         assert_eq!(late.err().map(|error| error.kind), Some(ErrorKind::Aborted));
@@ -625,7 +630,7 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
             transaction.abandon(level);
         }
     }
-    drop(transaction.state.lock().await);
+    drop(transaction.transaction.state.lock().await);
     let taken = fixture.database.lease(&fixture.deadline, false).await;
     let taken = taken.expect("nobody has it");
     let level = begin(&transaction, &fixture).await;
@@ -634,7 +639,7 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
         .await
         .expect_err("the writer is taken");
     assert_eq!(error.kind, ErrorKind::Unavailable);
-    assert!(transaction.unavailable());
+    assert!(transaction.transaction().unavailable());
     drop(taken);
     fixture
         .insert(&transaction, Face::Async, 1)
@@ -661,7 +666,7 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
         .await
         .expect("it is inserted");
     // Somebody else's turn, so that the commit has to wait.
-    let turn = Arc::clone(&transaction.state).lock_owned().await;
+    let turn = Arc::clone(&transaction.transaction.state).lock_owned().await;
     let commit = transaction.commit(Face::Async, first);
     assert!(
         tokio::time::timeout(Duration::from_millis(5), commit)
@@ -680,6 +685,7 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
         .expect("it commits");
     assert_eq!(fixture.committed().await, [2]);
     transaction
+        .transaction()
         .finish(Face::Async, true)
         .await
         .expect("it ends");
@@ -690,15 +696,15 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
     );
 }
 
-async fn begin(transaction: &Transaction, fixture: &Fixture) -> Level {
+async fn begin(transaction: &Member, fixture: &Fixture) -> Level {
     transaction.begin(fixture.on()).await.expect("it begins")
 }
 
-async fn turn_now(transaction: &Transaction, fixture: &Fixture) -> Result<Option<Turn>, Error> {
+async fn turn_now(transaction: &Member, fixture: &Fixture) -> Result<Option<Turn>, Error> {
     transaction.turn(fixture.on()).await
 }
 
-async fn turn(transaction: &Transaction, on: (&Database, &Arc<Deadline>)) -> Result<Turn, Error> {
+async fn turn(transaction: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Turn, Error> {
     Ok(transaction.turn(on).await?.expect("a transaction is open"))
 }
 
@@ -718,7 +724,7 @@ async fn r9_a_poisoned_scope_is_rolled_back_whatever_its_view_makes_of_it() {
         .expect_err("it is poisoned");
     assert_eq!(error.kind, ErrorKind::Poisoned);
     assert!(error.message.contains("UNIQUE"), "{}", error.message);
-    let finished = transaction.finish(Face::Async, true).await;
+    let finished = transaction.transaction().finish(Face::Async, true).await;
     let error = finished.expect_err("a success would be a lie");
     assert!(error.message.contains("UNIQUE"), "{}", error.message);
     assert_eq!(fixture.committed().await, [] as [i64; 0]);
@@ -753,7 +759,7 @@ async fn r10_effects_are_released_in_order_after_the_commit() {
         .await
         .expect("it rolls back");
     assert_eq!(*sent.lock(), [] as [i64; 0], "nothing is committed yet");
-    let fate = transaction.finish(Face::Async, true).await;
+    let fate = transaction.transaction().finish(Face::Async, true).await;
     assert_eq!(fate.expect("it commits"), Fate::Committed);
     assert_eq!(*sent.lock(), [1, 2, 3]);
     send(5);
@@ -774,7 +780,7 @@ async fn a_level_that_runs_nothing_needs_no_connection() {
         let committed = transaction.commit(Face::Async, level).await;
         committed.expect("there is nothing to commit");
     }
-    let fate = transaction.finish(Face::Async, true).await;
+    let fate = transaction.transaction().finish(Face::Async, true).await;
     assert_eq!(fate.expect("it ends"), Fate::None);
     drop(taken);
 }
@@ -783,17 +789,18 @@ async fn a_level_that_runs_nothing_needs_no_connection() {
 async fn a_read_only_scope_refuses_to_write() {
     for atomic in [false, true] {
         let fixture = Fixture::new();
-        let transaction = Transaction::new(Options {
+        let options = Options {
             atomic,
             read_only: true,
             isolation: None,
-        });
+        };
+        let transaction = Transaction::new(options).first_member();
         let write = execute("insert into t (n) values (1)");
         let ran = match turn_now(&transaction, &fixture).await.expect("all is well") {
             Some(turn) => turn.run(Face::Async, write).await,
             None => {
                 let (database, deadline) = fixture.on();
-                database.run(Face::Async, deadline, true, write).await
+                database.run(Face::Async, deadline, READS, write).await
             }
         };
         let error = ran.expect_err("it writes");
@@ -833,8 +840,9 @@ async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
             assert_eq!(ran.expect_err(sql).kind, ErrorKind::Denied);
             transaction.abandon(level);
         }
-        transaction.unpin(pin);
+        transaction.transaction().unpin(pin);
         transaction
+            .transaction()
             .finish(Face::Async, true)
             .await
             .expect("it ends");
@@ -844,7 +852,7 @@ async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
             .await
             .expect("it is free");
         let temporary = query("select count(*) from sqlite_temp_schema");
-        let outcome = lease.run(&[], &temporary).await.expect("it is read");
+        let outcome = lease.run(&[], &temporary, false).await.expect("it is read");
         assert!(matches!(outcome.table.rows[0][0], Value::Integer(0)));
     }
 }

@@ -38,6 +38,9 @@ pub struct Lease {
     holds: Option<Holds>,
 }
 
+/// Ends what [`Lease::run_reading`] has begun.
+pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_reading";
+
 const QUERY_CANCELED: &str = "57014";
 const STALE_PLAN: &str = "0A000";
 
@@ -101,6 +104,23 @@ impl Lease {
         let (outcome, left_nothing) = ran.map_err(|(failed, _)| failed)?;
         self.used = was_used || !left_nothing;
         Ok(outcome)
+    }
+
+    /// The same for a statement that may only read, on a connection that may write. Within a transaction that takes a
+    /// savepoint, because its end is what makes the transaction one that writes again ([`END_OF_READING`]).
+    pub(in super::super) async fn run_reading(
+        &mut self,
+        before: &[String],
+        statement: &Statement,
+    ) -> Result<Outcome, Failed> {
+        let mut before = before.to_vec();
+        if self.in_transaction {
+            before.push("savepoint amphi_reading; set transaction read only".to_owned());
+        }
+        let may_write = !std::mem::replace(&mut self.read_only, true);
+        let ran = self.run(&before, statement).await;
+        self.read_only = !may_write;
+        ran
     }
 
     /// What the guard thinks of a statement, if it may run here at all.

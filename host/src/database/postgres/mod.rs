@@ -19,7 +19,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{Error, ErrorKind, Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
@@ -27,6 +27,7 @@ use crate::deadline::Deadline;
 use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
+pub(super) use lease::END_OF_READING;
 pub use lease::Lease;
 use session::Session;
 pub(super) use session::connect_alone;
@@ -39,6 +40,10 @@ pub struct Postgres {
     tls: Tls,
     gate: Gate,
     in_use: IntGauge,
+    /// Room for results that are read in pieces.
+    streams: Arc<Semaphore>,
+    /// Room for pinned connections. With the results, they leave one connection to others.
+    pins: Gate,
     free: Mutex<Vec<Session>>,
     runtime: Handle,
 }
@@ -57,14 +62,15 @@ impl Postgres {
         let tls = tls::client(server)?;
         let first = runtime.block_on(Session::connect(server, &tls))?;
         let name = format!("database `{}`, connections", config.name);
-        let gate = Gate::new(
-            name,
-            server.connections,
-            config.queue_max,
-            config.acquire_timeout,
-        );
+        let gate = |name, size| Gate::new(name, size, config.queue_max, config.acquire_timeout);
+        let pins = format!("database `{}`, pinned connections", config.name);
+        let streams = (server.connections - 1) / 2;
+        let pins = gate(pins, (server.connections - 1 - streams).max(1));
+        let gate = gate(name, server.connections);
         Ok(Arc::new(Postgres {
             config: config.clone(),
+            streams: Arc::new(Semaphore::new(streams)),
+            pins,
             server: server.clone(),
             tls,
             gate,
@@ -82,6 +88,19 @@ impl Postgres {
     /// Where its connections live.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// Room for results that are read in pieces.
+    pub(super) fn streams(&self) -> &Arc<Semaphore> {
+        &self.streams
+    }
+
+    /// Room for a pinned connection.
+    ///
+    /// # Errors
+    /// When there is none in time, or the request ends.
+    pub(super) async fn pin_permit(&self, deadline: &Deadline) -> Result<Place, Error> {
+        Ok(self.pins.enter(deadline).await?)
     }
 
     /// A connection: a free one, or a new one while there are fewer than may be.

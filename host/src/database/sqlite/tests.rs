@@ -43,7 +43,7 @@ impl Fixture {
             params: params.to_vec(),
             rows_max: Some(10_000),
         };
-        let ran = (self.database).run(Face::Async, &self.deadline, false, statement);
+        let ran = (self.database).run(Face::Async, &self.deadline, Access::default(), statement);
         Ok(ran.await?.table)
     }
 
