@@ -33,9 +33,9 @@ use crate::request::body::Spooled;
 use crate::router::Route;
 use crate::run::{Answer, Stop};
 use crate::scope::{Part, Scope};
+use crate::settle::not_kept;
 use crate::transaction::Member;
 use crate::view::{Mode, View};
-use crate::settle::not_kept;
 use crate::workers::{self, Call};
 
 use errands::{Asker, Errand, Queue};
@@ -515,7 +515,8 @@ impl Onward for Position {
         let Flow {
             host, app, scope, ..
         } = &*self.flow;
-        host.events.publish((host, app, scope, &self.member), topic, payload)
+        host.events
+            .publish((host, app, scope, &self.member), topic, payload)
     }
 }
 

@@ -106,7 +106,10 @@ impl<J> Handoff<J> {
 
     /// Ends an exclusion.
     pub fn admit(&self, id: u64) {
-        self.state.lock().exclusions.retain(|exclusion| *exclusion != id);
+        self.state
+            .lock()
+            .exclusions
+            .retain(|exclusion| *exclusion != id);
         self.changed.notify_all();
     }
 

@@ -35,7 +35,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::config::LEVELS_MAX;
-use crate::database::{Access, Database, Error, ErrorKind, Face, Isolation, Lease, Outcome, Statement};
+use crate::database::{
+    Access, Database, Error, ErrorKind, Face, Isolation, Lease, Outcome, Statement,
+};
 use crate::deadline::{Deadline, Ended};
 use crate::metrics::METRICS;
 
@@ -303,7 +305,12 @@ impl Member {
 
     /// The membership of the rest of the chain, which the member calls for now.
     pub fn next(&self) -> Member {
-        let next = Member::new(&self.transaction, self.level(), self.read_only, self.isolation);
+        let next = Member::new(
+            &self.transaction,
+            self.level(),
+            self.read_only,
+            self.isolation,
+        );
         next.called_from(self.from());
         next
     }
@@ -380,7 +387,9 @@ impl Member {
     /// # Errors
     /// When the level that it was called in has ended before: nothing of what it did is kept.
     pub fn end(&self, failed: bool) -> Result<(), Error> {
-        let Member { transaction, base, .. } = self;
+        let Member {
+            transaction, base, ..
+        } = self;
         if failed {
             transaction.failed.store(true, SeqCst);
         }
@@ -600,7 +609,9 @@ impl Drop for Member {
     fn drop(&mut self) {
         // Its function was given up on the way: nobody is there to be told.
         let _ = self.end(false);
-        let Transaction { around, options, .. } = &*self.transaction;
+        let Transaction {
+            around, options, ..
+        } = &*self.transaction;
         // Others are ended by whoever has begun them.
         if self.owns_transaction() && around.is_some() && !options.atomic {
             self.transaction.give_up();
@@ -674,7 +685,10 @@ impl Waiting<'_> {
     fn to_begin(member: &Member) -> Result<Waiting<'_>, Error> {
         let level = Level(member.transaction.next_id());
         if !member.transaction.effects.begin(level, member.id) {
-            METRICS.refused.with_label_values(&["transaction levels"]).inc();
+            METRICS
+                .refused
+                .with_label_values(&["transaction levels"])
+                .inc();
             return Err(Error::new(
                 ErrorKind::Denied,
                 format!(

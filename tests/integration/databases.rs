@@ -7,13 +7,20 @@ use std::time::{Duration, Instant};
 
 use amphi::config;
 use amphi::database::{
-    Database, Error, ErrorKind, Face, Isolation, Outcome, Statement, Stream, Streamed, Table, Value,
+    Access, Database, Error, ErrorKind, Face, Isolation, Outcome, Statement, Stream, Streamed,
+    Table, Value,
 };
 use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::{Fate, Options, Transaction};
+use amphi::transaction::{Fate, Member, Options, Transaction};
 
 use crate::harness::eventually;
 use crate::harness::postgres::{self, Postgres, Stop};
+
+/// What a statement of a read-only view may do.
+const READS: Access = Access {
+    read_only: true,
+    pinned_by_caller: false,
+};
 
 /// A database on PostgreSQL as the host opens it.
 struct Fixture {
@@ -57,7 +64,12 @@ impl Fixture {
     }
 
     async fn run(&self, sql: &str, params: &[Value]) -> Result<Outcome, Error> {
-        let run = (self.database).run(Face::Async, &self.deadline, false, query(sql, params));
+        let run = (self.database).run(
+            Face::Async,
+            &self.deadline,
+            Access::default(),
+            query(sql, params),
+        );
         run.await
     }
 
@@ -83,7 +95,11 @@ impl Fixture {
             "select n, repeat('x', 100) from generate_series(1, 1000) n, generate_series(1, {thousands}) m"
         );
         let (deadline, statement) = (&self.deadline, query(&sql, &[]));
-        let stream = (self.database).stream(Face::Async, deadline, read_only, statement);
+        let access = Access {
+            read_only,
+            ..Access::default()
+        };
+        let stream = (self.database).stream(Face::Async, deadline, access, statement);
         match stream.await {
             Ok(Streamed::Pieces(stream)) => stream,
             Ok(Streamed::Whole(_)) => panic!("it comes in pieces"),
@@ -95,7 +111,7 @@ impl Fixture {
         (&self.database, &self.deadline)
     }
 
-    async fn within(&self, transaction: &Transaction, sql: &str) -> Result<Outcome, Error> {
+    async fn within(&self, transaction: &Member, sql: &str) -> Result<Outcome, Error> {
         let turn = transaction.turn(self.on_it()).await?;
         let turn = turn.expect("a transaction is open");
         turn.run(Face::Async, query(sql, &[])).await
@@ -110,11 +126,12 @@ fn query(sql: &str, params: &[Value]) -> Statement {
     }
 }
 
-fn atomic() -> Transaction {
+fn atomic() -> Member {
     Transaction::new(Options {
         atomic: true,
         ..Options::default()
     })
+    .first_member()
 }
 
 fn text(text: &str) -> Value {
@@ -349,6 +366,7 @@ async fn r11_functions_and_triggers_leave_nothing() {
         let ran = fixture.within(&transaction, sql).await;
         ran.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
         transaction
+            .transaction()
             .finish(Face::Async, true)
             .await
             .expect("it commits");
@@ -397,7 +415,8 @@ async fn r11_a_pinned_connection_is_replaced() {
         let transaction = Transaction::new(Options {
             atomic,
             ..Options::default()
-        });
+        })
+        .first_member();
         let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
         for sql in [
             "set work_mem = '123kB'",
@@ -413,8 +432,9 @@ async fn r11_a_pinned_connection_is_replaced() {
             .await
             .expect("it is read");
         assert_eq!(show(&setting.table.rows[0][0]), "text 123kB");
-        transaction.unpin(pin);
+        transaction.transaction().unpin(pin);
         transaction
+            .transaction()
             .finish(Face::Async, true)
             .await
             .expect("it ends");
@@ -433,6 +453,7 @@ async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
             read_only: false,
             isolation: Some(isolation),
         })
+        .first_member()
     };
     let committed = new(Isolation::ReadCommitted);
     let repeatable = new(Isolation::RepeatableRead);
@@ -449,6 +470,7 @@ async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
         assert_eq!(show(&shown.table.rows[0][0]), expected);
         if !std::ptr::eq(transaction, &one) {
             transaction
+                .transaction()
                 .finish(Face::Async, true)
                 .await
                 .expect("it ends");
@@ -459,12 +481,12 @@ async fn r7_a_conflict_is_told_apart_and_the_isolation_is_the_views() {
             fixture.within(transaction, sql).await.expect("it runs");
         }
     }
-    let fate = one.finish(Face::Async, true).await;
+    let fate = one.transaction().finish(Face::Async, true).await;
     assert_eq!(fate.expect("the first one wins"), Fate::Committed);
-    assert!(!one.conflict());
-    let error = other.finish(Face::Async, true).await;
+    assert!(!one.transaction().conflict());
+    let error = other.transaction().finish(Face::Async, true).await;
     assert_eq!(error.expect_err("they conflict").kind, ErrorKind::Conflict);
-    assert!(other.conflict());
+    assert!(other.transaction().conflict());
 }
 
 #[tokio::test]
@@ -475,7 +497,7 @@ async fn r9_what_lasts_is_not_done_again() {
     let locking = atomic();
     let locked = fixture.within(&locking, "select a from t for update").await;
     locked.expect("it is free");
-    let conflict = async |transaction: &Transaction| {
+    let conflict = async |transaction: &Member| {
         let level = transaction.begin(fixture.on_it()).await.expect("it begins");
         let sql = "select a from t for update nowait";
         let error = fixture.within(transaction, sql).await;
@@ -484,14 +506,14 @@ async fn r9_what_lasts_is_not_done_again() {
         rolled_back.expect("it ends");
     };
     // A statement on a pinned connection, outside of a transaction.
-    let transaction = Transaction::new(Options::default());
+    let transaction = Transaction::new(Options::default()).first_member();
     let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
     conflict(&transaction).await;
-    assert!(transaction.conflict());
+    assert!(transaction.transaction().conflict());
     let inserted = fixture.within(&transaction, "insert into t values (2)");
     inserted.await.expect("it is inserted");
-    assert!(!transaction.conflict());
-    transaction.unpin(pin);
+    assert!(!transaction.transaction().conflict());
+    transaction.transaction().unpin(pin);
     // A commit whose answer nobody has heard.
     let transaction = atomic();
     let pid = fixture
@@ -499,13 +521,13 @@ async fn r9_what_lasts_is_not_done_again() {
         .await;
     let pid = pid.expect("it is read").table.rows[0][0].clone();
     conflict(&transaction).await;
-    assert!(transaction.conflict());
+    assert!(transaction.transaction().conflict());
     let killed = "select pg_terminate_backend($1, 10000)";
     fixture.one(killed, &[pid]).await;
-    let error = transaction.finish(Face::Async, true).await;
+    let error = transaction.transaction().finish(Face::Async, true).await;
     let error = error.expect_err("the connection is lost");
     assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.message);
-    assert!(!transaction.conflict());
+    assert!(!transaction.transaction().conflict());
     drop(locking);
 }
 
@@ -529,25 +551,27 @@ async fn r9_read_only_means_that_nothing_is_written() {
                 atomic,
                 read_only: true,
                 isolation: None,
-            });
+            })
+            .first_member();
             let ran = match transaction.turn(fixture.on_it()).await.expect("it is free") {
                 Some(turn) => turn.run(Face::Async, query(sql, &[])).await,
                 None => {
                     let deadline = &fixture.deadline;
-                    let run = (fixture.database).run(Face::Async, deadline, true, query(sql, &[]));
+                    let run = (fixture.database).run(Face::Async, deadline, READS, query(sql, &[]));
                     run.await
                 }
             };
             let error = ran.err().unwrap_or_else(|| panic!("{sql} ran"));
             assert_eq!(error.kind, ErrorKind::Denied, "{sql}: {}", error.message);
             transaction
+                .transaction()
                 .finish(Face::Async, false)
                 .await
                 .expect("it ends");
         }
         let read = query("select count(*) from t", &[]);
         let read = (fixture.database)
-            .run(Face::Async, &fixture.deadline, true, read)
+            .run(Face::Async, &fixture.deadline, READS, read)
             .await;
         assert_eq!(show(&read.expect("it reads").table.rows[0][0]), "integer 0");
     }
@@ -600,7 +624,7 @@ async fn r13_r15_a_statement_ends_with_its_request_and_its_connection_is_usable(
             };
             let (ran, ()) = tokio::join!(slow, cancelled);
             assert_eq!(ran.expect_err("it is cancelled").kind, ErrorKind::Aborted);
-            let fate = transaction.finish(Face::Async, false).await;
+            let fate = transaction.transaction().finish(Face::Async, false).await;
             assert_eq!(fate.expect("it ends"), Fate::RolledBack);
         }
         let count = fixture.one("select count(*) from t", &[]).await;
@@ -669,8 +693,8 @@ async fn r9_r13_a_server_that_restarts_is_found_again() {
             .await;
         let error = error.expect_err("the server is gone");
         assert_eq!(error.kind, ErrorKind::Unavailable, "{}", error.message);
-        assert!(transaction.unavailable());
-        let error = transaction.finish(Face::Async, true).await;
+        assert!(transaction.transaction().unavailable());
+        let error = transaction.transaction().finish(Face::Async, true).await;
         assert_eq!(
             error.expect_err("nothing is kept").kind,
             ErrorKind::Unavailable

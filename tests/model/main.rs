@@ -336,7 +336,9 @@ fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
         });
         let outer_id = shared.handoff.id();
         assert!(shared.handoff.submit(outer_id, Vec::new(), outer).is_ok());
-        let call = shared.wanted(1).expect("the outer part calls before it ends");
+        let call = shared
+            .wanted(1)
+            .expect("the outer part calls before it ends");
         let other = {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {

@@ -237,7 +237,9 @@ impl Database {
             Database::Sqlite(sqlite) => sqlite.stream(face, deadline, access, statement).await,
             Database::Postgres(postgres) => {
                 self.is_not_pinned(access)?;
-                let stream = postgres.stream(deadline, access.read_only, statement).await?;
+                let stream = postgres
+                    .stream(deadline, access.read_only, statement)
+                    .await?;
                 Ok(Streamed::Pieces(stream))
             }
         }

@@ -133,7 +133,10 @@ impl Effects {
     /// A guest begins a level, unless too many are open.
     pub(super) fn begin(&self, level: Level, owner: u64) -> bool {
         let one_more = |open: usize| (open < LEVELS_MAX).then_some(open + 1);
-        if (self.history.levels).fetch_update(SeqCst, SeqCst, one_more).is_err() {
+        if (self.history.levels)
+            .fetch_update(SeqCst, SeqCst, one_more)
+            .is_err()
+        {
             return false;
         }
         self.issued.lock().levels.push(Begun {
@@ -178,7 +181,11 @@ impl Effects {
     /// The innermost level that this member has begun.
     pub(super) fn level_of(&self, member: u64) -> Option<Level> {
         let issued = self.issued.lock();
-        let own = issued.levels.iter().rev().find(|begun| begun.owner == Some(member));
+        let own = issued
+            .levels
+            .iter()
+            .rev()
+            .find(|begun| begun.owner == Some(member));
         own.map(|begun| begun.level)
     }
 
@@ -195,7 +202,9 @@ impl Effects {
     /// Why the transaction with this outermost level must be rolled back, if it must.
     pub(super) fn must_roll_back(&self, outermost: Level) -> Option<Reason> {
         let rollback = self.issued.lock().rollback;
-        rollback.filter(|(level, _)| *level == outermost).map(|(_, reason)| reason)
+        rollback
+            .filter(|(level, _)| *level == outermost)
+            .map(|(_, reason)| reason)
     }
 
     /// The level is kept as a part of the one around it.

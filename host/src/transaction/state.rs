@@ -222,7 +222,8 @@ impl State {
     ) -> Result<(), Error> {
         self.admits(database)?;
         let database = database.config().name.clone();
-        self.levels.push(Begun::new(level, Some(owner), Some(database)));
+        self.levels
+            .push(Begun::new(level, Some(owner), Some(database)));
         Ok(())
     }
 
@@ -304,12 +305,7 @@ impl State {
     }
 
     /// Ends a level as the guest asks for it. `torn`: a view that was called in it still runs.
-    pub(super) async fn end(
-        &mut self,
-        taken: Taken,
-        keep: bool,
-        torn: bool,
-    ) -> Result<(), Error> {
+    pub(super) async fn end(&mut self, taken: Taken, keep: bool, torn: bool) -> Result<(), Error> {
         let Taken { begun, depth } = taken;
         if let Some(why) = self.lost.clone() {
             self.effects.forget(&[begun.level]);
@@ -408,7 +404,9 @@ impl State {
         if self.pins.held.is_none() {
             let permit = database.pin_permit(deadline).await?;
             self.connect(database, deadline).await?;
-            let gauge = METRICS.database_pinned.with_label_values(&[&database.config().name]);
+            let gauge = METRICS
+                .database_pinned
+                .with_label_values(&[&database.config().name]);
             self.pins.held = Some((Held::new(&gauge), permit));
         }
         self.connect(database, deadline).await?;

@@ -126,8 +126,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     use Step::{
-        Abandon, Begin, Commit, Insert, InsertAgain, Pin, Publish, Rollback, SetRollback,
-        Unpin,
+        Abandon, Begin, Commit, Insert, InsertAgain, Pin, Publish, Rollback, SetRollback, Unpin,
     };
     let step = prop_oneof![
         8 => Just(Insert),
@@ -666,7 +665,9 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
         .await
         .expect("it is inserted");
     // Somebody else's turn, so that the commit has to wait.
-    let turn = Arc::clone(&transaction.transaction.state).lock_owned().await;
+    let turn = Arc::clone(&transaction.transaction.state)
+        .lock_owned()
+        .await;
     let commit = transaction.commit(Face::Async, first);
     assert!(
         tokio::time::timeout(Duration::from_millis(5), commit)

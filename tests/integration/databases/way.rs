@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use amphi::database::{ErrorKind, Face, Value};
+use amphi::database::{Access, ErrorKind, Face, Value};
 use amphi::deadline::{Deadline, Ended};
 use amphi::transaction::{Fate, Options, Transaction};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -143,7 +143,7 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
         ErrorKind::Aborted
     );
     assert_eq!(way.cancels(), 1);
-    let fate = transaction.finish(Face::Async, false).await;
+    let fate = transaction.transaction().finish(Face::Async, false).await;
     assert_eq!(fate.expect("it ends"), Fate::RolledBack);
     let count = fixture.one("select count(*) from t", &[]).await;
     assert_eq!(show(&count), "integer 1");
@@ -154,9 +154,9 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
 async fn r13_a_connection_that_is_being_made_has_its_place() {
     let way = Way::new().await;
     let fixture = way.fixture(1).await;
-    let transaction = Transaction::new(Options::default());
+    let transaction = Transaction::new(Options::default()).first_member();
     let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
-    transaction.unpin(pin);
+    transaction.transaction().unpin(pin);
     eventually("the pinned connection is closed", async || {
         match way.on_server.sessions().await {
             0 => Ok(()),
@@ -169,7 +169,9 @@ async fn r13_a_connection_that_is_being_made_has_its_place() {
     for _ in 0..3 {
         let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_millis(200)));
         let select = query("select 1", &[]);
-        let ran = fixture.database.run(Face::Async, &deadline, false, select);
+        let ran = fixture
+            .database
+            .run(Face::Async, &deadline, Access::default(), select);
         let error = ran.await.expect_err("the server does not answer");
         assert_eq!(error.kind, ErrorKind::Aborted, "{}", error.message);
     }
