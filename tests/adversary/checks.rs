@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::oracle::{Fault, Violation, is_answered, own};
-use super::program::{Client, Does, Part, Program, Request, Step, ViewKind};
+use super::oracle::{Fault, Violation, is_answered};
+use super::program::{Client, Does, Program, Request, Step, ViewKind};
 use super::run::{Note, Reply, Seen, Told};
 
 /// How much longer than it sleeps a program may take. Less than anything waits for capacity before it gives up.
 const MARGIN: Duration = Duration::from_millis(3000);
+/// How long it may take until what computes is ended, on a busy machine.
+const LOOP_MS: u64 = 1000;
 /// How long a request may go on when its client has left.
 const LEFT_MARGIN_S: f64 = 1.2;
 
@@ -24,7 +26,8 @@ struct Flat<'a> {
 pub(super) fn all(program: &Program, seen: &Seen) -> Vec<Violation> {
     let mut found = Vec::new();
     let naps: u64 = program.requests.iter().map(Request::naps_ms).sum();
-    let limit = Duration::from_millis(naps) + MARGIN;
+    let loops: u64 = program.requests.iter().map(Request::loops).sum();
+    let limit = Duration::from_millis(naps + LOOP_MS * loops) + MARGIN;
     for (number, (request, reply)) in program.requests.iter().zip(&seen.replies).enumerate() {
         let flat = Flat::new(request, seen);
         let mut texts = Vec::new();
@@ -48,25 +51,19 @@ pub(super) fn all(program: &Program, seen: &Seen) -> Vec<Violation> {
 
 impl<'a> Flat<'a> {
     fn new(request: &'a Request, seen: &'a Seen) -> Flat<'a> {
-        let mut flat = Flat {
-            steps: Vec::new(),
-            kinds: Vec::new(),
-            joins: false,
-        };
-        let mut parts: Vec<&Part> = vec![&request.part];
-        while let Some(part) = parts.pop() {
-            flat.kinds.push(part.view.kind);
-            for step in part.lists().flat_map(|steps| own(steps)) {
-                let note = seen.notes.get(&step.id).and_then(|notes| notes.first());
-                flat.steps.push((step, note));
-                match &step.does {
-                    Does::Call(part) => parts.push(part),
-                    Does::Join(_) | Does::Race(_) => flat.joins = true,
-                    _ => {}
-                }
-            }
+        let steps = request.steps();
+        let calls = steps.iter().filter_map(|step| match &step.does {
+            Does::Call(part) => Some(part.view.kind),
+            _ => None,
+        });
+        let note = |step: &Step| seen.notes.get(&step.id).and_then(|notes| notes.first());
+        Flat {
+            kinds: calls.chain([request.part.view.kind]).collect(),
+            joins: steps
+                .iter()
+                .any(|step| matches!(step.does, Does::Join(_) | Does::Race(_))),
+            steps: steps.into_iter().map(|step| (step, note(step))).collect(),
         }
-        flat
     }
 
     fn has(&self, is_it: impl Fn(&Does) -> bool) -> bool {

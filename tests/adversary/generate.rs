@@ -49,6 +49,17 @@ const KINDS: [(Kind, u32); 22] = [
     (Kind::Loop, 1),
 ];
 
+/// The same for programs about calls.
+const CALLS: [(Kind, u32); 7] = [
+    (Kind::Call, 40),
+    (Kind::Join, 25),
+    (Kind::Insert, 15),
+    (Kind::Block, 8),
+    (Kind::Nap, 8),
+    (Kind::Pin, 2),
+    (Kind::Bump, 2),
+];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Insert,
@@ -94,17 +105,31 @@ struct Generator {
     loops_left: u32,
 }
 
-/// The program of a seed.
-pub fn program(seed: u64) -> Program {
+/// The program of a seed. Steps whose kinds are named in `without` are left out, with `leaving` clients that leave.
+pub fn program(seed: u64, without: &[String]) -> Program {
     let mut random = Rng::with_seed(seed);
     let shape = shape(seed / PER_SHAPE);
-    // Half of what there is, and inserts always.
-    let weights = KINDS
-        .iter()
-        .filter_map(|&(kind, weight)| {
-            let there = kind == Kind::Insert || random.bool();
-            there.then(|| (kind, weight * random.u32(1..4)))
-        })
+    let is_wanted = |kind: Kind| {
+        !without
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(&format!("{kind:?}")))
+    };
+    // Half of what there is, and inserts always. Of every third program, calls that are joined.
+    let weights: Vec<(Kind, u32)> = match random.u32(..3) {
+        0 => CALLS.to_vec(),
+        _ => {
+            let some = KINDS
+                .iter()
+                .filter(|(kind, _)| *kind == Kind::Insert || random.bool());
+            let some: Vec<_> = some.copied().collect();
+            some.into_iter()
+                .map(|(kind, weight)| (kind, weight * random.u32(1..4)))
+                .collect()
+        }
+    };
+    let weights = weights
+        .into_iter()
+        .filter(|(kind, _)| is_wanted(*kind))
         .collect();
     let mut kinds = vec![
         ViewKind::Plain,
@@ -126,7 +151,10 @@ pub fn program(seed: u64) -> Program {
         naps_left_ms: NAPS_MAX_MS,
         loops_left: 1,
     };
-    let requests = generator.requests();
+    let mut requests = generator.requests();
+    if without.iter().any(|name| name == "leaving") {
+        requests.retain(|request| request.client.leaves_after_ms().is_none());
+    }
     Program {
         seed,
         shape: generator.shape,
@@ -176,10 +204,10 @@ impl Generator {
         while requests.len() < count {
             let request = self.request();
             let room = count - requests.len();
-            let copies = if request.naps_ms() > NAPS_MAX_MS / 4 {
-                1
-            } else {
-                copies
+            // What takes long is there once.
+            let copies = match request.naps_ms() > NAPS_MAX_MS / 4 || request.loops() > 0 {
+                true => 1,
+                false => copies,
             };
             for _ in 0..copies.min(room) {
                 let copy = self.copied(&request);

@@ -32,6 +32,8 @@ pub struct Hunt {
     pub shrink_time: Duration,
     /// Kinds of faults to look for; none for all.
     pub only: Vec<Fault>,
+    /// Kinds of steps to leave out.
+    pub without: Vec<String>,
 }
 
 /// How it went.
@@ -49,6 +51,8 @@ pub struct Hunted {
 pub struct Failure {
     pub kind: Kind,
     pub seed: u64,
+    /// Kinds of steps that were left out.
+    pub without: Vec<String>,
     pub program: Program,
     pub violations: Vec<Violation>,
 }
@@ -58,6 +62,7 @@ impl fmt::Display for Failure {
         let Failure {
             kind,
             seed,
+            without,
             program,
             violations,
         } = self;
@@ -66,9 +71,13 @@ impl fmt::Display for Failure {
             writeln!(f, "  {fault:?}: {text}")?;
         }
         write!(f, "{program}")?;
+        let without = match without.is_empty() {
+            true => String::new(),
+            false => format!(" --without {}", without.join(",")),
+        };
         writeln!(
             f,
-            "again: cargo run -p amphi-tests --bin adversary -- --seed {seed} --programs 1 --database {kind}"
+            "again: cargo run -p amphi-tests --bin adversary -- --seed {seed} --programs 1 --database {kind}{without}"
         )?;
         let json = serde_json::to_string(program).map_err(|_| fmt::Error)?;
         writeln!(
@@ -165,7 +174,7 @@ impl Shared {
                 if self.is_over() {
                     return;
                 }
-                let program = generate::program(seed);
+                let program = generate::program(seed, &self.hunt.without);
                 self.programs.fetch_add(1, SeqCst);
                 self.requests
                     .fetch_add(program.requests.len() as u64, SeqCst);
@@ -197,6 +206,7 @@ impl Shared {
         let failure = Failure {
             kind: self.hunt.kind,
             seed,
+            without: self.hunt.without.clone(),
             program,
             violations: if seen_again { again } else { violations },
         };

@@ -39,6 +39,9 @@ struct Options {
     /// Looks for faults of these kinds alone: `rows`, `time` …
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Leaves out steps of these kinds: `stream`, `pin` …
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
     /// Prints the program of the seed and runs nothing.
     #[arg(long)]
     print: bool,
@@ -97,7 +100,10 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
     };
     let seed = options.seed.unwrap_or_else(clock);
     if options.print {
-        print!("{}", amphi_tests::adversary::generate::program(seed));
+        print!(
+            "{}",
+            amphi_tests::adversary::generate::program(seed, &options.without)
+        );
         return Ok(true);
     }
     let only = options.only.iter().map(|word| {
@@ -126,6 +132,7 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             failures_max: options.failures,
             shrink_time: Duration::from_secs(options.shrink_seconds),
             only: only.clone(),
+            without: options.without.clone(),
         });
         println!(
             "{kind}: {} programs with {} requests from seed {seed} on, {} failures, {} faults of time not seen again",

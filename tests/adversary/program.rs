@@ -210,12 +210,36 @@ impl Client {
 impl Request {
     /// How long it takes at most, but for its work: what it sleeps, or until its client leaves.
     pub fn naps_ms(&self) -> u64 {
-        let naps = self.part.naps_ms();
+        let naps = self.steps().into_iter().map(|step| match step.does {
+            Does::Nap { ms } => ms,
+            _ => 0,
+        });
+        let naps = naps.sum();
         self.delay_ms
             + self
                 .client
                 .leaves_after_ms()
                 .map_or(naps, |after_ms| after_ms.min(naps))
+    }
+
+    /// How often it computes until it is ended.
+    pub fn loops(&self) -> u64 {
+        let is_loop = |step: &&Step| step.does == Does::End("loop".to_owned());
+        self.steps().into_iter().filter(is_loop).count() as u64
+    }
+
+    /// All steps in it and in what it calls; those of events are not its own.
+    pub fn steps(&self) -> Vec<&Step> {
+        let mut steps: Vec<&Step> = self.part.lists().flatten().collect();
+        let mut at = 0;
+        while let Some(step) = steps.get(at).copied() {
+            steps.extend(step.inner());
+            if let Does::Call(part) = &step.does {
+                steps.extend(part.lists().flatten());
+            }
+            at += 1;
+        }
+        steps
     }
 }
 
@@ -258,7 +282,7 @@ impl Shape {
             modules.rules.middleware = {module}
             # So that the log can be asked about each.
             server.trusted_proxies = ["127.0.0.1"]
-            limits = {{ cpu_ms = 400, timeout_ms = 7000, log_max_bytes = 1000000 }}
+            limits = {{ cpu_ms = 200, timeout_ms = 7000, log_max_bytes = 1000000 }}
             sync_views = {{ workers = {workers}, workers_max = {workers_max}, queue_timeout_ms = 4000 }}
             async_views = {{ loops = {loops}, in_flight_max = {in_flight_max}, queue_timeout_ms = 4000 }}
             databases.default.acquire_timeout_ms = 4000
@@ -287,11 +311,6 @@ impl Part {
         known
             .map(|(around, steps)| (around.header(), script(steps, shape, run).to_string()))
             .collect()
-    }
-
-    /// How long it sleeps, all calls included, when nothing is at once.
-    fn naps_ms(&self) -> u64 {
-        self.lists().flatten().map(Step::naps_ms).sum()
     }
 
     /// The lists of steps in it: of its middleware and its view.
@@ -325,15 +344,6 @@ impl Step {
             | Does::Race(steps) => steps,
             _ => &[],
         }
-    }
-
-    fn naps_ms(&self) -> u64 {
-        let own = match &self.does {
-            Does::Nap { ms } => *ms,
-            Does::Call(part) => part.naps_ms(),
-            _ => 0,
-        };
-        own + self.inner().iter().map(Step::naps_ms).sum::<u64>()
     }
 
     fn script(&self, shape: &Shape, run: &str) -> Value {

@@ -1,6 +1,7 @@
 //! Smaller programs that fail in the same way.
 
 use super::generate::{inner_mut, lists_mut};
+use super::oracle::own;
 use super::program::{Client, Does, Part, Program, Step, ViewKind};
 
 /// All programs that are one thing smaller, those that lose most first.
@@ -71,6 +72,15 @@ fn parts(part: &Part) -> Vec<Part> {
         less.around.remove(at);
         all.push(less);
     }
+    // What it calls, in its place.
+    let calls = part.lists().flat_map(|steps| own(steps));
+    all.extend(calls.filter_map(|step| match &step.does {
+        Does::Call(within) => Some(Part {
+            around: Vec::new(),
+            ..(**within).clone()
+        }),
+        _ => None,
+    }));
     let lists = part.lists().count();
     for at in 0..lists {
         let steps = part.lists().nth(at).expect("it was counted");
@@ -111,7 +121,7 @@ fn lists_of(steps: &[Step]) -> Vec<Vec<Step>> {
 }
 
 fn own_next(step: &Step) -> bool {
-    super::oracle::own(step.inner()).any(|step| step.does == Does::Next)
+    own(step.inner()).any(|step| step.does == Does::Next)
 }
 
 fn single(step: &Step) -> Vec<Step> {

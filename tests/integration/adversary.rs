@@ -25,6 +25,7 @@ both_databases! {
                     failures_max: 1,
                     shrink_time: TIME,
                     only: Vec::new(),
+                    without: Vec::new(),
                 })
             };
             let hunted = tokio::task::spawn_blocking(work).await.expect("it does not panic");
