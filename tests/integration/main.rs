@@ -4,8 +4,11 @@
 //! that begin with `r` and a number are about a rule of the design.
 
 #[macro_use]
-mod harness;
+extern crate amphi_tests;
 
+use amphi_tests::harness;
+
+mod adversary;
 mod atomicity;
 mod bodies;
 mod builtin;

@@ -1,13 +1,37 @@
 //! The guests under `tests/guests`, built once per run.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
 use super::Mode;
 
-/// The binary that is tested.
-pub const AMPHI: &str = env!("CARGO_BIN_EXE_amphi-under-test");
+/// The binary that is tested: `amphi-under-test`, which cargo builds beside the tests. The adversary is one itself, so
+/// that `cargo run` need not build two.
+pub const AMPHI: Amphi = Amphi;
+
+/// See [`AMPHI`].
+#[derive(Debug, Clone, Copy)]
+pub struct Amphi;
+
+impl AsRef<OsStr> for Amphi {
+    fn as_ref(&self) -> &OsStr {
+        static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
+            let this = std::env::current_exe().expect("a process knows its program");
+            if this.file_stem() == Some(OsStr::new("adversary")) {
+                return this;
+            }
+            let mut folders = this.ancestors().skip(1);
+            folders
+                .find_map(|folder| {
+                    Some(folder.join("amphi-under-test")).filter(|path| path.is_file())
+                })
+                .expect("cargo builds the binaries of a package before its tests run")
+        });
+        PATH.as_os_str()
+    }
+}
 
 /// Their folder.
 pub fn folder() -> PathBuf {

@@ -63,6 +63,7 @@ impl Mode {
 }
 
 /// Makes two tests of one body: `name::sync` and `name::asynch`.
+#[macro_export]
 macro_rules! both_modes {
     ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
         mod $name {
@@ -85,6 +86,7 @@ macro_rules! both_modes {
 }
 
 /// Makes four tests of one body, for both modes and both kinds of databases.
+#[macro_export]
 macro_rules! both_modes_and_databases {
     ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode, $kind:ident: Kind) $body:block)*) => {$(
         mod $name {
@@ -117,6 +119,7 @@ macro_rules! both_modes_and_databases {
 }
 
 /// Makes two tests of one body, for both kinds of databases.
+#[macro_export]
 macro_rules! both_databases {
     ($($(#[$attribute:meta])* async fn $name:ident($kind:ident: Kind) $body:block)*) => {$(
         mod $name {

@@ -211,6 +211,53 @@ impl<'a> Part<'a> {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
             }
+            Step::Note { id, step } => {
+                steps::note_begin(id);
+                let result = self.attempt(step);
+                steps::note_end(id, &result);
+                result?
+            }
+            Step::Call {
+                path,
+                headers,
+                steps,
+            } => {
+                let call = cx.subrequest("POST", path);
+                let call = (headers.iter()).fold(call, |call, (name, value)| call.header(name, value));
+                steps::answered(&call.body(serde_json::to_vec(steps)?).send()?)
+            }
+            Step::Stream { sql, steps, drain } => {
+                let mut rows = cx.db().rows::<Cells>(sql, ())?;
+                let mut count = 0;
+                for step in steps {
+                    rows.next().transpose()?;
+                    count += 1;
+                    self.tell(step)?;
+                }
+                if *drain {
+                    for row in rows {
+                        row?;
+                        count += 1;
+                    }
+                }
+                count.into()
+            }
+            Step::Dropped { steps } => {
+                let never = || Error::internal("it has no end");
+                let dropped = cx.atomic(|_| self.run(steps).and(Err::<(), _>(never())));
+                drop(dropped);
+                Json::Null
+            }
+            Step::Leak { what } => {
+                match what.as_str() {
+                    "pin" => std::mem::forget(cx.db().pin()?),
+                    "rows" => std::mem::forget(cx.db().rows::<Cells>(steps::SOME_ROWS, ())?),
+                    // A sync view cannot leave a block that it has begun.
+                    _ => {}
+                }
+                Json::Null
+            }
+            Step::Race { steps } => self.tell(steps.first().unwrap_or(&Step::Calls))?,
             _ => return Err(Error::internal(format!("no such step: {step:?}"))),
         })
     }

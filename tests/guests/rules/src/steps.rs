@@ -3,6 +3,7 @@
 //! A view has its steps in its body, a middleware in the header `x-` and its name, a subscriber in the payload.
 //! Each step that has something to tell adds one value to what the part tells; see [`Step`].
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -10,6 +11,9 @@ use amphi_sdk::database::Row;
 use amphi_sdk::prelude::*;
 use amphi_sdk::{FromRow, Value};
 use serde_json::Value as Json;
+
+/// More rows than are read at once.
+pub const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
 
 /// One step. What it comes to is told, also when it fails: `"Conflict: …"`. To fail with it, there is
 /// [`Step::Must`].
@@ -76,6 +80,27 @@ pub enum Step {
     Status { code: u16 },
     /// Ends the part: `error`, `refuse`, `panic`, `loop`.
     End { how: String },
+    /// A step about which the log is told when it begins and what it comes to: `note 7 began`, `note 7 told 1`.
+    Note { id: String, step: Box<Step> },
+    /// [`Step::View`] with headers.
+    Call {
+        path: String,
+        headers: BTreeMap<String, String>,
+        steps: Vec<Step>,
+    },
+    /// Opens a result and does the steps, each after one more row; then reads the rest, or leaves it; tells how many
+    /// rows it read.
+    Stream {
+        sql: String,
+        steps: Vec<Step>,
+        drain: bool,
+    },
+    /// Steps in a transaction or savepoint that is dropped without an end.
+    Dropped { steps: Vec<Step> },
+    /// Leaves something open until the part ends, out of reach: `pin`, `rows`, `begin`.
+    Leak { what: String },
+    /// Steps at once where that can be, the others dropped when one has ended; else the first alone.
+    Race { steps: Vec<Step> },
 }
 
 /// Steps from JSON; none from nothing.
@@ -103,16 +128,33 @@ pub fn header(name: &str) -> String {
 
 /// What a step came to, as it is told.
 pub fn told(result: Result<Json>) -> Json {
-    result.unwrap_or_else(|error| {
-        let kind = match (error.database_kind(), error.http_kind()) {
-            (Some(kind), _) => format!("{kind:?}"),
-            (_, Some(kind)) => format!("{kind:?}"),
-            _ => error.status().as_u16().to_string(),
-        };
-        let text = error.detail().unwrap_or(error.message());
-        let text = text.strip_prefix("database: ").unwrap_or(text);
-        format!("{}: {text}", kind.trim_start_matches("ErrorKind::")).into()
-    })
+    result.unwrap_or_else(|error| failure(&error).into())
+}
+
+fn failure(error: &Error) -> String {
+    let kind = match (error.database_kind(), error.http_kind()) {
+        (Some(kind), _) => format!("{kind:?}"),
+        (_, Some(kind)) => format!("{kind:?}"),
+        _ => error.status().as_u16().to_string(),
+    };
+    let text = error.detail().unwrap_or(error.message());
+    let text = text.strip_prefix("database: ").unwrap_or(text);
+    format!("{}: {text}", kind.trim_start_matches("ErrorKind::"))
+}
+
+/// Tells the log that a step begins.
+pub fn note_begin(id: &str) {
+    log::info!("note {id} began");
+}
+
+/// Tells the log what a step came to, the beginning of it.
+pub fn note_end(id: &str, result: &Result<Json>) {
+    let text = match result {
+        Ok(json) => format!("told {json}"),
+        Err(error) => format!("failed {}", failure(error)),
+    };
+    let text: String = text.chars().take(200).collect();
+    log::info!("note {id} {text}");
 }
 
 /// The steps that never wait. None: it is not one of them.
@@ -150,7 +192,11 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
 
 /// Whether a failure of this step is the part's own.
 pub fn is_final(step: &Step) -> bool {
-    matches!(step, Step::Must { .. } | Step::End { .. })
+    match step {
+        Step::Must { .. } | Step::End { .. } => true,
+        Step::Note { step, .. } => is_final(step),
+        _ => false,
+    }
 }
 
 fn end(how: &str) -> Error {

@@ -1,10 +1,13 @@
 //! The async parts.
 
 use std::cell::{Cell, RefCell};
+use std::future::{pending, poll_fn};
+use std::rc::Rc;
+use std::task::Poll;
 
 use amphi_sdk::asynch::Next;
 use amphi_sdk::prelude::*;
-use futures::future::LocalBoxFuture;
+use futures::future::{LocalBoxFuture, select_all};
 use serde_json::Value as Json;
 
 use crate::steps::{self, Cells, Step, at_once, is_final, told};
@@ -233,7 +236,73 @@ impl<'a> Part<'a> {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
             }
+            Step::Note { id, step } => {
+                steps::note_begin(id);
+                let result = Box::pin(self.attempt(step)).await;
+                steps::note_end(id, &result);
+                result?
+            }
+            Step::Call {
+                path,
+                headers,
+                steps,
+            } => {
+                let call = cx.subrequest("POST", path);
+                let call = (headers.iter()).fold(call, |call, (name, value)| call.header(name, value));
+                steps::answered(&call.body(serde_json::to_vec(steps)?).send().await?)
+            }
+            Step::Stream { sql, steps, drain } => {
+                let mut rows = cx.db().rows::<Cells>(sql, ()).await?;
+                let mut count = 0;
+                for step in steps {
+                    rows.next().await?;
+                    count += 1;
+                    Box::pin(self.tell(step)).await?;
+                }
+                while *drain && rows.next().await?.is_some() {
+                    count += 1;
+                }
+                count.into()
+            }
+            Step::Dropped { steps } => {
+                drop(self.begun(steps).await?);
+                Json::Null
+            }
+            Step::Leak { what } => {
+                match what.as_str() {
+                    "pin" => std::mem::forget(cx.db().pin().await?),
+                    "rows" => std::mem::forget(cx.db().rows::<Cells>(steps::SOME_ROWS, ()).await?),
+                    _ => std::mem::forget(self.begun(&[]).await?),
+                }
+                Json::Null
+            }
+            Step::Race { steps } => {
+                let all = steps.iter().map(|step| Box::pin(self.tell(step)));
+                let (first, at, _) = select_all(all).await;
+                Json::from(vec![at.into(), first?])
+            }
             _ => return Err(Error::internal(format!("no such step: {step:?}"))),
         })
+    }
+
+    /// A block that has begun and done its steps, and does not end.
+    async fn begun<'s>(&'s self, steps: &'s [Step]) -> Result<LocalBoxFuture<'s, Result<()>>> {
+        let done = Rc::new(Cell::new(false));
+        let here = Rc::clone(&done);
+        let mut block: LocalBoxFuture<'s, Result<()>> = Box::pin(async move {
+            let work = async |_: &asynch::Transaction<'_>| {
+                self.run(steps).await?;
+                here.set(true);
+                pending().await
+            };
+            self.cx.atomic(work).await
+        });
+        poll_fn(|cx| match block.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending if done.get() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        })
+        .await?;
+        Ok(block)
     }
 }

@@ -1,0 +1,239 @@
+//! What the rules say about the requests of a program, rows and events aside: values of the context, workers, errors
+//! and answers that something has to explain, time, and clients that have left.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::oracle::{Fault, Violation, is_answered};
+use super::program::{Client, Does, Program, Request, Step, ViewKind};
+use super::run::{Note, Reply, Seen, Told};
+
+/// How much longer than it sleeps a program may take. Less than anything waits for capacity before it gives up.
+const MARGIN: Duration = Duration::from_millis(3000);
+/// How long it may take until what computes is ended, on a busy machine.
+const LOOP_MS: u64 = 1000;
+/// How long a request may go on when its client has left.
+const LEFT_MARGIN_S: f64 = 1.2;
+
+/// A request: all steps in it and in what it calls, with what they have noted.
+struct Flat<'a> {
+    steps: Vec<(&'a Step, Option<&'a Note>)>,
+    kinds: Vec<ViewKind>,
+    /// Whether several of its steps may run at once.
+    joins: bool,
+}
+
+pub(super) fn all(program: &Program, seen: &Seen) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let naps: u64 = program.requests.iter().map(Request::naps_ms).sum();
+    let loops: u64 = program.requests.iter().map(Request::loops).sum();
+    let limit = Duration::from_millis(naps + LOOP_MS * loops) + MARGIN;
+    for (number, (request, reply)) in program.requests.iter().zip(&seen.replies).enumerate() {
+        let flat = Flat::new(request, seen);
+        let mut texts = Vec::new();
+        flat.context(&mut texts);
+        flat.workers(&mut texts);
+        flat.errors(program, request.client, &mut texts);
+        flat.answer(request.client, reply, &mut texts);
+        flat.disconnect(reply, &mut texts);
+        if reply.took > limit && reply.left_at.is_none() {
+            let text = format!("took {:?}, with at most {naps} ms to sleep", reply.took);
+            texts.push((Fault::Time, text));
+        }
+        let violation = |(fault, text)| Violation {
+            fault,
+            text: format!("request {number}: {text}"),
+        };
+        found.extend(texts.into_iter().map(violation));
+    }
+    found
+}
+
+impl<'a> Flat<'a> {
+    fn new(request: &'a Request, seen: &'a Seen) -> Flat<'a> {
+        let steps = request.steps();
+        let calls = steps.iter().filter_map(|step| match &step.does {
+            Does::Call(part) => Some(part.view.kind),
+            _ => None,
+        });
+        let note = |step: &Step| seen.notes.get(&step.id).and_then(|notes| notes.first());
+        Flat {
+            kinds: calls.chain([request.part.view.kind]).collect(),
+            joins: steps
+                .iter()
+                .any(|step| matches!(step.does, Does::Join(_) | Does::Race(_))),
+            steps: steps.into_iter().map(|step| (step, note(step))).collect(),
+        }
+    }
+
+    fn has(&self, is_it: impl Fn(&Does) -> bool) -> bool {
+        self.steps.iter().any(|(step, _)| is_it(&step.does))
+    }
+
+    /// The steps that have begun.
+    fn begun(&self) -> impl Iterator<Item = (&'a Step, &'a Note)> {
+        self.steps
+            .iter()
+            .filter_map(|(step, note)| Some((*step, (*note)?)))
+    }
+
+    /// The steps that have failed, and how.
+    fn failed(&self) -> impl Iterator<Item = (&'a Step, &'a str, &'a str)> {
+        self.begun().filter_map(|(step, note)| match &note.ended {
+            Some((_, _, Told::Failed(kind, text))) => Some((step, kind.as_str(), text.as_str())),
+            _ => None,
+        })
+    }
+
+    /// R14: each value is what was set last, or at the same time as it was read.
+    fn context(&self, texts: &mut Vec<(Fault, String)>) {
+        let ended = |note: &Note| note.ended.as_ref().map_or(usize::MAX, |(line, ..)| *line);
+        for (step, note) in self.begun() {
+            let (Does::Get(name), Some((end, _, Told::Ok(value)))) = (&step.does, &note.ended)
+            else {
+                continue;
+            };
+            let sets: Vec<(&Step, &Note)> = self
+                .begun()
+                .filter(|(step, note)| step.does == Does::Set(name.clone()) && note.began.0 < *end)
+                .collect();
+            let is_last = |set: &Note| {
+                let later =
+                    |other: &Note| other.began.0 > ended(set) && ended(other) < note.began.0;
+                !sets.iter().any(|(_, other)| later(other))
+            };
+            let none = value == "null" && !sets.iter().any(|(_, set)| ended(set) < note.began.0);
+            let one = sets.iter().any(|(step, set)| {
+                value.trim_matches('"').ends_with(&format!(".{}", step.id)) && is_last(set)
+            });
+            if !none && !one {
+                texts.push((
+                    Fault::Context,
+                    format!("step {} gets {value} as {name}", step.id),
+                ));
+            }
+        }
+    }
+
+    /// R2: all sync parts run on one worker.
+    fn workers(&self, texts: &mut Vec<(Fault, String)>) {
+        let workers: BTreeSet<i64> = self.begun().filter_map(|(_, note)| note.worker).collect();
+        if workers.len() > 1 {
+            texts.push((
+                Fault::Worker,
+                format!("its sync parts ran on the workers {workers:?}"),
+            ));
+        }
+    }
+
+    /// Every error of a step has a reason.
+    fn errors(&self, program: &Program, client: Client, texts: &mut Vec<(Fault, String)>) {
+        let limited = self.kinds.iter().any(|kind| kind.is_limited());
+        let ends = self.has(|does| matches!(does, Does::End(_) | Does::Race(_)));
+        let levels = self.kinds.iter().any(|kind| kind.is_atomic())
+            || self.has(|does| {
+                matches!(
+                    does,
+                    Does::Block(_)
+                        | Does::Dropped(_)
+                        | Does::Pin(_)
+                        | Does::Stream { .. }
+                        | Does::Leak(_)
+                )
+            });
+        let calls = self.has(|does| matches!(does, Does::Call(_) | Does::Next));
+        let reads_only = self.kinds.iter().any(|kind| kind.is_read_only());
+        let broken = self.has(|does| matches!(does, Does::Broken));
+        let others = program.requests.len() > 1;
+        let undone = self.has(|does| {
+            matches!(
+                does,
+                Does::Dropped(_) | Does::Leak(_) | Does::Rollback | Does::Race(_)
+            )
+        });
+        let stricter = self
+            .kinds
+            .iter()
+            .any(|kind| matches!(kind, ViewKind::Repeatable | ViewKind::Serializable));
+        for (step, kind, text) in self.failed() {
+            let explained = match kind {
+                "Constraint" => broken,
+                "Poisoned" => {
+                    broken || undone || reads_only || ends || (self.joins || calls) && levels
+                }
+                "Conflict" => others || self.joins || calls,
+                "Denied" => reads_only || levels && (calls || self.joins) || stricter,
+                "Aborted" => {
+                    limited
+                        || ends
+                        || client.leaves_after_ms().is_some()
+                        || client == Client::HalfCloses
+                }
+                "Other" => undone || self.joins || ends || reads_only || calls && levels,
+                "Statement" => reads_only,
+                "Unavailable" => {
+                    texts.push((
+                        Fault::Capacity,
+                        format!("step {} was refused: {text}", step.id),
+                    ));
+                    true
+                }
+                status => status.parse::<u16>().is_ok(),
+            };
+            if !explained {
+                texts.push((
+                    Fault::Answer,
+                    format!("step {} failed without a reason: {kind}: {text}", step.id),
+                ));
+            }
+        }
+    }
+
+    /// Every answer that is no success has a reason.
+    fn answer(&self, client: Client, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
+        let Some(status) = reply.status else {
+            if is_answered(client) {
+                texts.push((Fault::Answer, "no answer".to_owned()));
+            }
+            return;
+        };
+        let conflict = self.failed().any(|(_, kind, _)| kind == "Conflict")
+            || reply.why.to_lowercase().contains("conflict");
+        let limited = self.kinds.iter().any(|kind| kind.is_limited())
+            || self.has(|does| *does == Does::End("loop".to_owned()));
+        let failed = self.failed().next().is_some()
+            || self.begun().any(|(step, _)| {
+                matches!(
+                    step.does,
+                    Does::End(_) | Does::Status(_) | Does::Race(_) | Does::Leak(_) | Does::Rollback
+                )
+            });
+        match status {
+            503 if !conflict => texts.push((Fault::Capacity, format!("503: {}", reply.why))),
+            504 if !limited => texts.push((Fault::Time, format!("504: {}", reply.why))),
+            200 if reply.is_told => {}
+            status if !failed && !limited && !conflict => {
+                texts.push((
+                    Fault::Answer,
+                    format!("{status} without a reason: {}", reply.why),
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    /// R15: it ends soon after its client has left.
+    fn disconnect(&self, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
+        let Some(left_at) = reply.left_at else { return };
+        let late = self.begun().filter_map(|(step, note)| {
+            let last = note.ended.as_ref().map_or(note.began.1, |(_, at, _)| *at);
+            (last > left_at + LEFT_MARGIN_S).then(|| (step.id, last - left_at))
+        });
+        if let Some((id, after)) = late.max_by(|one, other| one.1.total_cmp(&other.1)) {
+            texts.push((
+                Fault::Disconnect,
+                format!("step {id} goes on {after:.1} s after the client has left"),
+            ));
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! Programs from seeds.
+//!
+//! Each program draws how likely every kind of step is, and has many of them not at all: a few kinds of steps in every
+//! combination find more than all kinds in each program. It is bounded in depth, in steps, in calls and in how long it
+//! sleeps, so that with free capacity it is over long before anything in it may have waited too long.
+
+use fastrand::Rng;
+
+use super::program::{Around, Client, Does, Part, Program, Request, Shape, Step, View, ViewKind};
+
+/// Programs that share a server, one after the other.
+pub const PER_SHAPE: u64 = 24;
+
+/// How deep views call each other.
+const DEPTH_MAX: u32 = 4;
+/// How deep steps are within steps of the same part.
+const NESTED_MAX: u32 = 3;
+/// Limits of one request.
+const STEPS_MAX: u32 = 40;
+const CALLS_MAX: u32 = 8;
+/// How long all requests of a program sleep, those not counted that are left.
+const NAPS_MAX_MS: u64 = 600;
+/// How long a request sleeps that its client leaves: so long that going on is noticed.
+const LEFT_NAP_MS: u64 = 2200;
+
+/// What can be drawn, and how likely it is where it is not left out.
+const KINDS: [(Kind, u32); 22] = [
+    (Kind::Insert, 30),
+    (Kind::Call, 30),
+    (Kind::Block, 12),
+    (Kind::Join, 16),
+    (Kind::Pin, 8),
+    (Kind::Stream, 8),
+    (Kind::Nap, 8),
+    (Kind::Bump, 6),
+    (Kind::See, 8),
+    (Kind::Broken, 3),
+    (Kind::Dropped, 4),
+    (Kind::Race, 4),
+    (Kind::Publish, 5),
+    (Kind::Set, 5),
+    (Kind::Get, 5),
+    (Kind::Fetch, 1),
+    (Kind::Leak, 3),
+    (Kind::Status, 2),
+    (Kind::Rollback, 2),
+    (Kind::Error, 3),
+    (Kind::Panic, 2),
+    (Kind::Loop, 1),
+];
+
+/// The same for programs about calls.
+const CALLS: [(Kind, u32); 7] = [
+    (Kind::Call, 40),
+    (Kind::Join, 25),
+    (Kind::Insert, 15),
+    (Kind::Block, 8),
+    (Kind::Nap, 8),
+    (Kind::Pin, 2),
+    (Kind::Bump, 2),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Insert,
+    Call,
+    Block,
+    Join,
+    Pin,
+    Stream,
+    Nap,
+    Bump,
+    See,
+    Broken,
+    Dropped,
+    Race,
+    Publish,
+    Set,
+    Get,
+    Fetch,
+    Leak,
+    Status,
+    Rollback,
+    Error,
+    Panic,
+    Loop,
+}
+
+/// Where a step is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    depth: u32,
+    nested: u32,
+}
+
+struct Generator {
+    random: Rng,
+    shape: Shape,
+    weights: Vec<(Kind, u32)>,
+    kinds: Vec<ViewKind>,
+    last_id: u32,
+    steps_left: u32,
+    calls_left: u32,
+    naps_left_ms: u64,
+    loops_left: u32,
+}
+
+/// The program of a seed. Steps whose kinds are named in `without` are left out, with `leaving` clients that leave.
+pub fn program(seed: u64, without: &[String]) -> Program {
+    let mut random = Rng::with_seed(seed);
+    let shape = shape(seed / PER_SHAPE);
+    let is_wanted = |kind: Kind| {
+        !without
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(&format!("{kind:?}")))
+    };
+    // Half of what there is, and inserts always. Of every third program, calls that are joined.
+    let weights: Vec<(Kind, u32)> = match random.u32(..3) {
+        0 => CALLS.to_vec(),
+        _ => {
+            let some = KINDS
+                .iter()
+                .filter(|(kind, _)| *kind == Kind::Insert || random.bool());
+            let some: Vec<_> = some.copied().collect();
+            some.into_iter()
+                .map(|(kind, weight)| (kind, weight * random.u32(1..4)))
+                .collect()
+        }
+    };
+    let weights = weights
+        .into_iter()
+        .filter(|(kind, _)| is_wanted(*kind))
+        .collect();
+    let mut kinds = vec![
+        ViewKind::Plain,
+        ViewKind::Plain,
+        ViewKind::Atomic,
+        ViewKind::Atomic,
+    ];
+    if random.u32(..3) == 0 {
+        kinds.push(ViewKind::ALL[random.usize(..ViewKind::ALL.len())]);
+    }
+    let mut generator = Generator {
+        random,
+        shape,
+        weights,
+        kinds,
+        last_id: 0,
+        steps_left: 0,
+        calls_left: 0,
+        naps_left_ms: NAPS_MAX_MS,
+        loops_left: 1,
+    };
+    let mut requests = generator.requests();
+    if without.iter().any(|name| name == "leaving") {
+        requests.retain(|request| request.client.leaves_after_ms().is_none());
+    }
+    Program {
+        seed,
+        shape: generator.shape,
+        requests,
+    }
+}
+
+/// The server of a number: small in some way or other.
+fn shape(number: u64) -> Shape {
+    let mut random = Rng::with_seed(number ^ 0x005e_1ec7);
+    let around = |is_async: bool, name: &str| Around {
+        is_async,
+        name: name.to_owned(),
+    };
+    let workers = random.u32(1..=2);
+    let (app, module) = match random.u32(..5) {
+        0 => (vec![around(true, "first"), around(false, "first")], vec![]),
+        1 => (vec![around(false, "first")], vec![around(true, "second")]),
+        2 => (
+            vec![],
+            vec![around(true, "second"), around(false, "second")],
+        ),
+        _ => (vec![], vec![]),
+    };
+    Shape {
+        workers,
+        workers_max: random.u32(workers.max(2)..=4),
+        loops: random.u32(1..=2),
+        in_flight_max: 4,
+        connections: random.u32(2..=4),
+        readers: random.u32(1..=2),
+        app,
+        module,
+    }
+}
+
+impl Generator {
+    fn requests(&mut self) -> Vec<Request> {
+        let count = self.random.usize(1..=6);
+        // As often as not, some of them are the same: what is scarce is scarce for many who want the same.
+        let copies = if self.random.bool() {
+            self.random.usize(1..=count)
+        } else {
+            1
+        };
+        let mut requests = Vec::new();
+        while requests.len() < count {
+            let request = self.request();
+            let room = count - requests.len();
+            // What takes long is there once.
+            let copies = match request.naps_ms() > NAPS_MAX_MS / 4 || request.loops() > 0 {
+                true => 1,
+                false => copies,
+            };
+            for _ in 0..copies.min(room) {
+                let copy = self.copied(&request);
+                requests.push(copy);
+            }
+        }
+        requests
+    }
+
+    fn request(&mut self) -> Request {
+        (self.steps_left, self.calls_left) = (self.random.u32(2..STEPS_MAX), CALLS_MAX);
+        let mut part = self.part(0);
+        let client = self.client();
+        if client.leaves_after_ms().is_some() {
+            let at = self.random.usize(..=part.steps.len());
+            let nap = self.step(Does::Nap { ms: LEFT_NAP_MS });
+            part.steps.insert(at, nap);
+        }
+        let delay_ms = if self.random.bool() {
+            0
+        } else {
+            self.random.u64(..30)
+        };
+        Request {
+            delay_ms,
+            client,
+            part,
+        }
+    }
+
+    fn client(&mut self) -> Client {
+        let after_ms = self.random.u64(1..300);
+        match self.random.u32(..30) {
+            0 => Client::Leaves { after_ms },
+            1 => Client::LeavesBehindLine { after_ms },
+            2 => Client::LeavesBehindRequest { after_ms },
+            3 => Client::HalfCloses,
+            4 => Client::Pipelines,
+            _ => Client::Stays,
+        }
+    }
+
+    fn part(&mut self, depth: u32) -> Part {
+        let view = View {
+            is_async: self.random.bool(),
+            kind: self.kinds[self.random.usize(..self.kinds.len())],
+        };
+        let mut around = Vec::new();
+        for place in 0..self.shape.around(depth == 0).len() {
+            if self.random.bool() {
+                around.push((place, self.middleware(depth)));
+            }
+        }
+        let place = Place { depth, nested: 0 };
+        Part {
+            view,
+            around,
+            steps: self.steps(place),
+        }
+    }
+
+    /// Steps with the rest of the chain among them: beside the others, or within one of them.
+    fn middleware(&mut self, depth: u32) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for _ in 0..self.random.u32(..3) {
+            steps.extend(self.random_step(Place { depth, nested: 1 }));
+        }
+        let mut next = self.step(Does::Next);
+        next.must = self.random.u32(..4) != 0;
+        let holders: Vec<usize> = (0..steps.len())
+            .filter(|at| takes_next(&steps[*at].does))
+            .collect();
+        if !holders.is_empty() && self.random.bool() {
+            let holder = holders[self.random.usize(..holders.len())];
+            if let Some(within) = inner_mut(&mut steps[holder].does) {
+                let at = self.random.usize(..=within.len());
+                within.insert(at, next);
+            }
+        } else {
+            let at = self.random.usize(..=steps.len());
+            steps.insert(at, next);
+        }
+        steps
+    }
+
+    fn steps(&mut self, place: Place) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        for _ in 0..self.random.u32(1..=4) {
+            let Some(mut step) = self.random_step(place) else {
+                continue;
+            };
+            // What to look for is what this list has inserted.
+            if let Does::See(id) = &mut step.does {
+                let inserted = steps.iter().rev().find(|step| step.does == Does::Insert);
+                let Some(inserted) = inserted else { continue };
+                *id = inserted.id;
+            }
+            steps.push(step);
+        }
+        steps
+    }
+
+    fn random_step(&mut self, place: Place) -> Option<Step> {
+        if self.steps_left == 0 {
+            return None;
+        }
+        self.steps_left -= 1;
+        let kind = self.kind();
+        let does = self.does(kind, place)?;
+        let mut step = self.step(does);
+        step.must =
+            matches!(kind, Kind::Insert | Kind::Call | Kind::Block) && self.random.u32(..4) == 0;
+        Some(step)
+    }
+
+    fn kind(&mut self) -> Kind {
+        let all: u32 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = self.random.u32(..all);
+        for (kind, weight) in &self.weights {
+            match drawn.checked_sub(*weight) {
+                Some(left) => drawn = left,
+                None => return *kind,
+            }
+        }
+        Kind::Insert
+    }
+
+    /// None: it would be over a limit.
+    fn does(&mut self, kind: Kind, place: Place) -> Option<Does> {
+        let deeper = Place {
+            nested: place.nested + 1,
+            ..place
+        };
+        if deeper.nested > NESTED_MAX
+            && matches!(
+                kind,
+                Kind::Block | Kind::Dropped | Kind::Pin | Kind::Stream | Kind::Join | Kind::Race
+            )
+        {
+            return None;
+        }
+        Some(match kind {
+            Kind::Insert => Does::Insert,
+            Kind::Broken => Does::Broken,
+            Kind::Bump => Does::Bump,
+            Kind::See => Does::See(0),
+            Kind::Nap => {
+                let ms = self.random.u64(1..40).min(self.naps_left_ms);
+                self.naps_left_ms -= ms;
+                Does::Nap { ms }
+            }
+            Kind::Block => Does::Block(self.steps(deeper)),
+            Kind::Dropped => Does::Dropped(self.steps(deeper)),
+            Kind::Pin => Does::Pin(self.steps(deeper)),
+            Kind::Stream => Does::Stream {
+                steps: self.steps(deeper),
+                drain: self.random.bool(),
+            },
+            Kind::Join => Does::Join(self.steps(deeper)),
+            Kind::Race => Does::Race(Some(self.steps(deeper)).filter(|steps| !steps.is_empty())?),
+            Kind::Call => {
+                if place.depth + 1 >= DEPTH_MAX || self.calls_left == 0 {
+                    return None;
+                }
+                self.calls_left -= 1;
+                Does::Call(Box::new(self.part(place.depth + 1)))
+            }
+            Kind::Publish => self.event(),
+            Kind::Set => Does::Set(self.name()),
+            Kind::Get => Does::Get(self.name()),
+            Kind::Fetch => Does::Fetch,
+            Kind::Leak => {
+                let what = ["pin", "rows", "begin"][self.random.usize(..3)];
+                Does::Leak(what.to_owned())
+            }
+            Kind::Status => Does::Status([200, 400, 500][self.random.usize(..3)]),
+            Kind::Rollback => Does::Rollback,
+            Kind::Error => Does::End(["error", "refuse"][self.random.usize(..2)].to_owned()),
+            Kind::Panic => Does::End("panic".to_owned()),
+            Kind::Loop => {
+                self.loops_left = self.loops_left.checked_sub(1)?;
+                Does::End("loop".to_owned())
+            }
+        })
+    }
+
+    /// What subscribers do begins with a step that tells that they were called.
+    fn event(&mut self) -> Does {
+        let name = self.name();
+        let mut steps = vec![self.step(Does::Get(name))];
+        if self.random.bool() {
+            steps.push(self.step(Does::Insert));
+        }
+        if self.random.u32(..6) == 0 {
+            steps.push(self.step(Does::End("error".to_owned())));
+        }
+        Does::Publish(steps)
+    }
+
+    fn name(&mut self) -> String {
+        ["one", "two"][self.random.usize(..2)].to_owned()
+    }
+
+    fn step(&mut self, does: Does) -> Step {
+        self.last_id += 1;
+        Step {
+            id: self.last_id,
+            must: false,
+            does,
+        }
+    }
+
+    /// The same request with numbers of its own.
+    fn copied(&mut self, request: &Request) -> Request {
+        let mut copy = request.clone();
+        let offset = self.last_id;
+        for steps in lists_mut(&mut copy.part) {
+            renumber(steps, offset);
+        }
+        self.last_id = 2 * offset;
+        copy
+    }
+}
+
+/// Adds to the numbers of steps, and of those that they look for. As deep as the program is.
+fn renumber(steps: &mut [Step], offset: u32) {
+    for step in steps {
+        step.id += offset;
+        match &mut step.does {
+            Does::See(id) => *id += offset,
+            Does::Call(part) => lists_mut(part).for_each(|steps| renumber(steps, offset)),
+            Does::Publish(steps) => renumber(steps, offset),
+            does => {
+                if let Some(steps) = inner_mut(does) {
+                    renumber(steps, offset);
+                }
+            }
+        }
+    }
+}
+
+fn takes_next(does: &Does) -> bool {
+    matches!(
+        does,
+        Does::Block(_) | Does::Pin(_) | Does::Stream { .. } | Does::Join(_)
+    )
+}
+
+/// The lists of steps in a part.
+pub fn lists_mut(part: &mut Part) -> impl Iterator<Item = &mut Vec<Step>> {
+    part.around
+        .iter_mut()
+        .map(|(_, steps)| steps)
+        .chain([&mut part.steps])
+}
+
+/// See [`Step::inner`].
+pub fn inner_mut(does: &mut Does) -> Option<&mut Vec<Step>> {
+    match does {
+        Does::Block(steps)
+        | Does::Dropped(steps)
+        | Does::Pin(steps)
+        | Does::Stream { steps, .. }
+        | Does::Join(steps)
+        | Does::Race(steps) => Some(steps),
+        _ => None,
+    }
+}

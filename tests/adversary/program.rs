@@ -1,0 +1,480 @@
+//! What a program is: requests that run at once against one server, each a tree of parts, each part a list of steps.
+//!
+//! Every step has a number that is its own within the program. A row that it inserts, an event that it publishes and a
+//! value of the context that it sets carry that number, and the guest notes in the log when it begins and what it comes
+//! to: so the oracle knows of each row whose it is.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::harness::{Kind, Mode};
+
+/// More rows than the SDK reads at once.
+const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
+
+/// Requests that run at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// What it was generated from.
+    pub seed: u64,
+    pub shape: Shape,
+    pub requests: Vec<Request>,
+}
+
+/// The server that a program runs on: how little it has of what requests share, and which middleware is configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    pub workers: u32,
+    pub workers_max: u32,
+    pub loops: u32,
+    pub in_flight_max: u32,
+    /// PostgreSQL's.
+    pub connections: u32,
+    /// SQLite's.
+    pub readers: u32,
+    /// Middleware of the app, the outermost first.
+    pub app: Vec<Around>,
+    /// Middleware of the module, within that of the app; the only one around sub-requests.
+    pub module: Vec<Around>,
+}
+
+/// A middleware of the guest `rules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Around {
+    pub is_async: bool,
+    pub name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// When it is sent, after the program's start.
+    pub delay_ms: u64,
+    pub client: Client,
+    pub part: Part,
+}
+
+/// What a client does beside sending its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Client {
+    /// Waits for its answer, on a connection that others have used before.
+    Stays,
+    /// Sends another request behind this one at once, and waits for both answers.
+    Pipelines,
+    /// Closes its connection after that many milliseconds.
+    Leaves { after_ms: u64 },
+    /// The same, with an empty line behind the request.
+    LeavesBehindLine { after_ms: u64 },
+    /// The same, with a second request behind the first.
+    LeavesBehindRequest { after_ms: u64 },
+    /// Closes its sending side behind the request, and waits for the answer.
+    HalfCloses,
+}
+
+/// A view with the middleware around it. Middleware that is not named here passes everything on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    pub view: View,
+    /// Steps of middleware, by its place in the configured list: the app's and then the module's for a request, the
+    /// module's for a sub-request.
+    pub around: Vec<(usize, Vec<Step>)>,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    pub is_async: bool,
+    pub kind: ViewKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ViewKind {
+    Plain,
+    Atomic,
+    Read,
+    ReadAtomic,
+    /// Atomic, with 10 ms of CPU time.
+    Limited,
+    /// Atomic, with 250 ms in all.
+    Brief,
+    Repeatable,
+    Serializable,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    pub id: u32,
+    /// Whether its failure is the part's own.
+    pub must: bool,
+    pub does: Does,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Does {
+    /// Inserts the row of this step.
+    Insert,
+    /// A statement that breaks a constraint.
+    Broken,
+    /// Adds one to a counter that all share.
+    Bump,
+    /// How many rows the step with this number has in the database.
+    See(u32),
+    Nap {
+        ms: u64,
+    },
+    Block(Vec<Step>),
+    /// A block that is dropped without an end; in a sync view, one that fails.
+    Dropped(Vec<Step>),
+    Pin(Vec<Step>),
+    /// A result of many rows, with a step after each of the first ones.
+    Stream {
+        steps: Vec<Step>,
+        drain: bool,
+    },
+    Join(Vec<Step>),
+    Race(Vec<Step>),
+    Call(Box<Part>),
+    /// An event whose subscribers do these steps.
+    Publish(Vec<Step>),
+    /// Sets a value of this name.
+    Set(String),
+    Get(String),
+    /// Middleware: the rest of the chain.
+    Next,
+    /// An outbound request to this very server, for what it does not have.
+    Fetch,
+    Leak(String),
+    Status(u16),
+    Rollback,
+    End(String),
+}
+
+impl ViewKind {
+    pub const ALL: [ViewKind; 8] = [
+        ViewKind::Plain,
+        ViewKind::Atomic,
+        ViewKind::Read,
+        ViewKind::ReadAtomic,
+        ViewKind::Limited,
+        ViewKind::Brief,
+        ViewKind::Repeatable,
+        ViewKind::Serializable,
+    ];
+
+    pub fn is_atomic(self) -> bool {
+        !matches!(self, ViewKind::Plain | ViewKind::Read)
+    }
+
+    pub fn is_read_only(self) -> bool {
+        matches!(self, ViewKind::Read | ViewKind::ReadAtomic)
+    }
+
+    /// Whether a limit may end it at any time.
+    pub fn is_limited(self) -> bool {
+        matches!(self, ViewKind::Limited | ViewKind::Brief)
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            ViewKind::Plain => "run",
+            ViewKind::Atomic => "run/atomic",
+            ViewKind::Read => "read",
+            ViewKind::ReadAtomic => "read/atomic",
+            ViewKind::Limited => "limited",
+            ViewKind::Brief => "brief",
+            ViewKind::Repeatable => "repeatable",
+            ViewKind::Serializable => "serializable",
+        }
+    }
+}
+
+impl View {
+    pub fn path(self) -> String {
+        format!("/{}/{}", mode(self.is_async), self.kind.path())
+    }
+}
+
+impl Client {
+    /// When it leaves, if it does.
+    pub fn leaves_after_ms(self) -> Option<u64> {
+        match self {
+            Client::Leaves { after_ms }
+            | Client::LeavesBehindLine { after_ms }
+            | Client::LeavesBehindRequest { after_ms } => Some(after_ms),
+            Client::Stays | Client::Pipelines | Client::HalfCloses => None,
+        }
+    }
+}
+
+impl Request {
+    /// How long it takes at most, but for its work: what it sleeps, or until its client leaves.
+    pub fn naps_ms(&self) -> u64 {
+        let naps = self.steps().into_iter().map(|step| match step.does {
+            Does::Nap { ms } => ms,
+            _ => 0,
+        });
+        let naps = naps.sum();
+        self.delay_ms
+            + self
+                .client
+                .leaves_after_ms()
+                .map_or(naps, |after_ms| after_ms.min(naps))
+    }
+
+    /// How often it computes until it is ended.
+    pub fn loops(&self) -> u64 {
+        let is_loop = |step: &&Step| step.does == Does::End("loop".to_owned());
+        self.steps().into_iter().filter(is_loop).count() as u64
+    }
+
+    /// All steps in it and in what it calls; those of events are not its own.
+    pub fn steps(&self) -> Vec<&Step> {
+        let mut steps: Vec<&Step> = self.part.lists().flatten().collect();
+        let mut at = 0;
+        while let Some(step) = steps.get(at).copied() {
+            steps.extend(step.inner());
+            if let Does::Call(part) = &step.does {
+                steps.extend(part.lists().flatten());
+            }
+            at += 1;
+        }
+        steps
+    }
+}
+
+fn mode(is_async: bool) -> Mode {
+    match is_async {
+        true => Mode::Async,
+        false => Mode::Sync,
+    }
+}
+
+impl Around {
+    fn header(&self) -> String {
+        mode(self.is_async).header(&self.name)
+    }
+}
+
+impl Shape {
+    /// What it adds to the `amphi.toml` of `rules`. Whatever waits too long is told so before a hang would be called one.
+    pub fn config(&self, kind: Kind) -> String {
+        let names = |around: &[Around]| {
+            let names = around
+                .iter()
+                .map(|around| mode(around.is_async).part(&around.name));
+            Value::from(names.collect::<Vec<_>>())
+        };
+        let database = match kind {
+            Kind::Sqlite => format!("databases.default.readers = {}", self.readers),
+            Kind::Postgres => format!("databases.default.connections = {}", self.connections),
+        };
+        let Shape {
+            workers,
+            workers_max,
+            loops,
+            in_flight_max,
+            ..
+        } = self;
+        format!(
+            r#"
+            app.middleware = {app}
+            modules.rules.middleware = {module}
+            # So that the log can be asked about each.
+            server.trusted_proxies = ["127.0.0.1"]
+            limits = {{ cpu_ms = 200, timeout_ms = 7000, log_max_bytes = 1000000 }}
+            sync_views = {{ workers = {workers}, workers_max = {workers_max}, queue_timeout_ms = 4000 }}
+            async_views = {{ loops = {loops}, in_flight_max = {in_flight_max}, queue_timeout_ms = 4000 }}
+            databases.default.acquire_timeout_ms = 4000
+            {database}
+            "#,
+            app = names(&self.app),
+            module = names(&self.module),
+        )
+    }
+
+    /// All middleware around a request, or a sub-request.
+    pub fn around(&self, is_request: bool) -> Vec<&Around> {
+        let app = self.app.iter().filter(|_| is_request);
+        app.chain(&self.module).collect()
+    }
+}
+
+impl Part {
+    /// The headers that tell its middleware what to do. `run` is the name of this run of the program.
+    pub fn headers(&self, shape: &Shape, is_request: bool, run: &str) -> Vec<(String, String)> {
+        let all = shape.around(is_request);
+        let known = self
+            .around
+            .iter()
+            .filter_map(|(place, steps)| Some((all.get(*place)?, steps)));
+        known
+            .map(|(around, steps)| (around.header(), script(steps, shape, run).to_string()))
+            .collect()
+    }
+
+    /// The lists of steps in it: of its middleware and its view.
+    pub fn lists(&self) -> impl Iterator<Item = &Vec<Step>> {
+        self.around
+            .iter()
+            .map(|(_, steps)| steps)
+            .chain([&self.steps])
+    }
+}
+
+/// Steps as the guest reads them.
+pub fn script(steps: &[Step], shape: &Shape, run: &str) -> Value {
+    steps.iter().map(|step| step.script(shape, run)).collect()
+}
+
+/// What a step's row, event and value are called in a run.
+pub fn tag(run: &str, id: u32) -> String {
+    format!("{run}.{id}")
+}
+
+impl Step {
+    /// The steps within it, in the order in which they begin; those of a call are in its part.
+    pub fn inner(&self) -> &[Step] {
+        match &self.does {
+            Does::Block(steps)
+            | Does::Dropped(steps)
+            | Does::Pin(steps)
+            | Does::Stream { steps, .. }
+            | Does::Join(steps)
+            | Does::Race(steps) => steps,
+            _ => &[],
+        }
+    }
+
+    fn script(&self, shape: &Shape, run: &str) -> Value {
+        let own = tag(run, self.id);
+        let within = |steps: &[Step]| script(steps, shape, run);
+        let execute =
+            |sql: &str, params: Value| json!({"do": "execute", "sql": sql, "params": params});
+        let step = match &self.does {
+            Does::Insert => execute("insert into rows (tag) values ($1)", json!([own])),
+            Does::Broken => execute("insert into rows (tag) values (null)", json!([])),
+            Does::Bump => execute(
+                "update counters set n = n + 1 where name = 'one'",
+                json!([]),
+            ),
+            Does::See(id) => {
+                json!({"do": "query", "sql": "select count(*) from rows where tag = $1", "params": [tag(run, *id)]})
+            }
+            Does::Nap { ms } => json!({"do": "nap", "ms": ms}),
+            Does::Block(steps) => json!({"do": "atomic", "steps": within(steps)}),
+            Does::Dropped(steps) => json!({"do": "dropped", "steps": within(steps)}),
+            Does::Pin(steps) => json!({"do": "pinned", "steps": within(steps)}),
+            Does::Stream { steps, drain } => {
+                json!({"do": "stream", "sql": SOME_ROWS, "steps": within(steps), "drain": drain})
+            }
+            Does::Join(steps) => json!({"do": "join", "steps": within(steps)}),
+            Does::Race(steps) => json!({"do": "race", "steps": within(steps)}),
+            Does::Call(part) => {
+                let headers = part.headers(shape, false, run).into_iter();
+                let headers: Map<String, Value> =
+                    headers.map(|(name, value)| (name, value.into())).collect();
+                json!({"do": "call", "path": part.view.path(), "headers": headers, "steps": within(&part.steps)})
+            }
+            Does::Publish(steps) => {
+                json!({"do": "publish", "topic": "orders.new", "steps": within(steps)})
+            }
+            Does::Set(name) => json!({"do": "set", "name": name, "value": own}),
+            Does::Get(name) => json!({"do": "get", "name": name}),
+            Does::Next => json!({"do": "next"}),
+            Does::Fetch => json!({"do": "fetch", "url": "/nowhere"}),
+            Does::Leak(what) => json!({"do": "leak", "what": what}),
+            Does::Status(code) => json!({"do": "status", "code": code}),
+            Does::Rollback => json!({"do": "rollback"}),
+            Does::End(how) => json!({"do": "end", "how": how}),
+        };
+        let step = match self.must {
+            true => json!({"do": "must", "step": step}),
+            false => step,
+        };
+        json!({"do": "note", "id": own, "step": step})
+    }
+}
+
+/// A few lines that a person can read.
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape {
+            workers,
+            workers_max,
+            loops,
+            in_flight_max,
+            connections,
+            readers,
+            ..
+        } = &self.shape;
+        writeln!(
+            f,
+            "workers {workers}..{workers_max}, loops {loops}, places {in_flight_max}, connections {connections}, readers {readers}"
+        )?;
+        for (number, request) in self.requests.iter().enumerate() {
+            let client = match request.client {
+                Client::Stays => String::new(),
+                other => format!(", client {other:?}"),
+            };
+            writeln!(f, "request {number} after {} ms{client}", request.delay_ms)?;
+            request.part.write(f, &self.shape, true, 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn write(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        shape: &Shape,
+        is_request: bool,
+        depth: usize,
+    ) -> fmt::Result {
+        let pad = "  ".repeat(depth);
+        let all = shape.around(is_request);
+        for (place, steps) in &self.around {
+            let name = all
+                .get(*place)
+                .map_or_else(String::new, |around| around.header());
+            writeln!(f, "{pad}middleware {name}")?;
+            write_steps(f, steps, shape, depth + 1)?;
+        }
+        writeln!(f, "{pad}view {}", self.view.path())?;
+        write_steps(f, &self.steps, shape, depth + 1)
+    }
+}
+
+fn write_steps(
+    f: &mut fmt::Formatter<'_>,
+    steps: &[Step],
+    shape: &Shape,
+    depth: usize,
+) -> fmt::Result {
+    for step in steps {
+        let pad = "  ".repeat(depth);
+        let must = if step.must { "must " } else { "" };
+        let name = match &step.does {
+            Does::Block(_) => "block".to_owned(),
+            Does::Dropped(_) => "block, dropped".to_owned(),
+            Does::Pin(_) => "pin".to_owned(),
+            Does::Stream { drain, .. } => format!(
+                "stream, {}",
+                if *drain { "read to its end" } else { "left" }
+            ),
+            Does::Join(_) => "join".to_owned(),
+            Does::Race(_) => "race".to_owned(),
+            Does::Call(_) => "call".to_owned(),
+            Does::Publish(_) => "publish".to_owned(),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        writeln!(f, "{pad}{} {must}{name}", step.id)?;
+        match &step.does {
+            Does::Call(part) => part.write(f, shape, false, depth + 1)?,
+            Does::Publish(steps) => write_steps(f, steps, shape, depth + 1)?,
+            _ => write_steps(f, step.inner(), shape, depth + 1)?,
+        }
+    }
+    Ok(())
+}
