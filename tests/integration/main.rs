@@ -27,6 +27,7 @@ mod levels;
 mod middleware;
 mod migrations;
 mod outbound;
+mod ownership;
 mod pinned;
 mod postgres;
 mod protocol;

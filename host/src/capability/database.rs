@@ -197,8 +197,7 @@ impl Session {
     }
 
     async fn begin(&self) -> Result<Begun, Error> {
-        let worker = self.own_worker().await?;
-        let level = self.member.begin(self.on()).await?;
+        let (level, worker) = self.member.begin(self.on(), self.own_worker()).await?;
         Ok(Begun {
             level: Some(level),
             member: Arc::clone(&self.member),
@@ -240,8 +239,7 @@ impl Session {
     }
 
     async fn pin(&self) -> Result<Pinned, Error> {
-        let worker = self.own_worker().await?;
-        let pin = self.member.pin(self.on()).await?;
+        let (pin, worker) = self.member.pin(self.on(), self.own_worker()).await?;
         Ok(Pinned {
             pin: Some(pin),
             member: Arc::clone(&self.member),
