@@ -30,7 +30,7 @@ pub const PARTS_MAX: usize = 16;
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
-pub use database::{Database, PostgresServer, SqliteFile, Storage};
+pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.
