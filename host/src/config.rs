@@ -32,7 +32,7 @@ pub const LEVELS_MAX: usize = 64;
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
-pub use database::{Database, PostgresServer, SqliteFile, Storage};
+pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Server as Limits;
+use crate::database;
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
 
@@ -182,6 +183,7 @@ impl Loop {
         let (incoming, connections) = mpsc::channel(BACKLOG as usize);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_stack_size(database::STACK_BYTES)
             .build()
             .context("an event loop")?;
         let (idle, ended) = (CancellationToken::new(), CancellationToken::new());

@@ -31,6 +31,7 @@ impl Fixture {
             file: folder.path().join("test.db"),
             readers: 2,
             busy_timeout: Duration::from_millis(200),
+            synchronous: config::Synchronous::Normal,
         };
         let config = config::Database {
             name: name.into(),
