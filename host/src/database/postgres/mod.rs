@@ -12,7 +12,11 @@ mod order;
 mod params;
 mod session;
 mod tls;
+mod tokens;
 mod values;
+
+#[doc(hidden)]
+pub mod fuzz;
 
 use std::sync::Arc;
 

@@ -233,11 +233,19 @@ impl Order<'_> {
                     continue;
                 }
                 (Ok(Some(row)), false) => {
-                    bytes += row_bytes(&row);
+                    let sent = row_bytes(&row);
+                    bytes += sent;
                     match (bytes <= max).then(|| self.read(&row)) {
-                        Some(Ok(row)) => rows.push(row),
+                        Some(Ok(row)) => {
+                            bytes += printed(&row).saturating_sub(sent);
+                            rows.push(row);
+                        }
                         Some(Err(error)) => over = Some(error),
-                        None => over = Some(Error::too_large(max, &self.statement.sql)),
+                        None => {}
+                    }
+                    if bytes > max && over.is_none() {
+                        over = Some(Error::too_large(max, &self.statement.sql));
+                        rows.clear();
                     }
                     continue;
                 }
@@ -325,6 +333,14 @@ impl Order<'_> {
                 true => self.read(&row),
                 false => Err(Error::too_large(max, &self.statement.sql)),
             };
+            let read = match read {
+                Ok(row) if printed(&row) > max => Err(Error::too_large(max, &self.statement.sql)),
+                read => read,
+            };
+            let size = match &read {
+                Ok(row) => size.max(printed(row)),
+                Err(_) => size,
+            };
             match read {
                 Ok(row) => piece.push(row),
                 Err(error) => {
@@ -359,10 +375,10 @@ impl Order<'_> {
             match raw.map_err(|error| Error::new(ErrorKind::Other, error.to_string()))? {
                 None => Ok(Value::Null),
                 Some(Raw(raw)) => {
-                    too_long(raw.len() as u64, self.value_max, || {
-                        format!("a value of the column `{}`", column.name())
-                    })?;
-                    values::read(column.type_(), raw)
+                    let what = || format!("a value of the column `{}`", column.name());
+                    too_long(raw.len() as u64, self.value_max, what)?;
+                    let value = values::read(column.type_(), raw, self.value_max)?;
+                    value.ok_or_else(|| longer(self.value_max, what()))
                 }
             }
         };
@@ -394,12 +410,28 @@ fn row_bytes(row: &PostgresRow) -> u64 {
     ROW_BYTES + VALUE_BYTES * row.len() as u64 + row.raw_size_bytes() as u64
 }
 
+/// About how many bytes a row takes as it was read.
+fn printed(row: &Row) -> u64 {
+    ROW_BYTES
+        + row
+            .iter()
+            .map(|value| VALUE_BYTES + size(value))
+            .sum::<u64>()
+}
+
 pub(super) fn size(value: &Value) -> u64 {
     match value {
         Value::Text(text) => text.len() as u64,
         Value::Blob(bytes) => bytes.len() as u64,
         Value::Null | Value::Integer(_) | Value::Real(_) => 0,
     }
+}
+
+fn longer(max: u64, what: String) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("{what} has more than {max} bytes as text; `value_max_bytes` is {max}"),
+    )
 }
 
 pub(super) fn too_long(bytes: u64, max: u64, what: impl Fn() -> String) -> Result<(), Error> {
