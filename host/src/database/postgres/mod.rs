@@ -10,6 +10,7 @@ mod lease;
 mod numeric;
 mod order;
 mod params;
+mod plain;
 mod session;
 mod tls;
 mod tokens;
@@ -32,6 +33,7 @@ use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
 pub use lease::Lease;
+use plain::Definitions;
 use session::Session;
 pub(super) use session::connect_alone;
 use tls::Tls;
@@ -44,6 +46,7 @@ pub struct Postgres {
     gate: Gate,
     in_use: IntGauge,
     free: Mutex<Vec<Session>>,
+    definitions: Definitions,
     runtime: Handle,
 }
 
@@ -74,6 +77,7 @@ impl Postgres {
             gate,
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             free: Mutex::new(vec![first]),
+            definitions: Definitions::default(),
             runtime,
         }))
     }

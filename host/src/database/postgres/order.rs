@@ -14,6 +14,7 @@ use super::super::{
 };
 use super::guard::Verdict;
 use super::params::{Param, params};
+use super::plain::{Check, Checked};
 use super::session::{CLOSING_TIMEOUT, Prepared, Session};
 use super::values::{self, Raw};
 use super::{Postgres, error};
@@ -105,18 +106,18 @@ pub(super) struct Order<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) statement: &'a Statement,
     pub(super) verdict: &'a Arc<Verdict>,
-    /// Whether it belongs to no transaction and no pinned connection.
-    pub(super) alone: bool,
+    /// What the server is asked ahead of it.
+    pub(super) check: Option<&'a Check>,
 }
 
 impl Order<'_> {
-    /// Runs it; the outcome, and whether it is known to have left nothing in the session.
+    /// Runs it; the outcome, and what the server has said when it was asked.
     pub(super) async fn run(
         &self,
         session: &mut Session,
         ahead: &str,
         behind: Option<&str>,
-    ) -> Result<(Outcome, bool), (Failed, String)> {
+    ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
         let sql = &self.statement.sql;
         let mut known = session.statements.get(sql).map(|p| p.statement.clone());
         let (client, first) = (&session.client, known.is_none());
@@ -128,18 +129,26 @@ impl Order<'_> {
                     .map_err(|wrong| (Failed::Statement(wrong.error), wrong.code))?,
             );
         }
-        if !ahead.is_empty() {
+        let asks = self.check.is_some();
+        if asks || !ahead.is_empty() {
             self.cancel.hold();
         }
-        let before = async {
+        let check = async {
+            match &self.check {
+                Some(check) => session.check(check).await,
+                None => None,
+            }
+        };
+        let begin = async {
             match ahead {
                 "" => Ok(()),
-                ahead => {
-                    let answer = client.batch_execute(ahead).await;
-                    self.cancel.release();
-                    answer
-                }
+                ahead => client.batch_execute(ahead).await,
             }
+        };
+        let before = async {
+            let before = futures::future::join(check, begin).await;
+            self.cancel.release();
+            before
         };
         let statement = async {
             let known = match known {
@@ -155,15 +164,9 @@ impl Order<'_> {
                 Some(behind) => client.batch_execute(behind).await,
             }
         };
-        let left_nothing = async {
-            match &self.verdict.plain_read {
-                Some(table) if self.alone && !first => session.is_plain(table).await,
-                _ => false,
-            }
-        };
         // Polled in this order, so sent in this order, without waiting for each other's answers.
-        let all = futures::future::join4(before, statement, after, left_nothing);
-        let (before, ran, after, left_nothing) = all.await;
+        let ((checked, before), ran, after) =
+            futures::future::join3(before, statement, after).await;
         if let Err(error) = before {
             let wrong = self.wrong(&error);
             return Err((Failed::Before(wrong.error), wrong.code));
@@ -177,13 +180,14 @@ impl Order<'_> {
                 let prepared = Prepared {
                     statement: known,
                     verdict: Arc::clone(self.verdict),
+                    plain: None,
                 };
                 match self.verdict.forgets {
                     true => session.statements.clear(),
                     false if first => drop(session.statements.insert(sql.clone(), prepared)),
                     false => {}
                 }
-                Ok((outcome, left_nothing))
+                Ok((outcome, checked))
             }
             Err(wrong) => {
                 session.statements.remove(sql);
