@@ -20,6 +20,8 @@ pub mod database;
 pub mod deadline;
 pub mod error;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gate;
 pub mod handoff;
 pub mod host;

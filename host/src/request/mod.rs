@@ -256,7 +256,7 @@ pub fn contract_request(
 
 /// The request's headers, alike for every version of HTTP: `host` is the authority that the request names
 /// (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113, 8.2.3).
-fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
+pub(crate) fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 1);
     let authority = parts.uri.authority();
     headers.extend(authority.map(|authority| ("host".to_owned(), authority.as_str().to_owned())));
