@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget;
 use crate::config::Server as Limits;
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
@@ -363,7 +364,11 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
 
 fn admin(path: &str) -> Response<Full<Bytes>> {
     let (status, body) = match path {
-        "/metrics" => (StatusCode::OK, METRICS.render()),
+        "/metrics" => {
+            let used = budget::process().used();
+            METRICS.memory.set(i64::try_from(used).unwrap_or(i64::MAX));
+            (StatusCode::OK, METRICS.render())
+        }
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
         _ => (
             StatusCode::NOT_FOUND,

@@ -11,6 +11,7 @@ use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use super::Guest;
 use crate::bindings::{database, database_async};
+use crate::budget::Room;
 use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
@@ -98,6 +99,7 @@ impl Session {
             scope: Arc::clone(scope),
             bytes: 0,
             stream: true,
+            room: Room::empty(&scope.origin.account),
         };
         let read_only = scope.transaction.options().read_only;
         let stream = database.stream(*face, &scope.deadline, read_only, statement);
@@ -177,11 +179,14 @@ impl Session {
                 ),
             ));
         }
-        let held = HeldRows {
+        let mut held = HeldRows {
             scope: Arc::clone(&self.scope),
             bytes,
             stream: false,
+            room: Room::empty(&self.scope.origin.account),
         };
+        let drawn = held.room.grow_to(bytes);
+        drawn.map_err(|why| Error::new(ErrorKind::TooLarge, why.to_string()))?;
         Ok(Rows::read(table, held))
     }
 
@@ -267,6 +272,7 @@ struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
     stream: bool,
+    room: Room,
 }
 
 impl Drop for HeldRows {
