@@ -290,6 +290,11 @@ impl Room {
         }
     }
 
+    /// How much it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Where it is drawn from.
     pub fn account(&self) -> &Arc<Account> {
         &self.account

@@ -28,6 +28,7 @@ use crate::metrics::{Held, METRICS};
 
 mod activity;
 mod connection;
+mod socket;
 
 /// Connections that wait for the kernel to hand them over.
 const BACKLOG: i32 = 1024;

@@ -15,6 +15,7 @@ mod context;
 mod databases;
 mod deploy;
 mod directories;
+mod disconnects;
 mod effects;
 mod examples;
 mod failures;

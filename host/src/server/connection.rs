@@ -15,6 +15,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Look};
+use super::socket::{Socket, Watched};
 use crate::budget;
 use crate::config::Server as Limits;
 use crate::host::Host;
@@ -115,16 +116,19 @@ pub(super) async fn serve(
         return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
     }
     let client = Arc::new(client);
+    let (socket, watch) = Socket::new(stream, &client.account);
     let service = service_fn(|request: Request<Incoming>| {
         let answering = activity.request(request.version());
+        let watched = Watched::new(&watch, &request);
+        let request = request.map(|body| watched.body(body));
         let (host, client) = (Arc::clone(&host), Arc::clone(&client));
         async move {
             let response = request::answer(host, &client, request).await;
+            drop(watched);
             Ok::<_, Infallible>(answering.send(response))
         }
     });
-    let mut serving =
-        std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let mut serving = std::pin::pin!(protocol.serve_connection(TokioIo::new(socket), service));
     let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
     let (mut looking, mut closing) = (true, false);
     loop {
