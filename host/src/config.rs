@@ -239,6 +239,10 @@ impl Config {
                 now.header_timeout_ms != then.header_timeout_ms,
             ),
             (
+                "memory_budget_mb",
+                now.memory_budget_mb != then.memory_budget_mb,
+            ),
+            (
                 "write_timeout_ms",
                 now.write_timeout_ms != then.write_timeout_ms,
             ),

@@ -11,6 +11,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 pub mod app;
 pub mod bindings;
+pub mod budget;
 pub mod capability;
 pub mod chain;
 pub mod cli;

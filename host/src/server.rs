@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget;
 use crate::config::Server as Limits;
 use crate::database;
 use crate::host::Host;
@@ -28,6 +29,7 @@ use crate::metrics::{Held, METRICS};
 
 mod activity;
 mod connection;
+mod socket;
 
 /// Connections that wait for the kernel to hand them over.
 const BACKLOG: i32 = 1024;
@@ -365,7 +367,11 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
 
 fn admin(path: &str) -> Response<Full<Bytes>> {
     let (status, body) = match path {
-        "/metrics" => (StatusCode::OK, METRICS.render()),
+        "/metrics" => {
+            let used = budget::process().used();
+            METRICS.memory.set(i64::try_from(used).unwrap_or(i64::MAX));
+            (StatusCode::OK, METRICS.render())
+        }
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
         _ => (
             StatusCode::NOT_FOUND,

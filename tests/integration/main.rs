@@ -18,6 +18,7 @@ mod context;
 mod databases;
 mod deploy;
 mod directories;
+mod disconnects;
 mod effects;
 mod examples;
 mod failures;
