@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::effects::{Effects, Reason};
 use super::{Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, PinPermit, Statement};
 use crate::deadline::Deadline;
 use crate::metrics::{Held, METRICS};
-use tokio::sync::OwnedSemaphorePermit;
 
 pub(super) struct State {
     options: Options,
@@ -47,7 +46,7 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<(Held, Option<OwnedSemaphorePermit>)>,
+    held: Option<(Held, PinPermit)>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
@@ -402,7 +401,13 @@ impl State {
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
         if self.pins.held.is_none() {
-            let permit = database.pin_permit(deadline).await?;
+            let permit = match &self.open {
+                // Who has a connection waits for no permit. In an atomic view's transaction none is needed: whatever the
+                // view calls has that connection, too.
+                Some(_) if self.options.atomic => None,
+                Some(_) => database.try_pin_permit()?,
+                None => Some(database.pin_permit(deadline).await?),
+            };
             self.connect(database, deadline).await?;
             let gauge = METRICS
                 .database_pinned
