@@ -402,11 +402,11 @@ impl State {
     ) -> Result<(), Error> {
         if self.pins.held.is_none() {
             let permit = match &self.open {
-                // Who has a connection waits for no permit. In an atomic view's transaction none is needed: whatever the
-                // view calls has that connection, too.
-                Some(_) if self.options.atomic => None,
+                // An atomic view needs no permit: whatever it calls has its connection, too.
+                _ if self.options.atomic => None,
+                // Who has a connection does not wait for a permit.
                 Some(_) => database.try_pin_permit()?,
-                None => Some(database.pin_permit(deadline).await?),
+                None => database.pin_permit(deadline).await?,
             };
             self.connect(database, deadline).await?;
             let gauge = METRICS
