@@ -18,6 +18,7 @@ mod directories;
 mod effects;
 mod examples;
 mod failures;
+mod hostile_sql;
 mod interleaved;
 mod isolation;
 mod levels;

@@ -23,7 +23,7 @@ use crate::deadline::Deadline;
 use crate::error::cut;
 
 /// What SQLite may allocate for all databases of the process, its caches among it. It can be set once.
-const HEAP_BYTES_MAX: i64 = 1 << 30;
+const HEAP_BYTES_MAX: i64 = 512 << 20;
 /// A compiled statement may be so large.
 const PROGRAM_BYTES_MAX: u64 = 32 << 20;
 /// How much of an error's text is passed on: a view's own SQL and values may be in it.

@@ -59,6 +59,8 @@ pub(super) struct Weight {
     pub(super) program_bytes: u64,
     /// Whether it writes to a virtual table.
     pub(super) indexes_text: bool,
+    /// Whether it marks what a full-text search has found.
+    pub(super) highlights: bool,
 }
 
 /// The slowest of the functions counted (JSON) take 10 ns for each byte.
@@ -69,6 +71,8 @@ const QUADRATIC_BYTES: u64 = 64 << 10;
 const PROGRAM_BYTES: u64 = 160_000_000_000;
 /// A search of the longest kind (`search`) in one text of this size takes less than a second.
 const INDEXED_BYTES: u64 = 512 << 10;
+/// `highlight` copies all it has for each mark that it adds: with the longest marks (`search`), a second for one text.
+const HIGHLIGHTED_BYTES: u64 = 64 << 10;
 /// Small values are always possible: with the most instructions there are, they take seconds only in theory.
 const VALUES_MIN: u64 = 64 << 10;
 
@@ -79,12 +83,16 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
         quadratic,
         program_bytes,
         indexes_text,
+        highlights,
     } = weight;
     let mut max = configured;
     max = max.min(CALL_BYTES / u64::from(calls.max(1)));
     max = max.min(PROGRAM_BYTES / program_bytes.max(1));
     if indexes_text {
         max = max.min(INDEXED_BYTES);
+    }
+    if highlights {
+        max = max.min(HIGHLIGHTED_BYTES);
     }
     max = max.max(VALUES_MIN);
     if quadratic > 0 {

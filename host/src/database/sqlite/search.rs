@@ -8,6 +8,8 @@ use super::super::{Error, ErrorKind, Value};
 
 /// The longest search, and every parameter of a statement that searches.
 const BYTES_MAX: usize = 1_000;
+/// The longest marks of `highlight`, both together, with their quotes.
+const MARKS_BYTES_MAX: usize = 40;
 
 /// Whether the searches of a statement are short enough.
 pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
@@ -26,11 +28,38 @@ pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
     }
     let mut words = Words(sql);
     while let Some(word) = words.next() {
-        if word.eq_ignore_ascii_case("match") {
+        let name = word.trim_matches(['"', '`', '[', ']']);
+        if name.eq_ignore_ascii_case("match") {
             operand(&mut words)?;
+        } else if name.eq_ignore_ascii_case("highlight") {
+            marks(&mut words)?;
         }
     }
     Ok(())
+}
+
+/// What `highlight` is called with: names, numbers, and marks as literals.
+fn marks(words: &mut Words<'_>) -> Result<(), Error> {
+    let mut bytes = 0;
+    for word in words {
+        match word.as_bytes() {
+            b")" => return Ok(()),
+            b"(" | b"," | b"." | b"-" => {}
+            [b'\'', ..] => bytes += word.len(),
+            [first, ..] if is_word(*first) && !word.contains('$') => {}
+            [b'"' | b'`' | b'[', ..] => {}
+            _ => bytes = usize::MAX,
+        }
+        if bytes > MARKS_BYTES_MAX {
+            break;
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Denied,
+        format!(
+            "a call of `highlight` was refused: its marks are two texts written there, with at most {MARKS_BYTES_MAX} bytes together"
+        ),
+    ))
 }
 
 /// What is searched for: literals and parameters joined by `||`.
