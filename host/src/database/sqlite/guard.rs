@@ -23,6 +23,8 @@ pub(super) struct Guard {
     pub(super) kept: AtomicBool,
     /// Set when the request that has the connection has ended: what runs shall end, too.
     pub(super) over: AtomicBool,
+    /// Set with it when the transaction has written too much.
+    pub(super) writes_too_much: AtomicBool,
     /// The largest value that the statement may make.
     pub(super) values_max: AtomicU64,
     /// Rows that the borrower has changed, for `total_changes()`.

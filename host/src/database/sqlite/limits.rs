@@ -94,9 +94,89 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
     if highlights {
         max = max.min(HIGHLIGHTED_BYTES);
     }
-    max = max.max(VALUES_MIN);
+    max = max.max(VALUES_MIN.min(configured));
     if quadratic > 0 {
         max = max.min(QUADRATIC_BYTES / u64::from(quadratic.isqrt()));
     }
     max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIGURED: u64 = 16 << 20;
+
+    #[test]
+    fn large_statements_have_small_values() {
+        let of = |weight| values_max(CONFIGURED, weight);
+        let plain = Weight {
+            program_bytes: 4_000,
+            ..Weight::default()
+        };
+        assert_eq!(of(plain), CONFIGURED);
+        assert_eq!(of(Weight { calls: 5, ..plain }), CONFIGURED);
+        assert_eq!(
+            of(Weight {
+                calls: 100,
+                ..plain
+            }),
+            1_000_000
+        );
+        assert_eq!(
+            of(Weight {
+                calls: 60_000,
+                ..plain
+            }),
+            VALUES_MIN
+        );
+        assert_eq!(
+            of(Weight {
+                quadratic: 4,
+                ..plain
+            }),
+            QUADRATIC_BYTES / 2
+        );
+        assert_eq!(
+            of(Weight {
+                program_bytes: 160_000,
+                ..plain
+            }),
+            1_000_000
+        );
+        assert_eq!(
+            of(Weight {
+                indexes_text: true,
+                ..plain
+            }),
+            INDEXED_BYTES
+        );
+        // What is configured is never exceeded.
+        assert_eq!(
+            values_max(
+                1_000,
+                Weight {
+                    indexes_text: true,
+                    ..plain
+                }
+            ),
+            1_000
+        );
+    }
+
+    #[test]
+    fn every_limit_of_sqlite_is_set() {
+        let connection = Connection::open_in_memory().expect("it opens");
+        set(&connection).expect("they are taken");
+        for (limit, max) in LIMITS {
+            assert_eq!(
+                connection.limit(*limit).expect("it is known"),
+                *max,
+                "{limit:?}"
+            );
+        }
+        // `LENGTH` is the other one, and SQLite knows none beyond the last.
+        let last = Limit::SQLITE_LIMIT_TRIGGER_STEPS as usize;
+        assert_eq!(LIMITS.len(), last);
+    }
 }

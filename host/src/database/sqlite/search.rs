@@ -40,11 +40,14 @@ pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
 
 /// What `highlight` is called with: names, numbers, and marks as literals.
 fn marks(words: &mut Words<'_>) -> Result<(), Error> {
-    let mut bytes = 0;
+    let mut bytes = match words.next() {
+        Some("(") => 0,
+        _ => usize::MAX,
+    };
     for word in words {
         match word.as_bytes() {
-            b")" => return Ok(()),
-            b"(" | b"," | b"." | b"-" => {}
+            b")" if bytes <= MARKS_BYTES_MAX => return Ok(()),
+            b"," | b"." | b"-" => {}
             [b'\'', ..] => bytes += word.len(),
             [first, ..] if is_word(*first) && !word.contains('$') => {}
             [b'"' | b'`' | b'[', ..] => {}
@@ -155,4 +158,73 @@ fn quoted(text: &str, quote: u8) -> usize {
         }
     }
     bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_searched_for_has_a_length() {
+        let long = format!("select 1 from f where f match '{}'", "a ".repeat(1_000));
+        for (sql, admitted) in [
+            ("select 1 from f where f match ?", true),
+            (
+                "select 1 from f where f MATCH $1 and a = replace(b, 'x', 'y')",
+                true,
+            ),
+            ("select 1 from f where f match 'it''s' order by rank", true),
+            (
+                "select 1 from f where f match '\"' || ? || '\"*' limit 1",
+                true,
+            ),
+            (
+                "select 'match' || x from f where f match ? -- match ()",
+                true,
+            ),
+            (
+                "select highlight(f, 0, '<b>', '</b>') from f where f match ?",
+                true,
+            ),
+            (
+                "select highlight(f, -1, '<strong>', '</strong>') as \"h\" from f where f match ?",
+                true,
+            ),
+            ("select 1 from f where f match hex(?)", false),
+            ("select 1 from f where f match (?)", false),
+            ("select 1 from f where f match x", false),
+            ("select 1 from f where f match ? || x", false),
+            ("select 1 from f where f match '1' + ?", false),
+            ("select 1 from f where f match ? -> '$'", false),
+            (
+                "select 1 from f where f match /* a comment */ upper('x')",
+                false,
+            ),
+            ("select 1 from f where \"match\"(hex(?), f)", false),
+            ("select 1 from f where [MATCH](hex(?), f)", false),
+            (
+                "select 1 from f where f match ? || ? || ? || ? || ? || ?",
+                false,
+            ),
+            ("select highlight(f, 0, ?, ?) from f where f match ?", false),
+            (
+                "select highlight(f, 0, hex('a'), '') from f where f match ?",
+                false,
+            ),
+            (
+                "select `highlight`(f, 0, '', 'x' || 'y') from f where f match ?",
+                false,
+            ),
+            (
+                "select highlight(f, 0, '<span class=\"very very very long\">', '</span>') from f where f match ?",
+                false,
+            ),
+            (long.as_str(), false),
+        ] {
+            assert_eq!(check(sql, &[]).is_ok(), admitted, "{sql}");
+        }
+        let long = [Value::Text("a".repeat(BYTES_MAX + 1))];
+        let refused = check("select 1 from f where f match ?", &long).expect_err("it is too long");
+        assert_eq!(refused.kind, ErrorKind::TooLarge);
+    }
 }

@@ -24,6 +24,7 @@ impl Fixture {
             readers: 1,
             busy_timeout: Duration::from_millis(200),
             synchronous: Synchronous::Normal,
+            transaction_max_bytes: 128 << 20,
         };
         let config = Config {
             name: "default".into(),
@@ -274,6 +275,32 @@ fn r13_any_statement_ends_with_its_request() {
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// A commit cannot be ended, so what it has to write is bounded.
+#[test]
+fn a_transaction_that_writes_too_much_is_ended() {
+    let runtime = runtime();
+    let fixture = Fixture::new();
+    runtime
+        .block_on(fixture.run("create table t (a)", &[]))
+        .expect("it is made");
+    let sql = "insert into t with recursive r(n) as (select 1 union all select n + 1 from r) select randomblob(500000) from r";
+    fixture.assert_refused(
+        &runtime,
+        sql,
+        &[],
+        ErrorKind::TooLarge,
+        "`transaction_max_bytes`",
+    );
+    let count = runtime.block_on(fixture.run("select count(*) from t", &[]));
+    assert!(matches!(
+        count.expect("it is read").rows[0][0],
+        Value::Integer(0)
+    ));
+    runtime
+        .block_on(fixture.run("insert into t values (1)", &[]))
+        .expect("the connection is usable");
 }
 
 fn runtime() -> tokio::runtime::Runtime {
