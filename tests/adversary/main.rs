@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use amphi_tests::adversary::hunt::{Hunt, hunt, replay};
 use amphi_tests::adversary::oracle::Fault;
 use amphi_tests::adversary::program::Program;
+use amphi_tests::adversary::show::Shown;
 use amphi_tests::harness::Kind;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -100,9 +101,13 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
     };
     let seed = options.seed.unwrap_or_else(clock);
     if options.print {
+        let program = &amphi_tests::adversary::generate::program(seed, &options.without);
         print!(
             "{}",
-            amphi_tests::adversary::generate::program(seed, &options.without)
+            Shown {
+                program,
+                seen: None
+            }
         );
         return Ok(true);
     }
@@ -118,9 +123,17 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let program: Program =
                 serde_json::from_str(&text).context("the file has no program")?;
-            let violations = replay(kind, &program, 10);
-            println!("{kind}: {violations:#?}");
-            well &= violations.is_empty();
+            let ran = replay(kind, &program, 10);
+            let seen = ran.seen.as_ref();
+            println!(
+                "{kind}: {:#?}\n{}",
+                ran.violations,
+                Shown {
+                    program: &program,
+                    seen
+                }
+            );
+            well &= ran.violations.is_empty();
             continue;
         }
         let hunted = hunt(Hunt {

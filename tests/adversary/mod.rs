@@ -8,7 +8,9 @@
 mod checks;
 pub mod generate;
 pub mod hunt;
+mod levels;
 pub mod oracle;
 pub mod program;
 pub mod run;
+pub mod show;
 pub mod shrink;
