@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use amphi::app::{App, Target};
 use amphi::bindings::types;
+use amphi::budget;
 use amphi::config::{Config, Limits};
 use amphi::database::{self, Databases, Face, Statement};
 use amphi::deadline::Deadline;
 use amphi::host::Host;
-use amphi::request::{self, body::Received};
+use amphi::request::{self, Client, body::Received};
 use amphi::run::{Engines, Room};
 use amphi::scope::{Origin, Scope, Setup};
 use amphi::settle;
@@ -121,11 +122,14 @@ fn paths() -> Vec<String> {
 #[divan::bench(args = paths())]
 fn answer(bencher: Bencher<'_, '_>, path: &str) {
     let (host, on_loop) = (&*HOST, loop_of_its_own());
-    let peer = ([127, 0, 0, 1], 1).into();
+    let client = Client {
+        peer: ([127, 0, 0, 1], 1).into(),
+        account: budget::process().connection(),
+    };
     bencher
         .with_inputs(|| hello(path))
         .bench_local_values(|request| {
-            let response = on_loop.block_on(request::answer(Arc::clone(host), peer, request));
+            let response = on_loop.block_on(request::answer(Arc::clone(host), &client, request));
             assert!(response.status() == StatusCode::OK || path == "/nowhere");
         });
 }

@@ -32,7 +32,7 @@ pub const LEVELS_MAX: usize = 64;
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
-pub use database::{Database, PostgresServer, SqliteFile, Storage};
+pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 
 /// A checked configuration. Paths are absolute.
@@ -237,6 +237,10 @@ impl Config {
             (
                 "header_timeout_ms",
                 now.header_timeout_ms != then.header_timeout_ms,
+            ),
+            (
+                "memory_budget_mb",
+                now.memory_budget_mb != then.memory_budget_mb,
             ),
             (
                 "write_timeout_ms",

@@ -104,6 +104,17 @@ impl Failure {
     }
 }
 
+/// The most bytes of a guest's own text that a sentence repeats.
+const SHOWN_MAX: usize = 200;
+
+/// The beginning of a text that a guest or a client has chosen, for a sentence about it.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    match text.len() <= SHOWN_MAX {
+        true => text.into(),
+        false => format!("{} …", &text[..text.floor_char_boundary(SHOWN_MAX)]).into(),
+    }
+}
+
 /// A text of at most `max` bytes.
 pub fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {

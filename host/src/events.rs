@@ -15,19 +15,23 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::bindings::types;
+use crate::budget::{self, Account, Room};
 use crate::chain::Chain;
 use crate::completion::Line;
 use crate::config::Events as Config;
 use crate::error::{Failure, Fault};
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
-use crate::scope::{Origin, Scope};
+use crate::scope::{Origin, Scope, Value};
 use crate::settle::Ready;
 use crate::transaction::Member;
 use crate::view::is_topic;
 
 /// How long an event waits for capacity before it tries again; nobody else waits for it.
 const BUSY_WAIT: Duration = Duration::from_millis(50);
+
+/// What an event takes beside its payload, while it is held or waits.
+const EVENT_BYTES: u64 = 2 << 10;
 
 /// Why an event was not published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +47,18 @@ pub enum NotPublished {
 /// The events of the process.
 pub struct Bus {
     config: Config,
+    /// What events take that are held or wait.
+    account: Arc<Account>,
     runtime: Handle,
     places: Arc<Semaphore>,
     running: Arc<Semaphore>,
     deliveries: TaskTracker,
+}
+
+/// What all subscribers of an event share.
+struct Event {
+    payload: Arc<[u8]>,
+    _room: (Room, Room),
 }
 
 /// One event for one subscriber.
@@ -54,7 +66,7 @@ struct Delivery {
     chain: Arc<Chain>,
     origin: Arc<Origin>,
     topic: String,
-    payload: Vec<u8>,
+    event: Arc<Event>,
     _place: OwnedSemaphorePermit,
     _queued: Held,
 }
@@ -66,6 +78,7 @@ impl Bus {
             places: Arc::new(Semaphore::new(config.queue_max)),
             running: Arc::new(Semaphore::new(config.in_flight_max)),
             deliveries: TaskTracker::new(),
+            account: budget::process().events(),
             config,
             runtime,
         })
@@ -93,18 +106,28 @@ impl Bus {
                 payload.len()
             )));
         }
+        let values = scope.values();
+        let bytes = payload.len() + topic.len() + values.len() * size_of::<(Arc<str>, Value)>();
+        let room = self.draw(scope, topic, bytes as u64 + EVENT_BYTES)?;
+        let payload: Arc<[u8]> = payload.into();
+        let event = Arc::new(Event {
+            payload,
+            _room: room,
+        });
         let origin = Arc::new(Origin {
-            values: scope.values(),
+            values,
+            account: budget::process().unpaid(),
             trace: scope.origin.trace.child(),
             ..Origin::clone(&scope.origin)
         });
         let deliveries = app
             .subscribers(topic)
-            .map(|chain| self.delivery(chain, &origin, topic, &payload));
+            .map(|chain| self.delivery(chain, &origin, topic, &event));
         let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
         let (bus, host, app) = (Arc::clone(self), Arc::clone(host), Arc::clone(app));
-        let (topic, bytes, request) = (topic.to_owned(), payload.len(), scope.origin.id.clone());
+        let (topic, request) = (topic.to_owned(), scope.origin.id.clone());
         member.effect(Box::new(move || {
+            let bytes = event.payload.len();
             let subscribers = deliveries.len();
             tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
             METRICS.events.with_label_values(&["published"]).inc();
@@ -120,12 +143,21 @@ impl Bus {
         Ok(())
     }
 
+    /// Draws an event from its publisher's account and from what there is for events: neither may take everything.
+    fn draw(&self, scope: &Scope, topic: &str, bytes: u64) -> Result<(Room, Room), NotPublished> {
+        let drawn = self.account.draw(bytes);
+        let drawn = drawn.and_then(|room| Ok((scope.origin.account.draw(bytes)?, room)));
+        drawn.map_err(|why| {
+            NotPublished::Full(format!("the event on `{topic}` was not published: {why}"))
+        })
+    }
+
     fn delivery(
         &self,
         chain: &Arc<Chain>,
         origin: &Arc<Origin>,
         topic: &str,
-        payload: &[u8],
+        event: &Arc<Event>,
     ) -> Result<Delivery, NotPublished> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             METRICS.refused.with_label_values(&["events"]).inc();
@@ -138,7 +170,7 @@ impl Bus {
             chain: Arc::clone(chain),
             origin: Arc::clone(origin),
             topic: topic.to_owned(),
-            payload: payload.to_vec(),
+            event: Arc::clone(event),
             _place: place,
             _queued: Held::new(&METRICS.queued.with_label_values(&["events"])),
         })
@@ -220,7 +252,7 @@ impl Delivery {
             query: String::new(),
             headers: Vec::new(),
             params: Vec::new(),
-            body: types::Body::Bytes(self.payload.clone()),
+            body: types::Body::Bytes(self.event.payload.to_vec()),
         }
     }
 }

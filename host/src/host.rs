@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 
 use crate::app::App;
+use crate::budget;
 use crate::deadline::Ended;
 use crate::events::Bus;
 use crate::gate::Gate;
@@ -35,6 +36,7 @@ pub struct Host {
 impl Host {
     /// A host that serves `app` on the runtime that calls this.
     pub fn new(app: App, engines: Engines, development: bool) -> Host {
+        budget::process().set_max(app.config.server.memory_budget_mb << 20);
         let views = &app.config.async_views;
         let wait = Duration::from_millis(views.queue_timeout_ms);
         Host {

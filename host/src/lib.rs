@@ -11,6 +11,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 pub mod app;
 pub mod bindings;
+pub mod budget;
 pub mod capability;
 pub mod chain;
 pub mod cli;
@@ -20,6 +21,8 @@ pub mod database;
 pub mod deadline;
 pub mod error;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gate;
 pub mod handoff;
 pub mod host;

@@ -45,6 +45,8 @@ pub struct Metrics {
     pub transactions: IntGauge,
     /// Outbound HTTP requests in flight.
     pub outbound: IntGauge,
+    /// What the host keeps for requests, in bytes: what is drawn from the budget.
+    pub memory: IntGauge,
     /// Temporary files that hold request bodies.
     pub body_files: IntGauge,
     /// Responses that are compressed while they are sent.
@@ -135,6 +137,10 @@ impl Metrics {
             ),
             transactions: gauge("transactions", "Transactions open"),
             outbound: gauge("outbound_requests", "Outbound HTTP requests in flight"),
+            memory: gauge(
+                "memory_bytes",
+                "What the host keeps for requests, of its budget",
+            ),
             body_files: gauge("body_files", "Temporary files that hold request bodies"),
             compressing: gauge(
                 "compressing",

@@ -18,9 +18,11 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::budget::{self, Account, Room};
 use crate::config::{Limits, PARTS_MAX};
 use crate::database::Journal;
 use crate::deadline::Deadline;
+use crate::error::shown;
 use crate::gate::Refused;
 use crate::metrics::{Held, METRICS};
 use crate::middleware::USER;
@@ -39,8 +41,13 @@ pub struct Origin {
     /// The client.
     pub peer: SocketAddr,
     /// Values that its scope starts with.
-    pub values: HashMap<String, Value>,
+    pub values: Arc<Values>,
+    /// What is kept for it is drawn from here.
+    pub account: Arc<Account>,
 }
+
+/// Context values by name. Whoever shares them has them as they were then.
+pub type Values = HashMap<Arc<str>, Value>;
 
 impl Origin {
     /// The host itself asks.
@@ -49,7 +56,8 @@ impl Origin {
             id: new_id(),
             trace: Trace::begin(),
             peer: (Ipv4Addr::LOCALHOST, 0).into(),
-            values: HashMap::new(),
+            values: Arc::default(),
+            account: budget::process().unpaid(),
         })
     }
 }
@@ -102,17 +110,30 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that calls in flight keep.
     calls: AtomicU64,
-    values: Mutex<HashMap<String, Value>>,
+    values: Mutex<Arc<Values>>,
     _open: Held,
 }
 
 /// A context value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Value {
     /// What was set.
-    pub text: String,
+    pub text: Arc<str>,
     /// Whether the host has set it: guests cannot change it then (R14).
     pub reserved: bool,
+    /// What it takes, as long as the request, or an event of its, has it.
+    _room: Option<Arc<Room>>,
+}
+
+impl Value {
+    /// A value that no guest can change.
+    pub fn reserved(text: &str) -> Value {
+        Value {
+            text: text.into(),
+            reserved: true,
+            _room: None,
+        }
+    }
 }
 
 /// Why a value was not set.
@@ -133,7 +154,7 @@ impl Scope {
         setup: Setup,
     ) -> Arc<Scope> {
         Arc::new(Scope {
-            values: Mutex::new(origin.values.clone()),
+            values: Mutex::new(Arc::clone(&origin.values)),
             origin: Arc::clone(origin),
             deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
             transaction: Transaction::new(view.transaction),
@@ -160,28 +181,34 @@ impl Scope {
 
     /// A value that some part of this request has set.
     pub fn value(&self, name: &str) -> Option<String> {
-        self.values.lock().get(name).map(|value| value.text.clone())
+        let value = self
+            .values
+            .lock()
+            .get(name)
+            .map(|value| Arc::clone(&value.text));
+        value.map(|text| text.as_ref().to_owned())
     }
 
     /// All values as they are now.
-    pub fn values(&self) -> HashMap<String, Value> {
-        self.values.lock().clone()
+    pub fn values(&self) -> Arc<Values> {
+        Arc::clone(&self.values.lock())
     }
 
     /// Sets a value for the later parts of this request.
     ///
     /// # Errors
     /// A sentence, when there are too many values, this one is too large, or the host has set it.
-    pub fn set_value(&self, name: String, text: String) -> Result<(), NotSet> {
+    pub fn set_value(&self, name: &str, text: &str) -> Result<(), NotSet> {
         let max = self.limits.context_value_max_bytes;
         if name.len() + text.len() > max {
             return Err(NotSet::TooLarge(format!(
-                "the context value `{name}` has {} bytes with its name; `context_value_max_bytes` is {max}",
+                "the context value `{}` has {} bytes with its name; `context_value_max_bytes` is {max}",
+                shown(name),
                 name.len() + text.len()
             )));
         }
         let mut values = self.values.lock();
-        let known = values.get(&name);
+        let known = values.get(name);
         if name == USER || known.is_some_and(|value| value.reserved) {
             return Err(NotSet::Reserved(format!(
                 "the context value `{name}` is the host's, and views cannot set it: choose another name"
@@ -193,8 +220,17 @@ impl Scope {
                 values.len()
             )));
         }
-        let reserved = false;
-        values.insert(name, Value { text, reserved });
+        let room = self
+            .origin
+            .account
+            .draw((name.len() + text.len()) as u64 + VALUE_BYTES);
+        let room = room.map_err(|why| NotSet::TooLarge(why.to_string()))?;
+        let value = Value {
+            text: text.into(),
+            reserved: false,
+            _room: Some(Arc::new(room)),
+        };
+        Arc::make_mut(&mut values).insert(name.into(), value);
         Ok(())
     }
 
@@ -226,10 +262,13 @@ impl Scope {
                 self.limits.memory_mb
             ));
         }
-        Ok(CallBytes {
+        let mut counted = CallBytes {
             scope: Arc::clone(self),
             bytes,
-        })
+            room: Room::empty(&self.origin.account),
+        };
+        let drawn = counted.room.grow_to(bytes);
+        drawn.map(|()| counted).map_err(|why| why.to_string())
     }
 
     /// Counts a change between a loop and a worker.
@@ -245,11 +284,14 @@ impl Scope {
 
 /// About what a call takes of the host beside its arguments.
 const CALL_BYTES: u64 = 4 << 10;
+/// The same for a context value.
+const VALUE_BYTES: u64 = 128;
 
 /// What a call in flight keeps, until dropped.
 pub struct CallBytes {
     scope: Arc<Scope>,
     bytes: u64,
+    room: Room,
 }
 
 impl Drop for CallBytes {

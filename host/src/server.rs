@@ -21,12 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget;
 use crate::config::Server as Limits;
+use crate::database;
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
 
 mod activity;
 mod connection;
+mod socket;
 
 /// Connections that wait for the kernel to hand them over.
 const BACKLOG: i32 = 1024;
@@ -182,6 +185,7 @@ impl Loop {
         let (incoming, connections) = mpsc::channel(BACKLOG as usize);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_stack_size(database::STACK_BYTES)
             .build()
             .context("an event loop")?;
         let (idle, ended) = (CancellationToken::new(), CancellationToken::new());
@@ -363,7 +367,11 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
 
 fn admin(path: &str) -> Response<Full<Bytes>> {
     let (status, body) = match path {
-        "/metrics" => (StatusCode::OK, METRICS.render()),
+        "/metrics" => {
+            let used = budget::process().used();
+            METRICS.memory.set(i64::try_from(used).unwrap_or(i64::MAX));
+            (StatusCode::OK, METRICS.render())
+        }
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
         _ => (
             StatusCode::NOT_FOUND,

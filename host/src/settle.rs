@@ -16,11 +16,11 @@ use crate::bindings::types;
 use crate::chain::{Chain, Course, Flow, Outcome, Position, busy, conduct};
 use crate::database::{Error as DatabaseError, ErrorKind, Face, Journal};
 use crate::deadline::{Deadline, Ended};
-use crate::error::{Failure, Fault};
+use crate::error::{Failure, Fault, shown};
 use crate::host::Host;
 use crate::metrics::METRICS;
-use crate::request::HOP_BY_HOP;
 use crate::request::body::Spooled;
+use crate::request::{HOP_BY_HOP, header_bytes};
 use crate::run::Stop;
 use crate::scope::{Origin, Scope, Setup, Sticky};
 use crate::transaction::Fate;
@@ -293,6 +293,15 @@ pub fn checked(response: types::Response, scope: &Scope) -> Answered {
             response.body.len()
         )));
     }
+    let (bytes, max) = (
+        header_bytes(&response.headers),
+        scope.limits.headers_max_bytes,
+    );
+    if bytes > max {
+        return Err(Failure::view(format!(
+            "the headers of the response have {bytes} bytes; `headers_max_bytes` of `[limits]` is {max}"
+        )));
+    }
     let status = StatusCode::from_u16(response.status)
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()));
@@ -304,12 +313,15 @@ pub fn checked(response: types::Response, scope: &Scope) -> Answered {
     })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let body = if bodiless { Vec::new() } else { response.body };
-    let mut checked = Response::new(Bytes::from(body));
+    // Before the transaction is committed: a response that cannot be kept is a failure (R9).
+    let body = scope.origin.account.keep(body)?;
+    let mut checked = Response::new(body);
     *checked.status_mut() = status;
     for (name, value) in response.headers {
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
             Failure::view(format!(
-                "the response has a header whose name is not valid: {name:?}"
+                "the response has a header whose name is not valid: {:?}",
+                shown(&name)
             ))
         })?;
         if HOP_BY_HOP.contains(&key) {
@@ -323,7 +335,8 @@ pub fn checked(response: types::Response, scope: &Scope) -> Answered {
         }
         let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
             Failure::view(format!(
-                "the response header `{key}` has a value that is not valid: {value:?}"
+                "the response header `{key}` has a value that is not valid: {:?}",
+                shown(&value)
             ))
         })?;
         checked.headers_mut().append(key, value);

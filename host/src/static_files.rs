@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
@@ -19,7 +18,7 @@ pub struct StaticFiles {
 /// A file's content: whole when small, else to be read as it is sent.
 pub enum Content {
     /// All of it.
-    Whole(Bytes),
+    Whole(Vec<u8>),
     /// An open file with its length.
     Open(std::fs::File, u64),
 }
@@ -73,14 +72,14 @@ impl StaticFiles {
         if not_modified(headers, &tag, modified) {
             response = response.status(StatusCode::NOT_MODIFIED);
             return Ok(response
-                .body(Content::Whole(Bytes::new()))
+                .body(Content::Whole(Vec::new()))
                 .expect("the headers are valid"));
         }
         response = response
             .header(header::CONTENT_TYPE, content_type(path))
             .header(header::CONTENT_LENGTH, metadata.len());
         let content = match metadata.len() {
-            _ if method == Method::HEAD => Content::Whole(Bytes::new()),
+            _ if method == Method::HEAD => Content::Whole(Vec::new()),
             length if length > WHOLE_BYTES => Content::Open(file.into_std(), length),
             _ => Content::Whole(read(file).map_err(|error| {
                 Failure::host(format!("the static file {path} could not be read: {error}"))
@@ -100,10 +99,10 @@ impl StaticFiles {
     }
 }
 
-fn read(mut file: File) -> io::Result<Bytes> {
+fn read(mut file: File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     io::Read::read_to_end(&mut file, &mut content)?;
-    Ok(content.into())
+    Ok(content)
 }
 
 fn tag(modified: SystemTime, length: u64) -> String {

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::{MutexGuard, Notify, OwnedMutexGuard};
 
 use crate::config::LEVELS_MAX;
 use crate::database::{
@@ -412,8 +412,9 @@ impl Member {
             return self.outside();
         }
         let (database, deadline) = on;
+        let order = deadline.bound(self.order.lock()).await?;
         let place = |state: &State| state.place(self.id, self.base, database);
-        let Some(mut state) = self.placed(deadline, place).await? else {
+        let Some(mut state) = self.placed(deadline, order, place).await? else {
             return self.outside();
         };
         if state.has_levels() {
@@ -446,9 +447,9 @@ impl Member {
     async fn placed(
         &self,
         deadline: &Deadline,
+        _order: MutexGuard<'_, ()>,
         place: impl Fn(&State) -> Result<Place, Error>,
     ) -> Result<Option<OwnedMutexGuard<State>>, Error> {
-        let _order = deadline.bound(self.order.lock()).await?;
         loop {
             // What changes from here on is heard of.
             let changed = self.transaction.changed.notified();
@@ -490,25 +491,30 @@ impl Member {
         }
     }
 
-    /// Begins a transaction, or a savepoint in the one there is, on this database.
+    /// Begins a transaction, or a savepoint in the one there is, on this database, as soon as `ready` is. Whatever the
+    /// member issues after this call belongs to the level.
     ///
     /// # Errors
-    /// When the level it would be in is poisoned, the transaction is on another database, or too many are open.
-    pub async fn begin(
+    /// When the level it would be in is poisoned, the transaction is on another database, or too many are open; that of
+    /// `ready`.
+    pub async fn begin<R>(
         &self,
         (database, deadline): (&Database, &Arc<Deadline>),
-    ) -> Result<Level, Error> {
+        ready: impl Future<Output = Result<R, Error>>,
+    ) -> Result<(Level, R), Error> {
         let beginning = Waiting::to_begin(self)?;
+        let order = deadline.bound(self.order.lock()).await?;
+        let ready = ready.await?;
         let place = |state: &State| match state.place(self.id, self.base, database)? {
             // The connection of the transaction is in use by another member's.
             Place::Outside if state.has_levels() => Ok(Place::Later),
             Place::Outside => Ok(Place::Here),
             place => Ok(place),
         };
-        let state = self.placed(deadline, place).await?;
+        let state = self.placed(deadline, order, place).await?;
         let mut state = state.expect("`place` says here or later");
         state.push(beginning.level, self.id, database)?;
-        Ok(beginning.done())
+        Ok((beginning.done(), ready))
     }
 
     /// Keeps what was done since `level` began; for good, when it is the transaction itself.
@@ -561,23 +567,27 @@ impl Member {
     }
 
     /// Sends all statements of the transaction's members on this database to one connection, until
-    /// [`Transaction::unpin`]. Those that change the session are let through meanwhile.
+    /// [`Transaction::unpin`], as soon as `ready` is. Those that change the session are let through meanwhile.
     ///
     /// # Errors
-    /// When no connection can be had, or the transaction has one of another database.
-    pub async fn pin(&self, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
-        let (database, deadline) = on;
+    /// When no connection can be had, or the transaction has one of another database; that of `ready`.
+    pub async fn pin<R>(
+        &self,
+        (database, deadline): (&Database, &Arc<Deadline>),
+        ready: impl Future<Output = Result<R, Error>>,
+    ) -> Result<(Pin, R), Error> {
         if self.transaction.is_pinned_around(database) {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
         let order = deadline.bound(self.order.lock()).await?;
+        let ready = ready.await?;
         let mut state = self.transaction.locked(deadline).await?;
         drop(order);
         state.admits(database)?;
         state.pin(database, deadline).await?;
         *self.transaction.pinned.lock() = Some(database.config().name.clone());
-        Ok(pinning.done())
+        Ok((pinning.done(), ready))
     }
 
     /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped

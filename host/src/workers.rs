@@ -34,8 +34,8 @@ use crate::wakeups::together;
 const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
 /// A worker's stack: guests of one scope run on top of each other, each with a stack of its own (`run/engine.rs`)
-/// and the host's frames below it. Only what is touched takes memory.
-const STACK_BYTES: usize = PARTS_MAX * (768 << 10) + (2 << 20);
+/// and the host's frames below it, SQLite's among them. Only what is touched takes memory.
+const STACK_BYTES: usize = PARTS_MAX * (768 << 10) + (4 << 20);
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -11,7 +11,7 @@ use amphi::database::{
     Table, Value,
 };
 use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::{Fate, Member, Options, Transaction};
+use amphi::transaction::{Fate, Level, Member, Options, Pin, Transaction};
 
 use crate::harness::eventually;
 use crate::harness::postgres::{self, Postgres, Stop};
@@ -124,6 +124,16 @@ fn query(sql: &str, params: &[Value]) -> Statement {
         params: params.to_vec(),
         rows_max: Some(1 << 20),
     }
+}
+
+async fn begin_on(member: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Level, Error> {
+    let begun = member.begin(on, std::future::ready(Ok(()))).await;
+    begun.map(|(level, ())| level)
+}
+
+async fn pin_on(member: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
+    let pinned = member.pin(on, std::future::ready(Ok(()))).await;
+    pinned.map(|(pin, ())| pin)
 }
 
 fn atomic() -> Member {
@@ -417,7 +427,9 @@ async fn r11_a_pinned_connection_is_replaced() {
             ..Options::default()
         })
         .first_member();
-        let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+        let pin = pin_on(&transaction, fixture.on_it())
+            .await
+            .expect("it is free");
         for sql in [
             "set work_mem = '123kB'",
             "create temp table kept (a integer)",
@@ -498,7 +510,9 @@ async fn r9_what_lasts_is_not_done_again() {
     let locked = fixture.within(&locking, "select a from t for update").await;
     locked.expect("it is free");
     let conflict = async |transaction: &Member| {
-        let level = transaction.begin(fixture.on_it()).await.expect("it begins");
+        let level = begin_on(&transaction, fixture.on_it())
+            .await
+            .expect("it begins");
         let sql = "select a from t for update nowait";
         let error = fixture.within(transaction, sql).await;
         assert_eq!(error.expect_err("it is held").kind, ErrorKind::Conflict);
@@ -507,7 +521,9 @@ async fn r9_what_lasts_is_not_done_again() {
     };
     // A statement on a pinned connection, outside of a transaction.
     let transaction = Transaction::new(Options::default()).first_member();
-    let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+    let pin = pin_on(&transaction, fixture.on_it())
+        .await
+        .expect("it is free");
     conflict(&transaction).await;
     assert!(transaction.transaction().conflict());
     let inserted = fixture.within(&transaction, "insert into t values (2)");

@@ -33,7 +33,7 @@ impl Host for Guest {
         Ok(self
             .work()
             .scope
-            .set_value(name, value)
+            .set_value(&name, &value)
             .map_err(|why| match why {
                 NotSet::TooLarge(sentence) => Error::TooLarge(sentence),
                 NotSet::Reserved(sentence) => Error::Reserved(sentence),

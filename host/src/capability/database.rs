@@ -11,6 +11,7 @@ use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use super::Guest;
 use crate::bindings::{database, database_async};
+use crate::budget::Room;
 use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
@@ -104,6 +105,7 @@ impl Session {
             scope: Arc::clone(scope),
             bytes: 0,
             _stream: Some(permit),
+            room: Room::empty(&scope.origin.account),
         };
         let access = member.access(database);
         let stream = database.stream(*face, &scope.deadline, access, statement);
@@ -184,11 +186,14 @@ impl Session {
                 ),
             ));
         }
-        let held = HeldRows {
+        let mut held = HeldRows {
             scope: Arc::clone(&self.scope),
             bytes,
             _stream: None,
+            room: Room::empty(&self.scope.origin.account),
         };
+        let drawn = held.room.grow_to(bytes);
+        drawn.map_err(|why| Error::new(ErrorKind::TooLarge, why.to_string()))?;
         Ok(Rows::read(table, held))
     }
 
@@ -197,8 +202,7 @@ impl Session {
     }
 
     async fn begin(&self) -> Result<Begun, Error> {
-        let worker = self.own_worker().await?;
-        let level = self.member.begin(self.on()).await?;
+        let (level, worker) = self.member.begin(self.on(), self.own_worker()).await?;
         Ok(Begun {
             level: Some(level),
             member: Arc::clone(&self.member),
@@ -240,8 +244,7 @@ impl Session {
     }
 
     async fn pin(&self) -> Result<Pinned, Error> {
-        let worker = self.own_worker().await?;
-        let pin = self.member.pin(self.on()).await?;
+        let (pin, worker) = self.member.pin(self.on(), self.own_worker()).await?;
         Ok(Pinned {
             pin: Some(pin),
             member: Arc::clone(&self.member),
@@ -294,6 +297,7 @@ struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
     _stream: Option<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 impl Drop for HeldRows {

@@ -13,12 +13,26 @@ use wasmtime::component::{Accessor, HasSelf};
 use super::Guest;
 use crate::bindings::http_types::{Error, InboundResponse, OutboundRequest};
 use crate::bindings::{http, http_async};
+use crate::budget::{Exhausted, Room};
 use crate::config::{HttpGrant, Module};
 use crate::deadline::Ended;
+use crate::error::shown;
 use crate::metrics::{Held, METRICS};
 use crate::proxies::REQUEST_ID;
+use crate::request::{HEADER_BYTES, header_bytes};
 use crate::scope::{CallBytes, Scope};
 use crate::trace::{TRACEPARENT, TRACESTATE};
+
+/// What an origin that speaks HTTP/2 may send ahead of the reading, for one response and for all of a connection.
+const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
+const HTTP2_WINDOW: u32 = 1 << 20;
+const HTTP2_HEADERS: u32 = 64 << 10;
+/// Connections that are kept to one origin.
+const IDLE_MAX: usize = 64;
+/// The longest URL.
+const URL_BYTES_MAX: usize = 64 << 10;
+/// What an outbound request takes beside its texts, with the connection that it may need.
+const CLIENT_BYTES: u64 = 32 << 10;
 
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
@@ -40,6 +54,10 @@ impl Client {
             reqwest::Client::builder()
                 .redirect(redirect::Policy::none())
                 .no_proxy()
+                .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+                .http2_initial_connection_window_size(HTTP2_WINDOW)
+                .http2_max_header_list_size(HTTP2_HEADERS)
+                .pool_max_idle_per_host(IDLE_MAX)
                 .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
         };
         let (client, certificates) = match builder().build() {
@@ -75,7 +93,7 @@ impl Client {
     fn url(&self, text: &str, module: &Module) -> Result<Url, Error> {
         let parse = |url: &str| {
             Url::parse(url)
-                .map_err(|error| Error::Invalid(format!("`{text}` is not a URL: {error}")))
+                .map_err(|error| Error::Invalid(format!("`{}` is not a URL: {error}", shown(text))))
         };
         let denied = |what: String| {
             Err(Error::Denied(format!(
@@ -96,7 +114,8 @@ impl Client {
         let url = parse(text)?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Error::Invalid(format!(
-                "`{text}`: only http and https URLs can be requested"
+                "`{}`: only http and https URLs can be requested",
+                shown(text)
             )));
         }
         let origin = url.origin().ascii_serialization();
@@ -127,12 +146,28 @@ struct Call {
 impl Guest {
     fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
         let scope = &self.work().scope;
-        let bytes = wanted.body.len() + wanted.url.len();
-        let held = scope.hold_call(bytes as u64);
+        let headers = header_bytes(&wanted.headers);
+        let max = scope.limits.headers_max_bytes;
+        if headers > max {
+            return Err(Error::Invalid(format!(
+                "the headers of the request have {headers} bytes; `headers_max_bytes` of `[limits]` is {max}"
+            )));
+        }
+        if wanted.url.len() > URL_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "the URL has {} bytes; the most is {URL_BYTES_MAX}",
+                wanted.url.len()
+            )));
+        }
+        // Of the texts, the client makes copies.
+        let texts = (wanted.url.len() + wanted.method.len()) as u64 + headers;
+        let bytes = wanted.body.len() as u64 + texts * 2 + CLIENT_BYTES;
+        let held = scope.hold_call(bytes);
         let held = held.map_err(Error::Unavailable)?;
         let url = self.services.http.url(&wanted.url, &self.grants)?;
-        let invalid =
-            |what: &str, error: &dyn std::fmt::Display| Error::Invalid(format!("{what}: {error}"));
+        let invalid = |what: &str, error: &dyn std::fmt::Display| {
+            Error::Invalid(format!("{}: {error}", shown(what)))
+        };
         let method = Method::from_bytes(wanted.method.as_bytes())
             .map_err(|error| invalid(&wanted.method, &error))?;
         let mut request = reqwest::Request::new(method, url);
@@ -141,7 +176,7 @@ impl Guest {
                 HeaderName::from_bytes(name.as_bytes()).map_err(|error| invalid(name, &error))?;
             if set_by_host(&key) || self.services.trusted_headers.contains(&key) {
                 return Err(Error::Invalid(format!(
-                    "{name}: the host sets it, from the URL, the body and the request's context"
+                    "{key}: the host sets it, from the URL, the body and the request's context"
                 )));
             }
             let value = HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
@@ -205,6 +240,19 @@ impl Call {
         let _held = Held::new(&METRICS.outbound);
         self.scope.sent.store(true, SeqCst);
         let mut response = self.client.execute(self.request).await?;
+        let account = &self.scope.origin.account;
+        let max = self.scope.limits.headers_max_bytes;
+        let size = |(name, value): (&HeaderName, &HeaderValue)| {
+            (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
+        };
+        let bytes: u64 = response.headers().iter().map(size).sum();
+        if bytes > max {
+            return Err(Error::TooLarge(format!(
+                "the headers of the response have {bytes} bytes; `headers_max_bytes` of `[limits]` is {max}"
+            )));
+        }
+        let exhausted = |why: Exhausted| Error::TooLarge(why.to_string());
+        let _headers = account.draw(bytes * 2).map_err(exhausted)?;
         let headers = (response.headers().iter())
             .map(|(name, value)| {
                 (
@@ -215,12 +263,18 @@ impl Call {
             .collect();
         let status = response.status().as_u16();
         let max = self.scope.limits.outbound_response_max_bytes;
-        let mut body = Vec::new();
+        let (mut body, mut room) = (Vec::new(), Room::empty(account));
         while let Some(chunk) = response.chunk().await? {
             if (body.len() + chunk.len()) as u64 > max {
                 return Err(Error::TooLarge(format!(
                     "the response has more than {max} bytes (`outbound_response_max_bytes`)"
                 )));
+            }
+            let length = body.len() + chunk.len();
+            if length > body.capacity() {
+                let capacity = length.max(body.capacity() * 2);
+                room.grow_to(capacity as u64).map_err(exhausted)?;
+                body.reserve_exact(capacity - body.len());
             }
             body.extend_from_slice(&chunk);
         }

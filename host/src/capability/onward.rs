@@ -6,9 +6,11 @@ use futures::future::BoxFuture;
 use wasmtime::component::{Accessor, HasSelf};
 
 use super::Guest;
-use crate::bindings::types::{Error, Request, Response};
+use crate::bindings::types::{Body, Error, Request, Response};
 use crate::bindings::{middleware, middleware_async, subrequest, subrequest_async};
 use crate::events::NotPublished;
+use crate::request::header_bytes;
+use crate::scope::{CallBytes, Scope};
 
 /// Where a guest wants to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +38,26 @@ pub trait Onward: Send + Sync {
 }
 
 fn nowhere() -> Error {
+    let sentence = "there is no request to go on with while a module is being checked";
+    refused(500, sentence.to_owned())
+}
+
+/// Counts what the request takes until it is answered.
+fn held(scope: &Arc<Scope>, request: &Request) -> Result<CallBytes, Error> {
+    let headers = header_bytes(&request.headers);
+    let texts = (request.method.len() + request.path.len() + request.query.len()) as u64;
+    let body = match &request.body {
+        Body::Bytes(bytes) => bytes.len() as u64,
+        Body::Spooled(_) => 0,
+    };
+    let held = scope.hold_call(headers + texts + body);
+    held.map_err(|sentence| refused(503, sentence))
+}
+
+fn refused(status: u16, message: String) -> Error {
     Error {
-        status: 500,
-        message: "there is no request to go on with while a module is being checked".to_owned(),
+        status,
+        message,
         detail: None,
     }
 }
@@ -46,6 +65,7 @@ fn nowhere() -> Error {
 impl Guest {
     fn go(&self, to: Whither, request: Request) -> Result<Response, Error> {
         let onward = self.work().onward.as_ref().ok_or_else(nowhere)?;
+        let _held = held(&self.work().scope, &request)?;
         // What runs meanwhile has a CPU budget of its own.
         self.work().cpu.pause(|| onward.go(to, request))
     }
@@ -66,8 +86,13 @@ impl subrequest::Host for Guest {
 type Async = Accessor<Guest, HasSelf<Guest>>;
 
 async fn go(accessor: &Async, to: Whither, request: Request) -> Result<Response, Error> {
-    let onward = accessor.with(|mut store| store.get().work().onward.clone());
-    onward.ok_or_else(nowhere)?.go_async(to, request).await
+    let (onward, scope) = accessor.with(|mut store| {
+        let work = store.get().work();
+        (work.onward.clone(), Arc::clone(&work.scope))
+    });
+    let onward = onward.ok_or_else(nowhere)?;
+    let _held = held(&scope, &request)?;
+    onward.go_async(to, request).await
 }
 
 impl middleware_async::Host for Guest {}

@@ -36,6 +36,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
+        .thread_stack_size(database::STACK_BYTES)
         .build()
         .context("the runtime")?;
     let done = runtime.block_on(work);

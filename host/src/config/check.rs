@@ -28,9 +28,12 @@ const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
 /// Instances that are kept take room of those that work.
 const KEPT: RangeInclusive<u64> = 0..=10_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
+/// With less, a response of the default size would not fit in a request's share.
+const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
-/// A map of headers has no room for more than 32,768.
+/// Headers of views, which count for 32 each: a map of headers has no room for more than 32,768 of them.
+const VIEW_HEADERS_BYTES: RangeInclusive<u64> = 1024..=1 << 20;
 const HEADERS: RangeInclusive<u64> = 1..=10_000;
 /// Longer URLs are not parsed.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
@@ -160,6 +163,7 @@ impl<'a> Checker<'a> {
         self.within(at, "headers_max_bytes", s.headers_max_bytes, HEADERS_BYTES)?;
         self.within(at, "headers_max", s.headers_max, HEADERS)?;
         self.within(at, "uri_max_bytes", s.uri_max_bytes, URI_BYTES)?;
+        self.within(at, "memory_budget_mb", s.memory_budget_mb, BUDGET_MB)?;
         self.within(at, "http2_streams_max", s.http2_streams_max, 1..=10_000)?;
         self.within(at, "header_timeout_ms", s.header_timeout_ms, TIME_MS)?;
         self.within(at, "body_timeout_ms", s.body_timeout_ms, TIME_MS)?;
@@ -219,6 +223,12 @@ impl<'a> Checker<'a> {
         self.within(at, "timeout_ms", limits.timeout_ms, TIME_MS)?;
         self.within(at, "memory_mb", limits.memory_mb, MEMORY_MB)?;
         self.within(at, "response_max_bytes", limits.response_max_bytes, BYTES)?;
+        self.within(
+            at,
+            "headers_max_bytes",
+            limits.headers_max_bytes,
+            VIEW_HEADERS_BYTES,
+        )?;
         self.within(at, "rows_max_bytes", limits.rows_max_bytes, ROWS_BYTES)?;
         self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
         let outbound_bytes = limits.outbound_response_max_bytes;

@@ -49,6 +49,19 @@ pub struct SqliteFile {
     pub readers: usize,
     /// How long a statement waits for another process that holds the file's lock.
     pub busy_timeout: Duration,
+    /// When what was committed is on the disk.
+    pub synchronous: Synchronous,
+}
+
+/// When a commit of SQLite is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Synchronous {
+    /// Before the view is told of it.
+    #[default]
+    Full,
+    /// Soon: when the power fails, the last commits may be lost.
+    Normal,
 }
 
 /// A database on a PostgreSQL server.
@@ -99,6 +112,7 @@ pub(super) struct RawDatabase {
     migrations: Option<Spanned<PathBuf>>,
     readers: Option<Spanned<usize>>,
     busy_timeout_ms: Option<Spanned<u64>>,
+    synchronous: Option<Spanned<Synchronous>>,
     connections: Option<Spanned<usize>>,
     connect_timeout_ms: Option<Spanned<u64>>,
     ca_file: Option<Spanned<PathBuf>>,
@@ -177,6 +191,11 @@ impl Checker<'_> {
             file,
             readers: self.bounded("readers", &readers, 1..=1000)?,
             busy_timeout: self.time("busy_timeout_ms", &busy, TIME_MS_OR_NONE)?,
+            synchronous: raw
+                .synchronous
+                .as_ref()
+                .map(|raw| *raw.get_ref())
+                .unwrap_or_default(),
         })
     }
 
@@ -191,6 +210,7 @@ impl Checker<'_> {
                 "busy_timeout_ms",
                 raw.busy_timeout_ms.as_ref().map(Spanned::span),
             ),
+            ("synchronous", raw.synchronous.as_ref().map(Spanned::span)),
         ];
         self.none_of(&other, "SQLite")?;
         let text = match address.get_ref() {

@@ -83,6 +83,8 @@ pub struct Server {
     pub body_memory_bytes: u64,
     /// How long a request body may take to arrive; longer gets 408. Default 30,000.
     pub body_timeout_ms: u64,
+    /// What the host keeps for all requests together, in megabytes; more gets 503. Default 512.
+    pub memory_budget_mb: u64,
     /// How long a client may leave a response unread before it is disconnected (on HTTP/2, other requests of the
     /// connection have the same time again). Default 30,000.
     pub write_timeout_ms: u64,
@@ -108,6 +110,7 @@ impl Default for Server {
             body_inline_bytes: 64 << 10,
             body_memory_bytes: 1 << 20,
             body_timeout_ms: 30_000,
+            memory_budget_mb: 512,
             write_timeout_ms: 30_000,
             http2_streams_max: 200,
             drain_timeout_ms: 30_000,
@@ -234,6 +237,9 @@ limits! {
     memory_mb: u64 = 64,
     /// A view's response body. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
+    /// The headers of a view's response, of a request that it sends, and of an answer to that; each counts for 32 beside
+    /// its text. Default 64 KiB.
+    headers_max_bytes: u64 = 64 << 10,
     /// The rows of one query as a whole (a result read in pieces has no such limit). Default 8 MiB.
     rows_max_bytes: u64 = 8 << 20,
     /// Outbound requests in flight at once, per request. Default 64.

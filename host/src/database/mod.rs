@@ -30,7 +30,7 @@ use crate::workers;
 
 pub use journal::Journal;
 pub use postgres::Postgres;
-pub use sqlite::Sqlite;
+pub use sqlite::{STACK_BYTES, Sqlite};
 
 /// The app's databases by name.
 pub type Databases = BTreeMap<String, Database>;
@@ -548,7 +548,7 @@ pub(crate) fn short(sql: &str) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(&word[..word.floor_char_boundary(200)]);
         if line.len() > 160 {
             line.truncate(line.floor_char_boundary(160));
             line.push_str(" …");

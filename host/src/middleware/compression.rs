@@ -8,10 +8,10 @@ use std::io;
 use async_compression::Level;
 use async_compression::brotli::EncoderParams;
 use async_compression::tokio::bufread::{BrotliEncoder, GzipEncoder, ZstdEncoder};
+use async_compression::zstd::CParameter;
 use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::header::{self, Entry};
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::BoxBody;
@@ -19,7 +19,8 @@ use http_body_util::{BodyExt as _, BodyStream, Either, Full, StreamBody};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::vary;
+use super::{Visit, vary};
+use crate::budget::Room;
 use crate::metrics::{Held, METRICS};
 use crate::negotiation::{Weight, weighted};
 use crate::request::ResponseBody;
@@ -49,6 +50,7 @@ const BROTLI_QUALITY: i32 = 4;
 /// The encoder keeps the window in memory: 2^18 bytes.
 const BROTLI_WINDOW: i32 = 18;
 const ZSTD_LEVEL: i32 = 3;
+const ZSTD_WINDOW: u32 = 18;
 const GZIP_LEVEL: i32 = 5;
 /// What is compressed before other requests get their turn: about a millisecond's work.
 const PIECE_BYTES: usize = 64 << 10;
@@ -62,6 +64,16 @@ impl Encoding {
         ("gzip", Encoding::Gzip),
     ];
 
+    /// What an encoder takes while a response is on its way, with the pieces that wait for the client: measured
+    /// (1.6 MB, 0.9 MB, 0.3 MB) and rounded up.
+    fn encoder_bytes(self) -> u64 {
+        match self {
+            Encoding::Br => 2 << 20,
+            Encoding::Zstd => 3 << 19,
+            Encoding::Gzip => 512 << 10,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Encoding::Br => "br",
@@ -72,13 +84,17 @@ impl Encoding {
 }
 
 impl Compression {
-    pub(super) fn after(&self, request: &Parts, response: &mut Response<ResponseBody>) {
+    pub(super) fn after(&self, visit: Visit<'_>, response: &mut Response<ResponseBody>) {
         if !self.worth_it(response) {
             return;
         }
         // Also for a client that gets it as it is: a cache must not give the one to the other.
         vary(response.headers_mut(), &header::ACCEPT_ENCODING);
-        let Some(encoding) = self.choose(&request.headers) else {
+        let Some(encoding) = self.choose(&visit.request.headers) else {
+            return;
+        };
+        // Without memory for the encoder, the response goes as it is.
+        let Ok(room) = visit.account.draw(encoding.encoder_bytes()) else {
             return;
         };
         let headers = response.headers_mut();
@@ -95,11 +111,11 @@ impl Compression {
             body if body.is_end_stream() => {
                 Either::Right(BoxBody::new(StreamBody::new(stream::empty())))
             }
-            Either::Left(whole) => compressed(encoding, whole),
+            Either::Left(whole) => compressed(encoding, whole, room),
             Either::Right(streamed) => {
                 let data = BodyStream::new(streamed)
                     .try_filter_map(async |frame| Ok(frame.into_data().ok()));
-                streaming(encoder(encoding, data))
+                streaming(encoder(encoding, data), room)
             }
         };
     }
@@ -200,13 +216,17 @@ fn encoder(
                 .window_size(BROTLI_WINDOW);
             Box::new(BrotliEncoder::with_params(data, params))
         }
-        Encoding::Zstd => Box::new(ZstdEncoder::with_quality(data, Level::Precise(ZSTD_LEVEL))),
+        Encoding::Zstd => {
+            let params = &[CParameter::window_log(ZSTD_WINDOW)];
+            let level = Level::Precise(ZSTD_LEVEL);
+            Box::new(ZstdEncoder::with_quality_and_params(data, level, params))
+        }
         Encoding::Gzip => Box::new(GzipEncoder::with_quality(data, Level::Precise(GZIP_LEVEL))),
     }
 }
 
 /// A body that is there as a whole: at once if it is one piece, else while it is sent.
-fn compressed(encoding: Encoding, whole: Full<Bytes>) -> ResponseBody {
+fn compressed(encoding: Encoding, whole: Full<Bytes>, room: Room) -> ResponseBody {
     let whole = whole.collect().now_or_never();
     let whole = whole
         .expect("it is there")
@@ -218,7 +238,8 @@ fn compressed(encoding: Encoding, whole: Full<Bytes>) -> ResponseBody {
         let done = encoder.read_to_end(&mut small).now_or_never();
         done.expect("nothing is waited for")
             .expect("memory can be read");
-        return Either::Left(Full::new(small.into()));
+        // What the encoder took is more than enough for what it made.
+        return Either::Left(Full::new(room.cut_to(small.capacity() as u64).hold(small)));
     }
     let pieces = stream::unfold(whole, async |mut rest| {
         if rest.is_empty() {
@@ -229,11 +250,11 @@ fn compressed(encoding: Encoding, whole: Full<Bytes>) -> ResponseBody {
         tokio::task::yield_now().await;
         Some((Ok(piece), rest))
     });
-    streaming(encoder(encoding, pieces))
+    streaming(encoder(encoding, pieces), room)
 }
 
-fn streaming(encoder: Encoder) -> ResponseBody {
-    let held = Held::new(&METRICS.compressing);
+fn streaming(encoder: Encoder, room: Room) -> ResponseBody {
+    let held = (Held::new(&METRICS.compressing), room);
     let data = stream::unfold(
         (ReaderStream::with_capacity(encoder, SENT_BYTES), held),
         async |mut state| {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
+use crate::budget::Account;
 use crate::error::Failure;
 use crate::proxies::REQUEST_ID;
 use crate::request::ResponseBody;
@@ -68,6 +69,8 @@ pub struct Visit<'a> {
     pub id: &'a str,
     /// Who is connected: the client, or a proxy.
     pub peer: SocketAddr,
+    /// What the response takes is drawn from here.
+    pub account: &'a Arc<Account>,
 }
 
 /// A request that goes no further.
@@ -141,7 +144,7 @@ pub fn leave(builtins: &[Arc<Builtin>], visit: Visit<'_>, response: &mut Respons
                 }
             }
             Builtin::SecurityHeaders(headers) => headers.after(response.headers_mut()),
-            Builtin::Compression(compression) => compression.after(visit.request, response),
+            Builtin::Compression(compression) => compression.after(visit, response),
             Builtin::Cors(cors) => cors.after(visit.request, response.headers_mut()),
             Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) => {}
         }

@@ -1,8 +1,11 @@
 //! The list as a whole: in, and back out.
 
+use std::sync::LazyLock;
+
 use http::Request;
 
 use super::*;
+use crate::budget;
 use crate::proxies::{Addresses, Proxies};
 use http_body_util::{Either, Full};
 
@@ -27,11 +30,14 @@ fn request(user: Option<&str>) -> Parts {
     request.body(()).expect("a request").into_parts().0
 }
 
+static ACCOUNT: LazyLock<Arc<Account>> = LazyLock::new(|| budget::process().unpaid());
+
 fn visit(request: &Parts) -> Visit<'_> {
     Visit {
         request,
         id: "7",
         peer: ([127, 0, 0, 1], 1).into(),
+        account: &ACCOUNT,
     }
 }
 

@@ -1,11 +1,13 @@
 //! Request bodies: received as a whole before a view starts, so that a slow client never holds a worker, an
 //! instance or a transaction. Small ones are handed to the guest, larger ones kept in memory, the largest in a
-//! temporary file that vanishes with the request.
+//! temporary file that vanishes with the request. Memory is drawn from the request's account as the body grows, not as
+//! it is announced. When memory is tight, or the request's share is used up, a body goes to its file earlier.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +16,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body;
 use tokio::io::AsyncWriteExt as _;
 
+use crate::budget::{Account, Room};
 use crate::config::Server;
 use crate::error::Failure;
 use crate::metrics::{Held, METRICS};
@@ -33,7 +36,10 @@ pub struct Spooled {
 }
 
 enum Place {
-    Memory(Bytes),
+    Memory(
+        Bytes,
+        #[expect(dead_code, reason = "counts the memory while it exists")] Room,
+    ),
     File(
         File,
         #[expect(dead_code, reason = "counts the file while it exists")] Held,
@@ -65,7 +71,7 @@ impl Spooled {
 
     /// The same for a body in memory, which needs no waiting.
     pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
-        let Place::Memory(bytes) = &self.place else {
+        let Place::Memory(bytes, _) = &self.place else {
             return None;
         };
         let start = usize::try_from(offset)
@@ -79,8 +85,13 @@ impl Spooled {
 /// Receives a body.
 ///
 /// # Errors
-/// 413 when it is too large, 408 when it takes too long, 400 when the client breaks off.
-pub async fn receive<B>(body: B, limits: &Server) -> Result<Received, Failure>
+/// 413 when it is too large, 408 when it takes too long, 400 when the client breaks off, 503 when there is no memory
+/// even for writing it to a file.
+pub async fn receive<B>(
+    body: B,
+    limits: &Server,
+    account: &Arc<Account>,
+) -> Result<Received, Failure>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
@@ -93,7 +104,7 @@ where
         return Ok(Received::Inline(Vec::new()));
     }
     let time = Duration::from_millis(limits.body_timeout_ms);
-    match tokio::time::timeout(time, collect(body, limits)).await {
+    match tokio::time::timeout(time, collect(body, limits, account)).await {
         Ok(received) => received,
         Err(_) => Err(Failure::client(
             StatusCode::REQUEST_TIMEOUT,
@@ -105,13 +116,13 @@ where
     }
 }
 
-async fn collect<B>(body: B, limits: &Server) -> Result<Received, Failure>
+async fn collect<B>(body: B, limits: &Server, account: &Arc<Account>) -> Result<Received, Failure>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
     let mut body = pin!(body);
-    let mut memory = BytesMut::new();
+    let mut memory = Memory::new(account);
     let mut file: Option<tokio::fs::File> = None;
     let mut length = 0;
     while let Some(frame) = body.frame().await {
@@ -129,16 +140,18 @@ where
             return Err(too_large(limits.body_max_bytes));
         }
         match &mut file {
-            None if length <= limits.body_memory_bytes => memory.extend_from_slice(&data),
+            None if length <= limits.body_memory_bytes && memory.add(&data, limits) => {}
             None => {
+                account.charge(FILE_BUFFER_BYTES as u64)?;
                 let mut new = tokio::task::spawn_blocking(tempfile::tempfile)
                     .await
                     .expect("opening a file does not panic")
                     .map_err(disk)
                     .map(tokio::fs::File::from_std)?;
-                new.write_all(&std::mem::take(&mut memory))
-                    .await
-                    .map_err(disk)?;
+                new.set_max_buf_size(FILE_BUFFER_BYTES);
+                let before = std::mem::replace(&mut memory, Memory::new(account));
+                new.write_all(&before.bytes).await.map_err(disk)?;
+                drop(before);
                 new.write_all(&data).await.map_err(disk)?;
                 file = Some(new);
             }
@@ -146,10 +159,14 @@ where
         }
     }
     match file {
-        None if length <= limits.body_inline_bytes => Ok(Received::Inline(memory.into())),
+        None if length <= limits.body_inline_bytes => {
+            // It stays until the request has ended, as do copies of it.
+            account.charge(length)?;
+            Ok(Received::Inline(memory.bytes.into()))
+        }
         None => Ok(Received::Kept(Spooled {
             length,
-            place: Place::Memory(memory.freeze()),
+            place: Place::Memory(memory.bytes.freeze(), memory.room),
         })),
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
@@ -158,6 +175,44 @@ where
         }
     }
 }
+
+/// The part of a body that has arrived, while it is in memory.
+struct Memory {
+    bytes: BytesMut,
+    room: Room,
+}
+
+impl Memory {
+    fn new(account: &Arc<Account>) -> Memory {
+        Memory {
+            bytes: BytesMut::new(),
+            room: Room::empty(account),
+        }
+    }
+
+    /// Adds what has arrived, unless memory is tight.
+    fn add(&mut self, data: &[u8], limits: &Server) -> bool {
+        let length = self.bytes.len() + data.len();
+        if length > self.bytes.capacity() {
+            let most = usize::try_from(limits.body_memory_bytes).unwrap_or(usize::MAX);
+            let capacity = length.max(self.bytes.capacity().saturating_mul(2).min(most));
+            let small = length as u64 <= SMALL_BYTES;
+            if (!small && self.room.account().is_tight())
+                || self.room.grow_to(capacity as u64).is_err()
+            {
+                return false;
+            }
+            self.bytes.reserve(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(data);
+        true
+    }
+}
+
+/// A body of so many bytes stays in memory when memory is tight, since a file needs a buffer of that size.
+const SMALL_BYTES: u64 = FILE_BUFFER_BYTES as u64;
+/// What is handed to the disk at once.
+const FILE_BUFFER_BYTES: usize = 64 << 10;
 
 fn too_large(max: u64) -> Failure {
     Failure::client(

@@ -7,7 +7,6 @@
 pub mod body;
 pub mod page;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::app::{App, Routed, Target};
 use crate::bindings::types;
+use crate::budget::{Account, Exhausted};
 use crate::completion::Line;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
@@ -54,10 +54,19 @@ pub const HOP_BY_HOP: [HeaderName; 6] = [
 /// What a response's body is made of.
 pub type ResponseBody = Either<Full<Bytes>, BoxBody<Bytes, io::Error>>;
 
+/// Who is connected, and what that may take.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The client's address, or a proxy's.
+    pub peer: SocketAddr,
+    /// What is kept for the requests of the connection.
+    pub account: Arc<Account>,
+}
+
 /// Answers one request. Dropping the future is what a disconnect means (R15).
 pub async fn answer<B>(
     host: Arc<Host>,
-    peer: SocketAddr,
+    client: &Client,
     request: Request<B>,
 ) -> Response<ResponseBody>
 where
@@ -66,8 +75,12 @@ where
 {
     let (parts, body) = request.into_parts();
     let app = host.app.load_full();
-    let mut completion = Completion::new(&host, &app, peer, &parts);
+    let (account, refused) = account(client);
+    let mut completion = Completion::new(&host, &app, (client.peer, account), &parts);
     let mut response = around(&app.config.builtins, &mut completion, async |completion| {
+        if let Some(refused) = refused {
+            return Err(refused.into());
+        }
         route(body, completion).await
     })
     .await;
@@ -76,6 +89,14 @@ where
     }
     completion.finish(response.status());
     response
+}
+
+/// The account of a request. Without memory for another one, it has nothing, and goes no further.
+fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
+    match client.account.request() {
+        Ok(account) => (account, None),
+        Err(refused) => (client.account.unpaid(), Some(refused)),
+    }
 }
 
 /// Takes the request through built-in middleware, runs what is within, and takes the answer back: a failure too, as
@@ -87,9 +108,8 @@ async fn around(
 ) -> Response<ResponseBody> {
     let entry = middleware::enter(builtins, completion.visit()).await;
     for (name, text) in entry.values {
-        let reserved = true;
         let values = &mut Arc::make_mut(&mut completion.origin).values;
-        values.insert(name, Value { text, reserved });
+        Arc::make_mut(values).insert(name.into(), Value::reserved(&text));
     }
     let mut response = match entry.answer {
         Some(Ok(response)) => response,
@@ -150,6 +170,8 @@ where
             text,
         ));
     }
+    // Guests get a copy.
+    completion.origin.account.charge(bytes as u64 * 2)?;
     if parts.method == http::Method::OPTIONS && parts.uri.path() == "*" {
         return Ok(empty(StatusCode::NO_CONTENT));
     }
@@ -179,7 +201,9 @@ where
         }
     };
     match target {
-        Target::Static(files) => static_file(files, parts, params).await,
+        Target::Static(files) => {
+            static_file(files, (parts, &completion.origin.account), params).await
+        }
         Target::View(routed) => {
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let viewed = async |completion: &mut Completion<'_>| {
@@ -213,7 +237,7 @@ where
     let Completion {
         host, app, parts, ..
     } = *completion;
-    let received = body::receive(body, &app.config.server).await?;
+    let received = body::receive(body, &app.config.server, &completion.origin.account).await?;
     let (request, kept) = contract_request(parts, received);
     let ready = Ready {
         host,
@@ -256,7 +280,7 @@ pub fn contract_request(
 
 /// The request's headers, alike for every version of HTTP: `host` is the authority that the request names
 /// (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113, 8.2.3).
-fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
+pub(crate) fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 1);
     let authority = parts.uri.authority();
     headers.extend(authority.map(|authority| ("host".to_owned(), authority.as_str().to_owned())));
@@ -280,6 +304,15 @@ fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
     headers
 }
 
+/// What headers take, in bytes.
+pub fn header_bytes(headers: &[(String, String)]) -> u64 {
+    let texts = headers.iter().map(|(name, value)| name.len() + value.len());
+    texts.map(|text| text as u64 + HEADER_BYTES).sum()
+}
+
+/// What a header counts for beside its text.
+pub const HEADER_BYTES: u64 = 32;
+
 /// A header value as text: UTF-8, or else ISO-8859-1 as HTTP had it once.
 pub fn text(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
@@ -290,7 +323,7 @@ pub fn text(value: &[u8]) -> String {
 
 async fn static_file(
     files: &Arc<StaticFiles>,
-    parts: &Parts,
+    (parts, account): (&Parts, &Arc<Account>),
     params: Vec<(String, String)>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let (files, method, headers) = (
@@ -306,17 +339,27 @@ async fn static_file(
     let response = read
         .await
         .map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
-    Ok(response.map(|content| match content {
-        Content::Whole(bytes) => Either::Left(Full::new(bytes)),
+    let (head, content) = response.into_parts();
+    let body = match content {
+        Content::Whole(bytes) => Either::Left(Full::new(account.keep(bytes)?)),
         Content::Open(file, length) => {
+            let room = account.draw(FILE_PIECES * FILE_PIECE as u64)?;
             let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
-            Either::Right(
-                StreamBody::new(ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data))
-                    .boxed(),
-            )
+            let pieces = ReaderStream::with_capacity(file, FILE_PIECE);
+            let frame = move |piece| {
+                let _reading = &room;
+                Frame::data(piece)
+            };
+            Either::Right(StreamBody::new(pieces.map_ok(frame)).boxed())
         }
-    }))
+    };
+    Ok(Response::from_parts(head, body))
 }
+
+/// How much of a file is read at once, and how many such pieces there are of it at the same time: one that tokio
+/// reads, one that the stream has room for, one that is cut into frames and one that waits for the client.
+const FILE_PIECE: usize = 64 << 10;
+const FILE_PIECES: u64 = 4;
 
 fn empty(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(Either::Left(Full::default()));
@@ -368,7 +411,7 @@ impl<'a> Completion<'a> {
     fn new(
         host: &'a Arc<Host>,
         app: &'a Arc<App>,
-        peer: SocketAddr,
+        (peer, account): (SocketAddr, Arc<Account>),
         parts: &'a Parts,
     ) -> Completion<'a> {
         let proxies = &app.config.proxies;
@@ -383,7 +426,8 @@ impl<'a> Completion<'a> {
                 id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
                 peer: proxies.client(peer, &parts.headers),
-                values: HashMap::new(),
+                values: Arc::default(),
+                account,
             }),
             view: None,
             settled: None,
@@ -397,6 +441,7 @@ impl<'a> Completion<'a> {
             request: self.parts,
             id: &self.origin.id,
             peer: self.peer,
+            account: &self.origin.account,
         }
     }
 
@@ -425,8 +470,9 @@ impl<'a> Completion<'a> {
             };
         };
         let (statements, statements_omitted) = settled.scope.journal.statements();
-        let values = settled.scope.values().into_iter();
-        let mut values: Vec<_> = values.map(|(name, value)| (name, value.text)).collect();
+        let values = settled.scope.values();
+        let text = |(name, value): (&Arc<str>, &Value)| (name.to_string(), value.text.to_string());
+        let mut values: Vec<_> = values.iter().map(text).collect();
         values.sort();
         Report {
             view,

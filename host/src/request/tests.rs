@@ -12,7 +12,8 @@ fn header_values_become_text_without_loss() {
 }
 
 async fn received(body: Vec<u8>, limits: &Server) -> Result<Vec<u8>, StatusCode> {
-    match body::receive(Full::<Bytes>::from(body), limits).await {
+    let account = Account::root(u64::MAX);
+    match body::receive(Full::<Bytes>::from(body), limits, &account).await {
         Ok(Received::Inline(bytes)) => Ok(bytes),
         Ok(Received::Kept(kept)) => {
             let mut all = Vec::new();
@@ -27,6 +28,50 @@ async fn received(body: Vec<u8>, limits: &Server) -> Result<Vec<u8>, StatusCode>
         }
         Err(failure) => Err(failure.status),
     }
+}
+
+/// A body that is in the memory that it has drawn, or in a file.
+async fn drawn_for(body: usize, account: &Arc<Account>) -> (Received, u64) {
+    let before = account.used();
+    let limits = Server::default();
+    let body = Full::<Bytes>::from(vec![7; body]);
+    let received = body::receive(body, &limits, account).await;
+    let received = received.unwrap_or_else(|failure| panic!("it is received: {failure}"));
+    (received, account.used() - before)
+}
+
+#[tokio::test]
+async fn bodies_are_drawn_from_the_budget_and_go_to_files_when_it_is_tight() {
+    const MB: u64 = 1 << 20;
+    let root = Account::root(64 * MB);
+    let account = root.connection().request().expect("there is room");
+    let (kept, drawn) = drawn_for(300_000, &account).await;
+    assert!(matches!(kept, Received::Kept(_)));
+    assert!((300_000..600_000).contains(&drawn), "{drawn}");
+    drop(kept);
+    let others = root.draw(40 * MB).expect("there is room");
+    let (in_file, drawn) = drawn_for(300_000, &account).await;
+    assert!(drawn <= 64 << 10, "a file needs a buffer: {drawn}");
+    let Received::Kept(in_file) = in_file else {
+        panic!("it is too large to be handed over at once")
+    };
+    assert!(in_file.read_memory(0, 1).is_none());
+    assert_eq!(in_file.read(299_999, 10).expect("it can be read"), [7]);
+    // A small one needs less than a file would.
+    let (small, _) = drawn_for(1000, &account).await;
+    assert!(matches!(small, Received::Inline(_)));
+    let _rest = root.draw(root_left(&root, 64 * MB)).expect("there is room");
+    let full = Full::<Bytes>::from(vec![7; 300_000]);
+    let refused = body::receive(full, &Server::default(), &account).await;
+    let refused = refused.err().expect("there is no memory even for a file");
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.detail.contains("`memory_budget_mb`"), "{refused}");
+    drop((in_file, small, account, others, _rest));
+    assert_eq!(root.used(), 0);
+}
+
+fn root_left(root: &Account, max: u64) -> u64 {
+    max - root.used()
 }
 
 proptest! {

@@ -1,11 +1,17 @@
 //! A guest's stack when it failed: the functions of its own source, without the machinery around them (R17).
 
+use std::fmt::{self, Write};
+
 use wasmtime::WasmBacktrace;
 
 use crate::report::Frame;
 
 /// How many frames are kept: the innermost.
 const FRAMES_MAX: usize = 32;
+/// The longest name of a function that is read, and what is kept of it. A component can have names of any length, and
+/// short ones that stand for very long ones.
+const MANGLED_MAX: usize = 4096;
+const NAME_MAX: usize = 512;
 
 /// The guest's functions, the innermost first; with files and lines where the component has them (`amphi up` builds
 /// it so) and the engine looks for them. Functions of the standard library and of the SDK are left out, unless there
@@ -80,8 +86,32 @@ pub fn way(frames: &[Frame]) -> String {
     format!(" (in {})", names.join(" ← "))
 }
 
-fn demangled(name: &str) -> String {
-    format!("{:#}", rustc_demangle::demangle(name))
+/// A name as its author wrote it.
+pub(crate) fn demangled(name: &str) -> String {
+    let mut short = Shortened(String::new());
+    let read = match name.len() {
+        ..=MANGLED_MAX => write!(short, "{:#}", rustc_demangle::demangle(name)),
+        _ => short.write_str(name),
+    };
+    if read.is_err() {
+        short.0.push('…');
+    }
+    short.0
+}
+
+/// Takes as much of a text as a name may have, and no more.
+struct Shortened(String);
+
+impl Write for Shortened {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = NAME_MAX - self.0.len();
+        if text.len() <= room {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        self.0.push_str(&text[..text.floor_char_boundary(room)]);
+        Err(fmt::Error)
+    }
 }
 
 /// Whether a frame belongs to the standard library, to what the compiler adds or to the SDK.
@@ -169,6 +199,26 @@ mod tests {
         let c = [whole("price"), whole("cart"), whole("handle")];
         assert_eq!(names(&c), ["price", "cart", "handle"]);
         assert_eq!(names(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn names_of_any_length_are_cut() {
+        let plain = "ü".repeat(1_000_000);
+        let cut = demangled(&plain);
+        assert!(cut.len() <= NAME_MAX + '…'.len_utf8() && cut.ends_with('…'));
+        assert_eq!(demangled("_RNvC4shop4cart"), "shop::cart");
+        // Each type is a pair of the one before it, twice: a name of 2^40 parts.
+        let mut doubling = "_RINvC4shop4cartTmm".to_owned();
+        for _ in 0..40 {
+            doubling.push_str("TBf_Bf_E");
+        }
+        doubling.push_str("EE");
+        let deep = format!("_RINvC4shop4cart{}mE", "R".repeat(4_000));
+        for name in [doubling, deep] {
+            let since = std::time::Instant::now();
+            assert!(demangled(&name).len() <= NAME_MAX + 3);
+            assert!(since.elapsed().as_secs() < 1, "{:?}", since.elapsed());
+        }
     }
 
     #[test]

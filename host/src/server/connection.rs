@@ -15,13 +15,23 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Look};
+use super::socket::{Socket, Watched};
+use crate::budget;
 use crate::config::Server as Limits;
 use crate::host::Host;
-use crate::request;
+use crate::request::{self, Client};
 
 /// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 const HTTP2_PONG: Duration = Duration::from_secs(10);
+
+/// What clients of HTTP/2 may send ahead of the host's reading, on one stream and on all together: a connection that
+/// begins draws as much from the budget, with what it takes for heads and frames.
+const HTTP2_STREAM_WINDOW: u32 = 128 << 10;
+const HTTP2_WINDOW: u32 = 256 << 10;
+const HTTP2_BYTES: u64 = HTTP2_WINDOW as u64 + (64 << 10);
+/// What the host sends ahead of the client's reading, on one stream. A piece of a body may come on top.
+const HTTP2_SEND_BYTES: usize = 64 << 10;
 
 /// How HTTP/2 begins (RFC 9113, 3.4), and no request of HTTP/1 does.
 const HTTP2: &[u8] = b"PRI ";
@@ -66,6 +76,9 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.http2_streams_max)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .max_send_buf_size(HTTP2_SEND_BYTES)
         .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PONG);
@@ -95,16 +108,27 @@ pub(super) async fn serve(
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(Duration::from_millis(limits.write_timeout_ms)));
     let activity = Activity::new(limits);
+    let client = Client {
+        peer,
+        account: budget::process().connection(),
+    };
+    if seen == first.len() && first == HTTP2 && client.account.charge(HTTP2_BYTES).is_err() {
+        return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
+    }
+    let client = Arc::new(client);
+    let (socket, watch) = Socket::new(stream, &client.account);
     let service = service_fn(|request: Request<Incoming>| {
         let answering = activity.request(request.version());
-        let host = Arc::clone(&host);
+        let watched = Watched::new(&watch, &request);
+        let request = request.map(|body| watched.body(body));
+        let (host, client) = (Arc::clone(&host), Arc::clone(&client));
         async move {
-            let response = request::answer(host, peer, request).await;
+            let response = request::answer(host, &client, request).await;
+            drop(watched);
             Ok::<_, Infallible>(answering.send(response))
         }
     });
-    let mut serving =
-        std::pin::pin!(protocol.serve_connection(TokioIo::new(Box::pin(stream)), service));
+    let mut serving = std::pin::pin!(protocol.serve_connection(TokioIo::new(socket), service));
     let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
     let (mut looking, mut closing) = (true, false);
     loop {

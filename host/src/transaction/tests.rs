@@ -31,6 +31,7 @@ impl Fixture {
             file: folder.path().join("test.db"),
             readers: 2,
             busy_timeout: Duration::from_millis(200),
+            synchronous: config::Synchronous::Normal,
         };
         let config = config::Database {
             name: name.into(),
@@ -229,7 +230,7 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
                 model.here().published.push(next);
             }
             Step::Begin => {
-                let begun = transaction.begin(fixture.on()).await;
+                let begun = begin_on(&transaction, fixture.on()).await;
                 match begun {
                     Ok(level) if !model.poisoned() => {
                         levels.push(level);
@@ -259,7 +260,7 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
                 transaction.set_rollback();
                 model.marked |= !model.open.is_empty();
             }
-            Step::Pin => match transaction.pin(fixture.on()).await {
+            Step::Pin => match pin_on(&transaction, fixture.on()).await {
                 Ok(pin) if !model.poisoned() => pins.push(pin),
                 Err(error) if model.poisoned() => assert_eq!(error.kind, ErrorKind::Poisoned),
                 other => panic!("{other:?}"),
@@ -439,7 +440,7 @@ async fn one_transaction_is_on_one_database() {
         .expect("it begins here");
     for refused in [
         turn(&transaction, other.on()).await.err(),
-        transaction.begin(other.on()).await.err(),
+        begin_on(&transaction, other.on()).await.err(),
     ] {
         let error = refused.expect("it is elsewhere");
         assert!(
@@ -609,7 +610,7 @@ async fn r9_nothing_goes_by_outside_when_the_scope_is_over() {
         finished.expect("nothing can fail");
         let late = turn_now(&transaction, &fixture).await;
         assert_eq!(late.err().map(|error| error.kind), Some(ErrorKind::Aborted));
-        let begun = transaction.begin(fixture.on()).await;
+        let begun = begin_on(&transaction, fixture.on()).await;
         assert_eq!(
             begun.err().map(|error| error.kind),
             Some(ErrorKind::Aborted)
@@ -624,7 +625,7 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     let soon = Duration::from_micros(50);
     for _ in 0..50 {
         // Whether it has begun by then or not.
-        let begun = tokio::time::timeout(soon, transaction.begin(fixture.on())).await;
+        let begun = tokio::time::timeout(soon, begin_on(&transaction, fixture.on())).await;
         if let Ok(Ok(level)) = begun {
             transaction.abandon(level);
         }
@@ -697,8 +698,19 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
     );
 }
 
+async fn begin_on(member: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Level, Error> {
+    let begun = member.begin(on, std::future::ready(Ok(()))).await;
+    begun.map(|(level, ())| level)
+}
+
+async fn pin_on(member: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Pin, Error> {
+    let pinned = member.pin(on, std::future::ready(Ok(()))).await;
+    pinned.map(|(pin, ())| pin)
+}
 async fn begin(transaction: &Member, fixture: &Fixture) -> Level {
-    transaction.begin(fixture.on()).await.expect("it begins")
+    begin_on(transaction, fixture.on())
+        .await
+        .expect("it begins")
 }
 
 async fn turn_now(transaction: &Member, fixture: &Fixture) -> Result<Option<Turn>, Error> {
@@ -820,7 +832,9 @@ async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
     for atomic in [false, true] {
         let fixture = Fixture::new();
         let transaction = new(atomic);
-        let pin = transaction.pin(fixture.on()).await.expect("it is free");
+        let pin = pin_on(&transaction, fixture.on())
+            .await
+            .expect("it is free");
         for sql in [
             "create temp table kept (n)",
             "insert into kept values (1)",

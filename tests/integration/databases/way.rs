@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::pin_on;
 use super::{Fixture, atomic, query, show};
 use crate::harness::eventually;
 use crate::harness::postgres::{Database, Postgres};
@@ -155,7 +156,9 @@ async fn r13_a_connection_that_is_being_made_has_its_place() {
     let way = Way::new().await;
     let fixture = way.fixture(1).await;
     let transaction = Transaction::new(Options::default()).first_member();
-    let pin = transaction.pin(fixture.on_it()).await.expect("it is free");
+    let pin = pin_on(&transaction, fixture.on_it())
+        .await
+        .expect("it is free");
     transaction.transaction().unpin(pin);
     eventually("the pinned connection is closed", async || {
         match way.on_server.sessions().await {

@@ -15,6 +15,7 @@ use super::super::{
 };
 use super::guard::{Verdict, judge};
 use super::order::{Cancel, Order, size, too_long};
+use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
 use crate::deadline::Deadline;
@@ -35,6 +36,8 @@ pub struct Lease {
     used: bool,
     /// Whether it is unknown what the server does on it.
     broken: bool,
+    /// Whether anything was run on it that may change definitions.
+    changing: Option<Changing>,
     holds: Option<Holds>,
 }
 
@@ -43,6 +46,39 @@ pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_readi
 
 const QUERY_CANCELED: &str = "57014";
 const STALE_PLAN: &str = "0A000";
+const FORGOTTEN: &str = "26000";
+
+/// What is known of a statement ahead of it.
+enum Read {
+    /// It leaves nothing, if nothing changes meanwhile.
+    Plain(Watch),
+    /// It may leave nothing: the server is asked.
+    Unknown(Watch, Check),
+    /// It may leave something.
+    Other,
+}
+
+/// That a connection may change definitions; see `plain`.
+struct Changing {
+    database: Arc<Postgres>,
+    changed: bool,
+}
+
+impl Changing {
+    fn begin(database: &Arc<Postgres>) -> Changing {
+        database.definitions.begin();
+        Changing {
+            database: Arc::clone(database),
+            changed: true,
+        }
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.database.definitions.end(self.changed);
+    }
+}
 
 impl Lease {
     pub(super) fn new(
@@ -62,6 +98,7 @@ impl Lease {
             tainted: false,
             used: false,
             broken: false,
+            changing: None,
             holds: Some(holds),
         }
     }
@@ -95,13 +132,28 @@ impl Lease {
     ) -> Result<Outcome, Failed> {
         let was_used = self.used;
         let verdict = self.admit(statement).map_err(Failed::Refused)?;
-        let alone = !self.in_transaction;
-        let mut ran = self.run_once(before, statement, &verdict).await;
-        // A table was altered since the statement was prepared: it has not run. In a transaction it is too late.
-        if alone && matches!(&ran, Err((_, code)) if code == STALE_PLAN) {
-            ran = self.run_once(&[], statement, &verdict).await;
+        let read = self.plain_read(was_used, statement, &verdict);
+        let mut ran = self.run_once(before, statement, &verdict, &read).await;
+        // A table was altered since the statement was prepared, or somebody has forgotten what was prepared: it has
+        // not run. In a transaction that began before, it is too late.
+        let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
+        if let Err((_, code @ (STALE_PLAN | FORGOTTEN))) = ran.as_ref().map_err(|(f, c)| (f, &**c))
+        {
+            if code == FORGOTTEN {
+                self.forget_statements();
+            }
+            let again = match (self.in_transaction, begins) {
+                (true, true) => self.host(&["rollback".to_owned()]).await.is_ok(),
+                (within, _) => !within,
+            };
+            if again {
+                ran = self
+                    .run_once(before, statement, &verdict, &Read::Other)
+                    .await;
+            }
         }
-        let (outcome, left_nothing) = ran.map_err(|(failed, _)| failed)?;
+        let (outcome, checked) = ran.map_err(|(failed, _)| failed)?;
+        let left_nothing = self.left_nothing(&read, checked, &statement.sql);
         self.used = was_used || !left_nothing;
         Ok(outcome)
     }
@@ -121,6 +173,61 @@ impl Lease {
         let ran = self.run(&before, statement).await;
         self.read_only = !may_write;
         ran
+    }
+
+    /// What is known of a statement, on a connection on which something has run already or not. Whatever may change
+    /// definitions is announced before it is sent.
+    fn plain_read(&mut self, was_used: bool, statement: &Statement, verdict: &Verdict) -> Read {
+        let definitions = &self.database.definitions;
+        let session = self.session.as_ref().expect("it is there until the drop");
+        let alone = !was_used && !self.in_transaction && !self.pinned && session.can_check();
+        let known = (session.statements.peek(&statement.sql)).filter(|_| alone);
+        let watch = definitions.watch(self.changing.is_some());
+        let read = match known.and_then(|known| Some((known.plain, known.check()?))) {
+            Some((Some(plain), _)) if plain.holds(&watch) => return Read::Plain(watch),
+            Some((_, check)) => Some(check),
+            None => None,
+        };
+        if !verdict.changes_rows_only || definitions.may_call() {
+            self.changing
+                .get_or_insert_with(|| Changing::begin(&self.database));
+        }
+        match read {
+            Some(check) => Read::Unknown(definitions.watch(self.changing.is_some()), check),
+            None => Read::Other,
+        }
+    }
+
+    /// Whether a statement that has run is known to have left nothing in the session.
+    fn left_nothing(&mut self, read: &Read, checked: Option<Checked>, sql: &String) -> bool {
+        let definitions = &self.database.definitions;
+        let own = self.changing.is_some();
+        match (read, checked) {
+            (Read::Plain(watch), _) => definitions.is_unchanged(watch, own),
+            (Read::Unknown(watch, _), Some(checked)) => {
+                let plain = definitions.learn(watch, checked, own);
+                if plain.is_some()
+                    && let Some(mut changing) = self.changing.take()
+                {
+                    changing.changed = false;
+                }
+                let session = self.session.as_mut().expect("it is there until the drop");
+                if let Some(known) = session.statements.get_mut(sql) {
+                    known.plain = plain;
+                }
+                plain.is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes none of the statements that were prepared for known any more. Those by which the client looks up types
+    /// may be gone, too, so nobody else gets this connection.
+    fn forget_statements(&mut self) {
+        self.tainted = true;
+        if let Some(session) = &mut self.session {
+            session.statements.clear();
+        }
     }
 
     /// What the guard thinks of a statement, if it may run here at all.
@@ -166,7 +273,8 @@ impl Lease {
         before: &[String],
         statement: &Statement,
         verdict: &Arc<Verdict>,
-    ) -> Result<(Outcome, bool), (Failed, String)> {
+        read: &Read,
+    ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
         let mut ahead = before.join("; ");
         let behind = (self.read_only && !self.in_transaction).then_some("commit");
         if behind.is_some() {
@@ -184,7 +292,10 @@ impl Lease {
             cancel: &cancel,
             statement,
             verdict,
-            alone: !self.in_transaction && !self.pinned,
+            check: match read {
+                Read::Unknown(_, check) => Some(check),
+                Read::Plain(_) | Read::Other => None,
+            },
         };
         let ran = {
             let mut work = pin!(order.run(session, &ahead, behind));
@@ -208,8 +319,10 @@ impl Lease {
             Ok(_) => "",
             Err((_, code)) => code,
         };
-        // Otherwise the server may take the cancellation for whatever is run next.
+        // The server may take the cancellation for whatever is run next, when that was not what ended the statement. It
+        // does not say what did: so nobody else gets this connection in any case.
         self.broken |= cancel.is_sent() && code != QUERY_CANCELED;
+        self.tainted |= cancel.is_sent();
         // It was done before the server heard that it should stop. Nothing can follow: the request has ended.
         let ran = match (ran, self.deadline.ended()) {
             (Ok(_), Some(why)) if cancel.is_sent() => {
@@ -254,6 +367,7 @@ impl Lease {
     /// Runs a statement that belongs to no transaction and hands its result over in pieces.
     pub(super) async fn stream(mut self, statement: Statement) -> Result<Stream, Error> {
         let verdict = self.admit(&statement)?;
+        self.plain_read(true, &statement, &verdict);
         let (head_sender, head) = oneshot::channel();
         let (sender, pieces) = mpsc::channel(1);
         let runtime = self.database.runtime.clone();
@@ -286,7 +400,7 @@ impl Lease {
             cancel: &cancel,
             statement: &statement,
             verdict: &verdict,
-            alone: false,
+            check: None,
         };
         // The lease's end rolls it back.
         let begin = if self.read_only {
@@ -313,10 +427,7 @@ impl Lease {
                 }
             }
         };
-        self.broken |= match code {
-            None => true,
-            Some(code) => cancel.is_sent() && code != QUERY_CANCELED,
-        };
+        self.broken |= code.is_none() || cancel.is_sent();
     }
 }
 
@@ -326,6 +437,7 @@ impl Drop for Lease {
             return;
         };
         let (database, holds) = (Arc::clone(&self.database), self.holds.take());
+        let changing = self.changing.take();
         let closes = self.broken || self.tainted || session.is_closed();
         if !closes && !self.used {
             database.free.lock().push(session);
@@ -345,7 +457,7 @@ impl Drop for Lease {
                 tracing::warn!(database, "a connection could not be cleaned and is closed");
                 session.close().await;
             }
-            drop(holds);
+            drop((changing, holds));
         });
     }
 }

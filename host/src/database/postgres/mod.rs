@@ -10,9 +10,14 @@ mod lease;
 mod numeric;
 mod order;
 mod params;
+mod plain;
 mod session;
 mod tls;
+mod tokens;
 mod values;
+
+#[doc(hidden)]
+pub mod fuzz;
 
 use std::sync::Arc;
 
@@ -29,6 +34,7 @@ use crate::metrics::{Held, METRICS};
 
 pub(super) use lease::END_OF_READING;
 pub use lease::Lease;
+use plain::Definitions;
 use session::Session;
 pub(super) use session::connect_alone;
 use tls::Tls;
@@ -45,6 +51,7 @@ pub struct Postgres {
     /// Room for pinned connections. With the results, they leave one connection to others.
     pins: Gate,
     free: Mutex<Vec<Session>>,
+    definitions: Definitions,
     runtime: Handle,
 }
 
@@ -76,6 +83,7 @@ impl Postgres {
             gate,
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             free: Mutex::new(vec![first]),
+            definitions: Definitions::default(),
             runtime,
         }))
     }

@@ -14,6 +14,7 @@ use super::super::{
 };
 use super::guard::Verdict;
 use super::params::{Param, params};
+use super::plain::{Check, Checked};
 use super::session::{CLOSING_TIMEOUT, Prepared, Session};
 use super::values::{self, Raw};
 use super::{Postgres, error};
@@ -105,18 +106,18 @@ pub(super) struct Order<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) statement: &'a Statement,
     pub(super) verdict: &'a Arc<Verdict>,
-    /// Whether it belongs to no transaction and no pinned connection.
-    pub(super) alone: bool,
+    /// What the server is asked ahead of it.
+    pub(super) check: Option<&'a Check>,
 }
 
 impl Order<'_> {
-    /// Runs it; the outcome, and whether it is known to have left nothing in the session.
+    /// Runs it; the outcome, and what the server has said when it was asked.
     pub(super) async fn run(
         &self,
         session: &mut Session,
         ahead: &str,
         behind: Option<&str>,
-    ) -> Result<(Outcome, bool), (Failed, String)> {
+    ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
         let sql = &self.statement.sql;
         let mut known = session.statements.get(sql).map(|p| p.statement.clone());
         let (client, first) = (&session.client, known.is_none());
@@ -128,18 +129,26 @@ impl Order<'_> {
                     .map_err(|wrong| (Failed::Statement(wrong.error), wrong.code))?,
             );
         }
-        if !ahead.is_empty() {
+        let asks = self.check.is_some();
+        if asks || !ahead.is_empty() {
             self.cancel.hold();
         }
-        let before = async {
+        let check = async {
+            match &self.check {
+                Some(check) => session.check(check).await,
+                None => None,
+            }
+        };
+        let begin = async {
             match ahead {
                 "" => Ok(()),
-                ahead => {
-                    let answer = client.batch_execute(ahead).await;
-                    self.cancel.release();
-                    answer
-                }
+                ahead => client.batch_execute(ahead).await,
             }
+        };
+        let before = async {
+            let before = futures::future::join(check, begin).await;
+            self.cancel.release();
+            before
         };
         let statement = async {
             let known = match known {
@@ -155,15 +164,9 @@ impl Order<'_> {
                 Some(behind) => client.batch_execute(behind).await,
             }
         };
-        let left_nothing = async {
-            match &self.verdict.plain_read {
-                Some(table) if self.alone && !first => session.is_plain(table).await,
-                _ => false,
-            }
-        };
         // Polled in this order, so sent in this order, without waiting for each other's answers.
-        let all = futures::future::join4(before, statement, after, left_nothing);
-        let (before, ran, after, left_nothing) = all.await;
+        let ((checked, before), ran, after) =
+            futures::future::join3(before, statement, after).await;
         if let Err(error) = before {
             let wrong = self.wrong(&error);
             return Err((Failed::Before(wrong.error), wrong.code));
@@ -177,13 +180,14 @@ impl Order<'_> {
                 let prepared = Prepared {
                     statement: known,
                     verdict: Arc::clone(self.verdict),
+                    plain: None,
                 };
                 match self.verdict.forgets {
                     true => session.statements.clear(),
                     false if first => drop(session.statements.insert(sql.clone(), prepared)),
                     false => {}
                 }
-                Ok((outcome, left_nothing))
+                Ok((outcome, checked))
             }
             Err(wrong) => {
                 session.statements.remove(sql);
@@ -233,11 +237,19 @@ impl Order<'_> {
                     continue;
                 }
                 (Ok(Some(row)), false) => {
-                    bytes += row_bytes(&row);
+                    let sent = row_bytes(&row);
+                    bytes += sent;
                     match (bytes <= max).then(|| self.read(&row)) {
-                        Some(Ok(row)) => rows.push(row),
+                        Some(Ok(row)) => {
+                            bytes += printed(&row).saturating_sub(sent);
+                            rows.push(row);
+                        }
                         Some(Err(error)) => over = Some(error),
-                        None => over = Some(Error::too_large(max, &self.statement.sql)),
+                        None => {}
+                    }
+                    if bytes > max && over.is_none() {
+                        over = Some(Error::too_large(max, &self.statement.sql));
+                        rows.clear();
                     }
                     continue;
                 }
@@ -325,6 +337,14 @@ impl Order<'_> {
                 true => self.read(&row),
                 false => Err(Error::too_large(max, &self.statement.sql)),
             };
+            let read = match read {
+                Ok(row) if printed(&row) > max => Err(Error::too_large(max, &self.statement.sql)),
+                read => read,
+            };
+            let size = match &read {
+                Ok(row) => size.max(printed(row)),
+                Err(_) => size,
+            };
             match read {
                 Ok(row) => piece.push(row),
                 Err(error) => {
@@ -359,10 +379,10 @@ impl Order<'_> {
             match raw.map_err(|error| Error::new(ErrorKind::Other, error.to_string()))? {
                 None => Ok(Value::Null),
                 Some(Raw(raw)) => {
-                    too_long(raw.len() as u64, self.value_max, || {
-                        format!("a value of the column `{}`", column.name())
-                    })?;
-                    values::read(column.type_(), raw)
+                    let what = || format!("a value of the column `{}`", column.name());
+                    too_long(raw.len() as u64, self.value_max, what)?;
+                    let value = values::read(column.type_(), raw, self.value_max)?;
+                    value.ok_or_else(|| longer(self.value_max, what()))
                 }
             }
         };
@@ -394,12 +414,28 @@ fn row_bytes(row: &PostgresRow) -> u64 {
     ROW_BYTES + VALUE_BYTES * row.len() as u64 + row.raw_size_bytes() as u64
 }
 
+/// About how many bytes a row takes as it was read.
+fn printed(row: &Row) -> u64 {
+    ROW_BYTES
+        + row
+            .iter()
+            .map(|value| VALUE_BYTES + size(value))
+            .sum::<u64>()
+}
+
 pub(super) fn size(value: &Value) -> u64 {
     match value {
         Value::Text(text) => text.len() as u64,
         Value::Blob(bytes) => bytes.len() as u64,
         Value::Null | Value::Integer(_) | Value::Real(_) => 0,
     }
+}
+
+fn longer(max: u64, what: String) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("{what} has more than {max} bytes as text; `value_max_bytes` is {max}"),
+    )
 }
 
 pub(super) fn too_long(bytes: u64, max: u64, what: impl Fn() -> String) -> Result<(), Error> {

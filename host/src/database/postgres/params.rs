@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use serde::Deserializer as _;
+use serde::de::{SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
@@ -103,37 +105,81 @@ fn wanted(ty: &Type) -> String {
     }
 }
 
+/// The most dimensions that the server's arrays can have.
+const DIMENSIONS_MAX: usize = 6;
+
 /// A JSON array as an array literal of the server's: `[1, null, ["a"]]` as `{1,NULL,{"a"}}`.
-fn array(json: &str, element: &Type) -> Option<String> {
-    let items: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-    let of_json = matches!(*element, Type::JSON | Type::JSONB);
+pub(super) fn array(json: &str, element: &Type) -> Option<String> {
     let mut literal = String::new();
-    list(&items, of_json, &mut literal)?;
+    let of_json = matches!(*element, Type::JSON | Type::JSONB);
+    let list = List {
+        of_json,
+        dimension: 1,
+        literal: &mut literal,
+    };
+    list.write(json)?;
     Some(literal)
 }
 
-fn list(items: &[&RawValue], of_json: bool, literal: &mut String) -> Option<()> {
-    literal.push('{');
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            literal.push(',');
+/// A JSON array that is written as a literal while it is read, item by item.
+struct List<'l> {
+    of_json: bool,
+    dimension: usize,
+    literal: &'l mut String,
+}
+
+impl List<'_> {
+    /// Each dimension is read once more than the one around it, so their number bounds stack and time.
+    fn write(self, json: &str) -> Option<()> {
+        if self.dimension > DIMENSIONS_MAX {
+            return None;
         }
-        let text = item.get().trim();
-        match text.as_bytes().first()? {
-            b'n' => literal.push_str("NULL"),
-            _ if of_json => quote(text, literal),
-            b'[' => list(
-                &serde_json::from_str::<Vec<&RawValue>>(text).ok()?,
-                of_json,
-                literal,
-            )?,
-            b'"' => quote(&serde_json::from_str::<String>(text).ok()?, literal),
-            b'{' => quote(text, literal),
-            _ => literal.push_str(text),
-        }
+        let mut reader = serde_json::Deserializer::from_str(json);
+        reader.deserialize_seq(self).ok()?;
+        reader.end().ok()
     }
-    literal.push('}');
-    Some(())
+
+    fn item(&mut self, text: &str) -> Option<()> {
+        match text.as_bytes().first()? {
+            b'n' => self.literal.push_str("NULL"),
+            _ if self.of_json => quote(text, self.literal),
+            b'[' => {
+                let within = List {
+                    dimension: self.dimension + 1,
+                    literal: self.literal,
+                    ..*self
+                };
+                within.write(text)?;
+            }
+            b'"' => quote(&serde_json::from_str::<String>(text).ok()?, self.literal),
+            b'{' => quote(text, self.literal),
+            _ => self.literal.push_str(text),
+        }
+        Some(())
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        self.literal.push('{');
+        let mut first = true;
+        while let Some(item) = items.next_element::<&RawValue>()? {
+            if !first {
+                self.literal.push(',');
+            }
+            first = false;
+            (self.item(item.get().trim()))
+                .ok_or_else(|| serde::de::Error::custom("an item is no value of the server's"))?;
+        }
+        self.literal.push('}');
+        Ok(())
+    }
 }
 
 fn quote(text: &str, literal: &mut String) {
@@ -194,9 +240,29 @@ mod tests {
             array(r#"[{"a":1},"x",[1]]"#, &Type::JSONB).as_deref(),
             Some(r#"{"{\"a\":1}","\"x\"","[1]"}"#)
         );
-        for wrong in ["", "1", "{1,2}", "[1", "{\"a\":1}"] {
+        for wrong in ["", "1", "{1,2}", "[1", "{\"a\":1}", "[1] 2", "[1,]"] {
             assert_eq!(array(wrong, &Type::INT4), None, "{wrong}");
         }
+        let dimensions = |count: usize| "[".repeat(count) + "1" + &"]".repeat(count);
+        assert!(array(&dimensions(6), &Type::INT4).is_some());
+        assert_eq!(array(&dimensions(7), &Type::INT4), None);
+    }
+
+    #[test]
+    fn r5_no_nesting_of_json_takes_stack_or_long() {
+        let depth = 2_000_000;
+        let since = std::time::Instant::now();
+        let closed = "[".repeat(depth) + &"]".repeat(depth);
+        assert_eq!(array(&closed, &Type::INT4), None);
+        assert_eq!(array(&"[".repeat(depth), &Type::INT4), None);
+        assert_eq!(array(&"[[".repeat(depth), &Type::JSONB), None);
+        assert!(
+            array(&closed, &Type::JSONB).is_some(),
+            "for the server to judge"
+        );
+        let objects = "{\"a\":".repeat(depth);
+        assert_eq!(array(&format!("[{objects}"), &Type::JSONB), None);
+        assert!(since.elapsed().as_secs() < 10, "{:?}", since.elapsed());
     }
 
     #[test]

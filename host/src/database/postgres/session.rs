@@ -8,41 +8,40 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hashlink::LruCache;
 use tokio::task::JoinHandle;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage};
 
 use super::super::STATEMENTS_KEPT;
 use super::guard::Verdict;
+use super::plain::{CHECK, Check, Checked, Plain};
 use super::tls::{self, Tls};
 use crate::config::PostgresServer;
 
 /// How long a server may take to end a connection that the host has closed, or to answer a cancellation.
 pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What takes away all that statements can leave in a connection but transactions and prepared statements. As
-/// `discard all`, without forgetting the statements that the host itself has prepared. Names have their schema,
-/// because the search path may be somebody's choice.
-const CLEAN: &str = "set session authorization default; reset role; reset all; close all; unlisten *; \
-    discard temp; discard sequences; \
-    select pg_catalog.pg_advisory_unlock_all(), \
-    exists (select from pg_catalog.pg_prepared_statements where from_sql)";
+/// What takes away the settings that statements have left, so that none of them (a time limit, read-only
+/// transactions) is in the way of what follows. It is a message, and so a transaction, of its own.
+const RESET: &str = "set session authorization default; reset role; reset all";
 
-/// Whether reading a table calls nothing that somebody has written: it is one (no view, without policies and rules),
-/// and neither an operator nor a cast of the database leads to a function in another language than C.
-const IS_PLAIN: &str = "select coalesce((
-        select relkind in ('r', 'p') and not relrowsecurity and not relhasrules
-        from pg_catalog.pg_class where oid = pg_catalog.to_regclass($1)), false)
-    and not exists (
-        select from pg_catalog.pg_operator o join pg_catalog.pg_proc p on p.oid = o.oprcode
-        where o.oid >= 16384 and p.prolang not in (12, 13))
-    and not exists (
-        select from pg_catalog.pg_cast c join pg_catalog.pg_proc p on p.oid = c.castfunc
-        where c.oid >= 16384 and p.prolang not in (12, 13))";
+/// What takes away all else that statements can leave in a connection but prepared statements. As `discard all`,
+/// without forgetting those that the host itself has prepared: it tells how many there are of SQL's and of the
+/// host's, without those by which the client looks up types. Names have their schema, because the search path may be
+/// somebody's choice.
+const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
+    select pg_catalog.pg_advisory_unlock_all(), \
+    pg_catalog.count(*) filter (where from_sql), \
+    pg_catalog.count(*) filter (where not from_sql \
+        and statement operator(pg_catalog.!~~) 'SELECT t.typname, t.typtype, t.typelem%' \
+        and statement operator(pg_catalog.!~~) 'SELECT enumlabel%FROM pg_catalog.pg_enum%' \
+        and statement operator(pg_catalog.!~~) 'SELECT attname, atttypid%FROM pg_catalog.pg_attribute%') \
+    from pg_catalog.pg_prepared_statements";
 
 /// A connection.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// [`IS_PLAIN`], prepared by the first cleaning.
-    is_plain: Option<tokio_postgres::Statement>,
+    /// [`CHECK`], prepared by the first cleaning.
+    check: Option<tokio_postgres::Statement>,
     /// Ends when the connection is closed.
     connection: JoinHandle<()>,
     pub(super) statements: LruCache<String, Prepared>,
@@ -53,6 +52,21 @@ pub(super) struct Session {
 pub(super) struct Prepared {
     pub(super) statement: tokio_postgres::Statement,
     pub(super) verdict: Arc<Verdict>,
+    /// Since when it is known to leave nothing in a session.
+    pub(super) plain: Option<Plain>,
+}
+
+impl Prepared {
+    /// What has to be asked to know whether it leaves nothing, if that is possible by its words: about the table that
+    /// its columns are of.
+    pub(super) fn check(&self) -> Option<Check> {
+        let name = self.verdict.plain_read.clone()?;
+        let mut tables = (self.statement.columns().iter()).filter_map(|column| column.table_oid());
+        let oid = tables.next()?;
+        tables
+            .all(|other| other == oid)
+            .then_some(Check { name, oid })
+    }
 }
 
 impl Session {
@@ -73,7 +87,7 @@ impl Session {
         });
         Ok(Session {
             client,
-            is_plain: None,
+            check: None,
             connection,
             statements: LruCache::new(STATEMENTS_KEPT),
         })
@@ -87,16 +101,24 @@ impl Session {
         self.client.cancel_token()
     }
 
-    /// Whether the server says that reading this table leaves nothing in the session.
-    pub(super) async fn is_plain(&self, table: &str) -> bool {
-        let Some(check) = &self.is_plain else {
-            return false;
-        };
-        let answer = self.client.query_one(check, &[&table]).await;
-        answer.is_ok_and(|row| row.try_get(0).unwrap_or(false))
+    /// Whether it can be asked about a table.
+    pub(super) fn can_check(&self) -> bool {
+        self.check.is_some()
     }
 
-    /// Ends what is open and takes away all that statements have left. Whether that worked.
+    /// What the server says of a table; none: it does not.
+    pub(super) async fn check(&self, check: &Check) -> Option<Checked> {
+        let statement = self.check.as_ref()?;
+        let params: [&(dyn ToSql + Sync); 2] = [&check.name, &check.oid];
+        let row = self.client.query_one(statement, &params).await.ok()?;
+        Some(Checked {
+            is_plain: row.try_get(0).ok()?,
+            has_functions: row.try_get(1).ok()?,
+        })
+    }
+
+    /// Ends what is open and takes away all that statements have left. Whether that worked, and the statements that the
+    /// host has prepared are still there.
     pub(super) async fn clean(&mut self, in_transaction: bool) -> bool {
         // A transaction that nobody knows of does not outlive this either. Without any, `rollback` alone would have
         // the server log a warning each time.
@@ -104,20 +126,35 @@ impl Session {
             true => "rollback",
             false => "begin; rollback",
         };
-        let sql = format!("{rollback}; {CLEAN}");
-        let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, self.client.simple_query(&sql)).await;
-        let Ok(Ok(messages)) = cleaned else {
+        let reset = format!("{rollback}; {RESET}");
+        // Both are sent at once.
+        let cleaned = futures::future::try_join(
+            self.client.batch_execute(&reset),
+            self.client.simple_query(CLEAN),
+        );
+        let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, cleaned).await;
+        let Ok(Ok(((), messages))) = cleaned else {
             return false;
         };
-        if self.is_plain.is_none() {
-            let prepared = self.client.prepare(IS_PLAIN);
-            let prepared = tokio::time::timeout(CLOSING_TIMEOUT, prepared).await;
-            self.is_plain = prepared.ok().and_then(Result::ok);
+        // A name that was prepared in SQL would be there for the next one, and one of the host's that is gone would
+        // fail it.
+        let ours = self.statements.len() + usize::from(self.check.is_some());
+        let counts = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => Some((
+                row.try_get(1).ok()??.parse().ok()?,
+                row.try_get(2).ok()??.parse().ok()?,
+            )),
+            _ => None,
+        };
+        if messages.iter().find_map(counts) != Some((0_usize, ours)) {
+            return false;
         }
-        // A name that was prepared in SQL would be there for the next one.
-        messages.iter().any(|message| {
-            matches!(message, SimpleQueryMessage::Row(row) if matches!(row.try_get(1), Ok(Some("f"))))
-        })
+        if self.check.is_none() {
+            let prepared = self.client.prepare(CHECK);
+            let prepared = tokio::time::timeout(CLOSING_TIMEOUT, prepared).await;
+            self.check = prepared.ok().and_then(Result::ok);
+        }
+        true
     }
 
     /// Closes the connection and waits until the server has seen it.

@@ -117,21 +117,25 @@ pub(super) fn check(column: &str, ty: &Type) -> Result<(), Error> {
     }
 }
 
-/// A value that is not null.
-pub(super) fn read(ty: &Type, raw: &[u8]) -> Result<Value, Error> {
+/// A value that is not null. Printed, it may be much longer than it was sent: `10::numeric ^ 100000` is sent as ten
+/// bytes. So what it may have at most, `max` bytes, is looked at while it is printed; None when it is more.
+pub(super) fn read(ty: &Type, raw: &[u8], max: u64) -> Result<Option<Value>, Error> {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
     let value = match element(ty) {
-        Some(element) => array(element, raw).map(Value::Text),
+        Some(element) => array(element, raw, max).map(Value::Text),
         None => reading(ty).and_then(|reading| scalar(reading, raw)),
     };
-    value.ok_or_else(|| {
-        Error::new(
+    match value {
+        Some(Value::Text(text)) if text.len() > max => Ok(None),
+        Some(value) => Ok(Some(value)),
+        None => Err(Error::new(
             ErrorKind::Other,
             format!(
                 "a value of the type `{}` is outside of what can be read: cast it to text (`::text`)",
                 ty.name()
             ),
-        )
-    })
+        )),
+    }
 }
 
 fn scalar(reading: Reading, raw: &[u8]) -> Option<Value> {
@@ -248,7 +252,11 @@ fn interval(raw: &[u8]) -> Option<String> {
     Some(text)
 }
 
-fn array(element: &Type, raw: &[u8]) -> Option<String> {
+/// The most dimensions that the server's arrays can have.
+const DIMENSIONS_MAX: usize = 6;
+
+/// As JSON. What comes after `max` bytes is left out: the caller looks at the length.
+fn array(element: &Type, raw: &[u8], max: usize) -> Option<String> {
     let reading = reading(element)?;
     let array = binary::array_from_sql(raw).ok()?;
     let mut dimensions = Vec::new();
@@ -256,16 +264,21 @@ fn array(element: &Type, raw: &[u8]) -> Option<String> {
     while let Some(dimension) = sizes.next().ok()? {
         dimensions.push(usize::try_from(dimension.len).ok()?);
     }
+    // Every item takes four bytes at least, so nothing is printed that was not sent.
+    let items = (dimensions.iter()).try_fold(1, |all: usize, size| all.checked_mul(*size))?;
+    if dimensions.len() > DIMENSIONS_MAX || items > raw.len() / 4 || dimensions.contains(&0) {
+        return None;
+    }
     let mut values = array.values();
     let mut text = String::new();
     let mut next = |text: &mut String| -> Option<()> {
-        match values.next().ok()?? {
-            Some(raw) => item(reading, raw, text),
-            None => {
-                text.push_str("null");
-                Some(())
-            }
+        let value = values.next().ok()??;
+        match value {
+            _ if text.len() > max => {}
+            Some(raw) => item(reading, raw, text)?,
+            None => text.push_str("null"),
         }
+        Some(())
     };
     nested(&dimensions, &mut next, &mut text)?;
     Some(text)
@@ -339,6 +352,64 @@ mod tests {
             timestamp(-1, "").as_deref(),
             Some("1999-12-31T23:59:59.999999")
         );
+    }
+
+    fn array_of(dimensions: &[(i32, i32)], element: &Type, items: &[&[u8]]) -> Vec<u8> {
+        let mut raw = Vec::new();
+        let count = i32::try_from(dimensions.len()).expect("few");
+        for number in [count, 0, i32::try_from(element.oid()).expect("it is small")] {
+            raw.extend(number.to_be_bytes());
+        }
+        for (size, lower) in dimensions {
+            raw.extend(size.to_be_bytes());
+            raw.extend(lower.to_be_bytes());
+        }
+        for item in items {
+            raw.extend(i32::try_from(item.len()).expect("short").to_be_bytes());
+            raw.extend(*item);
+        }
+        raw
+    }
+
+    #[test]
+    fn arrays_print_no_more_than_was_sent() {
+        let one = &1_i32.to_be_bytes()[..];
+        let raw = array_of(&[(2, 1), (1, 1)], &Type::INT4, &[one, one]);
+        assert_eq!(array(&Type::INT4, &raw, 100).as_deref(), Some("[[1],[1]]"));
+        assert_eq!(
+            array(&Type::INT4, &array_of(&[], &Type::INT4, &[]), 100).as_deref(),
+            Some("[]")
+        );
+        for dimensions in [
+            &[(i32::MAX, 1), (0, 1)][..],
+            &[(i32::MAX, 1); 6],
+            &[(1, 1); 7],
+            &[(-1, 1)],
+            &[(3, 1)],
+        ] {
+            let raw = array_of(dimensions, &Type::INT4, &[one, one]);
+            assert_eq!(array(&Type::INT4, &raw, 100), None, "{dimensions:?}");
+        }
+    }
+
+    /// Ten bytes as they are sent, 131,072 digits as they are printed.
+    #[test]
+    fn values_that_are_longer_printed_than_sent_are_bounded() {
+        let words = [1_i16, i16::MAX, 0, 0, 1];
+        let number: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        assert!(matches!(read(&Type::NUMERIC, &number, 1_000), Ok(None)));
+        assert!(matches!(
+            read(&Type::NUMERIC, &number, 1_000_000),
+            Ok(Some(_))
+        ));
+        let items = vec![&number[..]; 100_000];
+        let raw = array_of(&[(100_000, 1)], &Type::NUMERIC, &items);
+        let text = array(&Type::NUMERIC, &raw, 1 << 20).expect("it is one");
+        assert!((1 << 20..2 << 20).contains(&text.len()), "{}", text.len());
+        assert!(matches!(
+            read(&Type::NUMERIC_ARRAY, &raw, 1 << 20),
+            Ok(None)
+        ));
     }
 
     #[test]

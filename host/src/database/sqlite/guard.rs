@@ -2,22 +2,67 @@
 //!
 //! What is not on the list is refused. Where people will run into it, the refusal says what to do instead.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
+use super::super::{Error, ErrorKind};
+use super::limits::Weight;
+
 /// What a connection's callbacks share with it.
 #[derive(Default)]
 pub(super) struct Guard {
-    /// Whether the connection is the one that writes.
-    pub(super) writes: bool,
     /// Set while the host itself speaks: only then are transaction statements let through.
     pub(super) host: AtomicBool,
     /// Set while the connection is pinned: then statements are let through that change it.
     pub(super) pinned: AtomicBool,
-    /// What the authorizer refused last.
-    pub(super) refused: Mutex<Option<String>>,
+    /// Set for statements that others of the same borrower follow on the same connection.
+    pub(super) kept: AtomicBool,
+    /// Set when the request that has the connection has ended: what runs shall end, too.
+    pub(super) over: AtomicBool,
+    /// The largest value that the statement may make.
+    pub(super) values_max: AtomicU64,
+    /// Rows that the borrower has changed, for `total_changes()`.
+    pub(super) total_changes: AtomicI64,
+    pub(super) shared: Shared,
+    /// Set when a statement was compiled, instead of found among those that are kept.
+    pub(super) compiled: AtomicBool,
+    /// What was found in the statement that was compiled last.
+    pub(super) found: Mutex<Found>,
+    /// What was refused last, in place of SQLite's error.
+    pub(super) refused: Mutex<Option<Error>>,
+}
+
+/// What all connections to a database share.
+#[derive(Clone, Default)]
+pub(super) struct Shared {
+    /// Counts changes of the schema.
+    pub(super) schema: Arc<AtomicU64>,
+    /// Whether anybody has asked what the last statements on a connection did.
+    pub(super) asked: Arc<AtomicBool>,
+}
+
+/// What the authorizer sees of a statement while it is compiled, with the views and triggers that it uses.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Calls of functions.
+    pub(super) weight: Weight,
+    /// Tables that it writes to.
+    pub(super) written: BTreeSet<String>,
+    /// Whether it has the operator MATCH.
+    pub(super) searches: bool,
+    /// Tables of which it reads a column of the same name: what is compared with it is a full-text search.
+    pub(super) searched: BTreeSet<String>,
+    /// Whether it asks for what the last statements on the connection did, and for the row id among it.
+    pub(super) session: bool,
+    pub(super) rowid: bool,
+    /// Whether it changes the schema.
+    pub(super) changes_schema: bool,
+    /// What `pragma case_sensitive_like` is set to.
+    pub(super) like_case: Option<bool>,
 }
 
 impl Guard {
@@ -32,6 +77,11 @@ impl Guard {
         if self.host.load(Relaxed) {
             return Authorization::Allow;
         }
+        let mut found = self.found.lock();
+        if !self.compiled.swap(true, Relaxed) {
+            *found = Found::default();
+        }
+        found.note(context);
         let pinned = self.pinned.load(Relaxed);
         let refused = match context.action {
             Transaction { .. } | Savepoint { .. } => {
@@ -50,7 +100,7 @@ impl Guard {
             Attach { .. } | Detach { .. } => {
                 "`attach`, `detach` and `vacuum` were refused: a module uses the databases it is granted in the app's configuration".to_owned()
             }
-            Function { function_name } => match self.function(function_name) {
+            Function { function_name } => match self.function(function_name, context.accessor) {
                 Some(refused) => refused,
                 None => return Authorization::Allow,
             },
@@ -86,21 +136,35 @@ impl Guard {
             // Such as `attach` with a parameter for the file's name.
             other => format!("a statement was refused because it is not of the kinds that views may run ({other:?}); `attach`, `detach` and `vacuum` never are"),
         };
-        *self.refused.lock() = Some(refused);
+        *self.refused.lock() = Some(Error::new(ErrorKind::Denied, refused));
         Authorization::Deny
     }
-}
 
-impl Guard {
-    /// Why a function may not be called, if so.
-    fn function(&self, name: &str) -> Option<String> {
+    /// What SQLite is told when something was refused with a sentence of its own.
+    pub(super) fn refuse(&self, kind: ErrorKind, sentence: String) -> rusqlite::Error {
+        *self.refused.lock() = Some(Error::new(kind, sentence));
+        rusqlite::Error::UserFunctionError("refused".into())
+    }
+
+    /// Why a function may not be called, if so; within a trigger or view of that name.
+    fn function(&self, name: &str, within: Option<&str>) -> Option<String> {
         match name.to_ascii_lowercase().as_str() {
             // The first takes and gives pointers into the host.
             "fts3_tokenizer" | "load_extension" => Some(format!(
                 "the function `{name}` was refused: it reaches into the host"
             )),
+            // It compares every match in a text with every other, and nothing can interrupt it.
+            "snippet" | "offsets" | "matchinfo" => Some(format!(
+                "the function `{name}` was refused: it can take minutes for one text with many matches. Use `highlight` and cut what it gives, or cut the text in the view"
+            )),
+            "match" if let Some(within) = within => Some(format!(
+                "a full-text search in `{within}` was refused: its length can only be checked in the statement itself, so write `match` there"
+            )),
+            "total_changes" if let Some(within) = within => Some(format!(
+                "the function `total_changes` was refused in `{within}`: it tells what earlier statements changed, so call it outside"
+            )),
             "last_insert_rowid" | "changes" | "total_changes"
-                if !self.writes && !self.pinned.load(Relaxed) =>
+                if within.is_none() && !self.kept.load(Relaxed) =>
             {
                 Some(format!(
                     "the function `{name}` was refused: outside a transaction, the next statement may go to another connection. Use `returning`, or the number that `execute` returns, or a transaction"
@@ -110,6 +174,144 @@ impl Guard {
         }
     }
 }
+
+impl Found {
+    fn note(&mut self, context: &AuthContext<'_>) {
+        use AuthAction::{
+            AlterTable, CreateIndex, CreateTable, CreateTempIndex, CreateTempTable,
+            CreateTempTrigger, CreateTempView, CreateTrigger, CreateView, CreateVtable, Delete,
+            DropIndex, DropTable, DropTempIndex, DropTempTable, DropTempTrigger, DropTempView,
+            DropTrigger, DropView, DropVtable, Function, Insert, Pragma, Read, Update,
+        };
+        match context.action {
+            Function { function_name } => self.note_function(function_name),
+            Insert { table_name } | Update { table_name, .. } | Delete { table_name } => {
+                self.written.insert(table_name.to_owned());
+            }
+            Read {
+                table_name,
+                column_name,
+            } if table_name.eq_ignore_ascii_case(column_name) => {
+                self.searched.insert(table_name.to_owned());
+            }
+            Pragma {
+                pragma_name,
+                pragma_value: Some(value),
+            } if pragma_name.eq_ignore_ascii_case("case_sensitive_like") => {
+                let off = ["0", "off", "no", "false"];
+                self.like_case = Some(!off.iter().any(|off| off.eq_ignore_ascii_case(value)));
+            }
+            AlterTable { .. }
+            | CreateIndex { .. }
+            | CreateTable { .. }
+            | CreateTempIndex { .. }
+            | CreateTempTable { .. }
+            | CreateTempTrigger { .. }
+            | CreateTempView { .. }
+            | CreateTrigger { .. }
+            | CreateView { .. }
+            | CreateVtable { .. }
+            | DropIndex { .. }
+            | DropTable { .. }
+            | DropTempIndex { .. }
+            | DropTempTable { .. }
+            | DropTempTrigger { .. }
+            | DropTempView { .. }
+            | DropTrigger { .. }
+            | DropView { .. }
+            | DropVtable { .. } => self.changes_schema = true,
+            _ => {}
+        }
+    }
+
+    fn note_function(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
+            "match" => self.searches = true,
+            "last_insert_rowid" | "changes" | "total_changes" => {
+                self.session = true;
+                self.rowid |= name == "last_insert_rowid";
+            }
+            "json_patch" | "jsonb_patch" => self.weight.quadratic += 1,
+            name if QUICK.contains(&name) => {}
+            _ => self.weight.calls += 1,
+        }
+    }
+}
+
+/// Functions that make and read no whole values, or are our own and look at the interrupt flag themselves.
+const QUICK: &[&str] = &[
+    "abs",
+    "acos",
+    "acosh",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "avg",
+    "bm25",
+    "ceil",
+    "ceiling",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "cos",
+    "cosh",
+    "count",
+    "cume_dist",
+    "degrees",
+    "dense_rank",
+    "exp",
+    "first_value",
+    "floor",
+    "glob",
+    "if",
+    "ifnull",
+    "iif",
+    "instr",
+    "lag",
+    "last_value",
+    "lead",
+    "like",
+    "likelihood",
+    "likely",
+    "ln",
+    "log",
+    "log10",
+    "log2",
+    "ltrim",
+    "max",
+    "min",
+    "mod",
+    "nth_value",
+    "ntile",
+    "nullif",
+    "octet_length",
+    "percent_rank",
+    "pi",
+    "pow",
+    "power",
+    "radians",
+    "random",
+    "rank",
+    "replace",
+    "round",
+    "row_number",
+    "rtrim",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "sum",
+    "tan",
+    "tanh",
+    "total",
+    "trim",
+    "trunc",
+    "typeof",
+    "unlikely",
+];
 
 /// The virtual tables that views may make: full-text search and spatial indexes.
 const VIRTUAL_TABLES: &[&str] = &["fts5", "fts4", "fts3", "rtree"];

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::config::Storage;
+use crate::config::{Storage, Synchronous};
+use crate::database::{Table, Value};
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -18,6 +19,7 @@ impl Fixture {
             file: folder.path().join("test.db"),
             readers: 1,
             busy_timeout: Duration::from_millis(200),
+            synchronous: Synchronous::Normal,
         };
         let config = Config {
             name: "default".into(),

@@ -5,6 +5,7 @@ use http::Request;
 use proptest::prelude::*;
 
 use super::*;
+use crate::budget;
 
 fn compression() -> Compression {
     Compression {
@@ -30,7 +31,14 @@ fn page() -> Response<ResponseBody> {
 fn after(accept: &str, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     let request = Request::builder().header(header::ACCEPT_ENCODING, accept);
     let request = request.body(()).expect("a request").into_parts().0;
-    compression().after(&request, &mut response);
+    let account = budget::process().unpaid();
+    let visit = Visit {
+        request: &request,
+        id: "7",
+        peer: ([127, 0, 0, 1], 1).into(),
+        account: &account,
+    };
+    compression().after(visit, &mut response);
     response
 }
 

@@ -1,0 +1,461 @@
+//! One budget of memory for everything that the host keeps for requests: heads, bodies, events, calls, results,
+//! responses on their way, the state of compressors.
+//!
+//! Accounts form a tree: the process (`memory_budget_mb`), a connection, a request. What is kept is drawn from an
+//! account and from all above it, so neither one request nor one connection can take what everybody lives on. Nothing
+//! waits for memory: a draw that does not fit is refused at once, and whoever asked answers 503, spills to a file, or
+//! does without. Memory comes back when a [`Room`], or the account itself, is dropped (R13).
+//!
+//! A request pays [`REQUEST_BYTES`] in advance. Draws within that touch only its own counter: most requests cost the
+//! process's counter one addition and one subtraction. The linear memory of guests is not part of the budget: it has
+//! limits of its own (`memory_mb`, and the number of instances).
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use crate::error::Failure;
+use crate::metrics::METRICS;
+
+/// What every request takes: its head, its scope, its future, and small things that are kept for it.
+pub const REQUEST_BYTES: u64 = 16 << 10;
+/// A connection's part of the budget, all its requests together, and a request's.
+const CONNECTION_SHARE: u64 = 4;
+const REQUEST_SHARE: u64 = 8;
+/// All events' together.
+const EVENTS_SHARE: u64 = 8;
+/// The part of the budget that may be used before request bodies go to files although they would fit.
+const TIGHT: (u64, u64) = (1, 2);
+/// Smaller pieces of memory are not worth a counter of their own.
+const KEPT_MIN: usize = 1 << 10;
+
+/// Memory that something may take, and what it has taken.
+pub struct Account {
+    used: AtomicI64,
+    /// Drawn from the account above in advance.
+    prepaid: u64,
+    max: AtomicU64,
+    whose: Whose,
+    above: Option<Arc<Account>>,
+}
+
+/// For the sentence when it is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Process,
+    Connection,
+    Request,
+    Events,
+}
+
+static PROCESS: LazyLock<Arc<Account>> = LazyLock::new(|| Account::root(u64::MAX));
+
+/// The account of the process.
+pub fn process() -> &'static Arc<Account> {
+    &PROCESS
+}
+
+/// Why memory was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exhausted {
+    whose: Whose,
+    max: u64,
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mb = self.max >> 20;
+        match self.whose {
+            Whose::Process => write!(
+                f,
+                "the host keeps {mb} MB for requests already, all that `memory_budget_mb` of `[server]` allows: try again when other requests have ended, or raise it"
+            ),
+            Whose::Connection => write!(
+                f,
+                "the requests of this connection would keep more than {mb} MB on the host, a quarter of `memory_budget_mb` of `[server]`"
+            ),
+            Whose::Events => write!(
+                f,
+                "events that are held or wait keep {mb} MB already, an eighth of `memory_budget_mb` of `[server]`"
+            ),
+            Whose::Request => write!(
+                f,
+                "this request would keep more than {mb} MB on the host, an eighth of `memory_budget_mb` of `[server]`: keep less at once, or raise it"
+            ),
+        }
+    }
+}
+
+impl From<Exhausted> for Failure {
+    fn from(why: Exhausted) -> Failure {
+        Failure::limit(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+    }
+}
+
+impl Account {
+    /// A budget.
+    pub fn root(max: u64) -> Arc<Account> {
+        Arc::new(Account {
+            used: AtomicI64::new(0),
+            prepaid: 0,
+            max: AtomicU64::new(max),
+            whose: Whose::Process,
+            above: None,
+        })
+    }
+
+    fn below(self: &Arc<Self>, whose: Whose, share: u64, prepaid: u64) -> Arc<Account> {
+        let most = self.root_of().max.load(Relaxed) / share;
+        Arc::new(Account {
+            used: AtomicI64::new(0),
+            prepaid,
+            // What is paid in advance is there to be used.
+            max: AtomicU64::new(most.max(prepaid)),
+            whose,
+            above: Some(Arc::clone(self)),
+        })
+    }
+
+    fn root_of(self: &Arc<Self>) -> &Arc<Account> {
+        let mut root = self;
+        while let Some(above) = &root.above {
+            root = above;
+        }
+        root
+    }
+
+    /// Sets how much there is. What is taken stays taken.
+    pub fn set_max(&self, bytes: u64) {
+        self.max.store(bytes, Relaxed);
+    }
+
+    /// What is taken.
+    pub fn used(&self) -> u64 {
+        u64::try_from(self.used.load(Relaxed)).unwrap_or(0)
+    }
+
+    /// An account for the requests of one connection.
+    pub fn connection(self: &Arc<Self>) -> Arc<Account> {
+        self.below(Whose::Connection, CONNECTION_SHARE, 0)
+    }
+
+    /// An account for one request, which has something to begin with.
+    ///
+    /// # Errors
+    /// When there is no memory for another request.
+    pub fn request(self: &Arc<Self>) -> Result<Arc<Account>, Exhausted> {
+        self.take(REQUEST_BYTES)?;
+        Ok(self.below(Whose::Request, REQUEST_SHARE, REQUEST_BYTES))
+    }
+
+    /// The same for one that has nothing to begin with.
+    pub fn unpaid(self: &Arc<Self>) -> Arc<Account> {
+        self.below(Whose::Request, REQUEST_SHARE, 0)
+    }
+
+    /// A limit for events, which are drawn from their publishers' accounts: nothing is taken from this one's root.
+    pub fn events(self: &Arc<Self>) -> Arc<Account> {
+        let max = self.max.load(Relaxed) / EVENTS_SHARE;
+        let mut events = Account::root(max);
+        let account = Arc::get_mut(&mut events).expect("it has just been made");
+        account.whose = Whose::Events;
+        events
+    }
+
+    /// Whether so much is taken that what can go to a disk should go there.
+    pub fn is_tight(self: &Arc<Self>) -> bool {
+        let tight =
+            |account: &Account| account.used() > account.max.load(Relaxed) / TIGHT.1 * TIGHT.0;
+        tight(self.root_of()) || self.above.as_ref().is_some_and(|above| tight(above))
+    }
+
+    /// Takes memory until the result is dropped.
+    ///
+    /// # Errors
+    /// When this account, or one above it, has not as much left.
+    pub fn draw(self: &Arc<Self>, bytes: u64) -> Result<Room, Exhausted> {
+        self.charge(bytes)?;
+        Ok(Room {
+            account: Arc::clone(self),
+            bytes,
+        })
+    }
+
+    /// Takes memory until the account is dropped.
+    ///
+    /// # Errors
+    /// As [`Account::draw`].
+    pub fn charge(&self, bytes: u64) -> Result<(), Exhausted> {
+        self.take(bytes).inspect_err(|_| {
+            METRICS.refused.with_label_values(&["memory"]).inc();
+        })
+    }
+
+    /// Keeps memory on this account until the last part of it is dropped: also parts that hyper still has.
+    ///
+    /// # Errors
+    /// As [`Account::draw`].
+    pub fn keep(self: &Arc<Self>, content: Vec<u8>) -> Result<Bytes, Exhausted> {
+        if content.len() < KEPT_MIN {
+            return Ok(content.into());
+        }
+        let room = self.draw(content.capacity() as u64)?;
+        Ok(room.hold(content))
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Exhausted> {
+        let bytes = signed(bytes);
+        let before = self.used.fetch_add(bytes, Relaxed);
+        let asked = self.over(before + bytes) - self.over(before);
+        let max = self.max.load(Relaxed);
+        let taken = match &self.above {
+            _ if before + bytes > signed(max) => Err(Exhausted {
+                whose: self.whose,
+                max,
+            }),
+            Some(above) if asked > 0 => above.take(asked.unsigned_abs()),
+            _ => Ok(()),
+        };
+        if taken.is_err() {
+            let before = self.used.fetch_sub(bytes, Relaxed);
+            let undone = self.over(before - bytes) - self.over(before);
+            // The account above has not got what was asked. Others may have drawn and given back meanwhile, so the two
+            // differences need not be the same.
+            if let Some(above) = &self.above {
+                above.adjust(asked + undone);
+            }
+        }
+        taken
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.adjust(-signed(bytes));
+    }
+
+    /// What is drawn from above when this much is used, beside what is paid in advance.
+    fn over(&self, used: i64) -> i64 {
+        (used - signed(self.prepaid)).max(0)
+    }
+
+    /// Changes what is taken, without asking.
+    fn adjust(&self, difference: i64) {
+        if difference == 0 {
+            return;
+        }
+        let before = self.used.fetch_add(difference, Relaxed);
+        if let Some(above) = &self.above {
+            above.adjust(self.over(before + difference) - self.over(before));
+        }
+    }
+}
+
+/// Counters are signed, because what was drawn may reach the account above after what was given back.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes)
+        .unwrap_or(i64::MAX / 2)
+        .min(i64::MAX / 2)
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if let Some(above) = &self.above {
+            let over = self.over(self.used.load(Relaxed));
+            above.adjust(-signed(self.prepaid) - over);
+        }
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Account({:?}, {} bytes)", self.whose, self.used())
+    }
+}
+
+/// Memory that is taken until this is dropped.
+#[derive(Debug)]
+pub struct Room {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Room {
+    /// No memory yet.
+    pub fn empty(account: &Arc<Account>) -> Room {
+        Room {
+            account: Arc::clone(account),
+            bytes: 0,
+        }
+    }
+
+    /// How much it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where it is drawn from.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Takes this much in all, if that is more than it has.
+    ///
+    /// # Errors
+    /// As [`Account::draw`]; it has what it had.
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), Exhausted> {
+        if let Some(more @ 1..) = bytes.checked_sub(self.bytes) {
+            self.account.charge(more)?;
+            self.bytes = bytes;
+        }
+        Ok(())
+    }
+
+    /// Gives back what is more than that.
+    #[must_use]
+    pub fn cut_to(mut self, bytes: u64) -> Room {
+        if let Some(less @ 1..) = self.bytes.checked_sub(bytes) {
+            self.bytes = bytes;
+            self.account.give_back(less);
+        }
+        self
+    }
+
+    /// Goes with what it was taken for, until the last part of that is dropped.
+    pub fn hold(self, content: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        Bytes::from_owner(Held {
+            content,
+            _room: self,
+        })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.account.give_back(self.bytes);
+        }
+    }
+}
+
+struct Held<T> {
+    content: T,
+    _room: Room,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.content.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+
+    fn whose<T: fmt::Debug>(refused: Result<T, Exhausted>) -> Whose {
+        refused.expect_err("there is not as much").whose
+    }
+
+    #[test]
+    fn what_is_paid_in_advance_is_drawn_once() {
+        let root = Account::root(64 * MB);
+        let connection = root.connection();
+        let request = connection.request().expect("there is room");
+        assert_eq!(
+            (root.used(), connection.used()),
+            (REQUEST_BYTES, REQUEST_BYTES)
+        );
+        let small = request.draw(REQUEST_BYTES - 10).expect("it is paid");
+        assert_eq!(root.used(), REQUEST_BYTES);
+        let more = request.draw(110).expect("there is room");
+        assert_eq!(root.used(), REQUEST_BYTES + 100);
+        drop(small);
+        assert_eq!(root.used(), REQUEST_BYTES);
+        request.charge(MB).expect("there is room");
+        assert_eq!(root.used(), MB + 110);
+        drop(more);
+        assert_eq!((root.used(), connection.used()), (MB, MB));
+        drop(request);
+        assert_eq!((root.used(), connection.used()), (0, 0));
+    }
+
+    #[test]
+    fn no_request_and_no_connection_takes_everything() {
+        let root = Account::root(64 * MB);
+        let connection = root.connection();
+        let requests: Vec<_> = (0..3)
+            .map(|_| connection.request().expect("there is room"))
+            .collect();
+        assert_eq!(whose(requests[0].draw(9 * MB)), Whose::Request);
+        let _first = requests[0].draw(8 * MB).expect("that is its share");
+        assert_eq!(whose(requests[0].draw(1)), Whose::Request);
+        let mut second = requests[1]
+            .draw(7 * MB)
+            .expect("that is less than its share");
+        assert_eq!(whose(requests[2].draw(2 * MB)), Whose::Connection);
+        assert!(requests[2].is_tight());
+        let other = root.connection();
+        let own = other.request().expect("other clients have theirs");
+        let before = (root.used(), requests[1].used());
+        assert_eq!(whose(second.grow_to(9 * MB)), Whose::Request);
+        assert_eq!((root.used(), requests[1].used()), before);
+        let _others = root.draw(48 * MB).expect("there is as much");
+        assert_eq!(whose(own.draw(MB)), Whose::Process);
+        assert_eq!(whose(own.draw(64 * MB)), Whose::Request);
+    }
+
+    #[test]
+    fn memory_that_is_handed_on_counts_until_its_last_part_is_gone() {
+        let root = Account::root(64 * MB);
+        let request = root.request().expect("there is room");
+        let mut body = request.keep(vec![1; MB as usize]).expect("there is room");
+        drop(request);
+        assert_eq!(root.used(), MB);
+        let last = body.split_off(10);
+        drop(body);
+        assert_eq!((root.used(), last[0]), (MB, 1));
+        drop(last);
+        assert_eq!(root.used(), 0);
+    }
+
+    #[test]
+    fn many_threads_leave_nothing_behind() {
+        let root = Account::root(4 * MB);
+        let connection = root.connection();
+        let request = connection.request().expect("there is room");
+        let threads: Vec<_> = (0..4_u64)
+            .map(|seed| {
+                let request = Arc::clone(&request);
+                std::thread::spawn(move || {
+                    let mut random = fastrand::Rng::with_seed(seed);
+                    let mut refused = 0;
+                    for _ in 0..20_000 {
+                        let rooms: Vec<_> = (0..random.usize(1..6))
+                            .map(|_| request.draw(random.u64(1..100_000)))
+                            .collect();
+                        refused += rooms.iter().filter(|room| room.is_err()).count();
+                    }
+                    refused
+                })
+            })
+            .collect();
+        let refused = threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"));
+        assert!(
+            refused.sum::<usize>() > 0,
+            "the share should be too small at times"
+        );
+        assert_eq!(request.used(), 0);
+        assert_eq!(
+            (root.used(), connection.used()),
+            (REQUEST_BYTES, REQUEST_BYTES)
+        );
+        drop(request);
+        assert_eq!((root.used(), connection.used()), (0, 0));
+    }
+}

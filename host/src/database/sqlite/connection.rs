@@ -1,0 +1,447 @@
+//! One connection to the file: how it is set up, how a statement is compiled and weighed, what an error means.
+
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::AuthContext;
+use rusqlite::limits::Limit;
+use rusqlite::{CachedStatement, Connection, ErrorCode, Statement, StatementStatus};
+
+use super::super::{Error, ErrorKind, STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Value};
+use super::guard::{Found, Guard, Shared};
+use super::limits::{self, Weight};
+use super::values::{Bound, slots};
+use super::watch::Watched;
+use super::{functions, search};
+use crate::config::{Database as Config, SqliteFile, Synchronous};
+use crate::deadline::Deadline;
+use crate::error::cut;
+
+/// What SQLite may allocate for all databases of the process, its caches among it. It can be set once.
+const HEAP_BYTES_MAX: i64 = 1 << 30;
+/// A compiled statement may be so large.
+const PROGRAM_BYTES_MAX: u64 = 32 << 20;
+/// How much of an error's text is passed on: a view's own SQL and values may be in it.
+const ERROR_BYTES_MAX: usize = 2_000;
+
+/// A connection, with what its callbacks and the watching thread share with it.
+pub(super) struct Handle {
+    pub(super) connection: Connection,
+    pub(super) guard: Arc<Guard>,
+    pub(super) watched: Arc<Watched>,
+    /// The largest value, as configured.
+    values_max: u64,
+    busy_timeout: Duration,
+    /// The change of the schema that the statements that are kept are newer than.
+    schema: Cell<u64>,
+    writes: bool,
+    /// What the connection tells of earlier borrowers.
+    before: Cell<Before>,
+    /// Whether this borrower has run a statement that may insert.
+    inserts: Cell<bool>,
+}
+
+/// What `last_insert_rowid()` and `total_changes()` were when the connection was lent.
+#[derive(Clone, Copy, Default)]
+struct Before {
+    rowid: i64,
+    changes: u64,
+    /// Whether nothing of it can be seen any more.
+    is_reset: bool,
+}
+
+/// A statement that was compiled for this call, or is kept.
+pub(super) struct Prepared<'a> {
+    statement: Option<CachedStatement<'a>>,
+    /// What the next call of the same statement has to look at again is not kept.
+    keeps: bool,
+    pub(super) changes_schema: bool,
+    /// What it sets `pragma case_sensitive_like` to.
+    pub(super) like_case: Option<bool>,
+}
+
+impl<'a> Deref for Prepared<'a> {
+    type Target = Statement<'a>;
+
+    fn deref(&self) -> &Statement<'a> {
+        self.statement.as_ref().expect("it is there until dropped")
+    }
+}
+
+impl DerefMut for Prepared<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.statement.as_mut().expect("it is there until dropped")
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if let Some(statement) = self.statement.take().filter(|_| !self.keeps) {
+            statement.discard();
+        }
+    }
+}
+
+impl Handle {
+    pub(super) fn open(
+        config: &Config,
+        file: &SqliteFile,
+        shared: &Shared,
+        writes: bool,
+    ) -> anyhow::Result<Handle> {
+        let SqliteFile {
+            file,
+            busy_timeout,
+            synchronous,
+            ..
+        } = file;
+        let mut connection =
+            Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
+        connection.busy_timeout(*busy_timeout)?;
+        // What SQLite offers against hostile SQL and hostile files.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, false)?;
+        limits::set(&connection)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+        connection.pragma_update(None, "hard_heap_limit", HEAP_BYTES_MAX)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(
+            None,
+            "synchronous",
+            match synchronous {
+                Synchronous::Full => "full",
+                Synchronous::Normal => "normal",
+            },
+        )?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        let guard = Arc::new(Guard {
+            shared: shared.clone(),
+            ..Guard::default()
+        });
+        functions::register(&connection, &guard)?;
+        let watching = Arc::clone(&guard);
+        connection.authorizer(Some(move |context: AuthContext<'_>| {
+            watching.authorize(&context)
+        }))?;
+        let watched = Watched::new(connection.get_interrupt_handle(), &guard);
+        let handle = Handle {
+            connection,
+            guard,
+            watched,
+            values_max: config.value_max_bytes,
+            busy_timeout: *busy_timeout,
+            schema: Cell::new(shared.schema.load(Relaxed)),
+            writes,
+            before: Cell::default(),
+            inserts: Cell::new(false),
+        };
+        handle.set_values_max(config.value_max_bytes)?;
+        Ok(handle)
+    }
+
+    /// What was done up to now is not the borrower's. Its statements end with `deadline`.
+    pub(super) fn lend(&self, deadline: Arc<Deadline>) -> Result<(), Error> {
+        self.before.set(Before {
+            rowid: self.connection.last_insert_rowid(),
+            changes: self.connection.total_changes(),
+            is_reset: false,
+        });
+        self.inserts.set(false);
+        if self.writes {
+            // Another process may have the file locked: waiting for it ends with the request, too.
+            let busy = self.busy_timeout.min(deadline.remaining());
+            (self.connection.busy_timeout(busy)).map_err(|error| self.error(&error))?;
+        }
+        self.watched.lend(deadline);
+        Ok(())
+    }
+
+    /// Runs a statement of the host's own. Never from the cache of prepared statements: a view that says the same
+    /// would find it there, past the authorizer.
+    pub(super) fn host(&self, sql: &str) -> Result<(), Error> {
+        let ran = self.as_host(|connection| connection.prepare(sql)?.raw_execute());
+        ran.map(drop).map_err(|error| self.error(&error))
+    }
+
+    /// Does something that no authorizer looks at and no deadline ends.
+    fn as_host<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.watched.set_host(true);
+        self.guard.host.store(true, Relaxed);
+        let done = work(&self.connection);
+        self.guard.host.store(false, Relaxed);
+        self.watched.set_host(false);
+        done
+    }
+
+    pub(super) fn prepare(&self, sql: &str, params: &[Value]) -> Result<Prepared<'_>, Error> {
+        if sql.len() > STATEMENT_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the statement has {} bytes, and may have {STATEMENT_BYTES_MAX}: give long values as parameters, or split it",
+                    sql.len()
+                ),
+            ));
+        }
+        if self.watched.is_over() {
+            return Err(interrupted());
+        }
+        let schema = self.guard.shared.schema.load(Relaxed);
+        if self.schema.replace(schema) != schema {
+            self.connection.flush_prepared_statement_cache();
+        }
+        if self.guard.shared.asked.load(Relaxed) && !self.before.get().is_reset {
+            self.reset()?;
+        }
+        if self.guard.values_max.load(Relaxed) != self.values_max {
+            self.set_values_max(self.values_max)
+                .map_err(|error| self.error(&error))?;
+        }
+        self.guard.compiled.store(false, Relaxed);
+        let statement = self.connection.prepare_cached(sql);
+        let mut prepared = Prepared {
+            statement: Some(statement.map_err(|error| self.error(&error))?),
+            keeps: true,
+            changes_schema: false,
+            like_case: None,
+        };
+        if self.guard.compiled.load(Relaxed) {
+            prepared.keeps = false;
+            self.weigh(&mut prepared, sql, params)?;
+        }
+        let slots = slots(&prepared)?;
+        let expected = slots.iter().copied().max().unwrap_or(0);
+        if expected != params.len() {
+            return Err(Error::parameters(expected, params.len(), sql));
+        }
+        for (index, slot) in slots.into_iter().enumerate() {
+            prepared
+                .raw_bind_parameter(index + 1, Bound(&params[slot - 1]))
+                .map_err(|error| self.error(&error))?;
+        }
+        Ok(prepared)
+    }
+
+    /// Looks at a statement that was just compiled: what values it may have, whether it may run at all, and whether it
+    /// may be kept and run again without a look.
+    fn weigh(&self, prepared: &mut Prepared<'_>, sql: &str, params: &[Value]) -> Result<(), Error> {
+        let Found {
+            weight,
+            written,
+            searches,
+            searched,
+            session,
+            rowid,
+            changes_schema,
+            like_case,
+        } = std::mem::take(&mut *self.guard.found.lock());
+        let program_bytes = prepared.get_status(StatementStatus::MemUsed);
+        let program_bytes = u64::try_from(program_bytes).unwrap_or(u64::MAX);
+        if program_bytes > PROGRAM_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the statement takes {program_bytes} bytes once it is compiled, and may take {PROGRAM_BYTES_MAX}: split it, or give its columns shorter names"
+                ),
+            ));
+        }
+        let looks_at_index = searches || self.any_is_virtual(&searched)?;
+        if looks_at_index && !searches {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "a full-text search was refused: write it as `TABLE match ?`, so that its length is known",
+            ));
+        }
+        if searches {
+            search::check(sql, params)?;
+        }
+        if session {
+            self.ask(rowid)?;
+        }
+        if changes_schema {
+            self.schema_changes();
+        }
+        prepared.changes_schema = changes_schema;
+        prepared.like_case = like_case;
+        let weight = Weight {
+            program_bytes,
+            indexes_text: self.any_is_virtual(&written)?,
+            ..weight
+        };
+        let max = limits::values_max(self.values_max, weight);
+        if max < self.values_max {
+            self.set_values_max(max)
+                .map_err(|error| self.error(&error))?;
+        }
+        prepared.keeps = max == self.values_max && !searches && !session;
+        Ok(())
+    }
+
+    /// Statements that are kept are compiled and looked at again, on every connection: what they use may be something
+    /// else from now on.
+    pub(super) fn schema_changes(&self) {
+        self.guard.shared.schema.fetch_add(1, Relaxed);
+    }
+
+    fn any_is_virtual<'a>(
+        &self,
+        tables: impl IntoIterator<Item = &'a String>,
+    ) -> Result<bool, Error> {
+        let mut tables = (tables.into_iter()).filter(|table| !table.starts_with("sqlite_"));
+        let mut is_virtual = |connection: &Connection| {
+            let mut statement = connection.prepare(
+                "select 1 from sqlite_schema where type = 'table' and rootpage = 0 and name = ? collate nocase",
+            )?;
+            tables.try_fold(false, |any, table| Ok(any || statement.exists([table])?))
+        };
+        self.as_host(|connection| is_virtual(connection))
+            .map_err(|error| self.error(&error))
+    }
+
+    fn set_values_max(&self, max: u64) -> rusqlite::Result<()> {
+        let length = i32::try_from(max).unwrap_or(i32::MAX);
+        self.connection
+            .set_limit(Limit::SQLITE_LIMIT_LENGTH, length)?;
+        self.guard.values_max.store(max, Relaxed);
+        Ok(())
+    }
+
+    /// Takes note of a statement that writes.
+    pub(super) fn wrote(&self, sql: &str) {
+        let first = sql.trim_ascii_start().as_bytes().first();
+        // Of `update`, `delete` and what changes the schema, none has a row id to tell.
+        let inserts = !matches!(
+            first,
+            Some(b'u' | b'U' | b'd' | b'D' | b'c' | b'C' | b'a' | b'A')
+        );
+        self.inserts.set(self.inserts.get() | inserts);
+    }
+
+    /// Somebody asks what the last statements on this connection did. From the first time on, nobody gets the
+    /// connection without [`Handle::reset`].
+    fn ask(&self, rowid: bool) -> Result<(), Error> {
+        self.guard.shared.asked.store(true, Relaxed);
+        let before = self.before.get();
+        let wrote = self.connection.total_changes() != before.changes;
+        if !before.is_reset && !wrote {
+            self.reset()?;
+        } else if !before.is_reset && rowid && self.connection.last_insert_rowid() == before.rowid {
+            // Its own row may have the same id as the earlier borrower's: nobody can tell.
+            if self.inserts.get() {
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    "`last_insert_rowid()` was refused this once: it cannot be told from what an earlier request inserted. Use `returning`",
+                ));
+            }
+            self.reset()?;
+        }
+        let own = self.connection.total_changes() - self.before.get().changes;
+        let own = i64::try_from(own).unwrap_or(i64::MAX);
+        self.guard.total_changes.store(own, Relaxed);
+        Ok(())
+    }
+
+    /// Lets `last_insert_rowid()` and `changes()` tell nothing of an earlier borrower. SQLite has no call for it, so
+    /// a row is written that nobody else sees. A connection that only reads has nothing to tell.
+    fn reset(&self) -> Result<(), Error> {
+        let changes = self.connection.total_changes();
+        if self.writes {
+            for sql in [
+                "create temp table if not exists amphi_session (id integer primary key)",
+                "replace into temp.amphi_session values (0)",
+                "update temp.amphi_session set id = id where false",
+            ] {
+                self.host(sql)?;
+            }
+        }
+        let own = changes - self.before.get().changes;
+        self.before.set(Before {
+            rowid: 0,
+            changes: self.connection.total_changes() - own,
+            is_reset: true,
+        });
+        Ok(())
+    }
+
+    pub(super) fn error(&self, error: &rusqlite::Error) -> Error {
+        if let Some(refused) = self.guard.refused.lock().take() {
+            return refused;
+        }
+        let kind = match error {
+            rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::ConstraintViolation => ErrorKind::Constraint,
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => ErrorKind::Conflict,
+                ErrorCode::OperationInterrupted => ErrorKind::Aborted,
+                ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ParameterOutOfRange => {
+                    ErrorKind::Statement
+                }
+                ErrorCode::TooBig | ErrorCode::OutOfMemory => ErrorKind::TooLarge,
+                ErrorCode::AuthorizationForStatementDenied => ErrorKind::Denied,
+                _ => ErrorKind::Other,
+            },
+            rusqlite::Error::SqlInputError { .. } | rusqlite::Error::MultipleStatement => {
+                ErrorKind::Statement
+            }
+            _ => ErrorKind::Other,
+        };
+        match error {
+            rusqlite::Error::MultipleStatement => Error::new(
+                kind,
+                "one call runs one statement: give the others calls of their own",
+            ),
+            _ if kind == ErrorKind::Aborted => interrupted(),
+            rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::ApiMisuse => Error::new(
+                    ErrorKind::Statement,
+                    "the statement is empty, or only a comment",
+                ),
+                ErrorCode::TooBig => self.too_big(),
+                ErrorCode::OutOfMemory => Error::new(
+                    kind,
+                    "the statement needs more memory, or more instructions, than SQLite may use here: split it, or work on fewer and smaller values at once",
+                ),
+                _ => Error::new(kind, cut(error.to_string(), ERROR_BYTES_MAX)),
+            },
+            rusqlite::Error::SqlInputError { msg, .. }
+                if msg.contains("Recursion limit") || msg.contains("stack overflow") =>
+            {
+                Error::new(
+                    kind,
+                    "the statement is nested too deeply: take it apart, with `with` or into several statements",
+                )
+            }
+            _ => Error::new(kind, cut(error.to_string(), ERROR_BYTES_MAX)),
+        }
+    }
+
+    fn too_big(&self) -> Error {
+        let max = self.guard.values_max.load(Relaxed);
+        Error::new(
+            ErrorKind::TooLarge,
+            match max < self.values_max {
+                false => format!(
+                    "a text or blob is larger than {max} bytes (`value_max_bytes`): store it in pieces, or as a file"
+                ),
+                true => format!(
+                    "a text or blob is larger than {max} bytes, and values in a statement as large as this one, with as many functions, or that fills a full-text index, may not be larger: split the statement, or leave such values out"
+                ),
+            },
+        )
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(
+        ErrorKind::Aborted,
+        "request-aborted: the statement was interrupted because the request ended",
+    )
+}

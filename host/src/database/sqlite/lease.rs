@@ -1,0 +1,281 @@
+//! A connection on loan: what runs on it, and how it comes back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::{Error, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, Row, Statement, Table};
+use super::Sqlite;
+use super::connection::Handle;
+use super::functions;
+use super::values::{columns, read_row};
+use crate::deadline::Deadline;
+use crate::gate::Place;
+use crate::metrics::Held;
+
+/// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
+pub struct Lease {
+    handle: Option<Handle>,
+    database: Arc<Sqlite>,
+    writes: bool,
+    /// Whether statements that write are refused for now.
+    only_reads: bool,
+    /// Whether it was ever pinned: nobody else gets it then.
+    tainted: bool,
+    place: Option<Place>,
+    held: Option<Held>,
+}
+
+/// Whether a statement can run where it was tried.
+pub enum Tried<T> {
+    /// It ran.
+    Done(T),
+    /// It writes, and this connection only reads.
+    Writes,
+}
+
+impl Lease {
+    pub(super) fn new(
+        handle: Handle,
+        database: &Arc<Sqlite>,
+        place: Place,
+        deadline: Arc<Deadline>,
+        writes: bool,
+    ) -> Result<Lease, Error> {
+        handle.lend(deadline)?;
+        Ok(Lease {
+            handle: Some(handle),
+            database: Arc::clone(database),
+            writes,
+            only_reads: false,
+            tainted: false,
+            place: Some(place),
+            held: Some(Held::new(&database.in_use)),
+        })
+    }
+
+    fn handle(&self) -> &Handle {
+        self.handle
+            .as_ref()
+            .expect("the connection is there until the lease is dropped")
+    }
+
+    /// Runs a statement.
+    ///
+    /// # Errors
+    /// What the database says, `too-large` over the limit, `aborted` when the request ends meanwhile.
+    pub fn run(&self, statement: &Statement) -> Result<Tried<Outcome>, Error> {
+        let Statement {
+            sql,
+            params,
+            rows_max,
+        } = statement;
+        let handle = self.handle();
+        let mut prepared = handle.prepare(sql, params)?;
+        let readonly = prepared.readonly();
+        if (!self.writes || self.only_reads) && !readonly {
+            return Ok(Tried::Writes);
+        }
+        let max = rows_max.unwrap_or(u64::MAX);
+        let (columns, mut bytes) = match rows_max {
+            Some(_) => columns(&prepared, max).ok_or_else(|| Error::too_large(max, sql))?,
+            None => (Vec::new(), 0),
+        };
+        let width = prepared.column_count();
+        let mut rows = Vec::new();
+        let changes = handle.connection.total_changes();
+        {
+            let mut cursor = prepared.raw_query();
+            // Rows that are not asked for have to be stepped through, too.
+            while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
+                if rows_max.is_none() {
+                    continue;
+                }
+                let left = max.saturating_sub(bytes);
+                let (row, size) =
+                    read_row(row, width, left)?.ok_or_else(|| Error::too_large(max, sql))?;
+                bytes += size;
+                rows.push(row);
+            }
+        }
+        // After a statement that changes no row, SQLite still tells what an earlier one changed.
+        let changed = match handle.connection.total_changes() == changes {
+            true => 0,
+            false => handle.connection.changes(),
+        };
+        if !readonly {
+            handle.wrote(sql);
+        }
+        if prepared.changes_schema {
+            handle.schema_changes();
+        }
+        if let Some(case_sensitive) = prepared.like_case {
+            functions::register_like(&handle.connection, &handle.guard, case_sensitive)
+                .map_err(|error| handle.error(&error))?;
+        }
+        let table = Table { columns, rows };
+        Ok(Tried::Done(Outcome { table, changed }))
+    }
+
+    /// Runs what has to go before a statement, and the statement.
+    pub(in crate::database) fn run_in_order(
+        &self,
+        before: &[String],
+        statement: &Statement,
+    ) -> Result<Outcome, Failed> {
+        before
+            .iter()
+            .try_for_each(|sql| self.host(sql))
+            .map_err(Failed::Before)?;
+        self.handle().guard.kept.store(true, Relaxed);
+        match self.run(statement) {
+            Ok(Tried::Done(outcome)) => Ok(outcome),
+            Ok(Tried::Writes) => Err(Failed::Statement(Error::read_only(&statement.sql))),
+            Err(error) => Err(Failed::Statement(error)),
+        }
+    }
+
+    /// Refuses statements that write, although the connection may, or no longer.
+    pub(in crate::database) fn set_only_reads(&mut self, only_reads: bool) {
+        self.only_reads = only_reads;
+    }
+
+    /// Lets statements pass that change the session, or no more of them.
+    pub(in crate::database) fn set_pinned(&mut self, pinned: bool) {
+        self.tainted = true;
+        let handle = self.handle();
+        // What was prepared meanwhile has passed the authorizer already.
+        handle.connection.flush_prepared_statement_cache();
+        handle.guard.pinned.store(pinned, Relaxed);
+    }
+
+    /// Runs a transaction statement of the host's own.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn host(&self, sql: &str) -> Result<(), Error> {
+        self.handle().host(sql)
+    }
+
+    /// Whether SQLite itself has ended the transaction (it does after some errors, an interrupt among them).
+    pub fn in_transaction(&self) -> bool {
+        !self.handle().connection.is_autocommit()
+    }
+
+    pub(super) fn feed(
+        self,
+        statement: &Statement,
+        head: oneshot::Sender<Result<Tried<Vec<String>>, Error>>,
+        pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
+    ) {
+        let sql = &statement.sql;
+        let max_bytes = statement.rows_max.unwrap_or(u64::MAX);
+        let handle = self.handle();
+        let mut statement = match handle.prepare(sql, &statement.params) {
+            Ok(statement) => statement,
+            Err(error) => return drop(head.send(Err(error))),
+        };
+        if !statement.readonly() {
+            return drop(head.send(Ok(Tried::Writes)));
+        }
+        let Some((columns, _)) = columns(&statement, max_bytes) else {
+            return drop(head.send(Err(Error::too_large(max_bytes, sql))));
+        };
+        let width = columns.len();
+        if head.send(Ok(Tried::Done(columns))).is_err() {
+            return;
+        }
+        let mut cursor = statement.raw_query();
+        loop {
+            let (mut piece, mut bytes) = (Vec::new(), 0);
+            let end = loop {
+                let row = match cursor.next() {
+                    Ok(Some(row)) => read_row(row, width, max_bytes)
+                        .and_then(|row| row.ok_or_else(|| Error::too_large(max_bytes, sql))),
+                    Ok(None) => break true,
+                    Err(error) => Err(handle.error(&error)),
+                };
+                match row {
+                    Ok((row, size)) => {
+                        bytes += size;
+                        piece.push(row);
+                    }
+                    Err(error) => {
+                        let _ = pieces.blocking_send(Ok(piece));
+                        let _ = pieces.blocking_send(Err(error));
+                        return;
+                    }
+                }
+                if piece.len() >= PIECE_ROWS || bytes >= PIECE_BYTES {
+                    break false;
+                }
+            };
+            // Nobody reads on when the receiver is gone.
+            if (!piece.is_empty() && pieces.blocking_send(Ok(piece)).is_err()) || end {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else {
+            return;
+        };
+        let used = Used {
+            handle,
+            database: Arc::clone(&self.database),
+            writes: self.writes,
+            tainted: self.tainted,
+            _place: self.place.take(),
+            _held: self.held.take(),
+        };
+        // A roll-back may wait for the disk, and a scope may end on a loop.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if used.tainted || !used.handle.connection.is_autocommit() => {
+                runtime.spawn_blocking(move || used.give_back());
+            }
+            _ => used.give_back(),
+        }
+    }
+}
+
+/// A connection that comes back from its loan, with the place it still takes.
+struct Used {
+    handle: Handle,
+    database: Arc<Sqlite>,
+    writes: bool,
+    tainted: bool,
+    _place: Option<Place>,
+    _held: Option<Held>,
+}
+
+impl Used {
+    fn give_back(self) {
+        // Closing it ends whatever is open on it; another one is made when it is needed.
+        if self.tainted {
+            return;
+        }
+        let Handle {
+            connection,
+            guard,
+            watched,
+            ..
+        } = &self.handle;
+        guard.kept.store(false, Relaxed);
+        watched.give_back();
+        let cleaned = connection.is_autocommit() || self.handle.host("rollback").is_ok();
+        if !cleaned {
+            let database = &self.database.config.name;
+            tracing::error!(database, "a connection could not be cleaned and was closed");
+            return;
+        }
+        let pool = match self.writes {
+            true => &self.database.writer,
+            false => &self.database.readers,
+        };
+        pool.free.lock().push(self.handle);
+    }
+}

@@ -1,0 +1,94 @@
+//! What one statement may ask of SQLite: every limit that SQLite has, and how large its values may be.
+//!
+//! SQLite looks at the interrupt flag where its virtual machine jumps, not within one instruction and not between two
+//! that follow each other. What can run between two looks is therefore bounded here: by the number of instructions,
+//! the number of function calls, and the size of the values they work on. A statement with many of them gets smaller
+//! values ([`values_max`]), so that the product stays below a second.
+
+use rusqlite::Connection;
+use rusqlite::limits::Limit;
+
+use super::super::STATEMENT_BYTES_MAX;
+
+/// Bytes of stack for every thread that runs statements (see `threads` in CONFIGURATION.md). With the limits below,
+/// the deepest statements of the hostile corpus take less than 700 KiB, and 2.5 MiB with SQLite's own defaults.
+pub const STACK_BYTES: usize = 4 << 20;
+
+/// The longest pattern of LIKE and GLOB.
+pub(super) const PATTERN_BYTES_MAX: usize = 10_000;
+
+/// Every limit of SQLite but the length of values, which [`super::Handle`] sets for each statement.
+const LIMITS: &[(Limit, i32)] = &[
+    (Limit::SQLITE_LIMIT_SQL_LENGTH, STATEMENT_BYTES_MAX as i32),
+    // Result columns of 2,000 are what SQLite has by itself; the index of a column takes 16 bits.
+    (Limit::SQLITE_LIMIT_COLUMN, 2_000),
+    // About 550 bytes of stack for each level.
+    (Limit::SQLITE_LIMIT_EXPR_DEPTH, 500),
+    // Places on the parser's stack, which is on the heap; what it builds is walked by recursion: subqueries in FROM.
+    (Limit::SQLITE_LIMIT_PARSER_DEPTH, 1_000),
+    (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 250),
+    // As far as SQLite goes by doubling: 172,032 instructions.
+    (Limit::SQLITE_LIMIT_VDBE_OP, 250_000),
+    (Limit::SQLITE_LIMIT_FUNCTION_ARG, 100),
+    (Limit::SQLITE_LIMIT_ATTACHED, 0),
+    // LIKE and GLOB are ours (`functions`): this is for what calls SQLite's own all the same.
+    (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
+    (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 32_766),
+    // About 1.5 KiB of stack for each level when the statement is compiled; as many for cascading foreign keys.
+    (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 100),
+    // Sorting starts no threads of its own.
+    (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    // Tables, indexes, views and triggers.
+    (Limit::SQLITE_LIMIT_SCHEMA, 10_000),
+    (Limit::SQLITE_LIMIT_TRIGGER_STEPS, 1_000),
+];
+
+/// Sets all of them.
+pub(super) fn set(connection: &Connection) -> rusqlite::Result<()> {
+    (LIMITS.iter()).try_for_each(|(limit, max)| connection.set_limit(*limit, *max).map(drop))
+}
+
+/// What a statement that was just compiled may do between two looks at the interrupt flag.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    /// Calls of functions of SQLite's own that read or make whole values.
+    pub(super) calls: u32,
+    /// Calls of functions whose time grows with the square of a value.
+    pub(super) quadratic: u32,
+    /// Bytes of the compiled program.
+    pub(super) program_bytes: u64,
+    /// Whether it writes to a virtual table.
+    pub(super) indexes_text: bool,
+}
+
+/// The slowest of the functions counted (JSON) take 10 ns for each byte.
+const CALL_BYTES: u64 = 100_000_000;
+/// Two values of this size keep a quadratic function busy for about half a second.
+const QUADRATIC_BYTES: u64 = 64 << 10;
+/// An instruction takes about 200 bytes with what it needs, and 1.5 ns for each byte that it copies.
+const PROGRAM_BYTES: u64 = 160_000_000_000;
+/// A search of the longest kind (`search`) in one text of this size takes less than a second.
+const INDEXED_BYTES: u64 = 512 << 10;
+/// Small values are always possible: with the most instructions there are, they take seconds only in theory.
+const VALUES_MIN: u64 = 64 << 10;
+
+/// The largest text or blob that a statement may have, read, or make.
+pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
+    let Weight {
+        calls,
+        quadratic,
+        program_bytes,
+        indexes_text,
+    } = weight;
+    let mut max = configured;
+    max = max.min(CALL_BYTES / u64::from(calls.max(1)));
+    max = max.min(PROGRAM_BYTES / program_bytes.max(1));
+    if indexes_text {
+        max = max.min(INDEXED_BYTES);
+    }
+    max = max.max(VALUES_MIN);
+    if quadratic > 0 {
+        max = max.min(QUADRATIC_BYTES / u64::from(quadratic.isqrt()));
+    }
+    max
+}

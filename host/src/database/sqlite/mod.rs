@@ -1,0 +1,279 @@
+//! One SQLite database: a connection that writes, several that read, all on one file in WAL mode.
+//!
+//! SQLite lets one connection write at a time. Here writers queue for the one writing connection, in order and
+//! with a time limit, instead of colliding inside SQLite; readers see the last commit and never wait for it.
+//!
+//! What loops write is written on a thread of the database's own ([`Sqlite::write`]): when it has ended a transaction,
+//! it goes on with the next one, and no other thread has to be woken between the two.
+//!
+//! Views may not run statements that change the connection they happen to get (`BEGIN`, `PRAGMA`, `ATTACH`,
+//! temporary tables …): the next statement may go to another one, so the change would be lost, and `ATTACH`
+//! would reach other files. SQLite's authorizer refuses them by name (R11).
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tokio::runtime;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{Access, Error, ErrorKind, Face, Outcome, Statement, Stream, Streamed, unwound};
+use crate::config::{Database as Config, SqliteFile};
+use crate::deadline::Deadline;
+use crate::gate::Gate;
+use crate::metrics::METRICS;
+use crate::wakeups::together;
+use crate::workers;
+
+mod connection;
+mod functions;
+mod guard;
+mod lease;
+mod limits;
+mod search;
+mod values;
+mod watch;
+
+use connection::Handle;
+use guard::Shared;
+pub use lease::{Lease, Tried};
+pub use limits::STACK_BYTES;
+
+/// An open database.
+pub struct Sqlite {
+    config: Config,
+    file: SqliteFile,
+    writer: Pool,
+    readers: Pool,
+    in_use: IntGauge,
+    /// Room for results that are read in pieces.
+    streams: Arc<Semaphore>,
+    shared: Shared,
+    thread: Thread,
+}
+
+/// The thread that writes for loops; it ends with this value.
+struct Thread {
+    runtime: runtime::Handle,
+    _end: oneshot::Sender<()>,
+}
+
+/// Connections of one kind and the queue for them.
+struct Pool {
+    gate: Gate,
+    free: Mutex<Vec<Handle>>,
+}
+
+impl Sqlite {
+    /// Opens the file, making it (and its folder) when missing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or is not a database.
+    pub fn open(config: &Config, file: &SqliteFile) -> anyhow::Result<Arc<Sqlite>> {
+        if let Some(folder) = file.file.parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("making the folder {}", folder.display()))?;
+        }
+        let shared = Shared::default();
+        let writer = Handle::open(config, file, &shared, true)?;
+        let readers = (0..file.readers)
+            .map(|_| Handle::open(config, file, &shared, false))
+            .collect::<anyhow::Result<_>>()?;
+        let name = |kind| format!("database `{}`, {kind} connections", config.name);
+        let pool = |kind, size, handles| Pool {
+            gate: Gate::new(name(kind), size, config.queue_max, config.acquire_timeout),
+            free: Mutex::new(handles),
+        };
+        Ok(Arc::new(Sqlite {
+            writer: pool("writing", 1, vec![writer]),
+            readers: pool("reading", file.readers, readers),
+            in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
+            streams: Arc::new(Semaphore::new(file.readers / 2)),
+            file: file.clone(),
+            config: config.clone(),
+            shared,
+            thread: Thread::start().context("the thread that writes")?,
+        }))
+    }
+
+    /// Runs work on the connection that writes, for a loop. It blocks, and goes on if its caller is gone.
+    pub(super) async fn go_on<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        unwound(together(self.thread.runtime.spawn(async { work() })).await)
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Room for results that are read in pieces.
+    pub(super) fn streams(&self) -> &Arc<Semaphore> {
+        &self.streams
+    }
+
+    /// Where it is.
+    pub fn file(&self) -> &SqliteFile {
+        &self.file
+    }
+
+    /// A connection that reads.
+    ///
+    /// # Errors
+    /// When none comes free in time, or the request ends.
+    pub async fn reader(self: &Arc<Self>, deadline: &Arc<Deadline>) -> Result<Lease, Error> {
+        self.lease(deadline, false).await
+    }
+
+    /// The connection that writes.
+    ///
+    /// # Errors
+    /// When it does not come free in time, or the request ends.
+    pub async fn writer(self: &Arc<Self>, deadline: &Arc<Deadline>) -> Result<Lease, Error> {
+        self.lease(deadline, true).await
+    }
+
+    async fn lease(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        writes: bool,
+    ) -> Result<Lease, Error> {
+        let pool = if writes { &self.writer } else { &self.readers };
+        let place = pool.gate.enter(deadline).await?;
+        let free = pool.free.lock().pop();
+        let handle = match free {
+            Some(handle) => handle,
+            None => {
+                let database = Arc::clone(self);
+                let opened = tokio::task::spawn_blocking(move || database.reopen(writes));
+                unwound(opened.await)?
+            }
+        };
+        Lease::new(handle, self, place, Arc::clone(deadline), writes)
+    }
+
+    /// Has `work` done with the connection that writes as soon as it is free, on the thread that writes for loops. It
+    /// blocks there, and is given up when the caller goes before it has begun.
+    ///
+    /// # Errors
+    /// When the connection does not come free in time, or the request ends.
+    pub async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        deadline: &Arc<Deadline>,
+        work: impl FnOnce(Lease) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (database, watched) = (Arc::clone(self), Arc::clone(deadline));
+        let begin = move |place| {
+            let free = database.writer.free.lock().pop();
+            let handle = free.map_or_else(|| database.reopen(true), Ok)?;
+            Lease::new(handle, &database, place, watched, true).map(work)
+        };
+        let gate = &self.writer.gate;
+        gate.enter_on(&self.thread.runtime, deadline, begin).await?
+    }
+
+    /// Another connection in place of one that could not be cleaned. Blocks.
+    fn reopen(&self, writes: bool) -> Result<Handle, Error> {
+        Handle::open(&self.config, &self.file, &self.shared, writes).map_err(|error| {
+            let name = &self.config.name;
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("database `{name}`: {error:#}"),
+            )
+        })
+    }
+
+    /// Runs a statement outside of any transaction: on a connection that reads if that can be.
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        face: Face,
+        deadline: &Arc<Deadline>,
+        access: Access,
+        statement: Statement,
+    ) -> Result<Outcome, Error> {
+        // Whoever wants no rows most likely writes.
+        let statement = if statement.rows_max.is_some() || access != Access::default() {
+            let lease = self.reader(deadline).await?;
+            let tried = face.run(move || {
+                let tried = lease.run(&statement)?;
+                Ok::<_, Error>((tried, statement))
+            });
+            match tried.await? {
+                (Tried::Done(outcome), _) => return Ok(outcome),
+                (Tried::Writes, statement) if access.read_only => {
+                    return Err(Error::read_only(&statement.sql));
+                }
+                (Tried::Writes, _) if access.pinned_by_caller => {
+                    return Err(Error::pinned_by_caller(&self.config.name));
+                }
+                (Tried::Writes, statement) => statement,
+            }
+        } else {
+            statement
+        };
+        let write = move |lease: Lease| match lease.run(&statement)? {
+            Tried::Done(outcome) => Ok(outcome),
+            Tried::Writes => unreachable!("this connection writes"),
+        };
+        match face {
+            Face::Sync => {
+                let lease = self.writer(deadline).await?;
+                workers::blocking(|| write(lease))
+            }
+            Face::Async => self.write(deadline, write).await?,
+        }
+    }
+
+    /// As [`Sqlite::run`], with the result in pieces if the statement only reads.
+    pub(super) async fn stream(
+        self: &Arc<Self>,
+        face: Face,
+        deadline: &Arc<Deadline>,
+        access: Access,
+        statement: Statement,
+    ) -> Result<Streamed, Error> {
+        let lease = self.reader(deadline).await?;
+        let (sender, receiver) = mpsc::channel(1);
+        let (head_sender, head) = oneshot::channel();
+        let feeding = statement.clone();
+        tokio::task::spawn_blocking(move || lease.feed(&feeding, head_sender, &sender));
+        match head.await {
+            Ok(Ok(Tried::Done(columns))) => Ok(Streamed::Pieces(Stream {
+                columns,
+                pieces: receiver,
+            })),
+            Ok(Ok(Tried::Writes)) => {
+                let outcome = self.run(face, deadline, access, statement).await?;
+                Ok(Streamed::Whole(outcome.table))
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::new(
+                ErrorKind::Other,
+                "the thread that reads the rows ended early",
+            )),
+        }
+    }
+}
+
+impl Thread {
+    fn start() -> std::io::Result<Thread> {
+        let runtime = runtime::Builder::new_current_thread().build()?;
+        let (end, ended) = oneshot::channel();
+        let thread = Thread {
+            runtime: runtime.handle().clone(),
+            _end: end,
+        };
+        std::thread::Builder::new()
+            .name("amphi-sqlite".into())
+            .stack_size(STACK_BYTES)
+            // Nothing is sent: it ends when the database is dropped.
+            .spawn(move || drop(runtime.block_on(ended)))?;
+        Ok(thread)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! How long a full-text search may be.
+//!
+//! FTS compares every word of a phrase with every word of a text, without a look at the interrupt flag. The text is
+//! bounded where it is written (`limits`), the search here: behind MATCH there are texts and parameters, joined by
+//! `||`, so that its length is known before it runs.
+
+use super::super::{Error, ErrorKind, Value};
+
+/// The longest search, and every parameter of a statement that searches.
+const BYTES_MAX: usize = 1_000;
+
+/// Whether the searches of a statement are short enough.
+pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
+    let longest = params.iter().map(|value| match value {
+        Value::Text(text) => text.len(),
+        Value::Blob(blob) => blob.len(),
+        _ => 0,
+    });
+    if let Some(bytes) = longest.max().filter(|bytes| *bytes > BYTES_MAX) {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "a parameter of a full-text search has {bytes} bytes, and may have {BYTES_MAX}: search for less, or give the other parameters to a statement of their own"
+            ),
+        ));
+    }
+    let mut words = Words(sql);
+    while let Some(word) = words.next() {
+        if word.eq_ignore_ascii_case("match") {
+            operand(&mut words)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is searched for: literals and parameters joined by `||`.
+fn operand(words: &mut Words<'_>) -> Result<(), Error> {
+    let (mut bytes, mut parts) = (0, 0);
+    loop {
+        let word = words.next().unwrap_or_default();
+        match word.as_bytes() {
+            [b'\'', ..] => bytes += word.len(),
+            [b'?' | b'$', ..] => {}
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    "a full-text search was refused: behind `match`, write a parameter or a text, or some joined by `||`, so that its length is known",
+                ));
+            }
+        }
+        parts += 1;
+        if bytes > BYTES_MAX || parts > 5 {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "a full-text search may have {BYTES_MAX} bytes and 5 parts: search for less, or join it in the view"
+                ),
+            ));
+        }
+        let mut next = words.clone();
+        match next.next().unwrap_or_default() {
+            "||" => *words = next,
+            // What binds more closely would make something else of it.
+            "->" | "->>" | "+" | "-" | "*" | "/" | "%" | "<<" | ">>" | "&" | "|" => {
+                return Err(Error::new(
+                    ErrorKind::Denied,
+                    "a full-text search was refused: behind `match`, parameters and texts can be joined by `||`, and by nothing else",
+                ));
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The words of a statement, without comments: names, numbers, literals with their quotes, parameters, operators.
+#[derive(Clone)]
+struct Words<'a>(&'a str);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        loop {
+            self.0 = self.0.trim_start_matches(|c: char| c.is_ascii_whitespace());
+            let rest = self.0;
+            let comment = match rest {
+                "" => return None,
+                _ if rest.starts_with("--") => rest.find('\n').map(|at| at + 1),
+                _ if rest.starts_with("/*") => rest[2..].find("*/").map(|at| at + 4),
+                _ => break,
+            };
+            self.0 = &rest[comment.unwrap_or(rest.len())..];
+        }
+        let rest = self.0;
+        let first = rest.as_bytes()[0];
+        let length = match first {
+            b'\'' | b'"' | b'`' => quoted(rest, first),
+            b'[' => rest.find(']').map_or(rest.len(), |at| at + 1),
+            _ if is_word(first) || first == b'?' => {
+                let end = |(at, byte): (usize, u8)| (at > 0 && !is_word(byte)).then_some(at);
+                rest.bytes().enumerate().find_map(end).unwrap_or(rest.len())
+            }
+            _ => (["->>", "->", "||", "<<", ">>"].iter())
+                .find(|operator| rest.starts_with(**operator))
+                .map_or(1, |operator| operator.len()),
+        };
+        let (word, rest) = rest.split_at(length);
+        self.0 = rest;
+        Some(word)
+    }
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b':' | b'@' | 0x80..)
+}
+
+/// The length of a quoted word; a quote within is written twice.
+fn quoted(text: &str, quote: u8) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = 1;
+    while at < bytes.len() {
+        match (bytes[at] == quote, bytes.get(at + 1) == Some(&quote)) {
+            (true, true) => at += 2,
+            (true, false) => return at + 1,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}

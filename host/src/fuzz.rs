@@ -1,0 +1,91 @@
+//! What fuzzing calls: every reader of bytes that guests, clients or servers choose, as a function of bytes.
+//!
+//! Each returns, whatever it is given, in time and memory linear in it, without a panic.
+
+use std::net::SocketAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::proxies::{Addresses, Proxies};
+use crate::trace::{TRACEPARENT, TRACESTATE, Trace};
+use crate::{negotiation, request, run};
+
+pub use crate::database::postgres::fuzz as postgres;
+
+/// Lines of `name: value`, as far as they are headers.
+fn headers(data: &[u8]) -> HeaderMap {
+    let line = |line: &[u8]| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let name = HeaderName::from_bytes(&line[..colon]).ok()?;
+        Some((name, HeaderValue::from_bytes(&line[colon + 1..]).ok()?))
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in data.split(|byte| *byte == b'\n').filter_map(line) {
+        headers.append(name, value);
+    }
+    headers
+}
+
+/// Values of one header, one a line.
+fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for value in data.split(|byte| *byte == b'\n') {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.append(name, value);
+        }
+    }
+    headers
+}
+
+/// `accept` and its like.
+pub fn accept(data: &[u8]) {
+    let headers = values(&header::ACCEPT, data);
+    for (name, weight) in negotiation::weighted(&headers, header::ACCEPT) {
+        assert!(!name.is_empty() && weight <= 1000);
+    }
+    let _ = negotiation::form(&headers);
+}
+
+/// `traceparent` in the first line, `tracestate` in the others.
+pub fn trace(data: &[u8]) {
+    let mut lines = data.splitn(2, |byte| *byte == b'\n');
+    let mut headers = values(&TRACEPARENT, lines.next().unwrap_or_default());
+    headers.extend(values(&TRACESTATE, lines.next().unwrap_or_default()));
+    let text = Trace::of(&headers).to_string();
+    assert!(Trace::parse(&text).is_some());
+}
+
+/// `x-forwarded-for` and `forwarded` of a trusted proxy.
+pub fn proxies(data: &[u8]) {
+    let peer = SocketAddr::from(([10, 0, 0, 1], 1));
+    let network = Proxies::parse("10.0.0.0/8").expect("it is one");
+    for (addresses, name) in [
+        (
+            Addresses::XForwardedFor,
+            HeaderName::from_static("x-forwarded-for"),
+        ),
+        (Addresses::Forwarded, header::FORWARDED),
+    ] {
+        let proxies = Proxies::new(vec![network], addresses);
+        let _ = proxies.client(peer, &values(&name, data));
+        let _ = proxies.request_id(peer, &headers(data));
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = Proxies::parse(text);
+    }
+}
+
+/// The headers of a request as views get them: lines of `name: value`.
+pub fn request_headers(data: &[u8]) {
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.headers = headers(data);
+    let given = request::contract_headers(&parts);
+    assert!(given.len() <= parts.headers.len());
+}
+
+/// A function's name in a component.
+pub fn function_name(data: &[u8]) {
+    if let Ok(name) = std::str::from_utf8(data) {
+        assert!(run::backtrace::demangled(name).len() <= 600);
+    }
+}
