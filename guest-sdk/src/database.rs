@@ -125,9 +125,10 @@ impl<'a> Database<'a, Sync> {
         Ok(Rows::new(host::sync::columns(&rows), rows))
     }
 
-    /// Has all statements of the request on this database go to one connection until the result is dropped:
-    /// for statements that change the session, such as `set` or temporary tables. Nothing of them is left
-    /// afterwards.
+    /// Has all statements of this view (and of its middleware) on this database go to one connection until the result
+    /// is dropped: for statements that change the session, such as `set` or temporary tables. Nothing of them is left
+    /// afterwards. Views that are called meanwhile do not see the session; on SQLite, which has one connection that
+    /// writes, they cannot write either.
     pub fn pin(self) -> Result<Pinned<'a, Sync>> {
         let handle = host::sync::pin(self.host, self.name).map_err(Error::from_database)?;
         Ok(Pinned {
@@ -189,9 +190,10 @@ impl<'a> Database<'a, Async> {
         Ok(Rows::new(host::asynch::columns(&rows), rows))
     }
 
-    /// Has all statements of the request on this database go to one connection until the result is dropped:
-    /// for statements that change the session, such as `set` or temporary tables. Nothing of them is left
-    /// afterwards.
+    /// Has all statements of this view (and of its middleware) on this database go to one connection until the result
+    /// is dropped: for statements that change the session, such as `set` or temporary tables. Nothing of them is left
+    /// afterwards. Views that are called meanwhile do not see the session; on SQLite, which has one connection that
+    /// writes, they cannot write either.
     pub async fn pin(self) -> Result<Pinned<'a, Async>> {
         let handle = host::asynch::pin(self.host, self.name)
             .await
@@ -205,8 +207,9 @@ impl<'a> Database<'a, Async> {
     /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error or
     /// is dropped. Within a transaction this is a savepoint of it.
     ///
-    /// A request has one transaction, and every statement meanwhile belongs to it. So do not join atomic
-    /// blocks with each other: the host rolls back what overlaps.
+    /// Every statement that this view issues meanwhile belongs to the block, and so does every view that it calls. So do
+    /// not join atomic blocks of one view with each other: the host rolls back what overlaps. Blocks of views that are
+    /// called at once do not overlap, each has a transaction of its own.
     ///
     /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await` — write `async |tx|`, since the future of
     /// `|tx| async move` could not borrow `tx`.

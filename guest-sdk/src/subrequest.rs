@@ -6,8 +6,13 @@ use crate::{Error, Request, Response, Result};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A call of another view of this app, within this request: it shares the context, the transaction and the time
-/// limit. The module needs `subrequests = true`.
+/// A call of another view of this app, within this request: it shares the context and the time limit. The module needs
+/// `subrequests = true`.
+///
+/// Called within a transaction of the caller's (an atomic view, or [`atomic`](crate::database::Database::atomic)), the view is part
+/// of it: if the view fails, all of it is rolled back, and the caller has to wait for the answer before the transaction
+/// ends. Called outside of any, an atomic view has a transaction of its own, which has committed when its answer is there.
+/// Views that are called at once never see or decide over each other's transactions, nor do pins reach into them.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;

@@ -90,6 +90,15 @@ impl Gate {
         }
     }
 
+    /// Takes a place that is free now.
+    ///
+    /// # Errors
+    /// [`Refused`] when there is none.
+    pub fn try_enter(&self) -> Result<Place, Refused> {
+        let place = self.places.clone().try_acquire_owned();
+        place.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
+    }
+
     /// Has `work` done on another runtime as soon as it has a place, first come first served: whoever gives a place
     /// back there goes on with what waits for it, without a detour through the caller. The work is given up when the
     /// caller goes before it has begun.

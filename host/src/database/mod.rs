@@ -162,14 +162,22 @@ impl Database {
     ///
     /// # Errors
     /// When there is none in time, or the request ends.
-    pub async fn pin_permit(
-        &self,
-        deadline: &Deadline,
-    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
+    pub async fn pin_permit(&self, deadline: &Deadline) -> Result<PinPermit, Error> {
         match self {
             // Reading connections are never pinned together with the one that writes.
             Database::Sqlite(_) => Ok(None),
             Database::Postgres(postgres) => Ok(Some(postgres.pin_permit(deadline).await?)),
+        }
+    }
+
+    /// The same for whoever holds a connection already, and so must not wait.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn try_pin_permit(&self) -> Result<PinPermit, Error> {
+        match self {
+            Database::Sqlite(_) => Ok(None),
+            Database::Postgres(postgres) => Ok(Some(postgres.try_pin_permit()?)),
         }
     }
 
@@ -274,6 +282,9 @@ impl Database {
         }
     }
 }
+
+/// Room for a pinned connection, where that is limited.
+pub type PinPermit = Option<OwnedSemaphorePermit>;
 
 /// What a statement outside of any transaction may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::effects::{Effects, Reason};
 use super::{Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, PinPermit, Statement};
 use crate::deadline::Deadline;
 use crate::metrics::{Held, METRICS};
-use tokio::sync::OwnedSemaphorePermit;
 
 pub(super) struct State {
     options: Options,
@@ -47,7 +46,7 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<(Held, Option<OwnedSemaphorePermit>)>,
+    held: Option<(Held, PinPermit)>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
@@ -402,7 +401,13 @@ impl State {
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
         if self.pins.held.is_none() {
-            let permit = database.pin_permit(deadline).await?;
+            let permit = match &self.open {
+                // An atomic view needs no permit: whatever it calls has its connection, too.
+                _ if self.options.atomic => None,
+                // Who has a connection does not wait for a permit.
+                Some(_) => database.try_pin_permit()?,
+                None => database.pin_permit(deadline).await?,
+            };
             self.connect(database, deadline).await?;
             let gauge = METRICS
                 .database_pinned

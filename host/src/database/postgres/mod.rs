@@ -111,6 +111,14 @@ impl Postgres {
         Ok(self.pins.enter(deadline).await?)
     }
 
+    /// The same at once.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn try_pin_permit(&self) -> Result<Place, Error> {
+        Ok(self.pins.try_enter()?)
+    }
+
     /// A connection: a free one, or a new one while there are fewer than may be.
     ///
     /// # Errors
