@@ -10,6 +10,7 @@ use amphi_tests::adversary::hunt::{Hunt, hunt, replay};
 use amphi_tests::adversary::oracle::Fault;
 use amphi_tests::adversary::program::Program;
 use amphi_tests::adversary::show::Shown;
+use amphi_tests::adversary::siege::{Report, siege};
 use amphi_tests::harness::Kind;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -46,6 +47,9 @@ struct Options {
     /// Prints the program of the seed and runs nothing.
     #[arg(long)]
     print: bool,
+    /// Does everything at once that is meant to stop a host, and measures a small view beside it.
+    #[arg(long)]
+    siege: bool,
     /// Runs the program in this file, ten times if need be.
     #[arg(long)]
     replay: Option<PathBuf>,
@@ -136,6 +140,12 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             well &= ran.violations.is_empty();
             continue;
         }
+        if options.siege {
+            let report = siege_of(kind, Duration::from_secs_f64(options.minutes * 60.0))?;
+            println!("{report}");
+            well &= report.wrong.is_empty();
+            continue;
+        }
         let hunted = hunt(Hunt {
             kind,
             seed,
@@ -157,4 +167,11 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
         well &= hunted.failures.is_empty();
     }
     Ok(well)
+}
+
+fn siege_of(kind: Kind, time: Duration) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(siege(kind, time)))
 }
