@@ -313,6 +313,7 @@ impl Position {
             return Err((&Stop::from(why)).into());
         }
         let _part = self.take_place()?;
+        self.member.begins();
         let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_sync(here.work(), &here.routed(request));
@@ -321,6 +322,7 @@ impl Position {
 
     async fn run_async(mut self, request: types::Request) -> Outcome {
         let _part = self.take_place()?;
+        self.member.begins();
         let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_async(here.work(), here.routed(request)).await;

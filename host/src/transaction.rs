@@ -42,7 +42,7 @@ use crate::deadline::{Deadline, Ended};
 use crate::metrics::METRICS;
 
 pub use effects::Effect;
-use effects::{Effects, History};
+use effects::{Effects, History, Reason};
 use state::{Place, State, ended, left_behind};
 
 /// How the transactions of a scope ended; the last one decides.
@@ -178,13 +178,19 @@ impl Transaction {
         self.failed.load(SeqCst)
     }
 
-    /// Whether the caller of this one's view, or a caller of its, keeps a connection of the database pinned: it waits
-    /// for this view, so this view cannot wait for that connection.
-    fn is_pinned_around(&self, database: &Database) -> bool {
+    /// Whether the caller of this one's view, or a caller of its, keeps a connection pinned that could be used for what
+    /// `read_only` is: it waits for this view, so this view cannot wait for that connection.
+    fn is_pinned_around(&self, database: &Database, read_only: bool) -> bool {
         let around = std::iter::successors(self.around.as_deref(), |this| this.around.as_deref());
         around
             .filter(|around| around.pins.load(SeqCst) > 0)
+            .filter(|around| !database.has_readers() || around.options.read_only == read_only)
             .any(|around| around.pinned.lock().as_ref() == Some(&database.config().name))
+    }
+
+    /// Whether the only connection for what `read_only` is is one that a caller keeps pinned.
+    fn waits_for_caller(&self, database: &Database, read_only: bool) -> bool {
+        database.connections(read_only) == 1 && self.is_pinned_around(database, read_only)
     }
 
     /// Lets the connection go, at once if nothing runs on it and no level needs it.
@@ -277,6 +283,7 @@ pub struct Member {
     /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
     order: tokio::sync::Mutex<()>,
+    begun: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -299,6 +306,7 @@ impl Member {
             claims: Arc::default(),
             from: Mutex::default(),
             order: tokio::sync::Mutex::default(),
+            begun: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         }
     }
@@ -371,7 +379,8 @@ impl Member {
     pub fn access(&self, database: &Database) -> Access {
         Access {
             read_only: self.read_only,
-            pinned_by_caller: self.transaction.is_pinned_around(database),
+            no_reader: self.transaction.waits_for_caller(database, true),
+            no_writer: self.transaction.waits_for_caller(database, false),
         }
     }
 
@@ -380,6 +389,20 @@ impl Member {
         self.base.is_some()
             || self.claims.load(SeqCst) > 0
             || self.transaction.pins.load(SeqCst) > 0
+    }
+
+    /// Its function begins.
+    pub fn begins(&self) {
+        self.begun.store(true, SeqCst);
+    }
+
+    /// Nobody waits for its function any more, which may be in the middle of something: nothing of the transaction that it
+    /// was called in is kept.
+    pub fn give_up(&self) {
+        let reason = self.begun.load(SeqCst).then_some(Reason::MemberGivenUp);
+        if let (Some(base), false) = (self.base, self.ended.swap(true, SeqCst)) {
+            self.transaction.effects.part(base, reason);
+        }
     }
 
     /// Its function has ended. When that has failed, nothing of the transaction is kept (R9).
@@ -396,7 +419,8 @@ impl Member {
         let (Some(base), false) = (*base, self.ended.swap(true, SeqCst)) else {
             return Ok(());
         };
-        match transaction.effects.part(base, failed) || transaction.over.load(SeqCst) {
+        let reason = failed.then_some(Reason::MemberFailed);
+        match transaction.effects.part(base, reason) || transaction.over.load(SeqCst) {
             true => Ok(()),
             false => Err(left_behind()),
         }
@@ -482,10 +506,11 @@ impl Member {
     }
 
     fn may_connect(&self, database: &Database) -> Result<(), Error> {
-        let waits_for_itself = !self.read_only
-            && !database.has_other_connections()
-            && self.transaction.is_pinned_around(database);
-        match waits_for_itself {
+        let Transaction { options, .. } = &*self.transaction;
+        match self
+            .transaction
+            .waits_for_caller(database, options.read_only)
+        {
             true => Err(Error::pinned_by_caller(&database.config().name)),
             false => Ok(()),
         }
@@ -576,7 +601,8 @@ impl Member {
         (database, deadline): (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<R, Error>>,
     ) -> Result<(Pin, R), Error> {
-        if self.transaction.is_pinned_around(database) {
+        let Options { read_only, .. } = self.transaction.options;
+        if self.transaction.is_pinned_around(database, read_only) {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
@@ -617,8 +643,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        // Its function was given up on the way: nobody is there to be told.
-        let _ = self.end(false);
+        self.give_up();
         let Transaction {
             around, options, ..
         } = &*self.transaction;

@@ -19,7 +19,8 @@ use crate::harness::postgres::{self, Postgres, Stop};
 /// What a statement of a read-only view may do.
 const READS: Access = Access {
     read_only: true,
-    pinned_by_caller: false,
+    no_reader: false,
+    no_writer: false,
 };
 
 /// A database on PostgreSQL as the host opens it.

@@ -218,6 +218,27 @@ both_databases! {
         server.assert_baseline().await;
     }
 
+    /// A view that nobody waits for any more is in the middle of something. What it has done is not kept, and neither is
+    /// what it is a part of.
+    async fn r9_a_view_that_is_given_up_is_not_kept(kind: Kind) {
+        let server = App::rules(kind, "").await.serve().await;
+        for path in ["sync/run", "async/run", "sync/run/atomic", "async/run/atomic"] {
+            let race = json!({"do": "race", "steps": [nap(10), view(&format!("/{path}"), json!([insert("undone"), nap(100), insert("undone")]))]});
+            let mark = server.log.mark();
+            let reply = server.steps("/async/run/atomic", json!([insert("mine"), race])).await;
+            assert_eq!(reply.status, 500, "{path}: {}", reply.text());
+            let line = &server.log.requests(mark, 1).await[0];
+            assert!(line.text("why").contains("given up"), "{line:?}");
+            server.told("/async/run", json!([insert("mine"), race, insert("after")])).await;
+            server.app.data.assert_quiet().await;
+            let kept = tags(&server).await;
+            let undone = kept.iter().filter(|tag| *tag == "undone").count();
+            assert_eq!(kept.len() - undone, 2, "{path}: {kept:?}");
+            assert!(undone == 0 || !path.ends_with("atomic"), "{path}: {kept:?}");
+        }
+        server.assert_baseline().await;
+    }
+
     /// A block that ends before a view that was called in it: which rows would be kept depends on luck, so none are.
     async fn r9_a_block_does_not_end_before_a_view_that_was_called_in_it(kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use super::own::OwnTransaction;
 use super::{Outcome, Position};
 use crate::bindings::types;
+use crate::transaction::Member;
 use crate::workers::Call;
 
 /// A part that is to run on the loop, or from there, and who waits for it. Dropped, it is not going to run.
@@ -101,6 +102,15 @@ pub async fn conduct(start: Position, request: types::Request, errands: Errands)
     }
 }
 
+/// Tells a part's transaction, when dropped, that nobody waits for the part any more. That is no news when it has ended.
+struct GivenUp(Arc<Member>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
 impl Errand {
     async fn run(self) {
         let Errand {
@@ -108,6 +118,8 @@ impl Errand {
             request,
             asker,
         } = self;
+        // Also when its store goes on on the worker without anyone who waits for it.
+        let _given_up = GivenUp(Arc::clone(&position.member));
         let outcome = async {
             match OwnTransaction::begin(&position).await? {
                 None => position.on_loop(request).await,

@@ -24,7 +24,7 @@ pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
 pub use crate::bindings::types::Isolation;
 use crate::config::{self, Config, Storage};
 use crate::deadline::{Deadline, Ended};
-use crate::gate::Refused;
+use crate::gate::{Gate, Refused};
 use crate::wakeups::together;
 use crate::workers;
 
@@ -146,46 +146,48 @@ impl Database {
 
     /// Room for one more result that is read in pieces, on a connection of its own. None: too many connections are in
     /// use for that.
-    ///
-    /// Whoever reads a result may run other statements meanwhile, on other connections. If results could take all of
-    /// them, requests would wait for each other in a circle (R4): so they take half at most.
-    pub fn stream_permit(&self) -> Option<OwnedSemaphorePermit> {
-        let streams = match self {
-            Database::Sqlite(sqlite) => sqlite.streams(),
-            Database::Postgres(postgres) => postgres.streams(),
-        };
-        Arc::clone(streams).try_acquire_owned().ok()
+    pub fn stream_permit(&self) -> Option<Permit> {
+        self.open_ended(true).try_enter()
     }
 
-    /// Room for one more pinned connection, if that is limited: whoever has one may call views that need another, so
-    /// pins and results together leave one connection to others.
+    /// Room for one more pinned connection, where that is limited. Who has a connection already, `at_once`, must not wait.
     ///
     /// # Errors
     /// When there is none in time, or the request ends.
-    pub async fn pin_permit(&self, deadline: &Deadline) -> Result<PinPermit, Error> {
+    pub async fn pin_permit(
+        &self,
+        deadline: &Deadline,
+        read_only: bool,
+        at_once: bool,
+    ) -> Result<Option<Permit>, Error> {
         match self {
-            // Reading connections are never pinned together with the one that writes.
-            Database::Sqlite(_) => Ok(None),
-            Database::Postgres(postgres) => Ok(Some(postgres.pin_permit(deadline).await?)),
+            // What a view that writes calls meanwhile cannot write at all (`connections`).
+            Database::Sqlite(_) if !read_only => Ok(None),
+            _ => self.open_ended(read_only).enter(deadline, at_once).await,
         }
     }
 
-    /// The same for whoever holds a connection already, and so must not wait.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn try_pin_permit(&self) -> Result<PinPermit, Error> {
+    fn open_ended(&self, read_only: bool) -> &OpenEnded {
         match self {
-            Database::Sqlite(_) => Ok(None),
-            Database::Postgres(postgres) => Ok(Some(postgres.try_pin_permit()?)),
+            Database::Sqlite(sqlite) => {
+                debug_assert!(read_only, "only reading connections are several");
+                sqlite.open_ended()
+            }
+            Database::Postgres(postgres) => postgres.open_ended(),
         }
     }
 
-    /// Whether a statement that writes can run while one connection that writes is pinned.
-    pub fn has_other_connections(&self) -> bool {
+    /// Whether what only reads has connections of its own.
+    pub fn has_readers(&self) -> bool {
+        matches!(self, Database::Sqlite(_))
+    }
+
+    /// How many connections there are for what only reads, or for what writes.
+    pub fn connections(&self, read_only: bool) -> usize {
         match &self.config().storage {
-            Storage::Sqlite(_) => false,
-            Storage::Postgres(server) => server.connections > 1,
+            Storage::Sqlite(file) if read_only => file.readers,
+            Storage::Sqlite(_) => 1,
+            Storage::Postgres(server) => server.connections,
         }
     }
 
@@ -255,7 +257,7 @@ impl Database {
 
     /// Whether a statement need not wait for a connection that its view's caller has pinned.
     fn is_not_pinned(&self, access: Access) -> Result<(), Error> {
-        match access.pinned_by_caller && !self.has_other_connections() {
+        match access.no_reader || access.no_writer {
             true => Err(Error::pinned_by_caller(&self.config().name)),
             false => Ok(()),
         }
@@ -283,16 +285,59 @@ impl Database {
     }
 }
 
-/// Room for a pinned connection, where that is limited.
-pub type PinPermit = Option<OwnedSemaphorePermit>;
+/// Room for what keeps a connection while its request may need further ones: results that are read in pieces, and pins.
+///
+/// If these could take all connections of a pool, requests would wait for each other in a circle (R4). So they
+/// take half of them at most. What else takes a connection, a statement or a transaction, needs no further one until
+/// it has ended.
+pub struct OpenEnded {
+    gate: Gate,
+    /// The pool has one connection only: for a pin, but not for a result.
+    single: bool,
+}
+
+/// Such room, until dropped.
+pub type Permit = OwnedSemaphorePermit;
+
+impl OpenEnded {
+    /// For a pool of so many connections.
+    fn of(config: &config::Database, connections: usize) -> OpenEnded {
+        let name = format!(
+            "database `{}`, connections for pins and results",
+            config.name
+        );
+        let size = (connections / 2).max(1);
+        OpenEnded {
+            gate: Gate::new(name, size, config.queue_max, config.acquire_timeout),
+            single: connections == 1,
+        }
+    }
+
+    fn try_enter(&self) -> Option<Permit> {
+        match self.single {
+            true => None,
+            false => self.gate.try_enter().ok(),
+        }
+    }
+
+    async fn enter(&self, deadline: &Deadline, at_once: bool) -> Result<Option<Permit>, Error> {
+        let permit = match at_once {
+            true => self.gate.try_enter(),
+            false => self.gate.enter(deadline).await,
+        };
+        Ok(Some(permit?))
+    }
+}
 
 /// What a statement outside of any transaction may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Access {
     /// It is refused when it writes.
     pub read_only: bool,
-    /// The caller of its view keeps a connection of the database pinned, and waits for the view.
-    pub pinned_by_caller: bool,
+    /// The only connection that reads is pinned by the caller of its view, which waits for the view.
+    pub no_reader: bool,
+    /// The same of the only one that writes.
+    pub no_writer: bool,
 }
 
 /// A result that was asked for in pieces.

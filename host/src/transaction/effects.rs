@@ -92,6 +92,8 @@ pub(super) enum Reason {
     SetRollback,
     /// A view that was called in it has failed.
     MemberFailed,
+    /// A view that was called in it was not waited for.
+    MemberGivenUp,
 }
 
 impl Effects {
@@ -164,16 +166,16 @@ impl Effects {
         begun.into_iter().for_each(|begun| begun.members += 1);
     }
 
-    /// A member that was called in this level has ended. Whether the level has not ended before.
-    pub(super) fn part(&self, level: Level, failed: bool) -> bool {
+    /// A member that was called in this level has ended, or failed for a reason. Whether the level has not ended before.
+    pub(super) fn part(&self, level: Level, failed: Option<Reason>) -> bool {
         let mut issued = self.issued.lock();
         let outermost = issued.levels.first().map(|begun| begun.level);
         let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {
             return false;
         };
         begun.members -= 1;
-        if failed {
-            issued.rollback = outermost.map(|outermost| (outermost, Reason::MemberFailed));
+        if let Some(reason) = failed {
+            issued.rollback = outermost.map(|outermost| (outermost, reason));
         }
         true
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::effects::{Effects, Reason};
 use super::{Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, PinPermit, Statement};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Permit, Statement};
 use crate::deadline::Deadline;
 use crate::metrics::{Held, METRICS};
 
@@ -46,7 +46,7 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<(Held, PinPermit)>,
+    held: Option<(Held, Option<Permit>)>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
@@ -401,12 +401,13 @@ impl State {
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
         if self.pins.held.is_none() {
-            let permit = match &self.open {
-                // An atomic view needs no permit: whatever it calls has its connection, too.
-                _ if self.options.atomic => None,
-                // Who has a connection does not wait for a permit.
-                Some(_) => database.try_pin_permit()?,
-                None => database.pin_permit(deadline).await?,
+            // An atomic view needs no permit: whatever it calls has its connection, too.
+            let permit = match self.options {
+                Options { atomic: true, .. } => None,
+                Options { read_only, .. } => {
+                    let connected = self.is_connected();
+                    database.pin_permit(deadline, read_only, connected).await?
+                }
             };
             self.connect(database, deadline).await?;
             let gauge = METRICS
@@ -477,8 +478,9 @@ impl State {
             self.effects.release(outermost.level);
         }
         closed?;
-        match outermost.failed {
-            Some(why) if keep && marked.is_none() => Err(undone(&why)),
+        match (outermost.failed, marked) {
+            (Some(why), None) if keep => Err(undone(&why)),
+            (_, Some(reason @ Reason::MemberGivenUp)) if keep => Err(marked_for_rollback(reason)),
             _ => Ok(()),
         }
     }
@@ -642,6 +644,10 @@ fn marked_for_rollback(reason: Reason) -> Error {
         Reason::MemberFailed => Error::new(
             ErrorKind::Poisoned,
             "the transaction was rolled back instead of committed, because a view that was called in it has failed",
+        ),
+        Reason::MemberGivenUp => Error::new(
+            ErrorKind::Poisoned,
+            "the transaction was rolled back instead of committed, because a view that was called in it was given up before it answered: wait for its answer, or call it outside of the transaction",
         ),
     }
 }

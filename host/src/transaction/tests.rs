@@ -11,7 +11,8 @@ use crate::deadline::Ended;
 
 const READS: Access = Access {
     read_only: true,
-    pinned_by_caller: false,
+    no_reader: false,
+    no_writer: false,
 };
 
 struct Fixture {

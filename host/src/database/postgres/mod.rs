@@ -24,9 +24,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use super::{Error, ErrorKind, Statement, Stream};
+use super::{Error, ErrorKind, OpenEnded, Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
 use crate::deadline::Deadline;
 use crate::gate::{Gate, Place};
@@ -46,10 +46,7 @@ pub struct Postgres {
     tls: Tls,
     gate: Gate,
     in_use: IntGauge,
-    /// Room for results that are read in pieces.
-    streams: Arc<Semaphore>,
-    /// Room for pinned connections. With the results, they leave one connection to others.
-    pins: Gate,
+    open_ended: OpenEnded,
     free: Mutex<Vec<Session>>,
     definitions: Definitions,
     runtime: Handle,
@@ -69,15 +66,15 @@ impl Postgres {
         let tls = tls::client(server)?;
         let first = runtime.block_on(Session::connect(server, &tls))?;
         let name = format!("database `{}`, connections", config.name);
-        let gate = |name, size| Gate::new(name, size, config.queue_max, config.acquire_timeout);
-        let pins = format!("database `{}`, pinned connections", config.name);
-        let streams = (server.connections - 1) / 2;
-        let pins = gate(pins, (server.connections - 1 - streams).max(1));
-        let gate = gate(name, server.connections);
+        let gate = Gate::new(
+            name,
+            server.connections,
+            config.queue_max,
+            config.acquire_timeout,
+        );
         Ok(Arc::new(Postgres {
             config: config.clone(),
-            streams: Arc::new(Semaphore::new(streams)),
-            pins,
+            open_ended: OpenEnded::of(config, server.connections),
             server: server.clone(),
             tls,
             gate,
@@ -98,25 +95,9 @@ impl Postgres {
         &self.runtime
     }
 
-    /// Room for results that are read in pieces.
-    pub(super) fn streams(&self) -> &Arc<Semaphore> {
-        &self.streams
-    }
-
-    /// Room for a pinned connection.
-    ///
-    /// # Errors
-    /// When there is none in time, or the request ends.
-    pub(super) async fn pin_permit(&self, deadline: &Deadline) -> Result<Place, Error> {
-        Ok(self.pins.enter(deadline).await?)
-    }
-
-    /// The same at once.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub(super) fn try_pin_permit(&self) -> Result<Place, Error> {
-        Ok(self.pins.try_enter()?)
+    /// Room for pins and for results that are read in pieces.
+    pub(super) fn open_ended(&self) -> &OpenEnded {
+        &self.open_ended
     }
 
     /// A connection: a free one, or a new one while there are fewer than may be.

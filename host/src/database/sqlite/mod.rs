@@ -16,9 +16,11 @@ use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tokio::runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Access, Error, ErrorKind, Face, Outcome, Statement, Stream, Streamed, unwound};
+use super::{
+    Access, Error, ErrorKind, Face, OpenEnded, Outcome, Statement, Stream, Streamed, unwound,
+};
 use crate::config::{Database as Config, SqliteFile};
 use crate::deadline::Deadline;
 use crate::gate::Gate;
@@ -47,8 +49,7 @@ pub struct Sqlite {
     writer: Pool,
     readers: Pool,
     in_use: IntGauge,
-    /// Room for results that are read in pieces.
-    streams: Arc<Semaphore>,
+    open_ended: OpenEnded,
     shared: Shared,
     thread: Thread,
 }
@@ -89,7 +90,7 @@ impl Sqlite {
             writer: pool("writing", 1, vec![writer]),
             readers: pool("reading", file.readers, readers),
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
-            streams: Arc::new(Semaphore::new(file.readers / 2)),
+            open_ended: OpenEnded::of(config, file.readers),
             file: file.clone(),
             config: config.clone(),
             shared,
@@ -110,9 +111,9 @@ impl Sqlite {
         &self.config
     }
 
-    /// Room for results that are read in pieces.
-    pub(super) fn streams(&self) -> &Arc<Semaphore> {
-        &self.streams
+    /// Room for pins and for results that are read in pieces.
+    pub(super) fn open_ended(&self) -> &OpenEnded {
+        &self.open_ended
     }
 
     /// Where it is.
@@ -194,6 +195,9 @@ impl Sqlite {
         access: Access,
         statement: Statement,
     ) -> Result<Outcome, Error> {
+        if access.no_reader {
+            return Err(Error::pinned_by_caller(&self.config.name));
+        }
         // Whoever wants no rows most likely writes.
         let statement = if statement.rows_max.is_some() || access != Access::default() {
             let lease = self.reader(deadline).await?;
@@ -206,7 +210,7 @@ impl Sqlite {
                 (Tried::Writes, statement) if access.read_only => {
                     return Err(Error::read_only(&statement.sql));
                 }
-                (Tried::Writes, _) if access.pinned_by_caller => {
+                (Tried::Writes, _) if access.no_writer => {
                     return Err(Error::pinned_by_caller(&self.config.name));
                 }
                 (Tried::Writes, statement) => statement,
@@ -235,6 +239,9 @@ impl Sqlite {
         access: Access,
         statement: Statement,
     ) -> Result<Streamed, Error> {
+        if access.no_reader {
+            return Err(Error::pinned_by_caller(&self.config.name));
+        }
         let lease = self.reader(deadline).await?;
         let (sender, receiver) = mpsc::channel(1);
         let (head_sender, head) = oneshot::channel();
