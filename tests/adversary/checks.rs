@@ -162,7 +162,7 @@ impl<'a> Flat<'a> {
                     broken || undone || reads_only || ends || (self.joins || calls) && levels
                 }
                 "Conflict" => others || self.joins || calls,
-                "Denied" => reads_only || levels && (calls || self.joins) || stricter,
+                "Denied" => reads_only || undone || levels && (calls || self.joins) || stricter,
                 "Aborted" => {
                     limited
                         || ends

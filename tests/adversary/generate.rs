@@ -91,6 +91,8 @@ enum Kind {
 struct Place {
     depth: u32,
     nested: u32,
+    /// Whether other steps of its part run at the same time.
+    at_once: bool,
 }
 
 struct Generator {
@@ -261,7 +263,11 @@ impl Generator {
                 around.push((place, self.middleware(depth)));
             }
         }
-        let place = Place { depth, nested: 0 };
+        let place = Place {
+            depth,
+            nested: 0,
+            at_once: false,
+        };
         Part {
             view,
             around,
@@ -273,7 +279,11 @@ impl Generator {
     fn middleware(&mut self, depth: u32) -> Vec<Step> {
         let mut steps = Vec::new();
         for _ in 0..self.random.u32(..3) {
-            steps.extend(self.random_step(Place { depth, nested: 1 }));
+            steps.extend(self.random_step(Place {
+                depth,
+                nested: 1,
+                at_once: true,
+            }));
         }
         let mut next = self.step(Does::Next);
         next.must = self.random.u32(..4) != 0;
@@ -341,6 +351,10 @@ impl Generator {
             nested: place.nested + 1,
             ..place
         };
+        let at_once = Place {
+            at_once: true,
+            ..deeper
+        };
         if deeper.nested > NESTED_MAX
             && matches!(
                 kind,
@@ -366,8 +380,8 @@ impl Generator {
                 steps: self.steps(deeper),
                 drain: self.random.bool(),
             },
-            Kind::Join => Does::Join(self.steps(deeper)),
-            Kind::Race => Does::Race(Some(self.steps(deeper)).filter(|steps| !steps.is_empty())?),
+            Kind::Join => Does::Join(self.steps(at_once)),
+            Kind::Race => Does::Race(Some(self.steps(at_once)).filter(|steps| !steps.is_empty())?),
             Kind::Call => {
                 if place.depth + 1 >= DEPTH_MAX || self.calls_left == 0 {
                     return None;
@@ -380,7 +394,9 @@ impl Generator {
             Kind::Get => Does::Get(self.name()),
             Kind::Fetch => Does::Fetch,
             Kind::Leak => {
-                let what = ["pin", "rows", "begin"][self.random.usize(..3)];
+                // What waits for it beside it would wait for the end of the part, which waits for that.
+                let some = if place.at_once { 1 } else { 3 };
+                let what = ["rows", "pin", "begin"][self.random.usize(..some)];
                 Does::Leak(what.to_owned())
             }
             Kind::Status => Does::Status([200, 400, 500][self.random.usize(..3)]),

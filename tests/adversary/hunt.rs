@@ -10,6 +10,8 @@ use futures::FutureExt as _;
 
 use super::oracle::{Fault, Violation, judge};
 use super::program::Program;
+use super::run::Seen;
+use super::show::Shown;
 use super::{generate, run, shrink};
 use crate::harness::{Kind, Server};
 
@@ -54,7 +56,7 @@ pub struct Failure {
     /// Kinds of steps that were left out.
     pub without: Vec<String>,
     pub program: Program,
-    pub violations: Vec<Violation>,
+    pub ran: Ran,
 }
 
 impl fmt::Display for Failure {
@@ -64,13 +66,14 @@ impl fmt::Display for Failure {
             seed,
             without,
             program,
-            violations,
+            ran: Ran { violations, seen },
         } = self;
         writeln!(f, "seed {seed} on {kind}:")?;
         for Violation { fault, text } in violations {
             writeln!(f, "  {fault:?}: {text}")?;
         }
-        write!(f, "{program}")?;
+        let seen = seen.as_ref();
+        write!(f, "{}", Shown { program, seen })?;
         let without = match without.is_empty() {
             true => String::new(),
             false => format!(" --without {}", without.join(",")),
@@ -122,16 +125,17 @@ pub fn hunt(hunt: Hunt) -> Hunted {
 }
 
 /// Runs one program, several times if need be; what is wrong with it.
-pub fn replay(kind: Kind, program: &Program, times: usize) -> Vec<Violation> {
+pub fn replay(kind: Kind, program: &Program, times: usize) -> Ran {
     on_this_thread(async {
         let mut lane = Lane::new(kind);
-        for _ in 0..times {
-            let violations = lane.run(program).await;
-            if !violations.is_empty() {
-                return violations;
+        let mut ran = lane.run(program).await;
+        for _ in 1..times {
+            if !ran.violations.is_empty() {
+                break;
             }
+            ran = lane.run(program).await;
         }
-        Vec::new()
+        ran
     })
 }
 
@@ -178,37 +182,43 @@ impl Shared {
                 self.programs.fetch_add(1, SeqCst);
                 self.requests
                     .fetch_add(program.requests.len() as u64, SeqCst);
-                let violations = self.wanted(lane.run(&program).await);
-                if !violations.is_empty() {
-                    self.failed(&mut lane, program, violations).await;
+                let ran = self.wanted(lane.run(&program).await);
+                if !ran.violations.is_empty() {
+                    self.failed(&mut lane, program, ran).await;
                 }
             }
         }
     }
 
-    fn wanted(&self, mut violations: Vec<Violation>) -> Vec<Violation> {
+    fn wanted(&self, mut ran: Ran) -> Ran {
         let only = &self.hunt.only;
-        violations.retain(|violation| only.is_empty() || only.contains(&violation.fault));
-        violations
+        ran.violations
+            .retain(|violation| only.is_empty() || only.contains(&violation.fault));
+        ran
     }
 
-    async fn failed(&self, lane: &mut Lane, program: Program, violations: Vec<Violation>) {
+    async fn failed(&self, lane: &mut Lane, program: Program, ran: Ran) {
         let seed = program.seed;
-        let faults: Vec<Fault> = violations.iter().map(|violation| violation.fault).collect();
-        eprintln!("seed {seed}: {}; making it smaller …", violations[0].text);
-        let (program, again) = self.shrink(lane, program, &faults).await;
-        let seen_again = !again.is_empty();
-        if !seen_again && faults.iter().all(|fault| fault.is_about_time()) {
-            eprintln!("seed {seed}: not seen again");
-            self.once.fetch_add(1, SeqCst);
-            return;
-        }
+        eprintln!(
+            "seed {seed}: {}; making it smaller …",
+            ran.violations[0].text
+        );
+        let faults = ran.faults();
+        let (program, ran) = match self.again(lane, &program, &faults).await {
+            Some(again) => self.shrink(lane, program, again).await,
+            None if faults.iter().all(|fault| fault.is_about_time()) => {
+                eprintln!("seed {seed}: not seen again");
+                self.once.fetch_add(1, SeqCst);
+                return;
+            }
+            None => (program, ran),
+        };
         let failure = Failure {
             kind: self.hunt.kind,
             seed,
             without: self.hunt.without.clone(),
             program,
-            violations: if seen_again { again } else { violations },
+            ran,
         };
         eprintln!("{failure}");
         if let Ok(mut failures) = self.failures.lock() {
@@ -216,46 +226,50 @@ impl Shared {
         }
     }
 
-    /// Tries programs that are smaller, as long as one of them fails in the same way. No violations: not even this one
-    /// fails again.
-    async fn shrink(
-        &self,
-        lane: &mut Lane,
-        program: Program,
-        faults: &[Fault],
-    ) -> (Program, Vec<Violation>) {
-        let since = Instant::now();
-        let same = |violations: &[Violation]| {
-            violations
-                .iter()
-                .any(|violation| faults.contains(&violation.fault))
-        };
-        let mut best = (program, Vec::new());
+    /// Runs a program some times, until it fails in one of these ways.
+    async fn again(&self, lane: &mut Lane, program: &Program, faults: &[Fault]) -> Option<Ran> {
         for _ in 0..TRIES {
-            let violations = self.wanted(lane.run(&best.0).await);
-            if same(&violations) {
-                best.1 = violations;
-                break;
+            let ran = self.wanted(lane.run(program).await);
+            if ran.faults().iter().any(|fault| faults.contains(fault)) {
+                return Some(ran);
             }
         }
-        if best.1.is_empty() {
-            return best;
-        }
+        None
+    }
+
+    /// Tries programs that are smaller, as long as one of them fails in the same way.
+    async fn shrink(&self, lane: &mut Lane, program: Program, ran: Ran) -> (Program, Ran) {
+        let (since, faults) = (Instant::now(), ran.faults());
+        let mut best = (program, ran);
         'smaller: loop {
             for less in shrink::smaller(&best.0) {
-                for _ in 0..TRIES {
-                    if since.elapsed() > self.hunt.shrink_time {
-                        return best;
-                    }
-                    let violations = self.wanted(lane.run(&less).await);
-                    if same(&violations) {
-                        best = (less, violations);
-                        continue 'smaller;
-                    }
+                if since.elapsed() > self.hunt.shrink_time {
+                    return best;
+                }
+                if let Some(ran) = self.again(lane, &less, &faults).await {
+                    best = (less, ran);
+                    continue 'smaller;
                 }
             }
             return best;
         }
+    }
+}
+
+/// How one run of a program went.
+#[derive(Debug)]
+pub struct Ran {
+    pub violations: Vec<Violation>,
+    /// None: the server was gone.
+    pub seen: Option<Seen>,
+}
+
+impl Ran {
+    fn faults(&self) -> Vec<Fault> {
+        self.violations
+            .iter()
+            .map(|violation| violation.fault)
+            .collect()
     }
 }
 
@@ -276,7 +290,7 @@ impl Lane {
     }
 
     /// Runs a program on a server of its shape. After a failure, the next one has a new server.
-    async fn run(&mut self, program: &Program) -> Vec<Violation> {
+    async fn run(&mut self, program: &Program) -> Ran {
         let (shape, server) = match self.server.take() {
             Some((shape, server)) if shape == program.shape => (shape, server),
             _ => (
@@ -295,20 +309,26 @@ impl Lane {
                     text,
                 });
             }
-            violations
+            Ran {
+                violations,
+                seen: Some(seen),
+            }
         };
         // The harness panics when it is not answered.
-        let violations = match AssertUnwindSafe(work).catch_unwind().await {
-            Ok(violations) => violations,
-            Err(panic) => vec![Violation {
-                fault: Fault::Host,
-                text: words(&*panic),
-            }],
-        };
-        if violations.is_empty() {
+        let ran = AssertUnwindSafe(work)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| {
+                let (fault, text) = (Fault::Host, words(&*panic));
+                Ran {
+                    violations: vec![Violation { fault, text }],
+                    seen: None,
+                }
+            });
+        if ran.violations.is_empty() {
             self.server = Some((shape, server));
         }
-        violations
+        ran
     }
 }
 

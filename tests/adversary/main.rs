@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use amphi_tests::adversary::hunt::{Hunt, hunt, replay};
 use amphi_tests::adversary::oracle::Fault;
 use amphi_tests::adversary::program::Program;
+use amphi_tests::adversary::show::Shown;
+use amphi_tests::adversary::siege::{Report, siege};
 use amphi_tests::harness::Kind;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -45,6 +47,9 @@ struct Options {
     /// Prints the program of the seed and runs nothing.
     #[arg(long)]
     print: bool,
+    /// Does everything at once that is meant to stop a host, and measures a small view beside it.
+    #[arg(long)]
+    siege: bool,
     /// Runs the program in this file, ten times if need be.
     #[arg(long)]
     replay: Option<PathBuf>,
@@ -100,9 +105,13 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
     };
     let seed = options.seed.unwrap_or_else(clock);
     if options.print {
+        let program = &amphi_tests::adversary::generate::program(seed, &options.without);
         print!(
             "{}",
-            amphi_tests::adversary::generate::program(seed, &options.without)
+            Shown {
+                program,
+                seen: None
+            }
         );
         return Ok(true);
     }
@@ -118,9 +127,23 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let program: Program =
                 serde_json::from_str(&text).context("the file has no program")?;
-            let violations = replay(kind, &program, 10);
-            println!("{kind}: {violations:#?}");
-            well &= violations.is_empty();
+            let ran = replay(kind, &program, 10);
+            let seen = ran.seen.as_ref();
+            println!(
+                "{kind}: {:#?}\n{}",
+                ran.violations,
+                Shown {
+                    program: &program,
+                    seen
+                }
+            );
+            well &= ran.violations.is_empty();
+            continue;
+        }
+        if options.siege {
+            let report = siege_of(kind, Duration::from_secs_f64(options.minutes * 60.0))?;
+            println!("{report}");
+            well &= report.wrong.is_empty();
             continue;
         }
         let hunted = hunt(Hunt {
@@ -144,4 +167,11 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
         well &= hunted.failures.is_empty();
     }
     Ok(well)
+}
+
+fn siege_of(kind: Kind, time: Duration) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(siege(kind, time)))
 }

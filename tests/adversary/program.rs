@@ -4,8 +4,6 @@
 //! value of the context that it sets carry that number, and the guest notes in the log when it begins and what it comes
 //! to: so the oracle knows of each row whose it is.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -251,7 +249,7 @@ fn mode(is_async: bool) -> Mode {
 }
 
 impl Around {
-    fn header(&self) -> String {
+    pub fn header(&self) -> String {
         mode(self.is_async).header(&self.name)
     }
 }
@@ -394,87 +392,4 @@ impl Step {
         };
         json!({"do": "note", "id": own, "step": step})
     }
-}
-
-/// A few lines that a person can read.
-impl fmt::Display for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape {
-            workers,
-            workers_max,
-            loops,
-            in_flight_max,
-            connections,
-            readers,
-            ..
-        } = &self.shape;
-        writeln!(
-            f,
-            "workers {workers}..{workers_max}, loops {loops}, places {in_flight_max}, connections {connections}, readers {readers}"
-        )?;
-        for (number, request) in self.requests.iter().enumerate() {
-            let client = match request.client {
-                Client::Stays => String::new(),
-                other => format!(", client {other:?}"),
-            };
-            writeln!(f, "request {number} after {} ms{client}", request.delay_ms)?;
-            request.part.write(f, &self.shape, true, 1)?;
-        }
-        Ok(())
-    }
-}
-
-impl Part {
-    fn write(
-        &self,
-        f: &mut fmt::Formatter<'_>,
-        shape: &Shape,
-        is_request: bool,
-        depth: usize,
-    ) -> fmt::Result {
-        let pad = "  ".repeat(depth);
-        let all = shape.around(is_request);
-        for (place, steps) in &self.around {
-            let name = all
-                .get(*place)
-                .map_or_else(String::new, |around| around.header());
-            writeln!(f, "{pad}middleware {name}")?;
-            write_steps(f, steps, shape, depth + 1)?;
-        }
-        writeln!(f, "{pad}view {}", self.view.path())?;
-        write_steps(f, &self.steps, shape, depth + 1)
-    }
-}
-
-fn write_steps(
-    f: &mut fmt::Formatter<'_>,
-    steps: &[Step],
-    shape: &Shape,
-    depth: usize,
-) -> fmt::Result {
-    for step in steps {
-        let pad = "  ".repeat(depth);
-        let must = if step.must { "must " } else { "" };
-        let name = match &step.does {
-            Does::Block(_) => "block".to_owned(),
-            Does::Dropped(_) => "block, dropped".to_owned(),
-            Does::Pin(_) => "pin".to_owned(),
-            Does::Stream { drain, .. } => format!(
-                "stream, {}",
-                if *drain { "read to its end" } else { "left" }
-            ),
-            Does::Join(_) => "join".to_owned(),
-            Does::Race(_) => "race".to_owned(),
-            Does::Call(_) => "call".to_owned(),
-            Does::Publish(_) => "publish".to_owned(),
-            other => format!("{other:?}").to_lowercase(),
-        };
-        writeln!(f, "{pad}{} {must}{name}", step.id)?;
-        match &step.does {
-            Does::Call(part) => part.write(f, shape, false, depth + 1)?,
-            Does::Publish(steps) => write_steps(f, steps, shape, depth + 1)?,
-            _ => write_steps(f, step.inner(), shape, depth + 1)?,
-        }
-    }
-    Ok(())
 }

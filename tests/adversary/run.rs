@@ -184,7 +184,7 @@ fn now() -> f64 {
 }
 
 /// Waits until nothing is in flight any more; what is, when that takes too long.
-async fn quiet(server: &Server) -> Vec<String> {
+pub(super) async fn quiet(server: &Server) -> Vec<String> {
     let since = Instant::now();
     loop {
         let mut left: Vec<String> = server

@@ -1,7 +1,7 @@
 //! Smaller programs that fail in the same way.
 
 use super::generate::{inner_mut, lists_mut};
-use super::oracle::own;
+use super::levels::own;
 use super::program::{Client, Does, Part, Program, Step, ViewKind};
 
 /// All programs that are one thing smaller, those that lose most first.

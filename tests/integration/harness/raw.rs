@@ -22,6 +22,12 @@ impl Raw {
         self.0.write_all(bytes.as_ref()).await.is_ok()
     }
 
+    /// Sends nothing more.
+    pub async fn finish(&mut self) {
+        // It may have been closed by the server.
+        let _ = self.0.shutdown().await;
+    }
+
     /// Everything that the server sends until it closes the connection.
     ///
     /// # Panics

@@ -78,6 +78,11 @@ pub enum Step {
     Calls,
     /// Answers with this status.
     Status { code: u16 },
+    /// Answers with this status and these headers as well.
+    Answer {
+        code: u16,
+        headers: Vec<(String, String)>,
+    },
     /// Ends the part: `error`, `refuse`, `panic`, `loop`.
     End { how: String },
     /// A step about which the log is told when it begins and what it comes to: `note 7 began`, `note 7 told 1`.

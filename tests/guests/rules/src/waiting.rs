@@ -21,6 +21,8 @@ struct Part<'a> {
     /// What has come of it.
     response: RefCell<Option<Response>>,
     status: Cell<Option<StatusCode>>,
+    /// Headers of the answer.
+    more: RefCell<Vec<(String, String)>>,
 }
 
 /// Does its steps without a transaction.
@@ -103,7 +105,11 @@ pub async fn heard(cx: &Context, event: Event) -> Result<()> {
 async fn view(cx: &asynch::Context, request: Request) -> Result<Response> {
     let part = Part::new(cx, request.headers.clone(), None);
     let told = part.run(&steps::parse(request.body())?).await?;
-    steps::answer(part.status.get().unwrap_or(StatusCode::OK), &told)
+    let mut response = steps::answer(part.status.get().unwrap_or(StatusCode::OK), &told)?;
+    for (name, value) in part.more.take() {
+        response.headers.append(name, value);
+    }
+    Ok(response)
 }
 
 async fn around(
@@ -127,6 +133,7 @@ impl<'a> Part<'a> {
             rest: RefCell::new(rest),
             response: RefCell::new(None),
             status: Cell::new(None),
+            more: RefCell::default(),
         }
     }
 
@@ -236,6 +243,11 @@ impl<'a> Part<'a> {
                 self.status.set(Some(StatusCode::from_u16(*code)?));
                 Json::Null
             }
+            Step::Answer { code, headers } => {
+                self.status.set(Some(StatusCode::from_u16(*code)?));
+                self.more.replace(headers.clone());
+                Json::Null
+            }
             Step::Note { id, step } => {
                 steps::note_begin(id);
                 let result = Box::pin(self.attempt(step)).await;
@@ -248,7 +260,8 @@ impl<'a> Part<'a> {
                 steps,
             } => {
                 let call = cx.subrequest("POST", path);
-                let call = (headers.iter()).fold(call, |call, (name, value)| call.header(name, value));
+                let call =
+                    (headers.iter()).fold(call, |call, (name, value)| call.header(name, value));
                 steps::answered(&call.body(serde_json::to_vec(steps)?).send().await?)
             }
             Step::Stream { sql, steps, drain } => {

@@ -1,0 +1,237 @@
+//! Levels: transactions and blocks, what has happened in them, and what became of them.
+
+use super::program::{Does, Part, Shape, Step};
+use super::run::{Note, Seen, Told};
+
+/// What became of what was done in a level, or in several within each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Kept,
+    Undone,
+    /// It ended while nobody was there to tell, or it is not known whether it was around.
+    Unknown,
+}
+
+impl Fate {
+    /// Within both.
+    pub(super) fn and(self, other: Fate) -> Fate {
+        match (self, other) {
+            (Fate::Undone, _) | (_, Fate::Undone) => Fate::Undone,
+            (Fate::Kept, Fate::Kept) => Fate::Kept,
+            _ => Fate::Unknown,
+        }
+    }
+
+    /// Within this, and perhaps within others.
+    pub(super) fn perhaps(self, others: impl IntoIterator<Item = Fate>) -> Fate {
+        let kept = others.into_iter().all(|other| other == Fate::Kept);
+        if kept { self } else { self.and(Fate::Unknown) }
+    }
+}
+
+/// The parts of a request or sub-request: its middleware from the outside, then its view. None passes everything on.
+pub(super) struct Links<'a>(Vec<(bool, Option<&'a [Step]>)>);
+
+/// What has happened in a transaction that makes it roll back.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Troubles {
+    pub(super) failed: bool,
+    /// A statement has failed.
+    pub(super) poisoned: bool,
+    pub(super) rollback: bool,
+    /// Something may have failed in it, or in a block within it.
+    pub(super) perhaps: bool,
+}
+
+/// Where the steps are that may have made it roll back.
+#[derive(Debug, Clone, Copy)]
+struct Inside {
+    is_async: bool,
+    in_block: bool,
+    /// What became of the blocks around, all of them within the transaction.
+    blocks: Fate,
+}
+
+/// What is known of the levels of a program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Levels<'a> {
+    pub(super) seen: &'a Seen,
+    pub(super) shape: &'a Shape,
+}
+
+impl<'a> Links<'a> {
+    pub(super) fn new(part: &'a Part, shape: &Shape, is_request: bool) -> Links<'a> {
+        let around = shape.around(is_request).into_iter().enumerate();
+        let mut links: Vec<_> = around
+            .map(|(place, around)| {
+                let known = part.around.iter().find(|(at, _)| *at == place);
+                (around.is_async, known.map(|(_, steps)| &steps[..]))
+            })
+            .collect();
+        links.push((part.view.is_async, Some(&part.steps)));
+        Links(links)
+    }
+
+    /// The first link from `at` on that does something.
+    pub(super) fn from(&self, at: usize) -> Option<(usize, bool, &'a [Step])> {
+        let mut rest = self.0.iter().enumerate().skip(at);
+        rest.find_map(|(at, (is_async, steps))| Some((at, *is_async, (*steps)?)))
+    }
+}
+
+impl<'a> Levels<'a> {
+    /// What is known of a step that is done once.
+    pub(super) fn note(&self, step: &Step) -> Option<&'a Note> {
+        self.seen.notes.get(&step.id)?.first()
+    }
+
+    pub(super) fn told(&self, step: &Step) -> Option<&'a Told> {
+        self.note(step)?.ended.as_ref().map(|(_, _, told)| told)
+    }
+
+    /// What has happened to the transaction that these links are in.
+    pub(super) fn troubles(&self, links: &Links<'a>, at: usize) -> Troubles {
+        let mut troubles = Troubles::default();
+        if let Some((at, is_async, steps)) = links.from(at) {
+            let inside = Inside {
+                is_async,
+                in_block: false,
+                blocks: Fate::Kept,
+            };
+            self.troubles_of(steps, links, at, inside, &mut troubles);
+        }
+        troubles
+    }
+
+    fn troubles_of(
+        &self,
+        steps: &'a [Step],
+        links: &Links<'a>,
+        at: usize,
+        inside: Inside,
+        all: &mut Troubles,
+    ) {
+        for step in steps {
+            let Some(note) = self.note(step) else {
+                continue;
+            };
+            let told = note.ended.as_ref().map(|(_, _, told)| told);
+            let failed = told.is_some_and(|told| !is_good(told));
+            match &step.does {
+                Does::Next => {
+                    all.failed |= failed;
+                    if let Some((at, is_async, steps)) = links.from(at + 1) {
+                        self.troubles_of(steps, links, at, Inside { is_async, ..inside }, all);
+                    }
+                }
+                Does::Call(part) => {
+                    // It may not even have begun when it was refused.
+                    let refused = matches!(told, Some(Told::Failed(kind, _)) if kind == "503" || kind == "508");
+                    let sure = inside.blocks == Fate::Kept && !refused;
+                    all.failed |= failed && sure;
+                    all.perhaps |= told.is_none() || failed && !sure;
+                    let links = Links::new(part, self.shape, false);
+                    if let Some((at, is_async, steps)) = links.from(0) {
+                        self.troubles_of(steps, &links, at, Inside { is_async, ..inside }, all);
+                    }
+                }
+                Does::Broken if failed && !inside.in_block => all.poisoned = true,
+                Does::Rollback => all.rollback = true,
+                Does::Leak(what) if what == "begin" && inside.is_async => all.perhaps = true,
+                Does::Block(steps) | Does::Dropped(steps) => {
+                    let blocks = inside.blocks.and(self.level(step).unwrap_or(Fate::Unknown));
+                    self.troubles_of(
+                        steps,
+                        links,
+                        at,
+                        Inside {
+                            in_block: true,
+                            blocks,
+                            ..inside
+                        },
+                        all,
+                    )
+                }
+                // Beside a block, it may have been in it.
+                Does::Join(steps) | Does::Race(steps)
+                    if inside.is_async && own(steps).any(is_block) =>
+                {
+                    self.troubles_of(
+                        steps,
+                        links,
+                        at,
+                        Inside {
+                            in_block: true,
+                            ..inside
+                        },
+                        all,
+                    );
+                    all.perhaps = true;
+                }
+                _ => self.troubles_of(step.inner(), links, at, inside, all),
+            }
+        }
+    }
+
+    pub(super) fn asks_for_rollback(&self, steps: &'a [Step]) -> bool {
+        own(steps).any(|step| match &step.does {
+            Does::Rollback | Does::Next => true,
+            Does::Call(part) => part.lists().any(|steps| self.asks_for_rollback(steps)),
+            _ => false,
+        })
+    }
+
+    /// The fate of the level that a step is, if it is one, by what it has noted.
+    pub(super) fn level(&self, step: &Step) -> Option<Fate> {
+        match &step.does {
+            Does::Block(steps) => Some(match self.told(step) {
+                Some(Told::Ok(_)) => Fate::Kept,
+                Some(Told::Failed(..)) => Fate::Undone,
+                // It ended on the way: when all steps were done, perhaps while it was committed.
+                None if steps.last().is_some_and(|last| self.told(last).is_none()) => Fate::Undone,
+                None => Fate::Unknown,
+            }),
+            Does::Dropped(_) => Some(Fate::Undone),
+            Does::Leak(what) if what == "begin" => Some(Fate::Undone),
+            _ => None,
+        }
+    }
+}
+
+/// All steps of one part, those within steps included, and nothing of what they call.
+pub(super) fn own(steps: &[Step]) -> impl Iterator<Item = &Step> {
+    let mut open: Vec<&Step> = steps.iter().collect();
+    std::iter::from_fn(move || {
+        let step = open.pop()?;
+        open.extend(step.inner());
+        Some(step)
+    })
+}
+
+pub(super) fn is_block(step: &Step) -> bool {
+    matches!(step.does, Does::Block(_) | Does::Dropped(_))
+}
+
+/// Whether a call, or the rest of a chain, has not failed: `[200,…` or `200`. A step of another kind: whether it gave
+/// no error.
+pub(super) fn is_good(told: &Told) -> bool {
+    let Told::Ok(text) = told else { return false };
+    let digits: String = text
+        .trim_start_matches('[')
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits
+        .parse::<u32>()
+        .map_or(true, |status| !(500..600).contains(&status))
+}
+
+pub(super) fn fate_of(good: Option<bool>, troubles: Troubles) -> Fate {
+    match good {
+        Some(false) => Fate::Undone,
+        _ if troubles.failed || troubles.rollback => Fate::Undone,
+        _ if troubles.poisoned && !troubles.perhaps => Fate::Undone,
+        Some(true) if !troubles.perhaps => Fate::Kept,
+        Some(true) | None => Fate::Unknown,
+    }
+}

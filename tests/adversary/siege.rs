@@ -1,0 +1,329 @@
+//! Everything at once that is meant to stop the host, with a small view beside it that is measured.
+//!
+//! The guests are as hostile as their clients: statements that work long between two steps of the database, that nest as
+//! deep as they can, that leave handles, write logs and publish without end; bodies that never end, floods of headers,
+//! results and errors of many megabytes. What matters is that the host lives, stays within its memory, and that whoever
+//! does none of it hardly notices.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::guests;
+use crate::harness::steps::{execute_with, insert, pinned, publish, query, query_with};
+use crate::harness::{App, Kind, Server};
+
+/// How often the small view is asked.
+const EVERY: Duration = Duration::from_millis(10);
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an unfinished body stays.
+const HELD: Duration = Duration::from_secs(20);
+/// Clients that hold an unfinished body each.
+const UNFINISHED: usize = 200;
+
+/// How it went.
+#[derive(Debug)]
+pub struct Report {
+    pub kind: Kind,
+    /// The times of the small view, the shortest first; of those that were answered.
+    times: Vec<Duration>,
+    refused: usize,
+    /// Memory of the process in MiB: before, and the most.
+    pub before_mib: u64,
+    pub most_mib: u64,
+    attacks: Vec<(&'static str, u64)>,
+    /// What was wrong at the end: empty when all is well.
+    pub wrong: Vec<String>,
+}
+
+impl Report {
+    fn at(&self, share: f64) -> Duration {
+        let last = self.times.len().saturating_sub(1);
+        let index = (share * last as f64) as usize;
+        self.times.get(index).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| self.at(share));
+        let (kind, count) = (self.kind, self.times.len());
+        writeln!(
+            f,
+            "{kind}: hello answered {count} times, p50 {half:?}, p99 {most:?}, longest {all:?}; refused {} times",
+            self.refused
+        )?;
+        writeln!(
+            f,
+            "memory: {} MiB before, {} MiB at most",
+            self.before_mib, self.most_mib
+        )?;
+        for (name, times) in &self.attacks {
+            writeln!(f, "  {name}: {times}")?;
+        }
+        match self.wrong.is_empty() {
+            true => write!(f, "the host is alive and everything is given back"),
+            false => write!(f, "WRONG: {}", self.wrong.join("; ")),
+        }
+    }
+}
+
+/// An attack: a name, and what is sent again and again.
+struct Attack {
+    name: &'static str,
+    path: String,
+    steps: Value,
+}
+
+/// Lays siege to a server of its own for so long.
+pub async fn siege(kind: Kind, time: Duration) -> Report {
+    let toml = format!(
+        r#"
+        limits = {{ timeout_ms = 5000 }}
+        [modules.greedy]
+        path = "{guests}/greedy"
+        mount = "/greedy"
+        http = ["self"]
+        publish = ["greed.*"]
+        subscribe = ["greed.*"]
+        "#,
+        guests = guests::folder().display(),
+    );
+    let server = App::rules(kind, &toml).await.serve().await;
+    let prepared = server
+        .steps("/sync/run", json!([insert(&"a".repeat(24_000))]))
+        .await;
+    assert_eq!(prepared.status, 200, "a long row can be inserted");
+    let before_mib = server.memory_kib() >> 10;
+    let until = Instant::now() + time;
+
+    let mut attacks = attacks(kind);
+    attacks.extend(greed());
+    let attackers = join_all(
+        attacks
+            .into_iter()
+            .map(|attack| again(&server, attack, until)),
+    );
+    let bodies = join_all((0..UNFINISHED).map(|number| unfinished(&server, number, until)));
+    let floods = join_all((0..4).map(|_| flood(&server, until)));
+    let memory = most_memory(&server, until);
+    let measured = measure(&server, until);
+    let (attacks, bodies, floods, most_mib, (mut times, refused)) =
+        tokio::join!(attackers, bodies, floods, memory, measured);
+    times.sort_unstable();
+    let mut attacks = attacks;
+    attacks.push(("unfinished bodies", bodies.iter().sum()));
+    attacks.push(("floods of headers", floods.iter().sum()));
+    let mut wrong = super::run::quiet(&server).await;
+    wrong.extend(super::run::probe(&server).await.err());
+    Report {
+        kind,
+        times,
+        refused,
+        before_mib,
+        most_mib,
+        attacks,
+        wrong,
+    }
+}
+
+/// Statements and steps of `rules`, each as a sync and as an async view.
+fn attacks(kind: Kind) -> Vec<Attack> {
+    let repeat = |times: u32, step: Value| json!([{"do": "repeat", "times": times, "step": step}]);
+    let leak = |what: &str| json!({"do": "leak", "what": what});
+    let slow = match kind {
+        Kind::Sqlite => "select instr(hex(zeroblob(1600000)), hex(zeroblob(800000)) || '1')",
+        Kind::Postgres => "select position(repeat('0', 1600000) || '1' in repeat('0', 3200000))",
+    };
+    let large = match kind {
+        Kind::Sqlite => "select hex(zeroblob(5000000)) as a",
+        Kind::Postgres => "select repeat('a', 10000000) as a",
+    };
+    let endless =
+        "with recursive c (n) as (select 1 union all select n + 1 from c) select count(*) from c";
+    let all = [
+        (
+            "LIKE",
+            json!([query_with(
+                "select id from rows where tag like '%' || $1 || '%'",
+                json!(["%a".repeat(11_000)])
+            )]),
+        ),
+        (
+            "explain",
+            json!([query(&format!("{}select 1", "explain ".repeat(20_000)))]),
+        ),
+        (
+            "parentheses",
+            json!([query(&format!(
+                "select {}1{}",
+                "(".repeat(50_000),
+                ")".repeat(50_000)
+            ))]),
+        ),
+        (
+            "unions",
+            json!([query(&vec!["select 1"; 20_000].join(" union all "))]),
+        ),
+        (
+            "JSON",
+            json!([query_with("select $1", json!(["[".repeat(200_000)]))]),
+        ),
+        ("a slow function", json!([query(slow)])),
+        (
+            "a slow function that writes",
+            json!([execute_with(
+                &format!("insert into rows (tag) {slow}"),
+                json!([])
+            )]),
+        ),
+        ("an endless query", json!([query(endless)])),
+        ("large results", repeat(5, query(large))),
+        ("leaked blocks", repeat(60_000, leak("begin"))),
+        ("leaked results", repeat(60_000, leak("rows"))),
+        (
+            "leaked pins",
+            json!([leak("pin"), pinned(json!([query("select 1")])), leak("pin")]),
+        ),
+        (
+            "log",
+            repeat(2_000, json!({"do": "log", "text": "x".repeat(12_000)})),
+        ),
+        (
+            "events",
+            repeat(
+                20_000,
+                publish(
+                    "orders.siege",
+                    json!([{"do": "get", "name": "x".repeat(20_000)}]),
+                ),
+            ),
+        ),
+    ];
+    let modes = ["sync", "async"].into_iter();
+    modes
+        .flat_map(|mode| {
+            let all = all.iter().cloned();
+            all.map(move |(name, steps)| Attack {
+                name,
+                path: format!("/{mode}/run"),
+                steps,
+            })
+        })
+        .collect()
+}
+
+/// What the views of `greedy` ask for.
+fn greed() -> Vec<Attack> {
+    let all = [
+        ("random", "ask/random/4/16000000"),
+        ("fields", "ask/fields/2000/12000"),
+        ("errors", "ask/detail/1/30000000"),
+        ("panics", "ask/panic/1/30000000"),
+        ("headers of responses", "ask/headers/1000/10000"),
+        ("bodies of responses", "ask/body/1/8000000"),
+        ("output", "ask/output/1000/10000"),
+        ("lines", "ask/lines/100000/1"),
+        ("values", "ask/set/100000/8000"),
+        ("held events", "hold/20000/60000/200"),
+        ("streams", "ask/streams/100000/1"),
+    ];
+    let modes = ["sync", "async"].into_iter();
+    modes
+        .flat_map(|mode| {
+            let attack = move |(name, path)| Attack {
+                name,
+                path: format!("/greedy/{mode}/{path}"),
+                steps: Value::Null,
+            };
+            all.into_iter().map(attack)
+        })
+        .collect()
+}
+
+async fn again(server: &Server, attack: Attack, until: Instant) -> (&'static str, u64) {
+    let (mut count, body) = (0, attack.steps.to_string());
+    while Instant::now() < until {
+        let request = server
+            .request("POST", &attack.path)
+            .timeout(PATIENCE)
+            .body(body.clone());
+        // Whatever comes of it.
+        let _ = crate::harness::Reply::maybe(request).await;
+        count += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    (attack.name, count)
+}
+
+/// Clients whose bodies never end.
+async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
+    let mut count = 0;
+    tokio::time::sleep(Duration::from_millis(10 * number as u64)).await;
+    while Instant::now() < until {
+        if let Ok(mut stream) = TcpStream::connect(server.address).await {
+            let head = "POST /sync/run HTTP/1.1\r\nhost: a\r\ncontent-length: 1000001\r\n\r\n";
+            let sent = stream.write_all(head.as_bytes()).await;
+            if sent.is_ok() && stream.write_all(&vec![b' '; 1_000_000]).await.is_ok() {
+                count += 1;
+                let left = until.saturating_duration_since(Instant::now());
+                let _ = tokio::time::timeout(HELD.min(left), stream.read_u8()).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    count
+}
+
+/// Requests that are nothing but headers, one behind the other.
+async fn flood(server: &Server, until: Instant) -> u64 {
+    let mut count = 0;
+    let headers: String = (0..90)
+        .map(|number| format!("x-{number}: {}\r\n", "h".repeat(300)))
+        .collect();
+    let request = format!("GET /nowhere HTTP/1.1\r\nhost: a\r\n{headers}\r\n").repeat(20);
+    while Instant::now() < until {
+        let Ok(mut stream) = TcpStream::connect(server.address).await else {
+            continue;
+        };
+        if stream.write_all(request.as_bytes()).await.is_ok() {
+            let mut piece = [0; 8192];
+            let _ = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut piece)).await;
+            count += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    count
+}
+
+async fn most_memory(server: &Server, until: Instant) -> u64 {
+    let mut most = 0;
+    while Instant::now() < until {
+        most = most.max(server.memory_kib() >> 10);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    most
+}
+
+/// Asks the small view again and again; how long each took, and how many were not answered with 200.
+async fn measure(server: &Server, until: Instant) -> (Vec<Duration>, usize) {
+    let (mut times, mut refused) = (Vec::new(), 0);
+    while Instant::now() < until {
+        let since = Instant::now();
+        let request = server
+            .request("POST", "/async/run")
+            .timeout(PATIENCE)
+            .body("[]");
+        match crate::harness::Reply::maybe(request).await {
+            Ok(reply) if reply.status == 200 => times.push(since.elapsed()),
+            _ => refused += 1,
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    (times, refused)
+}

@@ -1,0 +1,141 @@
+//! Fuzzing: every reader of bytes that clients, guests or database servers choose.
+//!
+//! Each target is a test. Under `cargo test` it takes a second; for longer, and one target alone:
+//!
+//! ```text
+//! FUZZ_SECONDS=300 cargo test -p amphi-tests --test fuzz -- statement
+//! ```
+//!
+//! It needs nothing but the stable toolchain: inputs are made from seeds that are nearly right ([`script`]), as random
+//! bytes are poor texts and the readers are too small to need guidance by coverage. What a target was given last is in
+//! `target/tmp/fuzz-NAME`, for inputs that end the process. (bolero would be the crate for this; it wants another version
+//! of a crate that wasmtime needs.)
+
+mod script;
+mod server;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::panic::catch_unwind;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fastrand::Rng;
+
+/// How long an input may take, on a busy machine: what is not linear takes longer at 64 KiB.
+const LIMIT: Duration = Duration::from_secs(2);
+/// The stack of a target. Loops and workers have more: what recurses by its input is noticed all the same.
+const STACK_BYTES: usize = 512 << 10;
+/// The longest script.
+const SCRIPT_MAX: usize = 200;
+
+/// How long a target takes.
+fn time() -> Duration {
+    let wanted = std::env::var("FUZZ_SECONDS").ok();
+    let seconds = wanted.and_then(|text| text.parse().ok());
+    Duration::from_secs_f64(seconds.unwrap_or(1.0))
+}
+
+/// Random scripts until the time is over.
+fn scripts(mut random: Rng) -> impl Iterator<Item = Vec<u8>> {
+    let since = Instant::now();
+    std::iter::from_fn(move || {
+        let length = random.usize(..SCRIPT_MAX);
+        (since.elapsed() < time()).then(|| {
+            std::iter::repeat_with(|| random.u8(..))
+                .take(length)
+                .collect()
+        })
+    })
+}
+
+/// A number that is another one each time.
+fn seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(1, |since| since.as_micros() as u64)
+}
+
+fn fuzz(name: &str, reader: fn(&[u8]), seeds: &'static [&'static str]) {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
+    let last = File::create(&file).expect("there is room for an input");
+    let work = move || {
+        let mut count = 0;
+        for script in scripts(Rng::with_seed(seed())) {
+            for input in [script::changed(seeds, &script), script] {
+                last.set_len(0)
+                    .and_then(|()| last.write_all_at(&input, 0))
+                    .expect("the file is ours");
+                let since = Instant::now();
+                let read = catch_unwind(|| reader(&input));
+                let took = since.elapsed();
+                assert!(
+                    read.is_ok() && took < LIMIT,
+                    "it took {took:?} or panicked: {:?}",
+                    String::from_utf8_lossy(&input)
+                );
+                count += 1;
+            }
+        }
+        println!("{count} inputs");
+    };
+    let thread = std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(work);
+    let ended = thread.expect("a thread can be made").join();
+    assert!(ended.is_ok(), "the input is in {}", file.display());
+}
+
+macro_rules! targets {
+    ($($name:ident: $reader:path, $seeds:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            fuzz(stringify!($name), $reader, &$seeds);
+        }
+    )*};
+}
+
+targets! {
+    statement: amphi::fuzz::postgres::statement, [
+        "explain explain select 1",
+        "/* /* */ */ select a from b where c = 'd''e' -- f\n",
+        "select $a$ $a$, e'\\'', U&\"\\0061\", array[1], 1.5e10",
+        "with x as (insert into y values ($1)) select set_config('a', 'b', false)",
+        "do $$ begin perform 1; end $$",
+        "set local search_path = x; begin; commit",
+    ];
+    array_parameter: amphi::fuzz::postgres::array_parameter, [
+        "\u{0}[1, null, [2]]",
+        "\u{1}[[\"a\\\"\", \"{b}\"], [\"\\u00e4\", null]]",
+        "\u{2}[{\"a\": [1, {\"b\": null}]}, true]",
+        "\u{3}[\"00ff\"]",
+        "\u{4}[1e10, \"2.5\", -0]",
+    ];
+    value: amphi::fuzz::postgres::value, [
+        "\u{5}\u{0}\u{2}\u{0}\u{1}\u{0}\u{0}\u{0}\u{2}\u{4}\u{1}\u{10}\u{20}",
+        "\u{10}\u{0}\u{0}\u{0}\u{1}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{6}\u{24}\u{0}\u{0}\u{0}\u{1}\u{0}\u{0}\u{0}\u{1}\u{0}\u{0}\u{0}\u{2}\u{0}\u{0}",
+        "\u{d}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{0}\u{1}\u{0}\u{0}\u{0}\u{2}\u{0}\u{0}\u{0}\u{3}",
+        "\u{f}\u{1}{\"a\": [1]}",
+        "\u{0}\u{1}",
+    ];
+    accept: amphi::fuzz::accept, [
+        "text/html;q=0.8, application/json;q=1.0;x=\"a,b\", */*;q=0",
+        "gzip;q=0.001, br, zstd;q=1, identity;q=0",
+    ];
+    trace: amphi::fuzz::trace, [
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ncongo=t61rcWkgMzE, rojo=00f067aa0ba902b7",
+    ];
+    proxies: amphi::fuzz::proxies, [
+        "1.2.3.4, 10.0.0.1, [::1]:80",
+        "for=\"[2001:db8::1]:4711\";proto=https;by=10.0.0.1, for=_hidden",
+        "x-request-id: abc-1:2=/+",
+        "10.0.0.0/8",
+    ];
+    request_headers: amphi::fuzz::request_headers, [
+        "cookie: a=b\ncookie: c=\"d\"\nx-latin: \u{e4}\naccept: */*",
+    ];
+    function_name: amphi::fuzz::function_name, [
+        "_ZN4core3ptr85drop_in_place$LT$alloc..string..String$GT$17h0123456789abcdefE",
+        "_RNvMs0_NtCs5l0EXMQXRMU_21rustc_demangle_fixture4test",
+        "_RINvNtC3std3mem8align_ofNtNtC3std3mem12DiscriminantE",
+    ];
+}
