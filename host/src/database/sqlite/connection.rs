@@ -264,7 +264,7 @@ impl Handle {
                 ),
             ));
         }
-        let looks_at_index = searches || self.any_is_virtual(&searched)?;
+        let looks_at_index = searches || self.defined(&searched)?.0;
         if looks_at_index && !searches {
             return Err(Error::new(
                 ErrorKind::Denied,
@@ -282,9 +282,11 @@ impl Handle {
         }
         prepared.changes_schema = changes_schema;
         prepared.like_case = like_case;
+        let (indexes_text, calls) = self.defined(&written)?;
         let weight = Weight {
+            calls: weight.calls + calls,
             program_bytes,
-            indexes_text: self.any_is_virtual(&written)?,
+            indexes_text,
             ..weight
         };
         let max = limits::values_max(self.values_max, weight);
@@ -302,19 +304,32 @@ impl Handle {
         self.guard.shared.schema.fetch_add(1, Relaxed);
     }
 
-    fn any_is_virtual<'a>(
+    /// Whether any of these tables is virtual, and how many calls of functions their definitions have.
+    fn defined<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a String>,
-    ) -> Result<bool, Error> {
-        let mut tables = (tables.into_iter()).filter(|table| !table.starts_with("sqlite_"));
-        let mut is_virtual = |connection: &Connection| {
+    ) -> Result<(bool, u32), Error> {
+        let mut tables = (tables.into_iter())
+            .filter(|table| !table.starts_with("sqlite_"))
+            .peekable();
+        if tables.peek().is_none() {
+            return Ok((false, 0));
+        }
+        let look = |connection: &Connection| {
             let mut statement = connection.prepare(
-                "select 1 from sqlite_schema where type = 'table' and rootpage = 0 and name = ? collate nocase",
+                "select type = 'table' and rootpage = 0, sql from sqlite_schema where tbl_name = ? collate nocase and type in ('table', 'index') and sql is not null",
             )?;
-            tables.try_fold(false, |any, table| Ok(any || statement.exists([table])?))
+            let (mut is_virtual, mut calls) = (false, 0);
+            for table in tables {
+                let mut rows = statement.query([table])?;
+                while let Some(row) = rows.next()? {
+                    is_virtual |= row.get::<_, bool>(0)?;
+                    calls += limits::calls(row.get_ref(1)?.as_str().unwrap_or_default());
+                }
+            }
+            Ok((is_virtual, calls))
         };
-        self.as_host(|connection| is_virtual(connection))
-            .map_err(|error| self.error(&error))
+        self.as_host(look).map_err(|error| self.error(&error))
     }
 
     fn set_values_max(&self, max: u64) -> rusqlite::Result<()> {

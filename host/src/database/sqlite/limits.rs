@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use rusqlite::limits::Limit;
 
 use super::super::STATEMENT_BYTES_MAX;
+use super::search::Words;
 
 /// Bytes of stack for every thread that runs statements (see `threads` in CONFIGURATION.md). With the limits below,
 /// the deepest statements of the hostile corpus take less than 700 KiB, and 2.5 MiB with SQLite's own defaults.
@@ -101,6 +102,46 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
     max
 }
 
+/// How many calls of slow functions a table or index has in its definition: in checks, generated columns, indexed
+/// expressions. They run when it is written to, and the authorizer does not see them then.
+pub(super) fn calls(definition: &str) -> u32 {
+    let slow = Words(definition).filter(|word| {
+        let name = word.trim_matches(['"', '`', '[', ']']).to_ascii_lowercase();
+        name.starts_with("json") || name.starts_with("->") || SLOW.contains(&name.as_str())
+    });
+    u32::try_from(slow.count()).unwrap_or(u32::MAX)
+}
+
+/// Functions that may be in a definition and read or make whole values. A column of such a name counts, too.
+const SLOW: &[&str] = &[
+    "char",
+    "date",
+    "datetime",
+    "format",
+    "hex",
+    "julianday",
+    "length",
+    "lower",
+    "ltrim",
+    "printf",
+    "quote",
+    "rtrim",
+    "soundex",
+    "strftime",
+    "substr",
+    "substring",
+    "time",
+    "timediff",
+    "trim",
+    "unhex",
+    "unicode",
+    "unistr",
+    "unistr_quote",
+    "unixepoch",
+    "upper",
+    "zeroblob",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +202,16 @@ mod tests {
                 }
             ),
             1_000
+        );
+    }
+
+    #[test]
+    fn definitions_call_functions() {
+        let table = "create table t (a text, b as (upper(a)), check (json_valid(a) and a -> '$.b' = \"hex\"(a)))";
+        assert_eq!(calls(table), 4);
+        assert_eq!(
+            calls("create table t (a varchar(20) references u (id), b text)"),
+            0
         );
     }
 

@@ -106,7 +106,7 @@ fn operand(words: &mut Words<'_>) -> Result<(), Error> {
 
 /// The words of a statement, without comments: names, numbers, literals with their quotes, parameters, operators.
 #[derive(Clone)]
-struct Words<'a>(&'a str);
+pub(super) struct Words<'a>(pub(super) &'a str);
 
 impl<'a> Iterator for Words<'a> {
     type Item = &'a str;

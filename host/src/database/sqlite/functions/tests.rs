@@ -94,23 +94,26 @@ fn they_give_what_those_of_sqlite_give() {
 #[test]
 fn long_values_take_no_long_time() {
     let (connection, _) = own();
-    for sql in [
-        "instr(a, substr(a, 1, 500000) || 'b')",
-        "length(replace(a, substr(a, 1, 500000) || 'b', ''))",
-        "length(trim(a, '0123456789äöüßéèêa'))",
-        "length(unhex(replace(a, 'a', 'zyx'), 'xyzabc'))",
-        "a like '%' || substr(a, 1, 20)",
-        "a like replace(hex(zeroblob(4900)), '00', '%a') || 'b%'",
-        "a glob replace(hex(zeroblob(2000)), '00', '*[a]')",
+    for (zeros, sql) in [
+        (500_000, "instr(a, substr(a, 1, 500000) || 'b')"),
+        (
+            500_000,
+            "length(replace(a, substr(a, 1, 500000) || 'b', ''))",
+        ),
+        (500_000, "length(trim(a, '0123456789äöüßéèêa'))"),
+        (500_000, "length(unhex(replace(a, 'a', 'zyx'), 'xyzabc'))"),
+        (20_000, "a like '%' || substr(a, 1, 20)"),
+        (
+            20_000,
+            "a like replace(hex(zeroblob(4900)), '00', '%a') || 'b%'",
+        ),
+        (20_000, "a glob replace(hex(zeroblob(2000)), '00', '*[a]')"),
     ] {
         let begin = Instant::now();
-        let sql = format!("select {sql} from (select replace(hex(zeroblob(500000)), '0', 'a') a)");
+        let sql = format!("select {sql} from (select replace(hex(zeroblob({zeros})), '0', 'a') a)");
         let _: Option<i64> = (connection.query_row(&sql, (), |row| row.get(0))).expect(&sql);
-        assert!(
-            begin.elapsed() < Duration::from_secs(5),
-            "{sql}: {:?}",
-            begin.elapsed()
-        );
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(10), "{sql}: {took:?}");
     }
 }
 
@@ -135,7 +138,7 @@ fn they_end_with_the_request() {
             "{sql}"
         );
         assert!(
-            begin.elapsed() < Duration::from_secs(2),
+            begin.elapsed() < Duration::from_secs(5),
             "{sql}: {:?}",
             begin.elapsed()
         );
