@@ -240,11 +240,19 @@ impl Transaction {
         Ok(state)
     }
 
-    fn leave(&self, left: Left) {
-        self.left.lock().push(left);
+    /// Sees to what the guest dropped while a statement ran.
+    fn see_to_the_rest(&self) {
+        if self.left.lock().is_empty() {
+            return;
+        }
         if let Ok(mut state) = self.state.try_lock() {
             self.see_to_left(&mut state);
         }
+    }
+
+    fn leave(&self, left: Left) {
+        self.left.lock().push(left);
+        self.see_to_the_rest();
         // Otherwise whoever waits for the level sees to it, when the statement that runs has ended.
         self.changed.notify_waiters();
     }
@@ -453,6 +461,7 @@ impl Member {
         // For SQLite, `Turn::run` acquires the connection later, on the thread that writes.
         Ok(Some(Turn {
             state,
+            transaction: Arc::clone(&self.transaction),
             database: database.clone(),
             deadline: Arc::clone(deadline),
             read_only: self.read_only,
@@ -673,6 +682,7 @@ fn isolation_name(isolation: Option<Isolation>) -> &'static str {
 /// The lock of a transaction's state: whoever has it runs the next statement.
 pub struct Turn {
     state: OwnedMutexGuard<State>,
+    transaction: Arc<Transaction>,
     database: Database,
     deadline: Arc<Deadline>,
     read_only: bool,
@@ -684,11 +694,19 @@ impl Turn {
     /// # Errors
     /// When no connection can be had; what the database says.
     pub async fn run(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
+        let transaction = Arc::clone(&self.transaction);
+        let ran = self.run_alone(face, statement).await;
+        transaction.see_to_the_rest();
+        ran
+    }
+
+    async fn run_alone(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
         let Turn {
             mut state,
             database,
             deadline,
             read_only,
+            ..
         } = self;
         let writes = state.writes();
         if let (Database::Sqlite(sqlite), Face::Async, true, false) =

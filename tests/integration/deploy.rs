@@ -7,7 +7,7 @@ use crate::harness::{App, Mode, guests};
 /// An app of one module from a file, and what else its table has.
 fn app_of(file: &std::path::Path, more: &str) -> App {
     App::written(&format!(
-        "[app]\nname = \"test\"\n[databases.default]\nsqlite = \"test.db\"\n[modules.odd]\npath = \"{}\"\n{more}",
+        "[app]\nname = \"test\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n[databases.default]\nsqlite = \"test.db\"\n[modules.odd]\npath = \"{}\"\n{more}",
         file.display()
     ))
 }

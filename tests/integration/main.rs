@@ -22,6 +22,7 @@ mod disconnects;
 mod effects;
 mod examples;
 mod failures;
+mod hostile_sql;
 mod interleaved;
 mod isolation;
 mod levels;

@@ -14,6 +14,9 @@ use super::{ConfigError, raw};
 /// What `value_max_bytes` can be: SQLite itself stores no larger value.
 const VALUE_BYTES: std::ops::RangeInclusive<u64> = 65_536..=1_000_000_000;
 
+/// What `transaction_max_bytes` can be: up to a tebibyte.
+const TRANSACTION_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 40;
+
 /// A database that modules can be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
@@ -51,6 +54,8 @@ pub struct SqliteFile {
     pub busy_timeout: Duration,
     /// When what was committed is on the disk.
     pub synchronous: Synchronous,
+    /// How much one transaction may write: no time limit ends a commit.
+    pub transaction_max_bytes: u64,
 }
 
 /// When a commit of SQLite is on the disk.
@@ -113,6 +118,7 @@ pub(super) struct RawDatabase {
     readers: Option<Spanned<usize>>,
     busy_timeout_ms: Option<Spanned<u64>>,
     synchronous: Option<Spanned<Synchronous>>,
+    transaction_max_bytes: Option<Spanned<u64>>,
     connections: Option<Spanned<usize>>,
     connect_timeout_ms: Option<Spanned<u64>>,
     ca_file: Option<Spanned<PathBuf>>,
@@ -186,11 +192,18 @@ impl Checker<'_> {
         ];
         self.none_of(&other, "PostgreSQL")?;
         let busy = raw.busy_timeout_ms.clone().unwrap_or_else(five_seconds);
+        let transaction = raw.transaction_max_bytes.clone();
+        let transaction = transaction.unwrap_or(Spanned::new(0..0, 128 << 20));
         let readers = raw.readers.clone().unwrap_or(Spanned::new(0..0, 4));
         Ok(SqliteFile {
             file,
             readers: self.bounded("readers", &readers, 1..=1000)?,
             busy_timeout: self.time("busy_timeout_ms", &busy, TIME_MS_OR_NONE)?,
+            transaction_max_bytes: self.bounded(
+                "transaction_max_bytes",
+                &transaction,
+                TRANSACTION_BYTES,
+            )?,
             synchronous: raw
                 .synchronous
                 .as_ref()
@@ -211,6 +224,10 @@ impl Checker<'_> {
                 raw.busy_timeout_ms.as_ref().map(Spanned::span),
             ),
             ("synchronous", raw.synchronous.as_ref().map(Spanned::span)),
+            (
+                "transaction_max_bytes",
+                raw.transaction_max_bytes.as_ref().map(Spanned::span),
+            ),
         ];
         self.none_of(&other, "SQLite")?;
         let text = match address.get_ref() {

@@ -33,6 +33,7 @@ impl Fixture {
             readers: 2,
             busy_timeout: Duration::from_millis(200),
             synchronous: config::Synchronous::Normal,
+            transaction_max_bytes: 128 << 20,
         };
         let config = config::Database {
             name: name.into(),

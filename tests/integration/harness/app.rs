@@ -35,6 +35,8 @@ impl App {
             admin = "127.0.0.1:0"
             [databases.default]
             sqlite = "data/test.db"
+            # Tests write tens of thousands of rows, and no power fails.
+            synchronous = "normal"
             migrations = "{guests}/migrations"
             [modules.behaviour]
             path = "{guests}/behaviour"

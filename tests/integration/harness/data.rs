@@ -43,7 +43,10 @@ impl Data {
     /// Its part of `amphi.toml`.
     pub fn config(&self) -> String {
         match self {
-            Data::Sqlite(file) => format!("sqlite = {:?}", file.display().to_string()),
+            Data::Sqlite(file) => {
+                let file = file.display().to_string();
+                format!("sqlite = {file:?}\nsynchronous = \"normal\"")
+            }
             Data::Postgres(database) => format!("postgres = {:?}", database.url()),
         }
     }

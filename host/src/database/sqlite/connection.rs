@@ -23,7 +23,9 @@ use crate::deadline::Deadline;
 use crate::error::cut;
 
 /// What SQLite may allocate for all databases of the process, its caches among it. It can be set once.
-const HEAP_BYTES_MAX: i64 = 1 << 30;
+const HEAP_BYTES_MAX: i64 = 512 << 20;
+/// The log keeps this size when all in it was written to the file.
+const LOG_BYTES_KEPT: i64 = 16 << 20;
 /// A compiled statement may be so large.
 const PROGRAM_BYTES_MAX: u64 = 32 << 20;
 /// How much of an error's text is passed on: a view's own SQL and values may be in it.
@@ -98,6 +100,7 @@ impl Handle {
             file,
             busy_timeout,
             synchronous,
+            transaction_max_bytes,
             ..
         } = file;
         let mut connection =
@@ -119,6 +122,8 @@ impl Handle {
                 Synchronous::Normal => "normal",
             },
         )?;
+        // What is written beyond the size that the log keeps can be seen from its size (`watch`).
+        connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         let guard = Arc::new(Guard {
             shared: shared.clone(),
@@ -129,7 +134,12 @@ impl Handle {
         connection.authorizer(Some(move |context: AuthContext<'_>| {
             watching.authorize(&context)
         }))?;
-        let watched = Watched::new(connection.get_interrupt_handle(), &guard);
+        let log = writes.then(|| {
+            let mut log = file.as_os_str().to_owned();
+            log.push("-wal");
+            (log.into(), *transaction_max_bytes)
+        });
+        let watched = Watched::new(connection.get_interrupt_handle(), &guard, log);
         let handle = Handle {
             connection,
             guard,
@@ -193,7 +203,7 @@ impl Handle {
             ));
         }
         if self.watched.is_over() {
-            return Err(interrupted());
+            return Err(self.interrupted());
         }
         let schema = self.guard.shared.schema.load(Relaxed);
         if self.schema.replace(schema) != schema {
@@ -398,7 +408,7 @@ impl Handle {
                 kind,
                 "one call runs one statement: give the others calls of their own",
             ),
-            _ if kind == ErrorKind::Aborted => interrupted(),
+            _ if kind == ErrorKind::Aborted => self.interrupted(),
             rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
                 ErrorCode::ApiMisuse => Error::new(
                     ErrorKind::Statement,
@@ -437,11 +447,17 @@ impl Handle {
             },
         )
     }
-}
 
-fn interrupted() -> Error {
-    Error::new(
-        ErrorKind::Aborted,
-        "request-aborted: the statement was interrupted because the request ended",
-    )
+    fn interrupted(&self) -> Error {
+        match self.guard.writes_too_much.load(Relaxed) {
+            true => Error::new(
+                ErrorKind::TooLarge,
+                "the transaction, or the statement, has written more than `transaction_max_bytes` of the database: divide it into several",
+            ),
+            false => Error::new(
+                ErrorKind::Aborted,
+                "request-aborted: the statement was interrupted because the request ended",
+            ),
+        }
+    }
 }

@@ -285,29 +285,33 @@ fn trim(context: &Context<'_>, guard: &Guard, left: bool, right: bool) -> Result
         return Ok(Value::Null);
     };
     let characters = until_nul(characters);
+    let mut work = Work::new(guard);
     let mut set = HashSet::new();
     let mut at = 0;
     while at < characters.len() {
+        work.step(8)?;
         let next = character(characters, at).1;
         set.insert(&characters[at..next]);
         at = next;
     }
     let lengths: BTreeSet<usize> = set.iter().map(|character| character.len()).collect();
-    let mut work = Work::new(guard);
-    while left {
-        work.step(lengths.iter().sum::<usize>() + 1)?;
-        let length = (lengths.iter().copied())
-            .find(|length| text.get(..*length).is_some_and(|part| set.contains(part)));
-        let Some(length) = length else { break };
-        text = &text[length..];
+    let longest = lengths.iter().sum::<usize>() + 1;
+    loop {
+        work.step(longest)?;
+        let fits = |length: &usize| text.get(..*length).is_some_and(|part| set.contains(part));
+        match lengths.iter().copied().find(fits).filter(|_| left) {
+            Some(length) => text = &text[length..],
+            None => break,
+        }
     }
-    while right {
-        work.step(lengths.iter().sum::<usize>() + 1)?;
-        let begin = |length: &usize| text.len().checked_sub(*length);
-        let length = (lengths.iter().copied())
-            .find(|length| begin(length).is_some_and(|begin| set.contains(&text[begin..])));
-        let Some(length) = length else { break };
-        text = &text[..text.len() - length];
+    loop {
+        work.step(longest)?;
+        let end = |length: &usize| text.get(text.len().checked_sub(*length)?..);
+        let fits = |length: &usize| end(length).is_some_and(|part| set.contains(part));
+        match lengths.iter().copied().find(fits).filter(|_| right) {
+            Some(length) => text = &text[..text.len() - length],
+            None => break,
+        }
     }
     made(text.to_vec())
 }
@@ -321,14 +325,15 @@ fn unhex(context: &Context<'_>, guard: &Guard) -> Result<Value> {
         return Ok(Value::Null);
     };
     let text = until_nul(text);
+    let mut work = Work::new(guard);
     let (mut set, mut at) = (HashSet::new(), 0);
     while at < ignored.len() {
+        work.step(8)?;
         let (ignored, next) = character(ignored, at);
         set.insert(ignored);
         at = next;
     }
     let digit = |at: usize| text.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut work = Work::new(guard);
     let (mut bytes, mut at) = (Vec::new(), 0);
     while at < text.len() {
         work.step(1)?;

@@ -23,6 +23,8 @@ pub(super) struct Guard {
     pub(super) kept: AtomicBool,
     /// Set when the request that has the connection has ended: what runs shall end, too.
     pub(super) over: AtomicBool,
+    /// Set with it when the transaction has written too much.
+    pub(super) writes_too_much: AtomicBool,
     /// The largest value that the statement may make.
     pub(super) values_max: AtomicU64,
     /// Rows that the borrower has changed, for `total_changes()`.
@@ -52,7 +54,7 @@ pub(super) struct Found {
     pub(super) weight: Weight,
     /// Tables that it writes to.
     pub(super) written: BTreeSet<String>,
-    /// Whether it has the operator MATCH.
+    /// Whether it has the operator MATCH, or marks what was found.
     pub(super) searches: bool,
     /// Tables of which it reads a column of the same name: what is compared with it is a full-text search.
     pub(super) searched: BTreeSet<String>,
@@ -155,10 +157,10 @@ impl Guard {
             )),
             // It compares every match in a text with every other, and nothing can interrupt it.
             "snippet" | "offsets" | "matchinfo" => Some(format!(
-                "the function `{name}` was refused: it can take minutes for one text with many matches. Use `highlight` and cut what it gives, or cut the text in the view"
+                "the function `{name}` was refused: it can take minutes for one text with many matches. Use `highlight`, and cut what it gives in the view"
             )),
-            "match" if let Some(within) = within => Some(format!(
-                "a full-text search in `{within}` was refused: its length can only be checked in the statement itself, so write `match` there"
+            "match" | "highlight" if let Some(within) = within => Some(format!(
+                "`{name}` in `{within}` was refused: its length can only be checked in the statement itself, so write it there"
             )),
             "total_changes" if let Some(within) = within => Some(format!(
                 "the function `total_changes` was refused in `{within}`: it tells what earlier statements changed, so call it outside"
@@ -228,6 +230,10 @@ impl Found {
         let name = name.to_ascii_lowercase();
         match name.as_str() {
             "match" => self.searches = true,
+            "highlight" => {
+                self.searches = true;
+                self.weight.highlights = true;
+            }
             "last_insert_rowid" | "changes" | "total_changes" => {
                 self.session = true;
                 self.rowid |= name == "last_insert_rowid";

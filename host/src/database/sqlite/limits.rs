@@ -59,6 +59,8 @@ pub(super) struct Weight {
     pub(super) program_bytes: u64,
     /// Whether it writes to a virtual table.
     pub(super) indexes_text: bool,
+    /// Whether it marks what a full-text search has found.
+    pub(super) highlights: bool,
 }
 
 /// The slowest of the functions counted (JSON) take 10 ns for each byte.
@@ -69,6 +71,8 @@ const QUADRATIC_BYTES: u64 = 64 << 10;
 const PROGRAM_BYTES: u64 = 160_000_000_000;
 /// A search of the longest kind (`search`) in one text of this size takes less than a second.
 const INDEXED_BYTES: u64 = 512 << 10;
+/// `highlight` copies all it has for each mark that it adds: with the longest marks (`search`), a second for one text.
+const HIGHLIGHTED_BYTES: u64 = 64 << 10;
 /// Small values are always possible: with the most instructions there are, they take seconds only in theory.
 const VALUES_MIN: u64 = 64 << 10;
 
@@ -79,6 +83,7 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
         quadratic,
         program_bytes,
         indexes_text,
+        highlights,
     } = weight;
     let mut max = configured;
     max = max.min(CALL_BYTES / u64::from(calls.max(1)));
@@ -86,9 +91,92 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
     if indexes_text {
         max = max.min(INDEXED_BYTES);
     }
-    max = max.max(VALUES_MIN);
+    if highlights {
+        max = max.min(HIGHLIGHTED_BYTES);
+    }
+    max = max.max(VALUES_MIN.min(configured));
     if quadratic > 0 {
         max = max.min(QUADRATIC_BYTES / u64::from(quadratic.isqrt()));
     }
     max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIGURED: u64 = 16 << 20;
+
+    #[test]
+    fn large_statements_have_small_values() {
+        let of = |weight| values_max(CONFIGURED, weight);
+        let plain = Weight {
+            program_bytes: 4_000,
+            ..Weight::default()
+        };
+        assert_eq!(of(plain), CONFIGURED);
+        assert_eq!(of(Weight { calls: 5, ..plain }), CONFIGURED);
+        assert_eq!(
+            of(Weight {
+                calls: 100,
+                ..plain
+            }),
+            1_000_000
+        );
+        assert_eq!(
+            of(Weight {
+                calls: 60_000,
+                ..plain
+            }),
+            VALUES_MIN
+        );
+        assert_eq!(
+            of(Weight {
+                quadratic: 4,
+                ..plain
+            }),
+            QUADRATIC_BYTES / 2
+        );
+        assert_eq!(
+            of(Weight {
+                program_bytes: 160_000,
+                ..plain
+            }),
+            1_000_000
+        );
+        assert_eq!(
+            of(Weight {
+                indexes_text: true,
+                ..plain
+            }),
+            INDEXED_BYTES
+        );
+        // What is configured is never exceeded.
+        assert_eq!(
+            values_max(
+                1_000,
+                Weight {
+                    indexes_text: true,
+                    ..plain
+                }
+            ),
+            1_000
+        );
+    }
+
+    #[test]
+    fn every_limit_of_sqlite_is_set() {
+        let connection = Connection::open_in_memory().expect("it opens");
+        set(&connection).expect("they are taken");
+        for (limit, max) in LIMITS {
+            assert_eq!(
+                connection.limit(*limit).expect("it is known"),
+                *max,
+                "{limit:?}"
+            );
+        }
+        // `LENGTH` is the other one, and SQLite knows none beyond the last.
+        let last = Limit::SQLITE_LIMIT_TRIGGER_STEPS as usize;
+        assert_eq!(LIMITS.len(), last);
+    }
 }

@@ -8,6 +8,8 @@ use super::super::{Error, ErrorKind, Value};
 
 /// The longest search, and every parameter of a statement that searches.
 const BYTES_MAX: usize = 1_000;
+/// The longest marks of `highlight`, both together, with their quotes.
+const MARKS_BYTES_MAX: usize = 40;
 
 /// Whether the searches of a statement are short enough.
 pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
@@ -26,11 +28,41 @@ pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
     }
     let mut words = Words(sql);
     while let Some(word) = words.next() {
-        if word.eq_ignore_ascii_case("match") {
+        let name = word.trim_matches(['"', '`', '[', ']']);
+        if name.eq_ignore_ascii_case("match") {
             operand(&mut words)?;
+        } else if name.eq_ignore_ascii_case("highlight") {
+            marks(&mut words)?;
         }
     }
     Ok(())
+}
+
+/// What `highlight` is called with: names, numbers, and marks as literals.
+fn marks(words: &mut Words<'_>) -> Result<(), Error> {
+    let mut bytes = match words.next() {
+        Some("(") => 0,
+        _ => usize::MAX,
+    };
+    for word in words {
+        match word.as_bytes() {
+            b")" if bytes <= MARKS_BYTES_MAX => return Ok(()),
+            b"," | b"." | b"-" => {}
+            [b'\'', ..] => bytes += word.len(),
+            [first, ..] if is_word(*first) && !word.contains('$') => {}
+            [b'"' | b'`' | b'[', ..] => {}
+            _ => bytes = usize::MAX,
+        }
+        if bytes > MARKS_BYTES_MAX {
+            break;
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Denied,
+        format!(
+            "a call of `highlight` was refused: its marks are two texts written there, with at most {MARKS_BYTES_MAX} bytes together"
+        ),
+    ))
 }
 
 /// What is searched for: literals and parameters joined by `||`.
@@ -126,4 +158,73 @@ fn quoted(text: &str, quote: u8) -> usize {
         }
     }
     bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_searched_for_has_a_length() {
+        let long = format!("select 1 from f where f match '{}'", "a ".repeat(1_000));
+        for (sql, admitted) in [
+            ("select 1 from f where f match ?", true),
+            (
+                "select 1 from f where f MATCH $1 and a = replace(b, 'x', 'y')",
+                true,
+            ),
+            ("select 1 from f where f match 'it''s' order by rank", true),
+            (
+                "select 1 from f where f match '\"' || ? || '\"*' limit 1",
+                true,
+            ),
+            (
+                "select 'match' || x from f where f match ? -- match ()",
+                true,
+            ),
+            (
+                "select highlight(f, 0, '<b>', '</b>') from f where f match ?",
+                true,
+            ),
+            (
+                "select highlight(f, -1, '<strong>', '</strong>') as \"h\" from f where f match ?",
+                true,
+            ),
+            ("select 1 from f where f match hex(?)", false),
+            ("select 1 from f where f match (?)", false),
+            ("select 1 from f where f match x", false),
+            ("select 1 from f where f match ? || x", false),
+            ("select 1 from f where f match '1' + ?", false),
+            ("select 1 from f where f match ? -> '$'", false),
+            (
+                "select 1 from f where f match /* a comment */ upper('x')",
+                false,
+            ),
+            ("select 1 from f where \"match\"(hex(?), f)", false),
+            ("select 1 from f where [MATCH](hex(?), f)", false),
+            (
+                "select 1 from f where f match ? || ? || ? || ? || ? || ?",
+                false,
+            ),
+            ("select highlight(f, 0, ?, ?) from f where f match ?", false),
+            (
+                "select highlight(f, 0, hex('a'), '') from f where f match ?",
+                false,
+            ),
+            (
+                "select `highlight`(f, 0, '', 'x' || 'y') from f where f match ?",
+                false,
+            ),
+            (
+                "select highlight(f, 0, '<span class=\"very very very long\">', '</span>') from f where f match ?",
+                false,
+            ),
+            (long.as_str(), false),
+        ] {
+            assert_eq!(check(sql, &[]).is_ok(), admitted, "{sql}");
+        }
+        let long = [Value::Text("a".repeat(BYTES_MAX + 1))];
+        let refused = check("select 1 from f where f match ?", &long).expect_err("it is too long");
+        assert_eq!(refused.kind, ErrorKind::TooLarge);
+    }
 }

@@ -4,6 +4,7 @@
 //! SQLite looks at the flag wherever its virtual machine jumps, and so do the functions of our own. A progress
 //! handler would be asked only every so many instructions, between which any number of slow functions can run.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Weak};
 use std::thread::Thread;
@@ -24,6 +25,8 @@ const IDLE_TICKS: u32 = 100;
 pub(super) struct Watched {
     interrupt: InterruptHandle,
     guard: Arc<Guard>,
+    /// What the connection writes goes there first, and may be so much for one borrower.
+    log: Option<(PathBuf, u64)>,
     loan: Mutex<Loan>,
 }
 
@@ -33,13 +36,20 @@ struct Loan {
     deadline: Option<Arc<Deadline>>,
     /// While the host itself speaks: its commits and rollbacks are finished.
     host: bool,
+    /// The size of the log when it was looked at first.
+    log_bytes: Option<u64>,
 }
 
 impl Watched {
-    pub(super) fn new(interrupt: InterruptHandle, guard: &Arc<Guard>) -> Arc<Watched> {
+    pub(super) fn new(
+        interrupt: InterruptHandle,
+        guard: &Arc<Guard>,
+        log: Option<(PathBuf, u64)>,
+    ) -> Arc<Watched> {
         let watched = Arc::new(Watched {
             interrupt,
             guard: Arc::clone(guard),
+            log,
             loan: Mutex::default(),
         });
         WATCH.connections.lock().push(Arc::downgrade(&watched));
@@ -49,7 +59,11 @@ impl Watched {
     /// From now on, statements end with this.
     pub(super) fn lend(&self, deadline: Arc<Deadline>) {
         self.guard.over.store(false, SeqCst);
-        self.loan.lock().deadline = Some(deadline);
+        self.guard.writes_too_much.store(false, SeqCst);
+        *self.loan.lock() = Loan {
+            deadline: Some(deadline),
+            ..Loan::default()
+        };
         if WATCH.sleeps.swap(false, SeqCst) {
             WATCH.thread.unpark();
         }
@@ -73,11 +87,15 @@ impl Watched {
 
     /// Returns whether the connection is on loan.
     fn look(&self) -> bool {
-        let loan = self.loan.lock();
+        let mut loan = self.loan.lock();
         let Some(deadline) = &loan.deadline else {
             return false;
         };
-        if deadline.ended().is_some() {
+        let is_over = deadline.ended().is_some();
+        if self.writes_too_much(&mut loan) {
+            self.guard.writes_too_much.store(true, SeqCst);
+        }
+        if is_over || self.guard.writes_too_much.load(SeqCst) {
             self.guard.over.store(true, SeqCst);
             // Under the lock: the connection cannot change hands meanwhile, nor the host begin to speak.
             if !loan.host {
@@ -85,6 +103,17 @@ impl Watched {
             }
         }
         true
+    }
+
+    /// Nothing ends a commit, and it takes the longer the more was written.
+    fn writes_too_much(&self, loan: &mut Loan) -> bool {
+        let Some((log, max)) = &self.log else {
+            return false;
+        };
+        // It is there as soon as anything was written.
+        let bytes = std::fs::metadata(log).map_or(0, |log| log.len());
+        let before = *loan.log_bytes.get_or_insert(bytes);
+        bytes.saturating_sub(before) > *max
     }
 }
 

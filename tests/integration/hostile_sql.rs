@@ -1,0 +1,177 @@
+//! SQL that means harm: deep, long, huge, slow, recursive, or reaching for the session. Whatever a view runs, it has its
+//! error or result within its time limit and a second, the host lives, and others are answered meanwhile.
+
+mod sqlite;
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::steps::{execute, execute_with, insert, query, query_with};
+use crate::harness::{App, Kind, Mode, Server, eventually};
+
+/// The time limit of the views.
+const LIMIT: Duration = Duration::from_millis(300);
+/// How much longer a statement may take to end.
+const BEYOND: Duration = Duration::from_secs(1);
+/// For the way to the server and back, on a machine that compiles beside.
+const MARGIN: Duration = Duration::from_millis(500);
+/// How long the neighbour may wait for its answer, whatever runs beside it.
+const NEIGHBOUR: Duration = Duration::from_secs(1);
+
+/// What one kind of database is tried with.
+struct Corpus {
+    kind: Kind,
+    /// Run before all else, from outside.
+    setup: Vec<String>,
+    lines: Vec<Line>,
+}
+
+/// One request.
+struct Line {
+    name: String,
+    /// The view, below that of the mode.
+    view: &'static str,
+    steps: Value,
+}
+
+impl Line {
+    /// One statement, whose rows are read.
+    fn new(name: &str, sql: impl AsRef<str>) -> Line {
+        Line::of(name, "run", json!([query(sql.as_ref())]))
+    }
+
+    /// One statement that writes, in a transaction.
+    fn writes(name: &str, sql: impl AsRef<str>) -> Line {
+        Line::of(name, "run/atomic", json!([execute(sql.as_ref())]))
+    }
+
+    fn of(name: &str, view: &'static str, steps: Value) -> Line {
+        Line {
+            name: name.to_owned(),
+            view,
+            steps,
+        }
+    }
+}
+
+/// Runs every line, with a neighbour beside.
+async fn survive(mode: Mode, corpus: Corpus) {
+    let limits = format!("limits.timeout_ms = {}", LIMIT.as_millis());
+    let server = App::rules(corpus.kind, &limits).await.serve_alone().await;
+    let setup = corpus.setup.join(";\n");
+    server
+        .app
+        .data
+        .execute(&format!("begin;\n{setup};\ncommit"))
+        .await;
+    let end = Cell::new(false);
+    let lines = async {
+        let failed = lines(mode, &server, corpus.lines).await;
+        end.set(true);
+        failed
+    };
+    let (failed, waits) = tokio::join!(lines, neighbour(mode, &server, &end));
+    assert!(failed.is_empty(), "{failed:#?}");
+    let longest = waits.iter().max().expect("it asked");
+    assert!(
+        *longest < NEIGHBOUR,
+        "the neighbour waited {longest:?}, {} times asked",
+        waits.len()
+    );
+    // Nobody has kept the connection that writes.
+    let path = format!("/{mode}/run/atomic");
+    assert_eq!(
+        server.told(&path, json!([insert("after")])).await,
+        json!([1])
+    );
+}
+
+/// Runs the lines one after the other; tells which did not end as they should.
+async fn lines(mode: Mode, server: &Server, lines: Vec<Line>) -> Vec<String> {
+    let mut failed = Vec::new();
+    for Line { name, view, steps } in lines {
+        let begin = Instant::now();
+        let reply = server.steps(&format!("/{mode}/{view}"), steps).await;
+        let answered = begin.elapsed();
+        // The client has its answer at the limit; the connection has to come back, too.
+        let free = async || match server.metrics().await.get("amphi_database_connections") {
+            0.0 => Ok(()),
+            busy => Err(busy),
+        };
+        eventually("the connections to be free", free).await;
+        let took = begin.elapsed();
+        println!(
+            "{answered:>8.0?} {took:>8.0?} {} {name}: {:.120}",
+            reply.status,
+            reply.text()
+        );
+        // A failed statement fails an atomic view: 500. A time limit that is over is 504.
+        if took > LIMIT + BEYOND + MARGIN || ![200, 500, 504].contains(&reply.status) {
+            failed.push(format!("{name}: {} after {took:?}", reply.status));
+        }
+    }
+    failed
+}
+
+/// A client that goes on asking for a row, until it is told to end; how long it waited each time.
+async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duration> {
+    let path = format!("/{mode}/run");
+    let mut waits = Vec::new();
+    while !end.get() {
+        let begin = Instant::now();
+        let told = server.told(&path, json!([query("select 1 as a")])).await;
+        waits.push(begin.elapsed());
+        assert_eq!(told, json!([[[1]]]), "the neighbour's row");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    waits
+}
+
+both_modes! {
+    async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
+        survive(mode, sqlite::corpus()).await;
+    }
+
+    /// The search that once ended the process: a pattern as long as the text, every other character of it a `%`.
+    async fn a_search_of_any_length_ends_nothing(mode: Mode) {
+        let server = App::rules(Kind::Sqlite, "").await.serve().await;
+        let path = format!("/{mode}/run");
+        let search = |pattern: String| {
+            json!([query_with("select id from rows where tag like '%' || ? || '%'", json!([pattern]))])
+        };
+        let long = execute_with("insert into rows (tag) values (?)", json!(["a".repeat(24_000)]));
+        server.told(&path, json!([long])).await;
+        let told = server.told(&path, search("%a".repeat(23_000))).await;
+        let text = told[0].as_str().unwrap_or_default();
+        assert!(text.starts_with("TooLarge: "), "{told}");
+        assert!(text.contains("may have 10000: look for a shorter text"), "{told}");
+        assert_eq!(server.told(&path, search("%a".repeat(4_900))).await, json!([[[1]]]));
+    }
+
+    /// What one request has inserted and changed, the next one on the same connection is not told.
+    async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
+        let server = App::rules(Kind::Sqlite, "").await.serve().await;
+        let told = |view: &str, steps: Value| {
+            let path = format!("/{mode}/{view}");
+            let server = &server;
+            async move { server.told(&path, steps).await }
+        };
+        let ask = "select last_insert_rowid() as a, changes() as b, total_changes() as c";
+        let insert = "insert into rows (tag) values ('mine')";
+        let update = "update rows set tag = 'theirs'";
+        for _ in 0..2 {
+            told("run", json!([execute(insert), execute(insert)])).await;
+            assert_eq!(told("run/atomic", json!([query(ask)])).await, json!([[[0, 0, 0]]]));
+            let rows = server.app.data.rows().await;
+            assert_eq!(told("run/atomic", json!([execute(update), query(ask)])).await, json!([rows, [[0, rows, rows]]]));
+            let expected = json!([1, [[rows + 1, 1, 1]], rows + 1, [[rows + 1, rows + 1, rows + 2]]]);
+            assert_eq!(told("run/atomic", json!([execute(insert), query(ask), execute(update), query(ask)])).await, expected);
+            // A statement that changes no row tells of none, whatever ran before.
+            assert_eq!(told("run", json!([execute("create table if not exists other (a)")])).await, json!([0]));
+            let refused = told("run", json!([execute(insert), query("select last_insert_rowid()")])).await;
+            assert!(refused[1].as_str().is_some_and(|text| text.contains("Use `returning`")), "{refused}");
+        }
+    }
+}
