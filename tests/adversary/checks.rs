@@ -244,7 +244,7 @@ impl<'a> Flat<'a> {
         let Some(left_at) = reply.left_at else { return };
         let late = self.begun().filter_map(|(step, note)| {
             let last = note.ended.as_ref().map_or(note.began.1, |(_, at, _)| *at);
-            (last > left_at + LEFT_MARGIN_S).then(|| (step.id, last - left_at))
+            (last > left_at + LEFT_MARGIN_S).then_some((step.id, last - left_at))
         });
         if let Some((id, after)) = late.max_by(|one, other| one.1.total_cmp(&other.1)) {
             texts.push((
