@@ -12,6 +12,8 @@ use super::run::{Note, Reply, Seen, Told};
 const MARGIN: Duration = Duration::from_millis(3000);
 /// How long it may take until what computes is ended, on a busy machine.
 const LOOP_MS: u64 = 1000;
+/// What a request is told that holds a connection and wants to pin or to read another one.
+const NO_ROOM: &str = "connections for pins and results: all";
 /// How long a request may go on when its client has left.
 const LEFT_MARGIN_S: f64 = 1.2;
 
@@ -155,6 +157,17 @@ impl<'a> Flat<'a> {
             .kinds
             .iter()
             .any(|kind| matches!(kind, ViewKind::Repeatable | ViewKind::Serializable));
+        let pins = program
+            .requests
+            .iter()
+            .flat_map(Request::steps)
+            .filter(|step| {
+                matches!(
+                    step.does,
+                    Does::Pin(_) | Does::Stream { .. } | Does::Leak(_)
+                )
+            });
+        let pins = pins.count();
         for (step, kind, text) in self.failed() {
             let explained = match kind {
                 "Constraint" => broken,
@@ -171,6 +184,8 @@ impl<'a> Flat<'a> {
                 }
                 "Other" => undone || self.joins || ends || reads_only || calls && levels,
                 "Statement" => reads_only,
+                // Who holds a connection is refused at once when others pin or read theirs.
+                "Unavailable" if text.contains(NO_ROOM) => pins > 1,
                 "Unavailable" => {
                     texts.push((
                         Fault::Capacity,
@@ -197,7 +212,9 @@ impl<'a> Flat<'a> {
             }
             return;
         };
-        let conflict = self.failed().any(|(_, kind, _)| kind == "Conflict")
+        let conflict = self
+            .failed()
+            .any(|(_, kind, text)| kind == "Conflict" || text.contains(NO_ROOM))
             || reply.why.to_lowercase().contains("conflict");
         let limited = self.kinds.iter().any(|kind| kind.is_limited())
             || self.has(|does| *does == Does::End("loop".to_owned()));
@@ -227,7 +244,7 @@ impl<'a> Flat<'a> {
         let Some(left_at) = reply.left_at else { return };
         let late = self.begun().filter_map(|(step, note)| {
             let last = note.ended.as_ref().map_or(note.began.1, |(_, at, _)| *at);
-            (last > left_at + LEFT_MARGIN_S).then(|| (step.id, last - left_at))
+            (last > left_at + LEFT_MARGIN_S).then_some((step.id, last - left_at))
         });
         if let Some((id, after)) = late.max_by(|one, other| one.1.total_cmp(&other.1)) {
             texts.push((
