@@ -111,6 +111,8 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that calls in flight keep.
     calls: AtomicU64,
+    /// Events that it has published.
+    events: AtomicUsize,
     /// Set when any part has failed: nothing that was done is kept.
     failed: AtomicBool,
     values: Mutex<Arc<Values>>,
@@ -173,6 +175,7 @@ impl Scope {
             parts: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
+            events: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             _open: Held::new(&METRICS.scopes),
         })
@@ -279,6 +282,11 @@ impl Scope {
         };
         let drawn = counted.room.grow_to(bytes);
         drawn.map(|()| counted).map_err(|why| why.to_string())
+    }
+
+    /// Counts one more event; how many there are with it.
+    pub fn count_event(&self) -> usize {
+        self.events.fetch_add(1, SeqCst) + 1
     }
 
     /// Nothing that was done is kept, whatever the request answers (R9).
