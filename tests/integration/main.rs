@@ -8,6 +8,7 @@ mod harness;
 
 mod atomicity;
 mod bodies;
+mod budget;
 mod builtin;
 mod configuration;
 mod conflicts;
@@ -19,6 +20,7 @@ mod disconnects;
 mod effects;
 mod examples;
 mod failures;
+mod host_calls;
 mod interleaved;
 mod isolation;
 mod levels;
