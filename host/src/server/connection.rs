@@ -116,7 +116,8 @@ pub(super) async fn serve(
         peer,
         account: budget::process().connection(),
     };
-    if seen == first.len() && first == HTTP2 && client.account.charge(HTTP2_BYTES).is_err() {
+    // One whose first bytes leave it open counts as HTTP/2.
+    if HTTP2.starts_with(&first[..seen]) && client.account.charge(HTTP2_BYTES).is_err() {
         return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
     }
     let client = Arc::new(client);
