@@ -19,7 +19,7 @@ use crate::budget::{self, Account, Room};
 use crate::chain::Chain;
 use crate::completion::Line;
 use crate::config::Events as Config;
-use crate::error::{Failure, Fault};
+use crate::error::{Failure, Fault, shown};
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
 use crate::scope::{Origin, Scope, Value};
@@ -30,6 +30,8 @@ use crate::view::is_topic;
 /// How long an event waits for capacity before it tries again; nobody else waits for it.
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
+/// The longest topic.
+const TOPIC_BYTES_MAX: usize = 1 << 10;
 /// What an event takes beside its payload, while it is held or waits.
 const EVENT_BYTES: u64 = 2 << 10;
 
@@ -94,9 +96,10 @@ impl Bus {
         topic: &str,
         payload: Vec<u8>,
     ) -> Result<(), NotPublished> {
-        if !is_topic(topic) {
+        if topic.len() > TOPIC_BYTES_MAX || !is_topic(topic) {
             return Err(NotPublished::NoTopic(format!(
-                "`{topic}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`"
+                "`{}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`",
+                shown(topic)
             )));
         }
         let max = self.config.payload_max_bytes;
@@ -104,6 +107,12 @@ impl Bus {
             return Err(NotPublished::TooLarge(format!(
                 "the event on `{topic}` has {} bytes; `payload_max_bytes` of `[events]` is {max}",
                 payload.len()
+            )));
+        }
+        let (published, most) = (scope.count_event(), scope.limits.events_max);
+        if published > most {
+            return Err(NotPublished::Full(format!(
+                "the request has published {most} events already, as many as `events_max` allows: the event on `{topic}` was not published"
             )));
         }
         let values = scope.values();

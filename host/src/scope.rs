@@ -110,6 +110,8 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that calls in flight keep.
     calls: AtomicU64,
+    /// Events that it has published.
+    events: AtomicUsize,
     values: Mutex<Arc<Values>>,
     _open: Held,
 }
@@ -169,6 +171,7 @@ impl Scope {
             parts: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
+            events: AtomicUsize::new(0),
             _open: Held::new(&METRICS.scopes),
         })
     }
@@ -269,6 +272,11 @@ impl Scope {
         };
         let drawn = counted.room.grow_to(bytes);
         drawn.map(|()| counted).map_err(|why| why.to_string())
+    }
+
+    /// Counts one more event; how many there are with it.
+    pub fn count_event(&self) -> usize {
+        self.events.fetch_add(1, SeqCst) + 1
     }
 
     /// Counts a change between a loop and a worker.

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -35,6 +36,8 @@ mod socket;
 const BACKLOG: i32 = 1024;
 /// How long to wait when the system has no file descriptor left.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// Connections to the admin address; further ones are closed.
+const ADMIN_CONNECTIONS: usize = 64;
 /// How long the loops may take to end when nothing is in flight any more, or what was has been cancelled: guests
 /// end at their next host call or preemption point.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -103,16 +106,11 @@ pub async fn serve(
         .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
-    let places = Arc::new(Places::new(limits.connections_max));
-    for listener in sockets.listeners {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(accept(
-            listener,
-            Arc::clone(&loops),
-            Arc::clone(&places),
-            stop.clone(),
-        ));
-    }
+    let places = Places::new(limits.connections_max);
+    let listeners = sockets.listeners.into_iter();
+    let listeners = listeners.map(tokio::net::TcpListener::from_std);
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    tokio::spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
     if let Some(admin) = sockets.admin {
         tokio::spawn(serve_admin(
             tokio::net::TcpListener::from_std(admin)?,
@@ -256,19 +254,22 @@ impl Places {
     }
 }
 
+/// Accepts on all addresses. The place is taken before a connection is there, so that further ones wait in the kernel;
+/// it is one for all addresses, and no address holds one while it is idle.
 async fn accept(
-    listener: tokio::net::TcpListener,
+    listeners: Vec<tokio::net::TcpListener>,
     loops: Arc<Vec<Loop>>,
-    places: Arc<Places>,
+    places: Places,
     stop: CancellationToken,
 ) {
+    let mut turn = 0;
     loop {
         let place = tokio::select! {
             place = places.take() => place,
             () = stop.cancelled() => return,
         };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept_any(&listeners, &mut turn) => accepted,
             () = stop.cancelled() => return,
         };
         let (stream, peer) = match accepted {
@@ -302,6 +303,24 @@ async fn accept(
             return;
         }
     }
+}
+
+/// The next connection of any address, each in its turn.
+async fn accept_any(
+    listeners: &[tokio::net::TcpListener],
+    turn: &mut usize,
+) -> io::Result<(tokio::net::TcpStream, SocketAddr)> {
+    std::future::poll_fn(|cx| {
+        for step in 0..listeners.len() {
+            let number = (*turn + step) % listeners.len();
+            if let Poll::Ready(accepted) = listeners[number].poll_accept(cx) {
+                *turn = number + 1;
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 async fn serve_connections(
@@ -341,6 +360,7 @@ async fn serve_connections(
 
 /// Health and metrics, on an address of their own.
 async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -350,7 +370,11 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
             tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
             continue;
         };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(|request: Request<Incoming>| async move {
                 Ok::<_, Infallible>(admin(request.uri().path()))
             });
@@ -390,6 +414,54 @@ fn admin(path: &str) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two connections are allowed, and three addresses listened on: both may come over any of them.
+    #[tokio::test]
+    async fn an_idle_address_takes_no_connection_from_the_others() {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+            listeners.push(listener.expect("a port is free"));
+        }
+        let addresses: Vec<_> = (listeners.iter())
+            .map(|listener| listener.local_addr().expect("it listens"))
+            .collect();
+        let (incoming, mut accepted) = mpsc::channel(8);
+        let each = Loop {
+            incoming,
+            connections: Arc::default(),
+            idle: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        };
+        let stop = CancellationToken::new();
+        let loops = Arc::new(vec![each]);
+        let accepting = accept(listeners, loops, Places::new(2), stop.clone());
+        let accepting = tokio::spawn(accepting);
+        let soon = Duration::from_secs(5);
+        for address in &addresses {
+            let mut clients = Vec::new();
+            let mut open = Vec::new();
+            for _ in 0..2 {
+                let client = tokio::net::TcpStream::connect(address).await;
+                clients.push(client.expect("the kernel accepts it"));
+                let connection = tokio::time::timeout(soon, accepted.recv()).await;
+                open.push(connection.expect("there is a place").expect("it goes on"));
+            }
+            // A third one waits, until one of them closes.
+            clients.push(
+                tokio::net::TcpStream::connect(address)
+                    .await
+                    .expect("likewise"),
+            );
+            let third = tokio::time::timeout(Duration::from_millis(100), accepted.recv());
+            assert!(third.await.is_err());
+            open.pop();
+            let third = tokio::time::timeout(soon, accepted.recv()).await;
+            open.push(third.expect("there is a place").expect("it goes on"));
+        }
+        stop.cancel();
+        accepting.await.expect("it ends");
+    }
 
     #[tokio::test]
     async fn being_full_is_told_once() {

@@ -26,7 +26,7 @@ pub enum Content {
 /// The end of the year 9999, the last that an HTTP date can name.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
 /// Files up to here are read at once.
-const WHOLE_BYTES: u64 = 256 << 10;
+pub const WHOLE_BYTES: u64 = 256 << 10;
 
 impl StaticFiles {
     /// Opens the folder.
@@ -101,6 +101,8 @@ impl StaticFiles {
 
 fn read(mut file: File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
+    // It may have grown since it was looked at.
+    let mut file = io::Read::take(&mut file, WHOLE_BYTES);
     io::Read::read_to_end(&mut file, &mut content)?;
     Ok(content)
 }

@@ -122,3 +122,45 @@ both_modes! {
         }
     }
 }
+
+both_modes! {
+    /// Lines that a request has begun, and what looks like a panic, are its own, also in a kept instance (R16).
+    async fn r16_what_one_request_writes_is_not_told_of_another(mode: Mode) {
+        let base = format!(
+            "[modules.greedy]\npath = \"{}/greedy\"\ninstances = \"reuse\"\npublish = [\"greed.*\"]\nsubscribe = [\"greed.*\"]\nhttp = [\"self\"]",
+            crate::harness::guests::folder().display()
+        );
+        let server = App::new(&base).serve().await;
+        let ask = async |what: &str| {
+            let mark = server.log.mark();
+            let reply = server.post(&format!("/{mode}/ask/{what}"), "").await;
+            let line = server.log.requests(mark, 1).await.remove(0);
+            let id = line.text("request").to_owned();
+            let of_guest = server.log.since(mark).into_iter().filter(|line| line.text("target") == "amphi::guest");
+            let told: Vec<_> = of_guest.map(|line| (line.text("request") == id, line.text("message").to_owned())).collect();
+            (reply.status, line.text("why").to_owned(), told)
+        };
+        let own = |text: &str| (true, text.to_owned());
+        for _ in 0..3 {
+            let (status, _, told) = ask("half-line/1/7").await;
+            assert_eq!((status, told), (200, vec![own("and another of 7"), own("half a line of 7")]));
+            let (_, _, told) = ask("error-line/1/8").await;
+            assert_eq!(told, [own("a line of 8")]);
+            let (status, _, told) = ask("panicked/1/9").await;
+            assert_eq!((status, told), (200, vec![own("panicked at src/secret.rs:9:1: SECRET 9")]));
+            let (_, _, told) = ask("error-line/1/8").await;
+            assert_eq!(told, [own("a line of 8")]);
+        }
+        // The instance is the same, and what it says of a trap is about this one.
+        assert!(server.metrics().await.get("amphi_instances_kept") >= 1.0);
+        let (status, why, _) = ask("trap/1/0").await;
+        assert_eq!(status, 500);
+        assert!(why.contains("trapped") && !why.contains("SECRET"), "{why}");
+        // An output that was cut ends the instance, and the next request has all of its own.
+        let (_, _, told) = ask("lines/2000/50").await;
+        assert!(told.iter().all(|(own, _)| *own), "{told:#?}");
+        let (_, _, told) = ask("error-line/1/8").await;
+        assert_eq!(told, [own("a line of 8")]);
+        server.assert_baseline().await;
+    }
+}

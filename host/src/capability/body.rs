@@ -38,10 +38,18 @@ impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
         offset: u64,
         max: u32,
     ) -> wasmtime::Result<Result<Vec<u8>, Error>> {
-        let Some(body) = accessor.with(|mut store| store.get().work().body.clone()) else {
+        let max = max.min(PIECE_MAX);
+        let (body, held) = accessor.with(|mut store| {
+            let work = store.get().work();
+            (work.body.clone(), work.scope.hold_call(max.into()))
+        });
+        let Some(body) = body else {
             return Ok(Ok(Vec::new()));
         };
-        let max = max.min(PIECE_MAX);
+        let _held = match held {
+            Ok(held) => held,
+            Err(sentence) => return Ok(Err(Error::Io(sentence))),
+        };
         if let Some(piece) = body.read_memory(offset, max) {
             return Ok(Ok(piece));
         }

@@ -2,6 +2,7 @@
 
 use super::Guest;
 use crate::bindings::events::{Error, Host};
+use crate::error::shown;
 use crate::events::NotPublished;
 
 impl Host for Guest {
@@ -19,8 +20,9 @@ impl Guest {
             .any(|granted| granted.contain(topic))
         {
             return Err(Error::Denied(format!(
-                "module `{}` may not publish on `{topic}`: add it to `publish` of `[modules.{0}]`",
-                self.grants.name
+                "module `{}` may not publish on `{}`: add it to `publish` of `[modules.{0}]`",
+                self.grants.name,
+                shown(topic)
             )));
         }
         let Some(onward) = &self.work().onward else {

@@ -11,7 +11,12 @@ impl Host for Guest {
         fields: Vec<(String, String)>,
     ) -> wasmtime::Result<()> {
         let mut text = message;
+        // What is over the limit is cut as a whole: there is no need to put it together.
+        let max = self.output.left();
         for (name, value) in fields {
+            if text.len() > max {
+                break;
+            }
             text.push(' ');
             text.push_str(&name);
             text.push('=');

@@ -35,6 +35,18 @@ use crate::workers;
 pub use onward::{Onward, Whither};
 pub use stdio::Output;
 
+/// The most handles of the host's that an instance can have, and likewise of WASI's.
+pub const HANDLES_MAX: usize = 1024;
+/// The most random bytes that a guest gets in one call.
+pub const RANDOM_BYTES_MAX: u64 = 256 << 10;
+
+/// What the host holds for a guest. It is dropped with the guest's store, on the loop.
+fn table() -> ResourceTable {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(HANDLES_MAX);
+    table
+}
+
 /// What every request of an app shares.
 pub struct Services {
     /// The app's databases.
@@ -114,7 +126,7 @@ impl Guest {
             work: Some(work),
             grants: Arc::clone(grants),
             services: Arc::clone(services),
-            table: ResourceTable::new(),
+            table: table(),
             wasi: None,
         }
     }

@@ -13,6 +13,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::Work;
+use crate::error::cut;
 use crate::metrics::METRICS;
 use crate::scope::Scope;
 use crate::view::View;
@@ -41,6 +42,17 @@ struct State {
 }
 
 impl State {
+    fn new(max_bytes: usize) -> State {
+        State {
+            work: None,
+            max_bytes,
+            left: max_bytes,
+            cut: false,
+            panic: None,
+            lines: Default::default(),
+        }
+    }
+
     fn line(&mut self, level: Level) -> &mut Vec<u8> {
         &mut self.lines[usize::from(level == Level::WARN)]
     }
@@ -53,7 +65,7 @@ impl State {
                 .filter(|_| line.starts_with("thread '"))
                 .and_then(|(_, rest)| rest.split_once("panicked at "))
         {
-            self.panic = Some(format!("panicked at {place}"));
+            self.panic = Some(cut(format!("panicked at {place}"), PANIC_BYTES));
             return true;
         }
         let Some(panic) = &mut self.panic else {
@@ -72,15 +84,7 @@ impl State {
 
 impl Output {
     pub(super) fn new(work: &Work, max_bytes: usize) -> Output {
-        let state = State {
-            work: None,
-            max_bytes,
-            left: max_bytes,
-            cut: false,
-            panic: None,
-            lines: Default::default(),
-        };
-        let output = Output(Arc::new(Mutex::new(state)));
+        let output = Output(Arc::new(Mutex::new(State::new(max_bytes))));
         output.begin(work);
         output
     }
@@ -88,17 +92,29 @@ impl Output {
     /// What is written from now on belongs to this.
     pub(super) fn begin(&self, work: &Work) {
         let mut state = self.0.lock();
-        state.work = Some((Arc::clone(&work.scope), Arc::clone(&work.view)));
-        state.left = state.max_bytes;
+        *state = State {
+            work: Some((Arc::clone(&work.scope), Arc::clone(&work.view))),
+            ..State::new(state.max_bytes)
+        };
     }
 
-    /// Lets go of the request. Whether it wrote more than it may.
+    /// Lets go of the request, with every line that it has begun. Whether it wrote more than it may.
     pub(super) fn finish(&self) -> bool {
         self.flush(Level::INFO);
         self.flush(Level::WARN);
+        let panic = self.0.lock().panic.take();
+        if let Some(panic) = panic {
+            // No trap followed, so that it was no panic.
+            self.record(Level::WARN, &panic);
+        }
         let mut state = self.0.lock();
         state.work = None;
         state.cut
+    }
+
+    /// How much the request may still log, in bytes.
+    pub(super) fn left(&self) -> usize {
+        self.0.lock().left
     }
 
     /// Writes one record.

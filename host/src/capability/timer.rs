@@ -10,7 +10,9 @@ use crate::bindings::timer::{Host, HostWithStore};
 impl Host for Guest {}
 
 impl HostWithStore<Guest> for HasSelf<Guest> {
-    async fn sleep(_: &Accessor<Guest, Self>, ms: u32) -> wasmtime::Result<()> {
+    async fn sleep(accessor: &Accessor<Guest, Self>, ms: u32) -> wasmtime::Result<()> {
+        let held = accessor.with(|mut store| store.get().work().scope.hold_call(0));
+        let _held = held.map_err(wasmtime::Error::msg)?;
         tokio::time::sleep(Duration::from_millis(ms.into())).await;
         Ok(())
     }

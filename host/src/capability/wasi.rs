@@ -23,7 +23,7 @@ impl WasiView for Guest {
         if self.wasi.is_none() {
             self.wasi = Some(Wasi {
                 ctx: self.new_wasi(),
-                table: ResourceTable::new(),
+                table: super::table(),
             });
         }
         let Wasi { ctx, table } = self.wasi.as_mut().expect("it was just built");
@@ -36,6 +36,7 @@ impl Guest {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.output.stream(Level::INFO))
             .stderr(self.output.stream(Level::WARN));
+        wasi.max_random_size(super::RANDOM_BYTES_MAX);
         wasi.allow_blocking_current_thread(self.work().view.mode == Mode::Sync);
         for dir in &self.grants.directories {
             let permissions = if dir.write {

@@ -28,6 +28,8 @@ const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
 /// Instances that are kept take room of those that work.
 const KEPT: RangeInclusive<u64> = 0..=10_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
+/// A guest's memory has no more.
+const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
 /// With less, a response of the default size would not fit in a request's share.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
@@ -223,6 +225,8 @@ impl<'a> Checker<'a> {
         self.within(at, "timeout_ms", limits.timeout_ms, TIME_MS)?;
         self.within(at, "memory_mb", limits.memory_mb, MEMORY_MB)?;
         self.within(at, "response_max_bytes", limits.response_max_bytes, BYTES)?;
+        self.within(at, "call_max_bytes", limits.call_max_bytes, CALL_BYTES)?;
+        self.within(at, "events_max", limits.events_max, 0..=1_000_000)?;
         self.within(
             at,
             "headers_max_bytes",

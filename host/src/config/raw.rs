@@ -237,6 +237,11 @@ limits! {
     memory_mb: u64 = 64,
     /// A view's response body. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
+    /// What a view hands over to the host in one call. Default 8 MiB; its answer may be as large as
+    /// `response_max_bytes`, if that is more.
+    call_max_bytes: u64 = 8 << 20,
+    /// Events that a request publishes. Default 1,000.
+    events_max: usize = 1_000,
     /// The headers of a view's response, of a request that it sends, and of an answer to that; each counts for 32 beside
     /// its text. Default 64 KiB.
     headers_max_bytes: u64 = 64 << 10,
@@ -258,6 +263,16 @@ limits! {
     reuse_age_max_ms: u64 = 60_000,
     /// With `instances = "reuse"`: linear memory of an instance that is kept. Default 32.
     reuse_memory_max_mb: u64 = 32,
+}
+
+impl Limits {
+    /// What can come from a view at once, in bytes.
+    pub fn handed_over_max(&self) -> u64 {
+        let answer = self
+            .response_max_bytes
+            .saturating_add(self.headers_max_bytes * 2);
+        self.call_max_bytes.max(answer).saturating_add(64 << 10)
+    }
 }
 
 #[derive(Deserialize)]

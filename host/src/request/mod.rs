@@ -36,7 +36,7 @@ use crate::router::Route;
 use crate::run::Stop;
 use crate::scope::{self, Origin, Value};
 use crate::settle::{Ready, Settled};
-use crate::static_files::{Content, StaticFiles};
+use crate::static_files::{Content, StaticFiles, WHOLE_BYTES};
 use crate::trace::Trace;
 use crate::transaction::Fate;
 use crate::view::View;
@@ -335,15 +335,19 @@ async fn static_file(
         .into_iter()
         .next()
         .map_or_else(String::new, |(_, path)| path);
+    // A file that is read at once is no larger.
+    let room = account.draw(WHOLE_BYTES)?;
     let read = tokio::task::spawn_blocking(move || files.respond(&method, &path, &headers));
     let response = read
         .await
         .map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
     let (head, content) = response.into_parts();
     let body = match content {
-        Content::Whole(bytes) => Either::Left(Full::new(account.keep(bytes)?)),
+        Content::Whole(bytes) => {
+            let room = room.cut_to(bytes.capacity() as u64);
+            Either::Left(Full::new(room.hold(bytes)))
+        }
         Content::Open(file, length) => {
-            let room = account.draw(FILE_PIECES * FILE_PIECE as u64)?;
             let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
             let pieces = ReaderStream::with_capacity(file, FILE_PIECE);
             let frame = move |piece| {
@@ -360,6 +364,7 @@ async fn static_file(
 /// reads, one that the stream has room for, one that is cut into frames and one that waits for the client.
 const FILE_PIECE: usize = 64 << 10;
 const FILE_PIECES: u64 = 4;
+const _: () = assert!(FILE_PIECES * FILE_PIECE as u64 <= WHOLE_BYTES);
 
 fn empty(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(Either::Left(Full::default()));

@@ -12,7 +12,7 @@ use wasmtime::component::Accessor;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::kept::{Instance, Kept};
-use super::{Answer, CpuTime, Engines, Stop, explain};
+use super::{Answer, CpuTime, Engines, Stop, bounded, explain, limit};
 use crate::bindings::{AsyncViews, AsyncViewsPre, types};
 use crate::capability::{Guest, Work};
 use crate::config::Reuse;
@@ -73,9 +73,9 @@ impl AsyncComponent {
             // A call that it has not waited for would end in the middle of another request.
             let clean = done && store.concurrent_state_table_size() == exports.idle;
             self.kept.give_back(instance, clean);
-            Ok(answer)
+            Ok(bounded(answer))
         });
-        bounded(&scope, &cpu, handled).await
+        in_time(&scope, &cpu, handled).await
     }
 
     /// Asks the component for its views.
@@ -92,7 +92,7 @@ impl AsyncComponent {
             let described = exports.views.call_describe(&mut store).await;
             described.map_err(|error| explain(&error, store.data()))
         });
-        bounded(&scope, &cpu, described).await
+        in_time(&scope, &cpu, described).await
     }
 
     /// Ends the instances that have been kept too long.
@@ -103,7 +103,7 @@ impl AsyncComponent {
     /// A fresh instance, under all its limits.
     async fn fresh(&self, guest: Guest) -> Result<Instance<Exports>, Failure> {
         let mut store = Store::new(self.views.engine(), guest);
-        store.limiter(|guest| &mut guest.memory);
+        limit(&mut store);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
             let Work { view, cpu, .. } = store.data().work();
@@ -133,7 +133,7 @@ async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
 
 /// Works for a guest no longer than its request may, and counts the CPU time of this thread meanwhile, without what the
 /// guest waits.
-async fn bounded<T>(
+async fn in_time<T>(
     scope: &Scope,
     cpu: &CpuTime,
     mut work: Pin<&mut impl Future<Output = Result<T, Failure>>>,

@@ -81,10 +81,10 @@ impl<V> Kept<V> {
 
     /// Keeps an instance whose request is done, or not. `clean`: nothing of the guest's runs any more.
     pub(super) fn give_back(&self, mut instance: Instance<V>, clean: bool) {
-        let Some(reuse) = &self.reuse else { return };
-        instance.requests += 1;
         let guest = instance.store.data_mut();
         let unclean = !guest.finish() || !clean;
+        let Some(reuse) = &self.reuse else { return };
+        instance.requests += 1;
         let too_large = guest.memory.size > reuse.memory_max_bytes;
         if unclean {
             recycled("unclean");

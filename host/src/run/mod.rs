@@ -10,12 +10,13 @@ mod sync;
 use std::fmt;
 
 use http::StatusCode;
-use wasmtime::{Trap, WasmBacktrace};
+use wasmtime::component::ResourceTableError;
+use wasmtime::{Store, Trap, WasmBacktrace};
 
 use crate::bindings::types;
 use crate::capability::Guest;
 use crate::deadline::Ended;
-use crate::error::Failure;
+use crate::error::{Failure, cut};
 
 use backtrace::{frames, way};
 
@@ -78,6 +79,33 @@ impl From<&Stop> for Failure {
     }
 }
 
+/// The most handles that an instance can have: of components' own resources, and, in an async one, of tasks, calls in
+/// flight and streams.
+const HANDLES_MAX: usize = 10_000;
+/// The most bytes of each text of an error that a view returns.
+const ERROR_TEXT_MAX: usize = 16 << 10;
+
+/// What the guest can hand over in one call, and how much of it the host has to drop with the store: both are work that
+/// no epoch interrupts (R5).
+fn limit(store: &mut Store<Guest>) {
+    store.limiter(|guest| &mut guest.memory);
+    let call_max = store.data().grants.limits.handed_over_max();
+    store.set_hostcall_fuel(usize::try_from(call_max).unwrap_or(usize::MAX));
+    store.set_max_component_handles(HANDLES_MAX);
+    if let Some(table) = store.concurrent_resource_table() {
+        table.set_max_capacity(HANDLES_MAX);
+    }
+}
+
+/// An answer whose error is no longer than anybody will read.
+fn bounded(answer: Answer) -> Answer {
+    answer.map_err(|error| types::Error {
+        message: cut(error.message, ERROR_TEXT_MAX),
+        detail: error.detail.map(|detail| cut(detail, ERROR_TEXT_MAX)),
+        ..error
+    })
+}
+
 /// What a failed call means, in a sentence (R17).
 fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
@@ -100,6 +128,35 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     }
 }
 
+/// The limit of a host call that the guest was over, if that is why it trapped.
+fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
+    if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
+        return Some(format!(
+            "the view holds more handles than it may have ({} of the host's, {HANDLES_MAX} in all): drop some before the next",
+            crate::capability::HANDLES_MAX
+        ));
+    }
+    let cause = error.root_cause().to_string();
+    // wasmtime has no type for these.
+    if cause.contains("fuel allocated for hostcalls") {
+        return Some(format!(
+            "the view handed over more than {} bytes in one call to the host, or in its answer (`call_max_bytes`)",
+            guest.grants.limits.handed_over_max()
+        ));
+    }
+    let random = cause.starts_with("requested len ").then(|| {
+        format!(
+            "the view asked for more than {} random bytes at once",
+            crate::capability::RANDOM_BYTES_MAX
+        )
+    });
+    random.or_else(|| {
+        cause
+            .contains("handle limit exceeded")
+            .then(|| format!("the view holds more than {HANDLES_MAX} handles"))
+    })
+}
+
 /// What a trap means, with the innermost functions in parentheses.
 fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     if let Some(panic) = guest.output.panic() {
@@ -112,6 +169,12 @@ fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
                 "the view wanted more than its {} MB of memory (`memory_mb`)",
                 guest.grants.limits.memory_mb
             ))
+        };
+    }
+    if let Some(sentence) = over_limit(error, guest) {
+        return Failure {
+            fault: crate::error::Fault::Limit,
+            ..Failure::view(format!("{sentence}{frames}"))
         };
     }
     if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::{Store, UpdateDeadline};
 
 use super::kept::{Instance, Kept};
-use super::{Answer, Engines, Stop, explain};
+use super::{Answer, Engines, Stop, bounded, explain, limit};
 use crate::bindings::{SyncViews, SyncViewsPre, types};
 use crate::capability::{Guest, Work};
 use crate::config::Reuse;
@@ -54,7 +54,7 @@ impl SyncComponent {
         let answer = exports.call_handle(&mut *store, view, request);
         let answer = answer.map_err(|error| explain(&error, store.data()))?;
         self.kept.give_back(instance, true);
-        Ok(answer)
+        Ok(bounded(answer))
     }
 
     /// Asks the component for its views.
@@ -79,7 +79,7 @@ impl SyncComponent {
     /// A fresh instance, under all its limits.
     fn fresh(&self, guest: Guest) -> Result<Instance<SyncViews>, Failure> {
         let mut store = Store::new(self.views.engine(), guest);
-        store.limiter(|guest| &mut guest.memory);
+        limit(&mut store);
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         store.epoch_deadline_callback(|store| {
             let Work {

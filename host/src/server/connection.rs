@@ -33,6 +33,9 @@ const HTTP2_BYTES: u64 = HTTP2_WINDOW as u64 + (64 << 10);
 /// What the host sends ahead of the client's reading, on one stream. A piece of a body may come on top.
 const HTTP2_SEND_BYTES: usize = 64 << 10;
 
+/// Streams that a client may take back before they have been looked at.
+const HTTP2_RESETS: usize = 20;
+
 /// How HTTP/2 begins (RFC 9113, 3.4), and no request of HTTP/1 does.
 const HTTP2: &[u8] = b"PRI ";
 
@@ -79,6 +82,7 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
         .max_send_buf_size(HTTP2_SEND_BYTES)
+        .max_pending_accept_reset_streams(HTTP2_RESETS)
         .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PONG);
@@ -112,7 +116,8 @@ pub(super) async fn serve(
         peer,
         account: budget::process().connection(),
     };
-    if seen == first.len() && first == HTTP2 && client.account.charge(HTTP2_BYTES).is_err() {
+    // One whose first bytes leave it open counts as HTTP/2.
+    if HTTP2.starts_with(&first[..seen]) && client.account.charge(HTTP2_BYTES).is_err() {
         return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
     }
     let client = Arc::new(client);

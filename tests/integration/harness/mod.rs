@@ -1,6 +1,7 @@
 //! What the tests stand on: guests, apps, servers, logs, metrics.
 
 pub mod app;
+pub mod attack;
 pub mod data;
 pub mod guests;
 pub mod log;

@@ -58,6 +58,7 @@ pub fn ask(
         "half-line" => {
             eprint!("half a line of {bytes}");
             print!("and another of {bytes}");
+            std::io::stdout().flush()?;
             "written".into_response()
         }
         // As a panic would say it, without one.

@@ -1,0 +1,159 @@
+//! Memory that the host keeps for requests: one budget, and what happens at its end.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::harness::attack::{self, Held};
+use crate::harness::{App, Mode, Server, eventually, guests};
+
+/// The least that can be configured.
+const BUDGET_MB: u64 = 64;
+/// What the process takes beside it: code, stacks, pools, buffers of connections, what the allocator keeps.
+const FIXED_MB: u64 = 120;
+
+/// An app with the guest `greedy`, a large static file, compression and the smallest budget.
+async fn greedy(toml: &str) -> Server {
+    let base = format!(
+        r#"
+        app.middleware = ["compression"]
+        server.memory_budget_mb = {BUDGET_MB}
+        static.dir = "static"
+        {toml}
+        [modules.greedy]
+        path = "{}/greedy"
+        http = ["self"]
+        publish = ["greed.*"]
+        subscribe = ["greed.*"]
+        "#,
+        guests::folder().display()
+    );
+    let app = App::new(&base);
+    app.write("static/large.txt", "a line like others\n".repeat(20_400));
+    app.serve_alone().await
+}
+
+/// Sees that the memory stays within the budget while `attack` goes on, that others are answered or told to come
+/// again, and that everything comes back.
+async fn within_the_budget<T>(server: &Server, attack: impl Future<Output = T>) {
+    for mode in [Mode::Sync, Mode::Async] {
+        server.get(&format!("/{mode}/hello")).await.ok();
+    }
+    let before = server.memory_kib() / 1024;
+    let mut attack = std::pin::pin!(attack);
+    let (mut most, mut drawn, mut answered) = (0, 0.0_f64, 0);
+    let mut held = None;
+    let mut rounds = 0;
+    while rounds < 30 {
+        tokio::select! {
+            done = &mut attack, if held.is_none() => held = Some(done),
+            () = tokio::time::sleep(Duration::from_millis(50)) => {
+                rounds += usize::from(held.is_some());
+                most = most.max(server.memory_kib() / 1024);
+                drawn = drawn.max(server.metrics().await.get("amphi_memory_bytes"));
+                let reply = server.get("/async/hello").await;
+                match reply.status {
+                    200 => answered += 1,
+                    _ => assert_eq!((reply.status, reply.header("retry-after")), (503, "1")),
+                }
+            }
+        }
+    }
+    let budget = (BUDGET_MB << 20) as f64;
+    assert!(
+        drawn > budget / 10.0 && drawn <= budget,
+        "{drawn} bytes drawn"
+    );
+    assert!(
+        most <= before + BUDGET_MB + FIXED_MB,
+        "{most} MB after {before} MB"
+    );
+    assert!(answered > 0, "others should be answered, too");
+    println!(
+        "{before} MB before, {most} MB at most, {drawn} bytes drawn, {answered} answered beside"
+    );
+    drop(held);
+    eventually("all memory to come back", async || {
+        match server.metrics().await.get("amphi_memory_bytes") {
+            // The request for the metrics is none of the app's.
+            0.0 => Ok(()),
+            // The connection of the tests' own client, if that is one of HTTP/2, and its last request.
+            left => Err(left),
+        }
+    })
+    .await;
+    server.assert_baseline().await;
+}
+
+both_modes! {
+    async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
+        let server = greedy("").await;
+        let path = format!("/{mode}/whole");
+        within_the_budget(&server, attack::unfinished_bodies(&server, &path, 400, 1_000_000)).await;
+        within_the_budget(&server, async { attack::unfinished_streams(&server, &path, (3, 150), 900_000) }).await;
+    }
+
+    async fn r13_publishers_stay_within_the_budget(mode: Mode) {
+        let server = greedy("").await;
+        let path = format!("/{mode}/hold/1000/60000/1500");
+        let publishers = async {
+            for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
+                // Each got some, and was told why it got no more.
+                match reply.status {
+                    200 => assert!(reply.text().contains("`memory_budget_mb`"), "{}", reply.text()),
+                    503 => {}
+                    other => panic!("{other}: {}", reply.text()),
+                }
+            }
+        };
+        within_the_budget(&server, publishers).await;
+        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+        assert_eq!(reply.ok(), "20");
+        let toml = "limits.events_max = 10";
+        drop(server);
+        let server = greedy(toml).await;
+        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+        assert!(reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"), "{}", reply.text());
+    }
+
+    async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
+        let server = greedy("").await;
+        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+        assert!(refused.ok().contains("`headers_max_bytes`"), "{}", refused.text());
+        let path = format!("/{mode}/fetch/200/30000");
+        within_the_budget(&server, join_all((0..12).map(|_| server.get(&path)))).await;
+    }
+
+    /// A response that is not read counts until it is gone.
+    async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
+        // What guests have in their own memory is not part of the budget.
+        let server = greedy("async_views.in_flight_max = 20").await;
+        let view = format!("/{mode}/ask/body/1/700000");
+        for what in [("GET", "/static/large.txt", "br"), ("POST", &view, "identity"), ("POST", &view, "zstd")] {
+            let readers = async {
+                let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
+                assert!(statuses.contains(&200) && statuses.contains(&503), "{what:?}: {statuses:?}");
+                held
+            };
+            within_the_budget(&server, readers).await;
+        }
+    }
+}
+
+/// All at once.
+#[tokio::test]
+async fn r13_everything_at_once_stays_within_the_budget() {
+    let server = greedy("").await;
+    let all = async {
+        let streams = attack::unfinished_streams(&server, "/async/whole", (2, 100), 300_000);
+        let (bodies, readers, fetched, published) = tokio::join!(
+            attack::unfinished_bodies(&server, "/sync/whole", 100, 1_000_000),
+            attack::slow_readers(&server, ("GET", "/static/large.txt", "br"), (3, 50)),
+            join_all((0..4).map(|_| server.get("/async/fetch/100/30000"))),
+            join_all((0..4).map(|_| server.post("/async/hold/1000/60000/500", ""))),
+        );
+        let _: (&Held, _, _) = (&streams, fetched, published);
+        (streams, bodies, readers)
+    };
+    within_the_budget(&server, all).await;
+}
