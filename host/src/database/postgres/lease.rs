@@ -167,7 +167,9 @@ impl Lease {
     ) -> Result<Outcome, Failed> {
         let mut before = before.to_vec();
         if self.in_transaction {
-            before.push("savepoint amphi_reading; set transaction read only".to_owned());
+            before.extend(
+                ["savepoint amphi_reading", "set transaction read only"].map(str::to_owned),
+            );
         }
         let may_write = !std::mem::replace(&mut self.read_only, true);
         let ran = self.run(&before, statement).await;
@@ -275,13 +277,10 @@ impl Lease {
         verdict: &Arc<Verdict>,
         read: &Read,
     ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
-        let mut ahead = before.join("; ");
+        let mut ahead = before.to_vec();
         let behind = (self.read_only && !self.in_transaction).then_some("commit");
         if behind.is_some() {
-            if !ahead.is_empty() {
-                ahead.push_str("; ");
-            }
-            ahead.push_str("begin read only");
+            ahead.push("begin read only".to_owned());
         }
         let database = Arc::clone(&self.database);
         let session = self.session.as_mut().expect("it is there until the drop");
@@ -289,6 +288,7 @@ impl Lease {
         let order = Order {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
+            limits: session.limits.clone(),
             cancel: &cancel,
             statement,
             verdict,
@@ -397,6 +397,7 @@ impl Lease {
         let order = Order {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
+            limits: session.limits.clone(),
             cancel: &cancel,
             statement: &statement,
             verdict: &verdict,
@@ -449,13 +450,16 @@ impl Drop for Lease {
         let mut session = session;
         runtime.spawn(async move {
             if closes {
-                session.close().await;
+                database.close(session).await;
             } else if session.clean(in_transaction).await {
                 database.free.lock().push(session);
             } else {
-                let database = &database.config.name;
-                tracing::warn!(database, "a connection could not be cleaned and is closed");
-                session.close().await;
+                let name = &database.config.name;
+                tracing::warn!(
+                    database = name,
+                    "a connection could not be cleaned and is closed"
+                );
+                database.close(session).await;
             }
             drop((changing, holds));
         });
