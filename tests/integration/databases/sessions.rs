@@ -455,3 +455,32 @@ async fn what_is_too_large_never_arrives() {
     }
     fixture.one(pid, &[]).await;
 }
+
+/// A plain read of a table is one statement for the server, as it is for the view: the table is asked about once a
+/// second, and nothing is cleaned.
+#[tokio::test]
+async fn a_plain_read_costs_nothing_beside_itself() {
+    let on_server = Postgres::shared().database().await;
+    on_server
+        .execute("create table plain (a integer primary key); insert into plain values (1)")
+        .await;
+    on_server.log_statements().await;
+    let fixture = Fixture::on(&on_server.url(), 1).await;
+    fixture.read().await;
+    let mark = on_server.mark();
+    let (since, reads) = (std::time::Instant::now(), 200);
+    for _ in 0..reads {
+        fixture.one(READ, &[Value::Integer(0)]).await;
+    }
+    // The last is in the log when another session sees it there.
+    on_server.count("select 1::bigint").await;
+    let ran = on_server.logged(mark);
+    let checks = usize::try_from(since.elapsed().as_secs()).expect("it is short") + 2;
+    let others = ran.iter().filter(|logged| logged.sql != READ).count();
+    assert_eq!(ran.len() - others, reads);
+    assert!(
+        others <= checks,
+        "{others} other statements, {:?}",
+        since.elapsed()
+    );
+}

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{
-    Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream,
+    Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream, unwound,
 };
 use super::guard::{Verdict, judge};
-use super::order::{Cancel, Order, size, too_long};
+use super::order::{Cancel, HEAVY_BYTES, Order, size, too_long};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
@@ -131,7 +131,7 @@ impl Lease {
         statement: &Statement,
     ) -> Result<Outcome, Failed> {
         let was_used = self.used;
-        let verdict = self.admit(statement).map_err(Failed::Refused)?;
+        let verdict = self.admit(statement).await.map_err(Failed::Refused)?;
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
         // A table was altered since the statement was prepared, or somebody has forgotten what was prepared: it has
@@ -233,7 +233,7 @@ impl Lease {
     }
 
     /// What the guard thinks of a statement, if it may run here at all.
-    fn admit(&mut self, statement: &Statement) -> Result<Arc<Verdict>, Error> {
+    async fn admit(&mut self, statement: &Statement) -> Result<Arc<Verdict>, Error> {
         if let Some(why) = self.deadline.ended() {
             return Err(why.into());
         }
@@ -259,6 +259,11 @@ impl Lease {
         let known = (self.session.as_mut()).and_then(|session| session.statements.get(sql));
         let verdict = match known {
             Some(known) => Arc::clone(&known.verdict),
+            None if sql.len() > HEAVY_BYTES => {
+                let (runtime, sql) = (&self.database.runtime, sql.clone());
+                let judged = runtime.spawn_blocking(move || judge(&sql)).await;
+                Arc::new(unwound(judged)?)
+            }
             None => Arc::new(judge(sql)?),
         };
         verdict.allows(self.pinned, self.in_transaction)?;
@@ -366,7 +371,7 @@ impl Lease {
 
     /// Runs a statement that belongs to no transaction and hands its result over in pieces.
     pub(super) async fn stream(mut self, statement: Statement) -> Result<Stream, Error> {
-        let verdict = self.admit(&statement)?;
+        let verdict = self.admit(&statement).await?;
         self.plain_read(true, &statement, &verdict);
         let (head_sender, head) = oneshot::channel();
         let (sender, pieces) = mpsc::channel(1);

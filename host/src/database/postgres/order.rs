@@ -26,7 +26,7 @@ const DISCARD_BYTES: u64 = 4 << 20;
 
 /// More than this at once is read or written elsewhere than on a loop, and so much in all is read there without a break
 /// (R5).
-const HEAVY_BYTES: usize = 64 << 10;
+pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
 /// What went wrong with a statement, and the server's code for it if it was the server.
 struct Wrong {
