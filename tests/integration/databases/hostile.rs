@@ -7,6 +7,7 @@ use amphi::database::{Access, Face};
 use amphi::deadline::Deadline;
 
 use super::{Fixture, READS, query, show};
+use crate::harness::postgres::Postgres;
 
 #[path = "../hostile_sql/postgres.rs"]
 mod corpus;
@@ -21,8 +22,11 @@ const NEIGHBOUR: Duration = Duration::from_secs(4);
 /// Each line of the corpus ends within its limits, every fourth in a read-only view, while a neighbour is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_statements_end_within_their_limits_and_leave_the_neighbours_alone() {
-    let fixture = Fixture::new(2).await;
-    let neighbour = Fixture::on(&fixture.url(), 1).await;
+    // What is a burden to a server is none to the other tests.
+    let server = Postgres::start();
+    let on_server = server.database().await;
+    let fixture = Fixture::on(&on_server.url(), 2).await;
+    let neighbour = Fixture::on(&on_server.url(), 1).await;
     let next = tokio::spawn(async move {
         let mut slowest = (Duration::ZERO, Instant::now());
         loop {
