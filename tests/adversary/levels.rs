@@ -162,6 +162,7 @@ impl<'a> Levels<'a> {
                         at,
                         Inside {
                             in_block: true,
+                            blocks: inside.blocks.and(Fate::Unknown),
                             ..inside
                         },
                         all,
