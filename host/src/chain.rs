@@ -498,12 +498,6 @@ impl Onward for Position {
     ) -> BoxFuture<'static, Answer> {
         async move {
             let position = self.onward(to, &request)?;
-            let bytes = match &request.body {
-                types::Body::Bytes(bytes) => bytes.len() as u64,
-                types::Body::Spooled(_) => 0,
-            };
-            let unavailable = |sentence| refused(StatusCode::SERVICE_UNAVAILABLE, sentence);
-            let _held = self.scope().hold_call(bytes).map_err(unavailable)?;
             let (sender, answer) = oneshot::channel();
             position.send(request, Asker::Loop(sender));
             let outcome = answer.await;

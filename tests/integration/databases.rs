@@ -1,5 +1,7 @@
 //! The host's databases by themselves, without a server in front: values, connections, what is left in them.
 
+mod hostile;
+mod sessions;
 mod way;
 
 use std::sync::Arc;
@@ -26,7 +28,7 @@ const READS: Access = Access {
 /// A database on PostgreSQL as the host opens it.
 struct Fixture {
     /// Dropped with its sessions.
-    _on_server: Option<postgres::Database>,
+    on_server: Option<postgres::Database>,
     database: Database,
     deadline: Arc<Deadline>,
 }
@@ -36,7 +38,7 @@ impl Fixture {
         let on_server = Postgres::shared().database().await;
         let opened = Fixture::on(&on_server.url(), connections).await;
         Fixture {
-            _on_server: Some(on_server),
+            on_server: Some(on_server),
             ..opened
         }
     }
@@ -58,10 +60,15 @@ impl Fixture {
         // As the host does: on a thread that may block.
         let opened = tokio::task::spawn_blocking(move || Database::open(&config)).await;
         Fixture {
-            _on_server: None,
+            on_server: None,
             database: opened.expect("no panic").expect("it can be reached"),
             deadline: Arc::new(Deadline::new(Instant::now() + Duration::from_secs(60))),
         }
+    }
+
+    fn url(&self) -> String {
+        let on_server = self.on_server.as_ref();
+        on_server.expect("it has a database of its own").url()
     }
 
     async fn run(&self, sql: &str, params: &[Value]) -> Result<Outcome, Error> {

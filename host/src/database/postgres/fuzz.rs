@@ -1,9 +1,11 @@
 //! What fuzzing calls: the readers of what guests and the server send, as functions of bytes.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::Type;
 
 use super::super::Value;
-use super::{guard, params, values};
+use super::{guard, params, values, wire};
 
 /// Judges a statement.
 pub fn statement(data: &[u8]) {
@@ -25,7 +27,7 @@ pub fn array_parameter(data: &[u8]) {
         && let Ok(json) = std::str::from_utf8(json)
     {
         let ty = TYPES[usize::from(*chosen) % TYPES.len()].clone();
-        let _ = params::params(&[Value::Text(json.to_owned())], &[ty]);
+        let _ = params::params(&[Value::Text(json.to_owned())], &[ty], BTreeMap::new());
     }
 }
 
@@ -60,4 +62,10 @@ pub fn value(data: &[u8]) {
             assert!(text.len() as u64 <= MAX);
         }
     }
+}
+
+/// Passes bytes of a server on to the client: the first byte says in which pieces, the second what was sent before.
+pub fn wire(data: &[u8]) {
+    // Besides what came, the client is given an answer for each thing that went ahead, and errors twice.
+    assert!(wire::fuzzed(data) <= 2 * data.len() + 300_000);
 }

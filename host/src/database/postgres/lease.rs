@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{
-    Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream,
+    Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream, unwound,
 };
 use super::guard::{Verdict, judge};
-use super::order::{Cancel, Order, size, too_long};
+use super::order::{Cancel, HEAVY_BYTES, Order, size, too_long};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
@@ -131,7 +131,7 @@ impl Lease {
         statement: &Statement,
     ) -> Result<Outcome, Failed> {
         let was_used = self.used;
-        let verdict = self.admit(statement).map_err(Failed::Refused)?;
+        let verdict = self.admit(statement).await.map_err(Failed::Refused)?;
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
         // A table was altered since the statement was prepared, or somebody has forgotten what was prepared: it has
@@ -167,7 +167,9 @@ impl Lease {
     ) -> Result<Outcome, Failed> {
         let mut before = before.to_vec();
         if self.in_transaction {
-            before.push("savepoint amphi_reading; set transaction read only".to_owned());
+            before.extend(
+                ["savepoint amphi_reading", "set transaction read only"].map(str::to_owned),
+            );
         }
         let may_write = !std::mem::replace(&mut self.read_only, true);
         let ran = self.run(&before, statement).await;
@@ -231,7 +233,7 @@ impl Lease {
     }
 
     /// What the guard thinks of a statement, if it may run here at all.
-    fn admit(&mut self, statement: &Statement) -> Result<Arc<Verdict>, Error> {
+    async fn admit(&mut self, statement: &Statement) -> Result<Arc<Verdict>, Error> {
         if let Some(why) = self.deadline.ended() {
             return Err(why.into());
         }
@@ -257,6 +259,11 @@ impl Lease {
         let known = (self.session.as_mut()).and_then(|session| session.statements.get(sql));
         let verdict = match known {
             Some(known) => Arc::clone(&known.verdict),
+            None if sql.len() > HEAVY_BYTES => {
+                let (runtime, sql) = (&self.database.runtime, sql.clone());
+                let judged = runtime.spawn_blocking(move || judge(&sql)).await;
+                Arc::new(unwound(judged)?)
+            }
             None => Arc::new(judge(sql)?),
         };
         verdict.allows(self.pinned, self.in_transaction)?;
@@ -275,13 +282,10 @@ impl Lease {
         verdict: &Arc<Verdict>,
         read: &Read,
     ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
-        let mut ahead = before.join("; ");
+        let mut ahead = before.to_vec();
         let behind = (self.read_only && !self.in_transaction).then_some("commit");
         if behind.is_some() {
-            if !ahead.is_empty() {
-                ahead.push_str("; ");
-            }
-            ahead.push_str("begin read only");
+            ahead.push("begin read only".to_owned());
         }
         let database = Arc::clone(&self.database);
         let session = self.session.as_mut().expect("it is there until the drop");
@@ -289,6 +293,7 @@ impl Lease {
         let order = Order {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
+            limits: session.limits.clone(),
             cancel: &cancel,
             statement,
             verdict,
@@ -366,7 +371,7 @@ impl Lease {
 
     /// Runs a statement that belongs to no transaction and hands its result over in pieces.
     pub(super) async fn stream(mut self, statement: Statement) -> Result<Stream, Error> {
-        let verdict = self.admit(&statement)?;
+        let verdict = self.admit(&statement).await?;
         self.plain_read(true, &statement, &verdict);
         let (head_sender, head) = oneshot::channel();
         let (sender, pieces) = mpsc::channel(1);
@@ -397,6 +402,7 @@ impl Lease {
         let order = Order {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
+            limits: session.limits.clone(),
             cancel: &cancel,
             statement: &statement,
             verdict: &verdict,
@@ -449,13 +455,16 @@ impl Drop for Lease {
         let mut session = session;
         runtime.spawn(async move {
             if closes {
-                session.close().await;
+                database.close(session).await;
             } else if session.clean(in_transaction).await {
                 database.free.lock().push(session);
             } else {
-                let database = &database.config.name;
-                tracing::warn!(database, "a connection could not be cleaned and is closed");
-                session.close().await;
+                let name = &database.config.name;
+                tracing::warn!(
+                    database = name,
+                    "a connection could not be cleaned and is closed"
+                );
+                database.close(session).await;
             }
             drop((changing, holds));
         });

@@ -4,6 +4,7 @@
 //! by the extended protocol, prepared and kept per connection; `lease` says how one is run to its end, `guard`
 //! which ones are refused because they would leave something in a connection that somebody else gets next (R11).
 
+mod connector;
 mod error;
 mod guard;
 mod lease;
@@ -14,7 +15,9 @@ mod plain;
 mod session;
 mod tls;
 mod tokens;
+mod types;
 mod values;
+mod wire;
 
 #[doc(hidden)]
 pub mod fuzz;
@@ -32,18 +35,18 @@ use crate::deadline::Deadline;
 use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
+use connector::Connector;
 pub(super) use lease::END_OF_READING;
 pub use lease::Lease;
 use plain::Definitions;
 use session::Session;
 pub(super) use session::connect_alone;
-use tls::Tls;
 
 /// An open database.
 pub struct Postgres {
     config: Config,
     server: PostgresServer,
-    tls: Tls,
+    connector: Connector,
     gate: Gate,
     in_use: IntGauge,
     open_ended: OpenEnded,
@@ -63,8 +66,8 @@ impl Postgres {
     /// When the server cannot be reached or refuses the user.
     pub fn open(config: &Config, server: &PostgresServer) -> anyhow::Result<Arc<Postgres>> {
         let runtime = Handle::current();
-        let tls = tls::client(server)?;
-        let first = runtime.block_on(Session::connect(server, &tls))?;
+        let connector = Connector::new(server)?;
+        let first = runtime.block_on(Session::connect(&connector))?;
         let name = format!("database `{}`, connections", config.name);
         let gate = Gate::new(
             name,
@@ -76,7 +79,7 @@ impl Postgres {
             config: config.clone(),
             open_ended: OpenEnded::of(config, server.connections),
             server: server.clone(),
-            tls,
+            connector,
             gate,
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             free: Mutex::new(vec![first]),
@@ -139,7 +142,7 @@ impl Postgres {
         let (sender, connected) = oneshot::channel();
         self.runtime.spawn(async move {
             let (limit, name) = (database.server.connect_timeout, &database.config.name);
-            let connect = Session::connect(&database.server, &database.tls);
+            let connect = Session::connect(&database.connector);
             let connected = match tokio::time::timeout(limit, connect).await {
                 Ok(connected) => connected.map_err(|error| format!("{error:#}")),
                 Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
@@ -166,6 +169,31 @@ impl Postgres {
                 self.config.name, self.server
             ),
         ))
+    }
+
+    /// Closes a connection, and has the server end it when it does not end by itself.
+    async fn close(&self, session: Session) {
+        const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
+            where pid::pg_catalog.oid = $1 and datname = current_database() and usename = current_user";
+        let Some(process) = session.close().await else {
+            return;
+        };
+        let database = &self.config.name;
+        tracing::warn!(
+            database,
+            process,
+            "a statement that does not stop is ended with its connection"
+        );
+        let ended = async {
+            let alone = connect_alone(&self.server).await?;
+            alone.query(END, &[&process]).await?;
+            anyhow::Ok(())
+        };
+        match tokio::time::timeout(session::CLOSING_TIMEOUT, ended).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(database, process, %error, "it cannot be ended"),
+            Err(_) => tracing::warn!(database, process, "it cannot be ended in time"),
+        }
     }
 
     /// Runs a statement outside of any transaction and hands its result over in pieces.

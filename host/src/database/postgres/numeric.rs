@@ -35,7 +35,7 @@ pub(super) fn text(raw: &[u8]) -> Option<String> {
         _ => {
             text.push_str(&digit(weight.into()).to_string());
             for power in (0..i32::from(weight)).rev() {
-                text.push_str(&format!("{:04}", digit(power)));
+                four(digit(power), &mut text);
             }
         }
     }
@@ -45,12 +45,20 @@ pub(super) fn text(raw: &[u8]) -> Option<String> {
         let start = text.len();
         let mut power = -1;
         while text.len() - start < scale {
-            text.push_str(&format!("{:04}", digit(power)));
+            four(digit(power), &mut text);
             power -= 1;
         }
         text.truncate(start + scale);
     }
     Some(text)
+}
+
+/// Four decimal digits, of which there may be tens of thousands.
+fn four(digit: i16, text: &mut String) {
+    for place in [1000, 100, 10, 1] {
+        let digit = u8::try_from(digit / place % 10).unwrap_or(0);
+        text.push(char::from(b'0' + digit));
+    }
 }
 
 #[cfg(test)]

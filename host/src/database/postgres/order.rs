@@ -1,5 +1,6 @@
 //! One statement on its way to the server: what goes ahead of it, its rows, and how it is stopped.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -10,17 +11,22 @@ use tokio_postgres::{CancelToken, Client, Row as PostgresRow, Statement as Known
 
 use super::super::{
     Error, ErrorKind, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row, Statement, Table,
-    VALUE_BYTES, Value,
+    VALUE_BYTES, Value, unwound,
 };
 use super::guard::Verdict;
-use super::params::{Param, params};
+use super::params::{Param, array, params};
 use super::plain::{Check, Checked};
 use super::session::{CLOSING_TIMEOUT, Prepared, Session};
 use super::values::{self, Raw};
-use super::{Postgres, error};
+use super::wire::Limits;
+use super::{Postgres, error, types, wire};
 
 /// How much of a result that is too large is read and thrown away before its statement is cancelled instead.
 const DISCARD_BYTES: u64 = 4 << 20;
+
+/// More than this at once is read or written elsewhere than on a loop, and so much in all is read there without a break
+/// (R5).
+pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
 /// What went wrong with a statement, and the server's code for it if it was the server.
 struct Wrong {
@@ -39,8 +45,8 @@ impl From<Error> for Wrong {
 
 /// The way to have the server stop what it does on a connection.
 ///
-/// It stops whatever runs there when it hears of it. If that were the `begin` ahead of a statement, the statement
-/// would be committed by itself: so nothing is asked before the server has answered what goes ahead.
+/// It stops whatever runs there when it hears of it, and forgets about it when nothing does. If that were what goes
+/// ahead of a statement, the statement would go on: so nothing is asked before the server has answered that.
 pub(super) struct Cancel {
     token: CancelToken,
     database: Arc<Postgres>,
@@ -89,7 +95,7 @@ impl Cancel {
         }
         let (token, database) = (self.token.clone(), Arc::clone(&self.database));
         self.database.runtime.spawn(async move {
-            let asked = token.cancel_query(database.tls.clone());
+            let asked = database.connector.cancel(&token);
             match tokio::time::timeout(CLOSING_TIMEOUT, asked).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "a statement could not be cancelled"),
@@ -99,10 +105,17 @@ impl Cancel {
     }
 }
 
+/// What is sent with a statement, and the columns of its result.
+struct Given<'a> {
+    params: Vec<Param<'a>>,
+    columns: Vec<String>,
+}
+
 /// One statement on its way.
 pub(super) struct Order<'a> {
     pub(super) name: &'a str,
     pub(super) value_max: u64,
+    pub(super) limits: Limits,
     pub(super) cancel: &'a Cancel,
     pub(super) statement: &'a Statement,
     pub(super) verdict: &'a Arc<Verdict>,
@@ -115,7 +128,7 @@ impl Order<'_> {
     pub(super) async fn run(
         &self,
         session: &mut Session,
-        ahead: &str,
+        ahead: &[String],
         behind: Option<&str>,
     ) -> Result<(Outcome, Option<Checked>), (Failed, String)> {
         let sql = &self.statement.sql;
@@ -129,6 +142,15 @@ impl Order<'_> {
                     .map_err(|wrong| (Failed::Statement(wrong.error), wrong.code))?,
             );
         }
+        session
+            .limits
+            .set_row_max(self.statement.rows_max.unwrap_or(0));
+        // Once what goes ahead is sent, something must follow it.
+        let given = match &known {
+            Some(known) => Some(self.given(known).await),
+            None => None,
+        };
+        let given = (given.transpose()).map_err(|error| (Failed::Refused(error), String::new()))?;
         let asks = self.check.is_some();
         if asks || !ahead.is_empty() {
             self.cancel.hold();
@@ -141,8 +163,8 @@ impl Order<'_> {
         };
         let begin = async {
             match ahead {
-                "" => Ok(()),
-                ahead => client.batch_execute(ahead).await,
+                [] => Ok(()),
+                ahead => client.batch_execute(&wire::ahead(ahead)).await,
             }
         };
         let before = async {
@@ -151,11 +173,15 @@ impl Order<'_> {
             before
         };
         let statement = async {
-            let known = match known {
-                Some(known) => known,
-                None => self.prepare(client).await?,
+            let (known, given) = match (known, given) {
+                (Some(known), Some(given)) => (known, given),
+                _ => {
+                    let known = self.prepare(client).await?;
+                    let given = self.given(&known).await?;
+                    (known, given)
+                }
             };
-            let outcome = self.outcome(client, &known).await?;
+            let outcome = self.outcome(client, &known, given).await?;
             Ok::<_, Wrong>((known, outcome))
         };
         let after = async {
@@ -197,8 +223,13 @@ impl Order<'_> {
     }
 
     async fn prepare(&self, client: &Client) -> Result<Known, Wrong> {
-        let prepared = client.prepare(&self.statement.sql).await;
-        let prepared = prepared.map_err(|error| self.wrong(&error))?;
+        let prepared = match types::bounded(client.prepare(&self.statement.sql)).await {
+            Some(prepared) => prepared.map_err(|error| self.wrong(&error))?,
+            None => return Err(types::too_deep(client, &self.statement.sql).into()),
+        };
+        if !types::are_shallow(&prepared) {
+            return Err(types::too_deep(client, &self.statement.sql).into());
+        }
         // The cancellation came too late for this; it must not come too early for what would be next.
         if self.cancel.is_wanted() {
             let stopped = "the statement was stopped before it ran";
@@ -207,8 +238,46 @@ impl Order<'_> {
         Ok(prepared)
     }
 
-    async fn outcome(&self, client: &Client, known: &Known) -> Result<Outcome, Wrong> {
-        let params = self.params(known)?;
+    /// About how many bytes a row takes; more than any limit, if it was too long to arrive.
+    fn sent(&self, row: &PostgresRow) -> u64 {
+        match self.limits.is_cut(row) {
+            true => u64::MAX / 4,
+            false => row_bytes(row),
+        }
+    }
+
+    /// Reads a row, elsewhere if that may take long.
+    async fn read(&self, row: PostgresRow, room: u64) -> Result<Option<Row>, Error> {
+        let value_max = self.value_max;
+        match is_heavy(&row) {
+            false => read(&row, value_max, room),
+            true => self.elsewhere(move || read(&row, value_max, room)).await,
+        }
+    }
+
+    /// Does what takes long where nobody waits for it.
+    async fn elsewhere<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let runtime = &self.cancel.database.runtime;
+        unwound(runtime.spawn_blocking(work).await)
+    }
+
+    /// What is sent with a statement, and the columns that come back, if they can be read.
+    async fn given(&self, known: &Known) -> Result<Given<'_>, Error> {
+        let columns = match self.statement.rows_max {
+            Some(_) => columns(known)?,
+            None => Vec::new(),
+        };
+        let params = self.params(known).await?;
+        Ok(Given { params, columns })
+    }
+
+    async fn outcome(
+        &self,
+        client: &Client,
+        known: &Known,
+        given: Given<'_>,
+    ) -> Result<Outcome, Wrong> {
+        let Given { params, columns } = given;
         let Some(max) = self.statement.rows_max else {
             let changed = client.execute_raw(known, params).await;
             let changed = changed.map_err(|error| self.wrong(&error))?;
@@ -220,35 +289,46 @@ impl Order<'_> {
                 changed: if self.verdict.reads { 0 } else { changed },
             });
         };
-        let columns = columns(known)?;
         let stream = client.query_raw(known, params).await;
         let mut stream = pin!(stream.map_err(|error| self.wrong(&error))?);
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut bytes, mut unbroken) = (Vec::new(), 0, 0);
         let mut over: Option<Error> = None;
         loop {
             match (stream.try_next().await, over.is_some()) {
                 (Ok(None), false) => break,
                 (Ok(None), true) => {}
                 (Ok(Some(row)), true) => {
-                    bytes += row.raw_size_bytes() as u64;
+                    bytes += match self.limits.is_cut(&row) {
+                        true => max,
+                        false => row.raw_size_bytes() as u64,
+                    };
                     if bytes > max + DISCARD_BYTES {
                         self.cancel.send();
                     }
                     continue;
                 }
                 (Ok(Some(row)), false) => {
-                    let sent = row_bytes(&row);
+                    let (sent, before) = (self.sent(&row), bytes);
                     bytes += sent;
-                    match (bytes <= max).then(|| self.read(&row)) {
-                        Some(Ok(row)) => {
-                            bytes += printed(&row).saturating_sub(sent);
-                            rows.push(row);
+                    if bytes <= max {
+                        unbroken += row.raw_size_bytes();
+                        if unbroken > HEAVY_BYTES {
+                            unbroken = 0;
+                            tokio::task::yield_now().await;
                         }
-                        Some(Err(error)) => over = Some(error),
-                        None => {}
+                        match self.read(row, max - before).await {
+                            Ok(Some(row)) => {
+                                bytes += printed(&row).saturating_sub(sent);
+                                rows.push(row);
+                            }
+                            Ok(None) => bytes = max + 1,
+                            Err(error) => over = Some(error),
+                        }
                     }
                     if bytes > max && over.is_none() {
                         over = Some(Error::too_large(max, &self.statement.sql));
+                    }
+                    if over.is_some() {
                         rows.clear();
                     }
                     continue;
@@ -280,6 +360,9 @@ impl Order<'_> {
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) -> String {
         let client = &session.client;
+        session
+            .limits
+            .set_row_max(self.statement.rows_max.unwrap_or(u64::MAX));
         let started = async {
             if begins {
                 let begun = client.batch_execute(begin).await;
@@ -290,7 +373,7 @@ impl Order<'_> {
                 Some(prepared) => prepared.statement.clone(),
                 None => self.prepare(client).await?,
             };
-            let params = self.params(&known)?;
+            let params = self.params(&known).await?;
             let columns = columns(&known)?;
             let stream = client.query_raw(&known, params).await;
             let stream = stream.map_err(|error| self.wrong(&error))?;
@@ -332,15 +415,16 @@ impl Order<'_> {
                     return code;
                 }
             };
-            let size = row_bytes(&row);
+            let size = self.sent(&row);
+            // This is no loop's task.
             let read = match size <= max {
-                true => self.read(&row),
-                false => Err(Error::too_large(max, &self.statement.sql)),
+                true => read(&row, self.value_max, max),
+                false => Ok(None),
             };
-            let read = match read {
-                Ok(row) if printed(&row) > max => Err(Error::too_large(max, &self.statement.sql)),
-                read => read,
-            };
+            let read = read.and_then(|row| {
+                let row = row.filter(|row| printed(row) <= max);
+                row.ok_or_else(|| Error::too_large(max, &self.statement.sql))
+            });
             let size = match &read {
                 Ok(row) => size.max(printed(row)),
                 Err(_) => size,
@@ -364,29 +448,23 @@ impl Order<'_> {
         }
     }
 
-    fn params<'v>(&'v self, known: &Known) -> Result<Vec<Param<'v>>, Error> {
+    async fn params(&self, known: &Known) -> Result<Vec<Param<'_>>, Error> {
         let (expected, given) = (known.params(), &self.statement.params);
         if expected.len() != given.len() {
             let sql = &self.statement.sql;
             return Err(Error::parameters(expected.len(), given.len(), sql));
         }
-        params(given, expected)
-    }
-
-    fn read(&self, row: &PostgresRow) -> Result<Row, Error> {
-        let read = |(index, column): (usize, &tokio_postgres::Column)| {
-            let raw = row.try_get::<_, Option<Raw<'_>>>(index);
-            match raw.map_err(|error| Error::new(ErrorKind::Other, error.to_string()))? {
-                None => Ok(Value::Null),
-                Some(Raw(raw)) => {
-                    let what = || format!("a value of the column `{}`", column.name());
-                    too_long(raw.len() as u64, self.value_max, what)?;
-                    let value = values::read(column.type_(), raw, self.value_max)?;
-                    value.ok_or_else(|| longer(self.value_max, what()))
-                }
+        let mut long = BTreeMap::new();
+        for (index, (value, ty)) in given.iter().zip(expected).enumerate() {
+            if let (Value::Text(text), Some(element)) = (value, values::element(ty))
+                && text.len() > HEAVY_BYTES
+            {
+                let (text, element) = (text.clone(), element.clone());
+                let literal = self.elsewhere(move || array(&text, &element)).await;
+                long.insert(index, literal);
             }
-        };
-        row.columns().iter().enumerate().map(read).collect()
+        }
+        params(given, expected, long)
     }
 
     fn wrong(&self, error: &tokio_postgres::Error) -> Wrong {
@@ -407,6 +485,41 @@ fn columns(known: &Known) -> Result<Vec<String>, Error> {
             Ok(column.name().to_owned())
         })
         .collect()
+}
+
+/// Reads a row, in which one value may have `value_max` bytes. None: it has more than `room` bytes in all.
+fn read(row: &PostgresRow, value_max: u64, room: u64) -> Result<Option<Row>, Error> {
+    let mut values = Vec::with_capacity(row.len());
+    let mut left = room;
+    for (index, column) in row.columns().iter().enumerate() {
+        let raw = row.try_get::<_, Option<Raw<'_>>>(index);
+        let raw = raw.map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
+        let Some(Raw(raw)) = raw else {
+            values.push(Value::Null);
+            continue;
+        };
+        let what = || format!("a value of the column `{}`", column.name());
+        too_long(raw.len() as u64, value_max, what)?;
+        let value = match values::read(column.type_(), raw, value_max.min(left))? {
+            Some(value) => value,
+            None if left < value_max => return Ok(None),
+            None => return Err(longer(value_max, what())),
+        };
+        left = left.saturating_sub(size(&value));
+        values.push(value);
+    }
+    Ok(Some(values))
+}
+
+/// Whether reading a row may take long: it is large, or has numbers that are short as they are sent and long as they are
+/// printed.
+fn is_heavy(row: &PostgresRow) -> bool {
+    let columns = row.columns().iter();
+    row.raw_size_bytes() > HEAVY_BYTES
+        || columns
+            .map(|column| values::weight(column.type_()))
+            .sum::<usize>()
+            > 8
 }
 
 /// About how many bytes a row takes, before it is read.

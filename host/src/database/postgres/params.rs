@@ -4,6 +4,7 @@
 //! if it cannot, its sentence says which parameter and why. Arrays are written as JSON and sent as its literals.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::Deserializer as _;
 use serde::de::{SeqAccess, Visitor};
@@ -22,8 +23,13 @@ pub(super) enum Param<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The parameters of a statement that expects `types`; as many as it has.
-pub(super) fn params<'a>(values: &'a [Value], types: &[Type]) -> Result<Vec<Param<'a>>, Error> {
+/// The parameters of a statement that expects `types`; as many as it has. `long` has the literals of those arrays, by
+/// their place, that were written elsewhere; none if they could not be.
+pub(super) fn params<'a>(
+    values: &'a [Value],
+    types: &[Type],
+    mut long: BTreeMap<usize, Option<String>>,
+) -> Result<Vec<Param<'a>>, Error> {
     (values.iter().zip(types).enumerate())
         .map(|(index, (value, ty))| {
             if matches!(value, Value::Text(text) if *ty != Type::BYTEA && text.contains('\0')) {
@@ -35,7 +41,11 @@ pub(super) fn params<'a>(values: &'a [Value], types: &[Type]) -> Result<Vec<Para
                     ),
                 ));
             }
-            param(value, ty).ok_or_else(|| {
+            let param = match long.remove(&index) {
+                Some(literal) => literal.map(|literal| Param::Text(literal.into())),
+                None => param(value, ty),
+            };
+            param.ok_or_else(|| {
                 Error::new(
                     ErrorKind::Statement,
                     format!(
@@ -268,7 +278,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_described() {
         let error = |value: Value, ty: Type| {
-            let error = params(&[Value::Null, value], &[Type::INT4, ty]).expect_err("it is wrong");
+            let error = params(&[Value::Null, value], &[Type::INT4, ty], BTreeMap::new())
+                .expect_err("it is wrong");
             error.message
         };
         assert_eq!(

@@ -12,9 +12,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage};
 
 use super::super::STATEMENTS_KEPT;
+use super::connector::Connector;
 use super::guard::Verdict;
 use super::plain::{CHECK, Check, Checked, Plain};
-use super::tls::{self, Tls};
+use super::wire::Limits;
 use crate::config::PostgresServer;
 
 /// How long a server may take to end a connection that the host has closed, or to answer a cancellation.
@@ -40,6 +41,8 @@ const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
 /// A connection.
 pub(super) struct Session {
     pub(super) client: Client,
+    /// What its messages are bounded by.
+    pub(super) limits: Limits,
     /// [`CHECK`], prepared by the first cleaning.
     check: Option<tokio_postgres::Statement>,
     /// Ends when the connection is closed.
@@ -70,8 +73,9 @@ impl Prepared {
 }
 
 impl Session {
-    pub(super) async fn connect(server: &PostgresServer, tls: &Tls) -> anyhow::Result<Session> {
-        let (client, mut connection) = server.url.connect(tls.clone()).await?;
+    pub(super) async fn connect(connector: &Connector) -> anyhow::Result<Session> {
+        let limits = Limits::new();
+        let (client, mut connection) = connector.connect(&limits).await?;
         let connection = tokio::spawn(async move {
             // What the server remarks beside its answers is for those who look closely.
             while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
@@ -87,6 +91,7 @@ impl Session {
         });
         Ok(Session {
             client,
+            limits,
             check: None,
             connection,
             statements: LruCache::new(STATEMENTS_KEPT),
@@ -157,19 +162,23 @@ impl Session {
         true
     }
 
-    /// Closes the connection and waits until the server has seen it.
-    pub(super) async fn close(self) {
+    /// Closes the connection and waits until the server has seen it. The server's process, if it has not: it goes on,
+    /// because what it does catches cancellations.
+    pub(super) async fn close(self) -> Option<u32> {
         let Session {
             client,
+            limits,
             mut connection,
             statements,
             ..
         } = self;
         drop((client, statements));
         let ended = tokio::time::timeout(CLOSING_TIMEOUT, &mut connection).await;
-        if ended.is_err() {
-            connection.abort();
+        if ended.is_ok() {
+            return None;
         }
+        connection.abort();
+        Some(limits.process())
     }
 }
 
@@ -178,8 +187,8 @@ pub(in super::super) struct Alone(Session);
 
 /// Connects beside the pool.
 pub(in super::super) async fn connect_alone(server: &PostgresServer) -> anyhow::Result<Alone> {
-    let tls = tls::client(server)?;
-    let connect = Session::connect(server, &tls);
+    let connector = Connector::new(server)?;
+    let connect = Session::connect(&connector);
     let connected = tokio::time::timeout(server.connect_timeout, connect).await;
     let connected = connected.with_context(|| format!("{server} does not answer"))?;
     connected

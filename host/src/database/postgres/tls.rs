@@ -15,14 +15,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::PostgresServer;
 
-/// What makes TLS of a socket.
-pub(super) type Tls = MakeRustlsConnect;
-
 /// The client side of TLS for a server.
 ///
 /// # Errors
 /// When the certificates to trust cannot be read.
-pub(super) fn client(server: &PostgresServer) -> anyhow::Result<Tls> {
+pub(super) fn client(server: &PostgresServer) -> anyhow::Result<MakeRustlsConnect> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
@@ -46,7 +43,7 @@ pub(super) fn client(server: &PostgresServer) -> anyhow::Result<Tls> {
             .context("the system's certificates")?
             .with_no_client_auth(),
     };
-    Ok(Tls::new(config))
+    Ok(MakeRustlsConnect::new(config))
 }
 
 /// Takes every certificate, as `prefer` says: a server may have none at all.

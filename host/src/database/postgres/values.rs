@@ -99,6 +99,15 @@ pub(super) fn element(ty: &Type) -> Option<&Type> {
     }
 }
 
+/// How much work a value of this type may be beyond its length: numbers are printed with all their zeros.
+pub(super) fn weight(ty: &Type) -> usize {
+    match element(ty).map(reading) {
+        Some(Some(Reading::Numeric)) => 100,
+        Some(_) => 0,
+        None => usize::from(reading(ty) == Some(Reading::Numeric)),
+    }
+}
+
 /// Whether values of this type can be read; else what to do.
 pub(super) fn check(column: &str, ty: &Type) -> Result<(), Error> {
     let known = match element(ty) {

@@ -74,7 +74,9 @@ pub fn ask(
         "headers" => {
             let mut response = Response::new(StatusCode::OK);
             for number in 0..times {
-                response.headers.append(format!("x-{number}"), text.as_str());
+                response
+                    .headers
+                    .append(format!("x-{number}"), text.as_str());
             }
             Ok(response)
         }
