@@ -10,7 +10,7 @@
 //!   true in both cases is asked for. No other part's blocks count (a view that is called beside a block excepted).
 
 use super::checks;
-use super::levels::{Fate, Levels, Links, fate_of, is_good, own};
+use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
 use super::program::{Client, Does, Part, Program, Request, Step};
 use super::run::{Reply, Seen, Told};
 
@@ -317,7 +317,7 @@ impl<'a> Judge<'a> {
         // Those of a list that runs in turn, directly in this block. A call that has failed may also be the end of the
         // transaction around.
         let why = inner.iter().find(|step| match step.does {
-            Does::Broken => failed(step) && !place.beside,
+            Does::Broken => self.levels.told(step).is_some_and(is_broken) && !place.beside,
             Does::Call(_) => failed(step) && place.around == Around::Nothing,
             _ => false,
         });
