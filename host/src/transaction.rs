@@ -41,7 +41,7 @@ use crate::database::{
 use crate::deadline::{Deadline, Ended};
 use crate::metrics::METRICS;
 
-pub use effects::Effect;
+pub use effects::{Effect, Kept};
 use effects::{Effects, History, Reason};
 use state::{Place, State, ended, left_behind};
 
@@ -381,6 +381,14 @@ impl Member {
     /// Whether statements that write are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Room for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
+    /// connections are in use for that.
+    pub fn keep_stream(&self, database: &Database) -> Option<Kept> {
+        let history = &self.transaction.effects.history;
+        let permit = database.stream_permit()?;
+        Some(history.keeps(permit))
     }
 
     /// What its statements outside of any transaction may do on this database.

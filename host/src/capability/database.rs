@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 
 use super::Guest;
@@ -18,7 +18,7 @@ use crate::database::{
 use crate::deadline::Deadline;
 use crate::metrics::METRICS;
 use crate::scope::{CallBytes, Scope};
-use crate::transaction::{Level, Member, Pin};
+use crate::transaction::{Kept, Level, Member, Pin};
 use crate::workers::Exclusion;
 
 /// Where a statement goes: what both faces start from.
@@ -97,7 +97,7 @@ impl Session {
         if let Some(turn) = member.turn(self.on()).await? {
             return self.hold(turn.run(*face, statement).await?.table);
         }
-        let Some(permit) = database.stream_permit() else {
+        let Some(permit) = member.keep_stream(database) else {
             METRICS.results_at_once.inc();
             return self.hold(self.outside(statement).await?.table);
         };
@@ -296,7 +296,7 @@ impl Rows {
 struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
-    _stream: Option<OwnedSemaphorePermit>,
+    _stream: Option<Kept>,
     room: Room,
 }
 

@@ -150,7 +150,8 @@ impl Database {
         self.open_ended(true).try_enter()
     }
 
-    /// Room for one more pinned connection, where that is limited. Who has a connection already, `at_once`, must not wait.
+    /// Room for one more pinned connection, where that is limited. A request that keeps one already must not wait: it has
+    /// room `at_once` or not at all.
     ///
     /// # Errors
     /// When there is none in time, or the request ends.
@@ -161,9 +162,21 @@ impl Database {
         at_once: bool,
     ) -> Result<Option<Permit>, Error> {
         match self {
+            _ if at_once => self.try_pin_permit(read_only),
             // What a view that writes calls meanwhile cannot write at all (`connections`).
             Database::Sqlite(_) if !read_only => Ok(None),
-            _ => self.open_ended(read_only).enter(deadline, at_once).await,
+            _ => Ok(Some(self.open_ended(read_only).gate.enter(deadline).await?)),
+        }
+    }
+
+    /// The same at once.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn try_pin_permit(&self, read_only: bool) -> Result<Option<Permit>, Error> {
+        match self {
+            Database::Sqlite(_) if !read_only => Ok(None),
+            _ => Ok(Some(self.open_ended(read_only).gate.try_enter()?)),
         }
     }
 
@@ -318,14 +331,6 @@ impl OpenEnded {
             true => None,
             false => self.gate.try_enter().ok(),
         }
-    }
-
-    async fn enter(&self, deadline: &Deadline, at_once: bool) -> Result<Option<Permit>, Error> {
-        let permit = match at_once {
-            true => self.gate.try_enter(),
-            false => self.gate.enter(deadline).await,
-        };
-        Ok(Some(permit?))
     }
 }
 

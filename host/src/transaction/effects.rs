@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{Fate, Level};
 use crate::config::LEVELS_MAX;
-use crate::database::{Error, ErrorKind};
+use crate::database::{Error, ErrorKind, Permit};
 
 /// Something that others will see. It must not fail and not wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
@@ -26,6 +26,8 @@ pub(super) struct History {
     lasting: AtomicBool,
     /// Levels that are open, in all of them.
     levels: AtomicUsize,
+    /// Connections that are kept for results that are read in pieces, and for pins.
+    kept: AtomicUsize,
     fate: Mutex<Fate>,
 }
 
@@ -53,12 +55,38 @@ impl History {
         }
     }
 
+    /// Counts a connection that is kept, as long as the permit for it.
+    pub(super) fn keeps(self: &Arc<Self>, permit: Permit) -> Kept {
+        self.kept.fetch_add(1, SeqCst);
+        Kept {
+            history: Arc::clone(self),
+            _permit: permit,
+        }
+    }
+
+    /// Whether any is kept: whoever wants a further one must not wait for it.
+    pub(super) fn keeps_any(&self) -> bool {
+        self.kept.load(SeqCst) > 0
+    }
+
     pub(super) fn fate(&self) -> Fate {
         *self.fate.lock()
     }
 
     pub(super) fn set_fate(&self, fate: Fate) {
         *self.fate.lock() = fate;
+    }
+}
+
+/// Room for a connection that is kept, until dropped.
+pub struct Kept {
+    history: Arc<History>,
+    _permit: Permit,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.history.kept.fetch_sub(1, SeqCst);
     }
 }
 

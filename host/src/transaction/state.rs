@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::effects::{Effects, Reason};
+use super::effects::{Effects, Kept, Reason};
 use super::{Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Permit, Statement};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
 use crate::deadline::Deadline;
 use crate::metrics::{Held, METRICS};
 
@@ -46,7 +46,9 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<(Held, Option<Permit>)>,
+    held: Option<Held>,
+    /// Where such connections are limited.
+    kept: Option<Kept>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
@@ -387,6 +389,7 @@ impl State {
             Some(open) if begun.known && self.pins.count > 0 => {
                 open.begun = None;
                 open.pending = vec!["rollback".to_owned()];
+                self.keep_pinned();
             }
             // Dropping the lease rolls back.
             Some(_) if self.levels.is_empty() && self.pins.count == 0 => self.open = None,
@@ -401,19 +404,18 @@ impl State {
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
         if self.pins.held.is_none() {
-            // An atomic view needs no permit: whatever it calls has its connection, too.
-            let permit = match self.options {
-                Options { atomic: true, .. } => None,
-                Options { read_only, .. } => {
-                    let connected = self.is_connected();
-                    database.pin_permit(deadline, read_only, connected).await?
-                }
-            };
+            // Within a transaction there is a connection, and whatever is called has that, too.
+            if self.levels.is_empty() {
+                let history = self.effects.history.clone();
+                let (read_only, at_once) = (self.options.read_only, history.keeps_any());
+                let permit = database.pin_permit(deadline, read_only, at_once).await?;
+                self.pins.kept = permit.map(|permit| history.keeps(permit));
+            }
             self.connect(database, deadline).await?;
             let gauge = METRICS
                 .database_pinned
                 .with_label_values(&[&database.config().name]);
-            self.pins.held = Some((Held::new(&gauge), permit));
+            self.pins.held = Some(Held::new(&gauge));
         }
         self.connect(database, deadline).await?;
         if let Some(open) = &mut self.open {
@@ -519,8 +521,26 @@ impl State {
         }
         if self.pins.count > 0 {
             self.open = Some(open);
+            self.keep_pinned();
         }
         Ok(())
+    }
+
+    /// The transaction has ended in which a connection was pinned: it stays so, if there is room for that.
+    fn keep_pinned(&mut self) {
+        let (Some(open), None) = (&self.open, &self.pins.kept) else {
+            return;
+        };
+        match open.database.try_pin_permit(self.options.read_only) {
+            Ok(permit) => {
+                let history = &self.effects.history;
+                self.pins.kept = permit.map(|permit| history.keeps(permit));
+            }
+            Err(why) => {
+                self.open = None;
+                self.pins.lost = Some(why);
+            }
+        }
     }
 
     /// Nobody can tell whose statements were whose, so nothing is kept.
