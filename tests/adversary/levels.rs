@@ -135,7 +135,9 @@ impl<'a> Levels<'a> {
                         self.troubles_of(steps, &links, at, Inside { is_async, ..inside }, all);
                     }
                 }
-                Does::Broken if failed && !inside.in_block => all.poisoned = true,
+                Does::Broken if told.is_some_and(is_broken) && !inside.in_block => {
+                    all.poisoned = true
+                }
                 Does::Rollback => all.rollback = true,
                 Does::Leak(what) if what == "begin" && inside.is_async => all.perhaps = true,
                 Does::Block(steps) | Does::Dropped(steps) => {
@@ -162,6 +164,7 @@ impl<'a> Levels<'a> {
                         at,
                         Inside {
                             in_block: true,
+                            blocks: inside.blocks.and(Fate::Unknown),
                             ..inside
                         },
                         all,
@@ -224,6 +227,11 @@ pub(super) fn is_good(told: &Told) -> bool {
     digits
         .parse::<u32>()
         .map_or(true, |status| !(500..600).contains(&status))
+}
+
+/// Whether the database has refused a change, which ends its level. A statement that did not get there ends nothing.
+pub(super) fn is_broken(told: &Told) -> bool {
+    matches!(told, Told::Failed(kind, _) if kind == "Constraint")
 }
 
 pub(super) fn fate_of(good: Option<bool>, troubles: Troubles) -> Fate {

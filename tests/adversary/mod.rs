@@ -15,3 +15,6 @@ pub mod run;
 pub mod show;
 pub mod shrink;
 pub mod siege;
+
+#[cfg(test)]
+mod tests;

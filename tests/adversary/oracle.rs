@@ -10,7 +10,7 @@
 //!   true in both cases is asked for. No other part's blocks count (a view that is called beside a block excepted).
 
 use super::checks;
-use super::levels::{Fate, Levels, Links, fate_of, is_good, own};
+use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
 use super::program::{Client, Does, Part, Program, Request, Step};
 use super::run::{Reply, Seen, Told};
 
@@ -72,6 +72,8 @@ struct Place {
     is_async: bool,
     /// Whether the steps of its list run at once.
     at_once: bool,
+    /// Whether a block of the same part may be open beside it: statements go to whichever is the innermost.
+    beside: bool,
 }
 
 struct Judge<'a> {
@@ -128,6 +130,7 @@ impl<'a> Judge<'a> {
             read_only: request.part.view.kind.is_read_only(),
             is_async: false,
             at_once: false,
+            beside: false,
         };
         if !is_atomic {
             return self.link(&links, 0, place);
@@ -188,6 +191,7 @@ impl<'a> Judge<'a> {
             Place {
                 is_async,
                 at_once: leaks,
+                beside: leaks,
                 ..place
             },
         );
@@ -213,11 +217,9 @@ impl<'a> Judge<'a> {
                 let (least, most) = self.bounds(step, place);
                 self.counted = (self.counted.0 + least, self.counted.1 + most);
             }
-            Does::See(id) if !place.at_once => self.look(step, *id, beside),
+            Does::See(id) if !place.at_once && !place.beside => self.look(step, *id, beside),
             Does::Block(steps) => {
-                let fate = place
-                    .fate
-                    .and(self.block(step, place.around != Around::Nothing));
+                let fate = place.fate.and(self.block(step, place));
                 self.steps(
                     steps,
                     links,
@@ -258,15 +260,15 @@ impl<'a> Judge<'a> {
                         .flat_map(|(_, other)| own(std::slice::from_ref(other)))
                         .filter_map(|step| self.levels.level(step))
                         .collect();
-                    let around = if blocks.is_empty() {
-                        place.around
-                    } else {
-                        place.around.max(Around::Perhaps)
+                    let (around, beside) = match blocks.is_empty() {
+                        true => (place.around, place.beside),
+                        false => (place.around.max(Around::Perhaps), true),
                     };
                     let place = Place {
                         fate: place.fate.perhaps(blocks),
                         around,
                         at_once: true,
+                        beside,
                         ..place
                     };
                     self.step(step, steps, links, at, place);
@@ -308,15 +310,15 @@ impl<'a> Judge<'a> {
     }
 
     /// What became of a block.
-    fn block(&mut self, step: &'a Step, is_within: bool) -> Fate {
+    fn block(&mut self, step: &'a Step, place: Place) -> Fate {
         let fate = self.levels.level(step).unwrap_or(Fate::Unknown);
         let inner = step.inner();
         let failed = |step: &Step| self.levels.told(step).is_some_and(|told| !is_good(told));
         // Those of a list that runs in turn, directly in this block. A call that has failed may also be the end of the
         // transaction around.
         let why = inner.iter().find(|step| match step.does {
-            Does::Broken => failed(step),
-            Does::Call(_) => failed(step) && !is_within,
+            Does::Broken => self.levels.told(step).is_some_and(is_broken) && !place.beside,
+            Does::Call(_) => failed(step) && place.around == Around::Nothing,
             _ => false,
         });
         if let (Fate::Kept, Some(why)) = (fate, why) {

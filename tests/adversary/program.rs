@@ -280,6 +280,8 @@ impl Shape {
             modules.rules.middleware = {module}
             # So that the log can be asked about each.
             server.trusted_proxies = ["127.0.0.1"]
+            # A kept connection is not closed while a busy machine has its client wait.
+            server.header_timeout_ms = 120000
             limits = {{ cpu_ms = 200, timeout_ms = 7000, log_max_bytes = 1000000 }}
             sync_views = {{ workers = {workers}, workers_max = {workers_max}, queue_timeout_ms = 4000 }}
             async_views = {{ loops = {loops}, in_flight_max = {in_flight_max}, queue_timeout_ms = 4000 }}
