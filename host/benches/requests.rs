@@ -70,6 +70,7 @@ fn written() -> PathBuf {
         name = "bench"
         [databases.sqlite]
         sqlite = "bench.db"
+        synchronous = "normal"
         [modules.fresh]
         path = "{0}/hello"
         [modules.reused]

@@ -53,7 +53,7 @@ impl Data {
         let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
         let mut databases = vec!["sqlite"];
         let mut toml =
-            format!("[app]\nname = \"bench\"\n[databases.sqlite]\nsqlite = \"amphi.db\"\n{more}\n");
+            format!("[app]\nname = \"bench\"\n[databases.sqlite]\nsqlite = \"amphi.db\"\nsynchronous = \"normal\"\n{more}\n");
         if let Some(url) = &self.postgres {
             databases.push("postgres");
             toml += &format!("[databases.postgres]\npostgres = \"{url}\"\n");
