@@ -139,7 +139,7 @@ pub fn replay(kind: Kind, program: &Program, times: usize) -> Ran {
     })
 }
 
-fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
+pub(super) fn on_this_thread<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
