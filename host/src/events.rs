@@ -42,6 +42,8 @@ pub enum NotPublished {
     NoTopic(String),
     /// Its payload is too large.
     TooLarge(String),
+    /// Nobody waits for what publishes it any more.
+    Over(String),
     /// Too many events wait.
     Full(String),
 }
@@ -135,7 +137,7 @@ impl Bus {
         let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
         let (bus, host, app) = (Arc::clone(self), Arc::clone(host), Arc::clone(app));
         let (topic, request) = (topic.to_owned(), scope.origin.id.clone());
-        member.effect(Box::new(move || {
+        let taken = member.effect(Box::new(move || {
             let bytes = event.payload.len();
             let subscribers = deliveries.len();
             tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
@@ -149,7 +151,12 @@ impl Bus {
                 bus.deliveries.spawn_on(delivered, &bus.runtime);
             }
         }));
-        Ok(())
+        match taken {
+            true => Ok(()),
+            false => Err(NotPublished::Over(
+                "the request that this view was called in is over, or the transaction of its caller: the event was not published".to_owned(),
+            )),
+        }
     }
 
     /// Draws an event from its publisher's account and from what there is for events: neither may take everything.

@@ -634,9 +634,10 @@ impl Member {
     }
 
     /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
-    /// when what it was done in is rolled back.
-    pub fn effect(&self, effect: Effect) {
-        self.transaction.effects.add(self.level(), effect);
+    /// when what it was done in is rolled back. Whether it was taken: nobody waits for a member whose transaction is over.
+    #[must_use]
+    pub fn effect(&self, effect: Effect) -> bool {
+        self.transaction.effects.add(self.level(), effect)
     }
 
     /// Whatever happens, the transaction that the member is in will be rolled back.

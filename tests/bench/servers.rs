@@ -52,8 +52,9 @@ impl Data {
     fn app(&self, name: &str, more: &str) -> anyhow::Result<PathBuf> {
         let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
         let mut databases = vec!["sqlite"];
-        let mut toml =
-            format!("[app]\nname = \"bench\"\n[databases.sqlite]\nsqlite = \"amphi.db\"\nsynchronous = \"normal\"\n{more}\n");
+        let mut toml = format!(
+            "[app]\nname = \"bench\"\n[databases.sqlite]\nsqlite = \"amphi.db\"\nsynchronous = \"normal\"\n{more}\n"
+        );
         if let Some(url) = &self.postgres {
             databases.push("postgres");
             toml += &format!("[databases.postgres]\npostgres = \"{url}\"\n");

@@ -31,7 +31,9 @@ impl Guest {
             ));
         };
         onward.publish(topic, payload).map_err(|why| match why {
-            NotPublished::NoTopic(sentence) => Error::Denied(sentence),
+            NotPublished::NoTopic(sentence) | NotPublished::Over(sentence) => {
+                Error::Denied(sentence)
+            }
             NotPublished::TooLarge(sentence) => Error::TooLarge(sentence),
             NotPublished::Full(sentence) => Error::Full(sentence),
         })

@@ -100,7 +100,7 @@ struct Issued {
     held: Vec<(Level, Effect)>,
     /// The transaction whose outermost level this is must be rolled back, for this reason.
     rollback: Option<(Level, Reason)>,
-    /// The transaction is over: what comes late is dropped.
+    /// The transaction is over: what comes late is refused.
     ended: bool,
 }
 
@@ -142,20 +142,22 @@ impl Effects {
         }
     }
 
-    /// Holds the effect with the level that it belongs to, or has it at once when there is none.
-    pub(super) fn add(&self, level: Option<Level>, effect: Effect) {
+    /// Holds the effect with the level that it belongs to, or has it at once when there is none. Whether it was taken: not
+    /// when the transaction is over, or the level has ended before the member that was called in it.
+    pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
         let mut issued = self.issued.lock();
         match level {
-            _ if issued.ended => {}
+            _ if issued.ended => false,
             Some(level) if issued.levels.iter().any(|begun| begun.level == level) => {
                 issued.held.push((level, effect));
+                true
             }
-            // The level has ended before the member that was called in it: nothing of that is kept.
-            Some(_) => {}
+            Some(_) => false,
             None => {
                 drop(issued);
                 self.history.lasts();
                 effect();
+                true
             }
         }
     }

@@ -228,7 +228,7 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
             }
             Step::Publish => {
                 let sent = Arc::clone(&sent);
-                transaction.effect(Box::new(move || sent.lock().push(next)));
+                assert!(transaction.effect(Box::new(move || sent.lock().push(next))));
                 model.here().published.push(next);
             }
             Step::Begin => {
@@ -753,7 +753,7 @@ async fn r10_effects_are_released_in_order_after_the_commit() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let send = |n: i64| {
         let sent = Arc::clone(&sent);
-        transaction.effect(Box::new(move || sent.lock().push(n)));
+        assert!(transaction.effect(Box::new(move || sent.lock().push(n))));
     };
     send(1);
     let level = begin(&transaction, &fixture).await;
