@@ -518,7 +518,7 @@ async fn r9_what_lasts_is_not_done_again() {
     let locked = fixture.within(&locking, "select a from t for update").await;
     locked.expect("it is free");
     let conflict = async |transaction: &Member| {
-        let level = begin_on(&transaction, fixture.on_it())
+        let level = begin_on(transaction, fixture.on_it())
             .await
             .expect("it begins");
         let sql = "select a from t for update nowait";

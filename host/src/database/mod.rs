@@ -198,7 +198,7 @@ impl Database {
     /// How many connections there are for what only reads, or for what writes.
     pub fn connections(&self, read_only: bool) -> usize {
         match &self.config().storage {
-            Storage::Sqlite(file) if read_only => file.readers,
+            Storage::Sqlite(file) if read_only => sqlite::reading_connections(file),
             Storage::Sqlite(_) => 1,
             Storage::Postgres(server) => server.connections,
         }

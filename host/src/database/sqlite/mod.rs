@@ -66,6 +66,12 @@ struct Pool {
     free: Mutex<Vec<Handle>>,
 }
 
+/// How many connections read: one more than configured, so that a result which is read in pieces leaves one to the statements
+/// beside it.
+pub(super) fn reading_connections(file: &SqliteFile) -> usize {
+    file.readers + 1
+}
+
 impl Sqlite {
     /// Opens the file, making it (and its folder) when missing.
     ///
@@ -78,7 +84,8 @@ impl Sqlite {
         }
         let shared = Shared::default();
         let writer = Handle::open(config, file, &shared, true)?;
-        let readers = (0..file.readers)
+        let reading = reading_connections(file);
+        let readers = (0..reading)
             .map(|_| Handle::open(config, file, &shared, false))
             .collect::<anyhow::Result<_>>()?;
         let name = |kind| format!("database `{}`, {kind} connections", config.name);
@@ -88,9 +95,9 @@ impl Sqlite {
         };
         Ok(Arc::new(Sqlite {
             writer: pool("writing", 1, vec![writer]),
-            readers: pool("reading", file.readers, readers),
+            readers: pool("reading", reading, readers),
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
-            open_ended: OpenEnded::of(config, file.readers),
+            open_ended: OpenEnded::of(config, reading),
             file: file.clone(),
             config: config.clone(),
             shared,
