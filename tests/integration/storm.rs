@@ -219,6 +219,7 @@ fn config(kind: Kind) -> String {
 #[derive(Debug, Clone, Copy)]
 struct Left {
     threads: u64,
+    /// But for connections to the database: those on which something was cancelled are replaced when they are needed.
     files: usize,
     memory_kib: u64,
 }
@@ -226,9 +227,13 @@ struct Left {
 impl Left {
     async fn of(server: &Server) -> Left {
         server.assert_baseline().await;
+        let sessions = match server.app.data.postgres() {
+            Some(database) => usize::try_from(database.sessions().await).unwrap_or(0),
+            None => 0,
+        };
         Left {
             threads: server.threads(),
-            files: server.files(),
+            files: server.files().saturating_sub(sessions),
             memory_kib: server.memory_kib(),
         }
     }
