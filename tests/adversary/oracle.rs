@@ -1,7 +1,7 @@
 //! What the rules allow: a model of them without threads, connections or time.
 //!
 //! The model goes through a program as it was written and asks, for each row, event and count, what may have become of
-//! it, given what the steps noted: see [`Fate`]. Three rules are all of it.
+//! it, given what the steps noted: see `Fate`. Three rules are all of it.
 //!
 //! * A row is there when its statement said so and every level around it was kept. Levels are the transaction of an
 //!   atomic request, that of an atomic sub-request which was called outside of any, and the blocks of the parts.
