@@ -61,14 +61,17 @@ enum Read {
 /// That a connection may change definitions; see `plain`.
 struct Changing {
     database: Arc<Postgres>,
+    /// Whether the server is asked first if that is so.
+    asks: bool,
     changed: bool,
 }
 
 impl Changing {
-    fn begin(database: &Arc<Postgres>) -> Changing {
-        database.definitions.begin();
+    fn begin(database: &Arc<Postgres>, asks: bool) -> Changing {
+        database.definitions.begin(asks);
         Changing {
             database: Arc::clone(database),
+            asks,
             changed: true,
         }
     }
@@ -76,7 +79,7 @@ impl Changing {
 
 impl Drop for Changing {
     fn drop(&mut self) {
-        self.database.definitions.end(self.changed);
+        self.database.definitions.end(self.asks, self.changed);
     }
 }
 
@@ -192,7 +195,7 @@ impl Lease {
         };
         if !verdict.changes_rows_only || definitions.may_call() {
             self.changing
-                .get_or_insert_with(|| Changing::begin(&self.database));
+                .get_or_insert_with(|| Changing::begin(&self.database, read.is_some()));
         }
         match read {
             Some(check) => Read::Unknown(definitions.watch(self.changing.is_some()), check),
@@ -207,7 +210,10 @@ impl Lease {
         match (read, checked) {
             (Read::Plain(watch), _) => definitions.is_unchanged(watch, own),
             (Read::Unknown(watch, _), Some(checked)) => {
-                let plain = definitions.learn(watch, checked, own);
+                let (plain, unchanged) = (
+                    definitions.learn(watch, checked),
+                    definitions.is_unchanged(watch, own),
+                );
                 if plain.is_some()
                     && let Some(mut changing) = self.changing.take()
                 {
@@ -217,7 +223,7 @@ impl Lease {
                 if let Some(known) = session.statements.get_mut(sql) {
                     known.plain = plain;
                 }
-                plain.is_some()
+                plain.is_some() && unchanged
             }
             _ => false,
         }

@@ -103,6 +103,9 @@ struct State {
     generation: u64,
     /// How many connections may be changing something right now.
     changing: usize,
+    /// Those of them that have only asked about their read, and not been answered. They do not keep each other from learning:
+    /// an answer that turns out to allow changes ends all others.
+    asking: usize,
     /// When there were no functions that change definitions, if that is known.
     without_functions: Option<Instant>,
 }
@@ -118,7 +121,10 @@ pub(super) struct Plain {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watch {
     generation: u64,
+    /// Nobody else may change something.
     quiet: bool,
+    /// Nobody else may, but for those who have only asked.
+    learns: bool,
     since: Instant,
 }
 
@@ -129,6 +135,7 @@ impl Definitions {
         Watch {
             generation: state.generation,
             quiet: state.changing == usize::from(own),
+            learns: state.changing == state.asking,
             since: Instant::now(),
         }
     }
@@ -146,11 +153,10 @@ impl Definitions {
     }
 
     /// Takes note of an answer, and says until when a read is plain by it.
-    pub(super) fn learn(&self, watch: &Watch, checked: Checked, own: bool) -> Option<Plain> {
+    pub(super) fn learn(&self, watch: &Watch, checked: Checked) -> Option<Plain> {
         let mut state = self.0.lock();
-        let unchanged = watch.quiet
-            && state.changing == usize::from(own)
-            && state.generation == watch.generation;
+        let unchanged =
+            watch.learns && state.changing == state.asking && state.generation == watch.generation;
         if !unchanged {
             return None;
         }
@@ -161,15 +167,18 @@ impl Definitions {
         })
     }
 
-    /// From now on something may be changed, by one connection more.
-    pub(super) fn begin(&self) {
-        self.0.lock().changing += 1;
+    /// From now on something may be changed, by one connection more, which `asks` first whether that is so.
+    pub(super) fn begin(&self, asks: bool) {
+        let mut state = self.0.lock();
+        state.changing += 1;
+        state.asking += usize::from(asks);
     }
 
     /// That connection has nothing open any more. `changed`: whether it may have changed something at all.
-    pub(super) fn end(&self, changed: bool) {
+    pub(super) fn end(&self, asks: bool, changed: bool) {
         let mut state = self.0.lock();
         state.changing -= 1;
+        state.asking -= usize::from(asks);
         if changed {
             state.generation += 1;
             state.without_functions = None;
@@ -201,21 +210,21 @@ mod tests {
         assert!(definitions.may_call(), "nothing is known yet");
         let watch = definitions.watch(false);
         let plain = definitions
-            .learn(&watch, NO_FUNCTIONS, false)
+            .learn(&watch, NO_FUNCTIONS)
             .expect("it is plain");
         assert!(plain.holds(&definitions.watch(false)) && !definitions.may_call());
         // Somebody changes something while a read is on its way: before, during, after.
         let during = definitions.watch(false);
-        definitions.begin();
+        definitions.begin(false);
         assert!(!plain.holds(&definitions.watch(false)));
         assert!(!definitions.is_unchanged(&during, false));
         let within = definitions.watch(false);
-        assert!(definitions.learn(&within, NO_FUNCTIONS, false).is_none());
-        definitions.end(true);
+        assert!(definitions.learn(&within, NO_FUNCTIONS).is_none());
+        definitions.end(false, true);
         assert!(
             !definitions.is_unchanged(&during, false) && !definitions.is_unchanged(&within, false)
         );
-        assert!(definitions.learn(&within, NO_FUNCTIONS, false).is_none());
+        assert!(definitions.learn(&within, NO_FUNCTIONS).is_none());
         assert!(!plain.holds(&definitions.watch(false)) && definitions.may_call());
     }
 
@@ -224,12 +233,22 @@ mod tests {
         let definitions = Definitions::default();
         let watch = definitions.watch(false);
         let plain = definitions
-            .learn(&watch, NO_FUNCTIONS, false)
+            .learn(&watch, NO_FUNCTIONS)
             .expect("it is plain");
-        definitions.begin();
+        definitions.begin(true);
         let own = definitions.watch(true);
-        assert!(definitions.learn(&own, NO_FUNCTIONS, true).is_some());
-        definitions.end(false);
+        // Another one asks at the same time: both learn, and neither is believed to have left nothing.
+        definitions.begin(true);
+        let other = definitions.watch(true);
+        assert!(definitions.learn(&own, NO_FUNCTIONS).is_some());
+        assert!(definitions.learn(&other, NO_FUNCTIONS).is_some());
+        assert!(!definitions.is_unchanged(&own, true) && !definitions.is_unchanged(&other, true));
+        definitions.end(true, false);
+        definitions.end(true, false);
         assert!(plain.holds(&definitions.watch(false)));
+        // Whose answer was another one ends what the others have learnt.
+        definitions.begin(true);
+        definitions.end(true, true);
+        assert!(!plain.holds(&definitions.watch(false)));
     }
 }
