@@ -281,7 +281,7 @@ impl Position {
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Has this part run from the loop. Without anyone there, the request is cancelled, and `answer` is dropped.
+    /// Has this part run from the loop. When the request is cancelled, nobody takes it, and `asker` is dropped unanswered.
     fn send(self, request: types::Request, asker: Asker) {
         let errands = self.flow.errands.clone();
         let errands = errands.expect("a chain that may call for others runs part by part");

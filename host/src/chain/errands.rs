@@ -118,7 +118,7 @@ impl Errand {
             request,
             asker,
         } = self;
-        // Also when its store goes on on the worker without anyone who waits for it.
+        // Dropped with this future, also while a sync part of it goes on on the worker without anyone who waits for it.
         let _given_up = GivenUp(Arc::clone(&position.member));
         let outcome = async {
             match OwnTransaction::begin(&position).await? {
