@@ -50,6 +50,9 @@ struct Options {
     /// Does everything at once that is meant to stop a host, and measures a small view beside it.
     #[arg(long)]
     siege: bool,
+    /// How many clients besiege it.
+    #[arg(long, default_value_t = 8)]
+    clients: usize,
     /// Runs the program in this file, ten times if need be.
     #[arg(long)]
     replay: Option<PathBuf>,
@@ -141,7 +144,7 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             continue;
         }
         if options.siege {
-            let report = siege_of(kind, Duration::from_secs_f64(options.minutes * 60.0))?;
+            let report = siege_of(kind, options)?;
             println!("{report}");
             well &= report.wrong.is_empty();
             continue;
@@ -169,9 +172,10 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
     Ok(well)
 }
 
-fn siege_of(kind: Kind, time: Duration) -> anyhow::Result<Report> {
+fn siege_of(kind: Kind, options: &Options) -> anyhow::Result<Report> {
+    let time = Duration::from_secs_f64(options.minutes * 60.0);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    Ok(runtime.block_on(siege(kind, time)))
+    Ok(runtime.block_on(siege(kind, time, options.clients)))
 }

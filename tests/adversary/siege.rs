@@ -31,18 +31,26 @@ const UNFINISHED: usize = 200;
 #[derive(Debug)]
 pub struct Report {
     pub kind: Kind,
-    /// The times of the small view, the shortest first; of those that were answered.
-    times: Vec<Duration>,
-    refused: usize,
+    /// How the small view did, by its mode.
+    hellos: Vec<Hello>,
     /// Memory of the process in MiB: before, and the most.
     pub before_mib: u64,
     pub most_mib: u64,
-    attacks: Vec<(&'static str, u64)>,
+    attacks: [(&'static str, u64); 3],
     /// What was wrong at the end: empty when all is well.
     pub wrong: Vec<String>,
 }
 
-impl Report {
+/// The small view of one mode.
+#[derive(Debug)]
+struct Hello {
+    mode: &'static str,
+    /// Of those that were answered, the shortest first.
+    times: Vec<Duration>,
+    refused: usize,
+}
+
+impl Hello {
     fn at(&self, share: f64) -> Duration {
         let last = self.times.len().saturating_sub(1);
         let index = (share * last as f64) as usize;
@@ -52,13 +60,17 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| self.at(share));
-        let (kind, count) = (self.kind, self.times.len());
-        writeln!(
-            f,
-            "{kind}: hello answered {count} times, p50 {half:?}, p99 {most:?}, longest {all:?}; refused {} times",
-            self.refused
-        )?;
+        for hello in &self.hellos {
+            let [half, most, all] = [0.5, 0.99, 1.0].map(|share| hello.at(share));
+            writeln!(
+                f,
+                "{}: {} hello answered {} times, p50 {half:?}, p99 {most:?}, longest {all:?}; refused {} times",
+                self.kind,
+                hello.mode,
+                hello.times.len(),
+                hello.refused
+            )?;
+        }
         writeln!(
             f,
             "memory: {} MiB before, {} MiB at most",
@@ -74,15 +86,15 @@ impl fmt::Display for Report {
     }
 }
 
-/// An attack: a name, and what is sent again and again.
+/// An attack: what is sent.
 struct Attack {
-    name: &'static str,
     path: String,
     steps: Value,
 }
 
 /// Lays siege to a server of its own for so long.
-pub async fn siege(kind: Kind, time: Duration) -> Report {
+/// `clients` go through all attacks, each from another one on.
+pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let toml = format!(
         r#"
         limits = {{ timeout_ms = 5000 }}
@@ -105,31 +117,33 @@ pub async fn siege(kind: Kind, time: Duration) -> Report {
 
     let mut attacks = attacks(kind);
     attacks.extend(greed());
-    let attackers = join_all(
-        attacks
-            .into_iter()
-            .map(|attack| again(&server, attack, until)),
-    );
+    let attackers = join_all((0..clients).map(|client| {
+        let (earlier, later) = attacks.split_at(client * attacks.len() / clients);
+        all_in_turn(&server, later.iter().chain(earlier), until)
+    }));
     let bodies = join_all((0..UNFINISHED).map(|number| unfinished(&server, number, until)));
     let floods = join_all((0..4).map(|_| flood(&server, until)));
     let memory = most_memory(&server, until);
     // In a thread of its own: the attackers' clients are busy.
-    let url = server.url("/async/run");
-    let measured =
-        tokio::task::spawn_blocking(move || super::hunt::on_this_thread(measure(url, until)));
-    let (attacks, bodies, floods, most_mib, measured) =
-        tokio::join!(attackers, bodies, floods, memory, measured);
-    let (mut times, refused) = measured.expect("measuring does not panic");
-    times.sort_unstable();
-    let mut attacks = attacks;
-    attacks.push(("unfinished bodies", bodies.iter().sum()));
-    attacks.push(("floods of headers", floods.iter().sum()));
+    let hellos = join_all(["async", "sync"].map(|mode| {
+        let url = server.url(&format!("/{mode}/run"));
+        tokio::task::spawn_blocking(move || super::hunt::on_this_thread(measure(mode, url, until)))
+    }));
+    let (attacks, bodies, floods, most_mib, hellos) =
+        tokio::join!(attackers, bodies, floods, memory, hellos);
+    let hellos = hellos
+        .into_iter()
+        .map(|hello| hello.expect("measuring does not panic"));
+    let attacks = [
+        ("attacks", attacks.iter().sum()),
+        ("unfinished bodies", bodies.iter().sum()),
+        ("floods of headers", floods.iter().sum()),
+    ];
     let mut wrong = super::run::quiet(&server).await;
     wrong.extend(super::run::probe(&server).await.err());
     Report {
         kind,
-        times,
-        refused,
+        hellos: hellos.collect(),
         before_mib,
         most_mib,
         attacks,
@@ -214,8 +228,7 @@ fn attacks(kind: Kind) -> Vec<Attack> {
     modes
         .flat_map(|mode| {
             let all = all.iter().cloned();
-            all.map(move |(name, steps)| Attack {
-                name,
+            all.map(move |(_, steps)| Attack {
                 path: format!("/{mode}/run"),
                 steps,
             })
@@ -241,8 +254,7 @@ fn greed() -> Vec<Attack> {
     let modes = ["sync", "async"].into_iter();
     modes
         .flat_map(|mode| {
-            let attack = move |(name, path)| Attack {
-                name,
+            let attack = move |(_, path)| Attack {
                 path: format!("/greedy/{mode}/{path}"),
                 steps: Value::Null,
             };
@@ -251,19 +263,27 @@ fn greed() -> Vec<Attack> {
         .collect()
 }
 
-async fn again(server: &Server, attack: Attack, until: Instant) -> (&'static str, u64) {
-    let (mut count, body) = (0, attack.steps.to_string());
-    while Instant::now() < until {
+/// One attack after the other; how many.
+async fn all_in_turn(
+    server: &Server,
+    attacks: impl Iterator<Item = &Attack> + Clone,
+    until: Instant,
+) -> u64 {
+    let mut count = 0;
+    for attack in attacks.cycle() {
+        if Instant::now() >= until {
+            break;
+        }
         let request = server
             .request("POST", &attack.path)
             .timeout(PATIENCE)
-            .body(body.clone());
+            .body(attack.steps.to_string());
         // Whatever comes of it.
         let _ = crate::harness::Reply::maybe(request).await;
         count += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    (attack.name, count)
+    count
 }
 
 /// Clients whose bodies never end.
@@ -315,8 +335,8 @@ async fn most_memory(server: &Server, until: Instant) -> u64 {
     most
 }
 
-/// Asks the small view again and again; how long each took, and how many were not answered with 200.
-async fn measure(url: String, until: Instant) -> (Vec<Duration>, usize) {
+/// Asks the small view of a mode again and again.
+async fn measure(mode: &'static str, url: String, until: Instant) -> Hello {
     let (client, mut times, mut refused) = (client(), Vec::new(), 0);
     while Instant::now() < until {
         let since = Instant::now();
@@ -327,5 +347,10 @@ async fn measure(url: String, until: Instant) -> (Vec<Duration>, usize) {
         }
         tokio::time::sleep(EVERY).await;
     }
-    (times, refused)
+    times.sort_unstable();
+    Hello {
+        mode,
+        times,
+        refused,
+    }
 }

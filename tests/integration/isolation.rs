@@ -42,6 +42,32 @@ async fn r5_a_spinning_async_view_does_not_hold_up_others() {
     server.assert_baseline().await;
 }
 
+/// They compute one slice each in turn, and what is ready goes first after each slice.
+#[tokio::test]
+async fn r5_many_spinning_async_views_hold_up_others_no_longer_than_one_does() {
+    let toml = "[async_views]\nloops = 1\n[limits]\ncpu_ms = 5000";
+    let server = App::new(toml).serve_alone().await;
+    server.get("/async/hello").await.ok();
+    best_of_three(Duration::from_millis(10), async || {
+        let spinning = join_all((0..30).map(|_| server.get("/async/spin/800")));
+        let others = async {
+            let (mut times, since) = (Vec::new(), Instant::now());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            while since.elapsed() < Duration::from_millis(600) {
+                let before = Instant::now();
+                server.get("/async/hello").await.ok();
+                times.push(before.elapsed());
+            }
+            times.sort();
+            times[times.len() / 2]
+        };
+        let (spun, typical) = tokio::join!(spinning, others);
+        assert!(spun.iter().all(|reply| reply.status == 200));
+        typical
+    })
+    .await;
+}
+
 /// A sync view that computes holds up no async view either, and its CPU budget ends it.
 #[tokio::test]
 async fn r5_spinning_sync_views_do_not_hold_up_async_views() {

@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
+use tokio::sync::Semaphore;
 use wasmtime::component::Accessor;
 use wasmtime::{Store, UpdateDeadline};
 
@@ -19,6 +20,11 @@ use crate::config::Reuse;
 use crate::error::Failure;
 use crate::metrics::{Held, METRICS};
 use crate::scope::Scope;
+
+thread_local! {
+    /// One of the guests that this loop has preempted goes on at a time, in the order in which they were preempted.
+    static PREEMPTED: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+}
 
 /// A component with async views, ready to be called.
 pub struct AsyncComponent {
@@ -110,11 +116,8 @@ impl AsyncComponent {
             if cpu.used() >= view.cpu {
                 return Err(Stop::Cpu(view.cpu.as_millis()).into());
             }
-            // tokio's own yield lets the loop look at its sockets before the guest goes on.
-            Ok(UpdateDeadline::YieldCustom(
-                1,
-                Box::pin(tokio::task::yield_now()),
-            ))
+            let turns = PREEMPTED.with(Arc::clone);
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns))))
         });
         match self.views.instantiate_async(&mut store).await {
             Ok(views) => {
@@ -124,6 +127,15 @@ impl AsyncComponent {
             Err(error) => Err(explain(&error, store.data())),
         }
     }
+}
+
+/// Lets a preempted guest go on: after those of its loop that were preempted before it, and after the loop has looked
+/// at its sockets and run what is ready. So a guest that has not computed for long waits for one slice of one other,
+/// however many guests compute on its loop (R5).
+async fn turn(turns: Arc<Semaphore>) {
+    let _turn = turns.acquire().await;
+    // tokio's own yield is what makes the loop look at its sockets.
+    tokio::task::yield_now().await;
 }
 
 /// Whether the guest has come to its end when it has answered. What it goes on with ends with its store.
