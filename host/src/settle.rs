@@ -20,7 +20,7 @@ use crate::error::{Failure, Fault, shown};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::request::body::Spooled;
-use crate::request::{HOP_BY_HOP, header_bytes};
+use crate::request::{HOP_BY_HOP, check_head, header_bytes};
 use crate::run::Stop;
 use crate::scope::{Origin, Scope, Setup, Sticky};
 use crate::transaction::Fate;
@@ -293,15 +293,8 @@ pub fn checked(response: types::Response, scope: &Scope) -> Answered {
             response.body.len()
         )));
     }
-    let (bytes, max) = (
-        header_bytes(&response.headers),
-        scope.limits.headers_max_bytes,
-    );
-    if bytes > max {
-        return Err(Failure::view(format!(
-            "the headers of the response have {bytes} bytes; `headers_max_bytes` of `[limits]` is {max}"
-        )));
-    }
+    let (count, bytes) = (response.headers.len(), header_bytes(&response.headers));
+    check_head("response", count, bytes, &scope.limits).map_err(Failure::view)?;
     let status = StatusCode::from_u16(response.status)
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()));
@@ -339,7 +332,11 @@ pub fn checked(response: types::Response, scope: &Scope) -> Answered {
                 shown(&value)
             ))
         })?;
-        checked.headers_mut().append(key, value);
+        if checked.headers_mut().try_append(key, value).is_err() {
+            return Err(Failure::view(
+                "the response has more headers than can be kept",
+            ));
+        }
     }
     Ok(checked)
 }

@@ -120,6 +120,13 @@ both_modes! {
         let server = greedy("").await;
         let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
         assert!(refused.ok().contains("`headers_max_bytes`"), "{}", refused.text());
+        drop(server);
+        // Of a kilobyte each.
+        let server = greedy("limits.headers_max_bytes = 1048576").await;
+        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+        assert!(refused.ok().contains("has 900 headers; `headers_max`"), "{}", refused.text());
+        drop(server);
+        let server = greedy("").await;
         let path = format!("/{mode}/fetch/200/30000");
         within_the_budget(&server, join_all((0..12).map(|_| server.get(&path)))).await;
     }

@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{App, Mode, Server, guests};
 
+/// More than the names that a `HeaderMap` has room for.
+const HEADERS_BYTES: u64 = 1 << 20;
+
 async fn greedy(toml: &str, alone: bool) -> Server {
     let base = format!(
         r#"
-        limits = {{ memory_mb = 256, cpu_ms = 5000 }}
+        limits = {{ memory_mb = 256, cpu_ms = 5000, headers_max = 1500, headers_max_bytes = {HEADERS_BYTES} }}
         {toml}
         [modules.greedy]
         path = "{}/greedy"
@@ -26,7 +29,7 @@ async fn greedy(toml: &str, alone: bool) -> Server {
 
 /// What of the host a view can ask for, how often and in which pieces; with which status it ends, and what the client
 /// or the log is told.
-const ASKED: [(&str, u16, &str); 24] = [
+const ASKED: [(&str, u16, &str); 26] = [
     ("fields/10/100", 200, "logged"),
     ("fields/600/12000", 200, "logged"),
     ("fields/10000/12000", 500, "`call_max_bytes`"),
@@ -45,7 +48,9 @@ const ASKED: [(&str, u16, &str); 24] = [
     ("output/500/100000", 200, "written"),
     ("lines/100000/1", 200, "written"),
     ("headers/50/10", 200, ""),
-    ("headers/1/70000", 500, "`headers_max_bytes`"),
+    ("headers/1/1100000", 500, "`headers_max_bytes`"),
+    ("headers/1600/1", 500, "has 1600 headers; `headers_max`"),
+    ("headers/24600/1", 500, "has 24600 headers; `headers_max`"),
     ("headers/100000/1", 500, "`headers_max_bytes`"),
     ("pollables/400/0", 200, "leaked"),
     ("pollables/100000/0", 500, "more handles than it may have"),

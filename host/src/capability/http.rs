@@ -19,7 +19,7 @@ use crate::deadline::Ended;
 use crate::error::shown;
 use crate::metrics::{Held, METRICS};
 use crate::proxies::REQUEST_ID;
-use crate::request::{HEADER_BYTES, header_bytes};
+use crate::request::{HEADER_BYTES, check_head, header_bytes};
 use crate::scope::{CallBytes, Scope};
 use crate::trace::{TRACEPARENT, TRACESTATE};
 
@@ -147,12 +147,8 @@ impl Guest {
     fn call(&self, wanted: OutboundRequest) -> Result<Call, Error> {
         let scope = &self.work().scope;
         let headers = header_bytes(&wanted.headers);
-        let max = scope.limits.headers_max_bytes;
-        if headers > max {
-            return Err(Error::Invalid(format!(
-                "the headers of the request have {headers} bytes; `headers_max_bytes` of `[limits]` is {max}"
-            )));
-        }
+        let count = wanted.headers.len();
+        check_head("request", count, headers, &scope.limits).map_err(Error::Invalid)?;
         if wanted.url.len() > URL_BYTES_MAX {
             return Err(Error::Invalid(format!(
                 "the URL has {} bytes; the most is {URL_BYTES_MAX}",
@@ -180,7 +176,8 @@ impl Guest {
                 )));
             }
             let value = HeaderValue::from_str(value).map_err(|error| invalid(name, &error))?;
-            request.headers_mut().append(key, value);
+            (request.headers_mut().try_append(key, value))
+                .map_err(|error| Error::Invalid(format!("the request's headers: {error}")))?;
         }
         self.add_context(request.headers_mut());
         let left = scope.deadline.remaining();
@@ -241,16 +238,12 @@ impl Call {
         self.scope.sent.store(true, SeqCst);
         let mut response = self.client.execute(self.request).await?;
         let account = &self.scope.origin.account;
-        let max = self.scope.limits.headers_max_bytes;
         let size = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
         };
         let bytes: u64 = response.headers().iter().map(size).sum();
-        if bytes > max {
-            return Err(Error::TooLarge(format!(
-                "the headers of the response have {bytes} bytes; `headers_max_bytes` of `[limits]` is {max}"
-            )));
-        }
+        let count = response.headers().len();
+        check_head("response", count, bytes, &self.scope.limits).map_err(Error::TooLarge)?;
         let exhausted = |why: Exhausted| Error::TooLarge(why.to_string());
         let _headers = account.draw(bytes * 2).map_err(exhausted)?;
         let headers = (response.headers().iter())

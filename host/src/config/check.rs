@@ -36,6 +36,7 @@ const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
 /// Headers of views, which count for 32 each: a map of headers has no room for more than 32,768 of them.
 const VIEW_HEADERS_BYTES: RangeInclusive<u64> = 1024..=1 << 20;
+/// `HeaderMap` panics at 24,577 different names; this leaves room for what the host adds.
 const HEADERS: RangeInclusive<u64> = 1..=10_000;
 /// Longer URLs are not parsed.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
@@ -233,6 +234,7 @@ impl<'a> Checker<'a> {
             limits.headers_max_bytes,
             VIEW_HEADERS_BYTES,
         )?;
+        self.within(at, "headers_max", limits.headers_max, HEADERS)?;
         self.within(at, "rows_max_bytes", limits.rows_max_bytes, ROWS_BYTES)?;
         self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
         let outbound_bytes = limits.outbound_response_max_bytes;

@@ -242,6 +242,8 @@ limits! {
     call_max_bytes: u64 = 8 << 20,
     /// Events that a request publishes. Default 1,000.
     events_max: usize = 1_000,
+    /// The number of headers of a view's response, of a request that it sends, and of an answer to that. Default 256.
+    headers_max: usize = 256,
     /// The headers of a view's response, of a request that it sends, and of an answer to that; each counts for 32 beside
     /// its text. Default 64 KiB.
     headers_max_bytes: u64 = 64 << 10,

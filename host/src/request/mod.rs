@@ -24,6 +24,7 @@ use crate::app::{App, Routed, Target};
 use crate::bindings::types;
 use crate::budget::{Account, Exhausted};
 use crate::completion::Line;
+use crate::config::Limits;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
@@ -312,6 +313,26 @@ pub fn header_bytes(headers: &[(String, String)]) -> u64 {
 
 /// What a header counts for beside its text.
 pub const HEADER_BYTES: u64 = 32;
+
+/// Checks a head that a guest made or that another server sent: its number of headers, then their bytes. `HeaderMap`
+/// panics at 24,577 different names, so this comes before any is made.
+///
+/// # Errors
+/// With a sentence that names the limit.
+pub fn check_head(whose: &str, count: usize, bytes: u64, limits: &Limits) -> Result<(), String> {
+    let (headers_max, bytes_max) = (limits.headers_max, limits.headers_max_bytes);
+    if bytes > bytes_max {
+        return Err(format!(
+            "the headers of the {whose} have {bytes} bytes; `headers_max_bytes` of `[limits]` is {bytes_max}"
+        ));
+    }
+    if count > headers_max {
+        return Err(format!(
+            "the {whose} has {count} headers; `headers_max` of `[limits]` is {headers_max}"
+        ));
+    }
+    Ok(())
+}
 
 /// A header value as text: UTF-8, or else ISO-8859-1 as HTTP had it once.
 pub fn text(value: &[u8]) -> String {

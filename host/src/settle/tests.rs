@@ -61,6 +61,10 @@ fn a_response_that_cannot_be_sent_is_the_views_fault() {
         "only the host",
     );
     assert_refused(response(200, &[], &[0; 101]), "`response_max_bytes` is 100");
+    assert_refused(
+        response(200, &[("x", "1"); 257], b""),
+        "257 headers; `headers_max` of `[limits]` is 256",
+    );
 }
 
 #[test]
