@@ -21,6 +21,7 @@ pub mod database;
 pub mod deadline;
 pub mod error;
 pub mod events;
+pub mod forwarded;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gate;

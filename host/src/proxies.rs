@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
+use crate::forwarded::{self, Malformed};
+
 /// Names the request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -72,14 +74,17 @@ impl Proxies {
 
     /// The client: the first one that is no trusted proxy, from the one who is connected (`peer`) outwards. Its port
     /// is 0 when the proxies have not told it.
-    pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+    ///
+    /// # Errors
+    /// When a proxy has passed on a `forwarded` that is malformed: where its own element begins is a guess then.
+    pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<SocketAddr, Malformed> {
         let mut client = peer;
         if !self.trust(peer.ip()) {
-            return client;
+            return Ok(client);
         }
         let addresses = match self.addresses {
             Addresses::XForwardedFor => forwarded_for(headers),
-            Addresses::Forwarded => forwarded(headers),
+            Addresses::Forwarded => forwarded(headers)?,
         };
         for address in addresses.into_iter().rev() {
             // Hidden by a proxy, or nonsense: what is beyond is not known.
@@ -91,7 +96,7 @@ impl Proxies {
                 break;
             }
         }
-        client
+        Ok(client)
     }
 
     /// The id that a trusted proxy has given to the request.
@@ -109,40 +114,23 @@ impl Proxies {
     }
 }
 
-fn values(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    // A value that is no text is no address.
-    (headers.get_all(name).iter()).map(|value| value.to_str().unwrap_or_default())
-}
-
+/// Split before it is decoded: what a client has sent must not spoil what a proxy added to the line.
 fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
-    values(headers, FORWARDED_FOR)
-        .flat_map(|value| value.split(','))
-        .map(|address| node(address.trim()))
+    (headers.get_all(FORWARDED_FOR).iter())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|address| node(std::str::from_utf8(address).ok()?.trim()))
         .collect()
 }
 
-/// The `for` of each element of `forwarded`.
-fn forwarded(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
-    let of_element = |element: &str| {
-        split(element, ';').into_iter().find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            (name.trim().eq_ignore_ascii_case("for")).then(|| node(value.trim().trim_matches('"')))
-        })
-    };
-    values(headers, header::FORWARDED)
-        .flat_map(|value| split(value, ','))
-        .map(|element| of_element(element).flatten())
-        .collect()
-}
-
-/// The parts between separators that are not quoted. No address has a backslash in it.
-fn split(text: &str, separator: char) -> Vec<&str> {
-    let mut quoted = false;
-    text.split(|c| {
-        quoted ^= c == '"';
-        c == separator && !quoted
-    })
-    .collect()
+/// The `for` of each element of `forwarded`. Each line is a list by itself.
+fn forwarded(headers: &HeaderMap) -> Result<Vec<Option<SocketAddr>>, Malformed> {
+    let mut addresses = Vec::new();
+    for line in headers.get_all(header::FORWARDED) {
+        for element in forwarded::parse(line.as_bytes())? {
+            addresses.push(element.client()?);
+        }
+    }
+    Ok(addresses)
 }
 
 /// An address with or without port; IPv6 with or without brackets.
@@ -185,7 +173,8 @@ mod tests {
 
     #[track_caller]
     fn assert_client(proxies: &Proxies, headers: &HeaderMap, client: &str) {
-        assert_eq!(proxies.client(PEER.into(), headers).to_string(), client);
+        let found = proxies.client(PEER.into(), headers).expect("it is right");
+        assert_eq!(found.to_string(), client);
     }
 
     #[test]
@@ -235,6 +224,32 @@ mod tests {
         );
         client(&["for=203.0.113.7, for=_hidden"], "10.0.0.1:4000");
         client(&["for=203.0.113.7, proto=http"], "10.0.0.1:4000");
+        client(
+            &["for=1.2.3.4;x=\"a\\\"b\", for=203.0.113.7"],
+            "203.0.113.7:0",
+        );
+        // Each line has to be right by itself.
+        for lines in [
+            &["for=1.2.3.4;x=\"", "for=203.0.113.7"][..],
+            &["for=1.2.3.4;x=\"", "\", for=203.0.113.7"],
+            &["for=1.2.3.4;x=\", for=203.0.113.7"],
+        ] {
+            let headers = headers(&header::FORWARDED, lines);
+            trusted
+                .client(PEER.into(), &headers)
+                .expect_err("a quote is open");
+            let others = proxies(&["192.168.0.0/16"], Addresses::Forwarded);
+            assert_client(&others, &headers, "10.0.0.1:4000");
+        }
+    }
+
+    /// A client may send bytes that are no text; the proxy adds to the same line.
+    #[test]
+    fn r14_bytes_of_a_client_do_not_hide_what_the_proxy_says() {
+        let trusted = proxies(&["10.0.0.0/8"], Addresses::XForwardedFor);
+        let line = HeaderValue::from_bytes(b"\xff\xfe, 203.0.113.7").expect("a header");
+        let sent = HeaderMap::from_iter([(FORWARDED_FOR, line)]);
+        assert_client(&trusted, &sent, "203.0.113.7:0");
     }
 
     #[test]
@@ -268,20 +283,54 @@ mod tests {
         }
     }
 
+    /// What a client may send as `forwarded`: near to the grammar, where it hurts.
+    const HOSTILE: &str = "([ -~]|\\PC|\"|\\\\|,|;|=|for=|x=\"|\\\\\"|1\\.2\\.3\\.4|for=10\\.0\\.0\\.2|\"\\[::1\\]\"|, |\t){0,12}";
+
     proptest! {
-        /// Whatever a client sends along, the address that the last trusted proxy saw is the client's.
+        /// Whatever a client sends along, the address that the last trusted proxy saw is the client's, or the request is
+        /// refused: before the proxy's element in the same line, or in lines before.
         #[test]
-        fn r14_what_a_client_sends_never_makes_it_another(sent in "[ -~]{0,60}", quoted: bool) {
-            let own = if quoted { "\"203.0.113.7\"" } else { "203.0.113.7" };
+        fn r14_what_a_client_sends_never_makes_it_another(
+            sent in prop::collection::vec(HOSTILE, 1..3),
+            proxy in "(by=_p;|by=\"_p\";|x=\"a\\\\\"b\";)?for=(203\\.0\\.113\\.7|\"203\\.0\\.113\\.7(:[0-9]{1,4}|:_p)?\")(;by=\"\")?",
+            same_line: bool,
+        ) {
             let cases = [
                 (FORWARDED_FOR, Addresses::XForwardedFor, "203.0.113.7".to_owned()),
-                (header::FORWARDED, Addresses::Forwarded, format!("for={own}")),
+                (header::FORWARDED, Addresses::Forwarded, proxy),
             ];
             for (name, addresses, proxy) in cases {
                 let trusted = proxies(&["10.0.0.0/8"], addresses);
-                let headers = headers(&name, &[&sent, &proxy]);
-                prop_assert_eq!(trusted.client(PEER.into(), &headers).ip().to_string(), "203.0.113.7");
+                let mut lines = sent.clone();
+                match same_line {
+                    true => {
+                        let last = lines.last_mut().expect("there is one");
+                        *last = format!("{last}, {proxy}");
+                    }
+                    false => lines.push(proxy),
+                }
+                let mut headers = HeaderMap::new();
+                for line in &lines {
+                    if let Ok(line) = HeaderValue::from_bytes(line.as_bytes()) {
+                        headers.append(&name, line);
+                    }
+                }
+                match trusted.client(PEER.into(), &headers) {
+                    Ok(client) => prop_assert_eq!(client.ip().to_string(), "203.0.113.7", "{:?}", lines),
+                    Err(_) => prop_assert_eq!(addresses, Addresses::Forwarded),
+                }
             }
+        }
+
+        /// What is right is not refused, with whatever in its quotes.
+        #[test]
+        fn what_proxies_send_is_understood(quoted in "[ -~\t]{0,20}", spaces in "[ \t]{0,2}", before: bool) {
+            let quoted = quoted.replace('\\', "\\\\").replace('"', "\\\"");
+            let own = format!("for=203.0.113.7;{spaces}x=\"{quoted}\"");
+            let line = if before { format!("for=1.2.3.4{spaces},{spaces}{own}") } else { own };
+            let trusted = proxies(&["10.0.0.0/8"], Addresses::Forwarded);
+            let client = trusted.client(PEER.into(), &headers(&header::FORWARDED, &[&line]));
+            prop_assert_eq!(client.map(|client| client.ip().to_string()), Ok("203.0.113.7".to_owned()), "{}", line);
         }
     }
 }

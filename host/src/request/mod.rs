@@ -4,6 +4,7 @@
 //! or on both → response head checked → transaction ends, what it held is released (`settle.rs`) → response. Whatever fails on the way comes back as a [`Failure`]
 //! and becomes a response in one place; whatever way it ends, one line in the log says how.
 
+pub mod authority;
 pub mod body;
 pub mod page;
 
@@ -77,14 +78,29 @@ where
     let (parts, body) = request.into_parts();
     let app = host.app.load_full();
     let (account, refused) = account(client);
-    let mut completion = Completion::new(&host, &app, (client.peer, account), &parts);
-    let mut response = around(&app.config.builtins, &mut completion, async |completion| {
-        if let Some(refused) = refused {
-            return Err(refused.into());
+    // Whose request it is and whom it is for has to be clear before anybody decides about it.
+    let from = app.config.proxies.client(client.peer, &parts.headers);
+    let unclear = match &from {
+        Ok(_) => authority::check(&parts).err(),
+        Err(malformed) => {
+            let text = malformed.to_string();
+            Some(Failure::client(StatusCode::BAD_REQUEST, text))
         }
-        route(body, completion).await
-    })
-    .await;
+    };
+    let addresses = (client.peer, from.unwrap_or(client.peer));
+    let mut completion = Completion::new(&host, &app, addresses, account, &parts);
+    let mut response = match unclear {
+        Some(failure) => completion.failed(failure),
+        None => {
+            around(&app.config.builtins, &mut completion, async |completion| {
+                if let Some(refused) = refused {
+                    return Err(refused.into());
+                }
+                route(body, completion).await
+            })
+            .await
+        }
+    };
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
     }
@@ -220,7 +236,7 @@ fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Routed> {
     let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = http::Method::from_bytes(method.as_bytes()).ok()?;
     match app.router.route(&method, parts.uri.path()) {
-        Route::Found(Target::View(routed), _) => Some(routed),
+        Route::Found(target, _) => Some(target),
         _ => None,
     }
 }
@@ -437,7 +453,8 @@ impl<'a> Completion<'a> {
     fn new(
         host: &'a Arc<Host>,
         app: &'a Arc<App>,
-        (peer, account): (SocketAddr, Arc<Account>),
+        (peer, client): (SocketAddr, SocketAddr),
+        account: Arc<Account>,
         parts: &'a Parts,
     ) -> Completion<'a> {
         let proxies = &app.config.proxies;
@@ -451,7 +468,7 @@ impl<'a> Completion<'a> {
             origin: Arc::new(Origin {
                 id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
-                peer: proxies.client(peer, &parts.headers),
+                peer: client,
                 values: Arc::default(),
                 account,
             }),
