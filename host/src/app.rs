@@ -56,6 +56,24 @@ impl Routed {
     }
 }
 
+impl Target {
+    /// The built-in middleware of its module.
+    pub fn builtins(&self) -> &[Arc<Builtin>] {
+        match self {
+            Target::View(routed) => routed.builtins(),
+            Target::Static(_) => &[],
+        }
+    }
+
+    /// Its module's name.
+    pub fn module(&self) -> Option<&str> {
+        match self {
+            Target::View(routed) => Some(&routed.chain.view().module.grants.name),
+            Target::Static(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -468,7 +468,7 @@ impl Position {
                 let member = self.member.call(view);
                 Ok(self.within(&routed.inner, 0, params.into(), member))
             }
-            Route::NotUtf8(_) => Err(refused(
+            Route::NotText => Err(refused(
                 StatusCode::BAD_REQUEST,
                 format!("`{target}`: the path is not UTF-8 when decoded"),
             )),

@@ -4,9 +4,11 @@
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::proxies::{Addresses, Proxies};
+use crate::request::authority::Host;
+use crate::router::Router;
 use crate::trace::{TRACEPARENT, TRACESTATE, Trace};
 use crate::{negotiation, request, run};
 
@@ -72,6 +74,19 @@ pub fn proxies(data: &[u8]) {
     }
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = Proxies::parse(text);
+    }
+}
+
+/// The target and the host of a request.
+pub fn target(data: &[u8]) {
+    let _ = Host::parse(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        let mut router = Router::default();
+        for pattern in ["/a/{b}/{*c}", "/é/x-{b}.txt", text] {
+            let _ = router.add(&Method::GET, pattern, "a view");
+        }
+        let _ = router.route(&Method::POST, text);
+        let _ = router.route(&Method::HEAD, text);
     }
 }
 

@@ -1,7 +1,13 @@
 //! Method and path to a target: the app's routing table.
 //!
 //! Knows neither views nor HTTP bodies: a target is whatever the caller puts in.
+//!
+//! Paths and patterns are compared decoded (RFC 3986, 6.2.2), so `/caf%c3%a9`, `/caf%C3%A9` and `/café` are the same. What
+//! an encoded slash stands for is data: it never separates segments. Nothing else is rewritten: as in axum and Django,
+//! dot segments are segments like others, and `/a` and `/a/` are two paths. Each method has a tree of its own, so a
+//! pattern never hides a less specific one that does have the method.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -10,14 +16,19 @@ use percent_encoding::percent_decode_str;
 
 /// A routing table.
 pub struct Router<T> {
-    paths: matchit::Router<usize>,
-    /// Where in `targets` each pattern is.
-    patterns: HashMap<String, usize>,
-    targets: Vec<Methods<T>>,
+    /// The patterns that have a view for the method; those of GET are in HEAD's, too.
+    trees: BTreeMap<String, matchit::Router<usize>>,
+    /// Where in `patterns` each decoded pattern is.
+    known: HashMap<String, usize>,
+    patterns: Vec<Pattern<T>>,
 }
 
-/// The targets of one pattern, by method.
-type Methods<T> = BTreeMap<String, T>;
+struct Pattern<T> {
+    /// As its view wrote it.
+    written: String,
+    /// Its targets, by method.
+    targets: BTreeMap<String, T>,
+}
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,12 +37,40 @@ pub enum Route<'a, T> {
     Found(&'a T, Vec<(String, String)>),
     /// Nowhere: no pattern matches the path.
     NotFound,
-    /// A pattern matches, but not with this method; the methods that do, for the `allow` header.
-    MethodNotAllowed(String),
-    /// `OPTIONS`, which the host answers; the methods there are.
-    Options(String),
-    /// A path parameter is not UTF-8 when decoded.
-    NotUtf8(String),
+    /// Patterns match, but not with this method.
+    MethodNotAllowed(Allowed<'a, T>),
+    /// `OPTIONS`, which the host answers.
+    Options(Allowed<'a, T>),
+    /// The path is no text when decoded.
+    NotText,
+}
+
+/// The methods that a path has, each with its target: shown as the `allow` header.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Allowed<'a, T>(Vec<(&'a str, &'a T)>);
+
+impl<'a, T> Allowed<'a, T> {
+    /// What answers the methods.
+    pub fn targets(&self) -> impl Iterator<Item = &'a T> {
+        self.0.iter().map(|(_, target)| *target)
+    }
+
+    /// Leaves out the methods of other targets.
+    #[must_use]
+    pub fn only(self, keep: impl Fn(&T) -> bool) -> Self {
+        Allowed((self.0.into_iter().filter(|(_, target)| keep(target))).collect())
+    }
+}
+
+impl<T> fmt::Display for Allowed<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names: Vec<&str> = self.0.iter().map(|(name, _)| *name).collect();
+        if !names.contains(&"OPTIONS") {
+            names.push("OPTIONS");
+        }
+        names.sort_unstable();
+        f.write_str(&names.join(", "))
+    }
 }
 
 /// Two things want the same route, or a pattern is not one.
@@ -52,9 +91,9 @@ impl std::error::Error for RouteError {}
 impl<T> Default for Router<T> {
     fn default() -> Self {
         Router {
-            paths: matchit::Router::new(),
-            patterns: HashMap::new(),
-            targets: Vec::new(),
+            trees: BTreeMap::new(),
+            known: HashMap::new(),
+            patterns: Vec::new(),
         }
     }
 }
@@ -65,27 +104,56 @@ impl<T: fmt::Display> Router<T> {
     /// # Errors
     /// When the pattern is malformed, or overlaps another one ambiguously, or the method is taken.
     pub fn add(&mut self, method: &Method, pattern: &str, target: T) -> Result<(), RouteError> {
-        let conflict = |sentence: String| Err(RouteError { sentence });
-        if let Some(known) = self.patterns.get(pattern) {
-            let methods = &mut self.targets[*known];
-            if let Some(taken) = methods.get(method.as_str()) {
-                return conflict(format!("{method} {pattern} is already served by {taken}"));
+        let wrong = |sentence: String| RouteError { sentence };
+        let decoded = decoded_pattern(pattern).ok_or_else(|| {
+            wrong(format!(
+                "the pattern {pattern} is malformed: it is no text when decoded"
+            ))
+        })?;
+        let index = match self.known.get(&decoded) {
+            Some(index) => *index,
+            None => {
+                self.patterns.push(Pattern {
+                    written: pattern.to_owned(),
+                    targets: BTreeMap::new(),
+                });
+                self.known.insert(decoded.clone(), self.patterns.len() - 1);
+                self.patterns.len() - 1
             }
-            methods.insert(method.as_str().to_owned(), target);
-            return Ok(());
+        };
+        let targets = &self.patterns[index].targets;
+        if let Some(taken) = targets.get(method.as_str()) {
+            return Err(wrong(format!(
+                "{method} {pattern} is already served by {taken}"
+            )));
         }
-        match self.paths.insert(pattern, self.targets.len()) {
-            Ok(()) => {}
-            Err(matchit::InsertError::Conflict { with }) => {
-                return conflict(format!(
-                    "the pattern {pattern} matches the same paths as {with}: use the same parameter names, or paths that differ"
-                ));
+        let also_head = (method == Method::GET).then_some("HEAD");
+        for tree in [Some(method.as_str()), also_head].into_iter().flatten() {
+            // HEAD of the pattern is there once GET is, and the other way round.
+            let is_there =
+                tree == "HEAD" && ["GET", "HEAD"].iter().any(|m| targets.contains_key(*m));
+            if is_there {
+                continue;
             }
-            Err(error) => return conflict(format!("the pattern {pattern} is malformed: {error}")),
+            let tree = self.trees.entry(tree.to_owned()).or_default();
+            match tree.insert(decoded.as_str(), index) {
+                Ok(()) => {}
+                Err(matchit::InsertError::Conflict { with }) => {
+                    let other = self.known.get(&with).map(|index| &self.patterns[*index]);
+                    let with = other.map_or(with.as_str(), |pattern| &pattern.written);
+                    return Err(wrong(format!(
+                        "the pattern {pattern} matches the same paths as {with}: use the same parameter names, or paths that differ"
+                    )));
+                }
+                Err(error) => {
+                    return Err(wrong(format!(
+                        "the pattern {pattern} is malformed: {error}"
+                    )));
+                }
+            }
         }
-        self.patterns.insert(pattern.to_owned(), self.targets.len());
-        self.targets
-            .push(Methods::from([(method.as_str().to_owned(), target)]));
+        let targets = &mut self.patterns[index].targets;
+        targets.insert(method.as_str().to_owned(), target);
         Ok(())
     }
 }
@@ -93,39 +161,81 @@ impl<T: fmt::Display> Router<T> {
 impl<T> Router<T> {
     /// Finds the target for a request. `path` is still percent-encoded.
     pub fn route(&self, method: &Method, path: &str) -> Route<'_, T> {
-        let Ok(matched) = self.paths.at(path) else {
-            return Route::NotFound;
+        let Some(decoded) = decoded(path) else {
+            return Route::NotText;
         };
-        let methods = &self.targets[*matched.value];
-        let target = match methods.get(method.as_str()) {
-            None if method == Method::HEAD => methods.get("GET"),
-            None if method == Method::OPTIONS => return Route::Options(allow(methods)),
-            target => target,
-        };
-        let Some(target) = target else {
-            return Route::MethodNotAllowed(allow(methods));
-        };
-        let mut params = Vec::with_capacity(matched.params.len());
-        for (name, value) in matched.params.iter() {
-            match percent_decode_str(value).decode_utf8() {
-                Ok(value) => params.push((name.to_owned(), value.into_owned())),
-                Err(_) => return Route::NotUtf8(name.to_owned()),
-            }
+        if let Some((target, matched)) = self.matched(method.as_str(), &decoded) {
+            let params = matched.params.iter();
+            let params = params.map(|(name, value)| (name.to_owned(), value.replace(SLASH, "/")));
+            return Route::Found(target, params.collect());
         }
-        Route::Found(target, params)
+        let allowed = (self.trees.keys())
+            .filter_map(|method| Some((method.as_str(), self.matched(method, &decoded)?.0)));
+        let allowed = Allowed(allowed.collect());
+        if allowed.0.is_empty() {
+            Route::NotFound
+        } else if method == Method::OPTIONS {
+            Route::Options(allowed)
+        } else {
+            Route::MethodNotAllowed(allowed)
+        }
+    }
+
+    fn matched<'a, 'p>(
+        &'a self,
+        method: &str,
+        decoded: &'p str,
+    ) -> Option<(&'a T, matchit::Match<'a, 'p, &'a usize>)> {
+        let matched = self.trees.get(method)?.at(decoded).ok()?;
+        let targets = &self.patterns[*matched.value].targets;
+        let get = || targets.get("GET").filter(|_| method == "HEAD");
+        Some((targets.get(method).or_else(get)?, matched))
     }
 }
 
-fn allow<T>(methods: &Methods<T>) -> String {
-    let mut names: Vec<&str> = methods.keys().map(String::as_str).collect();
-    if methods.contains_key("GET") && !methods.contains_key("HEAD") {
-        names.push("HEAD");
+/// Stands for an encoded slash, so that only slashes as such separate segments. It is no character (Unicode, 23.7), and a
+/// path that has it is refused.
+const SLASH: char = '\u{10ffff}';
+
+/// A path as it is matched; none when it is no text. As a rule there is nothing to decode.
+fn decoded(path: &str) -> Option<Cow<'_, str>> {
+    if !path.bytes().any(|byte| byte == b'%' || byte >= 0x80) {
+        return Some(Cow::Borrowed(path));
     }
-    if !methods.contains_key("OPTIONS") {
-        names.push("OPTIONS");
+    let mut text = String::with_capacity(path.len());
+    for (index, segment) in path.split('/').enumerate() {
+        if index > 0 {
+            text.push('/');
+        }
+        let segment = percent_decode_str(segment).decode_utf8().ok()?;
+        if segment.contains(SLASH) {
+            return None;
+        }
+        text.extend(segment.chars().map(|c| if c == '/' { SLASH } else { c }));
     }
-    names.sort_unstable();
-    names.join(", ")
+    Some(Cow::Owned(text))
+}
+
+/// A pattern likewise, with its parameters as they are; none when it is no text.
+fn decoded_pattern(pattern: &str) -> Option<String> {
+    let mut text = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while !rest.is_empty() {
+        let literal = &rest[..rest.find(['{', '}']).unwrap_or(rest.len())];
+        // Doubled, braces stand for themselves.
+        let literal_decoded = decoded(literal)?.replace('{', "{{").replace('}', "}}");
+        text.push_str(&literal_decoded);
+        rest = &rest[literal.len()..];
+        let kept = match rest.find('}') {
+            _ if rest.starts_with("{{") || rest.starts_with("}}") => 2,
+            Some(end) if rest.starts_with('{') => end + 1,
+            // Malformed, as whoever takes it will say.
+            _ => rest.len(),
+        };
+        text.push_str(&rest[..kept]);
+        rest = &rest[kept..];
+    }
+    Some(text)
 }
 
 #[cfg(test)]
@@ -142,6 +252,56 @@ mod tests {
                 .expect("the routes do not clash");
         }
         router
+    }
+
+    /// The methods that there are instead.
+    #[track_caller]
+    fn not_allowed(router: &Router<String>, method: Method, path: &str) -> String {
+        match router.route(&method, path) {
+            Route::MethodNotAllowed(allowed) if method != Method::OPTIONS => allowed.to_string(),
+            Route::Options(allowed) if method == Method::OPTIONS => allowed.to_string(),
+            other => panic!("{method} {path}: {other:?}"),
+        }
+    }
+
+    /// How well a pattern matches a path, segment by segment: literals before parameters before the rest. A router
+    /// that is as simple as can be.
+    fn fits(pattern: &str, path: &[String]) -> Option<(Vec<u8>, Vec<String>)> {
+        let pattern: Vec<&str> = pattern.split('/').skip(1).collect();
+        let (mut fit, mut params) = (Vec::new(), Vec::new());
+        for (index, part) in pattern.iter().enumerate() {
+            if part.starts_with("{*") {
+                let rest = path.get(index..)?.join("/");
+                params.push(rest.clone());
+                fit.push(2);
+                return (!rest.is_empty()).then_some((fit, params));
+            }
+            let segment = path.get(index)?;
+            if part.starts_with('{') {
+                params.push(segment.clone());
+                fit.push(1);
+                if segment.is_empty() {
+                    return None;
+                }
+            } else {
+                fit.push(0);
+                if segment != part {
+                    return None;
+                }
+            }
+        }
+        (path.len() == pattern.len()).then_some((fit, params))
+    }
+
+    /// A segment in one of the ways to write it.
+    fn encoded(segment: &str, how: u8) -> String {
+        let byte = |byte: u8| match how {
+            0 => format!("%{byte:02X}"),
+            1 => format!("%{byte:02x}"),
+            _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        };
+        segment.bytes().map(byte).collect()
     }
 
     #[test]
@@ -161,12 +321,12 @@ mod tests {
             Route::Found(&"GET /entries/{id}".into(), id)
         );
         assert_eq!(
-            router.route(&Method::POST, "/"),
-            Route::MethodNotAllowed("GET, HEAD, OPTIONS".into())
+            not_allowed(&router, Method::POST, "/"),
+            "GET, HEAD, OPTIONS"
         );
         assert_eq!(
-            router.route(&Method::OPTIONS, "/entries/7"),
-            Route::Options("DELETE, GET, HEAD, OPTIONS".into())
+            not_allowed(&router, Method::OPTIONS, "/entries/7"),
+            "DELETE, GET, HEAD, OPTIONS"
         );
         assert_eq!(router.route(&Method::GET, "/entries/"), Route::NotFound);
     }
@@ -182,10 +342,109 @@ mod tests {
             router.route(&Method::GET, "/a/%C3%A4%2F%C3%B6/b/c/d%20e"),
             Route::Found(&"GET /a/{x}/b/{*rest}".into(), expected)
         );
+        for path in ["/a/%ff/b/c", "/%ff", "/a/%f4%8f%bf%bf/b/c"] {
+            assert_eq!(router.route(&Method::GET, path), Route::NotText, "{path}");
+        }
+    }
+
+    /// RFC 3986, 6.2.2: it does not matter how a path is encoded, in the pattern or in the request.
+    #[test]
+    fn literals_match_however_they_are_encoded() {
+        for pattern in ["/grüße", "/gr%C3%BC%c3%9fe", "/%67rü%C3%9Fe"] {
+            let router = router(&[(Method::GET, pattern)]);
+            for path in [
+                "/grüße",
+                "/gr%C3%BC%C3%9Fe",
+                "/gr%c3%bc%c3%9Fe",
+                "/%67r%c3%bcße",
+            ] {
+                assert!(
+                    matches!(router.route(&Method::GET, path), Route::Found(..)),
+                    "{pattern} {path}"
+                );
+            }
+            assert_eq!(router.route(&Method::GET, "/gruße"), Route::NotFound);
+        }
+        let router = router(&[
+            (Method::GET, "/a-b_c.d~e"),
+            (Method::GET, "/x:y+z"),
+            (Method::GET, "/{{a}}/{id}"),
+            (Method::GET, "/{id}%25"),
+        ]);
+        for path in [
+            "/a%2Db%5fc%2ed%7Ee",
+            "/x%3ay%2Bz",
+            "/%7Ba}/1",
+            "/100%25",
+            "/%25%25",
+        ] {
+            let route = router.route(&Method::GET, path);
+            assert!(matches!(route, Route::Found(..)), "{path}: {route:?}");
+        }
+        // An encoded slash is data, and so is what looks encoded once decoded.
+        for path in ["/%2Fx:y+z", "/x%253ay+z", "/{a}%2F1", "/%2525a"] {
+            assert_eq!(router.route(&Method::GET, path), Route::NotFound, "{path}");
+        }
+    }
+
+    /// Whichever of two patterns is the more specific one, the other's methods stay.
+    #[test]
+    fn a_pattern_does_not_hide_another_one_that_has_the_method() {
+        let router = router(&[
+            (Method::GET, "/entries/{id}"),
+            (Method::POST, "/entries/import"),
+            (Method::DELETE, "/entries/{name}"),
+            (Method::PUT, "/{*rest}"),
+            (Method::HEAD, "/{*rest}"),
+        ]);
+        let found = |method: Method, path: &str| match router.route(&method, path) {
+            Route::Found(target, _) => target.clone(),
+            other => format!("{other:?}"),
+        };
+        let import = "/entries/import";
+        assert_eq!(found(Method::GET, import), "GET /entries/{id}");
+        assert_eq!(found(Method::HEAD, import), "GET /entries/{id}");
+        assert_eq!(found(Method::POST, import), "POST /entries/import");
+        assert_eq!(found(Method::DELETE, import), "DELETE /entries/{name}");
+        assert_eq!(found(Method::PUT, import), "PUT /{*rest}");
+        assert_eq!(found(Method::HEAD, "/other"), "HEAD /{*rest}");
         assert_eq!(
-            router.route(&Method::GET, "/a/%ff/b/c"),
-            Route::NotUtf8("x".into())
+            not_allowed(&router, Method::PATCH, import),
+            "DELETE, GET, HEAD, OPTIONS, POST, PUT"
         );
+        assert_eq!(
+            not_allowed(&router, Method::POST, "/entries/7"),
+            "DELETE, GET, HEAD, OPTIONS, PUT"
+        );
+    }
+
+    /// As in axum and Django: what is not decoded is not rewritten.
+    #[test]
+    fn slashes_and_dots_are_taken_as_they_are() {
+        let router = router(&[
+            (Method::GET, "/a/b"),
+            (Method::GET, "/c/"),
+            (Method::GET, "/f/{*rest}"),
+        ]);
+        for path in [
+            "/a/b/",
+            "/a//b",
+            "//a/b",
+            "/c",
+            "/a/./b",
+            "/x/../a/b",
+            "/a/%2e/b",
+            "",
+            "a/b",
+        ] {
+            assert_eq!(router.route(&Method::GET, path), Route::NotFound, "{path}");
+        }
+        let rest = |path| match router.route(&Method::GET, path) {
+            Route::Found(_, params) => params[0].1.clone(),
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(rest("/f/../x"), "../x");
+        assert_eq!(rest("/f/%2e%2E%2fx"), "../x");
     }
 
     #[test]
@@ -199,7 +458,7 @@ mod tests {
             "GET /entries/{id} is already served by GET /entries/{id}"
         );
         let other = router
-            .add(&Method::POST, "/entries/{name}", "third".into())
+            .add(&Method::GET, "/entries/{name}", "third".into())
             .expect_err("it is ambiguous");
         assert!(
             other
@@ -236,6 +495,53 @@ mod tests {
             let found = router.route(&Method::GET, &path);
             let expected = vec![("b".to_owned(), segment)];
             prop_assert_eq!(found, Route::Found(&"GET /a/{b}".into(), expected));
+        }
+
+        /// Of all patterns that have the method, the one that fits best, with what its parameters stand for.
+        #[test]
+        fn it_routes_as_the_simplest_router_does(
+            patterns in prop::collection::vec(
+                (0..2_usize, prop::collection::vec("a|b|é|%|\\{x\\}|\\{x\\}", 1..4), any::<bool>()), 1..8),
+            path in prop::collection::vec("a|b|é|%|/|c|", 1..5),
+            how in 0..3_u8,
+        ) {
+            let methods = [Method::GET, Method::POST];
+            let mut router = Router::default();
+            let mut known = Vec::new();
+            for (method, segments, rest) in patterns {
+                let name = |(index, segment): (usize, &String)| match segment.as_str() {
+                    "{x}" => format!("/{{x{index}}}"),
+                    "%" => "/%25".to_owned(),
+                    literal => format!("/{literal}"),
+                };
+                let mut pattern: String = segments.iter().enumerate().map(name).collect();
+                if rest {
+                    pattern.push_str("/{*rest}");
+                }
+                if router.add(&methods[method], &pattern, pattern.clone()).is_ok() {
+                    known.push((method, pattern));
+                }
+            }
+            let written: String = path.iter().map(|segment| format!("/{}", encoded(segment, how))).collect();
+            for (index, method) in methods.iter().enumerate() {
+                let fit = |(_, pattern): &&(usize, String)| fits(&pattern.replace("%25", "%"), &path);
+                let own = known.iter().filter(|(method, _)| *method == index);
+                let best = own.filter_map(|known| Some((fit(&known)?, &known.1))).min();
+                match (router.route(method, &written), best) {
+                    (Route::Found(target, params), Some(((_, values), pattern))) => {
+                        prop_assert_eq!(target, pattern);
+                        let params: Vec<String> = params.into_iter().map(|(_, value)| value).collect();
+                        prop_assert_eq!(params, values);
+                    }
+                    (Route::MethodNotAllowed(_), None) => {
+                        prop_assert!(known.iter().any(|known| fit(&known).is_some()));
+                    }
+                    (Route::NotFound, None) => {
+                        prop_assert!(!known.iter().any(|known| fit(&known).is_some()));
+                    }
+                    (route, best) => prop_assert!(false, "{route:?} {best:?}"),
+                }
+            }
         }
 
         #[test]

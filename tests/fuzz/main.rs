@@ -130,6 +130,12 @@ targets! {
         "x-request-id: abc-1:2=/+",
         "10.0.0.0/8",
     ];
+    target: amphi::fuzz::target, [
+        "/a/%2F%c3%a9/x-{y}.txt/{*z}",
+        "/%25%zz/../{{b}}/",
+        "[2001:db8::1]:80",
+        "a-b.example:65535",
+    ];
     request_headers: amphi::fuzz::request_headers, [
         "cookie: a=b\ncookie: c=\"d\"\nx-latin: \u{e4}\naccept: */*",
     ];

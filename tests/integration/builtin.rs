@@ -92,6 +92,27 @@ both_modes! {
         assert!(told[1].as_str().is_some_and(|told| told.contains("`user`") && told.contains("host")), "{told}");
     }
 
+    /// What a module has is not told to those who may not use it.
+    async fn methods_behind_authentication_are_not_told_to_others(mode: Mode) {
+        let toml = r#"
+            modules.rules.middleware = ["basic-auth"]
+            [middleware.basic-auth]
+            users = { ann = "$2b$04$s/XlW/w9kFua1wNQSQEf5e.DiQy4Q4QtNAZEekWN5oweUfIQYkjaK" }
+        "#;
+        let server = serve(toml).await;
+        let view = format!("/{mode}/run");
+        for method in ["OPTIONS", "GET", "PUT"] {
+            let refused = Reply::of(server.request(method, &view)).await;
+            assert_eq!((refused.status, refused.header("allow")), (401, ""), "{method}");
+            assert!(!refused.text().contains("POST"), "{}", refused.text());
+        }
+        for (method, status) in [("OPTIONS", 204), ("GET", 405)] {
+            let known = server.request(method, &view).basic_auth("ann", Some("secret"));
+            let known = Reply::of(known).await;
+            assert_eq!((known.status, known.header("allow")), (status, "OPTIONS, POST"), "{method}");
+        }
+    }
+
     async fn r14_the_user_of_a_proxy_counts_from_that_proxy_alone(mode: Mode) {
         let toml = |from: &str| format!("app.middleware = [\"header-auth\"]\nmiddleware.header-auth = {{ from = [\"{from}\"] }}");
         let view = format!("/{mode}/run");

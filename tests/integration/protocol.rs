@@ -41,6 +41,26 @@ both_modes! {
         assert_well(&server).await;
     }
 
+    /// Another method of a less specific pattern, and literals in any encoding (RFC 3986, 6.2.2).
+    async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
+        let server = App::new("").serve().await;
+        let path = format!("/{mode}/greet/everybody");
+        assert_eq!(server.post(&path, "").await.ok(), "hello everybody");
+        assert_eq!(server.get(&path).await.ok(), "hello everybody");
+        let reply = Reply::of(server.request("DELETE", &path)).await;
+        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS, POST"));
+        let reply = Reply::of(server.request("POST", &format!("/{mode}/greet/anna"))).await;
+        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"));
+        for literal in ["gr%C3%BC%C3%9Fe", "gr%c3%bc%c3%9fe", "%67r%C3%BC%c3%9F%65", "grüße"] {
+            let request = format!("GET /{mode}/{literal}/a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            let answer = exchange(&server, request).await;
+            assert!(answer.ends_with("hallo a/b"), "{literal}: {answer}");
+        }
+        assert_eq!(server.get(&format!("/{mode}%2Fhello")).await.status, 404, "an encoded slash is data");
+        assert_eq!(server.get(&format!("/%{:02x}{}/hello", mode.to_string().as_bytes()[0], &mode.to_string()[1..])).await.ok(), "hello");
+        assert_well(&server).await;
+    }
+
     async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
         let server = App::new("").serve().await;
         for (path, said) in [("%C3%A4%2F%20b", "hello ä/ b"), ("%2541", "hello %41"), ("a+b", "hello a+b"), ("..%2f", "hello ../")] {

@@ -34,7 +34,7 @@ use crate::middleware::{self, Builtin, Visit};
 use crate::report::Report;
 use crate::request::body::Received;
 use crate::request::page::Failed;
-use crate::router::Route;
+use crate::router::{Allowed, Route};
 use crate::run::Stop;
 use crate::scope::{self, Origin, Value};
 use crate::settle::{Ready, Settled};
@@ -200,21 +200,12 @@ where
                 "There is no such page.",
             ));
         }
-        Route::NotUtf8(name) => {
-            let text = format!("The part `{name}` of the path is not UTF-8 when decoded.");
+        Route::NotText => {
+            let text = "The path is not UTF-8 when decoded.";
             return Err(Failure::client(StatusCode::BAD_REQUEST, text));
         }
-        Route::Options(allow) => {
-            let builtins = asked_about(app, parts).map_or(&[][..], Routed::builtins);
-            let options = async |_: &mut Completion<'_>| {
-                Ok(with_allow(empty(StatusCode::NO_CONTENT), &allow))
-            };
-            return Ok(around(builtins, completion, options).await);
-        }
-        Route::MethodNotAllowed(allow) => {
-            let text = format!("{} is not possible here; {allow} are.", parts.method);
-            let failure = Failure::client(StatusCode::METHOD_NOT_ALLOWED, text);
-            return Ok(with_allow(completion.failed(failure), &allow));
+        Route::Options(allowed) | Route::MethodNotAllowed(allowed) => {
+            return Ok(other_methods(allowed, completion).await);
         }
     };
     match target {
@@ -231,8 +222,33 @@ where
     }
 }
 
-/// The view that a preflight asks about (Fetch, 4.8): its module decides who may use it.
-fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Routed> {
+/// Answers where a path has views for other methods alone: 204 to OPTIONS, 405 to anything else. The built-in middleware of
+/// their module comes first, so that who may not use a module is not told what it has.
+async fn other_methods(
+    allowed: Allowed<'_, Target>,
+    completion: &mut Completion<'_>,
+) -> Response<ResponseBody> {
+    let Completion { app, parts, .. } = *completion;
+    let is_open = |target: &Target| !target.builtins().iter().any(|it| it.asks_for_user());
+    let first = asked_about(app, parts)
+        .or_else(|| allowed.targets().find(|target| is_open(target)))
+        .or_else(|| allowed.targets().next());
+    let module = first.and_then(Target::module);
+    let allowed = allowed.only(|target| is_open(target) || target.module() == module);
+    let allow = allowed.to_string();
+    let answer = async |completion: &mut Completion<'_>| {
+        if parts.method == http::Method::OPTIONS {
+            return Ok(with_allow(empty(StatusCode::NO_CONTENT), &allow));
+        }
+        let text = format!("{} is not possible here; {allow} are.", parts.method);
+        let failure = Failure::client(StatusCode::METHOD_NOT_ALLOWED, text);
+        Ok(with_allow(completion.failed(failure), &allow))
+    };
+    around(first.map_or(&[], Target::builtins), completion, answer).await
+}
+
+/// What a preflight asks about (Fetch, 4.8): its module decides who may use it.
+fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Target> {
     let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = http::Method::from_bytes(method.as_bytes()).ok()?;
     match app.router.route(&method, parts.uri.path()) {

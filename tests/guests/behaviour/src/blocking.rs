@@ -14,6 +14,17 @@ pub fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
+/// More specific than `greet`, with another method.
+#[view(post, "/sync/greet/everybody")]
+pub fn greet_everybody() -> &'static str {
+    "hello everybody"
+}
+
+#[view(get, "/sync/grüße/{name}")]
+pub fn greet_in_german(Path(name): Path<String>) -> String {
+    format!("hallo {name}")
+}
+
 #[view(post, "/sync/submit")]
 pub fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)

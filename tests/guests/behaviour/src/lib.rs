@@ -11,6 +11,8 @@ mod waiting;
 views![
     blocking::hello,
     blocking::greet,
+    blocking::greet_everybody,
+    blocking::greet_in_german,
     blocking::submit,
     blocking::fail,
     blocking::fail_plainly,
@@ -40,6 +42,8 @@ views![
     blocking::cookies,
     waiting::hello,
     waiting::greet,
+    waiting::greet_everybody,
+    waiting::greet_in_german,
     waiting::submit,
     waiting::fail,
     waiting::fail_plainly,

@@ -14,6 +14,17 @@ pub async fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
+/// More specific than `greet`, with another method.
+#[view(post, "/async/greet/everybody")]
+pub async fn greet_everybody() -> &'static str {
+    "hello everybody"
+}
+
+#[view(get, "/async/grüße/{name}")]
+pub async fn greet_in_german(Path(name): Path<String>) -> String {
+    format!("hallo {name}")
+}
+
 #[view(post, "/async/submit")]
 pub async fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)
