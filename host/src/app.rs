@@ -134,7 +134,7 @@ impl App {
         let Some(files) = &self.config.static_files else {
             return Ok(());
         };
-        let opened = StaticFiles::open(&files.dir)
+        let opened = StaticFiles::open(&files.dir, files.hidden)
             .with_context(|| format!("the static files in {}", files.dir.display()))?;
         let pattern = format!("{}/{{*path}}", files.mount);
         Ok(self

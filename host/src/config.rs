@@ -84,6 +84,8 @@ pub struct StaticFiles {
     pub dir: PathBuf,
     /// The URL path it appears under.
     pub mount: String,
+    /// Whether files and folders whose names begin with a dot are served, too.
+    pub hidden: bool,
 }
 
 /// One deployed module: its code, where it is mounted, what it may use.

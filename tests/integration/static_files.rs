@@ -2,7 +2,11 @@
 
 use std::os::unix::fs::symlink;
 
-use crate::harness::raw::{exchange, status};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::harness::raw::{Raw, exchange, status};
+use crate::harness::server::client_http2;
 use crate::harness::{App, Reply, Server};
 
 async fn serve() -> Server {
@@ -177,4 +181,204 @@ async fn nothing_outside_of_the_folder_is_served() {
         );
     }
     server.assert_baseline().await;
+}
+
+/// A file that is written to in place: on a connection that is kept, what follows an answer is the next answer.
+#[tokio::test]
+async fn a_file_that_changes_does_not_spoil_the_connection() {
+    let server = serve().await;
+    server.app.write("public/changing", "0");
+    let going = Arc::new(AtomicBool::new(true));
+    let writing = std::thread::spawn({
+        let (going, path) = (Arc::clone(&going), server.app.path("public/changing"));
+        move || {
+            for length in (0..84).cycle().take_while(|_| going.load(Relaxed)) {
+                std::fs::write(&path, "0".repeat(length)).expect("writing a file");
+            }
+        }
+    });
+    let http2 = client_http2();
+    let mut raw = Raw::connect(&server).await;
+    for _ in 0..300 {
+        raw.send("GET /static/changing HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await;
+        let head = raw.until("\r\n\r\n").await;
+        assert_eq!(status(&head), 200, "{head}");
+        let length = head.split("content-length: ").nth(1).expect("it is there");
+        let length = length
+            .split('\r')
+            .next()
+            .expect("it is a line")
+            .parse()
+            .expect("a number");
+        let body = raw.exactly(length).await;
+        assert_eq!(body, "0".repeat(length));
+        let reply = Reply::of(http2.get(server.url("/static/changing"))).await;
+        assert_eq!(reply.header("content-length"), reply.ok().len().to_string());
+    }
+    going.store(false, Relaxed);
+    writing.join().expect("it does not panic");
+    server.assert_baseline().await;
+}
+
+/// Once its beginning is sent, a file that has become shorter ends the connection, or the stream of HTTP/2: nobody takes
+/// what came for the whole.
+#[tokio::test]
+async fn a_file_that_becomes_shorter_breaks_its_response_off() {
+    const LENGTH: usize = 64 << 20;
+    let server = serve().await;
+    let shorten = || {
+        let path = server.app.path("public/shorter");
+        let file = std::fs::OpenOptions::new().write(true).open(path);
+        file.and_then(|file| file.set_len(1)).expect("it is ours");
+    };
+    server.app.write("public/shorter", vec![b'0'; LENGTH]);
+    let mut raw = Raw::connect(&server).await;
+    raw.send("GET /static/shorter HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
+    let head = raw.until("\r\n\r\n").await;
+    assert!(
+        head.contains(&format!("content-length: {LENGTH}\r\n")),
+        "{head}"
+    );
+    shorten();
+    let rest = raw.rest().await.len();
+    assert!(rest < LENGTH, "{rest}");
+
+    for encoding in ["identity", "gzip"] {
+        server.app.write("public/shorter", vec![b'0'; LENGTH]);
+        let request = client_http2().get(server.url("/static/shorter"));
+        let response = request.header("accept-encoding", encoding).send().await;
+        let response = response.expect("it begins");
+        shorten();
+        response.bytes().await.expect_err("it does not end well");
+    }
+    // One that grows is sent as long as it was.
+    server.app.write("public/longer", vec![b'0'; LENGTH]);
+    let response = server.get("/static/longer");
+    let grow = async {
+        let path = server.app.path("public/longer");
+        let file = std::fs::OpenOptions::new().append(true).open(path);
+        file.and_then(|file| file.set_len(LENGTH as u64 * 2))
+            .expect("it is ours");
+    };
+    let (response, ()) = tokio::join!(response, grow);
+    assert_eq!(
+        response.header("content-length"),
+        response.body.len().to_string()
+    );
+    server.assert_baseline().await;
+}
+
+#[tokio::test]
+async fn hidden_files_are_served_only_when_asked_for() {
+    for (hidden, status) in [(false, 404), (true, 200)] {
+        let app = App::new(&format!(
+            "static = {{ dir = \"public\", hidden = {hidden} }}"
+        ));
+        for file in [".env", ".git/config", "a/.htaccess"] {
+            app.write(&format!("public/{file}"), "text");
+        }
+        app.write("public/a/b", "text");
+        let server = app.serve().await;
+        for path in [
+            ".env",
+            "%2eenv",
+            ".git/config",
+            "a/.htaccess",
+            "a%2f.htaccess",
+        ] {
+            let reply = server.get(&format!("/static/{path}")).await;
+            assert_eq!(reply.status, status, "{path}");
+        }
+        server.get("/static/a/b").await.ok();
+    }
+}
+
+/// Neither served nor waited for.
+#[tokio::test]
+async fn a_pipe_in_the_folder_is_no_file() {
+    let server = serve().await;
+    let made = std::process::Command::new("mkfifo")
+        .arg(server.app.path("public/pipe"))
+        .status();
+    assert!(made.expect("it can be started").success());
+    assert_eq!(server.get("/static/pipe").await.status, 404);
+}
+
+/// What must not be served is not, whatever way the folder's name takes to it.
+#[tokio::test]
+async fn what_is_private_is_not_in_a_folder_that_is_served() {
+    for (toml, files, named) in [
+        ("static.dir = \".\"", &[][..], "the configuration"),
+        (
+            "static.dir = \"public\"\ndatabases.default.sqlite = \"public/data/app.db\"",
+            &[],
+            "the database",
+        ),
+        (
+            "static.dir = \"public\"\ndatabases.default.sqlite = \"link/app.db\"",
+            &[],
+            "the database",
+        ),
+        (
+            "static.dir = \"public\"\nmodules.behaviour.secrets.key = { file = \"public/.key\" }",
+            &["public/.key"],
+            "the secret's file",
+        ),
+        (
+            "static.dir = \"link\"\nmodules.behaviour.secrets.key = { file = \"key\", generate = true }",
+            &[],
+            "",
+        ),
+        (
+            "static.dir = \"link\"\nmodules.behaviour.secrets.key = { file = \"public/key\", generate = true }",
+            &[],
+            "the secret's file",
+        ),
+        (
+            "static.dir = \"public\"\napp.middleware = [\"basic-auth\"]\nmiddleware.basic-auth.file = \"public/users\"",
+            &["public/users"],
+            "the users' file",
+        ),
+    ] {
+        let app = App::new(toml);
+        app.write("public/page.html", "hi");
+        symlink("public", app.path("link")).expect("a link can be made");
+        for file in files {
+            app.write(
+                file,
+                "ann:$2b$04$s/XlW/w9kFua1wNQSQEf5e.DiQy4Q4QtNAZEekWN5oweUfIQYkjaK",
+            );
+        }
+        let ran = app.run("routes");
+        if named.is_empty() {
+            assert!(ran.success, "{toml}: {ran:?}");
+            continue;
+        }
+        let error = ran.error();
+        assert!(
+            error.contains(named) && error.contains("`[static]`"),
+            "{toml}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_others_can_read_is_a_warning() {
+    let app = App::new("modules.behaviour.secrets.word = { file = \"word\" }");
+    app.write("word", "hidden");
+    let mode = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(app.path("word"), mode).expect("it is ours");
+        app.run("routes").stderr
+    };
+    for shared in [0o644, 0o640, 0o606] {
+        let said = mode(shared);
+        assert!(
+            said.contains("chmod 600") && said.contains("/word"),
+            "{shared:o}: {said}"
+        );
+    }
+    assert_eq!(mode(0o600), "");
 }

@@ -1,5 +1,6 @@
 //! From what was written to what is meant: bounds, grants, paths. Every mistake is told with its place.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -10,7 +11,7 @@ use toml::Spanned;
 
 use super::{
     Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
-    Place, Reuse, Server, Source, StaticFiles, raw,
+    Place, Reuse, Server, Source, StaticFiles, Storage, raw,
 };
 use crate::proxies::{Addresses, Proxies};
 use crate::view::Topics;
@@ -45,6 +46,8 @@ pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
     pub(super) folder: &'a Path,
+    /// Files that nobody may get, with what they are.
+    private: RefCell<Vec<(&'static str, PathBuf)>>,
 }
 
 impl<'a> Checker<'a> {
@@ -53,7 +56,29 @@ impl<'a> Checker<'a> {
             file,
             text,
             folder: file.parent().unwrap_or(Path::new(".")),
+            private: RefCell::new(vec![("the configuration", file.to_owned())]),
         }
+    }
+
+    /// Remembers a file that must not be in a folder that is served.
+    pub(super) fn keep_private(&self, what: &'static str, file: &Path) {
+        self.private.borrow_mut().push((what, file.to_owned()));
+    }
+
+    /// Refuses a folder that has one of them in it.
+    fn served(&self, folder: &Path, at: usize) -> Result<(), ConfigError> {
+        let real = real(folder);
+        let private = self.private.borrow();
+        let Some((what, file)) = private
+            .iter()
+            .find(|(_, file)| self::real(file).starts_with(&real))
+        else {
+            return Ok(());
+        };
+        Err(self.error_at(at, format!(
+            "the folder {} of `[static]` is served to everybody, and {what} {} is in it: move the one or the other",
+            folder.display(), file.display(),
+        )))
     }
 
     pub(super) fn error<T>(&self, at: &Spanned<T>, message: String) -> ConfigError {
@@ -88,6 +113,7 @@ impl<'a> Checker<'a> {
         self.server(&raw.server)?;
         self.pools(&raw)?;
         let limits = self.limits(&raw.limits, &Limits::default())?;
+        let served_at = (raw.static_files.as_ref()).map_or(0, |files| files.dir.span().start);
         let databases = (raw.databases.into_iter())
             .map(|(name, database)| Ok((name.clone(), self.database(name, database)?)))
             .collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
@@ -113,6 +139,18 @@ impl<'a> Checker<'a> {
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
+        for database in databases.values() {
+            if let Storage::Sqlite(file) = &database.storage {
+                for suffix in ["", "-wal", "-shm", "-journal"] {
+                    let mut path = file.file.clone().into_os_string();
+                    path.push(suffix);
+                    self.keep_private("the database", Path::new(&path));
+                }
+            }
+        }
+        if let Some(files) = &static_files {
+            self.served(&files.dir, served_at)?;
+        }
         if modules.is_empty() && static_files.is_none() {
             return Err(self.error_at(0, "the app has neither a module nor static files: add `[modules.NAME]` with `path = \".\"`".into()));
         }
@@ -297,6 +335,7 @@ impl<'a> Checker<'a> {
         Ok(StaticFiles {
             dir: self.folder(&raw.dir, "static files")?,
             mount: self.mount(&raw.mount)?,
+            hidden: raw.hidden,
         })
     }
 
@@ -494,6 +533,15 @@ impl<'a> Checker<'a> {
             toml::Value::Boolean(flag) => Ok(flag.to_string()),
             _ => Err(self.error(value, "a setting is a text, a number or true/false; put anything larger into one text, e.g. as JSON".into())),
         }
+    }
+}
+
+/// Where a path leads, links included, whether or not there is something yet.
+fn real(path: &Path) -> PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => real(parent).join(name),
+        _ => path.to_owned(),
     }
 }
 

@@ -283,6 +283,8 @@ pub(super) struct StaticFiles {
     pub(super) dir: Spanned<PathBuf>,
     #[serde(default = "static_mount")]
     pub(super) mount: Spanned<String>,
+    #[serde(default)]
+    pub(super) hidden: bool,
 }
 
 fn static_mount() -> Spanned<String> {

@@ -1,6 +1,7 @@
 //! Secrets: values that are not in `amphi.toml`, but in the environment or in a file of their own.
 
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -61,6 +62,7 @@ impl Checker<'_> {
                 )
             })?;
         }
+        self.keep_private("the secret's file", &path);
         let text = std::fs::read_to_string(&path).map_err(|error| {
             let way_out = match error.kind() {
                 ErrorKind::NotFound => "; with `generate = true` beside `file`, the host makes one",
@@ -72,7 +74,20 @@ impl Checker<'_> {
                 format!("the secret's file {path} cannot be read: {error}{way_out}"),
             )
         })?;
+        warn_if_shared(&path);
         Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    }
+}
+
+/// A secret that the machine's other users can read is not refused: containers get theirs like that.
+fn warn_if_shared(path: &Path) {
+    let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            file = %path.display(),
+            "a secret's file can be used by others than its owner (mode {:o}): `chmod 600` keeps it secret",
+            mode & 0o777
+        );
     }
 }
 

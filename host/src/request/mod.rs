@@ -19,7 +19,6 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Either, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Body, Frame};
-use tokio_util::io::ReaderStream;
 
 use crate::app::{App, Routed, Target};
 use crate::bindings::types;
@@ -38,7 +37,7 @@ use crate::router::{Allowed, Route};
 use crate::run::Stop;
 use crate::scope::{self, Origin, Value};
 use crate::settle::{Ready, Settled};
-use crate::static_files::{Content, StaticFiles, WHOLE_BYTES};
+use crate::static_files::{self, Content, StaticFiles, WHOLE_BYTES};
 use crate::trace::Trace;
 use crate::transaction::Fate;
 use crate::view::View;
@@ -401,8 +400,7 @@ async fn static_file(
             Either::Left(Full::new(room.hold(bytes)))
         }
         Content::Open(file, length) => {
-            let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
-            let pieces = ReaderStream::with_capacity(file, FILE_PIECE);
+            let pieces = static_files::pieces(file, length, FILE_PIECE);
             let frame = move |piece| {
                 let _reading = &room;
                 Frame::data(piece)

@@ -50,6 +50,17 @@ impl Raw {
         answer
     }
 
+    /// So many bytes.
+    ///
+    /// # Panics
+    /// When they do not come soon.
+    pub async fn exactly(&mut self, length: usize) -> String {
+        let mut bytes = vec![0; length];
+        let read = tokio::time::timeout(SOON, self.0.read_exact(&mut bytes)).await;
+        read.expect("they come soon").expect("they come");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// What comes up to and with `end`.
     ///
     /// # Panics

@@ -312,6 +312,7 @@ impl Options<'_> {
         let at = self.place("file");
         if let Some(file) = self.text("file")? {
             let path = checker.folder.join(file);
+            checker.keep_private("the users' file", &path);
             let text = std::fs::read_to_string(&path).map_err(|error| {
                 let sentence =
                     format!("the users' file {} cannot be read: {error}", path.display());

@@ -228,9 +228,9 @@ fn options_that_make_no_sense_are_refused() {
 fn the_users_file_is_read_at_the_start() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(folder.path().join("users"), format!("ann:{HASH}\nbob:x\n")).expect("writing");
+    std::fs::create_dir(folder.path().join("public")).expect("making a folder");
     let file = folder.path().join("amphi.toml");
-    let text =
-        "[app]\nname = \"x\"\n[static]\ndir = \".\"\n[middleware.basic-auth]\nfile = \"users\"\n";
+    let text = "[app]\nname = \"x\"\n[static]\ndir = \"public\"\n[middleware.basic-auth]\nfile = \"users\"\n";
     let error = Config::parse(&file, text)
         .expect_err("bob has no hash")
         .to_string();
