@@ -4,9 +4,10 @@
 //! the view (an error, a trap, a nonsensical response), a limit (too busy, too slow, too large) or the host.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::{fmt, io};
 
 use http::StatusCode;
+use rustix::io::Errno;
 
 use crate::report::Frame;
 
@@ -122,6 +123,21 @@ pub fn cut(mut text: String, max: usize) -> String {
         text.push_str(" …");
     }
     text
+}
+
+impl Failure {
+    /// A file could not be made, written or read. Without a descriptor for it, later may be better.
+    pub fn disk(what: &str, error: &io::Error) -> Failure {
+        let failure = Failure::host(format!("{what}: {error}"));
+        let none_left = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        match none_left.contains(&error.raw_os_error()) {
+            true => Failure {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..failure
+            },
+            false => failure,
+        }
+    }
 }
 
 impl fmt::Display for Failure {

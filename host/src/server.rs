@@ -19,17 +19,19 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget;
-use crate::config::Server as Limits;
+use crate::config::{Config, Server as Limits};
 use crate::database;
 use crate::host::Host;
 use crate::metrics::{Held, METRICS};
 
 mod activity;
 mod connection;
+mod descriptors;
 mod socket;
 
 /// Connections that wait for the kernel to hand them over.
@@ -38,6 +40,10 @@ const BACKLOG: i32 = 1024;
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
 /// Connections to the admin address; further ones are closed.
 const ADMIN_CONNECTIONS: usize = 64;
+/// How long one of them may take to send a request, or to take some more of an answer.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is kept of a request, or of answers that are not taken.
+const ADMIN_BUFFER_BYTES: usize = 64 << 10;
 /// How long the loops may take to end when nothing is in flight any more, or what was has been cancelled: guests
 /// end at their next host call or preemption point.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -46,20 +52,22 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 pub struct Sockets {
     listeners: Vec<TcpListener>,
     admin: Option<TcpListener>,
+    connections_max: usize,
 }
 
 impl Sockets {
-    /// Binds every address.
+    /// Binds every address, and makes room for the connections.
     ///
     /// # Errors
-    /// When one is taken or not allowed; the text names it.
-    pub fn bind(listen: &[SocketAddr], admin: Option<SocketAddr>) -> anyhow::Result<Sockets> {
+    /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
+    pub fn bind(config: &Config) -> anyhow::Result<Sockets> {
         let bind = |address: &SocketAddr| {
             bind(*address).with_context(|| format!("cannot listen on {address}"))
         };
         Ok(Sockets {
-            listeners: listen.iter().map(bind).collect::<anyhow::Result<_>>()?,
-            admin: admin.as_ref().map(bind).transpose()?,
+            connections_max: descriptors::connections(config, ADMIN_CONNECTIONS)?,
+            listeners: (config.listen.iter().map(bind)).collect::<anyhow::Result<_>>()?,
+            admin: config.admin.as_ref().map(bind).transpose()?,
         })
     }
 
@@ -106,7 +114,7 @@ pub async fn serve(
         .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
-    let places = Places::new(limits.connections_max);
+    let places = Places::new(sockets.connections_max);
     let listeners = sockets.listeners.into_iter();
     let listeners = listeners.map(tokio::net::TcpListener::from_std);
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
@@ -378,10 +386,13 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
             let service = service_fn(|request: Request<Incoming>| async move {
                 Ok::<_, Infallible>(admin(request.uri().path()))
             });
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(ADMIN_TIMEOUT));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
-                .serve_connection(TokioIo::new(stream), service);
+                .header_read_timeout(ADMIN_TIMEOUT)
+                .max_buf_size(ADMIN_BUFFER_BYTES)
+                .serve_connection(TokioIo::new(Box::pin(stream)), service);
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "an admin connection ended with an error");
             }

@@ -20,6 +20,7 @@ mod databases;
 mod deploy;
 mod directories;
 mod disconnects;
+mod edge;
 mod effects;
 mod examples;
 mod failures;

@@ -53,7 +53,7 @@ pub(super) struct Running {
 impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
-        let sockets = Sockets::bind(&config.listen, config.admin)?;
+        let sockets = Sockets::bind(&config)?;
         let parts = config.parts_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);

@@ -222,7 +222,6 @@ fn too_large(max: u64) -> Failure {
 }
 
 fn disk(error: io::Error) -> Failure {
-    Failure::host(format!(
-        "the request body could not be written to a temporary file: {error}"
-    ))
+    let what = "the request body could not be written to a temporary file";
+    Failure::disk(what, &error)
 }

@@ -20,6 +20,8 @@ pub struct App {
     folder: TempDir,
     /// Its database.
     pub data: Data,
+    /// How many files its server may open: now, and when it asks for more.
+    files: Option<(u32, u32)>,
 }
 
 impl App {
@@ -83,7 +85,11 @@ impl App {
             database = data.config(),
             guests = guests::folder().display(),
         );
-        let app = App { folder, data };
+        let app = App {
+            folder,
+            data,
+            files: None,
+        };
         app.configure(&base, toml);
         app
     }
@@ -128,7 +134,11 @@ impl App {
     fn empty() -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::Sqlite(folder.path().join("data/test.db"));
-        App { folder, data }
+        App {
+            folder,
+            data,
+            files: None,
+        }
     }
 
     /// Puts the components of a guest where `amphi build` would have put them for this module.
@@ -164,6 +174,30 @@ impl App {
         self.run_with(command, &[])
     }
 
+    /// The same with the files that its server may open.
+    pub fn run_limited(&self, command: &str) -> Ran {
+        let output = (self.program().arg(command))
+            .arg(self.folder())
+            .output()
+            .expect("it can be started");
+        Ran::new(output)
+    }
+
+    /// Amphi, with the files that it may open.
+    pub(super) fn program(&self) -> Command {
+        let Some((soft, hard)) = self.files else {
+            return Command::new(AMPHI);
+        };
+        let mut program = Command::new("sh");
+        program
+            .arg("-c")
+            .arg(format!(
+                "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""
+            ))
+            .arg(AMPHI);
+        program
+    }
+
     fn run_with(&self, command: &str, environment: &[(&str, &str)]) -> Ran {
         let output = Command::new(AMPHI)
             .arg(command)
@@ -172,6 +206,12 @@ impl App {
             .output()
             .expect("it can be started");
         Ran::new(output)
+    }
+
+    /// Lets its server open only so many files: now, and when it asks for more.
+    pub fn with_files(mut self, soft: u32, hard: u32) -> App {
+        self.files = Some((soft, hard));
+        self
     }
 
     /// Serves the app, with other tests running beside.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::LazyLock;
 
 use futures::future::join_all;
@@ -15,7 +15,6 @@ use serde_json::Value;
 
 use super::app::App;
 use super::eventually;
-use super::guests::AMPHI;
 use super::log::Log;
 use super::metrics::Metrics;
 
@@ -41,7 +40,8 @@ pub struct Server {
     pub app: App,
     /// Where it listens.
     pub address: SocketAddr,
-    admin: SocketAddr,
+    /// Where it says how it is.
+    pub admin: SocketAddr,
     /// What it logs.
     pub log: Log,
     /// A client that keeps its connections.
@@ -68,7 +68,7 @@ impl Server {
             },
         };
         let (log, stderr) = Log::new();
-        let mut process = Command::new(AMPHI)
+        let mut process = (app.program())
             .arg(command)
             .arg(app.folder())
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
