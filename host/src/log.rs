@@ -2,8 +2,9 @@
 //!
 //! A finished request has a form of its own, because that is what people watch.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
@@ -29,11 +30,15 @@ pub fn start(format: LogFormat) {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
         .with_ansi(colours);
     match format {
-        LogFormat::Text => builder.event_format(Lines).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => (builder.with_writer(std::io::stderr))
+            .event_format(Lines)
+            .init(),
+        LogFormat::Json => (builder.with_writer(|| Json(std::io::stderr())))
+            .json()
+            .flatten_event(true)
+            .init(),
     }
     if let Some(mistake) = mistake {
         tracing::warn!("{mistake}");
@@ -139,16 +144,20 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
         Level::INFO => GREEN,
         _ => CYAN,
     };
-    write!(
-        line,
-        "{} {}",
-        paint.colour(colour, &level.as_str().to_lowercase()),
-        fields.get("message").unwrap_or_default()
-    )?;
     // `log.…` is where in a library's source an event comes from.
     let shown = |name: &str| name != "message" && !name.starts_with("log.");
-    for (name, value) in fields.0.iter().filter(|(name, _)| shown(name)) {
-        write!(line, " {}", paint.dim(&format!("{name}={value}")))?;
+    let shown: Vec<_> = fields.0.iter().filter(|(name, _)| shown(name)).collect();
+    let message = fields.get("message").unwrap_or_default();
+    // What a guest says must not be taken for what the host says of it.
+    let imitates = |name: &str| message.contains(&format!("{name}="));
+    let message = match shown.iter().any(|(name, _)| imitates(name)) {
+        true => in_quotes(message).into(),
+        false => Cow::from(message),
+    };
+    let level = level.as_str().to_lowercase();
+    write!(line, "{} {message}", paint.colour(colour, &level))?;
+    for (name, value) in shown {
+        write!(line, " {}", paint.dim(&format!("{name}={}", quoted(value))))?;
     }
     Ok(())
 }
@@ -219,9 +228,55 @@ impl Visit for Fields {
     }
 }
 
+/// A value that can be told from what is around it: in quotes where it has spaces, quotes or `=`.
+pub fn quoted(value: &str) -> Cow<'_, str> {
+    let plain = |c: char| !c.is_whitespace() && c != '"' && c != '=';
+    match !value.is_empty() && value.chars().all(plain) {
+        true => value.into(),
+        false => in_quotes(value).into(),
+    }
+}
+
+fn in_quotes(text: &str) -> String {
+    let text = text.replace('"', "\\\"").replace('\n', "\\n");
+    format!("\"{text}\"")
+}
+
+/// Standard error for lines of JSON. What would steer a terminal that shows them is inside of strings, where JSON has a
+/// way to write it with plain letters.
+struct Json<W>(W);
+
+impl<W: io::Write> io::Write for Json<W> {
+    /// A line comes as a whole.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let hostile = |c: char| c != '\n' && steers(c);
+        match std::str::from_utf8(line) {
+            Ok(text) if text.contains(hostile) => {
+                let mut shown = String::with_capacity(text.len() * 2);
+                for c in text.chars() {
+                    if !hostile(c) {
+                        shown.push(c);
+                        continue;
+                    }
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(shown, "\\u{unit:04x}");
+                    }
+                }
+                self.0.write_all(shown.as_bytes())?;
+            }
+            _ => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// A text that can be shown on a terminal: what a guest or a client wrote must neither steer it nor change the
 /// order of what is read. Line breaks stay, because the line as a whole deals with them.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if steers(c) {
@@ -233,15 +288,23 @@ fn escaped(text: &str) -> String {
     shown
 }
 
-/// Control characters, separators of lines and paragraphs, and what turns the direction of writing.
+/// The same as one line.
+pub fn escaped_line(text: &str) -> String {
+    escaped(text).replace('\n', "\\n")
+}
+
+/// Control characters, separators of lines and paragraphs, what turns the direction of writing, and other characters
+/// that format and are not seen (Unicode's Cf), but for the joiners that words and emoji are written with.
 fn steers(c: char) -> bool {
     c != '\n' && c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{13430}'..='\u{13440}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
     use parking_lot::Mutex;
@@ -296,6 +359,56 @@ mod tests {
     }
 
     #[test]
+    fn json_has_no_character_that_steers() {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || Json(writer.clone()))
+            .json()
+            .flatten_event(true)
+            .finish();
+        let hostile =
+            "a\u{1b}b\u{9b}c\u{7f}d\u{61c}e\u{202e}f\u{feff}g\u{e0041}h\u{2028}\n\"é👩\u{200d}🚀";
+        let log = || tracing::info!(name = hostile, "{hostile}");
+        tracing::subscriber::with_default(subscriber, log);
+        let text = String::from_utf8(written.0.lock().clone()).expect("the log is UTF-8");
+        let steering: Vec<char> = text
+            .trim_end()
+            .chars()
+            .filter(|c| steers(*c) || *c == '\n')
+            .collect();
+        assert!(steering.is_empty(), "{steering:?}");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+        assert_eq!(line["message"], hostile);
+        assert_eq!(line["name"], hostile);
+    }
+
+    #[test]
+    fn what_guests_write_does_not_pass_for_what_the_host_writes() {
+        let said = "done view=shop::admin request=1\n\"";
+        let text = lines(
+            false,
+            || tracing::info!(target: "amphi::guest", view = "shop::list", request = "0199", "{said}"),
+        );
+        assert_eq!(
+            text,
+            "info \"done view=shop::admin request=1\\n\\\"\" view=shop::list request=0199\n"
+        );
+        let text = lines(false, || {
+            tracing::info!(
+                name = "a request=1",
+                empty = "",
+                plain = "é/b",
+                "sold count=2"
+            )
+        });
+        assert_eq!(
+            text,
+            "info sold count=2 name=\"a request=1\" empty=\"\" plain=é/b\n"
+        );
+    }
+
+    #[test]
     fn further_lines_are_indented() {
         let text = lines(false, || tracing::info!("one\n12:00:00.000 error two"));
         assert_eq!(text, "info one\n    12:00:00.000 error two\n");
@@ -305,6 +418,7 @@ mod tests {
     fn other_texts_stay_as_they_are() {
         let text = "Grüße, \\ \"日本\" 👩\u{200d}🚀";
         assert_eq!(escaped(text), text);
+        assert_eq!(escaped_line("a\nb\u{61c}"), "a\\nb\\u{61c}");
     }
 
     #[test]

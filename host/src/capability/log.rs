@@ -2,6 +2,7 @@
 
 use super::Guest;
 use crate::bindings::log::{Host, Level};
+use crate::log::quoted;
 
 impl Host for Guest {
     fn write(
@@ -18,9 +19,9 @@ impl Host for Guest {
                 break;
             }
             text.push(' ');
-            text.push_str(&name);
+            text.push_str(&quoted(&name));
             text.push('=');
-            text.push_str(&value);
+            text.push_str(&quoted(&value));
         }
         let level = match level {
             Level::Trace => tracing::Level::TRACE,

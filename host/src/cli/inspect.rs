@@ -11,6 +11,7 @@ use crate::capability::Services;
 use crate::capability::http::Client;
 use crate::config::Module;
 use crate::database::Databases;
+use crate::log::escaped_line;
 use crate::module;
 use crate::run::Engines;
 
@@ -24,7 +25,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let file = &arguments.file;
     let engines = Engines::for_looking()?;
     let inspection = module::inspect(&engines, file).with_context(|| file.display().to_string())?;
-    let imports = match inspection.imports.join("\n         ") {
+    let imports: Vec<String> = inspection
+        .imports
+        .iter()
+        .map(|import| escaped_line(import))
+        .collect();
+    let imports = match imports.join("\n         ") {
         none if none.is_empty() => "nothing".to_owned(),
         imports => imports,
     };

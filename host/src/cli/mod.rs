@@ -107,7 +107,8 @@ pub fn run_with(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Names in it can come from a component.
+            eprintln!("error: {}", log::escaped(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use crate::app::App;
 use crate::config::Config;
 use crate::database::Databases;
+use crate::log::escaped_line;
 use crate::run::Engines;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
@@ -58,10 +59,13 @@ pub(super) fn check(config: Config) -> anyhow::Result<App> {
     })
 }
 
-/// Columns as wide as their widest text.
+/// Columns as wide as their widest text. Texts can come from a component: they do not steer the terminal.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned))
-        .chain(rows)
+        .chain(
+            rows.into_iter()
+                .map(|row| row.map(|text| escaped_line(&text))),
+        )
         .collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
         let lengths = rows.iter().map(|row| row[column].chars().count());
