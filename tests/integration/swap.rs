@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use crate::harness::raw::exchange;
 use crate::harness::{App, Reply, eventually, guests};
 
 /// A copy of the guest `versions` in the folder `crate` of an app. All are built in one place, so each is a package
@@ -69,6 +70,24 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
             })
         })
         .into();
+
+    // The details of a failure are for those who asked for this machine (DNS rebinding).
+    for (host, shown) in [
+        ("127.0.0.1:1", true),
+        ("app.localhost", true),
+        ("evil.example", false),
+    ] {
+        let request = format!(
+            "GET /nowhere HTTP/1.1\r\nhost: {host}\r\naccept: application/json\r\nconnection: close\r\n\r\n"
+        );
+        let answer = exchange(&server, request).await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        assert_eq!(
+            answer.contains("\"development\""),
+            shown,
+            "{host}: {answer}"
+        );
+    }
 
     let in_flight = tokio::spawn(Reply::of(server.request("GET", "/slow")));
     let mark = server.log.mark();

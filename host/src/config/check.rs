@@ -14,6 +14,7 @@ use super::{
     Place, Reuse, Server, Source, StaticFiles, Storage, raw,
 };
 use crate::proxies::{Addresses, Proxies};
+use crate::request::authority::Host;
 use crate::view::Topics;
 use middleware::Builtins;
 
@@ -200,6 +201,13 @@ impl<'a> Checker<'a> {
             }
         }
         let at = server.span().start;
+        for name in &s.development_hosts {
+            if !Host::parse(name.as_bytes()).is_some_and(|host| host.is_called(name)) {
+                return Err(self.error_at(at, format!(
+                    "`development_hosts` has `{name}`, which is no host: write a name without scheme and port, e.g. \"shop.test\""
+                )));
+            }
+        }
         self.within(at, "connections_max", s.connections_max, 1..=1_000_000)?;
         self.within(at, "headers_max_bytes", s.headers_max_bytes, HEADERS_BYTES)?;
         self.within(at, "headers_max", s.headers_max, HEADERS)?;

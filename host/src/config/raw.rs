@@ -64,6 +64,9 @@ pub struct Server {
     pub(super) admin: Option<Spanned<String>>,
     pub(super) trusted_proxies: Vec<Spanned<String>>,
     pub(super) client_address: Spanned<String>,
+    /// Names under which `amphi up` is reached, beside `localhost` and addresses: failures show their details to requests for
+    /// these alone. Default none.
+    pub development_hosts: Vec<String>,
     /// Open connections; further ones wait in the kernel's queue. Default 10,000.
     pub connections_max: usize,
     /// All headers of a request together; more gets 431. Default 32 KiB.
@@ -101,6 +104,7 @@ impl Default for Server {
             admin: None,
             trusted_proxies: Vec::new(),
             client_address: Spanned::new(0..0, "x-forwarded-for".to_owned()),
+            development_hosts: Vec::new(),
             connections_max: 10_000,
             headers_max_bytes: 32 << 10,
             headers_max: 100,

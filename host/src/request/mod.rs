@@ -505,7 +505,7 @@ impl<'a> Completion<'a> {
     /// The response for a failure, which the line will name.
     fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
-        let report = self.host.development.then(|| self.report());
+        let report = (self.host.development && self.may_see_details()).then(|| self.report());
         let failed = Failed {
             failure: &failure,
             id: &self.origin.id,
@@ -515,6 +515,24 @@ impl<'a> Completion<'a> {
         let response = failed.response();
         self.failure = Some(failure);
         response
+    }
+
+    /// Whether the client has asked for this machine by a name of its own. A page from elsewhere could read what an app under
+    /// development answers, if its name were resolved to this machine (DNS rebinding).
+    fn may_see_details(&self) -> bool {
+        let names = &self.app.config.server.development_hosts;
+        let host = authority::host(self.parts);
+        let is_own = host.is_some_and(|host| {
+            host.is_local_or_address() || names.iter().any(|name| host.is_called(name))
+        });
+        if !is_own {
+            tracing::warn!(
+                host = host.as_ref().map(authority::Host::name),
+                request = self.origin.id,
+                "the details of a failure were not shown: the request is for a host that is neither localhost nor an address; add its name to `development_hosts` of `[server]` if it is this machine's"
+            );
+        }
+        is_own
     }
 
     /// What is known so far, for the page that developers get.

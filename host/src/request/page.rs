@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full};
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::ResponseBody;
@@ -159,9 +160,12 @@ fn is_secret(name: &str) -> bool {
     [
         "auth",
         "cookie",
+        "credential",
         "csrf",
+        "jwt",
         "key",
         "pass",
+        "pwd",
         "secret",
         "session",
         "signature",
@@ -175,16 +179,30 @@ const HIDDEN: &str = "(hidden)";
 
 /// Path and query, without the values of secrets.
 fn shown_target(request: &Parts) -> String {
-    let path = request.uri.path().to_owned();
-    let Some(query) = request.uri.query() else {
-        return path;
+    let target = request.uri.path_and_query();
+    without_secrets(target.map_or("", |target| target.as_str()))
+}
+
+/// A URL, or a text with one (as in `referer`), without the values of secrets in its query.
+fn without_secrets(url: &str) -> String {
+    let Some((path, query)) = url.split_once('?') else {
+        return url.to_owned();
     };
     let pair = |pair: &str| match pair.split_once('=') {
-        Some((name, _)) if is_secret(name) => format!("{name}={HIDDEN}"),
+        Some((name, _)) if is_secret(&decoded(name)) => format!("{name}={HIDDEN}"),
         _ => pair.to_owned(),
     };
     let pairs: Vec<String> = query.split('&').map(pair).collect();
     format!("{path}?{}", pairs.join("&"))
+}
+
+/// A name as a view reads it, also one that decodes it again.
+fn decoded(name: &str) -> String {
+    let mut name = name.replace('+', " ");
+    for _ in 0..3 {
+        name = percent_decode_str(&name).decode_utf8_lossy().into_owned();
+    }
+    name
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::{Failed, HIDDEN, fault, is_secret, outcome, shown_target, source};
+use super::{Failed, HIDDEN, fault, is_secret, outcome, shown_target, source, without_secrets};
 use crate::report::{Frame, Report};
 use crate::request::text;
 
@@ -74,7 +74,7 @@ fn long(failed: Failed<'_>, report: &Report) -> Markup {
         dl.card.code {
             @for (name, value) in &request.headers {
                 dt { (name) }
-                dd { @if is_secret(name.as_str()) { span.soft { (HIDDEN) } } @else { (text(value.as_bytes())) } }
+                dd { @if is_secret(name.as_str()) { span.soft { (HIDDEN) } } @else { (without_secrets(&text(value.as_bytes()))) } }
             }
         }
         @if !report.values.is_empty() {

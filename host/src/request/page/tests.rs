@@ -13,7 +13,8 @@ const BROWSER: &str = "text/html,application/xhtml+xml,*/*;q=0.8";
 
 fn request(accept: &str) -> Parts {
     let request = Request::builder()
-        .uri("/cart?item=tea&access_token=hunter2")
+        .uri("/cart?item=tea&access_token=hunter2&p%61ssword=hunter2&p%2561ss=hunter2&pa%73s+word=hunter2")
+        .header(header::REFERER, "/cart?p%61ssword=hunter2&item=tea")
         .header(header::ACCEPT, accept)
         .header(header::COOKIE, "session=hunter2")
         .header(header::AUTHORIZATION, "Bearer hunter2")
