@@ -163,7 +163,7 @@ impl Guest {
     }
 }
 
-/// How much linear memory an instance may have, and whether it wanted more.
+/// How much linear memory an instance may have, in all its memories together, and whether it wanted more.
 pub struct MemoryLimit {
     max: u64,
     /// How much it has, in bytes, all memories together.
@@ -179,10 +179,11 @@ impl wasmtime::ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let allowed = desired as u64 <= self.max;
+        let size = self.size + (desired - current) as u64;
+        let allowed = size <= self.max;
         self.reached |= !allowed;
         if allowed {
-            self.size += (desired - current) as u64;
+            self.size = size;
         }
         Ok(allowed)
     }
@@ -246,3 +247,31 @@ impl bindings::types::Host for Guest {}
 impl bindings::body_types::Host for Guest {}
 impl bindings::database_types::Host for Guest {}
 impl bindings::http_types::Host for Guest {}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::ResourceLimiter as _;
+
+    use super::*;
+
+    #[test]
+    fn all_memories_of_an_instance_share_its_limit() {
+        let mut limit = MemoryLimit {
+            max: 10 << 16,
+            size: 0,
+            reached: false,
+        };
+        let mut grows = |from: usize, to: usize| {
+            let allowed = limit.memory_growing(from << 16, to << 16, None);
+            (
+                allowed.expect("it does not fail"),
+                limit.size >> 16,
+                limit.reached,
+            )
+        };
+        assert_eq!(grows(0, 4), (true, 4, false));
+        assert_eq!(grows(0, 5), (true, 9, false), "another memory");
+        assert_eq!(grows(4, 6), (false, 9, true), "11 together");
+        assert_eq!(grows(5, 6), (true, 10, true));
+    }
+}
