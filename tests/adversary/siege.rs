@@ -36,6 +36,8 @@ pub struct Report {
     /// Memory of the process in MiB: before, and the most.
     pub before_mib: u64,
     pub most_mib: u64,
+    /// What was drawn from `memory_budget_mb`, at most.
+    drawn_mib: u64,
     attacks: [(&'static str, u64); 3],
     /// What was wrong at the end: empty when all is well.
     pub wrong: Vec<String>,
@@ -73,8 +75,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "memory: {} MiB before, {} MiB at most",
-            self.before_mib, self.most_mib
+            "memory: {} MiB before, {} MiB at most; {} MiB of the host's budget at most",
+            self.before_mib, self.most_mib, self.drawn_mib
         )?;
         for (name, times) in &self.attacks {
             writeln!(f, "  {name}: {times}")?;
@@ -129,7 +131,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
         let url = server.url(&format!("/{mode}/run"));
         tokio::task::spawn_blocking(move || super::hunt::on_this_thread(measure(mode, url, until)))
     }));
-    let (attacks, bodies, floods, most_mib, hellos) =
+    let (attacks, bodies, floods, [most_mib, drawn_mib], hellos) =
         tokio::join!(attackers, bodies, floods, memory, hellos);
     let hellos = hellos
         .into_iter()
@@ -146,6 +148,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
         hellos: hellos.collect(),
         before_mib,
         most_mib,
+        drawn_mib,
         attacks,
         wrong,
     }
@@ -326,11 +329,14 @@ async fn flood(server: &Server, until: Instant) -> u64 {
     count
 }
 
-async fn most_memory(server: &Server, until: Instant) -> u64 {
-    let mut most = 0;
+/// The most memory of the process, and the most that was drawn from the host's budget; in MiB.
+async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
+    let mut most = [0; 2];
     while Instant::now() < until {
-        most = most.max(server.memory_kib() >> 10);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let drawn = server.metrics().await.get("amphi_memory_bytes");
+        let now = [server.memory_kib() >> 10, drawn as u64 >> 20];
+        most = [most[0].max(now[0]), most[1].max(now[1])];
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     most
 }
