@@ -41,7 +41,8 @@ pub struct Server {
     pub app: App,
     /// Where it listens.
     pub address: SocketAddr,
-    admin: SocketAddr,
+    /// Where its metrics are.
+    pub admin: SocketAddr,
     /// What it logs.
     pub log: Log,
     /// A client that keeps its connections.
