@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::app::{App, Target};
 use crate::bindings::types;
 use crate::capability::{Onward, Whither, Work};
+use crate::deadline::Need;
 use crate::error::{Failure, cut};
 use crate::events;
 use crate::gate::Refused;
@@ -297,7 +298,9 @@ impl Position {
         let last = self.is_last_sync();
         let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
         let from = self.member.from();
+        let waits = scope.deadline.waits_for(Need::Worker);
         let job = move |id| {
+            drop(waits);
             self.member.called_from([id]);
             self.run_sync(request)
         };
