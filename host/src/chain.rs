@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::app::{App, Target};
 use crate::bindings::types;
 use crate::capability::{Onward, Whither, Work};
+use crate::deadline::Need;
 use crate::error::{Failure, cut};
 use crate::events;
 use crate::gate::Refused;
@@ -297,7 +298,9 @@ impl Position {
         let last = self.is_last_sync();
         let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
         let from = self.member.from();
+        let waits = scope.deadline.waits_for(Need::Worker);
         let job = move |id| {
+            drop(waits);
             self.member.called_from([id]);
             self.run_sync(request)
         };
@@ -484,11 +487,40 @@ impl Position {
     }
 }
 
+/// A part that another one has called, as that one sees it.
+struct Called {
+    to: Whither,
+    flow: Arc<Flow>,
+    member: Arc<Member>,
+}
+
+impl Called {
+    fn new(to: Whither, position: &Position) -> Called {
+        Called {
+            to,
+            flow: Arc::clone(&position.flow),
+            member: Arc::clone(&position.member),
+        }
+    }
+
+    /// What the caller is shown. When the rest of its own chain has failed, even by not beginning, nothing is kept of
+    /// their transaction, whatever the caller makes of it (R9).
+    fn shown(self, outcome: Outcome) -> Answer {
+        outcome.map_err(|failure| {
+            if self.to == Whither::Next {
+                // That its level is over is known: this is why it has failed, if it has begun.
+                let _ = self.member.end(true);
+            }
+            self.flow.shown(failure)
+        })
+    }
+}
+
 impl Onward for Position {
     fn go(&self, to: Whither, request: types::Request) -> Answer {
         let position = self.onward(to, &request)?;
-        let outcome = position.on_worker(request);
-        outcome.map_err(|failure| self.flow.shown(failure))
+        let called = Called::new(to, &position);
+        called.shown(position.on_worker(request))
     }
 
     fn go_async(
@@ -498,11 +530,11 @@ impl Onward for Position {
     ) -> BoxFuture<'static, Answer> {
         async move {
             let position = self.onward(to, &request)?;
+            let called = Called::new(to, &position);
             let (sender, answer) = oneshot::channel();
             position.send(request, Asker::Loop(sender));
             let outcome = answer.await;
-            let outcome = outcome.unwrap_or_else(|_| Err(cancelled(self.scope())));
-            outcome.map_err(|failure| self.flow.shown(failure))
+            called.shown(outcome.unwrap_or_else(|_| Err(cancelled(self.scope()))))
         }
         .boxed()
     }

@@ -1,6 +1,7 @@
 //! Until when a request may go on, and whether it still may: known to everything that waits on its behalf.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -21,12 +22,39 @@ pub enum Ended {
     Answered = 5,
 }
 
+/// What parts of a request wait for that another part of it may have.
+#[derive(Debug, Clone, Copy)]
+pub enum Need {
+    /// The end of a transaction or savepoint.
+    Level,
+    /// The scope's worker.
+    Worker,
+    /// A connection of a database.
+    Connection,
+}
+
 /// The end of one request's life, by time or by cancellation.
 #[derive(Debug)]
 pub struct Deadline {
     at: Instant,
     why: AtomicU8,
     cancelled: Notify,
+    /// How many parts wait for each [`Need`], or still did when the time was over.
+    waiting: [AtomicUsize; 3],
+}
+
+/// A part that waits for something, until dropped.
+pub struct Waits {
+    deadline: Arc<Deadline>,
+    need: Need,
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        if self.deadline.ended() != Some(Ended::TimedOut) {
+            self.deadline.waiting[self.need as usize].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Deadline {
@@ -36,6 +64,34 @@ impl Deadline {
             at,
             why: AtomicU8::new(0),
             cancelled: Notify::new(),
+            waiting: Default::default(),
+        }
+    }
+
+    /// A part of the request waits for something from now on.
+    pub fn waits_for(self: &Arc<Self>, need: Need) -> Waits {
+        self.waiting[need as usize].fetch_add(1, Ordering::Relaxed);
+        Waits {
+            deadline: Arc::clone(self),
+            need,
+        }
+    }
+
+    /// What parts of the request wait for, or waited for when the time was over, in words that end a sentence.
+    pub fn wanted(&self) -> Option<&'static str> {
+        let wanted = |need: Need| self.waiting[need as usize].load(Ordering::Relaxed) > 0;
+        if wanted(Need::Level) {
+            Some(
+                "a statement of it waited for the end of a transaction that another part of the request has open: if that part waits for this one, let it do so before the transaction begins",
+            )
+        } else if wanted(Need::Worker) {
+            Some(
+                "a sync view waited for the worker of its request, which another part has for a transaction or a pinned connection: if that part waits for this one, let it do so before these begin",
+            )
+        } else if wanted(Need::Connection) {
+            Some("a statement waited for a connection of its database")
+        } else {
+            None
         }
     }
 

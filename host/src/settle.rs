@@ -227,6 +227,7 @@ async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate)
     }
     if let Err(failure) = &mut response {
         blame_database(failure, scope);
+        name_wait(failure, scope);
         // Nobody waits for what the view left running.
         scope.deadline.cancel(Ended::Failed);
     }
@@ -258,6 +259,16 @@ fn blame_database(failure: &mut Failure, scope: &Scope) {
                 failure.detail
             ))
         };
+    }
+}
+
+/// When the time is over, what parts of the request waited for is as good a reason as any.
+fn name_wait(failure: &mut Failure, scope: &Scope) {
+    if failure.status == StatusCode::GATEWAY_TIMEOUT
+        && scope.deadline.ended() == Some(Ended::TimedOut)
+        && let Some(wanted) = scope.deadline.wanted()
+    {
+        failure.detail = format!("{}, and {wanted}", failure.detail);
     }
 }
 

@@ -38,7 +38,7 @@ use crate::config::LEVELS_MAX;
 use crate::database::{
     Access, Database, Error, ErrorKind, Face, Isolation, Lease, Outcome, Statement,
 };
-use crate::deadline::{Deadline, Ended};
+use crate::deadline::{Deadline, Ended, Need};
 use crate::metrics::METRICS;
 
 pub use effects::{Effect, Kept};
@@ -487,10 +487,11 @@ impl Member {
     /// The state's lock, as soon as no level of another member is open on top. None: it has no business with it.
     async fn placed(
         &self,
-        deadline: &Deadline,
+        deadline: &Arc<Deadline>,
         _order: MutexGuard<'_, ()>,
         place: impl Fn(&State) -> Result<Place, Error>,
     ) -> Result<Option<OwnedMutexGuard<State>>, Error> {
+        let mut waits = None;
         loop {
             // What changes from here on is heard of.
             let changed = self.transaction.changed.notified();
@@ -500,6 +501,7 @@ impl Member {
                 Place::Outside => return Ok(None),
                 Place::Later => drop(state),
             }
+            waits.get_or_insert_with(|| deadline.waits_for(Need::Level));
             deadline.bound(changed).await?;
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use amphi_tests::adversary::edge::edge;
 use amphi_tests::adversary::hunt::{Hunt, hunt, replay};
 use amphi_tests::adversary::oracle::Fault;
 use amphi_tests::adversary::program::Program;
@@ -50,6 +51,9 @@ struct Options {
     /// Does everything at once that is meant to stop a host, and measures a small view beside it.
     #[arg(long)]
     siege: bool,
+    /// The same against the edge of the guestbook.
+    #[arg(long)]
+    edge: bool,
     /// How many clients besiege it.
     #[arg(long, default_value_t = 8)]
     clients: usize,
@@ -124,6 +128,12 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
             .with_context(|| format!("{word} is no kind of fault: {FAULTS:?}"))
     });
     let only: Vec<Fault> = only.collect::<Result<_, _>>()?;
+    if options.edge {
+        let time = Duration::from_secs_f64(options.minutes * 60.0);
+        let report = runtime()?.block_on(edge(time));
+        println!("{report}");
+        return Ok(report.wrong.is_empty());
+    }
     let mut well = true;
     for &kind in kinds {
         if let Some(file) = &options.replay {
@@ -174,8 +184,11 @@ fn adversary(options: &Options) -> anyhow::Result<bool> {
 
 fn siege_of(kind: Kind, options: &Options) -> anyhow::Result<Report> {
     let time = Duration::from_secs_f64(options.minutes * 60.0);
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    Ok(runtime()?.block_on(siege(kind, time, options.clients)))
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    Ok(runtime.block_on(siege(kind, time, options.clients)))
+        .build()
 }

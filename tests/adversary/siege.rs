@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -36,6 +37,8 @@ pub struct Report {
     /// Memory of the process in MiB: before, and the most.
     pub before_mib: u64,
     pub most_mib: u64,
+    /// What was drawn from `memory_budget_mb`, at most.
+    drawn_mib: u64,
     attacks: [(&'static str, u64); 3],
     /// What was wrong at the end: empty when all is well.
     pub wrong: Vec<String>,
@@ -43,11 +46,11 @@ pub struct Report {
 
 /// The small view of one mode.
 #[derive(Debug)]
-struct Hello {
-    mode: &'static str,
+pub(super) struct Hello {
+    pub(super) name: &'static str,
     /// Of those that were answered, the shortest first.
     times: Vec<Duration>,
-    refused: usize,
+    pub(super) refused: usize,
 }
 
 impl Hello {
@@ -58,23 +61,28 @@ impl Hello {
     }
 }
 
+impl fmt::Display for Hello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| self.at(share));
+        write!(
+            f,
+            "{} answered {} times, p50 {half:?}, p99 {most:?}, longest {all:?}; refused {} times",
+            self.name,
+            self.times.len(),
+            self.refused
+        )
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for hello in &self.hellos {
-            let [half, most, all] = [0.5, 0.99, 1.0].map(|share| hello.at(share));
-            writeln!(
-                f,
-                "{}: {} hello answered {} times, p50 {half:?}, p99 {most:?}, longest {all:?}; refused {} times",
-                self.kind,
-                hello.mode,
-                hello.times.len(),
-                hello.refused
-            )?;
+            writeln!(f, "{}: {hello}", self.kind)?;
         }
         writeln!(
             f,
-            "memory: {} MiB before, {} MiB at most",
-            self.before_mib, self.most_mib
+            "memory: {} MiB before, {} MiB at most; {} MiB of the host's budget at most",
+            self.before_mib, self.most_mib, self.drawn_mib
         )?;
         for (name, times) in &self.attacks {
             writeln!(f, "  {name}: {times}")?;
@@ -125,11 +133,15 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let floods = join_all((0..4).map(|_| flood(&server, until)));
     let memory = most_memory(&server, until);
     // In a thread of its own: the attackers' clients are busy.
-    let hellos = join_all(["async", "sync"].map(|mode| {
-        let url = server.url(&format!("/{mode}/run"));
-        tokio::task::spawn_blocking(move || super::hunt::on_this_thread(measure(mode, url, until)))
+    let hellos = [("async hello", "/async/run"), ("sync hello", "/sync/run")];
+    let hellos = join_all(hellos.map(|(name, path)| {
+        let (client, url) = (client(), server.url(path));
+        tokio::task::spawn_blocking(move || {
+            let ask = || client.post(&url).body("[]");
+            super::hunt::on_this_thread(measure(name, ask, until))
+        })
     }));
-    let (attacks, bodies, floods, most_mib, hellos) =
+    let (attacks, bodies, floods, [most_mib, drawn_mib], hellos) =
         tokio::join!(attackers, bodies, floods, memory, hellos);
     let hellos = hellos
         .into_iter()
@@ -146,6 +158,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
         hellos: hellos.collect(),
         before_mib,
         most_mib,
+        drawn_mib,
         attacks,
         wrong,
     }
@@ -306,7 +319,7 @@ async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
 }
 
 /// Requests that are nothing but headers, one behind the other.
-async fn flood(server: &Server, until: Instant) -> u64 {
+pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     let mut count = 0;
     let headers: String = (0..90)
         .map(|number| format!("x-{number}: {}\r\n", "h".repeat(300)))
@@ -326,22 +339,28 @@ async fn flood(server: &Server, until: Instant) -> u64 {
     count
 }
 
-async fn most_memory(server: &Server, until: Instant) -> u64 {
-    let mut most = 0;
+/// The most memory of the process, and the most that was drawn from the host's budget; in MiB.
+async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
+    let mut most = [0; 2];
     while Instant::now() < until {
-        most = most.max(server.memory_kib() >> 10);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let drawn = server.metrics().await.get("amphi_memory_bytes");
+        let now = [server.memory_kib() >> 10, drawn as u64 >> 20];
+        most = [most[0].max(now[0]), most[1].max(now[1])];
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     most
 }
 
-/// Asks the small view of a mode again and again.
-async fn measure(mode: &'static str, url: String, until: Instant) -> Hello {
-    let (client, mut times, mut refused) = (client(), Vec::new(), 0);
+/// Asks for something small again and again.
+pub(super) async fn measure(
+    name: &'static str,
+    ask: impl Fn() -> RequestBuilder,
+    until: Instant,
+) -> Hello {
+    let (mut times, mut refused) = (Vec::new(), 0);
     while Instant::now() < until {
         let since = Instant::now();
-        let request = client.post(&url).timeout(PATIENCE).body("[]");
-        match crate::harness::Reply::maybe(request).await {
+        match crate::harness::Reply::maybe(ask().timeout(PATIENCE)).await {
             Ok(reply) if reply.status == 200 => times.push(since.elapsed()),
             _ => refused += 1,
         }
@@ -349,7 +368,7 @@ async fn measure(mode: &'static str, url: String, until: Instant) -> Hello {
     }
     times.sort_unstable();
     Hello {
-        mode,
+        name,
         times,
         refused,
     }

@@ -158,6 +158,25 @@ both_modes! {
         server.assert_baseline().await;
     }
 
+    /// So it is when the rest of the chain could not even begin.
+    async fn r9_a_rest_that_cannot_begin_is_a_failure_like_others(mode: Mode) {
+        let toml = format!("modules.rules.middleware = [{:?}, {:?}]", mode.part("first"), mode.part("second"));
+        let server = App::rules(Kind::Sqlite, &toml).await.serve().await;
+        let converts = json!([next(), status(200)]).to_string();
+        // Three guest functions within each other for each call, sixteen at most: of the sixth call, only the first runs.
+        let mut call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {mode.header("first"): converts}, "steps": []});
+        for _ in 0..4 {
+            call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {}, "steps": [insert("a"), call]});
+        }
+        let mark = server.log.mark();
+        let reply = post(&server, &format!("/{mode}/run/atomic"), &[], json!([insert("a"), call])).await;
+        assert!(reply.text().contains("more than 16 guest functions"), "{}", reply.text());
+        assert_eq!(reply.status, 200);
+        assert_eq!(server.log.requests(mark, 1).await[0].text("transaction"), "rolled back");
+        assert_eq!(server.app.data.rows().await, 0);
+        server.assert_baseline().await;
+    }
+
     /// A middleware that fails fails the request, before the rest or after it.
     async fn r9_a_middleware_that_fails_has_everything_undone(mode: Mode) {
         let server = serve_with_first(mode).await;

@@ -292,3 +292,31 @@ both_modes! {
         server.assert_baseline().await;
     }
 }
+
+/// A part that waits, within a transaction, for a view that it called before: the view waits for that transaction, and
+/// the answer says so.
+#[tokio::test]
+async fn r3_what_a_request_waited_for_is_named_when_its_time_is_over() {
+    let late = |mode: Mode, view_steps: Value| {
+        let called = view(&format!("/{mode}/run"), view_steps);
+        json!([{"do": "late", "step": called, "steps": [insert("within")]}])
+    };
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let toml = "limits.timeout_ms = 700";
+        let server = App::rules(kind, toml).await.serve().await;
+        let joined = late(Mode::Async, json!([nap(200), insert("joined")]));
+        let why = server.reason("/async/run/atomic", joined).await;
+        assert!(why.contains("waited for the end of a transaction"), "{why}");
+        let calls = json!([nap(200), view("/sync/run", json!([]))]);
+        let queued = late(Mode::Async, calls);
+        let why = server.reason("/async/run/atomic", queued).await;
+        assert!(why.contains("waited for the worker"), "{why}");
+        if kind == Kind::Sqlite {
+            let alone = late(Mode::Async, json!([nap(200), insert("alone")]));
+            let why = server.reason("/async/run", alone).await;
+            assert!(why.contains("waited for a connection"), "{why}");
+        }
+        assert_eq!(tags(&server).await, Vec::<String>::new());
+        server.assert_baseline().await;
+    }
+}

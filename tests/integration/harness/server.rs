@@ -40,7 +40,7 @@ pub struct Server {
     pub app: App,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Where it says how it is.
+    /// Where its metrics are.
     pub admin: SocketAddr,
     /// What it logs.
     pub log: Log,

@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 
 use super::{Error, ErrorKind, OpenEnded, Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Need};
 use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
@@ -112,7 +112,9 @@ impl Postgres {
         deadline: &Arc<Deadline>,
         read_only: bool,
     ) -> Result<Lease, Error> {
+        let waits = deadline.waits_for(Need::Connection);
         let place = self.gate.enter(deadline).await?;
+        drop(waits);
         let held = Held::new(&self.in_use);
         let (session, holds) = match self.take_free() {
             Some(session) => (session, (place, held)),

@@ -22,7 +22,7 @@ use super::{
     Access, Error, ErrorKind, Face, OpenEnded, Outcome, Statement, Stream, Streamed, unwound,
 };
 use crate::config::{Database as Config, SqliteFile};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Need};
 use crate::gate::Gate;
 use crate::metrics::METRICS;
 use crate::wakeups::together;
@@ -150,7 +150,9 @@ impl Sqlite {
         writes: bool,
     ) -> Result<Lease, Error> {
         let pool = if writes { &self.writer } else { &self.readers };
+        let waits = deadline.waits_for(Need::Connection);
         let place = pool.gate.enter(deadline).await?;
+        drop(waits);
         let free = pool.free.lock().pop();
         let handle = match free {
             Some(handle) => handle,
@@ -174,7 +176,9 @@ impl Sqlite {
         work: impl FnOnce(Lease) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (database, watched) = (Arc::clone(self), Arc::clone(deadline));
+        let waits = deadline.waits_for(Need::Connection);
         let begin = move |place| {
+            drop(waits);
             let free = database.writer.free.lock().pop();
             let handle = free.map_or_else(|| database.reopen(true), Ok)?;
             Lease::new(handle, &database, place, watched, true).map(work)

@@ -270,6 +270,10 @@ impl<'a> Part<'a> {
                 }
                 Json::Null
             }
+            Step::Late { step, steps } => cx.atomic(|_| {
+                self.run(steps)?;
+                self.tell(step)
+            })?,
             Step::Race { steps } => self.tell(steps.first().unwrap_or(&Step::Calls))?,
             _ => return Err(Error::internal(format!("no such step: {step:?}"))),
         })

@@ -104,6 +104,9 @@ pub enum Step {
     Dropped { steps: Vec<Step> },
     /// Leaves something open until the part ends, out of reach: `pin`, `rows`, `begin`.
     Leak { what: String },
+    /// A step that begins before a transaction or savepoint and is waited for within, after the steps there; else all in
+    /// turn; what the step tells.
+    Late { step: Box<Step>, steps: Vec<Step> },
     /// Steps at once where that can be, the others dropped when one has ended; else the first alone.
     Race { steps: Vec<Step> },
 }

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use amphi_sdk::asynch::Next;
 use amphi_sdk::prelude::*;
-use futures::future::{LocalBoxFuture, select_all};
+use futures::future::{Either, LocalBoxFuture, select, select_all};
 use serde_json::Value as Json;
 
 use crate::steps::{self, Cells, Step, at_once, is_final, told};
@@ -288,6 +288,19 @@ impl<'a> Part<'a> {
                     _ => std::mem::forget(self.begun(&[]).await?),
                 }
                 Json::Null
+            }
+            Step::Late { step, steps } => {
+                let soon = Box::pin(cx.sleep(Duration::from_millis(20)));
+                match select(Box::pin(self.tell(step)), soon).await {
+                    Either::Left((told, _)) => told?,
+                    Either::Right(((), late)) => {
+                        cx.atomic(async |_| {
+                            self.run(steps).await?;
+                            late.await
+                        })
+                        .await?
+                    }
+                }
             }
             Step::Race { steps } => {
                 let all = steps.iter().map(|step| Box::pin(self.tell(step)));
