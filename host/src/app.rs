@@ -90,6 +90,11 @@ impl App {
                 );
             }
         }
+        for module in &config.modules {
+            client
+                .prepare(module)
+                .context("the client for outbound requests")?;
+        }
         let services = Arc::new(Services {
             databases,
             http: client,

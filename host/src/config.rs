@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::middleware::Builtin;
@@ -99,6 +100,8 @@ pub struct Module {
     pub databases: Vec<String>,
     /// Origins it may send requests to.
     pub http: Vec<HttpGrant>,
+    /// Networks that those may lead to although they are not public.
+    pub http_private: Vec<IpNet>,
     /// Built-in middleware around its views and their failures, the outermost first, within that of the app.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around its views, the outermost first, within that of the app.
@@ -289,6 +292,7 @@ impl Module {
             mount: String::new(),
             databases: Vec::new(),
             http: Vec::new(),
+            http_private: Vec::new(),
             builtins: Vec::new(),
             middleware: Vec::new(),
             publish: Vec::new(),

@@ -12,6 +12,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 pub mod app;
 pub mod bindings;
 pub mod budget;
+pub mod call_depth;
 pub mod capability;
 pub mod chain;
 pub mod cli;

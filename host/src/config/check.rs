@@ -235,6 +235,7 @@ impl<'a> Checker<'a> {
         )?;
         self.within(at, "rows_max_bytes", limits.rows_max_bytes, ROWS_BYTES)?;
         self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
+        self.within(at, "outbound_depth_max", limits.outbound_depth_max, 1..=100)?;
         let outbound_bytes = limits.outbound_response_max_bytes;
         self.within(at, "outbound_response_max_bytes", outbound_bytes, BYTES)?;
         self.within(
@@ -346,6 +347,11 @@ impl<'a> Checker<'a> {
             .iter()
             .map(|grant| self.http_grant(grant))
             .collect::<Result<_, _>>()?;
+        let http_private = (raw.http_private.iter())
+            .map(|text| {
+                Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
+            })
+            .collect::<Result<_, _>>()?;
         let (builtins, middleware) = self.middleware(&raw.middleware, &defaults.builtins)?;
         let publish = self.topics(&raw.publish)?;
         let subscribe = self.topics(&raw.subscribe)?;
@@ -380,6 +386,7 @@ impl<'a> Checker<'a> {
             mount: self.mount(&raw.mount)?,
             databases: raw.databases.into_iter().map(Spanned::into_inner).collect(),
             http,
+            http_private,
             builtins,
             middleware,
             publish,

@@ -249,6 +249,8 @@ limits! {
     rows_max_bytes: u64 = 8 << 20,
     /// Outbound requests in flight at once, per request. Default 64.
     outbound_max: usize = 64,
+    /// Requests of the app to itself that are within each other. Default 8.
+    outbound_depth_max: u32 = 8,
     /// The body of an outbound request's response. Default 8 MiB.
     outbound_response_max_bytes: u64 = 8 << 20,
     /// Context values of a request. Default 64.
@@ -297,6 +299,8 @@ pub(super) struct Module {
     pub(super) databases: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) http: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) http_private: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) middleware: Vec<Spanned<String>>,
     #[serde(default)]

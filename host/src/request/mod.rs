@@ -23,6 +23,7 @@ use tokio_util::io::ReaderStream;
 use crate::app::{App, Routed, Target};
 use crate::bindings::types;
 use crate::budget::{Account, Exhausted};
+use crate::call_depth::{self, CALL_DEPTH};
 use crate::completion::Line;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
@@ -289,6 +290,7 @@ pub(crate) fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
         let value = text(value.as_bytes());
         match cookies {
             _ if name == header::HOST && authority.is_some() => {}
+            _ if [CALL_DEPTH, FORWARDED_HOST, FORWARDED_PROTO].contains(name) => {}
             Some(first) if name == header::COOKIE => {
                 headers[first].1.push_str("; ");
                 headers[first].1.push_str(&value);
@@ -431,6 +433,7 @@ impl<'a> Completion<'a> {
                 id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
                 peer: proxies.client(peer, &parts.headers),
+                depth: call_depth::of(&parts.headers),
                 values: Arc::default(),
                 account,
             }),
