@@ -99,6 +99,7 @@ impl App {
             databases,
             http: client,
             development,
+            allowed_origins: config.allowed_origins.join(" "),
             trusted_headers: (config.builtins.iter())
                 .chain(config.modules.iter().flat_map(|module| &module.builtins))
                 .filter_map(|builtin| builtin.trusted_header())

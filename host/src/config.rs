@@ -61,6 +61,8 @@ pub struct Config {
     pub static_files: Option<StaticFiles>,
     /// Who is trusted to name clients, requests and users.
     pub proxies: Proxies,
+    /// Origins whose pages may send the app forms, beside its own.
+    pub allowed_origins: Vec<String>,
     /// Built-in middleware around everything, the outermost first.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around all views, the outermost first.

@@ -1,4 +1,5 @@
-//! Proxies in front of the server that are trusted to say who the client is and what its request is called.
+//! Proxies in front of the server that are trusted to say who the client is, what its request is called and which
+//! address it has asked for.
 //!
 //! Anybody can send the headers that proxies add. They count only when the one who is connected is a trusted proxy,
 //! and a list of addresses only as far as trusted proxies have written it: from its end.
@@ -11,6 +12,10 @@ use ipnet::IpNet;
 /// Names the request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The authority that the client has asked for.
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The scheme.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The longest request id that is taken over.
 const REQUEST_ID_MAX: usize = 128;
 
@@ -30,6 +35,15 @@ pub enum Addresses {
     XForwardedFor,
     /// `forwarded` (RFC 7239).
     Forwarded,
+}
+
+/// What a trusted proxy says about the URL that the client has asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Host and port, as in a `host` header.
+    pub authority: Option<String>,
+    /// `http` or `https`.
+    pub scheme: Option<&'static str>,
 }
 
 impl Proxies {
@@ -94,6 +108,33 @@ impl Proxies {
         client
     }
 
+    /// The URL that the client has asked for, as the proxy that is connected says. Nothing, where it is not trusted.
+    pub fn asked(&self, peer: SocketAddr, headers: &HeaderMap) -> Asked {
+        if self.is_empty() || !self.trust(peer.ip()) {
+            return Asked::default();
+        }
+        // Of a list, the last one: what is before it may come from the client.
+        let (authority, scheme) = match self.addresses {
+            Addresses::XForwardedFor => {
+                let last = |name| values(headers, name).last()?.rsplit(',').next();
+                let text = |name| last(name).map(|text| text.trim().to_owned());
+                (text(FORWARDED_HOST), text(FORWARDED_PROTO))
+            }
+            Addresses::Forwarded => {
+                let last = values(headers, header::FORWARDED).last();
+                let element = last.and_then(|value| split(value, ',').pop());
+                let of = |name| element.and_then(|element| parameter(element, name));
+                (of("host"), of("proto"))
+            }
+        };
+        let schemes = ["http", "https"].into_iter();
+        let known = |scheme: String| schemes.clone().find(|s| scheme.eq_ignore_ascii_case(s));
+        Asked {
+            authority: authority.filter(|text| is_authority(text)),
+            scheme: scheme.and_then(known),
+        }
+    }
+
     /// The id that a trusted proxy has given to the request.
     pub fn request_id(&self, peer: SocketAddr, headers: &HeaderMap) -> Option<String> {
         if self.is_empty() || !self.trust(peer.ip()) {
@@ -133,6 +174,20 @@ fn forwarded(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
         .flat_map(|value| split(value, ','))
         .map(|element| of_element(element).flatten())
         .collect()
+}
+
+/// A parameter of an element of `forwarded`.
+fn parameter(element: &str, wanted: &str) -> Option<String> {
+    split(element, ';').into_iter().find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let value = || value.trim().trim_matches('"').to_owned();
+        name.trim().eq_ignore_ascii_case(wanted).then(value)
+    })
+}
+
+/// Host and port, without a user's name.
+fn is_authority(text: &str) -> bool {
+    !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
 }
 
 /// The parts between separators that are not quoted. No address has a backslash in it.
@@ -235,6 +290,51 @@ mod tests {
         );
         client(&["for=203.0.113.7, for=_hidden"], "10.0.0.1:4000");
         client(&["for=203.0.113.7, proto=http"], "10.0.0.1:4000");
+    }
+
+    #[test]
+    fn r14_only_a_trusted_proxy_says_what_was_asked_for() {
+        let asked = |proxies: &Proxies, pairs: &[(&HeaderName, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, HeaderValue::from_str(value).expect("a header"));
+            }
+            let asked = proxies.asked(PEER.into(), &headers);
+            (asked.authority.unwrap_or_default(), asked.scheme)
+        };
+        let trusted = proxies(&["10.0.0.0/8"], Addresses::XForwardedFor);
+        let sent = [
+            (&FORWARDED_HOST, "shop.example:8443"),
+            (&FORWARDED_PROTO, "HTTPS"),
+        ];
+        let none = (String::new(), None);
+        assert_eq!(
+            asked(&trusted, &sent),
+            ("shop.example:8443".into(), Some("https"))
+        );
+        let others = proxies(&["192.168.0.0/16"], Addresses::XForwardedFor);
+        assert_eq!(asked(&others, &sent), none);
+        assert_eq!(asked(&Proxies::default(), &sent), none);
+        // What a client has put before the proxy's own.
+        let list = [(&FORWARDED_HOST, "evil.example, shop.example")];
+        assert_eq!(asked(&trusted, &list).0, "shop.example");
+        let two = [(&FORWARDED_HOST, "evil.example"), (&FORWARDED_HOST, "a.b")];
+        assert_eq!(asked(&trusted, &two).0, "a.b");
+        for wrong in ["", "a b", "user@a.b", "a/b", "a.b\u{7f}", "\"a.b\""] {
+            let Ok(value) = HeaderValue::from_str(wrong) else {
+                continue;
+            };
+            let headers = HeaderMap::from_iter([(FORWARDED_HOST, value)]);
+            let asked = trusted.asked(PEER.into(), &headers);
+            assert_eq!(asked, Asked::default(), "{wrong}");
+        }
+        let rfc = proxies(&["10.0.0.0/8"], Addresses::Forwarded);
+        assert_eq!(asked(&rfc, &sent), none);
+        let element = "for=1.1.1.1;host=evil, for=1.2.3.4;Host=\"shop.example:80\";proto=https";
+        assert_eq!(
+            asked(&rfc, &[(&header::FORWARDED, element)]),
+            ("shop.example:80".into(), Some("https"))
+        );
     }
 
     #[test]

@@ -18,6 +18,59 @@ async fn serve(toml: &str) -> Server {
     app.serve().await
 }
 
+/// Checking a password takes long, and anybody may send wrong ones.
+#[tokio::test]
+async fn who_sends_many_wrong_passwords_locks_nobody_out() {
+    let toml = r#"
+        app.middleware = ["basic-auth"]
+        server.trusted_proxies = ["127.0.0.1"]
+        [middleware.basic-auth]
+        checks_max = 1
+        queue_max = 20
+        queue_timeout_ms = 60000
+        users = { ann = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG", bob = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG" }
+    "#;
+    let server = serve(&format!("static = {{ dir = \"static\" }}\n{toml}")).await;
+    let ask = |client: &str, user: &str, password: &str| {
+        let request = server.request("GET", "/static/page.html");
+        let request = request.header("x-forwarded-for", client);
+        Reply::of(request.basic_auth(user, Some(password)))
+    };
+    let server_is_busy = async || {
+        eventually("a full queue", async || {
+            let queued = server.metrics().await.get("amphi_queued");
+            if queued == 20.0 { Ok(()) } else { Err(queued) }
+        })
+        .await;
+    };
+    let wrong = join_all((0..90).map(|_| ask("203.0.113.7", "ann", "wrong")));
+    let right = async {
+        server_is_busy().await;
+        let reply = ask("198.51.100.1", "ann", "secret").await;
+        assert_eq!(reply.status, 200, "of another address: {reply:?}");
+        let reply = ask("203.0.113.7", "bob", "secret").await;
+        assert_eq!(reply.status, 200, "by another name: {reply:?}");
+        // It is known by now: no check, no queue.
+        let reply = ask("203.0.113.7", "ann", "secret").await;
+        assert_eq!(reply.status, 200, "remembered: {reply:?}");
+        server.metrics().await.get("amphi_queued")
+    };
+    let (wrong, still_waiting) = tokio::join!(wrong, right);
+    assert!(
+        still_waiting > 5.0,
+        "they did not wait for the others: {still_waiting}"
+    );
+    let count = |status| wrong.iter().filter(|reply| reply.status == status).count();
+    assert_eq!(count(401) + count(503), 90);
+    assert!(
+        count(401) >= 18 && count(503) >= 60,
+        "{} {}",
+        count(401),
+        count(503)
+    );
+    server.assert_baseline().await;
+}
+
 both_modes! {
     /// Pages, files, failures and what is not there alike.
     async fn every_answer_goes_through_built_in_middleware(mode: Mode) {

@@ -40,6 +40,9 @@ const HEADERS: RangeInclusive<u64> = 1..=10_000;
 /// Longer URLs are not parsed.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
+/// Characters of a key that signs sessions, as the SDK has it.
+const SESSION_KEY_MIN: usize = 32;
+
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
@@ -109,6 +112,9 @@ impl<'a> Checker<'a> {
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
             limits,
         };
+        let allowed_origins = (raw.app.allowed_origins.iter())
+            .map(|text| self.page_origin(text))
+            .collect::<Result<_, _>>()?;
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
@@ -117,6 +123,7 @@ impl<'a> Checker<'a> {
         }
         Ok(Config {
             proxies,
+            allowed_origins,
             builtins,
             middleware,
             file: self.file.to_owned(),
@@ -365,12 +372,16 @@ impl<'a> Checker<'a> {
             .collect::<Result<_, ConfigError>>()?;
         for (key, secret) in raw.secrets {
             let value = self.secret(&secret)?;
+            self.session_key(&secret, &key, &value)?;
             if settings.insert(key.clone(), value).is_some() {
                 return Err(self.error(
                     &secret,
                     format!("`{key}` is both a setting and a secret of module `{name}`: keep one"),
                 ));
             }
+        }
+        for (key, value) in &raw.settings {
+            self.session_key(value, key, &settings[key])?;
         }
         let limits = match raw.limits {
             None => defaults.limits.clone(),
@@ -448,6 +459,20 @@ impl<'a> Checker<'a> {
         }
     }
 
+    fn page_origin(&self, text: &Spanned<String>) -> Result<String, ConfigError> {
+        let origin = text.get_ref();
+        let same = |url: reqwest::Url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.origin().ascii_serialization() == *origin
+        };
+        match reqwest::Url::parse(origin).is_ok_and(same) {
+            true => Ok(origin.clone()),
+            false => Err(self.error(text, format!(
+                "`{origin}` is not an origin as browsers send it: write scheme, host and, if it is not the usual one, port, e.g. \"https://shop.example.com\""
+            ))),
+        }
+    }
+
     fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
         let parse = |text: &Spanned<String>| {
             Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
@@ -489,6 +514,18 @@ impl<'a> Checker<'a> {
             host,
             ..dir.clone()
         })
+    }
+
+    /// A key that can be guessed is told at the start, not with the first form.
+    fn session_key<T>(&self, at: &Spanned<T>, name: &str, key: &str) -> Result<(), ConfigError> {
+        let length = key.chars().count();
+        let is_key = ["session_key", "session_key_previous"].contains(&name);
+        if !is_key || length >= SESSION_KEY_MIN {
+            return Ok(());
+        }
+        Err(self.error(at, format!(
+            "`{name}` has {length} characters, and needs at least {SESSION_KEY_MIN} that nobody can guess: `openssl rand -hex 32` makes some, and so does {{ file = \"session.key\", generate = true }} where there is no such file yet"
+        )))
     }
 
     fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {

@@ -30,6 +30,7 @@ use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
+use crate::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
 use crate::report::Report;
 use crate::request::body::Received;
 use crate::request::page::Failed;
@@ -239,7 +240,8 @@ where
         host, app, parts, ..
     } = *completion;
     let received = body::receive(body, &app.config.server, &completion.origin.account).await?;
-    let (request, kept) = contract_request(parts, received);
+    let asked = app.config.proxies.asked(completion.peer, &parts.headers);
+    let (request, kept) = contract_request(parts, &asked, received);
     let ready = Ready {
         host,
         app,
@@ -251,15 +253,20 @@ where
     let mut settled = ready.run(request).await;
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
-    Ok(response?.map(|body| Either::Left(Full::new(body))))
+    let mut response = response?;
+    let length = response.body().len() as u64;
+    let asked = (&parts.method, &parts.headers);
+    conditional::apply(asked, Some(length), &mut response);
+    Ok(response.map(|body| Either::Left(Full::new(body))))
 }
 
 /// The request as guests get it, and its body if the host keeps that.
 pub fn contract_request(
     parts: &Parts,
+    asked: &Asked,
     received: Received,
 ) -> (types::Request, Option<Arc<body::Spooled>>) {
-    let headers = contract_headers(parts);
+    let headers = contract_headers(parts, asked);
     let (body, kept) = match received {
         Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
         Received::Kept(spooled) => (
@@ -279,12 +286,19 @@ pub fn contract_request(
     (request, kept)
 }
 
-/// The request's headers, alike for every version of HTTP: `host` is the authority that the request names
-/// (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113, 8.2.3).
-pub(crate) fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
-    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 1);
-    let authority = parts.uri.authority();
-    headers.extend(authority.map(|authority| ("host".to_owned(), authority.as_str().to_owned())));
+/// The request's headers, alike for every version of HTTP: `host` is the authority that a trusted proxy says was asked
+/// for, else the one that the request names (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113,
+/// 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those of a trusted proxy or not there.
+pub(crate) fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    let authority = asked.authority.as_deref().or(named);
+    let mut push = |name: &str, value: Option<&str>| {
+        headers.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    };
+    push("host", authority);
+    push(FORWARDED_HOST.as_str(), asked.authority.as_deref());
+    push(FORWARDED_PROTO.as_str(), asked.scheme);
     let mut cookies: Option<usize> = None;
     for (name, value) in &parts.headers {
         let value = text(value.as_bytes());
