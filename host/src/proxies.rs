@@ -4,7 +4,7 @@
 //! Anybody can send the headers that proxies add. They count only when the one who is connected is a trusted proxy,
 //! and a list of addresses only as far as trusted proxies have written it: from its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
@@ -147,6 +147,17 @@ impl Proxies {
         let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(byte);
         let valid = (1..=REQUEST_ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(plain);
         id.to_str().ok().filter(|_| valid).map(str::to_owned)
+    }
+}
+
+/// What counts as one client: an address, or of IPv6 the network that one client has (RFC 6177).
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & !u128::from(u64::MAX);
+            Ipv6Addr::from(network).into()
+        }
+        address => address,
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::io::Read as _;
 
+use futures::future::join_all;
 use serde_json::json;
 
 use crate::harness::steps::{about, end, get, set};
-use crate::harness::{App, Kind, Mode, Reply, Server};
+use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
 const BUILTINS: &str = r#"
     app.middleware = ["request-id", "security-headers", "compression"]

@@ -9,7 +9,7 @@ pub mod cors;
 pub mod header_auth;
 pub mod security_headers;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -69,6 +69,10 @@ pub struct Visit<'a> {
     pub id: &'a str,
     /// Who is connected: the client, or a proxy.
     pub peer: SocketAddr,
+    /// The client, as trusted proxies tell.
+    pub client: IpAddr,
+    /// The user, when middleware around this list has found out.
+    pub user: Option<&'a str>,
     /// What the response takes is drawn from here.
     pub account: &'a Arc<Account>,
 }
@@ -104,7 +108,7 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                 Some(answer) => Ok(answer),
                 None => continue,
             },
-            Builtin::BasicAuth(auth) => match auth.before(visit.request).await {
+            Builtin::BasicAuth(auth) => match auth.before(visit.request, visit.client).await {
                 Ok(user) => {
                     set(&mut values, USER, user);
                     continue;

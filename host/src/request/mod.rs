@@ -463,6 +463,8 @@ impl<'a> Completion<'a> {
             request: self.parts,
             id: &self.origin.id,
             peer: self.peer,
+            client: self.origin.peer.ip(),
+            user: (self.origin.values.get(middleware::USER)).map(|user| &*user.text),
             account: &self.origin.account,
         }
     }
