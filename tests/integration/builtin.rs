@@ -119,6 +119,116 @@ both_modes! {
         assert_eq!(short.header("content-encoding"), "", "what is short stays as it is");
     }
 
+    /// A client that has a page or a file is told so, with the same headers about caching.
+    async fn what_has_not_changed_is_not_sent_again(mode: Mode) {
+        let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"static\" }");
+        app.write("static/page.html", "<p>hello</p>".repeat(1_000));
+        app.write("static/image.png", [7; 5_000]);
+        let server = app.serve().await;
+        let view = format!("/{mode}/tagged/a,b");
+        for (path, compressed) in [(&*view, true), ("/static/page.html", true), ("/static/image.png", false)] {
+            for accept in ["gzip", "identity"] {
+                let ask = |headers: &[(&str, &str)]| {
+                    let request = server.request("GET", path).header("accept-encoding", accept);
+                    Reply::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+                };
+                let first = ask(&[]).await;
+                assert_eq!(first.status, 200);
+                let tag = first.header("etag").to_owned();
+                assert_eq!(tag.starts_with("W/"), compressed && accept == "gzip", "{tag}");
+                let strong = tag.trim_start_matches("W/");
+                for known in [&*tag, strong, &format!("W/{strong}"), &format!("\"x\", {tag}"), "*"] {
+                    let again = ask(&[("if-none-match", known)]).await;
+                    assert_eq!((again.status, again.body.len()), (304, 0), "{path} {known}");
+                    for name in ["etag", "vary", "cache-control", "last-modified"] {
+                        assert_eq!(again.headers(name), first.headers(name), "{path} {accept} {known}: {name}");
+                    }
+                    assert_eq!((again.header("content-encoding"), again.header("content-type")), ("", ""));
+                }
+                let changed = ask(&[("if-none-match", "\"other\"")]).await;
+                assert_eq!((changed.status, changed.body.len()), (200, first.body.len()));
+            }
+        }
+        assert!(server.get(&view).await.header("vary").contains("accept-encoding"));
+        server.assert_baseline().await;
+    }
+
+    /// The app's own pages for failures, of views, of the host and of files alike.
+    async fn failures_have_pages_of_the_app(mode: Mode) {
+        let guest = if mode == Mode::Sync { "blocking" } else { "waiting" };
+        let toml = format!("app.errors = \"behaviour::{guest}::error_page\"\nstatic = {{ dir = \"static\" }}\nserver.uri_max_bytes = 100");
+        let app = App::new(&toml);
+        app.write("static/page.html", "<p>hello</p>");
+        let server = app.serve().await;
+        let long = format!("/{}", "x".repeat(200));
+        let ask = |method: &str, path: &str, accept: &str| {
+            Reply::of(server.request(method, path).header("accept", accept).header("accept-language", "de"))
+        };
+        let browser = "text/html,*/*;q=0.8";
+        for (method, path, status) in [
+            ("GET", "/nowhere", 404),
+            ("DELETE", &*format!("/{mode}/hello"), 405),
+            ("GET", "/static/nothing.css", 404),
+            ("GET", &long, 414),
+            ("POST", &format!("/{mode}/hello"), 405),
+        ] {
+            let page = ask(method, path, browser).await;
+            assert_eq!(page.status, status, "{page:?}");
+            let start = format!("own page {status} {status} {path} ");
+            assert!(page.text().starts_with(&start) && page.text().ends_with(" de"), "{page:?}");
+            assert_eq!(page.header("cache-control"), "no-store");
+            assert_eq!(page.header("allow").is_empty(), status != 405, "{page:?}");
+        }
+        // Programs have their problem, and what fails in the view for errors has the built-in page.
+        let problem = ask("GET", "/nowhere", "application/json").await;
+        assert_eq!((problem.status, problem.header("content-type")), (404, "application/problem+json"));
+        let mark = server.log.mark();
+        let page = ask("GET", "/broken", browser).await;
+        assert_eq!(page.status, 404);
+        assert!(!page.text().contains("own page") && page.text().contains("There is no such page."), "{page:?}");
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].number("status"), 404, "{lines:?}");
+        assert_eq!(ask("HEAD", "/nowhere", browser).await.status, 404);
+        assert_eq!(ask("GET", &format!("/{mode}/error/404"), browser).await.status, 200, "it is a view like others");
+        server.assert_baseline().await;
+    }
+
+    async fn clients_and_users_have_limits(mode: Mode) {
+        let toml = r#"
+            app.middleware = ["header-auth", "rate-limit"]
+            server.trusted_proxies = ["127.0.0.1"]
+            [middleware.header-auth]
+            required = false
+            [middleware.rate-limit]
+            by = "user"
+            requests = 2
+            per_ms = 60000
+        "#;
+        let server = App::new(toml).serve().await;
+        let ask = |client: &str, user: &str| {
+            let request = server.request("GET", &format!("/{mode}/hello")).header("x-forwarded-for", client);
+            Reply::of(if user.is_empty() { request } else { request.header("x-forwarded-user", user) })
+        };
+        for (client, user, status) in [
+            ("203.0.113.7", "", 200),
+            ("203.0.113.7", "", 200),
+            ("203.0.113.7", "", 429),
+            ("203.0.113.8", "", 200),
+            ("203.0.113.7", "ann", 200),
+            ("203.0.113.9", "ann", 200),
+            ("203.0.113.8", "ann", 429),
+            ("203.0.113.8", "bob", 200),
+        ] {
+            let reply = ask(client, user).await;
+            assert_eq!(reply.status, status, "{client} {user}: {reply:?}");
+            if status == 429 {
+                let seconds: u64 = reply.header("retry-after").parse().expect("seconds");
+                assert!((1..=30).contains(&seconds), "{seconds}");
+            }
+        }
+        server.assert_baseline().await;
+    }
+
     /// Who comes in is known to the views, and no guest can say otherwise.
     async fn r14_the_user_is_set_by_the_host_alone(mode: Mode) {
         let toml = r#"

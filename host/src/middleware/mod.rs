@@ -7,6 +7,7 @@ pub mod basic_auth;
 pub mod compression;
 pub mod cors;
 pub mod header_auth;
+pub mod rate_limit;
 pub mod security_headers;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +24,7 @@ use basic_auth::BasicAuth;
 use compression::Compression;
 use cors::Cors;
 use header_auth::HeaderAuth;
+use rate_limit::RateLimit;
 use security_headers::SecurityHeaders;
 
 /// The context value with the user's name, which no guest can set (R14).
@@ -43,6 +45,8 @@ pub enum Builtin {
     BasicAuth(Box<BasicAuth>),
     /// Takes the user's name from a proxy.
     HeaderAuth(HeaderAuth),
+    /// Refuses those who send too many requests.
+    RateLimit(Box<RateLimit>),
 }
 
 impl Builtin {
@@ -124,6 +128,14 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                 }
                 Err(refused) => Err(*refused),
             },
+            Builtin::RateLimit(limit) => {
+                let found = values.iter().find(|(name, _)| name == USER);
+                let user = found.map(|(_, user)| user.as_str()).or(visit.user);
+                match limit.before(visit.client, user) {
+                    Ok(()) => continue,
+                    Err(refused) => Err(*refused),
+                }
+            }
         };
         return Entry {
             seen,
@@ -150,7 +162,7 @@ pub fn leave(builtins: &[Arc<Builtin>], visit: Visit<'_>, response: &mut Respons
             Builtin::SecurityHeaders(headers) => headers.after(response.headers_mut()),
             Builtin::Compression(compression) => compression.after(visit, response),
             Builtin::Cors(cors) => cors.after(visit.request, response.headers_mut()),
-            Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) => {}
+            Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) | Builtin::RateLimit(_) => {}
         }
     }
 }

@@ -15,18 +15,20 @@ use crate::middleware::basic_auth::{self, BasicAuth, Password};
 use crate::middleware::compression::{Compression, Encoding};
 use crate::middleware::cors::{self, Cors, Origins};
 use crate::middleware::header_auth::HeaderAuth;
+use crate::middleware::rate_limit::{self, By, RateLimit};
 use crate::middleware::security_headers::{Choices, Framing, SecurityHeaders};
 use crate::proxies::{Addresses, Proxies};
 
 type Table = BTreeMap<String, Spanned<Value>>;
 
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "request-id",
     "security-headers",
     "compression",
     "cors",
     "basic-auth",
     "header-auth",
+    "rate-limit",
 ];
 /// Times in seconds: up to two years, which is what lists of https-only sites ask for.
 const SECONDS: RangeInclusive<u64> = 0..=63_072_000;
@@ -128,6 +130,7 @@ fn unknown(name: &str, known: &Builtins) -> String {
     if NAMES.contains(&name) {
         let needs = match name {
             "cors" => "origins = [\"https://app.example.com\"]",
+            "rate-limit" => "requests = 100",
             "basic-auth" => "file = \"users.htpasswd\"",
             _ => "from = [\"127.0.0.1\"]",
         };
@@ -174,6 +177,7 @@ impl Options<'_> {
             "cors" => Builtin::Cors(self.cors()?),
             "basic-auth" => Builtin::BasicAuth(Box::new(self.basic_auth()?)),
             "header-auth" => Builtin::HeaderAuth(self.header_auth(proxies)?),
+            "rate-limit" => Builtin::RateLimit(Box::new(self.rate_limit()?)),
             _ => {
                 return Err(self.checker.error_at(place, format!(
                     "`[middleware.{}]` is to use `{kind}`, which there is not{}: write `use = \"…\"` with one of {}",
@@ -394,6 +398,23 @@ impl Options<'_> {
             from,
             required,
         })
+    }
+
+    fn rate_limit(&mut self) -> Result<RateLimit, ConfigError> {
+        let by = self.word("by", &By::ALL)?.unwrap_or(By::Address);
+        let per_ms = self.number("per_ms", 60_000, TIME_MS)?;
+        if !self.given.contains_key("requests") {
+            return Err(self.checker.error_at(self.at, "`rate-limit` has to know how much is too much: write `requests = 100`, which is for each minute, or for each `per_ms`".into()));
+        }
+        let requests = self.number("requests", 0, 1..=1_000_000)?;
+        let burst = self.number("burst", requests, 1..=1_000_000)?;
+        let keys_max = self.number("keys_max", 100_000, 16..=10_000_000)?;
+        Ok(RateLimit::new(rate_limit::Options {
+            by,
+            period: Duration::from_millis(per_ms) / u32::try_from(requests).expect("it is checked"),
+            burst: u32::try_from(burst).expect("it is checked"),
+            keys_max: usize::try_from(keys_max).expect("it is checked"),
+        }))
     }
 
     fn place(&self, key: &str) -> usize {
