@@ -17,6 +17,7 @@ pub mod capability;
 pub mod chain;
 pub mod cli;
 pub mod completion;
+pub mod conditional;
 pub mod config;
 pub mod database;
 pub mod deadline;

@@ -4,10 +4,12 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, File, Metadata};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 
+use crate::conditional::{self, Unmodified};
 use crate::error::Failure;
 
 /// A folder that is served.
@@ -19,6 +21,8 @@ pub struct StaticFiles {
 pub enum Content {
     /// All of it.
     Whole(Vec<u8>),
+    /// All of it, which others get, too.
+    Shared(Bytes),
     /// An open file with its length.
     Open(std::fs::File, u64),
 }
@@ -69,8 +73,12 @@ impl StaticFiles {
             .header(header::LAST_MODIFIED, httpdate::fmt_http_date(modified))
             .header(header::CACHE_CONTROL, "no-cache")
             .header("x-content-type-options", "nosniff");
-        if not_modified(headers, &tag, modified) {
+        if conditional::is_known(headers, Some(&tag), Some(modified)) {
             response = response.status(StatusCode::NOT_MODIFIED);
+            response = response.extension(Unmodified {
+                content_type: HeaderValue::try_from(content_type(path)).ok(),
+                length: Some(metadata.len()),
+            });
             return Ok(response
                 .body(Content::Whole(Vec::new()))
                 .expect("the headers are valid"));
@@ -112,32 +120,6 @@ fn tag(modified: SystemTime, length: u64) -> String {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     format!("\"{:x}-{length:x}\"", since.as_nanos())
-}
-
-/// `if-none-match` decides when it is there, else `if-modified-since` (RFC 9110, 13.2.2).
-fn not_modified(headers: &HeaderMap, tag: &str, modified: SystemTime) -> bool {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
-    if let Some(known) = text(header::IF_NONE_MATCH) {
-        return known
-            .split(',')
-            .map(|known| known.trim().trim_start_matches("W/"))
-            .any(|known| known == "*" || known == tag);
-    }
-    let Some(since) =
-        text(header::IF_MODIFIED_SINCE).and_then(|date| httpdate::parse_http_date(date).ok())
-    else {
-        return false;
-    };
-    let seconds = |time: SystemTime| {
-        time.duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs()
-    };
-    seconds(modified) <= seconds(since)
 }
 
 fn content_type(path: &str) -> String {

@@ -25,6 +25,7 @@ use crate::bindings::types;
 use crate::budget::{Account, Exhausted};
 use crate::call_depth::{self, CALL_DEPTH};
 use crate::completion::Line;
+use crate::conditional;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
@@ -204,7 +205,7 @@ where
     };
     match target {
         Target::Static(files) => {
-            static_file(files, (parts, &completion.origin.account), params).await
+            static_file(app, files, (parts, &completion.origin.account), params).await
         }
         Target::View(routed) => {
             completion.view = Some(Arc::clone(&routed.chain.view().view));
@@ -338,6 +339,7 @@ pub fn text(value: &[u8]) -> String {
 }
 
 async fn static_file(
+    app: &App,
     files: &Arc<StaticFiles>,
     (parts, account): (&Parts, &Arc<Account>),
     params: Vec<(String, String)>,
@@ -353,7 +355,18 @@ async fn static_file(
         .map_or_else(String::new, |(_, path)| path);
     // A file that is read at once is no larger.
     let room = account.draw(WHOLE_BYTES)?;
-    let read = tokio::task::spawn_blocking(move || files.respond(&method, &path, &headers));
+    let builtins = app.config.builtins.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let response = files.respond(&method, &path, &headers)?;
+        let compression = builtins.iter().find_map(|builtin| match &**builtin {
+            Builtin::Compression(compression) => Some(compression),
+            _ => None,
+        });
+        Ok::<_, Failure>(match compression {
+            Some(compression) => compression.file(&files, (&method, &path, &headers), response),
+            None => response,
+        })
+    });
     let response = read
         .await
         .map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
@@ -363,6 +376,7 @@ async fn static_file(
             let room = room.cut_to(bytes.capacity() as u64);
             Either::Left(Full::new(room.hold(bytes)))
         }
+        Content::Shared(bytes) => Either::Left(Full::new(bytes)),
         Content::Open(file, length) => {
             let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
             let pieces = ReaderStream::with_capacity(file, FILE_PIECE);

@@ -12,7 +12,7 @@ use super::{Checker, TIME_MS, TIME_MS_OR_NONE};
 use crate::config::{ConfigError, GuestMiddleware, nearest};
 use crate::middleware::Builtin;
 use crate::middleware::basic_auth::{self, BasicAuth, Password};
-use crate::middleware::compression::{Compression, Encoding};
+use crate::middleware::compression::{Compression, Encoding, FileCache};
 use crate::middleware::cors::{self, Cors, Origins};
 use crate::middleware::header_auth::HeaderAuth;
 use crate::middleware::rate_limit::{self, By, RateLimit};
@@ -229,9 +229,11 @@ impl Options<'_> {
             ));
         }
         let min_bytes = self.number("min_bytes", 1024, 0..=1 << 40)?;
+        let files_mb = self.number("files_cache_mb", 16, 0..=1 << 20)?;
         Ok(Compression {
             encodings,
             min_bytes,
+            files: FileCache::new(files_mb << 20),
         })
     }
 
