@@ -67,11 +67,13 @@ pub struct Config {
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around all views, the outermost first.
     pub middleware: Vec<GuestMiddleware>,
+    /// The view that makes the pages for failures.
+    pub errors: Option<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
 }
 
-/// A guest function that is middleware.
+/// A guest function that is middleware, or the view for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestMiddleware {
     /// Its module's name.

@@ -107,6 +107,9 @@ impl<'a> Checker<'a> {
         let names = raw.modules.keys().cloned().collect();
         let known = self.builtins(raw.middleware, names, &proxies)?;
         let (builtins, middleware) = self.middleware(&raw.app.middleware, &known)?;
+        let errors = (raw.app.errors.as_ref())
+            .map(|name| self.errors(name, &known))
+            .transpose()?;
         let defaults = Defaults {
             builtins: known,
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
@@ -126,6 +129,7 @@ impl<'a> Checker<'a> {
             allowed_origins,
             builtins,
             middleware,
+            errors,
             file: self.file.to_owned(),
             name: raw.app.name,
             server: raw.server.into_inner(),

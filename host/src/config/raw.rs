@@ -47,6 +47,9 @@ pub(super) struct App {
     pub(super) atomic: Option<Spanned<Atomic>>,
     #[serde(default)]
     pub(super) middleware: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) allowed_origins: Vec<Spanned<String>>,
+    pub(super) errors: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -5,6 +5,7 @@
 //! and becomes a response in one place; whatever way it ends, one line in the log says how.
 
 pub mod body;
+pub mod error_view;
 pub mod page;
 
 use std::io;
@@ -123,7 +124,7 @@ async fn around(
         }
         None => match within(completion).await {
             Ok(response) => response,
-            Err(failure) => completion.failed(failure),
+            Err(failure) => completion.failed_within(failure).await,
         },
     };
     middleware::leave(&builtins[..entry.seen], completion.visit(), &mut response);
@@ -200,7 +201,7 @@ where
         Route::MethodNotAllowed(allow) => {
             let text = format!("{} is not possible here; {allow} are.", parts.method);
             let failure = Failure::client(StatusCode::METHOD_NOT_ALLOWED, text);
-            return Ok(with_allow(completion.failed(failure), &allow));
+            return Ok(with_allow(completion.failed_within(failure).await, &allow));
         }
     };
     match target {
@@ -483,7 +484,19 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// The response for a failure, which the line will name.
+    /// The response for a failure of what was asked for: the app may have a page of its own for it.
+    async fn failed_within(&mut self, failure: Failure) -> Response<ResponseBody> {
+        match Box::pin(error_view::page(self, &failure)).await {
+            Some(page) => {
+                let detail = cut(failure.detail, DETAIL_MAX);
+                self.failure = Some(Failure { detail, ..failure });
+                page
+            }
+            None => self.failed(failure),
+        }
+    }
+
+    /// The built-in response for a failure, which the line will name.
     fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
         let report = self.host.development.then(|| self.report());

@@ -95,6 +95,21 @@ impl Checker<'_> {
         Ok((builtins, guests))
     }
 
+    /// The view that `errors` names.
+    pub(super) fn errors(
+        &self,
+        entry: &Spanned<String>,
+        known: &Builtins,
+    ) -> Result<GuestMiddleware, ConfigError> {
+        let name = entry.get_ref().as_str();
+        let Some((module, function)) = name.split_once("::") else {
+            return Err(self.error(entry, format!(
+                "`errors` is `{name}`: write the view that makes the pages as `module::function`"
+            )));
+        };
+        self.guest(entry, module, function, known)
+    }
+
     fn guest(
         &self,
         entry: &Spanned<String>,
