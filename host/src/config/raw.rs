@@ -78,7 +78,7 @@ pub struct Server {
     /// How long the headers of a request may take to arrive, counted from when the connection is idle (so it
     /// also ends idle connections). Default 10,000.
     pub header_timeout_ms: u64,
-    /// A request body; more gets 413. Default 10 MiB.
+    /// A request body; more gets 413. Default 8 MiB, as for answers.
     pub body_max_bytes: u64,
     /// Up to here a body travels to the guest with the request. Default 64 KiB.
     pub body_inline_bytes: u64,
@@ -109,7 +109,7 @@ impl Default for Server {
             headers_max: 100,
             uri_max_bytes: 8 << 10,
             header_timeout_ms: 10_000,
-            body_max_bytes: 10 << 20,
+            body_max_bytes: 8 << 20,
             body_inline_bytes: 64 << 10,
             body_memory_bytes: 1 << 20,
             body_timeout_ms: 30_000,

@@ -119,10 +119,14 @@ impl Checker<'_> {
     ) -> Result<GuestMiddleware, ConfigError> {
         if !known.modules.iter().any(|name| name == module) {
             let names: Vec<&str> = known.modules.iter().map(String::as_str).collect();
-            return Err(self.error(entry, format!(
-                "there is no module `{module}` for the middleware `{module}::{function}`{}: the app has {}",
-                meant(module, &names), names.join(", "),
-            )));
+            return Err(self.error(
+                entry,
+                format!(
+                    "there is no module `{module}` for `{module}::{function}`{}: the app has {}",
+                    meant(module, &names),
+                    names.join(", "),
+                ),
+            ));
         }
         Ok(GuestMiddleware {
             module: module.to_owned(),
