@@ -120,36 +120,51 @@ impl<T: FromRequest> FromRequest for Protected<T> {
     };
 
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
-        check_site(&request.headers)?;
+        let allowed = cx.config("amphi.allowed_origins").unwrap_or_default();
+        check_site(&request.headers, &allowed)?;
         let session = Session::of(cx, request)?;
         check_token(&session, request)?;
         T::from_request(cx, request).map(Self)
     }
 }
 
-/// Whether the browser says that another site has sent this.
-fn check_site(headers: &Headers) -> Result<()> {
-    let from_elsewhere = |origin: &str| {
-        let detail = format!("CSRF: the browser says that {origin} has sent this");
+/// Whether the browser says that another site has sent this, which the app's `allowed_origins` do not name.
+fn check_site(headers: &Headers, allowed: &str) -> Result<()> {
+    let from_elsewhere = |who: &str, way_out: &str| {
+        let detail = format!("CSRF: the browser says that {who} has sent this: {way_out}");
         Err(
             Error::forbidden("another site has sent this; open this one and try again")
                 .with_detail(detail),
         )
     };
+    let origin = headers.get("origin");
+    if origin.is_some_and(|origin| allowed.split(' ').any(|known| known == origin)) {
+        return Ok(());
+    }
     if let Some(site) = headers.get("sec-fetch-site") {
         return match site {
             "same-origin" | "none" => Ok(()),
-            other => from_elsewhere(&format!("a page that is {other}")),
+            other => from_elsewhere(
+                &format!("a page of {} that is {other}", origin.unwrap_or("a site")),
+                "if its forms are meant to come here, add that origin to `allowed_origins` of `[app]`",
+            ),
         };
     }
-    match (headers.get("origin"), headers.get("host")) {
+    match (origin, headers.get("host")) {
         // Under some referrer policies, browsers do not tell even the site itself.
         (None | Some("null"), _) | (_, None) => Ok(()),
         (Some(origin), Some(host)) => {
             let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
             match without_port(authority).eq_ignore_ascii_case(without_port(host)) {
                 true => Ok(()),
-                false => from_elsewhere(&format!("{origin} (this is {host})")),
+                false => from_elsewhere(
+                    &format!("a page of {origin}"),
+                    &format!(
+                        "this is `{host}`, as far as the request tells. If a proxy is in front, have it send \
+                         `x-forwarded-host` and name it in `trusted_proxies` of `[server]`, or have it pass `host` \
+                         on; or add the origin to `allowed_origins` of `[app]`"
+                    ),
+                ),
             }
         }
     }
@@ -181,6 +196,18 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
         );
     };
     let Some(wanted) = token_of(session) else {
+        let over_https = request.headers.get("x-forwarded-proto") == Some("https");
+        if session.may_be_lost() && !over_https {
+            return Err(Error::forbidden(
+                "the browser has sent no session with this form: reload its page and send it again; over plain \
+                 http, it keeps none",
+            )
+            .with_detail(
+                "CSRF: the session has no token: no cookie of it came along. It is `Secure`, so browsers keep it over https alone: put TLS in \
+                 front, with the proxy in `trusted_proxies` of `[server]` and sending `x-forwarded-proto`; or, if the \
+                 app is for plain http, set `settings = { session_secure = false }` in the module's table in amphi.toml",
+            ));
+        }
         return refused(
             "the session has no token: it is over, its key has changed, or the browser keeps no cookies of this app",
         );
@@ -301,6 +328,14 @@ mod tests {
             ),
             (&[("origin", "null"), ("host", "a.example")][..], true),
             (
+                &[
+                    ("sec-fetch-site", "cross-site"),
+                    ("origin", "https://b.example"),
+                    ("host", "a.example"),
+                ][..],
+                false,
+            ),
+            (
                 &[("origin", "https://b.example"), ("host", "a.example")][..],
                 false,
             ),
@@ -320,8 +355,15 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect();
             assert_eq!(
-                check_site(&Headers::from(list)).is_ok(),
+                check_site(&Headers::from(list.clone()), "").is_ok(),
                 good,
+                "{headers:?}"
+            );
+            let allowed = "https://c.example https://b.example";
+            let by_b = list.contains(&("origin".to_owned(), "https://b.example".to_owned()));
+            assert_eq!(
+                check_site(&Headers::from(list), allowed).is_ok(),
+                good || by_b,
                 "{headers:?}"
             );
         }

@@ -69,7 +69,7 @@ const VALUES_MAX_BYTES: usize = 2900;
 /// | `session_key_previous` | none | the key before that: what it signed still counts, and is signed anew |
 /// | `session_days` | 14 | how long a session lasts after its last use, give or take half of it |
 /// | `session_name` | `session` | the name of the cookie |
-/// | `session_secure` | `true`, but `false` under `amphi up` | whether browsers send it over HTTPS alone |
+/// | `session_secure` | `true`, but `false` under `amphi up` | whether browsers send it over HTTPS alone. Under `amphi serve` without TLS in front, browsers keep no session unless this is `false` |
 #[derive(Clone)]
 pub struct Session(Rc<RefCell<State>>);
 
@@ -152,6 +152,12 @@ impl Session {
         state.changes.push(Change::Clear);
     }
 
+    /// Whether the browser has sent no cookie of it, and sends them over https alone.
+    pub(crate) fn may_be_lost(&self) -> bool {
+        let state = self.0.borrow();
+        !state.has_cookie && state.settings.secure
+    }
+
     /// The one session that all extractors of a call share.
     pub(crate) fn of<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         if let Some(session) = cx.session.get() {
@@ -181,15 +187,20 @@ impl State {
     fn read<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         let settings = Settings::read(|name| cx.config(name))?;
         let cookies = Cookies::of(&request.headers);
-        let text = cookies.get(&settings.name);
+        // There may be several, from other paths or apps, or left by someone: the one that is good counts.
+        let named = |(name, _): &(&str, &str)| *name == settings.name;
+        let texts: Vec<&str> = (cookies.iter().filter(named))
+            .map(|(_, text)| text)
+            .collect();
+        let opened = texts.iter().find_map(|text| settings.open(text));
         let mut state = Self {
             values: Values::new(),
             changes: Vec::new(),
             outdated: false,
-            has_cookie: text.is_some(),
+            has_cookie: !texts.is_empty(),
             settings,
         };
-        if let Some((payload, with_previous)) = text.and_then(|text| state.settings.open(text)) {
+        if let Some((payload, with_previous)) = opened {
             let left = payload.end.saturating_sub(now());
             state.outdated = with_previous || left < state.settings.lifetime().as_secs() / 2;
             state.values = payload.values;

@@ -14,6 +14,7 @@ use amphi::config::{Config, Limits};
 use amphi::database::{self, Databases, Face, Statement};
 use amphi::deadline::Deadline;
 use amphi::host::Host;
+use amphi::proxies::Asked;
 use amphi::request::{self, Client, body::Received};
 use amphi::run::{Engines, Room};
 use amphi::scope::{Origin, Scope, Setup};
@@ -219,7 +220,8 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
 #[divan::bench]
 fn request_conversion(bencher: Bencher<'_, '_>) {
     let (parts, _) = hello("/sync?a=b").into_parts();
-    bencher.bench_local(|| request::contract_request(&parts, Received::Inline(Vec::new())));
+    let asked = Asked::default();
+    bencher.bench_local(|| request::contract_request(&parts, &asked, Received::Inline(Vec::new())));
 }
 
 /// From the contract's response to HTTP's.

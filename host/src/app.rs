@@ -19,6 +19,9 @@ use crate::run::Engines;
 use crate::static_files::StaticFiles;
 use crate::view::{Kind, Topics, View};
 
+/// The one parameter that the pattern of the view for errors may have.
+pub const STATUS: &str = "status";
+
 /// An app, ready to be served.
 pub struct App {
     /// Its checked configuration.
@@ -29,6 +32,8 @@ pub struct App {
     pub services: Arc<Services>,
     /// All views, middleware and subscribers, in the order of their modules.
     pub views: Vec<Arc<View>>,
+    /// The view that makes the pages for failures, without middleware.
+    pub errors: Option<Arc<Chain>>,
     modules: Vec<Arc<Module>>,
     subscribers: Vec<(Topics, Arc<Chain>)>,
 }
@@ -108,10 +113,16 @@ impl App {
                 );
             }
         }
+        for module in &config.modules {
+            client
+                .prepare(module)
+                .context("the client for outbound requests")?;
+        }
         let services = Arc::new(Services {
             databases,
             http: client,
             development,
+            allowed_origins: config.allowed_origins.join(" "),
             trusted_headers: (config.builtins.iter())
                 .chain(config.modules.iter().flat_map(|module| &module.builtins))
                 .filter_map(|builtin| builtin.trusted_header())
@@ -120,6 +131,7 @@ impl App {
         let mut app = App {
             router: Router::default(),
             views: Vec::new(),
+            errors: None,
             modules: Vec::new(),
             subscribers: Vec::new(),
             services,
@@ -184,6 +196,10 @@ impl App {
                     self.add_route(method, pattern, &outer, own, &link)?;
                 }
             }
+        }
+        if let Some(wanted) = &self.config.errors {
+            let all: Vec<Link> = links().collect();
+            self.errors = Some(Arc::new(Chain::new([], error_view(wanted, &all)?)));
         }
         self.modules = modules;
         Ok(())
@@ -251,15 +267,40 @@ impl App {
     }
 }
 
+/// Whether a function is the one that `module::function` means.
+fn is_meant(wanted: &GuestMiddleware, link: &Link) -> bool {
+    let GuestMiddleware { module, function } = wanted;
+    let name = &link.view.name;
+    link.view.module == *module && (name == function || name.rsplit("::").next() == Some(function))
+}
+
+/// The view that `errors` names.
+fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
+    let GuestMiddleware { module, function } = wanted;
+    let name = format!("{module}::{function}");
+    let is_page = |link: &&Link| matches!(&link.view.kind, Kind::Route { method, .. } if *method == Method::GET);
+    let found = all
+        .iter()
+        .filter(is_page)
+        .find(|link| is_meant(wanted, link));
+    let link = found.ok_or_else(|| {
+        anyhow!("`errors` of `[app]` names `{name}`, which no module has as a view for GET: write one, e.g. `#[view(get, \"/error/{{status}}\")]`, and list it in `views!`")
+    })?;
+    let pattern = link.view.pattern();
+    let parameters = pattern.replace(&format!("{{{STATUS}}}"), "");
+    if parameters.contains('{') {
+        bail!(
+            "`errors` of `[app]` names `{name}`, whose pattern is `{pattern}`: it can have the parameter `{{{STATUS}}}` and no other"
+        );
+    }
+    Ok(link.clone())
+}
+
 /// The middleware that a list names.
 fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &GuestMiddleware| {
         let GuestMiddleware { module, function } = wanted;
-        let is_it = |link: &&Link| {
-            let name = &link.view.name;
-            link.view.module == *module
-                && (name == function || name.rsplit("::").next() == Some(function))
-        };
+        let is_it = |link: &&Link| is_meant(wanted, link);
         known.iter().find(is_it).cloned().ok_or_else(|| {
             let names: Vec<String> = known.iter().map(|link| link.view.to_string()).collect();
             let names = if names.is_empty() { "none".into() } else { names.join(", ") };

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::middleware::Builtin;
@@ -60,15 +61,19 @@ pub struct Config {
     pub static_files: Option<StaticFiles>,
     /// Who is trusted to name clients, requests and users.
     pub proxies: Proxies,
+    /// Origins whose pages may send the app forms, beside its own.
+    pub allowed_origins: Vec<String>,
     /// Built-in middleware around everything, the outermost first.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around all views, the outermost first.
     pub middleware: Vec<GuestMiddleware>,
+    /// The view that makes the pages for failures.
+    pub errors: Option<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
 }
 
-/// A guest function that is middleware.
+/// A guest function that is middleware, or the view for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestMiddleware {
     /// Its module's name.
@@ -101,6 +106,8 @@ pub struct Module {
     pub databases: Vec<String>,
     /// Origins it may send requests to.
     pub http: Vec<HttpGrant>,
+    /// Networks that those may lead to although they are not public.
+    pub http_private: Vec<IpNet>,
     /// Built-in middleware around its views and their failures, the outermost first, within that of the app.
     pub builtins: Vec<Arc<Builtin>>,
     /// Guests' middleware around its views, the outermost first, within that of the app.
@@ -291,6 +298,7 @@ impl Module {
             mount: String::new(),
             databases: Vec::new(),
             http: Vec::new(),
+            http_private: Vec::new(),
             builtins: Vec::new(),
             middleware: Vec::new(),
             publish: Vec::new(),

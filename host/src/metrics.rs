@@ -51,6 +51,8 @@ pub struct Metrics {
     pub body_files: IntGauge,
     /// Responses that are compressed while they are sent.
     pub compressing: IntGauge,
+    /// Passwords that basic-auth checks.
+    pub password_checks: IntGauge,
     /// Credentials that basic-auth need not check again.
     pub credentials: IntGauge,
     /// Finished requests, by status class (`2xx` …).
@@ -146,6 +148,7 @@ impl Metrics {
                 "compressing",
                 "Responses that are compressed while they are sent",
             ),
+            password_checks: gauge("password_checks", "Passwords that basic-auth checks"),
             credentials: gauge(
                 "credentials_remembered",
                 "Credentials that basic-auth need not check again",

@@ -1,18 +1,24 @@
-//! Proxies in front of the server that are trusted to say who the client is and what its request is called.
+//! Proxies in front of the server that are trusted to say who the client is, what its request is called and which
+//! address it has asked for.
 //!
 //! Anybody can send the headers that proxies add. They count only when the one who is connected is a trusted proxy,
 //! and a list of addresses only as far as trusted proxies have written it: from its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
 use crate::forwarded::{self, Malformed};
+use crate::request::authority::Host;
 
 /// Names the request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The authority that the client has asked for.
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// The scheme.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The longest request id that is taken over.
 const REQUEST_ID_MAX: usize = 128;
 
@@ -32,6 +38,15 @@ pub enum Addresses {
     XForwardedFor,
     /// `forwarded` (RFC 7239).
     Forwarded,
+}
+
+/// What a trusted proxy says about the URL that the client has asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Host and port, as in a `host` header.
+    pub authority: Option<String>,
+    /// `http` or `https`.
+    pub scheme: Option<&'static str>,
 }
 
 impl Proxies {
@@ -99,6 +114,35 @@ impl Proxies {
         Ok(client)
     }
 
+    /// The URL that the client has asked for, as the proxy that is connected says. Nothing, where it is not trusted.
+    pub fn asked(&self, peer: SocketAddr, headers: &HeaderMap) -> Asked {
+        if self.is_empty() || !self.trust(peer.ip()) {
+            return Asked::default();
+        }
+        // Of a list, the last one: what is before it may come from the client.
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
+        let (authority, scheme) = match self.addresses {
+            Addresses::XForwardedFor => {
+                let last = |name| last(headers, name).and_then(text);
+                (last(&FORWARDED_HOST), last(&FORWARDED_PROTO))
+            }
+            Addresses::Forwarded => {
+                let line = headers.get_all(header::FORWARDED).iter().next_back();
+                // A malformed one is refused for what it says of the client.
+                let elements = line.and_then(|line| forwarded::parse(line.as_bytes()).ok());
+                let element = elements.and_then(|elements| elements.into_iter().next_back());
+                let of = |name| text(element.as_ref()?.get(name)?.to_vec());
+                (of("host"), of("proto"))
+            }
+        };
+        let schemes = ["http", "https"].into_iter();
+        let known = |scheme: String| schemes.clone().find(|s| scheme.eq_ignore_ascii_case(s));
+        Asked {
+            authority: authority.filter(|text| Host::parse(text.as_bytes()).is_some()),
+            scheme: scheme.and_then(known),
+        }
+    }
+
     /// The id that a trusted proxy has given to the request.
     pub fn request_id(&self, peer: SocketAddr, headers: &HeaderMap) -> Option<String> {
         if self.is_empty() || !self.trust(peer.ip()) {
@@ -112,6 +156,24 @@ impl Proxies {
         let valid = (1..=REQUEST_ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(plain);
         id.to_str().ok().filter(|_| valid).map(str::to_owned)
     }
+}
+
+/// What counts as one client: an address, or of IPv6 the network that one client has (RFC 6177).
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & !u128::from(u64::MAX);
+            Ipv6Addr::from(network).into()
+        }
+        address => address,
+    }
+}
+
+/// The last value of a header. What a client has sent before it must not spoil it.
+fn last(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
+    let line = headers.get_all(name).iter().next_back()?;
+    let last = line.as_bytes().rsplit(|byte| *byte == b',').next()?;
+    Some(last.trim_ascii().to_vec())
 }
 
 /// Split before it is decoded: what a client has sent must not spoil what a proxy added to the line.
@@ -250,6 +312,51 @@ mod tests {
         let line = HeaderValue::from_bytes(b"\xff\xfe, 203.0.113.7").expect("a header");
         let sent = HeaderMap::from_iter([(FORWARDED_FOR, line)]);
         assert_client(&trusted, &sent, "203.0.113.7:0");
+    }
+
+    #[test]
+    fn r14_only_a_trusted_proxy_says_what_was_asked_for() {
+        let asked = |proxies: &Proxies, pairs: &[(&HeaderName, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, HeaderValue::from_str(value).expect("a header"));
+            }
+            let asked = proxies.asked(PEER.into(), &headers);
+            (asked.authority.unwrap_or_default(), asked.scheme)
+        };
+        let trusted = proxies(&["10.0.0.0/8"], Addresses::XForwardedFor);
+        let sent = [
+            (&FORWARDED_HOST, "shop.example:8443"),
+            (&FORWARDED_PROTO, "HTTPS"),
+        ];
+        let none = (String::new(), None);
+        assert_eq!(
+            asked(&trusted, &sent),
+            ("shop.example:8443".into(), Some("https"))
+        );
+        let others = proxies(&["192.168.0.0/16"], Addresses::XForwardedFor);
+        assert_eq!(asked(&others, &sent), none);
+        assert_eq!(asked(&Proxies::default(), &sent), none);
+        // What a client has put before the proxy's own.
+        let list = [(&FORWARDED_HOST, "evil.example, shop.example")];
+        assert_eq!(asked(&trusted, &list).0, "shop.example");
+        let two = [(&FORWARDED_HOST, "evil.example"), (&FORWARDED_HOST, "a.b")];
+        assert_eq!(asked(&trusted, &two).0, "a.b");
+        for wrong in ["", "a b", "user@a.b", "a/b", "a.b\u{7f}", "\"a.b\""] {
+            let Ok(value) = HeaderValue::from_str(wrong) else {
+                continue;
+            };
+            let headers = HeaderMap::from_iter([(FORWARDED_HOST, value)]);
+            let asked = trusted.asked(PEER.into(), &headers);
+            assert_eq!(asked, Asked::default(), "{wrong}");
+        }
+        let rfc = proxies(&["10.0.0.0/8"], Addresses::Forwarded);
+        assert_eq!(asked(&rfc, &sent), none);
+        let element = "for=1.1.1.1;host=evil, for=1.2.3.4;Host=\"shop.example:80\";proto=https";
+        assert_eq!(
+            asked(&rfc, &[(&header::FORWARDED, element)]),
+            ("shop.example:80".into(), Some("https"))
+        );
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Origin {
     pub trace: Trace,
     /// The client.
     pub peer: SocketAddr,
+    /// Within how many requests of this app it was sent.
+    pub depth: u32,
     /// Values that its scope starts with.
     pub values: Arc<Values>,
     /// What is kept for it is drawn from here.
@@ -56,6 +58,7 @@ impl Origin {
             id: new_id(),
             trace: Trace::begin(),
             peer: (Ipv4Addr::LOCALHOST, 0).into(),
+            depth: 0,
             values: Arc::default(),
             account: budget::process().unpaid(),
         })

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use rustix::fs::OFlags;
 use tokio_util::io::ReaderStream;
 
+use crate::conditional::{self, Unmodified};
 use crate::error::Failure;
 
 /// A folder that is served.
@@ -25,6 +26,8 @@ pub struct StaticFiles {
 pub enum Content {
     /// All of it.
     Whole(Vec<u8>),
+    /// All of it, which others get, too.
+    Shared(Bytes),
     /// An open file with its length.
     Open(std::fs::File, u64),
 }
@@ -71,8 +74,12 @@ impl StaticFiles {
             _ => failed(error),
         })?;
         let known = State::of(&metadata);
-        if not_modified(headers, &known.tag(), known.modified) {
+        if conditional::is_known(headers, Some(&known.tag()), Some(known.modified)) {
             let response = known.response().status(StatusCode::NOT_MODIFIED);
+            let response = response.extension(Unmodified {
+                content_type: HeaderValue::try_from(content_type(path)).ok(),
+                length: Some(known.length),
+            });
             let response = response.body(Content::Whole(Vec::new()));
             return Ok(response.expect("the headers are valid"));
         }
@@ -203,32 +210,6 @@ pub fn pieces(
             }
         }
     })
-}
-
-/// `if-none-match` decides when it is there, else `if-modified-since` (RFC 9110, 13.2.2).
-fn not_modified(headers: &HeaderMap, tag: &str, modified: SystemTime) -> bool {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
-    if let Some(known) = text(header::IF_NONE_MATCH) {
-        return known
-            .split(',')
-            .map(|known| known.trim().trim_start_matches("W/"))
-            .any(|known| known == "*" || known == tag);
-    }
-    let Some(since) =
-        text(header::IF_MODIFIED_SINCE).and_then(|date| httpdate::parse_http_date(date).ok())
-    else {
-        return false;
-    };
-    let seconds = |time: SystemTime| {
-        time.duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs()
-    };
-    seconds(modified) <= seconds(since)
 }
 
 fn content_type(path: &str) -> String {

@@ -2,10 +2,11 @@
 
 use std::io::Read as _;
 
+use futures::future::join_all;
 use serde_json::json;
 
 use crate::harness::steps::{about, end, get, set};
-use crate::harness::{App, Kind, Mode, Reply, Server};
+use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
 const BUILTINS: &str = r#"
     app.middleware = ["request-id", "security-headers", "compression"]
@@ -16,6 +17,59 @@ async fn serve(toml: &str) -> Server {
     let app = App::rules(Kind::Sqlite, toml).await;
     app.write("static/page.html", "<p>hello</p>".repeat(1_000));
     app.serve().await
+}
+
+/// Checking a password takes long, and anybody may send wrong ones.
+#[tokio::test]
+async fn who_sends_many_wrong_passwords_locks_nobody_out() {
+    let toml = r#"
+        app.middleware = ["basic-auth"]
+        server.trusted_proxies = ["127.0.0.1"]
+        [middleware.basic-auth]
+        checks_max = 1
+        queue_max = 20
+        queue_timeout_ms = 60000
+        users = { ann = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG", bob = "$2b$11$abcdefghijklmnopqrstuuViuGI07N4McP9Kl.tD6XMEzyuvcY8LG" }
+    "#;
+    let server = serve(&format!("static = {{ dir = \"static\" }}\n{toml}")).await;
+    let ask = |client: &str, user: &str, password: &str| {
+        let request = server.request("GET", "/static/page.html");
+        let request = request.header("x-forwarded-for", client);
+        Reply::of(request.basic_auth(user, Some(password)))
+    };
+    let server_is_busy = async || {
+        eventually("a full queue", async || {
+            let queued = server.metrics().await.get("amphi_queued");
+            if queued == 20.0 { Ok(()) } else { Err(queued) }
+        })
+        .await;
+    };
+    let wrong = join_all((0..90).map(|_| ask("203.0.113.7", "ann", "wrong")));
+    let right = async {
+        server_is_busy().await;
+        let reply = ask("198.51.100.1", "ann", "secret").await;
+        assert_eq!(reply.status, 200, "of another address: {reply:?}");
+        let reply = ask("203.0.113.7", "bob", "secret").await;
+        assert_eq!(reply.status, 200, "by another name: {reply:?}");
+        // It is known by now: no check, no queue.
+        let reply = ask("203.0.113.7", "ann", "secret").await;
+        assert_eq!(reply.status, 200, "remembered: {reply:?}");
+        server.metrics().await.get("amphi_queued")
+    };
+    let (wrong, still_waiting) = tokio::join!(wrong, right);
+    assert!(
+        still_waiting > 5.0,
+        "they did not wait for the others: {still_waiting}"
+    );
+    let count = |status| wrong.iter().filter(|reply| reply.status == status).count();
+    assert_eq!(count(401) + count(503), 90);
+    assert!(
+        count(401) >= 18 && count(503) >= 60,
+        "{} {}",
+        count(401),
+        count(503)
+    );
+    server.assert_baseline().await;
 }
 
 both_modes! {
@@ -63,6 +117,116 @@ both_modes! {
         assert_eq!(text, "<p>hello</p>".repeat(1_000));
         let short = Reply::of(server.request("POST", &view).header("accept-encoding", "gzip").body("[]")).await;
         assert_eq!(short.header("content-encoding"), "", "what is short stays as it is");
+    }
+
+    /// A client that has a page or a file is told so, with the same headers about caching.
+    async fn what_has_not_changed_is_not_sent_again(mode: Mode) {
+        let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"static\" }");
+        app.write("static/page.html", "<p>hello</p>".repeat(1_000));
+        app.write("static/image.png", [7; 5_000]);
+        let server = app.serve().await;
+        let view = format!("/{mode}/tagged/a,b");
+        for (path, compressed) in [(&*view, true), ("/static/page.html", true), ("/static/image.png", false)] {
+            for accept in ["gzip", "identity"] {
+                let ask = |headers: &[(&str, &str)]| {
+                    let request = server.request("GET", path).header("accept-encoding", accept);
+                    Reply::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+                };
+                let first = ask(&[]).await;
+                assert_eq!(first.status, 200);
+                let tag = first.header("etag").to_owned();
+                assert_eq!(tag.starts_with("W/"), compressed && accept == "gzip", "{tag}");
+                let strong = tag.trim_start_matches("W/");
+                for known in [&*tag, strong, &format!("W/{strong}"), &format!("\"x\", {tag}"), "*"] {
+                    let again = ask(&[("if-none-match", known)]).await;
+                    assert_eq!((again.status, again.body.len()), (304, 0), "{path} {known}");
+                    for name in ["etag", "vary", "cache-control", "last-modified"] {
+                        assert_eq!(again.headers(name), first.headers(name), "{path} {accept} {known}: {name}");
+                    }
+                    assert_eq!((again.header("content-encoding"), again.header("content-type")), ("", ""));
+                }
+                let changed = ask(&[("if-none-match", "\"other\"")]).await;
+                assert_eq!((changed.status, changed.body.len()), (200, first.body.len()));
+            }
+        }
+        assert!(server.get(&view).await.header("vary").contains("accept-encoding"));
+        server.assert_baseline().await;
+    }
+
+    /// The app's own pages for failures, of views, of the host and of files alike.
+    async fn failures_have_pages_of_the_app(mode: Mode) {
+        let guest = if mode == Mode::Sync { "blocking" } else { "waiting" };
+        let toml = format!("app.errors = \"behaviour::{guest}::error_page\"\nstatic = {{ dir = \"static\" }}\nserver.uri_max_bytes = 100");
+        let app = App::new(&toml);
+        app.write("static/page.html", "<p>hello</p>");
+        let server = app.serve().await;
+        let long = format!("/{}", "x".repeat(200));
+        let ask = |method: &str, path: &str, accept: &str| {
+            Reply::of(server.request(method, path).header("accept", accept).header("accept-language", "de"))
+        };
+        let browser = "text/html,*/*;q=0.8";
+        for (method, path, status) in [
+            ("GET", "/nowhere", 404),
+            ("DELETE", &*format!("/{mode}/hello"), 405),
+            ("GET", "/static/nothing.css", 404),
+            ("GET", &long, 414),
+            ("POST", &format!("/{mode}/hello"), 405),
+        ] {
+            let page = ask(method, path, browser).await;
+            assert_eq!(page.status, status, "{page:?}");
+            let start = format!("own page {status} {status} {path} ");
+            assert!(page.text().starts_with(&start) && page.text().ends_with(" de"), "{page:?}");
+            assert_eq!(page.header("cache-control"), "no-store");
+            assert_eq!(page.header("allow").is_empty(), status != 405, "{page:?}");
+        }
+        // Programs have their problem, and what fails in the view for errors has the built-in page.
+        let problem = ask("GET", "/nowhere", "application/json").await;
+        assert_eq!((problem.status, problem.header("content-type")), (404, "application/problem+json"));
+        let mark = server.log.mark();
+        let page = ask("GET", "/broken", browser).await;
+        assert_eq!(page.status, 404);
+        assert!(!page.text().contains("own page") && page.text().contains("There is no such page."), "{page:?}");
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].number("status"), 404, "{lines:?}");
+        assert_eq!(ask("HEAD", "/nowhere", browser).await.status, 404);
+        assert_eq!(ask("GET", &format!("/{mode}/error/404"), browser).await.status, 200, "it is a view like others");
+        server.assert_baseline().await;
+    }
+
+    async fn clients_and_users_have_limits(mode: Mode) {
+        let toml = r#"
+            app.middleware = ["header-auth", "rate-limit"]
+            server.trusted_proxies = ["127.0.0.1"]
+            [middleware.header-auth]
+            required = false
+            [middleware.rate-limit]
+            by = "user"
+            requests = 2
+            per_ms = 60000
+        "#;
+        let server = App::new(toml).serve().await;
+        let ask = |client: &str, user: &str| {
+            let request = server.request("GET", &format!("/{mode}/hello")).header("x-forwarded-for", client);
+            Reply::of(if user.is_empty() { request } else { request.header("x-forwarded-user", user) })
+        };
+        for (client, user, status) in [
+            ("203.0.113.7", "", 200),
+            ("203.0.113.7", "", 200),
+            ("203.0.113.7", "", 429),
+            ("203.0.113.8", "", 200),
+            ("203.0.113.7", "ann", 200),
+            ("203.0.113.9", "ann", 200),
+            ("203.0.113.8", "ann", 429),
+            ("203.0.113.8", "bob", 200),
+        ] {
+            let reply = ask(client, user).await;
+            assert_eq!(reply.status, status, "{client} {user}: {reply:?}");
+            if status == 429 {
+                let seconds: u64 = reply.header("retry-after").parse().expect("seconds");
+                assert!((1..=30).contains(&seconds), "{seconds}");
+            }
+        }
+        server.assert_baseline().await;
     }
 
     /// Who comes in is known to the views, and no guest can say otherwise.

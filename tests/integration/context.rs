@@ -22,6 +22,23 @@ both_modes! {
         assert!(lines[0].text("why").contains("`context_value_max_bytes` is 10"), "{lines:#?}");
     }
 
+    /// What was asked for is what a trusted proxy says, and nobody else.
+    async fn r14_only_a_trusted_proxy_names_host_and_scheme(mode: Mode) {
+        for (trusted, host, scheme) in [("127.0.0.1", "shop.example:8443", "https"), ("10.1.2.3", "", "")] {
+            let server = App::new(&format!("server.trusted_proxies = [\"{trusted}\"]")).serve().await;
+            let header = async |name: &str| {
+                let request = server.request("GET", &format!("/{mode}/header/{name}"));
+                let request = request.header("x-forwarded-host", "evil.example, shop.example:8443").header("x-forwarded-proto", "https");
+                Reply::of(request.header("amphi-call-depth", "1.AAAA")).await.ok().to_owned()
+            };
+            assert_eq!(header("x-forwarded-host").await, host);
+            assert_eq!(header("x-forwarded-proto").await, scheme);
+            assert_eq!(header("amphi-call-depth").await, "");
+            let own = server.address.to_string();
+            assert_eq!(header("host").await, if host.is_empty() { &*own } else { host });
+        }
+    }
+
     /// The request's identity is the host's, whatever the client says.
     async fn r14_the_identity_of_a_request_cannot_be_forged(mode: Mode) {
         let server = App::new("").serve().await;

@@ -33,15 +33,19 @@ fn assert_own_tests_pass(folder: &Path) {
 
 /// Sends the form of the first page, as a browser that has opened that does.
 async fn post_form(server: &Server, body: &str) -> Reply {
+    post_form_from(server, body, &[("sec-fetch-site", "same-origin")]).await
+}
+
+async fn post_form_from(server: &Server, body: &str, headers: &[(&str, &str)]) -> Reply {
     let page = server.get("/").await;
     let session = page.header("set-cookie").split(';').next();
     let (_, token) = (page.ok().split_once("name=\"csrf_token\" value=\"")).expect("a token");
     let (token, _) = token.split_once('"').expect("an end of the token");
     let form = server.request("POST", "/entries");
+    let form = (headers.iter()).fold(form, |form, (name, value)| form.header(*name, *value));
     Reply::of(
         form.header("content-type", "application/x-www-form-urlencoded")
             .header("cookie", session.expect("a session"))
-            .header("sec-fetch-site", "same-origin")
             .body(format!("csrf_token={token}&{body}")),
     )
     .await
@@ -54,8 +58,10 @@ async fn the_guestbook_does_what_its_pages_offer() {
         r#"
         [app]
         name = "guestbook"
+        allowed_origins = ["https://partner.example"]
         [server]
         admin = "127.0.0.1:0"
+        trusted_proxies = ["127.0.0.1"]
         [databases.default]
         sqlite = "data/test.db"
         migrations = "{0}/migrations"
@@ -90,6 +96,38 @@ async fn the_guestbook_does_what_its_pages_offer() {
         .header("content-type", "application/x-www-form-urlencoded")
         .body("name=Eve&message=From+another+site");
     Reply::of(elsewhere).await.expect(StatusCode::FORBIDDEN);
+    // Behind a proxy, the host that the browser knows is not the one that the app is asked for.
+    let origin = ("origin", "http://shop.example");
+    for (headers, status) in [
+        (&[origin][..], StatusCode::FORBIDDEN),
+        (
+            &[origin, ("x-forwarded-host", "shop.example")],
+            StatusCode::SEE_OTHER,
+        ),
+        (
+            &[origin, ("x-forwarded-host", "other.example")],
+            StatusCode::FORBIDDEN,
+        ),
+        (
+            &[
+                ("origin", "https://partner.example"),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            StatusCode::SEE_OTHER,
+        ),
+    ] {
+        let mark = server.log.mark();
+        let sent = post_form_from(&server, "name=Pat&message=By+way+of+a+proxy", headers).await;
+        assert_eq!(sent.status, status, "{headers:?}: {sent:?}");
+        if status == StatusCode::FORBIDDEN {
+            let lines = server.log.requests(mark, 2).await;
+            let why = lines[1].text("why");
+            assert!(
+                why.contains("`x-forwarded-host`") && why.contains("`allowed_origins`"),
+                "{why}"
+            );
+        }
+    }
     let refused = post_form(&server, "name=&message=Kept").await;
     assert!(
         refused

@@ -152,11 +152,91 @@ both_modes! {
         assert_eq!(server.get(&format!("/{mode}/fetch?url={origin}/")).await.ok(), "302 ");
     }
 
+    /// Whatever a name leads to: the machine itself and its network have to be granted as such.
+    async fn addresses_that_are_not_public_are_granted_by_themselves(mode: Mode) {
+        let origin = origin(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
+        let port = origin.rsplit(':').next().expect("it has a port").to_owned();
+        let (by_name, mapped) = (format!("http://localhost:{port}"), format!("http://[::ffff:127.0.0.1]:{port}"));
+        let cases = [
+            ("http = [\"*\"]".to_owned(), [false, false, false]),
+            ("http = [\"*\"]\nhttp_private = [\"10.0.0.0/8\"]".to_owned(), [false, false, false]),
+            ("http = [\"*\"]\nhttp_private = [\"127.0.0.0/8\"]".to_owned(), [true, true, true]),
+            (format!("http = [\"*\", \"{origin}\"]"), [true, false, false]),
+            (format!("http = [\"*\", \"{by_name}\"]"), [false, true, false]),
+        ];
+        for (grants, reached) in cases {
+            let server = App::new(&format!("[modules.behaviour]\n{grants}")).serve().await;
+            for (url, reached) in [&origin, &by_name, &mapped].into_iter().zip(reached) {
+                let said = server.get(&format!("/{mode}/fetch?url={}/", url.replace('[', "%5b").replace(']', "%5d"))).await.ok().to_owned();
+                match reached {
+                    true => assert_eq!(said, "302 ", "{grants}: {url}"),
+                    false => assert!(said.starts_with("Denied: ") && said.contains("`http_private` of `[modules.behaviour]`"), "{grants}: {url}: {said}"),
+                }
+            }
+            let said = server.get(&format!("/{mode}/fetch?url=http://169.254.169.254/latest/meta-data")).await.ok().to_owned();
+            assert!(said.starts_with("Denied: "), "{grants}: {said}");
+        }
+    }
+
+    /// A server may close a connection that was kept, at the moment in which it is used again.
+    async fn a_kept_connection_that_was_closed_is_no_failure(mode: Mode) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let origin = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let requests = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = std::sync::Arc::clone(&requests);
+        // The second request of each connection is read, and not answered.
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let counted = std::sync::Arc::clone(&counted);
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    for answer in [&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"[..], b""] {
+                        match stream.read(&mut request).await {
+                            Ok(0) | Err(_) => return,
+                            Ok(_) => counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+                        };
+                        let _ = stream.write_all(answer).await;
+                    }
+                });
+            }
+        });
+        let server = App::new(&format!("modules.behaviour.http = [\"{origin}\"]")).serve().await;
+        for _ in 0..20 {
+            assert_eq!(server.get(&format!("/{mode}/fetch?url={origin}/")).await.ok(), "200 hi");
+        }
+        let requests = requests.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(requests > 20, "kept connections should have been used: {requests}");
+    }
+
+    /// Requests of the app to itself end somewhere, and nobody outside has a say in where.
+    async fn an_app_does_not_call_itself_without_end(mode: Mode) {
+        let server = App::new("limits.outbound_depth_max = 2").serve().await;
+        let nested = |depth: usize| {
+            let mut url = format!("/{mode}/hello");
+            for _ in 0..depth {
+                let encoded: String = url.bytes().map(|byte| format!("%{byte:02x}")).collect();
+                url = format!("/{mode}/fetch?url={encoded}");
+            }
+            url
+        };
+        let mark = server.log.mark();
+        let reached = server.get(&nested(2)).await;
+        assert!(reached.ok().starts_with("200 200 "), "{reached:?}");
+        let refused = server.get(&nested(3)).await;
+        assert!(refused.ok().contains("Denied: ") && refused.ok().contains("`outbound_depth_max`"), "{refused:?}");
+        assert_eq!(server.log.requests(mark, 6).await.len(), 6, "the last one is not sent");
+        // What a client says about it counts for nothing.
+        for forged in ["9", "9.AAAA", "0.AAAA"] {
+            let reply = Reply::of(server.request("GET", &nested(2)).header("amphi-call-depth", forged)).await;
+            assert!(reply.ok().starts_with("200 200 "), "{forged}: {reply:?}");
+        }
+    }
+
     async fn failing_origins_are_told_apart(mode: Mode) {
         let silent = origin(b"").await;
         let nonsense = origin(b"this is not HTTP at all\r\n\r\n").await;
         let endless = origin(Box::leak(format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(300_000)).into_bytes().into_boxed_slice())).await;
-        let toml = "modules.behaviour.http = [\"*\"]\nlimits.outbound_response_max_bytes = 100000";
+        let toml = "modules.behaviour = { http = [\"*\"], http_private = [\"127.0.0.1\"] }\nlimits.outbound_response_max_bytes = 100000";
         let server = App::new(toml).serve().await;
         let fetch = async |url: &str| server.get(&format!("/{mode}/fetch?url={url}")).await.ok().to_owned();
         let said = fetch(&format!("{silent}/%26timeout_ms=100&timeout_ms=100")).await;

@@ -30,6 +30,60 @@ async fn serve() -> Server {
     app.serve().await
 }
 
+/// What somebody has compressed beforehand is sent as it is, unless the file has changed since; other small files are
+/// compressed once.
+#[tokio::test]
+async fn compressed_files_are_sent_as_they_are() {
+    let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"public\" }");
+    let text = "body { color: black }\n".repeat(100);
+    for name in ["with.css", "stale.css", "alone.css"] {
+        app.write(&format!("public/{name}"), &text);
+    }
+    app.write("public/with.css.br", "made beforehand");
+    app.write("public/stale.css.br", "made beforehand");
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let stale = std::fs::File::options()
+        .write(true)
+        .open(app.path("public/stale.css.br"));
+    (stale.and_then(|file| file.set_modified(hour_ago))).expect("its time can be set");
+    let server = app.serve().await;
+    let ask = |method: &str, name: &str, accept: &str| {
+        let request = server.request(method, &format!("/static/{name}"));
+        Reply::of(request.header("accept-encoding", accept))
+    };
+    let with = ask("GET", "with.css", "br, gzip;q=0.5").await;
+    assert_eq!((with.status, with.text()), (200, "made beforehand"));
+    assert_eq!(with.header("content-type"), "text/css; charset=utf-8");
+    assert_eq!(
+        ask("HEAD", "with.css", "br").await.header("content-length"),
+        "15"
+    );
+    for name in ["stale.css", "alone.css"] {
+        let first = ask("GET", name, "br").await;
+        let again = ask("GET", name, "br").await;
+        assert_eq!(first.body, again.body, "{name}");
+        assert!(
+            first.body.len() < 100 && first.body != b"made beforehand",
+            "{name}"
+        );
+        assert_eq!(first.header("content-length"), first.body.len().to_string());
+    }
+    for name in ["with.css", "stale.css", "alone.css"] {
+        let reply = ask("GET", name, "br").await;
+        assert_eq!(
+            (reply.header("content-encoding"), reply.header("vary")),
+            ("br", "accept-encoding")
+        );
+        assert!(reply.header("etag").starts_with("W/"), "{reply:?}");
+        let plain = ask("GET", name, "identity").await;
+        assert_eq!(
+            (plain.ok(), plain.header("vary")),
+            (&*text, "accept-encoding")
+        );
+    }
+    server.assert_baseline().await;
+}
+
 #[tokio::test]
 async fn files_are_served_with_their_types() {
     let server = serve().await;

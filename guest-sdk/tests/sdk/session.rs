@@ -112,6 +112,43 @@ fn browsers_send_it_over_https_except_in_development() {
 }
 
 #[test]
+fn of_several_cookies_the_one_that_is_good_counts() {
+    let app = App::new();
+    let (pair, _) = cookie(&app.call::<set>(change("a", "b")));
+    let bad = "session=bad";
+    for cookies in [
+        format!("{bad}; {pair}"),
+        format!("{pair}; {bad}"),
+        format!("{bad}; {pair}x; {pair}; {bad}"),
+    ] {
+        let shown = app.call::<show>(get("/a").header("cookie", &cookies));
+        assert_eq!(shown.text(), "\"b\"", "{cookies}");
+    }
+    let shown = app.call::<show>(get("/a").header("cookie", format!("{bad}; {bad}")));
+    assert_eq!(shown.text(), "null");
+}
+
+/// Over plain http, browsers keep no `Secure` cookie: the form's session is not there.
+#[test]
+fn a_session_that_browsers_cannot_keep_is_told() {
+    let form_of = |app: App, headers: &[(&str, &str)]| {
+        let request = post("/form").form(&[("csrf_token", "AAAA")]);
+        let request = (headers.iter()).fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        let refused = app.call::<form>(request);
+        let error = refused.error().expect("there is no session");
+        assert_eq!(error.status(), StatusCode::FORBIDDEN);
+        let detail = error.detail().unwrap_or_default();
+        detail.contains("session_secure = false")
+    };
+    assert!(form_of(App::new(), &[]));
+    assert!(!form_of(App::new(), &[("x-forwarded-proto", "https")]));
+    assert!(!form_of(App::new(), &[("cookie", "session=over")]));
+    assert!(!form_of(App::new().setting("session_secure", "false"), &[]));
+}
+
+#[test]
 fn the_session_ends_when_it_is_cleared() {
     let app = App::new();
     let response = app.call::<clear>(post("/clear").session("a", "b"));

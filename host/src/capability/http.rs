@@ -1,10 +1,14 @@
 //! `http`: outbound requests, to origins the module is granted, within the time the request has left.
 
+mod destination;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url, redirect};
 use tokio::sync::Semaphore;
@@ -14,6 +18,7 @@ use super::Guest;
 use crate::bindings::http_types::{Error, InboundResponse, OutboundRequest};
 use crate::bindings::{http, http_async};
 use crate::budget::{Exhausted, Room};
+use crate::call_depth::{self, CALL_DEPTH};
 use crate::config::{HttpGrant, Module};
 use crate::deadline::Ended;
 use crate::error::shown;
@@ -22,6 +27,7 @@ use crate::proxies::REQUEST_ID;
 use crate::request::{HEADER_BYTES, check_head, header_bytes};
 use crate::scope::{CallBytes, Scope};
 use crate::trace::{TRACEPARENT, TRACESTATE};
+use destination::{Allowed, NotAllowed, Resolver, is_localhost, literal};
 
 /// What an origin that speaks HTTP/2 may send ahead of the reading, for one response and for all of a connection.
 const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
@@ -29,6 +35,9 @@ const HTTP2_WINDOW: u32 = 1 << 20;
 const HTTP2_HEADERS: u32 = 64 << 10;
 /// Connections that are kept to one origin.
 const IDLE_MAX: usize = 64;
+/// For how long: less than the five seconds after which many servers close theirs, at any moment, also while a request is
+/// on its way.
+const IDLE_TIME: Duration = Duration::from_secs(4);
 /// The longest URL.
 const URL_BYTES_MAX: usize = 64 << 10;
 /// What an outbound request takes beside its texts, with the connection that it may need.
@@ -36,10 +45,43 @@ const CLIENT_BYTES: u64 = 32 << 10;
 
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
-    client: reqwest::Client,
+    /// Those of modules that may reach the same networks. There are as many as `amphi.toml` has different ones.
+    connections: Mutex<HashMap<Allowed, Connections>>,
     /// Whether the system has certificates of authorities: without them, no server can be trusted.
     certificates: bool,
     own: OnceLock<SocketAddr>,
+}
+
+#[derive(Clone)]
+struct Connections {
+    kept: reqwest::Client,
+    /// Keeps none: for a request that is sent again because a kept connection had been closed.
+    fresh: reqwest::Client,
+}
+
+impl Connections {
+    /// With connections to allowed addresses only, and whether the system has certificates.
+    fn new(allowed: &Allowed) -> reqwest::Result<(Connections, bool)> {
+        let builder = |idle_max| {
+            reqwest::Client::builder()
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .dns_resolver(Resolver(allowed.clone()))
+                .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+                .http2_initial_connection_window_size(HTTP2_WINDOW)
+                .http2_max_header_list_size(HTTP2_HEADERS)
+                .pool_max_idle_per_host(idle_max)
+                .pool_idle_timeout(IDLE_TIME)
+                .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
+        };
+        let build = |idle_max| match builder(idle_max).build() {
+            Ok(client) => Ok((client, true)),
+            // That needs no certificates: if it cannot be built either, they were not the reason.
+            Err(_) => Ok((builder(idle_max).tls_certs_only([]).build()?, false)),
+        };
+        let ((kept, certificates), (fresh, _)) = (build(IDLE_MAX)?, build(0)?);
+        Ok((Connections { kept, fresh }, certificates))
+    }
 }
 
 impl Client {
@@ -50,26 +92,40 @@ impl Client {
     pub fn new() -> anyhow::Result<Client> {
         // A second app in the same process finds the provider installed: that is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || {
-            reqwest::Client::builder()
-                .redirect(redirect::Policy::none())
-                .no_proxy()
-                .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
-                .http2_initial_connection_window_size(HTTP2_WINDOW)
-                .http2_max_header_list_size(HTTP2_HEADERS)
-                .pool_max_idle_per_host(IDLE_MAX)
-                .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
-        };
-        let (client, certificates) = match builder().build() {
-            Ok(client) => (client, true),
-            // That needs no certificates: if it cannot be built either, they were not the reason.
-            Err(_) => (builder().tls_certs_only([]).build()?, false),
-        };
+        let public = Allowed::default();
+        let (connections, certificates) = Connections::new(&public)?;
         Ok(Client {
-            client,
+            connections: Mutex::new(HashMap::from([(public, connections)])),
             certificates,
             own: OnceLock::new(),
         })
+    }
+
+    /// Sets up what this module's requests need, so that none has to wait for it.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn prepare(&self, module: &Module) -> anyhow::Result<()> {
+        let allowed = Allowed::new(&module.http_private);
+        let local = module.http.iter().any(|grant| match grant {
+            HttpGrant::Origin(origin) => Url::parse(origin).is_ok_and(|url| is_localhost(&url)),
+            HttpGrant::Own | HttpGrant::Any => false,
+        });
+        if local {
+            self.connections(allowed.clone().with_loopback())?;
+        }
+        self.connections(allowed)?;
+        Ok(())
+    }
+
+    fn connections(&self, allowed: Allowed) -> reqwest::Result<Connections> {
+        let mut all = self.connections.lock();
+        if let Some(known) = all.get(&allowed) {
+            return Ok(known.clone());
+        }
+        let (new, _) = Connections::new(&allowed)?;
+        all.insert(allowed, new.clone());
+        Ok(new)
     }
 
     /// Why requests over https cannot be sent, if so.
@@ -90,7 +146,9 @@ impl Client {
         let _ = self.own.set(address);
     }
 
-    fn url(&self, text: &str, module: &Module) -> Result<Url, Error> {
+    /// Where a request goes, and the addresses that its name may lead to.
+    fn destination(&self, text: &str, module: &Module) -> Result<(Url, Allowed), Error> {
+        let allowed = Allowed::new(&module.http_private);
         let parse = |url: &str| {
             Url::parse(url)
                 .map_err(|error| Error::Invalid(format!("`{}` is not a URL: {error}", shown(text))))
@@ -109,7 +167,7 @@ impl Client {
                 .own
                 .get()
                 .ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
-            return parse(&format!("http://{own}{text}"));
+            return Ok((parse(&format!("http://{own}{text}"))?, allowed));
         }
         let url = parse(text)?;
         if !matches!(url.scheme(), "http" | "https") {
@@ -119,25 +177,34 @@ impl Client {
             )));
         }
         let origin = url.origin().ascii_serialization();
-        let granted = module.http.iter().any(|grant| match grant {
-            HttpGrant::Any => true,
-            HttpGrant::Origin(granted) => *granted == origin,
-            HttpGrant::Own => false,
-        });
-        if !granted {
+        let by_name = module.http.contains(&HttpGrant::Origin(origin.clone()));
+        if !by_name && !module.http.contains(&HttpGrant::Any) {
             return denied(origin);
+        }
+        let allowed = match is_localhost(&url) && by_name {
+            true => allowed.with_loopback(),
+            false => allowed,
+        };
+        if let Some(address) = literal(&url)
+            && !by_name
+            && !allowed.has(address)
+        {
+            let name = String::new();
+            let why = NotAllowed { name, address };
+            return Err(Error::Denied(why.sentence(&module.name)));
         }
         match self.without_https() {
             Some(why) if url.scheme() == "https" => Err(Error::Connection(why.to_owned())),
-            _ => Ok(url),
+            _ => Ok((url, allowed)),
         }
     }
 }
 
 /// One outbound request, with all it needs: what both faces start from.
 struct Call {
-    client: reqwest::Client,
+    connections: Connections,
     request: reqwest::Request,
+    module: Arc<Module>,
     scope: Arc<Scope>,
     places: Arc<Semaphore>,
     _held: CallBytes,
@@ -160,7 +227,14 @@ impl Guest {
         let bytes = wanted.body.len() as u64 + texts * 2 + CLIENT_BYTES;
         let held = scope.hold_call(bytes);
         let held = held.map_err(Error::Unavailable)?;
-        let url = self.services.http.url(&wanted.url, &self.grants)?;
+        let client = &self.services.http;
+        let (url, allowed) = client.destination(&wanted.url, &self.grants)?;
+        let (depth, most) = (scope.origin.depth, scope.limits.outbound_depth_max);
+        if depth >= most {
+            return Err(Error::Denied(format!(
+                "this request is within {depth} others that the app has sent to itself, as many as `outbound_depth_max` of `[limits]` allows: views call each other in a circle, or the limit is too low"
+            )));
+        }
         let invalid = |what: &str, error: &dyn std::fmt::Display| {
             Error::Invalid(format!("{}: {error}", shown(what)))
         };
@@ -189,7 +263,8 @@ impl Guest {
             *request.body_mut() = Some(wanted.body.into());
         }
         Ok(Call {
-            client: self.services.http.client.clone(),
+            connections: client.connections(allowed)?,
+            module: Arc::clone(&self.grants),
             request,
             scope: Arc::clone(scope),
             places: scope.outbound(),
@@ -213,6 +288,10 @@ impl Guest {
                 headers.insert(name, value);
             }
         }
+        headers.insert(
+            CALL_DEPTH,
+            call_depth::sealed(self.work().scope.origin.depth + 1),
+        );
     }
 }
 
@@ -222,12 +301,45 @@ impl Guest {
 fn set_by_host(name: &HeaderName) -> bool {
     crate::request::HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH
-        || [header::HOST, TRACEPARENT, TRACESTATE, REQUEST_ID].contains(name)
+        || [
+            header::HOST,
+            TRACEPARENT,
+            TRACESTATE,
+            REQUEST_ID,
+            CALL_DEPTH,
+        ]
+        .contains(name)
         || *name == header::FORWARDED
         || name.as_str().starts_with("x-forwarded-")
 }
 
 impl Call {
+    /// Sends the request, and once again when the connection broke before an answer began: a server may close a kept
+    /// connection at any moment (RFC 9112, 9.3.1). What it may have acted on is sent again only when doing so twice is
+    /// the same as once (RFC 9110, 9.2.2); hyper itself repeats what it has not begun to send.
+    async fn execute(
+        connections: Connections,
+        request: reqwest::Request,
+    ) -> reqwest::Result<reqwest::Response> {
+        let until = request.timeout().map(|timeout| Instant::now() + *timeout);
+        let again = match is_idempotent(request.method()) {
+            true => request.try_clone(),
+            false => None,
+        };
+        let error = match connections.kept.execute(request).await {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        match again {
+            Some(mut again) if broke_off(&error) => {
+                let left = |until: Instant| until.saturating_duration_since(Instant::now());
+                *again.timeout_mut() = until.map(left);
+                connections.fresh.execute(again).await
+            }
+            _ => Err(error),
+        }
+    }
+
     async fn send(self) -> Result<InboundResponse, Error> {
         let _place = self
             .places
@@ -236,7 +348,9 @@ impl Call {
             .expect("the semaphore is never closed");
         let _held = Held::new(&METRICS.outbound);
         self.scope.sent.store(true, SeqCst);
-        let mut response = self.client.execute(self.request).await?;
+        let module = Arc::clone(&self.module);
+        let sent = Call::execute(self.connections, self.request).await;
+        let mut response = sent.map_err(|error| not_sent(error, &module))?;
         let account = &self.scope.origin.account;
         let size = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
@@ -279,15 +393,53 @@ impl Call {
     }
 }
 
+fn is_idempotent(method: &Method) -> bool {
+    method.is_safe() || [Method::PUT, Method::DELETE].contains(method)
+}
+
+/// What an error comes from, the outermost first.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
+}
+
+/// Whether the connection was there, and ended before any answer.
+fn broke_off(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    if error.is_timeout() || error.is_connect() {
+        return false;
+    }
+    causes(error).any(|cause| {
+        let hyper = cause.downcast_ref::<hyper::Error>();
+        let io = cause.downcast_ref::<std::io::Error>();
+        hyper.is_some_and(|error| error.is_incomplete_message() || error.is_canceled())
+            || io.is_some_and(|error| {
+                [
+                    BrokenPipe,
+                    ConnectionAborted,
+                    ConnectionReset,
+                    UnexpectedEof,
+                ]
+                .contains(&error.kind())
+            })
+    })
+}
+
+/// Why a module's request was not answered.
+fn not_sent(error: reqwest::Error, module: &Module) -> Error {
+    let not_allowed = causes(&error).find_map(|cause| cause.downcast_ref::<NotAllowed>());
+    match not_allowed {
+        Some(why) => Error::Denied(why.sentence(&module.name)),
+        None => error.into(),
+    }
+}
+
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Error {
         if error.is_timeout() {
             return Error::Timeout;
         }
         // The causes say what happened ("connection refused"); the outermost text only that something did.
-        let causes =
-            std::iter::successors(std::error::Error::source(&error), |error| error.source());
-        let text = causes
+        let text = causes(&error)
             .map(ToString::to_string)
             .last()
             .unwrap_or_else(|| error.to_string());
@@ -346,10 +498,10 @@ mod tests {
         };
         let module = granted(&[HttpGrant::Any]);
         client
-            .url("http://example.com/", &module)
+            .destination("http://example.com/", &module)
             .expect("http needs none");
         let error = client
-            .url("https://example.com/", &module)
+            .destination("https://example.com/", &module)
             .expect_err("nobody can be trusted");
         assert!(
             matches!(&error, Error::Connection(why) if why.contains("`ca-certificates`")),
@@ -357,14 +509,58 @@ mod tests {
         );
         let nothing = granted(&[HttpGrant::Own]);
         let error = client
-            .url("https://example.com/", &nothing)
+            .destination("https://example.com/", &nothing)
             .expect_err("it is not granted");
         assert!(matches!(error, Error::Denied(_)), "{error:?}");
     }
 
+    /// As far as it can be told without asking DNS.
+    #[test]
+    fn addresses_that_are_not_public_have_grants_of_their_own() {
+        let client = Client::new().expect("a client");
+        let origin = |origin: &str| HttpGrant::Origin(origin.to_owned());
+        let mut module = granted(&[
+            HttpGrant::Any,
+            origin("http://127.0.0.1:8080"),
+            origin("http://localhost:8080"),
+        ]);
+        module.http_private = vec!["10.0.0.0/8".parse().expect("a network")];
+        for good in [
+            "http://127.0.0.1:8080/",
+            "http://127.1:8080/",
+            "http://10.1.2.3/",
+            "http://[::ffff:10.1.2.3]/",
+            "http://1.1.1.1/",
+            "http://localhost:8080/",
+        ] {
+            client.destination(good, &module).expect(good);
+        }
+        for bad in [
+            "http://127.0.0.1:8081/",
+            "http://192.168.1.1/",
+            "http://169.254.169.254/latest/",
+            "http://[::1]:8080/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[fd00:ec2::254]/",
+            "http://2852039166/",
+        ] {
+            let error = client.destination(bad, &module).expect_err(bad);
+            assert!(
+                matches!(&error, Error::Denied(why) if why.contains("`http_private`")),
+                "{bad}: {error:?}"
+            );
+        }
+        let loopback = |url| {
+            let (_, allowed) = client.destination(url, &module).expect(url);
+            allowed.has(std::net::Ipv4Addr::LOCALHOST.into())
+        };
+        assert!(loopback("http://localhost:8080/"));
+        assert!(!loopback("http://localhost:8081/"));
+    }
+
     #[test]
     fn the_host_sets_what_routes_and_frames_a_request() {
-        for name in ["host", "Host", "content-length", "connection", "te"] {
+        for name in ["host", "Host", "content-length", "te", "amphi-call-depth"] {
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             assert!(set_by_host(&name), "{name}");
         }

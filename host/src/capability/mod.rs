@@ -55,6 +55,8 @@ pub struct Services {
     pub http: Arc<http::Client>,
     /// Whether the app is served for development.
     pub development: bool,
+    /// Origins whose pages may send the app forms, with spaces between.
+    pub allowed_origins: String,
     /// Headers that this app believes when proxies send them: guests cannot send them.
     pub trusted_headers: Vec<HeaderName>,
 }

@@ -38,6 +38,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         databases: Databases::new(),
         http: Arc::new(Client::new()?),
         development: false,
+        allowed_origins: String::new(),
         trusted_headers: Vec::new(),
     });
     let grants = Arc::new(Module::without_grants("inspected", file));

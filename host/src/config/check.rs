@@ -43,6 +43,9 @@ const HEADERS: RangeInclusive<u64> = 1..=10_000;
 /// Longer URLs are not parsed.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
+/// Characters of a key that signs sessions, as the SDK has it.
+const SESSION_KEY_MIN: usize = 32;
+
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
@@ -132,11 +135,17 @@ impl<'a> Checker<'a> {
         let names = raw.modules.keys().cloned().collect();
         let known = self.builtins(raw.middleware, names, &proxies)?;
         let (builtins, middleware) = self.middleware(&raw.app.middleware, &known)?;
+        let errors = (raw.app.errors.as_ref())
+            .map(|name| self.errors(name, &known))
+            .transpose()?;
         let defaults = Defaults {
             builtins: known,
             atomic: app_atomic.unwrap_or(Atomic::UnsafeMethods),
             limits,
         };
+        let allowed_origins = (raw.app.allowed_origins.iter())
+            .map(|text| self.page_origin(text))
+            .collect::<Result<_, _>>()?;
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
@@ -157,8 +166,10 @@ impl<'a> Checker<'a> {
         }
         Ok(Config {
             proxies,
+            allowed_origins,
             builtins,
             middleware,
+            errors,
             file: self.file.to_owned(),
             name: raw.app.name,
             server: raw.server.into_inner(),
@@ -283,6 +294,7 @@ impl<'a> Checker<'a> {
         self.within(at, "headers_max", limits.headers_max, HEADERS)?;
         self.within(at, "rows_max_bytes", limits.rows_max_bytes, ROWS_BYTES)?;
         self.within(at, "outbound_max", limits.outbound_max, 1..=10_000)?;
+        self.within(at, "outbound_depth_max", limits.outbound_depth_max, 1..=100)?;
         let outbound_bytes = limits.outbound_response_max_bytes;
         self.within(at, "outbound_response_max_bytes", outbound_bytes, BYTES)?;
         self.within(
@@ -395,6 +407,11 @@ impl<'a> Checker<'a> {
             .iter()
             .map(|grant| self.http_grant(grant))
             .collect::<Result<_, _>>()?;
+        let http_private = (raw.http_private.iter())
+            .map(|text| {
+                Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
+            })
+            .collect::<Result<_, _>>()?;
         let (builtins, middleware) = self.middleware(&raw.middleware, &defaults.builtins)?;
         let publish = self.topics(&raw.publish)?;
         let subscribe = self.topics(&raw.subscribe)?;
@@ -408,12 +425,16 @@ impl<'a> Checker<'a> {
             .collect::<Result<_, ConfigError>>()?;
         for (key, secret) in raw.secrets {
             let value = self.secret(&secret)?;
+            self.session_key(&secret, &key, &value)?;
             if settings.insert(key.clone(), value).is_some() {
                 return Err(self.error(
                     &secret,
                     format!("`{key}` is both a setting and a secret of module `{name}`: keep one"),
                 ));
             }
+        }
+        for (key, value) in &raw.settings {
+            self.session_key(value, key, &settings[key])?;
         }
         let limits = match raw.limits {
             None => defaults.limits.clone(),
@@ -429,6 +450,7 @@ impl<'a> Checker<'a> {
             mount: self.mount(&raw.mount)?,
             databases: raw.databases.into_iter().map(Spanned::into_inner).collect(),
             http,
+            http_private,
             builtins,
             middleware,
             publish,
@@ -490,6 +512,20 @@ impl<'a> Checker<'a> {
         }
     }
 
+    fn page_origin(&self, text: &Spanned<String>) -> Result<String, ConfigError> {
+        let origin = text.get_ref();
+        let same = |url: reqwest::Url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.origin().ascii_serialization() == *origin
+        };
+        match reqwest::Url::parse(origin).is_ok_and(same) {
+            true => Ok(origin.clone()),
+            false => Err(self.error(text, format!(
+                "`{origin}` is not an origin as browsers send it: write scheme, host and, if it is not the usual one, port, e.g. \"https://shop.example.com\""
+            ))),
+        }
+    }
+
     fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
         let parse = |text: &Spanned<String>| {
             Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
@@ -531,6 +567,18 @@ impl<'a> Checker<'a> {
             host,
             ..dir.clone()
         })
+    }
+
+    /// A key that can be guessed is told at the start, not with the first form.
+    fn session_key<T>(&self, at: &Spanned<T>, name: &str, key: &str) -> Result<(), ConfigError> {
+        let length = key.chars().count();
+        let is_key = ["session_key", "session_key_previous"].contains(&name);
+        if !is_key || length >= SESSION_KEY_MIN {
+            return Ok(());
+        }
+        Err(self.error(at, format!(
+            "`{name}` has {length} characters, and needs at least {SESSION_KEY_MIN} that nobody can guess: `openssl rand -hex 32` makes some, and so does {{ file = \"session.key\", generate = true }} where there is no such file yet"
+        )))
     }
 
     fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {

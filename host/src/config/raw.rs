@@ -47,6 +47,9 @@ pub(super) struct App {
     pub(super) atomic: Option<Spanned<Atomic>>,
     #[serde(default)]
     pub(super) middleware: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) allowed_origins: Vec<Spanned<String>>,
+    pub(super) errors: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -78,7 +81,7 @@ pub struct Server {
     /// How long the headers of a request may take to arrive, counted from when the connection is idle (so it
     /// also ends idle connections). Default 10,000.
     pub header_timeout_ms: u64,
-    /// A request body; more gets 413. Default 10 MiB.
+    /// A request body; more gets 413. Default 8 MiB, as for answers.
     pub body_max_bytes: u64,
     /// Up to here a body travels to the guest with the request. Default 64 KiB.
     pub body_inline_bytes: u64,
@@ -110,7 +113,7 @@ impl Default for Server {
             headers_max: 100,
             uri_max_bytes: 8 << 10,
             header_timeout_ms: 10_000,
-            body_max_bytes: 10 << 20,
+            body_max_bytes: 8 << 20,
             body_inline_bytes: 64 << 10,
             body_memory_bytes: 1 << 20,
             body_timeout_ms: 30_000,
@@ -255,6 +258,8 @@ limits! {
     rows_max_bytes: u64 = 8 << 20,
     /// Outbound requests in flight at once, per request. Default 64.
     outbound_max: usize = 64,
+    /// Requests of the app to itself that are within each other. Default 8.
+    outbound_depth_max: u32 = 8,
     /// The body of an outbound request's response. Default 8 MiB.
     outbound_response_max_bytes: u64 = 8 << 20,
     /// Context values of a request. Default 64.
@@ -305,6 +310,8 @@ pub(super) struct Module {
     pub(super) databases: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) http: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) http_private: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) middleware: Vec<Spanned<String>>,
     #[serde(default)]

@@ -42,7 +42,9 @@ fn the_least_configuration_has_every_default() {
         config.listen,
         ["127.0.0.1:3000".parse().expect("an address")]
     );
-    assert_eq!(config.server.body_max_bytes, 10 << 20);
+    // As much in as out.
+    assert_eq!(config.server.body_max_bytes, 8 << 20);
+    assert_eq!(Limits::default().response_max_bytes, 8 << 20);
     assert_eq!(config.modules[0].mount, "");
     assert_eq!(config.modules[0].limits, Limits::default());
     assert_eq!(config.modules[0].atomic, Atomic::UnsafeMethods);

@@ -1,10 +1,19 @@
 //! `basic-auth`: a name and a password, asked for by the browser (RFC 7617).
 //!
 //! Checking a password takes long on purpose. It is done away from the event loops, by a bounded number of threads
-//! with a bounded queue, and what was right is remembered for a while, by a keyed digest only.
+//! with a bounded queue that is fair to addresses (`queue.rs`), and what was right is remembered for a while, by a
+//! keyed digest only: it goes past the queue.
+//!
+//! How long it takes until a password is refused does not depend on the name: hashes may differ in cost, so a wrong
+//! password is checked once at each cost that there is, whether the name is known or not.
 
+mod queue;
+
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::hash::BuildHasher as _;
+use std::net::IpAddr;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,19 +28,65 @@ use parking_lot::Mutex;
 use ring::hmac;
 
 use super::Refused;
-use crate::deadline::Deadline;
 use crate::error::Failure;
-use crate::gate::{Gate, Refused as Busy};
 use crate::metrics::{Held, METRICS};
+use queue::{Asker, FairQueue};
 
 /// Who may come in.
 pub struct BasicAuth {
-    users: Arc<BTreeMap<String, Password>>,
+    users: Arc<Users>,
     challenge: HeaderValue,
     limits: Limits,
-    checks: Gate,
+    checks: FairQueue,
+    names: RandomState,
     remembered: Mutex<Remembered>,
     key: hmac::Key,
+}
+
+/// All bytes of a password that bcrypt looks at. A longer one would be as good as any that begins alike.
+const BCRYPT_BYTES_MAX: usize = 72;
+
+/// Users, and a hash of each cost that there is.
+#[derive(PartialEq, Eq)]
+struct Users {
+    by_name: BTreeMap<String, Password>,
+    costs: BTreeMap<String, Password>,
+}
+
+impl Users {
+    fn new(by_name: BTreeMap<String, Password>) -> Users {
+        let costs = by_name.values().map(|hash| (hash.cost(), hash.clone()));
+        Users {
+            costs: costs.collect(),
+            by_name,
+        }
+    }
+
+    /// Whether the password is this user's. If not, that takes as long for every name. Blocks meanwhile.
+    fn check(&self, name: &str, password: &str) -> bool {
+        let known = self.by_name.get(name);
+        if known.is_some_and(|hash| hash.fits(password)) {
+            return true;
+        }
+        self.others(known).for_each(|hash| {
+            std::hint::black_box(hash.fits(password));
+        });
+        false
+    }
+
+    /// A hash of each cost that there is beside this one's.
+    fn others(&self, known: Option<&Password>) -> impl Iterator<Item = &Password> {
+        let done = known.map(Password::cost);
+        let costs = self.costs.iter();
+        let others = costs.filter(move |(cost, _)| done.as_ref() != Some(*cost));
+        others.map(|(_, hash)| hash)
+    }
+
+    /// Whether bcrypt would look at a part of the password only, if any hash here is of bcrypt.
+    fn is_too_long(&self, password: &str) -> bool {
+        let bcrypt = |hash: &Password| matches!(hash, Password::Bcrypt(_));
+        password.len() > BCRYPT_BYTES_MAX && self.costs.values().any(bcrypt)
+    }
 }
 
 /// What checking passwords may take.
@@ -73,10 +128,28 @@ impl Password {
         }
     }
 
-    /// Blocks for as long as it takes.
+    /// What a check of it takes: the same text for the same effort.
+    fn cost(&self) -> String {
+        match self {
+            Password::Bcrypt(hash) => {
+                let cost = bcrypt::HashParts::from_str(hash).map(|parts| parts.get_cost());
+                format!("bcrypt {}", cost.unwrap_or(0))
+            }
+            // `$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`
+            Password::Argon2(hash) => hash.split('$').take(4).collect::<Vec<_>>().join("$"),
+        }
+    }
+
+    /// Blocks for as long as it takes, which does not depend on the password.
     fn fits(&self, password: &str) -> bool {
         match self {
-            Password::Bcrypt(hash) => bcrypt::verify(password, hash).unwrap_or(false),
+            Password::Bcrypt(hash) => {
+                let bytes = password.as_bytes();
+                let seen = &bytes[..bytes.len().min(BCRYPT_BYTES_MAX)];
+                // bcrypt repeats a password with a NUL between: with one inside, two could be the same.
+                let fits = bcrypt::verify(seen, hash).unwrap_or(false);
+                fits && seen.len() == bytes.len() && !bytes.contains(&0)
+            }
             Password::Argon2(hash) => PasswordHash::new(hash).is_ok_and(|hash| {
                 let argon2 = Argon2::default();
                 argon2.verify_password(password.as_bytes(), &hash).is_ok()
@@ -128,14 +201,10 @@ impl BasicAuth {
         let challenge = format!("Basic realm=\"{plain}\", charset=\"UTF-8\"");
         let random = ring::rand::SystemRandom::new();
         BasicAuth {
-            users: Arc::new(users),
+            users: Arc::new(Users::new(users)),
             challenge: HeaderValue::from_str(&challenge).expect("what would be wrong is taken out"),
-            checks: Gate::new(
-                "password checks",
-                limits.checks_max,
-                limits.queue_max,
-                limits.queue_timeout,
-            ),
+            checks: FairQueue::new(limits.checks_max, limits.queue_max, limits.queue_timeout),
+            names: RandomState::new(),
             remembered: Mutex::default(),
             key: hmac::Key::generate(hmac::HMAC_SHA256, &random)
                 .expect("the system has randomness"),
@@ -143,8 +212,12 @@ impl BasicAuth {
         }
     }
 
-    /// The user's name.
-    pub(super) async fn before(&self, request: &Parts) -> Result<String, Box<Refused>> {
+    /// The user's name. `client` is who asks, as trusted proxies tell.
+    pub(super) async fn before(
+        &self,
+        request: &Parts,
+        client: IpAddr,
+    ) -> Result<String, Box<Refused>> {
         let Some((user, password)) = credentials(&request.headers) else {
             return Err(self.ask("This page asks for a name and a password."));
         };
@@ -152,17 +225,14 @@ impl BasicAuth {
         if self.remembered.lock().has(digest, self.limits.remember) {
             return Ok(user);
         }
-        let deadline = Deadline::new(Instant::now() + self.limits.queue_timeout);
-        let place = self.checks.enter(&deadline).await.map_err(busy)?;
+        let asker = Asker::new(client, self.names.hash_one(&user));
+        let turn = self.checks.enter(asker).await.map_err(busy)?;
         let (users, name) = (Arc::clone(&self.users), user.clone());
+        let too_long = users.is_too_long(&password);
         let check = move || {
             // Held until it is done, also when the client has gone meanwhile.
-            let _place = place;
-            let known = users.get(&name);
-            // An unknown name takes as long, so that the time does not tell which names there are.
-            let fits =
-                (known.or_else(|| users.values().next())).is_some_and(|hash| hash.fits(&password));
-            fits && known.is_some()
+            let _turn = turn;
+            users.check(&name, &password)
         };
         let fits = tokio::task::spawn_blocking(check).await;
         let fits = fits.map_err(|error| {
@@ -172,7 +242,11 @@ impl BasicAuth {
             })
         })?;
         if !fits {
-            return Err(self.ask("The name or the password is wrong."));
+            return Err(self.ask(match too_long {
+                // Said of every name, so that it does not tell which there are.
+                true => "The name or the password is wrong. Passwords that are kept with bcrypt have 72 bytes at most: this one is longer.",
+                false => "The name or the password is wrong.",
+            }));
         }
         let max = self.limits.remember_max;
         self.remembered
@@ -199,11 +273,7 @@ impl BasicAuth {
     }
 }
 
-fn busy(refused: Busy) -> Box<Refused> {
-    let sentence = match refused {
-        Busy::Busy(sentence) => sentence,
-        Busy::Ended(_) => "password checks: none came free in time".to_owned(),
-    };
+fn busy(sentence: String) -> Box<Refused> {
     Box::new(Refused {
         failure: Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),
         headers: HeaderMap::new(),
@@ -268,7 +338,7 @@ impl Eq for BasicAuth {}
 impl fmt::Debug for BasicAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BasicAuth")
-            .field("users", &self.users)
+            .field("users", &self.users.by_name)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
@@ -280,6 +350,8 @@ mod tests {
     use http::Request;
 
     use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     /// Cheap ones, for tests only.
     fn users() -> BTreeMap<String, Password> {
@@ -323,7 +395,7 @@ mod tests {
     }
 
     async fn status(auth: &BasicAuth, request: &Parts) -> Result<String, StatusCode> {
-        let done = auth.before(request).await;
+        let done = auth.before(request, CLIENT).await;
         done.map_err(|refused| refused.failure.status)
     }
 
@@ -361,7 +433,8 @@ mod tests {
             &["Bearer YW5uOmNvcnJlY3QgaG9yc2U="],
             &["Basic YQ==", "Basic YQ=="],
         ] {
-            let refused = auth.before(&request(headers)).await.expect_err("nobody");
+            let refused = auth.before(&request(headers), CLIENT).await;
+            let refused = refused.expect_err("nobody");
             assert_eq!(refused.failure.status, StatusCode::UNAUTHORIZED);
             let challenge = &refused.headers[header::WWW_AUTHENTICATE];
             assert_eq!(challenge, "Basic realm=\"The shop\", charset=\"UTF-8\"");
@@ -371,11 +444,48 @@ mod tests {
     #[tokio::test]
     async fn checks_are_bounded() {
         let auth = auth(limits());
-        let _place = auth.checks.enter(&Deadline::new(Instant::now())).await;
-        let refused = auth.before(&with("ann", "correct horse")).await;
+        let _turn = auth.checks.enter(Asker::new(CLIENT, 0)).await;
+        let refused = auth.before(&with("ann", "correct horse"), CLIENT).await;
         let failure = refused.expect_err("the only check is taken").failure;
         assert_eq!(failure.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(failure.detail.contains("password checks"), "{failure}");
+    }
+
+    /// What takes the time is the same for every name, whatever the hashes cost.
+    #[test]
+    fn unknown_names_take_as_long_as_known_ones() {
+        let mut all = users();
+        let dear = bcrypt::hash("x", 5).expect("a hash");
+        all.insert("eve".to_owned(), Password::parse(&dear).expect("bcrypt"));
+        let users = Users::new(all);
+        assert_eq!(users.costs.len(), 3);
+        for name in ["ann", "bob", "eve", "nobody"] {
+            let known = users.by_name.get(name);
+            let checked = known.into_iter().chain(users.others(known));
+            let mut costs: Vec<String> = checked.map(Password::cost).collect();
+            costs.sort();
+            assert!(costs.iter().eq(users.costs.keys()), "{name}: {costs:?}");
+            assert!(!users.check(name, "wrong"), "{name}");
+        }
+    }
+
+    /// 72 bytes are all that bcrypt looks at.
+    #[tokio::test]
+    async fn what_bcrypt_would_cut_is_refused() {
+        let long = "x".repeat(72);
+        let hash = bcrypt::hash(&long, 4).expect("a hash");
+        let mut all = users();
+        all.insert("eve".to_owned(), Password::parse(&hash).expect("bcrypt"));
+        let auth = BasicAuth::new(all, "x", limits());
+        assert_eq!(status(&auth, &with("eve", &long)).await, Ok("eve".into()));
+        for name in ["eve", "bob", "nobody"] {
+            let refused = auth.before(&with(name, &format!("{long}y")), CLIENT).await;
+            let failure = refused.expect_err("it is another password").failure;
+            assert_eq!(failure.status, StatusCode::UNAUTHORIZED);
+            assert!(failure.client_text.contains("72 bytes"), "{failure}");
+        }
+        let repeated = status(&auth, &with("ann", "correct horse\0correct horse")).await;
+        assert_eq!(repeated, Err(StatusCode::UNAUTHORIZED));
     }
 
     #[test]

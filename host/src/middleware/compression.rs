@@ -1,9 +1,14 @@
 //! `compression`: responses become smaller on their way, in the encoding that the client would rather have.
 //!
-//! Small bodies are compressed at once; large ones and files piece by piece while they are sent, so that no
-//! response holds the event loop for longer than a piece takes.
+//! Small bodies are compressed at once; larger ones elsewhere, a bounded number at a time, when the client begins to
+//! read; what is streamed piece by piece while it is sent. So no response holds the event loop for longer than about a
+//! millisecond.
+
+mod encode;
+mod files;
 
 use std::io;
+use std::sync::LazyLock;
 
 use async_compression::Level;
 use async_compression::brotli::EncoderParams;
@@ -16,14 +21,18 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, BodyStream, Either, Full, StreamBody};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncRead;
+use tokio::sync::Semaphore;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{Visit, vary};
 use crate::budget::Room;
+use crate::conditional::Unmodified;
 use crate::metrics::{Held, METRICS};
 use crate::negotiation::{Weight, weighted};
 use crate::request::ResponseBody;
+
+pub use files::FileCache;
 
 /// Which encodings, from which size on.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,10 +41,12 @@ pub struct Compression {
     pub encodings: Vec<Encoding>,
     /// Smaller bodies are sent as they are.
     pub min_bytes: u64,
+    /// Static files that have been compressed.
+    pub files: FileCache,
 }
 
 /// A way to compress that browsers know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// Brotli.
     Br,
@@ -45,22 +56,24 @@ pub enum Encoding {
     Gzip,
 }
 
-/// A compromise of time and size, for responses that are made for each request.
-const BROTLI_QUALITY: i32 = 4;
-/// The encoder keeps the window in memory: 2^18 bytes.
-const BROTLI_WINDOW: i32 = 18;
-const ZSTD_LEVEL: i32 = 3;
-const ZSTD_WINDOW: u32 = 18;
-const GZIP_LEVEL: i32 = 5;
-/// What is compressed before other requests get their turn: about a millisecond's work.
-const PIECE_BYTES: usize = 64 << 10;
+/// What is compressed while it is sent, piece by piece: the encoder keeps a window of 2^18 bytes.
+const STREAM_BROTLI_QUALITY: i32 = 3;
+const STREAM_WINDOW: u32 = 18;
+const STREAM_ZSTD_LEVEL: i32 = 3;
+const STREAM_GZIP_LEVEL: i32 = 5;
+/// What is compressed of it before other requests get their turn: less than a millisecond's work.
+const PIECE_BYTES: usize = 16 << 10;
 const SENT_BYTES: usize = 16 << 10;
+
+/// Bodies that are compressed at the same time away from the event loops; more wait.
+static PLACES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 impl Encoding {
     /// As it is written in the configuration and in headers.
     pub const ALL: [(&'static str, Encoding); 3] = [
-        ("br", Encoding::Br),
         ("zstd", Encoding::Zstd),
+        ("br", Encoding::Br),
         ("gzip", Encoding::Gzip),
     ];
 
@@ -71,6 +84,23 @@ impl Encoding {
             Encoding::Br => 2 << 20,
             Encoding::Zstd => 3 << 19,
             Encoding::Gzip => 512 << 10,
+        }
+    }
+
+    /// What the name of a compressed file ends with.
+    fn extension(self) -> &'static str {
+        match self {
+            Encoding::Br => "br",
+            Encoding::Zstd => "zst",
+            Encoding::Gzip => "gz",
+        }
+    }
+
+    /// The largest body whose compression takes no more than about a millisecond.
+    fn at_once_bytes(self) -> usize {
+        match self {
+            Encoding::Br | Encoding::Gzip => 16 << 10,
+            Encoding::Zstd => 64 << 10,
         }
     }
 
@@ -85,6 +115,9 @@ impl Encoding {
 
 impl Compression {
     pub(super) fn after(&self, visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return self.after_not_modified(visit, response);
+        }
         if !self.worth_it(response) {
             return;
         }
@@ -111,13 +144,38 @@ impl Compression {
             body if body.is_end_stream() => {
                 Either::Right(BoxBody::new(StreamBody::new(stream::empty())))
             }
-            Either::Left(whole) => compressed(encoding, whole, room),
+            Either::Left(whole) => {
+                let whole = whole.collect().now_or_never();
+                let whole = whole.expect("it is there").expect("it cannot fail");
+                compressed(encoding, whole.to_bytes(), room)
+            }
             Either::Right(streamed) => {
                 let data = BodyStream::new(streamed)
                     .try_filter_map(async |frame| Ok(frame.into_data().ok()));
                 streaming(encoder(encoding, data), room)
             }
         };
+    }
+
+    /// Says of a response that was left out what would have been said of it (RFC 9110, 15.4.5). What a view has left out
+    /// itself is taken for one that would have been compressed.
+    fn after_not_modified(&self, visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+        let left_out = response.extensions().get::<Unmodified>();
+        let would_be = left_out.is_none_or(|left_out| {
+            let content_type = left_out.content_type.as_ref();
+            let content_type = content_type.and_then(|value| value.to_str().ok());
+            content_type.is_some_and(is_compressible)
+                && left_out
+                    .length
+                    .is_none_or(|length| length >= self.min_bytes.max(1))
+        });
+        if !would_be || is_fixed(response.headers()) {
+            return;
+        }
+        vary(response.headers_mut(), &header::ACCEPT_ENCODING);
+        if self.choose(&visit.request.headers).is_some() {
+            weaken_tag(response.headers_mut());
+        }
     }
 
     /// Whether the response is one that compressing makes better.
@@ -130,11 +188,8 @@ impl Compression {
         );
         let told = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let length: Option<u64> = told.or_else(|| response.body().size_hint().exact());
-        let fixed = text(header::CACHE_CONTROL)
-            .is_some_and(|value| value.to_ascii_lowercase().contains("no-transform"));
         whole
-            && !fixed
-            && !headers.contains_key(header::CONTENT_ENCODING)
+            && !is_fixed(headers)
             && !headers.contains_key(header::CONTENT_RANGE)
             && length.is_none_or(|length| length >= self.min_bytes.max(1))
             && text(header::CONTENT_TYPE).is_some_and(is_compressible)
@@ -160,6 +215,16 @@ impl Compression {
         let best = (self.encodings.iter().rev()).max_by_key(|encoding| of(**encoding))?;
         (of(*best) > 0 && of(*best) >= identity).then_some(*best)
     }
+}
+
+/// Whether nobody on the way may change it, or somebody has already.
+fn is_fixed(headers: &HeaderMap) -> bool {
+    let says = |value: &HeaderValue| {
+        let text = value.to_str().unwrap_or_default();
+        text.to_ascii_lowercase().contains("no-transform")
+    };
+    headers.contains_key(header::CONTENT_ENCODING)
+        || headers.get_all(header::CACHE_CONTROL).iter().any(says)
 }
 
 /// The compressed body is another one, though it says the same (RFC 9110, 8.8.1).
@@ -208,49 +273,67 @@ fn encoder(
     encoding: Encoding,
     data: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
 ) -> Encoder {
-    let data = StreamReader::new(Box::pin(data));
+    let data = StreamReader::new(Box::pin(in_pieces(data)));
     match encoding {
         Encoding::Br => {
             let params = EncoderParams::default()
-                .quality(Level::Precise(BROTLI_QUALITY))
-                .window_size(BROTLI_WINDOW);
+                .quality(Level::Precise(STREAM_BROTLI_QUALITY))
+                .window_size(STREAM_WINDOW.cast_signed());
             Box::new(BrotliEncoder::with_params(data, params))
         }
         Encoding::Zstd => {
-            let params = &[CParameter::window_log(ZSTD_WINDOW)];
-            let level = Level::Precise(ZSTD_LEVEL);
+            let params = &[CParameter::window_log(STREAM_WINDOW)];
+            let level = Level::Precise(STREAM_ZSTD_LEVEL);
             Box::new(ZstdEncoder::with_quality_and_params(data, level, params))
         }
-        Encoding::Gzip => Box::new(GzipEncoder::with_quality(data, Level::Precise(GZIP_LEVEL))),
+        Encoding::Gzip => {
+            let level = Level::Precise(STREAM_GZIP_LEVEL);
+            Box::new(GzipEncoder::with_quality(data, level))
+        }
     }
 }
 
-/// A body that is there as a whole: at once if it is one piece, else while it is sent.
-fn compressed(encoding: Encoding, whole: Full<Bytes>, room: Room) -> ResponseBody {
-    let whole = whole.collect().now_or_never();
-    let whole = whole
-        .expect("it is there")
-        .expect("it cannot fail")
-        .to_bytes();
-    if whole.len() <= PIECE_BYTES {
-        let mut small = Vec::new();
-        let mut encoder = encoder(encoding, stream::iter([Ok(whole)]));
-        let done = encoder.read_to_end(&mut small).now_or_never();
-        done.expect("nothing is waited for")
-            .expect("memory can be read");
+/// A body that is there as a whole: at once if it is small, else elsewhere.
+fn compressed(encoding: Encoding, whole: Bytes, mut room: Room) -> ResponseBody {
+    if whole.len() <= encoding.at_once_bytes() {
+        let small = encode::quickly(encoding, &whole);
         // What the encoder took is more than enough for what it made.
         return Either::Left(Full::new(room.cut_to(small.capacity() as u64).hold(small)));
     }
-    let pieces = stream::unfold(whole, async |mut rest| {
-        if rest.is_empty() {
-            return None;
+    // What is made is there at once, beside what it is made from.
+    if room.grow_to(room.bytes() + whole.len() as u64).is_err() {
+        let pieces = stream::iter([Ok(whole)]);
+        return streaming(encoder(encoding, pieces), room);
+    }
+    let held = Held::new(&METRICS.compressing);
+    let made = async move {
+        let _held = held;
+        let _place = PLACES.acquire().await.expect("it is never closed");
+        let made = tokio::task::spawn_blocking(move || encode::quickly(encoding, &whole)).await;
+        let made = made.map_err(io::Error::other)?;
+        let room = room.cut_to(made.capacity() as u64);
+        Ok(Frame::data(room.hold(made)))
+    };
+    Either::Right(BoxBody::new(StreamBody::new(stream::once(made))))
+}
+
+/// The same in pieces that are no work for long, with turns for others between.
+fn in_pieces(
+    data: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static {
+    let state = (Box::pin(data), Bytes::new());
+    stream::try_unfold(state, async |(mut data, mut rest)| {
+        while rest.is_empty() {
+            match data.next().await.transpose()? {
+                Some(more) => rest = more,
+                None => return Ok(None),
+            }
         }
         let piece = rest.split_to(rest.len().min(PIECE_BYTES));
         // An encoder that has to wait hands out what it has: the work for one part of the answer is bounded.
         tokio::task::yield_now().await;
-        Some((Ok(piece), rest))
-    });
-    streaming(encoder(encoding, pieces), room)
+        Ok(Some((piece, (data, rest))))
+    })
 }
 
 fn streaming(encoder: Encoder, room: Room) -> ResponseBody {

@@ -7,9 +7,10 @@ pub mod basic_auth;
 pub mod compression;
 pub mod cors;
 pub mod header_auth;
+pub mod rate_limit;
 pub mod security_headers;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -23,6 +24,7 @@ use basic_auth::BasicAuth;
 use compression::Compression;
 use cors::Cors;
 use header_auth::HeaderAuth;
+use rate_limit::RateLimit;
 use security_headers::SecurityHeaders;
 
 /// The context value with the user's name, which no guest can set (R14).
@@ -43,6 +45,8 @@ pub enum Builtin {
     BasicAuth(Box<BasicAuth>),
     /// Takes the user's name from a proxy.
     HeaderAuth(HeaderAuth),
+    /// Refuses those who send too many requests.
+    RateLimit(Box<RateLimit>),
 }
 
 impl Builtin {
@@ -69,6 +73,10 @@ pub struct Visit<'a> {
     pub id: &'a str,
     /// Who is connected: the client, or a proxy.
     pub peer: SocketAddr,
+    /// The client, as trusted proxies tell.
+    pub client: IpAddr,
+    /// The user, when middleware around this list has found out.
+    pub user: Option<&'a str>,
     /// What the response takes is drawn from here.
     pub account: &'a Arc<Account>,
 }
@@ -104,7 +112,7 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                 Some(answer) => Ok(answer),
                 None => continue,
             },
-            Builtin::BasicAuth(auth) => match auth.before(visit.request).await {
+            Builtin::BasicAuth(auth) => match auth.before(visit.request, visit.client).await {
                 Ok(user) => {
                     set(&mut values, USER, user);
                     continue;
@@ -120,6 +128,14 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
                 }
                 Err(refused) => Err(*refused),
             },
+            Builtin::RateLimit(limit) => {
+                let found = values.iter().find(|(name, _)| name == USER);
+                let user = found.map(|(_, user)| user.as_str()).or(visit.user);
+                match limit.before(visit.client, user) {
+                    Ok(()) => continue,
+                    Err(refused) => Err(*refused),
+                }
+            }
         };
         return Entry {
             seen,
@@ -146,7 +162,7 @@ pub fn leave(builtins: &[Arc<Builtin>], visit: Visit<'_>, response: &mut Respons
             Builtin::SecurityHeaders(headers) => headers.after(response.headers_mut()),
             Builtin::Compression(compression) => compression.after(visit, response),
             Builtin::Cors(cors) => cors.after(visit.request, response.headers_mut()),
-            Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) => {}
+            Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) | Builtin::RateLimit(_) => {}
         }
     }
 }

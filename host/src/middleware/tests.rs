@@ -37,6 +37,8 @@ fn visit(request: &Parts) -> Visit<'_> {
         request,
         id: "7",
         peer: ([127, 0, 0, 1], 1).into(),
+        client: [127, 0, 0, 1].into(),
+        user: None,
         account: &ACCOUNT,
     }
 }

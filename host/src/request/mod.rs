@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod body;
+pub mod error_view;
 pub mod page;
 
 use std::io;
@@ -23,13 +24,16 @@ use hyper::body::{Body, Frame};
 use crate::app::{App, Routed, Target};
 use crate::bindings::types;
 use crate::budget::{Account, Exhausted};
+use crate::call_depth::{self, CALL_DEPTH};
 use crate::completion::Line;
+use crate::conditional;
 use crate::config::Limits;
 use crate::deadline::Ended;
 use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
+use crate::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
 use crate::report::Report;
 use crate::request::body::Received;
 use crate::request::page::Failed;
@@ -136,7 +140,7 @@ async fn around(
         }
         None => match within(completion).await {
             Ok(response) => response,
-            Err(failure) => completion.failed(failure),
+            Err(failure) => completion.failed_within(failure).await,
         },
     };
     middleware::leave(&builtins[..entry.seen], completion.visit(), &mut response);
@@ -209,7 +213,7 @@ where
     };
     match target {
         Target::Static(files) => {
-            static_file(files, (parts, &completion.origin.account), params).await
+            static_file(app, files, (parts, &completion.origin.account), params).await
         }
         Target::View(routed) => {
             completion.view = Some(Arc::clone(&routed.chain.view().view));
@@ -241,7 +245,7 @@ async fn other_methods(
         }
         let text = format!("{} is not possible here; {allow} are.", parts.method);
         let failure = Failure::client(StatusCode::METHOD_NOT_ALLOWED, text);
-        Ok(with_allow(completion.failed(failure), &allow))
+        Ok(with_allow(completion.failed_within(failure).await, &allow))
     };
     around(first.map_or(&[], Target::builtins), completion, answer).await
 }
@@ -270,7 +274,8 @@ where
         host, app, parts, ..
     } = *completion;
     let received = body::receive(body, &app.config.server, &completion.origin.account).await?;
-    let (request, kept) = contract_request(parts, received);
+    let asked = app.config.proxies.asked(completion.peer, &parts.headers);
+    let (request, kept) = contract_request(parts, &asked, received);
     let ready = Ready {
         host,
         app,
@@ -282,15 +287,20 @@ where
     let mut settled = ready.run(request).await;
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
-    Ok(response?.map(|body| Either::Left(Full::new(body))))
+    let mut response = response?;
+    let length = response.body().len() as u64;
+    let asked = (&parts.method, &parts.headers);
+    conditional::apply(asked, Some(length), &mut response);
+    Ok(response.map(|body| Either::Left(Full::new(body))))
 }
 
 /// The request as guests get it, and its body if the host keeps that.
 pub fn contract_request(
     parts: &Parts,
+    asked: &Asked,
     received: Received,
 ) -> (types::Request, Option<Arc<body::Spooled>>) {
-    let headers = contract_headers(parts);
+    let headers = contract_headers(parts, asked);
     let (body, kept) = match received {
         Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
         Received::Kept(spooled) => (
@@ -310,17 +320,25 @@ pub fn contract_request(
     (request, kept)
 }
 
-/// The request's headers, alike for every version of HTTP: `host` is the authority that the request names
-/// (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113, 8.2.3).
-pub(crate) fn contract_headers(parts: &Parts) -> Vec<(String, String)> {
-    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 1);
-    let authority = parts.uri.authority();
-    headers.extend(authority.map(|authority| ("host".to_owned(), authority.as_str().to_owned())));
+/// The request's headers, alike for every version of HTTP: `host` is the authority that a trusted proxy says was asked
+/// for, else the one that the request names (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113,
+/// 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those of a trusted proxy or not there.
+pub(crate) fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    let authority = asked.authority.as_deref().or(named);
+    let mut push = |name: &str, value: Option<&str>| {
+        headers.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    };
+    push("host", authority);
+    push(FORWARDED_HOST.as_str(), asked.authority.as_deref());
+    push(FORWARDED_PROTO.as_str(), asked.scheme);
     let mut cookies: Option<usize> = None;
     for (name, value) in &parts.headers {
         let value = text(value.as_bytes());
         match cookies {
             _ if name == header::HOST && authority.is_some() => {}
+            _ if [CALL_DEPTH, FORWARDED_HOST, FORWARDED_PROTO].contains(name) => {}
             Some(first) if name == header::COOKIE => {
                 headers[first].1.push_str("; ");
                 headers[first].1.push_str(&value);
@@ -374,6 +392,7 @@ pub fn text(value: &[u8]) -> String {
 }
 
 async fn static_file(
+    app: &App,
     files: &Arc<StaticFiles>,
     (parts, account): (&Parts, &Arc<Account>),
     params: Vec<(String, String)>,
@@ -389,7 +408,18 @@ async fn static_file(
         .map_or_else(String::new, |(_, path)| path);
     // A file that is read at once is no larger.
     let room = account.draw(WHOLE_BYTES)?;
-    let read = tokio::task::spawn_blocking(move || files.respond(&method, &path, &headers));
+    let builtins = app.config.builtins.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let response = files.respond(&method, &path, &headers)?;
+        let compression = builtins.iter().find_map(|builtin| match &**builtin {
+            Builtin::Compression(compression) => Some(compression),
+            _ => None,
+        });
+        Ok::<_, Failure>(match compression {
+            Some(compression) => compression.file(&files, (&method, &path, &headers), response),
+            None => response,
+        })
+    });
     let response = read
         .await
         .map_err(|error| Failure::host(format!("reading a static file: {error}")))??;
@@ -399,6 +429,7 @@ async fn static_file(
             let room = room.cut_to(bytes.capacity() as u64);
             Either::Left(Full::new(room.hold(bytes)))
         }
+        Content::Shared(bytes) => Either::Left(Full::new(bytes)),
         Content::Open(file, length) => {
             let pieces = static_files::pieces(file, length, FILE_PIECE);
             let frame = move |piece| {
@@ -483,6 +514,7 @@ impl<'a> Completion<'a> {
                 id: id.unwrap_or_else(scope::new_id),
                 trace: Trace::of(&parts.headers),
                 peer: client,
+                depth: call_depth::of(&parts.headers),
                 values: Arc::default(),
                 account,
             }),
@@ -498,11 +530,25 @@ impl<'a> Completion<'a> {
             request: self.parts,
             id: &self.origin.id,
             peer: self.peer,
+            client: self.origin.peer.ip(),
+            user: (self.origin.values.get(middleware::USER)).map(|user| &*user.text),
             account: &self.origin.account,
         }
     }
 
-    /// The response for a failure, which the line will name.
+    /// The response for a failure of what was asked for: the app may have a page of its own for it.
+    async fn failed_within(&mut self, failure: Failure) -> Response<ResponseBody> {
+        match Box::pin(error_view::page(self, &failure)).await {
+            Some(page) => {
+                let detail = cut(failure.detail, DETAIL_MAX);
+                self.failure = Some(Failure { detail, ..failure });
+                page
+            }
+            None => self.failed(failure),
+        }
+    }
+
+    /// The built-in response for a failure, which the line will name.
     fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
         let report = (self.host.development && self.may_see_details()).then(|| self.report());

@@ -12,21 +12,23 @@ use super::{Checker, TIME_MS, TIME_MS_OR_NONE};
 use crate::config::{ConfigError, GuestMiddleware, nearest};
 use crate::middleware::Builtin;
 use crate::middleware::basic_auth::{self, BasicAuth, Password};
-use crate::middleware::compression::{Compression, Encoding};
+use crate::middleware::compression::{Compression, Encoding, FileCache};
 use crate::middleware::cors::{self, Cors, Origins};
 use crate::middleware::header_auth::HeaderAuth;
+use crate::middleware::rate_limit::{self, By, RateLimit};
 use crate::middleware::security_headers::{Choices, Framing, SecurityHeaders};
 use crate::proxies::{Addresses, Proxies};
 
 type Table = BTreeMap<String, Spanned<Value>>;
 
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "request-id",
     "security-headers",
     "compression",
     "cors",
     "basic-auth",
     "header-auth",
+    "rate-limit",
 ];
 /// Times in seconds: up to two years, which is what lists of https-only sites ask for.
 const SECONDS: RangeInclusive<u64> = 0..=63_072_000;
@@ -93,6 +95,21 @@ impl Checker<'_> {
         Ok((builtins, guests))
     }
 
+    /// The view that `errors` names.
+    pub(super) fn errors(
+        &self,
+        entry: &Spanned<String>,
+        known: &Builtins,
+    ) -> Result<GuestMiddleware, ConfigError> {
+        let name = entry.get_ref().as_str();
+        let Some((module, function)) = name.split_once("::") else {
+            return Err(self.error(entry, format!(
+                "`errors` is `{name}`: write the view that makes the pages as `module::function`"
+            )));
+        };
+        self.guest(entry, module, function, known)
+    }
+
     fn guest(
         &self,
         entry: &Spanned<String>,
@@ -102,10 +119,14 @@ impl Checker<'_> {
     ) -> Result<GuestMiddleware, ConfigError> {
         if !known.modules.iter().any(|name| name == module) {
             let names: Vec<&str> = known.modules.iter().map(String::as_str).collect();
-            return Err(self.error(entry, format!(
-                "there is no module `{module}` for the middleware `{module}::{function}`{}: the app has {}",
-                meant(module, &names), names.join(", "),
-            )));
+            return Err(self.error(
+                entry,
+                format!(
+                    "there is no module `{module}` for `{module}::{function}`{}: the app has {}",
+                    meant(module, &names),
+                    names.join(", "),
+                ),
+            ));
         }
         Ok(GuestMiddleware {
             module: module.to_owned(),
@@ -128,6 +149,7 @@ fn unknown(name: &str, known: &Builtins) -> String {
     if NAMES.contains(&name) {
         let needs = match name {
             "cors" => "origins = [\"https://app.example.com\"]",
+            "rate-limit" => "requests = 100",
             "basic-auth" => "file = \"users.htpasswd\"",
             _ => "from = [\"127.0.0.1\"]",
         };
@@ -174,6 +196,7 @@ impl Options<'_> {
             "cors" => Builtin::Cors(self.cors()?),
             "basic-auth" => Builtin::BasicAuth(Box::new(self.basic_auth()?)),
             "header-auth" => Builtin::HeaderAuth(self.header_auth(proxies)?),
+            "rate-limit" => Builtin::RateLimit(Box::new(self.rate_limit()?)),
             _ => {
                 return Err(self.checker.error_at(place, format!(
                     "`[middleware.{}]` is to use `{kind}`, which there is not{}: write `use = \"…\"` with one of {}",
@@ -225,9 +248,11 @@ impl Options<'_> {
             ));
         }
         let min_bytes = self.number("min_bytes", 1024, 0..=1 << 40)?;
+        let files_mb = self.number("files_cache_mb", 16, 0..=1 << 20)?;
         Ok(Compression {
             encodings,
             min_bytes,
+            files: FileCache::new(files_mb << 20),
         })
     }
 
@@ -395,6 +420,23 @@ impl Options<'_> {
             from,
             required,
         })
+    }
+
+    fn rate_limit(&mut self) -> Result<RateLimit, ConfigError> {
+        let by = self.word("by", &By::ALL)?.unwrap_or(By::Address);
+        let per_ms = self.number("per_ms", 60_000, TIME_MS)?;
+        if !self.given.contains_key("requests") {
+            return Err(self.checker.error_at(self.at, "`rate-limit` has to know how much is too much: write `requests = 100`, which is for each minute, or for each `per_ms`".into()));
+        }
+        let requests = self.number("requests", 0, 1..=1_000_000)?;
+        let burst = self.number("burst", requests, 1..=1_000_000)?;
+        let keys_max = self.number("keys_max", 100_000, 16..=10_000_000)?;
+        Ok(RateLimit::new(rate_limit::Options {
+            by,
+            period: Duration::from_millis(per_ms) / u32::try_from(requests).expect("it is checked"),
+            burst: u32::try_from(burst).expect("it is checked"),
+            keys_max: usize::try_from(keys_max).expect("it is checked"),
+        }))
     }
 
     fn place(&self, key: &str) -> usize {

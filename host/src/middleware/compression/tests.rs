@@ -6,11 +6,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::budget;
+use tokio::io::AsyncReadExt as _;
 
 fn compression() -> Compression {
     Compression {
         encodings: vec![Encoding::Br, Encoding::Zstd, Encoding::Gzip],
         min_bytes: 100,
+        files: FileCache::new(0),
     }
 }
 
@@ -36,6 +38,8 @@ fn after(accept: &str, mut response: Response<ResponseBody>) -> Response<Respons
         request: &request,
         id: "7",
         peer: ([127, 0, 0, 1], 1).into(),
+        client: [127, 0, 0, 1].into(),
+        user: None,
         account: &account,
     };
     compression().after(visit, &mut response);
@@ -115,7 +119,6 @@ fn what_does_not_become_better_stays() {
         ("encoded", with(header::CONTENT_ENCODING, "zstd")),
         ("a part", with(header::CONTENT_RANGE, "bytes 0-9/100")),
         ("a part", status(StatusCode::PARTIAL_CONTENT)),
-        ("not there", status(StatusCode::NOT_MODIFIED)),
         ("fixed", with(header::CACHE_CONTROL, "public, No-Transform")),
         (
             "of no type",
@@ -152,6 +155,79 @@ async fn a_small_body_has_a_length_and_a_weak_tag() {
         read(response).await,
         "<p>The same again. ".repeat(100).as_bytes()
     );
+}
+
+/// A client that has a response is told what it would have been told with it.
+#[test]
+fn what_is_not_modified_is_told_like_what_is() {
+    let not_modified = |left_out: Option<(&'static str, u64)>, cache_control: &'static str| {
+        let mut response = Response::new(Either::Left(Full::default()));
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        let headers = response.headers_mut();
+        headers.insert(header::ETAG, HeaderValue::from_static("\"a\""));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static(cache_control),
+        );
+        if let Some((content_type, length)) = left_out {
+            response.extensions_mut().insert(Unmodified {
+                content_type: Some(HeaderValue::from_static(content_type)),
+                length: Some(length),
+            });
+        }
+        response
+    };
+    let html = Some(("text/html", 5000));
+    for (accept, left_out, cache, tag, varies) in [
+        ("gzip", html, "no-cache", "W/\"a\"", true),
+        ("identity", html, "no-cache", "\"a\"", true),
+        ("gzip", Some(("text/html", 5)), "no-cache", "\"a\"", false),
+        (
+            "gzip",
+            Some(("image/png", 5000)),
+            "no-cache",
+            "\"a\"",
+            false,
+        ),
+        ("gzip", html, "no-transform", "\"a\"", false),
+        ("gzip", None, "no-cache", "W/\"a\"", true),
+    ] {
+        let response = after(accept, not_modified(left_out, cache));
+        assert_eq!(
+            response.headers()[header::ETAG],
+            tag,
+            "{accept} {left_out:?}"
+        );
+        let told = response.headers().contains_key(header::VARY);
+        assert_eq!(told, varies, "{accept} {left_out:?}");
+        assert!(!response.headers().contains_key(header::CONTENT_ENCODING));
+    }
+}
+
+/// The measure of a quality is what it costs: run with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "it measures"]
+fn what_compressing_costs() {
+    for length in [1_200, 4_096, 16_384, 65_536] {
+        let words = [
+            "<li>", "guest", "message", "</li>\n", "<b>", "hello", "</b>",
+        ];
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut text = String::new();
+        while text.len() < length {
+            text.push_str(words[random.usize(..words.len())]);
+            text.push_str(&random.u16(..).to_string());
+        }
+        for (name, encoding) in Encoding::ALL {
+            let before = std::time::Instant::now();
+            let mut made = (0..100).map(|_| encode::quickly(encoding, text.as_bytes()).len());
+            let bytes = made.next_back().expect("there is one");
+            println!(
+                "{length} {name}: {:?}, {bytes} bytes",
+                before.elapsed() / 100
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -231,7 +307,7 @@ async fn other_requests_get_their_turn() {
     assert_eq!(read(response).await, body);
     other.abort();
     let turns = turns.load(std::sync::atomic::Ordering::Relaxed);
-    assert!(turns >= body.len() / PIECE_BYTES, "{turns}");
+    assert!(turns >= body.len() / (64 << 10), "{turns}");
 }
 
 proptest! {

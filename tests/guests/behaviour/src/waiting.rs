@@ -334,6 +334,32 @@ pub async fn identity(cx: &Context, headers: Headers) -> String {
     )
 }
 
+/// The headers of a name as the request has them, with ` | ` between.
+#[view(get, "/async/header/{name}")]
+pub async fn header(Path(name): Path<String>, headers: Headers) -> String {
+    headers.get_all(&name).collect::<Vec<_>>().join(" | ")
+}
+
+/// A page that says which version of it this is.
+#[view(get, "/async/tagged/{tag}")]
+pub async fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
+    Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
+}
+
+/// The page for failures; it fails itself for what is asked for by the name `broken`.
+#[view(get, "/async/error/{status}")]
+pub async fn error_page(cx: &Context, Path(status): Path<String>, headers: Headers) -> String {
+    let told = |name| cx.get(name).unwrap_or_default();
+    let path = told("error.path");
+    assert!(!path.ends_with("broken"), "on purpose");
+    let language = headers.get("accept-language").unwrap_or_default();
+    format!(
+        "own page {status} {} {path} {} {language}",
+        told("error.status"),
+        told("error.message")
+    )
+}
+
 /// Says what it finds under a name, and leaves something there.
 #[view(get, "/async/remember/{value}")]
 pub async fn remember(cx: &Context, Path(value): Path<String>) -> Result<String> {

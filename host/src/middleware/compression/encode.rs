@@ -1,0 +1,99 @@
+//! Compressing what is there as a whole.
+//!
+//! What an encoder costs to make decides for small bodies: brotli of quality 4 clears more than a megabyte before it
+//! looks at the first byte. So its quality and its window follow from the length, and the contexts of zstd, which can be
+//! used again, are kept. For 4 kB of HTML, brotli takes a sixth of the time that it took with one quality for all, and
+//! zstd a fortieth, in about the same size.
+
+use std::io::Write as _;
+
+use brotli::enc::BrotliEncoderParams;
+use parking_lot::Mutex;
+use zstd::bulk::Compressor;
+
+use super::Encoding;
+
+/// Up to here, the least that brotli can do.
+const BROTLI_SMALL: usize = 16 << 10;
+const BROTLI_SMALL_QUALITY: i32 = 1;
+const BROTLI_QUALITY: i32 = 3;
+/// Windows are 2^10 to 2^18 bytes.
+const WINDOWS: std::ops::RangeInclusive<u32> = 10..=18;
+const ZSTD_LEVEL: i32 = 3;
+const GZIP_LEVEL: u32 = 5;
+/// Files are compressed once.
+const BROTLI_FILE_QUALITY: i32 = 9;
+const ZSTD_FILE_LEVEL: i32 = 12;
+const GZIP_FILE_LEVEL: u32 = 9;
+
+/// Contexts of zstd that nobody uses just now. Each has about a megabyte, for bodies of up to `KEPT_FOR`.
+static KEPT: Mutex<Vec<Compressor<'static>>> = Mutex::new(Vec::new());
+const KEPT_MAX: usize = 8;
+const KEPT_FOR: usize = 256 << 10;
+
+/// For a response that is made for one request.
+pub(super) fn quickly(encoding: Encoding, data: &[u8]) -> Vec<u8> {
+    let mut made = match encoding {
+        Encoding::Br => {
+            let quality = match data.len() <= BROTLI_SMALL {
+                true => BROTLI_SMALL_QUALITY,
+                false => BROTLI_QUALITY,
+            };
+            brotli(data, quality)
+        }
+        Encoding::Zstd => {
+            let kept = KEPT.lock().pop();
+            let mut context = kept.unwrap_or_else(|| zstd_context(ZSTD_LEVEL));
+            let made = context
+                .compress(data)
+                .expect("there is room for the result");
+            if data.len() <= KEPT_FOR {
+                let mut kept = KEPT.lock();
+                if kept.len() < KEPT_MAX {
+                    kept.push(context);
+                }
+            }
+            made
+        }
+        Encoding::Gzip => gzip(data, GZIP_LEVEL),
+    };
+    made.shrink_to_fit();
+    made
+}
+
+/// For a file that many will get.
+pub(super) fn well(encoding: Encoding, data: &[u8]) -> Vec<u8> {
+    let mut made = match encoding {
+        Encoding::Br => brotli(data, BROTLI_FILE_QUALITY),
+        Encoding::Zstd => zstd_context(ZSTD_FILE_LEVEL)
+            .compress(data)
+            .expect("there is room for the result"),
+        Encoding::Gzip => gzip(data, GZIP_FILE_LEVEL),
+    };
+    made.shrink_to_fit();
+    made
+}
+
+fn brotli(data: &[u8], quality: i32) -> Vec<u8> {
+    let bits = usize::BITS - data.len().saturating_sub(1).leading_zeros();
+    let params = BrotliEncoderParams {
+        quality,
+        lgwin: bits.clamp(*WINDOWS.start(), *WINDOWS.end()).cast_signed(),
+        size_hint: data.len(),
+        ..BrotliEncoderParams::default()
+    };
+    let mut encoder = brotli::CompressorWriter::with_params(Vec::new(), 4096, &params);
+    encoder.write_all(data).expect("memory can be written");
+    encoder.into_inner()
+}
+
+fn zstd_context(level: i32) -> Compressor<'static> {
+    Compressor::new(level).expect("the level is one that there is")
+}
+
+fn gzip(data: &[u8], level: u32) -> Vec<u8> {
+    let level = flate2::Compression::new(level);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+    encoder.write_all(data).expect("memory can be written");
+    encoder.finish().expect("memory can be written")
+}

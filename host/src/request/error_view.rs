@@ -1,0 +1,117 @@
+//! Pages for failures that the app makes itself: a view of its own, named by `[app] errors`.
+//!
+//! It runs as a request of its own would, in a scope of its own and without middleware, when what was asked for has
+//! failed already. So it is never the reason that a client gets no answer: when it fails, or the host has no room for
+//! more work, the client gets the built-in page.
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::{Either, Full};
+
+use super::{Completion, ResponseBody, contract_headers};
+use crate::app::STATUS;
+use crate::bindings::types;
+use crate::error::{Failure, Fault};
+use crate::negotiation::{Form, form};
+use crate::scope::{Origin, Value};
+use crate::settle::Ready;
+
+/// Context values that tell the view what happened.
+const ERROR_STATUS: &str = "error.status";
+const ERROR_MESSAGE: &str = "error.message";
+const ERROR_PATH: &str = "error.path";
+
+/// The page of the app's own for this failure; none where the built-in one is to be sent.
+pub(super) async fn page(
+    completion: &Completion<'_>,
+    failure: &Failure,
+) -> Option<Response<ResponseBody>> {
+    let Completion {
+        host, app, parts, ..
+    } = *completion;
+    let chain = app.errors.as_ref()?;
+    // Who develops wants to know why; programs that ask for JSON get a problem that they can read; and without room
+    // for a request, there is none for another.
+    let is_told_better = (host.development && failure.fault != Fault::Client)
+        || failure.status == StatusCode::SERVICE_UNAVAILABLE
+        || form(&parts.headers) == Form::Json;
+    if is_told_better {
+        return None;
+    }
+    let status = failure.status.as_u16().to_string();
+    let mut origin = Origin::clone(&completion.origin);
+    let values = Arc::make_mut(&mut origin.values);
+    for (name, text) in [
+        (ERROR_STATUS, &*status),
+        (ERROR_MESSAGE, &*failure.client_text),
+        (ERROR_PATH, parts.uri.path()),
+    ] {
+        values.insert(name.into(), Value::reserved(text));
+    }
+    let view = &chain.view().view;
+    let headers = match failure.status {
+        // There are too many for anybody.
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Vec::new(),
+        _ => {
+            let asked = app.config.proxies.asked(completion.peer, &parts.headers);
+            let mut headers = contract_headers(parts, &asked);
+            // The request for the page has no body, and is for the page as it is now.
+            headers.retain(|(name, _)| !is_about_body(name));
+            headers
+        }
+    };
+    let pattern = view.pattern();
+    let parameter = format!("{{{STATUS}}}");
+    let params = match pattern.contains(&parameter) {
+        true => vec![(STATUS.to_owned(), status.clone())],
+        false => Vec::new(),
+    };
+    let request = types::Request {
+        method: view.method().to_owned(),
+        path: pattern.replace(&parameter, &status),
+        query: String::new(),
+        headers,
+        params: Vec::new(),
+        body: types::Body::Bytes(Vec::new()),
+    };
+    let ready = Ready {
+        host,
+        app,
+        origin: &Arc::new(origin),
+        chain,
+        params: params.into(),
+        body: None,
+    };
+    let why = match ready.run(request).await.response {
+        Ok(response) if !response.status().is_server_error() => {
+            return Some(with_status(response, failure.status));
+        }
+        Ok(response) => format!("it answered {}", response.status()),
+        Err(failure) => failure.detail,
+    };
+    let request = &completion.origin.id;
+    tracing::warn!(%view, request, "the view for errors failed, the client gets the built-in page: {why}");
+    None
+}
+
+/// The page of the view, with the status of what failed.
+fn with_status(response: Response<bytes::Bytes>, status: StatusCode) -> Response<ResponseBody> {
+    let mut response = response.map(|body| Either::Left(Full::new(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for name in [header::ETAG, header::LAST_MODIFIED] {
+        headers.remove(name);
+    }
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    // Programs get something else.
+    headers.append(header::VARY, header::ACCEPT.into());
+    response
+}
+
+fn is_about_body(name: &str) -> bool {
+    name.starts_with("content-") || name.starts_with("if-") || name == "range" || name == "expect"
+}
