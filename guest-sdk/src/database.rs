@@ -2,9 +2,13 @@
 
 mod params;
 mod row;
+#[cfg(feature = "time")]
+mod time;
+#[cfg(feature = "uuid")]
+mod uuid;
 mod value;
 
-pub use crate::bindings::amphi::view::database_types::{ErrorKind, Value};
+pub use crate::bindings::amphi::view::database_types::{ErrorKind, Value, Violation};
 pub use params::Params;
 pub use row::{FromRow, Row};
 pub use value::{FromValue, ToValue};
@@ -33,9 +37,9 @@ const BATCH: u32 = 256;
 ///
 /// #[view(post, "/names/{name}", atomic)]
 /// fn take(cx: &Context, Path(name): Path<String>) -> Result<&'static str> {
-///     let taken = cx.atomic(|tx| tx.execute("insert into names values (?)", (&name,)));
+///     let taken = cx.atomic(|tx| tx.execute("insert into names values ($1)", (&name,)));
 ///     match taken {
-///         Err(error) if error.database_kind() == Some(ErrorKind::Constraint) => Ok("somebody has it"),
+///         Err(error) if error.database_kind() == Some(ErrorKind::Unique) => Ok("somebody has it"),
 ///         other => other.map(|_| "it is yours"),
 ///     }
 /// }
@@ -45,8 +49,34 @@ const BATCH: u32 = 256;
 /// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "somebody has it");
 /// ```
 ///
+/// Where a table has several such constraints, [`Error::violation`](crate::Error::violation) tells which it was.
+///
 /// Truth values are read from the integers 0 and 1. Columns of JSON and arrays are [`Json`](crate::Json), as a
-/// parameter and in a row; numerics, UUIDs, dates and times are texts.
+/// parameter and in a row; numerics, UUIDs, dates and times are texts. With the features `time` and `uuid` of this crate
+/// (`amphi-sdk = { version = "…", features = ["time", "uuid"] }`), `time::Date`, `Time`, `PrimitiveDateTime` and
+/// `OffsetDateTime`, and `uuid::Uuid`, are both, too, on either kind of database:
+///
+/// ```
+/// # #[cfg(all(feature = "time", feature = "uuid"))] {
+/// use amphi_sdk::prelude::*;
+/// use time::OffsetDateTime;
+/// use uuid::Uuid;
+///
+/// #[view(post, "/orders/{id}")]
+/// fn order(cx: &Context, Path(id): Path<String>) -> Result<String> {
+///     let id = Uuid::parse_str(&id).map_err(|_| Error::bad_request("no UUID"))?;
+///     let now = OffsetDateTime::UNIX_EPOCH;
+///     cx.db().execute("insert into orders values ($1, $2)", (id, now))?;
+///     let row = cx.db().query_one("select id, at from orders where id = $1", (id,))?;
+///     let (id, at): (Uuid, OffsetDateTime) = row.ok_or_else(|| Error::not_found("no such order"))?;
+///     Ok(format!("{id} {}", at.year()))
+/// }
+/// # use amphi_sdk::testing::{App, post};
+/// # let app = App::new().execute_batch("create table orders (id text, at text)");
+/// # let told = app.call::<order>(post("/orders/0191a0f2-7c3e-7f00-8000-0123456789ab"));
+/// # assert_eq!(told.text(), "0191a0f2-7c3e-7f00-8000-0123456789ab 1970");
+/// # }
+/// ```
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -61,7 +91,7 @@ const BATCH: u32 = 256;
 /// #[view(get, "/entries/{id}")]
 /// fn entry(cx: &Context, Path(id): Path<i64>) -> Result<Json<Entry>> {
 ///     cx.db()
-///         .query_one("select id, name, email from entries where id = ?", (id,))?
+///         .query_one("select id, name, email from entries where id = $1", (id,))?
 ///         .map(Json)
 ///         .ok_or_else(|| Error::not_found("no such entry"))
 /// }
@@ -84,6 +114,21 @@ pub struct Database<'a, M: Mode> {
     host: &'a Host,
     name: &'a str,
     mode: PhantomData<M>,
+}
+
+impl ErrorKind {
+    /// Whether a constraint has refused a change.
+    pub fn is_constraint(self) -> bool {
+        matches!(
+            self,
+            ErrorKind::Unique
+                | ErrorKind::ForeignKey
+                | ErrorKind::NotNull
+                | ErrorKind::Check
+                | ErrorKind::DataType
+                | ErrorKind::Constraint
+        )
+    }
 }
 
 impl<'a, M: Mode> Database<'a, M> {

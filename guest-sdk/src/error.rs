@@ -36,6 +36,7 @@ pub struct Error {
     message: String,
     detail: Option<String>,
     kind: Option<Kind>,
+    violation: Option<Box<database::Violation>>,
 }
 
 /// Which capability failed, and how.
@@ -54,6 +55,7 @@ impl Error {
             message: message.into(),
             detail: None,
             kind: None,
+            violation: None,
         };
         if status.is_client_error() || status.is_server_error() {
             return error;
@@ -134,6 +136,23 @@ impl Error {
         }
     }
 
+    /// Which constraint of a database, or which column, refused a change. Of the names, each database says what it knows.
+    ///
+    /// ```
+    /// use amphi_sdk::database::ErrorKind;
+    /// # use amphi_sdk::testing::App;
+    /// # let app = App::new().execute_batch("create table users (name text unique, email text unique); insert into users values ('ann', 'a@example.com')");
+    /// # let cx = app.context();
+    /// let added = cx.db().execute("insert into users values ($1, $2)", ("bob", "a@example.com"));
+    /// let error = added.expect_err("she has it");
+    /// assert_eq!(error.database_kind(), Some(ErrorKind::Unique));
+    /// assert_eq!(error.violation().map(|violation| &*violation.columns), Some(&["email".to_owned()][..]));
+    /// assert_eq!(error.status(), 409);
+    /// ```
+    pub fn violation(&self) -> Option<&database::Violation> {
+        self.violation.as_deref()
+    }
+
     /// How the outbound request failed, when this error comes from one.
     pub fn http_kind(&self) -> Option<http::ErrorKind> {
         match self.kind {
@@ -156,11 +175,16 @@ impl Error {
         .with_detail(detail)
     }
 
-    /// What is the client's doing gets a status below 500; what may pass, 503; the rest is the view's.
+    /// What is the client's doing gets a status below 500: 409 when it contradicts data that is there, 400 when a value
+    /// cannot be stored. What may pass, 503; the rest is the view's.
     pub(crate) fn from_database(error: DatabaseError) -> Self {
         use database::ErrorKind;
+        let detail = format!("database: {}", error.message);
         let status = match error.kind {
-            ErrorKind::Constraint => StatusCode::CONFLICT,
+            ErrorKind::Unique | ErrorKind::ForeignKey | ErrorKind::Constraint => {
+                StatusCode::CONFLICT
+            }
+            ErrorKind::NotNull | ErrorKind::Check | ErrorKind::DataType => StatusCode::BAD_REQUEST,
             ErrorKind::Conflict | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Aborted => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Denied
@@ -169,14 +193,24 @@ impl Error {
             | ErrorKind::TooLarge
             | ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let detail = format!("database: {}", error.message);
-        let mut result = if error.kind == ErrorKind::Constraint {
-            Self::conflict("this contradicts data that is already there").with_detail(detail)
-        } else {
-            Self::failure(status, detail)
+        let message = match error.kind {
+            ErrorKind::Unique => Some("there is such an entry already"),
+            ErrorKind::ForeignKey => {
+                Some("this refers to something that is not there, or is still referred to")
+            }
+            ErrorKind::Constraint => Some("this contradicts data that is already there"),
+            ErrorKind::NotNull => Some("a value is missing"),
+            ErrorKind::Check | ErrorKind::DataType => Some("a value is not allowed"),
+            _ => None,
         };
-        result.kind = Some(Kind::Database(error.kind));
-        result
+        Self {
+            kind: Some(Kind::Database(error.kind)),
+            violation: error.violation.map(Box::new),
+            ..match message {
+                Some(message) => Self::new(status, message).with_detail(detail),
+                None => Self::failure(status, detail),
+            }
+        }
     }
 
     /// `what` is the request, e.g. `GET /weather`.
@@ -219,6 +253,7 @@ impl Error {
             message: error.message,
             detail: error.detail,
             kind: None,
+            violation: None,
         }
     }
 

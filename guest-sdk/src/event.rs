@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 ///
 /// #[view(post, "/orders/{id}/paid", atomic)]
 /// fn pay(cx: &Context, Path(id): Path<i64>) -> Result<()> {
-///     cx.db().execute("update orders set paid = 1 where id = ?", (id,))?;
+///     cx.db().execute("update orders set paid = 1 where id = $1", (id,))?;
 ///     cx.publish("orders.paid", &id)
 /// }
 ///

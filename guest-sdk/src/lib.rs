@@ -15,7 +15,7 @@
 //!
 //! #[view(get, "/entries/{id}")]
 //! fn entry(cx: &Context, Path(id): Path<i64>) -> Result<Json<Entry>> {
-//!     let entry = cx.db().query_one("select id, name from entries where id = ?", (id,))?;
+//!     let entry = cx.db().query_one("select id, name from entries where id = $1", (id,))?;
 //!     Ok(Json(entry.ok_or_else(|| Error::not_found("no such entry"))?))
 //! }
 //!
@@ -59,7 +59,7 @@
 //! /// A transaction, a form that only this app's pages can send, and news of it after the commit.
 //! #[view(post, "/orders/{id}/pay", atomic, retries = 3)]
 //! async fn pay(cx: &Context, Path(id): Path<i64>, _: Protected) -> Result<Redirect> {
-//!     cx.db().execute("update orders set paid = 1 where id = ?", (id,)).await?;
+//!     cx.db().execute("update orders set paid = 1 where id = $1", (id,)).await?;
 //!     cx.publish("orders.paid", &id)?;
 //!     Ok(Redirect::see_other("/"))
 //! }
@@ -68,7 +68,7 @@
 //! #[subscriber("orders.*")]
 //! fn on_order(cx: &Context, event: Event) -> Result<()> {
 //!     let id: i64 = event.json()?;
-//!     cx.db().execute("insert into shipments (order_id) values (?)", (id,))?;
+//!     cx.db().execute("insert into shipments (order_id) values ($1)", (id,))?;
 //!     Ok(())
 //! }
 //!

@@ -7,7 +7,7 @@
 //! #[view(post, "/entries")]
 //! fn sign(cx: &Context, Form(new): Form<Vec<(String, String)>>) -> Result<Redirect> {
 //!     for (_, value) in new {
-//!         cx.db().execute("insert into entries (message) values (?)", (value,))?;
+//!         cx.db().execute("insert into entries (message) values ($1)", (value,))?;
 //!     }
 //!     log::info!("signed");
 //!     Ok(Redirect::see_other("/"))

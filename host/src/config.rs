@@ -19,6 +19,7 @@ use crate::view::Topics;
 
 mod check;
 mod database;
+mod postgres_url;
 mod raw;
 mod secret;
 
@@ -32,6 +33,8 @@ pub const LEVELS_MAX: usize = 64;
 
 /// How many sub-requests there is room for on average, in requests that make some.
 const SUBREQUESTS_AT_ONCE: usize = 4;
+
+use postgres_url::without_passwords;
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
@@ -372,12 +375,16 @@ impl fmt::Display for ConfigError {
             }) => {
                 write!(
                     f,
-                    "{}:{line}:{column}: {}\n  {line} | {source}",
+                    "{}:{line}:{column}: {}\n  {line} | {}",
                     self.file.display(),
-                    self.message
+                    without_passwords(&self.message),
+                    without_passwords(source)
                 )
             }
-            None => write!(f, "{}: {}", self.file.display(), self.message),
+            None => {
+                let message = without_passwords(&self.message);
+                write!(f, "{}: {message}", self.file.display())
+            }
         }
     }
 }

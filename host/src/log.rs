@@ -47,7 +47,7 @@ pub fn start(format: LogFormat) {
 
 /// The filter that was asked for. If it is none, the usual one and a sentence about the mistake.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
-    let usual = || EnvFilter::new("info,refinery_core=warn");
+    let usual = || EnvFilter::new("info");
     match wanted {
         None | Some("") => (usual(), None),
         Some(text) => match EnvFilter::try_new(text) {

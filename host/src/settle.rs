@@ -287,7 +287,12 @@ pub fn not_kept(error: &DatabaseError) -> Failure {
         ErrorKind::Denied
         | ErrorKind::Poisoned
         | ErrorKind::Statement
+        | ErrorKind::Unique
+        | ErrorKind::ForeignKey
         | ErrorKind::Constraint
+        | ErrorKind::NotNull
+        | ErrorKind::Check
+        | ErrorKind::DataType
         | ErrorKind::TooLarge => Failure::view(sentence),
     }
 }

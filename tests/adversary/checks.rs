@@ -170,7 +170,7 @@ impl<'a> Flat<'a> {
         let pins = pins.count();
         for (step, kind, text) in self.failed() {
             let explained = match kind {
-                "Constraint" => broken,
+                "NotNull" => broken,
                 "Poisoned" => {
                     broken || undone || reads_only || ends || (self.joins || calls) && levels
                 }

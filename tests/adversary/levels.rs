@@ -231,7 +231,7 @@ pub(super) fn is_good(told: &Told) -> bool {
 
 /// Whether the database has refused a change, which ends its level. A statement that did not get there ends nothing.
 pub(super) fn is_broken(told: &Told) -> bool {
-    matches!(told, Told::Failed(kind, _) if kind == "Constraint")
+    matches!(told, Told::Failed(kind, _) if kind == "NotNull")
 }
 
 pub(super) fn fate_of(good: Option<bool>, troubles: Troubles) -> Fate {

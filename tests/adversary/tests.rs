@@ -135,7 +135,7 @@ fn beside_a_block_either_is_allowed() {
         (4, "[]"),
         (1, "failed Poisoned"),
         (2, "1"),
-        (3, "failed Constraint"),
+        (3, "failed NotNull"),
         (5, "1"),
     ];
     let mut seen = ran(part(ViewKind::Plain, vec![join]), &told);
@@ -150,7 +150,7 @@ fn beside_a_block_either_is_allowed() {
 fn a_success_in_spite_of_a_failed_statement_is_none() {
     let broken = ran(
         part(ViewKind::Atomic, vec![step(1, Does::Broken)]),
-        &[(1, "failed Constraint")],
+        &[(1, "failed NotNull")],
     );
     assert_eq!(faults(&broken), [Fault::Answer]);
 }

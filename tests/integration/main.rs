@@ -34,6 +34,7 @@ mod migrations;
 mod outbound;
 mod ownership;
 mod pinned;
+mod pooler;
 mod postgres;
 mod protocol;
 mod restart;

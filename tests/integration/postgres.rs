@@ -92,7 +92,8 @@ both_modes! {
         ] {
             let told = server.told(&format!("/{mode}/run"), json!([query_with(sql, json!([given]))])).await;
             let text = told[0].as_str().unwrap_or_default();
-            assert!(text.starts_with("Statement: ") && text.contains(part), "{sql}: {told}");
+            let kind = if sql.contains("point") || sql.contains("$2") { "Statement: " } else { "DataType: " };
+            assert!(text.starts_with(kind) && text.contains(part), "{sql}: {told}");
         }
         server.assert_baseline().await;
     }
@@ -104,14 +105,82 @@ both_modes! {
             ("selec 1", "Statement", "syntax"),
             ("select * from nowhere", "Statement", "nowhere"),
             ("select 1/0", "Statement", "zero"),
-            ("insert into rows (tag) values (null)", "Constraint", "not-null"),
-            ("insert into children (parent) values (7)", "Constraint", "foreign key"),
+            ("insert into rows (tag) values (null)", "NotNull", "not-null"),
+            ("insert into children (parent) values (7)", "ForeignKey", "foreign key"),
             ("select 1; select 2", "Statement", "one statement"),
         ] {
             let told = server.told(&format!("/{mode}/run"), json!([query(sql)])).await;
             let text = told[0].as_str().unwrap_or_default();
             assert!(text.starts_with(&format!("{kind}: ")) && text.contains(part), "{sql}: {told}");
         }
+        server.assert_baseline().await;
+    }
+
+    /// `?` is an operator there: who means a parameter is told how to write one.
+    async fn a_question_mark_is_no_parameter(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "").await.serve().await;
+        for sql in ["select ?", "insert into rows (tag) values (?)", "select * from rows where tag = ? and id > 1", "select * from rows where id=?", "select * from rows limit ?", "select ?1"] {
+            let told = server.told(&format!("/{mode}/run"), json!([query_with(sql, json!(["a"]))])).await;
+            assert!(told[0].as_str().is_some_and(|told| told.contains("write parameters as `$1`")), "{sql}: {told}");
+        }
+        let told = server.told(&format!("/{mode}/run"), json!([query("select '{\"a\":1}'::jsonb ? 'a'")])).await;
+        assert_eq!(told, json!([[[1]]]));
+        server.assert_baseline().await;
+    }
+
+    /// Somebody else changes definitions while the app is served.
+    async fn a_changed_definition_is_noticed_without_a_failure(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "").await.serve().await;
+        let data = &server.app.data;
+        data.execute("create type mood as enum ('a', 'b'); create table shapes (a integer, m mood); insert into shapes values (1, 'a')").await;
+        let reads = query("select * from shapes");
+        let writes = execute_with("update shapes set m = $1", json!(["a"]));
+        let open = json!({"do": "open", "sql": "select * from shapes", "rows": 10});
+        let paths = ["run", "run/atomic", "retried"].map(|path| format!("/{mode}/{path}"));
+        let steps = |path: &str| match path.ends_with("run") {
+            true => json!([reads, writes, open]),
+            false => json!([reads, writes]),
+        };
+        for path in &paths {
+            server.many_steps(12, path, steps(path)).await;
+        }
+        let changes = [
+            "alter table shapes add column b integer",
+            "alter table shapes alter column a type text",
+            "alter table shapes drop column m; drop type mood; create type mood as enum ('a', 'c'); alter table shapes add column m mood; update shapes set m = 'a'",
+        ];
+        for change in changes {
+            for path in &paths {
+                data.execute(change).await;
+                let replies = server.many_steps(12, path, steps(path)).await;
+                assert!(replies.iter().all(|reply| reply.status == 200 && !reply.text().contains(": ")), "{change} {path}: {replies:#?}");
+                let undone = "alter table shapes drop column if exists b; alter table shapes alter column a type integer using 1";
+                data.execute(undone).await;
+                server.many_steps(12, path, steps(path)).await;
+            }
+        }
+        server.assert_baseline().await;
+    }
+
+    /// Behind another statement of a transaction, it is a conflict, of which `retries` makes nothing.
+    async fn r9_a_changed_definition_within_a_transaction_is_a_conflict(mode: Mode) {
+        let server = App::rules(Kind::Postgres, "databases.default.connections = 4").await.serve().await;
+        let data = &server.app.data;
+        data.execute("create table shapes (a integer)").await;
+        let steps = json!([query("select 1"), must(query("select * from shapes"))]);
+        let (plain, retried) = (format!("/{mode}/run/atomic"), format!("/{mode}/retried"));
+        server.many_steps(12, &plain, steps.clone()).await;
+        data.execute("alter table shapes add column b integer").await;
+        let replies = server.many_steps(12, &retried, steps.clone()).await;
+        assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
+        // Without `retries` it fails once, and not once for each connection.
+        data.execute("alter table shapes add column c integer").await;
+        let mut failed = 0;
+        for _ in 0..8 {
+            let reply = server.steps(&plain, steps.clone()).await;
+            failed += usize::from(reply.status != 200);
+        }
+        assert!(failed <= 1, "{failed}");
         server.assert_baseline().await;
     }
 

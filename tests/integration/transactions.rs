@@ -55,7 +55,7 @@ both_modes! {
         let server = App::new("").serve().await;
         assert_eq!(sql(&server, mode, "?with=begin", "insert into rows (tag) values ('kept')").await, "1");
         let failed = sql(&server, mode, "?with=begin", "insert into rows (tag) values (null)").await;
-        assert!(failed.starts_with("Constraint: "), "{failed}");
+        assert!(failed.starts_with("NotNull: "), "{failed}");
         assert_eq!(server.tags(), ["kept"]);
         server.assert_baseline().await;
     }
@@ -107,7 +107,7 @@ both_modes! {
         let server = App::new("").serve().await;
         server.database().execute("insert into names values ('taken')", ()).expect("the name is free");
         let reply = server.post(&format!("/{mode}/sql/atomic"), "insert into names values ('taken')").await;
-        assert!(reply.ok().starts_with("Constraint: "), "{}", reply.text());
+        assert!(reply.ok().starts_with("Unique: "), "{}", reply.text());
         assert_eq!(server.tags(), ["before"]);
     }
 
@@ -174,7 +174,7 @@ both_modes! {
             ("selec 1", "Statement", "syntax error"),
             ("select * from nowhere", "Statement", "no such table: nowhere"),
             ("insert into rows (tag) values (?)", "Statement", "1 parameters, and 0 were given"),
-            ("insert into rows (tag) values (null)", "Constraint", "NOT NULL"),
+            ("insert into rows (tag) values (null)", "NotNull", "NOT NULL"),
             ("insert into rows (tag) values ('a'); delete from rows", "Statement", "one statement"),
             ("select load_extension('/tmp/x.so')", "Denied", "`load_extension` was refused"),
         ] {

@@ -81,7 +81,7 @@ pub fn count(cx: &sync::Context) -> Result<u32> {
 /// The newest entries, after leaving out some.
 pub fn newest(cx: &sync::Context, limit: u32, offset: u32) -> Result<Vec<Entry>> {
     cx.db().query(
-        "select id, name, message, signed_at from entries order by id desc limit ? offset ?",
+        "select id, name, message, signed_at from entries order by id desc limit $1 offset $2",
         (limit, offset),
     )
 }
@@ -89,7 +89,7 @@ pub fn newest(cx: &sync::Context, limit: u32, offset: u32) -> Result<Vec<Entry>>
 /// One entry.
 pub fn find(cx: &sync::Context, id: i64) -> Result<Option<Entry>> {
     cx.db().query_one(
-        "select id, name, message, signed_at from entries where id = ?",
+        "select id, name, message, signed_at from entries where id = $1",
         (id,),
     )
 }
@@ -98,7 +98,7 @@ pub fn find(cx: &sync::Context, id: i64) -> Result<Option<Entry>> {
 pub fn insert(cx: &sync::Context, new: &NewEntry) -> Result<Entry> {
     cx.db()
         .query_one(
-            "insert into entries (name, message) values (?, ?) returning id, name, message, signed_at",
+            "insert into entries (name, message) values ($1, $2) returning id, name, message, signed_at",
             (&new.name, &new.message),
         )?
         .ok_or_else(|| Error::internal("the database returned no row for the new entry"))

@@ -3,7 +3,7 @@
 use super::{ToValue, Value};
 use crate::Result;
 
-/// The parameters of a statement, in the order of its `?`: a tuple such as `(id, &name)` (with one
+/// The parameters of a statement, for its `$1`, `$2` …: a tuple such as `(id, &name)` (with one
 /// parameter `(id,)`), `()` for none, or an array, vector or slice of values.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the parameters of a statement",

@@ -56,7 +56,7 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 ///
 /// #[view(post, "/entries", atomic)]
 /// fn sign(cx: &Context, Form(new): Form<NewEntry>) -> Result<Redirect> {
-///     cx.db().execute("insert into entries (name, message) values (?, ?)", (new.name, new.message))?;
+///     cx.db().execute("insert into entries (name, message) values ($1, $2)", (new.name, new.message))?;
 ///     Ok(Redirect::see_other("/"))
 /// }
 /// # use amphi_sdk::testing::{App, post};

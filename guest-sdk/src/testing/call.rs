@@ -1,6 +1,6 @@
 //! One request's life in a test: what the host would keep for it.
 
-use super::database::TestDatabase;
+use super::database::{TestDatabase, refused};
 use super::request::params;
 use super::{Inner, Record, World};
 use crate::database::{ErrorKind, Value};
@@ -99,11 +99,13 @@ impl Call {
         work: impl FnOnce(&mut TestDatabase) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
         let mut databases = self.world.databases.borrow_mut();
-        let database = databases.get_mut(name).ok_or_else(|| DatabaseError {
-            kind: ErrorKind::Denied,
-            message: format!(
-                "the test has no database `{name}`; add `.execute_batch_on(\"{name}\", …)`"
-            ),
+        let database = databases.get_mut(name).ok_or_else(|| {
+            refused(
+                ErrorKind::Denied,
+                format!(
+                    "the test has no database `{name}`; add `.execute_batch_on(\"{name}\", …)`"
+                ),
+            )
         })?;
         if self.atomic && self.begun.borrow_mut().insert(name.to_owned()) {
             database.begin()?;

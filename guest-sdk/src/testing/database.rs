@@ -1,6 +1,6 @@
 //! SQLite in memory, with the transactions of the host.
 
-use crate::bindings::amphi::view::database_types::{Error, ErrorKind, Table};
+use crate::bindings::amphi::view::database_types::{Error, ErrorKind, Table, Violation};
 use crate::database::Value;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, ffi};
@@ -60,31 +60,32 @@ impl TestDatabase {
     fn check_sound(&self) -> Result<(), Error> {
         match &self.poisoned {
             None => Ok(()),
-            Some((_, why)) => Err(Error {
-                kind: ErrorKind::Poisoned,
-                message: format!(
+            Some((_, why)) => Err(refused(
+                ErrorKind::Poisoned,
+                format!(
                     "a statement of this transaction failed before, so it takes no more until that is rolled back: {why}"
                 ),
-            }),
+            )),
         }
     }
 
     fn try_run(&self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
         check_allowed(sql, self.pinned)?;
         let mut statement = self.connection.prepare(sql).map_err(error)?;
-        let wanted = statement.parameter_count();
+        let slots = slots(&statement)?;
+        let wanted = slots.iter().copied().max().unwrap_or(0);
         if wanted != values.len() {
-            return Err(Error {
-                kind: ErrorKind::Statement,
-                message: format!(
+            return Err(refused(
+                ErrorKind::Statement,
+                format!(
                     "the statement has {wanted} parameters, and {} were given",
                     values.len()
                 ),
-            });
+            ));
         }
-        for (index, value) in values.iter().enumerate() {
+        for (index, slot) in slots.into_iter().enumerate() {
             statement
-                .raw_bind_parameter(index + 1, to_sql(value))
+                .raw_bind_parameter(index + 1, to_sql(&values[slot - 1]))
                 .map_err(error)?;
         }
         let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
@@ -98,7 +99,16 @@ impl TestDatabase {
             rows.push(values.collect::<Result<_, _>>()?);
         }
         drop(cursor);
-        Ok((Table { columns, rows }, changes(&self.connection) - before))
+        // Statements that change definitions may write rows of SQLite's own.
+        let first = sql.trim_start().get(..4).unwrap_or_default();
+        let defines = ["crea", "drop", "alte"]
+            .iter()
+            .any(|word| first.eq_ignore_ascii_case(word));
+        let changed = match changes(&self.connection) != before && !defines {
+            true => self.connection.changes(),
+            false => 0,
+        };
+        Ok((Table { columns, rows }, changed))
     }
 
     /// Begins a transaction or savepoint, and gives its depth.
@@ -117,10 +127,10 @@ impl TestDatabase {
     pub(super) fn end(&mut self, depth: u32, commit: bool) -> Result<(), Error> {
         if depth > self.depth {
             return match commit {
-                true => Err(Error {
-                    kind: ErrorKind::Statement,
-                    message: "the transaction around this one ended before it".into(),
-                }),
+                true => Err(refused(
+                    ErrorKind::Statement,
+                    "the transaction around this one ended before it",
+                )),
                 false => Ok(()),
             };
         }
@@ -213,13 +223,31 @@ fn check_allowed(sql: &str, pinned: bool) -> Result<(), Error> {
     if !REFUSED.contains(&word.as_str()) || (pinned && word == "pragma") {
         return Ok(());
     }
-    Err(Error {
-        kind: ErrorKind::Denied,
-        message: format!(
+    Err(refused(
+        ErrorKind::Denied,
+        format!(
             "views may not run `{}`; for transactions use `cx.atomic`",
             word.to_uppercase()
         ),
-    })
+    ))
+}
+
+/// Which value each parameter takes, counted from 1: `?` the next one, `?N` and `$N` the N-th. As in the host.
+fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
+    let slot = |index: usize| match statement.parameter_name(index) {
+        None => Ok(index),
+        Some(name) => {
+            let number = name.strip_prefix(['?', '$']).map(str::parse);
+            match number {
+                Some(Ok(number @ 1..=32_766)) => Ok(number),
+                _ => Err(refused(
+                    ErrorKind::Statement,
+                    format!("the parameter `{name}` has a name: number them (`$1`, `$2` …)"),
+                )),
+            }
+        }
+    };
+    (1..=statement.parameter_count()).map(slot).collect()
 }
 
 fn to_sql(value: &Value) -> rusqlite::types::ToSqlOutput<'_> {
@@ -237,25 +265,74 @@ fn from_sql(value: ValueRef<'_>) -> Result<Value, Error> {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Integer(number),
         ValueRef::Real(number) => Value::Real(number),
-        ValueRef::Text(bytes) => {
-            Value::Text(String::from_utf8(bytes.to_vec()).map_err(|_| Error {
-                kind: ErrorKind::Other,
-                message: "a text in the result is no UTF-8".into(),
-            })?)
-        }
+        ValueRef::Text(bytes) => Value::Text(
+            String::from_utf8(bytes.to_vec())
+                .map_err(|_| refused(ErrorKind::Other, "a text in the result is no UTF-8"))?,
+        ),
         ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
     })
 }
 
+/// An error of the host's.
+pub(super) fn refused(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error {
+        kind,
+        message: message.into(),
+        violation: None,
+    }
+}
+
 fn error(error: rusqlite::Error) -> Error {
-    let kind = match error.sqlite_error().map(|ffi::Error { code, .. }| code) {
-        Some(ErrorCode::ConstraintViolation) => ErrorKind::Constraint,
+    let code = error.sqlite_error();
+    let kind = match code.map(|ffi::Error { code, .. }| code) {
+        Some(ErrorCode::ConstraintViolation) => {
+            constraint(code.map_or(0, |code| code.extended_code))
+        }
+        Some(ErrorCode::TypeMismatch) => ErrorKind::DataType,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Conflict,
         Some(ErrorCode::TooBig) => ErrorKind::TooLarge,
         _ => ErrorKind::Statement,
     };
+    let message = error.to_string();
     Error {
         kind,
-        message: error.to_string(),
+        violation: kind.is_constraint().then(|| violation(&message)),
+        message,
+    }
+}
+
+/// Which constraint it is, by SQLite's extended code; as in the host.
+fn constraint(extended: i32) -> ErrorKind {
+    match extended {
+        ffi::SQLITE_CONSTRAINT_UNIQUE
+        | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+        | ffi::SQLITE_CONSTRAINT_ROWID => ErrorKind::Unique,
+        ffi::SQLITE_CONSTRAINT_FOREIGNKEY => ErrorKind::ForeignKey,
+        ffi::SQLITE_CONSTRAINT_NOTNULL => ErrorKind::NotNull,
+        ffi::SQLITE_CONSTRAINT_CHECK => ErrorKind::Check,
+        ffi::SQLITE_CONSTRAINT_DATATYPE => ErrorKind::DataType,
+        _ => ErrorKind::Constraint,
+    }
+}
+
+/// What a change was refused by, in SQLite's words; as in the host.
+fn violation(message: &str) -> Violation {
+    let (before, rest) = match message.rsplit_once(" column ") {
+        Some((before, column)) if before.starts_with("cannot store ") => (before, column),
+        _ => message
+            .split_once(" constraint failed: ")
+            .unwrap_or_default(),
+    };
+    let index = (rest.strip_prefix("index '")).and_then(|name| name.strip_suffix('\''));
+    let name = index.or((before == "CHECK").then_some(rest));
+    let columns = match name {
+        Some(_) => Vec::new(),
+        None => (rest.split(", "))
+            .filter_map(|column| Some(column.split_once('.')?.1.to_owned()))
+            .collect(),
+    };
+    Violation {
+        constraint: name.map(str::to_owned),
+        columns,
     }
 }

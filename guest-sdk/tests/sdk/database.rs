@@ -188,7 +188,7 @@ fn failures_have_a_kind_and_a_status() {
     };
     assert_eq!(
         failure("insert into things values (?, 'one', 1)", 9),
-        (ErrorKind::Constraint, 409)
+        (ErrorKind::Unique, 409)
     );
     assert_eq!(
         failure("insert into nothing values (?)", 9),
@@ -278,4 +278,142 @@ fn json_and_arrays_are_texts() {
             .is_some_and(|text| text.contains("expects JSON that fits")),
         "{error}"
     );
+}
+
+/// Run with `--features time,uuid`.
+#[cfg(all(feature = "time", feature = "uuid"))]
+#[test]
+fn dates_times_and_uuids_are_values() {
+    use time::macros::{date, datetime, time};
+    let app = app();
+    let cx = app.context();
+    let id = uuid::Uuid::from_u128(7);
+    let written = (
+        date!(2026 - 11 - 21),
+        time!(04:05:06.789),
+        datetime!(2026-11-21 04:05:06),
+        datetime!(2026-11-21 04:05:06.123456789 +02:00),
+        id,
+        None::<time::Date>,
+    );
+    let texts: Option<(String, String, String, String, String, Option<String>)> = cx
+        .db()
+        .query_one("select $1, $2, $3, $4, $5, $6", written)
+        .expect("they are texts");
+    let texts = texts.expect("one row");
+    assert_eq!(
+        [&texts.0, &texts.1, &texts.2, &texts.3, &texts.4],
+        [
+            "2026-11-21",
+            "04:05:06.789000",
+            "2026-11-21T04:05:06.000000",
+            "2026-11-21T02:05:06.123456Z",
+            "00000000-0000-0000-0000-000000000007",
+        ]
+    );
+    type Row = (
+        time::Date,
+        time::Time,
+        time::PrimitiveDateTime,
+        time::OffsetDateTime,
+        uuid::Uuid,
+    );
+    let read: Option<Row> = cx
+        .db()
+        .query_one(
+            "select $1, $2, $3, $4, $5",
+            (texts.0, texts.1, texts.2, texts.3, id),
+        )
+        .expect("they are what they were");
+    let read = read.expect("one row");
+    assert_eq!(read.3, datetime!(2026-11-21 02:05:06.123456 UTC));
+    assert_eq!(
+        (read.0, read.1, read.2, read.4),
+        (written.0, written.1, written.2, id)
+    );
+    // As databases write them.
+    let at = |text: &str| {
+        let row = cx
+            .db()
+            .query_one::<(time::OffsetDateTime,)>("select $1", (text,));
+        row.map(|row| row.expect("one row").0)
+    };
+    let wanted = datetime!(2026-11-21 04:05:06 UTC);
+    for text in [
+        "2026-11-21 04:05:06",
+        "2026-11-21T04:05:06Z",
+        "2026-11-21T04:05:06.0Z",
+        "2026-11-21T06:05:06+02:00",
+    ] {
+        assert_eq!(at(text).expect(text), wanted);
+    }
+    assert!(at("infinity").is_err() && at("2026-11-21").is_err());
+    let bytes = cx
+        .db()
+        .query_one::<(uuid::Uuid,)>("select x'00000000000000000000000000000007'", ());
+    assert_eq!(bytes.expect("16 bytes"), Some((id,)));
+}
+
+#[test]
+fn numbered_parameters_may_come_in_any_order() {
+    let app = app();
+    let cx = app.context();
+    let row = cx
+        .db()
+        .query_one("select $2, $1, $2", (1, 2))
+        .expect("it runs");
+    assert_eq!(row, Some((2, 1, 2)));
+    let changed = cx.db().execute("drop table things", ()).expect("it runs");
+    assert_eq!(changed, 0);
+}
+
+#[test]
+fn constraints_are_told_apart() {
+    let app = App::new().execute_batch(
+        "create table strict_ones (
+            id integer primary key, name text not null unique,
+            age integer check (age > 0), parent integer references strict_ones (id),
+            constraint short check (length(name) < 5)
+        ) strict",
+    );
+    let cx = app.context();
+    let failed = |sql: &str| {
+        let error = cx.db().execute(sql, ()).expect_err(sql);
+        let violation = error.violation().expect("a constraint").clone();
+        assert!(error.database_kind().is_some_and(ErrorKind::is_constraint));
+        (
+            error.database_kind().expect("it is the database's"),
+            error.status().as_u16(),
+            violation.constraint,
+            violation.columns.join(","),
+        )
+    };
+    cx.db()
+        .execute("insert into strict_ones values (1, 'a', 1, null)", ())
+        .expect("it is right");
+    let columns = |kind, status, columns: &str| (kind, status, None, columns.to_owned());
+    for (values, wanted) in [
+        ("2, 'a', 1, null", columns(ErrorKind::Unique, 409, "name")),
+        ("1, 'b', 1, null", columns(ErrorKind::Unique, 409, "id")),
+        ("2, 'b', 1, 7", columns(ErrorKind::ForeignKey, 409, "")),
+        ("2, null, 1, null", columns(ErrorKind::NotNull, 400, "name")),
+        (
+            "2, 'b', 'x', null",
+            columns(ErrorKind::DataType, 400, "age"),
+        ),
+        (
+            "2, 'bcdef', 1, null",
+            (
+                ErrorKind::Check,
+                400,
+                Some("short".to_owned()),
+                String::new(),
+            ),
+        ),
+    ] {
+        assert_eq!(
+            failed(&format!("insert into strict_ones values ({values})")),
+            wanted
+        );
+    }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::config::SslMode;
 use toml::Spanned;
 
 use super::check::{Checker, TIME_MS, TIME_MS_OR_NONE};
-use super::{ConfigError, raw};
+use super::{ConfigError, postgres_url, raw};
 
 /// What `value_max_bytes` can be: SQLite itself stores no larger value.
 const VALUE_BYTES: std::ops::RangeInclusive<u64> = 65_536..=1_000_000_000;
@@ -159,6 +159,11 @@ impl Checker<'_> {
         let at = raw.span().start;
         let raw = raw.into_inner();
         let storage = match (&raw.sqlite, &raw.postgres) {
+            (Some(file), None) if file.to_string_lossy().contains("://") => {
+                return Err(self.error_at(at, format!(
+                    "`sqlite` of the database `{name}` is a file, and this is a URL: write `postgres = …` for a server"
+                )));
+            }
             (Some(file), None) => Storage::Sqlite(self.sqlite(self.folder.join(file), &raw)?),
             (None, Some(url)) => Storage::Postgres(Box::new(self.postgres(url, &raw)?)),
             _ => {
@@ -234,11 +239,8 @@ impl Checker<'_> {
             Address::Url(url) => url.clone(),
             Address::Elsewhere(secret) => self.secret_of(address, secret)?,
         };
-        // libpq's name for what `require` is here: the certificate is checked, and the name in it.
-        let text = text.replace("sslmode=verify-full", "sslmode=require");
-        let mut url: tokio_postgres::Config = text.parse().map_err(|error| {
-            self.error(address, format!("this is not a PostgreSQL URL ({error}): write postgres://USER:PASSWORD@HOST:PORT/DATABASE, or {{ env = \"DATABASE_URL\" }}"))
-        })?;
+        let parsed = postgres_url::parse(&text);
+        let mut url = parsed.map_err(|sentence| self.error(address, sentence))?;
         let ca_file = match &raw.ca_file {
             Some(file) if url.get_ssl_mode() == SslMode::Disable => {
                 return Err(self.error(file, "`ca_file` is for connections with TLS, and the URL says `sslmode=disable`: take one of them out".into()));

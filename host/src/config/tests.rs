@@ -52,6 +52,24 @@ fn the_least_configuration_has_every_default() {
 }
 
 #[test]
+fn passwords_of_databases_are_in_no_message() {
+    for lines in [
+        "[databases.a]\npostgres = \"postgres://u:s3cret@h/db?nonsense=1\"",
+        "[databases.a]\npostgres = \"postgres://u:s3cret@h:x/db\"",
+        "[databases]\na = \"postgres://u:s3cret@h/db\"",
+        "[databases.a]\nconnections = \"postgres://u:s3cret@h/db\"",
+        "[databases.a]\npostgres = \"postgres://u:s3cret@h/db\" x",
+        "[databases.a]\npostgres = \"postgres://u:s3cret@h/db",
+        "[databases.a]\npostgres = [\"postgres://u:s3cret@h/db\"]",
+        "[databases.a]\nsqlite = \"postgres://u:s3cret@h/db\"\npostgres = \"host=h password=s3cret x\"",
+    ] {
+        let error = parse(&format!("{LEAST}{lines}\n")).expect_err("it is wrong");
+        assert!(!error.contains("s3cret"), "{error}");
+        assert!(error.starts_with("APP/amphi.toml:"), "{error}");
+    }
+}
+
+#[test]
 fn everything_that_can_be_said() {
     let config = parse(
         r#"

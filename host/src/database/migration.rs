@@ -1,19 +1,32 @@
 //! Migrations: a folder of `V1__name.sql`, `V2__…`, each applied once, in order, in a transaction that also
 //! records it. Hosts that start at once wait for each other: on PostgreSQL for a lock of the server's, on SQLite
 //! for a lock file beside the database.
+//!
+//! `amphi migrate` and `amphi serve` look at files and records in the same way (`pending`), so that neither asks
+//! for what the other refuses.
 
-use std::fs::File;
-use std::path::Path;
+mod files;
+mod postgres;
+mod sqlite;
 
 use anyhow::{Context as _, bail};
-use refinery::{Migration, Runner, Target};
-use rusqlite::Connection;
 
-use super::postgres;
-use crate::config::{Config, Database, PostgresServer, SqliteFile, Storage};
+use crate::config::{Config, Database, Storage};
+use files::File;
 
-/// The table in which refinery records what is applied.
-const HISTORY: &str = "refinery_schema_history";
+/// The table in which is recorded what was applied.
+const HISTORY: &str = "amphi_migrations";
+/// The table of version 0.1.0, which used the crate `refinery`. Its records are taken over.
+const REFINERY_HISTORY: &str = "refinery_schema_history";
+
+/// A migration that is recorded in the database.
+#[derive(Debug)]
+struct Applied {
+    version: i64,
+    name: String,
+    checksum: String,
+    at: String,
+}
 
 /// Applies the migrations that are new to every database, tells of each (its database and its name), and returns
 /// how many there were. There is no way back: do it last, when nothing else can fail. Blocks; on a thread of a
@@ -27,9 +40,9 @@ pub fn migrate_all(config: &Config, tell: impl Fn(&str, &str)) -> anyhow::Result
     for (name, database) in &config.databases {
         let applied = migrate(database, &mut |migration| {
             count += 1;
-            tell(name, migration);
+            tell(name, &migration.to_string());
         });
-        applied.with_context(|| format!("database `{name}`: migrations"))?;
+        applied.with_context(|| format!("database `{name}`"))?;
     }
     Ok(count)
 }
@@ -40,8 +53,22 @@ pub fn migrate_all(config: &Config, tell: impl Fn(&str, &str)) -> anyhow::Result
 /// When something is not, with what to do; or when that cannot be told.
 pub fn check_all(config: &Config) -> anyhow::Result<()> {
     for (name, database) in &config.databases {
-        let pending =
-            pending(database).with_context(|| format!("database `{name}`: migrations"))?;
+        let Some(folder) = &database.migrations else {
+            continue;
+        };
+        let check = || {
+            let files = files::read(folder)?;
+            let applied = match &database.storage {
+                Storage::Sqlite(sqlite) => sqlite::applied(sqlite)?,
+                Storage::Postgres(server) => {
+                    tokio::runtime::Handle::current().block_on(postgres::applied(server))?
+                }
+            };
+            let pending = pending(&files, &applied)?;
+            Ok(pending.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let pending: anyhow::Result<_> = check();
+        let pending = pending.with_context(|| format!("database `{name}`"))?;
         if !pending.is_empty() {
             bail!(
                 "database `{name}` lacks {} of its migrations ({}): apply them with `amphi migrate {}`",
@@ -54,128 +81,124 @@ pub fn check_all(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn migrate(database: &Database, tell: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-    let Some(files) = files(database)? else {
+fn migrate(database: &Database, tell: &mut dyn FnMut(&File)) -> anyhow::Result<()> {
+    let Some(folder) = &database.migrations else {
         return Ok(());
     };
+    let files = files::read(folder)?;
     match &database.storage {
-        Storage::Sqlite(sqlite) => migrate_sqlite(sqlite, &files, tell),
+        Storage::Sqlite(sqlite) => sqlite::migrate(sqlite, &files, tell),
         Storage::Postgres(server) => {
-            tokio::runtime::Handle::current().block_on(migrate_postgres(server, &files, tell))
+            tokio::runtime::Handle::current().block_on(postgres::migrate(server, &files, tell))
         }
     }
 }
 
-/// The migrations in the database's folder, in order. None: it has no folder.
-fn files(database: &Database) -> anyhow::Result<Option<Vec<Migration>>> {
-    let Some(folder) = &database.migrations else {
-        return Ok(None);
-    };
-    let mut files = refinery::load_sql_migrations(folder)
-        .with_context(|| format!("reading {}", folder.display()))?;
-    files.sort();
-    Ok(Some(files))
-}
-
-/// Each in a transaction of its own, with its record: `up_to` one after the other.
-fn runner(files: &[Migration], up_to: &Migration) -> Runner {
-    Runner::new(files)
-        .set_grouped(true)
-        .set_target(Target::Version(up_to.version()))
-}
-
-fn migrate_sqlite(
-    sqlite: &SqliteFile,
-    files: &[Migration],
-    tell: &mut dyn FnMut(&str),
-) -> anyhow::Result<()> {
-    if let Some(folder) = sqlite.file.parent() {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("making the folder {}", folder.display()))?;
+/// The files that are to be applied, in order.
+///
+/// Records above the newest file are a newer deploy's, which is no mistake: an older one may be served again.
+///
+/// # Errors
+/// When files and records contradict each other.
+fn pending<'f>(files: &'f [File], applied: &[Applied]) -> anyhow::Result<Vec<&'f File>> {
+    let newest_file = files.last().map_or(-1, |file| file.version);
+    for Applied { version, name, .. } in applied {
+        let known = files.iter().any(|file| file.version == *version);
+        if !known && *version < newest_file {
+            bail!(
+                "`V{version}__{name}` was applied to this database, and its file is missing: bring back V{version}__{name}.sql as it was"
+            );
+        }
     }
-    let _lock = locked(&sqlite.file)?;
-    let mut connection = Connection::open(&sqlite.file)?;
-    connection.busy_timeout(sqlite.busy_timeout)?;
+    let newest = applied.iter().max_by_key(|record| record.version);
+    let mut pending = Vec::new();
     for file in files {
-        let run = runner(files, file).run(&mut connection);
-        let report = run.with_context(|| file.to_string())?;
-        for applied in report.applied_migrations() {
-            tell(&applied.to_string());
+        let path = file.path.display();
+        match applied.iter().find(|record| record.version == file.version) {
+            Some(record) if record.name != file.name => bail!(
+                "{path}: the migration with this number was applied as `V{}__{}`: give the file that name back, or, if it is another migration, a number of its own",
+                record.version,
+                record.name
+            ),
+            Some(record) if !file.has_checksum(&record.checksum) => bail!(
+                "{path} was changed after it was applied ({}): bring it back as it was, and write what is to change into a new migration",
+                record.at
+            ),
+            Some(_) => {}
+            None => match newest.filter(|newest| newest.version > file.version) {
+                Some(newest) => bail!(
+                    "{path} is new, and its number comes before that of `V{}__{}`, which is applied already: migrations are applied in the order of their numbers, so rename it to V{}__{}.sql",
+                    newest.version,
+                    newest.name,
+                    newest.version.max(newest_file).saturating_add(1),
+                    file.name
+                ),
+                None => pending.push(file),
+            },
         }
     }
-    Ok(())
+    Ok(pending)
 }
 
-/// Until the file is closed, nobody else migrates this database.
-fn locked(database: &Path) -> anyhow::Result<File> {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-migrating");
-    let path = Path::new(&path);
-    let lock =
-        File::create(path).with_context(|| format!("making the lock file {}", path.display()))?;
-    lock.lock()
-        .with_context(|| format!("waiting for the lock of {}", path.display()))?;
-    Ok(lock)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn migrate_postgres(
-    server: &PostgresServer,
-    files: &[Migration],
-    tell: &mut dyn FnMut(&str),
-) -> anyhow::Result<()> {
-    let mut session = postgres::connect_alone(server).await?;
-    // Let go when the connection closes, whatever happens. The number is nobody else's: "amphi" in ASCII.
-    session
-        .batch_execute("select pg_advisory_lock(418447911017)")
-        .await
-        .context("waiting for another host that migrates")?;
-    for file in files {
-        let run = runner(files, file).run_async(&mut *session).await;
-        let report = run.with_context(|| file.to_string())?;
-        for applied in report.applied_migrations() {
-            tell(&applied.to_string());
+    fn file(version: i64, name: &str) -> File {
+        File {
+            version,
+            name: name.to_owned(),
+            path: format!("V{version}__{name}.sql").into(),
+            sql: format!("select {version};"),
+            in_transaction: true,
         }
     }
-    Ok(())
-}
 
-fn pending(database: &Database) -> anyhow::Result<Vec<String>> {
-    let Some(files) = files(database)? else {
-        return Ok(Vec::new());
-    };
-    let runner = Runner::new(&files);
-    let applied = match &database.storage {
-        Storage::Sqlite(sqlite) if !sqlite.file.is_file() => Vec::new(),
-        Storage::Sqlite(sqlite) => {
-            let mut connection = Connection::open(&sqlite.file)?;
-            connection.busy_timeout(sqlite.busy_timeout)?;
-            match connection.table_exists(None, HISTORY)? {
-                true => runner.get_applied_migrations(&mut connection)?,
-                false => Vec::new(),
-            }
+    fn applied(version: i64, name: &str) -> Applied {
+        Applied {
+            version,
+            name: name.to_owned(),
+            checksum: file(version, name).checksum(),
+            at: "2026-11-28".to_owned(),
         }
-        Storage::Postgres(server) => {
-            tokio::runtime::Handle::current().block_on(applied_postgres(server, &runner))?
-        }
-    };
-    let missing = |file: &&Migration| applied.iter().all(|done| done.version() != file.version());
-    Ok(files
-        .iter()
-        .filter(missing)
-        .map(ToString::to_string)
-        .collect())
-}
+    }
 
-async fn applied_postgres(
-    server: &PostgresServer,
-    runner: &Runner,
-) -> anyhow::Result<Vec<Migration>> {
-    let mut session = postgres::connect_alone(server).await?;
-    let known = session
-        .query_one("select to_regclass($1) is not null", &[&HISTORY])
-        .await?;
-    match known.get(0) {
-        true => Ok(runner.get_applied_migrations_async(&mut *session).await?),
-        false => Ok(Vec::new()),
+    fn planned(files: &[File], records: &[Applied]) -> Result<Vec<i64>, String> {
+        let pending = pending(files, records).map_err(|error| error.to_string())?;
+        Ok(pending.iter().map(|file| file.version).collect())
+    }
+
+    #[test]
+    fn what_is_new_and_in_order_is_pending() {
+        let files = [file(1, "a"), file(2, "b"), file(3, "c")];
+        assert_eq!(planned(&files, &[]), Ok(vec![1, 2, 3]));
+        assert_eq!(planned(&files, &[applied(1, "a")]), Ok(vec![2, 3]));
+        // An older deploy beside the records of a newer one.
+        let records = [1, 2, 3, 4]
+            .map(|version| applied(version, ["", "a", "b", "c", "d"][version as usize]));
+        assert_eq!(planned(&files, &records), Ok(vec![]));
+    }
+
+    #[test]
+    fn files_and_records_that_contradict_each_other_are_refused() {
+        let files = [file(1, "a"), file(2, "b"), file(3, "c")];
+        for (records, part) in [
+            (
+                vec![applied(1, "a"), applied(3, "c")],
+                "rename it to V4__b.sql",
+            ),
+            (vec![applied(1, "a"), applied(2, "x")], "applied as `V2__x`"),
+            (vec![applied(0, "z")], "`V0__z` was applied"),
+            (
+                vec![Applied {
+                    checksum: "other".to_owned(),
+                    ..applied(1, "a")
+                }],
+                "V1__a.sql was changed",
+            ),
+        ] {
+            let refused = planned(&files, &records).expect_err(part);
+            assert!(refused.contains(part), "{refused}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use futures::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinError;
 
-pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value};
+pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value, Violation};
 pub use crate::bindings::types::Isolation;
 use crate::config::{self, Config, Storage};
 use crate::deadline::{Deadline, Ended};
@@ -535,6 +535,7 @@ impl Error {
         Error {
             kind,
             message: message.into(),
+            violation: None,
         }
     }
 
@@ -575,6 +576,28 @@ impl Error {
                 short(sql)
             ),
         )
+    }
+}
+
+impl ErrorKind {
+    /// Whether a constraint has refused a change.
+    pub fn is_constraint(self) -> bool {
+        match self {
+            ErrorKind::Unique
+            | ErrorKind::ForeignKey
+            | ErrorKind::NotNull
+            | ErrorKind::Check
+            | ErrorKind::DataType
+            | ErrorKind::Constraint => true,
+            ErrorKind::Denied
+            | ErrorKind::Statement
+            | ErrorKind::Conflict
+            | ErrorKind::TooLarge
+            | ErrorKind::Poisoned
+            | ErrorKind::Unavailable
+            | ErrorKind::Aborted
+            | ErrorKind::Other => false,
+        }
     }
 }
 

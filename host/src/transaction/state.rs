@@ -588,7 +588,7 @@ impl Begun {
 
 /// Whether what failed so has done nothing for sure: of a commit that was cut off, nobody knows.
 fn is_undone(why: &Error) -> bool {
-    matches!(why.kind, ErrorKind::Conflict | ErrorKind::Constraint)
+    why.kind == ErrorKind::Conflict || why.kind.is_constraint()
 }
 
 fn undo(level: Level) -> [String; 2] {

@@ -4,18 +4,40 @@ use std::error::Error as _;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use super::super::{Error, ErrorKind};
+use super::super::{Error, ErrorKind, Violation};
+use crate::error::cut;
+
+/// The most bytes of a constraint's name: the server's own names have 63.
+const NAME_MAX: usize = 256;
 
 /// The error of a statement on the database `name`.
 pub(super) fn of_statement(name: &str, error: &tokio_postgres::Error) -> Error {
     match error.as_db_error() {
-        Some(said) => Error::new(kind(said.code()), sentence(said)),
+        Some(said) => Error {
+            violation: violation(said),
+            ..Error::new(kind(said.code()), sentence(said))
+        },
         None if is_lost(error) => Error::new(
             ErrorKind::Unavailable,
             format!("the connection to the database `{name}` was lost: {error}"),
         ),
         None => Error::new(ErrorKind::Other, text(error)),
     }
+}
+
+/// Whether a prepared statement was refused because definitions have changed since: a table's columns (`cached plan must
+/// not change result type`, in the server's language), or a type that was dropped, such as an enumeration.
+pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|said| match said.code().code() {
+            "0A000" => said.routine() == Some("RevalidateCachedQuery"),
+            // internal_error: these texts are in no other language.
+            "XX000" => said.message().starts_with("cache lookup failed for "),
+            // undefined_object
+            "42704" => said.message().starts_with("type with OID "),
+            _ => false,
+        })
 }
 
 fn is_lost(error: &tokio_postgres::Error) -> bool {
@@ -42,7 +64,16 @@ fn kind(state: &SqlState) -> ErrorKind {
         "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => {
             ErrorKind::Unavailable
         }
-        // "cached plan must not change result type": the next try prepares anew
+        // foreign_key_violation, restrict_violation
+        "23503" | "23001" => ErrorKind::ForeignKey,
+        "23505" => ErrorKind::Unique,
+        "23502" => ErrorKind::NotNull,
+        "23514" => ErrorKind::Check,
+        // string_data_right_truncation, numeric_value_out_of_range, invalid_datetime_format, datetime_field_overflow,
+        // invalid_text_representation, invalid_binary_representation, untranslatable and invalid characters
+        "22001" | "22003" | "22007" | "22008" | "22P02" | "22P03" | "22P05" | "22021" => {
+            ErrorKind::DataType
+        }
         "0A000" => ErrorKind::Statement,
         other => match &other[..2] {
             "08" => ErrorKind::Unavailable,
@@ -53,7 +84,35 @@ fn kind(state: &SqlState) -> ErrorKind {
     }
 }
 
-fn sentence(said: &DbError) -> String {
+/// What a change was refused by.
+fn violation(said: &DbError) -> Option<Violation> {
+    kind(said.code()).is_constraint().then(|| Violation {
+        constraint: said.constraint().map(|name| cut(name.to_owned(), NAME_MAX)),
+        columns: match said.column() {
+            Some(column) => vec![column.to_owned()],
+            None => said.detail().map(key_columns).unwrap_or_default(),
+        },
+    })
+}
+
+/// The columns of `Key (a, "B c")=(1, 2) already exists.`; none when it has expressions.
+fn key_columns(detail: &str) -> Vec<String> {
+    let key = (detail.strip_prefix("Key ("))
+        .and_then(|rest| rest.split_once(")="))
+        .map_or("", |(key, _)| key);
+    let column = |name: &str| match name.strip_prefix('"') {
+        Some(quoted) => Some(quoted.strip_suffix('"')?.replace("\"\"", "\"")),
+        None => (name
+            .chars()
+            .all(|c| c.is_alphanumeric() || c == '_' || c == '$'))
+        .then(|| name.to_owned()),
+    };
+    let columns: Option<Vec<_>> = key.split(", ").map(column).collect();
+    columns.filter(|_| !key.is_empty()).unwrap_or_default()
+}
+
+/// What the server says, as one sentence.
+pub(in super::super) fn sentence(said: &DbError) -> String {
     let mut sentence = said.message().to_owned();
     if let Some(number) = parameter(said) {
         sentence = format!("parameter {number} does not fit: {sentence}");
@@ -75,4 +134,22 @@ fn parameter(said: &DbError) -> Option<&str> {
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(rest.len());
     Some(&rest[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_of_a_key_are_found() {
+        for (detail, columns) in [
+            ("Key (name)=(ann) already exists.", &["name"][..]),
+            ("Key (a, \"B c\")=(1, ')=') already exists.", &["a", "B c"]),
+            ("Key (lower(name))=(ann) already exists.", &[]),
+            ("Failing row contains (null).", &[]),
+            ("Key (", &[]),
+        ] {
+            assert_eq!(key_columns(detail), columns, "{detail}");
+        }
+    }
 }

@@ -15,8 +15,9 @@ use super::tokens::{Token, tokens};
 pub(super) struct Verdict {
     /// Where alone it may run.
     pub(super) needs: Needs,
-    /// Whether it only reads, as far as its first word tells: rows it returns are none that it changed.
-    pub(super) reads: bool,
+    /// Whether the number of rows that the server tells at its end is of rows that it changed. Of reads, it is of those
+    /// that were read; of `create table … as`, of those that the table begins with.
+    pub(super) counts: bool,
     /// Whether the server may forget prepared statements, the host's own too.
     pub(super) forgets: bool,
     /// Whether it leaves definitions as they are, as far as its first word tells: what it calls may not.
@@ -81,13 +82,14 @@ impl<'a> Words<'a> {
             words = words.explained().after_what_is_ahead();
         }
         let first = words.at(0);
-        let reads = matches!(
-            first.as_str(),
-            "select" | "values" | "table" | "with" | "show"
-        );
+        let verb = match &*first {
+            "with" => words.verb_after_with(),
+            first => first,
+        };
         Verdict {
             needs: words.needs(&first),
-            reads: explains || reads,
+            counts: !explains
+                && matches!(verb, "insert" | "update" | "delete" | "merge" | "execute"),
             forgets: matches!(first.as_str(), "discard" | "deallocate"),
             changes_rows_only: matches!(
                 first.as_str(),
@@ -103,6 +105,34 @@ impl<'a> Words<'a> {
             ),
             plain_read: if explains { None } else { words.plain_read() },
         }
+    }
+
+    /// What a statement that begins with `with` does in the end. Some of the verbs may be names there.
+    fn verb_after_with(self) -> &'static str {
+        let mut depth = 0_usize;
+        for (index, token) in self.0.iter().enumerate() {
+            let next = self.at(index + 1);
+            match token {
+                Token::Other(b'(') => depth += 1,
+                Token::Other(b')') => depth = depth.saturating_sub(1),
+                _ if depth > 0 => {}
+                _ if token.is("select") || token.is("values") || token.is("table") => {
+                    return "select";
+                }
+                _ if token.is("insert") && next == "into" => return "insert",
+                _ if token.is("merge") && next == "into" => return "merge",
+                _ if token.is("delete") && next == "from" => return "delete",
+                // As a name it is followed by `as` or its columns.
+                _ if token.is("update")
+                    && next != "as"
+                    && self.0.get(index + 1) != Some(&Token::Other(b'(')) =>
+                {
+                    return "update";
+                }
+                _ => {}
+            }
+        }
+        ""
     }
 
     /// Without the parentheses and semicolons that may stand ahead of a statement; other things are none.
@@ -372,6 +402,30 @@ mod tests {
     }
 
     #[test]
+    fn only_rows_that_were_changed_are_counted() {
+        let counts = |sql: &str| judge(sql).expect(sql).counts;
+        for sql in [
+            "insert into a values (1)",
+            "with b as (select 1) insert into a select * from b",
+            "with update as (select 1) update a set b = 1",
+            "with a as (delete from b returning *) delete from c",
+            "merge into a using b on true when matched then delete",
+        ] {
+            assert!(counts(sql), "{sql}");
+        }
+        for sql in [
+            "select 1",
+            "create table a as select 1",
+            "with b as (insert into a values (1) returning *) select * from b",
+            "with update (a) as (select 1) select * from update",
+            "explain analyze insert into a values (1)",
+            "drop table a",
+        ] {
+            assert!(!counts(sql), "{sql}");
+        }
+    }
+
+    #[test]
     fn r11_statements_that_change_the_session_are_refused_by_name() {
         for (sql, part) in [
             ("set search_path = x", "`set` was refused"),
@@ -550,7 +604,7 @@ mod tests {
     fn r5_statements_of_every_shape_are_judged_in_linear_time() {
         let explain = "explain ".repeat(30_000) + "select 1";
         let verdict = judge(&explain).expect("it can be read");
-        assert!(verdict.reads && verdict.needs == Needs::Nothing);
+        assert!(!verdict.counts && verdict.needs == Needs::Nothing);
         let hidden = "explain (".repeat(20_000) + "begin";
         assert!(judge(&hidden).is_ok());
         for unit in [

@@ -14,7 +14,7 @@ use super::super::{
     Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream, unwound,
 };
 use super::guard::{Verdict, judge};
-use super::order::{Cancel, HEAVY_BYTES, Order, size, too_long};
+use super::order::{Cancel, HEAVY_BYTES, Order, STALE, size, too_long};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
@@ -45,7 +45,6 @@ pub struct Lease {
 pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_reading";
 
 const QUERY_CANCELED: &str = "57014";
-const STALE_PLAN: &str = "0A000";
 const FORGOTTEN: &str = "26000";
 
 /// What is known of a statement ahead of it.
@@ -137,13 +136,17 @@ impl Lease {
         let verdict = self.admit(statement).await.map_err(Failed::Refused)?;
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
-        // A table was altered since the statement was prepared, or somebody has forgotten what was prepared: it has
+        // Definitions have changed since the statement was prepared, or somebody has forgotten what was prepared: it has
         // not run. In a transaction that began before, it is too late.
         let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
-        if let Err((_, code @ (STALE_PLAN | FORGOTTEN))) = ran.as_ref().map_err(|(f, c)| (f, &**c))
-        {
-            if code == FORGOTTEN {
-                self.forget_statements();
+        if let Err((_, code @ (STALE | FORGOTTEN))) = ran.as_ref().map_err(|(f, c)| (f, &**c)) {
+            let is_stale = code == STALE;
+            match is_stale {
+                true => self.database.forget_plans(),
+                false => self.forget_statements(),
+            }
+            if let Some(session) = self.session.as_mut().filter(|_| is_stale) {
+                session.refresh(&self.database);
             }
             let again = match (self.in_transaction, begins) {
                 (true, true) => self.host(&["rollback".to_owned()]).await.is_ok(),
@@ -153,6 +156,15 @@ impl Lease {
                 ran = self
                     .run_once(before, statement, &verdict, &Read::Other)
                     .await;
+            } else if let Err((Failed::Statement(error), _)) = &mut ran
+                && is_stale
+            {
+                // All of the transaction can be tried again, with statements that are prepared anew.
+                error.kind = ErrorKind::Conflict;
+                error.message = format!(
+                    "definitions that the statement uses were changed after it was prepared, and the transaction has begun already, so that all of it has to be tried again (`retries` where the view is declared does so): {}",
+                    error.message
+                );
             }
         }
         let (outcome, checked) = ran.map_err(|(failed, _)| failed)?;

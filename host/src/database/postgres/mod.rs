@@ -23,6 +23,7 @@ mod wire;
 pub mod fuzz;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
@@ -36,11 +37,13 @@ use crate::gate::{Gate, Place};
 use crate::metrics::{Held, METRICS};
 
 use connector::Connector;
+pub(super) use error::sentence;
 pub(super) use lease::END_OF_READING;
 pub use lease::Lease;
 use plain::Definitions;
 use session::Session;
-pub(super) use session::connect_alone;
+pub(super) use session::{Alone, RESET, connect_alone};
+pub(super) use tokens::{SqlStatement, statements};
 
 /// An open database.
 pub struct Postgres {
@@ -52,6 +55,9 @@ pub struct Postgres {
     open_ended: OpenEnded,
     free: Mutex<Vec<Session>>,
     definitions: Definitions,
+    /// Counts how often statements turned out to be prepared before definitions changed. Connections then prepare theirs
+    /// anew, so that this is noticed once, and not once for each connection.
+    plans: AtomicU64,
     runtime: Handle,
 }
 
@@ -67,7 +73,7 @@ impl Postgres {
     pub fn open(config: &Config, server: &PostgresServer) -> anyhow::Result<Arc<Postgres>> {
         let runtime = Handle::current();
         let connector = Connector::new(server)?;
-        let first = runtime.block_on(Session::connect(&connector))?;
+        let first = runtime.block_on(Session::connect(&connector, true))?;
         let name = format!("database `{}`, connections", config.name);
         let gate = Gate::new(
             name,
@@ -84,6 +90,7 @@ impl Postgres {
             in_use: (METRICS.database_connections).with_label_values(&[&config.name]),
             free: Mutex::new(vec![first]),
             definitions: Definitions::default(),
+            plans: AtomicU64::new(0),
             runtime,
         }))
     }
@@ -116,10 +123,11 @@ impl Postgres {
         let place = self.gate.enter(deadline).await?;
         drop(waits);
         let held = Held::new(&self.in_use);
-        let (session, holds) = match self.take_free() {
+        let (mut session, holds) = match self.take_free() {
             Some(session) => (session, (place, held)),
             None => self.connect(deadline, (place, held)).await?,
         };
+        session.refresh(self);
         Ok(Lease::new(self, session, deadline, read_only, holds))
     }
 
@@ -144,7 +152,7 @@ impl Postgres {
         let (sender, connected) = oneshot::channel();
         self.runtime.spawn(async move {
             let (limit, name) = (database.server.connect_timeout, &database.config.name);
-            let connect = Session::connect(&database.connector);
+            let connect = Session::connect(&database.connector, false);
             let connected = match tokio::time::timeout(limit, connect).await {
                 Ok(connected) => connected.map_err(|error| format!("{error:#}")),
                 Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
@@ -171,6 +179,15 @@ impl Postgres {
                 self.config.name, self.server
             ),
         ))
+    }
+
+    /// From now on no connection uses what it has prepared before.
+    fn forget_plans(&self) {
+        self.plans.fetch_add(1, Relaxed);
+    }
+
+    fn plans(&self) -> u64 {
+        self.plans.load(Relaxed)
     }
 
     /// Closes a connection, and has the server end it when it does not end by itself.

@@ -17,6 +17,7 @@ use super::guard::Verdict;
 use super::params::{Param, array, params};
 use super::plain::{Check, Checked};
 use super::session::{CLOSING_TIMEOUT, Prepared, Session};
+use super::tokens::{Token, tokens};
 use super::values::{self, Raw};
 use super::wire::Limits;
 use super::{Postgres, error, types, wire};
@@ -27,6 +28,9 @@ const DISCARD_BYTES: u64 = 4 << 20;
 /// More than this at once is read or written elsewhere than on a loop, and so much in all is read there without a break
 /// (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
+
+/// In place of the server's code: the statement was prepared before definitions changed. It has not run.
+pub(super) const STALE: &str = "stale";
 
 /// What went wrong with a statement, and the server's code for it if it was the server.
 struct Wrong {
@@ -286,7 +290,7 @@ impl Order<'_> {
                     columns: Vec::new(),
                     rows: Vec::new(),
                 },
-                changed: if self.verdict.reads { 0 } else { changed },
+                changed: if self.verdict.counts { changed } else { 0 },
             });
         };
         let stream = client.query_raw(known, params).await;
@@ -346,7 +350,7 @@ impl Order<'_> {
         let changed = stream.rows_affected().unwrap_or(0);
         Ok(Outcome {
             table: Table { columns, rows },
-            changed: if self.verdict.reads { 0 } else { changed },
+            changed: if self.verdict.counts { changed } else { 0 },
         })
     }
 
@@ -359,18 +363,19 @@ impl Order<'_> {
         head: oneshot::Sender<Result<Vec<String>, Error>>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) -> String {
+        let sql = &self.statement.sql;
+        let known = (session.statements.peek(sql)).map(|prepared| prepared.statement.clone());
         let client = &session.client;
         session
             .limits
             .set_row_max(self.statement.rows_max.unwrap_or(u64::MAX));
-        let started = async {
+        let start = async |known: Option<Known>, begin: &str| {
             if begins {
                 let begun = client.batch_execute(begin).await;
                 begun.map_err(|error| self.wrong(&error))?;
             }
-            let sql = &self.statement.sql;
-            let known = match session.statements.peek(sql) {
-                Some(prepared) => prepared.statement.clone(),
+            let known = match known {
+                Some(known) => known,
                 None => self.prepare(client).await?,
             };
             let params = self.params(&known).await?;
@@ -379,7 +384,12 @@ impl Order<'_> {
             let stream = stream.map_err(|error| self.wrong(&error))?;
             Ok::<_, Wrong>((columns, stream))
         };
-        let stream = match started.await {
+        let mut started = start(known, begin).await;
+        if started.as_ref().is_err_and(|wrong| wrong.code == STALE) {
+            self.cancel.database.forget_plans();
+            started = start(None, &format!("rollback; {begin}")).await;
+        }
+        let stream = match started {
             Ok((columns, stream)) => {
                 // Nobody reads on when the receiver is gone.
                 let _ = head.send(Ok(columns));
@@ -468,12 +478,27 @@ impl Order<'_> {
     }
 
     fn wrong(&self, error: &tokio_postgres::Error) -> Wrong {
-        let code = error.code().map(|state| state.code().to_owned());
-        Wrong {
-            error: error::of_statement(self.name, error),
-            code: code.unwrap_or_default(),
+        let code = match error.code() {
+            Some(_) if error::is_stale(error) => STALE,
+            Some(state) => state.code(),
+            None => "",
+        };
+        let code = code.to_owned();
+        let mut error = error::of_statement(self.name, error);
+        // syntax_error, undefined_function (an operator is one), ambiguous_function
+        if matches!(&*code, "42601" | "42883" | "42725") && has_question_mark(&self.statement.sql) {
+            error.message.push_str(
+                "; the statement has a `?`, which is an operator for PostgreSQL: write parameters as `$1`, `$2` … (SQLite takes them, too)",
+            );
         }
+        Wrong { error, code }
     }
+}
+
+/// Whether a statement has a `?` outside of texts and comments.
+fn has_question_mark(sql: &str) -> bool {
+    let operator = |token: &Token<'_>| matches!(token, Token::Operator(name) if name.contains('?'));
+    tokens(sql).is_ok_and(|tokens| tokens.iter().any(operator))
 }
 
 fn columns(known: &Known) -> Result<Vec<String>, Error> {

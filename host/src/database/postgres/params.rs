@@ -47,7 +47,7 @@ pub(super) fn params<'a>(
             };
             param.ok_or_else(|| {
                 Error::new(
-                    ErrorKind::Statement,
+                    ErrorKind::DataType,
                     format!(
                         "parameter {} is {}, and the statement wants {}",
                         index + 1,

@@ -5,13 +5,14 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use hashlink::LruCache;
 use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage};
 
 use super::super::STATEMENTS_KEPT;
+use super::Postgres;
 use super::connector::Connector;
 use super::guard::Verdict;
 use super::plain::{CHECK, Check, Checked, Plain};
@@ -23,7 +24,7 @@ pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What takes away the settings that statements have left, so that none of them (a time limit, read-only
 /// transactions) is in the way of what follows. It is a message, and so a transaction, of its own.
-const RESET: &str = "set session authorization default; reset role; reset all";
+pub(in super::super) const RESET: &str = "set session authorization default; reset role; reset all";
 
 /// What takes away all else that statements can leave in a connection but prepared statements. As `discard all`,
 /// without forgetting those that the host itself has prepared: it tells how many there are of SQL's and of the
@@ -35,8 +36,13 @@ const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
     pg_catalog.count(*) filter (where not from_sql \
         and statement operator(pg_catalog.!~~) 'SELECT t.typname, t.typtype, t.typelem%' \
         and statement operator(pg_catalog.!~~) 'SELECT enumlabel%FROM pg_catalog.pg_enum%' \
-        and statement operator(pg_catalog.!~~) 'SELECT attname, atttypid%FROM pg_catalog.pg_attribute%') \
+        and statement operator(pg_catalog.!~~) 'SELECT attname, atttypid%FROM pg_catalog.pg_attribute%'), \
+    pg_catalog.pg_backend_pid() \
     from pg_catalog.pg_prepared_statements";
+
+/// How often a pooler is asked for another connection, and how long it may take, to find out how it pools.
+const POOLER_PROBES: usize = 3;
+const POOLER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection.
 pub(super) struct Session {
@@ -48,6 +54,10 @@ pub(super) struct Session {
     /// Ends when the connection is closed.
     connection: JoinHandle<()>,
     pub(super) statements: LruCache<String, Prepared>,
+    /// The server's process, as itself says.
+    process: u32,
+    /// Counts how often what was prepared had to be forgotten, as [`Postgres::plans`] does.
+    plans: u64,
 }
 
 /// A statement that the server knows, and what the guard thinks of it.
@@ -73,7 +83,17 @@ impl Prepared {
 }
 
 impl Session {
-    pub(super) async fn connect(connector: &Connector) -> anyhow::Result<Session> {
+    /// Connects. `surely`: it has to be known that no pooler shares the connection out.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses the user, or when a pooler does so ([`Session::is_its_own`]).
+    pub(super) async fn connect(connector: &Connector, surely: bool) -> anyhow::Result<Session> {
+        let session = Session::connect_anywhere(connector).await?;
+        session.is_its_own(connector, surely).await?;
+        Ok(session)
+    }
+
+    async fn connect_anywhere(connector: &Connector) -> anyhow::Result<Session> {
         let limits = Limits::new();
         let (client, mut connection) = connector.connect(&limits).await?;
         let connection = tokio::spawn(async move {
@@ -89,13 +109,71 @@ impl Session {
                 }
             }
         });
+        let process = process(&client).await?;
         Ok(Session {
             client,
             limits,
             check: None,
             connection,
             statements: LruCache::new(STATEMENTS_KEPT),
+            process,
+            plans: 0,
         })
+    }
+
+    /// Makes sure that the connection leads to one process of the server for as long as it exists.
+    ///
+    /// A pooler between host and server (PgBouncer and its like) names a process of its own choice when a connection
+    /// begins. One that pools by transaction gives the process to others as soon as the transaction has ended: statements
+    /// that were prepared would be looked for where another host has prepared others under the same names, and its rows
+    /// would be answered. So a second connection is made. It can never have the process that this one has, unless both
+    /// are shared out; and when it keeps a process in a transaction, this one must still have its own.
+    async fn is_its_own(&self, connector: &Connector, surely: bool) -> anyhow::Result<()> {
+        if self.process == self.limits.process() {
+            return Ok(());
+        }
+        for _ in 0..POOLER_PROBES {
+            let probed = tokio::time::timeout(POOLER_TIMEOUT, self.is_shared_out(connector)).await;
+            match probed {
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    return Err(error.context(
+                        "finding out how the pooler works that is between Amphi and the server",
+                    ));
+                }
+                Ok(Ok(true)) => bail!(
+                    "between Amphi and the server is a pooler, such as PgBouncer, that gives a connection to others after every transaction: statements that are prepared on it would be mixed up with those of others, and answers with them. Have it pool by session (`pool_mode = session` for this database), or connect to the server itself, of which Amphi keeps no more than `connections`"
+                ),
+                Err(_) if surely => bail!(
+                    "between Amphi and the server is a pooler, such as PgBouncer, that has not given a second connection within {} ms, which is needed to find out whether it pools by session: let it have more connections (`default_pool_size`), or connect to the server itself",
+                    POOLER_TIMEOUT.as_millis()
+                ),
+                // The pool has no other connection to give, which is how one that pools by session behaves.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_shared_out(&self, connector: &Connector) -> anyhow::Result<bool> {
+        let other = Session::connect_anywhere(connector).await?;
+        match other.client.batch_execute("begin").await {
+            Ok(()) => {}
+            // One that pools by statement has no transactions.
+            Err(error) if error.as_db_error().is_some() => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+        let (theirs, own) = (process(&other.client).await?, process(&self.client).await?);
+        other.client.batch_execute("rollback").await?;
+        Ok(other.process == self.process || theirs == self.process || own != self.process)
+    }
+
+    /// Forgets what was prepared before definitions changed.
+    pub(super) fn refresh(&mut self, database: &Postgres) {
+        let plans = database.plans();
+        if std::mem::replace(&mut self.plans, plans) != plans {
+            self.statements.clear();
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -131,7 +209,12 @@ impl Session {
             true => "rollback",
             false => "begin; rollback",
         };
-        let reset = format!("{rollback}; {RESET}");
+        // A pooler sets the encoding of its clients itself, and `reset all` takes that away, too.
+        let encoding = match self.process == self.limits.process() {
+            true => "",
+            false => "; set client_encoding = 'UTF8'",
+        };
+        let reset = format!("{rollback}; {RESET}{encoding}");
         // Both are sent at once.
         let cleaned = futures::future::try_join(
             self.client.batch_execute(&reset),
@@ -148,10 +231,12 @@ impl Session {
             SimpleQueryMessage::Row(row) => Some((
                 row.try_get(1).ok()??.parse().ok()?,
                 row.try_get(2).ok()??.parse().ok()?,
+                row.try_get(3).ok()??.parse().ok()?,
             )),
             _ => None,
         };
-        if messages.iter().find_map(counts) != Some((0_usize, ours)) {
+        // A pooler that has begun to share connections out would have another process.
+        if messages.iter().find_map(counts) != Some((0_usize, ours, self.process)) {
             return false;
         }
         if self.check.is_none() {
@@ -167,9 +252,9 @@ impl Session {
     pub(super) async fn close(self) -> Option<u32> {
         let Session {
             client,
-            limits,
             mut connection,
             statements,
+            process,
             ..
         } = self;
         drop((client, statements));
@@ -178,8 +263,20 @@ impl Session {
             return None;
         }
         connection.abort();
-        Some(limits.process())
+        Some(process)
     }
+}
+
+/// The process of the server that answers.
+async fn process(client: &Client) -> anyhow::Result<u32> {
+    let messages = client
+        .simple_query("select pg_catalog.pg_backend_pid()")
+        .await?;
+    let process = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    };
+    (messages.iter().find_map(process)).context("the server does not say which process it is")
 }
 
 /// A connection for the host's own business, beside the pool. Closed when dropped.
@@ -188,7 +285,7 @@ pub(in super::super) struct Alone(Session);
 /// Connects beside the pool.
 pub(in super::super) async fn connect_alone(server: &PostgresServer) -> anyhow::Result<Alone> {
     let connector = Connector::new(server)?;
-    let connect = Session::connect(&connector);
+    let connect = Session::connect(&connector, true);
     let connected = tokio::time::timeout(server.connect_timeout, connect).await;
     let connected = connected.with_context(|| format!("{server} does not answer"))?;
     connected

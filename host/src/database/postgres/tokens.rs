@@ -62,6 +62,88 @@ pub(super) fn tokens(sql: &str) -> Result<Vec<Token<'_>>, &'static str> {
     Ok(tokens)
 }
 
+/// One of several statements in a text.
+pub(in crate::database) struct SqlStatement<'a> {
+    /// Where it begins, without what is blank.
+    pub(in crate::database) start: usize,
+    /// As it is written, without its semicolon.
+    pub(in crate::database) text: &'a str,
+    tokens: Vec<Token<'a>>,
+}
+
+impl SqlStatement<'_> {
+    /// The word at a place, in lower case; empty if there is something else.
+    pub(in crate::database) fn word(&self, index: usize) -> String {
+        match self.tokens.get(index) {
+            Some(Token::Word(word)) => word.to_ascii_lowercase(),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether this word (in lower case) is in it.
+    pub(in crate::database) fn has(&self, word: &str) -> bool {
+        self.tokens.iter().any(|token| token.is(word))
+    }
+
+    /// Whether it makes a function or procedure, whose body may have statements.
+    fn is_routine(&self) -> bool {
+        let kind = match (&*self.word(1), &*self.word(2)) {
+            ("or", "replace") => self.word(3),
+            (kind, _) => kind.to_owned(),
+        };
+        self.word(0) == "create" && matches!(&*kind, "function" | "procedure")
+    }
+}
+
+/// The statements of a text. As for `psql`, a semicolon ends one unless it is in parentheses, or between the `begin` and
+/// `end` of a function's body.
+///
+/// # Errors
+/// In what the text ends, if it ends within something.
+pub(in crate::database) fn statements(sql: &str) -> Result<Vec<SqlStatement<'_>>, &'static str> {
+    let mut scanner = Scanner {
+        sql,
+        at: 0,
+        signs: 0,
+    };
+    let mut statements = Vec::new();
+    let mut current: Option<SqlStatement<'_>> = None;
+    let (mut parentheses, mut blocks) = (0_usize, 0_usize);
+    loop {
+        scanner.skip()?;
+        let start = scanner.at;
+        let token = scanner.next()?;
+        if token.is_none() || (token == Some(Token::Other(b';')) && parentheses + blocks == 0) {
+            if let Some(mut statement) = current.take() {
+                statement.text = sql[statement.start..start].trim_end();
+                statements.push(statement);
+            }
+            parentheses = 0;
+            match token {
+                Some(_) => continue,
+                None => return Ok(statements),
+            }
+        }
+        let Some(token) = token else { continue };
+        let statement = current.get_or_insert_with(|| SqlStatement {
+            start,
+            text: "",
+            tokens: Vec::new(),
+        });
+        statement.tokens.push(token);
+        match token {
+            Token::Other(b'(') => parentheses += 1,
+            Token::Other(b')') => parentheses = parentheses.saturating_sub(1),
+            Token::Word(_) if parentheses == 0 && statement.is_routine() => {
+                let begins = token.is("begin") || (token.is("case") && blocks > 0);
+                blocks += usize::from(begins);
+                blocks -= usize::from(token.is("end") && blocks > 0);
+            }
+            _ => {}
+        }
+    }
+}
+
 struct Scanner<'a> {
     sql: &'a str,
     at: usize,

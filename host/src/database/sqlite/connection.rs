@@ -10,9 +10,9 @@ use anyhow::Context as _;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::AuthContext;
 use rusqlite::limits::Limit;
-use rusqlite::{CachedStatement, Connection, ErrorCode, Statement, StatementStatus};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Statement, StatementStatus, ffi};
 
-use super::super::{Error, ErrorKind, STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Value};
+use super::super::{Error, ErrorKind, STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Value, Violation};
 use super::guard::{Found, Guard, Shared};
 use super::limits::{self, Weight};
 use super::values::{Bound, slots};
@@ -268,7 +268,7 @@ impl Handle {
         if looks_at_index && !searches {
             return Err(Error::new(
                 ErrorKind::Denied,
-                "a full-text search was refused: write it as `TABLE match ?`, so that its length is known",
+                "a full-text search was refused: write it as `TABLE match $1`, so that its length is known",
             ));
         }
         if searches {
@@ -403,12 +403,11 @@ impl Handle {
         }
         let kind = match error {
             rusqlite::Error::SqliteFailure(failure, _) => match failure.code {
-                ErrorCode::ConstraintViolation => ErrorKind::Constraint,
+                ErrorCode::ConstraintViolation => constraint(failure.extended_code),
                 ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => ErrorKind::Conflict,
                 ErrorCode::OperationInterrupted => ErrorKind::Aborted,
-                ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::ParameterOutOfRange => {
-                    ErrorKind::Statement
-                }
+                ErrorCode::TypeMismatch => ErrorKind::DataType,
+                ErrorCode::Unknown | ErrorCode::ParameterOutOfRange => ErrorKind::Statement,
                 ErrorCode::TooBig | ErrorCode::OutOfMemory => ErrorKind::TooLarge,
                 ErrorCode::AuthorizationForStatementDenied => ErrorKind::Denied,
                 _ => ErrorKind::Other,
@@ -434,7 +433,13 @@ impl Handle {
                     kind,
                     "the statement needs more memory, or more instructions, than SQLite may use here: split it, or work on fewer and smaller values at once",
                 ),
-                _ => Error::new(kind, cut(error.to_string(), ERROR_BYTES_MAX)),
+                _ => {
+                    let message = cut(error.to_string(), ERROR_BYTES_MAX);
+                    Error {
+                        violation: kind.is_constraint().then(|| violation(&message)),
+                        ..Error::new(kind, message)
+                    }
+                }
             },
             rusqlite::Error::SqlInputError { msg, .. }
                 if msg.contains("Recursion limit") || msg.contains("stack overflow") =>
@@ -473,6 +478,79 @@ impl Handle {
                 ErrorKind::Aborted,
                 "request-aborted: the statement was interrupted because the request ended",
             ),
+        }
+    }
+}
+
+/// Which constraint it is, by SQLite's extended code.
+fn constraint(extended: i32) -> ErrorKind {
+    match extended {
+        ffi::SQLITE_CONSTRAINT_UNIQUE
+        | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+        | ffi::SQLITE_CONSTRAINT_ROWID => ErrorKind::Unique,
+        ffi::SQLITE_CONSTRAINT_FOREIGNKEY => ErrorKind::ForeignKey,
+        ffi::SQLITE_CONSTRAINT_NOTNULL => ErrorKind::NotNull,
+        ffi::SQLITE_CONSTRAINT_CHECK => ErrorKind::Check,
+        ffi::SQLITE_CONSTRAINT_DATATYPE => ErrorKind::DataType,
+        _ => ErrorKind::Constraint,
+    }
+}
+
+/// What a change was refused by, as SQLite words it: `UNIQUE constraint failed: t.a, t.b`, `CHECK constraint failed: NAME`,
+/// `cannot store TEXT value in INTEGER column t.a`.
+fn violation(message: &str) -> Violation {
+    let (before, rest) = match message.rsplit_once(" column ") {
+        Some((before, column)) if before.starts_with("cannot store ") => (before, column),
+        _ => message
+            .split_once(" constraint failed: ")
+            .unwrap_or_default(),
+    };
+    let index = (rest.strip_prefix("index '")).and_then(|name| name.strip_suffix('\''));
+    let name = index.or((before == "CHECK").then_some(rest));
+    let columns = match name {
+        Some(_) => Vec::new(),
+        None => (rest
+            .split(", ")
+            .filter_map(|column| Some(column.split_once('.')?.1)))
+        .map(str::to_owned)
+        .collect(),
+    };
+    Violation {
+        constraint: name.map(str::to_owned),
+        columns,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn violations_are_read_from_sqlites_words() {
+        for (message, constraint, columns) in [
+            ("UNIQUE constraint failed: t.a, t.b", None, &["a", "b"][..]),
+            (
+                "UNIQUE constraint failed: index 'by_lower'",
+                Some("by_lower"),
+                &[],
+            ),
+            ("NOT NULL constraint failed: t.a", None, &["a"]),
+            (
+                "CHECK constraint failed: a > 0, b. > 1",
+                Some("a > 0, b. > 1"),
+                &[],
+            ),
+            ("FOREIGN KEY constraint failed", None, &[]),
+            (
+                "cannot store TEXT value in INTEGER column t.a",
+                None,
+                &["a"],
+            ),
+            ("a trigger says no: column x.y", None, &[]),
+        ] {
+            let found = violation(message);
+            assert_eq!(found.constraint.as_deref(), constraint, "{message}");
+            assert_eq!(found.columns, columns, "{message}");
         }
     }
 }

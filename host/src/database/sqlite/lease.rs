@@ -99,10 +99,12 @@ impl Lease {
                 rows.push(row);
             }
         }
-        // After a statement that changes no row, SQLite still tells what an earlier one changed.
-        let changed = match handle.connection.total_changes() == changes {
-            true => 0,
-            false => handle.connection.changes(),
+        // After a statement that changes no row, SQLite still tells what an earlier one changed. Those that change
+        // definitions may write rows of its own.
+        let changes_rows = handle.connection.total_changes() != changes && !prepared.changes_schema;
+        let changed = match changes_rows {
+            true => handle.connection.changes(),
+            false => 0,
         };
         if !readonly {
             handle.wrote(sql);

@@ -62,7 +62,7 @@ pub(super) fn slots(statement: &Statement<'_>) -> Result<Vec<usize>, Error> {
             _ => Err(Error::new(
                 ErrorKind::Statement,
                 format!(
-                    "the parameter `{}` has a name: number them (`$1`, `$2` …), or write `?`",
+                    "the parameter `{}` has a name: number them (`$1`, `$2` …)",
                     short(name)
                 ),
             )),

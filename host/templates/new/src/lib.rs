@@ -51,7 +51,7 @@ fn add(
         return Err(Error::unprocessable("a note needs some text"));
     }
     cx.db()
-        .execute("insert into notes (text) values (?)", (text,))?;
+        .execute("insert into notes (text) values ($1)", (text,))?;
     session.set("added", &(session.get("added").unwrap_or(0) + 1))?;
     log::info!("noted");
     Ok(Redirect::see_other("/"))

@@ -62,6 +62,23 @@ fn find() -> Option<PathBuf> {
 
 fn install() {
     eprintln!("installing PostgreSQL for the tests");
+    if let Err(said) = run_as_root(INSTALL) {
+        panic!(
+            "the tests need PostgreSQL's `initdb` and `postgres`, in the PATH or below {DEBIAN}, and could not install them: \
+             install PostgreSQL (with apt-get: the package `postgresql`), or run the tests as a user who may, by sudo \
+             without a password.\n{said}"
+        );
+    }
+}
+
+/// A program in the path.
+pub(super) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    (env::split_paths(&path).map(|folder| folder.join(name))).find(|program| program.is_file())
+}
+
+/// Runs a script as root, or tells what it has said.
+pub(super) fn run_as_root(script: &str) -> Result<(), String> {
     let mut command = match rustix::process::geteuid().is_root() {
         true => Command::new("sh"),
         false => {
@@ -70,18 +87,11 @@ fn install() {
             sudo
         }
     };
-    let said = command.args(["-c", INSTALL]).output().map_or_else(
+    command.args(["-c", script]).output().map_or_else(
         |error| Err(error.to_string()),
         |output| match output.status.success() {
             true => Ok(()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         },
-    );
-    if let Err(said) = said {
-        panic!(
-            "the tests need PostgreSQL's `initdb` and `postgres`, in the PATH or below {DEBIAN}, and could not install them: \
-             install PostgreSQL (with apt-get: the package `postgresql`), or run the tests as a user who may, by sudo \
-             without a password.\n{said}"
-        );
-    }
+    )
 }

@@ -3,6 +3,7 @@
 //! All tests share one server and have databases of their own in it; a test that stops its server runs another.
 
 mod install;
+pub mod pooler;
 mod process;
 
 use std::fs;

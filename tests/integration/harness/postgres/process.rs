@@ -26,18 +26,19 @@ const DATA: &str = "data";
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(60);
 
-/// `$1` is the folder, the rest the server. A line is the signal that stops it; the end of the pipe stops it for
-/// good.
+/// `$1` is the folder, `$2` the signal that ends the server for good, the rest the server. A line is a signal that stops
+/// it; the end of the pipe ends it.
 const WATCH: &str = r#"
 folder=$1
-shift
+end=$2
+shift 2
 "$@" >>"$folder/log" 2>&1 </dev/null &
 server=$!
 if read -r signal; then
     kill -s "$signal" "$server"
     wait "$server"
 else
-    kill -s QUIT "$server"
+    kill -s "$end" "$server"
     wait "$server"
     rm -rf "$folder"
 fi
@@ -72,10 +73,7 @@ impl Process {
         let mut seen = String::new();
         // Between being found free and being taken, a port can be lost.
         for _ in 0..5 {
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-                .and_then(|listener| listener.local_addr())
-                .expect("a port is free")
-                .port();
+            let port = free_port();
             match Process::start(folder, port) {
                 Ok(process) => return (process, port),
                 Err(log) => seen = log,
@@ -86,16 +84,34 @@ impl Process {
 
     /// Starts the server of a folder, or says what is in its log.
     pub(super) fn start(folder: &Path, port: u16) -> Result<Process, String> {
+        let data = folder.join(DATA).display().to_string();
+        let arguments = ["-D".to_owned(), data, "-p".to_owned(), port.to_string()];
+        Process::run(
+            folder,
+            &programs().join("postgres"),
+            &arguments,
+            "QUIT",
+            |log| log.contains("ready to accept connections"),
+        )
+    }
+
+    /// Starts a program whose log is in a folder, and waits until the log says that it is ready.
+    pub(super) fn run(
+        folder: &Path,
+        program: &Path,
+        arguments: &[String],
+        end: &str,
+        is_ready: impl Fn(&str) -> bool,
+    ) -> Result<Process, String> {
         let log = folder.join(LOG);
         let mark = fs::read(&log).map_or(0, |text| text.len());
         let watch = Command::new("sh")
             .args(["-c", WATCH, "watch"])
             .arg(folder)
+            .arg(end)
             .args(unprivileged())
-            .arg(programs().join("postgres"))
-            .arg("-D")
-            .arg(folder.join(DATA))
-            .args(["-p", &port.to_string()])
+            .arg(program)
+            .args(arguments)
             .current_dir(folder)
             .stdin(Stdio::piped())
             // What is typed at a terminal is for the tests.
@@ -107,12 +123,15 @@ impl Process {
         loop {
             let text = fs::read(&log).unwrap_or_default();
             let text = String::from_utf8_lossy(text.get(mark..).unwrap_or_default());
-            if text.contains("ready to accept connections") {
+            if is_ready(&text) {
                 return Ok(process);
             }
             if text.contains("FATAL:  ") || since.elapsed() > START {
                 process.stop(Stop::Crash);
-                return Err(format!("PostgreSQL does not start; its log:\n{text}"));
+                return Err(format!(
+                    "{} does not start; its log:\n{text}",
+                    program.display()
+                ));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -154,11 +173,7 @@ pub(super) fn initialised() -> TempDir {
         write(LOG, ""),
     ];
     fs::set_permissions(&files[1], fs::Permissions::from_mode(0o600)).expect("the file is ours");
-    if let Some((user, group)) = other_user() {
-        for path in [folder.path(), &files[0], &files[1], &files[2]] {
-            chown(path, Some(user), Some(group)).expect("root may do so");
-        }
-    }
+    give(&[folder.path(), &files[0], &files[1], &files[2]]);
     let output = Command::new("env")
         .args(unprivileged())
         .arg(programs().join("initdb"))
@@ -173,6 +188,23 @@ pub(super) fn initialised() -> TempDir {
     let config = folder.path().join(DATA).join("postgresql.auto.conf");
     fs::write(config, SETTINGS).expect("the folder is ours");
     folder
+}
+
+/// Lets the servers' user have files.
+pub(super) fn give(paths: &[&Path]) {
+    if let Some((user, group)) = other_user() {
+        for path in paths {
+            chown(path, Some(user), Some(group)).expect("root may do so");
+        }
+    }
+}
+
+/// A port that nobody has, for now.
+pub(super) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a port is free")
+        .port()
 }
 
 /// What a command is prefixed with: PostgreSQL refuses to run as root.
