@@ -219,7 +219,8 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
 #[divan::bench]
 fn request_conversion(bencher: Bencher<'_, '_>) {
     let (parts, _) = hello("/sync?a=b").into_parts();
-    bencher.bench_local(|| request::contract_request(&parts, Received::Inline(Vec::new())));
+    let asked = amphi::proxies::Asked::default();
+    bencher.bench_local(|| request::contract_request(&parts, &asked, Received::Inline(Vec::new())));
 }
 
 /// From the contract's response to HTTP's.

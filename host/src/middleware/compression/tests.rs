@@ -119,7 +119,6 @@ fn what_does_not_become_better_stays() {
         ("encoded", with(header::CONTENT_ENCODING, "zstd")),
         ("a part", with(header::CONTENT_RANGE, "bytes 0-9/100")),
         ("a part", status(StatusCode::PARTIAL_CONTENT)),
-        ("not there", status(StatusCode::NOT_MODIFIED)),
         ("fixed", with(header::CACHE_CONTROL, "public, No-Transform")),
         (
             "of no type",
@@ -222,7 +221,7 @@ fn what_compressing_costs() {
         for (name, encoding) in Encoding::ALL {
             let before = std::time::Instant::now();
             let made = (0..100).map(|_| encode::quickly(encoding, text.as_bytes()).len());
-            let bytes = made.last().expect("there is one");
+            let bytes = made.sum::<usize>() / 100;
             println!(
                 "{length} {name}: {:?}, {bytes} bytes",
                 before.elapsed() / 100
