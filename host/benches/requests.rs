@@ -14,7 +14,6 @@ use amphi::config::{Config, Limits};
 use amphi::database::{self, Databases, Face, Statement};
 use amphi::deadline::Deadline;
 use amphi::host::Host;
-use amphi::proxies::Asked;
 use amphi::request::{self, Client, body::Received};
 use amphi::run::{Engines, Room};
 use amphi::scope::{Origin, Scope, Setup};
@@ -220,7 +219,7 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
 #[divan::bench]
 fn request_conversion(bencher: Bencher<'_, '_>) {
     let (parts, _) = hello("/sync?a=b").into_parts();
-    let asked = Asked::default();
+    let asked = amphi::proxies::Asked::default();
     bencher.bench_local(|| request::contract_request(&parts, &asked, Received::Inline(Vec::new())));
 }
 
