@@ -66,6 +66,8 @@ pub struct Config {
     pub middleware: Vec<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
+    /// Where components are that have not yet been put in their place.
+    pub artifacts_in: Option<PathBuf>,
 }
 
 /// A guest function that is middleware.
@@ -276,7 +278,8 @@ impl Config {
 
     /// The folder that `amphi build` puts components in.
     pub fn artifacts(&self) -> PathBuf {
-        self.folder().join("target").join("amphi")
+        let usual = || self.folder().join("target").join("amphi");
+        self.artifacts_in.clone().unwrap_or_else(usual)
     }
 }
 

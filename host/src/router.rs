@@ -16,6 +16,9 @@ pub struct Router<T> {
     targets: Vec<Methods<T>>,
 }
 
+/// In the place of a method: every one that has no target of its own.
+const ANY: &str = "*";
+
 /// The targets of one pattern, by method.
 type Methods<T> = BTreeMap<String, T>;
 
@@ -98,7 +101,8 @@ impl<T> Router<T> {
         };
         let methods = &self.targets[*matched.value];
         let target = match methods.get(method.as_str()) {
-            None if method == Method::HEAD => methods.get("GET"),
+            None if method == Method::HEAD && methods.contains_key("GET") => methods.get("GET"),
+            None if methods.contains_key(ANY) => methods.get(ANY),
             None if method == Method::OPTIONS => return Route::Options(allow(methods)),
             target => target,
         };
@@ -169,6 +173,27 @@ mod tests {
             Route::Options("DELETE, GET, HEAD, OPTIONS".into())
         );
         assert_eq!(router.route(&Method::GET, "/entries/"), Route::NotFound);
+    }
+
+    #[test]
+    fn any_method_comes_after_those_that_are_named() {
+        let any = Method::from_bytes(b"*").expect("it is a token");
+        let purge = Method::from_bytes(b"PURGE").expect("it is a token");
+        let router = router(&[(Method::GET, "/"), (any.clone(), "/"), (any, "/all")]);
+        for (method, path, target) in [
+            (&Method::GET, "/", "GET /"),
+            (&Method::HEAD, "/", "GET /"),
+            (&Method::OPTIONS, "/", "* /"),
+            (&purge, "/", "* /"),
+            (&Method::HEAD, "/all", "* /all"),
+        ] {
+            let found = router.route(method, path);
+            assert_eq!(
+                found,
+                Route::Found(&target.into(), Vec::new()),
+                "{method} {path}"
+            );
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
+use crate::negotiation::{Form, form};
 use crate::report::Report;
 use crate::request::body::Received;
 use crate::request::page::Failed;
@@ -205,12 +206,27 @@ where
             static_file(files, (parts, &completion.origin.account), params).await
         }
         Target::View(routed) => {
+            not_broken(completion)?;
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let viewed = async |completion: &mut Completion<'_>| {
                 view(routed, params, body, completion).await
             };
             Ok(around(routed.builtins(), completion, viewed).await)
         }
+    }
+}
+
+/// In development, a page says that the app could not be built. Programs get the answers of the one before.
+fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
+    let Completion { host, parts, .. } = completion;
+    if !host.development || form(&parts.headers) != Form::Html {
+        return Ok(());
+    }
+    match &*host.broken.load() {
+        Some(why) => Err(Failure::host(format!(
+            "the app could not be built, and is still the one before the change: {why}"
+        ))),
+        None => Ok(()),
     }
 }
 
