@@ -17,6 +17,8 @@ pub(crate) enum Content {
     Bytes(Vec<u8>),
     /// With the host, this many bytes.
     Spooled(u64),
+    /// With the host too, and its beginning is here.
+    Begun(Vec<u8>, u64),
 }
 
 /// The body of a request, unread: an extractor for views that do not want all of it in memory.
@@ -55,7 +57,7 @@ impl BodyReader {
     pub fn len(&self) -> u64 {
         match &self.0 {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Spooled(length) => *length,
+            Content::Spooled(length) | Content::Begun(_, length) => *length,
         }
     }
 
@@ -77,6 +79,7 @@ pub struct Chunks<'a, M: Mode> {
 #[derive(Debug)]
 enum Rest {
     Bytes(Vec<u8>),
+    Begun(Vec<u8>),
     Spooled { offset: u64 },
     Nothing,
 }
@@ -86,6 +89,7 @@ impl<'a, M: Mode> Chunks<'a, M> {
         let rest = match body.0 {
             Content::Bytes(bytes) => Rest::Bytes(bytes),
             Content::Spooled(_) => Rest::Spooled { offset: 0 },
+            Content::Begun(beginning, _) => Rest::Begun(beginning),
         };
         Self {
             host,
@@ -99,6 +103,11 @@ impl<'a, M: Mode> Chunks<'a, M> {
         match std::mem::replace(&mut self.rest, Rest::Nothing) {
             Rest::Spooled { offset } => Ok(offset),
             Rest::Bytes(bytes) if !bytes.is_empty() => Err(Some(bytes)),
+            Rest::Begun(bytes) => {
+                let offset = bytes.len() as u64;
+                self.rest = Rest::Spooled { offset };
+                Err(Some(bytes))
+            }
             Rest::Bytes(_) | Rest::Nothing => Err(None),
         }
     }
@@ -128,7 +137,20 @@ impl Iterator for Chunks<'_, Sync> {
     }
 }
 
+impl Chunks<'_, Sync> {
+    /// The next piece; none at the end. It reads as in an async view, for functions of [`both`](macro@crate::both)
+    /// modes.
+    pub fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
+        self.next().transpose()
+    }
+}
+
 impl<'a> Chunks<'a, Async> {
+    /// The same as [`next`](Self::next), by the name that a sync view has for it.
+    pub async fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
+        self.next().await
+    }
+
     /// The next piece; none at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         match self.ask() {
@@ -152,7 +174,7 @@ impl<'a> Chunks<'a, Async> {
 
 /// Brings the whole body here, for extractors that read it.
 pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
-    let Content::Spooled(length) = request.content else {
+    let (Content::Spooled(length) | Content::Begun(_, length)) = request.content else {
         return Ok(());
     };
     let mut bytes = reserve(length)?;
@@ -165,7 +187,7 @@ pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
 
 /// Brings the whole body here, for extractors that read it.
 pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()> {
-    let Content::Spooled(length) = request.content else {
+    let (Content::Spooled(length) | Content::Begun(_, length)) = request.content else {
         return Ok(());
     };
     let mut bytes = reserve(length)?;
@@ -174,6 +196,27 @@ pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()>
         bytes.extend_from_slice(&chunk);
     }
     request.content = Content::Bytes(bytes);
+    Ok(())
+}
+
+/// How much of a body comes first, for extractors that look at its beginning.
+const BEGINNING: u32 = 64 * 1024;
+
+/// Brings the beginning of the body here.
+pub(crate) fn begin(host: &Host, request: &mut Request) -> Result<()> {
+    if let Content::Spooled(length) = request.content {
+        let bytes = host::sync::read_body(host, 0, BEGINNING).map_err(Error::from_body)?;
+        request.content = Content::Begun(bytes, length);
+    }
+    Ok(())
+}
+
+/// Brings the beginning of the body here.
+pub(crate) async fn begin_async(host: &Host, request: &mut Request) -> Result<()> {
+    if let Content::Spooled(length) = request.content {
+        let bytes = host::asynch::read_body(host, 0, BEGINNING).await;
+        request.content = Content::Begun(bytes.map_err(Error::from_body)?, length);
+    }
     Ok(())
 }
 

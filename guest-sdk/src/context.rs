@@ -5,12 +5,14 @@ use crate::database::{Database, Transaction};
 use crate::host::{self, Host};
 use crate::http::Http;
 use crate::mode::{Async, Mode, Sync};
+use crate::multipart::{Multipart, Parts};
 use crate::session::Place;
 use crate::subrequest::Subrequest;
 use crate::{Error, Request, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The name of the database that [`Context::db`] gives.
@@ -76,6 +78,31 @@ impl<M: Mode> Context<M> {
         self.host.config(name)
     }
 
+    /// A folder that the module is granted by `directories`, by the path that this gives it as `guest`.
+    ///
+    /// It is for sync views, since files block. A view can as well use the path as it is; this says what is missing
+    /// when there is no such grant, and gives the folder of [`App::directory`](crate::testing::App::directory) in tests.
+    ///
+    /// ```
+    /// use amphi_sdk::prelude::*;
+    ///
+    /// #[view(get, "/notes/{name}")]
+    /// fn note(cx: &Context, Path(name): Path<String>) -> Result<String> {
+    ///     if !name.chars().all(char::is_alphanumeric) {
+    ///         return Err(Error::bad_request("a name has letters and digits"));
+    ///     }
+    ///     Ok(std::fs::read_to_string(cx.directory("/notes")?.join(name))?)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// When the module has no such folder.
+    pub fn directory(&self, guest: &str) -> Result<PathBuf> {
+        self.host
+            .directory(guest, !M::WAITS)
+            .map_err(Error::internal)
+    }
+
     /// The id under which the log knows this request.
     pub fn request_id(&self) -> String {
         self.host.request_id()
@@ -107,6 +134,10 @@ impl<M: Mode> Context<M> {
     }
 
     /// Sets a value for every later part of this request.
+    ///
+    /// # Errors
+    /// When there are too many values, this one is too large, or it is one of the host's: `user`, which built-in
+    /// middleware sets.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
         self.host
             .set(name, value)
@@ -141,6 +172,11 @@ impl<M: Mode> Context<M> {
     /// A call of another view of this app, within this request.
     pub fn subrequest(&self, method: &str, path: impl Into<String>) -> Subrequest<'_, M> {
         Subrequest::new(&self.host, method, path.into())
+    }
+
+    /// Reads a form with files part by part; see [`Multipart`].
+    pub fn parts(&self, form: Multipart) -> Parts<'_, M> {
+        Parts::new(self, form)
     }
 
     /// Reads a large body piece by piece; see [`BodyReader`].

@@ -8,7 +8,7 @@
 use crate::extract::{Body, BodyUse};
 use crate::mode::Mode;
 use crate::session::Session;
-use crate::{Context, Error, FromRequest, Headers, Request, Result};
+use crate::{Context, Error, FromRequest, Headers, Request, Result, multipart};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
@@ -103,7 +103,8 @@ impl maud::Render for CsrfField<'_> {
 }
 
 /// Another extractor, for requests that the app's own pages have sent: `Protected(Form(new)): Protected<Form<New>>`.
-/// Without one, as `_: Protected`, it is for requests whose body does not matter.
+/// Without one, as `_: Protected`, it is for requests whose body does not matter. Forms with files are
+/// `Protected<Form<…>>` like others, or `Protected<Multipart>`.
 ///
 /// All others are refused with 403: those whose browser says that they come from another site, and those without the
 /// token of their session, as the field of [`Csrf::field`] or in the header `x-csrf-token`.
@@ -111,21 +112,36 @@ impl maud::Render for CsrfField<'_> {
 pub struct Protected<T = Body>(pub T);
 
 impl<T: FromRequest> FromRequest for Protected<T> {
-    const BODY: BodyUse = {
-        assert!(
-            !matches!(T::BODY, BodyUse::Piecewise),
-            "`Protected` reads the body for its token: it cannot be around an extractor that leaves it unread"
-        );
-        BodyUse::Whole
+    const BODY: BodyUse = match T::BODY {
+        BodyUse::Unused | BodyUse::Whole => BodyUse::Whole,
+        BodyUse::Beginning | BodyUse::Piecewise => BodyUse::Beginning,
     };
+    const LOADS: bool = T::LOADS;
 
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
-        let allowed = cx.config("amphi.allowed_origins").unwrap_or_default();
-        check_site(&request.headers, &allowed)?;
-        let session = Session::of(cx, request)?;
-        check_token(&session, request)?;
+        check(cx, request)?;
         T::from_request(cx, request).map(Self)
     }
+
+    fn load<'a, M: Mode>(
+        cx: &'a Context<M>,
+        request: &'a mut Request,
+    ) -> M::Output<'a, Result<Self>>
+    where
+        Self: 'a,
+    {
+        match check(cx, request) {
+            Ok(()) => M::map(T::load(cx, request), |loaded| loaded.map(Self)),
+            Err(refused) => M::ready(Err(refused)),
+        }
+    }
+}
+
+fn check<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<()> {
+    let allowed = cx.config("amphi.allowed_origins").unwrap_or_default();
+    check_site(&request.headers, &allowed)?;
+    let session = Session::of(cx, request)?;
+    check_token(&session, request)
 }
 
 /// Whether the browser says that another site has sent this, which the app's `allowed_origins` do not name.
@@ -185,14 +201,21 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
                 .with_detail(format!("CSRF: {detail}")),
         )
     };
-    let in_form = take_field(request);
+    let in_form = match multipart::boundary(&request.headers) {
+        Ok(Some(boundary)) => multipart::field(request.beginning(), &boundary, FIELD),
+        _ => take_field(request),
+    };
     let given = match request.headers.get(HEADER) {
         Some(token) => Some(token.to_owned()),
         None => in_form,
     };
     let Some(given) = given else {
         return refused(
-            "the request has no token: put `csrf.field()` into its form, or send the header `x-csrf-token`",
+            if multipart::boundary(&request.headers).is_ok_and(|boundary| boundary.is_some()) {
+                "the request has no token in its first 64 KiB: put `csrf.field()` first into its form, or send the header `x-csrf-token`"
+            } else {
+                "the request has no token: put `csrf.field()` into its form, or send the header `x-csrf-token`"
+            },
         );
     };
     let Some(wanted) = token_of(session) else {
@@ -222,7 +245,7 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
 fn take_field(request: &mut Request) -> Option<String> {
     let is_form =
         (request.headers).content_type_is(|name| name == "application/x-www-form-urlencoded");
-    if !is_form {
+    if !is_form || request.is_spooled() {
         return None;
     }
     let body = request.body();

@@ -394,7 +394,19 @@ impl<T: FromRow> Iterator for Rows<T, Sync> {
     }
 }
 
+impl<T: FromRow> Rows<T, Sync> {
+    /// The next row; none at the end. It reads as in an async view, for functions of [`both`](macro@crate::both) modes.
+    pub fn try_next(&mut self) -> Result<Option<T>> {
+        self.next().transpose()
+    }
+}
+
 impl<T: FromRow> Rows<T, Async> {
+    /// The same as [`next`](Self::next), by the name that a sync view has for it.
+    pub async fn try_next(&mut self) -> Result<Option<T>> {
+        self.next().await
+    }
+
     /// The next row; none at the end.
     pub async fn next(&mut self) -> Result<Option<T>> {
         loop {

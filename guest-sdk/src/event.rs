@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 /// }
 ///
 /// #[subscriber("orders.*")]
-/// async fn on_order(cx: &Context, event: Event) -> Result<()> {
+/// async fn on_order(event: Event) -> Result<()> {
 ///     let id: i64 = event.json()?;
 ///     log::info!("news of an order", topic = event.topic, id = id);
 ///     Ok(())

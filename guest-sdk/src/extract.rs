@@ -3,13 +3,17 @@
 //! A parameter of a view is an extractor: it reads the request or refuses it, in the words and with the
 //! status a client can act on. At most one extractor, the last, takes the body.
 
+mod fields;
 mod form;
 mod json;
 mod path;
+mod upload;
+mod value;
 
 pub use form::{Form, Query};
 pub use json::Json;
 pub use path::Path;
+pub use upload::Upload;
 
 use crate::body::{BodyReader, Content};
 use crate::context::Context;
@@ -24,6 +28,8 @@ pub enum BodyUse {
     Unused,
     /// It is there in full when the extractor runs.
     Whole,
+    /// The first 64 KiB are there when the extractor runs, and the view reads the rest itself.
+    Beginning,
     /// The view reads it itself, piece by piece.
     Piecewise,
 }
@@ -53,7 +59,7 @@ pub enum BodyUse {
     message = "a view cannot take `{Self}`",
     label = "no extractor",
     note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies`, \
-            `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Request`, `Protected`"
+            `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Multipart`, `Request`, `Protected`"
 )]
 pub trait FromRequest: Sized {
     /// What it does with the body.
@@ -61,6 +67,21 @@ pub trait FromRequest: Sized {
 
     /// Reads the request. An error answers it, and the view does not run.
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self>;
+
+    /// Whether it asks the host for something that takes time: then [`load`](Self::load) is called. See
+    /// [`extractor`](macro@crate::extractor), which writes this.
+    const LOADS: bool = false;
+
+    /// The same as [`from_request`](Self::from_request), for extractors that wait.
+    fn load<'a, M: Mode>(
+        cx: &'a Context<M>,
+        request: &'a mut Request,
+    ) -> M::Output<'a, Result<Self>>
+    where
+        Self: 'a,
+    {
+        M::ready(Self::from_request(cx, request))
+    }
 
     /// Whether the request has nothing for this extractor, so that `Option` gives `None`.
     fn is_absent(_request: &Request) -> bool {
@@ -181,6 +202,21 @@ impl<T: FromRequest> FromRequest for Option<T> {
         }
         T::from_request(cx, request).map(Some)
     }
+
+    const LOADS: bool = T::LOADS;
+
+    fn load<'a, M: Mode>(
+        cx: &'a Context<M>,
+        request: &'a mut Request,
+    ) -> M::Output<'a, Result<Self>>
+    where
+        Self: 'a,
+    {
+        if T::is_absent(request) {
+            return M::ready(Ok(None));
+        }
+        M::map(T::load(cx, request), |loaded| loaded.map(Some))
+    }
 }
 
 /// Leaves it to the view what to do about a request that the extractor refuses.
@@ -189,5 +225,17 @@ impl<T: FromRequest> FromRequest for Result<T, Error> {
 
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
         Ok(T::from_request(cx, request))
+    }
+
+    const LOADS: bool = T::LOADS;
+
+    fn load<'a, M: Mode>(
+        cx: &'a Context<M>,
+        request: &'a mut Request,
+    ) -> M::Output<'a, Result<Self>>
+    where
+        Self: 'a,
+    {
+        M::map(T::load(cx, request), Ok)
     }
 }

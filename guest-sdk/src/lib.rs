@@ -52,7 +52,7 @@
 //!     let Some(user) = session.get::<String>("user") else {
 //!         return Redirect::see_other("/sign-in").into_response();
 //!     };
-//!     cx.set("user", &user)?;
+//!     cx.set("member", &user)?;
 //!     next.run(request)
 //! }
 //!
@@ -91,6 +91,8 @@
 //! | to | see |
 //! |---|---|
 //! | declare views | [`view`], [`views!`] |
+//! | write a function once for both modes | [`both`](macro@both), [`extractor`](macro@extractor) |
+//! | take forms with files | [`Form`], [`Upload`], [`Multipart`] |
 //! | do something around views | [`middleware`], [`Next`] |
 //! | reach databases, HTTP, settings | [`Context`], [`database`], [`http`] |
 //! | call another view within the request | [`Context::subrequest`] |
@@ -98,6 +100,7 @@
 //! | take a request apart | [`extract`] |
 //! | know a browser again, and only take its own forms | [`Session`], [`Csrf`], [`Protected`] |
 //! | answer | [`IntoResponse`], [`Error`] |
+//! | see how to do what most apps do | [`guide`] |
 //! | log | [`log`] |
 //! | test | `testing` (feature `testing`) |
 
@@ -114,6 +117,8 @@ compile_error!(
 // The generated code and the macros name this crate from outside.
 extern crate self as amphi_sdk;
 
+#[doc = include_str!("../GUIDE.md")]
+pub mod guide {}
 #[doc(hidden)]
 pub mod bindings;
 mod body;
@@ -128,6 +133,7 @@ pub mod http;
 pub mod log;
 mod middleware;
 pub mod mode;
+mod multipart;
 mod request;
 mod response;
 mod session;
@@ -137,7 +143,7 @@ pub mod testing;
 mod view;
 
 pub use ::http::StatusCode;
-pub use amphi_macros::{FromRow, middleware, subscriber, view};
+pub use amphi_macros::{FromRow, both, extractor, middleware, subscriber, view};
 pub use body::{BodyReader, Chunks};
 pub use context::Context;
 pub use cookie;
@@ -146,10 +152,11 @@ pub use csrf::{Csrf, CsrfField, Protected};
 pub use database::{FromRow, Row, Value};
 pub use error::{Error, Result};
 pub use event::Event;
-pub use extract::{Body, Cookies, Form, FromRequest, Json, Path, Query};
+pub use extract::{Body, Cookies, Form, FromRequest, Json, Path, Query, Upload};
 pub use futures::future::{join_all, try_join_all};
 pub use futures::{join, try_join};
 pub use middleware::Next;
+pub use multipart::{Multipart, Part, Parts};
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
 pub use session::Session;
@@ -196,9 +203,9 @@ pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
         Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, Form, FromRequest, FromRow,
-        Headers, Html, IntoResponse, Json, Next, Path, Protected, Query, Redirect, Request,
-        Response, Result, Session, StatusCode, Text, asynch, join, join_all, log, middleware,
-        subscriber, sync, try_join, try_join_all, view, views,
+        Headers, Html, IntoResponse, Json, Multipart, Next, Path, Protected, Query, Redirect,
+        Request, Response, Result, Session, StatusCode, Text, Upload, asynch, both, extractor,
+        join, join_all, log, middleware, subscriber, sync, try_join, try_join_all, view, views,
     };
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;
@@ -210,8 +217,9 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Kind, Loading, Outcome, SyncView, View, describe, has_views, load_body,
-        load_body_async, respond, without_crate,
+        AsyncView, Entry, Kind, Layer, Loading, Outcome, SyncView, View, begin_body,
+        begin_body_async, bytes, describe, has_views, listed, load_body, load_body_async, respond,
+        without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{handle, handle_async};

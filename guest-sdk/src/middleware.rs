@@ -17,7 +17,7 @@ use std::marker::PhantomData;
 ///     let Some(user) = request.headers.get("x-user") else {
 ///         return Err(Error::unauthorized("who are you?"));
 ///     };
-///     cx.set("user", user)?;
+///     cx.set("member", user)?;
 ///     let mut response = next.run(request)?;
 ///     response.headers.set("cache-control", "private");
 ///     Ok(response)
@@ -36,7 +36,8 @@ use std::marker::PhantomData;
 /// ```
 ///
 /// The app says what they are around: `middleware = ["auth::signed_in", "auth::timed"]` in `[app]` or in the
-/// table of a module.
+/// table of a module. A view names middleware of its crate itself, as in
+/// `#[view(get, "/admin", middleware = [signed_in])]`. The context value `user` is the host's: middleware sets others.
 ///
 /// An error of the rest can be returned as it is, with `?`. Once any part has failed, the request's transaction is
 /// rolled back, whatever middleware makes of the answer.

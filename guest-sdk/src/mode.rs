@@ -4,8 +4,9 @@
 //! same methods, but those that wait are plain functions on the one and `async` on the other. Code that
 //! never waits can take either: `fn title<M: Mode>(cx: &Context<M>)`.
 
-use crate::host;
+use crate::{Context, host};
 use std::fmt::Debug;
+use std::pin::Pin;
 
 /// The mode of a `fn` view: calls block.
 #[derive(Clone, Copy, Debug)]
@@ -16,10 +17,81 @@ pub enum Sync {}
 pub enum Async {}
 
 /// [`Sync`] or [`Async`].
-pub trait Mode: Sealed + Copy + Debug + 'static {}
+pub trait Mode: Sealed + Copy + Debug + 'static {
+    /// What a function of both modes gives: `T` itself in a sync view, its future in an async one. See
+    /// [`both`](macro@crate::both).
+    type Output<'a, T: 'a>;
 
-impl Mode for Sync {}
-impl Mode for Async {}
+    /// Whether calls of this mode are awaited.
+    #[doc(hidden)]
+    const WAITS: bool;
+
+    /// What is there already, as what a function of both modes gives.
+    #[doc(hidden)]
+    fn ready<'a, T: 'a>(value: T) -> Self::Output<'a, T>;
+
+    /// Makes something else of what a function of both modes gives.
+    #[doc(hidden)]
+    fn map<'a, T: 'a, U: 'a>(output: Self::Output<'a, T>, make: fn(T) -> U) -> Self::Output<'a, U>;
+
+    /// Runs the one of two functions that is of this mode. The other is not compiled into a component.
+    #[doc(hidden)]
+    fn choose<'a, A: 'a, T: 'a>(
+        cx: &'a Context<Self>,
+        arguments: A,
+        sync: impl FnOnce(&'a Context<Sync>, A) -> T,
+        asynch: impl FnOnce(&'a Context<Async>, A) -> Pin<Box<dyn Future<Output = T> + 'a>>,
+    ) -> Self::Output<'a, T>;
+}
+
+impl Mode for Sync {
+    type Output<'a, T: 'a> = T;
+
+    const WAITS: bool = false;
+
+    fn ready<'a, T: 'a>(value: T) -> T {
+        value
+    }
+
+    fn map<'a, T: 'a, U: 'a>(output: T, make: fn(T) -> U) -> U {
+        make(output)
+    }
+
+    fn choose<'a, A: 'a, T: 'a>(
+        cx: &'a Context<Self>,
+        arguments: A,
+        sync: impl FnOnce(&'a Context<Sync>, A) -> T,
+        _: impl FnOnce(&'a Context<Async>, A) -> Pin<Box<dyn Future<Output = T> + 'a>>,
+    ) -> T {
+        sync(cx, arguments)
+    }
+}
+
+impl Mode for Async {
+    type Output<'a, T: 'a> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+    const WAITS: bool = true;
+
+    fn ready<'a, T: 'a>(value: T) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+        Box::pin(std::future::ready(value))
+    }
+
+    fn map<'a, T: 'a, U: 'a>(
+        output: Pin<Box<dyn Future<Output = T> + 'a>>,
+        make: fn(T) -> U,
+    ) -> Pin<Box<dyn Future<Output = U> + 'a>> {
+        Box::pin(async move { make(output.await) })
+    }
+
+    fn choose<'a, A: 'a, T: 'a>(
+        cx: &'a Context<Self>,
+        arguments: A,
+        _: impl FnOnce(&'a Context<Sync>, A) -> T,
+        asynch: impl FnOnce(&'a Context<Async>, A) -> Pin<Box<dyn Future<Output = T> + 'a>>,
+    ) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+        asynch(cx, arguments)
+    }
+}
 
 /// What a mode holds on the host's side.
 pub trait Sealed {

@@ -56,7 +56,7 @@ impl Request {
         match &self.content {
             Content::Bytes(bytes) => bytes,
             // Extractors that read the body have it loaded before they run.
-            Content::Spooled(_) => &[],
+            Content::Spooled(_) | Content::Begun(..) => &[],
         }
     }
 
@@ -64,12 +64,20 @@ impl Request {
     pub fn take_body(&mut self) -> Vec<u8> {
         match std::mem::replace(&mut self.content, Content::Bytes(Vec::new())) {
             Content::Bytes(bytes) => bytes,
-            Content::Spooled(_) => Vec::new(),
+            Content::Spooled(_) | Content::Begun(..) => Vec::new(),
         }
     }
 
     pub(crate) fn is_spooled(&self) -> bool {
-        matches!(self.content, Content::Spooled(_))
+        matches!(self.content, Content::Spooled(_) | Content::Begun(..))
+    }
+
+    /// As much of the body as is here.
+    pub(crate) fn beginning(&self) -> &[u8] {
+        match &self.content {
+            Content::Bytes(bytes) | Content::Begun(bytes, _) => bytes,
+            Content::Spooled(_) => &[],
+        }
     }
 
     pub(crate) fn has_body(&self) -> bool {
@@ -87,7 +95,9 @@ impl From<Request> for types::Request {
             params: request.params,
             body: match request.content {
                 Content::Bytes(bytes) => types::Body::Bytes(bytes),
-                Content::Spooled(length) => types::Body::Spooled(length),
+                Content::Spooled(length) | Content::Begun(_, length) => {
+                    types::Body::Spooled(length)
+                }
             },
         }
     }

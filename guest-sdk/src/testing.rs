@@ -30,14 +30,16 @@
 
 mod call;
 mod database;
+mod dialect;
 mod executor;
+mod grants;
 mod outbound;
 mod request;
 mod response;
 
 pub use executor::run;
 pub use outbound::{Reply, Sent, failure, reply};
-pub use request::{TestRequest, delete, get, patch, post, put};
+pub use request::{Multipart, TestRequest, delete, get, patch, post, put, request};
 pub use response::TestResponse;
 
 use crate::database::{FromRow, Params};
@@ -45,14 +47,15 @@ use crate::host::Host;
 use crate::log::Level;
 use crate::session::Values;
 use crate::view::{Kind, View};
-use crate::{Event, Request, Response, Result, asynch, sync};
+use crate::{Error, Event, Request, Response, Result, StatusCode, asynch, sync};
 use call::Call;
 use database::TestDatabase;
+use grants::Grants;
 use outbound::Outbound;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// What surrounds a view in a test. It keeps its data from call to call.
@@ -71,6 +74,7 @@ struct World {
     views: RefCell<Vec<Known>>,
     inner: RefCell<Option<Around>>,
     spool_over: RefCell<Option<usize>>,
+    grants: RefCell<Grants>,
 }
 
 /// Runs a view for another guest function, on that one's host.
@@ -82,6 +86,7 @@ struct Around {
     kind: Kind,
     run: Inner,
     atomic: bool,
+    read_only: bool,
 }
 
 impl World {
@@ -101,14 +106,26 @@ struct Known {
     run: Inner,
 }
 
-/// Whether a view runs in a transaction, as in an app with the default `atomic = "unsafe-methods"`.
-fn is_atomic<V: View>() -> bool {
-    let safe = matches!(V::KIND.method(), "GET" | "HEAD" | "OPTIONS" | "TRACE");
-    V::ATOMIC.unwrap_or(!safe)
+/// Whether a view runs in a transaction.
+fn is_atomic<V: View>(world: &World) -> bool {
+    let by_default = world.grants.borrow().atomic;
+    V::ATOMIC.unwrap_or_else(|| by_default.applies_to(V::KIND.method()))
 }
 
-/// Runs `V` on this host.
+/// Runs `V` on this host, within the middleware that it names.
 fn run_view<V: View>(host: &Host, request: Request) -> Result<Response> {
+    let Some((outermost, within)) = V::MIDDLEWARE.split_first() else {
+        return run_alone::<V>(host, request);
+    };
+    host.put_within(run_alone::<V>);
+    for layer in within.iter().rev() {
+        host.put_within(layer.run);
+    }
+    (outermost.run)(host, request)
+}
+
+/// Runs `V` itself.
+pub(crate) fn run_alone<V: View>(host: &Host, request: Request) -> Result<Response> {
     match (V::SYNC, V::ASYNC) {
         (Some(view), _) => view(sync::Context::new(host.clone()), request),
         (None, Some(view)) => run(view(asynch::Context::new(host.clone()), request)),
@@ -129,18 +146,41 @@ pub struct Record {
 
 impl App {
     /// An app with an empty database named `default`, and a key for sessions.
+    ///
+    /// When the crate has an `amphi.toml`, in its folder or one above, its module's grants, limits and settings are
+    /// those of the app, and what the host would refuse is refused here in the same words. Without one, everything is
+    /// granted and limits are the defaults.
     pub fn new() -> Self {
         let app = Self::default();
+        let grants = Grants::find();
+        app.0.settings.borrow_mut().extend(grants.settings());
+        app.0.grants.replace(grants);
         app.on_database("default", |_| ());
         app.setting("session_key", "the key of sessions in tests alone")
     }
 
+    /// Grants everything, whatever the crate's `amphi.toml` says. The limits stay.
+    pub fn grant_all(self) -> Self {
+        self.0.grants.borrow_mut().grant_all();
+        self
+    }
+
+    /// Puts a folder of this machine where [`Context::directory`](crate::Context::directory) finds it as `guest`.
+    pub fn directory(self, guest: impl Into<String>, host: impl Into<PathBuf>) -> Self {
+        (self.0.grants.borrow_mut().directories).insert(guest.into(), host.into());
+        self
+    }
+
     /// Applies the `V1__name.sql` files of a folder to the default database, in the order of their
     /// numbers. The folder is relative to the crate.
+    ///
+    /// They may be written for PostgreSQL: what SQLite has in other words (types, `serial`, `now()`, `::text`) is put
+    /// into these. What it does not have at all is an error with the statement; keep that in files of its own, or make
+    /// the tables by [`execute_batch`](Self::execute_batch).
     pub fn migrations(self, folder: impl AsRef<Path>) -> Self {
         for (path, sql) in database::migrations(folder.as_ref()) {
             self.on_database("default", |database| {
-                database.execute_batch(&sql, &path.display().to_string())
+                database.migrate(&sql, &path.display().to_string())
             });
         }
         self
@@ -204,7 +244,8 @@ impl App {
         self.0.inner.replace(Some(Around {
             kind: V::KIND,
             run: run_view::<V>,
-            atomic: is_atomic::<V>(),
+            atomic: is_atomic::<V>(&self.0),
+            read_only: V::READ_ONLY,
         }));
         self
     }
@@ -220,7 +261,7 @@ impl App {
     ///
     /// # Panics
     ///
-    /// When the payload cannot be written as JSON.
+    /// When the payload cannot be written as JSON, or the module is not granted the subscriber's topic.
     pub fn deliver<V: View>(
         &self,
         topic: &str,
@@ -228,6 +269,11 @@ impl App {
     ) -> TestResponse {
         let payload =
             serde_json::to_vec(payload).expect("a payload of a test can be written as JSON");
+        if let Kind::Subscriber(topics) = V::KIND
+            && let Err(sentence) = self.0.grants.borrow().subscribe(topics)
+        {
+            panic!("`{}`: {sentence}", V::NAME);
+        }
         let mut request = Request::new(V::KIND.method(), topic);
         request.set_body(payload);
         let call = Call::of::<V>(self.0.clone(), &[]);
@@ -245,6 +291,10 @@ impl App {
     ///
     /// When the request is not one the host would give to this view.
     pub fn call<V: View>(&self, request: TestRequest) -> TestResponse {
+        let (bytes, max) = (
+            request.body().len(),
+            self.0.grants.borrow().limits.body_max_bytes,
+        );
         let call = Call::of::<V>(self.0.clone(), request.body());
         let session = request.session_values().clone();
         let spool_over = *self.0.spool_over.borrow();
@@ -253,6 +303,14 @@ impl App {
             spool_over,
             &self.0.settings.borrow(),
         );
+        if bytes > max {
+            // The host answers this before the view runs.
+            let refused = Error::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("The request body has more than {max} bytes."),
+            );
+            return TestResponse::new(Err(refused), V::NAME, session, &self.0.settings.borrow());
+        }
         self.run_request::<V>(call, request, session)
     }
 
@@ -280,7 +338,7 @@ impl App {
     ///
     /// When the statement fails.
     pub fn query<T: FromRow>(&self, sql: &str, params: impl Params) -> Vec<T> {
-        self.context()
+        sync::Context::new(Host::new(Rc::new(Call::of_test(self.0.clone()))))
             .db()
             .query(sql, params)
             .unwrap_or_else(|error| panic!("`{sql}`: {error}"))

@@ -43,10 +43,37 @@ pub trait View {
     const CPU_MS: Option<u32>;
     /// Time limit.
     const TIMEOUT_MS: Option<u32>;
+    /// The middleware that is around it alone, the outermost first.
+    const MIDDLEWARE: &'static [Layer] = &[];
     /// The view, if it is a `fn`.
     const SYNC: Option<SyncView> = None;
     /// The view, if it is an `async fn`.
     const ASYNC: Option<AsyncView> = None;
+}
+
+/// Middleware that a view names.
+#[derive(Clone, Copy)]
+pub struct Layer {
+    /// The function, with its module.
+    pub name: &'static str,
+    /// In a component, the host calls it.
+    #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) run: fn(&crate::host::Host, Request) -> Result<Response>,
+}
+
+impl Layer {
+    /// That of `V`.
+    pub const fn of<V: View>() -> Self {
+        assert!(
+            matches!(V::KIND, Kind::Middleware),
+            "`middleware = […]` names functions with `#[middleware]`"
+        );
+        Self {
+            name: V::NAME,
+            #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+            run: crate::testing::run_alone::<V>,
+        }
+    }
 }
 
 /// What makes the host call a function.
@@ -72,6 +99,15 @@ impl Kind {
             Kind::Route { method, .. } => method,
             Kind::Middleware => "GET",
             Kind::Subscriber(_) => "EVENT",
+        }
+    }
+
+    /// Whether a request of this method can come to it.
+    pub fn answers(self, method: &str) -> bool {
+        match self.method() {
+            "*" => true,
+            "GET" if method == "HEAD" => true,
+            known => known == method,
         }
     }
 
@@ -114,6 +150,7 @@ struct Info {
     retries: u32,
     cpu_ms: Option<u32>,
     timeout_ms: Option<u32>,
+    middleware: &'static [Layer],
 }
 
 impl<F> Entry<F> {
@@ -128,6 +165,7 @@ impl<F> Entry<F> {
             retries: V::RETRIES,
             cpu_ms: V::CPU_MS,
             timeout_ms: V::TIMEOUT_MS,
+            middleware: V::MIDDLEWARE,
         };
         Self { info, view }
     }
@@ -160,6 +198,9 @@ pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
             retries: info.retries,
             cpu_ms: info.cpu_ms,
             timeout_ms: info.timeout_ms,
+            middleware: (info.middleware.iter())
+                .map(|layer| layer.name.into())
+                .collect(),
         })
         .collect()
 }
@@ -228,6 +269,21 @@ pub fn load_body_async<'a>(
         .then(|| -> Loading<'a> { Box::pin(crate::body::load_async(&cx.host, request)) })
 }
 
+/// Begins the glue of a view whose extractor looks at the beginning of the body.
+pub fn begin_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
+    crate::body::begin(&cx.host, request)
+}
+
+/// The same for an async view; none when the body is here already.
+pub fn begin_body_async<'a>(
+    cx: &'a Context<Async>,
+    request: &'a mut Request,
+) -> Option<Loading<'a>> {
+    request
+        .is_spooled()
+        .then(|| -> Loading<'a> { Box::pin(crate::body::begin_async(&cx.host, request)) })
+}
+
 /// `guestbook::entries::list` as `entries::list`.
 pub const fn without_crate(path: &'static str) -> &'static str {
     let bytes = path.as_bytes();
@@ -272,7 +328,7 @@ macro_rules! views {
 
             const TABLE: &[private::Entry<private::SyncView>] =
                 &[$(private::Entry::new::<$view>(<$view as private::View>::SYNC)),*];
-            ::core::assert!(private::has_views(TABLE), "amphi: this crate has no sync views");
+            $crate::__list_views!(TABLE; $($view),*);
 
             struct Views;
 
@@ -304,7 +360,7 @@ macro_rules! views {
 
             const TABLE: &[private::Entry<private::AsyncView>] =
                 &[$(private::Entry::new::<$view>(<$view as private::View>::ASYNC)),*];
-            ::core::assert!(private::has_views(TABLE), "amphi: this crate has no async views");
+            $crate::__list_views!(TABLE; $($view),*);
 
             struct Views;
 
@@ -336,6 +392,77 @@ macro_rules! views {
             $(_ = <$view as $crate::__private::View>::NAME;)*
         };
     };
+}
+
+/// Leaves a line about a view in a section of the component, where `amphi build` finds what is in no list.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __declare_view {
+    ($name:literal) => {
+        const _: () = {
+            const LINE: &str = ::core::concat!(
+                "view ",
+                ::core::module_path!(),
+                "::",
+                $name,
+                " ",
+                ::core::file!(),
+                ":",
+                ::core::line!(),
+                "\n"
+            );
+            #[used]
+            #[unsafe(link_section = "amphi-views")]
+            static IN_COMPONENT: [u8; LINE.len()] = $crate::__private::bytes(LINE);
+        };
+    };
+}
+
+/// Outside of a component, the compiler says what is never used.
+#[cfg(not(target_arch = "wasm32"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __declare_view {
+    ($name:literal) => {};
+}
+
+/// Leaves lines about the list, and whether it has views of the component's mode.
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __list_views {
+    ($table:ident; $($view:path),*) => {
+        const _: () = {
+            const LINE: &str = if $crate::__private::has_views($table) { "some\n" } else { "none\n" };
+            #[used]
+            #[unsafe(link_section = "amphi-views")]
+            static IN_COMPONENT: [u8; LINE.len()] = $crate::__private::bytes(LINE);
+        };
+        $(const _: () = {
+            const NAME: &str = <$view as $crate::__private::View>::NAME;
+            #[used]
+            #[unsafe(link_section = "amphi-views")]
+            static IN_COMPONENT: [u8; 8 + NAME.len()] = $crate::__private::listed(NAME);
+        };)*
+    };
+}
+
+/// A text as the bytes of a static.
+pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(text.as_bytes());
+    bytes
+}
+
+/// `listed NAME` as a line.
+pub const fn listed<const N: usize>(name: &str) -> [u8; N] {
+    let mut line = [b'\n'; N];
+    let (start, rest) = line.split_at_mut(7);
+    start.copy_from_slice(b"listed ");
+    let (middle, _) = rest.split_at_mut(name.len());
+    middle.copy_from_slice(name.as_bytes());
+    line
 }
 
 #[cfg(test)]

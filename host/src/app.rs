@@ -192,7 +192,8 @@ impl App {
                 Kind::Route { method, pattern } => {
                     let grants = &link.module.grants;
                     let place = format!("[modules.{}]", grants.name);
-                    let own = named(&grants.middleware, &middleware, &place)?;
+                    let mut own = named(&grants.middleware, &middleware, &place)?;
+                    own.extend(named_by_view(&link.view, &middleware)?);
                     self.add_route(method, pattern, &outer, own, &link)?;
                 }
             }
@@ -296,6 +297,17 @@ fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
     Ok(link.clone())
 }
 
+/// The middleware of its module that a view names.
+fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
+    let find = |wanted: &String| {
+        let is_it = |link: &&Link| link.view.module == view.module && link.view.name == *wanted;
+        known.iter().find(is_it).cloned().ok_or_else(|| {
+            anyhow!("the view {view} has the middleware `{wanted}`, which its module does not: list it in `views!`")
+        })
+    };
+    view.middleware.iter().map(find).collect()
+}
+
 /// The middleware that a list names.
 fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &GuestMiddleware| {
@@ -303,8 +315,11 @@ fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Resul
         let is_it = |link: &&Link| is_meant(wanted, link);
         known.iter().find(is_it).cloned().ok_or_else(|| {
             let names: Vec<String> = known.iter().map(|link| link.view.to_string()).collect();
-            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
-            anyhow!("`middleware` of `{place}` names `{module}::{function}`, which no module has (there is: {names})")
+            let there = match names.is_empty() {
+                true => "no module has any: `#[middleware]` goes on the function, `views!` lists it, and `amphi build` has to have run since".to_owned(),
+                false => format!("there is: {}; is it in `views!`, and has `amphi build` run since?", names.join(", ")),
+            };
+            anyhow!("`middleware` of `{place}` names `{module}::{function}`, which no module has ({there})")
         })
     };
     list.iter().map(find).collect()

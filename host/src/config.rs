@@ -74,6 +74,8 @@ pub struct Config {
     pub errors: Option<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
+    /// Where components are that have not yet been put in their place.
+    pub artifacts_in: Option<PathBuf>,
 }
 
 /// A guest function that is middleware, or the view for errors.
@@ -288,7 +290,8 @@ impl Config {
 
     /// The folder that `amphi build` puts components in.
     pub fn artifacts(&self) -> PathBuf {
-        self.folder().join("target").join("amphi")
+        let usual = || self.folder().join("target").join("amphi");
+        self.artifacts_in.clone().unwrap_or_else(usual)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 
 use crate::app::App;
@@ -29,6 +29,8 @@ pub struct Host {
     pub events: Arc<Bus>,
     /// Whether errors are shown in detail to whoever asks.
     pub development: bool,
+    /// In development: why the app is not the one that its sources say. Pages tell it, since nobody looks at the log.
+    pub broken: ArcSwapOption<String>,
     /// Set when the host has waited long enough for the requests in flight.
     pub stopping: AtomicBool,
 }
@@ -51,6 +53,7 @@ impl Host {
             events: Bus::new(app.config.events.clone(), Handle::current()),
             app: ArcSwap::from_pointee(app),
             development,
+            broken: ArcSwapOption::empty(),
             stopping: AtomicBool::new(false),
         }
     }

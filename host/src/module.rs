@@ -391,6 +391,7 @@ fn views(
                     isolation: info.isolation,
                 },
                 kind,
+                middleware: info.middleware.clone(),
                 retries: info.retries.min(RETRIES_MAX),
                 cpu: lowered(info.cpu_ms, limits.cpu_ms),
                 timeout: lowered(info.timeout_ms, limits.timeout_ms),
@@ -403,11 +404,10 @@ fn views(
 fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> anyhow::Result<Kind> {
     match described {
         types::ViewKind::Route(types::Route { method, pattern }) => {
-            let known = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
-            if !known.contains(&method.as_str()) {
+            let is_method = |c: char| c.is_ascii_uppercase() || c == '-';
+            if method != "*" && (method.is_empty() || !method.chars().all(is_method)) {
                 bail!(
-                    "view `{name}` has the method `{method}`: known are {}",
-                    known.join(", ")
+                    "view `{name}` has the method `{method}`: a method is written in capital letters, as GET, POST or PURGE; `*` is any"
                 );
             }
             if !pattern.starts_with('/') {

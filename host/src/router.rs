@@ -23,6 +23,18 @@ pub struct Router<T> {
     patterns: Vec<Pattern<T>>,
 }
 
+/// How much a pattern matches, by its segments: a literal is less than a parameter, and that less than all that remains.
+fn width(pattern: &str) -> Vec<u8> {
+    let segments = pattern.split('/').map(|segment| match segment {
+        segment if segment.contains("{*") => 2,
+        segment => u8::from(segment.contains('{')),
+    });
+    segments.collect()
+}
+
+/// In the place of a method: every one that has no target of its own.
+const ANY: &str = "*";
+
 struct Pattern<T> {
     /// As its view wrote it.
     written: String,
@@ -164,7 +176,19 @@ impl<T> Router<T> {
         let Some(decoded) = decoded(path) else {
             return Route::NotText;
         };
-        if let Some((target, matched)) = self.matched(method.as_str(), &decoded) {
+        let (own, any) = (
+            self.matched(method.as_str(), &decoded),
+            self.matched(ANY, &decoded),
+        );
+        let is_wider = |index: usize, other: usize| {
+            let [one, other] = [index, other].map(|index| width(&self.patterns[index].written));
+            one > other
+        };
+        let found = match (own, any) {
+            (Some(own), Some(any)) if is_wider(*own.1.value, *any.1.value) => Some(any),
+            (own, any) => own.or(any),
+        };
+        if let Some((target, matched)) = found {
             let params = matched.params.iter();
             let params = params.map(|(name, value)| (name.to_owned(), value.replace(SLASH, "/")));
             return Route::Found(target, params.collect());
@@ -329,6 +353,27 @@ mod tests {
             "DELETE, GET, HEAD, OPTIONS"
         );
         assert_eq!(router.route(&Method::GET, "/entries/"), Route::NotFound);
+    }
+
+    #[test]
+    fn any_method_comes_after_those_that_are_named() {
+        let any = Method::from_bytes(b"*").expect("it is a token");
+        let purge = Method::from_bytes(b"PURGE").expect("it is a token");
+        let router = router(&[(Method::GET, "/"), (any.clone(), "/"), (any, "/all")]);
+        for (method, path, target) in [
+            (&Method::GET, "/", "GET /"),
+            (&Method::HEAD, "/", "GET /"),
+            (&Method::OPTIONS, "/", "* /"),
+            (&purge, "/", "* /"),
+            (&Method::HEAD, "/all", "* /all"),
+        ] {
+            let found = router.route(method, path);
+            assert_eq!(
+                found,
+                Route::Found(&target.into(), Vec::new()),
+                "{method} {path}"
+            );
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl fmt::Display for Mode {
 pub enum Kind {
     /// A request to its route.
     Route {
-        /// `GET`, `POST`, …
+        /// `GET`, `POST`, …; `*` for every method that no other view of the pattern has.
         method: http::Method,
         /// The path pattern with the module's mount.
         pattern: String,
@@ -61,6 +61,8 @@ pub struct View {
     pub mode: Mode,
     /// What kind of transaction it has.
     pub transaction: Options,
+    /// Middleware of its module that it names itself, the outermost first.
+    pub middleware: Vec<String>,
     /// How often its request may be run again after a conflict.
     pub retries: u32,
     /// CPU budget.
@@ -79,6 +81,7 @@ impl View {
             kind: Kind::Middleware,
             mode,
             transaction: Options::default(),
+            middleware: Vec::new(),
             retries: 0,
             cpu: limit,
             timeout: limit,

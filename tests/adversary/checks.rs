@@ -167,12 +167,19 @@ impl<'a> Flat<'a> {
                     Does::Pin(_) | Does::Stream { .. } | Does::Leak(_)
                 )
             });
+        // One that the database has seen ends the level it was in, like any other failure of a statement.
+        let conflicts = self.failed().any(|(_, kind, _)| kind == "Conflict");
         let pins = pins.count();
         for (step, kind, text) in self.failed() {
             let explained = match kind {
                 "NotNull" => broken,
                 "Poisoned" => {
-                    broken || undone || reads_only || ends || (self.joins || calls) && levels
+                    broken
+                        || conflicts
+                        || undone
+                        || reads_only
+                        || ends
+                        || (self.joins || calls) && levels
                 }
                 "Conflict" => others || self.joins || calls,
                 "Denied" => reads_only || undone || levels && (calls || self.joins) || stricter,

@@ -148,7 +148,7 @@ fn descriptions_that_cannot_be_are_refused() {
                 "GET /a is already served by the view odd::view_1",
             ],
         ),
-        ("an unknown method", &["`view_1`", "`BREW`", "GET, POST"]),
+        ("an unknown method", &["`view_1`", "`brew`", "GET, POST"]),
         ("no slash", &["`view_1`", "starts with `/`"]),
         ("a malformed pattern", &["odd::view_1", "/a/{", "malformed"]),
         ("a panic", &["`describe` failed", "nothing to describe"]),

@@ -20,6 +20,7 @@ mod databases;
 mod deploy;
 mod directories;
 mod disconnects;
+mod documentation;
 mod edge;
 mod effects;
 mod examples;

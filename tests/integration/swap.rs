@@ -112,11 +112,21 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     })
     .await;
     assert_eq!(server.get("/sync").await.ok(), "2");
+    let page = Reply::of(server.request("GET", "/sync").header("accept", "text/html")).await;
+    assert!(
+        page.status == 500
+            && page.text().contains("mismatched types")
+            && page.text().contains("src/lib.rs"),
+        "{}",
+        page.text()
+    );
 
     let mark = server.log.mark();
     edit(&server.app, "\"3\"");
     server.log.event(mark, "swapped").await;
     assert_eq!(server.get("/sync").await.ok(), "3");
+    let page = Reply::of(server.request("GET", "/sync").header("accept", "text/html")).await;
+    assert_eq!(page.ok(), "3", "the error is over");
 
     // So is the configuration.
     let mark = server.log.mark();
@@ -180,6 +190,13 @@ fn a_crate_of_one_mode_has_one_component() {
     assert!(ran.success, "{ran:?}");
     assert!(app.path("target/amphi/versions.sync.wasm").is_file());
     assert!(!app.path("target/amphi/versions.async.wasm").exists());
+    for view in ["version_async", "slow"] {
+        let told = ran.stderr.lines().any(|line| {
+            line.starts_with(&format!("warning: `{view}` (src/lib.rs:"))
+                && line.contains("is in no `views![…]`")
+        });
+        assert!(told, "{view}: {}", ran.stderr);
+    }
 
     app.write(
         "crate/src/lib.rs",
@@ -204,4 +221,46 @@ fn a_crate_of_one_mode_has_one_component() {
         "{}",
         ran.error()
     );
+}
+
+/// Cargo says what has changed, of both modes and for development as for production.
+#[test]
+fn only_what_has_changed_is_built() {
+    let app = app_with_copy("unchanged", "path = \"crate\"");
+    let compiles = |app: &App| {
+        let ran = app.run("build");
+        assert!(ran.success, "{ran:?}");
+        ran.stderr.contains("Compiling")
+    };
+    assert!(compiles(&app));
+    assert!(!compiles(&app), "nothing has changed");
+    let toml = fs::read_to_string(app.path("amphi.toml")).expect("it is there");
+    app.write("amphi.toml", format!("{toml}\n# a comment\n"));
+    app.write("crate/migrations/V1__a.sql", "select 1");
+    assert!(!compiles(&app), "neither is source");
+    edit(&app, "\"2\"");
+    assert!(compiles(&app));
+}
+
+#[test]
+fn a_build_that_fails_leaves_the_components_before() {
+    let app = app_with_copy("failing", "path = \"crate\"");
+    assert!(app.run("build").success);
+    let components = || {
+        ["sync", "async"].map(|mode| {
+            fs::read(app.path(&format!("target/amphi/versions.{mode}.wasm"))).expect("it is there")
+        })
+    };
+    let before = components();
+    let source = fs::read_to_string(app.path("crate/src/lib.rs")).expect("it is there");
+    for (from, to, why) in [
+        ("VERSION: &str", "VERSION: &String", "does not compile"),
+        // The compiler takes it, and the host does not.
+        ("\"/async\"", "\"/sync\"", "already served"),
+    ] {
+        app.write("crate/src/lib.rs", source.replace(from, to));
+        let ran = app.run("build");
+        assert!(ran.error().contains(why), "{ran:?}");
+        assert!(components() == before, "{why}");
+    }
 }

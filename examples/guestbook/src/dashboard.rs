@@ -1,5 +1,6 @@
 //! The dashboard: an async view that asks a dozen slow stations at once.
 
+use crate::entries;
 use crate::layout::{Section, page};
 use amphi_sdk::prelude::*;
 use maud::{Markup, html};
@@ -28,9 +29,9 @@ struct Answer {
 #[view(get, "/dashboard")]
 pub async fn show(cx: &Context) -> Result<Markup> {
     let start = Instant::now();
-    let (answers, entries) = join!(
+    let (answers, count) = join!(
         join_all(CITIES.map(|city| ask(cx, city))),
-        cx.db().query_one::<i64>("select count(*) from entries", ()),
+        entries::count(cx),
     );
     let together = start.elapsed();
     let sum: Duration = answers.iter().map(|answer| answer.took).sum();
@@ -46,7 +47,7 @@ pub async fn show(cx: &Context) -> Result<Markup> {
             (figure("All together", together))
             (figure("Slowest alone", slowest))
             (figure("One after the other", sum))
-            div { dt { "Entries" } dd { (entries?.unwrap_or(0)) } }
+            div { dt { "Entries" } dd { (count?) } }
         }
         h2 { (CITIES.len()) " stations, asked at once" }
         ul.stations {

@@ -1,4 +1,5 @@
-//! The entries: what they are, when they are acceptable, how they are stored.
+//! The entries: what they are, when they are acceptable, how they are stored. Views of both modes call these functions,
+//! which are written once.
 
 use amphi_sdk::prelude::*;
 
@@ -71,36 +72,46 @@ fn problem(text: &str, max: usize, when_empty: &str) -> Option<String> {
 }
 
 /// How many entries there are.
-pub fn count(cx: &sync::Context) -> Result<u32> {
+#[both]
+pub async fn count(cx: &Context) -> Result<u32> {
     Ok(cx
         .db()
-        .query_one("select count(*) from entries", ())?
+        .query_one("select count(*) from entries", ())
+        .await?
         .unwrap_or(0))
 }
 
 /// The newest entries, after leaving out some.
-pub fn newest(cx: &sync::Context, limit: u32, offset: u32) -> Result<Vec<Entry>> {
-    cx.db().query(
-        "select id, name, message, signed_at from entries order by id desc limit $1 offset $2",
-        (limit, offset),
-    )
+#[both]
+pub async fn newest(cx: &Context, limit: u32, offset: u32) -> Result<Vec<Entry>> {
+    cx.db()
+        .query(
+            "select id, name, message, signed_at from entries order by id desc limit $1 offset $2",
+            (limit, offset),
+        )
+        .await
 }
 
 /// One entry.
-pub fn find(cx: &sync::Context, id: i64) -> Result<Option<Entry>> {
-    cx.db().query_one(
-        "select id, name, message, signed_at from entries where id = $1",
-        (id,),
-    )
+#[both]
+pub async fn find(cx: &Context, id: i64) -> Result<Option<Entry>> {
+    cx.db()
+        .query_one(
+            "select id, name, message, signed_at from entries where id = $1",
+            (id,),
+        )
+        .await
 }
 
 /// Stores an entry that has been checked.
-pub fn insert(cx: &sync::Context, new: &NewEntry) -> Result<Entry> {
+#[both]
+pub async fn insert(cx: &Context, new: &NewEntry) -> Result<Entry> {
     cx.db()
         .query_one(
             "insert into entries (name, message) values ($1, $2) returning id, name, message, signed_at",
             (&new.name, &new.message),
-        )?
+        )
+        .await?
         .ok_or_else(|| Error::internal("the database returned no row for the new entry"))
 }
 

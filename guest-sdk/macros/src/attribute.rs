@@ -4,9 +4,11 @@ use crate::pattern;
 use proc_macro2::Span;
 use quote::ToTokens;
 use syn::parse::{Parse, ParseStream};
-use syn::{Ident, LitBool, LitInt, LitStr, Token};
+use syn::{Ident, LitBool, LitInt, LitStr, Path, Token};
 
-const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
+const METHODS: [&str; 8] = [
+    "get", "post", "put", "patch", "delete", "head", "options", "any",
+];
 const FORM: &str = "write `#[view(get, \"/path/{parameter}\")]`";
 
 /// The checked attribute of a view.
@@ -71,7 +73,7 @@ impl Parse for SubscriberAttribute {
         }
         Ok(Self {
             topic,
-            options: Options::after_comma(input, &VIEW_OPTIONS)?,
+            options: Options::after_comma(input, &VIEW_OPTIONS[1..])?,
         })
     }
 }
@@ -85,7 +87,8 @@ fn is_topics(text: &str) -> bool {
     text == "*" || text.strip_suffix(".*").unwrap_or(text).split('.').all(word)
 }
 
-const VIEW_OPTIONS: [&str; 6] = [
+const VIEW_OPTIONS: [&str; 7] = [
+    "middleware",
     "atomic",
     "read_only",
     "isolation",
@@ -110,6 +113,7 @@ pub(crate) struct Options {
     pub(crate) retries: Option<u32>,
     pub(crate) cpu_ms: Option<u32>,
     pub(crate) timeout_ms: Option<u32>,
+    pub(crate) middleware: Option<Vec<Path>>,
 }
 
 impl Options {
@@ -142,6 +146,7 @@ impl Options {
             return Err(syn::Error::new(name.span(), text));
         }
         match text.as_str() {
+            "middleware" => once(&mut self.middleware, paths(input)?, &name),
             "atomic" => once(&mut self.atomic, flag(input)?, &name),
             "read_only" => once(&mut self.read_only, flag(input)?, &name),
             "isolation" => once(&mut self.isolation, isolation(input)?, &name),
@@ -158,6 +163,18 @@ fn flag(input: ParseStream) -> syn::Result<bool> {
     }
     input.parse::<Token![=]>()?;
     Ok(input.parse::<LitBool>()?.value)
+}
+
+/// `= [staff, auth::signed_in]`, or one alone.
+fn paths(input: ParseStream) -> syn::Result<Vec<Path>> {
+    input.parse::<Token![=]>()?;
+    if !input.peek(syn::token::Bracket) {
+        return Ok(vec![input.parse()?]);
+    }
+    let list;
+    syn::bracketed!(list in input);
+    let paths = list.parse_terminated(Path::parse_mod_style, Token![,])?;
+    Ok(paths.into_iter().collect())
 }
 
 fn isolation(input: ParseStream) -> syn::Result<Ident> {
@@ -203,8 +220,25 @@ fn method(input: ParseStream) -> syn::Result<String> {
     }
     let method: Ident = input.parse()?;
     let name = method.to_string();
+    if name == "method" && input.peek(Token![=]) {
+        input.parse::<Token![=]>()?;
+        let written: LitStr = input.parse()?;
+        let text = written.value();
+        if text.is_empty() || !text.chars().all(|c| c.is_ascii_uppercase() || c == '-') {
+            let text = format!("`{text}` is no method: write capital letters, as in \"PURGE\"");
+            return Err(syn::Error::new(written.span(), text));
+        }
+        return Ok(text);
+    }
+    if name == "any" {
+        return Ok("*".to_owned());
+    }
     if !METHODS.contains(&name.as_str()) {
-        let text = format!("no method `{name}`; write one of {}", METHODS.join(", "));
+        let text = format!(
+            "no method `{name}`; write one of {}, or `method = \"{}\"`",
+            METHODS.join(", "),
+            name.to_uppercase()
+        );
         return Err(syn::Error::new(method.span(), text));
     }
     Ok(name.to_uppercase())

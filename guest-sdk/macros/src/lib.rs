@@ -1,6 +1,7 @@
 //! The macros of `amphi-sdk`. Use them through that crate, which documents them.
 
 mod attribute;
+mod both;
 mod pattern;
 mod row;
 mod view;
@@ -10,9 +11,10 @@ use view::Role;
 
 /// Makes a function a view: `#[view(get, "/entries/{id}")]`.
 ///
-/// The first argument is the method (`get`, `post`, `put`, `patch` or `delete`), the second the path
+/// The first argument is the method (`get`, `post`, `put`, `patch`, `delete`, `head` or `options`; `any` for every method
+/// that no other view of the path has; `method = "PURGE"` for another one), the second the path
 /// below the module's mount. `{name}` stands for one segment, `{*name}` at the end for all that remain.
-/// Then, optionally:
+/// A view for `get` answers HEAD, too. Then, optionally:
 ///
 /// | option | meaning |
 /// |---|---|
@@ -22,6 +24,7 @@ use view::Role;
 /// | `retries = 3` | how often the request is run again from the start after a conflict with another transaction, if it has sent nothing |
 /// | `cpu_ms = 200` | CPU time the view may use |
 /// | `timeout_ms = 2000` | wall-clock time the view may take |
+/// | `middleware = [staff]` | middleware of this crate that is around this view, within that of the app and the module; the first is around the next |
 ///
 /// A `fn` becomes a sync view and an `async fn` an async one. The first parameter may be
 /// `cx: &Context`, which then means the context of that mode. Every other parameter is an extractor (a
@@ -50,6 +53,71 @@ pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream 
 #[proc_macro_attribute]
 pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Subscriber, attribute.into(), function.into()).into()
+}
+
+/// Writes a function down once for the views of both modes.
+///
+/// Its text is that of an async function, whose first parameter is `cx: &Context`. A sync view calls it as it would a
+/// sync one, and an async view awaits it:
+///
+/// ```ignore
+/// #[both]
+/// async fn newest(cx: &Context, limit: u32) -> Result<Vec<Entry>> {
+///     cx.db().query("select id, name from entries order by id desc limit $1", (limit,)).await
+/// }
+///
+/// #[view(get, "/")]
+/// fn home(cx: &Context) -> Result<Json<Vec<Entry>>> {
+///     Ok(Json(newest(cx, 10)?))
+/// }
+///
+/// #[view(get, "/later")]
+/// async fn later(cx: &Context) -> Result<Json<Vec<Entry>>> {
+///     Ok(Json(newest(cx, 10).await?))
+/// }
+/// ```
+///
+/// For sync views the text is read without `.await`, and without the `async` of closures (`cx.atomic(async |tx| …)`).
+/// What waits for several things at once (`join!`) or sleeps has no sync form, and is an error. Functions of both modes
+/// call each other with `.await`; a result is read row by row with `rows.try_next().await?`.
+///
+/// A method takes no such attribute, and the function cannot be a view: what differs between a sync and an async view is
+/// then in the view alone.
+#[proc_macro_attribute]
+pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
+    view::without_arguments("both", attribute.into())
+        .unwrap_or_else(|| both::expand(function.into()))
+        .into()
+}
+
+/// Makes a function an extractor that asks the host: for what views of both modes take as a parameter and is in a
+/// database, say.
+///
+/// ```ignore
+/// struct User { id: i64, name: String }
+///
+/// #[extractor]
+/// async fn user(cx: &Context, session: Session) -> Result<User> {
+///     let id: i64 = session.get("user").ok_or_else(|| Error::unauthorized("sign in first"))?;
+///     let name = cx.db().query_one("select name from users where id = $1", (id,)).await?;
+///     let name = name.ok_or_else(|| Error::unauthorized("sign in first"))?;
+///     Ok(User { id, name })
+/// }
+///
+/// #[view(get, "/me")]
+/// fn me(user: User) -> String {
+///     format!("{} is number {}", user.name, user.id)
+/// }
+/// ```
+///
+/// It is written like a function of [`both`](macro@both) modes, takes other extractors that leave the body alone, or
+/// `request: &mut Request`, and gives `Result<T>`: `T` is what views take, a type of this crate. A view takes
+/// `Option<T>` and `Result<T>`, too.
+#[proc_macro_attribute]
+pub fn extractor(attribute: TokenStream, function: TokenStream) -> TokenStream {
+    view::without_arguments("extractor", attribute.into())
+        .unwrap_or_else(|| both::expand_extractor(function.into()))
+        .into()
 }
 
 /// Reads a struct from a row of a query, each field from the column of its name.

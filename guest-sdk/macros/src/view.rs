@@ -29,20 +29,76 @@ impl Role {
 }
 
 pub(crate) fn expand(role: Role, attribute: TokenStream, item: TokenStream) -> TokenStream {
-    let described = syn::parse2::<ItemFn>(item.clone())
-        .map_err(|error| {
+    let function = match syn::parse2::<ItemFn>(item.clone()) {
+        Ok(function) => function,
+        Err(error) => {
             let name = role.name();
             let text = format!("`#[{name}]` goes on a `fn` or an `async fn` outside of any `impl`");
-            syn::Error::new(error.span(), text)
-        })
-        .and_then(|function| describe(role, attribute, function));
-    match described {
-        Ok(tokens) => tokens,
-        // The function stays, so that this is the only error about it.
-        Err(error) => {
-            let error = error.into_compile_error();
-            quote!(#item #error)
+            let error = syn::Error::new(error.span(), text).into_compile_error();
+            return quote!(#item #error);
         }
+    };
+    match describe(role, attribute, function.clone()) {
+        Ok(tokens) => tokens,
+        Err(error) => broken(function, &error),
+    }
+}
+
+/// The function as it would be, and a view of its name, so that the error is the only one about it.
+fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
+    let mode = mode(&function);
+    for argument in &mut function.sig.inputs {
+        let FnArg::Typed(argument) = argument else {
+            continue;
+        };
+        let ty = match &mut *argument.ty {
+            Type::Reference(reference) => &mut *reference.elem,
+            ty => ty,
+        };
+        if let Type::Path(path) = ty
+            && let Some(name) = path.path.get_ident().cloned()
+            && (name == "Context" || name == "Next")
+        {
+            let mode = Ident::new(mode, name.span());
+            *ty = syn::parse_quote!(::amphi_sdk::#mode::#name);
+        }
+    }
+    let error = error.to_compile_error();
+    if function.sig.receiver().is_some() {
+        return quote!(#function #error);
+    }
+    let (visibility, name) = (&function.vis, &function.sig.ident);
+    quote! {
+        #[allow(dead_code, reason = "it is no view")]
+        #function
+
+        #[allow(non_camel_case_types, dead_code, reason = "named like the function")]
+        #visibility enum #name {}
+
+        impl ::amphi_sdk::__private::View for #name {
+            const NAME: &'static str = "";
+            const KIND: ::amphi_sdk::__private::Kind = ::amphi_sdk::__private::Kind::Middleware;
+            const ATOMIC: ::core::option::Option<bool> = ::core::option::Option::None;
+            const CPU_MS: ::core::option::Option<u32> = ::core::option::Option::None;
+            const TIMEOUT_MS: ::core::option::Option<u32> = ::core::option::Option::None;
+        }
+
+        #error
+    }
+}
+
+/// An attribute that takes nothing: an error when it was given something.
+pub(crate) fn without_arguments(name: &str, attribute: TokenStream) -> Option<TokenStream> {
+    let first = attribute.into_iter().next()?;
+    let text = format!("`#[{name}]` takes nothing");
+    Some(syn::Error::new(first.span(), text).into_compile_error())
+}
+
+/// The module with the types of a function's mode.
+fn mode(function: &ItemFn) -> &'static str {
+    match function.sig.asyncness {
+        Some(_) => "asynch",
+        None => "sync",
     }
 }
 
@@ -88,6 +144,12 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
         (options.isolation).map(|level| quote!(::amphi_sdk::__private::types::Isolation::#level)),
     );
 
+    let layers = options.middleware.unwrap_or_default();
+    let layers = layers
+        .iter()
+        .map(|path| quote_spanned!(path.span()=> ::amphi_sdk::__private::Layer::of::<#path>()));
+    let layers = quote!(#(#layers),*);
+
     let takes_context = resolve(role, &mut function)?;
     let glue = glue(role, &function, takes_context)?;
     let name = &function.sig.ident;
@@ -100,8 +162,10 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
         #function
 
         #[doc = #about]
-        #[allow(non_camel_case_types, dead_code, reason = "named like the view it describes")]
+        #[allow(non_camel_case_types, reason = "named like the view it describes")]
         #visibility enum #name {}
+
+        ::amphi_sdk::__declare_view!(#title);
 
         impl ::amphi_sdk::__private::View for #name {
             const NAME: &'static str =
@@ -113,6 +177,7 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
             const ATOMIC: ::core::option::Option<bool> = #atomic;
             const CPU_MS: ::core::option::Option<u32> = #cpu_ms;
             const TIMEOUT_MS: ::core::option::Option<u32> = #timeout_ms;
+            const MIDDLEWARE: &'static [::amphi_sdk::__private::Layer] = &[#layers];
             #glue
         }
     })
@@ -151,11 +216,7 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
 /// Turns a first parameter `&Context` into the context of the function's mode, and `Next` into that of its mode;
 /// tells whether there is a context at all.
 fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
-    let mode = if function.sig.asyncness.is_some() {
-        "asynch"
-    } else {
-        "sync"
-    };
+    let mode = mode(function);
     let mut takes_context = false;
     for (index, argument) in function.sig.inputs.iter_mut().enumerate() {
         let FnArg::Typed(argument) = argument else {
@@ -287,11 +348,17 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
             });
         }
         let wants_body = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Whole));
+        let wants_beginning = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Beginning));
         steps.extend(if is_async {
             // The future is behind a pointer, so that a view without a body leaves its code out.
             quote! {
                 if #wants_body && let ::core::option::Option::Some(loading) =
                     ::amphi_sdk::__private::load_body_async(&#cx, &mut #request)
+                {
+                    loading.await?;
+                }
+                if #wants_beginning && let ::core::option::Option::Some(loading) =
+                    ::amphi_sdk::__private::begin_body_async(&#cx, &mut #request)
                 {
                     loading.await?;
                 }
@@ -301,10 +368,18 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
                 if #wants_body {
                     ::amphi_sdk::__private::load_body(&#cx, &mut #request)?;
                 }
+                if #wants_beginning {
+                    ::amphi_sdk::__private::begin_body(&#cx, &mut #request)?;
+                }
             }
         });
+        let wait = is_async.then(|| quote!(.await));
         steps.extend(quote_spanned! {ty.span()=>
-            let #variable = #extractor::from_request(&#cx, &mut #request)?;
+            let #variable = if #extractor::LOADS {
+                #extractor::load(&#cx, &mut #request)#wait?
+            } else {
+                #extractor::from_request(&#cx, &mut #request)?
+            };
         });
         arguments.push(variable);
     }

@@ -1,16 +1,20 @@
 //! Queries and forms, which share their encoding.
 
+use super::fields::{self, Content};
+use super::upload::Upload;
 use super::{BodyUse, FromRequest};
 use crate::context::Context;
 use crate::mode::Mode;
-use crate::{Error, Request, Result};
+use crate::multipart::{self, fields_max};
+use crate::{Error, Request, Result, csrf};
 use ::http::StatusCode;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 /// The part of the URL after the `?`. What does not fit is refused with 400.
 ///
-/// A field of type `Vec` takes a name that occurs several times, and one of type `Option` a missing one.
+/// A field of type `Vec` takes a name that occurs several times, and one of type `Option` a missing one; see
+/// [`Form`] for the rest.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -30,12 +34,11 @@ use serde::de::DeserializeOwned;
 pub struct Query<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest for Query<T> {
-    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        let query = request.query.as_bytes();
-        check_utf8(query, "query")?;
-        serde_html_form::from_bytes(query)
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        let pairs = decode(request.query.as_bytes(), fields_max(cx)?, "query")?;
+        fields::read(&pairs)
             .map(Self)
-            .map_err(|error| Error::bad_request(format!("the query does not fit: {error}")))
+            .map_err(|text| Error::bad_request(format!("the query does not fit: {text}")))
     }
 
     fn is_absent(request: &Request) -> bool {
@@ -43,10 +46,10 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
     }
 }
 
-/// The body of a form that was sent with POST.
+/// The body of a form that was sent with POST, also of one with files.
 ///
-/// A request of another content type is refused with 415, one that is no UTF-8 with 400, and one that
-/// does not fit the type with 422. To answer that yourself, take `Result<Form<T>>`.
+/// A request of another content type is refused with 415, one that is malformed or no UTF-8 with 400, and one that
+/// does not fit the type with 422 and a sentence that names the field. To answer that yourself, take `Result<Form<T>>`.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -63,27 +66,71 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 /// # let app = App::new().execute_batch("create table entries (name text, message text)");
 /// # assert_eq!(app.call::<sign>(post("/entries").form(&[("name", "Ann"), ("message", "Hi")])).status().as_u16(), 303);
 /// ```
+///
+/// # What the fields are
+///
+/// Where a name occurs several times, a `Vec` takes all of it and any other type the last: a hidden field before a
+/// checkbox is what the form says when the box is not ticked. A box without a value of its own is `on`, which a `bool`
+/// takes. An `Option` of a number is none when its field is left empty. `#[serde(flatten)]` takes fields of all types.
+///
+/// # Files
+///
+/// A form with `enctype="multipart/form-data"` may have files, which an [`Upload`](crate::extract::Upload) takes:
+///
+/// ```
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(get, "/photos/new")]
+/// fn new_photo(csrf: Csrf) -> Html {
+///     Html(format!(
+///         r#"<form method="post" action="/photos" enctype="multipart/form-data">{}
+///         <input name="title"> <input name="photo" type="file"> <button>Send</button></form>"#,
+///         csrf.field()
+///     ))
+/// }
+///
+/// #[derive(Deserialize)]
+/// struct NewPhoto { title: String, photo: Upload }
+///
+/// #[view(post, "/photos")]
+/// fn add_photo(cx: &Context, Protected(Form(new)): Protected<Form<NewPhoto>>) -> Result<String> {
+///     if !new.photo.bytes.starts_with(b"\x89PNG") {
+///         return Err(Error::unprocessable("`photo` is no PNG"));
+///     }
+///     cx.db().execute("insert into photos (title, bytes) values ($1, $2)", (&new.title, &new.photo.bytes))?;
+///     Ok(format!("{}: {} bytes", new.title, new.photo.bytes.len()))
+/// }
+/// # use amphi_sdk::testing::{App, Multipart, post};
+/// # let app = App::new().execute_batch("create table photos (title text, bytes blob)");
+/// # let form = Multipart::new().text("title", "Sea").file("photo", "sea.png", "image/png", b"\x89PNG...");
+/// # assert_eq!(app.call::<add_photo>(post("/photos").csrf_field().multipart(form)).text(), "Sea: 7 bytes");
+/// ```
+///
+/// Such a form is in the view's memory as a whole: the server's `body_max_bytes` (10 MiB) limits it, and the module's
+/// setting `form_fields_max` (1,000) the number of its fields. [`Multipart`](crate::Multipart) reads larger ones piece
+/// by piece.
 #[derive(Clone, Copy, Debug)]
 pub struct Form<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest for Form<T> {
     const BODY: BodyUse = BodyUse::Whole;
 
-    fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
-        if !request
-            .headers
-            .content_type_is(|name| name == "application/x-www-form-urlencoded")
-        {
+    fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
+        let max = fields_max(cx)?;
+        let encoded = |name: &str| name == "application/x-www-form-urlencoded";
+        let pairs = if let Some(boundary) = multipart::boundary(&request.headers)? {
+            with_files(&request.take_body(), &boundary, max)?
+        } else if request.headers.content_type_is(encoded) {
+            decode(request.body(), max, "form")?
+        } else {
             return Err(Error::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "the body must be a form, and the content type say so: `application/x-www-form-urlencoded`",
+                "the body must be a form, and the content type say so: `application/x-www-form-urlencoded` or `multipart/form-data`",
             ));
-        }
-        let body = request.body();
-        check_utf8(body, "form")?;
-        serde_html_form::from_bytes(body)
+        };
+        fields::read(&pairs)
             .map(Self)
-            .map_err(|error| Error::unprocessable(format!("the form does not fit: {error}")))
+            .map_err(|text| Error::unprocessable(format!("the form does not fit: {text}")))
     }
 
     fn is_absent(request: &Request) -> bool {
@@ -91,10 +138,54 @@ impl<T: DeserializeOwned> FromRequest for Form<T> {
     }
 }
 
-/// The decoder below would put `U+FFFD` in the place of what is no UTF-8.
-fn check_utf8(encoded: &[u8], what: &str) -> Result<()> {
-    match percent_decode(encoded).decode_utf8() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::bad_request(format!("the {what} is not valid UTF-8"))),
+/// The fields of a form or query, in their order.
+fn decode(encoded: &[u8], max: usize, what: &str) -> Result<Vec<(String, Content)>> {
+    let text = |encoded: &[u8]| {
+        let spaced: Vec<u8> = (encoded.iter())
+            .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+            .collect();
+        let decoded = percent_decode(&spaced).decode_utf8();
+        let decoded = decoded.map(std::borrow::Cow::into_owned);
+        decoded.map_err(|_| Error::bad_request(format!("the {what} is not valid UTF-8")))
+    };
+    let fields = encoded.split(|byte| *byte == b'&');
+    let mut pairs = Vec::new();
+    for field in fields.filter(|field| !field.is_empty()) {
+        if pairs.len() == max {
+            return Err(multipart::too_many(max));
+        }
+        let at = field.iter().position(|byte| *byte == b'=');
+        let (name, value) = match at {
+            Some(at) => (&field[..at], &field[at + 1..]),
+            None => (field, &[][..]),
+        };
+        pairs.push((text(name)?, Content::Text(text(value)?)));
     }
+    Ok(pairs)
+}
+
+/// The same of a form that may have files.
+fn with_files(body: &[u8], boundary: &str, max: usize) -> Result<Vec<(String, Content)>> {
+    let mut pairs = Vec::new();
+    for (part, bytes) in multipart::parse(body, boundary, max)? {
+        let content = match part.file_name {
+            // The page's author did not write it.
+            _ if part.name == csrf::FIELD => continue,
+            // No file was chosen.
+            Some(name) if name.is_empty() && bytes.is_empty() => continue,
+            Some(file_name) => Content::File(Upload {
+                file_name,
+                content_type: part
+                    .content_type
+                    .unwrap_or_else(|| "application/octet-stream".to_owned()),
+                bytes,
+            }),
+            None => {
+                let text = String::from_utf8(bytes).map_err(|_| multipart::no_text(&part.name))?;
+                Content::Text(text)
+            }
+        };
+        pairs.push((part.name, content));
+    }
+    Ok(pairs)
 }

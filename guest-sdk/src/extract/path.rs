@@ -1,14 +1,13 @@
 //! Path parameters.
 
 use super::FromRequest;
+use super::value::{Failure, Value};
 use crate::context::Context;
 use crate::mode::Mode;
 use crate::{Error, Request, Result};
 use serde::de::DeserializeOwned;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
-use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
-use serde::forward_to_deserialize_any;
-use std::fmt;
+use serde::de::{Deserializer, Visitor};
 
 /// The parameters of the path: one value, a tuple in the order of the pattern, or a struct by name. A
 /// value that does not fit is refused with 400.
@@ -37,63 +36,37 @@ impl<T: DeserializeOwned> FromRequest for Path<T> {
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
         match T::deserialize(Params(&request.params)) {
             Ok(value) => Ok(Self(value)),
-            Err(Failure::Value(text)) => {
+            Err(Failure::Value(text) | Failure::Type(_, text)) => {
                 Err(Error::bad_request(format!("the path does not fit: {text}")))
             }
-            Err(Failure::Shape(text)) => Err(Error::internal(format!(
-                "the view's `Path` does not fit its pattern, which has {} parameters: {text}",
-                request.params.len()
-            ))),
+            Err(Failure::Missing(name)) => {
+                Err(misfit(request, &format!("it wants one named `{name}`")))
+            }
+            Err(Failure::Shape(text)) => Err(misfit(request, &text)),
         }
     }
 }
 
-/// Why parameters could not be read, and so whose fault it is.
-#[derive(Debug)]
-enum Failure {
-    /// The client's: a value is not what the view wants.
-    Value(String),
-    /// The view's: it wants other parameters than its pattern has.
-    Shape(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Value(text) | Self::Shape(text) => f.write_str(text),
-        }
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl de::Error for Failure {
-    fn custom<T: fmt::Display>(text: T) -> Self {
-        Self::Value(text.to_string())
-    }
-
-    fn invalid_length(length: usize, expected: &dyn de::Expected) -> Self {
-        Self::Shape(format!("it wants {expected}, not {length}"))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::Shape(format!("it wants one named `{field}`"))
-    }
+fn misfit(request: &Request, text: &str) -> Error {
+    Error::internal(format!(
+        "the view's `Path` does not fit its pattern, which has {} parameters: {text}",
+        request.params.len()
+    ))
 }
 
 /// All parameters.
 struct Params<'de>(&'de [(String, String)]);
 
 impl<'de> Params<'de> {
-    fn single(&self) -> Result<Param<'de>, Failure> {
+    fn single(&self) -> Result<Value<'de>, Failure> {
         match self.0 {
-            [(name, value)] => Ok(Param { name, value }),
+            [(name, text)] => Ok(Value { name, text }),
             _ => Err(Failure::Shape("it wants one".into())),
         }
     }
 
-    fn all(&self) -> impl ExactSizeIterator<Item = Param<'de>> + use<'de> {
-        self.0.iter().map(|(name, value)| Param { name, value })
+    fn all(&self) -> impl ExactSizeIterator<Item = Value<'de>> + use<'de> {
+        self.0.iter().map(|(name, text)| Value { name, text })
     }
 }
 
@@ -185,80 +158,5 @@ impl<'de> Deserializer<'de> for Params<'de> {
         visitor: V,
     ) -> Result<V::Value, Failure> {
         self.single()?.deserialize_enum(name, variants, visitor)
-    }
-}
-
-/// One parameter.
-struct Param<'de> {
-    name: &'de str,
-    value: &'de str,
-}
-
-impl<'de> IntoDeserializer<'de, Failure> for Param<'de> {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
-    }
-}
-
-macro_rules! parsed {
-    ($($method:ident $visit:ident $what:literal)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-            match self.value.parse() {
-                Ok(value) => visitor.$visit(value),
-                Err(_) => Err(Failure::Value(format!("`{}` is {:?}, not {}", self.name, self.value, $what))),
-            }
-        }
-    )*};
-}
-
-impl<'de> Deserializer<'de> for Param<'de> {
-    type Error = Failure;
-
-    parsed! {
-        deserialize_bool visit_bool "`true` or `false`"
-        deserialize_i8 visit_i8 "an integer from -128 to 127"
-        deserialize_i16 visit_i16 "an integer from -32768 to 32767"
-        deserialize_i32 visit_i32 "an integer of 32 bits"
-        deserialize_i64 visit_i64 "an integer of 64 bits"
-        deserialize_i128 visit_i128 "an integer of 128 bits"
-        deserialize_u8 visit_u8 "an integer from 0 to 255"
-        deserialize_u16 visit_u16 "an integer from 0 to 65535"
-        deserialize_u32 visit_u32 "a positive integer of 32 bits"
-        deserialize_u64 visit_u64 "a positive integer of 64 bits"
-        deserialize_u128 visit_u128 "a positive integer of 128 bits"
-        deserialize_f32 visit_f32 "a number"
-        deserialize_f64 visit_f64 "a number"
-        deserialize_char visit_char "one character"
-    }
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        visitor.visit_borrowed_str(self.value)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        visitor.visit_some(self)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Failure> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        _: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Failure> {
-        visitor.visit_enum(self.value.into_deserializer())
-    }
-
-    forward_to_deserialize_any! {
-        str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
     }
 }

@@ -7,8 +7,10 @@ use super::{
 };
 use crate::bindings::amphi::view::log::Level;
 use crate::database::Value;
+use crate::{Request, Response, Result};
 use std::cell::RefCell;
 use std::fmt;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Answers what a view asks of its host. Nothing here waits, so one face serves both modes.
@@ -21,8 +23,12 @@ pub(crate) trait Capabilities {
     fn remaining_ms(&self) -> u64;
     fn get(&self, name: &str) -> Option<String>;
     fn set(&self, name: &str, value: &str) -> Result<(), String>;
+    /// Where a granted folder is on this machine.
+    fn directory(&self, name: &str) -> Result<PathBuf, String>;
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError>;
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
+    /// Runs a query whose result is read in pieces.
+    fn open(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError>;
     /// Begins a transaction, or a savepoint within it, and gives its depth: the first has 1.
     fn begin(&self, name: &str) -> Result<u32, DatabaseError>;
@@ -36,6 +42,8 @@ pub(crate) trait Capabilities {
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
     /// What middleware is around.
     fn rest(&self) -> Part;
+    /// Makes this what the next middleware is around.
+    fn put_within(&self, run: fn(&Host, Request) -> Result<Response>);
     /// The view that a sub-request goes to.
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError>;
     fn log(&self, level: Level, message: &str, fields: &[(String, String)]);
@@ -78,6 +86,11 @@ impl Host {
         work()
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn put_within(&self, run: fn(&Host, Request) -> Result<Response>) {
+        self.0.put_within(run);
+    }
+
     pub(crate) fn config(&self, name: &str) -> Option<String> {
         self.0.config(name)
     }
@@ -112,6 +125,10 @@ impl Host {
 
     pub(crate) fn set(&self, name: &str, value: &str) -> Result<(), String> {
         self.0.set(name, value)
+    }
+
+    pub(crate) fn directory(&self, name: &str, _may_block: bool) -> Result<PathBuf, String> {
+        self.0.directory(name)
     }
 }
 
@@ -252,7 +269,7 @@ pub(crate) mod sync {
         sql: &str,
         values: &[Value],
     ) -> Result<Rows, DatabaseError> {
-        host.0.query(name, sql, values).map(Rows::new)
+        host.0.open(name, sql, values).map(Rows::new)
     }
 
     pub(crate) fn columns(rows: &Rows) -> Vec<String> {
@@ -347,7 +364,7 @@ pub(crate) mod asynch {
         values: Vec<Value>,
     ) -> Result<Rows, DatabaseError> {
         give_way().await;
-        host.0.query(name, sql, &values).map(Rows::new)
+        host.0.open(name, sql, &values).map(Rows::new)
     }
 
     pub(crate) fn columns(rows: &Rows) -> Vec<String> {

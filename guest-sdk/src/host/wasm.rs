@@ -6,6 +6,7 @@ use super::{
 };
 use crate::bindings::amphi::view::{config, context, events, log};
 use crate::database::Value;
+use std::path::PathBuf;
 
 /// The host. There is one, so nothing is stored.
 #[derive(Clone, Debug)]
@@ -40,6 +41,17 @@ impl Host {
         context::set(name, value).map_err(|error| match error {
             context::Error::TooLarge(text) | context::Error::Reserved(text) => text,
         })
+    }
+
+    /// A folder has the same path here as in the configuration. Looking whether it is there is a call that blocks.
+    pub(crate) fn directory(&self, name: &str, may_block: bool) -> Result<PathBuf, String> {
+        let path = PathBuf::from(name);
+        if !may_block || path.is_dir() {
+            return Ok(path);
+        }
+        Err(format!(
+            "the module has no folder `{name}`: add `{{ host = \"…\", guest = \"{name}\" }}` to `directories` of its table in amphi.toml"
+        ))
     }
 
     pub(crate) fn traceparent(&self) -> String {

@@ -1,6 +1,7 @@
 //! One request's life in a test: what the host would keep for it.
 
 use super::database::{TestDatabase, refused};
+use super::grants::{Limits, USER, is_topic};
 use super::request::params;
 use super::{Inner, Record, World};
 use crate::database::{ErrorKind, Value};
@@ -11,8 +12,10 @@ use crate::host::{
 use crate::log::Level;
 use crate::view::{Kind, View};
 use crate::{Error, Event, Response, Result, StatusCode};
+use ::http::{HeaderName, HeaderValue};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -33,15 +36,26 @@ pub(super) struct Call {
     held: RefCell<Vec<(u32, Event)>>,
     /// Whether the view asked for a rollback, or a part of the request has failed.
     set_rollback: Rc<Cell<bool>>,
+    /// Whether statements that write are refused.
+    read_only: bool,
+    /// What the next middleware is around, the innermost first.
+    within: RefCell<Vec<Inner>>,
+    /// Whether a view asks, to which the module's grants apply.
+    of_view: bool,
+    /// How many events have been published.
+    published: Cell<usize>,
 }
 
 impl Call {
     pub(super) fn of<V: View>(world: Rc<World>, body: &[u8]) -> Self {
-        let own = super::is_atomic::<V>();
+        let own = super::is_atomic::<V>(&world);
         let around = world.inner.borrow().filter(|_| V::KIND == Kind::Middleware);
         let atomic = around.map_or(own, |inner| inner.atomic);
-        let timeout = Duration::from_millis(V::TIMEOUT_MS.unwrap_or(30_000).into());
+        let most = world.grants.borrow().limits.timeout_ms;
+        let timeout = Duration::from_millis(V::TIMEOUT_MS.map_or(most, |own| most.min(own.into())));
+        let read_only = around.map_or(V::READ_ONLY, |inner| inner.read_only);
         Self {
+            read_only,
             route: world.routed::<V>().pattern(),
             body: body.to_vec(),
             atomic,
@@ -53,6 +67,14 @@ impl Call {
     /// A call of no view, for tests of other code.
     pub(super) fn alone(world: Rc<World>) -> Self {
         Self::new(world, Duration::from_secs(30))
+    }
+
+    /// For the test itself, which may look into every database.
+    pub(super) fn of_test(world: Rc<World>) -> Self {
+        Self {
+            of_view: false,
+            ..Self::alone(world)
+        }
     }
 
     fn new(world: Rc<World>, timeout: Duration) -> Self {
@@ -68,11 +90,21 @@ impl Call {
             level: Cell::new(0),
             held: RefCell::default(),
             set_rollback: Rc::default(),
+            read_only: false,
+            of_view: true,
+            within: RefCell::default(),
+            published: Cell::new(0),
         }
     }
 
     /// Commits or rolls back, as the host does: a failed commit is a failed view.
     pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
+        let outcome = outcome.and_then(|response| {
+            match unsendable(&response, &self.world.grants.borrow().limits) {
+                None => Ok(response),
+                Some(why) => Err(Error::internal(why)),
+            }
+        });
         let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error())
             && !self.set_rollback.get();
         for name in self.begun.take() {
@@ -98,6 +130,11 @@ impl Call {
         name: &str,
         work: impl FnOnce(&mut TestDatabase) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
+        let granted = match self.of_view {
+            true => self.world.grants.borrow().database(name),
+            false => Ok(()),
+        };
+        granted.map_err(|message| refused(ErrorKind::Denied, message))?;
         let mut databases = self.world.databases.borrow_mut();
         let database = databases.get_mut(name).ok_or_else(|| {
             refused(
@@ -112,7 +149,73 @@ impl Call {
         }
         work(database)
     }
+
+    fn run(
+        &self,
+        name: &str,
+        sql: &str,
+        values: &[Value],
+        max_bytes: Option<usize>,
+    ) -> Result<(Table, u64), DatabaseError> {
+        let read_only = self.read_only;
+        self.database(name, |database| {
+            database.run(sql, values, read_only, max_bytes)
+        })
+    }
 }
+
+/// Why the host could not send this response.
+fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
+    let (bytes, max) = (response.body.len(), limits.response_max_bytes);
+    if bytes > max {
+        return Some(format!(
+            "the response has {bytes} bytes; `response_max_bytes` is {max}"
+        ));
+    }
+    let of_header = |(name, value): (&str, &str)| name.len() + value.len() + HEADER_BYTES;
+    let (bytes, max) = (
+        response.headers.iter().map(of_header).sum::<usize>(),
+        limits.headers_max_bytes,
+    );
+    if bytes > max {
+        return Some(format!(
+            "the headers of the response have {bytes} bytes; `headers_max_bytes` of `[limits]` is {max}"
+        ));
+    }
+    if !(200..600).contains(&response.status.as_u16()) {
+        return Some(format!(
+            "the response has the status {}: a view answers with 200 to 599",
+            response.status.as_u16()
+        ));
+    }
+    response.headers.iter().find_map(|(name, value)| {
+        let Ok(key) = HeaderName::from_bytes(name.as_bytes()) else {
+            return Some(format!(
+                "the response has a header whose name is not valid: {name:?}"
+            ));
+        };
+        if HOP_BY_HOP.contains(&key.as_str()) {
+            return Some(format!(
+                "the response has the header `{key}`, which only the host can set"
+            ));
+        }
+        HeaderValue::from_bytes(value.as_bytes()).err().map(|_| {
+            format!("the response header `{key}` has a value that is not valid: {value:?}")
+        })
+    })
+}
+
+/// What a header counts for beside its text.
+const HEADER_BYTES: usize = 32;
+/// Headers about one connection.
+const HOP_BY_HOP: [&str; 6] = [
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "upgrade",
+    "trailer",
+    "te",
+];
 
 impl Capabilities for Call {
     fn config(&self, name: &str) -> Option<String> {
@@ -141,8 +244,31 @@ impl Capabilities for Call {
     }
 
     fn set(&self, name: &str, value: &str) -> Result<(), String> {
-        self.values.borrow_mut().insert(name.into(), value.into());
+        let limits = self.world.grants.borrow().limits;
+        let (bytes, max) = (name.len() + value.len(), limits.context_value_max_bytes);
+        if bytes > max {
+            return Err(format!(
+                "the context value `{name}` has {bytes} bytes with its name; `context_value_max_bytes` is {max}"
+            ));
+        }
+        if name == USER {
+            return Err(format!(
+                "the context value `{name}` is the host's, and views cannot set it: choose another name"
+            ));
+        }
+        let mut values = self.values.borrow_mut();
+        if !values.contains_key(name) && values.len() >= limits.context_values_max {
+            return Err(format!(
+                "the request has {} context values already, as many as `context_values_max` allows",
+                values.len()
+            ));
+        }
+        values.insert(name.into(), value.into());
         Ok(())
+    }
+
+    fn directory(&self, name: &str) -> Result<PathBuf, String> {
+        self.world.grants.borrow().directory(name)
     }
 
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
@@ -154,12 +280,17 @@ impl Capabilities for Call {
     }
 
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
-        self.database(name, |database| database.run(sql, values))
+        let max = self.world.grants.borrow().limits.rows_max_bytes;
+        self.run(name, sql, values, Some(max))
             .map(|(table, _)| table)
     }
 
+    fn open(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
+        self.run(name, sql, values, None).map(|(table, _)| table)
+    }
+
     fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError> {
-        self.database(name, |database| database.run(sql, values))
+        self.run(name, sql, values, None)
             .map(|(_, changes)| changes)
     }
 
@@ -208,6 +339,28 @@ impl Capabilities for Call {
     }
 
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
+        let grants = self.world.grants.borrow();
+        grants.publish(topic).map_err(EventError::Denied)?;
+        if !is_topic(topic) {
+            return Err(EventError::Denied(format!(
+                "`{topic}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`"
+            )));
+        }
+        let max = grants.limits.payload_max_bytes;
+        if payload.len() > max {
+            return Err(EventError::TooLarge(format!(
+                "the event on `{topic}` has {} bytes; `payload_max_bytes` of `[events]` is {max}",
+                payload.len()
+            )));
+        }
+        let (published, most) = (self.published.get() + 1, grants.limits.events_max);
+        self.published.set(published);
+        if published > most {
+            return Err(EventError::Full(format!(
+                "the request has published {most} events already, as many as `events_max` allows: the event on `{topic}` was not published"
+            )));
+        }
+        drop(grants);
         let event = Event {
             topic: topic.into(),
             payload: payload.into(),
@@ -219,17 +372,33 @@ impl Capabilities for Call {
         Ok(())
     }
 
+    fn put_within(&self, run: Inner) {
+        self.within.borrow_mut().push(run);
+    }
+
     fn rest(&self) -> Part {
+        if let Some(run) = self.within.borrow_mut().pop() {
+            return part(run, self.set_rollback.clone());
+        }
         let inner = *self.world.inner.borrow();
         let inner = inner.expect("the test says what the middleware is around: `App::around`");
         part(inner.run, self.set_rollback.clone())
     }
 
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError> {
+        let granted = self.world.grants.borrow().subrequest();
+        granted.map_err(|detail| ViewError {
+            status: 500,
+            message: "internal server error".into(),
+            detail: Some(detail),
+        })?;
         let views = self.world.views.borrow();
         let known = views.iter().find_map(|known| {
             let found = params(known.kind.pattern(), &request.path)?;
-            (known.kind.method() == request.method).then_some((known.run, found))
+            known
+                .kind
+                .answers(&request.method)
+                .then_some((known.run, found))
         });
         let (run, params) = known.ok_or_else(|| ViewError {
             status: 404,
@@ -247,6 +416,8 @@ impl Capabilities for Call {
     }
 
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+        let granted = self.world.grants.borrow().http(&request.url);
+        granted.map_err(HttpError::Denied)?;
         self.world.outbound.send(request)
     }
 

@@ -1,7 +1,9 @@
 //! SQLite in memory, with the transactions of the host.
 
+use super::dialect;
 use crate::bindings::amphi::view::database_types::{Error, ErrorKind, Table, Violation};
 use crate::database::Value;
+use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, ffi};
 use std::fs;
@@ -23,6 +25,7 @@ impl Default for TestDatabase {
         connection
             .execute_batch("pragma foreign_keys = on")
             .expect("SQLite checks foreign keys");
+        add_functions(&connection).expect("SQLite takes functions");
         Self {
             connection,
             depth: 0,
@@ -30,6 +33,24 @@ impl Default for TestDatabase {
             pinned: false,
         }
     }
+}
+
+/// The functions that tables and statements written for PostgreSQL usually call.
+fn add_functions(connection: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8;
+    let (now, uuid) = (
+        "select strftime('%Y-%m-%dT%H:%M:%fZ', 'now')",
+        "with r(h) as (select lower(hex(randomblob(16)))) select substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-4' \
+         || substr(h, 14, 3) || '-a' || substr(h, 18, 3) || '-' || substr(h, 21) from r",
+    );
+    for (name, sql) in [("now", now), ("gen_random_uuid", uuid)] {
+        connection.create_scalar_function(name, 0, flags, move |_| {
+            // SQLite knows the time, and has random numbers.
+            let connection = Connection::open_in_memory()?;
+            connection.query_row(sql, (), |row| row.get::<_, String>(0))
+        })?;
+    }
+    Ok(())
 }
 
 impl TestDatabase {
@@ -40,15 +61,32 @@ impl TestDatabase {
             .unwrap_or_else(|error| panic!("{place}: {error}"));
     }
 
+    /// Applies a migration, of SQLite's words or PostgreSQL's.
+    pub(super) fn migrate(&self, sql: &str, place: &str) {
+        for statement in dialect::statements(sql) {
+            if let Err(error) = self.connection.execute_batch(&statement) {
+                panic!(
+                    "{place}: {error}: {statement}\nTests run on SQLite. What only PostgreSQL has belongs in migrations of its own; make the tables of the tests by `App::execute_batch` then"
+                );
+            }
+        }
+    }
+
     /// Whether statements that change the session are allowed.
     pub(super) fn pin(&mut self, pinned: bool) {
         self.pinned = pinned;
     }
 
     /// Runs one statement: its result, and how many rows it changed. One that fails poisons its transaction.
-    pub(super) fn run(&mut self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
+    pub(super) fn run(
+        &mut self,
+        sql: &str,
+        values: &[Value],
+        read_only: bool,
+        max_bytes: Option<usize>,
+    ) -> Result<(Table, u64), Error> {
         self.check_sound()?;
-        let result = self.try_run(sql, values);
+        let result = self.try_run(sql, values, read_only, max_bytes);
         if let Err(error) = &result
             && self.depth > 0
         {
@@ -69,9 +107,19 @@ impl TestDatabase {
         }
     }
 
-    fn try_run(&self, sql: &str, values: &[Value]) -> Result<(Table, u64), Error> {
+    fn try_run(
+        &self,
+        sql: &str,
+        values: &[Value],
+        read_only: bool,
+        max_bytes: Option<usize>,
+    ) -> Result<(Table, u64), Error> {
         check_allowed(sql, self.pinned)?;
         let mut statement = self.connection.prepare(sql).map_err(error)?;
+        if read_only && !statement.readonly() {
+            let message = format!("the view is read-only, and this statement writes: {sql}");
+            return Err(refused(ErrorKind::Denied, message));
+        }
         let slots = slots(&statement)?;
         let wanted = slots.iter().copied().max().unwrap_or(0);
         if wanted != values.len() {
@@ -91,12 +139,20 @@ impl TestDatabase {
         let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let changes = |connection: &Connection| connection.total_changes();
         let before = changes(&self.connection);
-        let mut rows = Vec::new();
+        let (mut rows, mut bytes) = (Vec::new(), 0);
         let mut cursor = statement.raw_query();
         while let Some(row) = cursor.next().map_err(error)? {
             let values = (0..columns.len())
                 .map(|index| row.get_ref(index).map_err(error).and_then(from_sql));
-            rows.push(values.collect::<Result<_, _>>()?);
+            let values: Vec<Value> = values.collect::<Result<_, _>>()?;
+            bytes += values.iter().map(size).sum::<usize>();
+            rows.push(values);
+            if let Some(max) = max_bytes.filter(|max| bytes > *max) {
+                let message = format!(
+                    "the result has more than {max} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `rows`"
+                );
+                return Err(refused(ErrorKind::TooLarge, message));
+            }
         }
         drop(cursor);
         // Statements that change definitions may write rows of SQLite's own.
@@ -248,6 +304,15 @@ fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
         }
     };
     (1..=statement.parameter_count()).map(slot).collect()
+}
+
+/// About what a value takes in a result.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Integer(_) | Value::Real(_) => 8,
+        Value::Text(text) => text.len(),
+        Value::Blob(bytes) => bytes.len(),
+    }
 }
 
 fn to_sql(value: &Value) -> rusqlite::types::ToSqlOutput<'_> {

@@ -12,13 +12,15 @@ use std::collections::HashMap;
 /// A request, from [`get`], [`post`] and so on.
 #[derive(Clone, Debug)]
 pub struct TestRequest {
-    method: &'static str,
+    method: String,
     path: String,
     query: String,
     headers: Headers,
     body: Vec<u8>,
     /// What its session has.
     session: Values,
+    /// The token of its page, for a form to come.
+    token: Option<String>,
 }
 
 /// A GET request of a path, with its query.
@@ -46,16 +48,72 @@ pub fn delete(path: &str) -> TestRequest {
     TestRequest::new("DELETE", path)
 }
 
+/// A request of any method.
+pub fn request(method: &str, path: &str) -> TestRequest {
+    TestRequest::new(method, path)
+}
+
+/// A form with files, for [`TestRequest::multipart`].
+#[derive(Clone, Debug, Default)]
+pub struct Multipart(Vec<u8>);
+
+/// The line between the parts.
+const BOUNDARY: &str = "the-boundary-of-a-test";
+
+impl Multipart {
+    /// A form without fields.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a field.
+    pub fn text(self, name: &str, value: &str) -> Self {
+        self.part(&format!("name=\"{}\"", escaped(name)), value.as_bytes())
+    }
+
+    /// Adds a file.
+    pub fn file(
+        self,
+        name: &str,
+        file_name: &str,
+        content_type: &str,
+        bytes: impl AsRef<[u8]>,
+    ) -> Self {
+        let head = format!(
+            "name=\"{}\"; filename=\"{}\"\r\ncontent-type: {content_type}",
+            escaped(name),
+            escaped(file_name)
+        );
+        self.part(&head, bytes.as_ref())
+    }
+
+    fn part(mut self, head: &str, content: &[u8]) -> Self {
+        let head = format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n");
+        self.0.extend_from_slice(head.as_bytes());
+        self.0.extend_from_slice(content);
+        self.0.extend_from_slice(b"\r\n");
+        self
+    }
+}
+
+/// As browsers write names.
+fn escaped(name: &str) -> String {
+    name.replace('"', "%22")
+        .replace('\r', "%0D")
+        .replace('\n', "%0A")
+}
+
 impl TestRequest {
-    fn new(method: &'static str, path: &str) -> Self {
+    fn new(method: &str, path: &str) -> Self {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         Self {
-            method,
+            method: method.into(),
             path: path.into(),
             query: query.into(),
             headers: Headers::new(),
             body: Vec::new(),
             session: Values::new(),
+            token: None,
         }
     }
 
@@ -85,6 +143,17 @@ impl TestRequest {
             .header("sec-fetch-site", "same-origin")
     }
 
+    /// The same for a form of a page, which has the token in its first field: to be followed by
+    /// [`form`](Self::form) or [`multipart`](Self::multipart).
+    pub fn csrf_field(self) -> Self {
+        let (token, given) = csrf::pair();
+        let request = self.session(csrf::FIELD, &token);
+        Self {
+            token: Some(given),
+            ..request.header("sec-fetch-site", "same-origin")
+        }
+    }
+
     /// Sends these bytes.
     pub fn with_body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
@@ -93,9 +162,24 @@ impl TestRequest {
 
     /// Sends the value as a form does.
     pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
-        let body = serde_html_form::to_string(value).expect("a form of a test can be written");
+        let mut body = serde_html_form::to_string(value).expect("a form of a test can be written");
+        if let Some(token) = &self.token {
+            body = format!("{}={token}&{body}", csrf::FIELD);
+        }
         self.header("content-type", "application/x-www-form-urlencoded")
             .with_body(body)
+    }
+
+    /// Sends a form with files.
+    pub fn multipart(self, form: Multipart) -> Self {
+        let mut body = match &self.token {
+            Some(token) => Multipart::new().text(csrf::FIELD, token).0,
+            None => Vec::new(),
+        };
+        body.extend(form.0);
+        body.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
+        let content_type = format!("multipart/form-data; boundary={BOUNDARY}");
+        self.header("content-type", content_type).with_body(body)
     }
 
     /// Sends the value as JSON.
@@ -127,6 +211,7 @@ impl TestRequest {
             mut headers,
             body,
             session,
+            token: _,
         } = self;
         if !session.is_empty() {
             let cookie = Settings::read(|name| settings.get(name).cloned())
@@ -135,7 +220,7 @@ impl TestRequest {
             headers.append("cookie", format!("{}={}", cookie.name(), cookie.value()));
         }
         assert!(
-            method == kind.method() || kind == Kind::Middleware,
+            kind.answers(&method) || kind == Kind::Middleware,
             "`{view}` answers {}, and this request is {method}",
             kind.method()
         );
@@ -150,7 +235,7 @@ impl TestRequest {
             _ => Content::Bytes(body),
         };
         Request {
-            method: method.into(),
+            method,
             path,
             query,
             headers,

@@ -9,7 +9,7 @@ fn signed(cx: &Context, mut request: Request, next: Next) -> Result<Response> {
         .headers
         .get("x-user")
         .ok_or_else(|| Error::unauthorized("who?"))?;
-    cx.set("user", user)?;
+    cx.set("member", user)?;
     request.headers.set("x-seen", "1");
     let mut response = next.run(request)?;
     response.headers.set("x-signed", "yes");
@@ -23,7 +23,7 @@ async fn signed_slowly(
     request: Request,
     next: Next,
 ) -> Result<Response> {
-    cx.set("user", agent.get("x-user").unwrap_or("nobody"))?;
+    cx.set("member", agent.get("x-user").unwrap_or("nobody"))?;
     match next.run(request).await {
         Err(error) if error.status() == StatusCode::NOT_FOUND => "nothing here".into_response(),
         other => other,
@@ -33,7 +33,7 @@ async fn signed_slowly(
 #[view(post, "/upload")]
 fn upload(cx: &Context, headers: Headers, body: Body) -> String {
     let seen = headers.get("x-seen").is_some();
-    format!("{:?} {seen} {}", cx.get("user"), body.0.len())
+    format!("{:?} {seen} {}", cx.get("member"), body.0.len())
 }
 
 #[view(get, "/missing")]
@@ -43,12 +43,12 @@ async fn missing() -> Result<()> {
 
 #[view(get, "/fragments/{name}")]
 async fn fragment(cx: &Context, Path(name): Path<String>) -> String {
-    format!("<{name} for {:?}>", cx.get("user"))
+    format!("<{name} for {:?}>", cx.get("member"))
 }
 
 #[view(get, "/page")]
 fn page(cx: &Context) -> Result<String> {
-    cx.set("user", "ann")?;
+    cx.set("member", "ann")?;
     let news = cx.subrequest("GET", "/fragments/news?n=1").send()?;
     let error = cx
         .subrequest("GET", "/nowhere")

@@ -1,10 +1,11 @@
 //! `amphi build`: each guest crate once for each mode that has views, checked as the host would.
 //!
 //! Cargo does the work. A crate is compiled with the SDK's feature `sync` or `async`, which keeps the other
-//! mode's views out of the component; when no view is left, the SDK stops the compiler early with a sentence
-//! that is recognised here.
+//! mode's views out of the component. The SDK leaves a section in it that says whether any view is left, and which
+//! were listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -35,14 +36,16 @@ pub(super) enum Purpose {
     Production,
 }
 
-/// Builds the guests of the app in `folder`, and checks that they can be served.
+/// Builds the guests of the app in `folder`, and checks that they can be served. Until all of them can, the components
+/// that were there before stay.
 ///
 /// # Errors
 /// When one cannot be built or served; the compiler has said why.
 pub fn run(folder: &Path) -> anyhow::Result<()> {
-    let config = Config::load(folder)?;
-    build(&config, Purpose::Production)?;
+    let mut config = Config::load(folder)?;
+    let built = build(&mut config, Purpose::Production)?;
     let app = super::routes::check(config)?;
+    built.place()?;
     eprintln!(
         "Checked {} views; `amphi serve` will take them",
         app.views.len()
@@ -50,57 +53,110 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds all crates of the app; returns the folders of the local packages that went into them.
-pub(super) fn build(config: &Config, purpose: Purpose) -> anyhow::Result<Vec<PathBuf>> {
-    let mut packages = Vec::new();
-    for module in &config.modules {
-        if let Source::Crate(folder) = &module.source {
-            if packages.is_empty() {
-                add_target()?;
-            }
-            // As cargo names it.
-            let folder = folder
-                .canonicalize()
-                .with_context(|| folder.display().to_string())?;
-            let metadata = Metadata::of(&folder)?;
-            packages.extend(metadata.folders());
-            let artifacts = config.artifacts();
-            build_crate(&folder, &metadata, &module.name, &artifacts, purpose)?;
-        }
-    }
-    packages.sort();
-    packages.dedup();
-    Ok(packages)
+/// Components that have been built, and wait to be put in the place of those before.
+pub(super) struct Built {
+    /// The folders of the local packages that went into them.
+    pub(super) packages: Vec<PathBuf>,
+    /// Where each is to be, and where it is; none where a mode has no views.
+    components: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
+impl Built {
+    /// Puts all of them in place, each whole, for a server that may read it at any time.
+    pub(super) fn place(&self) -> anyhow::Result<()> {
+        for (artifact, component) in &self.components {
+            match component {
+                Some(component) => copy(component, artifact)?,
+                None if artifact.exists() => std::fs::remove_file(artifact)
+                    .with_context(|| format!("removing {}", artifact.display()))?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds all crates of the app, and has `config` look for the components where they wait.
+pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Built> {
+    let final_place = config.artifacts();
+    let waiting = final_place.join("built");
+    config.artifacts_in = Some(waiting.clone());
+    let mut built = Built {
+        packages: Vec::new(),
+        components: Vec::new(),
+    };
+    let mut known: Vec<Metadata> = Vec::new();
+    for module in &config.modules {
+        let Source::Crate(folder) = &module.source else {
+            continue;
+        };
+        if known.is_empty() {
+            add_target()?;
+        }
+        // As cargo names it.
+        let folder = folder
+            .canonicalize()
+            .with_context(|| folder.display().to_string())?;
+        // The crates of one workspace have one answer.
+        let at = match known.iter().position(|metadata| metadata.has(&folder)) {
+            Some(at) => at,
+            None => {
+                known.push(Metadata::of(&folder)?);
+                known.len() - 1
+            }
+        };
+        let metadata = &known[at];
+        built.packages.extend(metadata.folders());
+        let modes = build_crate(&folder, metadata, &module.name, &waiting, purpose)?;
+        for mode in [Mode::Sync, Mode::Async] {
+            let [to, from] =
+                [&final_place, &waiting].map(|place| module::artifact(place, &module.name, mode));
+            let from = modes.contains(&mode).then_some(from);
+            built.components.push((to, from));
+        }
+    }
+    built.packages.sort();
+    built.packages.dedup();
+    Ok(built)
+}
+
+/// Builds a crate for each mode; returns those that it has views of.
 fn build_crate(
     folder: &Path,
     metadata: &Metadata,
     module: &str,
-    artifacts: &Path,
+    waiting: &Path,
     purpose: Purpose,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<Mode>> {
     let mut modes = Vec::new();
+    let mut unlisted = Vec::new();
     for mode in [Mode::Sync, Mode::Async] {
         let since = Instant::now();
-        let artifact = module::artifact(artifacts, module, mode);
-        match compile(folder, metadata, mode, purpose)
-            .with_context(|| format!("module `{module}` ({mode})"))?
-        {
-            Some(component) => {
-                place(&component, &artifact)?;
-                modes.push(mode);
-                let size = std::fs::metadata(&artifact).map_or(0, |metadata| metadata.len());
-                eprintln!(
-                    "Built {module} ({mode}): {} KiB in {:.1?}",
-                    size.div_ceil(1024),
-                    since.elapsed()
-                );
+        let artifact = module::artifact(waiting, module, mode);
+        let (component, fresh) = compile(folder, metadata, mode, purpose)
+            .with_context(|| format!("module `{module}` ({mode})"))?;
+        let bytes = std::fs::read(&component)
+            .with_context(|| format!("reading {}", component.display()))?;
+        let listing = Listing::of(&bytes);
+        unlisted = listing.unlisted;
+        if !listing.has_views {
+            if artifact.exists() {
+                std::fs::remove_file(&artifact)
+                    .with_context(|| format!("removing {}", artifact.display()))?;
             }
-            None if artifact.exists() => std::fs::remove_file(&artifact)
-                .with_context(|| format!("removing {}", artifact.display()))?,
-            None => {}
+            continue;
         }
+        copy(&component, &artifact)?;
+        modes.push(mode);
+        if !fresh {
+            let (size, took) = (bytes.len().div_ceil(1024), since.elapsed());
+            eprintln!("Built {module} ({mode}): {size} KiB in {took:.1?}");
+        }
+    }
+    for view in unlisted {
+        eprintln!(
+            "warning: {view} is in no `views![…]`, so the host does not know it: list it, or take its attribute away"
+        );
     }
     if modes.is_empty() {
         bail!(
@@ -108,11 +164,87 @@ fn build_crate(
             folder.display()
         );
     }
-    Ok(())
+    Ok(modes)
 }
 
-/// Puts a component in place whole, for a server that may read it at any time.
-fn place(component: &Path, artifact: &Path) -> anyhow::Result<()> {
+/// What the SDK has left in a component about the views of its crate.
+struct Listing {
+    /// Whether any is of the component's mode.
+    has_views: bool,
+    /// Views that were declared and are in no list, with their places.
+    unlisted: Vec<String>,
+}
+
+impl Listing {
+    /// Components of other toolchains have no such section, and views.
+    fn of(component: &[u8]) -> Listing {
+        /// The name of the section, with its length before it.
+        const SECTION: &[u8] = b"\x0bamphi-views";
+        let (mut declared, mut listed) = (Vec::new(), BTreeSet::new());
+        let mut has_views = true;
+        let found = component
+            .windows(SECTION.len())
+            .position(|part| part == SECTION);
+        let text = found.map_or(&[][..], |at| &component[at + SECTION.len()..]);
+        for line in text.split(|byte| *byte == b'\n') {
+            match std::str::from_utf8(line)
+                .ok()
+                .map(|line| (line, line.split_once(' ')))
+            {
+                Some(("none", _)) => has_views = false,
+                Some(("some", _)) => {}
+                Some((_, Some(("view", rest)))) => {
+                    if let Some((path, place)) = rest.split_once(' ') {
+                        let name = path.split_once("::").map_or(path, |(_, name)| name);
+                        declared.push((name.to_owned(), place.to_owned()));
+                    }
+                }
+                Some((_, Some(("listed", name)))) => {
+                    listed.insert(name.to_owned());
+                }
+                // The section is over.
+                _ => break,
+            }
+        }
+        let missing = declared
+            .into_iter()
+            .filter(|(name, _)| !listed.contains(name));
+        Listing {
+            has_views,
+            unlisted: missing
+                .map(|(name, place)| format!("`{name}` ({place})"))
+                .collect(),
+        }
+    }
+}
+
+/// The crate does not compile: what the compiler said.
+#[derive(Debug)]
+pub(super) struct NotCompiled(String);
+
+impl NotCompiled {
+    /// As a page shows it, without colours.
+    pub(super) fn plain(&self) -> String {
+        let mut plain = String::new();
+        let mut rest = self.0.as_str();
+        while let Some((before, after)) = rest.split_once('\x1b') {
+            plain.push_str(before);
+            rest = after.split_once('m').map_or("", |(_, rest)| rest);
+        }
+        plain + rest
+    }
+}
+
+impl fmt::Display for NotCompiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the crate does not compile")
+    }
+}
+
+impl std::error::Error for NotCompiled {}
+
+/// Puts a component in place whole.
+fn copy(component: &Path, artifact: &Path) -> anyhow::Result<()> {
     let same = |a: &Path, b: &Path| Some(std::fs::read(a).ok()? == std::fs::read(b).ok()?);
     if same(component, artifact) == Some(true) {
         return Ok(());
@@ -127,19 +259,22 @@ fn place(component: &Path, artifact: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compiles a crate for one mode. None: it has no views of that mode.
+/// Compiles a crate for one mode; gives the component, and whether nothing had to be done.
 fn compile(
     folder: &Path,
     metadata: &Metadata,
     mode: Mode,
     purpose: Purpose,
-) -> anyhow::Result<Option<PathBuf>> {
+) -> anyhow::Result<(PathBuf, bool)> {
     let colour = if std::io::stderr().is_terminal() {
         "always"
     } else {
         "never"
     };
     let mut cargo = Command::new("cargo");
+    // Else the components of both modes, and those for development, would take each other's place in cargo's folder, and
+    // each be compiled again. Were it to ignore this one day, that is all that would happen.
+    cargo.env("__CARGO_DEFAULT_LIB_METADATA", "amphi");
     if purpose == Purpose::Development {
         cargo.envs(LINES);
     }
@@ -178,51 +313,47 @@ fn compile(
         .context("cargo could not be started: install Rust with rustup")?;
     let progress = BufReader::new(cargo.stderr.take().expect("it is piped"));
     let progress = std::thread::spawn(move || show_progress(progress));
-    let no_views = format!("amphi: this crate has no {mode} views");
-    let (mut component, mut diagnostics, mut without_views) = (None, String::new(), false);
+    let (mut component, mut diagnostics, mut unchanged) = (None, String::new(), false);
     for line in BufReader::new(cargo.stdout.take().expect("it is piped")).lines() {
         match serde_json::from_str(&line?) {
             Ok(Message::CompilerArtifact {
                 filenames,
                 manifest_path,
+                fresh,
             }) if manifest_path == folder.join("Cargo.toml") => {
+                unchanged = fresh;
                 component = filenames.into_iter().find(|file| {
                     file.extension()
                         .is_some_and(|extension| extension == "wasm")
                 });
             }
             Ok(Message::CompilerMessage { message }) => {
-                let rendered = message.rendered.unwrap_or_default();
-                without_views |= rendered.contains(&no_views);
-                diagnostics.push_str(&rendered);
+                diagnostics.push_str(&message.rendered.unwrap_or_default());
             }
             _ => {}
         }
     }
     let status = cargo.wait()?;
     let summary = progress.join().unwrap_or_default();
+    eprint!("{diagnostics}");
     if status.success() {
-        eprint!("{diagnostics}");
         return match component {
-            Some(component) => Ok(Some(component)),
+            Some(component) => Ok((component, unchanged)),
             None => bail!("cargo said nothing of a component"),
         };
     }
-    if without_views {
-        return Ok(None);
+    if diagnostics.is_empty() {
+        bail!("the crate does not compile:\n{summary}");
     }
-    eprint!("{diagnostics}");
-    bail!(
-        "the crate does not compile{}",
-        if diagnostics.is_empty() {
-            format!(":\n{summary}")
-        } else {
-            String::new()
-        }
-    );
+    if diagnostics.contains("expected type, found function") && diagnostics.contains("views!") {
+        eprintln!(
+            "`views!` lists functions with `#[view(…)]`, `#[middleware]` or `#[subscriber(…)]`; a plain function is called by them and not listed"
+        );
+    }
+    Err(NotCompiled(diagnostics).into())
 }
 
-/// Passes cargo's progress on; errors are kept, because a mode without views is none.
+/// Passes cargo's progress on; errors are kept for the end.
 fn show_progress(lines: impl std::io::BufRead) -> String {
     let mut errors = String::new();
     for line in lines.lines().map_while(Result::ok) {
@@ -254,6 +385,7 @@ enum Message {
     CompilerArtifact {
         filenames: Vec<PathBuf>,
         manifest_path: PathBuf,
+        fresh: bool,
     },
     CompilerMessage {
         message: Diagnostic,
@@ -301,6 +433,13 @@ impl Metadata {
             .context("what cargo says about the crate could not be read")
     }
 
+    /// Whether the crate in this folder is one of these packages.
+    fn has(&self, folder: &Path) -> bool {
+        let manifest = folder.join("Cargo.toml");
+        let mut packages = self.packages.iter();
+        packages.any(|package| package.source.is_none() && package.manifest_path == manifest)
+    }
+
     /// The folders of the packages on this machine.
     fn folders(&self) -> Vec<PathBuf> {
         let local = self
@@ -332,5 +471,41 @@ fn add_target() -> anyhow::Result<()> {
         _ => bail!(
             "the compilation target {TARGET} is missing and could not be installed: run `rustup target add {TARGET}`"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Listing, NotCompiled};
+
+    #[test]
+    fn what_is_in_no_list_is_found_in_the_component() {
+        let of = |lines: &str| {
+            let component = [
+                b"\0asm..\x0bamphi-views",
+                lines.as_bytes(),
+                b"\0other\nview a::b c:1\n",
+            ]
+            .concat();
+            let Listing {
+                has_views,
+                unlisted,
+            } = Listing::of(&component);
+            (has_views, unlisted)
+        };
+        let lines = "view app::home src/lib.rs:3\nnone\nlisted home\nview app::a::b src/a b.rs:7\n";
+        assert_eq!(of(lines), (false, vec!["`a::b` (src/a b.rs:7)".to_owned()]));
+        assert_eq!(
+            of("some\nview app::home src/lib.rs:3\nlisted home\n"),
+            (true, Vec::new())
+        );
+        let other = Listing::of(b"\0asm of another toolchain");
+        assert!(other.has_views && other.unlisted.is_empty());
+    }
+
+    #[test]
+    fn colours_are_for_terminals() {
+        let said = NotCompiled("\x1b[1m\x1b[31merror\x1b[0m: no".to_owned());
+        assert_eq!(said.plain(), "error: no");
     }
 }

@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use super::Serving;
-use super::build::{self, Purpose};
+use super::build::{self, NotCompiled, Purpose};
 use super::serve::{Migrations, Running, block_on, load};
 use crate::config::{Config, Source, Storage};
 use crate::host::Host;
@@ -22,13 +22,14 @@ const QUIET: Duration = Duration::from_millis(150);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
-    let config = serving.config()?;
-    let packages = build::build(&config, Purpose::Development)?;
+    let mut config = serving.config()?;
+    let built = build::build(&mut config, Purpose::Development)?;
     block_on(async {
         let (changed, changes) = mpsc::channel(1);
-        let watching = Watching::start(&config, &packages, changed)?;
+        let watching = Watching::start(&config, &built.packages, changed)?;
         let print = fingerprint(&config);
         let running = Running::start(config.clone(), Migrations::Apply).await?;
+        built.place()?;
         tracing::info!("watching for changes; Ctrl-C ends");
         let host = Arc::clone(&running.host);
         let rebuilding = Rebuilding {
@@ -51,14 +52,20 @@ async fn follow(
     let rebuilding = Arc::new(rebuilding);
     while changes.recv().await.is_some() {
         quiet(&mut changes, QUIET, LONGEST_WAIT).await;
-        let rebuilding = Arc::clone(&rebuilding);
-        let rebuilt = tokio::task::spawn_blocking(move || rebuilding.run(print));
+        let again = Arc::clone(&rebuilding);
+        let rebuilt = tokio::task::spawn_blocking(move || again.run(print));
         match rebuilt.await {
             Ok(Ok((new_print, config, packages))) => {
                 print = new_print;
+                rebuilding.host.broken.store(None);
                 watching.add(&config, &packages);
             }
-            Ok(Err(error)) => tracing::error!("{error:#}; the app goes on as it was"),
+            Ok(Err(error)) => {
+                tracing::error!("{error:#}; the app goes on as it was");
+                let compiler = error.downcast_ref().map(NotCompiled::plain);
+                let text = format!("{error:#}\n\n{}", compiler.unwrap_or_default());
+                rebuilding.host.broken.store(Some(Arc::new(text)));
+            }
             Err(error) => {
                 tracing::error!(%error, "rebuilding broke off; the app goes on as it was")
             }
@@ -84,8 +91,8 @@ struct Rebuilding {
 impl Rebuilding {
     fn run(&self, before: u64) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
         let since = Instant::now();
-        let config = self.serving.config()?;
-        let packages = build::build(&config, Purpose::Development)?;
+        let mut config = self.serving.config()?;
+        let built = build::build(&mut config, Purpose::Development)?;
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
@@ -98,10 +105,11 @@ impl Rebuilding {
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
+            built.place()?;
             self.host.app.store(Arc::new(app));
             tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
         }
-        Ok((print, config, packages))
+        Ok((print, config, built.packages))
     }
 }
 

@@ -181,6 +181,7 @@ impl<'a> Checker<'a> {
             databases,
             static_files,
             modules,
+            artifacts_in: None,
         })
     }
 

@@ -33,6 +33,7 @@ use crate::error::{Failure, Fault, cut};
 use crate::host::Host;
 use crate::metrics::METRICS;
 use crate::middleware::{self, Builtin, Visit};
+use crate::negotiation::{Form, form};
 use crate::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
 use crate::report::Report;
 use crate::request::body::Received;
@@ -216,6 +217,7 @@ where
             static_file(app, files, (parts, &completion.origin.account), params).await
         }
         Target::View(routed) => {
+            not_broken(completion)?;
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let viewed = async |completion: &mut Completion<'_>| {
                 view(routed, params, body, completion).await
@@ -248,6 +250,20 @@ async fn other_methods(
         Ok(with_allow(completion.failed_within(failure).await, &allow))
     };
     around(first.map_or(&[], Target::builtins), completion, answer).await
+}
+
+/// In development, a page says that the app could not be built. Programs get the answers of the one before.
+fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
+    let Completion { host, parts, .. } = completion;
+    if !host.development || form(&parts.headers) != Form::Html {
+        return Ok(());
+    }
+    match &*host.broken.load() {
+        Some(why) => Err(Failure::host(format!(
+            "the app could not be built, and is still the one before the change: {why}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What a preflight asks about (Fetch, 4.8): its module decides who may use it.

@@ -59,8 +59,21 @@ impl fmt::Display for Stop {
             Stop::Ended(Ended::Answered) => f.write_str("the request is answered already"),
             Stop::SynchronousOnlyOperation(call) => write!(
                 f,
-                "SynchronousOnlyOperation: {call} blocks, so an async view may not call it: use the async capability (`timer`, `http-async`, …), make it a sync view, or set `blocking_wasi = true` for the module"
+                "SynchronousOnlyOperation: {call} blocks, so an async view may not call it: {}, make it a sync view, or set `blocking_wasi = true` for the module",
+                instead_of(call)
             ),
+        }
+    }
+}
+
+/// What an async view does instead of this blocking call.
+fn instead_of(call: &str) -> &'static str {
+    match call.starts_with("wasi:io/poll") {
+        true => {
+            "instead of `std::thread::sleep` write `cx.sleep(…).await` (the capability `timer`)"
+        }
+        false => {
+            "files are for sync views (`std::fs`): keep what it needs in a database, or call a sync view by `cx.subrequest`"
         }
     }
 }
@@ -109,7 +122,14 @@ fn bounded(answer: Answer) -> Answer {
 /// What a failed call means, in a sentence (R17).
 fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
-        return stop.into();
+        let mut failure = Failure::from(stop);
+        // Where in the view's code that was.
+        if let (Stop::SynchronousOnlyOperation(_), Some(stack)) =
+            (stop, error.downcast_ref::<WasmBacktrace>())
+        {
+            failure.frames = frames(stack);
+        }
+        return failure;
     }
     if error
         .downcast_ref::<wasmtime::PoolConcurrencyLimitError>()

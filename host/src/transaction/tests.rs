@@ -222,7 +222,7 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
                 let kind = inserted.expect_err("the number is taken").kind;
                 match model.poisoned() {
                     true => assert_eq!(kind, ErrorKind::Poisoned),
-                    false => assert_eq!(kind, ErrorKind::NotNull),
+                    false => assert_eq!(kind, ErrorKind::Unique),
                 }
                 model.here().poisoned = true;
             }
@@ -567,7 +567,7 @@ async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
     let ran = turn.expect("it has begun").run(Face::Async, undoing).await;
     assert_eq!(
         ran.expect_err("the number is taken").kind,
-        ErrorKind::NotNull
+        ErrorKind::Unique
     );
     let error = fixture
         .insert(&transaction, Face::Async, 2)

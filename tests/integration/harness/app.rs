@@ -13,7 +13,7 @@ use super::postgres::Database;
 use super::{Kind, Mode, Server};
 
 /// Guests that `amphi build` has built, by the names of their folders.
-const BUILT: [&str; 3] = ["behaviour", "greedy", "rules"];
+const BUILT: [&str; 4] = ["behaviour", "docs", "greedy", "rules"];
 
 /// An app in a temporary folder.
 pub struct App {

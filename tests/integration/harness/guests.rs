@@ -65,7 +65,8 @@ static MISFITS: LazyLock<()> = LazyLock::new(|| {
     LazyLock::force(&BUILT);
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder().join("misfits"));
-    // Where `amphi build` puts its own, so that what both depend on is compiled once.
+    // As and where `amphi build` builds, so that what both depend on is compiled once.
+    cargo.env("__CARGO_DEFAULT_LIB_METADATA", "amphi");
     cargo.args([
         "build",
         "--release",

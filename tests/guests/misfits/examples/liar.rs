@@ -39,13 +39,14 @@ impl Guest for Liar {
             retries: 0,
             cpu_ms: None,
             timeout_ms: None,
+            middleware: Vec::new(),
         };
         match config::get("describe").as_deref() {
             Some("nothing") => Vec::new(),
             Some("an id twice") => vec![view(1, "/a"), view(1, "/b")],
             Some("a route twice") => vec![view(1, "/a"), view(2, "/a")],
             Some("an unknown method") => vec![ViewInfo {
-                kind: route("BREW", "/a"),
+                kind: route("brew", "/a"),
                 ..view(1, "/a")
             }],
             Some("no slash") => vec![view(1, "a")],

@@ -1,0 +1,311 @@
+//! What the app's `amphi.toml` grants to the crate that is tested, and the limits of its requests: enforced as the
+//! host does.
+
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The context value with the user's name, which only the host sets.
+pub(super) const USER: &str = "user";
+/// Folders above the crate in which its `amphi.toml` is looked for.
+const FOLDERS_UP: usize = 4;
+
+/// What a module may do.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Grants {
+    /// What the configuration says; none where there is no `amphi.toml`, and everything is granted then.
+    module: Option<Configured>,
+    pub(super) limits: Limits,
+    /// Where the folders of the module are on this machine, by the path that views know.
+    pub(super) directories: HashMap<String, PathBuf>,
+    /// Whether a view is in a transaction where it does not say.
+    pub(super) atomic: Atomic,
+}
+
+/// A module of an `amphi.toml`.
+#[derive(Clone, Debug)]
+struct Configured {
+    name: String,
+    table: Module,
+}
+
+/// The limits of a request that matter to a view, with the host's defaults.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Limits {
+    pub(super) context_values_max: usize,
+    pub(super) context_value_max_bytes: usize,
+    pub(super) response_max_bytes: usize,
+    pub(super) rows_max_bytes: usize,
+    pub(super) events_max: usize,
+    pub(super) headers_max_bytes: usize,
+    pub(super) timeout_ms: u64,
+    /// Of `[events]`.
+    #[serde(skip)]
+    pub(super) payload_max_bytes: usize,
+    /// Of `[server]`.
+    #[serde(skip)]
+    pub(super) body_max_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            context_values_max: 64,
+            context_value_max_bytes: 8 << 10,
+            response_max_bytes: 8 << 20,
+            rows_max_bytes: 8 << 20,
+            events_max: 1_000,
+            headers_max_bytes: 64 << 10,
+            timeout_ms: 30_000,
+            payload_max_bytes: 64 << 10,
+            body_max_bytes: 10 << 20,
+        }
+    }
+}
+
+/// `atomic` of an app or module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Atomic {
+    /// Views of methods that change something.
+    #[default]
+    UnsafeMethods,
+    All,
+    None,
+}
+
+impl Atomic {
+    pub(super) fn applies_to(self, method: &str) -> bool {
+        match self {
+            Self::UnsafeMethods => !matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE"),
+            Self::All => true,
+            Self::None => false,
+        }
+    }
+}
+
+impl From<&toml::Value> for Atomic {
+    fn from(value: &toml::Value) -> Self {
+        match value.as_bool() {
+            Some(true) => Self::All,
+            Some(false) => Self::None,
+            None => Self::UnsafeMethods,
+        }
+    }
+}
+
+/// The parts of an `amphi.toml` that are of interest here. The host checks the rest.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    app: toml::Table,
+    #[serde(default)]
+    server: toml::Table,
+    #[serde(default)]
+    events: toml::Table,
+    #[serde(default)]
+    limits: toml::Table,
+    #[serde(default)]
+    modules: BTreeMap<String, Module>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Module {
+    path: PathBuf,
+    #[serde(default)]
+    databases: Vec<String>,
+    #[serde(default)]
+    http: Vec<String>,
+    #[serde(default)]
+    publish: Vec<String>,
+    #[serde(default)]
+    subscribe: Vec<String>,
+    #[serde(default)]
+    subrequests: bool,
+    #[serde(default)]
+    directories: Vec<Directory>,
+    #[serde(default)]
+    settings: toml::Table,
+    #[serde(default)]
+    limits: toml::Table,
+    atomic: Option<toml::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Directory {
+    guest: String,
+}
+
+impl Grants {
+    /// Those of the crate that is tested, if there is an `amphi.toml` with a module of it in its folder or above.
+    pub(super) fn find() -> Self {
+        let Some(crate_folder) = std::env::var_os("CARGO_MANIFEST_DIR") else {
+            return Self::default();
+        };
+        let crate_folder = PathBuf::from(crate_folder);
+        (crate_folder.ancestors().take(FOLDERS_UP))
+            .find_map(|folder| Self::of(&folder.join("amphi.toml"), &crate_folder))
+            .unwrap_or_default()
+    }
+
+    /// Those of the module whose `path` is this crate.
+    fn of(file: &Path, crate_folder: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(file).ok()?;
+        let config: Config =
+            toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let wanted = crate_folder.canonicalize().ok()?;
+        let (name, table) = config.modules.iter().find(|(_, module)| {
+            let path = file.with_file_name("").join(&module.path);
+            path.canonicalize().is_ok_and(|path| path == wanted)
+        })?;
+        let number = |table: &toml::Table, key: &str, default: usize| {
+            let value = table.get(key).and_then(toml::Value::as_integer);
+            value.map_or(default, |value| usize::try_from(value).unwrap_or(default))
+        };
+        let mut limits = config.limits.clone();
+        limits.extend(table.limits.clone());
+        let limits: Limits = limits
+            .try_into()
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let atomic = table.atomic.as_ref().or_else(|| config.app.get("atomic"));
+        Some(Self {
+            limits: Limits {
+                payload_max_bytes: number(
+                    &config.events,
+                    "payload_max_bytes",
+                    limits.payload_max_bytes,
+                ),
+                body_max_bytes: number(&config.server, "body_max_bytes", limits.body_max_bytes),
+                ..limits
+            },
+            directories: HashMap::new(),
+            atomic: atomic.map_or_else(Atomic::default, Atomic::from),
+            module: Some(Configured {
+                name: name.clone(),
+                table: table.clone(),
+            }),
+        })
+    }
+
+    /// Grants everything from here on.
+    pub(super) fn grant_all(&mut self) {
+        self.module = None;
+    }
+
+    /// The settings of the configuration, as views read them.
+    pub(super) fn settings(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        let settings = self.module.iter().flat_map(|module| &module.table.settings);
+        settings.map(|(name, value)| {
+            let text = match value {
+                toml::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            (name.clone(), text)
+        })
+    }
+
+    fn denied(&self, allowed: impl Fn(&Module) -> bool) -> Option<&str> {
+        let module = self.module.as_ref()?;
+        (!allowed(&module.table)).then_some(module.name.as_str())
+    }
+
+    pub(super) fn database(&self, name: &str) -> Result<(), String> {
+        match self.denied(|module| module.databases.iter().any(|granted| granted == name)) {
+            None => Ok(()),
+            Some(module) => Err(format!(
+                "module `{module}` may not use the database `{name}`: add it to `databases` of `[modules.{module}]`"
+            )),
+        }
+    }
+
+    pub(super) fn publish(&self, topic: &str) -> Result<(), String> {
+        match self.denied(|module| {
+            module
+                .publish
+                .iter()
+                .any(|granted| contains(granted, topic))
+        }) {
+            None => Ok(()),
+            Some(module) => Err(format!(
+                "module `{module}` may not publish on `{topic}`: add it to `publish` of `[modules.{module}]`"
+            )),
+        }
+    }
+
+    pub(super) fn subscribe(&self, topic: &str) -> Result<(), String> {
+        let covered = |module: &Module| {
+            let beginning = topic.strip_suffix('*').unwrap_or(topic);
+            (module.subscribe.iter())
+                .any(|granted| granted == topic || contains(granted, beginning) || granted == "*")
+        };
+        match self.denied(covered) {
+            None => Ok(()),
+            Some(module) => Err(format!(
+                "module `{module}` is not granted the topic `{topic}`: add `subscribe = [\"{topic}\"]` to `[modules.{module}]`"
+            )),
+        }
+    }
+
+    pub(super) fn subrequest(&self) -> Result<(), String> {
+        match self.denied(|module| module.subrequests) {
+            None => Ok(()),
+            Some(module) => Err(format!(
+                "module `{module}` may not call other views: add `subrequests = true` to `[modules.{module}]`"
+            )),
+        }
+    }
+
+    /// Whether a request may be sent to this URL, or path of the app itself.
+    pub(super) fn http(&self, url: &str) -> Result<(), String> {
+        let own = url.starts_with('/');
+        let origin = match url.split_once("://") {
+            Some((scheme, rest)) => {
+                let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+                format!("{scheme}://{authority}")
+            }
+            None => url.to_owned(),
+        };
+        let grants = |granted: &String| match granted.as_str() {
+            "*" => true,
+            "self" => own,
+            granted => !own && granted.trim_end_matches('/').eq_ignore_ascii_case(&origin),
+        };
+        let Some(module) = self.denied(|module| module.http.iter().any(grants)) else {
+            return Ok(());
+        };
+        let missing = if own { "self" } else { &origin };
+        Err(format!(
+            "module `{module}` may not send requests to {url}: add \"{missing}\" to `http` of `[modules.{module}]`"
+        ))
+    }
+
+    /// Where the folder that views know as `guest` is on this machine.
+    pub(super) fn directory(&self, guest: &str) -> Result<PathBuf, String> {
+        let known = |module: &Module| module.directories.iter().any(|dir| dir.guest == guest);
+        if let Some(module) = self.denied(known) {
+            return Err(format!(
+                "module `{module}` has no folder `{guest}`: add `{{ host = \"…\", guest = \"{guest}\" }}` to `directories` of `[modules.{module}]`"
+            ));
+        }
+        self.directories.get(guest).cloned().ok_or_else(|| {
+            format!("the test has no folder `{guest}`: add `.directory(\"{guest}\", …)` to its app")
+        })
+    }
+}
+
+/// Whether a topic, or pattern of topics, is about this one.
+fn contains(granted: &str, topic: &str) -> bool {
+    match granted.strip_suffix('*') {
+        Some(beginning) => topic.starts_with(beginning) && topic.len() > beginning.len(),
+        None => granted == topic,
+    }
+}
+
+/// Whether this is one topic, as the host has it.
+pub(super) fn is_topic(text: &str) -> bool {
+    let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    text.len() <= 1 << 10
+        && text
+            .split('.')
+            .all(|word| !word.is_empty() && word.chars().all(of_word))
+}

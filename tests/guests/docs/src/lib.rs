@@ -1,0 +1,35 @@
+//! The examples of README and SDK, taken from there by `build.rs`: each in a module of its own, its paths below the
+//! module's name.
+#![allow(
+    dead_code,
+    private_interfaces,
+    unused_imports,
+    reason = "they are examples"
+)]
+
+use amphi_sdk::prelude::*;
+
+/// Signs in, for the example that wants to know who it is.
+#[view(get, "/sign-in")]
+fn sign_in(session: Session) -> Result<()> {
+    session.set("user", "ann")
+}
+
+/// What the examples ask.
+#[view(get, "/slow/{n}")]
+async fn slow(Path(n): Path<u32>) -> String {
+    n.to_string()
+}
+
+#[view(get, "/fragments/{name}")]
+fn fragment(Path(name): Path<String>) -> String {
+    name
+}
+
+/// What is around something shows what it has set.
+#[view(get, "/member")]
+fn member(cx: &Context) -> String {
+    cx.get("member").unwrap_or_default()
+}
+
+include!(concat!(env!("OUT_DIR"), "/examples.rs"));

@@ -1,0 +1,267 @@
+//! The examples of README and SDK, on the real server: taken from there as they stand (`tests/guests/docs/build.rs`).
+
+use std::collections::BTreeSet;
+
+use reqwest::StatusCode;
+
+use crate::harness::{App, Reply, Server, eventually, guests};
+
+const TABLES: &str = "
+    create table entries (id integer primary key, name text not null default 'Bob', message text, email text);
+    insert into entries values (7, 'Ann', 'Hi', null);
+    create table names (name text unique);
+    create table orders (id integer primary key, paid integer);
+    insert into orders values (7, 0);
+    create table shipments (order_id integer);
+    create table news (id integer);
+    create table users (name text, staff integer);
+    insert into users values ('ann', 1);
+    create table photos (title text, bytes blob);
+";
+
+fn app() -> App {
+    let grants = r#"databases = ["default"], http = ["self"], subrequests = true, publish = ["*"], subscribe = ["*"],
+        directories = [{ host = "notes", guest = "/notes" }], settings = { greeting = "Hello" },
+        secrets = { session_key = { file = "session.key", generate = true } }"#
+        .replace('\n', " ");
+    let guest = guests::folder().join("docs").display().to_string();
+    let app = App::new(&format!(
+        r#"
+        [databases.default]
+        migrations = "migrations"
+        [modules]
+        docs = {{ path = "{guest}", mount = "/", {grants} }}
+        around = {{ path = "{guest}", mount = "/around", middleware = ["around::readme_1::signed_in", "around::middleware_1::signed_in", "around::middleware_1::timed"], {grants} }}
+        known = {{ path = "{guest}", mount = "/known", middleware = ["known::lib_2::signed_in"], {grants} }}
+        "#
+    ));
+    app.write("migrations/V1__tables.sql", TABLES);
+    app.write("notes/tea", "green");
+    app
+}
+
+/// A browser that keeps one session, and has seen a page with a form.
+struct Browser<'a> {
+    server: &'a Server,
+    cookie: String,
+    token: String,
+    seen: BTreeSet<String>,
+}
+
+const FORM: &str = "application/x-www-form-urlencoded";
+const JSON: &str = "application/json";
+const FILES: &str = "multipart/form-data; boundary=B";
+
+impl Browser<'_> {
+    async fn ask(
+        &mut self,
+        line: &str,
+        content_type: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Reply {
+        let (method, path) = line.split_once(' ').expect("it has both");
+        let request = self.server.request(method, path);
+        let reply = Reply::of(
+            request
+                .header("content-type", content_type)
+                .header("cookie", &self.cookie)
+                .header("x-csrf-token", &self.token)
+                .header("sec-fetch-site", "same-origin")
+                .header("x-user", "ann")
+                .body(body),
+        )
+        .await;
+        self.seen
+            .insert(line.split('?').next().unwrap_or(line).to_owned());
+        reply
+    }
+
+    /// Asks, and expects 200 with this text in it.
+    async fn gets(&mut self, path: &str, text: &str) {
+        let reply = self.ask(&format!("GET {path}"), FORM, "").await;
+        assert!(reply.ok().contains(text), "{path}: {}", reply.text());
+    }
+
+    async fn posts(
+        &mut self,
+        path: &str,
+        (content_type, body): (&str, &str),
+        status: u16,
+        text: &str,
+    ) {
+        let reply = self
+            .ask(&format!("POST {path}"), content_type, body.to_owned())
+            .await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+        assert!(reply.text().contains(text), "{path}: {}", reply.text());
+    }
+}
+
+fn part(head: &str, content: &str) -> String {
+    format!("--B\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
+}
+
+#[tokio::test]
+async fn every_example_does_on_the_host_what_it_says() {
+    let app = app();
+    let routes = app.run("routes");
+    assert!(routes.success, "{routes:?}");
+    let server = app.serve().await;
+    let page = server.get("/form_3/photos/new").await;
+    let (_, token) = page.ok().split_once("value=\"").expect("a token");
+    let cookie = page
+        .header("set-cookie")
+        .split(';')
+        .next()
+        .expect("a session")
+        .to_owned();
+    let mut browser = Browser {
+        token: token.split('"').next().expect("an end").to_owned(),
+        cookie,
+        server: &server,
+        seen: BTreeSet::new(),
+    };
+
+    browser
+        .gets("/readme_1/entries/7", r#"{"id":7,"message":"Hi"}"#)
+        .await;
+    browser
+        .posts("/readme_1/entries", (FORM, "message=Tea"), 303, "")
+        .await;
+    browser.gets("/readme_1/dashboard", "10 replies").await;
+    browser
+        .posts("/body_1/uploads", (FORM, "a\0b"), 200, "1 zeros")
+        .await;
+    browser
+        .posts(
+            "/body_1/uploads/slowly",
+            (FORM, &"\0".repeat(300_000)),
+            200,
+            "300000 zeros",
+        )
+        .await;
+    browser.gets("/context_1/hello", "Hello 127.0.0.1").await;
+    browser
+        .gets("/context_1/hello/slowly", "Hello 127.0.0.1")
+        .await;
+    browser.gets("/context_2/notes/tea", "green").await;
+    browser.gets("/csrf_1/notes/new", "csrf_token").await;
+    browser
+        .posts("/csrf_1/notes", (FORM, "text=Tea"), 200, "Tea")
+        .await;
+    browser
+        .posts("/database_1/names/ann", (FORM, ""), 200, "it is yours")
+        .await;
+    browser
+        .posts("/database_1/names/ann", (FORM, ""), 200, "has it")
+        .await;
+    browser
+        .gets("/database_2/entries/7", r#""name":"Ann""#)
+        .await;
+    browser.gets("/form_1/entries?page=2", "page 2").await;
+    browser
+        .posts("/form_2/entries", (FORM, "name=Ann&message=Hi"), 303, "")
+        .await;
+    browser.gets("/form_3/photos/new", "multipart").await;
+    let png =
+        part("name=title", "Sea") + &part("name=photo; filename=a.png", "\u{89}PNG") + "--B--";
+    browser
+        .posts("/form_3/photos", (FILES, &png), 422, "is no PNG")
+        .await;
+    browser
+        .posts(
+            "/json_1/mirror",
+            (JSON, r#"{"x":1,"y":2}"#),
+            200,
+            r#"{"x":-1,"y":2}"#,
+        )
+        .await;
+    browser.gets("/path_1/entries/7", "entry 7").await;
+    browser.gets("/path_1/2001/a%20b", "a b of 2001").await;
+    browser.gets("/extract_1/hello", "Hello").await;
+    browser.gets("/extract_2/visits", "0 before").await;
+    browser
+        .gets("/lib_1/entries/7", r#"{"id":7,"name":"Ann"}"#)
+        .await;
+    browser.gets("/lib_1/dashboard", "10 replies").await;
+    browser
+        .posts("/lib_2/orders/7/pay", (FORM, ""), 303, "")
+        .await;
+    browser
+        .posts("/event_1/orders/7/paid", (FORM, ""), 204, "")
+        .await;
+    let large =
+        part("name=note", "Hi") + &part("name=photo; filename=a", &"-".repeat(300_000)) + "--B--";
+    browser
+        .posts(
+            "/multipart_1/measure",
+            (FILES, &large),
+            200,
+            "photo Some(\"a\") 300000",
+        )
+        .await;
+    browser
+        .posts("/multipart_1/measure/slowly", (FILES, &large), 200, "Hi")
+        .await;
+    browser.gets("/session_1/visits", "0 before").await;
+    browser.posts("/session_1/leave", (FORM, ""), 303, "").await;
+    browser.gets("/subrequest_1", "cartnews").await;
+    browser.gets("/view_1", "Hello").await;
+    browser.gets("/view_1/entries", "none").await;
+    let closed = browser.ask("GET /response_1/door/false", FORM, "").await;
+    closed.expect(StatusCode::FORBIDDEN);
+    browser.ask("GET /database_2/export", FORM, "").await.ok();
+    browser.ask("GET /http_1/both", FORM, "").await;
+    assert_eq!(
+        server.get("/around/member").await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    browser.gets("/around/member", "ann").await;
+    let unknown = browser.ask("GET /known/member", FORM, "").await;
+    assert_eq!(unknown.header("location"), "/sign-in");
+    let signed_in = browser.ask("GET /sign-in", FORM, "").await;
+    browser.cookie = signed_in
+        .header("set-cookie")
+        .split(';')
+        .next()
+        .expect("a session")
+        .to_owned();
+    browser.gets("/known/member", "ann").await;
+    browser.gets("/guide_1/me", "ann").await;
+    let purged = browser.ask("PURGE /guide_1/admin/a", FORM, "").await;
+    assert_eq!(purged.ok(), "a");
+    let nobody = server.get("/guide_1/admin/a").await;
+    assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
+    browser.seen.insert("* /guide_1/admin/a".to_owned());
+    // The subscribers of the three modules have heard of both payments.
+    eventually("shipments", async || {
+        let count = server
+            .app
+            .data
+            .count("select count(*) from shipments")
+            .await;
+        if count == 6 { Ok(()) } else { Err(count) }
+    })
+    .await;
+
+    for row in routes.stdout.lines().skip(1) {
+        let row: Vec<&str> = row.split_whitespace().collect();
+        let [method, pattern, "docs", view, ..] = row[..] else {
+            continue;
+        };
+        let of_example = view.contains("::") && !matches!(method, "-" | "EVENT");
+        let matches = |line: &String| {
+            let path = line
+                .strip_prefix(method)
+                .map(str::trim_start)
+                .unwrap_or_default();
+            let mut segments = path.split('/').zip(pattern.split('/'));
+            path.split('/').count() == pattern.split('/').count()
+                && segments.all(|(segment, wanted)| wanted.starts_with('{') || segment == wanted)
+        };
+        assert!(
+            !of_example || browser.seen.iter().any(matches),
+            "the example {view} ({method} {pattern}) is not tried here: add a line"
+        );
+    }
+}
