@@ -62,18 +62,18 @@ const BATCH: u32 = 256;
 /// use time::OffsetDateTime;
 /// use uuid::Uuid;
 ///
-/// #[view(post, "/orders/{id}")]
-/// fn order(cx: &Context, Path(id): Path<String>) -> Result<String> {
+/// #[view(post, "/tickets/{id}")]
+/// fn ticket(cx: &Context, Path(id): Path<String>) -> Result<String> {
 ///     let id = Uuid::parse_str(&id).map_err(|_| Error::bad_request("no UUID"))?;
 ///     let now = OffsetDateTime::UNIX_EPOCH;
-///     cx.db().execute("insert into orders values ($1, $2)", (id, now))?;
-///     let row = cx.db().query_one("select id, at from orders where id = $1", (id,))?;
-///     let (id, at): (Uuid, OffsetDateTime) = row.ok_or_else(|| Error::not_found("no such order"))?;
+///     cx.db().execute("insert into tickets values ($1, $2)", (id, now))?;
+///     let row = cx.db().query_one("select id, at from tickets where id = $1", (id,))?;
+///     let (id, at): (Uuid, OffsetDateTime) = row.ok_or_else(|| Error::not_found("no such ticket"))?;
 ///     Ok(format!("{id} {}", at.year()))
 /// }
 /// # use amphi_sdk::testing::{App, post};
-/// # let app = App::new().execute_batch("create table orders (id text, at text)");
-/// # let told = app.call::<order>(post("/orders/0191a0f2-7c3e-7f00-8000-0123456789ab"));
+/// # let app = App::new().execute_batch("create table tickets (id text, at text)");
+/// # let told = app.call::<ticket>(post("/tickets/0191a0f2-7c3e-7f00-8000-0123456789ab"));
 /// # assert_eq!(told.text(), "0191a0f2-7c3e-7f00-8000-0123456789ab 1970");
 /// # }
 /// ```

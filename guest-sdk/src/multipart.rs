@@ -572,7 +572,7 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const FORM: &str = "preamble\r\n--B\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\none\r\n--Bx\r\n\r\n--B \t\r\n\
+    const FORM: &str = "preamble\r\n--B\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\none\r\n--x\r\n\r\n--B \t\r\n\
         Content-Disposition: form-data; name=\"f%22\"; filename=\"C:\\dir\\x \\\"y\\\".txt\"\r\nContent-Type: text/plain\r\n\r\n\
         \r\n--B\r\ncontent-disposition: form-data; filename=\"../..\"; name=e\r\n\r\n\r\n--B--\r\nepilogue";
 
@@ -586,7 +586,7 @@ mod tests {
 
     fn expected() -> Vec<(Part, Vec<u8>)> {
         vec![
-            (part("a", None, None), b"one\r\n--Bx\r\n".to_vec()),
+            (part("a", None, None), b"one\r\n--x\r\n".to_vec()),
             (
                 part("f\"", Some("x \"y\".txt"), Some("text/plain")),
                 Vec::new(),
@@ -688,7 +688,7 @@ mod tests {
     fn a_field_is_found_at_the_beginning() {
         assert_eq!(
             field(FORM.as_bytes(), "B", "a").as_deref(),
-            Some("one\r\n--Bx\r\n")
+            Some("one\r\n--x\r\n")
         );
         assert_eq!(
             field(FORM.as_bytes(), "B", "f\""),

@@ -12,6 +12,7 @@ const TABLES: &str = "
     create table names (name text unique);
     create table orders (id integer primary key, paid integer);
     insert into orders values (7, 0);
+    create table tickets (id text, at text);
     create table shipments (order_id integer);
     create table news (id integer);
     create table users (name text, staff integer);
@@ -155,8 +156,10 @@ async fn every_example_does_on_the_host_what_it_says() {
     browser
         .posts("/database_1/names/ann", (FORM, ""), 200, "has it")
         .await;
+    let ticket = "/database_2/tickets/0191a0f2-7c3e-7f00-8000-0123456789ab";
+    browser.posts(ticket, (FORM, ""), 200, "1970").await;
     browser
-        .gets("/database_2/entries/7", r#""name":"Ann""#)
+        .gets("/database_3/entries/7", r#""name":"Ann""#)
         .await;
     browser.gets("/form_1/entries?page=2", "page 2").await;
     browser
@@ -210,7 +213,7 @@ async fn every_example_does_on_the_host_what_it_says() {
     browser.gets("/view_1/entries", "none").await;
     let closed = browser.ask("GET /response_1/door/false", FORM, "").await;
     closed.expect(StatusCode::FORBIDDEN);
-    browser.ask("GET /database_2/export", FORM, "").await.ok();
+    browser.ask("GET /database_3/export", FORM, "").await.ok();
     browser.ask("GET /http_1/both", FORM, "").await;
     assert_eq!(
         server.get("/around/member").await.status,

@@ -260,7 +260,7 @@ mod tests {
             ),
             (
                 "create table a (at timestamp with time zone not null default now())",
-                "create table a (at timestamptz not null default (now()))",
+                "create table a (at timestamptz not null default ( now() ))",
             ),
             (
                 "alter table a add column b jsonb default '{\"a\": \"''::x\"}'::jsonb",
@@ -268,7 +268,7 @@ mod tests {
             ),
             (
                 "create table a (b text[] default array_of(1, (2))::text[], c numeric(10,2) default 1.5::numeric(10,2))",
-                "create table a (b text default (array_of(1, (2))), c numeric(10,2) default 1.5)",
+                "create table a (b text default ( array_of(1, (2)) ), c numeric(10,2) default 1.5)",
             ),
             (
                 "create index concurrently i on public.a using gin (b) -- fast\n where c <> 'x'",
