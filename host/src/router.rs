@@ -32,9 +32,6 @@ fn width(pattern: &str) -> Vec<u8> {
     segments.collect()
 }
 
-/// The most parameters of a pattern; the tree of patterns has a limit of about as many.
-const PARAMS_MAX: usize = 20;
-
 /// In the place of a method: every one that has no target of its own.
 const ANY: &str = "*";
 
@@ -120,11 +117,6 @@ impl<T: fmt::Display> Router<T> {
     /// When the pattern is malformed, or overlaps another one ambiguously, or the method is taken.
     pub fn add(&mut self, method: &Method, pattern: &str, target: T) -> Result<(), RouteError> {
         let wrong = |sentence: String| RouteError { sentence };
-        if pattern.matches('{').count() > PARAMS_MAX {
-            return Err(wrong(format!(
-                "the pattern {pattern} has more than {PARAMS_MAX} parameters"
-            )));
-        }
         let decoded = decoded_pattern(pattern).ok_or_else(|| {
             wrong(format!(
                 "the pattern {pattern} is malformed: it is no text when decoded"
