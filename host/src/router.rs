@@ -110,6 +110,9 @@ impl<T> Default for Router<T> {
     }
 }
 
+/// matchit names parameters by the letters of the alphabet, and panics when those are used up.
+const BRACES_MAX: usize = 25;
+
 impl<T: fmt::Display> Router<T> {
     /// Adds a route. `pattern` is a whole path with `{name}` for one segment and `{*rest}` for the remaining ones.
     ///
@@ -122,6 +125,11 @@ impl<T: fmt::Display> Router<T> {
                 "the pattern {pattern} is malformed: it is no text when decoded"
             ))
         })?;
+        if pattern.matches('{').count() > BRACES_MAX {
+            return Err(wrong(format!(
+                "the pattern {pattern} has more than {BRACES_MAX} parameters and braces"
+            )));
+        }
         let index = match self.known.get(&decoded) {
             Some(index) => *index,
             None => {
@@ -515,6 +523,14 @@ mod tests {
             .add(&Method::POST, "/entries/{", "fourth".into())
             .expect_err("it is malformed");
         assert!(bad.sentence.contains("malformed"), "{bad}");
+        let long = |count| (0..count).map(|n| format!("/{{p{n}}}")).collect::<String>();
+        let many = router
+            .add(&Method::POST, &long(26), "many".into())
+            .expect_err("it has too many parameters");
+        assert!(many.sentence.contains("more than 25"), "{many}");
+        router
+            .add(&Method::POST, &long(25), "as many as can be".into())
+            .expect("it has just as many");
         // A literal segment beside a parameter is no clash.
         router
             .add(&Method::GET, "/entries/new", "fifth".into())
