@@ -17,10 +17,13 @@ fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     texts
         .map(|text| {
             let (topic, told) = text.split_once(" told=").expect("it tells");
-            (
-                topic.to_owned(),
-                serde_json::from_str(told).expect("what is told is JSON"),
-            )
+            let read = |text: &str| serde_json::from_str(text).expect("what is told is JSON");
+            // With spaces or quotes in it, it is quoted.
+            let told = match read(told) {
+                Value::String(quoted) => read(&quoted),
+                told => told,
+            };
+            (topic.to_owned(), told)
         })
         .collect()
 }
