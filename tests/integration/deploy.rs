@@ -291,7 +291,7 @@ async fn routes_descriptions_and_behaviour_agree() {
         .iter()
         .filter(|row| row[2] == "behaviour")
         .collect();
-    assert_eq!(views.len(), 31 + 35);
+    assert_eq!(views.len(), 34 + 38);
     assert!(
         !app.path("data/test.db").exists(),
         "looking at routes should not make a database"
@@ -304,7 +304,7 @@ async fn routes_descriptions_and_behaviour_agree() {
             listening.number("sync_views"),
             listening.number("async_views")
         ),
-        (31, 35)
+        (34, 38)
     );
     for row in views {
         // With any other method, each of them says that it is there.
