@@ -81,7 +81,7 @@ impl<M: Mode> Context<M> {
     /// A folder that the module is granted by `directories`, by the path that this gives it as `guest`.
     ///
     /// It is for sync views, since files block. A view can as well use the path as it is; this says what is missing
-    /// when there is no such grant, and gives the folder of [`App::directory`](crate::testing::App::directory) in tests.
+    /// when there is no such grant, and gives the folder of `testing::App::directory` in tests.
     ///
     /// ```
     /// use amphi_sdk::prelude::*;
