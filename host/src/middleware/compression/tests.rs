@@ -204,32 +204,6 @@ fn what_is_not_modified_is_told_like_what_is() {
     }
 }
 
-/// The measure of a quality is what it costs: run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "it measures"]
-fn what_compressing_costs() {
-    for length in [1_200, 4_096, 16_384, 65_536] {
-        let words = [
-            "<li>", "guest", "message", "</li>\n", "<b>", "hello", "</b>",
-        ];
-        let mut random = fastrand::Rng::with_seed(7);
-        let mut text = String::new();
-        while text.len() < length {
-            text.push_str(words[random.usize(..words.len())]);
-            text.push_str(&random.u16(..).to_string());
-        }
-        for (name, encoding) in Encoding::ALL {
-            let before = std::time::Instant::now();
-            let made = (0..100).map(|_| encode::quickly(encoding, text.as_bytes()).len());
-            let bytes = made.sum::<usize>() / 100;
-            println!(
-                "{length} {name}: {:?}, {bytes} bytes",
-                before.elapsed() / 100
-            );
-        }
-    }
-}
-
 #[tokio::test]
 async fn the_answer_to_head_tells_no_length() {
     let mut response = whole("text/css", "");
