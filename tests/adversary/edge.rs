@@ -4,7 +4,6 @@
 use std::fmt;
 use std::io::{Seek as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -75,40 +74,15 @@ impl fmt::Display for Report {
     }
 }
 
-fn guestbook() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .with_file_name("examples")
-        .join("guestbook")
-}
-
 /// The guestbook with what is attacked.
 async fn serve() -> Server {
-    let app = App::written(&format!(
+    let app = App::guestbook(&format!(
         r#"
-        [app]
-        name = "guestbook"
-        middleware = ["compression", "basic-auth"]
-        [server]
-        admin = "127.0.0.1:0"
-        trusted_proxies = ["127.0.0.9"]
-        [middleware.basic-auth]
-        users = {{ ann = "{HASH}" }}
-        [databases.default]
-        sqlite = "data/test.db"
-        migrations = "{0}/migrations"
-        [static]
-        dir = "static"
-        [modules.guestbook]
-        path = "{0}"
-        databases = ["default"]
-        http = ["self"]
-        settings = {{ title = "Guestbook" }}
-        secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
-        [modules.weather]
-        path = "{0}/weather"
-        mount = "/weather"
-        "#,
-        guestbook().display()
+        app.middleware = ["compression", "basic-auth"]
+        server.trusted_proxies = ["127.0.0.9"]
+        middleware.basic-auth.users = {{ ann = "{HASH}" }}
+        static.dir = "static"
+        "#
     ));
     app.write("static/large.css", "a { color: red; }\n".repeat(60_000));
     app.write("static/changing.txt", "0123456789");

@@ -1,18 +1,13 @@
 //! The complete apps that people begin with: the guestbook, and what `amphi new` makes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::harness::app::guestbook;
 use crate::harness::{App, Reply, Server, guests};
-
-fn guestbook() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .with_file_name("examples")
-        .join("guestbook")
-}
 
 /// Runs the tests that an app has of its own, with what the guestbook has compiled already.
 #[track_caller]
@@ -53,32 +48,12 @@ async fn post_form_from(server: &Server, body: &str, headers: &[(&str, &str)]) -
 
 #[tokio::test]
 async fn the_guestbook_does_what_its_pages_offer() {
-    let folder = guestbook();
-    let app = App::written(&format!(
+    let app = App::guestbook(
         r#"
-        [app]
-        name = "guestbook"
-        allowed_origins = ["https://partner.example"]
-        [server]
-        admin = "127.0.0.1:0"
-        trusted_proxies = ["127.0.0.1"]
-        [databases.default]
-        sqlite = "data/test.db"
-        migrations = "{0}/migrations"
-        [static]
-        dir = "{0}/static"
-        [modules.guestbook]
-        path = "{0}"
-        databases = ["default"]
-        http = ["self"]
-        settings = {{ title = "Guestbook" }}
-        secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
-        [modules.weather]
-        path = "{0}/weather"
-        mount = "/weather"
+        app.allowed_origins = ["https://partner.example"]
+        server.trusted_proxies = ["127.0.0.1"]
         "#,
-        folder.display()
-    ));
+    );
     let built = app.run("build");
     assert!(built.success, "{}", built.stderr);
     let server = app.serve().await;

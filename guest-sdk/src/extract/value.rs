@@ -85,9 +85,7 @@ impl Value<'_> {
         };
         Failure::Value(format!("`{}` is {shown:?}{rest}, not {what}", self.name))
     }
-}
 
-impl Value<'_> {
     /// Whether this is `None` as the optional type `T`: a field of a number that is left empty.
     pub(super) fn is_none_of<T>(self) -> bool {
         let inner = std::any::type_name::<T>()

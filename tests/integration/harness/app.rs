@@ -24,6 +24,13 @@ pub struct App {
     files: Option<(u32, u32)>,
 }
 
+/// The folder of the guestbook.
+pub fn guestbook() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .with_file_name("examples")
+        .join("guestbook")
+}
+
 impl App {
     /// The guest `behaviour` with a database and everything else it may want, changed by `toml`: its values take
     /// the place of those here.
@@ -92,6 +99,35 @@ impl App {
         };
         app.configure(&base, toml);
         app
+    }
+
+    /// The guestbook with a database of its own, changed by `toml`. It has to be built.
+    pub fn guestbook(toml: &str) -> App {
+        let base = format!(
+            r#"
+            [app]
+            name = "guestbook"
+            [server]
+            listen = ["127.0.0.1:0"]
+            admin = "127.0.0.1:0"
+            [databases.default]
+            sqlite = "data/test.db"
+            migrations = "{0}/migrations"
+            [static]
+            dir = "{0}/static"
+            [modules.guestbook]
+            path = "{0}"
+            databases = ["default"]
+            http = ["self"]
+            settings = {{ title = "Guestbook" }}
+            secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
+            [modules.weather]
+            path = "{0}/weather"
+            mount = "/weather"
+            "#,
+            guestbook().display()
+        );
+        App::changed(&base, toml)
     }
 
     fn changed(base: &str, toml: &str) -> App {
