@@ -27,8 +27,9 @@ mod effects;
 mod state;
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
@@ -202,9 +203,8 @@ impl Transaction {
     ///
     /// # Errors
     /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
-    pub async fn finish(&self, face: Face, keep: bool) -> Result<Fate, Error> {
-        let mut state = Arc::clone(&self.state).lock_owned().await;
-        self.see_to_left(&mut state);
+    pub async fn finish(self: &Arc<Self>, face: Face, keep: bool) -> Result<Fate, Error> {
+        let mut state = self.lock().await;
         self.over.store(true, SeqCst);
         let finished = match state.database() {
             Some(database) => {
@@ -231,21 +231,32 @@ impl Transaction {
         self.changed.notify_waiters();
     }
 
-    async fn locked(&self, deadline: &Deadline) -> Result<OwnedMutexGuard<State>, Error> {
-        let mut state = deadline.bound(Arc::clone(&self.state).lock_owned()).await?;
-        if self.over.load(SeqCst) {
-            return Err(Ended::Answered.into());
+    async fn locked(self: &Arc<Self>, deadline: &Deadline) -> Result<Locked, Error> {
+        let state = deadline.bound(self.lock()).await?;
+        match self.over.load(SeqCst) {
+            true => Err(Ended::Answered.into()),
+            false => Ok(state),
         }
-        self.see_to_left(&mut state);
-        Ok(state)
     }
 
-    /// Sees to what the guest dropped while a statement ran.
+    async fn lock(self: &Arc<Self>) -> Locked {
+        let mut locked = Locked {
+            state: None,
+            transaction: Arc::clone(self),
+        };
+        let mut state = Arc::clone(&self.state).lock_owned().await;
+        self.see_to_left(&mut state);
+        locked.state = Some(state);
+        locked
+    }
+
+    /// Sees to what the guest dropped, unless the lock of the state is taken: then the one who has it does so.
     fn see_to_the_rest(&self) {
-        if self.left.lock().is_empty() {
-            return;
-        }
-        if let Ok(mut state) = self.state.try_lock() {
+        // Again, because something may be dropped between the look and the release of the lock.
+        while !self.left.lock().is_empty() {
+            let Ok(mut state) = self.state.try_lock() else {
+                return;
+            };
             self.see_to_left(&mut state);
         }
     }
@@ -253,7 +264,6 @@ impl Transaction {
     fn leave(&self, left: Left) {
         self.left.lock().push(left);
         self.see_to_the_rest();
-        // Otherwise whoever waits for the level sees to it, when the statement that runs has ended.
         self.changed.notify_waiters();
     }
 
@@ -274,6 +284,34 @@ impl Transaction {
     }
 }
 
+/// The lock of a transaction's state, or a wait for it. Dropping either sees to what the guest dropped meanwhile: the
+/// lock passes to the next one in line before that one looks at it, and may be given up there.
+struct Locked {
+    state: Option<OwnedMutexGuard<State>>,
+    transaction: Arc<Transaction>,
+}
+
+impl Deref for Locked {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.state.as_ref().expect("it was waited for")
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("it was waited for")
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.state = None;
+        self.transaction.see_to_the_rest();
+    }
+}
+
 /// A guest function's part in a transaction: what its statements, blocks and events belong to.
 pub struct Member {
     transaction: Arc<Transaction>,
@@ -291,9 +329,14 @@ pub struct Member {
     /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
     order: tokio::sync::Mutex<()>,
-    begun: AtomicBool,
-    ended: AtomicBool,
+    /// How far its function is: one of `WAITS`, `RUNS`, `IS_OVER`.
+    life: AtomicU8,
 }
+
+const WAITS: u8 = 0;
+const RUNS: u8 = 1;
+/// It has ended, or nobody waits for it any more.
+const IS_OVER: u8 = 2;
 
 impl Member {
     fn new(
@@ -314,8 +357,7 @@ impl Member {
             claims: Arc::default(),
             from: Mutex::default(),
             order: tokio::sync::Mutex::default(),
-            begun: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            life: AtomicU8::new(WAITS),
         }
     }
 
@@ -407,16 +449,19 @@ impl Member {
             || self.transaction.pins.load(SeqCst) > 0
     }
 
-    /// Its function begins.
-    pub fn begins(&self) {
-        self.begun.store(true, SeqCst);
+    /// Whether its function may begin. One that was given up meanwhile must not: its transaction may be kept by then.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
+        begun.is_ok()
     }
 
     /// Nobody waits for its function any more, which may be in the middle of something: nothing of the transaction that it
     /// was called in is kept.
     pub fn give_up(&self) {
-        let reason = self.begun.load(SeqCst).then_some(Reason::MemberGivenUp);
-        if let (Some(base), false) = (self.base, self.ended.swap(true, SeqCst)) {
+        let was = self.life.swap(IS_OVER, SeqCst);
+        let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
+        if let Some(base) = self.base.filter(|_| was != IS_OVER) {
             self.transaction.effects.part(base, reason);
         }
     }
@@ -432,7 +477,8 @@ impl Member {
         if failed {
             transaction.failed.store(true, SeqCst);
         }
-        let (Some(base), false) = (*base, self.ended.swap(true, SeqCst)) else {
+        let was = self.life.swap(IS_OVER, SeqCst);
+        let Some(base) = base.filter(|_| was != IS_OVER) else {
             return Ok(());
         };
         let reason = failed.then_some(Reason::MemberFailed);
@@ -469,7 +515,6 @@ impl Member {
         // For SQLite, `Turn::run` acquires the connection later, on the thread that writes.
         Ok(Some(Turn {
             state,
-            transaction: Arc::clone(&self.transaction),
             database: database.clone(),
             deadline: Arc::clone(deadline),
             read_only: self.read_only,
@@ -490,7 +535,7 @@ impl Member {
         deadline: &Arc<Deadline>,
         _order: MutexGuard<'_, ()>,
         place: impl Fn(&State) -> Result<Place, Error>,
-    ) -> Result<Option<OwnedMutexGuard<State>>, Error> {
+    ) -> Result<Option<Locked>, Error> {
         let mut waits = None;
         loop {
             // What changes from here on is heard of.
@@ -581,10 +626,9 @@ impl Member {
         let (waiting, torn) = Waiting::to_end(self, level);
         let transaction = &self.transaction;
         let order = self.order.lock().await;
-        let mut state = Arc::clone(&transaction.state).lock_owned().await;
+        let mut state = transaction.lock().await;
         drop(order);
         waiting.done();
-        transaction.see_to_left(&mut state);
         let taken = state.take(level);
         if taken.is_some() {
             self.claims.fetch_sub(1, SeqCst);
@@ -692,8 +736,7 @@ fn isolation_name(isolation: Option<Isolation>) -> &'static str {
 
 /// The lock of a transaction's state: whoever has it runs the next statement.
 pub struct Turn {
-    state: OwnedMutexGuard<State>,
-    transaction: Arc<Transaction>,
+    state: Locked,
     database: Database,
     deadline: Arc<Deadline>,
     read_only: bool,
@@ -705,19 +748,11 @@ impl Turn {
     /// # Errors
     /// When no connection can be had; what the database says.
     pub async fn run(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
-        let transaction = Arc::clone(&self.transaction);
-        let ran = self.run_alone(face, statement).await;
-        transaction.see_to_the_rest();
-        ran
-    }
-
-    async fn run_alone(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
         let Turn {
             mut state,
             database,
             deadline,
             read_only,
-            ..
         } = self;
         let writes = state.writes();
         if let (Database::Sqlite(sqlite), Face::Async, true, false) =

@@ -103,7 +103,7 @@ pub async fn conduct(start: Position, request: types::Request, errands: Errands)
 }
 
 /// Tells a part's transaction, when dropped, that nobody waits for the part any more. That is no news when it has ended.
-struct GivenUp(Arc<Member>);
+pub(super) struct GivenUp(pub(super) Arc<Member>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {

@@ -1,7 +1,9 @@
 //! The state machine against a model, on a real SQLite file.
 
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use proptest::prelude::*;
 
 use super::*;
@@ -872,4 +874,133 @@ async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
         let outcome = lease.run(&[], &temporary, false).await.expect("it is read");
         assert!(matches!(outcome.table.rows[0][0], Value::Integer(0)));
     }
+}
+
+/// What a guest has in flight or in its hands.
+enum Piece<'a> {
+    Pinning(BoxFuture<'a, Result<Pin, Error>>),
+    Beginning(BoxFuture<'a, Result<Level, Error>>),
+    Turning(BoxFuture<'a, Result<Option<Turn>, Error>>),
+    Pin(Pin),
+    Level(Level),
+    Turn(#[expect(dead_code, reason = "has the lock while it exists")] Turn),
+}
+
+impl Piece<'_> {
+    /// As a guest does that has lost interest.
+    fn drop_in(self, member: &Member) {
+        match self {
+            Piece::Pin(pin) => member.transaction().unpin(pin),
+            Piece::Level(level) => member.abandon(level),
+            Piece::Turn(_) | Piece::Pinning(_) | Piece::Beginning(_) | Piece::Turning(_) => {}
+        }
+    }
+
+    /// What it has become; none: an error.
+    fn polled(self) -> Option<Self> {
+        fn next<'a, T>(
+            poll: Poll<Result<T, Error>>,
+            ready: impl FnOnce(T) -> Option<Piece<'a>>,
+            pending: impl FnOnce() -> Piece<'a>,
+        ) -> Option<Piece<'a>> {
+            match poll {
+                Poll::Ready(made) => made.ok().and_then(ready),
+                Poll::Pending => Some(pending()),
+            }
+        }
+        match self {
+            Piece::Pinning(mut waits) => next(
+                waits
+                    .as_mut()
+                    .poll(&mut std::task::Context::from_waker(Waker::noop())),
+                |pin| Some(Piece::Pin(pin)),
+                || Piece::Pinning(waits),
+            ),
+            Piece::Beginning(mut waits) => next(
+                waits
+                    .as_mut()
+                    .poll(&mut std::task::Context::from_waker(Waker::noop())),
+                |level| Some(Piece::Level(level)),
+                || Piece::Beginning(waits),
+            ),
+            Piece::Turning(mut waits) => next(
+                waits
+                    .as_mut()
+                    .poll(&mut std::task::Context::from_waker(Waker::noop())),
+                |turn| turn.map(Piece::Turn),
+                || Piece::Turning(waits),
+            ),
+            made => Some(made),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Move {
+    Pin,
+    Begin,
+    Turn,
+    Poll(usize),
+    Drop(usize),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// R13: whatever is dropped, at whatever moment, the connection comes back without the end of the transaction.
+    #[test]
+    fn r13_what_is_dropped_in_any_order_gives_the_connection_back(
+        moves in proptest::collection::vec(prop_oneof![
+            Just(Move::Pin),
+            Just(Move::Begin),
+            Just(Move::Turn),
+            (0..8usize).prop_map(Move::Poll),
+            (0..8usize).prop_map(Move::Poll),
+            (0..8usize).prop_map(Move::Drop),
+        ], 1..40)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let fixture = Fixture::new();
+            let member = new(false);
+            let mut pieces = Vec::new();
+            for step in moves {
+                match step {
+                    Move::Pin => pieces.push(Piece::Pinning(pin_on(&member, fixture.on()).boxed())),
+                    Move::Begin => pieces.push(Piece::Beginning(begin_on(&member, fixture.on()).boxed())),
+                    Move::Turn => pieces.push(Piece::Turning(member.turn(fixture.on()).boxed())),
+                    Move::Poll(_) | Move::Drop(_) if pieces.is_empty() => {}
+                    Move::Poll(at) => {
+                        let at = at % pieces.len();
+                        if let Some(piece) = pieces.remove(at).polled() {
+                            pieces.insert(at, piece);
+                        }
+                    }
+                    Move::Drop(at) => {
+                        let at = at % pieces.len();
+                        pieces.remove(at).drop_in(&member);
+                    }
+                }
+            }
+            for piece in pieces {
+                piece.drop_in(&member);
+            }
+            fixture.assert_clean().await;
+        });
+    }
+}
+
+/// R9: what is given up before it begins, perhaps because its worker was busy, does nothing to the transaction that it was
+/// called in, and does not run after it.
+#[tokio::test]
+async fn r9_what_was_given_up_before_it_began_never_begins() {
+    let caller = new(true);
+    let [given_up, runs] = [(); 2].map(|()| caller.call(Options::default()));
+    given_up.give_up();
+    assert!(!given_up.begins());
+    let marked = || caller.transaction().effects.must_roll_back(Level::WHOLE);
+    assert!(marked().is_none());
+    assert!(runs.begins());
+    runs.give_up();
+    assert!(marked().is_some());
 }
