@@ -236,7 +236,7 @@ impl<'a> Flat<'a> {
             503 if !conflict => texts.push((Fault::Capacity, format!("503: {}", reply.why))),
             504 if !limited => texts.push((Fault::Time, format!("504: {}", reply.why))),
             200 if reply.is_told => {}
-            status if !failed && !limited && !conflict => {
+            status if !failed && !limited && !conflict && !self.blocks_overlap() => {
                 texts.push((
                     Fault::Answer,
                     format!("{status} without a reason: {}", reply.why),
@@ -244,6 +244,21 @@ impl<'a> Flat<'a> {
             }
             _ => {}
         }
+    }
+
+    /// Whether a block has ended while one that began later was open: all is rolled back then (R8), which nobody is told
+    /// when both were dropped.
+    fn blocks_overlap(&self) -> bool {
+        let block = |(step, note): (&Step, &Note)| {
+            let is_block = matches!(step.does, Does::Block(_) | Does::Dropped(_));
+            let ended = note.ended.as_ref().map_or(usize::MAX, |(line, ..)| *line);
+            is_block.then_some((note.began.0, ended))
+        };
+        let blocks: Vec<(usize, usize)> = self.begun().filter_map(block).collect();
+        let crosses = |one: &(usize, usize), other: &(usize, usize)| {
+            one.0 < other.0 && other.0 < one.1 && one.1 < other.1
+        };
+        (blocks.iter()).any(|one| blocks.iter().any(|other| crosses(one, other)))
     }
 
     /// R15: it ends soon after its client has left.

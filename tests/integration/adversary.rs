@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use amphi_tests::adversary::hunt::{Hunt, hunt};
+use amphi_tests::adversary::hunt::{Hunt, hunt, replay};
 
 use crate::harness::Kind;
 
@@ -31,5 +31,32 @@ both_databases! {
         let failures: Vec<String> = hunted.failures.iter().map(ToString::to_string).collect();
         assert!(failures.is_empty(), "{}", failures.join("\n"));
         assert!(hunted.programs > 0);
+    }
+}
+
+/// Programs that once found a fault.
+const FOUND: [(&str, &str); 3] = [
+    (
+        "blocks_dropped_that_overlap",
+        include_str!("../adversary/found/blocks_dropped_that_overlap.json"),
+    ),
+    (
+        "given_up_before_the_commit",
+        include_str!("../adversary/found/given_up_before_the_commit.json"),
+    ),
+    (
+        "pin_dropped_while_others_wait",
+        include_str!("../adversary/found/pin_dropped_while_others_wait.json"),
+    ),
+];
+
+both_databases! {
+    async fn what_once_failed_keeps_the_rules(kind: Kind) {
+        for (name, text) in FOUND {
+            let program = serde_json::from_str(text).expect(name);
+            let work = move || replay(kind, &program, 10);
+            let ran = tokio::task::spawn_blocking(work).await.expect("it does not panic");
+            assert!(ran.violations.is_empty(), "{name}: {:#?}", ran.violations);
+        }
     }
 }
