@@ -5,7 +5,7 @@
 //! cannot be guessed from the lengths of compressed pages either. Where the browser says that a request comes from
 //! another site, that alone refuses it.
 
-use crate::extract::{Body, BodyUse};
+use crate::extract::{Body, BodyUse, Settings};
 use crate::mode::Mode;
 use crate::session::Session;
 use crate::{Context, Error, FromRequest, Headers, Request, Result, multipart};
@@ -77,6 +77,10 @@ impl FromRequest for Csrf {
             token: disguise(token)?,
         })
     }
+
+    fn check_settings(setting: Settings<'_>) -> Result<()> {
+        Session::check_settings(setting)
+    }
 }
 
 /// A hidden field with the token: HTML as it is, in maud and by `format!`.
@@ -117,6 +121,11 @@ impl<T: FromRequest> FromRequest for Protected<T> {
         BodyUse::Beginning | BodyUse::Piecewise => BodyUse::Beginning,
     };
     const LOADS: bool = T::LOADS;
+
+    fn check_settings(setting: Settings<'_>) -> Result<()> {
+        Session::check_settings(setting)?;
+        T::check_settings(setting)
+    }
 
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
         check(cx, request)?;

@@ -161,6 +161,11 @@ impl Error {
         }
     }
 
+    /// What is to be done about it: the detail, which clients do not see, or else the message.
+    pub(crate) fn reason(&self) -> &str {
+        self.detail.as_deref().unwrap_or(&self.message)
+    }
+
     #[cfg(target_arch = "wasm32")]
     pub(crate) fn into_parts(self) -> (StatusCode, String, Option<String>) {
         (self.status, self.message, self.detail)

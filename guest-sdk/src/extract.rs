@@ -87,7 +87,17 @@ pub trait FromRequest: Sized {
     fn is_absent(_request: &Request) -> bool {
         false
     }
+
+    /// Checks the settings and secrets of the module that the extractor cannot do without. `setting` gives one by its
+    /// name. The host asks when it loads the module, so that an error stops the start or the reload instead of the
+    /// first request.
+    fn check_settings(_setting: Settings<'_>) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// The module's settings and secrets, by their names.
+pub type Settings<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl FromRequest for Request {
     const BODY: BodyUse = BodyUse::Whole;
@@ -216,6 +226,10 @@ impl<T: FromRequest> FromRequest for Option<T> {
             return M::ready(Ok(None));
         }
         M::map(T::load(cx, request), |loaded| loaded.map(Some))
+    }
+
+    fn check_settings(setting: Settings<'_>) -> Result<()> {
+        T::check_settings(setting)
     }
 }
 

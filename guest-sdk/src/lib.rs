@@ -102,7 +102,7 @@
 //! | answer | [`IntoResponse`], [`Error`] |
 //! | see how to do what most apps do | [`guide`] |
 //! | log | [`log`] |
-//! | test | `testing` (feature `testing`) |
+//! | test | `testing` (feature `testing`; `cargo doc --features amphi-sdk/testing` in the app's folder shows it) |
 
 #[cfg(all(target_arch = "wasm32", feature = "sync", feature = "async"))]
 compile_error!(
@@ -217,11 +217,11 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Kind, Layer, Loading, Outcome, SyncView, View, begin_body,
-        begin_body_async, bytes, describe, has_views, listed, load_body, load_body_async, respond,
+        AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
+        begin_body_async, bytes, has_views, listed, load_body, load_body_async, respond,
         without_crate,
     };
     #[cfg(target_arch = "wasm32")]
-    pub use crate::view::{handle, handle_async};
+    pub use crate::view::{describe_component, handle, handle_async};
     pub use wit_bindgen;
 }

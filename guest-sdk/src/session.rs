@@ -172,6 +172,10 @@ impl FromRequest for Session {
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self> {
         Self::of(cx, request)
     }
+
+    fn check_settings(setting: crate::extract::Settings<'_>) -> Result<()> {
+        Settings::read(setting).map(drop)
+    }
 }
 
 impl fmt::Debug for Session {

@@ -5,6 +5,7 @@
 //! the other mode are never compiled in, and both components of a crate number their views alike.
 
 use crate::bindings::amphi::view::types;
+use crate::extract::Settings;
 use crate::mode::{Async, Mode, Sync};
 use crate::{Context, IntoResponse, Request, Response, Result};
 use std::pin::Pin;
@@ -45,11 +46,16 @@ pub trait View {
     const TIMEOUT_MS: Option<u32>;
     /// The middleware that is around it alone, the outermost first.
     const MIDDLEWARE: &'static [Layer] = &[];
+    /// What its extractors check of the module's settings.
+    const CHECKS: &'static [SettingsCheck] = &[];
     /// The view, if it is a `fn`.
     const SYNC: Option<SyncView> = None;
     /// The view, if it is an `async fn`.
     const ASYNC: Option<AsyncView> = None;
 }
+
+/// [`FromRequest::check_settings`](crate::FromRequest::check_settings) of an extractor.
+pub type SettingsCheck = fn(Settings<'_>) -> Result<()>;
 
 /// Middleware that a view names.
 #[derive(Clone, Copy)]
@@ -151,6 +157,7 @@ struct Info {
     cpu_ms: Option<u32>,
     timeout_ms: Option<u32>,
     middleware: &'static [Layer],
+    checks: &'static [SettingsCheck],
 }
 
 impl<F> Entry<F> {
@@ -166,6 +173,7 @@ impl<F> Entry<F> {
             cpu_ms: V::CPU_MS,
             timeout_ms: V::TIMEOUT_MS,
             middleware: V::MIDDLEWARE,
+            checks: V::CHECKS,
         };
         Self { info, view }
     }
@@ -184,10 +192,20 @@ pub const fn has_views<V>(table: &[Entry<V>]) -> bool {
 }
 
 /// The export `describe`.
-pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
-    (0..)
-        .zip(table)
-        .filter(|(_, entry)| entry.view.is_some())
+///
+/// # Panics
+///
+/// When a setting or a secret of the module is missing without which one of its views could never run: the host says
+/// it where the module is loaded.
+pub fn describe<V>(table: &[Entry<V>], setting: Settings<'_>) -> Vec<types::ViewInfo> {
+    let listed = (0..).zip(table).filter(|(_, entry)| entry.view.is_some());
+    let checked = listed.inspect(|(_, Entry { info, .. })| {
+        let refused = info.checks.iter().find_map(|check| check(setting).err());
+        if let Some(error) = refused {
+            panic!("the view `{}` cannot run: {}", info.name, error.reason());
+        }
+    });
+    checked
         .map(|(id, Entry { info, .. })| types::ViewInfo {
             id,
             name: info.name.into(),
@@ -203,6 +221,12 @@ pub fn describe<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
                 .collect(),
         })
         .collect()
+}
+
+/// The export `describe` of a component, with the settings that its host has for it.
+#[cfg(target_arch = "wasm32")]
+pub fn describe_component<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
+    describe(table, &|name| crate::host::Host.config(name))
 }
 
 /// The export `handle` of a sync component.
@@ -334,7 +358,7 @@ macro_rules! views {
 
             impl private::bindings::sync_views::Guest for Views {
                 fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
-                    private::describe(TABLE)
+                    private::describe_component(TABLE)
                 }
 
                 fn handle(
@@ -366,7 +390,7 @@ macro_rules! views {
 
             impl private::bindings::async_views::Guest for Views {
                 fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
-                    private::describe(TABLE)
+                    private::describe_component(TABLE)
                 }
 
                 async fn handle(
@@ -479,10 +503,13 @@ mod tests {
 
     #[test]
     fn a_view_is_in_the_table_of_its_mode_alone() {
-        let sync = describe(&[
-            Entry::new::<blocking>(<blocking as View>::SYNC),
-            Entry::new::<waiting>(<waiting as View>::SYNC),
-        ]);
+        let sync = describe(
+            &[
+                Entry::new::<blocking>(<blocking as View>::SYNC),
+                Entry::new::<waiting>(<waiting as View>::SYNC),
+            ],
+            &|_| None,
+        );
         let [info] = &sync[..] else {
             panic!("{sync:?}")
         };
@@ -494,14 +521,28 @@ mod tests {
             (Some(true), Some(20), Some(300))
         );
 
-        let asynch = describe(&[
-            Entry::new::<blocking>(<blocking as View>::ASYNC),
-            Entry::new::<waiting>(<waiting as View>::ASYNC),
-        ]);
+        let asynch = describe(
+            &[
+                Entry::new::<blocking>(<blocking as View>::ASYNC),
+                Entry::new::<waiting>(<waiting as View>::ASYNC),
+            ],
+            &|_| None,
+        );
         let [info] = &asynch[..] else {
             panic!("{asynch:?}")
         };
         assert_eq!((info.id, info.atomic), (1, Some(false)));
+    }
+
+    #[view(post, "/c")]
+    fn form(_: Option<Protected>) {}
+
+    #[test]
+    #[should_panic(
+        expected = "`view::tests::form` cannot run: sessions need the secret `session_key`"
+    )]
+    fn what_a_view_needs_of_the_settings_is_checked_when_it_is_described() {
+        describe(&[Entry::new::<form>(<form as View>::SYNC)], &|_| None);
     }
 
     #[test]

@@ -131,9 +131,11 @@ impl Prepared {
         grants: &Arc<config::Module>,
         mode: Mode,
     ) -> anyhow::Result<Vec<Arc<View>>> {
+        // The guest's stack would be that of its panic handler.
         let described = self.describe(services, grants, mode).map_err(|failure| {
+            let Failure { detail, .. } = failure;
             let seconds = DESCRIBE_LIMIT.as_secs();
-            anyhow!("`describe` failed: {failure} (it has {seconds} s)")
+            anyhow!("`describe` failed: {detail} (it has {seconds} s)")
         })?;
         views(&described, grants, mode)
     }

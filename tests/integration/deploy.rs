@@ -161,6 +161,25 @@ fn descriptions_that_cannot_be_are_refused() {
     }
 }
 
+/// Not at the first request that has to do with it.
+#[test]
+fn a_secret_that_a_view_cannot_do_without_is_missed_at_the_start() {
+    let grants = "databases = [\"default\"]\nhttp = [\"self\"]\nsubrequests = true\npublish = [\"*\"]\nsubscribe = [\"*\"]\n";
+    for (more, words) in [
+        (
+            "",
+            &["`sign_in` cannot run", "the secret `session_key`"][..],
+        ),
+        (
+            "settings = { session_key = \"a key that is as long as it has to be\", session_days = \"many\" }",
+            &["`sign_in` cannot run", "`session_days`"],
+        ),
+    ] {
+        let file = guests::built("docs", Mode::Sync);
+        assert_refused(&app_of(&file, &format!("{grants}{more}")), words);
+    }
+}
+
 /// They take as long as a description may take.
 #[test]
 fn a_description_that_never_ends_is_refused() {

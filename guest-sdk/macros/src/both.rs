@@ -307,7 +307,7 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
     };
     let parts = Parts::of(function)?;
     let name = &parts.function.sig.ident;
-    let (mut steps, mut arguments) = (TokenStream::new(), Vec::new());
+    let (mut steps, mut arguments, mut taken) = (TokenStream::new(), Vec::new(), Vec::new());
     for (variable, ty) in &parts.arguments {
         if matches!(ty, Type::Reference(reference) if reference.mutability.is_some()) {
             arguments.push(quote!(request));
@@ -329,6 +329,7 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
             };
         });
         arguments.push(quote!(#variable));
+        taken.push(ty);
     }
     let both = parts.function();
     Ok(quote! {
@@ -336,6 +337,11 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
 
         impl ::amphi_sdk::FromRequest for #made {
             const LOADS: bool = true;
+
+            fn check_settings(setting: ::amphi_sdk::extract::Settings<'_>) -> ::amphi_sdk::Result<()> {
+                #(<#taken as ::amphi_sdk::FromRequest>::check_settings(setting)?;)*
+                ::core::result::Result::Ok(())
+            }
 
             fn from_request<M: ::amphi_sdk::mode::Mode>(
                 _: &::amphi_sdk::Context<M>,

@@ -326,6 +326,12 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     };
     let rest = (role == Role::Middleware).then(|| quote!(#request, ::amphi_sdk::Next::of(&#cx)));
 
+    let checks = extractors
+        .iter()
+        .map(|ty| quote_spanned!(ty.span()=> <#ty as ::amphi_sdk::FromRequest>::check_settings));
+    let checks = quote! {
+        const CHECKS: &'static [::amphi_sdk::__private::SettingsCheck] = &[#(#checks),*];
+    };
     let mut steps = TokenStream::new();
     let mut arguments = Vec::new();
     for (index, ty) in extractors.into_iter().enumerate() {
@@ -402,6 +408,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
 
     Ok(if is_async {
         quote! {
+            #checks
             const ASYNC: ::core::option::Option<::amphi_sdk::__private::AsyncView> = ::core::option::Option::Some({
                 #unused
                 fn call(
@@ -415,6 +422,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         }
     } else {
         quote! {
+            #checks
             const SYNC: ::core::option::Option<::amphi_sdk::__private::SyncView> = ::core::option::Option::Some({
                 #unused
                 fn call(
