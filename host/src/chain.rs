@@ -39,7 +39,7 @@ use crate::transaction::Member;
 use crate::view::{Mode, View};
 use crate::workers::{self, Call};
 
-use errands::{Asker, Errand, Queue};
+use errands::{Asker, Errand, GivenUp, Queue};
 pub use errands::{Errands, conduct};
 
 /// One guest function on the way of a request.
@@ -316,7 +316,7 @@ impl Position {
             return Err((&Stop::from(why)).into());
         }
         let _part = self.take_place()?;
-        self.member.begins();
+        self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_sync(here.work(), &here.routed(request));
@@ -325,7 +325,7 @@ impl Position {
 
     async fn run_async(mut self, request: types::Request) -> Outcome {
         let _part = self.take_place()?;
-        self.member.begins();
+        self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
         let answer = module.call_async(here.work(), here.routed(request)).await;
@@ -357,10 +357,7 @@ impl Position {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.returned(error)),
-            Err(failure) => Err(Failure {
-                way: self.way_here(),
-                ..failure
-            }),
+            Err(failure) => Err(self.own(failure)),
         };
         let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
         match self.member.end(failed) {
@@ -380,17 +377,35 @@ impl Position {
         {
             return failure.clone();
         }
-        let failure = Failure {
-            way: self.way_here(),
-            ..returned(&error)
-        };
+        let failure = self.own(returned(&error));
         *last = Some((error, failure.clone()));
         failure
+    }
+
+    /// A failure of this part's guest, with where it is and what its module could do about it.
+    fn own(&self, failure: Failure) -> Failure {
+        let mut detail = failure.detail;
+        if let Some(hint) = file_hint(&detail, &self.link().module.grants) {
+            detail.push_str(&hint);
+        }
+        Failure {
+            way: self.way_here(),
+            detail,
+            ..failure
+        }
     }
 
     fn way_here(&self) -> Vec<String> {
         let way = self.way.iter().chain([self.link()]);
         way.map(ToString::to_string).collect()
+    }
+
+    /// The guest function begins, unless it was given up while it waited for its worker.
+    fn begin(&self) -> Result<(), Failure> {
+        match self.member.begins() {
+            true => Ok(()),
+            false => Err(cancelled(self.scope())),
+        }
     }
 
     fn take_place(&mut self) -> Result<Part, Failure> {
@@ -531,6 +546,9 @@ impl Onward for Position {
         async move {
             let position = self.onward(to, &request)?;
             let called = Called::new(to, &position);
+            // Dropped with this future, when the guest drops its call: its transaction may be committed right after that,
+            // before the loop comes to the part.
+            let _given_up = GivenUp(Arc::clone(&position.member));
             let (sender, answer) = oneshot::channel();
             position.send(request, Asker::Loop(sender));
             let outcome = answer.await;
@@ -575,6 +593,26 @@ pub fn busy(refused: Refused) -> Failure {
 /// The most bytes of a view's error that a client is told.
 const CLIENT_TEXT_MAX: usize = 2 << 10;
 
+/// What to add to an error of the guest's files. The guest's own libc gives it, without a call of the host, for every
+/// path outside of the granted folders.
+fn file_hint(detail: &str, module: &crate::config::Module) -> Option<String> {
+    if !detail.contains("(os error 44)") {
+        return None;
+    }
+    let granted = module.directories.iter().map(|dir| &*dir.guest);
+    let granted: Vec<&str> = granted.collect();
+    let (name, has) = (
+        &module.name,
+        match granted[..] {
+            [] => "none".to_owned(),
+            _ => granted.join(", "),
+        },
+    );
+    Some(format!(
+        "; a view sees the folders that `directories` in [modules.{name}] grants, which are: {has}"
+    ))
+}
+
 /// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
 fn returned(error: &types::Error) -> Failure {
     let types::Error {
@@ -606,6 +644,26 @@ fn returned(error: &types::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::error::Fault;
+
+    #[test]
+    fn a_file_outside_of_the_granted_folders_is_told_with_what_grants_it() {
+        let mut module =
+            crate::config::Module::without_grants("shop", std::path::Path::new("shop.wasm"));
+        let detail = "the view panicked at a.rs:1:1: No such file or directory (os error 44)";
+        let hint = file_hint(detail, &module).expect("it is about a file");
+        assert!(
+            hint.contains("[modules.shop] grants, which are: none"),
+            "{hint}"
+        );
+        module.directories.push(crate::config::Directory {
+            host: "/srv/open".into(),
+            guest: "/open".into(),
+            write: false,
+        });
+        let hint = file_hint(detail, &module).expect("it is about a file");
+        assert!(hint.ends_with("which are: /open"), "{hint}");
+        assert_eq!(file_hint("no such entry", &module), None);
+    }
 
     #[test]
     fn an_error_of_a_view_is_told_to_the_client_only_below_500() {

@@ -394,8 +394,26 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Adds "did you mean" to serde's list of the known keys.
+/// Adds to serde's message what to write: the key that was probably meant, or how a value of the right type looks.
 fn with_suggestion(message: &str) -> String {
+    if let Some((_, expected)) = message.rsplit_once("expected ") {
+        let form = match expected {
+            "a sequence" => Some(r#"a list, in brackets: `["…"]`"#),
+            "a string" | "path string" | "a string or a path" => {
+                Some(r#"a text, in quotes: `"…"`"#)
+            }
+            "a boolean" => Some("`true` or `false`, without quotes"),
+            "a map" => Some("a table, in braces: `{ name = … }`"),
+            _ if expected.starts_with("struct ") => Some("a table, in braces: `{ name = … }`"),
+            _ if ["u8", "u16", "u32", "u64", "usize"].contains(&expected) => {
+                Some("a whole number, without quotes: `1000`")
+            }
+            _ => None,
+        };
+        if let Some(form) = form {
+            return format!("{message}; write {form}");
+        }
+    }
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let Some((unknown, known)) = quoted.split_first() else {
         return message.to_owned();

@@ -195,7 +195,30 @@ fn wrong_types_and_broken_syntax_have_their_place() {
     assert_error(
         &format!("{LEAST}[limits]\ncpu_ms = \"1s\"\n"),
         "6:10",
-        &["expected u64"],
+        &["expected u64; write a whole number, without quotes"],
+    );
+    let app = LEAST.replace("[app]\n", "[app]\nmiddleware = \"shop::staff\"\n");
+    assert_ne!(app, LEAST);
+    assert_error(&app, "2:14", &["write a list, in brackets"]);
+    assert_error(
+        &format!("{LEAST}mount = 7\n"),
+        "5:9",
+        &["invalid type: integer `7`, expected a string; write a text, in quotes"],
+    );
+    assert_error(
+        &format!("{LEAST}subrequests = \"yes\"\n"),
+        "5:15",
+        &["write `true` or `false`, without quotes"],
+    );
+    assert_error(
+        &format!("{LEAST}limits = 7\n"),
+        "5:10",
+        &["write a table, in braces"],
+    );
+    assert_error(
+        &format!("{LEAST}path = [\"a\"]\n").replace("path = \".\"\n", ""),
+        "4:8",
+        &["write a text, in quotes"],
     );
     assert_error(&format!("{LEAST}[limits]\ncpu_ms = -1\n"), "6:10", &["-1"]);
     assert_error("[app\nname = 7\n", "1:5", &[]);
