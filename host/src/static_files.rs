@@ -104,7 +104,9 @@ impl StaticFiles {
     }
 
     fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
-        if !self.hidden && path.split('/').any(|name| name.starts_with('.')) {
+        // `.well-known` is there to be found by others (RFC 8615).
+        let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
+        if !self.hidden && path.split('/').any(is_hidden) {
             return Err(io::ErrorKind::NotFound.into());
         }
         // Looked at first, because opening a device may do something. What is there may be another one by the time it is
@@ -273,11 +275,16 @@ mod tests {
     #[test]
     fn hidden_files_are_served_only_when_asked_for() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir_all(dir.path().join(".git/refs")).expect("making folders");
-        for file in [".env", ".git/config", ".git/refs/..a", "a.txt"] {
+        for folder in [".git/refs", ".well-known"] {
+            std::fs::create_dir_all(dir.path().join(folder)).expect("making folders");
+        }
+        let hidden = [".env", ".git/config", ".git/refs/..a", ".well-known/.a"];
+        for file in hidden
+            .into_iter()
+            .chain(["a.txt", ".well-known/security.txt"])
+        {
             std::fs::write(dir.path().join(file), "text").expect("writing a file");
         }
-        let hidden = [".env", ".git/config", ".git/refs/..a"];
         let files = StaticFiles::open(dir.path(), false).expect("it opens");
         for path in hidden.into_iter().chain(["./a.txt", ".git/../a.txt"]) {
             assert_eq!(
@@ -286,7 +293,9 @@ mod tests {
                 "{path}"
             );
         }
-        get(&files, "a.txt").expect("it is not hidden");
+        for path in ["a.txt", ".well-known/security.txt"] {
+            get(&files, path).expect("it is not hidden");
+        }
         let files = StaticFiles::open(dir.path(), true).expect("it opens");
         for path in hidden {
             get(&files, path).expect(path);

@@ -129,7 +129,8 @@ impl Default for Server {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SyncViews {
-    /// Workers that may compute at once. Default: the number of cores.
+    /// Workers that may compute at once. Default: the number of cores, at least 8: short requests then share the cores
+    /// with a few that compute for long, instead of waiting behind them.
     pub workers: usize,
     /// Workers in all: the pool grows up to here while workers wait in host calls. Default 64.
     pub workers_max: usize,
@@ -145,7 +146,7 @@ pub struct SyncViews {
 impl Default for SyncViews {
     fn default() -> Self {
         SyncViews {
-            workers: cores(),
+            workers: cores().max(8),
             workers_max: cores().max(64),
             queue_max: 1024,
             queue_timeout_ms: 5_000,
