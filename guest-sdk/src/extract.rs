@@ -18,7 +18,7 @@ pub use upload::Upload;
 use crate::body::{BodyReader, Content};
 use crate::context::Context;
 use crate::mode::Mode;
-use crate::{Error, Headers, Request, Result};
+use crate::{Error, Headers, Request, Result, StatusCode};
 use cookie::Cookie;
 
 /// What an extractor does with the body of the request.
@@ -203,6 +203,7 @@ impl FromRequest for Cookies {
 }
 
 /// `None` when the request has nothing for the extractor; what it has must be right.
+/// None when the request has nothing for the extractor, or when that refuses it with 401: nobody is signed in.
 impl<T: FromRequest> FromRequest for Option<T> {
     const BODY: BodyUse = T::BODY;
 
@@ -210,7 +211,7 @@ impl<T: FromRequest> FromRequest for Option<T> {
         if T::is_absent(request) {
             return Ok(None);
         }
-        T::from_request(cx, request).map(Some)
+        some_or_nobody(T::from_request(cx, request))
     }
 
     const LOADS: bool = T::LOADS;
@@ -225,11 +226,18 @@ impl<T: FromRequest> FromRequest for Option<T> {
         if T::is_absent(request) {
             return M::ready(Ok(None));
         }
-        M::map(T::load(cx, request), |loaded| loaded.map(Some))
+        M::map(T::load(cx, request), some_or_nobody)
     }
 
     fn check_settings(setting: Settings<'_>) -> Result<()> {
         T::check_settings(setting)
+    }
+}
+
+fn some_or_nobody<T>(extracted: Result<T>) -> Result<Option<T>> {
+    match extracted {
+        Err(error) if error.status() == StatusCode::UNAUTHORIZED => Ok(None),
+        extracted => extracted.map(Some),
     }
 }
 

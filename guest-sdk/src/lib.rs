@@ -218,7 +218,7 @@ pub mod __private {
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
         AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
-        begin_body_async, bytes, has_views, listed, load_body, load_body_async, respond,
+        begin_body_async, bytes, describe, has_views, listed, load_body, load_body_async, respond,
         without_crate,
     };
     #[cfg(target_arch = "wasm32")]

@@ -197,10 +197,11 @@ pub const fn has_views<V>(table: &[Entry<V>]) -> bool {
 ///
 /// When a setting or a secret of the module is missing without which one of its views could never run: the host says
 /// it where the module is loaded.
-pub fn describe<V>(table: &[Entry<V>], setting: Settings<'_>) -> Vec<types::ViewInfo> {
+pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<types::ViewInfo> {
     let listed = (0..).zip(table).filter(|(_, entry)| entry.view.is_some());
     let checked = listed.inspect(|(_, Entry { info, .. })| {
-        let refused = info.checks.iter().find_map(|check| check(setting).err());
+        let mut checks = info.checks.iter();
+        let refused = setting.and_then(|setting| checks.find_map(|check| check(setting).err()));
         if let Some(error) = refused {
             panic!("the view `{}` cannot run: {}", info.name, error.reason());
         }
@@ -223,10 +224,12 @@ pub fn describe<V>(table: &[Entry<V>], setting: Settings<'_>) -> Vec<types::View
         .collect()
 }
 
-/// The export `describe` of a component, with the settings that its host has for it.
+/// The export `describe` of a component, with the settings that its host has for it, if it is there to run.
 #[cfg(target_arch = "wasm32")]
 pub fn describe_component<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
-    describe(table, &|name| crate::host::Host.config(name))
+    let host = crate::host::Host;
+    let is_inspected = host.config("amphi.inspected").is_some();
+    describe(table, (!is_inspected).then_some(&|name| host.config(name)))
 }
 
 /// The export `handle` of a sync component.
@@ -508,7 +511,7 @@ mod tests {
                 Entry::new::<blocking>(<blocking as View>::SYNC),
                 Entry::new::<waiting>(<waiting as View>::SYNC),
             ],
-            &|_| None,
+            None,
         );
         let [info] = &sync[..] else {
             panic!("{sync:?}")
@@ -526,7 +529,7 @@ mod tests {
                 Entry::new::<blocking>(<blocking as View>::ASYNC),
                 Entry::new::<waiting>(<waiting as View>::ASYNC),
             ],
-            &|_| None,
+            None,
         );
         let [info] = &asynch[..] else {
             panic!("{asynch:?}")
@@ -542,7 +545,7 @@ mod tests {
         expected = "`view::tests::form` cannot run: sessions need the secret `session_key`"
     )]
     fn what_a_view_needs_of_the_settings_is_checked_when_it_is_described() {
-        describe(&[Entry::new::<form>(<form as View>::SYNC)], &|_| None);
+        describe(&[Entry::new::<form>(<form as View>::SYNC)], Some(&|_| None));
     }
 
     #[test]

@@ -376,6 +376,17 @@ fn inspect_shows_mode_views_and_imports() {
             "{said}"
         );
     }
+    // Neither grants nor secrets are needed for a look.
+    let output = Command::new(guests::AMPHI)
+        .arg("inspect")
+        .arg(guests::built("docs", Mode::Sync))
+        .output()
+        .expect("it can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("orders.*") && said.contains("/sign-in"),
+        "{output:?}"
+    );
     let output = Command::new(guests::AMPHI)
         .arg("inspect")
         .arg(guests::misfit("async_blocking"))

@@ -235,6 +235,14 @@ async fn every_example_does_on_the_host_what_it_says() {
     assert_eq!(purged.ok(), "a");
     let nobody = server.get("/guide_1/admin/a").await;
     assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
+    browser.gets("/guide_1/welcome", "Hello, ann!").await;
+    assert_eq!(server.get("/guide_1/welcome").await.ok(), "Hello, you!");
+    browser.gets("/guide_1/members", "the members' page").await;
+    let nobody = server.get("/guide_1/members").await;
+    assert_eq!(
+        (nobody.status, nobody.header("location")),
+        (303, "/sign-in")
+    );
     browser.seen.insert("* /guide_1/admin/a".to_owned());
     // The subscribers of the three modules have heard of both payments.
     eventually("shipments", async || {

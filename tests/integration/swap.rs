@@ -151,6 +151,15 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
         "1",
         "a request finishes with the version it began with"
     );
+    for mode in ["sync", "async"] {
+        let served = server
+            .app
+            .path(&format!("target/amphi/versions.{mode}.wasm"));
+        assert!(
+            !served.exists(),
+            "`amphi serve` serves nothing for development"
+        );
+    }
 }
 
 #[test]

@@ -169,12 +169,22 @@ fn flag(input: ParseStream) -> syn::Result<bool> {
 fn paths(input: ParseStream) -> syn::Result<Vec<Path>> {
     input.parse::<Token![=]>()?;
     if !input.peek(syn::token::Bracket) {
-        return Ok(vec![input.parse()?]);
+        return Ok(vec![function_path(input)?]);
     }
     let list;
     syn::bracketed!(list in input);
-    let paths = list.parse_terminated(Path::parse_mod_style, Token![,])?;
+    let paths = list.parse_terminated(function_path, Token![,])?;
     Ok(paths.into_iter().collect())
+}
+
+fn function_path(input: ParseStream) -> syn::Result<Path> {
+    if let Ok(text) = input.parse::<LitStr>() {
+        return Err(syn::Error::new(
+            text.span(),
+            "a view names functions with `#[middleware]`, without quotes: `middleware = [staff]`; what is built in is named in amphi.toml, for the app or for a module",
+        ));
+    }
+    Path::parse_mod_style(input)
 }
 
 fn isolation(input: ParseStream) -> syn::Result<Ident> {

@@ -156,7 +156,10 @@ impl Parts {
                 ) -> ::core::pin::Pin<::std::boxed::Box<dyn ::core::future::Future<Output = #output> + 'both>>
                 #conditions
                 {
-                    ::std::boxed::Box::pin(async move #block)
+                    ::std::boxed::Box::pin(async move {
+                        let output: #output = #block;
+                        output
+                    })
                 }
 
                 <#mode as ::amphi_sdk::mode::Mode>::choose(#cx, (#(#names,)*), #sync, #asynch)

@@ -111,8 +111,9 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
 /// ```
 ///
 /// It is written like a function of [`both`](macro@both) modes, takes other extractors that leave the body alone, or
-/// `request: &mut Request`, and gives `Result<T>`: `T` is what views take, a type of this crate. A view takes
-/// `Option<T>` and `Result<T>`, too.
+/// `request: &mut Request`, and gives `Result<T>`: `T` is what views take, a type of this crate. A view may take
+/// `Option<T>`, which is none when the extractor refuses with 401, and `Result<T>`, too. Each view and each middleware that
+/// takes it runs it anew.
 #[proc_macro_attribute]
 pub fn extractor(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::without_arguments("extractor", attribute.into())

@@ -106,7 +106,7 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 /// # assert_eq!(app.call::<add_photo>(post("/photos").csrf_field().multipart(form)).text(), "Sea: 7 bytes");
 /// ```
 ///
-/// Such a form is in the view's memory as a whole: the server's `body_max_bytes` (10 MiB) limits it, and the module's
+/// Such a form is in the view's memory as a whole: the server's `body_max_bytes` (8 MiB) limits it, and the module's
 /// setting `form_fields_max` (1,000) the number of its fields. [`Multipart`](crate::Multipart) reads larger ones piece
 /// by piece.
 #[derive(Clone, Copy, Debug)]

@@ -99,7 +99,8 @@ fn me(User(name): User) -> String {
 }
 
 #[view(get, "/me/later")]
-async fn me_later(user: Result<User>, _: Option<User>) -> String {
+async fn me_later(user: Result<User>, known: Option<User>) -> String {
+    assert_eq!(user.is_ok(), known.is_some());
     user.map_or_else(|error| error.message().to_owned(), |User(name)| name)
 }
 
@@ -120,6 +121,8 @@ fn an_extractor_asks_the_database() {
             .status(),
         StatusCode::OK
     );
+    let nobody = app.call::<me_later>(get("/me/later"));
+    assert_eq!(nobody.text(), "sign in first");
 }
 
 #[middleware]

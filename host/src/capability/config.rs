@@ -9,6 +9,9 @@ const DEVELOPMENT: &str = "amphi.development";
 /// The origins in `allowed_origins`, with spaces between.
 const ALLOWED_ORIGINS: &str = "amphi.allowed_origins";
 
+/// Is `true` when the views are only listed, by `amphi inspect`.
+pub const INSPECTED: &str = "amphi.inspected";
+
 impl Host for Guest {
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {
         if name == DEVELOPMENT {

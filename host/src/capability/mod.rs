@@ -4,7 +4,7 @@
 //! loop. Either way the service is the same, and the scope decides what may be done.
 
 mod body;
-mod config;
+pub mod config;
 mod context;
 pub mod database;
 mod events;

@@ -76,10 +76,14 @@ impl Built {
     }
 }
 
-/// Builds all crates of the app, and has `config` look for the components where they wait.
+/// Builds all crates of the app, and has `config` look for the components where they wait. Those for development stay
+/// there: `amphi serve` serves what `amphi build` has put in place.
 pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Built> {
     let final_place = config.artifacts();
-    let waiting = final_place.join("built");
+    let waiting = final_place.join(match purpose {
+        Purpose::Development => "development",
+        Purpose::Production => "built",
+    });
     config.artifacts_in = Some(waiting.clone());
     let mut built = Built {
         packages: Vec::new(),

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::routes::{print, table};
 use crate::capability::Services;
+use crate::capability::config::INSPECTED;
 use crate::capability::http::Client;
 use crate::config::Module;
 use crate::database::Databases;
@@ -41,7 +42,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         allowed_origins: String::new(),
         trusted_headers: Vec::new(),
     });
-    let grants = Arc::new(Module::without_grants("inspected", file));
+    // Nobody calls its views, so it matters as little what they may as what they need of the settings.
+    let grants = Arc::new(Module {
+        ungranted_imports: true,
+        settings: [(INSPECTED.to_owned(), "true".to_owned())].into(),
+        ..Module::without_grants("inspected", file)
+    });
     let mode = inspection.mode;
     let views = super::serve::block_on(async {
         tokio::task::spawn_blocking(move || {

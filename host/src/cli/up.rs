@@ -29,7 +29,6 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
         let watching = Watching::start(&config, &built.packages, changed)?;
         let print = fingerprint(&config);
         let running = Running::start(config.clone(), Migrations::Apply).await?;
-        built.place()?;
         tracing::info!("watching for changes; Ctrl-C ends");
         let host = Arc::clone(&running.host);
         let rebuilding = Rebuilding {
@@ -105,7 +104,6 @@ impl Rebuilding {
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
-            built.place()?;
             self.host.app.store(Arc::new(app));
             tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
         }

@@ -1,0 +1,12 @@
+//! Helpers of both modes, and middleware by name.
+use amphi_sdk::prelude::*;
+
+#[both]
+async fn names(cx: &Context) -> Result<Vec<String>> {
+    cx.db().query("select name from users", ())
+}
+
+#[view(get, "/", middleware = ["rate-limit"])]
+fn limited() {}
+
+fn main() {}
