@@ -12,7 +12,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BytesMut};
@@ -41,15 +41,20 @@ pub(super) struct Socket {
     ended: bool,
     /// Whether hyper waits for the socket, and so sees its end.
     hyper_waits: bool,
-    /// What has been read of a head.
+    /// What has been read of the head of the request that comes after `known` others.
     head: usize,
+    known: u32,
     /// What the head and the bytes that were read ahead take.
     room: Room,
 }
 
 /// How far a connection of HTTP/1 is with its request.
 #[derive(Default)]
-pub(super) struct Watch(AtomicU8);
+pub(super) struct Watch {
+    stage: AtomicU8,
+    /// Requests that have begun to be answered.
+    requests: AtomicU32,
+}
 
 /// Between two requests, or within the head of one.
 const HEAD: u8 = 0;
@@ -63,28 +68,30 @@ const HTTP2: u8 = 3;
 impl Watch {
     /// The connection turned out to be one of HTTP/2.
     fn is_http2(&self) {
-        self.0.store(HTTP2, Relaxed);
+        self.stage.store(HTTP2, Relaxed);
     }
 
     /// A request is answered from now on; `whole` when it has no body.
     fn begins(&self, whole: bool) {
-        self.0.store(if whole { WHOLE } else { BODY }, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+        let stage = if whole { WHOLE } else { BODY };
+        self.stage.store(stage, Relaxed);
     }
 
     /// All of its body is there.
     fn received(&self) {
-        let _ = (self.0).compare_exchange(BODY, WHOLE, Relaxed, Relaxed);
+        let _ = (self.stage).compare_exchange(BODY, WHOLE, Relaxed, Relaxed);
     }
 
     /// It is answered.
     fn ends(&self) {
         if self.stage() != HTTP2 {
-            self.0.store(HEAD, Relaxed);
+            self.stage.store(HEAD, Relaxed);
         }
     }
 
     fn stage(&self) -> u8 {
-        self.0.load(Relaxed)
+        self.stage.load(Relaxed)
     }
 }
 
@@ -158,6 +165,7 @@ impl Socket {
             ended: false,
             hyper_waits: false,
             head: 0,
+            known: 0,
             room: Room::empty(account),
         };
         (socket, watch)
@@ -168,6 +176,7 @@ impl Socket {
     /// # Errors
     /// When it has, or when it cannot be told any more.
     fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.give_back();
         // It may have stopped waiting when it is polled the next time.
         if std::mem::take(&mut self.hyper_waits) {
             return Ok(());
@@ -218,15 +227,25 @@ impl Socket {
     }
 
     fn count(&mut self, read: usize) -> io::Result<()> {
+        self.give_back();
         if self.watch.stage() == HEAD {
             self.head += read;
             return self.take_room(self.head + self.ahead.len());
+        }
+        Ok(())
+    }
+
+    /// Gives back what was drawn for a head that is a request by now: that draws for itself. A client that waits for each
+    /// answer sends nothing meanwhile that would tell.
+    fn give_back(&mut self) {
+        let requests = self.watch.requests.load(Relaxed);
+        if std::mem::replace(&mut self.known, requests) == requests && self.watch.stage() == HEAD {
+            return;
         }
         self.head = 0;
         if self.ahead.is_empty() && self.room.bytes() > 0 {
             self.room = Room::empty(self.room.account());
         }
-        Ok(())
     }
 }
 
