@@ -111,6 +111,12 @@ impl Bus {
                 payload.len()
             )));
         }
+        let (depth, deepest) = (scope.origin.depth, scope.limits.outbound_depth_max);
+        if depth >= deepest {
+            return Err(NotPublished::Full(format!(
+                "the event on `{topic}` was not published: its request is within {depth} others that the app has caused itself, as many as `outbound_depth_max` of `[limits]` allows: subscribers publish for each other in a circle, or the limit is too low"
+            )));
+        }
         let (published, most) = (scope.count_event(), scope.limits.events_max);
         if published > most {
             return Err(NotPublished::Full(format!(
@@ -129,6 +135,7 @@ impl Bus {
             values,
             account: budget::process().unpaid(),
             trace: scope.origin.trace.child(),
+            depth: depth + 1,
             ..Origin::clone(&scope.origin)
         });
         let deliveries = app

@@ -191,4 +191,18 @@ both_modes! {
         assert!(full[2].as_str().is_some_and(|told| told.contains("`queue_max`")), "{full}");
         server.assert_baseline().await;
     }
+
+    /// Subscribers that publish for each other would go on without end.
+    async fn events_within_each_other_have_a_limit(mode: Mode) {
+        let server = App::rules(Kind::Sqlite, "limits.outbound_depth_max = 2").await.serve().await;
+        let mark = server.log.mark();
+        let third = publish("orders.third", json!([]));
+        let second = publish("orders.second", json!([third]));
+        let first = publish("orders.first", json!([second]));
+        server.told(&format!("/{mode}/run"), json!([first])).await;
+        let heard = all_heard(&server, mark).await;
+        let of = |topic: &'static str| heard.iter().filter(move |(heard, _)| heard == topic).map(|(_, told)| told.to_string());
+        assert_eq!((of("orders.first").count(), of("orders.second").count(), of("orders.third").count()), (2, 4, 0), "{heard:?}");
+        assert!(of("orders.second").all(|told| told.contains("`outbound_depth_max`")), "{heard:?}");
+    }
 }
