@@ -37,7 +37,8 @@ const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
         and statement operator(pg_catalog.!~~) 'SELECT t.typname, t.typtype, t.typelem%' \
         and statement operator(pg_catalog.!~~) 'SELECT enumlabel%FROM pg_catalog.pg_enum%' \
         and statement operator(pg_catalog.!~~) 'SELECT attname, atttypid%FROM pg_catalog.pg_attribute%'), \
-    pg_catalog.pg_backend_pid() \
+    pg_catalog.pg_backend_pid(), \
+    pg_catalog.setseed(SEED) \
     from pg_catalog.pg_prepared_statements";
 
 /// How often a pooler is asked for another connection, and how long it may take, to find out how it pools.
@@ -215,10 +216,12 @@ impl Session {
             false => "; set client_encoding = 'UTF8'",
         };
         let reset = format!("{rollback}; {RESET}{encoding}");
+        // `setseed` has no other end: nobody is to know what `random()` gives to the next one.
+        let clean = CLEAN.replace("SEED", &(fastrand::f64() * 2.0 - 1.0).to_string());
         // Both are sent at once.
         let cleaned = futures::future::try_join(
             self.client.batch_execute(&reset),
-            self.client.simple_query(CLEAN),
+            self.client.simple_query(&clean),
         );
         let cleaned = tokio::time::timeout(CLOSING_TIMEOUT, cleaned).await;
         let Ok(Ok(((), messages))) = cleaned else {
