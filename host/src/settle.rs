@@ -72,14 +72,16 @@ impl Ready<'_> {
             };
             let this = this.expect("it is taken for the last time only");
             let mut settled = self.attempt(arrived, this).await;
-            if retries == again || !settled.may_run_again() {
+            let longest = RETRY_WAIT * 2_u32.saturating_pow(retries);
+            let wait = longest.mul_f64(fastrand::f64());
+            let left = (self.chain.view().view.timeout).saturating_sub(arrived.elapsed());
+            if retries == again || wait >= left || !settled.may_run_again() {
                 settled.retries = retries;
                 return settled;
             }
             retries += 1;
             METRICS.retries.inc();
-            let longest = RETRY_WAIT * 2_u32.saturating_pow(retries - 1);
-            tokio::time::sleep(longest.mul_f64(fastrand::f64())).await;
+            tokio::time::sleep(wait).await;
         }
     }
 

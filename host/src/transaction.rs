@@ -124,6 +124,8 @@ enum Left {
     /// With the count of the member that began it.
     Level(Level, Arc<AtomicUsize>),
     Pin,
+    /// The transaction: its view was given up.
+    All,
 }
 
 impl Transaction {
@@ -223,12 +225,9 @@ impl Transaction {
         if self.over.swap(true, SeqCst) {
             return;
         }
-        self.effects.clear();
-        // A statement that runs has the lock; the connection goes back when the last member has gone.
-        if let Ok(mut state) = self.state.try_lock() {
-            state.give_up();
-        }
-        self.changed.notify_waiters();
+        self.effects.end();
+        // What runs now, perhaps a commit, goes on to its end, and what it releases is told to others.
+        self.leave(Left::All);
     }
 
     async fn locked(self: &Arc<Self>, deadline: &Deadline) -> Result<Locked, Error> {
@@ -278,6 +277,10 @@ impl Transaction {
                 Left::Pin => {
                     self.pins.fetch_sub(1, SeqCst);
                     state.unpin();
+                }
+                Left::All => {
+                    state.give_up();
+                    self.effects.clear();
                 }
             }
         }
@@ -454,6 +457,11 @@ impl Member {
     pub fn begins(&self) -> bool {
         let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
         begun.is_ok()
+    }
+
+    /// Whether its function has ended, or nobody waits for it any more.
+    pub fn is_over(&self) -> bool {
+        self.life.load(SeqCst) == IS_OVER
     }
 
     /// Nobody waits for its function any more, which may be in the middle of something: nothing of the transaction that it
@@ -688,19 +696,22 @@ impl Member {
 
     /// Whatever happens, the transaction that the member is in will be rolled back.
     pub fn set_rollback(&self) {
-        if self.level().is_some() {
-            self.transaction.effects.set_rollback();
+        if let Some(level) = self.level() {
+            self.transaction.effects.set_rollback(level);
         }
     }
 
-    /// Takes note of a statement that was run outside of the transaction.
-    pub fn note_outside(&self, ran: Result<(), &Error>) {
-        let history = &self.transaction.effects.history;
+    /// A statement is run outside of the transaction from now on. Whoever waits for it may be gone when it has run.
+    pub fn runs_outside(&self) {
         if !self.read_only {
-            history.lasts();
+            self.transaction.effects.history.lasts();
         }
+    }
+
+    /// Takes note of how that went.
+    pub fn note_outside(&self, ran: Result<(), &Error>) {
         if let Err(error) = ran {
-            history.note(error);
+            self.transaction.effects.history.note(error);
         }
     }
 }
@@ -783,7 +794,11 @@ struct Waiting<'a> {
 impl Waiting<'_> {
     fn to_begin(member: &Member) -> Result<Waiting<'_>, Error> {
         let level = Level(member.transaction.next_id());
-        if !member.transaction.effects.begin(level, member.id) {
+        if !member
+            .transaction
+            .effects
+            .begin(level, member.id, member.level())
+        {
             METRICS
                 .refused
                 .with_label_values(&["transaction levels"])

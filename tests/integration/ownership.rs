@@ -293,6 +293,26 @@ both_modes! {
     }
 }
 
+/// R3: a sync view that its caller waits for no longer is ended, also while it computes, so that it does not keep the
+/// scope's worker from others.
+#[tokio::test]
+async fn r3_a_view_that_is_given_up_gives_the_worker_back() {
+    let server = App::rules(Kind::Sqlite, "").await.serve().await;
+    for goes_on in [
+        end("loop"),
+        json!({"do": "repeat", "times": 30, "step": nap(100)}),
+    ] {
+        let given_up = view("/sync/run", json!([goes_on]));
+        let race = json!({"do": "race", "steps": [nap(50), given_up]});
+        let next = view("/sync/run", json!([insert("a")]));
+        let since = Instant::now();
+        server.told("/async/run", json!([race, next])).await;
+        let took = since.elapsed();
+        assert!(took < Duration::from_millis(700), "{took:?}");
+    }
+    server.assert_baseline().await;
+}
+
 /// A part that waits, within a transaction, for a view that it called before: the view waits for that transaction, and
 /// the answer says so.
 #[tokio::test]

@@ -108,6 +108,7 @@ impl Session {
             room: Room::empty(&scope.origin.account),
         };
         let access = member.access(database);
+        member.runs_outside();
         let stream = database.stream(*face, &scope.deadline, access, statement);
         let stream = stream.await;
         member.note_outside(stream.as_ref().map(|_| ()));
@@ -156,6 +157,7 @@ impl Session {
             face,
         } = self;
         let access = member.access(database);
+        member.runs_outside();
         let ran = database.run(*face, &scope.deadline, access, statement);
         let ran = ran.await;
         member.note_outside(ran.as_ref().map(|_| ()));

@@ -113,6 +113,12 @@ impl Work {
             cpu: Arc::default(),
         }
     }
+
+    /// Why the function is to end now, if it is: its request is over, or its caller waits for it no longer.
+    pub fn ended(&self) -> Option<Ended> {
+        let given_up = || self.member.is_over().then_some(Ended::Answered);
+        self.scope.deadline.ended().or_else(given_up)
+    }
 }
 
 impl Guest {
@@ -157,10 +163,11 @@ impl Guest {
 
     /// Waits for a service on the thread of a sync worker, no longer than the request may run.
     fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
-        let Work { scope, cpu, .. } = self.work();
-        if let Some(why) = scope.deadline.ended() {
+        let work_on = self.work();
+        if let Some(why) = work_on.ended() {
             return Err(why);
         }
+        let Work { scope, cpu, .. } = work_on;
         cpu.pause(|| workers::block_on(scope.deadline.bound(work)))
     }
 }

@@ -82,12 +82,11 @@ impl SyncComponent {
         limit(&mut store);
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         store.epoch_deadline_callback(|store| {
-            let Work {
-                scope, view, cpu, ..
-            } = store.data().work();
-            if let Some(why) = scope.deadline.ended() {
+            let work = store.data().work();
+            if let Some(why) = work.ended() {
                 return Err(Stop::from(why).into());
             }
+            let Work { view, cpu, .. } = work;
             if cpu.used() >= view.cpu {
                 return Err(Stop::Cpu(view.cpu.as_millis()).into());
             }

@@ -24,6 +24,8 @@ pub(super) struct History {
     unavailable: AtomicBool,
     /// Something was done that a roll-back does not undo.
     lasting: AtomicBool,
+    /// Commits, and statements that commit by themselves, that run now, perhaps without anyone who waits for them.
+    running: AtomicUsize,
     /// Levels that are open, in all of them.
     levels: AtomicUsize,
     /// Connections that are kept for results that are read in pieces, and for pins.
@@ -37,9 +39,16 @@ impl History {
         self.lasting.store(true, SeqCst);
     }
 
-    /// Whether another transaction was in the way, and nothing of this scope has lasted.
+    /// Whether another transaction was in the way, and nothing of this scope has lasted or may still do so.
     pub(super) fn can_begin_again(&self) -> bool {
-        self.conflict.load(SeqCst) && !self.lasting.load(SeqCst)
+        // In this order: what ends between the two has set the other one.
+        self.conflict.load(SeqCst) && self.running.load(SeqCst) == 0 && !self.lasting.load(SeqCst)
+    }
+
+    /// Something runs that a roll-back would not undo, until what this returns is dropped.
+    pub(super) fn runs(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, SeqCst);
+        Running(Arc::clone(self))
     }
 
     /// Whether a database could not be reached.
@@ -78,6 +87,15 @@ impl History {
     }
 }
 
+/// See [`History::runs`].
+pub(super) struct Running(Arc<History>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Room for a connection that is kept, until dropped.
 pub struct Kept {
     history: Arc<History>,
@@ -98,8 +116,8 @@ pub(super) struct Effects {
 struct Issued {
     levels: Vec<Begun>,
     held: Vec<(Level, Effect)>,
-    /// The transaction whose outermost level this is must be rolled back, for this reason.
-    rollback: Option<(Level, Reason)>,
+    /// The transactions with these outermost levels must be rolled back, for a reason each.
+    rollbacks: Vec<(Level, Reason)>,
     /// The transaction is over: what comes late is refused.
     ended: bool,
 }
@@ -109,6 +127,8 @@ struct Begun {
     level: Level,
     /// The member that began it; none: it is the whole transaction of an atomic view.
     owner: Option<u64>,
+    /// The level that the member was in.
+    around: Option<Level>,
     /// Members that were called in it and have not ended.
     members: usize,
 }
@@ -124,18 +144,47 @@ pub(super) enum Reason {
     MemberGivenUp,
 }
 
+impl Issued {
+    /// The transaction that a level is in has to be rolled back: its own outermost level, not that of another member which
+    /// waits for its turn, or has it.
+    fn mark(&mut self, level: Level, reason: Reason) {
+        if !self.levels.iter().any(|begun| begun.level == level) {
+            return;
+        }
+        let mut outermost = level;
+        let around = |of: Level| {
+            let begun = self.levels.iter().find(|begun| begun.level == of);
+            let around = begun.and_then(|begun| begun.around);
+            around.filter(|around| self.levels.iter().any(|begun| begun.level == *around))
+        };
+        while let Some(next) = around(outermost) {
+            outermost = next;
+        }
+        let marked = self
+            .rollbacks
+            .iter_mut()
+            .find(|(level, _)| *level == outermost);
+        match marked {
+            Some((_, known)) if reason != Reason::SetRollback => *known = reason,
+            Some(_) => {}
+            None => self.rollbacks.push((outermost, reason)),
+        }
+    }
+}
+
 impl Effects {
     pub(super) fn new(atomic: bool, history: Arc<History>) -> Effects {
         let whole = Begun {
             level: Level::WHOLE,
             owner: None,
+            around: None,
             members: 0,
         };
         Effects {
             issued: Mutex::new(Issued {
                 levels: atomic.then_some(whole).into_iter().collect(),
                 held: Vec::new(),
-                rollback: None,
+                rollbacks: Vec::new(),
                 ended: false,
             }),
             history,
@@ -162,8 +211,8 @@ impl Effects {
         }
     }
 
-    /// A guest begins a level, unless too many are open.
-    pub(super) fn begin(&self, level: Level, owner: u64) -> bool {
+    /// A guest begins a level in the one `around`, unless too many are open.
+    pub(super) fn begin(&self, level: Level, owner: u64, around: Option<Level>) -> bool {
         let one_more = |open: usize| (open < LEVELS_MAX).then_some(open + 1);
         if (self.history.levels)
             .fetch_update(SeqCst, SeqCst, one_more)
@@ -174,6 +223,7 @@ impl Effects {
         self.issued.lock().levels.push(Begun {
             level,
             owner: Some(owner),
+            around,
             members: 0,
         });
         true
@@ -199,13 +249,12 @@ impl Effects {
     /// A member that was called in this level has ended, or failed for a reason. Whether the level has not ended before.
     pub(super) fn part(&self, level: Level, failed: Option<Reason>) -> bool {
         let mut issued = self.issued.lock();
-        let outermost = issued.levels.first().map(|begun| begun.level);
         let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {
             return false;
         };
         begun.members -= 1;
         if let Some(reason) = failed {
-            issued.rollback = outermost.map(|outermost| (outermost, reason));
+            issued.mark(level, reason);
         }
         true
     }
@@ -221,22 +270,17 @@ impl Effects {
         own.map(|begun| begun.level)
     }
 
-    pub(super) fn set_rollback(&self) {
-        let mut issued = self.issued.lock();
-        if let Some(outermost) = issued.levels.first().map(|begun| begun.level) {
-            let marked = issued.rollback.is_some_and(|(level, _)| level == outermost);
-            if !marked {
-                issued.rollback = Some((outermost, Reason::SetRollback));
-            }
-        }
+    /// The transaction that this level is in is not to be kept.
+    pub(super) fn set_rollback(&self, level: Level) {
+        self.issued.lock().mark(level, Reason::SetRollback);
     }
 
     /// Why the transaction with this outermost level must be rolled back, if it must.
     pub(super) fn must_roll_back(&self, outermost: Level) -> Option<Reason> {
-        let rollback = self.issued.lock().rollback;
-        rollback
-            .filter(|(level, _)| *level == outermost)
-            .map(|(_, reason)| reason)
+        let issued = self.issued.lock();
+        let mut marks = issued.rollbacks.iter();
+        let mark = marks.find(|(level, _)| *level == outermost);
+        mark.map(|(_, reason)| *reason)
     }
 
     /// The level is kept as a part of the one around it.
@@ -264,10 +308,19 @@ impl Effects {
         let kept: Vec<_> = (held.into_iter())
             .filter(|(level, _)| !levels.contains(level))
             .collect();
-        self.issued.lock().held.splice(0..0, kept);
+        let mut issued = self.issued.lock();
+        issued.held.splice(0..0, kept);
+        issued
+            .rollbacks
+            .retain(|(level, _)| !levels.contains(level));
     }
 
-    /// The transaction is over: nothing is held any more.
+    /// The transaction is over: what comes from now on is refused.
+    pub(super) fn end(&self) {
+        self.issued.lock().ended = true;
+    }
+
+    /// And nothing is held any more.
     pub(super) fn clear(&self) {
         let mut issued = self.issued.lock();
         issued.ended = true;

@@ -252,6 +252,9 @@ impl State {
         }
         open.lease.set_in_transaction(!self.levels.is_empty());
         let only_reads = read_only && !self.options.read_only;
+        // What a pinned connection runs outside of a transaction commits by itself.
+        let _running = (self.levels.is_empty() && !self.options.read_only)
+            .then(|| self.effects.history.runs());
         let ran = open.lease.run(&before, statement, only_reads).await;
         let (alive, within) = (open.lease.in_transaction(), !self.levels.is_empty());
         let why_ended = (!alive).then(|| open.lease.why_ended());
@@ -403,21 +406,25 @@ impl State {
         database: &Database,
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
+        // Within a transaction there is a connection, and whatever is called has that, too. Otherwise there has to be room,
+        // also for one in the place of a pinned connection that is lost.
+        let mut kept = None;
+        if self.levels.is_empty() && self.pins.kept.is_none() {
+            let history = self.effects.history.clone();
+            let (read_only, at_once) = (self.options.read_only, history.keeps_any());
+            let permit = database.pin_permit(deadline, read_only, at_once).await?;
+            kept = permit.map(|permit| history.keeps(permit));
+        }
+        self.connect(database, deadline).await?;
+        if kept.is_some() {
+            self.pins.kept = kept;
+        }
         if self.pins.held.is_none() {
-            // Within a transaction there is a connection, and whatever is called has that, too.
-            if self.levels.is_empty() {
-                let history = self.effects.history.clone();
-                let (read_only, at_once) = (self.options.read_only, history.keeps_any());
-                let permit = database.pin_permit(deadline, read_only, at_once).await?;
-                self.pins.kept = permit.map(|permit| history.keeps(permit));
-            }
-            self.connect(database, deadline).await?;
             let gauge = METRICS
                 .database_pinned
                 .with_label_values(&[&database.config().name]);
             self.pins.held = Some(Held::new(&gauge));
         }
-        self.connect(database, deadline).await?;
         if let Some(open) = &mut self.open {
             open.lease.set_pinned(true);
         }
@@ -500,6 +507,7 @@ impl State {
             } else {
                 statements = vec!["rollback".to_owned()];
             }
+            let _running = commit.then(|| self.effects.history.runs());
             let closed = open.lease.host(&statements).await;
             if let Err(why) = closed {
                 self.effects.history.note(&why);

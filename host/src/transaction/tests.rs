@@ -1004,3 +1004,79 @@ async fn r9_what_was_given_up_before_it_began_never_begins() {
     runs.give_up();
     assert!(marked().is_some());
 }
+
+/// R13: the connection of a transaction that was given up comes free when the statement ends that was running.
+#[tokio::test]
+async fn r13_what_is_given_up_during_a_statement_gives_its_connection_back() {
+    let fixture = Fixture::new();
+    let member = new(false);
+    begin(&member, &fixture).await;
+    let inserted = fixture.insert(&member, Face::Async, 1).await;
+    inserted.expect("it is inserted");
+    let running = turn(&member, fixture.on()).await.expect("it is its turn");
+    member.transaction().give_up();
+    drop(running);
+    fixture.assert_clean().await;
+    assert!(fixture.committed().await.is_empty());
+}
+
+/// R10: a commit that is on its way when its view is given up is followed by what it releases.
+#[tokio::test]
+async fn r10_a_commit_is_told_also_when_its_view_was_given_up_meanwhile() {
+    let fixture = Fixture::new();
+    let member = new(false);
+    let level = begin(&member, &fixture).await;
+    let inserted = fixture.insert(&member, Face::Async, 1).await;
+    inserted.expect("it is inserted");
+    let told = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&told);
+    assert!(member.effect(Box::new(move || tell.store(true, SeqCst))));
+    let mut committing = member.commit(Face::Async, level).boxed();
+    let polled = committing
+        .as_mut()
+        .poll(&mut std::task::Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending(), "it takes a while");
+    member.transaction().give_up();
+    committing.await.expect("it is committed");
+    assert_eq!(fixture.committed().await, [1]);
+    assert!(told.load(SeqCst));
+}
+
+/// R9: what fails in the transaction of one member does not undo that of another, and does undo its own.
+#[tokio::test]
+async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
+    let fixture = Fixture::new();
+    let around = new(false);
+    let view = around.next();
+    let first = begin(&around, &fixture).await;
+    let inserted = fixture.insert(&around, Face::Async, 1).await;
+    inserted.expect("it is inserted");
+    // It waits for the other one's end, and a view that is called now belongs to it.
+    let mut beginning = begin_on(&view, fixture.on()).boxed();
+    let polled = beginning
+        .as_mut()
+        .poll(&mut std::task::Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending());
+    let called = view.call(Options::default());
+    assert!(called.begins());
+    called.end(true).expect("the level is there");
+    let committed = around.commit(Face::Async, first).await;
+    committed.expect("nothing in it has failed");
+    let second = beginning.await.expect("its turn has come");
+    let inserted = fixture.insert(&view, Face::Async, 2).await;
+    inserted.expect("it is inserted");
+    let committed = view.commit(Face::Async, second).await;
+    committed.expect_err("a view that was called in it has failed");
+    assert_eq!(fixture.committed().await, [1]);
+
+    let outer = begin(&around, &fixture).await;
+    around.set_rollback();
+    let inner = begin(&around, &fixture).await;
+    around.set_rollback();
+    around
+        .commit(Face::Async, inner)
+        .await
+        .expect("it is a savepoint");
+    let committed = around.commit(Face::Async, outer).await;
+    committed.expect_err("it is not to be kept");
+}
