@@ -376,12 +376,12 @@ impl fmt::Display for ConfigError {
                 column,
                 source,
             }) => {
+                let message = without_secrets(&without_passwords(&self.message), source);
                 write!(
                     f,
-                    "{}:{line}:{column}: {}\n  {line} | {}",
+                    "{}:{line}:{column}: {message}\n  {line} | {}",
                     self.file.display(),
-                    without_passwords(&self.message),
-                    without_passwords(source)
+                    without_values(source, &message)
                 )
             }
             None => {
@@ -393,6 +393,45 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// A line of the file, in which texts are hidden that the message does not name: they may be keys, hashes and passwords.
+fn without_values(source: &str, message: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = source;
+    while let Some(start) = rest.find(['"', '\'']) {
+        let (before, quoted) = rest.split_at(start);
+        let (quote, inner) = quoted.split_at(1);
+        let end = inner.find(quote).unwrap_or(inner.len());
+        let (text, after) = inner.split_at(end);
+        let hidden = if message.contains(text) { text } else { "…" };
+        shown.extend([before, quote, hidden]);
+        rest = match after.strip_prefix(quote) {
+            Some(after) => {
+                shown.push_str(quote);
+                after
+            }
+            None => after,
+        };
+    }
+    shown + rest
+}
+
+/// serde's message about a text where there should be none, which has the text in it.
+fn without_secrets(message: &str, source: &str) -> String {
+    let source = source.to_ascii_lowercase();
+    let words = [
+        "key", "secret", "token", "password", "users", "postgres", "settings",
+    ];
+    let Some((before, rest)) = message.split_once("invalid type: string \"") else {
+        return message.to_owned();
+    };
+    match rest.split_once("\", expected") {
+        Some((_, after)) if words.iter().any(|word| source.contains(word)) => {
+            format!("{before}invalid type: string \"…\", expected{after}")
+        }
+        _ => message.to_owned(),
+    }
+}
 
 /// Adds to serde's message what to write: the key that was probably meant, or how a value of the right type looks.
 fn with_suggestion(message: &str) -> String {

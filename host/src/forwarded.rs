@@ -7,6 +7,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+/// There are four, and room for more. Without a limit, comparing their names takes a time that is quadratic in the line.
+const PARAMETERS_MAX: usize = 16;
+
 /// What one proxy says: its parameters with their values, unquoted, in lower case and each once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Element(Vec<(String, Vec<u8>)>);
@@ -55,6 +58,9 @@ pub fn parse(line: &[u8]) -> Result<Vec<Element>, Malformed> {
             let (name, value) = rest.pair()?;
             if element.get(&name).is_some() {
                 return Err(Malformed("a parameter is there twice"));
+            }
+            if element.0.len() == PARAMETERS_MAX {
+                return Err(Malformed("an element has more than 16 parameters"));
             }
             element.0.push((name, value));
             rest.skip_spaces();

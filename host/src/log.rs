@@ -238,6 +238,7 @@ pub fn quoted(value: &str) -> Cow<'_, str> {
 }
 
 fn in_quotes(text: &str) -> String {
+    let text = text.replace('\\', "\\\\");
     let text = text.replace('"', "\\\"").replace('\n', "\\n");
     format!("\"{text}\"")
 }

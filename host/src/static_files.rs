@@ -104,6 +104,10 @@ impl StaticFiles {
     }
 
     fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
+        // Other names for the same file would each be compressed and cached by themselves.
+        if path.split('/').any(|name| ["", ".", ".."].contains(&name)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         // `.well-known` is there to be found by others (RFC 8615).
         let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
         if !self.hidden && path.split('/').any(is_hidden) {
@@ -286,7 +290,10 @@ mod tests {
             std::fs::write(dir.path().join(file), "text").expect("writing a file");
         }
         let files = StaticFiles::open(dir.path(), false).expect("it opens");
-        for path in hidden.into_iter().chain(["./a.txt", ".git/../a.txt"]) {
+        for path in hidden
+            .into_iter()
+            .chain(["./a.txt", ".git/../a.txt", ".git//config"])
+        {
             assert_eq!(
                 get(&files, path).err(),
                 Some(StatusCode::NOT_FOUND),
@@ -299,6 +306,19 @@ mod tests {
         let files = StaticFiles::open(dir.path(), true).expect("it opens");
         for path in hidden {
             get(&files, path).expect(path);
+        }
+        for path in [
+            ".git//config",
+            ".git/./config",
+            "./a.txt",
+            "/a.txt",
+            "a.txt/",
+        ] {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path}"
+            );
         }
     }
 

@@ -140,9 +140,7 @@ pub(super) fn without_passwords(text: &str) -> String {
                 shown.push_str(&without_parameter(&url[at..]));
             }
             // Without an `@`, what looks like a port may be a password.
-            (Some(colon), None)
-                if of_postgres && !url[colon + 1..].starts_with(|c: char| c.is_ascii_digit()) =>
-            {
+            (Some(colon), None) if of_postgres && !is_port(&url[colon + 1..]) => {
                 shown.push_str(&url[..=colon]);
                 shown.push_str(HIDDEN);
             }
@@ -152,6 +150,11 @@ pub(super) fn without_passwords(text: &str) -> String {
     }
     shown.push_str(rest);
     without_parameter(&shown)
+}
+
+fn is_port(text: &str) -> bool {
+    let end = text.find(['/', '?']).unwrap_or(text.len());
+    text[..end].parse::<u16>().is_ok()
 }
 
 /// The same of `password=…`, in a URL or in words.

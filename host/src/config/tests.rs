@@ -462,3 +462,30 @@ proptest! {
         let _ = parse(&format!("{LEAST}{text}"));
     }
 }
+
+/// What an error shows of the file's line is read by whoever sees the log, or the page under `amphi up`.
+#[test]
+fn no_secret_is_shown_with_an_error() {
+    for (line, told) in [
+        (
+            "settings = { stripe = \"sk_live_7\", session_days = [1] }",
+            "",
+        ),
+        ("secrets = { session_key = \"sk_live_7\" }", "expected"),
+        ("databases = [\"main\", \"sk_live_7", ""),
+        ("http = [\"example.com\", \"sk_live_7\"]", "example.com"),
+        ("secrets = 'sk_live_7'", "expected"),
+    ] {
+        let error = parse(&format!("{LEAST}{line}\n")).expect_err("it is wrong");
+        assert!(!error.contains("sk_live_7"), "{error}");
+        assert!(error.contains(told), "{error}");
+    }
+    for url in [
+        "host=h password = sk_live_7 hosst=x",
+        "postgres://u:4sk_live_7",
+    ] {
+        let text = format!("{LEAST}databases = [\"d\"]\n[databases.d]\npostgres = \"{url}\"\n");
+        let error = parse(&text).expect_err("it is wrong");
+        assert!(!error.contains("sk_live_7"), "{error}");
+    }
+}

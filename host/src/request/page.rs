@@ -164,6 +164,7 @@ fn is_secret(name: &str) -> bool {
         "csrf",
         "jwt",
         "key",
+        "otp",
         "pass",
         "pwd",
         "secret",
@@ -189,11 +190,21 @@ fn without_secrets(url: &str) -> String {
         return url.to_owned();
     };
     let pair = |pair: &str| match pair.split_once('=') {
-        Some((name, _)) if is_secret(&decoded(name)) => format!("{name}={HIDDEN}"),
+        Some((name, value)) if is_secret(&decoded(name)) || has_secret(&decoded(value)) => {
+            format!("{name}={HIDDEN}")
+        }
         _ => pair.to_owned(),
     };
     let pairs: Vec<String> = query.split('&').map(pair).collect();
     format!("{path}?{}", pairs.join("&"))
+}
+
+/// Whether a value is itself a URL or a query with a secret in it.
+fn has_secret(value: &str) -> bool {
+    let names = value
+        .split(['?', '&', ';', '#'])
+        .filter_map(|pair| pair.split_once('='));
+    names.map(|(name, _)| name).any(is_secret)
 }
 
 /// A name as a view reads it, also one that decodes it again.
