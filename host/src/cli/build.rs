@@ -62,14 +62,22 @@ pub(super) struct Built {
 }
 
 impl Built {
-    /// Puts all of them in place, each whole, for a server that may read it at any time.
+    /// Puts all of them in place, each whole, for a server that may read it at any time. All are written before the first
+    /// takes its place: what fails, such as a full disk, fails before that.
     pub(super) fn place(&self) -> anyhow::Result<()> {
+        let mut written = Vec::new();
         for (artifact, component) in &self.components {
-            match component {
-                Some(component) => copy(component, artifact)?,
-                None if artifact.exists() => std::fs::remove_file(artifact)
-                    .with_context(|| format!("removing {}", artifact.display()))?,
-                None => {}
+            if let Some(component) = component {
+                written.push((artifact, written_beside(component, artifact)?));
+            }
+        }
+        for (artifact, new) in written {
+            persist(new, artifact)?;
+        }
+        for (artifact, component) in &self.components {
+            if component.is_none() && artifact.exists() {
+                std::fs::remove_file(artifact)
+                    .with_context(|| format!("removing {}", artifact.display()))?;
             }
         }
         Ok(())
@@ -249,18 +257,33 @@ impl std::error::Error for NotCompiled {}
 
 /// Puts a component in place whole.
 fn copy(component: &Path, artifact: &Path) -> anyhow::Result<()> {
+    persist(written_beside(component, artifact)?, artifact)
+}
+
+fn persist(new: Option<tempfile::NamedTempFile>, artifact: &Path) -> anyhow::Result<()> {
+    if let Some(new) = new {
+        new.persist(artifact)
+            .with_context(|| format!("writing {}", artifact.display()))?;
+    }
+    Ok(())
+}
+
+/// The component as a file on the disk in the artifact's folder. None: the artifact is the same.
+fn written_beside(
+    component: &Path,
+    artifact: &Path,
+) -> anyhow::Result<Option<tempfile::NamedTempFile>> {
     let same = |a: &Path, b: &Path| Some(std::fs::read(a).ok()? == std::fs::read(b).ok()?);
     if same(component, artifact) == Some(true) {
-        return Ok(());
+        return Ok(None);
     }
     let folder = artifact.parent().expect("an artifact is in a folder");
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let new = tempfile::NamedTempFile::new_in(folder)?;
     std::fs::copy(component, new.path())
         .with_context(|| format!("copying {}", component.display()))?;
-    new.persist(artifact)
-        .with_context(|| format!("writing {}", artifact.display()))?;
-    Ok(())
+    new.as_file().sync_all()?;
+    Ok(Some(new))
 }
 
 /// Compiles a crate for one mode; gives the component, and whether nothing had to be done.

@@ -15,6 +15,7 @@ use super::Serving;
 use super::build::{self, NotCompiled, Purpose};
 use super::serve::{Migrations, Running, block_on, load};
 use crate::config::{Config, Source, Storage};
+use crate::database::migration;
 use crate::host::Host;
 
 /// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
@@ -114,7 +115,7 @@ impl Rebuilding {
 /// What makes an app differ from what is served: its configuration, components and migrations.
 fn fingerprint(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let mut add = |path: &Path| std::fs::read(path).ok().hash(&mut hasher);
+    let mut add = |path: &Path| (path, std::fs::read(path).ok()).hash(&mut hasher);
     add(&config.file);
     let artifacts = config.artifacts();
     for file in config
@@ -130,13 +131,8 @@ fn fingerprint(config: &Config) -> u64 {
         .values()
         .filter_map(|database| database.migrations.as_ref())
     {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
-        files.sort();
+        // What cannot be read is told when the app is loaded.
+        let files = migration::paths(folder).unwrap_or_default();
         files.iter().for_each(|file| add(file));
     }
     hasher.finish()

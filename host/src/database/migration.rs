@@ -9,6 +9,8 @@ mod files;
 mod postgres;
 mod sqlite;
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, bail};
 
 use crate::config::{Config, Database, Storage};
@@ -26,6 +28,16 @@ struct Applied {
     name: String,
     checksum: String,
     at: String,
+}
+
+/// The files in a folder of migrations, in the order of their paths.
+///
+/// # Errors
+/// When the folder, or one in it, cannot be read.
+pub fn paths(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    files::find(folder, &mut paths)?;
+    Ok(paths)
 }
 
 /// Applies the migrations that are new to every database, tells of each (its database and its name), and returns

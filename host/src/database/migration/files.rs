@@ -122,7 +122,7 @@ pub(super) fn read(folder: &Path) -> anyhow::Result<Vec<File>> {
 }
 
 /// Adds the files that end with `.sql`, but for hidden ones, in the order of their paths.
-fn find(folder: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+pub(super) fn find(folder: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let reading = || format!("reading {}", folder.display());
     let mut entries = (fs::read_dir(folder).with_context(reading)?)
         .collect::<std::io::Result<Vec<_>>>()
@@ -133,7 +133,14 @@ fn find(folder: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        if entry.file_type().with_context(reading)?.is_dir() {
+        let kind = entry.file_type().with_context(reading)?;
+        if kind.is_symlink() && path.is_dir() {
+            bail!(
+                "{} is a link to a folder, which is not followed: have the migrations there themselves, or name the folder in `migrations`",
+                path.display()
+            );
+        }
+        if kind.is_dir() {
             find(&path, paths)?;
         } else if (path.extension()).is_some_and(|extension| extension.eq_ignore_ascii_case("sql"))
         {
