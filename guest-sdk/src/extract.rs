@@ -181,12 +181,14 @@ impl Cookies {
     }
 
     pub(crate) fn of(headers: &Headers) -> Self {
-        let cookies = headers.get_all("cookie").flat_map(Cookie::split_parse);
-        Self(
-            cookies
-                .filter_map(|cookie| Some(cookie.ok()?.into_owned()))
-                .collect(),
-        )
+        let pairs = headers
+            .get_all("cookie")
+            .flat_map(|line| line.split(';'))
+            .filter_map(|pair| pair.split_once('='));
+        // As browsers have it: only spaces and tabs are no part of a name, so that nobody can write `__Host-` in another way.
+        let trimmed = |text: &str| text.trim_matches([' ', '\t']).to_owned();
+        let cookies = pairs.map(|(name, value)| Cookie::new(trimmed(name), trimmed(value)));
+        Self(cookies.collect())
     }
 
     /// All names and values.
