@@ -222,7 +222,9 @@ impl<'a> Flat<'a> {
         let conflict = self
             .failed()
             .any(|(_, kind, text)| kind == "Conflict" || text.contains(NO_ROOM))
-            || reply.why.to_lowercase().contains("conflict");
+            || ["conflict", "could not serialize"]
+                .iter()
+                .any(|words| reply.why.to_lowercase().contains(words));
         let limited = self.kinds.iter().any(|kind| kind.is_limited())
             || self.has(|does| *does == Does::End("loop".to_owned()));
         let failed = self.failed().next().is_some()

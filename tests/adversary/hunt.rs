@@ -207,7 +207,12 @@ impl Shared {
         let (program, ran) = match self.again(lane, &program, &faults).await {
             Some(again) => self.shrink(lane, program, again).await,
             None if faults.iter().all(|fault| fault.is_about_time()) => {
-                eprintln!("seed {seed}: not seen again");
+                let seen = ran.seen.as_ref();
+                let program = &program;
+                eprintln!(
+                    "seed {seed}: not seen again; this is how it went:\n{}",
+                    Shown { program, seen }
+                );
                 self.once.fetch_add(1, SeqCst);
                 return;
             }

@@ -5,6 +5,9 @@ use std::fmt;
 use super::program::{Client, Does, Part, Program, Shape, Step};
 use super::run::{Note, Seen, Told};
 
+/// A step that takes longer is shown with its time.
+const LONG_S: f64 = 0.2;
+
 /// A program with what its steps told.
 pub struct Shown<'a> {
     pub program: &'a Program,
@@ -109,11 +112,23 @@ impl Shown<'_> {
         let Some(seen) = self.seen else {
             return String::new();
         };
+        let long = |note: &Note| match &note.ended {
+            Some((_, at, _)) if at - note.began.1 > LONG_S => {
+                format!(" in {:.1} s", at - note.began.1)
+            }
+            _ => String::new(),
+        };
         let text = |note: &Note| match &note.ended {
             None => format!(" [{}..] no end", note.began.0),
-            Some((end, _, Told::Ok(text))) => format!(" [{}..{end}] {:.60}", note.began.0, text),
+            Some((end, _, Told::Ok(text))) => {
+                format!(" [{}..{end}]{} {:.60}", note.began.0, long(note), text)
+            }
             Some((end, _, Told::Failed(kind, text))) => {
-                format!(" [{}..{end}] {kind}: {text:.150}", note.began.0)
+                format!(
+                    " [{}..{end}]{} {kind}: {text:.150}",
+                    note.began.0,
+                    long(note)
+                )
             }
         };
         let notes = seen.notes.get(&step.id).into_iter().flatten();
