@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use reqwest::StatusCode;
 
+use crate::harness::browser::{self, FORM};
 use crate::harness::{App, Reply, Server, eventually, guests};
 
 const TABLES: &str = "
@@ -49,7 +50,6 @@ struct Browser<'a> {
     seen: BTreeSet<String>,
 }
 
-const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
 const FILES: &str = "multipart/form-data; boundary=B";
 
@@ -108,17 +108,10 @@ async fn every_example_does_on_the_host_what_it_says() {
     let routes = app.run("routes");
     assert!(routes.success, "{routes:?}");
     let server = app.serve().await;
-    let page = server.get("/form_3/photos/new").await;
-    let (_, token) = page.ok().split_once("value=\"").expect("a token");
-    let cookie = page
-        .header("set-cookie")
-        .split(';')
-        .next()
-        .expect("a session")
-        .to_owned();
+    let form = browser::Browser::at(&server, "/form_3/photos/new").await;
     let mut browser = Browser {
-        token: token.split('"').next().expect("an end").to_owned(),
-        cookie,
+        token: form.token,
+        cookie: form.cookie,
         server: &server,
         seen: BTreeSet::new(),
     };

@@ -1,4 +1,5 @@
-//! The complete apps that people begin with: the guestbook, and what `amphi new` makes.
+//! The complete apps that people begin with: the guestbook, and what `amphi new` makes. The to-dos have a file of their
+//! own for what their pages offer.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,8 +7,9 @@ use std::process::Command;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::app::guestbook;
-use crate::harness::{App, Reply, Server, guests};
+use crate::harness::app::{guestbook, todo};
+use crate::harness::browser::FORM;
+use crate::harness::{App, Browser, Reply, Server, guests};
 
 /// Runs the tests that an app has of its own, with what the guestbook has compiled already.
 #[track_caller]
@@ -28,22 +30,17 @@ fn assert_own_tests_pass(folder: &Path) {
 
 /// Sends the form of the first page, as a browser that has opened that does.
 async fn post_form(server: &Server, body: &str) -> Reply {
-    post_form_from(server, body, &[("sec-fetch-site", "same-origin")]).await
+    Browser::at(server, "/").await.post("/entries", body).await
 }
 
 async fn post_form_from(server: &Server, body: &str, headers: &[(&str, &str)]) -> Reply {
-    let page = server.get("/").await;
-    let session = page.header("set-cookie").split(';').next();
-    let (_, token) = (page.ok().split_once("name=\"csrf_token\" value=\"")).expect("a token");
-    let (token, _) = token.split_once('"').expect("an end of the token");
-    let form = server.request("POST", "/entries");
+    let mut browser = Browser::at(server, "/").await;
+    let form = browser
+        .request("POST", "/entries")
+        .header("content-type", FORM)
+        .body(format!("csrf_token={}&{body}", browser.token));
     let form = (headers.iter()).fold(form, |form, (name, value)| form.header(*name, *value));
-    Reply::of(
-        form.header("content-type", "application/x-www-form-urlencoded")
-            .header("cookie", session.expect("a session"))
-            .body(format!("csrf_token={token}&{body}")),
-    )
-    .await
+    browser.send(form).await
 }
 
 #[tokio::test]
@@ -68,7 +65,7 @@ async fn the_guestbook_does_what_its_pages_offer() {
     );
     let elsewhere = server.request("POST", "/entries");
     let elsewhere = elsewhere
-        .header("content-type", "application/x-www-form-urlencoded")
+        .header("content-type", FORM)
         .body("name=Eve&message=From+another+site");
     Reply::of(elsewhere).await.expect(StatusCode::FORBIDDEN);
     // Behind a proxy, the host that the browser knows is not the one that the app is asked for.
@@ -144,6 +141,11 @@ async fn the_guestbook_does_what_its_pages_offer() {
 #[test]
 fn the_guestbook_passes_its_own_tests() {
     assert_own_tests_pass(&guestbook());
+}
+
+#[test]
+fn the_to_dos_pass_their_own_tests() {
+    assert_own_tests_pass(&todo());
 }
 
 #[test]

@@ -45,4 +45,5 @@ mod static_files;
 mod sticky;
 mod storm;
 mod swap;
+mod todo;
 mod transactions;

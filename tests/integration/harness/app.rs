@@ -26,9 +26,18 @@ pub struct App {
 
 /// The folder of the guestbook.
 pub fn guestbook() -> PathBuf {
+    example("guestbook")
+}
+
+/// The folder of the to-dos.
+pub fn todo() -> PathBuf {
+    example("todo")
+}
+
+fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .with_file_name("examples")
-        .join("guestbook")
+        .join(name)
 }
 
 impl App {
@@ -128,6 +137,42 @@ impl App {
             guestbook().display()
         );
         App::changed(&base, toml)
+    }
+
+    /// The to-dos, as their `amphi.toml` for this kind of database has them, with a database of the test. They have to
+    /// be built.
+    pub async fn todo(kind: Kind) -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let data = Data::new(kind, folder.path().join("data/test.db")).await;
+        let (own, migrations) = match kind {
+            Kind::Sqlite => ("amphi.toml", "migrations"),
+            Kind::Postgres => ("postgres/amphi.toml", "migrations-postgres"),
+        };
+        let own = fs::read_to_string(todo().join(own)).expect("the example has one");
+        let here = format!(
+            r#"
+            [server]
+            listen = ["127.0.0.1:0"]
+            admin = "127.0.0.1:0"
+            [databases.default]
+            {database}
+            migrations = "{todo}/{migrations}"
+            [static]
+            dir = "{todo}/static"
+            [modules.todo]
+            path = "{todo}"
+            secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
+            "#,
+            database = data.config(),
+            todo = todo().display(),
+        );
+        let app = App {
+            folder,
+            data,
+            files: None,
+        };
+        app.configure(&own, &here);
+        app
     }
 
     fn changed(base: &str, toml: &str) -> App {

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod attack;
+pub mod browser;
 pub mod data;
 pub mod guests;
 pub mod log;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 pub use app::App;
+pub use browser::Browser;
 pub use data::Kind;
 pub use server::{Reply, Server};
 
