@@ -323,3 +323,23 @@ async fn connections_that_the_server_has_closed_are_replaced() {
     }
     server.assert_baseline().await;
 }
+
+/// Nobody chooses the random numbers of the next one on a connection.
+#[tokio::test]
+async fn r11_a_seed_is_gone_with_its_borrower() {
+    let server = App::rules(Kind::Postgres, "databases.default.connections = 1")
+        .await
+        .serve()
+        .await;
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let seeded = json!([query("select setseed(0.5) is null")]);
+        server.told("/sync/run", seeded).await;
+        let told = server
+            .told("/sync/run", json!([query("select random()::text")]))
+            .await;
+        assert!(told[0][0][0].is_string(), "{told}");
+        assert!(!seen.contains(&told), "{told} again");
+        seen.push(told);
+    }
+}

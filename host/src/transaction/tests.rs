@@ -1080,3 +1080,23 @@ async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
     let committed = around.commit(Face::Async, outer).await;
     committed.expect_err("it is not to be kept");
 }
+
+/// R4: a pin that finds no connection leaves the room for the next one.
+#[tokio::test]
+async fn r4_a_pin_that_fails_keeps_no_room() {
+    let fixture = Fixture::new();
+    let options = Options {
+        read_only: true,
+        ..Options::default()
+    };
+    let member = Transaction::new(options).first_member();
+    let mut taken = Vec::new();
+    while let Ok(lease) = fixture.database.lease(&fixture.deadline, true).await {
+        taken.push(lease);
+    }
+    let pinned = pin_on(&member, fixture.on()).await;
+    pinned.expect_err("all connections are in use");
+    drop(taken);
+    let pinned = pin_on(&member, fixture.on()).await;
+    pinned.expect("there is room");
+}
