@@ -78,8 +78,9 @@ const WAYS: [Way; 7] = [
 both_modes_and_databases! {
     async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
         let server = App::rules(kind, &limits(kind)).await.serve().await;
-        let patience = time_to_insert(&server, mode).await;
         for way in &WAYS {
+            // Each time, because other tests begin and end meanwhile.
+            let patience = time_to_insert(&server, mode).await;
             let mark = server.log.mark();
             let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
                 .map(|number| fail(&server, mode, way, number, patience))
