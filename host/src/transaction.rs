@@ -84,7 +84,7 @@ pub struct Transaction {
     options: Options,
     /// Pins of its connection, from the guest's call on until they have ended.
     pins: AtomicUsize,
-    /// The database that a connection is pinned of, by name.
+    /// The database that a connection is pinned of, or is going to be, by name.
     pinned: Mutex<Option<String>>,
     last_id: AtomicU64,
     /// Set when it has ended: nothing more can be done in it, within a level or outside.
@@ -677,13 +677,17 @@ impl Member {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
+        // From now on, not from when it has the connection: a view that is called meanwhile would wait behind the pin, and
+        // what the pin's owner calls for the worker that this view has.
+        let name = || database.config().name.clone();
+        self.transaction.pinned.lock().get_or_insert_with(name);
         let order = deadline.bound(self.order.lock()).await?;
         let ready = ready.await?;
         let mut state = self.transaction.locked(deadline).await?;
         drop(order);
         state.admits(database)?;
         state.pin(database, deadline).await?;
-        *self.transaction.pinned.lock() = Some(database.config().name.clone());
+        *self.transaction.pinned.lock() = Some(name());
         Ok((pinning.done(), ready))
     }
 
@@ -848,7 +852,12 @@ struct Pinning<'a>(&'a Transaction, bool);
 
 impl Pinning<'_> {
     fn new(transaction: &Transaction) -> Result<Pinning<'_>, Error> {
-        if transaction.pins.fetch_add(1, SeqCst) >= LEVELS_MAX {
+        let others = transaction.pins.fetch_add(1, SeqCst);
+        if others == 0 {
+            // What an earlier pin has left.
+            *transaction.pinned.lock() = None;
+        }
+        if others >= LEVELS_MAX {
             transaction.pins.fetch_sub(1, SeqCst);
             METRICS.refused.with_label_values(&["pins"]).inc();
             return Err(Error::new(

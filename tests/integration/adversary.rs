@@ -35,7 +35,7 @@ both_databases! {
 }
 
 /// Programs that once found a fault.
-const FOUND: [(&str, &str); 3] = [
+const FOUND: [(&str, &str); 4] = [
     (
         "blocks_dropped_that_overlap",
         include_str!("../adversary/found/blocks_dropped_that_overlap.json"),
@@ -47,6 +47,10 @@ const FOUND: [(&str, &str); 3] = [
     (
         "pin_dropped_while_others_wait",
         include_str!("../adversary/found/pin_dropped_while_others_wait.json"),
+    ),
+    (
+        "pin_that_waits_beside_a_call",
+        include_str!("../adversary/found/pin_that_waits_beside_a_call.json"),
     ),
 ];
 
