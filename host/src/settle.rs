@@ -72,11 +72,14 @@ impl Ready<'_> {
             };
             let this = this.expect("it is taken for the last time only");
             let mut settled = self.attempt(arrived, this).await;
+            settled.retries = retries;
+            if retries == again || !settled.may_run_again() {
+                return settled;
+            }
             let longest = RETRY_WAIT * 2_u32.saturating_pow(retries);
             let wait = longest.mul_f64(fastrand::f64());
             let left = (self.chain.view().view.timeout).saturating_sub(arrived.elapsed());
-            if retries == again || wait >= left || !settled.may_run_again() {
-                settled.retries = retries;
+            if wait >= left {
                 return settled;
             }
             retries += 1;

@@ -22,7 +22,7 @@ impl body::Host for Guest {
         let Some(body) = &self.work().body else {
             return Ok(Ok(Vec::new()));
         };
-        if self.work().scope.deadline.ended().is_some() {
+        if self.work().ended().is_some() {
             return Ok(Err(Error::Aborted));
         }
         let piece = workers::blocking(|| body.read(offset, max.min(PIECE_MAX)));
