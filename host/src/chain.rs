@@ -599,17 +599,15 @@ fn file_hint(detail: &str, module: &crate::config::Module) -> Option<String> {
     if !detail.contains("(os error 44)") {
         return None;
     }
-    let granted = module.directories.iter().map(|dir| &*dir.guest);
-    let granted: Vec<&str> = granted.collect();
-    let (name, has) = (
-        &module.name,
-        match granted[..] {
-            [] => "none".to_owned(),
-            _ => granted.join(", "),
-        },
-    );
+    let folders = module.directories.iter().map(|dir| &*dir.guest);
+    let folders: Vec<&str> = folders.collect();
+    let granted = match folders[..] {
+        [] => "none".to_owned(),
+        _ => folders.join(", "),
+    };
     Some(format!(
-        "; a view sees the folders that `directories` in [modules.{name}] grants, which are: {has}"
+        "; a view sees the folders that `directories` in [modules.{}] grants, which are: {granted}",
+        module.name
     ))
 }
 
