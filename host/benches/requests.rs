@@ -7,18 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use amphi::app::host::Host;
 use amphi::app::{App, Target};
-use amphi::bindings::types;
 use amphi::budget;
 use amphi::config::{Config, Limits};
+use amphi::contract::types;
 use amphi::database::{self, Databases, Face, Statement};
-use amphi::deadline::Deadline;
-use amphi::host::Host;
-use amphi::request::{self, Client, body::Received};
-use amphi::run::{Engines, Room};
+use amphi::guest::run::{Engines, Room};
+use amphi::http::body::Received;
+use amphi::http::message;
+use amphi::request::settle;
+use amphi::request::{self, Client};
+use amphi::scope::transaction::Transaction;
 use amphi::scope::{Origin, Scope, Setup};
-use amphi::settle;
-use amphi::transaction::{Options, Transaction};
+use amphi::threads::deadline::Deadline;
+use amphi::view::Options;
 use amphi::view::{Mode, View};
 use bytes::Bytes;
 use divan::{Bencher, black_box};
@@ -163,7 +166,7 @@ fn router(bencher: Bencher<'_, '_>) {
             .route(black_box(&Method::GET), black_box("/reused/sync"));
         assert!(matches!(
             route,
-            amphi::router::Route::Found(Target::View(_), _)
+            amphi::app::router::Route::Found(Target::View(_), _)
         ));
     });
 }
@@ -219,8 +222,8 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
 #[divan::bench]
 fn request_conversion(bencher: Bencher<'_, '_>) {
     let (parts, _) = hello("/sync?a=b").into_parts();
-    let asked = amphi::proxies::Asked::default();
-    bencher.bench_local(|| request::contract_request(&parts, &asked, Received::Inline(Vec::new())));
+    let asked = amphi::http::proxies::Asked::default();
+    bencher.bench_local(|| message::contract_request(&parts, &asked, Received::Inline(Vec::new())));
 }
 
 /// From the contract's response to HTTP's.

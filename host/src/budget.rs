@@ -17,8 +17,8 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::error::Failure;
-use crate::metrics::METRICS;
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::METRICS;
 
 /// What every request takes: its head, its scope, its future, and small things that are kept for it.
 pub const REQUEST_BYTES: u64 = 16 << 10;

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use crate::proxies::{Addresses, Proxies};
-use crate::request::authority::Host;
-use crate::router::Router;
-use crate::trace::{TRACEPARENT, TRACESTATE, Trace};
-use crate::{negotiation, request, run};
+use crate::app::router::Router;
+use crate::guest::run;
+use crate::http::authority::Host;
+use crate::http::proxies::{Addresses, Proxies};
+use crate::http::trace_context::{TRACEPARENT, TRACESTATE, Trace};
+use crate::http::{accept as accept_headers, message};
 
 pub use crate::database::postgres::fuzz as postgres;
 
@@ -42,10 +43,10 @@ fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
 /// `accept` and its like.
 pub fn accept(data: &[u8]) {
     let headers = values(&header::ACCEPT, data);
-    for (name, weight) in negotiation::weighted(&headers, header::ACCEPT) {
+    for (name, weight) in accept_headers::weighted(&headers, header::ACCEPT) {
         assert!(!name.is_empty() && weight <= 1000);
     }
-    let _ = negotiation::form(&headers);
+    let _ = accept_headers::form(&headers);
 }
 
 /// `traceparent` in the first line, `tracestate` in the others.
@@ -94,7 +95,7 @@ pub fn target(data: &[u8]) {
 pub fn request_headers(data: &[u8]) {
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.headers = headers(data);
-    let given = request::contract_headers(&parts, &Default::default());
+    let given = message::contract_headers(&parts, &Default::default());
     assert!(given.len() <= parts.headers.len());
 }
 

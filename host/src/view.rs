@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::transaction::Options;
+use crate::contract::types::Isolation;
 
 /// Where a view's code runs and how its host calls wait (R1: read from the component's types).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,17 @@ pub enum Kind {
     Middleware,
     /// An event on a topic.
     Subscriber(Topics),
+}
+
+/// What a view asks of its transaction.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Everything the view does belongs to one transaction.
+    pub atomic: bool,
+    /// Statements that write are refused, in transactions and outside.
+    pub read_only: bool,
+    /// What its transactions see of others; none: what the database does by itself.
+    pub isolation: Option<Isolation>,
 }
 
 /// One guest function that the host can call.

@@ -12,8 +12,9 @@ use amphi::database::{
     Access, Database, Error, ErrorKind, Face, Isolation, Outcome, Statement, Stream, Streamed,
     Table, Value,
 };
-use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::{Fate, Level, Member, Options, Pin, Transaction};
+use amphi::scope::transaction::{Fate, Level, Member, Pin, Transaction};
+use amphi::threads::deadline::{Deadline, Ended};
+use amphi::view::Options;
 
 use crate::harness::eventually;
 use crate::harness::postgres::{self, Postgres, Stop};

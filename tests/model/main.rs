@@ -3,7 +3,7 @@
 //!
 //! A model that gets stuck is reported as a deadlock, so every test here also says: nobody waits for ever.
 
-#[path = "../../host/src/handoff.rs"]
+#[path = "../../host/src/threads/handoff.rs"]
 #[allow(unreachable_pub, reason = "it is a module of the host's library")]
 mod handoff;
 

@@ -14,8 +14,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use crate::app::module;
 use crate::config::{Config, Source};
-use crate::module;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";

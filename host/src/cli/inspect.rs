@@ -7,14 +7,14 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::routes::{print, table};
-use crate::capability::Services;
-use crate::capability::config::INSPECTED;
-use crate::capability::http::Client;
+use crate::app::module;
 use crate::config::Module;
 use crate::database::Databases;
-use crate::log::escaped_line;
-use crate::module;
-use crate::run::Engines;
+use crate::guest::capability::config::INSPECTED;
+use crate::guest::capability::http::client::Client;
+use crate::guest::run::Engines;
+use crate::guest::store::Services;
+use crate::telemetry::log::escaped_line;
 
 #[derive(Args)]
 pub(super) struct Arguments {

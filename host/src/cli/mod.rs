@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::log::{self, LogFormat};
+use crate::telemetry::log::{self, LogFormat};
 
 /// Amphi serves web views, sync and async, compiled to sandboxed WebAssembly components.
 #[derive(Parser)]

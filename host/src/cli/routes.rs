@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use crate::app::App;
 use crate::config::Config;
 use crate::database::Databases;
-use crate::log::escaped_line;
-use crate::run::Engines;
+use crate::guest::run::Engines;
+use crate::telemetry::log::escaped_line;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let app = check(Config::load(folder)?)?;

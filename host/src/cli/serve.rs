@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Serving;
 use crate::app::App;
+use crate::app::host::Host;
 use crate::config::Config;
 use crate::database::{self, Databases, migration};
-use crate::host::Host;
-use crate::run::{Engines, Room};
+use crate::guest::run::{Engines, Room};
 use crate::server::{self, Sockets};
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {

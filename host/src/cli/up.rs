@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use super::Serving;
 use super::build::{self, NotCompiled, Purpose};
 use super::serve::{Migrations, Running, block_on, load};
+use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
-use crate::host::Host;
 
 /// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
 const QUIET: Duration = Duration::from_millis(150);
@@ -121,7 +121,7 @@ fn fingerprint(config: &Config) -> u64 {
     for file in config
         .modules
         .iter()
-        .filter_map(|module| crate::module::files(module, &artifacts).ok())
+        .filter_map(|module| crate::app::module::files(module, &artifacts).ok())
         .flatten()
     {
         add(&file);

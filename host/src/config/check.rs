@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::error::{ConfigError, Location};
 use super::{
-    Atomic, Config, ConfigError, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
-    Place, Reuse, Server, Source, StaticFiles, Storage, raw,
+    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Reuse,
+    Server, Source, StaticFiles, Storage, raw,
 };
-use crate::proxies::{Addresses, Proxies};
-use crate::request::authority::Host;
+use crate::http::authority::Host;
+use crate::http::proxies::{Addresses, Proxies};
 use crate::view::Topics;
 use middleware::Builtins;
 
@@ -92,7 +93,7 @@ impl<'a> Checker<'a> {
     pub(super) fn error_at(&self, offset: usize, message: String) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
-            place: Some(Place::of(self.text, offset)),
+            location: Some(Location::of(self.text, offset)),
             message,
         }
     }

@@ -9,7 +9,8 @@ use tokio_postgres::config::SslMode;
 use toml::Spanned;
 
 use super::check::{Checker, TIME_MS, TIME_MS_OR_NONE};
-use super::{ConfigError, postgres_url, raw};
+use super::error::ConfigError;
+use super::{postgres_url, raw};
 
 /// What `value_max_bytes` can be: SQLite itself stores no larger value.
 const VALUE_BYTES: std::ops::RangeInclusive<u64> = 65_536..=1_000_000_000;

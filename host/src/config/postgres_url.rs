@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 use percent_encoding::percent_decode_str;
 
-use super::nearest;
+use super::error::nearest;
 
 /// The parameters that a URL may have.
 const PARAMETERS: [&str; 18] = [

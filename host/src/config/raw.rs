@@ -7,6 +7,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::database::RawDatabase;
+use crate::http::body::BodyLimits;
+use crate::http::message::HeadSize;
+use crate::threads::workers::PoolLimits;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +103,18 @@ pub struct Server {
     pub drain_timeout_ms: u64,
 }
 
+impl Server {
+    /// How request bodies are received.
+    pub fn body_limits(&self) -> BodyLimits {
+        BodyLimits {
+            max_bytes: self.body_max_bytes,
+            memory_bytes: self.body_memory_bytes,
+            inline_bytes: self.body_inline_bytes,
+            timeout_ms: self.body_timeout_ms,
+        }
+    }
+}
+
 impl Default for Server {
     fn default() -> Self {
         Server {
@@ -141,6 +156,18 @@ pub struct SyncViews {
     /// Instances that are kept for further requests, of all modules with `instances = "reuse"`; one more is ended.
     /// Default 64.
     pub instances_kept_max: usize,
+}
+
+impl SyncViews {
+    /// The pool of workers as it is wanted.
+    pub fn pool(&self) -> PoolLimits {
+        PoolLimits {
+            workers: self.workers,
+            workers_max: self.workers_max,
+            queue_max: self.queue_max,
+            queue_timeout_ms: self.queue_timeout_ms,
+        }
+    }
 }
 
 impl Default for SyncViews {
@@ -278,6 +305,14 @@ limits! {
 }
 
 impl Limits {
+    /// The largest head of a view's response, of a request that it sends, and of an answer to that.
+    pub fn head_max(&self) -> HeadSize {
+        HeadSize {
+            headers: self.headers_max,
+            bytes: self.headers_max_bytes,
+        }
+    }
+
     /// What can come from a view at once, in bytes.
     pub fn handed_over_max(&self) -> u64 {
         let answer = self

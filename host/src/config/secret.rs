@@ -7,8 +7,8 @@ use std::path::Path;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use toml::Spanned;
 
-use super::ConfigError;
 use super::check::Checker;
+use super::error::ConfigError;
 use super::raw::Secret;
 
 /// How much chance goes into a secret that the host makes.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Error, short};
-use crate::report::Statement;
+use super::error::Error;
+use super::statement::short;
+use crate::telemetry::report::Statement;
 
 /// How many statements are kept; later ones are only counted.
 const STATEMENTS_MAX: usize = 200;

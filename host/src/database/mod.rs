@@ -5,32 +5,34 @@
 //! and is carried to a thread that may wait; PostgreSQL's waits for the network and is carried by a future that
 //! goes on when its caller is gone. Either way a statement that has begun is finished.
 
+mod error;
+mod face;
 mod journal;
 pub mod migration;
+mod open_ended;
 pub mod postgres;
 pub mod sqlite;
+mod statement;
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::task::JoinError;
 
-pub use crate::bindings::database_types::{Error, ErrorKind, Row, Table, Value, Violation};
-pub use crate::bindings::types::Isolation;
 use crate::config::{self, Config, Storage};
-use crate::deadline::{Deadline, Ended};
-use crate::gate::{Gate, Refused};
-use crate::wakeups::together;
-use crate::workers;
+use crate::threads::deadline::Deadline;
+use face::Surviving;
+use open_ended::OpenEnded;
 
+pub use crate::contract::types::Isolation;
+pub use error::{Error, ErrorKind, Violation};
+pub use face::Face;
 pub use journal::Journal;
+pub use open_ended::Permit;
 pub use postgres::Postgres;
 pub use sqlite::{STACK_BYTES, Sqlite};
+pub use statement::{Access, Failed, Outcome, Row, Statement, Stream, Streamed, Table, Value};
 
 /// The app's databases by name.
 pub type Databases = BTreeMap<String, Database>;
@@ -64,65 +66,6 @@ pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databas
     }
     Ok(databases)
 }
-
-/// One statement, and what is wanted of it.
-#[derive(Debug, Clone)]
-pub struct Statement {
-    /// A single statement. Its parameters are `$1`, `$2` … (in SQLite also `?`).
-    pub sql: String,
-    /// The values of its parameters.
-    pub params: Vec<Value>,
-    /// Its rows, up to so many bytes. None: only how many it changed.
-    pub rows_max: Option<u64>,
-}
-
-/// What a statement did.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Its rows, when they were wanted.
-    pub table: Table,
-    /// How many rows it changed.
-    pub changed: u64,
-}
-
-/// How a statement came to nothing.
-#[derive(Debug)]
-pub enum Failed {
-    /// The host refused it: the database has seen nothing of it, nor of what was to go before it.
-    Refused(Error),
-    /// What had to go before it failed.
-    Before(Error),
-    /// The database failed it.
-    Statement(Error),
-}
-
-impl Failed {
-    /// What happened, whatever the stage.
-    pub fn into_error(self) -> Error {
-        match self {
-            Failed::Refused(error) | Failed::Before(error) | Failed::Statement(error) => error,
-        }
-    }
-}
-
-/// The columns of a result, and its rows as they are read.
-pub struct Stream {
-    /// Column names.
-    pub columns: Vec<String>,
-    /// Pieces of the result; an error is the last one.
-    pub pieces: mpsc::Receiver<Result<Vec<Row>, Error>>,
-}
-
-/// A piece of a streamed result ends at whichever comes first.
-const PIECE_ROWS: usize = 256;
-const PIECE_BYTES: u64 = 64 << 10;
-/// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
-const ROW_BYTES: u64 = 24;
-const VALUE_BYTES: u64 = 32;
-/// Prepared statements kept per connection.
-const STATEMENTS_KEPT: usize = 64;
-/// The most bytes of one statement's text.
-const STATEMENT_BYTES_MAX: usize = 256 << 10;
 
 impl Database {
     /// Opens it. Blocks.
@@ -298,61 +241,6 @@ impl Database {
     }
 }
 
-/// Room for what keeps a connection while its request may need further ones: results that are read in pieces, and pins.
-///
-/// If these could take all connections of a pool, requests would wait for each other in a circle (R4). So they
-/// take half of them at most. What else takes a connection, a statement or a transaction, needs no further one until
-/// it has ended.
-pub struct OpenEnded {
-    gate: Gate,
-    /// The pool has one connection only: for a pin, but not for a result.
-    single: bool,
-}
-
-/// Such room, until dropped.
-pub type Permit = OwnedSemaphorePermit;
-
-impl OpenEnded {
-    /// For a pool of so many connections.
-    fn of(config: &config::Database, connections: usize) -> OpenEnded {
-        let name = format!(
-            "database `{}`, connections for pins and results",
-            config.name
-        );
-        let size = (connections / 2).max(1);
-        OpenEnded {
-            gate: Gate::new(name, size, config.queue_max, config.acquire_timeout),
-            single: connections == 1,
-        }
-    }
-
-    fn try_enter(&self) -> Option<Permit> {
-        match self.single {
-            true => None,
-            false => self.gate.try_enter().ok(),
-        }
-    }
-}
-
-/// What a statement outside of any transaction may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Access {
-    /// It is refused when it writes.
-    pub read_only: bool,
-    /// The only connection that reads is pinned by the caller of its view, which waits for the view.
-    pub no_reader: bool,
-    /// The same of the only one that writes.
-    pub no_writer: bool,
-}
-
-/// A result that was asked for in pieces.
-pub enum Streamed {
-    /// It comes in pieces.
-    Pieces(Stream),
-    /// The statement writes, so that its result was read at once.
-    Whole(Table),
-}
-
 /// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
 pub enum Lease {
     /// Of a file.
@@ -457,187 +345,4 @@ impl Lease {
             ),
         }
     }
-}
-
-/// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
-/// the loop goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Face {
-    /// The caller is a sync worker: run here.
-    Sync,
-    /// The caller is a loop: run elsewhere. Work that was started is finished even if nobody waits any more.
-    Async,
-}
-
-impl Face {
-    pub(crate) async fn run<T: Send + 'static>(
-        self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> T {
-        match self {
-            Face::Sync => workers::blocking(work),
-            Face::Async => unwound(together(tokio::task::spawn_blocking(work)).await),
-        }
-    }
-}
-
-/// What a task has come to; its panic is passed on.
-fn unwound<T>(done: Result<T, JoinError>) -> T {
-    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-}
-
-/// Work that goes on in the background when it is dropped on the way.
-struct Surviving<T: Send + 'static> {
-    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
-    started: bool,
-    runtime: tokio::runtime::Handle,
-}
-
-impl<T: Send + 'static> Surviving<T> {
-    fn new(
-        runtime: &tokio::runtime::Handle,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Surviving<T> {
-        Surviving {
-            work: Some(Box::pin(work)),
-            started: false,
-            runtime: runtime.clone(),
-        }
-    }
-}
-
-impl<T: Send + 'static> Future for Surviving<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        self.started = true;
-        let work = self.work.as_mut().expect("it is not polled after its end");
-        let done = work.as_mut().poll(context);
-        if done.is_ready() {
-            self.work = None;
-        }
-        done
-    }
-}
-
-impl<T: Send + 'static> Drop for Surviving<T> {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take().filter(|_| self.started) {
-            self.runtime.spawn(async move {
-                drop(work.await);
-            });
-        }
-    }
-}
-
-impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error {
-            kind,
-            message: message.into(),
-            violation: None,
-        }
-    }
-
-    fn read_only(sql: &str) -> Error {
-        Error::new(
-            ErrorKind::Denied,
-            format!(
-                "the view is read-only, and this statement writes: {}",
-                short(sql)
-            ),
-        )
-    }
-
-    pub(crate) fn pinned_by_caller(database: &str) -> Error {
-        Error::new(
-            ErrorKind::Denied,
-            format!(
-                "the view that calls this one keeps the connection to the database `{database}` pinned that this statement needs, and waits for this view: let the pin go before the call, or begin a transaction on it that this view joins"
-            ),
-        )
-    }
-
-    fn too_large(max_bytes: u64, sql: &str) -> Error {
-        Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "the result has more than {max_bytes} bytes (`rows_max_bytes`): narrow it, or read it in pieces with `open` outside a transaction: {}",
-                short(sql)
-            ),
-        )
-    }
-
-    fn parameters(expected: usize, given: usize, sql: &str) -> Error {
-        Error::new(
-            ErrorKind::Statement,
-            format!(
-                "the statement has {expected} parameters, and {given} were given: {}",
-                short(sql)
-            ),
-        )
-    }
-}
-
-impl ErrorKind {
-    /// Whether a constraint has refused a change.
-    pub fn is_constraint(self) -> bool {
-        match self {
-            ErrorKind::Unique
-            | ErrorKind::ForeignKey
-            | ErrorKind::NotNull
-            | ErrorKind::Check
-            | ErrorKind::DataType
-            | ErrorKind::Constraint => true,
-            ErrorKind::Denied
-            | ErrorKind::Statement
-            | ErrorKind::Conflict
-            | ErrorKind::TooLarge
-            | ErrorKind::Poisoned
-            | ErrorKind::Unavailable
-            | ErrorKind::Aborted
-            | ErrorKind::Other => false,
-        }
-    }
-}
-
-impl From<Ended> for Error {
-    fn from(why: Ended) -> Error {
-        Error::new(
-            ErrorKind::Aborted,
-            match why {
-                Ended::Disconnected => "request-aborted: the client has gone",
-                Ended::TimedOut => "request-aborted: the request's time is over",
-                Ended::Shutdown => "request-aborted: the host is shutting down",
-                Ended::Failed => "request-aborted: the view has failed",
-                Ended::Answered => "request-aborted: the request is answered already",
-            },
-        )
-    }
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
-        match refused {
-            Refused::Busy(sentence) => Error::new(ErrorKind::Unavailable, sentence),
-            Refused::Ended(why) => why.into(),
-        }
-    }
-}
-
-/// Enough of a statement to recognise it by.
-pub(crate) fn short(sql: &str) -> String {
-    let mut line = String::new();
-    for word in sql.split_whitespace() {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(&word[..word.floor_char_boundary(200)]);
-        if line.len() > 160 {
-            line.truncate(line.floor_char_boundary(160));
-            line.push_str(" …");
-            break;
-        }
-    }
-    line
 }

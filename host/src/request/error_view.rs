@@ -10,24 +10,37 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::{Either, Full};
 
-use super::{Completion, ResponseBody, contract_headers};
+use super::access_log::Completion;
+use super::attempt::Ready;
 use crate::app::STATUS;
-use crate::bindings::types;
-use crate::error::{Failure, Fault};
-use crate::negotiation::{Form, form};
-use crate::scope::{Origin, Value};
-use crate::settle::Ready;
+use crate::contract::types;
+use crate::http::accept::{Form, form};
+use crate::http::message::{ResponseBody, contract_headers};
+use crate::scope::Origin;
+use crate::scope::context::Value;
+use crate::telemetry::error::{Failure, Fault};
 
 /// Context values that tell the view what happened.
 const ERROR_STATUS: &str = "error.status";
 const ERROR_MESSAGE: &str = "error.message";
 const ERROR_PATH: &str = "error.path";
 
+/// The response for a failure of what was asked for: the app's own page, or the built-in one.
+pub(super) async fn respond(
+    completion: &mut Completion<'_>,
+    failure: Failure,
+) -> Response<ResponseBody> {
+    match Box::pin(page(completion, &failure)).await {
+        Some(page) => {
+            completion.note(failure);
+            page
+        }
+        None => completion.failed(failure),
+    }
+}
+
 /// The page of the app's own for this failure; none where the built-in one is to be sent.
-pub(super) async fn page(
-    completion: &Completion<'_>,
-    failure: &Failure,
-) -> Option<Response<ResponseBody>> {
+async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response<ResponseBody>> {
     let Completion {
         host, app, parts, ..
     } = *completion;

@@ -18,7 +18,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 
 use crate::config::Server as Limits;
-use crate::request::ResponseBody;
+use crate::http::message::ResponseBody;
 
 /// A piece of a body, as large as HTTP/2's frames are when nobody asks for larger ones.
 const PIECE: usize = 16 << 10;

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Look};
 use super::socket::{Socket, Watched};
+use crate::app::host::Host;
 use crate::budget;
 use crate::config::Server as Limits;
-use crate::host::Host;
 use crate::request::{self, Client};
 
 /// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.

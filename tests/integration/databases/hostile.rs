@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amphi::database::{Access, Face};
-use amphi::deadline::Deadline;
+use amphi::threads::deadline::Deadline;
 
 use super::{Fixture, READS, query, show};
 use crate::harness::postgres::Postgres;

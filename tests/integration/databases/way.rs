@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use amphi::database::{Access, ErrorKind, Face, Value};
-use amphi::deadline::{Deadline, Ended};
-use amphi::transaction::{Fate, Options, Transaction};
+use amphi::scope::transaction::{Fate, Transaction};
+use amphi::threads::deadline::{Deadline, Ended};
+use amphi::view::Options;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

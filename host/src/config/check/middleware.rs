@@ -9,15 +9,16 @@ use http::{HeaderName, HeaderValue, Method};
 use toml::{Spanned, Value};
 
 use super::{Checker, TIME_MS, TIME_MS_OR_NONE};
-use crate::config::{ConfigError, GuestMiddleware, nearest};
-use crate::middleware::Builtin;
-use crate::middleware::basic_auth::{self, BasicAuth, Password};
-use crate::middleware::compression::{Compression, Encoding, FileCache};
-use crate::middleware::cors::{self, Cors, Origins};
-use crate::middleware::header_auth::HeaderAuth;
-use crate::middleware::rate_limit::{self, By, RateLimit};
-use crate::middleware::security_headers::{Choices, Framing, SecurityHeaders};
-use crate::proxies::{Addresses, Proxies};
+use crate::config::GuestMiddleware;
+use crate::config::error::{ConfigError, nearest};
+use crate::http::middleware::Builtin;
+use crate::http::middleware::basic_auth::{self, BasicAuth, Password};
+use crate::http::middleware::compression::{Compression, Encoding, FileCache};
+use crate::http::middleware::cors::{self, Cors, Origins};
+use crate::http::middleware::header_auth::HeaderAuth;
+use crate::http::middleware::rate_limit::{self, By, RateLimit};
+use crate::http::middleware::security_headers::{Choices, Framing, SecurityHeaders};
+use crate::http::proxies::{Addresses, Proxies};
 
 type Table = BTreeMap<String, Spanned<Value>>;
 

@@ -4,8 +4,8 @@ use std::error::Error as _;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use super::super::{Error, ErrorKind, Violation};
-use crate::error::cut;
+use super::super::error::{Error, ErrorKind, Violation};
+use crate::telemetry::error::cut;
 
 /// The most bytes of a constraint's name: the server's own names have 63.
 const NAME_MAX: usize = 256;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::super::Value;
+use super::super::statement::Value;
 use super::{guard, params, values, wire};
 
 /// Judges a statement.

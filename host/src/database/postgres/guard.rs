@@ -7,7 +7,8 @@
 //! a table may be a view, an operator or a cast a function, and either may be replaced after it was looked at. So a
 //! read of one table is left without cleaning only when the server says, right after it has run, what it has read.
 
-use super::super::{Error, ErrorKind, short};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::short;
 use super::tokens::{Token, tokens};
 
 /// What the guard thinks of a statement.

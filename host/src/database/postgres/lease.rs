@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{
-    Error, ErrorKind, Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream, unwound,
-};
+use super::super::error::{Error, ErrorKind};
+use super::super::face::unwound;
+use super::super::statement::{Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream};
 use super::guard::{Verdict, judge};
 use super::order::{Cancel, HEAVY_BYTES, Order, STALE, size, too_long};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
-use crate::deadline::Deadline;
+use crate::threads::deadline::Deadline;
 
 /// How long a transaction statement of the host's own may take: a commit may wait for a disk, or for a replica.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);

@@ -30,11 +30,13 @@ use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::{Error, ErrorKind, OpenEnded, Statement, Stream};
+use super::error::{Error, ErrorKind};
+use super::open_ended::OpenEnded;
+use super::statement::{Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
-use crate::deadline::{Deadline, Need};
-use crate::gate::{Gate, Place};
-use crate::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{Held, METRICS};
+use crate::threads::deadline::{Deadline, Need};
+use crate::threads::gate::{Gate, Place};
 
 use connector::Connector;
 pub(super) use error::sentence;

@@ -9,9 +9,10 @@ use futures::TryStreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::{CancelToken, Client, Row as PostgresRow, Statement as Known};
 
-use super::super::{
-    Error, ErrorKind, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row, Statement, Table,
-    VALUE_BYTES, Value, unwound,
+use super::super::error::{Error, ErrorKind};
+use super::super::face::unwound;
+use super::super::statement::{
+    Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row, Statement, Table, VALUE_BYTES, Value,
 };
 use super::guard::Verdict;
 use super::params::{Param, array, params};

@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
-use super::super::{Error, ErrorKind, Value};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::Value;
 use super::values::element;
 
 /// A parameter as it is sent.

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage};
 
-use super::super::STATEMENTS_KEPT;
+use super::super::statement::STATEMENTS_KEPT;
 use super::Postgres;
 use super::connector::Connector;
 use super::guard::Verdict;

@@ -10,7 +10,8 @@ use std::task::Poll;
 use tokio_postgres::types::{Kind, Type};
 use tokio_postgres::{Client, Error as ClientError, Statement as Known};
 
-use super::super::{Error, ErrorKind, short};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::short;
 
 /// How often the lookup may wait for an answer: at least once for each type.
 const WAITS_MAX: usize = 300;

@@ -11,7 +11,8 @@ use postgres_protocol::types as binary;
 use time::{Date, Duration, Month, PrimitiveDateTime, Time};
 use tokio_postgres::types::{FromSql, Kind, Type};
 
-use super::super::{Error, ErrorKind, Value};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::Value;
 use super::numeric;
 
 /// The bytes of a value, whatever its type.

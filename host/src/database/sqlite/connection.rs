@@ -12,15 +12,16 @@ use rusqlite::hooks::AuthContext;
 use rusqlite::limits::Limit;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Statement, StatementStatus, ffi};
 
-use super::super::{Error, ErrorKind, STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Value, Violation};
+use super::super::error::{Error, ErrorKind, Violation};
+use super::super::statement::{STATEMENT_BYTES_MAX, STATEMENTS_KEPT, Value};
 use super::guard::{Found, Guard, Shared};
 use super::limits::{self, Weight};
 use super::values::{Bound, slots};
 use super::watch::Watched;
 use super::{functions, search};
 use crate::config::{Database as Config, SqliteFile, Synchronous};
-use crate::deadline::Deadline;
-use crate::error::cut;
+use crate::telemetry::error::cut;
+use crate::threads::deadline::Deadline;
 
 /// What SQLite may allocate for all databases of the process, its caches among it. It can be set once.
 const HEAP_BYTES_MAX: i64 = 512 << 20;

@@ -14,7 +14,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, Error, Result, ffi};
 
-use super::super::ErrorKind;
+use super::super::error::ErrorKind;
 use super::guard::Guard;
 use super::limits::PATTERN_BYTES_MAX;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-use super::super::{Error, ErrorKind};
+use super::super::error::{Error, ErrorKind};
 use super::limits::Weight;
 
 /// What a connection's callbacks share with it.

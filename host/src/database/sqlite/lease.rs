@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Error, Failed, Outcome, PIECE_BYTES, PIECE_ROWS, Row, Statement, Table};
+use super::super::error::Error;
+use super::super::statement::{Failed, Outcome, PIECE_BYTES, PIECE_ROWS, Row, Statement, Table};
 use super::Sqlite;
 use super::connection::Handle;
 use super::functions;
 use super::values::{columns, read_row};
-use crate::deadline::Deadline;
-use crate::gate::Place;
-use crate::metrics::Held;
+use crate::telemetry::metrics::Held;
+use crate::threads::deadline::Deadline;
+use crate::threads::gate::Place;
 
 /// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
 pub struct Lease {

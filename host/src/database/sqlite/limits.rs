@@ -8,7 +8,7 @@
 use rusqlite::Connection;
 use rusqlite::limits::Limit;
 
-use super::super::STATEMENT_BYTES_MAX;
+use super::super::statement::STATEMENT_BYTES_MAX;
 use super::search::Words;
 
 /// Bytes of stack for every thread that runs statements (see `threads` in CONFIGURATION.md). With the limits below,

@@ -18,15 +18,16 @@ use prometheus::IntGauge;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    Access, Error, ErrorKind, Face, OpenEnded, Outcome, Statement, Stream, Streamed, unwound,
-};
+use super::error::{Error, ErrorKind};
+use super::face::{Face, unwound};
+use super::open_ended::OpenEnded;
+use super::statement::{Access, Outcome, Statement, Stream, Streamed};
 use crate::config::{Database as Config, SqliteFile};
-use crate::deadline::{Deadline, Need};
-use crate::gate::Gate;
-use crate::metrics::METRICS;
-use crate::wakeups::together;
-use crate::workers;
+use crate::telemetry::metrics::METRICS;
+use crate::threads::deadline::{Deadline, Need};
+use crate::threads::gate::Gate;
+use crate::threads::wakeups::together;
+use crate::threads::workers;
 
 mod connection;
 mod functions;

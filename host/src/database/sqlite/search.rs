@@ -4,7 +4,8 @@
 //! bounded where it is written (`limits`), the search here: behind MATCH there are texts and parameters, joined by
 //! `||`, so that its length is known before it runs.
 
-use super::super::{Error, ErrorKind, Value};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::Value;
 
 /// The longest search, and every parameter of a statement that searches.
 const BYTES_MAX: usize = 1_000;

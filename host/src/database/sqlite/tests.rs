@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::statement::{Table, Value};
 use super::*;
 use crate::config::{Storage, Synchronous};
-use crate::database::{Table, Value};
 
 struct Fixture {
     _folder: tempfile::TempDir,

@@ -3,7 +3,8 @@
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Statement, ToSql};
 
-use super::super::{Error, ErrorKind, ROW_BYTES, Row, VALUE_BYTES, Value, short};
+use super::super::error::{Error, ErrorKind};
+use super::super::statement::{ROW_BYTES, Row, VALUE_BYTES, Value, short};
 
 /// The names of a result's columns and about how many bytes they take. None: more than `max_bytes`.
 pub(super) fn columns(statement: &Statement<'_>, max_bytes: u64) -> Option<(Vec<String>, u64)> {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 
 use super::guard::Guard;
-use crate::deadline::Deadline;
+use crate::threads::deadline::Deadline;
 
 /// How often it looks.
 const TICK: Duration = Duration::from_millis(10);

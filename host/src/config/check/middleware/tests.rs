@@ -5,9 +5,9 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use crate::config::{Config, GuestMiddleware};
-use crate::middleware::Builtin;
-use crate::middleware::compression::Encoding;
-use crate::middleware::cors::Origins;
+use crate::http::middleware::Builtin;
+use crate::http::middleware::compression::Encoding;
+use crate::http::middleware::cors::Origins;
 
 const HASH: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
 

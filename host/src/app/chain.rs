@@ -1,0 +1,82 @@
+//! The configured chain of a view: middleware around it, in any mix of modes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::app::module::Module;
+use crate::view::{Mode, View};
+
+/// One guest function on the way of a request.
+#[derive(Clone)]
+pub struct Link {
+    /// The function.
+    pub view: Arc<View>,
+    /// Its component.
+    pub module: Arc<Module>,
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.view.mode, self.view)
+    }
+}
+
+/// Middleware, the outermost first, and the view at its end.
+pub struct Chain {
+    /// The guest functions, in the order in which a request meets them.
+    pub links: Vec<Link>,
+}
+
+/// Where a chain, and all that it can call for, runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// All of it on one worker in one go.
+    Worker,
+    /// It is one async view, on the loop.
+    Loop,
+    /// Part by part, each where its mode wants it.
+    Parts,
+}
+
+impl Chain {
+    /// A chain through `middleware` to `view`.
+    pub fn new(middleware: impl IntoIterator<Item = Link>, view: Link) -> Chain {
+        let links = middleware.into_iter().chain([view]).collect();
+        Chain { links }
+    }
+
+    /// What the chain is there for.
+    pub fn view(&self) -> &Link {
+        self.links.last().expect("a chain ends with a view")
+    }
+
+    /// How many guest functions it has.
+    #[allow(clippy::len_without_is_empty, reason = "a chain is never empty")]
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Where it runs.
+    pub fn course(&self) -> Course {
+        match self.links.len() {
+            _ if self.calls_others() => Course::Parts,
+            _ if self.links.iter().all(|link| link.view.mode == Mode::Sync) => Course::Worker,
+            1 => Course::Loop,
+            _ => Course::Parts,
+        }
+    }
+
+    /// Whether any part is async, or may call for one that is.
+    pub fn needs_place(&self) -> bool {
+        self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Async)
+    }
+
+    /// Whether any part is sync, or may call for one that is.
+    pub fn needs_worker(&self) -> bool {
+        self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Sync)
+    }
+
+    fn calls_others(&self) -> bool {
+        self.links.iter().any(|link| link.module.grants.subrequests)
+    }
+}

@@ -1,0 +1,214 @@
+//! The queue of events on their way from views to subscribers.
+//!
+//! An event is an effect of the scope that publishes it: within a transaction it is held until the commit (R10).
+//! Its place in the queue is taken when it is published, so nothing that was committed can be refused later. Each
+//! subscriber gets it in a scope of its own, which goes on with the publisher's id, trace and values (R14). An event
+//! is delivered once at most: a subscriber that fails is logged, and what a stopping host could not deliver too.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::app::App;
+use crate::app::chain::Chain;
+use crate::budget::{self, Account, Room};
+use crate::config::Events as Config;
+use crate::guest::store::NotPublished;
+use crate::scope::context::Value;
+use crate::scope::transaction::Member;
+use crate::scope::{Origin, Scope};
+use crate::telemetry::error::shown;
+use crate::telemetry::metrics::{Held, METRICS};
+use crate::view::is_topic;
+
+/// The longest topic.
+const TOPIC_BYTES_MAX: usize = 1 << 10;
+/// What an event takes beside its payload, while it is held or waits.
+const EVENT_BYTES: u64 = 2 << 10;
+
+/// The events of the process.
+pub struct Bus {
+    config: Config,
+    /// What events take that are held or wait.
+    account: Arc<Account>,
+    places: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    /// Deliveries that have not ended: of events that were published, not of those that are held.
+    deliveries: TaskTracker,
+    /// What was published and waits to be begun; there are as many places at most as `queue_max`.
+    sender: mpsc::UnboundedSender<(Delivery, TaskTrackerToken)>,
+    receiver: tokio::sync::Mutex<mpsc::UnboundedReceiver<(Delivery, TaskTrackerToken)>>,
+}
+
+/// What all subscribers of an event share.
+pub struct Event {
+    /// The payload.
+    pub payload: Arc<[u8]>,
+    _room: (Room, Room),
+}
+
+/// One event for one subscriber.
+pub struct Delivery {
+    /// The app that it was published in.
+    pub app: Arc<App>,
+    /// The subscriber.
+    pub chain: Arc<Chain>,
+    /// Whose event it is.
+    pub origin: Arc<Origin>,
+    /// Its topic.
+    pub topic: String,
+    /// The event.
+    pub event: Arc<Event>,
+    /// Limits how many deliveries run at once.
+    pub running: Arc<Semaphore>,
+    _place: OwnedSemaphorePermit,
+    _queued: Held,
+}
+
+impl Bus {
+    /// A bus without any events.
+    pub fn new(config: Config) -> Arc<Bus> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Arc::new(Bus {
+            sender,
+            receiver: receiver.into(),
+            places: Arc::new(Semaphore::new(config.queue_max)),
+            running: Arc::new(Semaphore::new(config.in_flight_max)),
+            deliveries: TaskTracker::new(),
+            account: budget::process().events(),
+            config,
+        })
+    }
+
+    /// Publishes an event of a scope's: now, or when its transaction commits.
+    ///
+    /// # Errors
+    /// When it cannot be, with a sentence; it is not published to anyone then.
+    pub fn publish(
+        self: &Arc<Self>,
+        (app, scope, member): (&Arc<App>, &Scope, &Member),
+        topic: &str,
+        payload: Vec<u8>,
+    ) -> Result<(), NotPublished> {
+        if topic.len() > TOPIC_BYTES_MAX || !is_topic(topic) {
+            return Err(NotPublished::NoTopic(format!(
+                "`{}` is not a topic: write words of letters, digits, `-` and `_` with dots between, such as `orders.paid`",
+                shown(topic)
+            )));
+        }
+        let max = self.config.payload_max_bytes;
+        if payload.len() as u64 > max {
+            return Err(NotPublished::TooLarge(format!(
+                "the event on `{topic}` has {} bytes; `payload_max_bytes` of `[events]` is {max}",
+                payload.len()
+            )));
+        }
+        let (depth, deepest) = (scope.origin.depth, scope.limits.outbound_depth_max);
+        if depth >= deepest {
+            return Err(NotPublished::Full(format!(
+                "the event on `{topic}` was not published: its request is within {depth} others that the app has caused itself, as many as `outbound_depth_max` of `[limits]` allows: subscribers publish for each other in a circle, or the limit is too low"
+            )));
+        }
+        let (published, most) = (scope.count_event(), scope.limits.events_max);
+        if published > most {
+            return Err(NotPublished::Full(format!(
+                "the request has published {most} events already, as many as `events_max` allows: the event on `{topic}` was not published"
+            )));
+        }
+        let values = scope.context.all();
+        let bytes = payload.len() + topic.len() + values.len() * size_of::<(Arc<str>, Value)>();
+        let room = self.draw(scope, topic, bytes as u64 + EVENT_BYTES)?;
+        let payload: Arc<[u8]> = payload.into();
+        let event = Arc::new(Event {
+            payload,
+            _room: room,
+        });
+        let origin = Arc::new(Origin {
+            values,
+            account: budget::process().unpaid(),
+            trace: scope.origin.trace.child(),
+            depth: depth + 1,
+            ..Origin::clone(&scope.origin)
+        });
+        let deliveries = app
+            .subscribers(topic)
+            .map(|chain| self.delivery((app, chain), &origin, topic, &event));
+        let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
+        let (sender, unended) = (self.sender.clone(), self.deliveries.clone());
+        let (topic, request) = (topic.to_owned(), scope.origin.id.clone());
+        let taken = member.effect(Box::new(move || {
+            let bytes = event.payload.len();
+            let subscribers = deliveries.len();
+            tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
+            METRICS.events.with_label_values(&["published"]).inc();
+            for delivery in deliveries {
+                // The receiver lives as long as the bus does, and with it the process.
+                let _ = sender.send((delivery, unended.token()));
+            }
+        }));
+        match taken {
+            true => Ok(()),
+            false => Err(NotPublished::Over(
+                "the request that this view was called in is over, or the transaction of its caller: the event was not published".to_owned(),
+            )),
+        }
+    }
+
+    /// Draws an event from its publisher's account and from what there is for events: neither may take everything.
+    fn draw(&self, scope: &Scope, topic: &str, bytes: u64) -> Result<(Room, Room), NotPublished> {
+        let drawn = self.account.draw(bytes);
+        let drawn = drawn.and_then(|room| Ok((scope.origin.account.draw(bytes)?, room)));
+        drawn.map_err(|why| {
+            NotPublished::Full(format!("the event on `{topic}` was not published: {why}"))
+        })
+    }
+
+    fn delivery(
+        &self,
+        (app, chain): (&Arc<App>, &Arc<Chain>),
+        origin: &Arc<Origin>,
+        topic: &str,
+        event: &Arc<Event>,
+    ) -> Result<Delivery, NotPublished> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            METRICS.refused.with_label_values(&["events"]).inc();
+            NotPublished::Full(format!(
+                "{} events wait already (`queue_max` of `[events]`): the event on `{topic}` was not published",
+                self.config.queue_max
+            ))
+        })?;
+        Ok(Delivery {
+            app: Arc::clone(app),
+            running: Arc::clone(&self.running),
+            chain: Arc::clone(chain),
+            origin: Arc::clone(origin),
+            topic: topic.to_owned(),
+            event: Arc::clone(event),
+            _place: place,
+            _queued: Held::new(&METRICS.queued.with_label_values(&["events"])),
+        })
+    }
+
+    /// The next delivery that is to begin, and what counts it until it has ended. Waits for one.
+    ///
+    /// # Panics
+    /// Never: the bus itself can still send.
+    pub async fn next(&self) -> (Delivery, TaskTrackerToken) {
+        let delivery = self.receiver.lock().await.recv().await;
+        delivery.expect("the bus has a sender of its own")
+    }
+
+    /// Waits until nothing is on its way any more.
+    pub async fn idle(&self) {
+        self.deliveries.close();
+        self.deliveries.wait().await;
+        self.deliveries.reopen();
+    }
+
+    /// Events on their way, those that are held not counted.
+    pub fn in_flight(&self) -> usize {
+        self.deliveries.len()
+    }
+}

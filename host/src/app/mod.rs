@@ -1,0 +1,334 @@
+//! An app as it is served: its routing table and everything its requests share. A reload makes a new one;
+//! requests finish with the one they started with.
+
+pub mod chain;
+pub mod events;
+pub mod host;
+pub mod module;
+pub mod router;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, bail};
+use http::Method;
+
+use crate::app::chain::{Chain, Link};
+use crate::app::module::Module;
+use crate::app::router::Router;
+use crate::config::{Config, GuestMiddleware};
+use crate::database::Databases;
+use crate::guest::capability::http::client::Client;
+use crate::guest::run::Engines;
+use crate::guest::store::Services;
+use crate::http::middleware::Builtin;
+use crate::http::static_files::StaticFiles;
+use crate::threads::workers::PARTS_MAX;
+use crate::view::{Kind, Topics, View};
+
+/// The one parameter that the pattern of the view for errors may have.
+pub const STATUS: &str = "status";
+
+/// An app, ready to be served.
+pub struct App {
+    /// Its checked configuration.
+    pub config: Config,
+    /// Its routes.
+    pub router: Router<Target>,
+    /// What its requests share.
+    pub services: Arc<Services>,
+    /// All views, middleware and subscribers, in the order of their modules.
+    pub views: Vec<Arc<View>>,
+    /// The view that makes the pages for failures, without middleware.
+    pub errors: Option<Arc<Chain>>,
+    modules: Vec<Arc<Module>>,
+    subscribers: Vec<(Topics, Arc<Chain>)>,
+}
+
+/// Where a route leads.
+pub enum Target {
+    /// To a view.
+    View(Arc<Routed>),
+    /// To the static files.
+    Static(Arc<StaticFiles>),
+}
+
+/// What a route of a view runs.
+pub struct Routed {
+    /// For clients: the middleware of the app, that of the module, the view.
+    pub chain: Arc<Chain>,
+    /// For sub-requests, which are within the app's middleware already.
+    pub inner: Arc<Chain>,
+}
+
+impl Routed {
+    /// The built-in middleware of the view's module.
+    pub fn builtins(&self) -> &[Arc<Builtin>] {
+        &self.chain.view().module.grants.builtins
+    }
+}
+
+impl Target {
+    /// The built-in middleware of its module.
+    pub fn builtins(&self) -> &[Arc<Builtin>] {
+        match self {
+            Target::View(routed) => routed.builtins(),
+            Target::Static(_) => &[],
+        }
+    }
+
+    /// Its module's name.
+    pub fn module(&self) -> Option<&str> {
+        match self {
+            Target::View(routed) => Some(&routed.chain.view().module.grants.name),
+            Target::Static(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::View(routed) => write!(f, "the view {}", routed.chain.view().view),
+            Target::Static(_) => f.write_str("the static files"),
+        }
+    }
+}
+
+impl App {
+    /// Loads modules and lays out the routes, over databases that are open. `development`: for those who write it. `previous` is the app that this one
+    /// replaces, if any. Blocks while modules compile.
+    ///
+    /// # Errors
+    /// With a sentence that names the module or route that is wrong.
+    pub fn load(
+        config: Config,
+        engines: &Engines,
+        databases: Databases,
+        development: bool,
+        previous: Option<&App>,
+    ) -> anyhow::Result<App> {
+        let client = match previous {
+            Some(app) => Arc::clone(&app.services.http),
+            None => Arc::new(Client::new().context("the client for outbound requests")?),
+        };
+        if let Some(why) = client.without_https() {
+            for module in config.modules.iter().filter(|module| module.wants_https()) {
+                tracing::warn!(
+                    module = module.name,
+                    "its requests over https will fail: {why}"
+                );
+            }
+        }
+        for module in &config.modules {
+            client
+                .prepare(module)
+                .context("the client for outbound requests")?;
+        }
+        let services = Arc::new(Services {
+            databases,
+            http: client,
+            development,
+            allowed_origins: config.allowed_origins.join(" "),
+            trusted_headers: (config.builtins.iter())
+                .chain(config.modules.iter().flat_map(|module| &module.builtins))
+                .filter_map(|builtin| builtin.trusted_header())
+                .collect(),
+        });
+        let mut app = App {
+            router: Router::default(),
+            views: Vec::new(),
+            errors: None,
+            modules: Vec::new(),
+            subscribers: Vec::new(),
+            services,
+            config,
+        };
+        app.add_static_files()?;
+        app.add_modules(engines)?;
+        Ok(app)
+    }
+
+    fn add_static_files(&mut self) -> anyhow::Result<()> {
+        let Some(files) = &self.config.static_files else {
+            return Ok(());
+        };
+        let opened = StaticFiles::open(&files.dir, files.hidden)
+            .with_context(|| format!("the static files in {}", files.dir.display()))?;
+        let pattern = format!("{}/{{*path}}", files.mount);
+        Ok(self
+            .router
+            .add(&Method::GET, &pattern, Target::Static(Arc::new(opened)))?)
+    }
+
+    fn add_modules(&mut self, engines: &Engines) -> anyhow::Result<()> {
+        let artifacts = self.config.artifacts();
+        let mut modules = Vec::new();
+        for grants in self.config.modules.clone() {
+            let files = module::files(&grants, &artifacts)?;
+            let grants = Arc::new(grants);
+            for file in files {
+                modules.push(Arc::new(Module::load(
+                    engines,
+                    &self.services,
+                    &grants,
+                    &file,
+                )?));
+            }
+        }
+        let links = || {
+            modules.iter().flat_map(|module| {
+                module.views.iter().map(|view| Link {
+                    view: Arc::clone(view),
+                    module: Arc::clone(module),
+                })
+            })
+        };
+        let middleware: Vec<Link> = links()
+            .filter(|link| link.view.kind == Kind::Middleware)
+            .collect();
+        let outer = named(&self.config.middleware, &middleware, "[app]")?;
+        for link in links() {
+            self.views.push(Arc::clone(&link.view));
+            match &link.view.kind {
+                Kind::Middleware => {}
+                Kind::Subscriber(topics) => {
+                    let chain = Arc::new(Chain::new([], link.clone()));
+                    self.subscribers.push((topics.clone(), chain));
+                }
+                Kind::Route { method, pattern } => {
+                    let grants = &link.module.grants;
+                    let place = format!("[modules.{}]", grants.name);
+                    let mut own = named(&grants.middleware, &middleware, &place)?;
+                    own.extend(named_by_view(&link.view, &middleware)?);
+                    self.add_route(method, pattern, &outer, own, &link)?;
+                }
+            }
+        }
+        if let Some(wanted) = &self.config.errors {
+            let all: Vec<Link> = links().collect();
+            self.errors = Some(Arc::new(Chain::new([], error_view(wanted, &all)?)));
+        }
+        self.modules = modules;
+        Ok(())
+    }
+
+    fn add_route(
+        &mut self,
+        method: &Method,
+        pattern: &str,
+        outer: &[Link],
+        own: Vec<Link>,
+        link: &Link,
+    ) -> anyhow::Result<()> {
+        let inner = Arc::new(Chain::new(own.clone(), link.clone()));
+        let chain = match outer.is_empty() {
+            true => Arc::clone(&inner),
+            false => Arc::new(Chain::new(outer.iter().cloned().chain(own), link.clone())),
+        };
+        if chain.len() > PARTS_MAX {
+            bail!(
+                "{}: {} guest functions on the way, middleware and view, are more than the {PARTS_MAX} that can run within each other",
+                link.view,
+                chain.len()
+            );
+        }
+        let mut patterns = vec![pattern.to_owned()];
+        // The root of a mounted module is reached with and without the slash.
+        if pattern == link.module.grants.mount && !pattern.is_empty() {
+            patterns.push(format!("{pattern}/"));
+        }
+        let routed = Arc::new(Routed { chain, inner });
+        for pattern in patterns {
+            self.router
+                .add(method, &pattern, Target::View(Arc::clone(&routed)))
+                .map_err(|error| {
+                    anyhow!("the view {} cannot have its route: {error}", link.view)
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Where an event on `topic` goes.
+    pub fn subscribers(&self, topic: &str) -> impl Iterator<Item = &Arc<Chain>> {
+        let wanted = self
+            .subscribers
+            .iter()
+            .filter(move |(topics, _)| topics.contain(topic));
+        wanted.map(|(_, chain)| chain)
+    }
+
+    /// Ends instances that have been kept for further requests too long.
+    pub fn sweep(&self) {
+        for module in &self.modules {
+            module.sweep();
+        }
+    }
+
+    /// The number of views of each mode, for a line in the log.
+    pub fn count(&self) -> BTreeMap<&'static str, usize> {
+        let mut count = BTreeMap::new();
+        for view in &self.views {
+            *count.entry(view.mode.as_str()).or_default() += 1;
+        }
+        count
+    }
+}
+
+/// Whether a function is the one that `module::function` means.
+fn is_meant(wanted: &GuestMiddleware, link: &Link) -> bool {
+    let GuestMiddleware { module, function } = wanted;
+    let name = &link.view.name;
+    link.view.module == *module && (name == function || name.rsplit("::").next() == Some(function))
+}
+
+/// The view that `errors` names.
+fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
+    let GuestMiddleware { module, function } = wanted;
+    let name = format!("{module}::{function}");
+    let is_page = |link: &&Link| matches!(&link.view.kind, Kind::Route { method, .. } if *method == Method::GET);
+    let found = all
+        .iter()
+        .filter(is_page)
+        .find(|link| is_meant(wanted, link));
+    let link = found.ok_or_else(|| {
+        anyhow!("`errors` of `[app]` names `{name}`, which no module has as a view for GET: write one, e.g. `#[view(get, \"/error/{{status}}\")]`, and list it in `views!`")
+    })?;
+    let pattern = link.view.pattern();
+    let parameters = pattern.replace(&format!("{{{STATUS}}}"), "");
+    if parameters.contains('{') {
+        bail!(
+            "`errors` of `[app]` names `{name}`, whose pattern is `{pattern}`: it can have the parameter `{{{STATUS}}}` and no other"
+        );
+    }
+    Ok(link.clone())
+}
+
+/// The middleware of its module that a view names.
+fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
+    let find = |wanted: &String| {
+        let is_it = |link: &&Link| link.view.module == view.module && link.view.name == *wanted;
+        known.iter().find(is_it).cloned().ok_or_else(|| {
+            anyhow!("the view {view} has the middleware `{wanted}`, which its module does not: list it in `views!`")
+        })
+    };
+    view.middleware.iter().map(find).collect()
+}
+
+/// The middleware that a list names.
+fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
+    let find = |wanted: &GuestMiddleware| {
+        let GuestMiddleware { module, function } = wanted;
+        let is_it = |link: &&Link| is_meant(wanted, link);
+        known.iter().find(is_it).cloned().ok_or_else(|| {
+            let names: Vec<String> = known.iter().map(|link| link.view.to_string()).collect();
+            let there = match names.is_empty() {
+                true => "no module has any: `#[middleware]` goes on the function, `views!` lists it, and `amphi build` has to have run since".to_owned(),
+                false => format!("there is: {}; is it in `views!`, and has `amphi build` run since?", names.join(", ")),
+            };
+            anyhow!("`middleware` of `{place}` names `{module}::{function}`, which no module has ({there})")
+        })
+    };
+    list.iter().map(find).collect()
+}

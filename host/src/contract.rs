@@ -1,0 +1,20 @@
+//! The plain records of the contract with guests (`guest-sdk/wit/`), for everything that is not about guests themselves.
+#![allow(missing_docs, clippy::all, reason = "generated code")]
+
+wasmtime::component::bindgen!({
+    path: "../guest-sdk/wit",
+    inline: "
+        package amphi:host;
+        world records {
+            import amphi:view/types@0.1.0;
+            import amphi:view/body-types@0.1.0;
+            import amphi:view/database-types@0.1.0;
+            import amphi:view/http-types@0.1.0;
+        }
+    ",
+    world: "amphi:host/records",
+    additional_derives: [PartialEq],
+    require_store_data_send: true,
+});
+
+pub use amphi::view::{body_types, database_types, http_types, types};

@@ -1,0 +1,81 @@
+//! Where the work of a statement runs: on the thread that asks, on a thread that may block, or in the background when
+//! its caller is gone.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::task::JoinError;
+
+use crate::threads::wakeups::together;
+use crate::threads::workers;
+
+/// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
+/// the loop goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// The caller is a sync worker: run here.
+    Sync,
+    /// The caller is a loop: run elsewhere. Work that was started is finished even if nobody waits any more.
+    Async,
+}
+
+impl Face {
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        match self {
+            Face::Sync => workers::blocking(work),
+            Face::Async => unwound(together(tokio::task::spawn_blocking(work)).await),
+        }
+    }
+}
+
+/// What a task has come to; its panic is passed on.
+pub(super) fn unwound<T>(done: Result<T, JoinError>) -> T {
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Work that goes on in the background when it is dropped on the way.
+pub(super) struct Surviving<T: Send + 'static> {
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    started: bool,
+    runtime: tokio::runtime::Handle,
+}
+
+impl<T: Send + 'static> Surviving<T> {
+    pub(super) fn new(
+        runtime: &tokio::runtime::Handle,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Surviving<T> {
+        Surviving {
+            work: Some(Box::pin(work)),
+            started: false,
+            runtime: runtime.clone(),
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for Surviving<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        self.started = true;
+        let work = self.work.as_mut().expect("it is not polled after its end");
+        let done = work.as_mut().poll(context);
+        if done.is_ready() {
+            self.work = None;
+        }
+        done
+    }
+}
+
+impl<T: Send + 'static> Drop for Surviving<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take().filter(|_| self.started) {
+            self.runtime.spawn(async move {
+                drop(work.await);
+            });
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! All generated bindings, and nothing else.
+//!
+//! One invocation owns every import and the shared types; the two export worlds reuse them.
+#![allow(missing_docs, clippy::all, reason = "generated code")]
+
+mod imports {
+    wasmtime::component::bindgen!({
+        path: "../guest-sdk/wit",
+        world: "imports",
+        imports: { default: trappable },
+        additional_derives: [PartialEq],
+        with: {
+            "amphi:view/types": crate::contract::types,
+            "amphi:view/body-types": crate::contract::body_types,
+            "amphi:view/database-types": crate::contract::database_types,
+            "amphi:view/http-types": crate::contract::http_types,
+            "amphi:view/database.rows": crate::guest::capability::database::session::Rows,
+            "amphi:view/database.transaction": crate::guest::capability::database::session::Begun,
+            "amphi:view/database.pinned": crate::guest::capability::database::session::Pinned,
+            "amphi:view/database-async.rows": crate::guest::capability::database::session::Rows,
+            "amphi:view/database-async.transaction": crate::guest::capability::database::session::Begun,
+            "amphi:view/database-async.pinned": crate::guest::capability::database::session::Pinned,
+        },
+        require_store_data_send: true,
+    });
+}
+
+mod sync {
+    wasmtime::component::bindgen!({
+        path: "../guest-sdk/wit",
+        world: "sync-views",
+        with: { "amphi:view": crate::guest::bindings::imports::amphi::view },
+        require_store_data_send: true,
+    });
+}
+
+mod r#async {
+    wasmtime::component::bindgen!({
+        path: "../guest-sdk/wit",
+        world: "async-views",
+        exports: { "describe": async },
+        with: { "amphi:view": crate::guest::bindings::imports::amphi::view },
+        require_store_data_send: true,
+    });
+}
+
+pub use r#async::{AsyncViews, AsyncViewsPre};
+pub use imports::amphi::view::{
+    body, body_async, config, context, database, database_async, events, http, http_async, log,
+    middleware, middleware_async, subrequest, subrequest_async, timer,
+};
+pub use sync::{SyncViews, SyncViewsPre};

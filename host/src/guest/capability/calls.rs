@@ -1,0 +1,85 @@
+//! `middleware` and `subrequest`: other guest functions of the same request.
+
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, HasSelf};
+
+use crate::contract::types::{Body, Error, Request, Response};
+use crate::guest::bindings::{middleware, middleware_async, subrequest, subrequest_async};
+use crate::guest::store::{Guest, Whither};
+use crate::http::message::header_bytes;
+use crate::scope::{CallBytes, Scope};
+
+fn nowhere() -> Error {
+    let sentence = "there is no request to go on with while a module is being checked";
+    refused(500, sentence.to_owned())
+}
+
+/// Counts what the request takes until it is answered.
+fn held(scope: &Arc<Scope>, request: &Request) -> Result<CallBytes, Error> {
+    let headers = header_bytes(&request.headers);
+    let texts = (request.method.len() + request.path.len() + request.query.len()) as u64;
+    let body = match &request.body {
+        Body::Bytes(bytes) => bytes.len() as u64,
+        Body::Spooled(_) => 0,
+    };
+    let held = scope.hold_call(headers + texts + body);
+    held.map_err(|sentence| refused(503, sentence))
+}
+
+fn refused(status: u16, message: String) -> Error {
+    Error {
+        status,
+        message,
+        detail: None,
+    }
+}
+
+impl Guest {
+    fn go(&self, to: Whither, request: Request) -> Result<Response, Error> {
+        let onward = self.work().onward.as_ref().ok_or_else(nowhere)?;
+        let _held = held(&self.work().scope, &request)?;
+        // What runs meanwhile has a CPU budget of its own.
+        self.work().cpu.pause(|| onward.go(to, request))
+    }
+}
+
+impl middleware::Host for Guest {
+    fn next(&mut self, request: Request) -> wasmtime::Result<Result<Response, Error>> {
+        Ok(self.go(Whither::Next, request))
+    }
+}
+
+impl subrequest::Host for Guest {
+    fn send(&mut self, request: Request) -> wasmtime::Result<Result<Response, Error>> {
+        Ok(self.go(Whither::Subrequest, request))
+    }
+}
+
+type Async = Accessor<Guest, HasSelf<Guest>>;
+
+async fn go(accessor: &Async, to: Whither, request: Request) -> Result<Response, Error> {
+    let (onward, scope) = accessor.with(|mut store| {
+        let work = store.get().work();
+        (work.onward.clone(), Arc::clone(&work.scope))
+    });
+    let onward = onward.ok_or_else(nowhere)?;
+    let _held = held(&scope, &request)?;
+    onward.go_async(to, request).await
+}
+
+impl middleware_async::Host for Guest {}
+
+impl middleware_async::HostWithStore<Guest> for HasSelf<Guest> {
+    async fn next(accessor: &Async, request: Request) -> wasmtime::Result<Result<Response, Error>> {
+        Ok(go(accessor, Whither::Next, request).await)
+    }
+}
+
+impl subrequest_async::Host for Guest {}
+
+impl subrequest_async::HostWithStore<Guest> for HasSelf<Guest> {
+    async fn send(accessor: &Async, request: Request) -> wasmtime::Result<Result<Response, Error>> {
+        Ok(go(accessor, Whither::Subrequest, request).await)
+    }
+}

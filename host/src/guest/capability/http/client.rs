@@ -1,0 +1,339 @@
+//! The client for outbound requests: where a module may send them, and the connections that are kept for them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use reqwest::{Method, Url, redirect};
+
+use super::destination::{Allowed, NotAllowed, Resolver, is_localhost, literal};
+use crate::config::{HttpGrant, Module};
+use crate::contract::http_types::Error;
+use crate::telemetry::error::shown;
+
+/// What an origin that speaks HTTP/2 may send ahead of the reading, for one response and for all of a connection.
+const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
+const HTTP2_WINDOW: u32 = 1 << 20;
+const HTTP2_HEADERS: u32 = 64 << 10;
+/// Connections that are kept to one origin.
+const IDLE_MAX: usize = 64;
+/// For how long: less than the five seconds after which many servers close theirs, at any moment, also while a request is
+/// on its way.
+const IDLE_TIME: Duration = Duration::from_secs(4);
+/// The client that all views share: connections are kept and reused across requests.
+pub struct Client {
+    /// Those of modules that may reach the same networks. There are as many as `amphi.toml` has different ones.
+    connections: Mutex<HashMap<Allowed, Connections>>,
+    /// Whether the system has certificates of authorities: without them, no server can be trusted.
+    certificates: bool,
+    own: OnceLock<SocketAddr>,
+}
+
+#[derive(Clone)]
+pub(super) struct Connections {
+    kept: reqwest::Client,
+    /// Keeps none: for a request that is sent again because a kept connection had been closed.
+    fresh: reqwest::Client,
+}
+
+impl Connections {
+    /// With connections to allowed addresses only, and whether the system has certificates.
+    fn new(allowed: &Allowed) -> reqwest::Result<(Connections, bool)> {
+        let builder = |idle_max| {
+            reqwest::Client::builder()
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .dns_resolver(Resolver(allowed.clone()))
+                .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+                .http2_initial_connection_window_size(HTTP2_WINDOW)
+                .http2_max_header_list_size(HTTP2_HEADERS)
+                .pool_max_idle_per_host(idle_max)
+                .pool_idle_timeout(IDLE_TIME)
+                .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
+        };
+        let build = |idle_max| match builder(idle_max).build() {
+            Ok(client) => Ok((client, true)),
+            // That needs no certificates: if it cannot be built either, they were not the reason.
+            Err(_) => Ok((builder(idle_max).tls_certs_only([]).build()?, false)),
+        };
+        let ((kept, certificates), (fresh, _)) = (build(IDLE_MAX)?, build(0)?);
+        Ok((Connections { kept, fresh }, certificates))
+    }
+
+    /// Sends the request, and once again when the connection broke before an answer began: a server may close a kept
+    /// connection at any moment (RFC 9112, 9.3.1). What it may have acted on is sent again only when doing so twice is
+    /// the same as once (RFC 9110, 9.2.2); hyper itself repeats what it has not begun to send.
+    pub(super) async fn execute(
+        self,
+        request: reqwest::Request,
+    ) -> reqwest::Result<reqwest::Response> {
+        let until = request.timeout().map(|timeout| Instant::now() + *timeout);
+        let again = match is_idempotent(request.method()) {
+            true => request.try_clone(),
+            false => None,
+        };
+        let error = match self.kept.execute(request).await {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        match again {
+            Some(mut again) if broke_off(&error) => {
+                let left = |until: Instant| until.saturating_duration_since(Instant::now());
+                *again.timeout_mut() = until.map(left);
+                self.fresh.execute(again).await
+            }
+            _ => Err(error),
+        }
+    }
+}
+
+impl Client {
+    /// A client that follows no redirects (a redirect could lead out of the granted origins) and uses no proxy.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up. A machine without certificates is no error: only https requests fail then.
+    pub fn new() -> anyhow::Result<Client> {
+        // A second app in the same process finds the provider installed: that is the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let public = Allowed::default();
+        let (connections, certificates) = Connections::new(&public)?;
+        Ok(Client {
+            connections: Mutex::new(HashMap::from([(public, connections)])),
+            certificates,
+            own: OnceLock::new(),
+        })
+    }
+
+    /// Sets up what this module's requests need, so that none has to wait for it.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn prepare(&self, module: &Module) -> anyhow::Result<()> {
+        let allowed = Allowed::new(&module.http_private);
+        let local = module.http.iter().any(|grant| match grant {
+            HttpGrant::Origin(origin) => Url::parse(origin).is_ok_and(|url| is_localhost(&url)),
+            HttpGrant::Own | HttpGrant::Any => false,
+        });
+        if local {
+            self.connections(allowed.clone().with_loopback())?;
+        }
+        self.connections(allowed)?;
+        Ok(())
+    }
+
+    pub(super) fn connections(&self, allowed: Allowed) -> reqwest::Result<Connections> {
+        let mut all = self.connections.lock();
+        if let Some(known) = all.get(&allowed) {
+            return Ok(known.clone());
+        }
+        let (new, _) = Connections::new(&allowed)?;
+        all.insert(allowed, new.clone());
+        Ok(new)
+    }
+
+    /// Why requests over https cannot be sent, if so.
+    pub fn without_https(&self) -> Option<&'static str> {
+        let why = "the machine has no certificates of authorities to check https servers with: install the package `ca-certificates` (or name a file in SSL_CERT_FILE), then restart";
+        (!self.certificates).then_some(why)
+    }
+
+    /// Says where this app itself listens, for requests to `/…`.
+    pub fn set_own(&self, mut address: SocketAddr) {
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        // Set once per app; a reload keeps the sockets.
+        let _ = self.own.set(address);
+    }
+
+    /// Where a request goes, and the addresses that its name may lead to.
+    pub(super) fn destination(&self, text: &str, module: &Module) -> Result<(Url, Allowed), Error> {
+        let allowed = Allowed::new(&module.http_private);
+        let parse = |url: &str| {
+            Url::parse(url)
+                .map_err(|error| Error::Invalid(format!("`{}` is not a URL: {error}", shown(text))))
+        };
+        let denied = |what: String| {
+            Err(Error::Denied(format!(
+                "module `{}` may not send requests to {what}: add \"{what}\" to `http` of `[modules.{0}]`",
+                module.name
+            )))
+        };
+        if text.starts_with('/') {
+            if !module.http.contains(&HttpGrant::Own) {
+                return denied("self".into());
+            }
+            let own = self
+                .own
+                .get()
+                .ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
+            return Ok((parse(&format!("http://{own}{text}"))?, allowed));
+        }
+        let url = parse(text)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Error::Invalid(format!(
+                "`{}`: only http and https URLs can be requested",
+                shown(text)
+            )));
+        }
+        let origin = url.origin().ascii_serialization();
+        let by_name = module.http.contains(&HttpGrant::Origin(origin.clone()));
+        if !by_name && !module.http.contains(&HttpGrant::Any) {
+            return denied(origin);
+        }
+        let allowed = match is_localhost(&url) && by_name {
+            true => allowed.with_loopback(),
+            false => allowed,
+        };
+        if let Some(address) = literal(&url)
+            && !by_name
+            && !allowed.has(address)
+        {
+            let name = String::new();
+            let why = NotAllowed { name, address };
+            return Err(Error::Denied(why.sentence(&module.name)));
+        }
+        match self.without_https() {
+            Some(why) if url.scheme() == "https" => Err(Error::Connection(why.to_owned())),
+            _ => Ok((url, allowed)),
+        }
+    }
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    method.is_safe() || [Method::PUT, Method::DELETE].contains(method)
+}
+
+/// What an error comes from, the outermost first.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
+}
+
+/// Whether the connection was there, and ended before any answer.
+fn broke_off(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    if error.is_timeout() || error.is_connect() {
+        return false;
+    }
+    causes(error).any(|cause| {
+        let hyper = cause.downcast_ref::<hyper::Error>();
+        let io = cause.downcast_ref::<std::io::Error>();
+        hyper.is_some_and(|error| error.is_incomplete_message() || error.is_canceled())
+            || io.is_some_and(|error| {
+                [
+                    BrokenPipe,
+                    ConnectionAborted,
+                    ConnectionReset,
+                    UnexpectedEof,
+                ]
+                .contains(&error.kind())
+            })
+    })
+}
+
+/// Why a module's request was not answered.
+pub(super) fn not_sent(error: reqwest::Error, module: &Module) -> Error {
+    let not_allowed = causes(&error).find_map(|cause| cause.downcast_ref::<NotAllowed>());
+    match not_allowed {
+        Some(why) => Error::Denied(why.sentence(&module.name)),
+        None => error.into(),
+    }
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Error {
+        if error.is_timeout() {
+            return Error::Timeout;
+        }
+        // The causes say what happened ("connection refused"); the outermost text only that something did.
+        let text = causes(&error)
+            .map(ToString::to_string)
+            .last()
+            .unwrap_or_else(|| error.to_string());
+        Error::Connection(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(grants: &[HttpGrant]) -> Module {
+        let mut module = Module::without_grants("test", std::path::Path::new("test.wasm"));
+        module.http = grants.to_vec();
+        module
+    }
+
+    #[test]
+    fn without_certificates_only_https_fails() {
+        let client = Client {
+            certificates: false,
+            ..Client::new().expect("a client")
+        };
+        let module = granted(&[HttpGrant::Any]);
+        client
+            .destination("http://example.com/", &module)
+            .expect("http needs none");
+        let error = client
+            .destination("https://example.com/", &module)
+            .expect_err("nobody can be trusted");
+        assert!(
+            matches!(&error, Error::Connection(why) if why.contains("`ca-certificates`")),
+            "{error:?}"
+        );
+        let nothing = granted(&[HttpGrant::Own]);
+        let error = client
+            .destination("https://example.com/", &nothing)
+            .expect_err("it is not granted");
+        assert!(matches!(error, Error::Denied(_)), "{error:?}");
+    }
+
+    /// As far as it can be told without asking DNS.
+    #[test]
+    fn addresses_that_are_not_public_have_grants_of_their_own() {
+        let client = Client::new().expect("a client");
+        let origin = |origin: &str| HttpGrant::Origin(origin.to_owned());
+        let mut module = granted(&[
+            HttpGrant::Any,
+            origin("http://127.0.0.1:8080"),
+            origin("http://localhost:8080"),
+        ]);
+        module.http_private = vec!["10.0.0.0/8".parse().expect("a network")];
+        for good in [
+            "http://127.0.0.1:8080/",
+            "http://127.1:8080/",
+            "http://10.1.2.3/",
+            "http://[::ffff:10.1.2.3]/",
+            "http://1.1.1.1/",
+            "http://localhost:8080/",
+        ] {
+            client.destination(good, &module).expect(good);
+        }
+        for bad in [
+            "http://127.0.0.1:8081/",
+            "http://192.168.1.1/",
+            "http://169.254.169.254/latest/",
+            "http://[::1]:8080/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[fd00:ec2::254]/",
+            "http://2852039166/",
+        ] {
+            let error = client.destination(bad, &module).expect_err(bad);
+            assert!(
+                matches!(&error, Error::Denied(why) if why.contains("`http_private`")),
+                "{bad}: {error:?}"
+            );
+        }
+        let loopback = |url| {
+            let (_, allowed) = client.destination(url, &module).expect(url);
+            allowed.has(std::net::Ipv4Addr::LOCALHOST.into())
+        };
+        assert!(loopback("http://localhost:8080/"));
+        assert!(!loopback("http://localhost:8081/"));
+    }
+}

@@ -1,0 +1,201 @@
+//! The capabilities: one thin adapter per WIT interface, sync and async faces over one service.
+//!
+//! A sync face waits on the worker's thread (and says so to the pool, R4); an async face is a future on the
+//! loop. Either way the service is the same, and the scope decides what may be done.
+//!
+//! [`CAPABILITIES`] lists all of them: what a component may import, in which mode, and with which grant.
+
+mod body;
+mod calls;
+pub mod config;
+mod context;
+pub mod database;
+mod events;
+pub mod http;
+mod log;
+pub mod stdio;
+mod timer;
+mod wasi;
+
+use wasmtime::component::{HasSelf, Linker};
+
+use crate::config::Module;
+use crate::contract;
+use crate::guest::bindings;
+use crate::guest::store::Guest;
+
+/// Something that guests can import: an interface of `amphi:view`, or two, one for each mode.
+pub struct Capability {
+    /// The interface's name; that of the async one has `-async` after it.
+    pub name: &'static str,
+    /// Its interfaces.
+    pub faces: Faces,
+    /// What a module would have to be granted that it is not, as a line of `amphi.toml`.
+    pub missing_grant: fn(&Module) -> Option<&'static str>,
+}
+
+/// The interfaces of a capability, each with what adds it to a linker.
+pub enum Faces {
+    /// One that never waits, for both modes.
+    Shared(Link),
+    /// One that blocks, and one whose functions are async.
+    PerMode {
+        /// For sync components.
+        sync: Link,
+        /// For async components.
+        r#async: Link,
+    },
+    /// For async components only.
+    AsyncOnly(Link),
+}
+
+type Link = fn(&mut Linker<Guest>) -> wasmtime::Result<()>;
+
+macro_rules! link {
+    ($interface:ident) => {
+        |linker| bindings::$interface::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+    };
+}
+
+/// For a capability that every module has.
+fn none(_: &Module) -> Option<&'static str> {
+    None
+}
+
+/// All capabilities.
+pub const CAPABILITIES: &[Capability] = &[
+    Capability {
+        name: "body",
+        faces: Faces::PerMode {
+            sync: link!(body),
+            r#async: link!(body_async),
+        },
+        missing_grant: none,
+    },
+    Capability {
+        name: "config",
+        faces: Faces::Shared(link!(config)),
+        missing_grant: none,
+    },
+    Capability {
+        name: "context",
+        faces: Faces::Shared(link!(context)),
+        missing_grant: none,
+    },
+    Capability {
+        name: "database",
+        faces: Faces::PerMode {
+            sync: link!(database),
+            r#async: link!(database_async),
+        },
+        missing_grant: |module| {
+            let missing = module.databases.is_empty();
+            missing.then_some("`databases = [\"default\"]`")
+        },
+    },
+    Capability {
+        name: "events",
+        faces: Faces::Shared(link!(events)),
+        missing_grant: |module| {
+            let missing = module.publish.is_empty();
+            missing.then_some("`publish = [\"orders.*\"]`")
+        },
+    },
+    Capability {
+        name: "http",
+        faces: Faces::PerMode {
+            sync: link!(http),
+            r#async: link!(http_async),
+        },
+        missing_grant: |module| {
+            let missing = module.http.is_empty();
+            missing.then_some("`http = [\"self\"]` or `http = [\"https://api.example.com\"]`")
+        },
+    },
+    Capability {
+        name: "log",
+        faces: Faces::Shared(link!(log)),
+        missing_grant: none,
+    },
+    Capability {
+        name: "middleware",
+        faces: Faces::PerMode {
+            sync: link!(middleware),
+            r#async: link!(middleware_async),
+        },
+        missing_grant: none,
+    },
+    Capability {
+        name: "subrequest",
+        faces: Faces::PerMode {
+            sync: link!(subrequest),
+            r#async: link!(subrequest_async),
+        },
+        missing_grant: |module| (!module.subrequests).then_some("`subrequests = true`"),
+    },
+    Capability {
+        name: "timer",
+        faces: Faces::AsyncOnly(link!(timer)),
+        missing_grant: none,
+    },
+];
+
+/// The name of the interface of `amphi:view` that is imported: `database-async` of `amphi:view/database-async@0.1.0`.
+pub fn interface(import: &str) -> Option<&str> {
+    let name = import.strip_prefix("amphi:view/")?;
+    Some(name.split_once('@').map_or(name, |(name, _)| name))
+}
+
+/// The capability that an interface belongs to, and whether the interface is its async one. None: the interface has
+/// types only, or there is no such one.
+pub fn capability(interface: &str) -> Option<(&'static Capability, bool)> {
+    let name = interface.strip_suffix("-async");
+    let is_async = name.is_some();
+    let name = name.unwrap_or(interface);
+    let known = CAPABILITIES.iter().find(|known| known.name == name)?;
+    Some((known, is_async))
+}
+
+/// Adds what sync components may import.
+///
+/// # Errors
+/// Never, unless two interfaces clash.
+pub fn link_sync(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_sync(linker)?;
+    wasi::bound_waits(linker)?;
+    link_types(linker)?;
+    CAPABILITIES.iter().try_for_each(|it| match it.faces {
+        Faces::Shared(link) | Faces::PerMode { sync: link, .. } => link(linker),
+        Faces::AsyncOnly(_) => Ok(()),
+    })
+}
+
+/// Adds what async components may import. Without `blocking_wasi`, blocking WASI calls trap with their name.
+///
+/// # Errors
+/// Never, unless two interfaces clash.
+pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    if !blocking_wasi {
+        wasi::refuse_waits(linker)?;
+    }
+    link_types(linker)?;
+    CAPABILITIES.iter().try_for_each(|it| match it.faces {
+        Faces::Shared(link) | Faces::PerMode { r#async: link, .. } | Faces::AsyncOnly(link) => {
+            link(linker)
+        }
+    })
+}
+
+/// The interfaces that have types only.
+fn link_types(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    contract::types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    contract::body_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    contract::database_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    contract::http_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+}
+
+impl contract::types::Host for Guest {}
+impl contract::body_types::Host for Guest {}
+impl contract::database_types::Host for Guest {}
+impl contract::http_types::Host for Guest {}

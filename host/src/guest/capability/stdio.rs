@@ -1,0 +1,241 @@
+//! What a guest writes: log records, and standard output and error line by line, all into the host's log.
+//!
+//! Together they are limited per request. What a panic says on standard error is kept for the one line that the
+//! host writes about the trap which follows.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::AsyncWrite;
+use tracing::Level;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use crate::scope::Scope;
+use crate::telemetry::error::cut;
+use crate::telemetry::metrics::METRICS;
+use crate::threads::workers;
+use crate::view::View;
+
+/// How much of a panic's message is kept.
+const PANIC_BYTES: usize = 4 << 10;
+/// What a record counts for beside its text: the host writes time, view and request around it.
+const RECORD_BYTES: usize = 100;
+/// The most bytes a guest may hand over at once.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// The log of one instance. Clones share it.
+#[derive(Clone)]
+pub struct Output(Arc<Mutex<State>>);
+
+struct State {
+    /// What the instance works on; none while it is kept for another request.
+    work: Option<(Arc<Scope>, Arc<View>)>,
+    max_bytes: usize,
+    left: usize,
+    cut: bool,
+    panic: Option<String>,
+    /// The beginnings of lines, of standard output and of standard error.
+    lines: [Vec<u8>; 2],
+}
+
+impl State {
+    fn new(max_bytes: usize) -> State {
+        State {
+            work: None,
+            max_bytes,
+            left: max_bytes,
+            cut: false,
+            panic: None,
+            lines: Default::default(),
+        }
+    }
+
+    fn line(&mut self, level: Level) -> &mut Vec<u8> {
+        &mut self.lines[usize::from(level == Level::WARN)]
+    }
+
+    /// Whether a line of standard error is a panic's; if so, it is kept. A guest that panics ends.
+    fn panicking(&mut self, line: &str) -> bool {
+        if self.panic.is_none()
+            && let Some((_, place)) = line
+                .split_once("' ")
+                .filter(|_| line.starts_with("thread '"))
+                .and_then(|(_, rest)| rest.split_once("panicked at "))
+        {
+            self.panic = Some(cut(format!("panicked at {place}"), PANIC_BYTES));
+            return true;
+        }
+        let Some(panic) = &mut self.panic else {
+            return false;
+        };
+        if !line.is_empty()
+            && !line.starts_with("note: ")
+            && panic.len() + line.len() <= PANIC_BYTES
+        {
+            panic.push(' ');
+            panic.push_str(line);
+        }
+        true
+    }
+}
+
+impl Output {
+    pub(in crate::guest) fn new(max_bytes: usize) -> Output {
+        Output(Arc::new(Mutex::new(State::new(max_bytes))))
+    }
+
+    /// What is written from now on belongs to this.
+    pub(in crate::guest) fn begin(&self, scope: &Arc<Scope>, view: &Arc<View>) {
+        let mut state = self.0.lock();
+        *state = State {
+            work: Some((Arc::clone(scope), Arc::clone(view))),
+            ..State::new(state.max_bytes)
+        };
+    }
+
+    /// Lets go of the request, with every line that it has begun. Whether it wrote more than it may.
+    pub(in crate::guest) fn finish(&self) -> bool {
+        self.flush(Level::INFO);
+        self.flush(Level::WARN);
+        let panic = self.0.lock().panic.take();
+        if let Some(panic) = panic {
+            // No trap followed, so that it was no panic.
+            self.record(Level::WARN, &panic);
+        }
+        let mut state = self.0.lock();
+        state.work = None;
+        state.cut
+    }
+
+    /// How much the request may still log, in bytes.
+    pub(super) fn left(&self) -> usize {
+        self.0.lock().left
+    }
+
+    /// Writes one record.
+    pub(super) fn record(&self, level: Level, text: &str) {
+        let mut state = self.0.lock();
+        let Some((scope, view)) = state.work.clone() else {
+            return;
+        };
+        let request = &scope.origin.id;
+        let size = text.len() + RECORD_BYTES;
+        if size > state.left {
+            METRICS.log_cut.inc_by(size as u64);
+            if !std::mem::replace(&mut state.cut, true) {
+                let max_bytes = state.max_bytes;
+                tracing::warn!(target: "amphi::guest", %view, request, "the view logs more than `log_max_bytes` ({max_bytes}): the rest of what it logs for this request is cut");
+            }
+            return;
+        }
+        state.left -= size;
+        drop(state);
+        // Of a sync part, the worker that it runs on.
+        let worker = Some(workers::number()).filter(|number| *number > 0);
+        match level {
+            Level::TRACE => {
+                tracing::trace!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
+            Level::DEBUG => {
+                tracing::debug!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
+            Level::INFO => tracing::info!(target: "amphi::guest", %view, request, worker, "{text}"),
+            Level::WARN => tracing::warn!(target: "amphi::guest", %view, request, worker, "{text}"),
+            Level::ERROR => {
+                tracing::error!(target: "amphi::guest", %view, request, worker, "{text}")
+            }
+        }
+    }
+
+    /// Where and why the guest panicked, if it did.
+    pub fn panic(&self) -> Option<String> {
+        self.0.lock().panic.clone()
+    }
+
+    /// A stream whose lines become records of `level`.
+    pub(super) fn stream(&self, level: Level) -> Lines {
+        Lines {
+            output: self.clone(),
+            level,
+        }
+    }
+
+    fn log(&self, level: Level, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let text = text.trim_end();
+        if level == Level::WARN && self.0.lock().panicking(text) {
+            return;
+        }
+        if !text.is_empty() {
+            self.record(level, text);
+        }
+    }
+
+    /// Logs the beginning of a line that will have no end.
+    fn flush(&self, level: Level) {
+        let rest = std::mem::take(self.0.lock().line(level));
+        if !rest.is_empty() {
+            self.log(level, &rest);
+        }
+    }
+}
+
+/// Cuts what is written into lines and logs them.
+#[derive(Clone)]
+pub(super) struct Lines {
+    output: Output,
+    level: Level,
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.output.flush(self.level);
+    }
+}
+
+impl IsTerminal for Lines {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Lines {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        unreachable!("only WASI 0.3 asks for it, which is not linked")
+    }
+}
+
+impl OutputStream for Lines {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let (output, level) = (&self.output, self.level);
+        let mut line = std::mem::take(output.0.lock().line(level));
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(part);
+            if part.ends_with(b"\n") || line.len() > WRITE_BYTES {
+                output.log(level, &line);
+                line.clear();
+            }
+        }
+        *output.0.lock().line(level) = line;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_BYTES)
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Lines {
+    async fn ready(&mut self) {}
+}

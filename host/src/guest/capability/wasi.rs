@@ -1,0 +1,154 @@
+//! WASI 0.2 for both kinds of guest: clocks, random numbers, standard output to the log, granted folders.
+//! No sockets, no environment, no arguments.
+//!
+//! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
+//! where it would hold up everything else that the view has in flight.
+
+use tracing::Level;
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::io::poll as waits;
+use wasmtime_wasi::p2::bindings::sync::io::poll as blocking_waits;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+
+use crate::guest::stop::Stop;
+use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
+use crate::view::Mode;
+
+/// Has to be the version that wasmtime-wasi links, for its definitions to be replaced.
+const VERSION: &str = "0.2.12";
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        if self.wasi.is_none() {
+            self.wasi = Some(Wasi {
+                ctx: self.new_wasi(),
+                table: table(),
+            });
+        }
+        let Wasi { ctx, table } = self.wasi.as_mut().expect("it was just built");
+        WasiCtxView { ctx, table }
+    }
+}
+
+impl Guest {
+    fn new_wasi(&self) -> WasiCtx {
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(self.output.stream(Level::INFO))
+            .stderr(self.output.stream(Level::WARN));
+        wasi.max_random_size(RANDOM_BYTES_MAX);
+        wasi.allow_blocking_current_thread(self.work().view.mode == Mode::Sync);
+        for dir in &self.grants.directories {
+            let permissions = if dir.write {
+                FsPerms::ReadWrite
+            } else {
+                FsPerms::ReadOnly
+            };
+            if let Err(error) = wasi.preopened_dir(&dir.host, &dir.guest, permissions) {
+                let (view, folder) = (&self.work().view, dir.host.display());
+                tracing::error!(%view, %folder, %error, "a granted folder cannot be opened: the view does not see it");
+            }
+        }
+        wasi.build()
+    }
+}
+
+/// Waits of a sync guest: bounded by the request's deadline, and known to the worker pool.
+struct Bounded<'a>(&'a mut Guest);
+
+impl HasData for Bounded<'static> {
+    type Data<'a> = Bounded<'a>;
+}
+
+impl Bounded<'_> {
+    fn table(&mut self) -> &mut ResourceTable {
+        self.0.ctx().table
+    }
+
+    fn wait<T>(
+        &mut self,
+        wait: impl AsyncFnOnce(&mut ResourceTable) -> wasmtime::Result<T>,
+    ) -> wasmtime::Result<T> {
+        let mut table = std::mem::take(self.table());
+        let done = self.0.wait(wait(&mut table));
+        *self.table() = table;
+        done.map_err(|why| wasmtime::Error::from(Stop::from(why)))?
+    }
+}
+
+impl blocking_waits::Host for Bounded<'_> {
+    fn poll(&mut self, pollables: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
+        self.wait(async |table| waits::Host::poll(table, pollables).await)
+    }
+}
+
+impl blocking_waits::HostPollable for Bounded<'_> {
+    fn ready(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<bool> {
+        self.wait(async |table| waits::HostPollable::ready(table, pollable).await)
+    }
+
+    fn block(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        self.wait(async |table| waits::HostPollable::block(table, pollable).await)
+    }
+
+    fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        waits::HostPollable::drop(self.table(), pollable)
+    }
+}
+
+/// Replaces the waits of `wasi:io/poll` by ones that end with the request.
+pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    blocking_waits::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// Replaces every WASI call that blocks by one that traps with its name.
+pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    for (interface, functions) in BLOCKING {
+        let interface = format!("{interface}@{VERSION}");
+        let mut instance = linker.instance(&interface)?;
+        for function in *functions {
+            let name = format!("{interface}.{function}");
+            instance.func_new(function, move |_, _, _, _| {
+                Err(Stop::SynchronousOnlyOperation(name.clone()).into())
+            })?;
+        }
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// The calls that wait: for time, for data, or for a disk.
+const BLOCKING: &[(&str, &[&str])] = &[
+    ("wasi:io/poll", &["poll", "[method]pollable.block"]),
+    (
+        "wasi:filesystem/types",
+        &[
+            "[method]descriptor.advise",
+            "[method]descriptor.create-directory-at",
+            "[method]descriptor.link-at",
+            "[method]descriptor.metadata-hash",
+            "[method]descriptor.metadata-hash-at",
+            "[method]descriptor.open-at",
+            "[method]descriptor.read",
+            "[method]descriptor.read-directory",
+            "[method]descriptor.readlink-at",
+            "[method]descriptor.remove-directory-at",
+            "[method]descriptor.rename-at",
+            "[method]descriptor.set-size",
+            "[method]descriptor.set-times",
+            "[method]descriptor.set-times-at",
+            "[method]descriptor.stat",
+            "[method]descriptor.stat-at",
+            "[method]descriptor.symlink-at",
+            "[method]descriptor.sync",
+            "[method]descriptor.sync-data",
+            "[method]descriptor.unlink-file-at",
+            "[method]descriptor.write",
+            "[method]directory-entry-stream.read-directory-entry",
+        ],
+    ),
+];

@@ -1,0 +1,167 @@
+//! Async guests: a future on the loop, preempted by epoch (R5).
+//!
+//! Each request in flight has a store of its own: dropping it is what cancels everything the guest has in flight
+//! (R15), and only between stores can one guest be preempted for another.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::sync::Semaphore;
+use wasmtime::component::Accessor;
+use wasmtime::{Store, UpdateDeadline};
+
+use super::engine::Engines;
+use super::failure::explain;
+use super::instance_pool::{Instance, Kept};
+use super::limits::{Answer, bounded, limit};
+use crate::config::Reuse;
+use crate::contract::types;
+use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
+use crate::guest::cpu::CpuTime;
+use crate::guest::stop::Stop;
+use crate::guest::store::{Guest, Work};
+use crate::scope::Scope;
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::{Held, METRICS};
+
+thread_local! {
+    /// One of the guests that this loop has preempted goes on at a time, in the order in which they were preempted.
+    static PREEMPTED: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+}
+
+/// A component with async views, ready to be called.
+pub struct AsyncComponent {
+    views: AsyncViewsPre<Guest>,
+    kept: Kept<Exports>,
+}
+
+/// What an instance is called by.
+struct Exports {
+    views: AsyncViews,
+    /// How many tasks, calls and streams its store knows of while it is idle.
+    idle: usize,
+}
+
+impl AsyncComponent {
+    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    pub fn new(
+        engines: &Engines,
+        views: AsyncViewsPre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> AsyncComponent {
+        let kept = Kept::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
+        AsyncComponent { views, kept }
+    }
+
+    /// Runs a view, no longer than its request may, and makes the store of a fresh instance with `guest`.
+    ///
+    /// # Errors
+    /// A trap or a limit, explained.
+    pub async fn call(
+        &self,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: types::Request,
+    ) -> Result<Answer, Failure> {
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let _held = Held::new(&METRICS.async_instances);
+        let handled = pin!(async {
+            let view = work.view.id;
+            let mut instance = match self.kept.take(work) {
+                Ok(kept) => kept,
+                Err(work) => self.fresh(guest(work)).await?,
+            };
+            let Instance { store, exports, .. } = &mut instance;
+            store.set_epoch_deadline(1);
+            let handle = async |accessor: &_| {
+                let answer = exports.views.call_handle(accessor, view, request).await?;
+                wasmtime::Result::Ok((answer, runs_nothing(accessor).await))
+            };
+            let done = store.run_concurrent(handle).await.flatten();
+            let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
+            // A call that it has not waited for would end in the middle of another request.
+            let clean = done && store.concurrent_state_table_size() == exports.idle;
+            self.kept.give_back(instance, clean);
+            Ok(bounded(answer))
+        });
+        in_time(&scope, &cpu, handled).await
+    }
+
+    /// Asks the component for its views.
+    ///
+    /// # Errors
+    /// As [`AsyncComponent::call`].
+    pub async fn describe(&self, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+        let Work { scope, cpu, .. } = guest.work();
+        let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
+        let described = pin!(async {
+            let Instance {
+                mut store, exports, ..
+            } = self.fresh(guest).await?;
+            let described = exports.views.call_describe(&mut store).await;
+            described.map_err(|error| explain(&error, store.data()))
+        });
+        in_time(&scope, &cpu, described).await
+    }
+
+    /// Ends the instances that have been kept too long.
+    pub fn sweep(&self) {
+        self.kept.sweep();
+    }
+
+    /// A fresh instance, under all its limits.
+    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports>, Failure> {
+        let mut store = Store::new(self.views.engine(), guest);
+        limit(&mut store);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            let Work { view, cpu, .. } = store.data().work();
+            if cpu.used() >= view.cpu {
+                return Err(Stop::Cpu(view.cpu.as_millis()).into());
+            }
+            let turns = PREEMPTED.with(Arc::clone);
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns))))
+        });
+        match self.views.instantiate_async(&mut store).await {
+            Ok(views) => {
+                let idle = store.concurrent_state_table_size();
+                Ok(Instance::fresh(store, Exports { views, idle }))
+            }
+            Err(error) => Err(explain(&error, store.data())),
+        }
+    }
+}
+
+/// Lets a preempted guest go on: after those of its loop that were preempted before it, and after the loop has looked
+/// at its sockets and run what is ready. So a guest that has not computed for long waits for one slice of one other,
+/// however many guests compute on its loop (R5).
+async fn turn(turns: Arc<Semaphore>) {
+    let _turn = turns.acquire().await;
+    // tokio's own yield is what makes the loop look at its sockets.
+    tokio::task::yield_now().await;
+}
+
+/// Whether the guest has come to its end when it has answered. What it goes on with ends with its store.
+async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
+    poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
+}
+
+/// Works for a guest no longer than its request may, and counts the CPU time of this thread meanwhile, without what the
+/// guest waits.
+async fn in_time<T>(
+    scope: &Scope,
+    cpu: &CpuTime,
+    mut work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
+) -> Result<T, Failure> {
+    let metered = poll_fn(|context| {
+        let _counting = cpu.count();
+        work.as_mut().poll(context)
+    });
+    // Outside the store: a time limit inside would wait for the guest to yield.
+    match scope.deadline.bound(metered).await {
+        Ok(done) => done,
+        Err(why) => Err((&Stop::from(why)).into()),
+    }
+}

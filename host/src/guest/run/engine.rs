@@ -1,0 +1,176 @@
+//! The two engines. Component-model concurrency makes a whole linker async-only, so sync and async guests each
+//! have an engine, with a pool of instance slots that were measured to be cheap to reuse.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::Semaphore;
+use wasmtime::{
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy,
+    PoolingAllocationConfig, WasmBacktraceDetails,
+};
+
+use crate::config;
+use crate::guest::store::TABLE_ELEMENTS_MAX;
+
+/// How often the epoch advances: how long a guest can compute before the host looks at it (R5).
+const TICK: Duration = Duration::from_millis(1);
+
+/// The most frames of a trap that are looked at, from the innermost: a panic alone has a dozen.
+pub(super) const FRAMES_MAX: usize = 40;
+
+/// Guests written in Python or JavaScript are made of up to fourteen core instances.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 20;
+/// Sync guests run on their worker's stack; async guests have one of their own.
+const WASM_STACK_BYTES: usize = 512 << 10;
+const ASYNC_STACK_BYTES: usize = 1 << 20;
+/// What a slot keeps of its memory, tables and stack when its instance ends, so that the next one does not have
+/// to fault it in again.
+const KEPT_MEMORY_BYTES: usize = 2 << 20;
+const KEPT_TABLE_BYTES: usize = 64 << 10;
+const KEPT_STACK_BYTES: usize = 64 << 10;
+
+/// One engine for each mode, and the thread that advances their epochs.
+#[derive(Clone)]
+pub struct Engines {
+    /// For sync components.
+    pub sync: Engine,
+    /// For async components.
+    pub r#async: Engine,
+    /// Room for instances that are kept for further requests.
+    pub(super) sync_kept: Arc<Semaphore>,
+    pub(super) async_kept: Arc<Semaphore>,
+}
+
+/// How many instances of one mode there is room for.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// At work.
+    pub at_once: usize,
+    /// Kept for further requests.
+    pub kept: usize,
+}
+
+impl Engines {
+    /// Engines with room for this many instances of each mode.
+    ///
+    /// # Errors
+    /// When the address space for the instance slots cannot be had.
+    pub fn new(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+        Engines::with(sync, r#async, false)
+    }
+
+    /// The same for development: traps come with the lines of the guest's source, which takes milliseconds.
+    ///
+    /// # Errors
+    /// As [`Engines::new`].
+    pub fn for_development(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+        Engines::with(sync, r#async, true)
+    }
+
+    /// Engines for a look at components.
+    ///
+    /// # Errors
+    /// As [`Engines::new`].
+    pub fn for_looking() -> anyhow::Result<Engines> {
+        let one = Room {
+            at_once: 1,
+            kept: 0,
+        };
+        Engines::new(one, one)
+    }
+
+    fn with(sync: Room, r#async: Room, lines: bool) -> anyhow::Result<Engines> {
+        let cache = compile_cache();
+        let engines = Engines {
+            sync: engine(sync, false, lines, cache.clone())?,
+            r#async: engine(r#async, true, lines, cache)?,
+            sync_kept: Arc::new(Semaphore::new(sync.kept)),
+            async_kept: Arc::new(Semaphore::new(r#async.kept)),
+        };
+        engines.tick().context("starting the epoch thread")?;
+        Ok(engines)
+    }
+
+    fn tick(&self) -> std::io::Result<()> {
+        let (sync, r#async) = (self.sync.weak(), self.r#async.weak());
+        let tick = move || {
+            while let (Some(sync), Some(r#async)) = (sync.upgrade(), r#async.upgrade()) {
+                sync.increment_epoch();
+                r#async.increment_epoch();
+                std::thread::sleep(TICK);
+            }
+        };
+        std::thread::Builder::new()
+            .name("amphi-epoch".into())
+            .spawn(tick)
+            .map(drop)
+    }
+}
+
+/// Where compiled modules are kept from one start to the next. Without it a start only takes longer.
+fn compile_cache() -> Option<Cache> {
+    match Cache::new(CacheConfig::new()) {
+        Ok(cache) => Some(cache),
+        Err(error) => {
+            let why = format!("{error:#}");
+            tracing::warn!(
+                why,
+                "compiled modules cannot be kept, so each start compiles them anew: set HOME or XDG_CACHE_HOME to a folder that can be written"
+            );
+            None
+        }
+    }
+}
+
+fn engine(
+    room: Room,
+    concurrent: bool,
+    lines: bool,
+    cache: Option<Cache>,
+) -> anyhow::Result<Engine> {
+    // One more, for reading what a module describes while all others are in use.
+    let instances = u32::try_from(room.at_once + room.kept + 1).context("too many instances")?;
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
+        .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
+        .total_memories(instances.saturating_mul(2))
+        .max_memories_per_component(2)
+        .total_tables(instances.saturating_mul(4))
+        .max_tables_per_component(CORE_INSTANCES_PER_COMPONENT)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_core_instance_size(1 << 20)
+        .max_component_instance_size(2 << 20)
+        .max_memory_size(config::MEMORY_BYTES_MAX)
+        .linear_memory_keep_resident(KEPT_MEMORY_BYTES)
+        .table_keep_resident(KEPT_TABLE_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = Config::new();
+    // Whatever the environment says.
+    let details = match lines {
+        true => WasmBacktraceDetails::Enable,
+        false => WasmBacktraceDetails::Disable,
+    };
+    config
+        .cache(cache)
+        .wasm_backtrace_details(details)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(FRAMES_MAX))
+        .concurrency_support(concurrent)
+        .epoch_interruption(true)
+        .max_wasm_stack(WASM_STACK_BYTES)
+        .memory_init_cow(true);
+    if concurrent {
+        pool.total_stacks(instances)
+            .async_stack_keep_resident(KEPT_STACK_BYTES);
+        config
+            .wasm_component_model_async(true)
+            .async_stack_size(ASYNC_STACK_BYTES);
+    }
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config).map_err(anyhow::Error::from).with_context(|| {
+        format!("an engine with room for {instances} instances (fewer workers or `in_flight_max` need less address space)")
+    })
+}

@@ -1,0 +1,120 @@
+//! Instances that are kept for further requests, where a module's configuration wants it (R16).
+//!
+//! An instance serves one request at a time. It is kept only when nothing of the request is left in it: no limit was
+//! hit, the request has not ended before its time, and the guest has dropped all that the host held for it. What the
+//! guest has in its own memory stays; that is what `instances = "reuse"` means. A trap leaves nothing to keep.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::Store;
+
+use crate::config::Reuse;
+use crate::guest::store::{Guest, Work};
+use crate::telemetry::metrics::{Held, METRICS};
+
+/// An instance in its store.
+pub(super) struct Instance<V> {
+    pub(super) store: Store<Guest>,
+    pub(super) exports: V,
+    since: Instant,
+    requests: u32,
+    /// While it is kept.
+    place: Option<(OwnedSemaphorePermit, Held)>,
+}
+
+impl<V> Instance<V> {
+    pub(super) fn fresh(store: Store<Guest>, exports: V) -> Instance<V> {
+        Instance {
+            store,
+            exports,
+            since: Instant::now(),
+            requests: 0,
+            place: None,
+        }
+    }
+}
+
+/// The instances of one component that wait for a request.
+pub(super) struct Kept<V> {
+    /// How long they are kept; none: each request has a fresh one.
+    reuse: Option<Reuse>,
+    /// Those used last are at the end, and used first.
+    idle: Mutex<Vec<Instance<V>>>,
+    /// Room for the kept instances of all modules.
+    places: Arc<Semaphore>,
+    gauge: IntGauge,
+}
+
+impl<V> Kept<V> {
+    pub(super) fn new(reuse: Option<Reuse>, places: &Arc<Semaphore>, gauge: IntGauge) -> Kept<V> {
+        Kept {
+            reuse,
+            idle: Mutex::default(),
+            places: Arc::clone(places),
+            gauge,
+        }
+    }
+
+    /// An instance for this work, if one is kept. Gives the work back if not.
+    pub(super) fn take(&self, work: Work) -> Result<Instance<V>, Work> {
+        let Some(reuse) = &self.reuse else {
+            return Err(work);
+        };
+        let kept = self.idle.lock().pop();
+        match kept {
+            Some(mut instance) if instance.since.elapsed() < reuse.age_max => {
+                instance.place = None;
+                instance.store.data_mut().begin(work);
+                Ok(instance)
+            }
+            Some(_) => {
+                recycled("age");
+                Err(work)
+            }
+            None => Err(work),
+        }
+    }
+
+    /// Keeps an instance whose request is done, or not. `clean`: nothing of the guest's runs any more.
+    pub(super) fn give_back(&self, mut instance: Instance<V>, clean: bool) {
+        let guest = instance.store.data_mut();
+        let unclean = !guest.finish() || !clean;
+        let Some(reuse) = &self.reuse else { return };
+        instance.requests += 1;
+        let too_large = guest.memory.size > reuse.memory_max_bytes;
+        if unclean {
+            recycled("unclean");
+        } else if too_large {
+            recycled("memory");
+        } else if instance.requests >= reuse.requests_max {
+            recycled("requests");
+        } else if instance.since.elapsed() >= reuse.age_max {
+            recycled("age");
+        } else if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            instance.place = Some((place, Held::new(&self.gauge)));
+            self.idle.lock().push(instance);
+        } else {
+            recycled("full");
+        }
+    }
+
+    /// Ends the instances that are too old.
+    pub(super) fn sweep(&self) {
+        let Some(reuse) = &self.reuse else { return };
+        let old = |instance: &mut Instance<V>| instance.since.elapsed() >= reuse.age_max;
+        let mut idle = self.idle.lock();
+        let ended: Vec<_> = idle.extract_if(.., old).collect();
+        drop(idle);
+        for _ in ended {
+            recycled("age");
+        }
+    }
+}
+
+fn recycled(why: &str) {
+    METRICS.recycled.with_label_values(&[why]).inc();
+}

@@ -1,0 +1,37 @@
+//! What an instance may take of the host, and what comes back from it.
+
+use wasmtime::Store;
+
+use crate::contract::types;
+use crate::guest::store::Guest;
+use crate::telemetry::error::cut;
+
+/// What a guest made of a request: its response, or the error it returned.
+pub type Answer = Result<types::Response, types::Error>;
+
+/// The most handles that an instance can have: of components' own resources, and, in an async one, of tasks, calls in
+/// flight and streams.
+pub(super) const HANDLES_MAX: usize = 10_000;
+/// The most bytes of each text of an error that a view returns.
+const ERROR_TEXT_MAX: usize = 16 << 10;
+
+/// What the guest can hand over in one call, and how much of it the host has to drop with the store: both are work that
+/// no epoch interrupts (R5).
+pub(super) fn limit(store: &mut Store<Guest>) {
+    store.limiter(|guest| &mut guest.memory);
+    let call_max = store.data().grants.limits.handed_over_max();
+    store.set_hostcall_fuel(usize::try_from(call_max).unwrap_or(usize::MAX));
+    store.set_max_component_handles(HANDLES_MAX);
+    if let Some(table) = store.concurrent_resource_table() {
+        table.set_max_capacity(HANDLES_MAX);
+    }
+}
+
+/// An answer whose error is no longer than anybody will read.
+pub(super) fn bounded(answer: Answer) -> Answer {
+    answer.map_err(|error| types::Error {
+        message: cut(error.message, ERROR_TEXT_MAX),
+        detail: error.detail.map(|detail| cut(detail, ERROR_TEXT_MAX)),
+        ..error
+    })
+}

@@ -1,0 +1,14 @@
+//! Running guests: engines, instances, limits, preemption, and what went wrong.
+
+mod r#async;
+pub mod backtrace;
+mod engine;
+mod failure;
+mod instance_pool;
+mod limits;
+mod sync;
+
+pub use r#async::AsyncComponent;
+pub use engine::{Engines, Room};
+pub use limits::Answer;
+pub use sync::SyncComponent;

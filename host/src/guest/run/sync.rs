@@ -1,0 +1,104 @@
+//! Sync guests: a plain call on the worker's thread.
+
+use std::sync::Arc;
+
+use wasmtime::{Store, UpdateDeadline};
+
+use super::engine::Engines;
+use super::failure::explain;
+use super::instance_pool::{Instance, Kept};
+use super::limits::{Answer, bounded, limit};
+use crate::config::Reuse;
+use crate::contract::types;
+use crate::guest::bindings::{SyncViews, SyncViewsPre};
+use crate::guest::stop::Stop;
+use crate::guest::store::{Guest, Work};
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::{Held, METRICS};
+
+/// How many ticks pass between looks at a computing guest: as often as its limits have to be exact.
+const TICKS_BETWEEN_LOOKS: u64 = 5;
+
+/// A component with sync views, ready to be called.
+pub struct SyncComponent {
+    views: SyncViewsPre<Guest>,
+    kept: Kept<SyncViews>,
+}
+
+impl SyncComponent {
+    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    pub fn new(
+        engines: &Engines,
+        views: SyncViewsPre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> SyncComponent {
+        let kept = Kept::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
+        SyncComponent { views, kept }
+    }
+
+    /// Runs a view, and makes the store of a fresh instance with `guest`. Blocks; on a sync worker.
+    ///
+    /// # Errors
+    /// A trap, a limit or a cancelled request, explained.
+    pub fn call(
+        &self,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: &types::Request,
+    ) -> Result<Answer, Failure> {
+        let (view, cpu) = (work.view.id, Arc::clone(&work.cpu));
+        let _counting = cpu.count();
+        let _held = Held::new(&METRICS.sync_instances);
+        let mut instance = match self.kept.take(work) {
+            Ok(kept) => kept,
+            Err(work) => self.fresh(guest(work))?,
+        };
+        let Instance { store, exports, .. } = &mut instance;
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        let answer = exports.call_handle(&mut *store, view, request);
+        let answer = answer.map_err(|error| explain(&error, store.data()))?;
+        self.kept.give_back(instance, true);
+        Ok(bounded(answer))
+    }
+
+    /// Asks the component for its views.
+    ///
+    /// # Errors
+    /// As [`SyncComponent::call`].
+    pub fn describe(&self, guest: Guest) -> Result<Vec<types::ViewInfo>, Failure> {
+        let cpu = Arc::clone(&guest.work().cpu);
+        let _counting = cpu.count();
+        let Instance {
+            mut store, exports, ..
+        } = self.fresh(guest)?;
+        let described = exports.call_describe(&mut store);
+        described.map_err(|error| explain(&error, store.data()))
+    }
+
+    /// Ends the instances that have been kept too long.
+    pub fn sweep(&self) {
+        self.kept.sweep();
+    }
+
+    /// A fresh instance, under all its limits.
+    fn fresh(&self, guest: Guest) -> Result<Instance<SyncViews>, Failure> {
+        let mut store = Store::new(self.views.engine(), guest);
+        limit(&mut store);
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        store.epoch_deadline_callback(|store| {
+            let work = store.data().work();
+            if let Some(why) = work.ended() {
+                return Err(Stop::from(why).into());
+            }
+            let Work { view, cpu, .. } = work;
+            if cpu.used() >= view.cpu {
+                return Err(Stop::Cpu(view.cpu.as_millis()).into());
+            }
+            Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
+        });
+        match self.views.instantiate(&mut store) {
+            Ok(views) => Ok(Instance::fresh(store, views)),
+            Err(error) => Err(explain(&error, store.data())),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Request bodies: received as a whole before a view starts, so that a slow client never holds a worker, an
+//! instance or a transaction. Small ones are handed to the guest, larger ones kept in memory, the largest in a
+//! temporary file that vanishes with the request. Memory is drawn from the request's account as the body grows, not as
+//! it is announced. When memory is tight, or the request's share is used up, a body goes to its file earlier.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::budget::{Account, Room};
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::{Held, METRICS};
+
+/// How request bodies are received (`body_*` of `[server]`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyLimits {
+    /// The largest body, in bytes.
+    pub max_bytes: u64,
+    /// A larger body is kept in a temporary file, in bytes.
+    pub memory_bytes: u64,
+    /// A larger body is read by the guest piece by piece, in bytes.
+    pub inline_bytes: u64,
+    /// How long a body may take to arrive, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// A received body.
+pub enum Received {
+    /// Goes to the guest with the request.
+    Inline(Vec<u8>),
+    /// Is read by the guest piece by piece.
+    Kept(Spooled),
+}
+
+/// A body that the host keeps.
+pub struct Spooled {
+    length: u64,
+    place: Place,
+}
+
+enum Place {
+    Memory(
+        Bytes,
+        #[expect(dead_code, reason = "counts the memory while it exists")] Room,
+    ),
+    File(
+        File,
+        #[expect(dead_code, reason = "counts the file while it exists")] Held,
+    ),
+}
+
+impl Spooled {
+    /// Its length in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// At most `max` bytes from `offset` on. May wait for the disk.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub fn read(&self, offset: u64, max: u32) -> io::Result<Vec<u8>> {
+        if let Some(piece) = self.read_memory(offset, max) {
+            return Ok(piece);
+        }
+        let Place::File(file, _) = &self.place else {
+            unreachable!("it is not in memory")
+        };
+        let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut piece = vec![0; left.min(max as usize)];
+        file.read_exact_at(&mut piece, offset)?;
+        Ok(piece)
+    }
+
+    /// The same for a body in memory, which needs no waiting.
+    pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
+        let Place::Memory(bytes, _) = &self.place else {
+            return None;
+        };
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let end = start.saturating_add(max as usize).min(bytes.len());
+        Some(bytes[start..end].to_vec())
+    }
+}
+
+/// Receives a body.
+///
+/// # Errors
+/// 413 when it is too large, 408 when it takes too long, 400 when the client breaks off, 503 when there is no memory
+/// even for writing it to a file.
+pub async fn receive<B>(
+    body: B,
+    limits: &BodyLimits,
+    account: &Arc<Account>,
+) -> Result<Received, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let announced = body.size_hint().lower();
+    if announced > limits.max_bytes {
+        return Err(too_large(limits.max_bytes));
+    }
+    if body.is_end_stream() {
+        return Ok(Received::Inline(Vec::new()));
+    }
+    let time = Duration::from_millis(limits.timeout_ms);
+    match tokio::time::timeout(time, collect(body, limits, account)).await {
+        Ok(received) => received,
+        Err(_) => Err(Failure::client(
+            StatusCode::REQUEST_TIMEOUT,
+            format!(
+                "The request body did not arrive within {} ms.",
+                limits.timeout_ms
+            ),
+        )),
+    }
+}
+
+async fn collect<B>(
+    body: B,
+    limits: &BodyLimits,
+    account: &Arc<Account>,
+) -> Result<Received, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let mut body = pin!(body);
+    let mut memory = Memory::new(account);
+    let mut file: Option<tokio::fs::File> = None;
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Failure::client(
+                StatusCode::BAD_REQUEST,
+                format!("The request body broke off: {error}."),
+            )
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length += data.len() as u64;
+        if length > limits.max_bytes {
+            return Err(too_large(limits.max_bytes));
+        }
+        match &mut file {
+            None if length <= limits.memory_bytes && memory.add(&data, limits) => {}
+            None => {
+                account.charge(FILE_BUFFER_BYTES as u64)?;
+                let mut new = tokio::task::spawn_blocking(tempfile::tempfile)
+                    .await
+                    .expect("opening a file does not panic")
+                    .map_err(disk)
+                    .map(tokio::fs::File::from_std)?;
+                new.set_max_buf_size(FILE_BUFFER_BYTES);
+                let before = std::mem::replace(&mut memory, Memory::new(account));
+                new.write_all(&before.bytes).await.map_err(disk)?;
+                drop(before);
+                new.write_all(&data).await.map_err(disk)?;
+                file = Some(new);
+            }
+            Some(file) => file.write_all(&data).await.map_err(disk)?,
+        }
+    }
+    match file {
+        None if length <= limits.inline_bytes => {
+            // It stays until the request has ended, as do copies of it.
+            account.charge(length)?;
+            Ok(Received::Inline(memory.bytes.into()))
+        }
+        None => Ok(Received::Kept(Spooled {
+            length,
+            place: Place::Memory(memory.bytes.freeze(), memory.room),
+        })),
+        Some(mut file) => {
+            file.flush().await.map_err(disk)?;
+            let place = Place::File(file.into_std().await, Held::new(&METRICS.body_files));
+            Ok(Received::Kept(Spooled { length, place }))
+        }
+    }
+}
+
+/// The part of a body that has arrived, while it is in memory.
+struct Memory {
+    bytes: BytesMut,
+    room: Room,
+}
+
+impl Memory {
+    fn new(account: &Arc<Account>) -> Memory {
+        Memory {
+            bytes: BytesMut::new(),
+            room: Room::empty(account),
+        }
+    }
+
+    /// Adds what has arrived, unless memory is tight.
+    fn add(&mut self, data: &[u8], limits: &BodyLimits) -> bool {
+        let length = self.bytes.len() + data.len();
+        if length > self.bytes.capacity() {
+            let most = usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX);
+            let capacity = length.max(self.bytes.capacity().saturating_mul(2).min(most));
+            let small = length as u64 <= SMALL_BYTES;
+            if (!small && self.room.account().is_tight())
+                || self.room.grow_to(capacity as u64).is_err()
+            {
+                return false;
+            }
+            self.bytes.reserve(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(data);
+        true
+    }
+}
+
+/// A body of so many bytes stays in memory when memory is tight, since a file needs a buffer of that size.
+const SMALL_BYTES: u64 = FILE_BUFFER_BYTES as u64;
+/// What is handed to the disk at once.
+const FILE_BUFFER_BYTES: usize = 64 << 10;
+
+fn too_large(max: u64) -> Failure {
+    Failure::client(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("The request body has more than {max} bytes."),
+    )
+}
+
+fn disk(error: io::Error) -> Failure {
+    let what = "the request body could not be written to a temporary file";
+    Failure::disk(what, &error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Messages of HTTP: what a head may have, and requests as guests get them.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::{Either, Full, combinators::BoxBody};
+use hyper::body::Body as _;
+
+use super::body::{Received, Spooled};
+use super::call_depth::CALL_DEPTH;
+use super::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
+use crate::contract::types;
+
+/// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
+pub const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::TRAILER,
+    header::TE,
+];
+
+/// What a response's body is made of.
+pub type ResponseBody = Either<Full<Bytes>, BoxBody<Bytes, io::Error>>;
+
+/// The request as guests get it, and its body if the host keeps that.
+pub fn contract_request(
+    parts: &Parts,
+    asked: &Asked,
+    received: Received,
+) -> (types::Request, Option<Arc<Spooled>>) {
+    let headers = contract_headers(parts, asked);
+    let (body, kept) = match received {
+        Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
+        Received::Kept(spooled) => (
+            types::Body::Spooled(spooled.length()),
+            Some(Arc::new(spooled)),
+        ),
+    };
+    let request = types::Request {
+        method: parts.method.as_str().to_owned(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers,
+        // Each part gets those of its own route.
+        params: Vec::new(),
+        body,
+    };
+    (request, kept)
+}
+
+/// The request's headers, alike for every version of HTTP: `host` is the authority that a trusted proxy says was asked
+/// for, else the one that the request names (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113,
+/// 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those of a trusted proxy or not there.
+pub fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    let authority = asked.authority.as_deref().or(named);
+    let mut push = |name: &str, value: Option<&str>| {
+        headers.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    };
+    push("host", authority);
+    push(FORWARDED_HOST.as_str(), asked.authority.as_deref());
+    push(FORWARDED_PROTO.as_str(), asked.scheme);
+    let mut cookies: Option<usize> = None;
+    for (name, value) in &parts.headers {
+        let value = text(value.as_bytes());
+        match cookies {
+            _ if name == header::HOST && authority.is_some() => {}
+            _ if [CALL_DEPTH, FORWARDED_HOST, FORWARDED_PROTO].contains(name) => {}
+            Some(first) if name == header::COOKIE => {
+                headers[first].1.push_str("; ");
+                headers[first].1.push_str(&value);
+            }
+            _ => {
+                if name == header::COOKIE {
+                    cookies = Some(headers.len());
+                }
+                headers.push((name.as_str().to_owned(), value));
+            }
+        }
+    }
+    headers
+}
+
+/// What headers take, in bytes.
+pub fn header_bytes(headers: &[(String, String)]) -> u64 {
+    let texts = headers.iter().map(|(name, value)| name.len() + value.len());
+    texts.map(|text| text as u64 + HEADER_BYTES).sum()
+}
+
+/// What a header counts for beside its text.
+pub const HEADER_BYTES: u64 = 32;
+
+/// How large a head is, or may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Number of headers.
+    pub headers: usize,
+    /// Bytes of their names and values.
+    pub bytes: u64,
+}
+
+impl HeadSize {
+    /// Checks a head that a guest made or that another server sent: its bytes, then its number of headers. `HeaderMap`
+    /// panics at 24,577 different names, so the check comes before any map is made.
+    ///
+    /// # Errors
+    /// With a sentence that names the limit.
+    pub fn check(self, whose: &str, max: HeadSize) -> Result<(), String> {
+        if self.bytes > max.bytes {
+            return Err(format!(
+                "the headers of the {whose} have {} bytes; `headers_max_bytes` of `[limits]` is {}",
+                self.bytes, max.bytes
+            ));
+        }
+        if self.headers > max.headers {
+            return Err(format!(
+                "the {whose} has {} headers; `headers_max` of `[limits]` is {}",
+                self.headers, max.headers
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A header value as text: UTF-8, or else ISO-8859-1 as HTTP had it once.
+pub fn text(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.iter().copied().map(char::from).collect(),
+    }
+}
+
+/// A response without a body.
+pub fn empty(status: StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(Either::Left(Full::default()));
+    *response.status_mut() = status;
+    response
+}
+
+/// Names the methods that a path takes (`allow`).
+///
+/// # Panics
+/// When `allow` is not made of methods.
+pub fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<ResponseBody> {
+    let value = HeaderValue::from_str(allow).expect("methods are valid in headers");
+    response.headers_mut().insert(header::ALLOW, value);
+    response
+}
+
+/// Makes a response to GET one to HEAD: the length that the body would have, and no body (RFC 9110, 9.3.2).
+pub fn without_body(response: &mut Response<ResponseBody>) {
+    let bodiless = matches!(
+        response.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if !bodiless
+        && let Some(length) = response.body().size_hint().exact()
+        && !response.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
+    }
+    *response.body_mut() = Either::Left(Full::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_values_become_text_without_loss() {
+        assert_eq!(text("Zoë".as_bytes()), "Zoë");
+        assert_eq!(text(b"Zo\xeb"), "Zoë", "ISO-8859-1, where it is not UTF-8");
+    }
+}

@@ -1,0 +1,14 @@
+//! What is known about HTTP without knowing the app: messages, headers, files, error pages, built-in middleware.
+
+pub mod accept;
+pub mod authority;
+pub mod body;
+pub mod call_depth;
+pub mod conditional;
+pub mod error_page;
+pub mod forwarded;
+pub mod message;
+pub mod middleware;
+pub mod proxies;
+pub mod static_files;
+pub mod trace_context;

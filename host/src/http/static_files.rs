@@ -1,0 +1,440 @@
+//! The folder of static files, opened through cap-std: no path, link or race leads out of it.
+
+use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt as _};
+use futures::{Stream, StreamExt as _};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use rustix::fs::OFlags;
+use tokio_util::io::ReaderStream;
+
+use crate::http::conditional::{self, Unmodified};
+use crate::telemetry::error::Failure;
+
+/// A folder that is served.
+pub struct StaticFiles {
+    dir: Dir,
+    /// Whether names that begin with a dot are served, too.
+    hidden: bool,
+}
+
+/// A file's content: whole when small, else to be read as it is sent.
+pub enum Content {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// All of it, which others get, too.
+    Shared(Bytes),
+    /// An open file with its length.
+    Open(std::fs::File, u64),
+}
+
+/// The end of the year 9999, the last that an HTTP date can name.
+const LATEST: Duration = Duration::from_secs(253_402_300_799);
+/// Files up to here are read at once.
+pub const WHOLE_BYTES: u64 = 256 << 10;
+
+impl StaticFiles {
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(dir: &Path, hidden: bool) -> io::Result<StaticFiles> {
+        Ok(StaticFiles {
+            dir: Dir::open_ambient_dir(dir, ambient_authority())?,
+            hidden,
+        })
+    }
+
+    /// Answers a request for `path` (decoded, relative to the folder). Blocks for the disk.
+    ///
+    /// # Errors
+    /// 404 when there is no such file in the folder.
+    pub fn respond(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Content>, Failure> {
+        let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
+        let failed = |error| {
+            let what = format!("the static file {path} could not be read");
+            Failure::disk(&what, &error)
+        };
+        let (mut file, mut metadata) = self.file(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename => missing(),
+            _ => failed(error),
+        })?;
+        let known = State::of(&metadata);
+        if conditional::is_known(headers, Some(&known.tag()), Some(known.modified)) {
+            let response = known.response().status(StatusCode::NOT_MODIFIED);
+            let response = response.extension(Unmodified {
+                content_type: HeaderValue::try_from(content_type(path)).ok(),
+                length: Some(known.length),
+            });
+            let response = response.body(Content::Whole(Vec::new()));
+            return Ok(response.expect("the headers are valid"));
+        }
+        let small = match method {
+            &Method::HEAD => Some(Vec::new()),
+            _ => read(&mut file, &mut metadata).map_err(failed)?,
+        };
+        let mut state = State::of(&metadata);
+        let content = match small {
+            Some(small) => {
+                if method != Method::HEAD {
+                    state.length = small.len() as u64;
+                }
+                Content::Whole(small)
+            }
+            None => Content::Open(file.into_std(), state.length),
+        };
+        let response = (state.response())
+            .header(header::CONTENT_TYPE, content_type(path))
+            .header(header::CONTENT_LENGTH, state.length);
+        Ok(response.body(content).expect("the headers are valid"))
+    }
+
+    fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
+        // Other names for the same file would each be compressed and cached by themselves.
+        if path.split('/').any(|name| ["", ".", ".."].contains(&name)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // `.well-known` is there to be found by others (RFC 8615).
+        let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
+        if !self.hidden && path.split('/').any(is_hidden) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // Looked at first, because opening a device may do something. What is there may be another one by the time it is
+        // opened: that does not wait for the other end of a pipe, and is looked at again.
+        if !self.dir.metadata(path)?.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags.bits().cast_signed());
+        let file = self.dir.open_with(path, &options)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok((file, metadata))
+    }
+}
+
+/// How often a file is read that changes meanwhile.
+const READS: usize = 3;
+
+/// All of a small file, and what it was when it was read; none of a large one. One that is written to all the time is taken
+/// as it comes, with the state it was in before, so that nobody takes it for what it is then.
+fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>> {
+    let (mut content, mut tries) = (Vec::new(), READS);
+    while metadata.len() <= WHOLE_BYTES {
+        content.clear();
+        content.reserve_exact(usize::try_from(metadata.len()).expect("it is small"));
+        file.rewind()?;
+        file.take(WHOLE_BYTES).read_to_end(&mut content)?;
+        let now = file.metadata()?;
+        let same = State::of(metadata) == State::of(&now) && content.len() as u64 == now.len();
+        tries -= 1;
+        if same || tries == 0 && now.len() <= WHOLE_BYTES {
+            return Ok(Some(content));
+        }
+        *metadata = now;
+        tries = tries.max(1);
+    }
+    file.rewind()?;
+    Ok(None)
+}
+
+/// What tells a file from what it was before.
+#[derive(PartialEq, Eq)]
+struct State {
+    modified: SystemTime,
+    length: u64,
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> State {
+        let modified = metadata
+            .modified()
+            .map_or(SystemTime::UNIX_EPOCH, cap_std::time::SystemTime::into_std);
+        State {
+            modified: modified.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LATEST),
+            length: metadata.len(),
+        }
+    }
+
+    fn tag(&self) -> String {
+        let since = self.modified.duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = since.unwrap_or_default().as_nanos();
+        format!("\"{nanos:x}-{:x}\"", self.length)
+    }
+
+    /// The headers of every answer about it.
+    fn response(&self) -> http::response::Builder {
+        Response::builder()
+            .header(header::ETAG, self.tag())
+            .header(
+                header::LAST_MODIFIED,
+                httpdate::fmt_http_date(self.modified),
+            )
+            .header(header::CACHE_CONTROL, "no-cache")
+            .header("x-content-type-options", "nosniff")
+    }
+}
+
+/// The content of a file as it is sent, a piece after the other: exactly the promised length, whatever becomes of the file
+/// meanwhile. One that has become shorter ends the response with an error, and with it the connection or the stream.
+pub fn pieces(
+    file: std::fs::File,
+    length: u64,
+    piece_bytes: usize,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
+    let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
+    let pieces = ReaderStream::with_capacity(file, piece_bytes);
+    futures::stream::try_unfold((pieces, length), async |(mut pieces, left)| {
+        match pieces.next().await.transpose()? {
+            Some(piece) => {
+                let left = left - piece.len() as u64;
+                Ok(Some((piece, (pieces, left))))
+            }
+            None if left == 0 => Ok(None),
+            None => {
+                let why =
+                    "a static file became shorter while it was sent: its response was broken off";
+                tracing::warn!(missing_bytes = left, "{why}");
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, why))
+            }
+        }
+    })
+}
+
+fn content_type(path: &str) -> String {
+    let kind = mime_guess::from_path(path).first_or_octet_stream();
+    match (kind.type_().as_str(), kind.subtype().as_str()) {
+        ("text", _) | ("application", "javascript" | "json") => format!("{kind}; charset=utf-8"),
+        _ => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    fn get(files: &StaticFiles, path: &str) -> Result<Response<Content>, StatusCode> {
+        files
+            .respond(&Method::GET, path, &HeaderMap::new())
+            .map_err(|failure| failure.status)
+    }
+
+    #[test]
+    fn nothing_outside_the_folder_is_reached() {
+        let outer = tempfile::tempdir().expect("a temporary folder");
+        let dir = outer.path().join("static");
+        std::fs::create_dir_all(dir.join("css")).expect("making folders");
+        std::fs::write(outer.path().join("secret"), "secret").expect("writing a file");
+        std::fs::write(dir.join("css/a b%20.css"), "body {}").expect("writing a file");
+        std::os::unix::fs::symlink("../secret", dir.join("link")).expect("making a link");
+        std::os::unix::fs::symlink(outer.path().join("secret"), dir.join("absolute"))
+            .expect("making a link");
+        let files = StaticFiles::open(&dir, false).expect("it opens");
+        let found = get(&files, "css/a b%20.css").expect("it is there, under the name it has");
+        assert_eq!(
+            found.headers()[header::CONTENT_TYPE],
+            "text/css; charset=utf-8"
+        );
+        for path in [
+            "../secret",
+            "css/../../secret",
+            "/etc/passwd",
+            "link",
+            "absolute",
+            "css",
+            "",
+            ".",
+            "..",
+            "a\0b",
+            "none",
+        ] {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn hidden_files_are_served_only_when_asked_for() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for folder in [".git/refs", ".well-known"] {
+            std::fs::create_dir_all(dir.path().join(folder)).expect("making folders");
+        }
+        let hidden = [".env", ".git/config", ".git/refs/..a", ".well-known/.a"];
+        for file in hidden
+            .into_iter()
+            .chain(["a.txt", ".well-known/security.txt"])
+        {
+            std::fs::write(dir.path().join(file), "text").expect("writing a file");
+        }
+        let files = StaticFiles::open(dir.path(), false).expect("it opens");
+        for path in hidden
+            .into_iter()
+            .chain(["./a.txt", ".git/../a.txt", ".git//config"])
+        {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path}"
+            );
+        }
+        for path in ["a.txt", ".well-known/security.txt"] {
+            get(&files, path).expect("it is not hidden");
+        }
+        let files = StaticFiles::open(dir.path(), true).expect("it opens");
+        for path in hidden {
+            get(&files, path).expect(path);
+        }
+        for path in [
+            ".git//config",
+            ".git/./config",
+            "./a.txt",
+            "/a.txt",
+            "a.txt/",
+        ] {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path}"
+            );
+        }
+    }
+
+    /// Whichever came in place of a file: opening a pipe that nobody writes to must not wait.
+    #[test]
+    fn what_is_no_file_is_neither_served_nor_waited_for() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .expect("making a pipe");
+        std::os::unix::fs::symlink("pipe", dir.path().join("link")).expect("making a link");
+        let files = StaticFiles::open(dir.path(), false).expect("it opens");
+        for path in ["pipe", "link"] {
+            assert_eq!(
+                get(&files, path).err(),
+                Some(StatusCode::NOT_FOUND),
+                "{path}"
+            );
+        }
+        let going = Arc::new(AtomicBool::new(true));
+        let swapping = std::thread::spawn({
+            let (going, file) = (Arc::clone(&going), dir.path().join("file"));
+            let (text, spare) = (dir.path().join("text"), dir.path().join("spare"));
+            move || {
+                while going.load(Relaxed) {
+                    std::fs::write(&text, "text").expect("writing a file");
+                    std::fs::rename(&text, &file).expect("putting it in place");
+                    std::fs::hard_link(&pipe, &spare).expect("linking a pipe");
+                    std::fs::rename(&spare, &file).expect("putting it in place");
+                }
+            }
+        });
+        for _ in 0..5_000 {
+            if let Ok(response) = get(&files, "file") {
+                assert!(matches!(response.body(), Content::Whole(text) if text == b"text"));
+            }
+        }
+        going.store(false, Relaxed);
+        swapping.join().expect("it does not panic");
+    }
+
+    /// A file that is written to in place: what is promised is what is sent.
+    #[test]
+    fn the_length_is_that_of_what_was_read() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "0").expect("writing a file");
+        let files = StaticFiles::open(dir.path(), false).expect("it opens");
+        let going = Arc::new(AtomicBool::new(true));
+        let writing = std::thread::spawn({
+            let going = Arc::clone(&going);
+            move || {
+                for length in (0..84).cycle().take_while(|_| going.load(Relaxed)) {
+                    std::fs::write(&path, "0".repeat(length)).expect("writing a file");
+                }
+            }
+        });
+        for _ in 0..5_000 {
+            let response = get(&files, "file").expect("it is there");
+            let promised = response.headers()[header::CONTENT_LENGTH]
+                .to_str()
+                .expect("a number");
+            let Content::Whole(sent) = response.body() else {
+                panic!("it is small");
+            };
+            assert_eq!(promised, sent.len().to_string());
+        }
+        going.store(false, Relaxed);
+        writing.join().expect("it does not panic");
+    }
+
+    #[tokio::test]
+    async fn exactly_the_promised_length_is_sent_or_an_error() {
+        for (length, right) in [(100_000, true), (60_000, true), (0, true), (100_001, false)] {
+            let mut file = tempfile::tempfile().expect("a temporary file");
+            io::Write::write_all(&mut file, &[7; 100_000]).expect("writing it");
+            file.rewind().expect("going back");
+            let pieces: Vec<_> = pieces(file, length, 4096).collect().await;
+            let sent: usize = pieces.iter().flatten().map(Bytes::len).sum();
+            assert_eq!(sent as u64, length.min(100_000));
+            let last = pieces.last();
+            assert_eq!(last.is_none_or(Result::is_ok), right, "{length}: {last:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_knows_the_file_is_told_so() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(dir.path().join("a.txt"), "text").expect("writing a file");
+        let files = StaticFiles::open(dir.path(), false).expect("it opens");
+        let first = get(&files, "a.txt").expect("it is there");
+        let again = |name: header::HeaderName, value: HeaderValue| {
+            let headers = HeaderMap::from_iter([(name, value)]);
+            files
+                .respond(&Method::GET, "a.txt", &headers)
+                .expect("it is there")
+                .status()
+        };
+        assert_eq!(
+            again(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone()),
+            StatusCode::NOT_MODIFIED
+        );
+        assert_eq!(
+            again(header::IF_NONE_MATCH, HeaderValue::from_static("\"other\"")),
+            StatusCode::OK
+        );
+        let date = first.headers()[header::LAST_MODIFIED].clone();
+        assert_eq!(
+            again(header::IF_MODIFIED_SINCE, date),
+            StatusCode::NOT_MODIFIED
+        );
+    }
+}

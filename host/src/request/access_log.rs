@@ -1,0 +1,259 @@
+//! The one line of log about a request or an event that has ended, its counts, and the value that watches a request to
+//! its end so that the line is written whatever that end is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{Response, StatusCode};
+
+use super::attempt::Settled;
+use crate::app::App;
+use crate::app::host::Host;
+use crate::budget::Account;
+use crate::guest::stop::Stop;
+use crate::http::error_page::Failed;
+use crate::http::message::ResponseBody;
+use crate::http::middleware::{self, Visit};
+use crate::http::trace_context::Trace;
+use crate::http::{authority, call_depth};
+use crate::scope::context::Value;
+use crate::scope::transaction::Fate;
+use crate::scope::{self, Origin};
+use crate::telemetry::error::{Failure, Fault, cut};
+use crate::telemetry::metrics::METRICS;
+use crate::telemetry::report::Report;
+use crate::threads::deadline::Ended;
+use crate::view::View;
+
+/// The most bytes of a failure's sentence that the log line has.
+const DETAIL_MAX: usize = 4 << 10;
+
+/// Watches a request to its end and writes the one line about it, also when it is dropped on the way.
+pub(super) struct Completion<'a> {
+    pub(super) host: &'a Arc<Host>,
+    pub(super) app: &'a Arc<App>,
+    pub(super) parts: &'a Parts,
+    /// Who is connected: the client, or a proxy.
+    pub(super) peer: SocketAddr,
+    arrived: Instant,
+    pub(super) origin: Arc<Origin>,
+    pub(super) view: Option<Arc<View>>,
+    pub(super) settled: Option<Settled>,
+    pub(super) failure: Option<Failure>,
+    done: bool,
+}
+
+impl<'a> Completion<'a> {
+    pub(super) fn new(
+        host: &'a Arc<Host>,
+        app: &'a Arc<App>,
+        (peer, client): (SocketAddr, SocketAddr),
+        account: Arc<Account>,
+        parts: &'a Parts,
+    ) -> Completion<'a> {
+        let proxies = &app.config.proxies;
+        let id = proxies.request_id(peer, &parts.headers);
+        Completion {
+            host,
+            app,
+            parts,
+            peer,
+            arrived: Instant::now(),
+            origin: Arc::new(Origin {
+                id: id.unwrap_or_else(scope::new_id),
+                trace: Trace::of(&parts.headers),
+                peer: client,
+                depth: call_depth::of(&parts.headers),
+                values: Arc::default(),
+                account,
+            }),
+            view: None,
+            settled: None,
+            failure: None,
+            done: false,
+        }
+    }
+
+    pub(super) fn visit(&self) -> Visit<'_> {
+        Visit {
+            request: self.parts,
+            id: &self.origin.id,
+            peer: self.peer,
+            client: self.origin.peer.ip(),
+            user: (self.origin.values.get(middleware::USER)).map(|user| &*user.text),
+            account: &self.origin.account,
+        }
+    }
+
+    /// The built-in response for a failure, which the line will name.
+    pub(super) fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
+        failure.detail = cut(failure.detail, DETAIL_MAX);
+        let report = (self.host.development && self.may_see_details()).then(|| self.report());
+        let failed = Failed {
+            failure: &failure,
+            id: &self.origin.id,
+            request: self.parts,
+            report: report.as_ref(),
+        };
+        let response = failed.response();
+        self.failure = Some(failure);
+        response
+    }
+
+    /// Notes the failure that the line names, where the response is made elsewhere.
+    pub(super) fn note(&mut self, mut failure: Failure) {
+        failure.detail = cut(failure.detail, DETAIL_MAX);
+        self.failure = Some(failure);
+    }
+
+    /// Whether the client has asked for this machine by a name of its own. A page from elsewhere could read what an app under
+    /// development answers, if its name were resolved to this machine (DNS rebinding).
+    fn may_see_details(&self) -> bool {
+        let names = &self.app.config.server.development_hosts;
+        let host = authority::host(self.parts);
+        let is_own = host.is_some_and(|host| {
+            host.is_local_or_address() || names.iter().any(|name| host.is_called(name))
+        });
+        if !is_own {
+            tracing::warn!(
+                host = host.as_ref().map(authority::Host::name),
+                request = self.origin.id,
+                "the details of a failure were not shown: the request is for a host that is neither localhost nor an address; add its name to `development_hosts` of `[server]` if it is this machine's"
+            );
+        }
+        is_own
+    }
+
+    /// What is known so far, for the page that developers get.
+    fn report(&self) -> Report {
+        let view = self.view.as_ref().map(ToString::to_string);
+        let Some(settled) = &self.settled else {
+            return Report {
+                view,
+                ..Report::default()
+            };
+        };
+        let (statements, statements_omitted) = settled.scope.journal.statements();
+        let values = settled.scope.context.all();
+        let text = |(name, value): (&Arc<str>, &Value)| (name.to_string(), value.text.to_string());
+        let mut values: Vec<_> = values.iter().map(text).collect();
+        values.sort();
+        Report {
+            view,
+            statements,
+            statements_omitted,
+            transaction: (settled.fate != Fate::None).then(|| settled.fate.to_string()),
+            values,
+        }
+    }
+
+    pub(super) fn finish(&mut self, status: StatusCode) {
+        self.done = true;
+        METRICS.requests.of(status).inc();
+        METRICS
+            .duration
+            .observe(self.arrived.elapsed().as_secs_f64());
+        self.log(status.as_u16());
+    }
+
+    fn log(&self, status: u16) {
+        let line = Line {
+            method: self.parts.method.as_str(),
+            path: self.parts.uri.path(),
+            status,
+            took: self.arrived.elapsed(),
+            view: self.view.as_deref(),
+            settled: self.settled.as_ref(),
+            request: &self.origin.id,
+            failure: self.failure.as_ref(),
+        };
+        line.write();
+    }
+}
+
+impl Drop for Completion<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if std::thread::panicking() {
+            let sentence = "the host panicked while it answered: the message is on standard error";
+            self.failure = Some(Failure::host(sentence));
+            return self.log(500);
+        }
+        let why = self.host.why_dropped();
+        let fault = match why {
+            Ended::Shutdown => Fault::Limit,
+            _ => Fault::Client,
+        };
+        self.failure = Some(Failure {
+            fault,
+            ..Failure::view(Stop::from(why).to_string())
+        });
+        // As nginx has it: the client closed the request.
+        self.log(499);
+    }
+}
+
+/// What the line tells.
+pub struct Line<'a> {
+    /// The method, or `EVENT`.
+    pub method: &'a str,
+    /// The path, or the topic.
+    pub path: &'a str,
+    /// The status of the answer; 499 when nobody waited for it any more.
+    pub status: u16,
+    /// Time since it arrived.
+    pub took: Duration,
+    /// The view it was routed to.
+    pub view: Option<&'a View>,
+    /// How its chain ended, if that ran.
+    pub settled: Option<&'a Settled>,
+    /// Its id.
+    pub request: &'a str,
+    /// What went wrong.
+    pub failure: Option<&'a Failure>,
+}
+
+impl Line<'_> {
+    /// Writes it: as an error when it is the host's fault, as a warning for a view's or when a limit was hit.
+    pub fn write(&self) {
+        let Line {
+            method,
+            path,
+            status,
+            request,
+            ..
+        } = *self;
+        let duration_us = u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX);
+        let view = self.view.map(tracing::field::display);
+        let mode = self.view.map(|view| view.mode.as_str());
+        let settled = self.settled;
+        let transaction = settled.map(|settled| settled.fate);
+        let transaction = transaction.filter(|fate| *fate != Fate::None);
+        let transaction = transaction.map(tracing::field::display);
+        let hops = settled.map(|settled| settled.scope.hops());
+        let worker = settled.and_then(|settled| settled.scope.worker.number());
+        let retries = settled.map(|settled| settled.retries);
+        let retries = retries.filter(|retries| *retries > 0);
+        macro_rules! line {
+            ($level:ident, $($more:tt)*) => {
+                tracing::$level!(target: "amphi::request", method, path, status, duration_us, mode, view, transaction, hops, worker, retries, request, $($more)*)
+            };
+        }
+        let Some(failure) = self.failure else {
+            return line!(info, "request");
+        };
+        let (fault, why) = (failure.fault.as_str(), &failure.detail);
+        // Of a chain of one, the line names that one already.
+        let way = (failure.way.len() > 1).then(|| failure.way.join(" → "));
+        METRICS.failures.with_label_values(&[fault]).inc();
+        match failure.fault {
+            Fault::Client => line!(info, fault, why, way, "request"),
+            Fault::View | Fault::Limit => line!(warn, fault, why, way, "request"),
+            Fault::Host => line!(error, fault, why, way, "request"),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! One run of a request's chain, and its repetition after a conflict. Requests, events and the view for errors go
+//! through here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use http::Response;
+
+use super::dispatch::{Flow, Outcome, Position, busy, conduct};
+use super::settle::{Answered, settle};
+use crate::app::App;
+use crate::app::chain::{Chain, Course};
+use crate::app::host::Host;
+use crate::contract::types;
+use crate::database::{Face, Journal};
+use crate::http::body::Spooled;
+use crate::scope::transaction::Fate;
+use crate::scope::worker_lease::Sticky;
+use crate::scope::{Origin, Scope, Setup};
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::METRICS;
+use crate::threads::deadline::{Deadline, Ended};
+use crate::threads::workers;
+
+/// The longest wait before a request is run again for the first time; it doubles each time.
+const RETRY_WAIT: Duration = Duration::from_millis(8);
+
+/// A request that is ready for its chain.
+pub struct Ready<'a> {
+    /// The process.
+    pub host: &'a Arc<Host>,
+    /// The app it was routed in.
+    pub app: &'a Arc<App>,
+    /// Whose it is.
+    pub origin: &'a Arc<Origin>,
+    /// Where it goes.
+    pub chain: &'a Arc<Chain>,
+    /// The path parameters.
+    pub params: Arc<[(String, String)]>,
+    /// The body, when the host keeps it.
+    pub body: Option<Arc<Spooled>>,
+}
+
+/// How a request ended.
+pub struct Settled {
+    /// What the client gets.
+    pub response: Result<Response<Bytes>, Failure>,
+    /// What became of the transaction.
+    pub fate: Fate,
+    /// What is known about it.
+    pub scope: Arc<Scope>,
+    /// How often it was run again.
+    pub retries: u32,
+}
+
+impl Ready<'_> {
+    /// Runs the chain, again after a conflict if the view allows it, and ends the transaction. Dropping the future
+    /// cancels everything (R15).
+    pub async fn run(self, request: types::Request) -> Settled {
+        let arrived = Instant::now();
+        let again = self.chain.view().view.retries;
+        let mut request = Some(request);
+        let mut retries = 0;
+        loop {
+            let this = match retries < again {
+                true => request.clone(),
+                false => request.take(),
+            };
+            let this = this.expect("it is taken for the last time only");
+            let mut settled = self.attempt(arrived, this).await;
+            settled.retries = retries;
+            if retries == again || !settled.may_run_again() {
+                return settled;
+            }
+            let longest = RETRY_WAIT * 2_u32.saturating_pow(retries);
+            let wait = longest.mul_f64(fastrand::f64());
+            let left = (self.chain.view().view.timeout).saturating_sub(arrived.elapsed());
+            if wait >= left {
+                return settled;
+            }
+            retries += 1;
+            METRICS.retries.inc();
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn attempt(&self, arrived: Instant, request: types::Request) -> Settled {
+        let (host, chain) = (self.host, self.chain);
+        let worker = match chain.course() {
+            Course::Parts if chain.needs_worker() => Sticky::leased_from(&host.workers),
+            _ => Sticky::none(),
+        };
+        let link = chain.view();
+        let limits = &link.module.grants.limits;
+        let journal = match host.development {
+            true => Journal::recording(),
+            false => Journal::off(),
+        };
+        let setup = Setup {
+            arrived,
+            worker,
+            journal,
+        };
+        let scope = Scope::open(self.origin, &link.view, limits, setup);
+        let (on, body) = ((host, self.app), self.body.clone());
+        let params = Arc::clone(&self.params);
+        let work = match chain.course() {
+            Course::Worker => {
+                let start = Flow::in_one(on, &scope, body).start(chain, params);
+                on_worker(host, &scope, start, request).boxed()
+            }
+            Course::Loop => {
+                let start = Flow::in_one(on, &scope, body).start(chain, params);
+                let outcome = || start.on_loop(request);
+                on_loop(host, &scope, chain, outcome).boxed()
+            }
+            Course::Parts => {
+                let (flow, errands) = Flow::in_parts(on, &scope, body);
+                let start = flow.start(chain, params);
+                let outcome = || conduct(start, request, errands);
+                on_loop(host, &scope, chain, outcome).boxed()
+            }
+        };
+        let deadline = Arc::clone(&scope.deadline);
+        let cancelling = Cancelling {
+            host,
+            deadline,
+            work: Some(work),
+        };
+        let (response, fate) = cancelling.await;
+        // What the view left running cannot belong to its transaction any more.
+        scope.deadline.cancel(Ended::Answered);
+        Settled {
+            response,
+            fate,
+            scope,
+            retries: 0,
+        }
+    }
+}
+
+impl Settled {
+    /// Whether running the request again may bring it further, and nobody could notice that it ran before.
+    fn may_run_again(&self) -> bool {
+        self.scope.transaction.conflict()
+            && self.fate != Fate::Committed
+            && !self.scope.sent.load(SeqCst)
+            && matches!(
+                self.scope.deadline.ended(),
+                None | Some(Ended::Failed | Ended::Answered)
+            )
+    }
+}
+
+/// Runs a chain, and the end of its transaction, on one worker: one hop there and one back.
+async fn on_worker(
+    host: &Host,
+    scope: &Arc<Scope>,
+    position: Position,
+    request: types::Request,
+) -> (Answered, Fate) {
+    scope.hop();
+    let settling = Arc::clone(scope);
+    let job = move || {
+        settling.worker.runs_on(workers::number());
+        let outcome = position.on_worker(request);
+        workers::block_on(settle(&settling, Face::Sync, outcome))
+    };
+    let done = host.workers.run(&scope.deadline, job).await;
+    done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
+}
+
+/// Runs a chain from this loop, each part where its mode wants it.
+async fn on_loop<F: Future<Output = Outcome>>(
+    host: &Host,
+    scope: &Arc<Scope>,
+    chain: &Chain,
+    outcome: impl FnOnce() -> F,
+) -> (Answered, Fate) {
+    let place = match chain.needs_place() {
+        true => host.instances.enter(&scope.deadline).await.map(Some),
+        false => Ok(None),
+    };
+    let outcome = match place {
+        Ok(_place) => outcome().await,
+        Err(refused) => Err(busy(refused)),
+    };
+    settle(scope, Face::Async, outcome).await
+}
+
+/// Work that, dropped before it is done, ends its request's life first: what is dropped with it finds it ended.
+struct Cancelling<'a> {
+    host: &'a Host,
+    deadline: Arc<Deadline>,
+    work: Option<BoxFuture<'a, (Answered, Fate)>>,
+}
+
+impl Future for Cancelling<'_> {
+    type Output = (Answered, Fate);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let work = self
+            .work
+            .as_mut()
+            .expect("it is not polled again when it is done");
+        let done = std::task::ready!(work.as_mut().poll(context));
+        self.work = None;
+        Poll::Ready(done)
+    }
+}
+
+impl Drop for Cancelling<'_> {
+    fn drop(&mut self) {
+        if self.work.is_some() {
+            self.deadline.cancel(self.host.why_dropped());
+        }
+    }
+}

@@ -1,0 +1,618 @@
+//! The chain of a request: middleware around a view, in any mix of modes.
+//!
+//! Every guest function runs in a sandbox of its own. Middleware calls for the rest of its chain as a host call and
+//! waits for it like for any other; so do views for other views (sub-requests). The rest runs where its mode wants
+//! it, with as few hops as that allows: sync after sync on the same thread, async after async on the same loop.
+//!
+//! Everything that runs on the loop is part of one future ([`conduct`]), side by side: a part that wants another one
+//! there sends it an errand and waits for the answer. So dropping that future cancels all of it (R15), and no store is
+//! worked on from within another's, which wasmtime does not allow. Going from the loop to the scope's worker is a
+//! job; while a sync part waits for an errand, the worker runs what comes back to it (R3).
+
+mod loop_tasks;
+mod subrequest_transaction;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use futures::future::{BoxFuture, FutureExt as _};
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::app::chain::{Chain, Link};
+use crate::app::host::Host;
+use crate::app::router::Route;
+use crate::app::{App, Target};
+use crate::contract::types;
+use crate::guest::run::Answer;
+use crate::guest::stop::Stop;
+use crate::guest::store::{NotPublished, Onward, Whither, Work};
+use crate::http::body::Spooled;
+use crate::scope::transaction::{Member, not_kept};
+use crate::scope::{Part, Scope};
+use crate::telemetry::error::{Failure, cut};
+use crate::threads::deadline::Need;
+use crate::threads::gate::Refused;
+use crate::threads::workers::{self, Call, PARTS_MAX};
+use crate::view::Mode;
+
+use loop_tasks::{Asker, Errand, GivenUp, Queue};
+pub use loop_tasks::{Errands, conduct};
+
+/// What all parts of one request's chain share.
+pub struct Flow {
+    /// The app it was routed in.
+    pub app: Arc<App>,
+    host: Arc<Host>,
+    /// Its scope.
+    pub scope: Arc<Scope>,
+    /// The request's body, when the host keeps it.
+    pub body: Option<Arc<Spooled>>,
+    /// Where parts send what has to run on the loop; none when there is nothing else to run.
+    errands: Option<Arc<Queue>>,
+    /// The failure that is on its way out, and what middleware gets to see of it.
+    failure: Mutex<Option<(types::Error, Failure)>>,
+}
+
+/// What a part, with all parts within it, has come to.
+pub type Outcome = Result<types::Response, Failure>;
+
+impl Flow {
+    /// The flow of a chain that is not run part by part.
+    pub fn in_one(
+        (host, app): (&Arc<Host>, &Arc<App>),
+        scope: &Arc<Scope>,
+        body: Option<Arc<Spooled>>,
+    ) -> Arc<Flow> {
+        Arc::new(Flow {
+            app: Arc::clone(app),
+            host: Arc::clone(host),
+            scope: Arc::clone(scope),
+            body,
+            errands: None,
+            failure: Mutex::default(),
+        })
+    }
+
+    /// The flow of any chain; its errands are for [`conduct`].
+    pub fn in_parts(
+        on: (&Arc<Host>, &Arc<App>),
+        scope: &Arc<Scope>,
+        body: Option<Arc<Spooled>>,
+    ) -> (Arc<Flow>, Errands) {
+        let queue = Arc::new(Queue::open());
+        let mut flow = Flow::in_one(on, scope, body);
+        Arc::get_mut(&mut flow)
+            .expect("it has just been made")
+            .errands = Some(Arc::clone(&queue));
+        (flow, Errands(queue))
+    }
+
+    /// The beginning of `chain`.
+    pub fn start(
+        self: &Arc<Self>,
+        chain: &Arc<Chain>,
+        params: Arc<[(String, String)]>,
+    ) -> Position {
+        Position {
+            flow: Arc::clone(self),
+            chain: Arc::clone(chain),
+            index: 0,
+            params,
+            way: Vec::new(),
+            gone_on: AtomicBool::new(false),
+            part: None,
+            member: Arc::new(self.scope.transaction.first_member()),
+        }
+    }
+
+    /// What middleware gets to see of a failure.
+    fn shown(&self, failure: Failure) -> types::Error {
+        if let Some((shown, last)) = &*self.failure.lock()
+            && last.detail == failure.detail
+        {
+            return shown.clone();
+        }
+        let shown = types::Error {
+            status: failure.status.as_u16(),
+            message: failure.client_text.to_string(),
+            detail: Some(failure.detail.clone()),
+        };
+        *self.failure.lock() = Some((shown.clone(), failure));
+        shown
+    }
+}
+
+/// A place in a chain: one guest function that is to run, or runs.
+pub struct Position {
+    flow: Arc<Flow>,
+    chain: Arc<Chain>,
+    index: usize,
+    /// The path parameters of the route.
+    params: Arc<[(String, String)]>,
+    /// The parts around it, the outermost first.
+    way: Vec<Link>,
+    /// Whether it has called for the rest.
+    gone_on: AtomicBool,
+    /// Its place among the parts of its scope, if that was taken already.
+    part: Option<Part>,
+    /// The transaction that it belongs to.
+    member: Arc<Member>,
+}
+
+impl Position {
+    fn link(&self) -> &Link {
+        &self.chain.links[self.index]
+    }
+
+    /// Whether no sync part can come after this one and those within it: the parts around it are async, have gone on
+    /// already and call for nothing else.
+    fn is_last_sync(&self) -> bool {
+        let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
+        self.way.iter().all(done)
+    }
+
+    fn scope(&self) -> &Arc<Scope> {
+        &self.flow.scope
+    }
+
+    /// The place within this one: of this chain, or the first of another one.
+    fn within(
+        &self,
+        chain: &Arc<Chain>,
+        index: usize,
+        params: Arc<[(String, String)]>,
+        member: Member,
+    ) -> Position {
+        Position {
+            flow: Arc::clone(&self.flow),
+            chain: Arc::clone(chain),
+            index,
+            params,
+            way: self.way.iter().chain([self.link()]).cloned().collect(),
+            gone_on: AtomicBool::new(false),
+            part: None,
+            member: Arc::new(member),
+        }
+    }
+
+    /// Whether what begins here is an atomic view that was called outside of any transaction.
+    fn needs_own_transaction(&self) -> bool {
+        !self.way.is_empty()
+            && self.member.owns_transaction()
+            && self.chain.view().view.transaction.atomic
+    }
+
+    /// Runs this part, from the loop.
+    pub async fn on_loop(self, request: types::Request) -> Outcome {
+        match self.link().view.mode {
+            Mode::Async => self.run_async(request).await,
+            Mode::Sync => {
+                self.scope().hop();
+                self.run_on_worker(request).await
+            }
+        }
+    }
+
+    /// Runs this part, from the scope's worker.
+    pub fn on_worker(self, request: types::Request) -> Outcome {
+        if self.link().view.mode == Mode::Sync && !self.needs_own_transaction() {
+            return self.run_sync(request);
+        }
+        let scope = Arc::clone(self.scope());
+        scope.hop();
+        let ask = |call: Call<Outcome>| self.send(request, Asker::Worker(call));
+        workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
+    }
+
+    /// Has this part run from the loop. When the request is cancelled, nobody takes it, and `asker` is dropped unanswered.
+    fn send(self, request: types::Request, asker: Asker) {
+        let errands = self.flow.errands.clone();
+        let errands = errands.expect("a chain that may call for others runs part by part");
+        errands.send(Errand {
+            position: self,
+            request,
+            asker,
+        });
+    }
+
+    async fn run_on_worker(self, request: types::Request) -> Outcome {
+        let scope = Arc::clone(self.scope());
+        let last = self.is_last_sync();
+        let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
+        let from = self.member.from();
+        let waits = scope.deadline.waits_for(Need::Worker);
+        let job = move |id| {
+            drop(waits);
+            self.member.called_from([id]);
+            self.run_sync(request)
+        };
+        let outcome = lease.run(from, job).await;
+        if last {
+            scope.worker.release().await;
+        }
+        outcome.map_err(busy)?
+    }
+
+    fn run_sync(mut self, request: types::Request) -> Outcome {
+        if let Some(why) = self.scope().deadline.ended() {
+            return Err((&Stop::from(why)).into());
+        }
+        let _part = self.take_place()?;
+        self.begin()?;
+        let here = Arc::new(self);
+        let module = &here.link().module;
+        let answer = module.call_sync(here.work(), &here.routed(request));
+        here.finished(answer)
+    }
+
+    async fn run_async(mut self, request: types::Request) -> Outcome {
+        let _part = self.take_place()?;
+        self.begin()?;
+        let here = Arc::new(self);
+        let module = &here.link().module;
+        let answer = module.call_async(here.work(), here.routed(request)).await;
+        here.finished(answer)
+    }
+
+    /// The request with the path parameters that the host has read: nobody else can say what they are.
+    fn routed(&self, request: types::Request) -> types::Request {
+        types::Request {
+            params: self.params.to_vec(),
+            ..request
+        }
+    }
+
+    fn work(self: &Arc<Self>) -> Work {
+        Work {
+            onward: Some(Arc::clone(self) as Arc<dyn Onward>),
+            body: self.flow.body.clone(),
+            ..Work::new(
+                Arc::clone(self.scope()),
+                Arc::clone(&self.link().view),
+                Arc::clone(&self.member),
+            )
+        }
+    }
+
+    /// What the part has come to. Whatever others make of it: when it failed, nothing that was done is kept (R9).
+    fn finished(&self, answer: Result<Answer, Failure>) -> Outcome {
+        let outcome = match answer {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.returned(error)),
+            Err(failure) => Err(self.own(failure)),
+        };
+        let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
+        match self.member.end(failed) {
+            Err(error) if !failed => Err(Failure {
+                way: self.way_here(),
+                ..not_kept(&error)
+            }),
+            _ => outcome,
+        }
+    }
+
+    /// The failure behind an error that the guest returned: one that it was shown, or one of its own.
+    fn returned(&self, error: types::Error) -> Failure {
+        let mut last = self.flow.failure.lock();
+        if let Some((shown, failure)) = &*last
+            && *shown == error
+        {
+            return failure.clone();
+        }
+        let failure = self.own(returned(&error));
+        *last = Some((error, failure.clone()));
+        failure
+    }
+
+    /// A failure of this part's guest, with where it is and what its module could do about it.
+    fn own(&self, failure: Failure) -> Failure {
+        let mut detail = failure.detail;
+        if let Some(hint) = file_hint(&detail, &self.link().module.grants) {
+            detail.push_str(&hint);
+        }
+        Failure {
+            way: self.way_here(),
+            detail,
+            ..failure
+        }
+    }
+
+    fn way_here(&self) -> Vec<String> {
+        let way = self.way.iter().chain([self.link()]);
+        way.map(ToString::to_string).collect()
+    }
+
+    /// The guest function begins, unless it was given up while it waited for its worker.
+    fn begin(&self) -> Result<(), Failure> {
+        match self.member.begins() {
+            true => Ok(()),
+            false => Err(cancelled(self.scope())),
+        }
+    }
+
+    fn take_place(&mut self) -> Result<Part, Failure> {
+        let part = self.part.take().or_else(|| self.scope().enter_part());
+        part.ok_or_else(|| self.too_deep())
+    }
+
+    fn too_deep(&self) -> Failure {
+        Failure::view(format!(
+            "{}: more than {} guest functions would run within each other or at once in this request: it has too much middleware, or its views call each other",
+            self.link(),
+            PARTS_MAX
+        ))
+    }
+
+    /// The place that the guest here asks for.
+    fn onward(&self, to: Whither, request: &types::Request) -> Result<Position, types::Error> {
+        match to {
+            Whither::Next => self.next(),
+            // Its place is taken now, and not when it begins: what waits takes memory, too.
+            Whither::Subrequest => {
+                let mut position = self.other(request)?;
+                let part = self.scope().enter_part();
+                let part = part.ok_or_else(|| self.flow.shown(position.too_deep()))?;
+                position.part = Some(part);
+                Ok(position)
+            }
+        }
+    }
+
+    fn next(&self) -> Result<Position, types::Error> {
+        let refused = |why: &str| Err(refused(StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()));
+        if self.index + 1 >= self.chain.links.len() {
+            return refused("there is nothing after this view: `next` is for middleware");
+        }
+        if self.gone_on.swap(true, SeqCst) {
+            return refused("`next` was called a second time: the rest of a chain runs once");
+        }
+        let params = Arc::clone(&self.params);
+        let member = self.member.next();
+        Ok(self.within(&self.chain, self.index + 1, params, member))
+    }
+
+    fn other(&self, request: &types::Request) -> Result<Position, types::Error> {
+        let Link { view, module } = self.link();
+        if !module.grants.subrequests {
+            return Err(refused(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!(
+                    "`{view}` may not call other views: add `subrequests = true` to `[modules.{}]`",
+                    view.module
+                ),
+            ));
+        }
+        let target = format!("{} {}", request.method, request.path);
+        let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| {
+            refused(
+                StatusCode::BAD_REQUEST,
+                format!("`{target}`: there is no such method"),
+            )
+        })?;
+        match self.flow.app.router.route(&method, &request.path) {
+            Route::Found(Target::View(routed), params) => {
+                if routed
+                    .builtins()
+                    .iter()
+                    .any(|builtin| builtin.asks_for_user())
+                {
+                    return Err(refused(
+                        StatusCode::FORBIDDEN,
+                        format!(
+                            "`{target}`: module `{}` asks clients who they are, and a sub-request is no client; use `http` with the grant \"self\"",
+                            routed.chain.view().module.grants.name
+                        ),
+                    ));
+                }
+                let view = routed.inner.view().view.transaction;
+                let member = self.member.call(view);
+                Ok(self.within(&routed.inner, 0, params.into(), member))
+            }
+            Route::NotText => Err(refused(
+                StatusCode::BAD_REQUEST,
+                format!("`{target}`: the path is not UTF-8 when decoded"),
+            )),
+            Route::MethodNotAllowed(allow) | Route::Options(allow) => Err(refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                format!("`{target}` is not possible; {allow} are"),
+            )),
+            Route::Found(Target::Static(_), _) | Route::NotFound => Err(refused(
+                StatusCode::NOT_FOUND,
+                format!("`{target}`: the app has no such view"),
+            )),
+        }
+    }
+}
+
+/// A part that another one has called, as that one sees it.
+struct Called {
+    to: Whither,
+    flow: Arc<Flow>,
+    member: Arc<Member>,
+}
+
+impl Called {
+    fn new(to: Whither, position: &Position) -> Called {
+        Called {
+            to,
+            flow: Arc::clone(&position.flow),
+            member: Arc::clone(&position.member),
+        }
+    }
+
+    /// What the caller is shown. When the rest of its own chain has failed, even by not beginning, nothing is kept of
+    /// their transaction, whatever the caller makes of it (R9).
+    fn shown(self, outcome: Outcome) -> Answer {
+        outcome.map_err(|failure| {
+            if self.to == Whither::Next {
+                // That its level is over is known: this is why it has failed, if it has begun.
+                let _ = self.member.end(true);
+            }
+            self.flow.shown(failure)
+        })
+    }
+}
+
+impl Onward for Position {
+    fn go(&self, to: Whither, request: types::Request) -> Answer {
+        let position = self.onward(to, &request)?;
+        let called = Called::new(to, &position);
+        called.shown(position.on_worker(request))
+    }
+
+    fn go_async(
+        self: Arc<Self>,
+        to: Whither,
+        request: types::Request,
+    ) -> BoxFuture<'static, Answer> {
+        async move {
+            let position = self.onward(to, &request)?;
+            let called = Called::new(to, &position);
+            // Dropped with this future, when the guest drops its call: its transaction may be committed right after that,
+            // before the loop comes to the part.
+            let _given_up = GivenUp(Arc::clone(&position.member));
+            let (sender, answer) = oneshot::channel();
+            position.send(request, Asker::Loop(sender));
+            let outcome = answer.await;
+            called.shown(outcome.unwrap_or_else(|_| Err(cancelled(self.scope()))))
+        }
+        .boxed()
+    }
+
+    fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), NotPublished> {
+        let Flow {
+            host, app, scope, ..
+        } = &*self.flow;
+        host.events
+            .publish((app, scope, &self.member), topic, payload)
+    }
+}
+
+fn refused(status: StatusCode, message: String) -> types::Error {
+    types::Error {
+        status: status.as_u16(),
+        message,
+        detail: None,
+    }
+}
+
+fn cancelled(scope: &Scope) -> Failure {
+    let why = scope
+        .deadline
+        .ended()
+        .unwrap_or(crate::threads::deadline::Ended::Failed);
+    (&Stop::from(why)).into()
+}
+
+/// What a refused place means for the request.
+pub fn busy(refused: Refused) -> Failure {
+    match refused {
+        Refused::Busy(sentence) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),
+        Refused::Ended(why) => (&Stop::from(why)).into(),
+    }
+}
+
+/// The most bytes of a view's error that a client is told.
+const CLIENT_TEXT_MAX: usize = 2 << 10;
+
+/// What to add to an error of the guest's files. The guest's own libc gives it, without a call of the host, for every
+/// path outside of the granted folders.
+fn file_hint(detail: &str, module: &crate::config::Module) -> Option<String> {
+    if !detail.contains("(os error 44)") {
+        return None;
+    }
+    let folders = module.directories.iter().map(|dir| &*dir.guest);
+    let folders: Vec<&str> = folders.collect();
+    let granted = match folders[..] {
+        [] => "none".to_owned(),
+        _ => folders.join(", "),
+    };
+    Some(format!(
+        "; a view sees the folders that `directories` in [modules.{}] grants, which are: {granted}",
+        module.name
+    ))
+}
+
+/// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
+fn returned(error: &types::Error) -> Failure {
+    let types::Error {
+        status,
+        message,
+        detail,
+    } = error.clone();
+    let detail = match detail {
+        Some(detail) => format!("{message}: {detail}"),
+        None => message.clone(),
+    };
+    let sentence = format!("the view returned an error: {detail}");
+    match StatusCode::from_u16(status) {
+        Ok(status) if status.is_client_error() => Failure {
+            detail: sentence,
+            ..Failure::client(status, cut(message, CLIENT_TEXT_MAX))
+        },
+        Ok(status) if status.is_server_error() => Failure {
+            status,
+            ..Failure::view(sentence)
+        },
+        _ => Failure::view(format!(
+            "the view returned an error with the status {status}, which is none: {detail}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::error::Fault;
+
+    #[test]
+    fn a_file_outside_of_the_granted_folders_is_told_with_what_grants_it() {
+        let mut module =
+            crate::config::Module::without_grants("shop", std::path::Path::new("shop.wasm"));
+        let detail = "the view panicked at a.rs:1:1: No such file or directory (os error 44)";
+        let hint = file_hint(detail, &module).expect("it is about a file");
+        assert!(
+            hint.contains("[modules.shop] grants, which are: none"),
+            "{hint}"
+        );
+        module.directories.push(crate::config::Directory {
+            host: "/srv/open".into(),
+            guest: "/open".into(),
+            write: false,
+        });
+        let hint = file_hint(detail, &module).expect("it is about a file");
+        assert!(hint.ends_with("which are: /open"), "{hint}");
+        assert_eq!(file_hint("no such entry", &module), None);
+    }
+
+    #[test]
+    fn an_error_of_a_view_is_told_to_the_client_only_below_500() {
+        let error = |status| types::Error {
+            status,
+            message: "no such entry".into(),
+            detail: Some("id 7".into()),
+        };
+        let failure = returned(&error(404));
+        assert_eq!(
+            (failure.status, failure.fault),
+            (StatusCode::NOT_FOUND, Fault::Client)
+        );
+        assert!(
+            failure.detail.contains("no such entry: id 7")
+                && failure.client_text == "no such entry"
+        );
+        let failure = returned(&error(503));
+        assert_eq!(
+            (failure.status, failure.fault),
+            (StatusCode::SERVICE_UNAVAILABLE, Fault::View)
+        );
+        assert!(
+            failure.detail.contains("no such entry: id 7")
+                && !failure.client_text.contains("entry")
+        );
+        let nonsense = returned(&error(200));
+        assert_eq!(nonsense.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -1,0 +1,48 @@
+//! The transaction of an atomic view that is called by a part outside of any.
+
+use std::sync::Arc;
+
+use super::{Outcome, Position, busy};
+use crate::database::Face;
+use crate::scope::transaction::{Transaction, not_kept};
+use crate::telemetry::error::Failure;
+use crate::threads::workers::Exclusion;
+
+/// Such a transaction, from the view's beginning to its end. Dropped before its end, it is rolled back.
+pub(super) struct OwnTransaction {
+    transaction: Arc<Transaction>,
+    _exclusion: Option<Exclusion>,
+}
+
+impl OwnTransaction {
+    /// Begins one if the view at `position` needs it, as soon as no part of the request that it could wait for is on the
+    /// scope's worker.
+    pub(super) async fn begin(position: &Position) -> Result<Option<OwnTransaction>, Failure> {
+        if !position.needs_own_transaction() {
+            return Ok(None);
+        }
+        let (scope, member) = (position.scope(), &position.member);
+        let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
+        let exclusion = exclusion.map_err(busy)?;
+        member.called_from(exclusion.as_ref().map(|exclusion| exclusion.id));
+        Ok(Some(OwnTransaction {
+            transaction: Arc::clone(member.transaction()),
+            _exclusion: exclusion,
+        }))
+    }
+
+    /// Commits it, or rolls it back when anything in it has failed, whatever was made of that.
+    pub(super) async fn end(self, outcome: Outcome) -> Outcome {
+        let keep = outcome.is_ok() && !self.transaction.has_failed();
+        match self.transaction.finish(Face::Async, keep).await {
+            Err(error) if keep => Err(not_kept(&error)),
+            _ => outcome,
+        }
+    }
+}
+
+impl Drop for OwnTransaction {
+    fn drop(&mut self) {
+        self.transaction.give_up();
+    }
+}

@@ -1,0 +1,107 @@
+//! What may come back from a guest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Limits;
+use crate::scope::{Origin, Setup};
+use crate::view::{Mode, View};
+
+fn scope() -> Arc<Scope> {
+    let view = View::unrouted("shop", "list", Mode::Sync, Duration::from_secs(1));
+    let limits = Limits {
+        response_max_bytes: 100,
+        ..Limits::default()
+    };
+    Scope::open(&Origin::host(), &Arc::new(view), &limits, Setup::now())
+}
+
+fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> types::Response {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    types::Response {
+        status,
+        headers,
+        body: body.to_vec(),
+    }
+}
+
+#[track_caller]
+fn assert_refused(response: types::Response, sentence: &str) {
+    let failure = checked(response, &scope()).expect_err("it cannot be sent");
+    assert_eq!(
+        (failure.fault, failure.status),
+        (Fault::View, StatusCode::INTERNAL_SERVER_ERROR)
+    );
+    assert!(failure.detail.contains(sentence), "{}", failure.detail);
+    assert!(
+        !failure.client_text.contains(sentence),
+        "the client is not told"
+    );
+}
+
+#[test]
+fn a_response_that_cannot_be_sent_is_the_views_fault() {
+    assert_refused(response(99, &[], b""), "status 99");
+    assert_refused(response(101, &[], b""), "200 to 599");
+    assert_refused(response(600, &[], b""), "status 600");
+    assert_refused(response(200, &[("x y", "1")], b""), "\"x y\"");
+    assert_refused(response(200, &[("", "1")], b""), "name is not valid");
+    assert_refused(
+        response(200, &[("x", "1\r\nset-cookie: a=b")], b""),
+        "`x` has a value that is not valid",
+    );
+    assert_refused(
+        response(200, &[("Connection", "close")], b""),
+        "`connection`, which only the host can set",
+    );
+    assert_refused(
+        response(200, &[("transfer-encoding", "chunked")], b""),
+        "only the host",
+    );
+    assert_refused(response(200, &[], &[0; 101]), "`response_max_bytes` is 100");
+    assert_refused(
+        response(200, &[("x", "1"); 257], b""),
+        "257 headers; `headers_max` of `[limits]` is 256",
+    );
+}
+
+#[test]
+fn the_host_sets_the_length_and_keeps_the_rest() {
+    let headers = [
+        ("content-length", "7"),
+        ("Set-Cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("x-name", "Zoë"),
+    ];
+    let sent = checked(response(201, &headers, b"four"), &scope()).expect("it can be sent");
+    assert_eq!(sent.status(), StatusCode::CREATED);
+    assert!(!sent.headers().contains_key(header::CONTENT_LENGTH));
+    assert_eq!(sent.headers().get_all("set-cookie").iter().count(), 2);
+    assert_eq!(sent.headers()["x-name"].as_bytes(), "Zoë".as_bytes());
+    assert_eq!(sent.body().len(), 4);
+    let empty = checked(response(204, &[], b"lost"), &scope()).expect("it can be sent");
+    assert_eq!(empty.body().len(), 0, "204 has no body");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_guest_answers_is_sent_or_refused(
+        status: u16,
+        headers in prop::collection::vec(("\\PC{0,12}|[a-z-]{1,12}", "\\PC{0,12}|[ -~]{0,12}|.{0,4}"), 0..4),
+        body in prop::collection::vec(any::<u8>(), 0..120),
+    ) {
+        let answer = types::Response { status, headers: headers.clone(), body: body.clone() };
+        if let Ok(sent) = checked(answer, &scope()) {
+            prop_assert_eq!(sent.status().as_u16(), status);
+            prop_assert!(sent.headers().len() <= headers.len());
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The context of a request: values by name, which guests and the host set for the later parts of the request (R14).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::budget::{Account, Room};
+use crate::config::Limits;
+use crate::http::middleware::USER;
+use crate::telemetry::error::shown;
+
+/// Context values by name. Whoever shares them has them as they were then.
+pub type Values = HashMap<Arc<str>, Value>;
+
+/// A context value.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// What was set.
+    pub text: Arc<str>,
+    /// Whether the host has set it: guests cannot change it then (R14).
+    pub reserved: bool,
+    /// What it takes, as long as the request, or an event of its, has it.
+    _room: Option<Arc<Room>>,
+}
+
+impl Value {
+    /// A value that no guest can change.
+    pub fn reserved(text: &str) -> Value {
+        Value {
+            text: text.into(),
+            reserved: true,
+            _room: None,
+        }
+    }
+}
+
+/// Why a value was not set.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotSet {
+    /// Too many values, or this one is too large.
+    TooLarge(String),
+    /// The host has set it.
+    Reserved(String),
+}
+
+/// About what a context value takes of the host beside its texts.
+const VALUE_BYTES: u64 = 128;
+
+/// The values of one request as they are now.
+pub struct Context(Mutex<Arc<Values>>);
+
+impl Context {
+    /// A context that starts with these values.
+    pub fn starting_with(values: &Arc<Values>) -> Context {
+        Context(Mutex::new(Arc::clone(values)))
+    }
+
+    /// A value that some part of this request has set.
+    pub fn get(&self, name: &str) -> Option<String> {
+        let value = self.0.lock().get(name).map(|value| Arc::clone(&value.text));
+        value.map(|text| text.as_ref().to_owned())
+    }
+
+    /// All values as they are now.
+    pub fn all(&self) -> Arc<Values> {
+        Arc::clone(&self.0.lock())
+    }
+
+    /// Sets a value for the later parts of this request.
+    ///
+    /// # Errors
+    /// A sentence, when there are too many values, this one is too large, or the host has set it.
+    pub fn set(
+        &self,
+        name: &str,
+        text: &str,
+        (limits, account): (&Limits, &Arc<Account>),
+    ) -> Result<(), NotSet> {
+        let max = limits.context_value_max_bytes;
+        if name.len() + text.len() > max {
+            return Err(NotSet::TooLarge(format!(
+                "the context value `{}` has {} bytes with its name; `context_value_max_bytes` is {max}",
+                shown(name),
+                name.len() + text.len()
+            )));
+        }
+        let mut values = self.0.lock();
+        let known = values.get(name);
+        if name == USER || known.is_some_and(|value| value.reserved) {
+            return Err(NotSet::Reserved(format!(
+                "the context value `{name}` is the host's, and views cannot set it: choose another name"
+            )));
+        }
+        if known.is_none() && values.len() >= limits.context_values_max {
+            return Err(NotSet::TooLarge(format!(
+                "the request has {} context values already, as many as `context_values_max` allows",
+                values.len()
+            )));
+        }
+        let room = account.draw((name.len() + text.len()) as u64 + VALUE_BYTES);
+        let room = room.map_err(|why| NotSet::TooLarge(why.to_string()))?;
+        let value = Value {
+            text: text.into(),
+            reserved: false,
+            _room: Some(Arc::new(room)),
+        };
+        Arc::make_mut(&mut values).insert(name.into(), value);
+        Ok(())
+    }
+}

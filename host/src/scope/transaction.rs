@@ -1,0 +1,906 @@
+//! Transactions, and who belongs to which (R7–R11).
+//!
+//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`], and every statement, block and
+//! event of it goes through its membership: nothing has to be guessed from what happens to be open. A request starts
+//! with one transaction. Middleware and the view that it calls share it. A view that is called as a sub-request joins
+//! its caller's while the caller is inside of one, and has one of its own otherwise.
+//!
+//! A transaction has levels. An atomic view's has one from the start, and each `begin` adds one: the outermost level is
+//! the transaction itself, those within it are savepoints. A member belongs to the level that it was called in and to
+//! those that it began itself, and its statements run in the innermost of these only: while a level of another member is
+//! open on top, they wait for its end. So one member's failure undoes nothing of another's, and no member's
+//! commit keeps what another has given up.
+//!
+//! Within a transaction every statement goes to its one connection, one after the other in the order they were issued
+//! (R8); there is no way around it, so nothing a view joins or spawns can escape it. A level is a matter of the host's until a statement needs
+//! it: only then does the database see it, in the same message as the statement. A statement that fails poisons
+//! the level it ran in: nothing more runs there until that level is undone, on every kind of database alike.
+//!
+//! The connection stays inside the state's lock, and whoever runs a statement takes the lock along to where it
+//! runs. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the transaction is
+//! gone the lease's drop rolls back.
+//!
+//! What is sent to others is held with the level that it was sent in (R10). Which level that is follows from
+//! the order of the guest's calls alone, so that sending never waits; see `effects`.
+
+mod effects;
+mod state;
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+use futures::FutureExt as _;
+use http::StatusCode;
+use parking_lot::Mutex;
+use tokio::sync::{MutexGuard, Notify, OwnedMutexGuard};
+
+use crate::config::LEVELS_MAX;
+use crate::database::{
+    Access, Database, Error, ErrorKind, Face, Isolation, Lease, Outcome, Statement,
+};
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::METRICS;
+use crate::threads::deadline::{Deadline, Ended, Need};
+use crate::view::Options;
+
+pub use effects::{Effect, Kept};
+use effects::{Effects, History, Reason};
+use state::{Place, State, ended, left_behind};
+
+/// How the transactions of a scope ended; the last one decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fate {
+    /// There was none.
+    #[default]
+    None,
+    /// Its changes are in the database.
+    Committed,
+    /// Its changes are undone.
+    RolledBack,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fate::None => "none",
+            Fate::Committed => "committed",
+            Fate::RolledBack => "rolled back",
+        })
+    }
+}
+
+/// A transaction of a scope, whether or not it has begun.
+pub struct Transaction {
+    options: Options,
+    /// Pins of its connection, from the guest's call on until they have ended.
+    pins: AtomicUsize,
+    /// The database that a connection is pinned of, or is going to be, by name.
+    pinned: Mutex<Option<String>>,
+    last_id: AtomicU64,
+    /// Set when it has ended: nothing more can be done in it, within a level or outside.
+    over: AtomicBool,
+    /// Set when a member has failed: an atomic view's transaction is not kept then, whatever is made of the failure.
+    failed: AtomicBool,
+    /// What the guest dropped without an end, perhaps while a statement ran; seen to before anything else.
+    left: Mutex<Vec<Left>>,
+    effects: Arc<Effects>,
+    state: Arc<tokio::sync::Mutex<State>>,
+    /// Tells members that wait for the level of another one.
+    changed: Notify,
+    /// The transaction of the part that has called for this one's, outside of any level.
+    around: Option<Arc<Transaction>>,
+}
+
+/// One `begin` of the guest's: the transaction itself, or a savepoint in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level(u64);
+
+impl Level {
+    /// The level that an atomic view's transaction has from the start.
+    const WHOLE: Level = Level(0);
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "level_{}", self.0)
+    }
+}
+
+/// A reason for the members' statements to go to one connection. Given back with [`Transaction::unpin`].
+#[derive(Debug)]
+pub struct Pin(());
+
+enum Left {
+    /// With the count of the member that began it.
+    Level(Level, Arc<AtomicUsize>),
+    Pin,
+    /// The transaction: its view was given up.
+    All,
+}
+
+impl Transaction {
+    /// The first transaction of a scope. Nothing has begun yet.
+    pub fn new(options: Options) -> Arc<Transaction> {
+        Transaction::within(None, options, Arc::default())
+    }
+
+    fn within(
+        around: Option<Arc<Transaction>>,
+        options: Options,
+        history: Arc<History>,
+    ) -> Arc<Transaction> {
+        let effects = Arc::new(Effects::new(options.atomic, history));
+        Arc::new(Transaction {
+            options,
+            pins: AtomicUsize::new(0),
+            pinned: Mutex::default(),
+            last_id: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            left: Mutex::default(),
+            state: Arc::new(tokio::sync::Mutex::new(State::new(options, &effects))),
+            effects,
+            changed: Notify::new(),
+            around,
+        })
+    }
+
+    /// The guest function that the transaction is there for.
+    pub fn first_member(self: &Arc<Self>) -> Member {
+        let base = self.options.atomic.then_some(Level::WHOLE);
+        Member::new(self, base, self.options.read_only, None)
+    }
+
+    fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, SeqCst) + 1
+    }
+
+    /// Whether a statement or a commit of the scope met another transaction in its way, and nothing was committed or
+    /// told to others before: all of it may succeed when tried again from the start.
+    pub fn conflict(&self) -> bool {
+        self.effects.history.can_begin_again()
+    }
+
+    /// Whether a database could not be reached, or the connection to it was lost.
+    pub fn unavailable(&self) -> bool {
+        self.effects.history.unavailable()
+    }
+
+    /// Whether a member has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(SeqCst)
+    }
+
+    /// Whether the caller of this one's view, or a caller of its, keeps a connection pinned that could be used for what
+    /// `read_only` is: it waits for this view, so this view cannot wait for that connection.
+    fn is_pinned_around(&self, database: &Database, read_only: bool) -> bool {
+        let around = std::iter::successors(self.around.as_deref(), |this| this.around.as_deref());
+        around
+            .filter(|around| around.pins.load(SeqCst) > 0)
+            .filter(|around| !database.has_readers() || around.options.read_only == read_only)
+            .any(|around| around.pinned.lock().as_ref() == Some(&database.config().name))
+    }
+
+    /// Whether the only connection for what `read_only` is is one that a caller keeps pinned.
+    fn waits_for_caller(&self, database: &Database, read_only: bool) -> bool {
+        database.connections(read_only) == 1 && self.is_pinned_around(database, read_only)
+    }
+
+    /// Lets the connection go, at once if nothing runs on it and no level needs it.
+    pub fn unpin(&self, Pin(()): Pin) {
+        self.leave(Left::Pin);
+    }
+
+    /// Ends the transaction: commits an atomic view's, or undoes it with everything still open in it.
+    ///
+    /// # Errors
+    /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
+    pub async fn finish(self: &Arc<Self>, face: Face, keep: bool) -> Result<Fate, Error> {
+        let mut state = self.lock().await;
+        self.over.store(true, SeqCst);
+        let finished = match state.database() {
+            Some(database) => {
+                let writes = state.writes();
+                let finishing = async move { state.finish(keep).await };
+                database.carry(face, writes, finishing).await
+            }
+            None => state.finish(keep).await,
+        };
+        self.changed.notify_waiters();
+        finished.map(|()| self.effects.history.fate())
+    }
+
+    /// Ends the transaction of a part that has ended, or is given up. What is still open in it is undone.
+    pub fn give_up(&self) {
+        if self.over.swap(true, SeqCst) {
+            return;
+        }
+        self.effects.end();
+        // What runs now, perhaps a commit, goes on to its end, and what it releases is told to others.
+        self.leave(Left::All);
+    }
+
+    async fn locked(self: &Arc<Self>, deadline: &Deadline) -> Result<Locked, Error> {
+        let state = deadline.bound(self.lock()).await?;
+        match self.over.load(SeqCst) {
+            true => Err(Ended::Answered.into()),
+            false => Ok(state),
+        }
+    }
+
+    async fn lock(self: &Arc<Self>) -> Locked {
+        let mut locked = Locked {
+            state: None,
+            transaction: Arc::clone(self),
+        };
+        let mut state = Arc::clone(&self.state).lock_owned().await;
+        self.see_to_left(&mut state);
+        locked.state = Some(state);
+        locked
+    }
+
+    /// Sees to what the guest dropped, unless the lock of the state is taken: then the one who has it does so.
+    fn see_to_the_rest(&self) {
+        // Again, because something may be dropped between the look and the release of the lock.
+        while !self.left.lock().is_empty() {
+            let Ok(mut state) = self.state.try_lock() else {
+                return;
+            };
+            self.see_to_left(&mut state);
+        }
+    }
+
+    fn leave(&self, left: Left) {
+        self.left.lock().push(left);
+        self.see_to_the_rest();
+        self.changed.notify_waiters();
+    }
+
+    fn see_to_left(&self, state: &mut State) {
+        for left in std::mem::take(&mut *self.left.lock()) {
+            // It has its claim even if it was never begun.
+            match left {
+                Left::Level(level, claims) => {
+                    claims.fetch_sub(1, SeqCst);
+                    state.abandon(level);
+                }
+                Left::Pin => {
+                    self.pins.fetch_sub(1, SeqCst);
+                    state.unpin();
+                }
+                Left::All => {
+                    state.give_up();
+                    self.effects.clear();
+                }
+            }
+        }
+    }
+}
+
+/// The lock of a transaction's state, or a wait for it. Dropping either sees to what the guest dropped meanwhile: the
+/// lock passes to the next one in line before that one looks at it, and may be given up there.
+struct Locked {
+    state: Option<OwnedMutexGuard<State>>,
+    transaction: Arc<Transaction>,
+}
+
+impl Deref for Locked {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        self.state.as_ref().expect("it was waited for")
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("it was waited for")
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.state = None;
+        self.transaction.see_to_the_rest();
+    }
+}
+
+/// A guest function's part in a transaction: what its statements, blocks and events belong to.
+pub struct Member {
+    transaction: Arc<Transaction>,
+    id: u64,
+    /// The level that it was called in; none: outside of any.
+    base: Option<Level>,
+    read_only: bool,
+    /// The least that it asks for of a transaction that it has joined.
+    isolation: Option<Isolation>,
+    /// Levels that it has begun, from its call on until they have ended.
+    claims: Arc<AtomicUsize>,
+    /// What it is called from, and what it has the worker for itself with: whatever it calls is called from these
+    /// ([`crate::threads::handoff`]).
+    from: Mutex<Vec<u64>>,
+    /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
+    /// for another member's level.
+    order: tokio::sync::Mutex<()>,
+    /// How far its function is: one of `WAITS`, `RUNS`, `IS_OVER`.
+    life: AtomicU8,
+}
+
+const WAITS: u8 = 0;
+const RUNS: u8 = 1;
+/// It has ended, or nobody waits for it any more.
+const IS_OVER: u8 = 2;
+
+impl Member {
+    fn new(
+        transaction: &Arc<Transaction>,
+        base: Option<Level>,
+        read_only: bool,
+        isolation: Option<Isolation>,
+    ) -> Member {
+        if let Some(base) = base {
+            transaction.effects.join(base);
+        }
+        Member {
+            id: transaction.next_id(),
+            transaction: Arc::clone(transaction),
+            base,
+            read_only,
+            isolation,
+            claims: Arc::default(),
+            from: Mutex::default(),
+            order: tokio::sync::Mutex::default(),
+            life: AtomicU8::new(WAITS),
+        }
+    }
+
+    /// The membership of the rest of the chain, which the member calls for now.
+    pub fn next(&self) -> Member {
+        let next = Member::new(
+            &self.transaction,
+            self.level(),
+            self.read_only,
+            self.isolation,
+        );
+        next.called_from(self.from());
+        next
+    }
+
+    /// The membership of a view that the member calls now: in its own transaction while it is inside of a level, and
+    /// else in a new one.
+    pub fn call(&self, view: Options) -> Member {
+        let read_only = self.read_only || view.read_only;
+        let called = match self.level() {
+            Some(level) => Member::new(&self.transaction, Some(level), read_only, view.isolation),
+            None => {
+                let options = Options { read_only, ..view };
+                let around = Some(Arc::clone(&self.transaction));
+                let history = Arc::clone(&self.transaction.effects.history);
+                Transaction::within(around, options, history).first_member()
+            }
+        };
+        called.called_from(self.from());
+        called
+    }
+
+    /// Whether its function is the one that its transaction is there for.
+    pub fn owns_transaction(&self) -> bool {
+        self.id == 1
+    }
+
+    /// The ids of what it is called from.
+    pub fn from(&self) -> Vec<u64> {
+        self.from.lock().clone()
+    }
+
+    /// Adds to what it is called from.
+    pub fn called_from(&self, ids: impl IntoIterator<Item = u64>) {
+        self.from.lock().extend(ids);
+    }
+
+    /// Takes an id from what it is called from.
+    pub fn not_called_from(&self, id: u64) {
+        self.from.lock().retain(|other| *other != id);
+    }
+
+    /// The transaction that it belongs to.
+    pub fn transaction(&self) -> &Arc<Transaction> {
+        &self.transaction
+    }
+
+    /// The innermost of its levels: what is issued now belongs there.
+    fn level(&self) -> Option<Level> {
+        self.transaction.effects.level_of(self.id).or(self.base)
+    }
+
+    /// Whether statements that write are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Room for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
+    /// connections are in use for that.
+    pub fn keep_stream(&self, database: &Database) -> Option<Kept> {
+        let history = &self.transaction.effects.history;
+        let permit = database.stream_permit()?;
+        Some(history.keeps(permit))
+    }
+
+    /// What its statements outside of any transaction may do on this database.
+    pub fn access(&self, database: &Database) -> Access {
+        Access {
+            read_only: self.read_only,
+            no_reader: self.transaction.waits_for_caller(database, true),
+            no_writer: self.transaction.waits_for_caller(database, false),
+        }
+    }
+
+    /// Whether a statement that is issued now would be part of a transaction, or go to a pinned connection.
+    pub fn is_active(&self) -> bool {
+        self.base.is_some()
+            || self.claims.load(SeqCst) > 0
+            || self.transaction.pins.load(SeqCst) > 0
+    }
+
+    /// Whether its function may begin. One that was given up meanwhile must not: its transaction may be kept by then.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
+        begun.is_ok()
+    }
+
+    /// Whether its function has ended, or nobody waits for it any more.
+    pub fn is_over(&self) -> bool {
+        self.life.load(SeqCst) == IS_OVER
+    }
+
+    /// Nobody waits for its function any more, which may be in the middle of something: nothing of the transaction that it
+    /// was called in is kept.
+    pub fn give_up(&self) {
+        let was = self.life.swap(IS_OVER, SeqCst);
+        let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
+        if let Some(base) = self.base.filter(|_| was != IS_OVER) {
+            self.transaction.effects.part(base, reason);
+        }
+    }
+
+    /// Its function has ended. When that has failed, nothing of the transaction is kept (R9).
+    ///
+    /// # Errors
+    /// When the level that it was called in has ended before: nothing of what it did is kept.
+    pub fn end(&self, failed: bool) -> Result<(), Error> {
+        let Member {
+            transaction, base, ..
+        } = self;
+        if failed {
+            transaction.failed.store(true, SeqCst);
+        }
+        let was = self.life.swap(IS_OVER, SeqCst);
+        let Some(base) = base.filter(|_| was != IS_OVER) else {
+            return Ok(());
+        };
+        let reason = failed.then_some(Reason::MemberFailed);
+        match transaction.effects.part(base, reason) || transaction.over.load(SeqCst) {
+            true => Ok(()),
+            false => Err(left_behind()),
+        }
+    }
+
+    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction and no pinned
+    /// connection.
+    ///
+    /// # Errors
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
+    pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
+        if !self.is_active() {
+            return self.outside();
+        }
+        let (database, deadline) = on;
+        let order = deadline.bound(self.order.lock()).await?;
+        let place = |state: &State| state.place(self.id, self.base, database);
+        let Some(mut state) = self.placed(deadline, order, place).await? else {
+            return self.outside();
+        };
+        if state.has_levels() {
+            self.suits(database)?;
+        }
+        if !state.is_connected() {
+            self.may_connect(database)?;
+        }
+        if let Database::Postgres(_) = database {
+            state.connect(database, deadline).await?;
+        }
+        // For SQLite, `Turn::run` acquires the connection later, on the thread that writes.
+        Ok(Some(Turn {
+            state,
+            database: database.clone(),
+            deadline: Arc::clone(deadline),
+            read_only: self.read_only,
+        }))
+    }
+
+    /// A statement belongs to no transaction. When the transaction is over, there is none any more for it to belong to.
+    fn outside(&self) -> Result<Option<Turn>, Error> {
+        match self.transaction.over.load(SeqCst) {
+            false => Ok(None),
+            true => Err(Ended::Answered.into()),
+        }
+    }
+
+    /// The state's lock, as soon as no level of another member is open on top. None: it has no business with it.
+    async fn placed(
+        &self,
+        deadline: &Arc<Deadline>,
+        _order: MutexGuard<'_, ()>,
+        place: impl Fn(&State) -> Result<Place, Error>,
+    ) -> Result<Option<Locked>, Error> {
+        let mut waits = None;
+        loop {
+            // What changes from here on is heard of.
+            let changed = self.transaction.changed.notified();
+            let state = self.transaction.locked(deadline).await?;
+            match place(&state)? {
+                Place::Here => return Ok(Some(state)),
+                Place::Outside => return Ok(None),
+                Place::Later => drop(state),
+            }
+            waits.get_or_insert_with(|| deadline.waits_for(Need::Level));
+            deadline.bound(changed).await?;
+        }
+    }
+
+    /// Whether the transaction that it has joined is as strict as its view asks for.
+    fn suits(&self, database: &Database) -> Result<(), Error> {
+        let has = self.transaction.options.isolation;
+        match (self.isolation, database) {
+            (Some(wanted), Database::Postgres(_)) if strictness(has) < strictness(Some(wanted)) => {
+                Err(Error::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "this view asks for the isolation `{}`, and was called within a transaction of the level `{}`: give the view that calls it the same `isolation`, or call it outside of the transaction",
+                        isolation_name(Some(wanted)),
+                        isolation_name(has)
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn may_connect(&self, database: &Database) -> Result<(), Error> {
+        let Transaction { options, .. } = &*self.transaction;
+        match self
+            .transaction
+            .waits_for_caller(database, options.read_only)
+        {
+            true => Err(Error::pinned_by_caller(&database.config().name)),
+            false => Ok(()),
+        }
+    }
+
+    /// Begins a transaction, or a savepoint in the one there is, on this database, as soon as `ready` is. Whatever the
+    /// member issues after this call belongs to the level.
+    ///
+    /// # Errors
+    /// When the level it would be in is poisoned, the transaction is on another database, or too many are open; that of
+    /// `ready`.
+    pub async fn begin<R>(
+        &self,
+        (database, deadline): (&Database, &Arc<Deadline>),
+        ready: impl Future<Output = Result<R, Error>>,
+    ) -> Result<(Level, R), Error> {
+        let beginning = Waiting::to_begin(self)?;
+        let order = deadline.bound(self.order.lock()).await?;
+        let ready = ready.await?;
+        let place = |state: &State| match state.place(self.id, self.base, database)? {
+            // The connection of the transaction is in use by another member's.
+            Place::Outside if state.has_levels() => Ok(Place::Later),
+            Place::Outside => Ok(Place::Here),
+            place => Ok(place),
+        };
+        let state = self.placed(deadline, order, place).await?;
+        let mut state = state.expect("`place` says here or later");
+        state.push(beginning.level, self.id, database)?;
+        Ok((beginning.done(), ready))
+    }
+
+    /// Keeps what was done since `level` began; for good, when it is the transaction itself.
+    ///
+    /// # Errors
+    /// When something in it has failed, or the database cannot commit. What was done in it is undone then.
+    pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
+        self.end_level(face, level, true).await
+    }
+
+    /// Undoes what was done since `level` began.
+    ///
+    /// # Errors
+    /// When it has ended already, or the database fails.
+    pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
+        self.end_level(face, level, false).await
+    }
+
+    async fn end_level(&self, face: Face, level: Level, keep: bool) -> Result<(), Error> {
+        let (waiting, torn) = Waiting::to_end(self, level);
+        let transaction = &self.transaction;
+        let order = self.order.lock().await;
+        let mut state = transaction.lock().await;
+        drop(order);
+        waiting.done();
+        let taken = state.take(level);
+        if taken.is_some() {
+            self.claims.fetch_sub(1, SeqCst);
+        }
+        let taken = taken.ok_or_else(ended)?;
+        let ended = match state.database() {
+            Some(database) => {
+                let writes = state.writes();
+                let ending = async move { state.end(taken, keep, torn).await };
+                database.carry(face, writes, ending).await
+            }
+            // No database has seen any of it.
+            None => state.end(taken, keep, torn).await,
+        };
+        transaction.changed.notify_waiters();
+        ended
+    }
+
+    /// Undoes what was done since `level` began, at once if nothing runs, else before the next statement.
+    pub fn abandon(&self, level: Level) {
+        self.transaction.effects.leave(level);
+        let claims = Arc::clone(&self.claims);
+        self.transaction.leave(Left::Level(level, claims));
+    }
+
+    /// Sends all statements of the transaction's members on this database to one connection, until
+    /// [`Transaction::unpin`], as soon as `ready` is. Those that change the session are let through meanwhile.
+    ///
+    /// # Errors
+    /// When no connection can be had, or the transaction has one of another database; that of `ready`.
+    pub async fn pin<R>(
+        &self,
+        (database, deadline): (&Database, &Arc<Deadline>),
+        ready: impl Future<Output = Result<R, Error>>,
+    ) -> Result<(Pin, R), Error> {
+        let Options { read_only, .. } = self.transaction.options;
+        if self.transaction.is_pinned_around(database, read_only) {
+            return Err(Error::pinned_by_caller(&database.config().name));
+        }
+        let pinning = Pinning::new(&self.transaction)?;
+        // From now on, not from when it has the connection: a view that is called meanwhile would wait behind the pin, and
+        // what the pin's owner calls for the worker that this view has.
+        let name = || database.config().name.clone();
+        self.transaction.pinned.lock().get_or_insert_with(name);
+        let order = deadline.bound(self.order.lock()).await?;
+        let ready = ready.await?;
+        let mut state = self.transaction.locked(deadline).await?;
+        drop(order);
+        state.admits(database)?;
+        state.pin(database, deadline).await?;
+        *self.transaction.pinned.lock() = Some(name());
+        Ok((pinning.done(), ready))
+    }
+
+    /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
+    /// when what it was done in is rolled back. Whether it was taken: nobody waits for a member whose transaction is over.
+    #[must_use]
+    pub fn effect(&self, effect: Effect) -> bool {
+        self.transaction.effects.add(self.level(), effect)
+    }
+
+    /// Whatever happens, the transaction that the member is in will be rolled back.
+    pub fn set_rollback(&self) {
+        if let Some(level) = self.level() {
+            self.transaction.effects.set_rollback(level);
+        }
+    }
+
+    /// A statement is run outside of the transaction from now on. Whoever waits for it may be gone when it has run.
+    pub fn runs_outside(&self) {
+        if !self.read_only {
+            self.transaction.effects.history.lasts();
+        }
+    }
+
+    /// Takes note of how that went.
+    pub fn note_outside(&self, ran: Result<(), &Error>) {
+        if let Err(error) = ran {
+            self.transaction.effects.history.note(error);
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.give_up();
+        let Transaction {
+            around, options, ..
+        } = &*self.transaction;
+        // Others are ended by whoever has begun them.
+        if self.owns_transaction() && around.is_some() && !options.atomic {
+            self.transaction.give_up();
+        }
+    }
+}
+
+fn strictness(isolation: Option<Isolation>) -> u8 {
+    match isolation {
+        None | Some(Isolation::ReadCommitted) => 0,
+        Some(Isolation::RepeatableRead) => 1,
+        Some(Isolation::Serializable) => 2,
+    }
+}
+
+fn isolation_name(isolation: Option<Isolation>) -> &'static str {
+    match isolation {
+        None | Some(Isolation::ReadCommitted) => "read-committed",
+        Some(Isolation::RepeatableRead) => "repeatable-read",
+        Some(Isolation::Serializable) => "serializable",
+    }
+}
+
+/// The lock of a transaction's state: whoever has it runs the next statement.
+pub struct Turn {
+    state: Locked,
+    database: Database,
+    deadline: Arc<Deadline>,
+    read_only: bool,
+}
+
+impl Turn {
+    /// Runs a statement in the transaction, or on the pinned connection.
+    ///
+    /// # Errors
+    /// When no connection can be had; what the database says.
+    pub async fn run(self, face: Face, statement: Statement) -> Result<Outcome, Error> {
+        let Turn {
+            mut state,
+            database,
+            deadline,
+            read_only,
+        } = self;
+        let writes = state.writes();
+        if let (Database::Sqlite(sqlite), Face::Async, true, false) =
+            (&database, face, writes, state.is_connected())
+        {
+            let (sqlite, effects) = (Arc::clone(sqlite), state.effects());
+            let begin = move |lease| {
+                state.connected(Lease::Sqlite(Box::new(lease)), &database);
+                let ran = state.run(&statement, read_only).now_or_never();
+                ran.expect("SQLite blocks, it never yields")
+            };
+            let began = sqlite.write(&deadline, begin).await;
+            return began.inspect_err(|error| effects.history.note(error))?;
+        }
+        state.connect(&database, &deadline).await?;
+        let running = async move { state.run(&statement, read_only).await };
+        database.carry(face, writes, running).await
+    }
+}
+
+/// A level that waits to begin or to end. When its caller gives up waiting, it is abandoned.
+struct Waiting<'a> {
+    member: &'a Member,
+    level: Level,
+    done: bool,
+}
+
+impl Waiting<'_> {
+    fn to_begin(member: &Member) -> Result<Waiting<'_>, Error> {
+        let level = Level(member.transaction.next_id());
+        if !member
+            .transaction
+            .effects
+            .begin(level, member.id, member.level())
+        {
+            METRICS
+                .refused
+                .with_label_values(&["transaction levels"])
+                .inc();
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has {LEVELS_MAX} transactions and savepoints open, the most there can be: end some (commit, roll back, or drop them) before the next"
+                ),
+            ));
+        }
+        member.claims.fetch_add(1, SeqCst);
+        Ok(Waiting {
+            member,
+            level,
+            done: false,
+        })
+    }
+
+    /// And whether a view that was called in the level still runs.
+    fn to_end(member: &Member, level: Level) -> (Waiting<'_>, bool) {
+        let torn = member.transaction.effects.leave(level);
+        let waiting = Waiting {
+            member,
+            level,
+            done: false,
+        };
+        (waiting, torn)
+    }
+
+    fn done(mut self) -> Level {
+        self.done = true;
+        self.level
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.member.abandon(self.level);
+        }
+    }
+}
+
+/// A pin that waits for its connection.
+struct Pinning<'a>(&'a Transaction, bool);
+
+impl Pinning<'_> {
+    fn new(transaction: &Transaction) -> Result<Pinning<'_>, Error> {
+        let others = transaction.pins.fetch_add(1, SeqCst);
+        if others == 0 {
+            // What an earlier pin has left.
+            *transaction.pinned.lock() = None;
+        }
+        if others >= LEVELS_MAX {
+            transaction.pins.fetch_sub(1, SeqCst);
+            METRICS.refused.with_label_values(&["pins"]).inc();
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has pinned its connection {LEVELS_MAX} times, the most there can be: let some pins go before the next"
+                ),
+            ));
+        }
+        Ok(Pinning(transaction, false))
+    }
+
+    fn done(mut self) -> Pin {
+        self.1 = true;
+        Pin(())
+    }
+}
+
+impl Drop for Pinning<'_> {
+    fn drop(&mut self) {
+        if !self.1 {
+            // It was never pinned: only its claim is given back.
+            self.0.pins.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+/// A view answered with a success, and its transaction could not be kept.
+pub fn not_kept(error: &Error) -> Failure {
+    let sentence = format!(
+        "the transaction could not be committed and was rolled back: {}",
+        error.message
+    );
+    match error.kind {
+        ErrorKind::Conflict | ErrorKind::Unavailable => Failure {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            ..Failure::host(sentence)
+        },
+        ErrorKind::Other | ErrorKind::Aborted => Failure::host(sentence),
+        ErrorKind::Denied
+        | ErrorKind::Poisoned
+        | ErrorKind::Statement
+        | ErrorKind::Unique
+        | ErrorKind::ForeignKey
+        | ErrorKind::Constraint
+        | ErrorKind::NotNull
+        | ErrorKind::Check
+        | ErrorKind::DataType
+        | ErrorKind::TooLarge => Failure::view(sentence),
+    }
+}
+
+#[cfg(test)]
+mod tests;

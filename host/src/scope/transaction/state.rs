@@ -1,0 +1,689 @@
+//! What is behind a transaction's lock: the connection, the levels, and what has become of them.
+
+use std::sync::Arc;
+
+use super::effects::{Effects, Kept, Reason};
+use super::{Fate, Level, Options};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use crate::telemetry::metrics::{Held, METRICS};
+use crate::threads::deadline::Deadline;
+
+pub(super) struct State {
+    options: Options,
+    effects: Arc<Effects>,
+    open: Option<Open>,
+    /// The levels, the outermost first. They stay when the transaction is lost, so that nothing that the guest
+    /// still believes to be in it runs outside.
+    levels: Vec<Begun>,
+    pins: Pins,
+    /// Why the whole transaction was undone without the guest's asking for it.
+    lost: Option<Error>,
+}
+
+/// The one connection of the scope, for its transaction or because it is pinned.
+struct Open {
+    lease: Lease,
+    database: Database,
+    /// What the database is told before the next statement: that levels within have ended.
+    pending: Vec<String>,
+    /// While the database knows of the transaction.
+    begun: Option<Held>,
+}
+
+/// A level that was begun and has not ended.
+struct Begun {
+    level: Level,
+    /// The member that began it; none: it is the whole transaction of an atomic view.
+    owner: Option<u64>,
+    /// The database it was begun on, by name.
+    database: Option<String>,
+    /// Whether the database knows of it.
+    known: bool,
+    /// The first statement that failed in it.
+    failed: Option<Error>,
+}
+
+#[derive(Default)]
+struct Pins {
+    count: usize,
+    held: Option<Held>,
+    /// Where such connections are limited.
+    kept: Option<Kept>,
+    /// Why the pinned connection is no more.
+    lost: Option<Error>,
+}
+
+/// A level that was taken off the stack, and how deep it was.
+pub(super) struct Taken {
+    begun: Begun,
+    depth: usize,
+}
+
+/// Where a statement of a member's belongs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the innermost level, or on the pinned connection.
+    Here,
+    /// To none of the two.
+    Outside,
+    /// In a level that another member's is open on top of.
+    Later,
+}
+
+impl State {
+    pub(super) fn new(options: Options, effects: &Arc<Effects>) -> State {
+        let mut state = State {
+            options,
+            effects: Arc::clone(effects),
+            open: None,
+            levels: Vec::new(),
+            pins: Pins::default(),
+            lost: None,
+        };
+        if options.atomic {
+            state.levels.push(Begun::new(Level::WHOLE, None, None));
+        }
+        state
+    }
+
+    /// The database whose connection this has.
+    pub(super) fn database(&self) -> Option<Database> {
+        self.open.as_ref().map(|open| open.database.clone())
+    }
+
+    /// Whether any level has begun.
+    pub(super) fn has_levels(&self) -> bool {
+        !self.levels.is_empty()
+    }
+
+    /// Where a statement on this database belongs, of a member that was called in the level `base`.
+    pub(super) fn place(
+        &self,
+        member: u64,
+        base: Option<Level>,
+        database: &Database,
+    ) -> Result<Place, Error> {
+        let is_own = |begun: &Begun| begun.owner == Some(member) || Some(begun.level) == base;
+        if self.levels.last().is_some_and(is_own) {
+            return self.admits(database).map(|()| Place::Here);
+        }
+        if let Some(base) = base
+            && !self.levels.iter().any(|begun| begun.level == base)
+        {
+            return Err(left_behind());
+        }
+        let within = self.levels.iter().any(is_own);
+        if let Some(why) = self.lost.as_ref().filter(|_| within) {
+            return Err(gone(why));
+        }
+        if within {
+            return Ok(Place::Later);
+        }
+        // It may be on the pinned connection still, on which another member has begun a transaction.
+        match (self.is_pinned_on(database)?, self.levels.is_empty()) {
+            (false, _) => Ok(Place::Outside),
+            (true, true) => Ok(Place::Here),
+            (true, false) => Ok(Place::Later),
+        }
+    }
+
+    fn is_pinned_on(&self, database: &Database) -> Result<bool, Error> {
+        match (&self.open, &self.pins.lost) {
+            _ if self.pins.count == 0 => Ok(false),
+            (Some(open), _) => Ok(open.database.config().name == database.config().name),
+            (None, Some(why)) => Err(Error::new(
+                why.kind,
+                format!("the pinned connection is no more: {}", why.message),
+            )),
+            (None, None) => Ok(false),
+        }
+    }
+
+    /// Whether something can be done on this database here and now.
+    pub(super) fn admits(&self, database: &Database) -> Result<(), Error> {
+        let wanted = &database.config().name;
+        let open = self.open.as_ref().map(|open| &open.database.config().name);
+        let begun = || self.levels.iter().find_map(|begun| begun.database.as_ref());
+        match open.or_else(begun) {
+            Some(on) if on != wanted && self.levels.is_empty() => Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "this request has pinned a connection of the database `{on}`, so it can have none of its own on `{wanted}`: let the first one go before"
+                ),
+            )),
+            Some(on) if on != wanted => Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "the transaction of this request is on the database `{on}`, so a statement on `{wanted}` could not be part of it: use one database per transaction, or run the statement outside"
+                ),
+            )),
+            _ => self.healthy(),
+        }
+    }
+
+    /// Whether the innermost level takes statements.
+    fn healthy(&self) -> Result<(), Error> {
+        match (&self.lost, self.levels.last()) {
+            (Some(why), Some(_)) => Err(gone(why)),
+            (
+                None,
+                Some(Begun {
+                    failed: Some(why), ..
+                }),
+            ) => Err(poisoned(why)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its connection is one that writes.
+    pub(super) fn writes(&self) -> bool {
+        !self.options.read_only
+    }
+
+    /// What happens when it commits, and what is known of its failures.
+    pub(super) fn effects(&self) -> Arc<Effects> {
+        Arc::clone(&self.effects)
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Makes sure that there is a connection.
+    pub(super) async fn connect(
+        &mut self,
+        database: &Database,
+        deadline: &Arc<Deadline>,
+    ) -> Result<(), Error> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        let lease = database.lease(deadline, self.options.read_only).await;
+        let lease = lease.inspect_err(|error| self.effects.history.note(error))?;
+        self.connected(lease, database);
+        Ok(())
+    }
+
+    /// Takes up its connection.
+    pub(super) fn connected(&mut self, lease: Lease, database: &Database) {
+        self.open = Some(Open {
+            lease,
+            database: database.clone(),
+            pending: Vec::new(),
+            begun: None,
+        });
+    }
+
+    pub(super) fn push(
+        &mut self,
+        level: Level,
+        owner: u64,
+        database: &Database,
+    ) -> Result<(), Error> {
+        self.admits(database)?;
+        let database = database.config().name.clone();
+        self.levels
+            .push(Begun::new(level, Some(owner), Some(database)));
+        Ok(())
+    }
+
+    /// Runs a statement: in the transaction, which the database sees from now on, or on the pinned connection.
+    /// `read_only`: it may not write, even if the transaction may.
+    pub(super) async fn run(
+        &mut self,
+        statement: &Statement,
+        read_only: bool,
+    ) -> Result<Outcome, Error> {
+        let open = self.open.as_mut().ok_or_else(ended)?;
+        let mut before = open.pending.clone();
+        for (depth, begun) in self.levels.iter().enumerate().filter(|(_, b)| !b.known) {
+            before.push(match depth {
+                0 => {
+                    let Options {
+                        read_only,
+                        isolation,
+                        ..
+                    } = self.options;
+                    open.lease.begin(read_only, isolation)
+                }
+                _ => format!("savepoint {}", begun.level),
+            });
+        }
+        open.lease.set_in_transaction(!self.levels.is_empty());
+        let only_reads = read_only && !self.options.read_only;
+        // What a pinned connection runs outside of a transaction commits by itself.
+        let _running = (self.levels.is_empty() && !self.options.read_only)
+            .then(|| self.effects.history.runs());
+        let ran = open.lease.run(&before, statement, only_reads).await;
+        let (alive, within) = (open.lease.in_transaction(), !self.levels.is_empty());
+        let why_ended = (!alive).then(|| open.lease.why_ended());
+        if !matches!(&ran, Err(Failed::Refused(_) | Failed::Before(_))) {
+            open.pending.clear();
+            if only_reads && ran.is_ok() {
+                open.pending.extend(open.lease.end_of_reading(within));
+            }
+            if within && open.begun.is_none() {
+                open.begun = Some(Held::new(&METRICS.transactions));
+            }
+            self.levels.iter_mut().for_each(|begun| begun.known = true);
+            if !within && !self.options.read_only {
+                self.effects.history.lasts();
+            }
+        }
+        let failed = match ran {
+            Ok(outcome) if alive || !within => return Ok(outcome),
+            // Whatever ended it, the guest did not ask for it.
+            Ok(_) => Failed::Statement(why_ended.unwrap_or_else(ended)),
+            Err(failed) => failed,
+        };
+        if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
+            // The statement may have run without what was to go before it.
+            self.effects.history.lasts();
+        }
+        let begun = self.levels.first().is_some_and(|outermost| outermost.known);
+        match &failed {
+            Failed::Before(error) if begun || self.pins.count > 0 => self.lose(error.clone()),
+            // The transaction could not begin: perhaps it can later.
+            Failed::Before(_) => self.open = None,
+            Failed::Statement(error) if !alive && within => self.lose(error.clone()),
+            Failed::Statement(error) if error.kind == ErrorKind::Unavailable => {
+                self.lose(error.clone());
+            }
+            Failed::Refused(error) | Failed::Statement(error) => {
+                if let Some(innermost) = self.levels.last_mut() {
+                    innermost.failed.get_or_insert_with(|| error.clone());
+                }
+            }
+        }
+        let error = failed.into_error();
+        self.effects.history.note(&error);
+        Err(error)
+    }
+
+    /// Takes `level` off the stack.
+    pub(super) fn take(&mut self, level: Level) -> Option<Taken> {
+        let depth = self.levels.iter().position(|begun| begun.level == level)?;
+        let begun = self.levels.remove(depth);
+        Some(Taken { begun, depth })
+    }
+
+    /// Ends a level as the guest asks for it. `torn`: a view that was called in it still runs.
+    pub(super) async fn end(&mut self, taken: Taken, keep: bool, torn: bool) -> Result<(), Error> {
+        let Taken { begun, depth } = taken;
+        if let Some(why) = self.lost.clone() {
+            self.effects.forget(&[begun.level]);
+            self.forget_loss();
+            // What was to be undone is undone.
+            return if keep { Err(gone(&why)) } else { Ok(()) };
+        }
+        if depth < self.levels.len() || (torn && keep) {
+            let why = if torn { torn_apart() } else { overlap() };
+            self.overlap(begun, why.clone());
+            return Err(why);
+        }
+        match self.levels.last().map(|around| around.level) {
+            None => self.end_outermost(begun, keep).await,
+            Some(around) => self.end_within(begun, around, keep).await,
+        }
+    }
+
+    async fn end_within(&mut self, begun: Begun, around: Level, keep: bool) -> Result<(), Error> {
+        let level = begun.level;
+        if keep && begun.failed.is_none() {
+            self.effects.hand_on(level, around);
+            if let Some(open) = self.open.as_mut().filter(|_| begun.known) {
+                open.pending.push(format!("release {level}"));
+            }
+            return Ok(());
+        }
+        self.effects.forget(&[level]);
+        if let Some(open) = self.open.as_mut().filter(|_| begun.known) {
+            let mut statements = std::mem::take(&mut open.pending);
+            statements.extend(undo(level));
+            if let Err(why) = open.lease.host(&statements).await {
+                self.effects.history.note(&why);
+                self.lose(why.clone());
+                return Err(why);
+            }
+        }
+        match begun.failed {
+            Some(why) if keep => Err(undone(&why)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn end_outermost(&mut self, begun: Begun, keep: bool) -> Result<(), Error> {
+        let level = begun.level;
+        let marked = self.effects.must_roll_back(level);
+        let commit = keep && begun.failed.is_none() && marked.is_none();
+        let closed = self.close(begun.known, commit).await;
+        match commit && closed.is_ok() {
+            true => self.effects.release(level),
+            false => self.effects.forget(&[level]),
+        }
+        closed?;
+        match (begun.failed, marked) {
+            (Some(why), _) if keep => Err(undone(&why)),
+            (None, Some(reason)) if keep => Err(marked_for_rollback(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes a level that the guest dropped. Only notes what the database has to be told.
+    pub(super) fn abandon(&mut self, level: Level) {
+        self.effects.forget(&[level]);
+        let Some(Taken { begun, depth }) = self.take(level) else {
+            return;
+        };
+        if self.lost.is_some() {
+            return self.forget_loss();
+        }
+        if depth < self.levels.len() {
+            return self.overlap(begun, overlap());
+        }
+        if begun.known && self.levels.is_empty() {
+            self.effects.history.set_fate(Fate::RolledBack);
+        }
+        match &mut self.open {
+            Some(open) if begun.known && !self.levels.is_empty() => {
+                open.pending.extend(undo(level));
+            }
+            Some(open) if begun.known && self.pins.count > 0 => {
+                open.begun = None;
+                open.pending = vec!["rollback".to_owned()];
+                self.keep_pinned();
+            }
+            // Dropping the lease rolls back.
+            Some(_) if self.levels.is_empty() && self.pins.count == 0 => self.open = None,
+            _ => {}
+        }
+    }
+
+    /// Keeps the connection, or one that it acquires now, until [`State::unpin`].
+    pub(super) async fn pin(
+        &mut self,
+        database: &Database,
+        deadline: &Arc<Deadline>,
+    ) -> Result<(), Error> {
+        // Within a transaction there is a connection, and whatever is called has that, too. Otherwise there has to be room,
+        // also for one in the place of a pinned connection that is lost.
+        let mut kept = None;
+        if self.levels.is_empty() && self.pins.kept.is_none() {
+            let history = self.effects.history.clone();
+            let (read_only, at_once) = (self.options.read_only, history.keeps_any());
+            let permit = database.pin_permit(deadline, read_only, at_once).await?;
+            kept = permit.map(|permit| history.keeps(permit));
+        }
+        self.connect(database, deadline).await?;
+        if kept.is_some() {
+            self.pins.kept = kept;
+        }
+        if self.pins.held.is_none() {
+            let gauge = METRICS
+                .database_pinned
+                .with_label_values(&[&database.config().name]);
+            self.pins.held = Some(Held::new(&gauge));
+        }
+        if let Some(open) = &mut self.open {
+            open.lease.set_pinned(true);
+        }
+        self.pins.count += 1;
+        Ok(())
+    }
+
+    pub(super) fn unpin(&mut self) {
+        self.pins.count = self.pins.count.saturating_sub(1);
+        if self.pins.count > 0 {
+            return;
+        }
+        self.pins = Pins::default();
+        if let Some(open) = &mut self.open {
+            open.lease.set_pinned(false);
+        }
+        if self.levels.is_empty() {
+            self.open = None;
+        }
+    }
+
+    /// Ends everything: see [`super::Transaction::finish`].
+    pub(super) async fn finish(&mut self, keep: bool) -> Result<(), Error> {
+        let finished = self.finish_levels(keep && self.options.atomic).await;
+        self.effects.clear();
+        self.open = None;
+        self.pins = Pins::default();
+        finished
+    }
+
+    /// Undoes everything: see [`super::Transaction::give_up`].
+    pub(super) fn give_up(&mut self) {
+        if self.levels.iter().any(|begun| begun.known) {
+            self.effects.history.set_fate(Fate::RolledBack);
+        }
+        self.levels.clear();
+        // Dropping the lease rolls back.
+        self.open = None;
+        self.pins = Pins::default();
+    }
+
+    async fn finish_levels(&mut self, keep: bool) -> Result<(), Error> {
+        let mut levels = std::mem::take(&mut self.levels).into_iter();
+        if let Some(why) = self.lost.take() {
+            return if keep { Err(gone(&why)) } else { Ok(()) };
+        }
+        let Some(outermost) = levels.next() else {
+            return Ok(());
+        };
+        let marked = self.effects.must_roll_back(outermost.level);
+        let commit = keep && outermost.failed.is_none() && marked.is_none();
+        // A savepoint that the guest did not release is undone, with those in it.
+        let within: Vec<Begun> = levels.collect();
+        let first = within.first().filter(|begun| begun.known);
+        if let (Some(open), Some(first)) = (&mut self.open, first) {
+            open.pending.extend(undo(first.level));
+        }
+        let closed = self.close(outermost.known, commit).await;
+        if commit && closed.is_ok() {
+            self.effects.release(outermost.level);
+        }
+        closed?;
+        match (outermost.failed, marked) {
+            (Some(why), None) if keep => Err(undone(&why)),
+            (_, Some(reason @ Reason::MemberGivenUp)) if keep => Err(marked_for_rollback(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the transaction in the database, if that knows of it, and lets the connection go unless it is pinned.
+    async fn close(&mut self, known: bool, commit: bool) -> Result<(), Error> {
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
+        if known {
+            self.effects.history.set_fate(Fate::RolledBack);
+            let mut statements = std::mem::take(&mut open.pending);
+            if commit {
+                statements.push("commit".to_owned());
+            } else {
+                statements = vec!["rollback".to_owned()];
+            }
+            let _running = commit.then(|| self.effects.history.runs());
+            let closed = open.lease.host(&statements).await;
+            if let Err(why) = closed {
+                self.effects.history.note(&why);
+                if commit && !is_undone(&why) {
+                    self.effects.history.lasts();
+                }
+                if self.pins.count > 0 {
+                    self.pins.lost = Some(why.clone());
+                }
+                // Dropping the lease rolls back what may be left.
+                return Err(why);
+            }
+            open.lease.set_in_transaction(false);
+            open.begun = None;
+            if commit {
+                self.effects.history.set_fate(Fate::Committed);
+                self.effects.history.lasts();
+            }
+        }
+        if self.pins.count > 0 {
+            self.open = Some(open);
+            self.keep_pinned();
+        }
+        Ok(())
+    }
+
+    /// The transaction has ended in which a connection was pinned: it stays so, if there is room for that.
+    fn keep_pinned(&mut self) {
+        let (Some(open), None) = (&self.open, &self.pins.kept) else {
+            return;
+        };
+        match open.database.try_pin_permit(self.options.read_only) {
+            Ok(permit) => {
+                let history = &self.effects.history;
+                self.pins.kept = permit.map(|permit| history.keeps(permit));
+            }
+            Err(why) => {
+                self.open = None;
+                self.pins.lost = Some(why);
+            }
+        }
+    }
+
+    /// Nobody can tell whose statements were whose, so nothing is kept.
+    fn overlap(&mut self, ended: Begun, why: Error) {
+        let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
+            .chain([ended.level])
+            .collect();
+        self.effects.forget(&levels);
+        if ended.known {
+            self.effects.history.set_fate(Fate::RolledBack);
+        }
+        self.lose(why);
+    }
+
+    fn lose(&mut self, why: Error) {
+        self.open = None;
+        if !self.levels.is_empty() {
+            self.effects.history.set_fate(Fate::RolledBack);
+            self.lost.get_or_insert_with(|| why.clone());
+        }
+        if self.pins.count > 0 {
+            self.pins.lost.get_or_insert(why);
+        }
+    }
+
+    /// A view may begin again when everything it had begun has ended.
+    fn forget_loss(&mut self) {
+        if self.levels.is_empty() {
+            self.lost = None;
+        }
+    }
+}
+
+impl Begun {
+    fn new(level: Level, owner: Option<u64>, database: Option<String>) -> Begun {
+        Begun {
+            level,
+            owner,
+            database,
+            known: false,
+            failed: None,
+        }
+    }
+}
+
+/// Whether what failed so has done nothing for sure: of a commit that was cut off, nobody knows.
+fn is_undone(why: &Error) -> bool {
+    why.kind == ErrorKind::Conflict || why.kind.is_constraint()
+}
+
+fn undo(level: Level) -> [String; 2] {
+    [format!("rollback to {level}"), format!("release {level}")]
+}
+
+pub(super) fn ended() -> Error {
+    Error::new(ErrorKind::Other, "the transaction has ended already")
+}
+
+/// A statement in a level that another one has failed in.
+fn poisoned(why: &Error) -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        format!(
+            "a statement of this transaction has failed, so the database takes no more of them until the innermost savepoint, or the whole transaction, is rolled back. The first failure: {}",
+            why.message
+        ),
+    )
+}
+
+/// The commit of a level that a statement has failed in.
+fn undone(why: &Error) -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        format!(
+            "a statement of this transaction had failed, so it was rolled back instead of committed: {}",
+            why.message
+        ),
+    )
+}
+
+/// Anything in a transaction that is no more.
+fn gone(why: &Error) -> Error {
+    let kind = match why.kind {
+        ErrorKind::Unavailable | ErrorKind::Conflict | ErrorKind::Aborted | ErrorKind::Denied => {
+            why.kind
+        }
+        _ => ErrorKind::Poisoned,
+    };
+    Error::new(
+        kind,
+        format!(
+            "the transaction of this request was rolled back, so nothing more can be done in it: {}",
+            why.message
+        ),
+    )
+}
+
+/// A statement of a member that was called in a level which has ended.
+pub(super) fn left_behind() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "the transaction that this view was called in has ended: whoever calls a view in a transaction waits for its answer before the transaction ends",
+    )
+}
+
+/// The end of a level in which a member still runs.
+fn torn_apart() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "a transaction ended while a view that was called in it was still running, so it was rolled back: wait for the view's answer first",
+    )
+}
+
+/// The commit of a transaction that is to be rolled back.
+fn marked_for_rollback(reason: Reason) -> Error {
+    match reason {
+        Reason::SetRollback => Error::new(
+            ErrorKind::Other,
+            "the transaction was rolled back instead of committed, because `set-rollback` was called in it",
+        ),
+        Reason::MemberFailed => Error::new(
+            ErrorKind::Poisoned,
+            "the transaction was rolled back instead of committed, because a view that was called in it has failed",
+        ),
+        Reason::MemberGivenUp => Error::new(
+            ErrorKind::Poisoned,
+            "the transaction was rolled back instead of committed, because a view that was called in it was given up before it answered: wait for its answer, or call it outside of the transaction",
+        ),
+    }
+}
+
+/// Statements of one guest function do not say which level they are for, so levels that overlap cannot be told apart.
+fn overlap() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "two transactions of one request overlapped: one ended while another, begun later, was still open. All was rolled back. Let the inner one end first; do not join atomic blocks",
+    )
+}

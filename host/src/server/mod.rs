@@ -1,0 +1,506 @@
+//! Sockets, connections, HTTP/1.1 and HTTP/2, and an orderly end.
+//!
+//! One event loop per core, each a thread with a runtime of its own: a guest that computes can only ever hold up
+//! its own loop, and a request stays where it was accepted. New connections go to the loop that has the fewest.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::host::Host;
+use crate::budget;
+use crate::config::{Config, Server as Limits};
+use crate::database;
+use crate::request::delivery;
+use crate::telemetry::metrics::{Held, METRICS};
+
+mod activity;
+mod connection;
+mod descriptors;
+mod socket;
+
+/// Connections that wait for the kernel to hand them over.
+const BACKLOG: i32 = 1024;
+/// How long to wait when the system has no file descriptor left.
+const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
+/// Connections to the admin address; further ones are closed.
+const ADMIN_CONNECTIONS: usize = 64;
+/// How long one of them may take to send a request, or to take some more of an answer.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is kept of a request, or of answers that are not taken.
+const ADMIN_BUFFER_BYTES: usize = 64 << 10;
+/// How long the loops may take to end when nothing is in flight any more, or what was has been cancelled: guests
+/// end at their next host call or preemption point.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Listening sockets, before anything is served on them.
+pub struct Sockets {
+    listeners: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+    connections_max: usize,
+}
+
+impl Sockets {
+    /// Binds every address, and makes room for the connections.
+    ///
+    /// # Errors
+    /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
+    pub fn bind(config: &Config) -> anyhow::Result<Sockets> {
+        let bind = |address: &SocketAddr| {
+            bind(*address).with_context(|| format!("cannot listen on {address}"))
+        };
+        Ok(Sockets {
+            connections_max: descriptors::connections(config, ADMIN_CONNECTIONS)?,
+            listeners: (config.listen.iter().map(bind)).collect::<anyhow::Result<_>>()?,
+            admin: config.admin.as_ref().map(bind).transpose()?,
+        })
+    }
+
+    /// The addresses, with the ports that the system chose for port 0.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// The admin address, likewise.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn admin_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.admin.as_ref().map(TcpListener::local_addr).transpose()
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Serves until `stop`, then lets requests in flight finish, and cancels those that take too long.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub async fn serve(
+    host: Arc<Host>,
+    sockets: Sockets,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let config = host.app.load().config.clone();
+    let limits = Arc::new(config.server);
+    let end = CancellationToken::new();
+    let loops = (0..config.async_views.loops)
+        .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let loops = Arc::new(loops);
+    let places = Places::new(sockets.connections_max);
+    let listeners = sockets.listeners.into_iter();
+    let listeners = listeners.map(tokio::net::TcpListener::from_std);
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    tokio::spawn(delivery::run(Arc::clone(&host)));
+    tokio::spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
+    if let Some(admin) = sockets.admin {
+        tokio::spawn(serve_admin(
+            tokio::net::TcpListener::from_std(admin)?,
+            stop.clone(),
+        ));
+    }
+    stop.cancelled().await;
+    let drain = Duration::from_millis(limits.drain_timeout_ms);
+    tracing::info!(
+        requests = METRICS.scopes.get(),
+        drain_timeout_ms = limits.drain_timeout_ms,
+        "stopping: no new connections, requests in flight may finish"
+    );
+    let all_idle = async {
+        futures::future::join_all(loops.iter().map(|each| each.idle.cancelled())).await;
+        // What the last requests published.
+        host.events.idle().await;
+    };
+    if tokio::time::timeout(drain, all_idle).await.is_err() {
+        tracing::warn!(
+            requests = METRICS.scopes.get(),
+            events = host.events.in_flight(),
+            "requests still in flight are cancelled, and events on their way are dropped: they took longer than `drain_timeout_ms`"
+        );
+        host.stopping.store(true, Relaxed);
+    }
+    end.cancel();
+    let all_ended = futures::future::join_all(loops.iter().map(|each| each.ended.cancelled()));
+    let _ = tokio::time::timeout(LAST_WAIT, all_ended).await;
+    host.workers.close();
+    Ok(())
+}
+
+/// One event loop: a thread, its runtime and its connections.
+struct Loop {
+    incoming: mpsc::Sender<Connection>,
+    connections: Arc<AtomicUsize>,
+    /// Cancelled when nothing is in flight here any more.
+    idle: CancellationToken,
+    /// Cancelled when its runtime has ended.
+    ended: CancellationToken,
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+}
+
+/// A connection in everybody's counts, until dropped.
+struct Counted {
+    on_loop: Arc<AtomicUsize>,
+    _place: OwnedSemaphorePermit,
+    _open: Held,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.on_loop.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Loop {
+    fn start(
+        number: usize,
+        host: &Arc<Host>,
+        limits: &Arc<Limits>,
+        (stop, end): (&CancellationToken, &CancellationToken),
+    ) -> anyhow::Result<Loop> {
+        let (incoming, connections) = mpsc::channel(BACKLOG as usize);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .thread_stack_size(database::STACK_BYTES)
+            .build()
+            .context("an event loop")?;
+        let (idle, ended) = (CancellationToken::new(), CancellationToken::new());
+        let each = Loop {
+            incoming,
+            connections: Arc::default(),
+            idle: idle.clone(),
+            ended: ended.clone(),
+        };
+        let work = {
+            let (host, limits) = (Arc::clone(host), Arc::clone(limits));
+            let (stop, end) = (stop.clone(), end.clone());
+            async move {
+                let served = async {
+                    serve_connections(host, limits, connections, stop).await;
+                    idle.cancel();
+                };
+                tokio::select! {
+                    // Other loops may still use outbound connections that were made here.
+                    () = served => end.cancelled().await,
+                    () = end.cancelled() => {}
+                }
+            }
+        };
+        let run = move || {
+            runtime.block_on(work);
+            // Drops what is left, and with it the stores of the guests.
+            runtime.shutdown_background();
+            ended.cancel();
+        };
+        std::thread::Builder::new()
+            .name(format!("amphi-loop-{number}"))
+            .spawn(run)
+            .context("an event loop's thread")?;
+        Ok(each)
+    }
+}
+
+/// Room for `connections_max` connections.
+struct Places {
+    free: Arc<Semaphore>,
+    max: usize,
+    /// Whether it has been said that there is none. While connections come and go at the limit, once is enough.
+    full: AtomicBool,
+}
+
+impl Places {
+    fn new(max: usize) -> Places {
+        Places {
+            free: Arc::new(Semaphore::new(max)),
+            max,
+            full: AtomicBool::new(false),
+        }
+    }
+
+    async fn take(&self) -> OwnedSemaphorePermit {
+        let free = self.free.available_permits();
+        if free > self.max / 8 {
+            self.full.store(false, Relaxed);
+        } else if free == 0 && !self.full.swap(true, Relaxed) {
+            METRICS.refused.with_label_values(&["connections"]).inc();
+            tracing::warn!(
+                connections_max = self.max,
+                "`connections_max` connections are open: further ones wait until one closes"
+            );
+        }
+        (Arc::clone(&self.free).acquire_owned().await).expect("the semaphore is never closed")
+    }
+}
+
+/// Accepts on all addresses. The place is taken before a connection is there, so that further ones wait in the kernel;
+/// it is one for all addresses, and no address holds one while it is idle.
+async fn accept(
+    listeners: Vec<tokio::net::TcpListener>,
+    loops: Arc<Vec<Loop>>,
+    places: Places,
+    stop: CancellationToken,
+) {
+    let mut turn = 0;
+    loop {
+        let place = tokio::select! {
+            place = places.take() => place,
+            () = stop.cancelled() => return,
+        };
+        let accepted = tokio::select! {
+            accepted = accept_any(&listeners, &mut turn) => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+                continue;
+            }
+        };
+        let least = loops
+            .iter()
+            .min_by_key(|each| each.connections.load(Relaxed))
+            .expect("there is at least one loop");
+        // Moved to the loop's own runtime, so that only that one wakes for it.
+        let Ok(stream) = stream.into_std() else {
+            continue;
+        };
+        least.connections.fetch_add(1, Relaxed);
+        let counted = Counted {
+            on_loop: Arc::clone(&least.connections),
+            _place: place,
+            _open: Held::new(&METRICS.connections),
+        };
+        let connection = Connection {
+            stream,
+            peer,
+            counted,
+        };
+        if least.incoming.send(connection).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The next connection of any address, each in its turn.
+async fn accept_any(
+    listeners: &[tokio::net::TcpListener],
+    turn: &mut usize,
+) -> io::Result<(tokio::net::TcpStream, SocketAddr)> {
+    std::future::poll_fn(|cx| {
+        for step in 0..listeners.len() {
+            let number = (*turn + step) % listeners.len();
+            if let Poll::Ready(accepted) = listeners[number].poll_accept(cx) {
+                *turn = number + 1;
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn serve_connections(
+    host: Arc<Host>,
+    limits: Arc<Limits>,
+    mut incoming: mpsc::Receiver<Connection>,
+    stop: CancellationToken,
+) {
+    let protocols = Arc::new(connection::Protocols::new(&limits));
+    let open = TaskTracker::new();
+    loop {
+        let connection = tokio::select! {
+            connection = incoming.recv() => connection,
+            () = stop.cancelled() => None,
+        };
+        let Some(connection) = connection else { break };
+        let (host, limits, protocols, stop) = (
+            Arc::clone(&host),
+            Arc::clone(&limits),
+            Arc::clone(&protocols),
+            stop.clone(),
+        );
+        open.spawn(async move {
+            let Connection {
+                stream,
+                peer,
+                counted: _counted,
+            } = connection;
+            if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                connection::serve(host, &limits, &protocols, (stream, peer), &stop).await;
+            }
+        });
+    }
+    open.close();
+    open.wait().await;
+}
+
+/// Health and metrics, on an address of their own.
+async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(|request: Request<Incoming>| async move {
+                Ok::<_, Infallible>(admin(request.uri().path()))
+            });
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(ADMIN_TIMEOUT));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(ADMIN_TIMEOUT)
+                .max_buf_size(ADMIN_BUFFER_BYTES)
+                .serve_connection(TokioIo::new(Box::pin(stream)), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "an admin connection ended with an error");
+            }
+        });
+    }
+}
+
+fn admin(path: &str) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/metrics" => {
+            let used = budget::process().used();
+            METRICS.memory.set(i64::try_from(used).unwrap_or(i64::MAX));
+            (StatusCode::OK, METRICS.render())
+        }
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "There are /metrics and /healthz.\n".to_owned(),
+        ),
+    };
+    let response = Response::builder().status(status).header(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    );
+    response
+        .body(Full::new(body.into()))
+        .expect("the headers are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two connections are allowed, and three addresses listened on: both may come over any of them.
+    #[tokio::test]
+    async fn an_idle_address_takes_no_connection_from_the_others() {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+            listeners.push(listener.expect("a port is free"));
+        }
+        let addresses: Vec<_> = (listeners.iter())
+            .map(|listener| listener.local_addr().expect("it listens"))
+            .collect();
+        let (incoming, mut accepted) = mpsc::channel(8);
+        let each = Loop {
+            incoming,
+            connections: Arc::default(),
+            idle: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        };
+        let stop = CancellationToken::new();
+        let loops = Arc::new(vec![each]);
+        let accepting = accept(listeners, loops, Places::new(2), stop.clone());
+        let accepting = tokio::spawn(accepting);
+        let soon = Duration::from_secs(5);
+        for address in &addresses {
+            let mut clients = Vec::new();
+            let mut open = Vec::new();
+            for _ in 0..2 {
+                let client = tokio::net::TcpStream::connect(address).await;
+                clients.push(client.expect("the kernel accepts it"));
+                let connection = tokio::time::timeout(soon, accepted.recv()).await;
+                open.push(connection.expect("there is a place").expect("it goes on"));
+            }
+            // A third one waits, until one of them closes.
+            clients.push(
+                tokio::net::TcpStream::connect(address)
+                    .await
+                    .expect("likewise"),
+            );
+            let third = tokio::time::timeout(Duration::from_millis(100), accepted.recv());
+            assert!(third.await.is_err());
+            open.pop();
+            let third = tokio::time::timeout(soon, accepted.recv()).await;
+            open.push(third.expect("there is a place").expect("it goes on"));
+        }
+        stop.cancel();
+        accepting.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn being_full_is_told_once() {
+        let told = || METRICS.refused.with_label_values(&["connections"]).get();
+        let places = Arc::new(Places::new(9));
+        let before = told();
+        let mut held = Vec::new();
+        for _ in 0..9 {
+            held.push(places.take().await);
+        }
+        for _ in 0..20 {
+            let waiting = tokio::spawn({
+                let places = Arc::clone(&places);
+                async move { places.take().await }
+            });
+            tokio::task::yield_now().await;
+            held.pop();
+            held.push(waiting.await.expect("it came free"));
+        }
+        assert_eq!(told(), before + 1);
+        held.truncate(3);
+        while held.len() < 9 {
+            held.push(places.take().await);
+        }
+        let waiting = futures::FutureExt::now_or_never(places.take());
+        assert!(waiting.is_none());
+        assert_eq!(told(), before + 2);
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong with a request, said twice: a short text for the client and a sentence for the log.
+//!
+//! Whose fault it was is part of the failure, because it decides who has to act: the client (wrong request),
+//! the view (an error, a trap, a nonsensical response), a limit (too busy, too slow, too large) or the host.
+
+use std::borrow::Cow;
+use std::{fmt, io};
+
+use http::StatusCode;
+use rustix::io::Errno;
+
+use crate::telemetry::report::Frame;
+
+/// Who has to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request is wrong.
+    Client,
+    /// The guest code is wrong.
+    View,
+    /// A limit was hit.
+    Limit,
+    /// Amphi or its surroundings (disk, database) failed.
+    Host,
+}
+
+impl Fault {
+    /// The word used in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Fault::Client => "client",
+            Fault::View => "view",
+            Fault::Limit => "limit",
+            Fault::Host => "host",
+        }
+    }
+}
+
+/// A request that did not get the view's own response.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Who has to act.
+    pub fault: Fault,
+    /// The status the client gets.
+    pub status: StatusCode,
+    /// What the client is told.
+    pub client_text: Cow<'static, str>,
+    /// What the log is told.
+    pub detail: String,
+    /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
+    pub way: Vec<String>,
+    /// The guest's stack, the innermost function first, if it trapped.
+    pub frames: Vec<Frame>,
+}
+
+impl Failure {
+    /// The request is wrong; the client is told why.
+    pub fn client(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Failure {
+        let client_text = text.into();
+        Failure {
+            fault: Fault::Client,
+            status,
+            detail: client_text.to_string(),
+            client_text,
+            way: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
+
+    /// The guest code is wrong; only the log is told why.
+    pub fn view(detail: impl Into<String>) -> Failure {
+        Failure {
+            fault: Fault::View,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            client_text: "The server could not answer this request.".into(),
+            detail: detail.into(),
+            way: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
+
+    /// A limit was hit; only the log is told which.
+    pub fn limit(status: StatusCode, detail: impl Into<String>) -> Failure {
+        let client_text = match status {
+            StatusCode::GATEWAY_TIMEOUT => "The server took too long to answer this request.",
+            StatusCode::SERVICE_UNAVAILABLE => "The server is busy. Try again in a moment.",
+            _ => "The server could not answer this request.",
+        };
+        Failure {
+            fault: Fault::Limit,
+            status,
+            client_text: client_text.into(),
+            detail: detail.into(),
+            way: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
+
+    /// Amphi or its surroundings failed; only the log is told how.
+    pub fn host(detail: impl Into<String>) -> Failure {
+        Failure {
+            fault: Fault::Host,
+            ..Failure::view(detail)
+        }
+    }
+}
+
+/// The most bytes of a guest's own text that a sentence repeats.
+const SHOWN_MAX: usize = 200;
+
+/// The beginning of a text that a guest or a client has chosen, for a sentence about it.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    match text.len() <= SHOWN_MAX {
+        true => text.into(),
+        false => format!("{} …", &text[..text.floor_char_boundary(SHOWN_MAX)]).into(),
+    }
+}
+
+/// A text of at most `max` bytes.
+pub fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push_str(" …");
+    }
+    text
+}
+
+impl Failure {
+    /// A file could not be made, written or read. Without a descriptor for it, later may be better.
+    pub fn disk(what: &str, error: &io::Error) -> Failure {
+        let failure = Failure::host(format!("{what}: {error}"));
+        let none_left = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        match none_left.contains(&error.raw_os_error()) {
+            true => Failure {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..failure
+            },
+            false => failure,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}

@@ -1,0 +1,653 @@
+//! The pool of sync workers: OS threads that run sync guests (R2–R4).
+//!
+//! A job runs on one worker from beginning to end. A scope whose sync parts have async ones between them leases a
+//! worker ([`Lease`]) and has it run one job after the other, also while an earlier one waits: everything a scope
+//! does synchronously happens on one thread, and nobody else's work gets between. As many workers compute as the configuration says. The pool grows beyond that, up to its maximum,
+//! only while workers wait in host calls ([`blocking`] tells it): a view that waits must not keep another one
+//! from computing, and a view that computes gains nothing from more threads. What does not run yet waits in a
+//! bounded queue, in order, and is refused with a sentence when it has waited too long.
+//!
+//! Knows nothing of WebAssembly or HTTP.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use prometheus::IntGauge;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+
+use crate::telemetry::metrics::METRICS;
+use crate::threads::deadline::{Deadline, Ended};
+use crate::threads::gate::Refused;
+use crate::threads::handoff::{Handoff, Next};
+use crate::threads::wakeups::together;
+
+/// The most guest functions that can run within each other in one request: middleware, view, sub-requests. All of them
+/// may run on top of each other on one worker's stack.
+pub const PARTS_MAX: usize = 16;
+
+/// How many workers there are, and how many jobs wait for one.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Workers that compute at once.
+    pub workers: usize,
+    /// Workers in all, those that wait in host calls with them.
+    pub workers_max: usize,
+    /// Jobs that wait for a worker.
+    pub queue_max: usize,
+    /// How long a job waits at most, in milliseconds.
+    pub queue_timeout_ms: u64,
+}
+
+/// A worker beyond the basic number ends after this long without work.
+const IDLE: Duration = Duration::from_secs(10);
+const QUEUE: &str = "sync workers";
+/// A worker's stack: guests of one scope run on top of each other, each with a stack of its own (`run/engine.rs`)
+/// and the host's frames below it, SQLite's among them. Only what is touched takes memory.
+const STACK_BYTES: usize = PARTS_MAX * (768 << 10) + (4 << 20);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The pool. Clones share it.
+#[derive(Clone)]
+pub struct Workers(Arc<Pool>);
+
+struct Pool {
+    limits: PoolLimits,
+    runtime: Handle,
+    state: Mutex<State>,
+    work: Condvar,
+    /// Length of the queue and number of workers that wait in host calls, readable without the lock. Each side
+    /// changes its own and then looks at the other's, so one of them sees that a worker is wanted.
+    queued: AtomicUsize,
+    blocked: AtomicUsize,
+    queued_gauge: IntGauge,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<(u64, Job)>,
+    last_ticket: u64,
+    threads: usize,
+    /// Workers without a job, those that are just starting among them.
+    idle: usize,
+    /// Workers that were told of work and do not look at the queue yet.
+    waking: usize,
+    last_number: usize,
+    closed: bool,
+}
+
+thread_local! {
+    /// The number of this worker; 0 on other threads.
+    static NUMBER: Cell<usize> = const { Cell::new(0) };
+    /// The letter box of the scope that has leased this worker.
+    static LEASED_BY: RefCell<Option<Arc<Desk>>> = const { RefCell::new(None) };
+    /// The pool that this thread is a worker of, while it does not wait.
+    static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
+
+impl Workers {
+    /// A pool whose workers can wait for futures on `runtime`. Threads start when there is work.
+    pub fn new(limits: PoolLimits, runtime: Handle) -> Workers {
+        Workers(Arc::new(Pool {
+            limits,
+            runtime,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            queued: AtomicUsize::new(0),
+            blocked: AtomicUsize::new(0),
+            queued_gauge: METRICS.queued.with_label_values(&[QUEUE]),
+        }))
+    }
+
+    /// Runs `job` on a worker. Dropping the future takes the job out of the queue; one that runs goes on.
+    ///
+    /// # Errors
+    /// [`Refused`] when the queue is full or no worker came free in time. The job has not run then.
+    ///
+    /// # Panics
+    /// When the job panics: its panic is passed on to the caller.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        deadline: &Deadline,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let answering = |answer: oneshot::Sender<_>| {
+            // The receiver is gone when the request was cancelled: nobody wants the answer then.
+            let _ = answer.send(catch_unwind(AssertUnwindSafe(job)));
+        };
+        unwound(self.start(deadline, answering).await)
+    }
+
+    /// Takes a worker for one scope alone, until the lease is dropped and what runs on it has ended.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    pub async fn lease(&self, deadline: &Deadline) -> Result<Lease, Refused> {
+        let serving = |answer: oneshot::Sender<_>| {
+            let desk = Arc::new(Desk {
+                handoff: Handoff::new(),
+                changed: Notify::new(),
+            });
+            let lease = Lease {
+                desk: Arc::clone(&desk),
+                worker: number(),
+            };
+            LEASED_BY.set(Some(Arc::clone(&desk)));
+            // If the request was cancelled, this drops the lease, which ends it.
+            let _ = answer.send(Ok(lease));
+            serve(&desk, None);
+            LEASED_BY.set(None);
+        };
+        unwound(self.start(deadline, serving).await)
+    }
+
+    /// Has a worker do `work`, and waits until that answers.
+    async fn start<T: Send + 'static>(
+        &self,
+        deadline: &Deadline,
+        work: impl FnOnce(oneshot::Sender<T>) + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (sender, mut answer) = oneshot::channel();
+        let since = Instant::now();
+        let ticket = self.0.push(Box::new(move || work(sender)))?;
+        let mut waiting = Waiting {
+            pool: &self.0,
+            ticket: Some(ticket),
+        };
+        let wait = Duration::from_millis(self.0.limits.queue_timeout_ms);
+        let answered = tokio::select! {
+            biased;
+            answered = together(&mut answer) => answered,
+            why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
+                // It runs: whoever runs it watches the deadline.
+                (false, _) => together(answer).await,
+                (true, Some(why)) => return Err(Refused::Ended(why)),
+                (true, None) => {
+                    METRICS.refused.with_label_values(&[QUEUE]).inc();
+                    METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+                    let limits = &self.0.limits;
+                    return Err(Refused::Busy(format!(
+                        "{QUEUE}: none of {} came free within {} ms",
+                        limits.workers_max, limits.queue_timeout_ms
+                    )));
+                }
+            },
+        };
+        waiting.ticket = None;
+        Ok(answered.expect("a job that was taken from the queue answers"))
+    }
+
+    /// Lets idle workers end; running jobs finish.
+    pub fn close(&self) {
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        state.waking += self.0.work.notify_all();
+    }
+}
+
+/// Passes the panic of a job on to whoever waits for it.
+fn unwound<T>(answer: Result<std::thread::Result<T>, Refused>) -> Result<T, Refused> {
+    match answer? {
+        Ok(value) => Ok(value),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The number of the sync worker that this thread is; 0 when it is none.
+pub fn number() -> usize {
+    NUMBER.get()
+}
+
+/// The letter box of a leased worker, and news about it for loops.
+struct Desk {
+    handoff: Handoff<Job>,
+    /// A job or an exclusion has ended.
+    changed: Notify,
+}
+
+/// A worker that one scope has for itself (R4).
+pub struct Lease {
+    desk: Arc<Desk>,
+    /// The worker's number.
+    pub worker: usize,
+}
+
+impl Lease {
+    /// Runs `job`, which is called `from` jobs and exclusions of these ids, on the worker: after those before it, or on
+    /// top of one that waits for an answer ([`await_call`]). The job is told its own id.
+    /// Dropping the future lets the job run without anyone listening.
+    ///
+    /// # Errors
+    /// When the lease has ended.
+    ///
+    /// # Panics
+    /// When the job panics: its panic is passed on to the caller.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        from: Vec<u64>,
+        job: impl FnOnce(u64) -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (sender, answer) = oneshot::channel();
+        let id = self.desk.handoff.id();
+        let job: Job = Box::new(move || {
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| job(id))));
+        });
+        let gone = || Refused::Ended(Ended::Failed);
+        let submitted = self.desk.handoff.submit(id, from, job);
+        submitted.map_err(|_| gone())?;
+        unwound(together(answer).await.map_err(|_| gone()))
+    }
+
+    /// Has the worker for whoever asks, which is called `from` jobs and exclusions of these ids, and for what it calls,
+    /// until the result is dropped: while it holds what others of the scope may come to wait for. Waits while one of
+    /// those others is on the worker.
+    ///
+    /// # Errors
+    /// When the request ends before.
+    pub async fn exclude(&self, deadline: &Deadline, from: &[u64]) -> Result<Exclusion, Ended> {
+        let id = self.desk.handoff.id();
+        let here = LEASED_BY.with_borrow(|desk| {
+            let desk = desk.as_ref();
+            desk.is_some_and(|desk| Arc::ptr_eq(desk, &self.desk))
+        });
+        loop {
+            // What changes from here on is heard of.
+            let changed = self.desk.changed.notified();
+            if self.desk.handoff.try_exclude(id, from, here) {
+                break;
+            }
+            deadline.bound(changed).await?;
+        }
+        Ok(Exclusion {
+            desk: Arc::clone(&self.desk),
+            id,
+        })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.desk.handoff.close());
+    }
+}
+
+/// A scope's worker for one of its parts and for what that calls, until dropped.
+pub struct Exclusion {
+    desk: Arc<Desk>,
+    /// What is called from here has this in its list.
+    pub id: u64,
+}
+
+impl Drop for Exclusion {
+    fn drop(&mut self) {
+        self.desk.handoff.admit(self.id);
+        self.desk.changed.notify_waiters();
+    }
+}
+
+/// A call that a job on a leased worker waits for. Whoever has it answers it or drops it.
+pub struct Call<T> {
+    answer: Option<oneshot::Sender<T>>,
+    desk: Arc<Desk>,
+    id: u64,
+}
+
+impl<T> Call<T> {
+    /// Answers.
+    pub fn answer(mut self, answer: T) {
+        // The job that asked waits for it, and for nothing else.
+        let _ = self.answer.take().map(|waiting| waiting.send(answer));
+    }
+}
+
+impl<T> Drop for Call<T> {
+    fn drop(&mut self) {
+        self.answer = None;
+        self.desk.handoff.settle(self.id);
+    }
+}
+
+/// On a leased worker: makes a call, hands it to `ask`, and waits for its answer, running further jobs of the scope
+/// meanwhile (R3). None: the call was dropped without an answer.
+///
+/// # Panics
+/// On a thread that is not a leased worker.
+pub fn await_call<T>(ask: impl FnOnce(Call<T>)) -> Option<T> {
+    let desk = LEASED_BY.with_borrow(Clone::clone);
+    let desk = desk.expect("calls are made on leased workers only");
+    let (sender, mut answer) = oneshot::channel();
+    let id = desk.handoff.id();
+    ask(Call {
+        answer: Some(sender),
+        desk: Arc::clone(&desk),
+        id,
+    });
+    serve(&desk, Some(id));
+    answer.try_recv().ok()
+}
+
+/// Runs the scope's jobs until the call is settled (none: until the lease ends).
+fn serve(desk: &Desk, waiting_for: Option<u64>) {
+    while let Next::Job(id, job) = blocking(|| desk.handoff.next(waiting_for)) {
+        job();
+        desk.handoff.ended(id);
+        desk.changed.notify_waiters();
+    }
+}
+
+/// A request that waits for its job. When it gives up, the job leaves the queue.
+struct Waiting<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: Option<u64>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.pool.withdraw(ticket);
+        }
+    }
+}
+
+impl Pool {
+    fn push(self: &Arc<Self>, job: Job) -> Result<u64, Refused> {
+        let mut state = self.state.lock();
+        state.last_ticket += 1;
+        let ticket = state.last_ticket;
+        state.queue.push_back((ticket, job));
+        self.queued.store(state.queue.len(), SeqCst);
+        self.grow(&mut state);
+        if state.queue.len() > self.limits.queue_max + state.idle {
+            state.queue.pop_back();
+            self.queue_changed(&state);
+            METRICS.refused.with_label_values(&[QUEUE]).inc();
+            return Err(Refused::Busy(format!(
+                "{QUEUE}: all {} are busy and {} requests wait already",
+                state.threads, self.limits.queue_max
+            )));
+        }
+        self.queue_changed(&state);
+        self.wake(&mut state);
+        Ok(ticket)
+    }
+
+    /// Takes a job out of the queue; whether it was still there.
+    fn withdraw(&self, ticket: u64) -> bool {
+        if self.queued.load(SeqCst) == 0 {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let before = state.queue.len();
+        state.queue.retain(|(waiting, _)| *waiting != ticket);
+        self.queue_changed(&state);
+        state.queue.len() < before
+    }
+
+    fn queue_changed(&self, state: &State) {
+        self.queued.store(state.queue.len(), SeqCst);
+        self.queued_gauge
+            .set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Whether one more worker may compute: those that wait in host calls do not count.
+    fn may_compute(&self, state: &State) -> bool {
+        let waiting = state.idle + self.blocked.load(SeqCst);
+        state.threads.saturating_sub(waiting) < self.limits.workers
+    }
+
+    /// Starts a worker if one is wanted and allowed.
+    fn grow(self: &Arc<Self>, state: &mut State) {
+        // Idle ones count here: they are about to take what they can.
+        let busy = state.threads.saturating_sub(self.blocked.load(SeqCst));
+        let wanted = state.queue.len() > state.idle;
+        if !wanted || busy >= self.limits.workers || state.threads >= self.limits.workers_max {
+            return;
+        }
+        let pool = Arc::clone(self);
+        let number = state.last_number + 1;
+        let started = std::thread::Builder::new()
+            .name(format!("amphi-sync-{number}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || pool.work(number));
+        match started {
+            Ok(_) => {
+                state.last_number = number;
+                state.threads += 1;
+                state.idle += 1;
+                METRICS.workers.inc();
+            }
+            // What waits is served by the other workers, or refused when its time is over.
+            Err(error) => tracing::error!(%error, "no further sync worker could be started"),
+        }
+    }
+
+    /// Tells an idle worker that there is work. One at a time: when it takes a job and more is left, it tells the next.
+    fn wake(&self, state: &mut State) {
+        if state.waking == 0 && self.work.notify_one() {
+            state.waking += 1;
+        }
+    }
+
+    fn work(self: Arc<Self>, number: usize) {
+        let _runtime = self.runtime.enter();
+        NUMBER.set(number);
+        OWN_POOL.set(Some(Arc::clone(&self)));
+        let mut state = self.state.lock();
+        loop {
+            if self.may_compute(&state)
+                && let Some((_, job)) = state.queue.pop_front()
+            {
+                self.queue_changed(&state);
+                state.idle -= 1;
+                if !state.queue.is_empty() {
+                    self.wake(&mut state);
+                }
+                MutexGuard::unlocked(&mut state, job);
+                state.idle += 1;
+                continue;
+            }
+            let waited = self.work.wait_for(&mut state, IDLE);
+            if !waited.timed_out() {
+                state.waking -= 1;
+            }
+            let spare = waited.timed_out() && state.threads > self.limits.workers;
+            if state.queue.is_empty() && (spare || state.closed) {
+                state.idle -= 1;
+                state.threads -= 1;
+                METRICS.workers.dec();
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for `work` on this thread of a runtime. What is ready at once does not count as waiting.
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    match work.as_mut().now_or_never() {
+        Some(done) => done,
+        None => blocking(|| Handle::current().block_on(work)),
+    }
+}
+
+/// Runs something that waits. On a sync worker, the pool may start another worker meanwhile.
+pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
+    // Within another wait, the worker counts already.
+    let Some(pool) = OWN_POOL.take() else {
+        return wait();
+    };
+    let _blocked = Blocked::new(pool);
+    wait()
+}
+
+/// A worker that waits: it does not count as computing, until dropped.
+struct Blocked(Arc<Pool>);
+
+impl Blocked {
+    fn new(pool: Arc<Pool>) -> Blocked {
+        pool.blocked.fetch_add(1, SeqCst);
+        METRICS.workers_blocked.inc();
+        if pool.queued.load(SeqCst) > 0 {
+            let mut state = pool.state.lock();
+            pool.grow(&mut state);
+            pool.wake(&mut state);
+        }
+        Blocked(pool)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.0.blocked.fetch_sub(1, SeqCst);
+        METRICS.workers_blocked.dec();
+        OWN_POOL.set(Some(Arc::clone(&self.0)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn pool(
+        workers: usize,
+        workers_max: usize,
+        queue_max: usize,
+        queue_timeout_ms: u64,
+    ) -> Workers {
+        let limits = PoolLimits {
+            workers,
+            workers_max,
+            queue_max,
+            queue_timeout_ms,
+        };
+        Workers::new(limits, Handle::current())
+    }
+
+    fn soon() -> Deadline {
+        Deadline::new(Instant::now() + Duration::from_secs(20))
+    }
+
+    #[tokio::test]
+    async fn r4_grows_only_while_workers_wait_in_host_calls() {
+        let workers = pool(1, 3, 10, 5_000);
+        // Three jobs that all wait for each other: they can only meet if the pool grows to three.
+        let meeting = Arc::new(Barrier::new(3));
+        let (a, b, c) = (soon(), soon(), soon());
+        let job = |meeting: Arc<Barrier>| move || blocking(|| meeting.wait().is_leader());
+        let (a, b, c) = tokio::join!(
+            workers.run(&a, job(Arc::clone(&meeting))),
+            workers.run(&b, job(Arc::clone(&meeting))),
+            workers.run(&c, job(meeting)),
+        );
+        assert_eq!(
+            [a, b, c]
+                .into_iter()
+                .filter(|leader| leader == &Ok(true))
+                .count(),
+            1
+        );
+        assert_eq!(workers.0.state.lock().threads, 3);
+    }
+
+    #[tokio::test]
+    async fn r4_computing_jobs_do_not_make_the_pool_grow() {
+        let workers = pool(1, 8, 10, 5_000);
+        let deadlines: Vec<Deadline> = (0..6).map(|_| soon()).collect();
+        let jobs = deadlines.iter().map(|deadline| {
+            workers.run(deadline, || std::thread::sleep(Duration::from_millis(20)))
+        });
+        for done in futures::future::join_all(jobs).await {
+            assert_eq!(done, Ok(()));
+        }
+        assert_eq!(workers.0.state.lock().threads, 1);
+    }
+
+    #[tokio::test]
+    async fn r4_a_pool_that_has_grown_computes_no_more_than_before() {
+        let workers = pool(1, 8, 100, 20_000);
+        let deadlines: Vec<Deadline> = (0..8).map(|_| soon()).collect();
+        let meeting = Arc::new(Barrier::new(8));
+        let grown = deadlines.iter().map(|deadline| {
+            let meeting = Arc::clone(&meeting);
+            workers.run(deadline, move || blocking(|| meeting.wait().is_leader()))
+        });
+        futures::future::join_all(grown).await;
+        assert_eq!(workers.0.state.lock().threads, 8);
+        let (computing, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let jobs = deadlines.iter().map(|deadline| {
+            let (computing, most) = (Arc::clone(&computing), Arc::clone(&most));
+            workers.run(deadline, move || {
+                most.fetch_max(computing.fetch_add(1, SeqCst) + 1, SeqCst);
+                std::thread::sleep(Duration::from_millis(5));
+                computing.fetch_sub(1, SeqCst);
+            })
+        });
+        for done in futures::future::join_all(jobs).await {
+            assert_eq!(done, Ok(()));
+        }
+        assert_eq!(most.load(SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn r4_a_job_that_waits_too_long_is_refused_and_never_runs() {
+        let workers = pool(1, 1, 10, 50);
+        let (long, short) = (soon(), soon());
+        let ran = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&ran);
+        let busy = workers.run(&long, || std::thread::sleep(Duration::from_millis(200)));
+        let late = workers.run(&short, move || count.fetch_add(1, SeqCst));
+        let (busy, late) = tokio::join!(busy, late);
+        assert_eq!(busy, Ok(()));
+        assert!(matches!(late, Err(Refused::Busy(sentence)) if sentence.contains("within 50 ms")));
+        assert_eq!(workers.run(&soon(), || 7).await, Ok(7), "the pool goes on");
+        assert_eq!(ran.load(SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn r4_a_full_queue_refuses_at_once() {
+        let workers = pool(1, 1, 1, 5_000);
+        let (a, b, c) = (soon(), soon(), soon());
+        let sleep = || std::thread::sleep(Duration::from_millis(100));
+        let (first, second, third) = tokio::join!(
+            workers.run(&a, sleep),
+            async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                workers.run(&b, sleep).await
+            },
+            async {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+                workers.run(&c, sleep).await
+            },
+        );
+        assert_eq!((first, second), (Ok(()), Ok(())));
+        assert!(
+            matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("1 requests wait already"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_leaves_the_queue() {
+        let workers = pool(1, 1, 10, 5_000);
+        let (a, b) = (soon(), soon());
+        let busy = workers.run(&a, || std::thread::sleep(Duration::from_millis(100)));
+        let dropped = tokio::time::timeout(
+            Duration::from_millis(20),
+            workers.run(&b, || unreachable!("it was withdrawn")),
+        );
+        let (busy, dropped) = tokio::join!(busy, dropped);
+        assert_eq!(busy, Ok(()));
+        assert!(dropped.is_err());
+        assert_eq!(workers.0.queued.load(SeqCst), 0);
+        assert_eq!(workers.run(&soon(), || 1).await, Ok(1));
+    }
+}
