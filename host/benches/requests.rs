@@ -13,7 +13,7 @@ use amphi::budget;
 use amphi::config::{Config, Limits};
 use amphi::contract::types;
 use amphi::database::{self, Databases, Face, Statement};
-use amphi::guest::run::{Engines, Room};
+use amphi::guest::run::{Engines, PoolSizes};
 use amphi::http::body::Received;
 use amphi::http::message;
 use amphi::request::settle;
@@ -46,7 +46,7 @@ static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| {
     let file = written();
     amphi::cli::build::run(&file).expect("the guests can be built");
     let config = Config::load(&file).expect("the configuration is right");
-    let room = Room {
+    let room = PoolSizes {
         at_once: 10,
         kept: 10,
     };

@@ -324,7 +324,7 @@ impl Room {
 
     /// Goes with what it was taken for, until the last part of that is dropped.
     pub fn hold(self, content: impl AsRef<[u8]> + Send + 'static) -> Bytes {
-        Bytes::from_owner(Held {
+        Bytes::from_owner(GaugeGuard {
             content,
             _room: self,
         })
@@ -339,12 +339,12 @@ impl Drop for Room {
     }
 }
 
-struct Held<T> {
+struct GaugeGuard<T> {
     content: T,
     _room: Room,
 }
 
-impl<T: AsRef<[u8]>> AsRef<[u8]> for Held<T> {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for GaugeGuard<T> {
     fn as_ref(&self) -> &[u8] {
         self.content.as_ref()
     }

@@ -29,13 +29,13 @@ pub struct Chain {
 
 /// Where a chain, and all that it can call for, runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Course {
+pub enum Placement {
     /// All of it on one worker in one go.
     Worker,
     /// It is one async view, on the loop.
     Loop,
     /// Part by part, each where its mode wants it.
-    Parts,
+    PerLink,
 }
 
 impl Chain {
@@ -57,12 +57,12 @@ impl Chain {
     }
 
     /// Where it runs.
-    pub fn course(&self) -> Course {
+    pub fn placement(&self) -> Placement {
         match self.links.len() {
-            _ if self.calls_others() => Course::Parts,
-            _ if self.links.iter().all(|link| link.view.mode == Mode::Sync) => Course::Worker,
-            1 => Course::Loop,
-            _ => Course::Parts,
+            _ if self.calls_others() => Placement::PerLink,
+            _ if self.links.iter().all(|link| link.view.mode == Mode::Sync) => Placement::Worker,
+            1 => Placement::Loop,
+            _ => Placement::PerLink,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::scope::context::Value;
 use crate::scope::transaction::Member;
 use crate::scope::{Origin, Scope};
 use crate::telemetry::error::shown;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::view::is_topic;
 
 /// The longest topic.
@@ -64,7 +64,7 @@ pub struct Delivery {
     /// Limits how many deliveries run at once.
     pub running: Arc<Semaphore>,
     _place: OwnedSemaphorePermit,
-    _queued: Held,
+    _queued: GaugeGuard,
 }
 
 impl Bus {
@@ -187,7 +187,7 @@ impl Bus {
             topic: topic.to_owned(),
             event: Arc::clone(event),
             _place: place,
-            _queued: Held::new(&METRICS.queued.with_label_values(&["events"])),
+            _queued: GaugeGuard::new(&METRICS.queued.with_label_values(&["events"])),
         })
     }
 

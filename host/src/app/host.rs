@@ -23,7 +23,7 @@ pub struct Host {
     pub engines: Engines,
     /// Where sync views run.
     pub workers: Workers,
-    /// Room for requests with async parts.
+    /// PoolSizes for requests with async parts.
     pub instances: Gate,
     /// Events on their way to subscribers.
     pub events: Arc<Bus>,

@@ -24,7 +24,7 @@ use crate::guest::run::Engines;
 use crate::guest::store::Services;
 use crate::http::middleware::Builtin;
 use crate::http::static_files::StaticFiles;
-use crate::threads::workers::PARTS_MAX;
+use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::{Kind, Topics, View};
 
 /// The one parameter that the pattern of the view for errors may have.
@@ -227,9 +227,9 @@ impl App {
             true => Arc::clone(&inner),
             false => Arc::new(Chain::new(outer.iter().cloned().chain(own), link.clone())),
         };
-        if chain.len() > PARTS_MAX {
+        if chain.len() > CALL_SLOTS_MAX {
             bail!(
-                "{}: {} guest functions on the way, middleware and view, are more than the {PARTS_MAX} that can run within each other",
+                "{}: {} guest functions on the way, middleware and view, are more than the {CALL_SLOTS_MAX} that can run within each other",
                 link.view,
                 chain.len()
             );

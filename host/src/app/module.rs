@@ -18,7 +18,7 @@ use crate::config;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViewsPre, SyncViewsPre};
 use crate::guest::capability::{Faces, capability, interface, link_async, link_sync};
-use crate::guest::run::{Answer, AsyncComponent, Engines, SyncComponent};
+use crate::guest::run::{AsyncComponent, Engines, GuestResult, SyncComponent};
 use crate::guest::store::{Guest, Services, Work};
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
@@ -87,7 +87,7 @@ impl Module {
     ///
     /// # Panics
     /// When the module is async.
-    pub fn call_sync(&self, work: Work, request: &types::Request) -> Result<Answer, Failure> {
+    pub fn call_sync(&self, work: Work, request: &types::Request) -> Result<GuestResult, Failure> {
         match &self.component {
             Prepared::Sync(component) => component.call(work, |work| self.guest(work), request),
             Prepared::Async(_) => unreachable!("the view says that it is async"),
@@ -101,7 +101,11 @@ impl Module {
     ///
     /// # Panics
     /// When the module is sync.
-    pub async fn call_async(&self, work: Work, request: types::Request) -> Result<Answer, Failure> {
+    pub async fn call_async(
+        &self,
+        work: Work,
+        request: types::Request,
+    ) -> Result<GuestResult, Failure> {
         match &self.component {
             Prepared::Async(component) => {
                 let guest = |work| self.guest(work);

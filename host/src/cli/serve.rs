@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::app::host::Host;
 use crate::config::Config;
 use crate::database::{self, Databases, migration};
-use crate::guest::run::{Engines, Room};
+use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
@@ -54,15 +54,15 @@ impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
         let sockets = Sockets::bind(&config)?;
-        let parts = config.parts_at_once();
+        let parts = config.calls_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
         let (sync, r#async) = (&config.sync_views, &config.async_views);
-        let sync = Room {
+        let sync = PoolSizes {
             at_once: slots(sync.workers_max),
             kept: sync.instances_kept_max,
         };
-        let r#async = Room {
+        let r#async = PoolSizes {
             at_once: slots(r#async.in_flight_max),
             kept: r#async.instances_kept_max,
         };

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::http::middleware::Builtin;
 use crate::http::proxies::Proxies;
-use crate::threads::workers::PARTS_MAX;
+use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::Topics;
 
 mod check;
@@ -278,14 +278,14 @@ impl Config {
     }
 
     /// How many guest functions can run at once in one request: the longest chain, and views that call others.
-    pub fn parts_at_once(&self) -> usize {
+    pub fn calls_at_once(&self) -> usize {
         let own = |module: &Module| module.middleware.len();
         let middleware = self.middleware.len() + self.modules.iter().map(own).max().unwrap_or(0);
         let others = match self.modules.iter().any(|module| module.subrequests) {
             true => SUBREQUESTS_AT_ONCE,
             false => 0,
         };
-        (1 + middleware + others).min(PARTS_MAX)
+        (1 + middleware + others).min(CALL_SLOTS_MAX)
     }
 
     /// The folder that `amphi build` puts components in.

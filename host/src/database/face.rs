@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::task::JoinError;
 
-use crate::threads::wakeups::together;
+use crate::threads::wakeups::batched_wakeup;
 use crate::threads::workers;
 
 /// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
@@ -26,7 +26,7 @@ impl Face {
     ) -> T {
         match self {
             Face::Sync => workers::blocking(work),
-            Face::Async => unwound(together(tokio::task::spawn_blocking(work)).await),
+            Face::Async => unwound(batched_wakeup(tokio::task::spawn_blocking(work)).await),
         }
     }
 }

@@ -75,7 +75,7 @@ pub struct Work {
     /// Its part in a transaction.
     pub member: Arc<Member>,
     /// What it can call for; none while its module is being checked.
-    pub onward: Option<Arc<dyn Onward>>,
+    pub call_chain: Option<Arc<dyn CallChain>>,
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
     /// The CPU time it has used.
@@ -95,7 +95,7 @@ impl Work {
             scope,
             view,
             member,
-            onward: None,
+            call_chain: None,
             body: None,
             cpu: Arc::default(),
         }
@@ -198,7 +198,7 @@ impl wasmtime::ResourceLimiter for MemoryLimit {
 
 /// Where a guest wants to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whither {
+pub enum Callee {
     /// To the rest of its chain.
     Next,
     /// To another view of the app.
@@ -206,14 +206,14 @@ pub enum Whither {
 }
 
 /// What an instance can call for: its place in a chain, which is the business of `chain.rs`, above.
-pub trait Onward: Send + Sync {
+pub trait CallChain: Send + Sync {
     /// Goes on from the scope's worker; waits there.
-    fn go(&self, to: Whither, request: Request) -> Result<Response, Error>;
+    fn go(&self, to: Callee, request: Request) -> Result<Response, Error>;
 
     /// Goes on from a loop.
     fn go_async(
         self: Arc<Self>,
-        to: Whither,
+        to: Callee,
         request: Request,
     ) -> BoxFuture<'static, Result<Response, Error>>;
 

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::budget::{Account, Room};
 use crate::telemetry::error::Failure;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// How request bodies are received (`body_*` of `[server]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,17 +44,17 @@ pub enum Received {
 /// A body that the host keeps.
 pub struct Spooled {
     length: u64,
-    place: Place,
+    place: Storage,
 }
 
-enum Place {
+enum Storage {
     Memory(
         Bytes,
         #[expect(dead_code, reason = "counts the memory while it exists")] Room,
     ),
     File(
         File,
-        #[expect(dead_code, reason = "counts the file while it exists")] Held,
+        #[expect(dead_code, reason = "counts the file while it exists")] GaugeGuard,
     ),
 }
 
@@ -72,7 +72,7 @@ impl Spooled {
         if let Some(piece) = self.read_memory(offset, max) {
             return Ok(piece);
         }
-        let Place::File(file, _) = &self.place else {
+        let Storage::File(file, _) = &self.place else {
             unreachable!("it is not in memory")
         };
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -83,7 +83,7 @@ impl Spooled {
 
     /// The same for a body in memory, which needs no waiting.
     pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
-        let Place::Memory(bytes, _) = &self.place else {
+        let Storage::Memory(bytes, _) = &self.place else {
             return None;
         };
         let start = usize::try_from(offset)
@@ -182,11 +182,11 @@ where
         }
         None => Ok(Received::Kept(Spooled {
             length,
-            place: Place::Memory(memory.bytes.freeze(), memory.room),
+            place: Storage::Memory(memory.bytes.freeze(), memory.room),
         })),
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
-            let place = Place::File(file.into_std().await, Held::new(&METRICS.body_files));
+            let place = Storage::File(file.into_std().await, GaugeGuard::new(&METRICS.body_files));
             Ok(Received::Kept(Spooled { length, place }))
         }
     }

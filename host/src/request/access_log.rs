@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
-use super::attempt::Settled;
+use super::attempt::AttemptOutcome;
 use crate::app::App;
 use crate::app::host::Host;
 use crate::budget::Account;
 use crate::guest::stop::Stop;
 use crate::http::error_page::Failed;
 use crate::http::message::ResponseBody;
-use crate::http::middleware::{self, Visit};
+use crate::http::middleware::{self, RequestHead};
 use crate::http::trace_context::Trace;
 use crate::http::{authority, call_depth};
 use crate::scope::context::Value;
@@ -40,7 +40,7 @@ pub(super) struct Completion<'a> {
     arrived: Instant,
     pub(super) origin: Arc<Origin>,
     pub(super) view: Option<Arc<View>>,
-    pub(super) settled: Option<Settled>,
+    pub(super) settled: Option<AttemptOutcome>,
     pub(super) failure: Option<Failure>,
     done: bool,
 }
@@ -76,8 +76,8 @@ impl<'a> Completion<'a> {
         }
     }
 
-    pub(super) fn visit(&self) -> Visit<'_> {
-        Visit {
+    pub(super) fn head(&self) -> RequestHead<'_> {
+        RequestHead {
             request: self.parts,
             id: &self.origin.id,
             peer: self.peer,
@@ -159,7 +159,7 @@ impl<'a> Completion<'a> {
     }
 
     fn log(&self, status: u16) {
-        let line = Line {
+        let line = AccessLogEntry {
             method: self.parts.method.as_str(),
             path: self.parts.uri.path(),
             status,
@@ -198,7 +198,7 @@ impl Drop for Completion<'_> {
 }
 
 /// What the line tells.
-pub struct Line<'a> {
+pub struct AccessLogEntry<'a> {
     /// The method, or `EVENT`.
     pub method: &'a str,
     /// The path, or the topic.
@@ -210,17 +210,17 @@ pub struct Line<'a> {
     /// The view it was routed to.
     pub view: Option<&'a View>,
     /// How its chain ended, if that ran.
-    pub settled: Option<&'a Settled>,
+    pub settled: Option<&'a AttemptOutcome>,
     /// Its id.
     pub request: &'a str,
     /// What went wrong.
     pub failure: Option<&'a Failure>,
 }
 
-impl Line<'_> {
+impl AccessLogEntry<'_> {
     /// Writes it: as an error when it is the host's fault, as a warning for a view's or when a limit was hit.
     pub fn write(&self) {
-        let Line {
+        let AccessLogEntry {
             method,
             path,
             status,
@@ -248,12 +248,12 @@ impl Line<'_> {
         };
         let (fault, why) = (failure.fault.as_str(), &failure.detail);
         // Of a chain of one, the line names that one already.
-        let way = (failure.way.len() > 1).then(|| failure.way.join(" → "));
+        let call_path = (failure.call_path.len() > 1).then(|| failure.call_path.join(" → "));
         METRICS.failures.with_label_values(&[fault]).inc();
         match failure.fault {
-            Fault::Client => line!(info, fault, why, way, "request"),
-            Fault::View | Fault::Limit => line!(warn, fault, why, way, "request"),
-            Fault::Host => line!(error, fault, why, way, "request"),
+            Fault::Client => line!(info, fault, why, call_path, "request"),
+            Fault::View | Fault::Limit => line!(warn, fault, why, call_path, "request"),
+            Fault::Host => line!(error, fault, why, call_path, "request"),
         }
     }
 }

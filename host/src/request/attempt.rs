@@ -11,16 +11,16 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use http::Response;
 
-use super::dispatch::{Flow, Outcome, Position, busy, conduct};
-use super::settle::{Answered, settle};
+use super::dispatch::{ChainContext, LinkCall, LinkResult, busy, conduct};
+use super::settle::{CheckedResponse, settle};
 use crate::app::App;
-use crate::app::chain::{Chain, Course};
+use crate::app::chain::{Chain, Placement};
 use crate::app::host::Host;
 use crate::contract::types;
 use crate::database::{Face, Journal};
 use crate::http::body::Spooled;
 use crate::scope::transaction::Fate;
-use crate::scope::worker_lease::Sticky;
+use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
@@ -31,7 +31,7 @@ use crate::threads::workers;
 const RETRY_WAIT: Duration = Duration::from_millis(8);
 
 /// A request that is ready for its chain.
-pub struct Ready<'a> {
+pub struct Attempt<'a> {
     /// The process.
     pub host: &'a Arc<Host>,
     /// The app it was routed in.
@@ -47,7 +47,7 @@ pub struct Ready<'a> {
 }
 
 /// How a request ended.
-pub struct Settled {
+pub struct AttemptOutcome {
     /// What the client gets.
     pub response: Result<Response<Bytes>, Failure>,
     /// What became of the transaction.
@@ -58,10 +58,10 @@ pub struct Settled {
     pub retries: u32,
 }
 
-impl Ready<'_> {
+impl Attempt<'_> {
     /// Runs the chain, again after a conflict if the view allows it, and ends the transaction. Dropping the future
     /// cancels everything (R15).
-    pub async fn run(self, request: types::Request) -> Settled {
+    pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
         let again = self.chain.view().view.retries;
         let mut request = Some(request);
@@ -89,11 +89,11 @@ impl Ready<'_> {
         }
     }
 
-    async fn attempt(&self, arrived: Instant, request: types::Request) -> Settled {
+    async fn attempt(&self, arrived: Instant, request: types::Request) -> AttemptOutcome {
         let (host, chain) = (self.host, self.chain);
-        let worker = match chain.course() {
-            Course::Parts if chain.needs_worker() => Sticky::leased_from(&host.workers),
-            _ => Sticky::none(),
+        let worker = match chain.placement() {
+            Placement::PerLink if chain.needs_worker() => WorkerLease::leased_from(&host.workers),
+            _ => WorkerLease::none(),
         };
         let link = chain.view();
         let limits = &link.module.grants.limits;
@@ -109,20 +109,20 @@ impl Ready<'_> {
         let scope = Scope::open(self.origin, &link.view, limits, setup);
         let (on, body) = ((host, self.app), self.body.clone());
         let params = Arc::clone(&self.params);
-        let work = match chain.course() {
-            Course::Worker => {
-                let start = Flow::in_one(on, &scope, body).start(chain, params);
+        let work = match chain.placement() {
+            Placement::Worker => {
+                let start = ChainContext::whole(on, &scope, body).start(chain, params);
                 on_worker(host, &scope, start, request).boxed()
             }
-            Course::Loop => {
-                let start = Flow::in_one(on, &scope, body).start(chain, params);
+            Placement::Loop => {
+                let start = ChainContext::whole(on, &scope, body).start(chain, params);
                 let outcome = || start.on_loop(request);
                 on_loop(host, &scope, chain, outcome).boxed()
             }
-            Course::Parts => {
-                let (flow, errands) = Flow::in_parts(on, &scope, body);
-                let start = flow.start(chain, params);
-                let outcome = || conduct(start, request, errands);
+            Placement::PerLink => {
+                let (context, loop_tasks) = ChainContext::per_link(on, &scope, body);
+                let start = context.start(chain, params);
+                let outcome = || conduct(start, request, loop_tasks);
                 on_loop(host, &scope, chain, outcome).boxed()
             }
         };
@@ -135,7 +135,7 @@ impl Ready<'_> {
         let (response, fate) = cancelling.await;
         // What the view left running cannot belong to its transaction any more.
         scope.deadline.cancel(Ended::Answered);
-        Settled {
+        AttemptOutcome {
             response,
             fate,
             scope,
@@ -144,7 +144,7 @@ impl Ready<'_> {
     }
 }
 
-impl Settled {
+impl AttemptOutcome {
     /// Whether running the request again may bring it further, and nobody could notice that it ran before.
     fn may_run_again(&self) -> bool {
         self.scope.transaction.conflict()
@@ -161,14 +161,14 @@ impl Settled {
 async fn on_worker(
     host: &Host,
     scope: &Arc<Scope>,
-    position: Position,
+    link_call: LinkCall,
     request: types::Request,
-) -> (Answered, Fate) {
+) -> (CheckedResponse, Fate) {
     scope.hop();
     let settling = Arc::clone(scope);
     let job = move || {
         settling.worker.runs_on(workers::number());
-        let outcome = position.on_worker(request);
+        let outcome = link_call.on_worker(request);
         workers::block_on(settle(&settling, Face::Sync, outcome))
     };
     let done = host.workers.run(&scope.deadline, job).await;
@@ -176,12 +176,12 @@ async fn on_worker(
 }
 
 /// Runs a chain from this loop, each part where its mode wants it.
-async fn on_loop<F: Future<Output = Outcome>>(
+async fn on_loop<F: Future<Output = LinkResult>>(
     host: &Host,
     scope: &Arc<Scope>,
     chain: &Chain,
     outcome: impl FnOnce() -> F,
-) -> (Answered, Fate) {
+) -> (CheckedResponse, Fate) {
     let place = match chain.needs_place() {
         true => host.instances.enter(&scope.deadline).await.map(Some),
         false => Ok(None),
@@ -197,11 +197,11 @@ async fn on_loop<F: Future<Output = Outcome>>(
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,
-    work: Option<BoxFuture<'a, (Answered, Fate)>>,
+    work: Option<BoxFuture<'a, (CheckedResponse, Fate)>>,
 }
 
 impl Future for Cancelling<'_> {
-    type Output = (Answered, Fate);
+    type Output = (CheckedResponse, Fate);
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let work = self

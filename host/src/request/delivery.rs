@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::access_log::Line;
-use super::attempt::Ready;
+use super::access_log::AccessLogEntry;
+use super::attempt::Attempt;
 use crate::app::events::Delivery;
 use crate::app::host::Host;
 use crate::contract::types;
@@ -37,7 +37,7 @@ impl Delivery {
             .expect("the semaphore is never closed");
         let since = Instant::now();
         loop {
-            let ready = Ready {
+            let ready = Attempt {
                 host,
                 app: &self.app,
                 origin: &self.origin,
@@ -71,7 +71,7 @@ impl Delivery {
                 "failed"
             };
             METRICS.events.with_label_values(&[outcome]).inc();
-            let line = Line {
+            let line = AccessLogEntry {
                 method: "EVENT",
                 path: &self.topic,
                 status: status.as_u16(),

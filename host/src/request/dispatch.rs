@@ -5,9 +5,9 @@
 //! it, with as few hops as that allows: sync after sync on the same thread, async after async on the same loop.
 //!
 //! Everything that runs on the loop is part of one future ([`conduct`]), side by side: a part that wants another one
-//! there sends it an errand and waits for the answer. So dropping that future cancels all of it (R15), and no store is
+//! there sends it an task and waits for the answer. So dropping that future cancels all of it (R15), and no store is
 //! worked on from within another's, which wasmtime does not allow. Going from the loop to the scope's worker is a
-//! job; while a sync part waits for an errand, the worker runs what comes back to it (R3).
+//! job; while a sync part waits for an task, the worker runs what comes back to it (R3).
 
 mod loop_tasks;
 mod subrequest_transaction;
@@ -25,23 +25,23 @@ use crate::app::host::Host;
 use crate::app::router::Route;
 use crate::app::{App, Target};
 use crate::contract::types;
-use crate::guest::run::Answer;
+use crate::guest::run::GuestResult;
 use crate::guest::stop::Stop;
-use crate::guest::store::{NotPublished, Onward, Whither, Work};
+use crate::guest::store::{CallChain, Callee, NotPublished, Work};
 use crate::http::body::Spooled;
 use crate::scope::transaction::{Member, not_kept};
-use crate::scope::{Part, Scope};
+use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::{Failure, cut};
 use crate::threads::deadline::Need;
 use crate::threads::gate::Refused;
-use crate::threads::workers::{self, Call, PARTS_MAX};
+use crate::threads::workers::{self, CALL_SLOTS_MAX, Call};
 use crate::view::Mode;
 
-use loop_tasks::{Asker, Errand, GivenUp, Queue};
-pub use loop_tasks::{Errands, conduct};
+use loop_tasks::{Caller, GiveUpOnDrop, LoopQueue, LoopTask};
+pub use loop_tasks::{LoopTasks, conduct};
 
 /// What all parts of one request's chain share.
-pub struct Flow {
+pub struct ChainContext {
     /// The app it was routed in.
     pub app: Arc<App>,
     host: Arc<Host>,
@@ -50,43 +50,43 @@ pub struct Flow {
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
     /// Where parts send what has to run on the loop; none when there is nothing else to run.
-    errands: Option<Arc<Queue>>,
+    loop_queue: Option<Arc<LoopQueue>>,
     /// The failure that is on its way out, and what middleware gets to see of it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
 
 /// What a part, with all parts within it, has come to.
-pub type Outcome = Result<types::Response, Failure>;
+pub type LinkResult = Result<types::Response, Failure>;
 
-impl Flow {
-    /// The flow of a chain that is not run part by part.
-    pub fn in_one(
+impl ChainContext {
+    /// The context of a chain that is not run part by part.
+    pub fn whole(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
-    ) -> Arc<Flow> {
-        Arc::new(Flow {
+    ) -> Arc<ChainContext> {
+        Arc::new(ChainContext {
             app: Arc::clone(app),
             host: Arc::clone(host),
             scope: Arc::clone(scope),
             body,
-            errands: None,
+            loop_queue: None,
             failure: Mutex::default(),
         })
     }
 
-    /// The flow of any chain; its errands are for [`conduct`].
-    pub fn in_parts(
+    /// The context of any chain; its loop_queue are for [`conduct`].
+    pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
-    ) -> (Arc<Flow>, Errands) {
-        let queue = Arc::new(Queue::open());
-        let mut flow = Flow::in_one(on, scope, body);
-        Arc::get_mut(&mut flow)
+    ) -> (Arc<ChainContext>, LoopTasks) {
+        let queue = Arc::new(LoopQueue::open());
+        let mut context = ChainContext::whole(on, scope, body);
+        Arc::get_mut(&mut context)
             .expect("it has just been made")
-            .errands = Some(Arc::clone(&queue));
-        (flow, Errands(queue))
+            .loop_queue = Some(Arc::clone(&queue));
+        (context, LoopTasks(queue))
     }
 
     /// The beginning of `chain`.
@@ -94,13 +94,13 @@ impl Flow {
         self: &Arc<Self>,
         chain: &Arc<Chain>,
         params: Arc<[(String, String)]>,
-    ) -> Position {
-        Position {
-            flow: Arc::clone(self),
+    ) -> LinkCall {
+        LinkCall {
+            context: Arc::clone(self),
             chain: Arc::clone(chain),
             index: 0,
             params,
-            way: Vec::new(),
+            call_path: Vec::new(),
             gone_on: AtomicBool::new(false),
             part: None,
             member: Arc::new(self.scope.transaction.first_member()),
@@ -125,23 +125,23 @@ impl Flow {
 }
 
 /// A place in a chain: one guest function that is to run, or runs.
-pub struct Position {
-    flow: Arc<Flow>,
+pub struct LinkCall {
+    context: Arc<ChainContext>,
     chain: Arc<Chain>,
     index: usize,
     /// The path parameters of the route.
     params: Arc<[(String, String)]>,
     /// The parts around it, the outermost first.
-    way: Vec<Link>,
+    call_path: Vec<Link>,
     /// Whether it has called for the rest.
     gone_on: AtomicBool,
     /// Its place among the parts of its scope, if that was taken already.
-    part: Option<Part>,
+    part: Option<CallSlot>,
     /// The transaction that it belongs to.
     member: Arc<Member>,
 }
 
-impl Position {
+impl LinkCall {
     fn link(&self) -> &Link {
         &self.chain.links[self.index]
     }
@@ -150,11 +150,11 @@ impl Position {
     /// already and call for nothing else.
     fn is_last_sync(&self) -> bool {
         let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
-        self.way.iter().all(done)
+        self.call_path.iter().all(done)
     }
 
     fn scope(&self) -> &Arc<Scope> {
-        &self.flow.scope
+        &self.context.scope
     }
 
     /// The place within this one: of this chain, or the first of another one.
@@ -164,13 +164,18 @@ impl Position {
         index: usize,
         params: Arc<[(String, String)]>,
         member: Member,
-    ) -> Position {
-        Position {
-            flow: Arc::clone(&self.flow),
+    ) -> LinkCall {
+        LinkCall {
+            context: Arc::clone(&self.context),
             chain: Arc::clone(chain),
             index,
             params,
-            way: self.way.iter().chain([self.link()]).cloned().collect(),
+            call_path: self
+                .call_path
+                .iter()
+                .chain([self.link()])
+                .cloned()
+                .collect(),
             gone_on: AtomicBool::new(false),
             part: None,
             member: Arc::new(member),
@@ -179,13 +184,13 @@ impl Position {
 
     /// Whether what begins here is an atomic view that was called outside of any transaction.
     fn needs_own_transaction(&self) -> bool {
-        !self.way.is_empty()
+        !self.call_path.is_empty()
             && self.member.owns_transaction()
             && self.chain.view().view.transaction.atomic
     }
 
     /// Runs this part, from the loop.
-    pub async fn on_loop(self, request: types::Request) -> Outcome {
+    pub async fn on_loop(self, request: types::Request) -> LinkResult {
         match self.link().view.mode {
             Mode::Async => self.run_async(request).await,
             Mode::Sync => {
@@ -196,28 +201,28 @@ impl Position {
     }
 
     /// Runs this part, from the scope's worker.
-    pub fn on_worker(self, request: types::Request) -> Outcome {
+    pub fn on_worker(self, request: types::Request) -> LinkResult {
         if self.link().view.mode == Mode::Sync && !self.needs_own_transaction() {
             return self.run_sync(request);
         }
         let scope = Arc::clone(self.scope());
         scope.hop();
-        let ask = |call: Call<Outcome>| self.send(request, Asker::Worker(call));
+        let ask = |call: Call<LinkResult>| self.send(request, Caller::Worker(call));
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Has this part run from the loop. When the request is cancelled, nobody takes it, and `asker` is dropped unanswered.
-    fn send(self, request: types::Request, asker: Asker) {
-        let errands = self.flow.errands.clone();
-        let errands = errands.expect("a chain that may call for others runs part by part");
-        errands.send(Errand {
-            position: self,
+    /// Has this part run from the loop. When the request is cancelled, nobody takes it, and `caller` is dropped unanswered.
+    fn send(self, request: types::Request, caller: Caller) {
+        let loop_queue = self.context.loop_queue.clone();
+        let loop_queue = loop_queue.expect("a chain that may call for others runs part by part");
+        loop_queue.send(LoopTask {
+            link_call: self,
             request,
-            asker,
+            caller,
         });
     }
 
-    async fn run_on_worker(self, request: types::Request) -> Outcome {
+    async fn run_on_worker(self, request: types::Request) -> LinkResult {
         let scope = Arc::clone(self.scope());
         let last = self.is_last_sync();
         let lease = scope.worker.get(&scope.deadline).await.map_err(busy)?;
@@ -235,11 +240,11 @@ impl Position {
         outcome.map_err(busy)?
     }
 
-    fn run_sync(mut self, request: types::Request) -> Outcome {
+    fn run_sync(mut self, request: types::Request) -> LinkResult {
         if let Some(why) = self.scope().deadline.ended() {
             return Err((&Stop::from(why)).into());
         }
-        let _part = self.take_place()?;
+        let _part = self.take_slot()?;
         self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
@@ -247,8 +252,8 @@ impl Position {
         here.finished(answer)
     }
 
-    async fn run_async(mut self, request: types::Request) -> Outcome {
-        let _part = self.take_place()?;
+    async fn run_async(mut self, request: types::Request) -> LinkResult {
+        let _part = self.take_slot()?;
         self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
@@ -266,8 +271,8 @@ impl Position {
 
     fn work(self: &Arc<Self>) -> Work {
         Work {
-            onward: Some(Arc::clone(self) as Arc<dyn Onward>),
-            body: self.flow.body.clone(),
+            call_chain: Some(Arc::clone(self) as Arc<dyn CallChain>),
+            body: self.context.body.clone(),
             ..Work::new(
                 Arc::clone(self.scope()),
                 Arc::clone(&self.link().view),
@@ -277,7 +282,7 @@ impl Position {
     }
 
     /// What the part has come to. Whatever others make of it: when it failed, nothing that was done is kept (R9).
-    fn finished(&self, answer: Result<Answer, Failure>) -> Outcome {
+    fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.returned(error)),
@@ -286,7 +291,7 @@ impl Position {
         let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
         match self.member.end(failed) {
             Err(error) if !failed => Err(Failure {
-                way: self.way_here(),
+                call_path: self.call_path_here(),
                 ..not_kept(&error)
             }),
             _ => outcome,
@@ -295,7 +300,7 @@ impl Position {
 
     /// The failure behind an error that the guest returned: one that it was shown, or one of its own.
     fn returned(&self, error: types::Error) -> Failure {
-        let mut last = self.flow.failure.lock();
+        let mut last = self.context.failure.lock();
         if let Some((shown, failure)) = &*last
             && *shown == error
         {
@@ -313,15 +318,15 @@ impl Position {
             detail.push_str(&hint);
         }
         Failure {
-            way: self.way_here(),
+            call_path: self.call_path_here(),
             detail,
             ..failure
         }
     }
 
-    fn way_here(&self) -> Vec<String> {
-        let way = self.way.iter().chain([self.link()]);
-        way.map(ToString::to_string).collect()
+    fn call_path_here(&self) -> Vec<String> {
+        let call_path = self.call_path.iter().chain([self.link()]);
+        call_path.map(ToString::to_string).collect()
     }
 
     /// The guest function begins, unless it was given up while it waited for its worker.
@@ -332,8 +337,8 @@ impl Position {
         }
     }
 
-    fn take_place(&mut self) -> Result<Part, Failure> {
-        let part = self.part.take().or_else(|| self.scope().enter_part());
+    fn take_slot(&mut self) -> Result<CallSlot, Failure> {
+        let part = self.part.take().or_else(|| self.scope().take_call_slot());
         part.ok_or_else(|| self.too_deep())
     }
 
@@ -341,26 +346,26 @@ impl Position {
         Failure::view(format!(
             "{}: more than {} guest functions would run within each other or at once in this request: it has too much middleware, or its views call each other",
             self.link(),
-            PARTS_MAX
+            CALL_SLOTS_MAX
         ))
     }
 
     /// The place that the guest here asks for.
-    fn onward(&self, to: Whither, request: &types::Request) -> Result<Position, types::Error> {
+    fn call_chain(&self, to: Callee, request: &types::Request) -> Result<LinkCall, types::Error> {
         match to {
-            Whither::Next => self.next(),
+            Callee::Next => self.next(),
             // Its place is taken now, and not when it begins: what waits takes memory, too.
-            Whither::Subrequest => {
-                let mut position = self.other(request)?;
-                let part = self.scope().enter_part();
-                let part = part.ok_or_else(|| self.flow.shown(position.too_deep()))?;
-                position.part = Some(part);
-                Ok(position)
+            Callee::Subrequest => {
+                let mut link_call = self.other(request)?;
+                let part = self.scope().take_call_slot();
+                let part = part.ok_or_else(|| self.context.shown(link_call.too_deep()))?;
+                link_call.part = Some(part);
+                Ok(link_call)
             }
         }
     }
 
-    fn next(&self) -> Result<Position, types::Error> {
+    fn next(&self) -> Result<LinkCall, types::Error> {
         let refused = |why: &str| Err(refused(StatusCode::INTERNAL_SERVER_ERROR, why.to_owned()));
         if self.index + 1 >= self.chain.links.len() {
             return refused("there is nothing after this view: `next` is for middleware");
@@ -373,7 +378,7 @@ impl Position {
         Ok(self.within(&self.chain, self.index + 1, params, member))
     }
 
-    fn other(&self, request: &types::Request) -> Result<Position, types::Error> {
+    fn other(&self, request: &types::Request) -> Result<LinkCall, types::Error> {
         let Link { view, module } = self.link();
         if !module.grants.subrequests {
             return Err(refused(
@@ -391,7 +396,7 @@ impl Position {
                 format!("`{target}`: there is no such method"),
             )
         })?;
-        match self.flow.app.router.route(&method, &request.path) {
+        match self.context.app.router.route(&method, &request.path) {
             Route::Found(Target::View(routed), params) => {
                 if routed
                     .builtins()
@@ -428,53 +433,53 @@ impl Position {
 
 /// A part that another one has called, as that one sees it.
 struct Called {
-    to: Whither,
-    flow: Arc<Flow>,
+    to: Callee,
+    context: Arc<ChainContext>,
     member: Arc<Member>,
 }
 
 impl Called {
-    fn new(to: Whither, position: &Position) -> Called {
+    fn new(to: Callee, link_call: &LinkCall) -> Called {
         Called {
             to,
-            flow: Arc::clone(&position.flow),
-            member: Arc::clone(&position.member),
+            context: Arc::clone(&link_call.context),
+            member: Arc::clone(&link_call.member),
         }
     }
 
     /// What the caller is shown. When the rest of its own chain has failed, even by not beginning, nothing is kept of
     /// their transaction, whatever the caller makes of it (R9).
-    fn shown(self, outcome: Outcome) -> Answer {
+    fn shown(self, outcome: LinkResult) -> GuestResult {
         outcome.map_err(|failure| {
-            if self.to == Whither::Next {
+            if self.to == Callee::Next {
                 // That its level is over is known: this is why it has failed, if it has begun.
                 let _ = self.member.end(true);
             }
-            self.flow.shown(failure)
+            self.context.shown(failure)
         })
     }
 }
 
-impl Onward for Position {
-    fn go(&self, to: Whither, request: types::Request) -> Answer {
-        let position = self.onward(to, &request)?;
-        let called = Called::new(to, &position);
-        called.shown(position.on_worker(request))
+impl CallChain for LinkCall {
+    fn go(&self, to: Callee, request: types::Request) -> GuestResult {
+        let link_call = self.call_chain(to, &request)?;
+        let called = Called::new(to, &link_call);
+        called.shown(link_call.on_worker(request))
     }
 
     fn go_async(
         self: Arc<Self>,
-        to: Whither,
+        to: Callee,
         request: types::Request,
-    ) -> BoxFuture<'static, Answer> {
+    ) -> BoxFuture<'static, GuestResult> {
         async move {
-            let position = self.onward(to, &request)?;
-            let called = Called::new(to, &position);
+            let link_call = self.call_chain(to, &request)?;
+            let called = Called::new(to, &link_call);
             // Dropped with this future, when the guest drops its call: its transaction may be committed right after that,
             // before the loop comes to the part.
-            let _given_up = GivenUp(Arc::clone(&position.member));
+            let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
             let (sender, answer) = oneshot::channel();
-            position.send(request, Asker::Loop(sender));
+            link_call.send(request, Caller::Loop(sender));
             let outcome = answer.await;
             called.shown(outcome.unwrap_or_else(|_| Err(cancelled(self.scope()))))
         }
@@ -482,9 +487,9 @@ impl Onward for Position {
     }
 
     fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), NotPublished> {
-        let Flow {
+        let ChainContext {
             host, app, scope, ..
-        } = &*self.flow;
+        } = &*self.context;
         host.events
             .publish((app, scope, &self.member), topic, payload)
     }

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use http_body_util::{Either, Full};
 
 use super::access_log::Completion;
-use super::attempt::Ready;
+use super::attempt::Attempt;
 use crate::app::STATUS;
 use crate::contract::types;
 use crate::http::accept::{Form, form};
@@ -89,7 +89,7 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
         params: Vec::new(),
         body: types::Body::Bytes(Vec::new()),
     };
-    let ready = Ready {
+    let ready = Attempt {
         host,
         app,
         origin: &Arc::new(origin),

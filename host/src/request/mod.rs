@@ -30,7 +30,7 @@ use crate::http::message::{ResponseBody, contract_request, empty, with_allow, wi
 use crate::http::middleware::{self, Builtin};
 use crate::http::{authority, body, conditional};
 use crate::request::access_log::Completion;
-use crate::request::attempt::Ready;
+use crate::request::attempt::Attempt;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
 
@@ -101,7 +101,7 @@ async fn around(
     completion: &mut Completion<'_>,
     within: impl AsyncFnOnce(&mut Completion<'_>) -> Result<Response<ResponseBody>, Failure>,
 ) -> Response<ResponseBody> {
-    let entry = middleware::enter(builtins, completion.visit()).await;
+    let entry = middleware::on_request(builtins, completion.head()).await;
     for (name, text) in entry.values {
         let values = &mut Arc::make_mut(&mut completion.origin).values;
         Arc::make_mut(values).insert(name.into(), Value::reserved(&text));
@@ -118,7 +118,7 @@ async fn around(
             Err(failure) => error_view::respond(completion, failure).await,
         },
     };
-    middleware::leave(&builtins[..entry.seen], completion.visit(), &mut response);
+    middleware::on_response(&builtins[..entry.seen], completion.head(), &mut response);
     response
 }
 
@@ -274,7 +274,7 @@ where
     .await?;
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
-    let ready = Ready {
+    let ready = Attempt {
         host,
         app,
         origin: &completion.origin,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::dispatch::Outcome;
+use super::dispatch::LinkResult;
 use crate::contract::types;
 use crate::database::Face;
 use crate::guest::stop::Stop;
@@ -14,10 +14,14 @@ use crate::telemetry::error::{Failure, Fault, shown};
 use crate::threads::deadline::Ended;
 
 /// What the client gets.
-pub type Answered = Result<Response<Bytes>, Failure>;
+pub type CheckedResponse = Result<Response<Bytes>, Failure>;
 
 /// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
-pub(super) async fn settle(scope: &Scope, face: Face, outcome: Outcome) -> (Answered, Fate) {
+pub(super) async fn settle(
+    scope: &Scope,
+    face: Face,
+    outcome: LinkResult,
+) -> (CheckedResponse, Fate) {
     let mut response = outcome.and_then(|response| checked(response, scope));
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
@@ -50,7 +54,7 @@ fn blame_database(failure: &mut Failure, scope: &Scope) {
     if failure.fault == Fault::View && scope.transaction.unavailable() {
         *failure = Failure {
             status: StatusCode::SERVICE_UNAVAILABLE,
-            way: std::mem::take(&mut failure.way),
+            call_path: std::mem::take(&mut failure.call_path),
             ..Failure::host(format!(
                 "a database could not be reached: {}",
                 failure.detail
@@ -73,7 +77,7 @@ fn name_wait(failure: &mut Failure, scope: &Scope) {
 ///
 /// # Errors
 /// When its body is too large, or its status or a header is not valid.
-pub fn checked(response: types::Response, scope: &Scope) -> Answered {
+pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
     let max = scope.limits.response_max_bytes;
     if response.body.len() as u64 > max {
         return Err(Failure::view(format!(

@@ -24,13 +24,13 @@ use crate::budget::{self, Account, Room};
 use crate::config::Limits;
 use crate::database::Journal;
 use crate::http::trace_context::Trace;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Deadline;
-use crate::threads::workers::PARTS_MAX;
+use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::View;
 use context::{Context, Values};
 use transaction::Transaction;
-use worker_lease::Sticky;
+use worker_lease::WorkerLease;
 
 /// Whose request it is: known before it is routed, and handed on to the events it publishes (R14).
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ pub struct Setup {
     /// When the request was there in full: its time runs from then.
     pub arrived: Instant,
     /// Whether it may come to need a worker for itself.
-    pub worker: Sticky,
+    pub worker: WorkerLease,
     /// Whether its statements are recorded.
     pub journal: Journal,
 }
@@ -78,7 +78,7 @@ impl Setup {
     pub fn now() -> Setup {
         Setup {
             arrived: Instant::now(),
-            worker: Sticky::none(),
+            worker: WorkerLease::none(),
             journal: Journal::off(),
         }
     }
@@ -105,7 +105,7 @@ pub struct Scope {
     pub results: Results,
     hops: AtomicUsize,
     /// Its sync worker.
-    pub worker: Sticky,
+    pub worker: WorkerLease,
     /// Guest functions that run for it at this moment, and whether any has.
     parts: AtomicUsize,
     begun: AtomicBool,
@@ -115,7 +115,7 @@ pub struct Scope {
     events: AtomicUsize,
     /// What its parts tell each other, by name (R14).
     pub context: Context,
-    _open: Held,
+    _open: GaugeGuard,
 }
 
 impl Scope {
@@ -143,7 +143,7 @@ impl Scope {
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             events: AtomicUsize::new(0),
-            _open: Held::new(&METRICS.scopes),
+            _open: GaugeGuard::new(&METRICS.scopes),
         })
     }
 
@@ -154,12 +154,12 @@ impl Scope {
     }
 
     /// Takes the place of one more guest function, unless too many run within each other already.
-    pub fn enter_part(self: &Arc<Self>) -> Option<Part> {
+    pub fn take_call_slot(self: &Arc<Self>) -> Option<CallSlot> {
         let taken = (self.parts).fetch_update(SeqCst, SeqCst, |parts| {
-            Some(parts + 1).filter(|parts| *parts <= PARTS_MAX)
+            Some(parts + 1).filter(|parts| *parts <= CALL_SLOTS_MAX)
         });
         self.begun.store(true, SeqCst);
-        taken.ok().map(|_| Part(Arc::clone(self)))
+        taken.ok().map(|_| CallSlot(Arc::clone(self)))
     }
 
     /// Whether any guest function has run for it.
@@ -223,9 +223,9 @@ impl Drop for CallBytes {
 }
 
 /// A guest function that runs for a scope, until dropped.
-pub struct Part(Arc<Scope>);
+pub struct CallSlot(Arc<Scope>);
 
-impl Drop for Part {
+impl Drop for CallSlot {
     fn drop(&mut self) {
         self.0.parts.fetch_sub(1, SeqCst);
     }

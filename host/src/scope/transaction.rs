@@ -45,7 +45,7 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended, Need};
 use crate::view::Options;
 
-pub use effects::{Effect, Kept};
+pub use effects::{Effect, StreamPermit};
 use effects::{Effects, History, Reason};
 use state::{Place, State, ended, left_behind};
 
@@ -321,7 +321,7 @@ pub struct Member {
     /// What it is called from, and what it has the worker for itself with: whatever it calls is called from these
     /// ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
-    /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
+    /// GaugeGuard by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
     order: tokio::sync::Mutex<()>,
     /// How far its function is: one of `WAITS`, `RUNS`, `IS_OVER`.
@@ -422,7 +422,7 @@ impl Member {
 
     /// Room for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
     /// connections are in use for that.
-    pub fn keep_stream(&self, database: &Database) -> Option<Kept> {
+    pub fn keep_stream(&self, database: &Database) -> Option<StreamPermit> {
         let history = &self.transaction.effects.history;
         let permit = database.stream_permit()?;
         Some(history.keeps(permit))

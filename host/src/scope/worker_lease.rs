@@ -18,7 +18,7 @@ enum Leased {
 }
 
 /// The sync worker that a scope sticks to (R2, R4).
-pub struct Sticky {
+pub struct WorkerLease {
     /// None: the scope cannot come to need one, or its one job has it already.
     workers: Option<Workers>,
     lease: tokio::sync::Mutex<Leased>,
@@ -26,10 +26,10 @@ pub struct Sticky {
     number: AtomicUsize,
 }
 
-impl Sticky {
+impl WorkerLease {
     /// No worker can be leased.
-    pub fn none() -> Sticky {
-        Sticky {
+    pub fn none() -> WorkerLease {
+        WorkerLease {
             workers: None,
             lease: tokio::sync::Mutex::default(),
             number: AtomicUsize::new(0),
@@ -37,10 +37,10 @@ impl Sticky {
     }
 
     /// A worker is leased when it is first needed.
-    pub fn leased_from(workers: &Workers) -> Sticky {
-        Sticky {
+    pub fn leased_from(workers: &Workers) -> WorkerLease {
+        WorkerLease {
             workers: Some(workers.clone()),
-            ..Sticky::none()
+            ..WorkerLease::none()
         }
     }
 

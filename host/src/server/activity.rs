@@ -34,7 +34,7 @@ pub(super) struct Activity {
 }
 
 struct State {
-    spoken: Spoken,
+    protocol: Protocol,
     /// Requests that views are answering.
     answering: usize,
     /// Bodies on their way, and since when the client could have taken more. None while the host has no more to give.
@@ -46,7 +46,7 @@ struct State {
 
 /// What the client has shown of itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Spoken {
+enum Protocol {
     Nothing,
     Http1,
     Http2,
@@ -54,8 +54,8 @@ enum Spoken {
 
 /// What to do with a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Look {
-    /// Look again then.
+pub(super) enum IdleCheck {
+    /// IdleCheck again then.
     Later(Instant),
     /// There is no need to look again.
     Never,
@@ -71,7 +71,7 @@ impl Activity {
             header_timeout: Duration::from_millis(limits.header_timeout_ms),
             write_timeout: Duration::from_millis(limits.write_timeout_ms),
             state: Mutex::new(State {
-                spoken: Spoken::Nothing,
+                protocol: Protocol::Nothing,
                 answering: 0,
                 sending: HashMap::new(),
                 next_body: 0,
@@ -84,7 +84,11 @@ impl Activity {
     pub(super) fn request(self: &Arc<Self>, version: Version) -> Answering {
         let mut state = self.state.lock();
         let http2 = version == Version::HTTP_2;
-        state.spoken = if http2 { Spoken::Http2 } else { Spoken::Http1 };
+        state.protocol = if http2 {
+            Protocol::Http2
+        } else {
+            Protocol::Http1
+        };
         state.answering += 1;
         Answering {
             activity: Arc::clone(self),
@@ -93,42 +97,42 @@ impl Activity {
     }
 
     /// What to do with the connection, now.
-    pub(super) fn look(&self, now: Instant) -> Look {
+    pub(super) fn look(&self, now: Instant) -> IdleCheck {
         let state = self.state.lock();
-        match state.spoken {
-            Spoken::Http1 => Look::Never,
-            Spoken::Nothing => {
+        match state.protocol {
+            Protocol::Http1 => IdleCheck::Never,
+            Protocol::Nothing => {
                 let end = state.idle_since + self.header_timeout;
                 if now < end {
-                    Look::Later(end)
+                    IdleCheck::Later(end)
                 } else {
-                    Look::Drop("no request arrived within `header_timeout_ms`")
+                    IdleCheck::Drop("no request arrived within `header_timeout_ms`")
                 }
             }
-            Spoken::Http2 if state.is_idle() => self.look_idle(&state, now),
-            Spoken::Http2 => self.look_busy(&state, now),
+            Protocol::Http2 if state.is_idle() => self.look_idle(&state, now),
+            Protocol::Http2 => self.look_busy(&state, now),
         }
     }
 
     /// The last piece of a body may still be on its way: that has the time of any other piece.
-    fn look_idle(&self, state: &State, now: Instant) -> Look {
+    fn look_idle(&self, state: &State, now: Instant) -> IdleCheck {
         let close = state.idle_since + self.header_timeout;
         let end = close + self.write_timeout;
         if now < close {
-            Look::Later(close)
+            IdleCheck::Later(close)
         } else if now < end {
-            Look::Close(end)
+            IdleCheck::Close(end)
         } else {
-            Look::Drop("it was idle, and did not close when it was told to")
+            IdleCheck::Drop("it was idle, and did not close when it was told to")
         }
     }
 
     /// One body that stalls does not end the other requests at once: they have the same time again.
-    fn look_busy(&self, state: &State, now: Instant) -> Look {
+    fn look_busy(&self, state: &State, now: Instant) -> IdleCheck {
         // Whatever happens from now on has at least this time.
         let later = now + self.header_timeout.min(self.write_timeout);
         let Some(longest) = state.sending.values().flatten().min() else {
-            return Look::Later(later);
+            return IdleCheck::Later(later);
         };
         let (stall, end) = (
             *longest + self.write_timeout,
@@ -137,11 +141,11 @@ impl Activity {
         let stalls =
             |since: &Option<Instant>| since.is_some_and(|since| now >= since + self.write_timeout);
         if now < stall {
-            Look::Later(stall.min(later))
+            IdleCheck::Later(stall.min(later))
         } else if now >= end || (state.answering == 0 && state.sending.values().all(stalls)) {
-            Look::Drop("a response was left unread for `write_timeout_ms`")
+            IdleCheck::Drop("a response was left unread for `write_timeout_ms`")
         } else {
-            Look::Close(end.min(later))
+            IdleCheck::Close(end.min(later))
         }
     }
 }
@@ -301,8 +305,8 @@ mod tests {
     #[test]
     fn a_client_that_says_nothing_is_left() {
         let (activity, now) = (activity(), Instant::now());
-        assert!(matches!(activity.look(now), Look::Later(then) if then <= now + HEADERS));
-        assert!(matches!(activity.look(now + HEADERS), Look::Drop(_)));
+        assert!(matches!(activity.look(now), IdleCheck::Later(then) if then <= now + HEADERS));
+        assert!(matches!(activity.look(now + HEADERS), IdleCheck::Drop(_)));
     }
 
     #[test]
@@ -310,7 +314,7 @@ mod tests {
         let activity = activity();
         let response = activity.request(Version::HTTP_11).send(body(PIECE * 9));
         assert!(matches!(response.body(), Either::Left(_)));
-        assert_eq!(activity.look(Instant::now() + WRITES * 9), Look::Never);
+        assert_eq!(activity.look(Instant::now() + WRITES * 9), IdleCheck::Never);
     }
 
     #[test]
@@ -318,19 +322,19 @@ mod tests {
         let activity = activity();
         let answering = activity.request(Version::HTTP_2);
         let long = Instant::now() + WRITES * 9;
-        assert!(matches!(activity.look(long), Look::Later(_)));
+        assert!(matches!(activity.look(long), IdleCheck::Later(_)));
         let small = answering.send(body(PIECE));
         assert!(matches!(small.body(), Either::Left(_)));
         let now = Instant::now();
-        assert!(matches!(activity.look(now), Look::Later(then) if then <= now + HEADERS));
-        assert!(matches!(activity.look(now + HEADERS), Look::Close(_)));
+        assert!(matches!(activity.look(now), IdleCheck::Later(then) if then <= now + HEADERS));
+        assert!(matches!(activity.look(now + HEADERS), IdleCheck::Close(_)));
         assert!(matches!(
             activity.look(now + HEADERS + WRITES),
-            Look::Drop(_)
+            IdleCheck::Drop(_)
         ));
         // Another request keeps it.
         let _answering = activity.request(Version::HTTP_2);
-        assert!(matches!(activity.look(now + HEADERS), Look::Later(_)));
+        assert!(matches!(activity.look(now + HEADERS), IdleCheck::Later(_)));
     }
 
     #[test]
@@ -341,21 +345,21 @@ mod tests {
         let now = Instant::now();
         assert!(matches!(
             activity.look(now + WRITES - MOMENT),
-            Look::Later(_)
+            IdleCheck::Later(_)
         ));
-        assert!(matches!(activity.look(now + WRITES), Look::Drop(_)));
+        assert!(matches!(activity.look(now + WRITES), IdleCheck::Drop(_)));
         std::thread::sleep(Duration::from_millis(5));
         assert_eq!(piece(&mut large), PIECE);
-        assert!(matches!(activity.look(now + WRITES), Look::Later(_)));
+        assert!(matches!(activity.look(now + WRITES), IdleCheck::Later(_)));
         assert_eq!((piece(&mut large), large.is_end_stream()), (PIECE, false));
         assert_eq!((piece(&mut large), large.is_end_stream()), (7, true));
         // The last piece, too, is with the client.
         assert!(matches!(
             activity.look(Instant::now() + WRITES),
-            Look::Drop(_)
+            IdleCheck::Drop(_)
         ));
         drop(large);
-        assert!(matches!(activity.look(Instant::now()), Look::Later(_)));
+        assert!(matches!(activity.look(Instant::now()), IdleCheck::Later(_)));
     }
 
     #[test]
@@ -364,10 +368,13 @@ mod tests {
         let _left = activity.request(Version::HTTP_2).send(body(PIECE * 2));
         let answering = activity.request(Version::HTTP_2);
         let now = Instant::now();
-        assert!(matches!(activity.look(now + WRITES), Look::Close(_)));
-        assert!(matches!(activity.look(now + WRITES * 2), Look::Drop(_)));
+        assert!(matches!(activity.look(now + WRITES), IdleCheck::Close(_)));
+        assert!(matches!(
+            activity.look(now + WRITES * 2),
+            IdleCheck::Drop(_)
+        ));
         drop(answering);
-        assert!(matches!(activity.look(now + WRITES), Look::Drop(_)));
+        assert!(matches!(activity.look(now + WRITES), IdleCheck::Drop(_)));
     }
 
     #[test]
@@ -378,7 +385,7 @@ mod tests {
         let mut waiting = activity.request(Version::HTTP_2).send(response).into_body();
         assert!(waiting.frame().now_or_never().is_none());
         let long = Instant::now() + WRITES * 9;
-        assert!(matches!(activity.look(long), Look::Later(_)));
+        assert!(matches!(activity.look(long), IdleCheck::Later(_)));
     }
 
     #[test]

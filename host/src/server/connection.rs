@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use super::activity::{Activity, Look};
+use super::activity::{Activity, IdleCheck};
 use super::socket::{Socket, Watched};
 use crate::app::host::Host;
 use crate::budget;
@@ -141,16 +141,16 @@ pub(super) async fn serve(
             ended = serving.as_mut() => ended,
             () = timer.as_mut(), if looking => {
                 match activity.look(Instant::now()) {
-                    Look::Never => looking = false,
-                    Look::Later(then) => timer.as_mut().reset(then.into()),
-                    Look::Close(then) => {
+                    IdleCheck::Never => looking = false,
+                    IdleCheck::Later(then) => timer.as_mut().reset(then.into()),
+                    IdleCheck::Close(then) => {
                         if !closing {
                             serving.as_mut().graceful_shutdown();
                             closing = true;
                         }
                         timer.as_mut().reset(then.into());
                     }
-                    Look::Drop(why) => {
+                    IdleCheck::Drop(why) => {
                         tracing::debug!(%peer, "a connection was ended: {why}");
                         return;
                     }

@@ -28,7 +28,7 @@ use crate::budget;
 use crate::config::{Config, Server as Limits};
 use crate::database;
 use crate::request::delivery;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 mod activity;
 mod connection;
@@ -174,7 +174,7 @@ struct Connection {
 struct Counted {
     on_loop: Arc<AtomicUsize>,
     _place: OwnedSemaphorePermit,
-    _open: Held,
+    _open: GaugeGuard,
 }
 
 impl Drop for Counted {
@@ -302,7 +302,7 @@ async fn accept(
         let counted = Counted {
             on_loop: Arc::clone(&least.connections),
             _place: place,
-            _open: Held::new(&METRICS.connections),
+            _open: GaugeGuard::new(&METRICS.connections),
         };
         let connection = Connection {
             stream,

@@ -48,7 +48,7 @@ pub struct Failure {
     /// What the log is told.
     pub detail: String,
     /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
-    pub way: Vec<String>,
+    pub call_path: Vec<String>,
     /// The guest's stack, the innermost function first, if it trapped.
     pub frames: Vec<Frame>,
 }
@@ -62,7 +62,7 @@ impl Failure {
             status,
             detail: client_text.to_string(),
             client_text,
-            way: Vec::new(),
+            call_path: Vec::new(),
             frames: Vec::new(),
         }
     }
@@ -74,7 +74,7 @@ impl Failure {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             client_text: "The server could not answer this request.".into(),
             detail: detail.into(),
-            way: Vec::new(),
+            call_path: Vec::new(),
             frames: Vec::new(),
         }
     }
@@ -91,7 +91,7 @@ impl Failure {
             status,
             client_text: client_text.into(),
             detail: detail.into(),
-            way: Vec::new(),
+            call_path: Vec::new(),
             frames: Vec::new(),
         }
     }

@@ -124,8 +124,8 @@ fn request(line: &mut String, paint: Paint, fields: &Fields) -> fmt::Result {
             paint.colour(colour, &format!("{fault} fault"))
         )?;
     }
-    if let Some(way) = fields.get("way") {
-        write!(line, " (way: {way})")?;
+    if let Some(path) = fields.get("call_path") {
+        write!(line, " (call path: {path})")?;
     }
     if let Some(hops) = fields
         .get("hops")

@@ -222,17 +222,17 @@ impl ByStatus {
 
 /// Counts one while it is held.
 #[derive(Debug)]
-pub struct Held(IntGauge);
+pub struct GaugeGuard(IntGauge);
 
-impl Held {
+impl GaugeGuard {
     /// Adds one to `gauge` until dropped.
-    pub fn new(gauge: &IntGauge) -> Held {
+    pub fn new(gauge: &IntGauge) -> GaugeGuard {
         gauge.inc();
-        Held(gauge.clone())
+        GaugeGuard(gauge.clone())
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

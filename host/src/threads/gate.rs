@@ -14,9 +14,9 @@ use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::{Deadline, Ended};
-use crate::threads::wakeups::together;
+use crate::threads::wakeups::batched_wakeup;
 
 /// Places, and a queue of those who wait for one.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Gate {
 }
 
 /// A place, until dropped.
-pub type Place = OwnedSemaphorePermit;
+pub type Permit = OwnedSemaphorePermit;
 
 /// Why no place was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Refused`] when the queue is full, the wait is too long or the request ends.
-    pub async fn enter(&self, deadline: &Deadline) -> Result<Place, Refused> {
+    pub async fn enter(&self, deadline: &Deadline) -> Result<Permit, Refused> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Ok(place);
         }
@@ -94,7 +94,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Refused`] when there is none.
-    pub fn try_enter(&self) -> Result<Place, Refused> {
+    pub fn try_enter(&self) -> Result<Permit, Refused> {
         let place = self.places.clone().try_acquire_owned();
         place.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
@@ -112,7 +112,7 @@ impl Gate {
         &self,
         runtime: &Handle,
         deadline: &Deadline,
-        work: impl FnOnce(Place) -> T + Send + 'static,
+        work: impl FnOnce(Permit) -> T + Send + 'static,
     ) -> Result<T, Refused> {
         let since = Instant::now();
         let queued = match self.places.available_permits() {
@@ -137,11 +137,11 @@ impl Gate {
         let waiting = Waiting { wanted, turn };
         let done = tokio::select! {
             biased;
-            done = together(&mut done) => done,
+            done = batched_wakeup(&mut done) => done,
             why = deadline.wait_until(since + self.timeout) => match waiting.give_up() {
                 true => return Err(self.too_long(why)),
                 // It has begun.
-                false => together(done).await,
+                false => batched_wakeup(done).await,
             },
         };
         match done.expect("only the caller withdraws it") {
@@ -170,7 +170,7 @@ impl Gate {
         match taken {
             Ok(_) => Ok(Queued {
                 queued: Arc::clone(&self.queued),
-                _gauge: Held::new(&self.gauge),
+                _gauge: GaugeGuard::new(&self.gauge),
             }),
             Err(_) => Err(self.busy(format!(
                 "{}: all {} are in use and {} requests wait already",
@@ -188,7 +188,7 @@ impl Gate {
 /// One who waits, until dropped.
 struct Queued {
     queued: Arc<AtomicUsize>,
-    _gauge: Held,
+    _gauge: GaugeGuard,
 }
 
 impl Drop for Queued {
@@ -207,8 +207,8 @@ impl Turn {
     /// Has `work` done on the runtime when the place is there.
     fn wait(
         runtime: &Handle,
-        place: impl Future<Output = Result<Place, AcquireError>> + Send + 'static,
-        work: impl FnOnce(Place) + Send + 'static,
+        place: impl Future<Output = Result<Permit, AcquireError>> + Send + 'static,
+        work: impl FnOnce(Permit) + Send + 'static,
     ) -> Arc<Turn> {
         // Without a budget, whose end would wake it from within its first poll.
         let mut place = Box::pin(tokio::task::unconstrained(place));
@@ -333,7 +333,7 @@ mod tests {
             .expect("a runtime can be made");
         let (gate, deadline) = (gate("elsewhere", 2), deadline());
         let inside = gate.enter(&deadline).await.expect("it is free");
-        let thread = |_: Place| std::thread::current().id();
+        let thread = |_: Permit| std::thread::current().id();
         let mut first = Box::pin(gate.enter_on(elsewhere.handle(), &deadline, thread));
         let mut second = Box::pin(gate.enter_on(elsewhere.handle(), &deadline, thread));
         assert!(first.as_mut().now_or_never().is_none());
@@ -356,7 +356,7 @@ mod tests {
         let gate = Gate::new("late", 1, 1, Duration::from_millis(10));
         let deadline = deadline();
         let inside = gate.enter(&deadline).await.expect("it is free");
-        let never = |_: Place| unreachable!("it was given up");
+        let never = |_: Permit| unreachable!("it was given up");
         let here = Handle::current();
         let late = gate.enter_on::<()>(&here, &deadline, never).await;
         assert!(matches!(late, Err(Refused::Busy(sentence)) if sentence.contains("within 10 ms")));

@@ -79,7 +79,7 @@ impl Wake for Together {
 ///
 /// # Panics
 /// Outside of a runtime.
-pub async fn together<T>(work: impl Future<Output = T>) -> T {
+pub async fn batched_wakeup<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     // The waker of the last poll: while the task is the same, it need not be made again.
     let mut last: Option<(Arc<Together>, Waker)> = None;
@@ -111,7 +111,7 @@ mod tests {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..100).map(|_| oneshot::channel()).unzip();
         let waiting = receivers
             .into_iter()
-            .map(|receiver| tokio::spawn(together(receiver)));
+            .map(|receiver| tokio::spawn(batched_wakeup(receiver)));
         let waiting: Vec<_> = waiting.collect();
         tokio::task::yield_now().await;
         let others = std::thread::spawn(move || {
@@ -138,7 +138,9 @@ mod tests {
                 sender.send(()).expect("somebody waits");
             });
             let runtime = runtime.expect("a runtime can be made");
-            runtime.block_on(together(receiver)).expect("it is sent");
+            runtime
+                .block_on(batched_wakeup(receiver))
+                .expect("it is sent");
         }
     }
 }

@@ -27,11 +27,11 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::gate::Refused;
 use crate::threads::handoff::{Handoff, Next};
-use crate::threads::wakeups::together;
+use crate::threads::wakeups::batched_wakeup;
 
 /// The most guest functions that can run within each other in one request: middleware, view, sub-requests. All of them
 /// may run on top of each other on one worker's stack.
-pub const PARTS_MAX: usize = 16;
+pub const CALL_SLOTS_MAX: usize = 16;
 
 /// How many workers there are, and how many jobs wait for one.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
 /// A worker's stack: guests of one scope run on top of each other, each with a stack of its own (`run/engine.rs`)
 /// and the host's frames below it, SQLite's among them. Only what is touched takes memory.
-const STACK_BYTES: usize = PARTS_MAX * (768 << 10) + (4 << 20);
+const STACK_BYTES: usize = CALL_SLOTS_MAX * (768 << 10) + (4 << 20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -165,10 +165,10 @@ impl Workers {
         let wait = Duration::from_millis(self.0.limits.queue_timeout_ms);
         let answered = tokio::select! {
             biased;
-            answered = together(&mut answer) => answered,
+            answered = batched_wakeup(&mut answer) => answered,
             why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
                 // It runs: whoever runs it watches the deadline.
-                (false, _) => together(answer).await,
+                (false, _) => batched_wakeup(answer).await,
                 (true, Some(why)) => return Err(Refused::Ended(why)),
                 (true, None) => {
                     METRICS.refused.with_label_values(&[QUEUE]).inc();
@@ -243,7 +243,7 @@ impl Lease {
         let gone = || Refused::Ended(Ended::Failed);
         let submitted = self.desk.handoff.submit(id, from, job);
         submitted.map_err(|_| gone())?;
-        unwound(together(answer).await.map_err(|_| gone()))
+        unwound(batched_wakeup(answer).await.map_err(|_| gone()))
     }
 
     /// Has the worker for whoever asks, which is called `from` jobs and exclusions of these ids, and for what it calls,

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::error::{Error, ErrorKind};
 use super::super::face::unwound;
 use super::super::statement::{Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream};
+use super::execute::{Cancel, Execution, HEAVY_BYTES, STALE, size, too_long};
 use super::guard::{Verdict, judge};
-use super::order::{Cancel, HEAVY_BYTES, Order, STALE, size, too_long};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
@@ -308,7 +308,7 @@ impl Lease {
         let database = Arc::clone(&self.database);
         let session = self.session.as_mut().expect("it is there until the drop");
         let cancel = Cancel::new(&database, session.cancel_token());
-        let order = Order {
+        let order = Execution {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
             limits: session.limits.clone(),
@@ -417,7 +417,7 @@ impl Lease {
         let database = Arc::clone(&self.database);
         let session = self.session.as_mut().expect("it is there until the drop");
         let cancel = Cancel::new(&database, session.cancel_token());
-        let order = Order {
+        let order = Execution {
             name: &database.config.name,
             value_max: database.config.value_max_bytes,
             limits: session.limits.clone(),

@@ -6,10 +6,10 @@
 
 mod connector;
 mod error;
+mod execute;
 mod guard;
 mod lease;
 mod numeric;
-mod order;
 mod params;
 mod plain;
 mod session;
@@ -34,9 +34,9 @@ use super::error::{Error, ErrorKind};
 use super::open_ended::OpenEnded;
 use super::statement::{Statement, Stream};
 use crate::config::{Database as Config, PostgresServer};
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::{Deadline, Need};
-use crate::threads::gate::{Gate, Place};
+use crate::threads::gate::{Gate, Permit};
 
 use connector::Connector;
 pub(super) use error::sentence;
@@ -64,7 +64,7 @@ pub struct Postgres {
 }
 
 /// What a connection takes of its pool.
-type Holds = (Place, Held);
+type Holds = (Permit, GaugeGuard);
 
 impl Postgres {
     /// Connects once, so that a wrong address or password is told now. Blocks; on a thread of the runtime that the
@@ -124,7 +124,7 @@ impl Postgres {
         let waits = deadline.waits_for(Need::Connection);
         let place = self.gate.enter(deadline).await?;
         drop(waits);
-        let held = Held::new(&self.in_use);
+        let held = GaugeGuard::new(&self.in_use);
         let (mut session, holds) = match self.take_free() {
             Some(session) => (session, (place, held)),
             None => self.connect(deadline, (place, held)).await?,

@@ -11,9 +11,9 @@ use super::Sqlite;
 use super::connection::Handle;
 use super::functions;
 use super::values::{columns, read_row};
-use crate::telemetry::metrics::Held;
+use crate::telemetry::metrics::GaugeGuard;
 use crate::threads::deadline::Deadline;
-use crate::threads::gate::Place;
+use crate::threads::gate::Permit;
 
 /// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
 pub struct Lease {
@@ -24,8 +24,8 @@ pub struct Lease {
     only_reads: bool,
     /// Whether it was ever pinned: nobody else gets it then.
     tainted: bool,
-    place: Option<Place>,
-    held: Option<Held>,
+    place: Option<Permit>,
+    held: Option<GaugeGuard>,
 }
 
 /// Whether a statement can run where it was tried.
@@ -40,7 +40,7 @@ impl Lease {
     pub(super) fn new(
         handle: Handle,
         database: &Arc<Sqlite>,
-        place: Place,
+        place: Permit,
         deadline: Arc<Deadline>,
         writes: bool,
     ) -> Result<Lease, Error> {
@@ -52,7 +52,7 @@ impl Lease {
             only_reads: false,
             tainted: false,
             place: Some(place),
-            held: Some(Held::new(&database.in_use)),
+            held: Some(GaugeGuard::new(&database.in_use)),
         })
     }
 
@@ -251,8 +251,8 @@ struct Used {
     database: Arc<Sqlite>,
     writes: bool,
     tainted: bool,
-    _place: Option<Place>,
-    _held: Option<Held>,
+    _place: Option<Permit>,
+    _held: Option<GaugeGuard>,
 }
 
 impl Used {

@@ -26,7 +26,7 @@ use crate::config::{Database as Config, SqliteFile};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Need};
 use crate::threads::gate::Gate;
-use crate::threads::wakeups::together;
+use crate::threads::wakeups::batched_wakeup;
 use crate::threads::workers;
 
 mod connection;
@@ -111,7 +111,7 @@ impl Sqlite {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        unwound(together(self.thread.runtime.spawn(async { work() })).await)
+        unwound(batched_wakeup(self.thread.runtime.spawn(async { work() })).await)
     }
 
     /// The configuration it was opened with.

@@ -6,7 +6,7 @@ use wasmtime::component::{Accessor, HasSelf};
 
 use crate::contract::types::{Body, Error, Request, Response};
 use crate::guest::bindings::{middleware, middleware_async, subrequest, subrequest_async};
-use crate::guest::store::{Guest, Whither};
+use crate::guest::store::{Callee, Guest};
 use crate::http::message::header_bytes;
 use crate::scope::{CallBytes, Scope};
 
@@ -36,43 +36,43 @@ fn refused(status: u16, message: String) -> Error {
 }
 
 impl Guest {
-    fn go(&self, to: Whither, request: Request) -> Result<Response, Error> {
-        let onward = self.work().onward.as_ref().ok_or_else(nowhere)?;
+    fn go(&self, to: Callee, request: Request) -> Result<Response, Error> {
+        let call_chain = self.work().call_chain.as_ref().ok_or_else(nowhere)?;
         let _held = held(&self.work().scope, &request)?;
         // What runs meanwhile has a CPU budget of its own.
-        self.work().cpu.pause(|| onward.go(to, request))
+        self.work().cpu.pause(|| call_chain.go(to, request))
     }
 }
 
 impl middleware::Host for Guest {
     fn next(&mut self, request: Request) -> wasmtime::Result<Result<Response, Error>> {
-        Ok(self.go(Whither::Next, request))
+        Ok(self.go(Callee::Next, request))
     }
 }
 
 impl subrequest::Host for Guest {
     fn send(&mut self, request: Request) -> wasmtime::Result<Result<Response, Error>> {
-        Ok(self.go(Whither::Subrequest, request))
+        Ok(self.go(Callee::Subrequest, request))
     }
 }
 
 type Async = Accessor<Guest, HasSelf<Guest>>;
 
-async fn go(accessor: &Async, to: Whither, request: Request) -> Result<Response, Error> {
-    let (onward, scope) = accessor.with(|mut store| {
+async fn go(accessor: &Async, to: Callee, request: Request) -> Result<Response, Error> {
+    let (call_chain, scope) = accessor.with(|mut store| {
         let work = store.get().work();
-        (work.onward.clone(), Arc::clone(&work.scope))
+        (work.call_chain.clone(), Arc::clone(&work.scope))
     });
-    let onward = onward.ok_or_else(nowhere)?;
+    let call_chain = call_chain.ok_or_else(nowhere)?;
     let _held = held(&scope, &request)?;
-    onward.go_async(to, request).await
+    call_chain.go_async(to, request).await
 }
 
 impl middleware_async::Host for Guest {}
 
 impl middleware_async::HostWithStore<Guest> for HasSelf<Guest> {
     async fn next(accessor: &Async, request: Request) -> wasmtime::Result<Result<Response, Error>> {
-        Ok(go(accessor, Whither::Next, request).await)
+        Ok(go(accessor, Callee::Next, request).await)
     }
 }
 
@@ -80,6 +80,6 @@ impl subrequest_async::Host for Guest {}
 
 impl subrequest_async::HostWithStore<Guest> for HasSelf<Guest> {
     async fn send(accessor: &Async, request: Request) -> wasmtime::Result<Result<Response, Error>> {
-        Ok(go(accessor, Whither::Subrequest, request).await)
+        Ok(go(accessor, Callee::Subrequest, request).await)
     }
 }

@@ -24,12 +24,12 @@ impl Guest {
                 shown(topic)
             )));
         }
-        let Some(onward) = &self.work().onward else {
+        let Some(call_chain) = &self.work().call_chain else {
             return Err(Error::Denied(
                 "nothing can be published while a module is being checked".to_owned(),
             ));
         };
-        onward.publish(topic, payload).map_err(|why| match why {
+        call_chain.publish(topic, payload).map_err(|why| match why {
             NotPublished::NoTopic(sentence) | NotPublished::Over(sentence) => {
                 Error::Denied(sentence)
             }

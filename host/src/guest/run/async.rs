@@ -14,8 +14,8 @@ use wasmtime::{Store, UpdateDeadline};
 
 use super::engine::Engines;
 use super::failure::explain;
-use super::instance_pool::{Instance, Kept};
-use super::limits::{Answer, bounded, limit};
+use super::instance_pool::{Instance, InstancePool};
+use super::limits::{GuestResult, bounded, limit};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
@@ -24,7 +24,7 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, Work};
 use crate::scope::Scope;
 use crate::telemetry::error::Failure;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 thread_local! {
     /// One of the guests that this loop has preempted goes on at a time, in the order in which they were preempted.
@@ -34,7 +34,7 @@ thread_local! {
 /// A component with async views, ready to be called.
 pub struct AsyncComponent {
     views: AsyncViewsPre<Guest>,
-    kept: Kept<Exports>,
+    pool: InstancePool<Exports>,
 }
 
 /// What an instance is called by.
@@ -51,8 +51,8 @@ impl AsyncComponent {
         views: AsyncViewsPre<Guest>,
         reuse: Option<Reuse>,
     ) -> AsyncComponent {
-        let kept = Kept::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
-        AsyncComponent { views, kept }
+        let pool = InstancePool::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
+        AsyncComponent { views, pool }
     }
 
     /// Runs a view, no longer than its request may, and makes the store of a fresh instance with `guest`.
@@ -64,12 +64,12 @@ impl AsyncComponent {
         work: Work,
         guest: impl FnOnce(Work) -> Guest,
         request: types::Request,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
-        let _held = Held::new(&METRICS.async_instances);
+        let _held = GaugeGuard::new(&METRICS.async_instances);
         let handled = pin!(async {
             let view = work.view.id;
-            let mut instance = match self.kept.take(work) {
+            let mut instance = match self.pool.take(work) {
                 Ok(kept) => kept,
                 Err(work) => self.fresh(guest(work)).await?,
             };
@@ -83,7 +83,7 @@ impl AsyncComponent {
             let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
             // A call that it has not waited for would end in the middle of another request.
             let clean = done && store.concurrent_state_table_size() == exports.idle;
-            self.kept.give_back(instance, clean);
+            self.pool.give_back(instance, clean);
             Ok(bounded(answer))
         });
         in_time(&scope, &cpu, handled).await
@@ -108,7 +108,7 @@ impl AsyncComponent {
 
     /// Ends the instances that have been kept too long.
     pub fn sweep(&self) {
-        self.kept.sweep();
+        self.pool.sweep();
     }
 
     /// A fresh instance, under all its limits.

@@ -39,17 +39,17 @@ pub struct Engines {
     pub sync: Engine,
     /// For async components.
     pub r#async: Engine,
-    /// Room for instances that are kept for further requests.
+    /// PoolSizes for instances that are kept for further requests.
     pub(super) sync_kept: Arc<Semaphore>,
     pub(super) async_kept: Arc<Semaphore>,
 }
 
 /// How many instances of one mode there is room for.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
+pub struct PoolSizes {
     /// At work.
     pub at_once: usize,
-    /// Kept for further requests.
+    /// InstancePool for further requests.
     pub kept: usize,
 }
 
@@ -58,7 +58,7 @@ impl Engines {
     ///
     /// # Errors
     /// When the address space for the instance slots cannot be had.
-    pub fn new(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+    pub fn new(sync: PoolSizes, r#async: PoolSizes) -> anyhow::Result<Engines> {
         Engines::with(sync, r#async, false)
     }
 
@@ -66,7 +66,7 @@ impl Engines {
     ///
     /// # Errors
     /// As [`Engines::new`].
-    pub fn for_development(sync: Room, r#async: Room) -> anyhow::Result<Engines> {
+    pub fn for_development(sync: PoolSizes, r#async: PoolSizes) -> anyhow::Result<Engines> {
         Engines::with(sync, r#async, true)
     }
 
@@ -75,14 +75,14 @@ impl Engines {
     /// # Errors
     /// As [`Engines::new`].
     pub fn for_looking() -> anyhow::Result<Engines> {
-        let one = Room {
+        let one = PoolSizes {
             at_once: 1,
             kept: 0,
         };
         Engines::new(one, one)
     }
 
-    fn with(sync: Room, r#async: Room, lines: bool) -> anyhow::Result<Engines> {
+    fn with(sync: PoolSizes, r#async: PoolSizes, lines: bool) -> anyhow::Result<Engines> {
         let cache = compile_cache();
         let engines = Engines {
             sync: engine(sync, false, lines, cache.clone())?,
@@ -126,7 +126,7 @@ fn compile_cache() -> Option<Cache> {
 }
 
 fn engine(
-    room: Room,
+    room: PoolSizes,
     concurrent: bool,
     lines: bool,
     cache: Option<Cache>,

@@ -14,7 +14,7 @@ use wasmtime::Store;
 
 use crate::config::Reuse;
 use crate::guest::store::{Guest, Work};
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// An instance in its store.
 pub(super) struct Instance<V> {
@@ -23,7 +23,7 @@ pub(super) struct Instance<V> {
     since: Instant,
     requests: u32,
     /// While it is kept.
-    place: Option<(OwnedSemaphorePermit, Held)>,
+    place: Option<(OwnedSemaphorePermit, GaugeGuard)>,
 }
 
 impl<V> Instance<V> {
@@ -39,19 +39,23 @@ impl<V> Instance<V> {
 }
 
 /// The instances of one component that wait for a request.
-pub(super) struct Kept<V> {
+pub(super) struct InstancePool<V> {
     /// How long they are kept; none: each request has a fresh one.
     reuse: Option<Reuse>,
     /// Those used last are at the end, and used first.
     idle: Mutex<Vec<Instance<V>>>,
-    /// Room for the kept instances of all modules.
+    /// PoolSizes for the kept instances of all modules.
     places: Arc<Semaphore>,
     gauge: IntGauge,
 }
 
-impl<V> Kept<V> {
-    pub(super) fn new(reuse: Option<Reuse>, places: &Arc<Semaphore>, gauge: IntGauge) -> Kept<V> {
-        Kept {
+impl<V> InstancePool<V> {
+    pub(super) fn new(
+        reuse: Option<Reuse>,
+        places: &Arc<Semaphore>,
+        gauge: IntGauge,
+    ) -> InstancePool<V> {
+        InstancePool {
             reuse,
             idle: Mutex::default(),
             places: Arc::clone(places),
@@ -95,7 +99,7 @@ impl<V> Kept<V> {
         } else if instance.since.elapsed() >= reuse.age_max {
             recycled("age");
         } else if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            instance.place = Some((place, Held::new(&self.gauge)));
+            instance.place = Some((place, GaugeGuard::new(&self.gauge)));
             self.idle.lock().push(instance);
         } else {
             recycled("full");

@@ -7,7 +7,7 @@ use crate::guest::store::Guest;
 use crate::telemetry::error::cut;
 
 /// What a guest made of a request: its response, or the error it returned.
-pub type Answer = Result<types::Response, types::Error>;
+pub type GuestResult = Result<types::Response, types::Error>;
 
 /// The most handles that an instance can have: of components' own resources, and, in an async one, of tasks, calls in
 /// flight and streams.
@@ -28,7 +28,7 @@ pub(super) fn limit(store: &mut Store<Guest>) {
 }
 
 /// An answer whose error is no longer than anybody will read.
-pub(super) fn bounded(answer: Answer) -> Answer {
+pub(super) fn bounded(answer: GuestResult) -> GuestResult {
     answer.map_err(|error| types::Error {
         message: cut(error.message, ERROR_TEXT_MAX),
         detail: error.detail.map(|detail| cut(detail, ERROR_TEXT_MAX)),

@@ -9,6 +9,6 @@ mod limits;
 mod sync;
 
 pub use r#async::AsyncComponent;
-pub use engine::{Engines, Room};
-pub use limits::Answer;
+pub use engine::{Engines, PoolSizes};
+pub use limits::GuestResult;
 pub use sync::SyncComponent;

@@ -6,15 +6,15 @@ use wasmtime::{Store, UpdateDeadline};
 
 use super::engine::Engines;
 use super::failure::explain;
-use super::instance_pool::{Instance, Kept};
-use super::limits::{Answer, bounded, limit};
+use super::instance_pool::{Instance, InstancePool};
+use super::limits::{GuestResult, bounded, limit};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{SyncViews, SyncViewsPre};
 use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, Work};
 use crate::telemetry::error::Failure;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// How many ticks pass between looks at a computing guest: as often as its limits have to be exact.
 const TICKS_BETWEEN_LOOKS: u64 = 5;
@@ -22,7 +22,7 @@ const TICKS_BETWEEN_LOOKS: u64 = 5;
 /// A component with sync views, ready to be called.
 pub struct SyncComponent {
     views: SyncViewsPre<Guest>,
-    kept: Kept<SyncViews>,
+    pool: InstancePool<SyncViews>,
 }
 
 impl SyncComponent {
@@ -32,8 +32,8 @@ impl SyncComponent {
         views: SyncViewsPre<Guest>,
         reuse: Option<Reuse>,
     ) -> SyncComponent {
-        let kept = Kept::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
-        SyncComponent { views, kept }
+        let pool = InstancePool::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
+        SyncComponent { views, pool }
     }
 
     /// Runs a view, and makes the store of a fresh instance with `guest`. Blocks; on a sync worker.
@@ -45,11 +45,11 @@ impl SyncComponent {
         work: Work,
         guest: impl FnOnce(Work) -> Guest,
         request: &types::Request,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<GuestResult, Failure> {
         let (view, cpu) = (work.view.id, Arc::clone(&work.cpu));
         let _counting = cpu.count();
-        let _held = Held::new(&METRICS.sync_instances);
-        let mut instance = match self.kept.take(work) {
+        let _held = GaugeGuard::new(&METRICS.sync_instances);
+        let mut instance = match self.pool.take(work) {
             Ok(kept) => kept,
             Err(work) => self.fresh(guest(work))?,
         };
@@ -57,7 +57,7 @@ impl SyncComponent {
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         let answer = exports.call_handle(&mut *store, view, request);
         let answer = answer.map_err(|error| explain(&error, store.data()))?;
-        self.kept.give_back(instance, true);
+        self.pool.give_back(instance, true);
         Ok(bounded(answer))
     }
 
@@ -77,7 +77,7 @@ impl SyncComponent {
 
     /// Ends the instances that have been kept too long.
     pub fn sweep(&self) {
-        self.kept.sweep();
+        self.pool.sweep();
     }
 
     /// A fresh instance, under all its limits.

@@ -65,9 +65,9 @@ fn long(failed: Failed<'_>, report: &Report) -> Markup {
                 (card(frame, index < SOURCES_MAX && !shown))
             }
         }
-        @if !failure.way.is_empty() {
-            h2 { "The way there" }
-            ol.way { @for part in &failure.way { li.code { (part) } } }
+        @if !failure.call_path.is_empty() {
+            h2 { "Call path" }
+            ol.call-path { @for part in &failure.call_path { li.code { (part) } } }
         }
         (statements(report))
         h2 { "Request" }

@@ -75,8 +75,11 @@ impl Failed<'_> {
                 let place = frame.place().unwrap_or_default();
                 line(format!("  in {} {place}", frame.function));
             }
-            if !self.failure.way.is_empty() {
-                line(format!("  by way of {}", self.failure.way.join(" → ")));
+            if !self.failure.call_path.is_empty() {
+                line(format!(
+                    "  call path: {}",
+                    self.failure.call_path.join(" → ")
+                ));
             }
             for statement in &report.statements {
                 let Statement { database, sql, .. } = statement;
@@ -116,7 +119,7 @@ impl Failed<'_> {
                 "fault": failure.fault.as_str(),
                 "why": failure.detail,
                 "view": report.view,
-                "way": failure.way,
+                "call_path": failure.call_path,
                 "frames": failure.frames.iter().map(frame).collect::<Vec<_>>(),
                 "statements": report.statements.iter().map(statement).collect::<Vec<_>>(),
                 "statements_omitted": report.statements_omitted,

@@ -25,7 +25,7 @@ fn request(accept: &str) -> Parts {
 
 fn failure() -> Failure {
     Failure {
-        way: vec!["async auth::login".into(), "sync shop::cart".into()],
+        call_path: vec!["async auth::login".into(), "sync shop::cart".into()],
         frames: vec![Frame {
             function: "shop::price".into(),
             file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs").into()),
@@ -149,7 +149,7 @@ fn r17_in_development_everything_is_there() {
     }
     let (_, text) = shown(&failure(), "*/*", Some(&report()));
     assert!(
-        text.contains("by way of async auth::login → sync shop::cart"),
+        text.contains("call path: async auth::login → sync shop::cart"),
         "{text}"
     );
     let (_, json) = shown(&failure(), "application/json", Some(&report()));
@@ -196,7 +196,7 @@ proptest! {
         let evil = format!("<x{text}");
         failure.detail.clone_from(&evil);
         failure.frames[0].function.clone_from(&evil);
-        failure.way[0].clone_from(&evil);
+        failure.call_path[0].clone_from(&evil);
         let mut report = report();
         report.statements[0].sql.clone_from(&evil);
         report.values[0] = (evil.clone(), evil.clone());

@@ -27,9 +27,9 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use ring::hmac;
 
-use super::visit::Refused;
+use super::request_head::Refused;
 use crate::telemetry::error::Failure;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use queue::{Asker, FairQueue};
 
 /// Who may come in.
@@ -230,7 +230,7 @@ impl BasicAuth {
         let (users, name) = (Arc::clone(&self.users), user.clone());
         let too_long = users.is_too_long(&password);
         let check = move || {
-            // Held until it is done, also when the client has gone meanwhile.
+            // GaugeGuard until it is done, also when the client has gone meanwhile.
             let _turn = turn;
             users.check(&name, &password)
         };
@@ -300,7 +300,7 @@ type Digest = [u8; 32];
 /// Digests of credentials that were right, the oldest first.
 #[derive(Default)]
 struct Remembered {
-    since: HashMap<Digest, (Instant, Held)>,
+    since: HashMap<Digest, (Instant, GaugeGuard)>,
     order: VecDeque<Digest>,
 }
 
@@ -318,7 +318,7 @@ impl Remembered {
             self.order.pop_front();
         }
         if max > 0 && !self.since.contains_key(&digest) {
-            let held = Held::new(&METRICS.credentials);
+            let held = GaugeGuard::new(&METRICS.credentials);
             self.since.insert(digest, (Instant::now(), held));
             self.order.push_back(digest);
         }

@@ -25,12 +25,12 @@ use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use super::visit::{Visit, vary};
+use super::request_head::{RequestHead, vary};
 use crate::budget::Room;
 use crate::http::accept::{Weight, weighted};
 use crate::http::conditional::Unmodified;
 use crate::http::message::ResponseBody;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 pub use files::FileCache;
 
@@ -114,20 +114,20 @@ impl Encoding {
 }
 
 impl Compression {
-    pub(super) fn after(&self, visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+    pub(super) fn after(&self, head: RequestHead<'_>, response: &mut Response<ResponseBody>) {
         if response.status() == StatusCode::NOT_MODIFIED {
-            return self.after_not_modified(visit, response);
+            return self.after_not_modified(head, response);
         }
         if !self.worth_it(response) {
             return;
         }
         // Also for a client that gets it as it is: a cache must not give the one to the other.
         vary(response.headers_mut(), &header::ACCEPT_ENCODING);
-        let Some(encoding) = self.choose(&visit.request.headers) else {
+        let Some(encoding) = self.choose(&head.request.headers) else {
             return;
         };
         // Without memory for the encoder, the response goes as it is.
-        let Ok(room) = visit.account.draw(encoding.encoder_bytes()) else {
+        let Ok(room) = head.account.draw(encoding.encoder_bytes()) else {
             return;
         };
         let headers = response.headers_mut();
@@ -159,7 +159,7 @@ impl Compression {
 
     /// Says of a response that was left out what would have been said of it (RFC 9110, 15.4.5). What a view has left out
     /// itself is taken for one that would have been compressed.
-    fn after_not_modified(&self, visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+    fn after_not_modified(&self, head: RequestHead<'_>, response: &mut Response<ResponseBody>) {
         let left_out = response.extensions().get::<Unmodified>();
         let would_be = left_out.is_none_or(|left_out| {
             let content_type = left_out.content_type.as_ref();
@@ -173,7 +173,7 @@ impl Compression {
             return;
         }
         vary(response.headers_mut(), &header::ACCEPT_ENCODING);
-        if self.choose(&visit.request.headers).is_some() {
+        if self.choose(&head.request.headers).is_some() {
             weaken_tag(response.headers_mut());
         }
     }
@@ -305,7 +305,7 @@ fn compressed(encoding: Encoding, whole: Bytes, mut room: Room) -> ResponseBody 
         let pieces = stream::iter([Ok(whole)]);
         return streaming(encoder(encoding, pieces), room);
     }
-    let held = Held::new(&METRICS.compressing);
+    let held = GaugeGuard::new(&METRICS.compressing);
     let made = async move {
         let _held = held;
         let _place = PLACES.acquire().await.expect("it is never closed");
@@ -337,7 +337,7 @@ fn in_pieces(
 }
 
 fn streaming(encoder: Encoder, room: Room) -> ResponseBody {
-    let held = (Held::new(&METRICS.compressing), room);
+    let held = (GaugeGuard::new(&METRICS.compressing), room);
     let data = stream::unfold(
         (ReaderStream::with_capacity(encoder, SENT_BYTES), held),
         async |mut state| {

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{Either, Full};
 
-use super::visit::vary;
+use super::request_head::vary;
 use crate::http::message::ResponseBody;
 
 /// Who may do what.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use http::request::Parts;
 use http::{HeaderName, StatusCode};
 
-use super::visit::Refused;
+use super::request_head::Refused;
 use crate::http::proxies::Proxies;
 
 /// Which header, from whom. Anybody can send a header: it counts only when a trusted proxy is connected.

@@ -8,8 +8,8 @@ pub mod compression;
 pub mod cors;
 pub mod header_auth;
 pub mod rate_limit;
+mod request_head;
 pub mod security_headers;
-mod visit;
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use header_auth::HeaderAuth;
 use rate_limit::RateLimit;
 use security_headers::SecurityHeaders;
 
-pub use visit::{Refused, USER, Visit};
+pub use request_head::{Refused, RequestHead, USER};
 
 /// Middleware of the host's own, with its options.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl Builtin {
 
 /// How a request came through a list of built-in middleware.
 #[derive(Debug)]
-pub struct Entry {
-    /// How many of them have seen it: those [`leave`] takes the answer through.
+pub struct RequestOutcome {
+    /// How many of them have seen it: those [`on_response`] takes the answer through.
     pub seen: usize,
     /// An answer to it, or why it was refused; none: it goes on.
     pub answer: Option<Result<Response<ResponseBody>, Refused>>,
@@ -72,24 +72,24 @@ pub struct Entry {
 }
 
 /// Takes a request through the list, up to the first that answers it.
-pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
+pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> RequestOutcome {
     let (mut values, mut seen) = (Vec::new(), 0);
     for builtin in builtins {
         seen += 1;
         let answer = match &**builtin {
             Builtin::RequestId | Builtin::SecurityHeaders(_) | Builtin::Compression(_) => continue,
-            Builtin::Cors(cors) => match cors.before(visit.request) {
+            Builtin::Cors(cors) => match cors.before(head.request) {
                 Some(answer) => Ok(answer),
                 None => continue,
             },
-            Builtin::BasicAuth(auth) => match auth.before(visit.request, visit.client).await {
+            Builtin::BasicAuth(auth) => match auth.before(head.request, head.client).await {
                 Ok(user) => {
                     set(&mut values, USER, user);
                     continue;
                 }
                 Err(refused) => Err(*refused),
             },
-            Builtin::HeaderAuth(auth) => match auth.before(visit.request, visit.peer) {
+            Builtin::HeaderAuth(auth) => match auth.before(head.request, head.peer) {
                 Ok(user) => {
                     if let Some(user) = user {
                         set(&mut values, USER, user);
@@ -100,38 +100,42 @@ pub async fn enter(builtins: &[Arc<Builtin>], visit: Visit<'_>) -> Entry {
             },
             Builtin::RateLimit(limit) => {
                 let found = values.iter().find(|(name, _)| name == USER);
-                let user = found.map(|(_, user)| user.as_str()).or(visit.user);
-                match limit.before(visit.client, user) {
+                let user = found.map(|(_, user)| user.as_str()).or(head.user);
+                match limit.before(head.client, user) {
                     Ok(()) => continue,
                     Err(refused) => Err(*refused),
                 }
             }
         };
-        return Entry {
+        return RequestOutcome {
             seen,
             answer: Some(answer),
             values,
         };
     }
-    Entry {
+    RequestOutcome {
         seen,
         answer: None,
         values,
     }
 }
 
-/// Takes an answer back through the list, innermost first: those that have [`Entry::seen`] the request.
-pub fn leave(builtins: &[Arc<Builtin>], visit: Visit<'_>, response: &mut Response<ResponseBody>) {
+/// Takes an answer back through the list, innermost first: those that have [`RequestOutcome::seen`] the request.
+pub fn on_response(
+    builtins: &[Arc<Builtin>],
+    head: RequestHead<'_>,
+    response: &mut Response<ResponseBody>,
+) {
     for builtin in builtins.iter().rev() {
         match &**builtin {
             Builtin::RequestId => {
-                if let Ok(id) = HeaderValue::from_str(visit.id) {
+                if let Ok(id) = HeaderValue::from_str(head.id) {
                     response.headers_mut().insert(REQUEST_ID, id);
                 }
             }
             Builtin::SecurityHeaders(headers) => headers.after(response.headers_mut()),
-            Builtin::Compression(compression) => compression.after(visit, response),
-            Builtin::Cors(cors) => cors.after(visit.request, response.headers_mut()),
+            Builtin::Compression(compression) => compression.after(head, response),
+            Builtin::Cors(cors) => cors.after(head.request, response.headers_mut()),
             Builtin::BasicAuth(_) | Builtin::HeaderAuth(_) | Builtin::RateLimit(_) => {}
         }
     }

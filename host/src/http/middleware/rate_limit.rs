@@ -14,7 +14,7 @@ use hashlink::LruCache;
 use http::{HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 
-use super::visit::Refused;
+use super::request_head::Refused;
 use crate::http::proxies::network_of;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use http::request::Parts;
 use http::{HeaderMap, Request, StatusCode, header};
 
-use super::visit::vary;
+use super::request_head::vary;
 use super::*;
 use crate::budget::{self, Account};
 use crate::http::proxies::{Addresses, Proxies};
@@ -34,8 +34,8 @@ fn request(user: Option<&str>) -> Parts {
 
 static ACCOUNT: LazyLock<Arc<Account>> = LazyLock::new(|| budget::process().unpaid());
 
-fn visit(request: &Parts) -> Visit<'_> {
-    Visit {
+fn head(request: &Parts) -> RequestHead<'_> {
+    RequestHead {
         request,
         id: "7",
         peer: ([127, 0, 0, 1], 1).into(),
@@ -49,16 +49,16 @@ fn visit(request: &Parts) -> Visit<'_> {
 async fn whoever_has_seen_a_request_sees_its_answer() {
     let list = [Builtin::RequestId, header_auth(), Builtin::RequestId].map(Arc::new);
     let known = request(Some("ann"));
-    let entry = enter(&list, visit(&known)).await;
+    let entry = on_request(&list, head(&known)).await;
     assert!(entry.answer.is_none());
     assert_eq!(entry.seen, 3);
     assert_eq!(entry.values, [("user".to_owned(), "ann".to_owned())]);
     let mut response = page();
-    leave(&list[..entry.seen], visit(&known), &mut response);
+    on_response(&list[..entry.seen], head(&known), &mut response);
     assert_eq!(response.headers()[REQUEST_ID], "7");
 
     let unknown = request(None);
-    let entry = enter(&list, visit(&unknown)).await;
+    let entry = on_request(&list, head(&unknown)).await;
     assert_eq!(entry.seen, 2);
     let refused = entry.answer.expect("an answer").expect_err("a refusal");
     assert_eq!(refused.failure.status, StatusCode::UNAUTHORIZED);
@@ -68,10 +68,10 @@ async fn whoever_has_seen_a_request_sees_its_answer() {
 #[tokio::test]
 async fn without_middleware_nothing_changes() {
     let request = request(Some("ann"));
-    let entry = enter(&[], visit(&request)).await;
+    let entry = on_request(&[], head(&request)).await;
     assert!(entry.answer.is_none() && entry.values.is_empty());
     let mut response = page();
-    leave(&[], visit(&request), &mut response);
+    on_response(&[], head(&request), &mut response);
     assert!(response.headers().is_empty());
 }
 

@@ -2,37 +2,39 @@
 
 use std::sync::Arc;
 
-use super::{Outcome, Position, busy};
+use super::{LinkCall, LinkResult, busy};
 use crate::database::Face;
 use crate::scope::transaction::{Transaction, not_kept};
 use crate::telemetry::error::Failure;
 use crate::threads::workers::Exclusion;
 
 /// Such a transaction, from the view's beginning to its end. Dropped before its end, it is rolled back.
-pub(super) struct OwnTransaction {
+pub(super) struct SubrequestTransaction {
     transaction: Arc<Transaction>,
     _exclusion: Option<Exclusion>,
 }
 
-impl OwnTransaction {
-    /// Begins one if the view at `position` needs it, as soon as no part of the request that it could wait for is on the
+impl SubrequestTransaction {
+    /// Begins one if the view at `link_call` needs it, as soon as no part of the request that it could wait for is on the
     /// scope's worker.
-    pub(super) async fn begin(position: &Position) -> Result<Option<OwnTransaction>, Failure> {
-        if !position.needs_own_transaction() {
+    pub(super) async fn begin(
+        link_call: &LinkCall,
+    ) -> Result<Option<SubrequestTransaction>, Failure> {
+        if !link_call.needs_own_transaction() {
             return Ok(None);
         }
-        let (scope, member) = (position.scope(), &position.member);
+        let (scope, member) = (link_call.scope(), &link_call.member);
         let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
         let exclusion = exclusion.map_err(busy)?;
         member.called_from(exclusion.as_ref().map(|exclusion| exclusion.id));
-        Ok(Some(OwnTransaction {
+        Ok(Some(SubrequestTransaction {
             transaction: Arc::clone(member.transaction()),
             _exclusion: exclusion,
         }))
     }
 
     /// Commits it, or rolls it back when anything in it has failed, whatever was made of that.
-    pub(super) async fn end(self, outcome: Outcome) -> Outcome {
+    pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
         let keep = outcome.is_ok() && !self.transaction.has_failed();
         match self.transaction.finish(Face::Async, keep).await {
             Err(error) if keep => Err(not_kept(&error)),
@@ -41,7 +43,7 @@ impl OwnTransaction {
     }
 }
 
-impl Drop for OwnTransaction {
+impl Drop for SubrequestTransaction {
     fn drop(&mut self) {
         self.transaction.give_up();
     }

@@ -65,9 +65,9 @@ impl History {
     }
 
     /// Counts a connection that is kept, as long as the permit for it.
-    pub(super) fn keeps(self: &Arc<Self>, permit: Permit) -> Kept {
+    pub(super) fn keeps(self: &Arc<Self>, permit: Permit) -> StreamPermit {
         self.kept.fetch_add(1, SeqCst);
-        Kept {
+        StreamPermit {
             history: Arc::clone(self),
             _permit: permit,
         }
@@ -97,12 +97,12 @@ impl Drop for Running {
 }
 
 /// Room for a connection that is kept, until dropped.
-pub struct Kept {
+pub struct StreamPermit {
     history: Arc<History>,
     _permit: Permit,
 }
 
-impl Drop for Kept {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.history.kept.fetch_sub(1, SeqCst);
     }
@@ -114,7 +114,7 @@ pub(super) struct Effects {
 }
 
 struct Issued {
-    levels: Vec<Begun>,
+    levels: Vec<OpenLevel>,
     held: Vec<(Level, Effect)>,
     /// The transactions with these outermost levels must be rolled back, for a reason each.
     rollbacks: Vec<(Level, Reason)>,
@@ -123,7 +123,7 @@ struct Issued {
 }
 
 /// A level whose end no guest has asked for.
-struct Begun {
+struct OpenLevel {
     level: Level,
     /// The member that began it; none: it is the whole transaction of an atomic view.
     owner: Option<u64>,
@@ -174,7 +174,7 @@ impl Issued {
 
 impl Effects {
     pub(super) fn new(atomic: bool, history: Arc<History>) -> Effects {
-        let whole = Begun {
+        let whole = OpenLevel {
             level: Level::WHOLE,
             owner: None,
             around: None,
@@ -220,7 +220,7 @@ impl Effects {
         {
             return false;
         }
-        self.issued.lock().levels.push(Begun {
+        self.issued.lock().levels.push(OpenLevel {
             level,
             owner: Some(owner),
             around,

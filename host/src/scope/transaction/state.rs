@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::effects::{Effects, Kept, Reason};
+use super::effects::{Effects, Reason, StreamPermit};
 use super::{Fate, Level, Options};
 use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Deadline;
 
 pub(super) struct State {
@@ -14,7 +14,7 @@ pub(super) struct State {
     open: Option<Open>,
     /// The levels, the outermost first. They stay when the transaction is lost, so that nothing that the guest
     /// still believes to be in it runs outside.
-    levels: Vec<Begun>,
+    levels: Vec<OpenLevel>,
     pins: Pins,
     /// Why the whole transaction was undone without the guest's asking for it.
     lost: Option<Error>,
@@ -27,11 +27,11 @@ struct Open {
     /// What the database is told before the next statement: that levels within have ended.
     pending: Vec<String>,
     /// While the database knows of the transaction.
-    begun: Option<Held>,
+    begun: Option<GaugeGuard>,
 }
 
 /// A level that was begun and has not ended.
-struct Begun {
+struct OpenLevel {
     level: Level,
     /// The member that began it; none: it is the whole transaction of an atomic view.
     owner: Option<u64>,
@@ -46,16 +46,16 @@ struct Begun {
 #[derive(Default)]
 struct Pins {
     count: usize,
-    held: Option<Held>,
+    held: Option<GaugeGuard>,
     /// Where such connections are limited.
-    kept: Option<Kept>,
+    kept: Option<StreamPermit>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
 
 /// A level that was taken off the stack, and how deep it was.
 pub(super) struct Taken {
-    begun: Begun,
+    begun: OpenLevel,
     depth: usize,
 }
 
@@ -81,7 +81,7 @@ impl State {
             lost: None,
         };
         if options.atomic {
-            state.levels.push(Begun::new(Level::WHOLE, None, None));
+            state.levels.push(OpenLevel::new(Level::WHOLE, None, None));
         }
         state
     }
@@ -103,7 +103,7 @@ impl State {
         base: Option<Level>,
         database: &Database,
     ) -> Result<Place, Error> {
-        let is_own = |begun: &Begun| begun.owner == Some(member) || Some(begun.level) == base;
+        let is_own = |begun: &OpenLevel| begun.owner == Some(member) || Some(begun.level) == base;
         if self.levels.last().is_some_and(is_own) {
             return self.admits(database).map(|()| Place::Here);
         }
@@ -167,7 +167,7 @@ impl State {
             (Some(why), Some(_)) => Err(gone(why)),
             (
                 None,
-                Some(Begun {
+                Some(OpenLevel {
                     failed: Some(why), ..
                 }),
             ) => Err(poisoned(why)),
@@ -224,7 +224,7 @@ impl State {
         self.admits(database)?;
         let database = database.config().name.clone();
         self.levels
-            .push(Begun::new(level, Some(owner), Some(database)));
+            .push(OpenLevel::new(level, Some(owner), Some(database)));
         Ok(())
     }
 
@@ -264,7 +264,7 @@ impl State {
                 open.pending.extend(open.lease.end_of_reading(within));
             }
             if within && open.begun.is_none() {
-                open.begun = Some(Held::new(&METRICS.transactions));
+                open.begun = Some(GaugeGuard::new(&METRICS.transactions));
             }
             self.levels.iter_mut().for_each(|begun| begun.known = true);
             if !within && !self.options.read_only {
@@ -328,7 +328,12 @@ impl State {
         }
     }
 
-    async fn end_within(&mut self, begun: Begun, around: Level, keep: bool) -> Result<(), Error> {
+    async fn end_within(
+        &mut self,
+        begun: OpenLevel,
+        around: Level,
+        keep: bool,
+    ) -> Result<(), Error> {
         let level = begun.level;
         if keep && begun.failed.is_none() {
             self.effects.hand_on(level, around);
@@ -353,7 +358,7 @@ impl State {
         }
     }
 
-    async fn end_outermost(&mut self, begun: Begun, keep: bool) -> Result<(), Error> {
+    async fn end_outermost(&mut self, begun: OpenLevel, keep: bool) -> Result<(), Error> {
         let level = begun.level;
         let marked = self.effects.must_roll_back(level);
         let commit = keep && begun.failed.is_none() && marked.is_none();
@@ -423,7 +428,7 @@ impl State {
             let gauge = METRICS
                 .database_pinned
                 .with_label_values(&[&database.config().name]);
-            self.pins.held = Some(Held::new(&gauge));
+            self.pins.held = Some(GaugeGuard::new(&gauge));
         }
         if let Some(open) = &mut self.open {
             open.lease.set_pinned(true);
@@ -477,7 +482,7 @@ impl State {
         let marked = self.effects.must_roll_back(outermost.level);
         let commit = keep && outermost.failed.is_none() && marked.is_none();
         // A savepoint that the guest did not release is undone, with those in it.
-        let within: Vec<Begun> = levels.collect();
+        let within: Vec<OpenLevel> = levels.collect();
         let first = within.first().filter(|begun| begun.known);
         if let (Some(open), Some(first)) = (&mut self.open, first) {
             open.pending.extend(undo(first.level));
@@ -552,7 +557,7 @@ impl State {
     }
 
     /// Nobody can tell whose statements were whose, so nothing is kept.
-    fn overlap(&mut self, ended: Begun, why: Error) {
+    fn overlap(&mut self, ended: OpenLevel, why: Error) {
         let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
             .chain([ended.level])
             .collect();
@@ -582,9 +587,9 @@ impl State {
     }
 }
 
-impl Begun {
-    fn new(level: Level, owner: Option<u64>, database: Option<String>) -> Begun {
-        Begun {
+impl OpenLevel {
+    fn new(level: Level, owner: Option<u64>, database: Option<String>) -> OpenLevel {
+        OpenLevel {
             level,
             owner,
             database,

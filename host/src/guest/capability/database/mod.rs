@@ -12,7 +12,7 @@ use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
 use crate::database::{Error, ErrorKind, Face, Row, Table, Value};
 use crate::guest::bindings::{database, database_async};
 use crate::guest::store::Guest;
-use session::{Begun, Pinned, Rows, Session, next};
+use session::{Pinned, Rows, Session, TransactionHandle, next};
 
 impl Guest {
     fn session(&self, name: &str, face: Face) -> Result<Session, Error> {
@@ -96,7 +96,10 @@ impl database::Host for Guest {
         handed(&mut self.table, rows)
     }
 
-    fn begin(&mut self, name: String) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
+    fn begin(
+        &mut self,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<TransactionHandle>, Error>> {
         let level = self.now(&name, async |session| session.begin().await);
         handed(&mut self.table, level)
     }
@@ -135,21 +138,27 @@ impl database::HostRows for Guest {
 }
 
 impl database::HostTransaction for Guest {
-    fn commit(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
+    fn commit(
+        &mut self,
+        transaction: Resource<TransactionHandle>,
+    ) -> wasmtime::Result<Result<(), Error>> {
         let begun = self.table.delete(transaction)?;
         Ok(self
             .wait(begun.end(Face::Sync, true))
             .unwrap_or_else(|why| Err(why.into())))
     }
 
-    fn rollback(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<Result<(), Error>> {
+    fn rollback(
+        &mut self,
+        transaction: Resource<TransactionHandle>,
+    ) -> wasmtime::Result<Result<(), Error>> {
         let begun = self.table.delete(transaction)?;
         Ok(self
             .wait(begun.end(Face::Sync, false))
             .unwrap_or_else(|why| Err(why.into())))
     }
 
-    fn drop(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<()> {
+    fn drop(&mut self, transaction: Resource<TransactionHandle>) -> wasmtime::Result<()> {
         self.table.delete(transaction)?;
         Ok(())
     }
@@ -171,7 +180,7 @@ fn session(accessor: &Async, name: &str) -> Result<Session, Error> {
 
 async fn end(
     accessor: &Async,
-    transaction: Resource<Begun>,
+    transaction: Resource<TransactionHandle>,
     commit: bool,
 ) -> wasmtime::Result<Result<(), Error>> {
     let begun = accessor.with(|mut store| store.get().table.delete(transaction))?;
@@ -222,7 +231,7 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
     async fn begin(
         accessor: &Async,
         name: String,
-    ) -> wasmtime::Result<Result<Resource<Begun>, Error>> {
+    ) -> wasmtime::Result<Result<Resource<TransactionHandle>, Error>> {
         let level = in_turn(async { session(accessor, &name)?.begin().await }).await;
         accessor.with(|mut store| handed(&mut store.get().table, level))
     }
@@ -270,7 +279,7 @@ impl database_async::HostRowsWithStore<Guest> for HasSelf<Guest> {
 }
 
 impl database_async::HostTransaction for Guest {
-    fn drop(&mut self, transaction: Resource<Begun>) -> wasmtime::Result<()> {
+    fn drop(&mut self, transaction: Resource<TransactionHandle>) -> wasmtime::Result<()> {
         database::HostTransaction::drop(self, transaction)
     }
 }
@@ -278,14 +287,14 @@ impl database_async::HostTransaction for Guest {
 impl database_async::HostTransactionWithStore<Guest> for HasSelf<Guest> {
     async fn commit(
         accessor: &Async,
-        transaction: Resource<Begun>,
+        transaction: Resource<TransactionHandle>,
     ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, true).await
     }
 
     async fn rollback(
         accessor: &Async,
-        transaction: Resource<Begun>,
+        transaction: Resource<TransactionHandle>,
     ) -> wasmtime::Result<Result<(), Error>> {
         end(accessor, transaction, false).await
     }

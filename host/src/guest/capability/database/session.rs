@@ -9,7 +9,7 @@ use crate::budget::Room;
 use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
-use crate::scope::transaction::{Kept, Level, Member, Pin};
+use crate::scope::transaction::{Level, Member, Pin, StreamPermit};
 use crate::scope::{CallBytes, Scope};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::Deadline;
@@ -167,9 +167,9 @@ impl Session {
         self.scope.limits.rows_max_bytes
     }
 
-    pub(super) async fn begin(&self) -> Result<Begun, Error> {
+    pub(super) async fn begin(&self) -> Result<TransactionHandle, Error> {
         let (level, worker) = self.member.begin(self.on(), self.own_worker()).await?;
-        Ok(Begun {
+        Ok(TransactionHandle {
             level: Some(level),
             member: Arc::clone(&self.member),
             _worker: worker,
@@ -262,7 +262,7 @@ impl Rows {
 struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
-    _stream: Option<Kept>,
+    _stream: Option<StreamPermit>,
     room: Room,
 }
 
@@ -321,13 +321,13 @@ pub(super) async fn next(
 }
 
 /// A transaction or savepoint that the guest holds. Dropped without an end, it is undone.
-pub struct Begun {
+pub struct TransactionHandle {
     member: Arc<Member>,
     level: Option<Level>,
     _worker: OwnWorker,
 }
 
-impl Begun {
+impl TransactionHandle {
     pub(super) async fn end(mut self, face: Face, commit: bool) -> Result<(), Error> {
         let level = self.level.take().expect("a level ends once");
         match commit {
@@ -337,7 +337,7 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for TransactionHandle {
     fn drop(&mut self) {
         if let Some(level) = self.level {
             self.member.abandon(level);

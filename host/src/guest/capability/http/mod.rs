@@ -23,7 +23,7 @@ use crate::http::proxies::REQUEST_ID;
 use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
 use crate::scope::{CallBytes, Scope};
 use crate::telemetry::error::shown;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Ended;
 use client::{Connections, not_sent};
 
@@ -156,7 +156,7 @@ impl Call {
             .acquire()
             .await
             .expect("the semaphore is never closed");
-        let _held = Held::new(&METRICS.outbound);
+        let _held = GaugeGuard::new(&METRICS.outbound);
         self.scope.sent.store(true, SeqCst);
         let module = Arc::clone(&self.module);
         let sent = self.connections.execute(self.request).await;

@@ -15,7 +15,7 @@ use prometheus::IntGauge;
 use tokio::sync::oneshot;
 
 use crate::http::proxies::network_of;
-use crate::telemetry::metrics::{Held, METRICS};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// Addresses whose turns are remembered; beyond that, all begin anew.
 const TURNS_MAX: usize = 10_000;
@@ -67,7 +67,7 @@ struct Waiter {
 /// A check that may run, until dropped.
 pub(super) struct Turn {
     state: Arc<Mutex<State>>,
-    _running: Held,
+    _running: GaugeGuard,
 }
 
 /// Leaves the queue when its request has gone.
@@ -111,7 +111,7 @@ impl FairQueue {
             state.waiting.push(waiter);
             (id, turn)
         };
-        let _queued = Held::new(&self.gauge);
+        let _queued = GaugeGuard::new(&self.gauge);
         let _place = Place { queue: self, id };
         let since = Instant::now();
         let turn = tokio::time::timeout(self.timeout, turn).await;
@@ -157,7 +157,7 @@ impl State {
         *self.turns_by_name.entry(asker).or_default() += 1;
         Turn {
             state: Arc::clone(shared),
-            _running: Held::new(&METRICS.password_checks),
+            _running: GaugeGuard::new(&METRICS.password_checks),
         }
     }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::{Compression, Encoding, PLACES, encode, is_compressible, is_fixed, weaken_tag};
 use crate::budget;
-use crate::http::middleware::visit::vary;
+use crate::http::middleware::request_head::vary;
 use crate::http::static_files::{Content, StaticFiles};
 
 /// Compressed files, those that were asked for last.

@@ -34,7 +34,7 @@ fn after(accept: &str, mut response: Response<ResponseBody>) -> Response<Respons
     let request = Request::builder().header(header::ACCEPT_ENCODING, accept);
     let request = request.body(()).expect("a request").into_parts().0;
     let account = budget::process().unpaid();
-    let visit = Visit {
+    let head = RequestHead {
         request: &request,
         id: "7",
         peer: ([127, 0, 0, 1], 1).into(),
@@ -42,7 +42,7 @@ fn after(accept: &str, mut response: Response<ResponseBody>) -> Response<Respons
         user: None,
         account: &account,
     };
-    compression().after(visit, &mut response);
+    compression().after(head, &mut response);
     response
 }
 

@@ -117,7 +117,7 @@ struct Given<'a> {
 }
 
 /// One statement on its way.
-pub(super) struct Order<'a> {
+pub(super) struct Execution<'a> {
     pub(super) name: &'a str,
     pub(super) value_max: u64,
     pub(super) limits: Limits,
@@ -128,7 +128,7 @@ pub(super) struct Order<'a> {
     pub(super) check: Option<&'a Check>,
 }
 
-impl Order<'_> {
+impl Execution<'_> {
     /// Runs it; the outcome, and what the server has said when it was asked.
     pub(super) async fn run(
         &self,

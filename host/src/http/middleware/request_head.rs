@@ -14,7 +14,7 @@ pub const USER: &str = "user";
 
 /// What built-in middleware sees of a request.
 #[derive(Debug, Clone, Copy)]
-pub struct Visit<'a> {
+pub struct RequestHead<'a> {
     /// Its head.
     pub request: &'a Parts,
     /// What it is called.
