@@ -6,8 +6,9 @@
 //! * A row is there when its statement said so and every level around it was kept. Levels are the transaction of an
 //!   atomic request, that of an atomic sub-request which was called outside of any, and the blocks of the parts.
 //! * A level was kept when it said so, and nothing that makes it roll back has happened in it.
-//! * Where steps of one async part run at once, a statement beside a block may be in that block: then only what is
-//!   true in both cases is asked for. No other part's blocks count (a view that is called beside a block excepted).
+//! * Where steps of one async part run at once, a statement may be in a block that comes before it in their list: then only
+//!   what is true in both cases is asked for. It is never in one that comes after it, and no other part's blocks count (a
+//!   view that is called beside a block excepted).
 
 use super::checks;
 use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
@@ -251,11 +252,15 @@ impl<'a> Judge<'a> {
                 },
             ),
             Does::Join(steps) | Does::Race(steps) if place.is_async => {
+                let list = step;
+                let in_turn = matches!(&list.does, Does::Join(_));
                 for (index, step) in steps.iter().enumerate() {
+                    // A statement is issued before the blocks that come after it in the list begin.
+                    let issued = in_turn && matches!(step.does, Does::Insert | Does::Bump);
                     let others = steps
                         .iter()
                         .enumerate()
-                        .filter(|(other, _)| *other != index);
+                        .filter(|(other, _)| *other < index || (*other > index && !issued));
                     let blocks: Vec<Fate> = others
                         .flat_map(|(_, other)| own(std::slice::from_ref(other)))
                         .filter_map(|step| self.levels.level(step))

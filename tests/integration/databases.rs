@@ -121,7 +121,9 @@ impl Fixture {
     }
 
     async fn within(&self, transaction: &Member, sql: &str) -> Result<Outcome, Error> {
-        let turn = transaction.turn(self.on_it()).await?;
+        let turn = transaction
+            .turn(self.on_it(), std::future::ready(Ok(())))
+            .await?;
         let turn = turn.expect("a transaction is open");
         turn.run(Face::Async, query(sql, &[])).await
     }
@@ -583,7 +585,11 @@ async fn r9_read_only_means_that_nothing_is_written() {
                 isolation: None,
             })
             .first_member();
-            let ran = match transaction.turn(fixture.on_it()).await.expect("it is free") {
+            let ran = match transaction
+                .turn(fixture.on_it(), std::future::ready(Ok(())))
+                .await
+                .expect("it is free")
+            {
                 Some(turn) => turn.run(Face::Async, query(sql, &[])).await,
                 None => {
                     let deadline = &fixture.deadline;
@@ -630,13 +636,13 @@ async fn r13_r15_a_statement_ends_with_its_request_and_its_connection_is_usable(
         let on = (&fixture.database, &deadline);
         let insert = query("insert into t values (1)", &[]);
         let turn = transaction
-            .turn(on)
+            .turn(on, std::future::ready(Ok(())))
             .await
             .expect("it is free")
             .expect("it is atomic");
         turn.run(Face::Async, insert).await.expect("it is inserted");
         let turn = transaction
-            .turn(on)
+            .turn(on, std::future::ready(Ok(())))
             .await
             .expect("it is free")
             .expect("it is atomic");

@@ -74,7 +74,9 @@ fn floors(picture: &str) -> Vec<Vec<String>> {
         .split("```")
         .nth(1)
         .expect("the picture is the first block of code");
-    let lines = block.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+    let lines = block
+        .lines()
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
     let name = |word: &str| {
         let name = word.strip_suffix('/').or_else(|| word.strip_suffix(".rs"));
         name.map(str::to_owned)
@@ -93,17 +95,29 @@ fn modules() -> BTreeMap<String, (String, String)> {
                 visit(&path, source, into);
                 continue;
             }
-            let file = path.strip_prefix(source).expect("it is below").display().to_string();
+            let file = path
+                .strip_prefix(source)
+                .expect("it is below")
+                .display()
+                .to_string();
             let Some(module) = file.strip_suffix(".rs") else {
                 continue;
             };
             if ["lib", "main"].contains(&module) || module.ends_with("tests") {
                 continue;
             }
-            let module = module.strip_suffix("/mod").unwrap_or(module).replace('/', "::");
+            let module = module
+                .strip_suffix("/mod")
+                .unwrap_or(module)
+                .replace('/', "::");
             let text = fs::read_to_string(&path).expect("sources are texts");
-            let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let text = text
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap_or_default();
+            let code = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"));
             into.insert(module, (file, code.collect::<Vec<_>>().join("\n")));
         }
     }
@@ -163,7 +177,10 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let modules = modules();
     let resolve = |from: &str, path: &str| {
         let mut at: Vec<&str> = from.split("::").collect();
-        let mut words = path.split("::").map(|word| word.trim_start_matches("r#")).peekable();
+        let mut words = path
+            .split("::")
+            .map(|word| word.trim_start_matches("r#"))
+            .peekable();
         match words.peek() {
             Some(&"crate") => at.clear(),
             Some(&"super" | &"self") => {}
@@ -192,7 +209,10 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// The modules that can be reached from one by following imports.
-fn reachable<'a>(from: &'a str, imports: &'a BTreeMap<String, BTreeSet<String>>) -> BTreeSet<&'a str> {
+fn reachable<'a>(
+    from: &'a str,
+    imports: &'a BTreeMap<String, BTreeSet<String>>,
+) -> BTreeSet<&'a str> {
     let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
     while let Some(module) = next.pop() {
         for imported in &imports[module] {
@@ -210,18 +230,25 @@ fn every_file_imports_only_from_its_floor_or_below() {
     let floors = floors(&picture);
     let floor = |module: &str| {
         let top = module.split("::").next().unwrap_or_default();
-        let found = floors.iter().position(|names| names.iter().any(|name| name == top));
+        let found = floors
+            .iter()
+            .position(|names| names.iter().any(|name| name == top));
         found.unwrap_or_else(|| panic!("the picture in ARCHITECTURE.md has no `{top}`"))
     };
     let mut upward = Vec::new();
     for (module, imported) in imports() {
-        let above = imported.iter().filter(|other| floor(other) < floor(&module));
+        let above = imported
+            .iter()
+            .filter(|other| floor(other) < floor(&module));
         upward.extend(above.map(|other| format!("{module} imports {other}, which is above")));
     }
     assert!(upward.is_empty(), "{}", upward.join("\n"));
     for name in floors.iter().flatten() {
         let path = root().join("host/src").join(name);
-        assert!(path.is_dir() || path.with_extension("rs").is_file(), "{name} is only in the picture");
+        assert!(
+            path.is_dir() || path.with_extension("rs").is_file(),
+            "{name} is only in the picture"
+        );
     }
 }
 
@@ -234,7 +261,9 @@ fn circles_of_files_are_few_small_and_have_a_reason() {
         .collect();
     let mut circles = BTreeSet::new();
     for (module, others) in &reached {
-        let circle = others.iter().filter(|other| reached[*other].contains(module));
+        let circle = others
+            .iter()
+            .filter(|other| reached[*other].contains(module));
         let files: BTreeSet<&str> = circle.map(|other| modules[*other].0.as_str()).collect();
         if files.len() > 1 {
             circles.insert(files);
@@ -245,10 +274,16 @@ fn circles_of_files_are_few_small_and_have_a_reason() {
         .map(|(files, _)| files.iter().copied().collect())
         .collect();
     for circle in &circles {
-        assert!(known.contains(circle), "a circle of files that has no reason: {circle:?}");
+        assert!(
+            known.contains(circle),
+            "a circle of files that has no reason: {circle:?}"
+        );
         assert!(circle.len() <= 5, "{circle:?}");
     }
     for circle in &known {
-        assert!(circles.contains(circle), "this circle is no more: {circle:?}");
+        assert!(
+            circles.contains(circle),
+            "this circle is no more: {circle:?}"
+        );
     }
 }

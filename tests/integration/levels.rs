@@ -159,6 +159,19 @@ both_modes_and_databases! {
         server.assert_baseline().await;
     }
 
+    /// What was issued before a block began is not undone with it, although the statement waits for the request's worker.
+    async fn r8_a_statement_that_was_issued_before_a_block_is_not_in_it(mode: Mode, kind: Kind) {
+        let server = App::rules(kind, "").await.serve().await;
+        let (block, opened) = (atomic(json!([must(broken())])), json!({"do": "stream", "sql": "insert into rows (tag) values ('opened') returning tag", "steps": [], "drain": true}));
+        for (path, first, tags) in [("run/atomic", insert("mine"), ["mine"]), ("run", opened, ["opened"])] {
+            let told = server.told(&format!("/{mode}/{path}"), json!([join(json!([first, block]))])).await;
+            assert!(told[0][1].to_string().contains("not-null"), "{told}");
+            assert_eq!(server.app.data.tags().await, tags, "{path}: {told}");
+            server.app.data.execute("delete from rows").await;
+        }
+        server.assert_baseline().await;
+    }
+
     /// Parameters by number may be used twice and in any order, in either database.
     async fn one_statement_serves_both_databases(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;

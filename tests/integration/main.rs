@@ -25,6 +25,7 @@ mod edge;
 mod effects;
 mod examples;
 mod failures;
+mod floors;
 mod host_calls;
 mod hostile_sql;
 mod interleaved;

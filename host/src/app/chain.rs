@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::app::module::Module;
 use crate::view::{Mode, View};
 
-/// One guest function on the way of a request.
+/// One guest function of a chain.
 #[derive(Clone)]
 pub struct Link {
     /// The function.
@@ -21,20 +21,20 @@ impl fmt::Display for Link {
     }
 }
 
-/// Middleware, the outermost first, and the view at its end.
+/// Middleware, the outermost first, and the view at the end.
 pub struct Chain {
     /// The guest functions, in the order in which a request meets them.
     pub links: Vec<Link>,
 }
 
-/// Where a chain, and all that it can call for, runs.
+/// Where a chain runs, with everything that it can call for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// All of it on one worker in one go.
+    /// The whole chain is one job of one worker.
     Worker,
-    /// It is one async view, on the loop.
+    /// The chain is one async view, on the loop.
     Loop,
-    /// Part by part, each where its mode wants it.
+    /// Each link where its mode wants it.
     PerLink,
 }
 
@@ -45,12 +45,12 @@ impl Chain {
         Chain { links }
     }
 
-    /// What the chain is there for.
+    /// The view at the end of the chain.
     pub fn view(&self) -> &Link {
         self.links.last().expect("a chain ends with a view")
     }
 
-    /// How many guest functions it has.
+    /// The number of guest functions.
     #[allow(clippy::len_without_is_empty, reason = "a chain is never empty")]
     pub fn len(&self) -> usize {
         self.links.len()
@@ -66,12 +66,12 @@ impl Chain {
         }
     }
 
-    /// Whether any part is async, or may call for one that is.
+    /// Whether any link is async, or may call for an async view.
     pub fn needs_place(&self) -> bool {
         self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Async)
     }
 
-    /// Whether any part is sync, or may call for one that is.
+    /// Whether any link is sync, or may call for a sync view.
     pub fn needs_worker(&self) -> bool {
         self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Sync)
     }

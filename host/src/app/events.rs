@@ -1,9 +1,9 @@
 //! The queue of events on their way from views to subscribers.
 //!
-//! An event is an effect of the scope that publishes it: within a transaction it is held until the commit (R10).
-//! Its place in the queue is taken when it is published, so nothing that was committed can be refused later. Each
-//! subscriber gets it in a scope of its own, which goes on with the publisher's id, trace and values (R14). An event
-//! is delivered once at most: a subscriber that fails is logged, and what a stopping host could not deliver too.
+//! An event is an effect of the scope that publishes it: within a transaction the event is held until the commit (R10).
+//! Its places in the queue are taken when it is published, so that a committed event cannot be refused later. Each
+//! subscriber gets the event in a scope of its own, with the publisher's request id, trace and context (R14). An event is
+//! delivered at most once: failed subscribers are logged, and so are events that a stopping host could not deliver.
 
 use std::sync::Arc;
 
@@ -25,13 +25,13 @@ use crate::view::is_topic;
 
 /// The longest topic.
 const TOPIC_BYTES_MAX: usize = 1 << 10;
-/// What an event takes beside its payload, while it is held or waits.
+/// About how many bytes an event takes beside its payload.
 const EVENT_BYTES: u64 = 2 << 10;
 
-/// The events of the process.
+/// The queue of the process's events.
 pub struct Bus {
     config: Config,
-    /// What events take that are held or wait.
+    /// The memory account of events that are held or wait.
     account: Arc<Account>,
     places: Arc<Semaphore>,
     running: Arc<Semaphore>,
@@ -82,10 +82,10 @@ impl Bus {
         })
     }
 
-    /// Publishes an event of a scope's: now, or when its transaction commits.
+    /// Publishes an event: now, or when the publisher's transaction commits.
     ///
     /// # Errors
-    /// When it cannot be, with a sentence; it is not published to anyone then.
+    /// When it cannot be published; then no subscriber gets it. The text says why.
     pub fn publish(
         self: &Arc<Self>,
         (app, scope, member): (&Arc<App>, &Scope, &Member),
@@ -156,7 +156,8 @@ impl Bus {
         }
     }
 
-    /// Draws an event from its publisher's account and from what there is for events: neither may take everything.
+    /// Draws the bytes of an event from the publisher's account and from the account of all events, so that neither one
+    /// request nor all events can take the whole budget.
     fn draw(&self, scope: &Scope, topic: &str, bytes: u64) -> Result<(Room, Room), NotPublished> {
         let drawn = self.account.draw(bytes);
         let drawn = drawn.and_then(|room| Ok((scope.origin.account.draw(bytes)?, room)));
@@ -200,14 +201,14 @@ impl Bus {
         delivery.expect("the bus has a sender of its own")
     }
 
-    /// Waits until nothing is on its way any more.
+    /// Waits until all published events are delivered.
     pub async fn idle(&self) {
         self.deliveries.close();
         self.deliveries.wait().await;
         self.deliveries.reopen();
     }
 
-    /// Events on their way, those that are held not counted.
+    /// Number of deliveries that have not ended; events that are still held do not count.
     pub fn in_flight(&self) -> usize {
         self.deliveries.len()
     }

@@ -1,4 +1,4 @@
-//! What the whole process has one of: the app it serves and where guests run.
+//! What the process has one of: the current app, engines, workers, the queue of events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,15 +23,15 @@ pub struct Host {
     pub engines: Engines,
     /// Where sync views run.
     pub workers: Workers,
-    /// PoolSizes for requests with async parts.
+    /// The limit on requests that have async functions.
     pub instances: Gate,
-    /// Events on their way to subscribers.
+    /// The queue of events.
     pub events: Arc<Bus>,
-    /// Whether errors are shown in detail to whoever asks.
+    /// Whether error pages show details (`amphi up`).
     pub development: bool,
-    /// In development: why the app is not the one that its sources say. Pages tell it, since nobody looks at the log.
+    /// In development: why the app could not be built from its current sources. Pages show it, because developers look there.
     pub broken: ArcSwapOption<String>,
-    /// Set when the host has waited long enough for the requests in flight.
+    /// Set when the drain timeout is over: requests that are dropped from then on are ended by the shutdown.
     pub stopping: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl Host {
         }
     }
 
-    /// Why a request that is dropped now is dropped.
+    /// The reason for which a request is dropped now.
     pub fn why_dropped(&self) -> Ended {
         match self.stopping.load(Relaxed) {
             true => Ended::Shutdown,

@@ -30,7 +30,7 @@ use crate::view::View;
 /// The most bytes of a failure's sentence that the log line has.
 const DETAIL_MAX: usize = 4 << 10;
 
-/// Watches a request to its end and writes the one line about it, also when it is dropped on the way.
+/// Watches a request to its end and writes its line of log, also when the request is dropped before its end.
 pub(super) struct Completion<'a> {
     pub(super) host: &'a Arc<Host>,
     pub(super) app: &'a Arc<App>,
@@ -108,8 +108,8 @@ impl<'a> Completion<'a> {
         self.failure = Some(failure);
     }
 
-    /// Whether the client has asked for this machine by a name of its own. A page from elsewhere could read what an app under
-    /// development answers, if its name were resolved to this machine (DNS rebinding).
+    /// Whether the request names this machine: localhost, an address, or a configured name. A page from elsewhere could read
+    /// what an app under development answers if the page's own name were resolved to this machine (DNS rebinding).
     fn may_see_details(&self) -> bool {
         let names = &self.app.config.server.development_hosts;
         let host = authority::host(self.parts);
@@ -126,7 +126,7 @@ impl<'a> Completion<'a> {
         is_own
     }
 
-    /// What is known so far, for the page that developers get.
+    /// Everything that is known of the request so far, for the error page in development.
     fn report(&self) -> Report {
         let view = self.view.as_ref().map(ToString::to_string);
         let Some(settled) = &self.settled else {
@@ -197,28 +197,29 @@ impl Drop for Completion<'_> {
     }
 }
 
-/// What the line tells.
+/// The facts of one line.
 pub struct AccessLogEntry<'a> {
     /// The method, or `EVENT`.
     pub method: &'a str,
     /// The path, or the topic.
     pub path: &'a str,
-    /// The status of the answer; 499 when nobody waited for it any more.
+    /// The status of the response; 499 when the client disconnected before it.
     pub status: u16,
-    /// Time since it arrived.
+    /// Time since the request arrived.
     pub took: Duration,
-    /// The view it was routed to.
+    /// The view that it was routed to.
     pub view: Option<&'a View>,
-    /// How its chain ended, if that ran.
+    /// The outcome of the chain, if it ran.
     pub settled: Option<&'a AttemptOutcome>,
-    /// Its id.
+    /// The request's id.
     pub request: &'a str,
-    /// What went wrong.
+    /// The failure, if any.
     pub failure: Option<&'a Failure>,
 }
 
 impl AccessLogEntry<'_> {
-    /// Writes it: as an error when it is the host's fault, as a warning for a view's or when a limit was hit.
+    /// Writes the line: as an error when the host is at fault, as a warning when a view is or a limit was hit, else as
+    /// information.
     pub fn write(&self) {
         let AccessLogEntry {
             method,
@@ -247,7 +248,7 @@ impl AccessLogEntry<'_> {
             return line!(info, "request");
         };
         let (fault, why) = (failure.fault.as_str(), &failure.detail);
-        // Of a chain of one, the line names that one already.
+        // The line names the view already: a call path of one adds nothing.
         let call_path = (failure.call_path.len() > 1).then(|| failure.call_path.join(" → "));
         METRICS.failures.with_label_values(&[fault]).inc();
         match failure.fault {

@@ -30,15 +30,15 @@ use crate::threads::workers;
 /// The longest wait before a request is run again for the first time; it doubles each time.
 const RETRY_WAIT: Duration = Duration::from_millis(8);
 
-/// A request that is ready for its chain.
+/// A request whose body has arrived, and the chain that it is for.
 pub struct Attempt<'a> {
     /// The process.
     pub host: &'a Arc<Host>,
     /// The app it was routed in.
     pub app: &'a Arc<App>,
-    /// Whose it is.
+    /// Whose request it is.
     pub origin: &'a Arc<Origin>,
-    /// Where it goes.
+    /// The chain.
     pub chain: &'a Arc<Chain>,
     /// The path parameters.
     pub params: Arc<[(String, String)]>,
@@ -52,14 +52,14 @@ pub struct AttemptOutcome {
     pub response: Result<Response<Bytes>, Failure>,
     /// What became of the transaction.
     pub fate: Fate,
-    /// What is known about it.
+    /// The scope that it ran in.
     pub scope: Arc<Scope>,
-    /// How often it was run again.
+    /// How many attempts there were before this one.
     pub retries: u32,
 }
 
 impl Attempt<'_> {
-    /// Runs the chain, again after a conflict if the view allows it, and ends the transaction. Dropping the future
+    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the future
     /// cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
@@ -133,7 +133,7 @@ impl Attempt<'_> {
             work: Some(work),
         };
         let (response, fate) = cancelling.await;
-        // What the view left running cannot belong to its transaction any more.
+        // Whatever the view left running cannot belong to the transaction any more, which has ended.
         scope.deadline.cancel(Ended::Answered);
         AttemptOutcome {
             response,
@@ -145,7 +145,7 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
-    /// Whether running the request again may bring it further, and nobody could notice that it ran before.
+    /// Whether the request can be run again: a conflict was the reason, and nobody can notice the attempt before.
     fn may_run_again(&self) -> bool {
         self.scope.transaction.conflict()
             && self.fate != Fate::Committed
@@ -157,7 +157,7 @@ impl AttemptOutcome {
     }
 }
 
-/// Runs a chain, and the end of its transaction, on one worker: one hop there and one back.
+/// Runs a chain and the end of its transaction on one worker: one hop there and one back.
 async fn on_worker(
     host: &Host,
     scope: &Arc<Scope>,
@@ -175,7 +175,7 @@ async fn on_worker(
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
 }
 
-/// Runs a chain from this loop, each part where its mode wants it.
+/// Runs a chain from this loop, each link where its mode wants it.
 async fn on_loop<F: Future<Output = LinkResult>>(
     host: &Host,
     scope: &Arc<Scope>,
@@ -193,7 +193,8 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     settle(scope, Face::Async, outcome).await
 }
 
-/// Work that, dropped before it is done, ends its request's life first: what is dropped with it finds it ended.
+/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is dropped
+/// with the work sees why the request has ended.
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,

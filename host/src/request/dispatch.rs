@@ -1,13 +1,13 @@
-//! The chain of a request: middleware around a view, in any mix of modes.
+//! Who runs which guest function of a request, and where: middleware around a view, in any mix of modes.
 //!
-//! Every guest function runs in a sandbox of its own. Middleware calls for the rest of its chain as a host call and
-//! waits for it like for any other; so do views for other views (sub-requests). The rest runs where its mode wants
-//! it, with as few hops as that allows: sync after sync on the same thread, async after async on the same loop.
+//! Every guest function runs in an instance of its own. Middleware calls the rest of its chain (`next`) as a host call and
+//! waits for it like for any other; so do views that call other views (sub-requests). The called function runs where its mode
+//! wants it, with as few hops as possible: sync from sync on the same thread, async from async on the same loop.
 //!
-//! Everything that runs on the loop is part of one future ([`conduct`]), side by side: a part that wants another one
-//! there sends it an task and waits for the answer. So dropping that future cancels all of it (R15), and no store is
-//! worked on from within another's, which wasmtime does not allow. Going from the loop to the scope's worker is a
-//! job; while a sync part waits for an task, the worker runs what comes back to it (R3).
+//! Everything that runs on the loop is part of one future ([`conduct`]). A function that calls another one sends a
+//! [`LoopTask`] to that future and waits for the answer. So dropping the future cancels all of the request (R15), and no
+//! store is worked on from within another store, which wasmtime does not allow. Going from the loop to the scope's worker is a
+//! job of the worker; while a sync function waits for a task, the worker runs the jobs that the task needs (R3).
 
 mod loop_tasks;
 mod subrequest_transaction;
@@ -40,26 +40,26 @@ use crate::view::Mode;
 use loop_tasks::{Caller, GiveUpOnDrop, LoopQueue, LoopTask};
 pub use loop_tasks::{LoopTasks, conduct};
 
-/// What all parts of one request's chain share.
+/// What all calls of one request share.
 pub struct ChainContext {
-    /// The app it was routed in.
+    /// The app that the request was routed in.
     pub app: Arc<App>,
     host: Arc<Host>,
-    /// Its scope.
+    /// The request's scope.
     pub scope: Arc<Scope>,
     /// The request's body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
-    /// Where parts send what has to run on the loop; none when there is nothing else to run.
+    /// Where calls are sent that the loop has to run; none when the chain cannot call for others.
     loop_queue: Option<Arc<LoopQueue>>,
-    /// The failure that is on its way out, and what middleware gets to see of it.
+    /// The failure that passes through the chain now, and the error that middleware sees of it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
 
-/// What a part, with all parts within it, has come to.
+/// Result of one link of the chain, including everything nested in it.
 pub type LinkResult = Result<types::Response, Failure>;
 
 impl ChainContext {
-    /// The context of a chain that is not run part by part.
+    /// For a chain that is one job of a worker, or one async view.
     pub fn whole(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
@@ -75,7 +75,7 @@ impl ChainContext {
         })
     }
 
-    /// The context of any chain; its loop_queue are for [`conduct`].
+    /// For any chain: its links run one by one. The tasks are for [`conduct`].
     pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
@@ -89,7 +89,7 @@ impl ChainContext {
         (context, LoopTasks(queue))
     }
 
-    /// The beginning of `chain`.
+    /// The call of the first link of `chain`.
     pub fn start(
         self: &Arc<Self>,
         chain: &Arc<Chain>,
@@ -107,7 +107,7 @@ impl ChainContext {
         }
     }
 
-    /// What middleware gets to see of a failure.
+    /// The error that middleware sees of a failure.
     fn shown(&self, failure: Failure) -> types::Error {
         if let Some((shown, last)) = &*self.failure.lock()
             && last.detail == failure.detail
@@ -124,20 +124,20 @@ impl ChainContext {
     }
 }
 
-/// A place in a chain: one guest function that is to run, or runs.
+/// The call of one link of a chain: a guest function that is to run, or runs.
 pub struct LinkCall {
     context: Arc<ChainContext>,
     chain: Arc<Chain>,
     index: usize,
     /// The path parameters of the route.
     params: Arc<[(String, String)]>,
-    /// The parts around it, the outermost first.
+    /// The links that the call is nested in, the outermost first.
     call_path: Vec<Link>,
-    /// Whether it has called for the rest.
+    /// Whether the function has called `next`.
     gone_on: AtomicBool,
-    /// Its place among the parts of its scope, if that was taken already.
+    /// The slot of the call in its scope, if it was taken already.
     part: Option<CallSlot>,
-    /// The transaction that it belongs to.
+    /// The function's membership in a transaction.
     member: Arc<Member>,
 }
 
@@ -146,8 +146,8 @@ impl LinkCall {
         &self.chain.links[self.index]
     }
 
-    /// Whether no sync part can come after this one and those within it: the parts around it are async, have gone on
-    /// already and call for nothing else.
+    /// Whether no sync function can run after this call and those nested in it: the links around it are async, have called
+    /// `next` already and can call for nothing else.
     fn is_last_sync(&self) -> bool {
         let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
         self.call_path.iter().all(done)
@@ -157,7 +157,7 @@ impl LinkCall {
         &self.context.scope
     }
 
-    /// The place within this one: of this chain, or the first of another one.
+    /// A call nested in this one: of the next link of this chain, or of the first link of another chain.
     fn within(
         &self,
         chain: &Arc<Chain>,
@@ -182,14 +182,14 @@ impl LinkCall {
         }
     }
 
-    /// Whether what begins here is an atomic view that was called outside of any transaction.
+    /// Whether this is the call of an atomic view outside of any transaction.
     fn needs_own_transaction(&self) -> bool {
         !self.call_path.is_empty()
             && self.member.owns_transaction()
             && self.chain.view().view.transaction.atomic
     }
 
-    /// Runs this part, from the loop.
+    /// Runs the function, from the loop.
     pub async fn on_loop(self, request: types::Request) -> LinkResult {
         match self.link().view.mode {
             Mode::Async => self.run_async(request).await,
@@ -200,7 +200,7 @@ impl LinkCall {
         }
     }
 
-    /// Runs this part, from the scope's worker.
+    /// Runs the function, from the scope's worker.
     pub fn on_worker(self, request: types::Request) -> LinkResult {
         if self.link().view.mode == Mode::Sync && !self.needs_own_transaction() {
             return self.run_sync(request);
@@ -211,7 +211,7 @@ impl LinkCall {
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Has this part run from the loop. When the request is cancelled, nobody takes it, and `caller` is dropped unanswered.
+    /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` with it, unanswered.
     fn send(self, request: types::Request, caller: Caller) {
         let loop_queue = self.context.loop_queue.clone();
         let loop_queue = loop_queue.expect("a chain that may call for others runs part by part");
@@ -281,7 +281,8 @@ impl LinkCall {
         }
     }
 
-    /// What the part has come to. Whatever others make of it: when it failed, nothing that was done is kept (R9).
+    /// The result of the link. When it failed, nothing that was done in its transaction is kept, whatever its callers make of
+    /// the failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
@@ -298,7 +299,7 @@ impl LinkCall {
         }
     }
 
-    /// The failure behind an error that the guest returned: one that it was shown, or one of its own.
+    /// The failure behind an error that the guest returned: the one that the guest was shown, or its own.
     fn returned(&self, error: types::Error) -> Failure {
         let mut last = self.context.failure.lock();
         if let Some((shown, failure)) = &*last
@@ -311,7 +312,7 @@ impl LinkCall {
         failure
     }
 
-    /// A failure of this part's guest, with where it is and what its module could do about it.
+    /// A failure of this call's guest, with its call path and a hint at what its module could do about it.
     fn own(&self, failure: Failure) -> Failure {
         let mut detail = failure.detail;
         if let Some(hint) = file_hint(&detail, &self.link().module.grants) {
@@ -329,7 +330,7 @@ impl LinkCall {
         call_path.map(ToString::to_string).collect()
     }
 
-    /// The guest function begins, unless it was given up while it waited for its worker.
+    /// Begins the guest function, unless its caller gave it up while it waited for the worker.
     fn begin(&self) -> Result<(), Failure> {
         match self.member.begins() {
             true => Ok(()),
@@ -350,11 +351,11 @@ impl LinkCall {
         ))
     }
 
-    /// The place that the guest here asks for.
+    /// The call that this call's guest asks for.
     fn call_chain(&self, to: Callee, request: &types::Request) -> Result<LinkCall, types::Error> {
         match to {
             Callee::Next => self.next(),
-            // Its place is taken now, and not when it begins: what waits takes memory, too.
+            // The slot is taken now, and not when the function begins: a waiting call takes memory, too.
             Callee::Subrequest => {
                 let mut link_call = self.other(request)?;
                 let part = self.scope().take_call_slot();
@@ -431,7 +432,7 @@ impl LinkCall {
     }
 }
 
-/// A part that another one has called, as that one sees it.
+/// A call as its caller sees it.
 struct Called {
     to: Callee,
     context: Arc<ChainContext>,
@@ -447,12 +448,12 @@ impl Called {
         }
     }
 
-    /// What the caller is shown. When the rest of its own chain has failed, even by not beginning, nothing is kept of
-    /// their transaction, whatever the caller makes of it (R9).
+    /// The result that the caller is shown. When the rest of the caller's own chain has failed, even by not beginning, nothing
+    /// of their transaction is kept, whatever the caller makes of the failure (R9).
     fn shown(self, outcome: LinkResult) -> GuestResult {
         outcome.map_err(|failure| {
             if self.to == Callee::Next {
-                // That its level is over is known: this is why it has failed, if it has begun.
+                // An error says that the level is over: then the rest has failed for that reason already.
                 let _ = self.member.end(true);
             }
             self.context.shown(failure)
@@ -475,8 +476,8 @@ impl CallChain for LinkCall {
         async move {
             let link_call = self.call_chain(to, &request)?;
             let called = Called::new(to, &link_call);
-            // Dropped with this future, when the guest drops its call: its transaction may be committed right after that,
-            // before the loop comes to the part.
+            // Dropped with this future, when the guest drops its call: the transaction may be committed right after that,
+            // before the loop comes to the task.
             let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
             let (sender, answer) = oneshot::channel();
             link_call.send(request, Caller::Loop(sender));
@@ -511,7 +512,7 @@ fn cancelled(scope: &Scope) -> Failure {
     (&Stop::from(why)).into()
 }
 
-/// What a refused place means for the request.
+/// The failure of a request that was refused a permit.
 pub fn busy(refused: Refused) -> Failure {
     match refused {
         Refused::Busy(sentence) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, sentence),

@@ -1,8 +1,9 @@
-//! One request's life. Read this first.
+//! The life of a request. Read this first.
 //!
-//! accept → [`answer`]: route → body received → scope opens → the chain runs (`chain.rs`), on a worker, on this loop
-//! or on both → response head checked → transaction ends, what it held is released (`settle.rs`) → response. Whatever fails on the way comes back as a [`Failure`]
-//! and becomes a response in one place; whatever way it ends, one line in the log says how.
+//! [`answer`] routes the request and receives its body. `attempt.rs` opens a scope, has `dispatch.rs` run the chain of guest
+//! functions, on a worker, on this loop or on both, and has `settle.rs` check the response and end the transaction. Whatever
+//! fails on the way comes back as a [`Failure`] and becomes a response in one place ([`around`]). However the request ends,
+//! `access_log.rs` writes one line about it.
 
 pub mod access_log;
 pub mod attempt;
@@ -34,12 +35,12 @@ use crate::request::attempt::Attempt;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
 
-/// Who is connected, and what that may take.
+/// A connection as its requests see it.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// The client's address, or a proxy's.
     pub peer: SocketAddr,
-    /// What is kept for the requests of the connection.
+    /// The memory account of the connection.
     pub account: Arc<Account>,
 }
 
@@ -56,7 +57,7 @@ where
     let (parts, body) = request.into_parts();
     let app = host.app.load_full();
     let (account, refused) = account(client);
-    // Whose request it is and whom it is for has to be clear before anybody decides about it.
+    // The client's address and the host that is asked for must be clear before anything is decided by them.
     let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
         Ok(_) => authority::check(&parts).err(),
@@ -86,7 +87,7 @@ where
     response
 }
 
-/// The account of a request. Without memory for another one, it has nothing, and goes no further.
+/// The memory account of a request. Without memory for one more, the request gets an account without any, and is refused.
 fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
     match client.account.request() {
         Ok(account) => (account, None),
@@ -94,8 +95,8 @@ fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
     }
 }
 
-/// Takes the request through built-in middleware, runs what is within, and takes the answer back: a failure too, as
-/// the response that the client will get.
+/// Runs built-in middleware on the request, then `within`, then the middleware on the response. A failure becomes its
+/// response here, so that middleware sees that, too.
 async fn around(
     builtins: &[Arc<Builtin>],
     completion: &mut Completion<'_>,
@@ -143,7 +144,7 @@ where
         );
         return Err(Failure::client(StatusCode::URI_TOO_LONG, text));
     }
-    // HTTP/1 has refused more already, while it parsed them.
+    // For HTTP/1, hyper has refused more headers already.
     if parts.headers.len() > limits.headers_max {
         let text = format!("The request has more than {} headers.", limits.headers_max);
         return Err(Failure::client(
@@ -151,7 +152,7 @@ where
             text,
         ));
     }
-    // It may have read more before it looked at how much there was.
+    // hyper checks its limit between reads, so one read can exceed it.
     let header_bytes =
         |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
     let bytes: usize = parts.headers.iter().map(header_bytes).sum();
@@ -165,7 +166,7 @@ where
             text,
         ));
     }
-    // Guests get a copy.
+    // Once for the host, once for the copy that guests get.
     completion.origin.account.charge(bytes as u64 * 2)?;
     if parts.method == http::Method::OPTIONS && parts.uri.path() == "*" {
         return Ok(empty(StatusCode::NO_CONTENT));
@@ -201,8 +202,8 @@ where
     }
 }
 
-/// Answers where a path has views for other methods alone: 204 to OPTIONS, 405 to anything else. The built-in middleware of
-/// their module comes first, so that who may not use a module is not told what it has.
+/// Answers when a path has views for other methods only: 204 to OPTIONS, 405 to any other method. The built-in middleware of
+/// the views' module runs first, so that a client who may not use the module does not learn its methods.
 async fn other_methods(
     allowed: Allowed<'_, Target>,
     completion: &mut Completion<'_>,
@@ -229,7 +230,7 @@ async fn other_methods(
     around(first.map_or(&[], Target::builtins), completion, answer).await
 }
 
-/// In development, a page says that the app could not be built. Programs get the answers of the one before.
+/// In development, pages say that the app could not be built. Other requests get the answers of the build before.
 fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
     let Completion { host, parts, .. } = completion;
     if !host.development || form(&parts.headers) != Form::Html {
@@ -243,7 +244,7 @@ fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
     }
 }
 
-/// What a preflight asks about (Fetch, 4.8): its module decides who may use it.
+/// The target that a CORS preflight asks about (Fetch, 4.8): its module's middleware decides.
 fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Target> {
     let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = http::Method::from_bytes(method.as_bytes()).ok()?;

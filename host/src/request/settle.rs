@@ -16,7 +16,7 @@ use crate::threads::deadline::Ended;
 /// What the client gets.
 pub type CheckedResponse = Result<Response<Bytes>, Failure>;
 
-/// Decides the response head, then ends the transaction (R9): a client never sees a success that was not kept.
+/// Checks the response, then ends the transaction (R9): a client never sees a success that was not kept.
 pub(super) async fn settle(
     scope: &Scope,
     face: Face,
@@ -29,7 +29,7 @@ pub(super) async fn settle(
     if let Err(failure) = &mut response {
         blame_database(failure, scope);
         name_wait(failure, scope);
-        // Nobody waits for what the view left running.
+        // Whatever the view left running is not waited for.
         scope.deadline.cancel(Ended::Failed);
     }
     let success = matches!(&response, Ok(response) if !response.status().is_server_error());
@@ -49,7 +49,7 @@ pub(super) async fn settle(
     (response, fate)
 }
 
-/// A view that failed after its database could not be reached did not fail by itself.
+/// A view that failed after its database could not be reached: the database is the reason.
 fn blame_database(failure: &mut Failure, scope: &Scope) {
     if failure.fault == Fault::View && scope.transaction.unavailable() {
         *failure = Failure {
@@ -63,7 +63,7 @@ fn blame_database(failure: &mut Failure, scope: &Scope) {
     }
 }
 
-/// When the time is over, what parts of the request waited for is as good a reason as any.
+/// Adds to a time-out what functions of the request waited for when the time was over.
 fn name_wait(failure: &mut Failure, scope: &Scope) {
     if failure.status == StatusCode::GATEWAY_TIMEOUT
         && scope.deadline.ended() == Some(Ended::TimedOut)
@@ -118,7 +118,7 @@ pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
                 "the response has the header `{key}`, which only the host can set"
             )));
         }
-        // The host knows the length, and a wrong one would damage the connection.
+        // The host sets the length itself: a wrong one would damage the connection.
         if key == header::CONTENT_LENGTH {
             continue;
         }

@@ -1,12 +1,11 @@
-//! The host-side life of one request: who it is, until when it may run, what it knows and what it holds.
+//! What one request has on the host: identity, time limit, context, transaction, worker.
 //!
-//! A scope is opened in one place (`request.rs`; `events.rs` for events), shared by everything that works for the
-//! request, and gone when the last of them is. What it holds is released by dropping, so there is no exit path
-//! that forgets it (R13): the transaction rolls back, connections and the worker go back to their pools, events
-//! that were held and temporary files are removed.
+//! A scope is opened in one place (`request/attempt.rs`), shared by everything that works for the request, and dropped with
+//! the last of these. Dropping it releases whatever it holds, so no exit path can forget anything (R13): the transaction rolls
+//! back, connections and the worker go back to their pools, held events and temporary files are removed.
 //!
-//! Order of acquisition: place among the async instances, sync worker, database connection. Whoever holds a later
-//! one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
+//! Resources are acquired in one order: a place among the async instances, a sync worker, a database connection. Whoever
+//! holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 pub mod context;
 pub mod transaction;
@@ -32,25 +31,25 @@ use context::{Context, Values};
 use transaction::Transaction;
 use worker_lease::WorkerLease;
 
-/// Whose request it is: known before it is routed, and handed on to the events it publishes (R14).
+/// Whose request it is. Known before the request is routed, and handed on to the events that it publishes (R14).
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// Names the request in logs and to its views.
+    /// The request's id, in logs and for its views.
     pub id: String,
-    /// Its place in a distributed trace.
+    /// The position in a distributed trace.
     pub trace: Trace,
-    /// The client.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// Within how many requests of this app it was sent.
+    /// How many requests of this app the request is nested in.
     pub depth: u32,
-    /// Values that its scope starts with.
+    /// The values that the context starts with.
     pub values: Arc<Values>,
-    /// What is kept for it is drawn from here.
+    /// The memory account that everything kept for the request is drawn from.
     pub account: Arc<Account>,
 }
 
 impl Origin {
-    /// The host itself asks.
+    /// For what the host itself runs.
     pub fn host() -> Arc<Origin> {
         Arc::new(Origin {
             id: new_id(),
@@ -63,18 +62,18 @@ impl Origin {
     }
 }
 
-/// What a scope starts with.
+/// What an attempt gives to its scope.
 pub struct Setup {
-    /// When the request was there in full: its time runs from then.
+    /// When the request had arrived in full: its time limit starts there.
     pub arrived: Instant,
-    /// Whether it may come to need a worker for itself.
+    /// Leases a worker for a scope that may need one of its own.
     pub worker: WorkerLease,
-    /// Whether its statements are recorded.
+    /// Records statements, in development.
     pub journal: Journal,
 }
 
 impl Setup {
-    /// From now on, with nothing special.
+    /// The time limit starts now; no worker, nothing recorded.
     pub fn now() -> Setup {
         Setup {
             arrived: Instant::now(),
@@ -84,19 +83,19 @@ impl Setup {
     }
 }
 
-/// The life of one request.
+/// What one request has. See the module.
 pub struct Scope {
     /// Whose request it is.
     pub origin: Arc<Origin>,
-    /// The view that it was routed to.
+    /// The view that the request was routed to.
     pub view: Arc<View>,
-    /// What it may use: the limits of that view's module.
+    /// The limits of that view's module.
     pub limits: Limits,
-    /// Until when it may run, and whether it still may (R15).
+    /// The time limit and the cancellation (R15).
     pub deadline: Arc<Deadline>,
     /// The transaction of its view (R7).
     pub transaction: Arc<Transaction>,
-    /// What it does with its databases, when that is recorded.
+    /// The statements of the request, when they are recorded.
     pub journal: Journal,
     outbound: OnceLock<Arc<Semaphore>>,
     /// Set when an outbound request has been sent: the request cannot be run again.
@@ -106,14 +105,14 @@ pub struct Scope {
     hops: AtomicUsize,
     /// Its sync worker.
     pub worker: WorkerLease,
-    /// Guest functions that run for it at this moment, and whether any has.
+    /// Number of call slots taken, and whether any ever was.
     parts: AtomicUsize,
     begun: AtomicBool,
-    /// Bytes that calls in flight keep.
+    /// Bytes that host calls in flight keep.
     calls: AtomicU64,
-    /// Events that it has published.
+    /// Number of published events.
     events: AtomicUsize,
-    /// What its parts tell each other, by name (R14).
+    /// Values that the functions of the request tell each other (R14).
     pub context: Context,
     _open: GaugeGuard,
 }
@@ -147,13 +146,13 @@ impl Scope {
         })
     }
 
-    /// Places for outbound requests in flight.
+    /// The limit on outbound requests in flight.
     pub fn outbound(&self) -> Arc<Semaphore> {
         let places = || Arc::new(Semaphore::new(self.limits.outbound_max));
         Arc::clone(self.outbound.get_or_init(places))
     }
 
-    /// Takes the place of one more guest function, unless too many run within each other already.
+    /// Takes a slot for one more guest function, unless too many are nested already.
     pub fn take_call_slot(self: &Arc<Self>) -> Option<CallSlot> {
         let taken = (self.parts).fetch_update(SeqCst, SeqCst, |parts| {
             Some(parts + 1).filter(|parts| *parts <= CALL_SLOTS_MAX)
@@ -162,16 +161,16 @@ impl Scope {
         taken.ok().map(|_| CallSlot(Arc::clone(self)))
     }
 
-    /// Whether any guest function has run for it.
+    /// Whether any guest function has taken a slot.
     pub fn has_begun(&self) -> bool {
         self.begun.load(SeqCst)
     }
 
-    /// Counts what a host call keeps of its arguments until it has ended: an async guest can have any number in
-    /// flight, and what they keep is not in its own memory any more.
+    /// Counts what a host call keeps of its arguments until it ends. An async guest can have any number of calls in flight,
+    /// and their arguments are no longer in the guest's own memory.
     ///
     /// # Errors
-    /// A sentence, when all calls in flight together would keep too much.
+    /// When all calls in flight together would keep too much; the text says so.
     pub fn hold_call(self: &Arc<Self>, bytes: u64) -> Result<CallBytes, String> {
         let (bytes, max) = (bytes + CALL_BYTES, self.limits.memory_mb << 20);
         if self.calls.fetch_add(bytes, SeqCst) + bytes > max {
@@ -190,7 +189,7 @@ impl Scope {
         drawn.map(|()| counted).map_err(|why| why.to_string())
     }
 
-    /// Counts one more event; how many there are with it.
+    /// Counts one more event. Returns the number with it.
     pub fn count_event(&self) -> usize {
         self.events.fetch_add(1, SeqCst) + 1
     }
@@ -200,16 +199,16 @@ impl Scope {
         self.hops.fetch_add(1, SeqCst);
     }
 
-    /// How often it has gone from a loop to a worker or back for a part of its chain.
+    /// How often the request went from a loop to a worker or back for a link of its chain.
     pub fn hops(&self) -> usize {
         self.hops.load(SeqCst)
     }
 }
 
-/// About what a call takes of the host beside its arguments.
+/// About how many bytes of the host a call takes beside its arguments.
 const CALL_BYTES: u64 = 4 << 10;
 
-/// What a call in flight keeps, until dropped.
+/// The bytes that a call in flight keeps, counted until dropped.
 pub struct CallBytes {
     scope: Arc<Scope>,
     bytes: u64,
@@ -222,7 +221,7 @@ impl Drop for CallBytes {
     }
 }
 
-/// A guest function that runs for a scope, until dropped.
+/// A slot for one guest function of a scope, until dropped.
 pub struct CallSlot(Arc<Scope>);
 
 impl Drop for CallSlot {
@@ -231,15 +230,15 @@ impl Drop for CallSlot {
     }
 }
 
-/// Results that views read piece by piece: what they take of the host meanwhile.
+/// Rows that are read ahead for results that views read in pieces.
 #[derive(Default)]
 pub struct Results {
-    /// Bytes of rows that are read already.
+    /// Their bytes.
     bytes: AtomicU64,
 }
 
 impl Results {
-    /// Takes room for rows, unless that would be more than `max` in all.
+    /// Adds bytes of rows, unless the sum would be more than `max`.
     pub fn hold(&self, bytes: u64, max: u64) -> bool {
         let taken = self.bytes.fetch_update(SeqCst, SeqCst, |held| {
             Some(held + bytes).filter(|sum| *sum <= max)
@@ -247,13 +246,13 @@ impl Results {
         taken.is_ok()
     }
 
-    /// Gives room back.
+    /// Takes bytes of rows away.
     pub fn release(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, SeqCst);
     }
 }
 
-/// A new request id: sorts by time, unique across hosts.
+/// A new request id. Ids sort by time and are unique across hosts.
 pub fn new_id() -> String {
     let mut text = Uuid::encode_buffer();
     Uuid::now_v7().simple().encode_lower(&mut text).to_owned()

@@ -208,7 +208,6 @@ impl Transaction {
             }
             None => state.finish(keep).await,
         };
-        self.changed.notify_waiters();
         finished.map(|()| self.effects.history.fate())
     }
 
@@ -233,6 +232,7 @@ impl Transaction {
     async fn lock(self: &Arc<Self>) -> Locked {
         let mut locked = Locked {
             state: None,
+            changes: true,
             transaction: Arc::clone(self),
         };
         let mut state = Arc::clone(&self.state).lock_owned().await;
@@ -281,8 +281,13 @@ impl Transaction {
 
 /// The lock of a transaction's state, or a wait for it. Dropping either sees to what the guest dropped meanwhile: the
 /// lock passes to the next one in line before that one looks at it, and may be given up there.
+///
+/// Dropping the lock also tells those who wait for a level, since the state may have changed: also when the lock is dropped
+/// by work that goes on in the background because its caller is gone.
 struct Locked {
     state: Option<OwnedMutexGuard<State>>,
+    /// Unset by who has only looked: those who wait would wake each other without end.
+    changes: bool,
     transaction: Arc<Transaction>,
 }
 
@@ -302,8 +307,11 @@ impl DerefMut for Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        self.state = None;
+        let had_it = self.state.take().is_some();
         self.transaction.see_to_the_rest();
+        if had_it && self.changes {
+            self.transaction.changed.notify_waiters();
+        }
     }
 }
 
@@ -321,7 +329,7 @@ pub struct Member {
     /// What it is called from, and what it has the worker for itself with: whatever it calls is called from these
     /// ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
-    /// GaugeGuard by the call that is next to take the state's lock, so that those behind it keep their order while it waits
+    /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
     order: tokio::sync::Mutex<()>,
     /// How far its function is: one of `WAITS`, `RUNS`, `IS_OVER`.
@@ -488,17 +496,23 @@ impl Member {
         }
     }
 
-    /// Waits for the turn of a statement that is issued now. None: it belongs to no transaction and no pinned
-    /// connection.
+    /// Waits for the turn of a statement that is issued now, and before it for `ready`. None: it belongs to no transaction
+    /// and no pinned connection; `ready` was not waited for then.
     ///
     /// # Errors
-    /// When no connection can be had, the level is poisoned, or the transaction is on another database.
-    pub async fn turn(&self, on: (&Database, &Arc<Deadline>)) -> Result<Option<Turn>, Error> {
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database; that of `ready`.
+    pub async fn turn(
+        &self,
+        on: (&Database, &Arc<Deadline>),
+        ready: impl Future<Output = Result<(), Error>>,
+    ) -> Result<Option<Turn>, Error> {
         if !self.is_active() {
             return self.outside();
         }
         let (database, deadline) = on;
+        // Before anything is waited for: what is issued after this statement, a level perhaps, comes after it.
         let order = deadline.bound(self.order.lock()).await?;
+        ready.await?;
         let place = |state: &State| state.place(self.id, self.base, database);
         let Some(mut state) = self.placed(deadline, order, place).await? else {
             return self.outside();
@@ -540,12 +554,13 @@ impl Member {
         loop {
             // What changes from here on is heard of.
             let changed = self.transaction.changed.notified();
-            let state = self.transaction.locked(deadline).await?;
+            let mut state = self.transaction.locked(deadline).await?;
             match place(&state)? {
                 Place::Here => return Ok(Some(state)),
                 Place::Outside => return Ok(None),
-                Place::Later => drop(state),
+                Place::Later => state.changes = false,
             }
+            drop(state);
             waits.get_or_insert_with(|| deadline.waits_for(Need::Level));
             deadline.bound(changed).await?;
         }
@@ -643,7 +658,6 @@ impl Member {
             // No database has seen any of it.
             None => state.end(taken, keep, torn).await,
         };
-        transaction.changed.notify_waiters();
         ended
     }
 

@@ -7,27 +7,27 @@ use crate::threads::deadline::Deadline;
 use crate::threads::gate::Refused;
 use crate::threads::workers::{Exclusion, Lease, Workers};
 
-/// How far a scope is with its worker.
+/// The state of a lease.
 #[derive(Default)]
 enum Leased {
     #[default]
     NotYet,
     Now(Arc<Lease>),
-    /// Its last sync part has ended.
+    /// The last sync function has ended.
     Over,
 }
 
-/// The sync worker that a scope sticks to (R2, R4).
+/// The sync worker that all sync functions of a scope run on (R2, R4).
 pub struct WorkerLease {
-    /// None: the scope cannot come to need one, or its one job has it already.
+    /// None: the scope never needs a worker of its own, or is one job of a worker.
     workers: Option<Workers>,
     lease: tokio::sync::Mutex<Leased>,
-    /// The worker's number for the log; 0: none yet.
+    /// The worker's number for the log; 0 means none yet.
     number: AtomicUsize,
 }
 
 impl WorkerLease {
-    /// No worker can be leased.
+    /// For a scope that leases no worker.
     pub fn none() -> WorkerLease {
         WorkerLease {
             workers: None,
@@ -36,7 +36,7 @@ impl WorkerLease {
         }
     }
 
-    /// A worker is leased when it is first needed.
+    /// For a scope that leases a worker when it first needs one.
     pub fn leased_from(workers: &Workers) -> WorkerLease {
         WorkerLease {
             workers: Some(workers.clone()),
@@ -64,12 +64,12 @@ impl WorkerLease {
         Ok(lease)
     }
 
-    /// Gives the worker back: no sync part can follow.
+    /// Gives the worker back. No sync function may follow.
     pub async fn release(&self) {
         *self.lease.lock().await = Leased::Over;
     }
 
-    /// Takes the worker now if the scope may need one later: before it holds a connection that others wait for.
+    /// Leases the worker now if the scope may need one later: a scope that holds a connection must not wait for a worker (R4).
     ///
     /// # Errors
     /// When none can be had.
@@ -80,8 +80,8 @@ impl WorkerLease {
         self.get(deadline).await.map(drop)
     }
 
-    /// Has the worker for a part that is called `from` jobs and exclusions of these ids: see [`Lease::exclude`]. None:
-    /// the scope has no use for a worker any more.
+    /// Excludes other functions of the scope from the worker: see [`Lease::exclude`]. None: the scope needs no worker any
+    /// more. `from`: the ids of the jobs and exclusions that the caller is called from.
     ///
     /// # Errors
     /// When no worker can be had, or the request ends.
@@ -98,12 +98,12 @@ impl WorkerLease {
         excluded.map(Some).map_err(Refused::Ended)
     }
 
-    /// Notes the worker that the scope runs on.
+    /// Notes the worker's number.
     pub fn runs_on(&self, number: usize) {
         self.number.store(number, SeqCst);
     }
 
-    /// The number of the worker, if any part has run on one.
+    /// The worker's number, if any function has run on a worker.
     pub fn number(&self) -> Option<usize> {
         Some(self.number.load(SeqCst)).filter(|number| *number > 0)
     }

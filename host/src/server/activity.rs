@@ -55,7 +55,7 @@ enum Protocol {
 /// What to do with a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum IdleCheck {
-    /// IdleCheck again then.
+    /// Check again at this time.
     Later(Instant),
     /// There is no need to look again.
     Never,

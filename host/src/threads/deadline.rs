@@ -1,4 +1,4 @@
-//! Until when a request may go on, and whether it still may: known to everything that waits on its behalf.
+//! The end of a request: its time limit, and its cancellation. Everything that waits for a request watches it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ pub enum Ended {
     Shutdown = 3,
     /// The view has failed.
     Failed = 4,
-    /// The request is answered: what is still running for it is not wanted any more.
+    /// The request is answered: what still runs for it is not wanted any more.
     Answered = 5,
 }
 
-/// What parts of a request wait for that another part of it may have.
+/// What functions of a request wait for while another function of the request may hold it.
 #[derive(Debug, Clone, Copy)]
 pub enum Need {
     /// The end of a transaction or savepoint.
@@ -33,17 +33,17 @@ pub enum Need {
     Connection,
 }
 
-/// The end of one request's life, by time or by cancellation.
+/// The end of one request, by time or by cancellation.
 #[derive(Debug)]
 pub struct Deadline {
     at: Instant,
     why: AtomicU8,
     cancelled: Notify,
-    /// How many parts wait for each [`Need`], or still did when the time was over.
+    /// How many functions wait for each [`Need`], or still did when the time was over.
     waiting: [AtomicUsize; 3],
 }
 
-/// A part that waits for something, until dropped.
+/// A function that waits for something, counted until dropped.
 pub struct Waits {
     deadline: Arc<Deadline>,
     need: Need,
@@ -58,7 +58,7 @@ impl Drop for Waits {
 }
 
 impl Deadline {
-    /// Ends at `at` unless cancelled before.
+    /// A deadline at `at`.
     pub fn new(at: Instant) -> Deadline {
         Deadline {
             at,
@@ -68,7 +68,7 @@ impl Deadline {
         }
     }
 
-    /// A part of the request waits for something from now on.
+    /// Counts a function of the request that waits, until the result is dropped.
     pub fn waits_for(self: &Arc<Self>, need: Need) -> Waits {
         self.waiting[need as usize].fetch_add(1, Ordering::Relaxed);
         Waits {
@@ -77,7 +77,7 @@ impl Deadline {
         }
     }
 
-    /// What parts of the request wait for, or waited for when the time was over, in words that end a sentence.
+    /// What functions of the request wait for, or waited for when the time was over, as the end of a sentence.
     pub fn wanted(&self) -> Option<&'static str> {
         let wanted = |need: Need| self.waiting[need as usize].load(Ordering::Relaxed) > 0;
         if wanted(Need::Level) {
@@ -131,7 +131,7 @@ impl Deadline {
 
     /// Waits until it has ended, or for `then` if that is earlier (none).
     pub async fn wait_until(&self, then: Instant) -> Option<Ended> {
-        // What is cancelled from here on is heard of.
+        // Registered before the look, so that a cancellation after the look is not missed.
         let cancelled = self.cancelled.notified();
         if let Some(why) = self.ended() {
             return Some(why);

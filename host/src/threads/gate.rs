@@ -1,5 +1,5 @@
-//! A bounded number of places, with a bounded queue in front: what limits async instances and connections of
-//! every kind. Whoever does not get a place in time is told so; nobody is dropped silently.
+//! A limit on what runs at once, with a bounded queue in front: it limits async instances, and connections of every
+//! kind. A caller that gets no permit in time gets an error; none is dropped silently.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +18,7 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::wakeups::batched_wakeup;
 
-/// Places, and a queue of those who wait for one.
+/// A number of permits, and the queue of callers that wait for one.
 #[derive(Debug)]
 pub struct Gate {
     name: String,
@@ -26,15 +26,16 @@ pub struct Gate {
     size: usize,
     queue_max: usize,
     timeout: Duration,
-    /// Those who wait here. Gates of one name (an app and the one that replaces it) share the gauge only.
+    /// Callers that wait at this gate. Two gates with one name (of an app and of the app that replaces it) share the gauge
+    /// only.
     queued: Arc<AtomicUsize>,
     gauge: IntGauge,
 }
 
-/// A place, until dropped.
+/// The permission to run, until dropped.
 pub type Permit = OwnedSemaphorePermit;
 
-/// Why no place was given.
+/// Why no permit was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
     /// The queue is full, or the wait was too long; the sentence says which.
@@ -53,7 +54,7 @@ impl fmt::Display for Refused {
 }
 
 impl Gate {
-    /// `size` places; at most `queue_max` wait, each at most `timeout`. `name` is used in sentences and metrics.
+    /// A gate with `size` permits; at most `queue_max` callers wait, each at most `timeout`. `name` is used in sentences and metrics.
     pub fn new(name: impl Into<String>, size: usize, queue_max: usize, timeout: Duration) -> Gate {
         let name = name.into();
         let gauge = METRICS.queued.with_label_values(&[&name]);
@@ -68,7 +69,7 @@ impl Gate {
         }
     }
 
-    /// Takes a place, first come first served.
+    /// Takes a permit, first come first served.
     ///
     /// # Errors
     /// [`Refused`] when the queue is full, the wait is too long or the request ends.
@@ -90,7 +91,7 @@ impl Gate {
         }
     }
 
-    /// Takes a place that is free now.
+    /// Takes a permit that is free now.
     ///
     /// # Errors
     /// [`Refused`] when there is none.
@@ -99,9 +100,9 @@ impl Gate {
         place.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
 
-    /// Has `work` done on another runtime as soon as it has a place, first come first served: whoever gives a place
-    /// back there goes on with what waits for it, without a detour through the caller. The work is given up when the
-    /// caller goes before it has begun.
+    /// Runs `work` on another runtime as soon as it has a permit, first come first served. The thread that gives a permit
+    /// back there continues with the next work at once, without waking the caller first. Work that has not begun when its
+    /// caller is dropped never begins.
     ///
     /// # Errors
     /// As [`Gate::enter`].
@@ -130,7 +131,7 @@ impl Gate {
                 METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
             }
             drop(queued);
-            // The caller may have gone.
+            // The receiver is gone when the caller was dropped.
             let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(place))));
         };
         let turn = Turn::wait(runtime, Arc::clone(&self.places).acquire_owned(), begin);
@@ -162,7 +163,7 @@ impl Gate {
         }
     }
 
-    /// A place in the queue.
+    /// Joins the queue.
     fn queue(&self) -> Result<Queued, Refused> {
         let taken = self.queued.fetch_update(Relaxed, Relaxed, |queued| {
             Some(queued + 1).filter(|queued| *queued <= self.queue_max)
@@ -185,7 +186,7 @@ impl Gate {
     }
 }
 
-/// One who waits, until dropped.
+/// A caller in the queue, counted until dropped.
 struct Queued {
     queued: Arc<AtomicUsize>,
     _gauge: GaugeGuard,
@@ -197,26 +198,26 @@ impl Drop for Queued {
     }
 }
 
-/// A wait for a place that no thread has to be awake for: the place wakes `runtime`, and nobody before that.
+/// A wait for a permit that keeps no thread awake: the permit wakes `runtime`, and nothing else does before.
 struct Turn {
     runtime: Handle,
     work: Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 impl Turn {
-    /// Has `work` done on the runtime when the place is there.
+    /// Runs `work` on the runtime when the permit is there.
     fn wait(
         runtime: &Handle,
         place: impl Future<Output = Result<Permit, AcquireError>> + Send + 'static,
         work: impl FnOnce(Permit) + Send + 'static,
     ) -> Arc<Turn> {
-        // Without a budget, whose end would wake it from within its first poll.
+        // Outside of tokio's cooperative budget: when that is used up, tokio wakes the task from within its first poll.
         let mut place = Box::pin(tokio::task::unconstrained(place));
         let turn = Arc::new(Turn {
             runtime: runtime.clone(),
             work: Mutex::new(None),
         });
-        // Who wakes it at once finds it when it is there.
+        // Hold the lock, so that a wake during the first poll waits until the work is stored.
         let mut slot = turn.work.lock();
         let waker = Waker::from(Arc::clone(&turn));
         let first = place.as_mut().poll(&mut Context::from_waker(&waker));
@@ -244,7 +245,7 @@ impl Wake for Turn {
     }
 }
 
-/// Work that waits for its turn: taken by that, or by the end of the waiting.
+/// Work that waits for a permit. Whichever comes first takes it: the permit, or the end of the wait.
 struct Waiting<W> {
     wanted: Arc<Mutex<Option<W>>>,
     turn: Arc<Turn>,

@@ -1,16 +1,16 @@
-//! How one thread is shared by the parts of one scope (R2, R3).
+//! How the sync functions of one scope share one thread (R2, R3).
 //!
-//! The thread takes jobs. A job may make calls that are answered elsewhere; while it waits for an answer, the
-//! thread takes further jobs, on top of the waiting one. So whatever the answer needs from this thread, it gets,
-//! and a scope never needs a second one. Jobs end in the opposite order of their beginning, as calls do on a
-//! stack.
+//! The thread runs jobs. A job may make calls that are answered elsewhere. While a job waits for an answer, the thread
+//! runs further jobs on top of the waiting one. So when the answer needs this thread, it gets it, and a scope never needs a
+//! second thread. Jobs end in the opposite order of their beginning, like calls on a stack.
 //!
-//! So a job must not wait for something that one below it on the stack has: that one cannot go on before it. What
-//! parts of a scope wait for each other for are transactions and pinned connections. Whoever has one has the thread
-//! for itself and for what it calls meanwhile ([`Handoff::try_exclude`]): other jobs begin only when it has ended, and it
-//! begins only when the job on top of the stack is one that it was called from, which waits for it anyway.
+//! So a job must not wait for something that a job below it on the stack holds, because the lower job cannot continue
+//! before the upper one ends. Functions of a scope wait for each other because of transactions and pinned connections only.
+//! So a function that holds one excludes others from the thread, but for what it calls ([`Handoff::try_exclude`]): other
+//! jobs begin when the exclusion has ended, and the exclusion begins only when the job on top of the stack is one that the
+//! function was called from, which waits for it anyway.
 //!
-//! Jobs and exclusions have ids, and what is called from one has its id in its list of ids.
+//! Jobs and exclusions have ids. What is called from a job or an exclusion has the id of that in its list of ids.
 //!
 //! This file uses nothing but a lock and a condition variable, so that a model checker can go through all its
 //! interleavings.
@@ -19,20 +19,20 @@ use std::collections::{HashSet, VecDeque};
 
 use super::sync::{Condvar, Mutex};
 
-/// The thread's letter box: jobs for it, and news about the calls that its jobs wait for.
+/// The thread's inbox: jobs for the thread, and the ends of the calls that its jobs wait for.
 pub struct Handoff<J> {
     state: Mutex<State<J>>,
     changed: Condvar,
 }
 
 struct State<J> {
-    /// With their own ids, and those that they are called from.
+    /// Jobs that have not begun: their ids, the ids that they are called from, and the jobs.
     jobs: VecDeque<(u64, Vec<u64>, J)>,
     /// Jobs that have begun, the innermost last.
     running: Vec<u64>,
-    /// Those that have the thread for themselves, the innermost last. Each was called from the one before.
+    /// Exclusions, the innermost last. Each was called from the one before.
     exclusions: Vec<u64>,
-    /// Calls that nobody will work on any more: they have their answer, or never get one.
+    /// Calls that are settled: answered, or dropped without an answer.
     settled: HashSet<u64>,
     last_id: u64,
     closed: bool,
@@ -47,7 +47,7 @@ pub enum Next<J> {
 }
 
 impl<J> Handoff<J> {
-    /// Nothing to do yet.
+    /// There is nothing to do yet.
     #[allow(
         clippy::new_without_default,
         reason = "a letter box is made on purpose, with a thread that looks after it"
@@ -73,7 +73,7 @@ impl<J> Handoff<J> {
         state.last_id
     }
 
-    /// Gives the thread a job that is called from these; gives it back when the thread takes none any more.
+    /// Gives the thread a job that is called from these ids. Returns the job when the thread takes none any more.
     pub fn submit(&self, id: u64, from: Vec<u64>, job: J) -> Result<(), J> {
         let mut state = self.state.lock();
         if state.closed {
@@ -90,9 +90,9 @@ impl<J> Handoff<J> {
         self.state.lock().running.retain(|running| *running != id);
     }
 
-    /// Lets only those jobs begin that are called from this, until [`Handoff::admit`]. Refused while another one has the
-    /// thread that this was not called from, or while a job is on top of the stack that this was not called from. On the thread
-    /// itself (`here`), whoever asks is the one on top.
+    /// Begins an exclusion: until [`Handoff::admit`], only jobs begin that are called from it. Refused while another
+    /// exclusion is the innermost, or another job on top of the stack, that the caller was not called from. On the thread
+    /// itself (`here`), the caller is the job on top.
     pub fn try_exclude(&self, id: u64, from: &[u64], here: bool) -> bool {
         let mut state = self.state.lock();
         let top = state.running.last().filter(|_| !here);
@@ -113,13 +113,13 @@ impl<J> Handoff<J> {
         self.changed.notify_all();
     }
 
-    /// Says that a call has its answer, or will have none.
+    /// Says that a call is settled: answered, or dropped without an answer.
     pub fn settle(&self, call: u64) {
         self.state.lock().settled.insert(call);
         self.changed.notify_all();
     }
 
-    /// No further jobs. Those that have not begun are given back.
+    /// Closes the inbox to further jobs. Returns the jobs that have not begun.
     pub fn close(&self) -> Vec<J> {
         let mut state = self.state.lock();
         state.closed = true;

@@ -1,8 +1,8 @@
 //! Wake-ups of a loop by other threads, several at a time.
 //!
-//! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Where many such
-//! wake-ups come, as from workers that have done their jobs, they are collected here: the first one wakes a task of
-//! the loop's own, which then wakes the others from within the loop, for nothing.
+//! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Wake-ups that may come
+//! in numbers, as from workers that finish their jobs, are collected here: the first one wakes a task that runs on the loop,
+//! which then wakes the others from within the loop, without system calls.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -20,12 +20,12 @@ struct Collected {
 }
 
 thread_local! {
-    /// Those of the runtime that this thread belongs to.
+    /// The collected wake-ups of the runtime that this thread belongs to.
     static HERE: RefCell<Option<(tokio::runtime::Id, Arc<Collected>)>> = const { RefCell::new(None) };
 }
 
 impl Collected {
-    /// Those of this loop.
+    /// The collected wake-ups of this loop.
     fn here() -> Arc<Collected> {
         let runtime = Handle::current();
         HERE.with_borrow_mut(|here| match here {
@@ -39,7 +39,7 @@ impl Collected {
         })
     }
 
-    /// Runs on the loop as long as that does.
+    /// Wakes what was collected; runs on the loop until the loop ends.
     async fn pass_on(self: Arc<Self>) {
         loop {
             self.came.notified().await;
@@ -59,7 +59,7 @@ impl Collected {
     }
 }
 
-/// A task of a loop, woken together with others.
+/// A task of a loop that is woken in a batch with others.
 struct Together {
     task: Waker,
     collected: Arc<Collected>,
@@ -75,13 +75,13 @@ impl Wake for Together {
     }
 }
 
-/// Runs `work`, which other threads wake.
+/// Runs `work`, whose wake-ups by other threads are batched.
 ///
 /// # Panics
 /// Outside of a runtime.
 pub async fn batched_wakeup<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
-    // The waker of the last poll: while the task is the same, it need not be made again.
+    // The waker of the last poll is used again while the task is the same.
     let mut last: Option<(Arc<Together>, Waker)> = None;
     std::future::poll_fn(|context| -> Poll<T> {
         if !(last.as_ref()).is_some_and(|(one, _)| one.task.will_wake(context.waker())) {

@@ -1,13 +1,15 @@
 //! The pool of sync workers: OS threads that run sync guests (R2–R4).
 //!
-//! A job runs on one worker from beginning to end. A scope whose sync parts have async ones between them leases a
-//! worker ([`Lease`]) and has it run one job after the other, also while an earlier one waits: everything a scope
-//! does synchronously happens on one thread, and nobody else's work gets between. As many workers compute as the configuration says. The pool grows beyond that, up to its maximum,
-//! only while workers wait in host calls ([`blocking`] tells it): a view that waits must not keep another one
-//! from computing, and a view that computes gains nothing from more threads. What does not run yet waits in a
-//! bounded queue, in order, and is refused with a sentence when it has waited too long.
+//! A job runs on one worker from beginning to end. A scope that has both sync and async functions leases a worker
+//! ([`Lease`]) and runs all its sync functions there, one job after the other, also while an earlier job waits. So everything
+//! that a scope does synchronously happens on one thread, and no other scope's work gets between.
 //!
-//! Knows nothing of WebAssembly or HTTP.
+//! `workers` of them compute at once. The pool grows beyond that number, up to `workers_max`, only while workers wait in
+//! host calls, which [`blocking`] counts: a view that waits must not keep another one from computing, and a view that
+//! computes gains nothing from more threads. Jobs that do not run yet wait in a bounded queue, in order, and are refused with
+//! an error when they have waited too long.
+//!
+//! This file knows nothing of WebAssembly or HTTP.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -49,8 +51,8 @@ pub struct PoolLimits {
 /// A worker beyond the basic number ends after this long without work.
 const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
-/// A worker's stack: guests of one scope run on top of each other, each with a stack of its own (`run/engine.rs`)
-/// and the host's frames below it, SQLite's among them. Only what is touched takes memory.
+/// A worker's stack: guests of one scope run on top of each other, each with a stack of its own
+/// (`guest/run/engine.rs`) and the host's frames below it, SQLite's among them. Only touched pages take memory.
 const STACK_BYTES: usize = CALL_SLOTS_MAX * (768 << 10) + (4 << 20);
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -64,8 +66,9 @@ struct Pool {
     runtime: Handle,
     state: Mutex<State>,
     work: Condvar,
-    /// Length of the queue and number of workers that wait in host calls, readable without the lock. Each side
-    /// changes its own and then looks at the other's, so one of them sees that a worker is wanted.
+    /// Length of the queue, and number of workers that wait in host calls, both readable without the lock. A caller adds to
+    /// `queued` and then reads `blocked`; a worker that starts to wait does the reverse. So at least one of the two sees that
+    /// another worker is wanted.
     queued: AtomicUsize,
     blocked: AtomicUsize,
     queued_gauge: IntGauge,
@@ -76,9 +79,9 @@ struct State {
     queue: VecDeque<(u64, Job)>,
     last_ticket: u64,
     threads: usize,
-    /// Workers without a job, those that are just starting among them.
+    /// Workers without a job, including those that are starting.
     idle: usize,
-    /// Workers that were told of work and do not look at the queue yet.
+    /// Workers that were notified and have not looked at the queue yet.
     waking: usize,
     last_number: usize,
     closed: bool,
@@ -87,9 +90,9 @@ struct State {
 thread_local! {
     /// The number of this worker; 0 on other threads.
     static NUMBER: Cell<usize> = const { Cell::new(0) };
-    /// The letter box of the scope that has leased this worker.
+    /// The inbox of the scope that has leased this worker.
     static LEASED_BY: RefCell<Option<Arc<Desk>>> = const { RefCell::new(None) };
-    /// The pool that this thread is a worker of, while it does not wait.
+    /// The pool of this worker, unset while the worker waits in a host call.
     static OWN_POOL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
 }
 
@@ -107,7 +110,7 @@ impl Workers {
         }))
     }
 
-    /// Runs `job` on a worker. Dropping the future takes the job out of the queue; one that runs goes on.
+    /// Runs `job` on a worker. Dropping the future takes a waiting job out of the queue; a running job goes on.
     ///
     /// # Errors
     /// [`Refused`] when the queue is full or no worker came free in time. The job has not run then.
@@ -120,13 +123,13 @@ impl Workers {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refused> {
         let answering = |answer: oneshot::Sender<_>| {
-            // The receiver is gone when the request was cancelled: nobody wants the answer then.
+            // The receiver is gone when the request was cancelled: the answer is not wanted then.
             let _ = answer.send(catch_unwind(AssertUnwindSafe(job)));
         };
         unwound(self.start(deadline, answering).await)
     }
 
-    /// Takes a worker for one scope alone, until the lease is dropped and what runs on it has ended.
+    /// Leases a worker to one scope, until the lease is dropped and the jobs that run on it have ended.
     ///
     /// # Errors
     /// As [`Workers::run`].
@@ -141,7 +144,7 @@ impl Workers {
                 worker: number(),
             };
             LEASED_BY.set(Some(Arc::clone(&desk)));
-            // If the request was cancelled, this drops the lease, which ends it.
+            // When the request was cancelled, the receiver is gone and the lease is dropped here.
             let _ = answer.send(Ok(lease));
             serve(&desk, None);
             LEASED_BY.set(None);
@@ -149,7 +152,7 @@ impl Workers {
         unwound(self.start(deadline, serving).await)
     }
 
-    /// Has a worker do `work`, and waits until that answers.
+    /// Queues `work` for a worker, and waits for its answer.
     async fn start<T: Send + 'static>(
         &self,
         deadline: &Deadline,
@@ -167,7 +170,7 @@ impl Workers {
             biased;
             answered = batched_wakeup(&mut answer) => answered,
             why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
-                // It runs: whoever runs it watches the deadline.
+                // The job runs already: the worker watches the deadline.
                 (false, _) => batched_wakeup(answer).await,
                 (true, Some(why)) => return Err(Refused::Ended(why)),
                 (true, None) => {
@@ -193,7 +196,7 @@ impl Workers {
     }
 }
 
-/// Passes the panic of a job on to whoever waits for it.
+/// Passes the panic of a job on to the caller that waits for the job.
 fn unwound<T>(answer: Result<std::thread::Result<T>, Refused>) -> Result<T, Refused> {
     match answer? {
         Ok(value) => Ok(value),
@@ -206,7 +209,7 @@ pub fn number() -> usize {
     NUMBER.get()
 }
 
-/// The letter box of a leased worker, and news about it for loops.
+/// The inbox of a leased worker, and a notification for loops that wait for the worker.
 struct Desk {
     handoff: Handoff<Job>,
     /// A job or an exclusion has ended.
@@ -221,9 +224,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Runs `job`, which is called `from` jobs and exclusions of these ids, on the worker: after those before it, or on
-    /// top of one that waits for an answer ([`await_call`]). The job is told its own id.
-    /// Dropping the future lets the job run without anyone listening.
+    /// Runs `job` on the worker: after the jobs before it, or on top of a job that waits for an answer ([`await_call`]).
+    /// `from`: the ids of the jobs and exclusions that `job` is called from. `job` gets its own id.
+    /// Dropping the future does not stop the job; its result is dropped.
     ///
     /// # Errors
     /// When the lease has ended.
@@ -246,9 +249,9 @@ impl Lease {
         unwound(batched_wakeup(answer).await.map_err(|_| gone()))
     }
 
-    /// Has the worker for whoever asks, which is called `from` jobs and exclusions of these ids, and for what it calls,
-    /// until the result is dropped: while it holds what others of the scope may come to wait for. Waits while one of
-    /// those others is on the worker.
+    /// Excludes other jobs of the scope from the worker until the result is dropped, but for what the caller calls. For a
+    /// caller that is about to hold what those jobs may wait for. `from`: the ids of the jobs and exclusions that the caller
+    /// is called from. Waits while another job of the scope is on top of the worker's stack.
     ///
     /// # Errors
     /// When the request ends before.
@@ -259,7 +262,7 @@ impl Lease {
             desk.is_some_and(|desk| Arc::ptr_eq(desk, &self.desk))
         });
         loop {
-            // What changes from here on is heard of.
+            // Registered before the attempt, so that a change after the attempt is not missed.
             let changed = self.desk.changed.notified();
             if self.desk.handoff.try_exclude(id, from, here) {
                 break;
@@ -279,10 +282,10 @@ impl Drop for Lease {
     }
 }
 
-/// A scope's worker for one of its parts and for what that calls, until dropped.
+/// The exclusive use of a scope's worker for one function and for what that calls, until dropped.
 pub struct Exclusion {
     desk: Arc<Desk>,
-    /// What is called from here has this in its list.
+    /// Whatever the function calls has this id in its list.
     pub id: u64,
 }
 
@@ -293,7 +296,7 @@ impl Drop for Exclusion {
     }
 }
 
-/// A call that a job on a leased worker waits for. Whoever has it answers it or drops it.
+/// A call that a job on a leased worker waits for. It is answered or dropped.
 pub struct Call<T> {
     answer: Option<oneshot::Sender<T>>,
     desk: Arc<Desk>,
@@ -303,7 +306,7 @@ pub struct Call<T> {
 impl<T> Call<T> {
     /// Answers.
     pub fn answer(mut self, answer: T) {
-        // The job that asked waits for it, and for nothing else.
+        // The calling job waits for this answer only.
         let _ = self.answer.take().map(|waiting| waiting.send(answer));
     }
 }
@@ -315,7 +318,7 @@ impl<T> Drop for Call<T> {
     }
 }
 
-/// On a leased worker: makes a call, hands it to `ask`, and waits for its answer, running further jobs of the scope
+/// Makes a call from a leased worker: hands the call to `ask`, then waits for its answer and runs further jobs of the scope
 /// meanwhile (R3). None: the call was dropped without an answer.
 ///
 /// # Panics
@@ -334,7 +337,7 @@ pub fn await_call<T>(ask: impl FnOnce(Call<T>)) -> Option<T> {
     answer.try_recv().ok()
 }
 
-/// Runs the scope's jobs until the call is settled (none: until the lease ends).
+/// Runs the scope's jobs until the call is settled, or, without a call, until the lease ends.
 fn serve(desk: &Desk, waiting_for: Option<u64>) {
     while let Next::Job(id, job) = blocking(|| desk.handoff.next(waiting_for)) {
         job();
@@ -343,7 +346,7 @@ fn serve(desk: &Desk, waiting_for: Option<u64>) {
     }
 }
 
-/// A request that waits for its job. When it gives up, the job leaves the queue.
+/// A request that waits for its job. Dropping it takes the job out of the queue.
 struct Waiting<'a> {
     pool: &'a Arc<Pool>,
     ticket: Option<u64>,
@@ -405,7 +408,7 @@ impl Pool {
 
     /// Starts a worker if one is wanted and allowed.
     fn grow(self: &Arc<Self>, state: &mut State) {
-        // Idle ones count here: they are about to take what they can.
+        // Idle workers count: they are about to take jobs.
         let busy = state.threads.saturating_sub(self.blocked.load(SeqCst));
         let wanted = state.queue.len() > state.idle;
         if !wanted || busy >= self.limits.workers || state.threads >= self.limits.workers_max {
@@ -424,12 +427,12 @@ impl Pool {
                 state.idle += 1;
                 METRICS.workers.inc();
             }
-            // What waits is served by the other workers, or refused when its time is over.
+            // The waiting jobs are run by the other workers, or refused when they have waited too long.
             Err(error) => tracing::error!(%error, "no further sync worker could be started"),
         }
     }
 
-    /// Tells an idle worker that there is work. One at a time: when it takes a job and more is left, it tells the next.
+    /// Notifies one idle worker. When that worker takes a job and more are left, it notifies the next one.
     fn wake(&self, state: &mut State) {
         if state.waking == 0 && self.work.notify_one() {
             state.waking += 1;
@@ -469,7 +472,7 @@ impl Pool {
     }
 }
 
-/// Waits for `work` on this thread of a runtime. What is ready at once does not count as waiting.
+/// Waits for `work` on this thread. Work that is ready at its first poll does not count as waiting.
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     match work.as_mut().now_or_never() {
@@ -478,9 +481,9 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Runs something that waits. On a sync worker, the pool may start another worker meanwhile.
+/// Runs `work`, which waits. On a sync worker, the pool may start another worker meanwhile.
 pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
-    // Within another wait, the worker counts already.
+    // A worker that is within another wait counts as waiting already.
     let Some(pool) = OWN_POOL.take() else {
         return wait();
     };

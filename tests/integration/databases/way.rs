@@ -126,7 +126,9 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     fixture.table(sql, &[Value::Integer(0)]).await;
     let deadline = Arc::new(Deadline::new(Instant::now() + Duration::from_secs(30)));
     let transaction = atomic();
-    let turn = transaction.turn((&fixture.database, &deadline)).await;
+    let turn = transaction
+        .turn((&fixture.database, &deadline), std::future::ready(Ok(())))
+        .await;
     let turn = turn.expect("it is free").expect("it is atomic");
     way.holds.send_replace(true);
     let inserting = turn.run(Face::Async, query(sql, &[Value::Integer(60)]));

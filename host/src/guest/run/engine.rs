@@ -39,7 +39,7 @@ pub struct Engines {
     pub sync: Engine,
     /// For async components.
     pub r#async: Engine,
-    /// PoolSizes for instances that are kept for further requests.
+    /// The limits on instances that are kept for further requests.
     pub(super) sync_kept: Arc<Semaphore>,
     pub(super) async_kept: Arc<Semaphore>,
 }
@@ -49,7 +49,7 @@ pub struct Engines {
 pub struct PoolSizes {
     /// At work.
     pub at_once: usize,
-    /// InstancePool for further requests.
+    /// Kept for further requests.
     pub kept: usize,
 }
 

@@ -44,7 +44,7 @@ pub(super) struct InstancePool<V> {
     reuse: Option<Reuse>,
     /// Those used last are at the end, and used first.
     idle: Mutex<Vec<Instance<V>>>,
-    /// PoolSizes for the kept instances of all modules.
+    /// The limit on kept instances of all modules.
     places: Arc<Semaphore>,
     gauge: IntGauge,
 }

@@ -230,7 +230,7 @@ impl BasicAuth {
         let (users, name) = (Arc::clone(&self.users), user.clone());
         let too_long = users.is_too_long(&password);
         let check = move || {
-            // GaugeGuard until it is done, also when the client has gone meanwhile.
+            // Held until it is done, also when the client has gone meanwhile.
             let _turn = turn;
             users.check(&name, &password)
         };

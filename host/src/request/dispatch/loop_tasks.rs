@@ -1,4 +1,4 @@
-//! What the parts of a request want to have run on its loop.
+//! Calls that guest functions of a request send to its loop.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -15,25 +15,25 @@ use crate::contract::types;
 use crate::scope::transaction::Member;
 use crate::threads::workers::Call;
 
-/// A part that is to run on the loop, or from there, and who waits for it. Dropped, it is not going to run.
+/// A call that the loop runs, or sends to the worker, and its caller. Dropping the task means that the call never runs.
 pub(super) struct LoopTask {
     pub(super) link_call: LinkCall,
     pub(super) request: types::Request,
     pub(super) caller: Caller,
 }
 
-/// Who waits for a part.
+/// Where the result of a call goes.
 pub(super) enum Caller {
-    /// A part on the loop. It may give up waiting: then nobody wants the part any more.
+    /// To a function on the loop. That function may stop waiting; then the call is cancelled.
     Loop(oneshot::Sender<LinkResult>),
-    /// A part on the worker, which can do nothing else.
+    /// To a function on the worker, which cannot stop waiting.
     Worker(Call<LinkResult>),
 }
 
-/// The loop_queue that wait. There are as many at most as the scope has places for parts.
+/// The tasks that wait. Their number is limited by the call slots of the scope.
 #[derive(Default)]
 pub(super) struct LoopQueue {
-    /// None: nobody takes them any more.
+    /// None: the queue is closed.
     waiting: Mutex<Option<VecDeque<LoopTask>>>,
     came: Notify,
 }
@@ -46,8 +46,8 @@ impl LoopQueue {
         }
     }
 
-    /// Hands it over, or drops it when the request is cancelled: under the same lock as the end, so that none can get
-    /// stuck between the two.
+    /// Queues a task, or drops it when the queue is closed. Sending and closing take the same lock, so that no task is queued
+    /// after the close.
     pub(super) fn send(&self, task: LoopTask) {
         let late = match &mut *self.waiting.lock() {
             Some(waiting) => {
@@ -73,13 +73,13 @@ impl LoopQueue {
     }
 
     fn close(&self) {
-        // Dropped outside of the lock: dropping an task wakes whoever waits for it.
+        // Dropped outside of the lock: dropping a task wakes its caller.
         let left = self.waiting.lock().take();
         drop(left);
     }
 }
 
-/// The end of a queue that takes the loop_queue. Dropped, it closes the queue.
+/// The receiving end of a queue. Dropping it closes the queue.
 pub struct LoopTasks(pub(super) Arc<LoopQueue>);
 
 impl Drop for LoopTasks {
@@ -88,7 +88,7 @@ impl Drop for LoopTasks {
     }
 }
 
-/// Runs a chain from its beginning, and whatever its parts want to have run on this loop, until it has its outcome.
+/// Runs a chain from its first link, and the tasks that its links send, until the chain has its result.
 pub async fn conduct(
     start: LinkCall,
     request: types::Request,
@@ -106,7 +106,7 @@ pub async fn conduct(
     }
 }
 
-/// Tells a part's transaction, when dropped, that nobody waits for the part any more. That is no news when it has ended.
+/// Gives a member up when dropped: nobody waits for its function any more. Without effect when the function has ended.
 pub(super) struct GiveUpOnDrop(pub(super) Arc<Member>);
 
 impl Drop for GiveUpOnDrop {
@@ -122,7 +122,7 @@ impl LoopTask {
             request,
             caller,
         } = self;
-        // Dropped with this future, also while a sync part of it goes on on the worker without anyone who waits for it.
+        // Dropped with this future, also while a sync function of the call goes on on the worker with nobody waiting for it.
         let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
         let outcome = async {
             match SubrequestTransaction::begin(&link_call).await? {
@@ -132,7 +132,7 @@ impl LoopTask {
         };
         match caller {
             Caller::Worker(call) => call.answer(outcome.await),
-            // What a part has called for ends with it.
+            // A call ends with its caller.
             Caller::Loop(mut sender) => tokio::select! {
                 biased;
                 outcome = outcome => drop(sender.send(outcome)),

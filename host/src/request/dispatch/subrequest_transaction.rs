@@ -1,4 +1,4 @@
-//! The transaction of an atomic view that is called by a part outside of any.
+//! The transaction of an atomic view that is called as a sub-request outside of any transaction.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use crate::scope::transaction::{Transaction, not_kept};
 use crate::telemetry::error::Failure;
 use crate::threads::workers::Exclusion;
 
-/// Such a transaction, from the view's beginning to its end. Dropped before its end, it is rolled back.
+/// Such a transaction, from the beginning of its view to the end. Dropping it before the end rolls back.
 pub(super) struct SubrequestTransaction {
     transaction: Arc<Transaction>,
     _exclusion: Option<Exclusion>,
 }
 
 impl SubrequestTransaction {
-    /// Begins one if the view at `link_call` needs it, as soon as no part of the request that it could wait for is on the
-    /// scope's worker.
+    /// Begins one if the called view needs it, as soon as no other function of the request that the view could wait for is
+    /// on the scope's worker.
     pub(super) async fn begin(
         link_call: &LinkCall,
     ) -> Result<Option<SubrequestTransaction>, Failure> {
@@ -33,7 +33,7 @@ impl SubrequestTransaction {
         }))
     }
 
-    /// Commits it, or rolls it back when anything in it has failed, whatever was made of that.
+    /// Commits the transaction, or rolls it back when anything in it has failed, whatever its callers made of the failure.
     pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
         let keep = outcome.is_ok() && !self.transaction.has_failed();
         match self.transaction.finish(Face::Async, keep).await {

@@ -239,6 +239,12 @@ impl Effects {
         issued.levels.remove(index).members > 0
     }
 
+    /// Whether the level was begun, be it that it waits for its turn, and no guest has asked for its end.
+    pub(super) fn is_open(&self, level: Level) -> bool {
+        let issued = self.issued.lock();
+        issued.levels.iter().any(|begun| begun.level == level)
+    }
+
     /// A member is called in this level.
     pub(super) fn join(&self, level: Level) {
         let mut issued = self.issued.lock();

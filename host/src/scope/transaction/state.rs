@@ -110,7 +110,11 @@ impl State {
         if let Some(base) = base
             && !self.levels.iter().any(|begun| begun.level == base)
         {
-            return Err(left_behind());
+            // Its caller has asked for the level, which waits for the end of another one; or the level is no more.
+            return match self.effects.is_open(base) {
+                true => Ok(Place::Later),
+                false => Err(left_behind()),
+            };
         }
         let within = self.levels.iter().any(is_own);
         if let Some(why) = self.lost.as_ref().filter(|_| within) {
@@ -394,13 +398,15 @@ impl State {
             Some(open) if begun.known && !self.levels.is_empty() => {
                 open.pending.extend(undo(level));
             }
-            Some(open) if begun.known && self.pins.count > 0 => {
-                open.begun = None;
-                open.pending = vec!["rollback".to_owned()];
+            Some(open) if self.levels.is_empty() && self.pins.count > 0 => {
+                if begun.known {
+                    open.begun = None;
+                    open.pending = vec!["rollback".to_owned()];
+                }
                 self.keep_pinned();
             }
             // Dropping the lease rolls back.
-            Some(_) if self.levels.is_empty() && self.pins.count == 0 => self.open = None,
+            Some(_) if self.levels.is_empty() => self.open = None,
             _ => {}
         }
     }

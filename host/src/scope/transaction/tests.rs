@@ -718,11 +718,14 @@ async fn begin(transaction: &Member, fixture: &Fixture) -> Level {
 }
 
 async fn turn_now(transaction: &Member, fixture: &Fixture) -> Result<Option<Turn>, Error> {
-    transaction.turn(fixture.on()).await
+    transaction
+        .turn(fixture.on(), std::future::ready(Ok(())))
+        .await
 }
 
 async fn turn(transaction: &Member, on: (&Database, &Arc<Deadline>)) -> Result<Turn, Error> {
-    Ok(transaction.turn(on).await?.expect("a transaction is open"))
+    let turn = transaction.turn(on, std::future::ready(Ok(()))).await;
+    Ok(turn?.expect("a transaction is open"))
 }
 
 #[tokio::test]
@@ -968,7 +971,7 @@ proptest! {
                 match step {
                     Move::Pin => pieces.push(Piece::Pinning(pin_on(&member, fixture.on()).boxed())),
                     Move::Begin => pieces.push(Piece::Beginning(begin_on(&member, fixture.on()).boxed())),
-                    Move::Turn => pieces.push(Piece::Turning(member.turn(fixture.on()).boxed())),
+                    Move::Turn => pieces.push(Piece::Turning(member.turn(fixture.on(), std::future::ready(Ok(()))).boxed())),
                     Move::Poll(_) | Move::Drop(_) if pieces.is_empty() => {}
                     Move::Poll(at) => {
                         let at = at % pieces.len();
@@ -1103,4 +1106,105 @@ async fn r4_a_pin_that_fails_keeps_no_room() {
     drop(taken);
     let pinned = pin_on(&member, fixture.on()).await;
     pinned.expect("there is room");
+}
+
+/// A call, polled once: it waits for something then.
+async fn waits<F: Future + Unpin>(call: &mut F) {
+    let polled = std::future::poll_fn(|context| Poll::Ready(call.poll_unpin(context)));
+    assert!(polled.await.is_pending(), "it waits for the level");
+}
+
+#[tokio::test]
+async fn r8_the_end_of_a_level_is_told_also_when_nobody_waits_for_it() {
+    let fixture = Fixture::new();
+    for keep in [true, false] {
+        let member = new(false);
+        let other = member.next();
+        let level = begin(&member, &fixture).await;
+        let inserted = fixture.insert(&member, Face::Async, 1).await;
+        inserted.expect("it is inserted");
+        let mut begins = Box::pin(begin_on(&other, fixture.on()));
+        waits(&mut begins).await;
+        let mut end = Box::pin(async {
+            match keep {
+                true => member.commit(Face::Async, level).await,
+                false => member.rollback(Face::Async, level).await,
+            }
+        });
+        waits(&mut end).await;
+        drop(end);
+        let begun = tokio::time::timeout(Duration::from_secs(5), begins).await;
+        let begun = begun.expect("it is told that the level has ended");
+        let rolled_back = other.rollback(Face::Async, begun.expect("it begins")).await;
+        rolled_back.expect("it ends");
+        fixture
+            .database
+            .run(
+                Face::Async,
+                &fixture.deadline,
+                Access::default(),
+                execute("delete from t"),
+            )
+            .await
+            .expect("it is empty again");
+    }
+}
+
+#[tokio::test]
+async fn r4_a_pin_that_outlives_its_level_has_room_of_its_own() {
+    let fixture = Fixture::new();
+    for known in [true, false] {
+        let options = Options {
+            read_only: true,
+            ..Options::default()
+        };
+        let member = Transaction::new(options).first_member();
+        let level = begin(&member, &fixture).await;
+        if known {
+            let turn = turn(&member, fixture.on()).await.expect("its turn");
+            let read = turn.run(Face::Async, query("select 1")).await;
+            read.expect("it reads");
+        }
+        let pin = pin_on(&member, fixture.on()).await.expect("there is room");
+        member.abandon(level);
+        let other = fixture.database.try_pin_permit(true);
+        other.expect_err("the pin has the one place that there is");
+        member.transaction().unpin(pin);
+        let other = fixture.database.try_pin_permit(true);
+        other.expect("the place is given back");
+    }
+}
+
+#[tokio::test]
+async fn r8_a_view_that_is_called_in_a_level_which_waits_to_begin_waits_with_it() {
+    let fixture = Fixture::new();
+    let member = new(false);
+    let other = member.next();
+    let level = begin(&other, &fixture).await;
+    let mut begins = Box::pin(begin_on(&member, fixture.on()));
+    waits(&mut begins).await;
+    let called = member.call(Options::default());
+    let mut insert = Box::pin(fixture.insert(&called, Face::Async, 1));
+    waits(&mut insert).await;
+    let ended = other.rollback(Face::Async, level).await;
+    ended.expect("it ends");
+    let begun = begins.await.expect("it begins");
+    insert.await.expect("it is inserted");
+    called.end(false).expect("its level is open");
+    let committed = member.commit(Face::Async, begun).await;
+    committed.expect("it is kept");
+    assert_eq!(fixture.committed().await, [1]);
+    // A level that is given up before it begins is none.
+    let level = begin(&other, &fixture).await;
+    let mut begins = Box::pin(begin_on(&member, fixture.on()));
+    waits(&mut begins).await;
+    let called = member.call(Options::default());
+    let mut insert = Box::pin(fixture.insert(&called, Face::Async, 2));
+    waits(&mut insert).await;
+    drop(begins);
+    let refused = insert.await.expect_err("there is nothing to wait for");
+    assert_eq!(refused.kind, ErrorKind::Denied, "{refused:?}");
+    let ended = other.rollback(Face::Async, level).await;
+    ended.expect("it ends");
+    fixture.assert_clean().await;
 }

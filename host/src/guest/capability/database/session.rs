@@ -51,16 +51,16 @@ impl Session {
     }
 
     async fn opened(&self, statement: Statement) -> Result<Rows, Error> {
-        self.reserve_worker().await?;
         let Session {
             scope,
             member,
             database,
             face,
         } = self;
-        if let Some(turn) = member.turn(self.on()).await? {
+        if let Some(turn) = member.turn(self.on(), self.reserve_worker()).await? {
             return self.hold(turn.run(*face, statement).await?.table);
         }
+        self.reserve_worker().await?;
         let Some(permit) = member.keep_stream(database) else {
             METRICS.results_at_once.inc();
             return self.hold(self.outside(statement).await?.table);
@@ -90,10 +90,8 @@ impl Session {
         let scope = &self.scope;
         let _held = self.hold_call(&statement)?;
         let recording = (scope.journal).begin(&self.database.config().name, &statement.sql);
-        if self.member.is_active() {
-            self.reserve_worker().await?;
-        }
-        let ran = match self.member.turn(self.on()).await {
+        let turn = self.member.turn(self.on(), self.reserve_worker()).await;
+        let ran = match turn {
             Ok(Some(turn)) => turn.run(self.face, statement).await,
             Ok(None) => self.outside(statement).await,
             Err(error) => Err(error),
