@@ -165,7 +165,7 @@ both_modes_and_databases! {
         let (block, opened) = (atomic(json!([must(broken())])), json!({"do": "stream", "sql": "insert into rows (tag) values ('opened') returning tag", "steps": [], "drain": true}));
         for (path, first, tags) in [("run/atomic", insert("mine"), ["mine"]), ("run", opened, ["opened"])] {
             let told = server.told(&format!("/{mode}/{path}"), json!([join(json!([first, block]))])).await;
-            assert!(told[0][1].to_string().contains("not-null"), "{told}");
+            assert!(told[0][1].to_string().contains("NotNull"), "{told}");
             assert_eq!(server.app.data.tags().await, tags, "{path}: {told}");
             server.app.data.execute("delete from rows").await;
         }

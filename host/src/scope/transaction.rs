@@ -1,27 +1,27 @@
-//! Transactions, and who belongs to which (R7–R11).
+//! Transactions, and which of them a statement belongs to (R7–R11).
 //!
-//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`], and every statement, block and
-//! event of it goes through its membership: nothing has to be guessed from what happens to be open. A request starts
-//! with one transaction. Middleware and the view that it calls share it. A view that is called as a sub-request joins
-//! its caller's while the caller is inside of one, and has one of its own otherwise.
+//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`]. Its statements, blocks and events go
+//! through its membership, so that nothing has to be guessed from what happens to be open. A request starts with one
+//! transaction, which middleware and the view share. A view that is called as a sub-request joins the transaction of its
+//! caller while the caller is in one of its levels, and has a transaction of its own otherwise.
 //!
-//! A transaction has levels. An atomic view's has one from the start, and each `begin` adds one: the outermost level is
-//! the transaction itself, those within it are savepoints. A member belongs to the level that it was called in and to
-//! those that it began itself, and its statements run in the innermost of these only: while a level of another member is
-//! open on top, they wait for its end. So one member's failure undoes nothing of another's, and no member's
-//! commit keeps what another has given up.
+//! A transaction has levels. That of an atomic view has one from the start, and each `begin` adds one: the outermost level is
+//! the transaction itself, the levels within it are savepoints. A member belongs to the level that it was called in and to
+//! those that it began itself. Its statements run in the innermost of these; while a level of another member is open on top,
+//! they wait for the end of that. So the failure of one member undoes nothing of another member, and no member commits what
+//! another one has rolled back.
 //!
-//! Within a transaction every statement goes to its one connection, one after the other in the order they were issued
-//! (R8); there is no way around it, so nothing a view joins or spawns can escape it. A level is a matter of the host's until a statement needs
-//! it: only then does the database see it, in the same message as the statement. A statement that fails poisons
-//! the level it ran in: nothing more runs there until that level is undone, on every kind of database alike.
+//! Within a transaction every statement goes to one connection, one after the other, in the order of the guest's calls (R8).
+//! There is no way around the transaction, so nothing that a view joins or spawns escapes it. A level exists only in the host
+//! until a statement needs it: the database sees it in the same message as that statement. A statement that fails poisons its
+//! level: on every kind of database, nothing more runs there until the level is rolled back.
 //!
-//! The connection stays inside the state's lock, and whoever runs a statement takes the lock along to where it
-//! runs. So a caller that is cancelled leaves a statement that finishes, never a torn state, and when the transaction is
-//! gone the lease's drop rolls back.
+//! The connection is inside the lock of the state, and whoever runs a statement takes the lock along to the thread that runs
+//! it. So a caller that is cancelled leaves a finished statement behind, never a torn one. When the transaction is dropped,
+//! dropping the lease rolls back.
 //!
-//! What is sent to others is held with the level that it was sent in (R10). Which level that is follows from
-//! the order of the guest's calls alone, so that sending never waits; see `effects`.
+//! Effects are held with the level that they were sent in (R10). Which level that is follows from the order of the guest's
+//! calls alone, so that sending never waits; see `effects`.
 
 mod effects;
 mod state;
@@ -49,15 +49,15 @@ pub use effects::{Effect, StreamPermit};
 use effects::{Effects, History, Reason};
 use state::{Place, State, ended, left_behind};
 
-/// How the transactions of a scope ended; the last one decides.
+/// How the transactions of a scope ended: the last one that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fate {
     /// There was none.
     #[default]
     None,
-    /// Its changes are in the database.
+    /// The changes are in the database.
     Committed,
-    /// Its changes are undone.
+    /// The changes are undone.
     RolledBack,
 }
 
@@ -71,34 +71,35 @@ impl fmt::Display for Fate {
     }
 }
 
-/// A transaction of a scope, whether or not it has begun.
+/// A transaction of a scope. The database may not have seen it yet.
 pub struct Transaction {
     options: Options,
-    /// Pins of its connection, from the guest's call on until they have ended.
+    /// Number of pins of its connection. A pin counts from the guest's call on.
     pins: AtomicUsize,
-    /// The database that a connection is pinned of, or is going to be, by name.
+    /// The name of the database whose connection is pinned, or will be when a waiting pin gets it.
     pinned: Mutex<Option<String>>,
     last_id: AtomicU64,
-    /// Set when it has ended: nothing more can be done in it, within a level or outside.
+    /// Set when the transaction has ended: nothing more can be done in it, within a level or outside.
     over: AtomicBool,
-    /// Set when a member has failed: an atomic view's transaction is not kept then, whatever is made of the failure.
+    /// Set when a member has failed: the transaction of an atomic view then rolls back, whatever callers make of the failure.
     failed: AtomicBool,
-    /// What the guest dropped without an end, perhaps while a statement ran; seen to before anything else.
+    /// Levels and pins that the guest dropped without ending them, perhaps while a statement ran. Handled before anything
+    /// else is done under the lock.
     left: Mutex<Vec<Left>>,
     effects: Arc<Effects>,
     state: Arc<tokio::sync::Mutex<State>>,
-    /// Tells members that wait for the level of another one.
+    /// Wakes members that wait for the level of another member.
     changed: Notify,
-    /// The transaction of the part that has called for this one's, outside of any level.
+    /// The transaction of the caller, when this view was called outside of any level.
     around: Option<Arc<Transaction>>,
 }
 
-/// One `begin` of the guest's: the transaction itself, or a savepoint in it.
+/// A level: the transaction itself, or a savepoint in it. Each `begin` of a guest makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Level(u64);
 
 impl Level {
-    /// The level that an atomic view's transaction has from the start.
+    /// The level that the transaction of an atomic view has from the start.
     const WHOLE: Level = Level(0);
 }
 
@@ -108,15 +109,15 @@ impl fmt::Display for Level {
     }
 }
 
-/// A reason for the members' statements to go to one connection. Given back with [`Transaction::unpin`].
+/// A pin: while there is one, all statements of the members go to one connection. Given back with [`Transaction::unpin`].
 #[derive(Debug)]
 pub struct Pin(());
 
 enum Left {
-    /// With the count of the member that began it.
+    /// A level, with the counter of levels of the member that began it.
     Level(Level, Arc<AtomicUsize>),
     Pin,
-    /// The transaction: its view was given up.
+    /// The whole transaction: its view was given up.
     All,
 }
 
@@ -147,7 +148,7 @@ impl Transaction {
         })
     }
 
-    /// The guest function that the transaction is there for.
+    /// The membership of the function that the transaction is there for.
     pub fn first_member(self: &Arc<Self>) -> Member {
         let base = self.options.atomic.then_some(Level::WHOLE);
         Member::new(self, base, self.options.read_only, None)
@@ -157,8 +158,8 @@ impl Transaction {
         self.last_id.fetch_add(1, SeqCst) + 1
     }
 
-    /// Whether a statement or a commit of the scope met another transaction in its way, and nothing was committed or
-    /// told to others before: all of it may succeed when tried again from the start.
+    /// Whether a statement or commit of the scope conflicted with another transaction, and nothing was committed or sent to
+    /// others before: then the whole request may succeed when it is run again.
     pub fn conflict(&self) -> bool {
         self.effects.history.can_begin_again()
     }
@@ -173,8 +174,8 @@ impl Transaction {
         self.failed.load(SeqCst)
     }
 
-    /// Whether the caller of this one's view, or a caller of its, keeps a connection pinned that could be used for what
-    /// `read_only` is: it waits for this view, so this view cannot wait for that connection.
+    /// Whether a caller of this transaction's view, direct or not, has pinned a connection of the kind that `read_only` asks
+    /// for. The caller waits for this view, so this view must not wait for that connection.
     fn is_pinned_around(&self, database: &Database, read_only: bool) -> bool {
         let around = std::iter::successors(self.around.as_deref(), |this| this.around.as_deref());
         around
@@ -183,20 +184,20 @@ impl Transaction {
             .any(|around| around.pinned.lock().as_ref() == Some(&database.config().name))
     }
 
-    /// Whether the only connection for what `read_only` is is one that a caller keeps pinned.
+    /// Whether a caller has pinned the only connection of the kind that `read_only` asks for.
     fn waits_for_caller(&self, database: &Database, read_only: bool) -> bool {
         database.connections(read_only) == 1 && self.is_pinned_around(database, read_only)
     }
 
-    /// Lets the connection go, at once if nothing runs on it and no level needs it.
+    /// Ends a pin. The connection is given back at once if nothing runs on it and no level needs it.
     pub fn unpin(&self, Pin(()): Pin) {
         self.leave(Left::Pin);
     }
 
-    /// Ends the transaction: commits an atomic view's, or undoes it with everything still open in it.
+    /// Ends the transaction of an atomic view: commits it, or rolls it back with everything still open in it.
     ///
     /// # Errors
-    /// When it was to be kept and cannot be: nothing is committed then (R9), and no effect released.
+    /// When it was to be committed and cannot be. Then nothing is committed (R9), and no effect is released.
     pub async fn finish(self: &Arc<Self>, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = self.lock().await;
         self.over.store(true, SeqCst);
@@ -211,13 +212,13 @@ impl Transaction {
         finished.map(|()| self.effects.history.fate())
     }
 
-    /// Ends the transaction of a part that has ended, or is given up. What is still open in it is undone.
+    /// Ends the transaction of a function that has ended or was given up. What is still open in it is rolled back.
     pub fn give_up(&self) {
         if self.over.swap(true, SeqCst) {
             return;
         }
         self.effects.end();
-        // What runs now, perhaps a commit, goes on to its end, and what it releases is told to others.
+        // A statement or commit that runs now goes on to its end, and a commit still releases its effects.
         self.leave(Left::All);
     }
 
@@ -241,9 +242,9 @@ impl Transaction {
         locked
     }
 
-    /// Sees to what the guest dropped, unless the lock of the state is taken: then the one who has it does so.
+    /// Handles what the guest dropped, unless the lock is taken: then its owner does so when giving it back.
     fn see_to_the_rest(&self) {
-        // Again, because something may be dropped between the look and the release of the lock.
+        // In a loop, because the guest may drop something between the look and the release of the lock.
         while !self.left.lock().is_empty() {
             let Ok(mut state) = self.state.try_lock() else {
                 return;
@@ -260,7 +261,7 @@ impl Transaction {
 
     fn see_to_left(&self, state: &mut State) {
         for left in std::mem::take(&mut *self.left.lock()) {
-            // It has its claim even if it was never begun.
+            // The level was counted at the call, even if it has never begun.
             match left {
                 Left::Level(level, claims) => {
                     claims.fetch_sub(1, SeqCst);
@@ -279,14 +280,14 @@ impl Transaction {
     }
 }
 
-/// The lock of a transaction's state, or a wait for it. Dropping either sees to what the guest dropped meanwhile: the
-/// lock passes to the next one in line before that one looks at it, and may be given up there.
+/// The lock of a transaction's state, or a wait for it. Dropping either handles what the guest dropped meanwhile: tokio hands
+/// the lock to the next waiter before that waiter is polled, and the waiter may be dropped in between.
 ///
-/// Dropping the lock also tells those who wait for a level, since the state may have changed: also when the lock is dropped
-/// by work that goes on in the background because its caller is gone.
+/// Dropping the lock also wakes members that wait for a level, since the state may have changed. That includes locks that are
+/// dropped by work in the background whose caller is gone.
 struct Locked {
     state: Option<OwnedMutexGuard<State>>,
-    /// Unset by who has only looked: those who wait would wake each other without end.
+    /// Unset by a member that only looked and goes on waiting: waiting members would wake each other without end.
     changes: bool,
     transaction: Arc<Transaction>,
 }
@@ -315,30 +316,30 @@ impl Drop for Locked {
     }
 }
 
-/// A guest function's part in a transaction: what its statements, blocks and events belong to.
+/// The membership of a guest function in a transaction: its statements, blocks and events belong there.
 pub struct Member {
     transaction: Arc<Transaction>,
     id: u64,
-    /// The level that it was called in; none: outside of any.
+    /// The level that the function was called in; none: outside of any level.
     base: Option<Level>,
     read_only: bool,
-    /// The least that it asks for of a transaction that it has joined.
+    /// The least isolation that the function asks of a transaction that it joins.
     isolation: Option<Isolation>,
-    /// Levels that it has begun, from its call on until they have ended.
+    /// Number of levels that the function has begun. A level counts from the guest's call on until it has ended.
     claims: Arc<AtomicUsize>,
-    /// What it is called from, and what it has the worker for itself with: whatever it calls is called from these
-    /// ([`crate::threads::handoff`]).
+    /// The ids of the jobs and exclusions that the function is called from, and of its own exclusions: whatever it calls is
+    /// called from these ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
     /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
     order: tokio::sync::Mutex<()>,
-    /// How far its function is: one of `WAITS`, `RUNS`, `IS_OVER`.
+    /// The state of the function: `WAITS`, `RUNS` or `IS_OVER`.
     life: AtomicU8,
 }
 
 const WAITS: u8 = 0;
 const RUNS: u8 = 1;
-/// It has ended, or nobody waits for it any more.
+/// The function has ended, or nobody waits for it any more.
 const IS_OVER: u8 = 2;
 
 impl Member {
@@ -364,7 +365,7 @@ impl Member {
         }
     }
 
-    /// The membership of the rest of the chain, which the member calls for now.
+    /// The membership of the next link of the chain, which the function calls now.
     pub fn next(&self) -> Member {
         let next = Member::new(
             &self.transaction,
@@ -376,8 +377,8 @@ impl Member {
         next
     }
 
-    /// The membership of a view that the member calls now: in its own transaction while it is inside of a level, and
-    /// else in a new one.
+    /// The membership of a view that the function calls now: in this transaction while the function is in one of its levels,
+    /// and in a new transaction otherwise.
     pub fn call(&self, view: Options) -> Member {
         let read_only = self.read_only || view.read_only;
         let called = match self.level() {
@@ -393,32 +394,32 @@ impl Member {
         called
     }
 
-    /// Whether its function is the one that its transaction is there for.
+    /// Whether the transaction is there for this function.
     pub fn owns_transaction(&self) -> bool {
         self.id == 1
     }
 
-    /// The ids of what it is called from.
+    /// The ids of the jobs and exclusions that the function is called from.
     pub fn from(&self) -> Vec<u64> {
         self.from.lock().clone()
     }
 
-    /// Adds to what it is called from.
+    /// Adds ids to those that the function is called from.
     pub fn called_from(&self, ids: impl IntoIterator<Item = u64>) {
         self.from.lock().extend(ids);
     }
 
-    /// Takes an id from what it is called from.
+    /// Removes an id from those that the function is called from.
     pub fn not_called_from(&self, id: u64) {
         self.from.lock().retain(|other| *other != id);
     }
 
-    /// The transaction that it belongs to.
+    /// The transaction.
     pub fn transaction(&self) -> &Arc<Transaction> {
         &self.transaction
     }
 
-    /// The innermost of its levels: what is issued now belongs there.
+    /// The level that a call made now belongs to: the innermost level of the function.
     fn level(&self) -> Option<Level> {
         self.transaction.effects.level_of(self.id).or(self.base)
     }
@@ -428,15 +429,15 @@ impl Member {
         self.read_only
     }
 
-    /// Room for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
-    /// connections are in use for that.
+    /// A permit for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
+    /// connections are in use for such results and pins.
     pub fn keep_stream(&self, database: &Database) -> Option<StreamPermit> {
         let history = &self.transaction.effects.history;
         let permit = database.stream_permit()?;
         Some(history.keeps(permit))
     }
 
-    /// What its statements outside of any transaction may do on this database.
+    /// What the function's statements may do on this database outside of any transaction.
     pub fn access(&self, database: &Database) -> Access {
         Access {
             read_only: self.read_only,
@@ -445,27 +446,28 @@ impl Member {
         }
     }
 
-    /// Whether a statement that is issued now would be part of a transaction, or go to a pinned connection.
+    /// Whether a statement that is issued now belongs to a transaction or to a pinned connection.
     pub fn is_active(&self) -> bool {
         self.base.is_some()
             || self.claims.load(SeqCst) > 0
             || self.transaction.pins.load(SeqCst) > 0
     }
 
-    /// Whether its function may begin. One that was given up meanwhile must not: its transaction may be kept by then.
+    /// Marks the function as begun. False when it was given up before: it must not begin then, because its transaction may
+    /// be committed already.
     #[must_use]
     pub fn begins(&self) -> bool {
         let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
         begun.is_ok()
     }
 
-    /// Whether its function has ended, or nobody waits for it any more.
+    /// Whether the function has ended, or nobody waits for it any more.
     pub fn is_over(&self) -> bool {
         self.life.load(SeqCst) == IS_OVER
     }
 
-    /// Nobody waits for its function any more, which may be in the middle of something: nothing of the transaction that it
-    /// was called in is kept.
+    /// Nobody waits for the function any more. If it runs, it may be in the middle of its work, so the transaction that it was
+    /// called in rolls back.
     pub fn give_up(&self) {
         let was = self.life.swap(IS_OVER, SeqCst);
         let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
@@ -474,10 +476,10 @@ impl Member {
         }
     }
 
-    /// Its function has ended. When that has failed, nothing of the transaction is kept (R9).
+    /// The function has ended. If it failed, the transaction rolls back (R9).
     ///
     /// # Errors
-    /// When the level that it was called in has ended before: nothing of what it did is kept.
+    /// When the level that the function was called in has ended before: then nothing that the function did is kept.
     pub fn end(&self, failed: bool) -> Result<(), Error> {
         let Member {
             transaction, base, ..
@@ -496,8 +498,8 @@ impl Member {
         }
     }
 
-    /// Waits for the turn of a statement that is issued now, and before it for `ready`. None: it belongs to no transaction
-    /// and no pinned connection; `ready` was not waited for then.
+    /// Waits for the turn of a statement that is issued now, and before that for `ready`. None: the statement belongs to no
+    /// transaction and no pinned connection; then `ready` was not polled.
     ///
     /// # Errors
     /// When no connection can be had, the level is poisoned, or the transaction is on another database; that of `ready`.
@@ -510,7 +512,7 @@ impl Member {
             return self.outside();
         }
         let (database, deadline) = on;
-        // Before anything is waited for: what is issued after this statement, a level perhaps, comes after it.
+        // First of all waits: calls that the guest makes later, perhaps of `begin`, come after this statement.
         let order = deadline.bound(self.order.lock()).await?;
         ready.await?;
         let place = |state: &State| state.place(self.id, self.base, database);
@@ -535,7 +537,7 @@ impl Member {
         }))
     }
 
-    /// A statement belongs to no transaction. When the transaction is over, there is none any more for it to belong to.
+    /// A statement that belongs to no transaction. An error when the transaction is over: nothing may run any more.
     fn outside(&self) -> Result<Option<Turn>, Error> {
         match self.transaction.over.load(SeqCst) {
             false => Ok(None),
@@ -543,7 +545,7 @@ impl Member {
         }
     }
 
-    /// The state's lock, as soon as no level of another member is open on top. None: it has no business with it.
+    /// The lock of the state, as soon as no level of another member is open on top. None: the call belongs outside.
     async fn placed(
         &self,
         deadline: &Arc<Deadline>,
@@ -552,7 +554,7 @@ impl Member {
     ) -> Result<Option<Locked>, Error> {
         let mut waits = None;
         loop {
-            // What changes from here on is heard of.
+            // Registered before the look, so that a change after the look is not missed.
             let changed = self.transaction.changed.notified();
             let mut state = self.transaction.locked(deadline).await?;
             match place(&state)? {
@@ -566,7 +568,7 @@ impl Member {
         }
     }
 
-    /// Whether the transaction that it has joined is as strict as its view asks for.
+    /// Checks that the joined transaction is as strict as the view asks for.
     fn suits(&self, database: &Database) -> Result<(), Error> {
         let has = self.transaction.options.isolation;
         match (self.isolation, database) {
@@ -595,8 +597,8 @@ impl Member {
         }
     }
 
-    /// Begins a transaction, or a savepoint in the one there is, on this database, as soon as `ready` is. Whatever the
-    /// member issues after this call belongs to the level.
+    /// Begins a level on this database, as soon as `ready` is. Whatever the function issues after this call belongs to the
+    /// level.
     ///
     /// # Errors
     /// When the level it would be in is poisoned, the transaction is on another database, or too many are open; that of
@@ -610,7 +612,7 @@ impl Member {
         let order = deadline.bound(self.order.lock()).await?;
         let ready = ready.await?;
         let place = |state: &State| match state.place(self.id, self.base, database)? {
-            // The connection of the transaction is in use by another member's.
+            // The connection is in use by a level of another member.
             Place::Outside if state.has_levels() => Ok(Place::Later),
             Place::Outside => Ok(Place::Here),
             place => Ok(place),
@@ -621,18 +623,18 @@ impl Member {
         Ok((beginning.done(), ready))
     }
 
-    /// Keeps what was done since `level` began; for good, when it is the transaction itself.
+    /// Commits a level: what was done since it began is kept, for good when the level is the transaction itself.
     ///
     /// # Errors
-    /// When something in it has failed, or the database cannot commit. What was done in it is undone then.
+    /// When something in the level has failed, or the database cannot commit. The level is rolled back then.
     pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
         self.end_level(face, level, true).await
     }
 
-    /// Undoes what was done since `level` began.
+    /// Rolls a level back.
     ///
     /// # Errors
-    /// When it has ended already, or the database fails.
+    /// When the level has ended already, or the database fails.
     pub async fn rollback(&self, face: Face, level: Level) -> Result<(), Error> {
         self.end_level(face, level, false).await
     }
@@ -655,13 +657,13 @@ impl Member {
                 let ending = async move { state.end(taken, keep, torn).await };
                 database.carry(face, writes, ending).await
             }
-            // No database has seen any of it.
+            // The database has seen nothing of the transaction.
             None => state.end(taken, keep, torn).await,
         };
         ended
     }
 
-    /// Undoes what was done since `level` began, at once if nothing runs, else before the next statement.
+    /// Rolls back a level that the guest dropped: at once if nothing runs, else before the next statement.
     pub fn abandon(&self, level: Level) {
         self.transaction.effects.leave(level);
         let claims = Arc::clone(&self.claims);
@@ -683,8 +685,8 @@ impl Member {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
-        // From now on, not from when it has the connection: a view that is called meanwhile would wait behind the pin, and
-        // what the pin's owner calls for the worker that this view has.
+        // Set now, and not when the pin has its connection: a view that is called meanwhile would wait behind the pin, while
+        // the function that pins waits for the worker which that view has.
         let name = || database.config().name.clone();
         self.transaction.pinned.lock().get_or_insert_with(name);
         let order = deadline.bound(self.order.lock()).await?;
@@ -697,28 +699,28 @@ impl Member {
         Ok((pinning.done(), ready))
     }
 
-    /// Does something that others will see: now, or, within a transaction, when that commits (R10). It is dropped
-    /// when what it was done in is rolled back. Whether it was taken: nobody waits for a member whose transaction is over.
+    /// Does something that others will see: at once outside of a transaction, else when the transaction commits (R10). The
+    /// effect is dropped when its level is rolled back. False when the effect was refused, because the transaction is over.
     #[must_use]
     pub fn effect(&self, effect: Effect) -> bool {
         self.transaction.effects.add(self.level(), effect)
     }
 
-    /// Whatever happens, the transaction that the member is in will be rolled back.
+    /// Makes sure that the transaction which the function is in rolls back.
     pub fn set_rollback(&self) {
         if let Some(level) = self.level() {
             self.transaction.effects.set_rollback(level);
         }
     }
 
-    /// A statement is run outside of the transaction from now on. Whoever waits for it may be gone when it has run.
+    /// Notes that a statement runs outside of the transaction now. Its caller may be gone when it has run.
     pub fn runs_outside(&self) {
         if !self.read_only {
             self.transaction.effects.history.lasts();
         }
     }
 
-    /// Takes note of how that went.
+    /// Notes how such a statement ended.
     pub fn note_outside(&self, ran: Result<(), &Error>) {
         if let Err(error) = ran {
             self.transaction.effects.history.note(error);
@@ -732,7 +734,7 @@ impl Drop for Member {
         let Transaction {
             around, options, ..
         } = &*self.transaction;
-        // Others are ended by whoever has begun them.
+        // Other transactions are ended by the code that began them.
         if self.owns_transaction() && around.is_some() && !options.atomic {
             self.transaction.give_up();
         }
@@ -755,7 +757,7 @@ fn isolation_name(isolation: Option<Isolation>) -> &'static str {
     }
 }
 
-/// The lock of a transaction's state: whoever has it runs the next statement.
+/// The turn of a statement: the lock of the transaction's state.
 pub struct Turn {
     state: Locked,
     database: Database,
@@ -794,7 +796,7 @@ impl Turn {
     }
 }
 
-/// A level that waits to begin or to end. When its caller gives up waiting, it is abandoned.
+/// A level that waits to begin or to end. Dropping the wait rolls the level back.
 struct Waiting<'a> {
     member: &'a Member,
     level: Level,
@@ -828,7 +830,7 @@ impl Waiting<'_> {
         })
     }
 
-    /// And whether a view that was called in the level still runs.
+    /// The wait for the end of a level, and whether a view that was called in the level still runs.
     fn to_end(member: &Member, level: Level) -> (Waiting<'_>, bool) {
         let torn = member.transaction.effects.leave(level);
         let waiting = Waiting {
@@ -860,7 +862,7 @@ impl Pinning<'_> {
     fn new(transaction: &Transaction) -> Result<Pinning<'_>, Error> {
         let others = transaction.pins.fetch_add(1, SeqCst);
         if others == 0 {
-            // What an earlier pin has left.
+            // The name that an earlier pin left behind.
             *transaction.pinned.lock() = None;
         }
         if others >= LEVELS_MAX {
@@ -885,13 +887,13 @@ impl Pinning<'_> {
 impl Drop for Pinning<'_> {
     fn drop(&mut self) {
         if !self.1 {
-            // It was never pinned: only its claim is given back.
+            // The pin never got a connection: only its count is given back.
             self.0.pins.fetch_sub(1, SeqCst);
         }
     }
 }
 
-/// A view answered with a success, and its transaction could not be kept.
+/// The failure of a view that answered with a success although its transaction could not be committed.
 pub fn not_kept(error: &Error) -> Failure {
     let sentence = format!(
         "the transaction could not be committed and was rolled back: {}",

@@ -1,9 +1,9 @@
-//! What the members of a transaction send to others, held until what it was sent in is committed (R10); and what they
-//! want of the transaction without waiting for it.
+//! Effects: what the members of a transaction send to others, held until the commit of the level that it was sent in (R10).
+//! And what members want of the transaction without waiting for its lock.
 //!
-//! The levels here are those that guests have begun and not yet asked to end, in the order of their calls. The
-//! state's levels follow when the calls get their turn; then what is held here is released, dropped, or handed on
-//! to the level around.
+//! The levels here are those that guests have begun and not yet asked to end, in the order of the guests' calls. The levels
+//! in `state` follow when the calls get their turn; then the effects that are held here are released, dropped, or handed on to
+//! the enclosing level.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -14,38 +14,38 @@ use super::{Fate, Level};
 use crate::config::LEVELS_MAX;
 use crate::database::{Error, ErrorKind, Permit};
 
-/// Something that others will see. It must not fail and not wait.
+/// Something that others will see. Must not fail and not wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
 
-/// What has happened in any transaction of a scope.
+/// What has happened in the transactions of a scope.
 #[derive(Default)]
 pub(super) struct History {
     conflict: AtomicBool,
     unavailable: AtomicBool,
-    /// Something was done that a roll-back does not undo.
+    /// Set when something was done that a rollback does not undo.
     lasting: AtomicBool,
-    /// Commits, and statements that commit by themselves, that run now, perhaps without anyone who waits for them.
+    /// Number of commits, and of statements that commit by themselves, that run now, perhaps without a caller.
     running: AtomicUsize,
-    /// Levels that are open, in all of them.
+    /// Number of open levels in all transactions.
     levels: AtomicUsize,
-    /// Connections that are kept for results that are read in pieces, and for pins.
+    /// Number of connections that are held for results in pieces and for pins.
     kept: AtomicUsize,
     fate: Mutex<Fate>,
 }
 
 impl History {
-    /// Something was done that a roll-back does not undo.
+    /// Notes that something was done that a rollback does not undo.
     pub(super) fn lasts(&self) {
         self.lasting.store(true, SeqCst);
     }
 
-    /// Whether another transaction was in the way, and nothing of this scope has lasted or may still do so.
+    /// Whether there was a conflict with another transaction, and nothing of this scope is or may become lasting.
     pub(super) fn can_begin_again(&self) -> bool {
-        // In this order: what ends between the two has set the other one.
+        // In this order: a commit that ends between the two loads has set `lasting`.
         self.conflict.load(SeqCst) && self.running.load(SeqCst) == 0 && !self.lasting.load(SeqCst)
     }
 
-    /// Something runs that a roll-back would not undo, until what this returns is dropped.
+    /// Counts something that runs and that a rollback would not undo, until the result is dropped.
     pub(super) fn runs(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, SeqCst);
         Running(Arc::clone(self))
@@ -64,7 +64,7 @@ impl History {
         }
     }
 
-    /// Counts a connection that is kept, as long as the permit for it.
+    /// Counts a held connection, together with its permit.
     pub(super) fn keeps(self: &Arc<Self>, permit: Permit) -> StreamPermit {
         self.kept.fetch_add(1, SeqCst);
         StreamPermit {
@@ -73,7 +73,7 @@ impl History {
         }
     }
 
-    /// Whether any is kept: whoever wants a further one must not wait for it.
+    /// Whether the scope holds any such connection: then it must not wait for a further one (R4).
     pub(super) fn keeps_any(&self) -> bool {
         self.kept.load(SeqCst) > 0
     }
@@ -96,7 +96,7 @@ impl Drop for Running {
     }
 }
 
-/// Room for a connection that is kept, until dropped.
+/// The permit of a connection that is held for a result in pieces or for a pin.
 pub struct StreamPermit {
     history: Arc<History>,
     _permit: Permit,
@@ -116,20 +116,20 @@ pub(super) struct Effects {
 struct Issued {
     levels: Vec<OpenLevel>,
     held: Vec<(Level, Effect)>,
-    /// The transactions with these outermost levels must be rolled back, for a reason each.
+    /// The outermost levels of transactions that must roll back, and why.
     rollbacks: Vec<(Level, Reason)>,
-    /// The transaction is over: what comes late is refused.
+    /// Set when the transaction is over: later effects are refused.
     ended: bool,
 }
 
-/// A level whose end no guest has asked for.
+/// A level whose end the guest has not asked for.
 struct OpenLevel {
     level: Level,
     /// The member that began it; none: it is the whole transaction of an atomic view.
     owner: Option<u64>,
-    /// The level that the member was in.
+    /// The level that the member was in when it began this one.
     around: Option<Level>,
-    /// Members that were called in it and have not ended.
+    /// Number of members that were called in the level and have not ended.
     members: usize,
 }
 
@@ -140,13 +140,13 @@ pub(super) enum Reason {
     SetRollback,
     /// A view that was called in it has failed.
     MemberFailed,
-    /// A view that was called in it was not waited for.
+    /// A view that was called in it was given up by its caller.
     MemberGivenUp,
 }
 
 impl Issued {
-    /// The transaction that a level is in has to be rolled back: its own outermost level, not that of another member which
-    /// waits for its turn, or has it.
+    /// Marks the transaction of a level for rollback: the outermost level around this one, not that of another member which
+    /// waits for its turn or has it.
     fn mark(&mut self, level: Level, reason: Reason) {
         if !self.levels.iter().any(|begun| begun.level == level) {
             return;
@@ -191,8 +191,8 @@ impl Effects {
         }
     }
 
-    /// Holds the effect with the level that it belongs to, or has it at once when there is none. Whether it was taken: not
-    /// when the transaction is over, or the level has ended before the member that was called in it.
+    /// Holds the effect with its level, or runs it at once when it has none. False when the effect is refused, because the
+    /// transaction is over, or because the level has ended before the member that was called in it.
     pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
         let mut issued = self.issued.lock();
         match level {
@@ -211,7 +211,7 @@ impl Effects {
         }
     }
 
-    /// A guest begins a level in the one `around`, unless too many are open.
+    /// A guest begins a level within the level `around`. False when too many levels are open.
     pub(super) fn begin(&self, level: Level, owner: u64, around: Option<Level>) -> bool {
         let one_more = |open: usize| (open < LEVELS_MAX).then_some(open + 1);
         if (self.history.levels)
@@ -229,7 +229,7 @@ impl Effects {
         true
     }
 
-    /// A guest has asked for the level's end. Whether a member that was called in it still runs.
+    /// A guest asks for the end of the level. Returns whether a member that was called in it still runs.
     pub(super) fn leave(&self, level: Level) -> bool {
         let mut issued = self.issued.lock();
         let Some(index) = (issued.levels.iter()).position(|begun| begun.level == level) else {
@@ -239,7 +239,7 @@ impl Effects {
         issued.levels.remove(index).members > 0
     }
 
-    /// Whether the level was begun, be it that it waits for its turn, and no guest has asked for its end.
+    /// Whether a guest has begun the level, which may still wait for its turn, and has not asked for its end.
     pub(super) fn is_open(&self, level: Level) -> bool {
         let issued = self.issued.lock();
         issued.levels.iter().any(|begun| begun.level == level)
@@ -252,7 +252,8 @@ impl Effects {
         begun.into_iter().for_each(|begun| begun.members += 1);
     }
 
-    /// A member that was called in this level has ended, or failed for a reason. Whether the level has not ended before.
+    /// A member that was called in this level has ended; `failed`: why the transaction must roll back. False when the level
+    /// had ended before the member.
     pub(super) fn part(&self, level: Level, failed: Option<Reason>) -> bool {
         let mut issued = self.issued.lock();
         let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {
@@ -276,7 +277,7 @@ impl Effects {
         own.map(|begun| begun.level)
     }
 
-    /// The transaction that this level is in is not to be kept.
+    /// Marks the transaction of this level for rollback, as the guest asks for it.
     pub(super) fn set_rollback(&self, level: Level) {
         self.issued.lock().mark(level, Reason::SetRollback);
     }
@@ -289,7 +290,7 @@ impl Effects {
         mark.map(|(_, reason)| *reason)
     }
 
-    /// The level is kept as a part of the one around it.
+    /// The level was released: its effects belong to the enclosing level.
     pub(super) fn hand_on(&self, level: Level, around: Level) {
         for (held_in, _) in &mut self.issued.lock().held {
             if *held_in == level {
@@ -298,7 +299,7 @@ impl Effects {
         }
     }
 
-    /// The level is committed.
+    /// The level was committed: its effects are released, in their order.
     pub(super) fn release(&self, level: Level) {
         let held = std::mem::take(&mut self.issued.lock().held);
         let (released, kept): (Vec<_>, Vec<_>) = (held.into_iter()).partition(|(l, _)| *l == level);
@@ -308,7 +309,7 @@ impl Effects {
         }
     }
 
-    /// What was done in these levels is undone.
+    /// These levels were rolled back: their effects are dropped.
     pub(super) fn forget(&self, levels: &[Level]) {
         let held = std::mem::take(&mut self.issued.lock().held);
         let kept: Vec<_> = (held.into_iter())
@@ -321,12 +322,12 @@ impl Effects {
             .retain(|(level, _)| !levels.contains(level));
     }
 
-    /// The transaction is over: what comes from now on is refused.
+    /// The transaction is over: effects are refused from now on.
     pub(super) fn end(&self) {
         self.issued.lock().ended = true;
     }
 
-    /// And nothing is held any more.
+    /// Likewise, and all held effects are dropped.
     pub(super) fn clear(&self) {
         let mut issued = self.issued.lock();
         issued.ended = true;

@@ -1,4 +1,4 @@
-//! What is behind a transaction's lock: the connection, the levels, and what has become of them.
+//! The state behind a transaction's lock: the connection, the levels, the pins.
 
 use std::sync::Arc;
 
@@ -12,32 +12,32 @@ pub(super) struct State {
     options: Options,
     effects: Arc<Effects>,
     open: Option<Open>,
-    /// The levels, the outermost first. They stay when the transaction is lost, so that nothing that the guest
-    /// still believes to be in it runs outside.
+    /// The levels, the outermost first. They stay when the transaction is lost, so that statements which the guest still
+    /// believes to be in it do not run outside.
     levels: Vec<OpenLevel>,
     pins: Pins,
-    /// Why the whole transaction was undone without the guest's asking for it.
+    /// Why the whole transaction was rolled back without the guest asking for it.
     lost: Option<Error>,
 }
 
-/// The one connection of the scope, for its transaction or because it is pinned.
+/// The one connection of the transaction or of its pins.
 struct Open {
     lease: Lease,
     database: Database,
-    /// What the database is told before the next statement: that levels within have ended.
+    /// Statements of the host's that go before the next statement: ends of levels.
     pending: Vec<String>,
-    /// While the database knows of the transaction.
+    /// Set while the database knows of the transaction.
     begun: Option<GaugeGuard>,
 }
 
 /// A level that was begun and has not ended.
 struct OpenLevel {
     level: Level,
-    /// The member that began it; none: it is the whole transaction of an atomic view.
+    /// The member that began the level; none: it is the whole transaction of an atomic view.
     owner: Option<u64>,
-    /// The database it was begun on, by name.
+    /// The name of the database that the level was begun on.
     database: Option<String>,
-    /// Whether the database knows of it.
+    /// Whether the database knows of the level.
     known: bool,
     /// The first statement that failed in it.
     failed: Option<Error>,
@@ -47,26 +47,26 @@ struct OpenLevel {
 struct Pins {
     count: usize,
     held: Option<GaugeGuard>,
-    /// Where such connections are limited.
+    /// The permit, where the number of pinned connections is limited.
     kept: Option<StreamPermit>,
     /// Why the pinned connection is no more.
     lost: Option<Error>,
 }
 
-/// A level that was taken off the stack, and how deep it was.
+/// A level that was taken off the stack, and its depth there.
 pub(super) struct Taken {
     begun: OpenLevel,
     depth: usize,
 }
 
-/// Where a statement of a member's belongs.
+/// Where a statement of a member belongs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In the innermost level, or on the pinned connection.
+    /// To the innermost level, or to the pinned connection.
     Here,
-    /// To none of the two.
+    /// To neither of the two.
     Outside,
-    /// In a level that another member's is open on top of.
+    /// To a level that has a level of another member on top, or that has not begun yet: the statement waits.
     Later,
 }
 
@@ -86,7 +86,7 @@ impl State {
         state
     }
 
-    /// The database whose connection this has.
+    /// The database that the connection belongs to.
     pub(super) fn database(&self) -> Option<Database> {
         self.open.as_ref().map(|open| open.database.clone())
     }
@@ -110,7 +110,7 @@ impl State {
         if let Some(base) = base
             && !self.levels.iter().any(|begun| begun.level == base)
         {
-            // Its caller has asked for the level, which waits for the end of another one; or the level is no more.
+            // Either the level waits to begin, behind the level of another member; or it has ended.
             return match self.effects.is_open(base) {
                 true => Ok(Place::Later),
                 false => Err(left_behind()),
@@ -123,7 +123,7 @@ impl State {
         if within {
             return Ok(Place::Later);
         }
-        // It may be on the pinned connection still, on which another member has begun a transaction.
+        // The statement may belong to the pinned connection, on which another member may have begun a transaction.
         match (self.is_pinned_on(database)?, self.levels.is_empty()) {
             (false, _) => Ok(Place::Outside),
             (true, true) => Ok(Place::Here),
@@ -143,7 +143,7 @@ impl State {
         }
     }
 
-    /// Whether something can be done on this database here and now.
+    /// Checks that a statement on this database can run in the innermost level.
     pub(super) fn admits(&self, database: &Database) -> Result<(), Error> {
         let wanted = &database.config().name;
         let open = self.open.as_ref().map(|open| &open.database.config().name);
@@ -165,7 +165,7 @@ impl State {
         }
     }
 
-    /// Whether the innermost level takes statements.
+    /// Checks that the innermost level takes statements.
     fn healthy(&self) -> Result<(), Error> {
         match (&self.lost, self.levels.last()) {
             (Some(why), Some(_)) => Err(gone(why)),
@@ -179,12 +179,12 @@ impl State {
         }
     }
 
-    /// Whether its connection is one that writes.
+    /// Whether the connection is one that writes.
     pub(super) fn writes(&self) -> bool {
         !self.options.read_only
     }
 
-    /// What happens when it commits, and what is known of its failures.
+    /// The effects and the history.
     pub(super) fn effects(&self) -> Arc<Effects> {
         Arc::clone(&self.effects)
     }
@@ -194,7 +194,7 @@ impl State {
         self.open.is_some()
     }
 
-    /// Makes sure that there is a connection.
+    /// Acquires a connection if there is none.
     pub(super) async fn connect(
         &mut self,
         database: &Database,
@@ -209,7 +209,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes up its connection.
+    /// Stores the connection.
     pub(super) fn connected(&mut self, lease: Lease, database: &Database) {
         self.open = Some(Open {
             lease,
@@ -232,8 +232,8 @@ impl State {
         Ok(())
     }
 
-    /// Runs a statement: in the transaction, which the database sees from now on, or on the pinned connection.
-    /// `read_only`: it may not write, even if the transaction may.
+    /// Runs a statement in the transaction, which the database sees from then on, or on the pinned connection. `read_only`: the
+    /// statement may not write, even if the transaction may.
     pub(super) async fn run(
         &mut self,
         statement: &Statement,
@@ -256,7 +256,7 @@ impl State {
         }
         open.lease.set_in_transaction(!self.levels.is_empty());
         let only_reads = read_only && !self.options.read_only;
-        // What a pinned connection runs outside of a transaction commits by itself.
+        // A statement on a pinned connection, outside of a transaction, commits by itself.
         let _running = (self.levels.is_empty() && !self.options.read_only)
             .then(|| self.effects.history.runs());
         let ran = open.lease.run(&before, statement, only_reads).await;
@@ -277,18 +277,18 @@ impl State {
         }
         let failed = match ran {
             Ok(outcome) if alive || !within => return Ok(outcome),
-            // Whatever ended it, the guest did not ask for it.
+            // The transaction has ended, and the guest did not ask for that.
             Ok(_) => Failed::Statement(why_ended.unwrap_or_else(ended)),
             Err(failed) => failed,
         };
         if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
-            // The statement may have run without what was to go before it.
+            // The statement may have run without the statements that were to go before it.
             self.effects.history.lasts();
         }
         let begun = self.levels.first().is_some_and(|outermost| outermost.known);
         match &failed {
             Failed::Before(error) if begun || self.pins.count > 0 => self.lose(error.clone()),
-            // The transaction could not begin: perhaps it can later.
+            // The transaction could not begin; perhaps it can with the next statement.
             Failed::Before(_) => self.open = None,
             Failed::Statement(error) if !alive && within => self.lose(error.clone()),
             Failed::Statement(error) if error.kind == ErrorKind::Unavailable => {
@@ -312,13 +312,13 @@ impl State {
         Some(Taken { begun, depth })
     }
 
-    /// Ends a level as the guest asks for it. `torn`: a view that was called in it still runs.
+    /// Ends a level as the guest asks for it. `torn`: a view that was called in the level still runs.
     pub(super) async fn end(&mut self, taken: Taken, keep: bool, torn: bool) -> Result<(), Error> {
         let Taken { begun, depth } = taken;
         if let Some(why) = self.lost.clone() {
             self.effects.forget(&[begun.level]);
             self.forget_loss();
-            // What was to be undone is undone.
+            // A rollback has nothing left to do.
             return if keep { Err(gone(&why)) } else { Ok(()) };
         }
         if depth < self.levels.len() || (torn && keep) {
@@ -379,7 +379,7 @@ impl State {
         }
     }
 
-    /// Undoes a level that the guest dropped. Only notes what the database has to be told.
+    /// Rolls back a level that the guest dropped. Does not run anything: the rollback goes before the next statement.
     pub(super) fn abandon(&mut self, level: Level) {
         self.effects.forget(&[level]);
         let Some(Taken { begun, depth }) = self.take(level) else {
@@ -411,14 +411,14 @@ impl State {
         }
     }
 
-    /// Keeps the connection, or one that it acquires now, until [`State::unpin`].
+    /// Keeps the connection until [`State::unpin`]; acquires one if there is none.
     pub(super) async fn pin(
         &mut self,
         database: &Database,
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
-        // Within a transaction there is a connection, and whatever is called has that, too. Otherwise there has to be room,
-        // also for one in the place of a pinned connection that is lost.
+        // Within a transaction no permit is needed: called views use the same connection. Otherwise one is, also for a
+        // connection that replaces a lost pinned one.
         let mut kept = None;
         if self.levels.is_empty() && self.pins.kept.is_none() {
             let history = self.effects.history.clone();
@@ -487,7 +487,7 @@ impl State {
         };
         let marked = self.effects.must_roll_back(outermost.level);
         let commit = keep && outermost.failed.is_none() && marked.is_none();
-        // A savepoint that the guest did not release is undone, with those in it.
+        // Savepoints that the guest did not release are rolled back.
         let within: Vec<OpenLevel> = levels.collect();
         let first = within.first().filter(|begun| begun.known);
         if let (Some(open), Some(first)) = (&mut self.open, first) {
@@ -505,7 +505,7 @@ impl State {
         }
     }
 
-    /// Ends the transaction in the database, if that knows of it, and lets the connection go unless it is pinned.
+    /// Ends the transaction in the database, if that knows of it, and gives the connection back unless it is pinned.
     async fn close(&mut self, known: bool, commit: bool) -> Result<(), Error> {
         let Some(mut open) = self.open.take() else {
             return Ok(());
@@ -528,7 +528,7 @@ impl State {
                 if self.pins.count > 0 {
                     self.pins.lost = Some(why.clone());
                 }
-                // Dropping the lease rolls back what may be left.
+                // Dropping the lease rolls back whatever may be left.
                 return Err(why);
             }
             open.lease.set_in_transaction(false);
@@ -545,7 +545,8 @@ impl State {
         Ok(())
     }
 
-    /// The transaction has ended in which a connection was pinned: it stays so, if there is room for that.
+    /// The last level has ended while a connection is pinned: the pin needs a permit from now on. Without one, the pin loses
+    /// its connection.
     fn keep_pinned(&mut self) {
         let (Some(open), None) = (&self.open, &self.pins.kept) else {
             return;
@@ -562,7 +563,7 @@ impl State {
         }
     }
 
-    /// Nobody can tell whose statements were whose, so nothing is kept.
+    /// Two levels overlap: which statement belongs to which cannot be told, so all of them are rolled back.
     fn overlap(&mut self, ended: OpenLevel, why: Error) {
         let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
             .chain([ended.level])
@@ -585,7 +586,7 @@ impl State {
         }
     }
 
-    /// A view may begin again when everything it had begun has ended.
+    /// A view may begin a new transaction when all its levels have ended.
     fn forget_loss(&mut self) {
         if self.levels.is_empty() {
             self.lost = None;
@@ -605,7 +606,7 @@ impl OpenLevel {
     }
 }
 
-/// Whether what failed so has done nothing for sure: of a commit that was cut off, nobody knows.
+/// Whether this error means for sure that nothing was committed. For a commit that was cut off, that is unknown.
 fn is_undone(why: &Error) -> bool {
     why.kind == ErrorKind::Conflict || why.kind.is_constraint()
 }
@@ -618,7 +619,7 @@ pub(super) fn ended() -> Error {
     Error::new(ErrorKind::Other, "the transaction has ended already")
 }
 
-/// A statement in a level that another one has failed in.
+/// The error of a statement in a level in which another statement has failed.
 fn poisoned(why: &Error) -> Error {
     Error::new(
         ErrorKind::Poisoned,
@@ -629,7 +630,7 @@ fn poisoned(why: &Error) -> Error {
     )
 }
 
-/// The commit of a level that a statement has failed in.
+/// The error of the commit of a level in which a statement has failed.
 fn undone(why: &Error) -> Error {
     Error::new(
         ErrorKind::Poisoned,
@@ -640,7 +641,7 @@ fn undone(why: &Error) -> Error {
     )
 }
 
-/// Anything in a transaction that is no more.
+/// The error of anything in a transaction that is lost.
 fn gone(why: &Error) -> Error {
     let kind = match why.kind {
         ErrorKind::Unavailable | ErrorKind::Conflict | ErrorKind::Aborted | ErrorKind::Denied => {
@@ -657,7 +658,7 @@ fn gone(why: &Error) -> Error {
     )
 }
 
-/// A statement of a member that was called in a level which has ended.
+/// The error of a statement of a member whose level has ended.
 pub(super) fn left_behind() -> Error {
     Error::new(
         ErrorKind::Denied,
@@ -665,7 +666,7 @@ pub(super) fn left_behind() -> Error {
     )
 }
 
-/// The end of a level in which a member still runs.
+/// The error of the end of a level in which a member still runs.
 fn torn_apart() -> Error {
     Error::new(
         ErrorKind::Denied,
@@ -673,7 +674,7 @@ fn torn_apart() -> Error {
     )
 }
 
-/// The commit of a transaction that is to be rolled back.
+/// The error of the commit of a transaction that is to be rolled back.
 fn marked_for_rollback(reason: Reason) -> Error {
     match reason {
         Reason::SetRollback => Error::new(
