@@ -82,7 +82,8 @@ fn floors(picture: &str) -> Vec<Vec<String>> {
         name.map(str::to_owned)
     };
     lines
-        .map(|line| line.split_whitespace().map_while(name).collect())
+        .filter_map(|line| line.split("  ").next())
+        .map(|names| names.split_whitespace().filter_map(name).collect())
         .collect()
 }
 
