@@ -1,4 +1,5 @@
-//! The examples of README and SDK, on the real server: taken from there as they stand (`tests/guests/docs/build.rs`).
+//! The examples of the README, of the SDK's pages and of its documentation, on the real server: they are taken from
+//! there as they stand (`tests/guests/docs/build.rs`).
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,7 @@ fn app() -> App {
         migrations = "migrations"
         [modules]
         docs = {{ path = "{guest}", mount = "/", {grants} }}
-        around = {{ path = "{guest}", mount = "/around", middleware = ["around::readme_1::signed_in", "around::middleware_1::signed_in", "around::middleware_1::timed"], {grants} }}
+        around = {{ path = "{guest}", mount = "/around", middleware = ["around::middleware_1::signed_in", "around::middleware_1::timed"], {grants} }}
         known = {{ path = "{guest}", mount = "/known", middleware = ["known::lib_2::signed_in"], {grants} }}
         "#
     ));
@@ -133,6 +134,15 @@ async fn every_example_does_on_the_host_what_it_says() {
             200,
             "300000 zeros",
         )
+        .await;
+    browser
+        .posts("/from_django_1/orders/7/pay", (FORM, ""), 303, "")
+        .await;
+    browser
+        .gets("/from_spin_and_axum_1/entries/7", r#""message":"Hi""#)
+        .await;
+    browser
+        .gets("/from_spin_and_axum_1/entries/7/length", "2")
         .await;
     browser.gets("/context_1/hello", "Hello 127.0.0.1").await;
     browser

@@ -1,11 +1,17 @@
-//! Takes the examples with views out of README and SDK.
+//! Takes the examples with views out of the README, the SDK's pages and the SDK's documentation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let mut files = vec![root.join("README.md"), root.join("guest-sdk/GUIDE.md")];
+    let pages = [
+        "README.md",
+        "guest-sdk/GUIDE.md",
+        "guest-sdk/FROM_DJANGO.md",
+        "guest-sdk/FROM_SPIN_AND_AXUM.md",
+    ];
+    let mut files: Vec<PathBuf> = pages.iter().map(|page| root.join(page)).collect();
     sources(&root.join("guest-sdk/src"), &mut files);
     files.sort();
     let mut made = String::new();

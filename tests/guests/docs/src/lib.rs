@@ -1,5 +1,5 @@
-//! The examples of README and SDK, taken from there by `build.rs`: each in a module of its own, its paths below the
-//! module's name.
+//! The examples of the README, of the SDK's pages and of its documentation, taken from there by `build.rs`: each in a
+//! module of its own, its paths below the module's name.
 #![allow(
     dead_code,
     private_interfaces,
