@@ -12,7 +12,6 @@ const SEED: u64 = 20_261_128;
 /// How long they may take; a slow machine runs fewer programs.
 const TIME: Duration = Duration::from_secs(60);
 
-both_databases! {
     async fn random_programs_keep_the_rules(kind: Kind) {
         let work = move || {
             hunt(Hunt {
@@ -32,7 +31,7 @@ both_databases! {
         assert!(failures.is_empty(), "{}", failures.join("\n"));
         assert!(hunted.programs > 0);
     }
-}
+both_databases!(random_programs_keep_the_rules);
 
 /// Programs that once found a fault.
 const FOUND: [(&str, &str); 4] = [
@@ -54,7 +53,6 @@ const FOUND: [(&str, &str); 4] = [
     ),
 ];
 
-both_databases! {
     async fn what_once_failed_keeps_the_rules(kind: Kind) {
         for (name, text) in FOUND {
             let program = serde_json::from_str(text).expect(name);
@@ -63,4 +61,4 @@ both_databases! {
             assert!(ran.violations.is_empty(), "{name}: {:#?}", ran.violations);
         }
     }
-}
+both_databases!(what_once_failed_keeps_the_rules);

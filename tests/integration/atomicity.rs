@@ -75,7 +75,6 @@ const WAYS: [Way; 7] = [
     },
 ];
 
-both_modes_and_databases! {
     async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
         let server = App::rules(kind, &limits(kind)).await.serve().await;
         for way in &WAYS {
@@ -109,6 +108,7 @@ both_modes_and_databases! {
         assert_eq!(reply.told(), json!([1]));
         assert_eq!(server.app.data.tags().await, ["well"]);
     }
+both_modes_and_databases!(r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing);
 
     /// While a part on the worker still writes, its request ends on the loop: nothing of it comes after the roll-back.
     async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
@@ -123,6 +123,7 @@ both_modes_and_databases! {
             assert_eq!(server.app.data.rows().await, 0);
         }
     }
+both_modes_and_databases!(r9_r15_nothing_is_written_after_the_end);
 
     /// The first statement of a transaction, issued when the time is about to be over: what is told is what is kept.
     async fn r9_r15_a_statement_at_the_last_moment_is_not_kept_alone(mode: Mode, kind: Kind) {
@@ -142,6 +143,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         assert_eq!(server.app.data.rows().await, i64::try_from(kept).expect("few"));
     }
+both_modes_and_databases!(r9_r15_a_statement_at_the_last_moment_is_not_kept_alone);
 
     /// A commit that the database refuses is no success either.
     async fn r9_no_success_without_its_commit(mode: Mode, kind: Kind) {
@@ -157,6 +159,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r9_no_success_without_its_commit);
 
     /// Nothing but a failure, a 5xx or the view's own wish undoes.
     async fn r9_answers_below_500_are_kept(mode: Mode, kind: Kind) {
@@ -168,7 +171,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.tags().await, ["200", "303", "404", "499"]);
         server.assert_baseline().await;
     }
-}
+both_modes_and_databases!(r9_answers_below_500_are_kept);
 
 /// As many connections, workers and instances as there are clients: all fail at once.
 fn limits(kind: Kind) -> String {

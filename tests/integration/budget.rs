@@ -94,13 +94,13 @@ async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output 
     drawn
 }
 
-both_modes! {
     async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
         let server = greedy("").await;
         let path = format!("/{mode}/whole");
         within_the_budget(&server, attack::unfinished_bodies(&server, &path, 400, 1_000_000)).await;
         within_the_budget(&server, async { attack::unfinished_streams(&server, &path, (3, 150), 900_000) }).await;
     }
+both_modes!(r13_unfinished_bodies_stay_within_the_budget);
 
     async fn r13_publishers_stay_within_the_budget(mode: Mode) {
         let server = greedy("").await;
@@ -124,6 +124,7 @@ both_modes! {
         let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
         assert!(reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"), "{}", reply.text());
     }
+both_modes!(r13_publishers_stay_within_the_budget);
 
     async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
         let server = greedy("").await;
@@ -144,6 +145,7 @@ both_modes! {
             Mode::Async => within_the_budget(&server, requests).await,
         }
     }
+both_modes!(r13_outbound_requests_stay_within_the_budget);
 
     /// A response that is not read counts until it is gone.
     async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
@@ -161,7 +163,7 @@ both_modes! {
             within_the_budget(&server, readers).await;
         }
     }
-}
+both_modes!(r13_responses_that_are_not_read_stay_within_the_budget);
 
 /// All at once.
 /// R13: what a request has taken is given back with it, also while its connection goes on.

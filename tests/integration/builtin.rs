@@ -72,7 +72,6 @@ async fn who_sends_many_wrong_passwords_locks_nobody_out() {
     server.assert_baseline().await;
 }
 
-both_modes! {
     /// Pages, files, failures and what is not there alike.
     async fn every_answer_goes_through_built_in_middleware(mode: Mode) {
         let server = serve(BUILTINS).await;
@@ -96,6 +95,7 @@ both_modes! {
         let lines = server.log.requests(0, answers.len()).await;
         assert!(lines.iter().all(|line| ids.contains(line.text("request"))), "as the log has it");
     }
+both_modes!(every_answer_goes_through_built_in_middleware);
 
     async fn answers_are_compressed_for_those_who_can_read_it(mode: Mode) {
         let server = serve(BUILTINS).await;
@@ -118,6 +118,7 @@ both_modes! {
         let short = Reply::of(server.request("POST", &view).header("accept-encoding", "gzip").body("[]")).await;
         assert_eq!(short.header("content-encoding"), "", "what is short stays as it is");
     }
+both_modes!(answers_are_compressed_for_those_who_can_read_it);
 
     /// A client that has a page or a file is told so, with the same headers about caching.
     async fn what_has_not_changed_is_not_sent_again(mode: Mode) {
@@ -152,6 +153,7 @@ both_modes! {
         assert!(server.get(&view).await.header("vary").contains("accept-encoding"));
         server.assert_baseline().await;
     }
+both_modes!(what_has_not_changed_is_not_sent_again);
 
     /// The app's own pages for failures, of views, of the host and of files alike.
     async fn failures_have_pages_of_the_app(mode: Mode) {
@@ -192,6 +194,7 @@ both_modes! {
         assert_eq!(ask("GET", &format!("/{mode}/error/404"), browser).await.status, 200, "it is a view like others");
         server.assert_baseline().await;
     }
+both_modes!(failures_have_pages_of_the_app);
 
     async fn clients_and_users_have_limits(mode: Mode) {
         let toml = r#"
@@ -228,6 +231,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(clients_and_users_have_limits);
 
     /// Who comes in is known to the views, and no guest can say otherwise.
     async fn r14_the_user_is_set_by_the_host_alone(mode: Mode) {
@@ -255,6 +259,7 @@ both_modes! {
         assert_eq!((&told[0], &told[2]), (&json!("ann"), &json!("ann")));
         assert!(told[1].as_str().is_some_and(|told| told.contains("`user`") && told.contains("host")), "{told}");
     }
+both_modes!(r14_the_user_is_set_by_the_host_alone);
 
     /// What a module has is not told to those who may not use it.
     async fn methods_behind_authentication_are_not_told_to_others(mode: Mode) {
@@ -276,6 +281,7 @@ both_modes! {
             assert_eq!((known.status, known.header("allow")), (status, "OPTIONS, POST"), "{method}");
         }
     }
+both_modes!(methods_behind_authentication_are_not_told_to_others);
 
     async fn r14_the_user_of_a_proxy_counts_from_that_proxy_alone(mode: Mode) {
         let toml = |from: &str| format!("app.middleware = [\"header-auth\"]\nmiddleware.header-auth = {{ from = [\"{from}\"] }}");
@@ -290,6 +296,7 @@ both_modes! {
         let server = serve(&toml("10.1.2.3")).await;
         assert_eq!(ask(&server).await.status, 403);
     }
+both_modes!(r14_the_user_of_a_proxy_counts_from_that_proxy_alone);
 
     /// Other sites' pages may use the app when it says so; what browsers ask beforehand never reaches a view.
     async fn other_origins_are_let_in_by_name(mode: Mode) {
@@ -310,6 +317,7 @@ both_modes! {
         let mark = server.log.mark();
         assert!(server.log.since(mark).iter().all(|line| line.text("view").is_empty()));
     }
+both_modes!(other_origins_are_let_in_by_name);
 
     /// A trace goes on where it came from, a broken one begins anew, and outbound requests carry it on.
     async fn r14_the_trace_goes_on(mode: Mode) {
@@ -336,6 +344,7 @@ both_modes! {
         Reply::of(request.body(json!([fetched]).to_string())).await.told();
         server.log.requests(mark, 2).await;
     }
+both_modes!(r14_the_trace_goes_on);
 
     /// Only a proxy that is trusted says what a request is called and whose it is.
     async fn r14_a_request_is_called_what_a_trusted_proxy_says(mode: Mode) {
@@ -350,6 +359,7 @@ both_modes! {
             assert!(told[1].as_str().is_some_and(|told| told.starts_with(peer)), "{told}");
         }
     }
+both_modes!(r14_a_request_is_called_what_a_trusted_proxy_says);
 
     /// In production a failure is a short answer in the form that the client asks for, with the request's id.
     async fn r17_failures_are_told_in_the_form_that_the_client_wants(mode: Mode) {
@@ -375,4 +385,4 @@ both_modes! {
             }
         }
     }
-}
+both_modes!(r17_failures_are_told_in_the_form_that_the_client_wants);

@@ -8,7 +8,6 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Reply};
 
-both_modes_and_databases! {
     /// Everyone who was told of a success is counted, and with retries everyone is.
     async fn r9_requests_are_run_again_after_a_conflict(mode: Mode, kind: Kind) {
         let connections = if kind == Kind::Postgres { "databases.default.connections = 16" } else { "" };
@@ -30,6 +29,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r9_requests_are_run_again_after_a_conflict);
 
     /// A view that only reads cannot write, in a transaction or outside of one.
     async fn r9_read_only_views_cannot_write(mode: Mode, kind: Kind) {
@@ -51,9 +51,8 @@ both_modes_and_databases! {
         }
         server.assert_baseline().await;
     }
-}
+both_modes_and_databases!(r9_read_only_views_cannot_write);
 
-both_modes! {
     /// Without retries the client is told that it may try again.
     async fn r9_a_conflict_is_a_503_and_undone(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 16").await.serve().await;
@@ -66,6 +65,7 @@ both_modes! {
         assert_eq!(server.app.data.count("select n from counters").await, i64::try_from(kept).expect("few"));
         server.assert_baseline().await;
     }
+both_modes!(r9_a_conflict_is_a_503_and_undone);
 
     /// A request that has sent something is not run again; one that has published is, and what it published is
     /// heard once.
@@ -84,6 +84,7 @@ both_modes! {
         let heard = server.log.since(mark).iter().filter(|line| line.text("message").starts_with("heard")).count();
         assert_eq!(heard, 2 * kept);
     }
+both_modes!(r10_what_has_sent_something_is_not_run_again);
 
     /// Run again, a request is as new: values, instances and middleware.
     async fn r14_r16_a_request_that_is_run_again_begins_anew(mode: Mode) {
@@ -102,6 +103,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r14_r16_a_request_that_is_run_again_begins_anew);
 
     /// The view's level is what the database has.
     async fn r7_the_isolation_level_is_the_views(mode: Mode) {
@@ -117,4 +119,4 @@ both_modes! {
             assert_eq!(server.told(&format!("/{mode}/{path}"), json!([level])).await, json!([[expected]]), "{path}");
         }
     }
-}
+both_modes!(r7_the_isolation_level_is_the_views);

@@ -4,7 +4,6 @@ use futures::future::join_all;
 
 use crate::harness::{App, Mode, Reply};
 
-both_modes! {
     async fn r14_values_do_not_outlive_their_request(mode: Mode) {
         let server = App::new("").serve().await;
         let replies = join_all((0..100).map(|number| {
@@ -21,6 +20,7 @@ both_modes! {
         let lines = limited.log.requests(mark, 1).await;
         assert!(lines[0].text("why").contains("`context_value_max_bytes` is 10"), "{lines:#?}");
     }
+both_modes!(r14_values_do_not_outlive_their_request);
 
     /// What was asked for is what a trusted proxy says, and nobody else.
     async fn r14_only_a_trusted_proxy_names_host_and_scheme(mode: Mode) {
@@ -38,6 +38,7 @@ both_modes! {
             assert_eq!(header("host").await, if host.is_empty() { &*own } else { host });
         }
     }
+both_modes!(r14_only_a_trusted_proxy_names_host_and_scheme);
 
     /// The request's identity is the host's, whatever the client says.
     async fn r14_the_identity_of_a_request_cannot_be_forged(mode: Mode) {
@@ -52,6 +53,7 @@ both_modes! {
         let other = server.get(&format!("/{mode}/identity")).await;
         assert_ne!(other.ok().split(' ').next(), Some(words[0]));
     }
+both_modes!(r14_the_identity_of_a_request_cannot_be_forged);
 
     async fn r16_no_global_survives_a_request(mode: Mode) {
         let server = App::new("").serve().await;
@@ -61,6 +63,7 @@ both_modes! {
         let replies = join_all((0..100).map(|_| server.get("/async/global"))).await;
         assert!(replies.iter().all(|reply| reply.ok() == "1"));
     }
+both_modes!(r16_no_global_survives_a_request);
 
     async fn settings_and_secrets_are_the_modules_own(mode: Mode) {
         let toml = r#"
@@ -92,6 +95,7 @@ both_modes! {
         assert_eq!(server.get(&format!("/other/{mode}/setting/own")).await.ok(), "yes");
         assert_eq!(server.get(&format!("/{mode}/setting/PATH")).await.status, 404, "the host's environment is its own");
     }
+both_modes!(settings_and_secrets_are_the_modules_own);
 
     /// What a view writes is in the log with its name, and cannot be mistaken for another line.
     async fn a_view_writes_into_the_log(mode: Mode) {
@@ -110,6 +114,7 @@ both_modes! {
         }
         assert!(server.log.strays().is_empty());
     }
+both_modes!(a_view_writes_into_the_log);
 
     async fn a_view_cannot_flood_the_log(mode: Mode) {
         let server = App::new("limits.log_max_bytes = 200").serve().await;
@@ -121,6 +126,7 @@ both_modes! {
         assert_eq!(cut, 1, "{lines:#?}");
         assert!(!lines.iter().any(|line| line.text("message").contains("xxx")), "{lines:#?}");
     }
+both_modes!(a_view_cannot_flood_the_log);
 
     async fn cookies_go_both_ways(mode: Mode) {
         let server = App::new("").serve().await;
@@ -129,4 +135,4 @@ both_modes! {
         let set: Vec<_> = reply.headers.get_all("set-cookie").iter().map(|value| value.to_str().expect("a text")).collect();
         assert_eq!(set, ["a=1", "b=2"]);
     }
-}
+both_modes!(cookies_go_both_ways);

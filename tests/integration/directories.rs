@@ -40,7 +40,6 @@ async fn write(server: &Server, mode: Mode, path: &str) -> String {
         .to_owned()
 }
 
-both_modes! {
     async fn granted_folders_are_all_there_is(mode: Mode) {
         let server = app(GRANTS).serve().await;
         assert_eq!(read(&server, mode, "/open/a.txt").await, "open");
@@ -54,6 +53,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(granted_folders_are_all_there_is);
 
     async fn only_a_folder_granted_for_writing_can_be_changed(mode: Mode) {
         let server = app(GRANTS).serve().await;
@@ -69,6 +69,7 @@ both_modes! {
         assert!(!server.app.path("new.txt").exists());
         server.assert_baseline().await;
     }
+both_modes!(only_a_folder_granted_for_writing_can_be_changed);
 
     async fn without_a_grant_there_are_no_files(mode: Mode) {
         let server = App::new("modules.behaviour.blocking_wasi = true").serve().await;
@@ -77,7 +78,7 @@ both_modes! {
             assert!(["NotFound", "PermissionDenied", "Uncategorized"].contains(&&*said), "{path}: {said}");
         }
     }
-}
+both_modes!(without_a_grant_there_are_no_files);
 
 /// Reading a file may wait for a disk, and the view would wait with everything it has in flight.
 #[tokio::test]

@@ -92,7 +92,6 @@ async fn inserted(server: &Server, mark: u64) {
     .await;
 }
 
-both_modes! {
     /// Whatever is behind the request: nothing, a line end, another request, much of one, bytes beyond the body.
     async fn r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
@@ -113,6 +112,7 @@ both_modes! {
             leaves(&server, format!("{}\r\nmore", chunked(mode)).as_bytes(), leaving).await;
         }
     }
+both_modes!(r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent);
 
     /// A client that has sent so much that the host cannot see its end is left, instead of being trusted.
     async fn r15_a_client_that_floods_a_request_is_left(mode: Mode) {
@@ -129,6 +129,7 @@ both_modes! {
         server.assert_baseline().await;
         assert_eq!(server.app.data.rows().await, 0);
     }
+both_modes!(r15_a_client_that_floods_a_request_is_left);
 
     /// Pipelined requests of a client that stays are answered, in order, however much there is.
     async fn pipelined_requests_are_answered_in_order(mode: Mode) {
@@ -149,6 +150,7 @@ both_modes! {
         drop(raw);
         server.assert_baseline().await;
     }
+both_modes!(pipelined_requests_are_answered_in_order);
 
     /// On HTTP/2, a stream that is taken back, and a connection that breaks with others on it.
     async fn r15_streams_and_connections_of_http2_that_end_are_noticed(mode: Mode) {
@@ -181,6 +183,7 @@ both_modes! {
         server.assert_baseline().await;
         assert_eq!(server.app.data.rows().await, 0);
     }
+both_modes!(r15_streams_and_connections_of_http2_that_end_are_noticed);
 
     /// While it is queued for a worker or an instance: its view never begins.
     async fn r15_a_client_that_leaves_the_queue_is_noticed(mode: Mode) {
@@ -213,6 +216,7 @@ both_modes! {
         server.assert_baseline().await;
         assert_eq!(server.app.data.rows().await, 0);
     }
+both_modes!(r15_a_client_that_leaves_the_queue_is_noticed);
 
     /// A body that breaks off never reaches its view; a client that leaves has no effect on what it has published.
     async fn r15_leaving_early_or_late_changes_nothing_else(mode: Mode) {
@@ -250,7 +254,7 @@ both_modes! {
         .await;
         server.assert_baseline().await;
     }
-}
+both_modes!(r15_leaving_early_or_late_changes_nothing_else);
 
 /// A way to the server that breaks when what is returned is aborted.
 async fn broken_proxy(server: &Server) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {

@@ -40,7 +40,6 @@ fn topics(heard: &[(String, Value)]) -> Vec<&str> {
     topics
 }
 
-both_modes_and_databases! {
     /// Whoever hears of something finds it in the database.
     async fn r10_a_subscriber_always_sees_what_the_publisher_wrote(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -61,6 +60,7 @@ both_modes_and_databases! {
         assert!(blind.is_empty(), "{blind:?}");
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r10_a_subscriber_always_sees_what_the_publisher_wrote);
 
     /// What was not kept is not heard of.
     async fn r10_events_of_what_is_rolled_back_are_dropped(mode: Mode, kind: Kind) {
@@ -90,6 +90,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.rows().await, 0);
         assert_eq!(server.metrics().await.get("amphi_queued"), 0.0);
     }
+both_modes_and_databases!(r10_events_of_what_is_rolled_back_are_dropped);
 
     /// An event belongs to the innermost block that it was published in.
     async fn r10_events_of_an_undone_block_are_dropped_and_others_kept(mode: Mode, kind: Kind) {
@@ -114,6 +115,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.tags().await, ["kept", "kept"]);
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r10_events_of_an_undone_block_are_dropped_and_others_kept);
 
     /// Outside of a transaction an event goes at once, whatever becomes of its view.
     async fn r10_outside_of_a_transaction_events_go_at_once(mode: Mode, kind: Kind) {
@@ -134,9 +136,8 @@ both_modes_and_databases! {
         assert_eq!(topics(&heard), ["orders.now", "orders.now", "orders.then", "orders.then"]);
         server.assert_baseline().await;
     }
-}
+both_modes_and_databases!(r10_outside_of_a_transaction_events_go_at_once);
 
-both_modes! {
     /// A subscriber goes on with the publisher's identity and values, in a scope of its own.
     async fn r14_an_event_carries_identity_and_values(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
@@ -154,6 +155,7 @@ both_modes! {
             assert_eq!((&seen[2], &seen[4]), (&json!("ann"), &json!("other")));
         }
     }
+both_modes!(r14_an_event_carries_identity_and_values);
 
     /// A subscriber that fails is logged with its reason, and disturbs nobody else.
     async fn a_subscriber_that_fails_is_logged(mode: Mode) {
@@ -170,6 +172,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(a_subscriber_that_fails_is_logged);
 
     async fn events_need_a_grant_a_topic_and_room(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "events = { queue_max = 4, payload_max_bytes = 1000 }").await.serve().await;
@@ -191,6 +194,7 @@ both_modes! {
         assert!(full[2].as_str().is_some_and(|told| told.contains("`queue_max`")), "{full}");
         server.assert_baseline().await;
     }
+both_modes!(events_need_a_grant_a_topic_and_room);
 
     /// Subscribers that publish for each other would go on without end.
     async fn events_within_each_other_have_a_limit(mode: Mode) {
@@ -205,4 +209,4 @@ both_modes! {
         assert_eq!((of("orders.first").count(), of("orders.second").count(), of("orders.third").count()), (2, 4, 0), "{heard:?}");
         assert!(of("orders.second").all(|told| told.contains("`outbound_depth_max`")), "{heard:?}");
     }
-}
+both_modes!(events_within_each_other_have_a_limit);

@@ -118,7 +118,6 @@ const CASES: &[Case] = &[
 
 const LIMITS: &str = "[limits]\ncpu_ms = 200\ntimeout_ms = 1500\nmemory_mb = 32";
 
-both_modes! {
     async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
         let server = App::new(LIMITS).serve().await;
         for case in CASES {
@@ -126,6 +125,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r9_r13_r16_r17_every_failure_is_undone_and_named);
 
     async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
         let server = App::new("").serve().await;
@@ -150,6 +150,7 @@ both_modes! {
         }
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
     }
+both_modes!(r9_r15_a_client_that_leaves_has_its_request_undone);
 
     /// Wherever it waits: in a statement, for the connection that writes, or for a place to run at all.
     async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
@@ -189,6 +190,7 @@ both_modes! {
         let lines = server.log.requests(0, 7).await;
         assert_eq!(lines.iter().filter(|line| line.number("status") == 499).count(), 6, "{lines:#?}");
     }
+both_modes!(r13_r15_a_client_that_leaves_a_waiting_request_frees_it);
 
     async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
         let server = App::new(LIMITS).serve().await;
@@ -205,6 +207,7 @@ both_modes! {
         let after = server.memory_kib();
         assert!(after < before + (16 << 10), "{before} KiB before, {after} KiB after");
     }
+both_modes!(r13_memory_hogs_leave_nothing_behind);
 
     async fn a_view_can_have_less_than_its_module(mode: Mode) {
         let server = App::new("").serve().await;
@@ -216,7 +219,7 @@ both_modes! {
         assert!(lines[1].text("why").contains("longer than its time limit"), "{lines:#?}");
         server.assert_baseline().await;
     }
-}
+both_modes!(a_view_can_have_less_than_its_module);
 
 async fn check(server: &Server, mode: Mode, case: &Case) {
     let how = case.how;

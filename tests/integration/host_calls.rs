@@ -62,7 +62,6 @@ const ASKED: [(&str, u16, &str); 26] = [
     ("environment/1000/0", 200, "0"),
 ];
 
-both_modes! {
     async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
         let server = greedy("", false).await;
         for (asked, status, said) in ASKED {
@@ -78,7 +77,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
-}
+both_modes!(r5_host_calls_that_ask_for_too_much_are_refused_by_name);
 
 /// A view has only so many calls in flight.
 #[tokio::test]

@@ -133,10 +133,10 @@ async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duratio
     waits
 }
 
-both_modes! {
     async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
         survive(mode, sqlite::corpus()).await;
     }
+both_modes!(r13_hostile_sql_on_sqlite_ends_in_time);
 
     /// The search that once ended the process: a pattern as long as the text, every other character of it a `%`.
     async fn a_search_of_any_length_ends_nothing(mode: Mode) {
@@ -153,6 +153,7 @@ both_modes! {
         assert!(text.contains("may have 10000: look for a shorter text"), "{told}");
         assert_eq!(server.told(&path, search("%a".repeat(4_900))).await, json!([[[1]]]));
     }
+both_modes!(a_search_of_any_length_ends_nothing);
 
     /// What one request has inserted and changed, the next one on the same connection is not told.
     async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
@@ -178,4 +179,4 @@ both_modes! {
             assert!(refused[1].as_str().is_some_and(|text| text.contains("Use `returning`")), "{refused}");
         }
     }
-}
+both_modes!(r11_nobody_is_told_what_others_inserted);

@@ -56,7 +56,6 @@ async fn timed(server: &Server, path: String, steps: Value) -> (Instant, Value, 
     (begin, told, Instant::now())
 }
 
-both_modes_and_databases! {
     /// Acceptance: interleaved more than 100,000 times.
     async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, kind: Kind) {
         let database = match kind {
@@ -85,4 +84,4 @@ both_modes_and_databases! {
         let rows = (0..SCOPES).filter(|scope| writes(*scope)).count() * TIMES / PER_STATEMENT;
         assert_eq!(server.app.data.rows().await, i64::try_from(rows).expect("few"));
     }
-}
+both_modes_and_databases!(r8_r14_scopes_beside_each_other_see_nothing_of_each_other);

@@ -271,7 +271,6 @@ async fn r4_async_views_queue_for_their_instances() {
     server.assert_baseline().await;
 }
 
-both_modes! {
     /// Many at once, and each gets its own answer.
     async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
         let server = App::new("").serve().await;
@@ -284,6 +283,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r14_answers_do_not_get_mixed_up);
 
     /// What a view has open of results is held by the host: all together no more than one result may be. Outside of
     /// a transaction, half of the four reading connections feed results piece by piece beside that.
@@ -293,6 +293,7 @@ both_modes! {
         assert_eq!(server.post(&format!("/{mode}/hoard/50/outside"), "").await.ok(), "10");
         server.assert_baseline().await;
     }
+both_modes!(r13_open_results_share_a_limit);
 
     /// A storm of kills of every kind, at once and beside requests that are well.
     async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
@@ -317,4 +318,4 @@ both_modes! {
         assert_eq!(server.tags().iter().filter(|tag| *tag != "ok").count(), 0);
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
     }
-}
+both_modes!(r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline);

@@ -13,7 +13,6 @@ fn failed(told: &Value, kind: &str) -> bool {
         .is_some_and(|told| told.starts_with(&format!("{kind}: ")))
 }
 
-both_modes_and_databases! {
     /// Which constraint it was, is told; and what a client is told when a view passes it on.
     async fn constraints_are_told_apart(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -49,6 +48,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.count("select count(*) from things").await, 1);
         server.assert_baseline().await;
     }
+both_modes_and_databases!(constraints_are_told_apart);
 
     /// What changes definitions changes no rows.
     async fn definitions_count_no_rows(mode: Mode, kind: Kind) {
@@ -70,6 +70,7 @@ both_modes_and_databases! {
         }
         server.assert_baseline().await;
     }
+both_modes_and_databases!(definitions_count_no_rows);
 
     async fn r8_nested_blocks_are_savepoints(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -88,6 +89,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r8_nested_blocks_are_savepoints);
 
     /// After a statement that failed, the level takes no more, and says which one it was; what is around it goes on.
     async fn r8_a_failed_statement_poisons_its_level(mode: Mode, kind: Kind) {
@@ -113,6 +115,7 @@ both_modes_and_databases! {
         assert!(told[0].as_str().is_some_and(|told| told.contains(first)), "it quotes the first failure: {told}");
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r8_a_failed_statement_poisons_its_level);
 
     /// A view that goes on as if nothing had happened does not succeed.
     async fn r9_a_poisoned_transaction_is_no_success(mode: Mode, kind: Kind) {
@@ -131,6 +134,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r9_a_poisoned_transaction_is_no_success);
 
     /// Outside of a transaction each statement is on its own.
     async fn r7_without_a_transaction_a_failed_statement_is_alone(mode: Mode, kind: Kind) {
@@ -140,6 +144,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.tags().await, ["a", "b"]);
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r7_without_a_transaction_a_failed_statement_is_alone);
 
     /// Joined statements of a transaction run in the order in which they were issued, none beside it.
     async fn r8_joined_statements_keep_their_order(mode: Mode, kind: Kind) {
@@ -158,6 +163,7 @@ both_modes_and_databases! {
         assert_eq!(server.app.data.tags().await, tags);
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r8_joined_statements_keep_their_order);
 
     /// Parameters by number may be used twice and in any order, in either database.
     async fn one_statement_serves_both_databases(mode: Mode, kind: Kind) {
@@ -166,9 +172,8 @@ both_modes_and_databases! {
         let told = server.told(&format!("/{mode}/run/atomic"), json!([query_with(sql, json!(["a", "b"]))])).await;
         assert_eq!(told, json!([[["b", "a", "b"]]]));
     }
-}
+both_modes_and_databases!(one_statement_serves_both_databases);
 
-both_modes! {
     /// Acceptance: three statements joined in a transaction, of which the second fails: one session, all undone, the
     /// named error. As PostgreSQL itself has it in its log.
     async fn r8_joined_statements_of_a_transaction_have_one_session(mode: Mode) {
@@ -194,7 +199,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 0);
         server.assert_baseline().await;
     }
-}
+both_modes!(r8_joined_statements_of_a_transaction_have_one_session);
 
 /// The same join without a transaction runs in more than one session, at once.
 #[tokio::test]

@@ -36,7 +36,6 @@ fn told_by(reply: &Reply, header: &str) -> Value {
     serde_json::from_str(reply.header(header)).unwrap_or_else(|_| panic!("{reply:?}"))
 }
 
-both_modes! {
     async fn r3_middleware_of_both_modes_nests(mode: Mode) {
         let server = serve(MIXED).await;
         let mark = server.log.mark();
@@ -49,6 +48,7 @@ both_modes! {
         assert_eq!(line.text("view"), mode.part("run"));
         server.assert_baseline().await;
     }
+both_modes!(r3_middleware_of_both_modes_nests);
 
     /// The app's own is around that of the module.
     async fn r3_the_middleware_of_a_module_is_within_that_of_the_app(mode: Mode) {
@@ -60,6 +60,7 @@ both_modes! {
         let told = server.told(&format!("/{mode}/run"), json!([header("x-seen")])).await;
         assert_eq!(told, json!(["waiting-first,blocking-first,blocking-second,waiting-second"]));
     }
+both_modes!(r3_the_middleware_of_a_module_is_within_that_of_the_app);
 
     /// A middleware that does not call for the rest answers itself, and nothing of the rest runs.
     async fn middleware_can_answer_itself(mode: Mode) {
@@ -73,6 +74,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 0);
         server.assert_baseline().await;
     }
+both_modes!(middleware_can_answer_itself);
 
     async fn middleware_can_change_what_goes_in_and_what_comes_out(mode: Mode) {
         let server = serve_with_first(mode).await;
@@ -81,6 +83,7 @@ both_modes! {
         assert_eq!((reply.status, reply.text()), (202, format!("[\"{}\"]", &mode.header("first")[2..]).as_str()));
         assert_eq!(told_by(&reply, &mode.header("first")), json!([200, null]));
     }
+both_modes!(middleware_can_change_what_goes_in_and_what_comes_out);
 
     /// A large body, which the host keeps in a file, gets through untouched.
     async fn a_large_body_passes_through_middleware(mode: Mode) {
@@ -90,6 +93,7 @@ both_modes! {
         assert_eq!(reply.told(), json!(["blocking-first,waiting-first,blocking-second,waiting-second"]));
         server.assert_baseline().await;
     }
+both_modes!(a_large_body_passes_through_middleware);
 
     /// What a view fails with arrives at the middleware as it is, and leaves it as it was.
     async fn r17_an_error_passes_through_middleware_as_it_is(mode: Mode) {
@@ -122,6 +126,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 0);
         server.assert_baseline().await;
     }
+both_modes!(r17_an_error_passes_through_middleware_as_it_is);
 
     /// Limits and traps of the rest are seen by middleware as the status that they become.
     async fn middleware_sees_failures_of_the_rest(mode: Mode) {
@@ -141,6 +146,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(middleware_sees_failures_of_the_rest);
 
     /// Whatever a middleware makes of a failure, what the failed part did is undone.
     async fn r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same(mode: Mode) {
@@ -157,6 +163,7 @@ both_modes! {
         assert_eq!(server.app.data.tags().await, [""; 0]);
         server.assert_baseline().await;
     }
+both_modes!(r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same);
 
     /// So it is when the rest of the chain could not even begin.
     async fn r9_a_rest_that_cannot_begin_is_a_failure_like_others(mode: Mode) {
@@ -176,6 +183,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 0);
         server.assert_baseline().await;
     }
+both_modes!(r9_a_rest_that_cannot_begin_is_a_failure_like_others);
 
     /// A middleware that fails fails the request, before the rest or after it.
     async fn r9_a_middleware_that_fails_has_everything_undone(mode: Mode) {
@@ -195,6 +203,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 0);
         server.assert_baseline().await;
     }
+both_modes!(r9_a_middleware_that_fails_has_everything_undone);
 
     /// A part in the middle of the chain is in the transaction of the view, and sees what it wrote.
     async fn r7_middleware_and_view_share_the_transaction(mode: Mode) {
@@ -212,6 +221,7 @@ both_modes! {
         assert_eq!(server.app.data.tags().await, ["1", "2", "3"]);
         assert_eq!(server.log.requests(mark, 1).await[0].text("transaction"), "committed");
     }
+both_modes!(r7_middleware_and_view_share_the_transaction);
 
     /// What a middleware changes without saying that it would be atomic is in the transaction of an atomic view, and
     /// at once around one that is not.
@@ -226,6 +236,7 @@ both_modes! {
         }
         assert_eq!(server.app.data.tags().await, ["m", "m"], "once for each view that is not atomic");
     }
+both_modes!(r7_the_view_decides_whether_its_middleware_is_atomic);
 
     /// The rest runs once, and there is one for middleware only.
     async fn the_rest_runs_once_and_for_middleware_only(mode: Mode) {
@@ -234,6 +245,7 @@ both_modes! {
         assert!(told[0].as_str().is_some_and(|told| told.starts_with("500: ")), "{told}");
         server.assert_baseline().await;
     }
+both_modes!(the_rest_runs_once_and_for_middleware_only);
 
     /// Each part has a sandbox of its own, also when one is several times in a chain.
     async fn r16_every_part_of_a_chain_is_a_fresh_instance(mode: Mode) {
@@ -246,6 +258,7 @@ both_modes! {
         assert_eq!(told_by(&reply, &mode.header("first")), json!([1, 200, 2]));
         assert_eq!(reply.headers("x-passed").len(), 2);
     }
+both_modes!(r16_every_part_of_a_chain_is_a_fresh_instance);
 
     /// Values go in and out through all modes, and to sub-requests and back.
     async fn r14_values_follow_the_request_through_all_its_parts(mode: Mode) {
@@ -264,6 +277,7 @@ both_modes! {
         let after = server.told(&format!("/{mode}/run"), json!([get("one"), get("two"), get("three"), get("four")])).await;
         assert_eq!(after, json!([null, null, null, null]), "nothing outlives its request");
     }
+both_modes!(r14_values_follow_the_request_through_all_its_parts);
 
     /// Every part knows the same request, and none more time than is left of it.
     async fn r14_all_parts_have_one_identity_and_one_deadline(mode: Mode) {
@@ -284,6 +298,7 @@ both_modes! {
         assert!(remaining(&outer) >= remaining(&told) && remaining(&told) >= remaining(inner), "{outer} {told}");
         assert!(remaining(inner) > 1_000);
     }
+both_modes!(r14_all_parts_have_one_identity_and_one_deadline);
 
     /// Sub-requests go through the middleware of their module, and not again through that of the app.
     async fn sub_requests_have_the_middleware_of_their_module(mode: Mode) {
@@ -297,6 +312,7 @@ both_modes! {
             assert_eq!(told, json!([[200, ["blocking-second,waiting-second"]]]));
         }
     }
+both_modes!(sub_requests_have_the_middleware_of_their_module);
 
     /// A sub-request is part of the transaction of its request; when it fails, all is undone.
     async fn r7_r9_sub_requests_share_the_transaction(mode: Mode) {
@@ -319,6 +335,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r7_r9_sub_requests_share_the_transaction);
 
     /// An atomic view that is called by one that is not has a transaction of its own.
     async fn r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction(mode: Mode) {
@@ -337,6 +354,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction);
 
     /// Atomic views that are called at once have a transaction each: one that fails takes nothing of the others with
     /// it, and none is half kept.
@@ -356,6 +374,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r7_joined_atomic_sub_requests_have_a_transaction_each);
 
     /// What a view calls is named with the way there.
     async fn r17_a_failed_sub_request_is_named_with_the_way_there(mode: Mode) {
@@ -368,7 +387,7 @@ both_modes! {
         assert_eq!(line.text("way"), way, "{line:?}");
         server.assert_baseline().await;
     }
-}
+both_modes!(r17_a_failed_sub_request_is_named_with_the_way_there);
 
 /// Between parts of one mode there is no hop, and a request that needs none has none.
 #[tokio::test]

@@ -9,7 +9,6 @@ use crate::harness::guests::AMPHI;
 use crate::harness::steps::insert;
 use crate::harness::{App, Kind};
 
-both_databases! {
     async fn migrations_are_applied_once(kind: Kind) {
         let app = App::rules(kind, "").await;
         let first = app.run("migrate");
@@ -19,6 +18,7 @@ both_databases! {
         let server = app.serve().await;
         assert_eq!(server.told("/sync/run", json!([insert("a")])).await, json!([1]));
     }
+both_databases!(migrations_are_applied_once);
 
     /// Nobody serves an app whose database is not what its views were written for.
     async fn an_app_with_pending_migrations_is_not_served(kind: Kind) {
@@ -27,6 +27,7 @@ both_databases! {
         assert!(ran.error().contains("amphi migrate"), "{ran:?}");
         assert!(ran.error().contains("V1__tables"), "{ran:?}");
     }
+both_databases!(an_app_with_pending_migrations_is_not_served);
 
     /// Several at once: one applies, the others find it done.
     async fn several_hosts_can_migrate_at_once(kind: Kind) {
@@ -48,6 +49,7 @@ both_databases! {
         assert_eq!(app.data.count("select count(*) from done").await, 1);
         app.data.assert_quiet().await;
     }
+both_databases!(several_hosts_can_migrate_at_once);
 
     /// A file that fails leaves nothing of itself, names what is wrong, and can be mended.
     async fn a_migration_that_fails_is_undone(kind: Kind) {
@@ -65,6 +67,7 @@ both_databases! {
         assert!(app.run("migrate").success);
         assert_eq!(app.data.count(half).await, 1);
     }
+both_databases!(a_migration_that_fails_is_undone);
 
     /// A file that ends its transaction would be applied in half and not recorded.
     async fn a_migration_cannot_end_its_transaction(kind: Kind) {
@@ -76,6 +79,7 @@ both_databases! {
         app.write("migrations/V1__half.sql", "create table half (a integer);");
         assert!(app.run("migrate").success);
     }
+both_databases!(a_migration_cannot_end_its_transaction);
 
     /// One that is late gets another number; `serve` and `migrate` say so alike.
     async fn a_late_migration_is_refused_by_name(kind: Kind) {
@@ -104,6 +108,7 @@ both_databases! {
         app.write("migrations/V3__c.sql", "create table c (a integer);");
         assert!(app.run("migrate").success);
     }
+both_databases!(a_late_migration_is_refused_by_name);
 
     /// No file is passed over in silence.
     async fn misnamed_migrations_are_refused(kind: Kind) {
@@ -121,6 +126,7 @@ both_databases! {
         assert!(app.run("migrate").success);
         assert!(exists(&app, kind, "stamp").await);
     }
+both_databases!(misnamed_migrations_are_refused);
 
     /// An error has its file and line, once.
     async fn errors_of_migrations_have_file_and_line(kind: Kind) {
@@ -134,6 +140,7 @@ both_databases! {
         let ran = app.run("migrate");
         assert!(ran.error().contains("V1__a.sql:3: "), "{ran:?}");
     }
+both_databases!(errors_of_migrations_have_file_and_line);
 
     /// What cannot run in a transaction says so in its head.
     async fn a_migration_can_do_without_a_transaction(kind: Kind) {
@@ -162,6 +169,7 @@ both_databases! {
         assert!(again.stdout.contains("nothing to do"), "{again:?}");
         app.data.assert_quiet().await;
     }
+both_databases!(a_migration_can_do_without_a_transaction);
 
     /// What a file leaves in the session is in nobody's way; `pg_dump` empties the search path.
     async fn a_migration_leaves_nothing_in_the_session(kind: Kind) {
@@ -176,6 +184,7 @@ both_databases! {
         assert!(ran.success, "{ran:?}");
         assert!(exists(&app, kind, "b").await);
     }
+both_databases!(a_migration_leaves_nothing_in_the_session);
 
     /// Version 0.1.0 recorded in another table.
     async fn records_of_earlier_versions_are_taken_over(kind: Kind) {
@@ -203,7 +212,7 @@ both_databases! {
         assert!(!exists(&app, kind, "refinery_schema_history").await);
         assert!(app.run("migrate").stdout.contains("nothing to do"));
     }
-}
+both_databases!(records_of_earlier_versions_are_taken_over);
 
 async fn exists(app: &App, kind: Kind, table: &str) -> bool {
     let sql = match kind {

@@ -107,7 +107,6 @@ async fn outbound_requests_in_flight_are_limited() {
     server.assert_baseline().await;
 }
 
-both_modes! {
     async fn only_granted_origins_can_be_reached(mode: Mode) {
         let granted = origin(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await;
         let other = origin(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret").await;
@@ -144,6 +143,7 @@ both_modes! {
         assert_eq!(said, "200 hi");
         server.assert_baseline().await;
     }
+both_modes!(only_granted_origins_can_be_reached);
 
     /// A redirect could lead out of what is granted.
     async fn redirects_are_not_followed(mode: Mode) {
@@ -151,6 +151,7 @@ both_modes! {
         let server = App::new(&format!("modules.behaviour.http = [\"{origin}\"]")).serve().await;
         assert_eq!(server.get(&format!("/{mode}/fetch?url={origin}/")).await.ok(), "302 ");
     }
+both_modes!(redirects_are_not_followed);
 
     /// Whatever a name leads to: the machine itself and its network have to be granted as such.
     async fn addresses_that_are_not_public_are_granted_by_themselves(mode: Mode) {
@@ -177,6 +178,7 @@ both_modes! {
             assert!(said.starts_with("Denied: "), "{grants}: {said}");
         }
     }
+both_modes!(addresses_that_are_not_public_are_granted_by_themselves);
 
     /// A server may close a connection that was kept, at the moment in which it is used again.
     async fn a_kept_connection_that_was_closed_is_no_failure(mode: Mode) {
@@ -207,6 +209,7 @@ both_modes! {
         let requests = requests.load(std::sync::atomic::Ordering::SeqCst);
         assert!(requests > 20, "kept connections should have been used: {requests}");
     }
+both_modes!(a_kept_connection_that_was_closed_is_no_failure);
 
     /// Requests of the app to itself end somewhere, and nobody outside has a say in where.
     async fn an_app_does_not_call_itself_without_end(mode: Mode) {
@@ -231,6 +234,7 @@ both_modes! {
             assert!(reply.ok().starts_with("200 200 "), "{forged}: {reply:?}");
         }
     }
+both_modes!(an_app_does_not_call_itself_without_end);
 
     async fn failing_origins_are_told_apart(mode: Mode) {
         let silent = origin(b"").await;
@@ -249,6 +253,7 @@ both_modes! {
         assert!(said.starts_with("TooLarge: ") && said.contains("`outbound_response_max_bytes`"), "{said}");
         server.assert_baseline().await;
     }
+both_modes!(failing_origins_are_told_apart);
 
     /// What a view waits for elsewhere ends with its request.
     async fn r13_an_outbound_request_ends_with_its_view(mode: Mode) {
@@ -270,4 +275,4 @@ both_modes! {
         leaving.abort();
         server.assert_baseline().await;
     }
-}
+both_modes!(r13_an_outbound_request_ends_with_its_view);

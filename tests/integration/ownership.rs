@@ -29,7 +29,6 @@ fn stream(steps: Value) -> Value {
 
 const BOTH: [Mode; 2] = [Mode::Sync, Mode::Async];
 
-both_modes_and_databases! {
     /// A caller's pin is no transaction of the view that it calls.
     async fn r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -55,6 +54,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction);
 
     /// A view that is no transaction either, and whose statement needs the connection that its caller keeps.
     async fn r3_a_write_never_waits_for_the_pin_of_its_caller(mode: Mode, kind: Kind) {
@@ -81,6 +81,7 @@ both_modes_and_databases! {
         }
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r3_a_write_never_waits_for_the_pin_of_its_caller);
 
     /// A transaction of one sibling keeps and undoes nothing of another's.
     async fn r7_r9_siblings_decide_over_their_own_rows_only(mode: Mode, kind: Kind) {
@@ -104,6 +105,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r7_r9_siblings_decide_over_their_own_rows_only);
 
     /// Within one transaction, the savepoint of one sibling undoes nothing of another's.
     async fn r8_a_savepoint_holds_its_own_views_statements_only(mode: Mode, kind: Kind) {
@@ -118,6 +120,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r8_a_savepoint_holds_its_own_views_statements_only);
 
     /// A plain statement beside a view with a transaction of its own is not in that one.
     async fn r8_a_statement_beside_a_view_is_not_in_its_transaction(mode: Mode, kind: Kind) {
@@ -130,6 +133,7 @@ both_modes_and_databases! {
         }
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r8_a_statement_beside_a_view_is_not_in_its_transaction);
 
     /// A view that fails within a block takes the block with it, whatever its caller makes of the failure.
     async fn r9_a_view_that_fails_in_a_block_has_it_undone(mode: Mode, kind: Kind) {
@@ -145,6 +149,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r9_a_view_that_fails_in_a_block_has_it_undone);
 
     /// What a called view asks for counts: it writes nothing when it is read-only, whoever calls it, and neither does what it
     /// calls.
@@ -171,6 +176,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r9_a_read_only_view_writes_nothing_wherever_it_is_called);
 
     /// What is begun or pinned and never ended is as many as the host says, and all of it ends with the request.
     async fn r13_open_levels_and_pins_are_bounded(mode: Mode, kind: Kind) {
@@ -188,9 +194,8 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
-}
+both_modes_and_databases!(r13_open_levels_and_pins_are_bounded);
 
-both_databases! {
     /// The caller of an atomic view is in a circle with its siblings only if the host lets them be: the view waits for an async one, a
     /// plain sibling comes on top of it on the worker, and calls another atomic view.
     async fn r3_a_transaction_is_not_buried_under_its_siblings(kind: Kind) {
@@ -217,6 +222,7 @@ both_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_databases!(r3_a_transaction_is_not_buried_under_its_siblings);
 
     /// A view that nobody waits for any more is in the middle of something. What it has done is not kept, and neither is
     /// what it is a part of.
@@ -238,6 +244,7 @@ both_databases! {
         }
         server.assert_baseline().await;
     }
+both_databases!(r9_a_view_that_is_given_up_is_not_kept);
 
     /// A block that ends before a view that was called in it: which rows would be kept depends on luck, so none are.
     async fn r9_a_block_does_not_end_before_a_view_that_was_called_in_it(kind: Kind) {
@@ -254,9 +261,8 @@ both_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
-}
+both_databases!(r9_a_block_does_not_end_before_a_view_that_was_called_in_it);
 
-both_modes_and_databases! {
     /// Requests that read a result and run other statements meanwhile never wait for each other in a circle.
     async fn r4_streams_leave_connections_to_others(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -274,9 +280,8 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
-}
+both_modes_and_databases!(r4_streams_leave_connections_to_others);
 
-both_modes! {
     /// A view that asks for more isolation than the transaction has that it is called in gets none of it.
     async fn r7_a_view_is_not_run_with_less_isolation_than_it_asks_for(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
@@ -291,7 +296,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
-}
+both_modes!(r7_a_view_is_not_run_with_less_isolation_than_it_asks_for);
 
 /// R3: a sync view that its caller waits for no longer is ended, also while it computes, so that it does not keep the
 /// scope's worker from others.

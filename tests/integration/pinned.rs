@@ -58,7 +58,6 @@ async fn serve_with_one_connection() -> Server {
         .await
 }
 
-both_modes! {
     /// By name, and with what to do instead.
     async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
         let server = serve_with_one_connection().await;
@@ -82,6 +81,7 @@ both_modes! {
         assert_eq!(after, before);
         server.assert_baseline().await;
     }
+both_modes!(r11_statements_that_change_the_session_are_refused_outside_a_pinned_one);
 
     /// What looks like one and is not is not refused.
     async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
@@ -104,6 +104,7 @@ both_modes! {
         assert_eq!(state[0][0][6], 0, "{state}");
         server.assert_baseline().await;
     }
+both_modes!(r11_what_leaves_no_trace_is_not_refused);
 
     async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
         let server = serve_with_one_connection().await;
@@ -140,9 +141,8 @@ both_modes! {
         assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
         server.assert_baseline().await;
     }
-}
+both_modes!(r11_a_pinned_session_leaves_nothing_to_the_next_borrower);
 
-both_modes_and_databases! {
     /// A temporary table lives as long as the pin.
     async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
@@ -163,6 +163,7 @@ both_modes_and_databases! {
         server.app.data.assert_quiet().await;
         server.assert_baseline().await;
     }
+both_modes_and_databases!(r11_temporary_tables_are_for_a_pinned_session);
 
     /// A transaction that ends leaves no transaction behind, and no lock.
     async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
@@ -180,4 +181,4 @@ both_modes_and_databases! {
             assert_eq!(server.told(&format!("/{mode}/run"), json!([query("select count(*) from rows")])).await, json!([[[1]]]));
         }
     }
-}
+both_modes_and_databases!(r11_a_connection_comes_back_without_a_transaction);

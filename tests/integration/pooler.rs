@@ -7,7 +7,6 @@ use crate::harness::postgres::pooler::Pooler;
 use crate::harness::steps::{execute, insert, pinned, query, query_with};
 use crate::harness::{App, Mode};
 
-both_modes! {
     /// By session, everything is as without a pooler.
     async fn r11_a_pooler_by_session_serves_what_a_server_does(mode: Mode) {
         let pooler = Pooler::start("session");
@@ -26,7 +25,7 @@ both_modes! {
         assert_eq!(server.told(&format!("/{mode}/run/atomic"), json!([insert("b"), query("select count(*) from rows")])).await, json!([1, [[81]]]));
         server.assert_baseline().await;
     }
-}
+both_modes!(r11_a_pooler_by_session_serves_what_a_server_does);
 
 /// A pooler that shares connections out would answer with the rows of other hosts, so it is refused at the start.
 #[tokio::test]

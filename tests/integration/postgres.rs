@@ -64,7 +64,6 @@ fn mapping() -> Vec<(&'static str, Value, Value)> {
     ]
 }
 
-both_modes! {
     async fn values_of_every_type_go_there_and_back(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         for (ty, given, read) in mapping() {
@@ -78,6 +77,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(values_of_every_type_go_there_and_back);
 
     /// Wrong parameters and unknown types are refused with a sentence.
     async fn what_does_not_fit_is_said(mode: Mode) {
@@ -97,6 +97,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(what_does_not_fit_is_said);
 
     /// Kinds of errors, as views may ask for them.
     async fn errors_have_their_kinds(mode: Mode) {
@@ -115,6 +116,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(errors_have_their_kinds);
 
     /// `?` is an operator there: who means a parameter is told how to write one.
     async fn a_question_mark_is_no_parameter(mode: Mode) {
@@ -127,6 +129,7 @@ both_modes! {
         assert_eq!(told, json!([[[1]]]));
         server.assert_baseline().await;
     }
+both_modes!(a_question_mark_is_no_parameter);
 
     /// Somebody else changes definitions while the app is served.
     async fn a_changed_definition_is_noticed_without_a_failure(mode: Mode) {
@@ -163,6 +166,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(a_changed_definition_is_noticed_without_a_failure);
 
     /// Behind another statement of a transaction, it is a conflict, of which `retries` makes nothing.
     async fn r9_a_changed_definition_within_a_transaction_is_a_conflict(mode: Mode) {
@@ -185,6 +189,7 @@ both_modes! {
         assert!(failed <= 1, "{failed}");
         server.assert_baseline().await;
     }
+both_modes!(r9_a_changed_definition_within_a_transaction_is_a_conflict);
 
     /// A text that the one statement needs is bounded, and so is a result.
     async fn large_values_and_results_are_refused(mode: Mode) {
@@ -207,6 +212,7 @@ both_modes! {
         server.assert_baseline().await;
         server.app.data.assert_quiet().await;
     }
+both_modes!(large_values_and_results_are_refused);
 
     /// More than there are connections wait for one, for so long and no longer.
     async fn r4_statements_wait_for_a_connection_until_their_deadline(mode: Mode) {
@@ -224,6 +230,7 @@ both_modes! {
         server.assert_baseline().await;
         assert!(server.app.data.postgres().expect("it is").sessions().await <= 2);
     }
+both_modes!(r4_statements_wait_for_a_connection_until_their_deadline);
 
     /// A statement ends on the server, too, when its request ends.
     async fn r13_r15_a_statement_ends_with_its_request(mode: Mode) {
@@ -242,6 +249,7 @@ both_modes! {
         }
         server.app.data.assert_quiet().await;
     }
+both_modes!(r13_r15_a_statement_ends_with_its_request);
 
     /// With TLS, the certificate is checked against who is asked for.
     async fn connections_can_be_encrypted(mode: Mode) {
@@ -255,7 +263,7 @@ both_modes! {
         assert_eq!(server.told(&format!("/{mode}/run"), json!([encrypted])).await, json!([[[1]]]));
         server.assert_baseline().await;
     }
-}
+both_modes!(connections_can_be_encrypted);
 
 /// A certificate that nobody vouches for, or of another host, is refused before anything is asked.
 #[tokio::test]

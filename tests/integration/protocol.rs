@@ -17,7 +17,6 @@ async fn assert_well(server: &Server) {
     server.assert_baseline().await;
 }
 
-both_modes! {
     async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
         let server = App::new("").serve().await;
         let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
@@ -40,6 +39,7 @@ both_modes! {
         assert_eq!(server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(), "hello");
         assert_well(&server).await;
     }
+both_modes!(methods_without_a_view_are_answered_by_the_host);
 
     /// Another method of a less specific pattern, and literals in any encoding (RFC 3986, 6.2.2).
     async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
@@ -60,6 +60,7 @@ both_modes! {
         assert_eq!(server.get(&format!("/%{:02x}{}/hello", mode.to_string().as_bytes()[0], &mode.to_string()[1..])).await.ok(), "hello");
         assert_well(&server).await;
     }
+both_modes!(patterns_match_whatever_the_encoding_and_hide_no_other);
 
     async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
         let server = App::new("").serve().await;
@@ -75,6 +76,7 @@ both_modes! {
         assert_eq!(status(&answer), 400, "{answer}");
         assert_well(&server).await;
     }
+both_modes!(paths_are_decoded_once_and_only_as_utf8);
 
     async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
         let server = App::new("").serve().await;
@@ -102,6 +104,7 @@ both_modes! {
         assert_eq!(server.rows(), 0);
         assert_well(&server).await;
     }
+both_modes!(http2_is_spoken_from_the_first_byte);
 
     async fn connections_are_kept(mode: Mode) {
         let server = App::new("").serve().await;
@@ -127,6 +130,7 @@ both_modes! {
         assert!(answer.ends_with("hello"), "{answer}");
         assert_well(&server).await;
     }
+both_modes!(connections_are_kept);
 
     /// SIGTERM: what is in flight finishes, nothing new begins, and the process ends well.
     async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
@@ -148,6 +152,7 @@ both_modes! {
         assert_eq!(server.ended().await.code(), Some(0));
         assert!(since.elapsed() < Duration::from_secs(2), "idle connections should not hold it up");
     }
+both_modes!(a_request_in_flight_finishes_when_the_server_stops);
 
     async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
         let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
@@ -163,6 +168,7 @@ both_modes! {
         assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
         assert_eq!(server.rows(), 0);
     }
+both_modes!(what_takes_longer_than_the_drain_is_cancelled);
 
     async fn bodies_that_are_wrong_are_answered(mode: Mode) {
         let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
@@ -216,7 +222,7 @@ both_modes! {
         }
         assert_well(&server).await;
     }
-}
+both_modes!(bodies_that_are_wrong_are_answered);
 
 async fn running(server: &Server) {
     eventually("the view to run", async || {

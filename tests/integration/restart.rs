@@ -25,7 +25,6 @@ async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
     .await;
 }
 
-both_modes! {
     /// Acceptance: requests in flight fail with 503 and are rolled back, later ones succeed, with the same host.
     async fn r9_r13_a_database_that_restarts_is_a_503_until_it_is_back(mode: Mode) {
         let mut postgres = Postgres::start();
@@ -75,4 +74,4 @@ both_modes! {
             database.execute("delete from rows").await;
         }
     }
-}
+both_modes!(r9_r13_a_database_that_restarts_is_a_503_until_it_is_back);

@@ -17,7 +17,6 @@ async fn count(server: &Server, mode: Mode) -> u32 {
     reply.ok().parse().expect("it is a number")
 }
 
-both_modes! {
     async fn r16_a_kept_instance_serves_one_request_after_the_other(mode: Mode) {
         let server = reusing("").await;
         for expected in 1..=20 {
@@ -30,6 +29,7 @@ both_modes! {
         server.assert_baseline().await;
         assert!(server.metrics().await.get("amphi_instances_kept") >= 20.0);
     }
+both_modes!(r16_a_kept_instance_serves_one_request_after_the_other);
 
     async fn r16_kept_instances_are_recycled_by_count(mode: Mode) {
         let server = reusing("[limits]\nreuse_requests_max = 3").await;
@@ -38,6 +38,7 @@ both_modes! {
         }
         assert_eq!(server.metrics().await.get("amphi_instances_recycled_total"), 2.0);
     }
+both_modes!(r16_kept_instances_are_recycled_by_count);
 
     async fn r16_kept_instances_are_recycled_by_age(mode: Mode) {
         let server = reusing("[limits]\nreuse_age_max_ms = 500").await;
@@ -52,6 +53,7 @@ both_modes! {
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(count(&server, mode).await, 1);
     }
+both_modes!(r16_kept_instances_are_recycled_by_age);
 
     async fn r16_kept_instances_are_recycled_by_memory(mode: Mode) {
         let server = reusing("[limits]\nreuse_memory_max_mb = 1").await;
@@ -60,6 +62,7 @@ both_modes! {
         }
         assert_eq!(server.metrics().await.get("amphi_instances_kept"), 0.0);
     }
+both_modes!(r16_kept_instances_are_recycled_by_memory);
 
     async fn r16_no_more_instances_are_kept_than_there_is_room_for(mode: Mode) {
         let server = reusing(&format!("[{mode}_views]\ninstances_kept_max = 2")).await;
@@ -69,6 +72,7 @@ both_modes! {
         let server = reusing(&format!("[{mode}_views]\ninstances_kept_max = 0")).await;
         assert_eq!((count(&server, mode).await, count(&server, mode).await), (1, 1));
     }
+both_modes!(r16_no_more_instances_are_kept_than_there_is_room_for);
 
     /// What traps, reaches a limit or is cancelled takes its instance with it.
     async fn r13_r16_an_instance_that_did_not_end_well_is_not_kept(mode: Mode) {
@@ -94,6 +98,7 @@ both_modes! {
         server.assert_baseline().await;
         assert_eq!(count(&server, mode).await, 1, "after a client that left");
     }
+both_modes!(r13_r16_an_instance_that_did_not_end_well_is_not_kept);
 
     /// An error that a view returns, and what it does to the database, are as with a fresh instance.
     async fn r9_r16_a_kept_instance_keeps_nothing_of_a_transaction(mode: Mode) {
@@ -106,6 +111,7 @@ both_modes! {
         assert_eq!(server.tags(), ["kept"]);
         server.assert_baseline().await;
     }
+both_modes!(r9_r16_a_kept_instance_keeps_nothing_of_a_transaction);
 
     /// What a request writes is logged as its own.
     async fn r14_r16_lines_of_a_kept_instance_belong_to_their_requests(mode: Mode) {
@@ -121,9 +127,8 @@ both_modes! {
             assert!(said[0].text("message").contains(text), "{lines:?}");
         }
     }
-}
+both_modes!(r14_r16_lines_of_a_kept_instance_belong_to_their_requests);
 
-both_modes! {
     /// Lines that a request has begun, and what looks like a panic, are its own, also in a kept instance (R16).
     async fn r16_what_one_request_writes_is_not_told_of_another(mode: Mode) {
         let base = format!(
@@ -163,4 +168,4 @@ both_modes! {
         assert_eq!(told, [own("a line of 8")]);
         server.assert_baseline().await;
     }
-}
+both_modes!(r16_what_one_request_writes_is_not_told_of_another);

@@ -83,7 +83,6 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     workers
 }
 
-both_modes! {
     /// Acceptance: sync middleware, async middleware, view and nested sub-requests report the same worker; 64 such
     /// requests at once on two workers come to their end.
     async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
@@ -105,6 +104,7 @@ both_modes! {
         assert!(server.metrics().await.get("amphi_sync_workers") <= 2.0);
         server.assert_baseline().await;
     }
+both_modes!(r2_r3_all_sync_parts_of_a_request_run_on_its_worker);
 
     /// Joined sub-requests share the one worker, too.
     async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
@@ -119,6 +119,7 @@ both_modes! {
         }
         server.assert_baseline().await;
     }
+both_modes!(r2_r3_joined_sync_parts_share_the_worker);
 
     /// Who has its worker never waits for who has not: with the one worker, one connection and one place taken in any
     /// order, all come to their end.
@@ -145,6 +146,7 @@ both_modes! {
         assert_eq!(server.app.data.rows().await, 80);
         server.assert_baseline().await;
     }
+both_modes!(r4_scopes_wait_for_capacity_and_never_for_each_other);
 
     /// Acceptance: cancelling at any point never hangs.
     async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
@@ -171,4 +173,4 @@ both_modes! {
         let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
         assert!(replies.iter().all(|reply| reply.status == 200), "afterwards all is well (seed {seed})");
     }
-}
+both_modes!(r3_r15_cancelling_at_any_point_never_hangs);

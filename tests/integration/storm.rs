@@ -170,7 +170,6 @@ impl Plan {
     }
 }
 
-both_databases! {
     /// Acceptance: killed at a random host call by a trap, a limit or a disconnect, ten thousand times.
     async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
         let seed = 20_261_121;
@@ -195,7 +194,7 @@ both_databases! {
         assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
         assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
     }
-}
+both_databases!(r13_a_storm_of_kills_leaves_nothing_behind);
 
 fn config(kind: Kind) -> String {
     let database = match kind {

@@ -9,7 +9,6 @@ use crate::harness::{App, Kind, Reply, Server, eventually};
 /// What is uploaded: bytes that are no text.
 const FILE: &[u8] = b"\0\xff\r\n--\r\n\x1a";
 
-both_databases! {
     async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
         let app = App::todo(kind).await;
         let built = app.run("build");
@@ -33,7 +32,7 @@ both_databases! {
         assert_eq!(bob.get("/").await.status, StatusCode::OK, "he is still there");
         server.assert_baseline().await;
     }
-}
+both_databases!(the_to_dos_do_what_their_pages_offer);
 
 /// Where a form has led to.
 #[track_caller]

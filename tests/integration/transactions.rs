@@ -21,7 +21,6 @@ async fn sql(server: &Server, mode: Mode, with: &str, statement: &str) -> String
         .to_owned()
 }
 
-both_modes! {
     async fn r7_ten_thousand_inserts_by_64_clients_are_ten_thousand_rows(mode: Mode) {
         let server = App::new("[databases.default]\nacquire_timeout_ms = 20000").serve().await;
         let statuses = post_all(&server, (0..10_000).map(|number| format!("/{mode}/rows/{number}"))).await;
@@ -30,6 +29,7 @@ both_modes! {
         assert_eq!(server.count("select count(distinct tag) from rows"), 10_000);
         server.assert_baseline().await;
     }
+both_modes!(r7_ten_thousand_inserts_by_64_clients_are_ten_thousand_rows);
 
     async fn r9_every_third_one_traps_and_exactly_the_others_are_kept(mode: Mode) {
         let server = App::new("[databases.default]\nacquire_timeout_ms = 20000").serve().await;
@@ -40,6 +40,7 @@ both_modes! {
         assert_eq!(server.count("select count(distinct tag) from rows"), 6_666);
         server.assert_baseline().await;
     }
+both_modes!(r9_every_third_one_traps_and_exactly_the_others_are_kept);
 
     async fn r8_nested_atomic_blocks_are_savepoints(mode: Mode) {
         let server = App::new("").serve().await;
@@ -49,6 +50,7 @@ both_modes! {
         assert_eq!(server.log.requests(mark, 1).await[0].text("transaction"), "committed");
         server.assert_baseline().await;
     }
+both_modes!(r8_nested_atomic_blocks_are_savepoints);
 
     /// Outside of an atomic view, an atomic block is a transaction of its own.
     async fn r7_an_atomic_block_of_a_view_that_is_not_atomic_is_a_transaction(mode: Mode) {
@@ -59,6 +61,7 @@ both_modes! {
         assert_eq!(server.tags(), ["kept"]);
         server.assert_baseline().await;
     }
+both_modes!(r7_an_atomic_block_of_a_view_that_is_not_atomic_is_a_transaction);
 
     /// The default of the app decides about views that do not say.
     async fn r7_the_configuration_decides_which_views_are_atomic(mode: Mode) {
@@ -71,6 +74,7 @@ both_modes! {
             assert_eq!(server.rows(), kept, "atomic = {atomic} for the module");
         }
     }
+both_modes!(r7_the_configuration_decides_which_views_are_atomic);
 
     /// A commit that fails is no success.
     async fn r9_a_success_whose_commit_fails_is_an_error(mode: Mode) {
@@ -86,6 +90,7 @@ both_modes! {
         assert_eq!((server.rows(), server.count("select count(*) from children")), (0, 0));
         server.assert_baseline().await;
     }
+both_modes!(r9_a_success_whose_commit_fails_is_an_error);
 
     /// SQLite itself rolls back the whole transaction after some errors. A view that does not care must not make
     /// the client believe in a success.
@@ -101,6 +106,7 @@ both_modes! {
         assert_eq!(server.rows(), 0);
         server.assert_baseline().await;
     }
+both_modes!(r9_a_view_that_ignores_a_lost_transaction_does_not_succeed);
 
     /// An error that leaves the transaction as it was can be ignored.
     async fn r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction(mode: Mode) {
@@ -110,6 +116,7 @@ both_modes! {
         assert!(reply.ok().starts_with("Unique: "), "{}", reply.text());
         assert_eq!(server.tags(), ["before"]);
     }
+both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
 
     /// What changes one connection of the pool, or gets around the host, is refused with a sentence.
     async fn r11_statements_that_change_the_connection_are_refused(mode: Mode) {
@@ -167,6 +174,7 @@ both_modes! {
         assert_eq!(sql(&server, mode, "", "insert into rows (tag) values ('well')").await, "1");
         server.assert_baseline().await;
     }
+both_modes!(r11_statements_that_change_the_connection_are_refused);
 
     async fn wrong_statements_are_told_apart(mode: Mode) {
         let server = App::new("").serve().await;
@@ -188,6 +196,7 @@ both_modes! {
         assert!(other.contains("granted: default"), "{other}");
         server.assert_baseline().await;
     }
+both_modes!(wrong_statements_are_told_apart);
 
     /// One transaction is on one database.
     async fn r8_a_transaction_does_not_reach_over_two_databases(mode: Mode) {
@@ -201,6 +210,7 @@ both_modes! {
         assert!(said.starts_with("Denied: ") && said.contains("`default`") && said.contains("`second`"), "{said}");
         server.assert_baseline().await;
     }
+both_modes!(r8_a_transaction_does_not_reach_over_two_databases);
 
     /// Results over the limit are refused as a whole, and read in pieces without one.
     async fn large_results_are_read_in_pieces(mode: Mode) {
@@ -213,6 +223,7 @@ both_modes! {
         assert_eq!(sql(&server, mode, "?with=rows", "select tag from rows").await, "100000");
         server.assert_baseline().await;
     }
+both_modes!(large_results_are_read_in_pieces);
 
     /// A statement that never ends is interrupted with its request.
     async fn r15_a_long_statement_ends_with_its_request(mode: Mode) {
@@ -226,6 +237,7 @@ both_modes! {
         assert_eq!(server.rows(), 0);
         assert_eq!(server.post(&format!("/{mode}/rows/after"), "").await.status, 201);
     }
+both_modes!(r15_a_long_statement_ends_with_its_request);
 
     /// A reader of a large result that goes away gives its connection back.
     async fn r13_a_result_that_is_not_read_to_its_end_is_let_go(mode: Mode) {
@@ -235,7 +247,7 @@ both_modes! {
         server.assert_baseline().await;
         assert_eq!(sql(&server, mode, "?with=query", "select 'a'").await, "1");
     }
-}
+both_modes!(r13_a_result_that_is_not_read_to_its_end_is_let_go);
 
 fn fill(server: &Server, count: u32) {
     let sql = "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) insert into rows (id, tag) select i, 'row ' || i from n";

@@ -65,83 +65,74 @@ impl Mode {
     }
 }
 
-/// Makes two tests of one body: `name::sync` and `name::asynch`.
+/// Makes two tests of an `async fn name(mode: Mode)`: `name::sync` and `name::asynch`.
 #[macro_export]
 macro_rules! both_modes {
-    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
+    ($name:ident) => {
         mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($mode: Mode) $body
+            use $crate::harness::Mode;
 
             #[tokio::test]
             async fn sync() {
-                body(Mode::Sync).await;
+                super::$name(Mode::Sync).await;
             }
 
             #[tokio::test]
             async fn asynch() {
-                body(Mode::Async).await;
+                super::$name(Mode::Async).await;
             }
         }
-    )*};
+    };
 }
 
-/// Makes four tests of one body, for both modes and both kinds of databases.
-#[macro_export]
-macro_rules! both_modes_and_databases {
-    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode, $kind:ident: Kind) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($mode: Mode, $kind: Kind) $body
-
-            #[tokio::test]
-            async fn sync_sqlite() {
-                body(Mode::Sync, Kind::Sqlite).await;
-            }
-
-            #[tokio::test]
-            async fn asynch_sqlite() {
-                body(Mode::Async, Kind::Sqlite).await;
-            }
-
-            #[tokio::test]
-            async fn sync_postgres() {
-                body(Mode::Sync, Kind::Postgres).await;
-            }
-
-            #[tokio::test]
-            async fn asynch_postgres() {
-                body(Mode::Async, Kind::Postgres).await;
-            }
-        }
-    )*};
-}
-
-/// Makes two tests of one body, for both kinds of databases.
+/// Makes two tests of an `async fn name(kind: Kind)`: `name::sqlite` and `name::postgres`.
 #[macro_export]
 macro_rules! both_databases {
-    ($($(#[$attribute:meta])* async fn $name:ident($kind:ident: Kind) $body:block)*) => {$(
+    ($name:ident) => {
         mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($kind: Kind) $body
+            use $crate::harness::Kind;
 
             #[tokio::test]
             async fn sqlite() {
-                body(Kind::Sqlite).await;
+                super::$name(Kind::Sqlite).await;
             }
 
             #[tokio::test]
             async fn postgres() {
-                body(Kind::Postgres).await;
+                super::$name(Kind::Postgres).await;
             }
         }
-    )*};
+    };
+}
+
+/// Makes four tests of an `async fn name(mode: Mode, kind: Kind)`: `name::sync_sqlite` and so on.
+#[macro_export]
+macro_rules! both_modes_and_databases {
+    ($name:ident) => {
+        mod $name {
+            use $crate::harness::{Kind, Mode};
+
+            #[tokio::test]
+            async fn sync_sqlite() {
+                super::$name(Mode::Sync, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_sqlite() {
+                super::$name(Mode::Async, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn sync_postgres() {
+                super::$name(Mode::Sync, Kind::Postgres).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_postgres() {
+                super::$name(Mode::Async, Kind::Postgres).await;
+            }
+        }
+    };
 }
 
 /// Waits until `look` finds something.
