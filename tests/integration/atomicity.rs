@@ -112,7 +112,7 @@ both_modes_and_databases!(r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothi
 
     /// While a part on the worker still writes, its request ends on the loop: nothing of it comes after the roll-back.
     async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
-        let toml = format!("app.middleware = [\"rules::waiting::first\"]\n{}", limits(kind));
+        let toml = format!("app.middleware = [\"rules::async_views::first\"]\n{}", limits(kind));
         let server = App::rules(kind, &toml).await.serve().await;
         let many = json!([{"do": "repeat", "times": 1_000_000, "step": insert("late")}]);
         for _ in 0..8 {

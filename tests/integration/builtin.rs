@@ -157,7 +157,7 @@ both_modes!(what_has_not_changed_is_not_sent_again);
 
     /// The app's own pages for failures, of views, of the host and of files alike.
     async fn failures_have_pages_of_the_app(mode: Mode) {
-        let guest = if mode == Mode::Sync { "blocking" } else { "waiting" };
+        let guest = if mode == Mode::Sync { "sync_views" } else { "async_views" };
         let toml = format!("app.errors = \"behaviour::{guest}::error_page\"\nstatic = {{ dir = \"static\" }}\nserver.uri_max_bytes = 100");
         let app = App::new(&toml);
         app.write("static/page.html", "<p>hello</p>");
@@ -376,7 +376,7 @@ both_modes!(r14_a_request_is_called_what_a_trusted_proxy_says);
             assert!(reply.header("content-type").starts_with(content_type), "{accept}: {reply:?}");
             let id = server.log.requests(mark, 1).await[0].text("request").to_owned();
             assert!(reply.text().contains(&id), "{accept}: {}", reply.text());
-            for hidden in ["on purpose", "panicked", "blocking", "waiting", "steps.rs"] {
+            for hidden in ["on purpose", "panicked", "sync_views", "async_views", "steps.rs"] {
                 assert!(!reply.text().contains(hidden), "{accept} tells {hidden}: {}", reply.text());
             }
             if accept == "application/json" {

@@ -10,7 +10,7 @@ use crate::harness::{App, Kind, Mode, Reply, Server};
 
 /// Sync, async, sync, async.
 const MIXED: &str = r#"
-    app.middleware = ["rules::blocking::first", "rules::waiting::first", "rules::blocking::second", "rules::waiting::second"]
+    app.middleware = ["rules::sync_views::first", "rules::async_views::first", "rules::sync_views::second", "rules::async_views::second"]
 "#;
 
 async fn serve(toml: &str) -> Server {
@@ -40,8 +40,8 @@ fn told_by(reply: &Reply, header: &str) -> Value {
         let server = serve(MIXED).await;
         let mark = server.log.mark();
         let reply = server.steps(&format!("/{mode}/run"), json!([header("x-seen")])).await;
-        assert_eq!(reply.told(), json!(["blocking-first,waiting-first,blocking-second,waiting-second"]));
-        assert_eq!(reply.headers("x-passed"), ["waiting-second", "blocking-second", "waiting-first", "blocking-first"]);
+        assert_eq!(reply.told(), json!(["sync-first,async-first,sync-second,async-second"]));
+        assert_eq!(reply.headers("x-passed"), ["async-second", "sync-second", "async-first", "sync-first"]);
         let line = &server.log.requests(mark, 1).await[0];
         // Loop to worker to loop to worker to loop, and once more for a sync view.
         assert_eq!(line.number("hops"), if mode == Mode::Sync { 5 } else { 4 }, "{line:?}");
@@ -53,12 +53,12 @@ both_modes!(r3_middleware_of_both_modes_nests);
     /// The app's own is around that of the module.
     async fn r3_the_middleware_of_a_module_is_within_that_of_the_app(mode: Mode) {
         let toml = r#"
-            app.middleware = ["rules::waiting::first", "rules::blocking::first"]
-            modules.rules.middleware = ["rules::blocking::second", "rules::waiting::second"]
+            app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
+            modules.rules.middleware = ["rules::sync_views::second", "rules::async_views::second"]
         "#;
         let server = serve(toml).await;
         let told = server.told(&format!("/{mode}/run"), json!([header("x-seen")])).await;
-        assert_eq!(told, json!(["waiting-first,blocking-first,blocking-second,waiting-second"]));
+        assert_eq!(told, json!(["async-first,sync-first,sync-second,async-second"]));
     }
 both_modes!(r3_the_middleware_of_a_module_is_within_that_of_the_app);
 
@@ -90,7 +90,7 @@ both_modes!(middleware_can_change_what_goes_in_and_what_comes_out);
         let server = serve(MIXED).await;
         let steps = format!("{}[{}]", " ".repeat(2 << 20), header("x-seen"));
         let reply = server.post(&format!("/{mode}/run"), steps).await;
-        assert_eq!(reply.told(), json!(["blocking-first,waiting-first,blocking-second,waiting-second"]));
+        assert_eq!(reply.told(), json!(["sync-first,async-first,sync-second,async-second"]));
         server.assert_baseline().await;
     }
 both_modes!(a_large_body_passes_through_middleware);
@@ -116,10 +116,10 @@ both_modes!(a_large_body_passes_through_middleware);
             assert_eq!(line.text("transaction"), "rolled back");
             let way: Vec<&str> = line.text("way").split(" → ").collect();
             assert_eq!(way, [
-                "sync rules::blocking::first",
-                "async rules::waiting::first",
-                "sync rules::blocking::second",
-                "async rules::waiting::second",
+                "sync rules::sync_views::first",
+                "async rules::async_views::first",
+                "sync rules::sync_views::second",
+                "async rules::async_views::second",
                 &format!("{mode} {}", mode.part("run_atomic")),
             ]);
         }
@@ -303,13 +303,13 @@ both_modes!(r14_all_parts_have_one_identity_and_one_deadline);
     /// Sub-requests go through the middleware of their module, and not again through that of the app.
     async fn sub_requests_have_the_middleware_of_their_module(mode: Mode) {
         let toml = r#"
-            app.middleware = ["rules::waiting::first", "rules::blocking::first"]
-            modules.rules.middleware = ["rules::blocking::second", "rules::waiting::second"]
+            app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
+            modules.rules.middleware = ["rules::sync_views::second", "rules::async_views::second"]
         "#;
         let server = serve(toml).await;
         for other in [Mode::Sync, Mode::Async] {
             let told = server.told(&format!("/{mode}/run"), json!([view(&format!("/{other}/run"), json!([header("x-seen")]))])).await;
-            assert_eq!(told, json!([[200, ["blocking-second,waiting-second"]]]));
+            assert_eq!(told, json!([[200, ["sync-second,async-second"]]]));
         }
     }
 both_modes!(sub_requests_have_the_middleware_of_their_module);
@@ -383,7 +383,7 @@ both_modes!(r7_joined_atomic_sub_requests_have_a_transaction_each);
         let steps = json!([must(view("/async/run", json!([must(view("/sync/run", json!([log("deep"), end("panic")])))])))]);
         assert_eq!(server.steps(&format!("/{mode}/run"), steps).await.status, 500);
         let line = &server.log.requests(mark, 1).await[0];
-        let way = format!("sync rules::blocking::first → {mode} {} → async rules::waiting::run → sync rules::blocking::run", mode.part("run"));
+        let way = format!("sync rules::sync_views::first → {mode} {} → async rules::async_views::run → sync rules::sync_views::run", mode.part("run"));
         assert_eq!(line.text("way"), way, "{line:?}");
         server.assert_baseline().await;
     }
@@ -392,7 +392,7 @@ both_modes!(r17_a_failed_sub_request_is_named_with_the_way_there);
 /// Between parts of one mode there is no hop, and a request that needs none has none.
 #[tokio::test]
 async fn r3_hops_are_as_few_as_the_chain_allows() {
-    let (s, a) = ("rules::blocking", "rules::waiting");
+    let (s, a) = ("rules::sync_views", "rules::async_views");
     for (middleware, to_sync, to_async) in [
         (vec![], 1, 0),
         (vec![s], 1, 2),

@@ -13,7 +13,7 @@ use crate::harness::{App, Kind, Mode, Reply, Server};
 
 /// Two workers and no more, whatever waits.
 const TWO_WORKERS: &str = r#"
-    app.middleware = ["rules::blocking::first", "rules::waiting::first", "rules::blocking::second", "rules::waiting::second"]
+    app.middleware = ["rules::sync_views::first", "rules::async_views::first", "rules::sync_views::second", "rules::async_views::second"]
     [sync_views]
     workers = 2
     workers_max = 2
@@ -55,10 +55,10 @@ async fn post(server: &Server, mode: Mode, steps: Value) -> Reply {
         .request("POST", &format!("/{mode}/run"))
         .body(steps.to_string());
     for name in [
-        "x-blocking-first",
-        "x-waiting-first",
-        "x-blocking-second",
-        "x-waiting-second",
+        "x-sync-first",
+        "x-async-first",
+        "x-sync-second",
+        "x-async-second",
     ] {
         request = request.header(name, &around);
     }
@@ -69,7 +69,7 @@ async fn post(server: &Server, mode: Mode, steps: Value) -> Reply {
 fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     let mut workers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for line in lines.iter().filter(|line| line.text("message") == "part") {
-        let is_sync = line.text("view").contains("::blocking::");
+        let is_sync = line.text("view").contains("::sync_views::");
         assert_eq!(
             line.0.get("worker").is_some(),
             is_sync,
@@ -125,7 +125,7 @@ both_modes!(r2_r3_joined_sync_parts_share_the_worker);
     /// order, all come to their end.
     async fn r4_scopes_wait_for_capacity_and_never_for_each_other(mode: Mode) {
         let toml = r#"
-            app.middleware = ["rules::waiting::first", "rules::blocking::first"]
+            app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
             databases.default.connections = 1
             databases.default.acquire_timeout_ms = 20000
             sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 20000 }
@@ -138,7 +138,7 @@ both_modes!(r2_r3_joined_sync_parts_share_the_worker);
         let replies = join_all((0..32).map(|number| {
             let mut request = server.request("POST", &format!("/{mode}/run/atomic"));
             if number % 2 == 0 {
-                request = request.header("x-waiting-first", &around);
+                request = request.header("x-async-first", &around);
             }
             Reply::of(request.body(steps.to_string()))
         })).await;

@@ -139,10 +139,10 @@ impl Plan {
             end,
             path: format!("/{}/run/atomic", ["sync", "async"][random.usize(..2)]),
             headers: vec![
-                ("x-blocking-first", json(first)),
-                ("x-waiting-first", json(second)),
-                ("x-blocking-second", json(third)),
-                ("x-waiting-second", json(fourth)),
+                ("x-sync-first", json(first)),
+                ("x-async-first", json(second)),
+                ("x-sync-second", json(third)),
+                ("x-async-second", json(fourth)),
             ],
             body: json(outer),
             leaves_after,
@@ -203,10 +203,10 @@ fn config(kind: Kind) -> String {
     };
     format!(
         r#"
-        app.middleware = ["rules::blocking::first", "rules::waiting::first"]
+        app.middleware = ["rules::sync_views::first", "rules::async_views::first"]
         # So that the log can be asked about each.
         server.trusted_proxies = ["127.0.0.1"]
-        modules.rules.middleware = ["rules::blocking::second", "rules::waiting::second"]
+        modules.rules.middleware = ["rules::sync_views::second", "rules::async_views::second"]
         limits = {{ cpu_ms = 20, timeout_ms = 400 }}
         sync_views = {{ workers = 2, workers_max = 8 }}
         {database}

@@ -48,7 +48,7 @@ impl Mode {
 
     /// The header of the middleware of `rules` with this name.
     pub fn header(self, name: &str) -> String {
-        format!("x-{}-{name}", self.file())
+        format!("x-{self}-{name}")
     }
 
     /// The view of `behaviour` with this name, as the log has it.
@@ -59,8 +59,8 @@ impl Mode {
     /// The file of a guest with the parts of this mode.
     fn file(self) -> &'static str {
         match self {
-            Mode::Sync => "blocking",
-            Mode::Async => "waiting",
+            Mode::Sync => "sync_views",
+            Mode::Async => "async_views",
         }
     }
 }

@@ -3,18 +3,18 @@
 
 use amphi_sdk::views;
 
-mod blocking;
+mod async_views;
 mod deeds;
-mod waiting;
+mod sync_views;
 
 views![
-    blocking::ask,
-    blocking::hold,
-    blocking::fetch,
-    blocking::heard,
-    waiting::ask,
-    waiting::hold,
-    waiting::fetch,
-    waiting::heard,
-    waiting::sleep,
+    sync_views::ask,
+    sync_views::hold,
+    sync_views::fetch,
+    sync_views::heard,
+    async_views::ask,
+    async_views::hold,
+    async_views::fetch,
+    async_views::heard,
+    async_views::sleep,
 ];

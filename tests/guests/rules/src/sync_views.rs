@@ -76,17 +76,17 @@ pub fn retried(cx: &Context, request: Request) -> Result<Response> {
 
 #[middleware]
 pub fn first(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-first")
+    around(cx, request, next, "sync-first")
 }
 
 #[middleware]
 pub fn second(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-second")
+    around(cx, request, next, "sync-second")
 }
 
 #[middleware]
 pub fn third(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-third")
+    around(cx, request, next, "sync-third")
 }
 
 /// Does the steps of the payload and tells the log.

@@ -80,17 +80,17 @@ pub async fn retried(cx: &Context, request: Request) -> Result<Response> {
 
 #[middleware]
 pub async fn first(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-first").await
+    around(cx, request, next, "async-first").await
 }
 
 #[middleware]
 pub async fn second(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-second").await
+    around(cx, request, next, "async-second").await
 }
 
 #[middleware]
 pub async fn third(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-third").await
+    around(cx, request, next, "async-third").await
 }
 
 /// Does the steps of the payload and tells the log.
