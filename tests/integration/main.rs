@@ -17,6 +17,7 @@ mod configuration;
 mod conflicts;
 mod context;
 mod databases;
+mod dependencies;
 mod deploy;
 mod directories;
 mod disconnects;
