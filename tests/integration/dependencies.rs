@@ -89,6 +89,8 @@ fn an_expression_is_allowed_when_one_of_its_choices_is() {
         ("MIT AND (GPL-3.0 OR ISC)", true),
         ("MIT AND (GPL-3.0 OR BSL-1.0)", false),
         ("GPL-3.0 OR MIT AND BSL-1.0", false),
+        ("(GPL-3.0 AND ISC) OR MIT", true),
+        ("(MIT", false),
         ("", false),
         ("MIT ISC", false),
     ];
@@ -158,7 +160,8 @@ fn all_of(words: &mut Words<'_>, allow: &BTreeSet<String>) -> bool {
 fn one(words: &mut Words<'_>, allow: &BTreeSet<String>) -> bool {
     if words.next_if_eq(&"(").is_some() {
         let is_met = any_of(words, allow);
-        return is_met && words.next_if_eq(&")").is_some();
+        let is_closed = words.next_if_eq(&")").is_some();
+        return is_met && is_closed;
     }
     let Some(licence) = words.next() else {
         return false;
