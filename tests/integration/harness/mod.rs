@@ -1,4 +1,4 @@
-//! What the tests stand on: guests, apps, servers, logs, metrics.
+//! What all tests use: guests, apps, servers, their logs and metrics, databases, clients.
 
 pub mod app;
 pub mod attack;
@@ -20,7 +20,7 @@ pub use browser::Browser;
 pub use data::Kind;
 pub use server::{Reply, Server};
 
-/// How long anything may take that should happen soon.
+/// How long tests wait for something that should happen soon.
 pub const SOON: Duration = Duration::from_secs(15);
 
 /// The two kinds of views.
@@ -30,7 +30,7 @@ pub enum Mode {
     Async,
 }
 
-/// As in paths, files and the log.
+/// As paths, file names and the log write it: `sync`, `async`.
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -41,22 +41,22 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
-    /// The part of `rules` with this name, as the configuration and the log have it.
+    /// The name of a guest function of `rules`, as the configuration and the log write it.
     pub fn part(self, name: &str) -> String {
         format!("rules::{}::{name}", self.file())
     }
 
-    /// The header of the middleware of `rules` with this name.
+    /// The header that carries the steps of a middleware of `rules`, and in the response what it told.
     pub fn header(self, name: &str) -> String {
         format!("x-{self}-{name}")
     }
 
-    /// The view of `behaviour` with this name, as the log has it.
+    /// The name of a view of `behaviour`, as the log writes it.
     pub fn view(self, name: &str) -> String {
         format!("behaviour::{}::{name}", self.file())
     }
 
-    /// The file of a guest with the parts of this mode.
+    /// The guests' module (and file) with the functions of this mode.
     fn file(self) -> &'static str {
         match self {
             Mode::Sync => "sync_views",
@@ -135,10 +135,10 @@ macro_rules! both_modes_and_databases {
     };
 }
 
-/// Waits until `look` finds something.
+/// Calls `look` again and again until it succeeds.
 ///
 /// # Panics
-/// When it does not do so soon; with `what` and what was seen last.
+/// After [`SOON`], with `what` and the last error of `look`.
 pub async fn eventually<T, E: fmt::Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, E>,
@@ -155,10 +155,10 @@ pub async fn eventually<T, E: fmt::Debug>(
     }
 }
 
-/// The best of up to three tries at something that a busy machine can spoil.
+/// Measures up to three times, until one measurement is below the limit: a busy machine can spoil single ones.
 ///
 /// # Panics
-/// When none is good enough.
+/// When none is below the limit.
 pub async fn best_of_three(limit: Duration, mut measure: impl AsyncFnMut() -> Duration) {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! Views that want more of the host than they may have, each as a sync view below `/sync` and as an async one below
+//! Views that ask the host for more than they may have, each as a sync view below `/sync` and as an async view below
 //! `/async`. What they ask for is in `deeds`.
 
 use amphi_sdk::views;

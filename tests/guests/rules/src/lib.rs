@@ -1,4 +1,4 @@
-//! Views, middleware and subscribers that do what the tests tell them, step by step.
+//! Views, middleware and subscribers that do the steps that a test sends them.
 //!
 //! What both modes share is in `steps`; `sync_views` and `async_views` differ in `async`, `.await` and what is joined.
 
