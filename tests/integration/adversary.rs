@@ -1,5 +1,5 @@
-//! A bounded number of the adversary's programs, the same ones each time. Programs that nobody has seen before are for
-//! `cargo run -p amphi-tests --bin adversary`.
+//! A fixed number of the adversary's programs, from a fixed seed. New programs each time: `cargo run -p amphi-tests --bin
+//! adversary`.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const TIME: Duration = Duration::from_secs(60);
     }
 both_databases!(random_programs_keep_the_rules);
 
-/// Programs that once found a fault.
+/// Programs that have found faults, by the names of their files.
 const FOUND: [(&str, &str); 4] = [
     (
         "blocks_dropped_that_overlap",

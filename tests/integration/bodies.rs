@@ -19,14 +19,15 @@ fn sum(body: &[u8]) -> u64 {
     })
 }
 
-/// Without a length, in pieces.
+/// A body without a length, sent in chunks.
 fn chunked(body: &[u8]) -> Body {
     let pieces: Vec<Result<Vec<u8>, std::io::Error>> =
         body.chunks(7919).map(|piece| Ok(piece.to_vec())).collect();
     Body::wrap_stream(futures::stream::iter(pieces))
 }
 
-    /// In the request, in memory, in a file; with a length and in chunks; as a whole and piece by piece.
+    /// Bodies that go along with the request, that the host keeps in memory, and that it keeps in a file; sent with a length
+    /// and in chunks; read as a whole and piece by piece.
     async fn bodies_arrive_as_they_were_sent(mode: Mode) {
         let server = App::new(SIZES).serve().await;
         for length in [0, 1, 999, 1000, 1001, 99_999, 100_000, 100_001, 1_048_576, 2_999_999, 3_000_000] {
@@ -58,7 +59,7 @@ both_modes!(a_large_body_is_read_in_pieces);
         let body = sample(3_000_001);
         let mark = server.log.mark();
         let reply = Reply::maybe(server.request("POST", &format!("/{mode}/whole")).body(chunked(&body))).await;
-        // The server may have closed the connection before all of it was sent.
+        // The server may close the connection before all of the body is sent.
         if let Ok(reply) = reply {
             assert_eq!(reply.status, 413);
             assert!(reply.text().contains("more than 3000000 bytes"), "{}", reply.text());
@@ -69,7 +70,7 @@ both_modes!(a_large_body_is_read_in_pieces);
     }
 both_modes!(a_body_over_the_limit_is_413);
 
-    /// A body that does not fit the view's memory is the client's to hear.
+    /// A body that does not fit into the view's memory is refused with 413, not with 500.
     async fn a_body_that_does_not_fit_the_memory_is_413(mode: Mode) {
         let server = App::new("limits.memory_mb = 6\nserver.body_max_bytes = 20000000").serve().await;
         let reply = server.post(&format!("/{mode}/whole"), sample(16 << 20)).await;

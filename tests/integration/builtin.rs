@@ -1,4 +1,4 @@
-//! Built-in middleware and the edge: every answer of the app goes through it.
+//! Built-in middleware, through which every response of the app goes, and what else the host does to responses.
 
 use std::io::Read as _;
 
@@ -19,7 +19,7 @@ async fn serve(toml: &str) -> Server {
     app.serve().await
 }
 
-/// Checking a password takes long, and anybody may send wrong ones.
+/// `basic-auth`: checking a password takes long and anybody may send wrong ones, so checks queue, and the queue is fair.
 #[tokio::test]
 async fn who_sends_many_wrong_passwords_locks_nobody_out() {
     let toml = r#"
@@ -51,7 +51,7 @@ async fn who_sends_many_wrong_passwords_locks_nobody_out() {
         assert_eq!(reply.status, 200, "of another address: {reply:?}");
         let reply = ask("203.0.113.7", "bob", "secret").await;
         assert_eq!(reply.status, 200, "by another name: {reply:?}");
-        // It is known by now: no check, no queue.
+        // This password was checked before and is remembered: no check, no queue.
         let reply = ask("203.0.113.7", "ann", "secret").await;
         assert_eq!(reply.status, 200, "remembered: {reply:?}");
         server.metrics().await.get("amphi_queued")
@@ -72,7 +72,7 @@ async fn who_sends_many_wrong_passwords_locks_nobody_out() {
     server.assert_baseline().await;
 }
 
-    /// Pages, files, failures and what is not there alike.
+    /// Built-in middleware sees views' responses, static files, failures and 404 alike.
     async fn every_answer_goes_through_built_in_middleware(mode: Mode) {
         let server = serve(BUILTINS).await;
         let answers = [
@@ -120,7 +120,7 @@ both_modes!(every_answer_goes_through_built_in_middleware);
     }
 both_modes!(answers_are_compressed_for_those_who_can_read_it);
 
-    /// A client that has a page or a file is told so, with the same headers about caching.
+    /// A client that has a page or file already gets 304, with the same headers about caching as 200.
     async fn what_has_not_changed_is_not_sent_again(mode: Mode) {
         let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"static\" }");
         app.write("static/page.html", "<p>hello</p>".repeat(1_000));
@@ -155,7 +155,7 @@ both_modes!(answers_are_compressed_for_those_who_can_read_it);
     }
 both_modes!(what_has_not_changed_is_not_sent_again);
 
-    /// The app's own pages for failures, of views, of the host and of files alike.
+    /// The app's error pages replace failures of views, of the host and of static files alike.
     async fn failures_have_pages_of_the_app(mode: Mode) {
         let guest = if mode == Mode::Sync { "sync_views" } else { "async_views" };
         let toml = format!("app.errors = \"behaviour::{guest}::error_page\"\nstatic = {{ dir = \"static\" }}\nserver.uri_max_bytes = 100");
@@ -181,7 +181,7 @@ both_modes!(what_has_not_changed_is_not_sent_again);
             assert_eq!(page.header("cache-control"), "no-store");
             assert_eq!(page.header("allow").is_empty(), status != 405, "{page:?}");
         }
-        // Programs have their problem, and what fails in the view for errors has the built-in page.
+        // JSON clients get a problem (RFC 9457), and a failing error view is replaced by the built-in page.
         let problem = ask("GET", "/nowhere", "application/json").await;
         assert_eq!((problem.status, problem.header("content-type")), (404, "application/problem+json"));
         let mark = server.log.mark();
@@ -233,7 +233,7 @@ both_modes!(failures_have_pages_of_the_app);
     }
 both_modes!(clients_and_users_have_limits);
 
-    /// Who comes in is known to the views, and no guest can say otherwise.
+    /// Views can read the user's name, and no guest can change it.
     async fn r14_the_user_is_set_by_the_host_alone(mode: Mode) {
         let toml = r#"
             app.middleware = ["basic-auth"]
@@ -261,7 +261,7 @@ both_modes!(clients_and_users_have_limits);
     }
 both_modes!(r14_the_user_is_set_by_the_host_alone);
 
-    /// What a module has is not told to those who may not use it.
+    /// Who is not signed in learns nothing of a module's routes, neither by OPTIONS nor by 405.
     async fn methods_behind_authentication_are_not_told_to_others(mode: Mode) {
         let toml = r#"
             modules.rules.middleware = ["basic-auth"]
@@ -298,7 +298,7 @@ both_modes!(methods_behind_authentication_are_not_told_to_others);
     }
 both_modes!(r14_the_user_of_a_proxy_counts_from_that_proxy_alone);
 
-    /// Other sites' pages may use the app when it says so; what browsers ask beforehand never reaches a view.
+    /// Pages of other origins may use the app where `cors` allows it. Preflights never reach a view.
     async fn other_origins_are_let_in_by_name(mode: Mode) {
         let toml = r#"
             app.middleware = ["cors"]
@@ -319,7 +319,8 @@ both_modes!(r14_the_user_of_a_proxy_counts_from_that_proxy_alone);
     }
 both_modes!(other_origins_are_let_in_by_name);
 
-    /// A trace goes on where it came from, a broken one begins anew, and outbound requests carry it on.
+    /// A request continues the client's trace, a malformed one is replaced by a new trace, and outbound requests carry the
+    /// trace on.
     async fn r14_the_trace_goes_on(mode: Mode) {
         let server = serve("").await;
         let view = format!("/{mode}/run");
@@ -337,7 +338,7 @@ both_modes!(other_origins_are_let_in_by_name);
             let new = told[0].as_str().unwrap_or_default();
             assert!(new.len() == 55 && !new.contains("4bf92f3577b34da6a3ce929d0e0e4736"), "{broken}: {new}");
         }
-        // By an outbound request to itself, which has another scope and the same trace.
+        // The view sends a request to its own app: another scope, the same trace.
         let fetched = crate::harness::steps::fetch("/nowhere");
         let mark = server.log.mark();
         let request = server.request("POST", &view).header("traceparent", known);
@@ -346,7 +347,7 @@ both_modes!(other_origins_are_let_in_by_name);
     }
 both_modes!(r14_the_trace_goes_on);
 
-    /// Only a proxy that is trusted says what a request is called and whose it is.
+    /// Only a trusted proxy can give a request its id and its user.
     async fn r14_a_request_is_called_what_a_trusted_proxy_says(mode: Mode) {
         for (trusted, id, peer) in [("127.0.0.1", "from-the-proxy", "203.0.113.7:0"), ("10.1.2.3", "", "127.0.0.1:")] {
             let server = serve(&format!("server.trusted_proxies = [\"{trusted}\"]")).await;
@@ -361,7 +362,7 @@ both_modes!(r14_the_trace_goes_on);
     }
 both_modes!(r14_a_request_is_called_what_a_trusted_proxy_says);
 
-    /// In production a failure is a short answer in the form that the client asks for, with the request's id.
+    /// In production the client gets a short text, as HTML, JSON or plain text as it asks for, with the request's id.
     async fn r17_failures_are_told_in_the_form_that_the_client_wants(mode: Mode) {
         let server = serve("").await;
         for (accept, content_type) in [

@@ -8,7 +8,7 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Reply};
 
-    /// Everyone who was told of a success is counted, and with retries everyone is.
+    /// Concurrent increments: the counter has exactly the successes, and with `retries` every request succeeds.
     async fn r9_requests_are_run_again_after_a_conflict(mode: Mode, kind: Kind) {
         let connections = if kind == Kind::Postgres { "databases.default.connections = 16" } else { "" };
         let server = App::rules(kind, connections).await.serve().await;
@@ -31,7 +31,7 @@ use crate::harness::{App, Kind, Mode, Reply};
     }
 both_modes_and_databases!(r9_requests_are_run_again_after_a_conflict);
 
-    /// A view that only reads cannot write, in a transaction or outside of one.
+    /// A read-only view cannot write, neither in a transaction nor outside.
     async fn r9_read_only_views_cannot_write(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for path in ["read", "read/atomic"] {
@@ -45,7 +45,7 @@ both_modes_and_databases!(r9_requests_are_run_again_after_a_conflict);
             assert!(told.contains("read-only"), "{path}: {told}");
         }
         assert_eq!((server.app.data.rows().await, server.app.data.count("select n from counters").await), (0, 0));
-        // Others are not affected by the connection that they get next.
+        // The connection is read-only for nobody else afterwards.
         for _ in 0..8 {
             assert_eq!(server.told(&format!("/{mode}/run"), json!([insert("a")])).await, json!([1]));
         }
@@ -53,7 +53,7 @@ both_modes_and_databases!(r9_requests_are_run_again_after_a_conflict);
     }
 both_modes_and_databases!(r9_read_only_views_cannot_write);
 
-    /// Without retries the client is told that it may try again.
+    /// Without `retries`, a conflict is a 503 with `retry-after`.
     async fn r9_a_conflict_is_a_503_and_undone(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 16").await.serve().await;
         let replies = server.many_steps(60, &format!("/{mode}/serializable"), json!([must(increment())])).await;
@@ -67,8 +67,8 @@ both_modes_and_databases!(r9_read_only_views_cannot_write);
     }
 both_modes!(r9_a_conflict_is_a_503_and_undone);
 
-    /// A request that has sent something is not run again; one that has published is, and what it published is
-    /// heard once.
+    /// A request that has sent an outbound request is not run again. One that has published an event is, and the event is
+    /// delivered once.
     async fn r10_what_has_sent_something_is_not_run_again(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 16").await.serve().await;
         let sent = json!([must(fetch("/nowhere")), must(increment())]);
@@ -86,7 +86,7 @@ both_modes!(r9_a_conflict_is_a_503_and_undone);
     }
 both_modes!(r10_what_has_sent_something_is_not_run_again);
 
-    /// Run again, a request is as new: values, instances and middleware.
+    /// A request that is run again starts from nothing: context values, instances and middleware are new.
     async fn r14_r16_a_request_that_is_run_again_begins_anew(mode: Mode) {
         let toml = format!("databases.default.connections = 16\napp.middleware = [\"{}\"]", mode.part("first"));
         let server = App::rules(Kind::Postgres, &toml).await.serve().await;
@@ -105,7 +105,7 @@ both_modes!(r10_what_has_sent_something_is_not_run_again);
     }
 both_modes!(r14_r16_a_request_that_is_run_again_begins_anew);
 
-    /// The view's level is what the database has.
+    /// The database uses the isolation level that the view asks for.
     async fn r7_the_isolation_level_is_the_views(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         let level = query("select current_setting('transaction_isolation') as a, current_setting('transaction_read_only') as b");

@@ -22,7 +22,7 @@ use crate::harness::{App, Mode, Reply};
     }
 both_modes!(r14_values_do_not_outlive_their_request);
 
-    /// What was asked for is what a trusted proxy says, and nobody else.
+    /// Host and scheme of a request can be set by a trusted proxy only.
     async fn r14_only_a_trusted_proxy_names_host_and_scheme(mode: Mode) {
         for (trusted, host, scheme) in [("127.0.0.1", "shop.example:8443", "https"), ("10.1.2.3", "", "")] {
             let server = App::new(&format!("server.trusted_proxies = [\"{trusted}\"]")).serve().await;
@@ -40,7 +40,7 @@ both_modes!(r14_values_do_not_outlive_their_request);
     }
 both_modes!(r14_only_a_trusted_proxy_names_host_and_scheme);
 
-    /// The request's identity is the host's, whatever the client says.
+    /// The id of a request is the host's, whatever `x-request-id` the client sends. Views get the header as it is.
     async fn r14_the_identity_of_a_request_cannot_be_forged(mode: Mode) {
         let server = App::new("").serve().await;
         let mark = server.log.mark();
@@ -97,7 +97,7 @@ both_modes!(r16_no_global_survives_a_request);
     }
 both_modes!(settings_and_secrets_are_the_modules_own);
 
-    /// What a view writes is in the log with its name, and cannot be mistaken for another line.
+    /// A view's output is logged with the view's name, and escaped so that it cannot look like another line.
     async fn a_view_writes_into_the_log(mode: Mode) {
         let server = App::new("").serve().await;
         let mark = server.log.mark();

@@ -12,7 +12,7 @@ const GRANTS: &str = r#"
 "#;
 
 fn app(toml: &str) -> App {
-    // The folders have to be there before the configuration names them.
+    // The folders have to exist before the configuration is read.
     let app = App::new(toml);
     app.write("open/a.txt", "open");
     app.write("closed/a.txt", "closed");
@@ -80,7 +80,7 @@ both_modes!(only_a_folder_granted_for_writing_can_be_changed);
     }
 both_modes!(without_a_grant_there_are_no_files);
 
-/// Reading a file may wait for a disk, and the view would wait with everything it has in flight.
+/// Files are refused in async views: a read may wait for the disk, and would hold up everything that the view has in flight.
 #[tokio::test]
 async fn a_file_read_in_an_async_view_is_a_synchronous_only_operation() {
     let server = app(&GRANTS.replace("blocking_wasi = true", "blocking_wasi = false"))

@@ -1,4 +1,4 @@
-//! Clients that leave while their request is answered, however they do it: nothing of it is kept (R15).
+//! Clients that disconnect before their response, in every way: their requests are rolled back (R15).
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::harness::server::client_http2;
 use crate::harness::steps::{insert, log, must, nap, publish};
 use crate::harness::{App, Kind, Mode, Reply, SOON, Server, eventually};
 
-/// How long a view waits after its insertion: much longer than the host may take to see that its client has gone.
+/// How long the view waits after its insertion: much longer than the host may take to notice a disconnect.
 const NAP_MS: u64 = 4_000;
 
-/// A request to a view that inserts a row, says so in the log, waits, and commits.
+/// A request to a view that inserts a row, logs that, waits, and would commit.
 fn request(mode: Mode) -> String {
     let steps = json!([must(insert("left")), log("inserted"), nap(NAP_MS)]).to_string();
     let length = steps.len();
@@ -22,7 +22,7 @@ fn request(mode: Mode) -> String {
     )
 }
 
-/// The same with its body in chunks, and trailers behind them.
+/// The same request with its body in chunks, followed by trailers.
 fn chunked(mode: Mode) -> String {
     let steps = json!([must(insert("left")), log("inserted"), nap(NAP_MS)]).to_string();
     let (first, second) = steps.split_at(10);
@@ -32,18 +32,18 @@ fn chunked(mode: Mode) -> String {
     )
 }
 
-/// How a client leaves.
+/// How a client disconnects.
 #[derive(Debug, Clone, Copy)]
 enum Leaving {
     /// The connection is closed.
     Closed,
     /// The connection is reset.
     Reset,
-    /// Nothing more will be sent, which counts as leaving.
+    /// The client closes its direction of the connection, which counts as a disconnect.
     Half,
 }
 
-/// Sends `bytes`, leaves when the view has inserted, and checks that the host sees it soon and keeps nothing.
+/// Sends `bytes`, disconnects when the view has inserted, and checks that the host notices it soon and keeps nothing.
 async fn leaves(server: &Server, bytes: &[u8], leaving: Leaving) {
     let what = format!("{} bytes, {leaving:?}", bytes.len());
     let mark = server.log.mark();
@@ -92,7 +92,8 @@ async fn inserted(server: &Server, mark: u64) {
     .await;
 }
 
-    /// Whatever is behind the request: nothing, a line end, another request, much of one, bytes beyond the body.
+    /// A disconnect is noticed whatever bytes follow the request: none, a line end, another request, much of one, bytes beyond
+    /// the body.
     async fn r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let request = request(mode);
@@ -114,7 +115,8 @@ async fn inserted(server: &Server, mark: u64) {
     }
 both_modes!(r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent);
 
-    /// A client that has sent so much that the host cannot see its end is left, instead of being trusted.
+    /// A client that sends more after its request than the host reads ahead is disconnected, since the host could not notice
+    /// its disconnect.
     async fn r15_a_client_that_floods_a_request_is_left(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let mark = server.log.mark();
@@ -131,7 +133,7 @@ both_modes!(r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent);
     }
 both_modes!(r15_a_client_that_floods_a_request_is_left);
 
-    /// Pipelined requests of a client that stays are answered, in order, however much there is.
+    /// Pipelined requests of a client that stays connected are answered in order, however many bytes they have.
     async fn pipelined_requests_are_answered_in_order(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let one = |tag: &str, size: usize| {
@@ -152,7 +154,7 @@ both_modes!(r15_a_client_that_floods_a_request_is_left);
     }
 both_modes!(pipelined_requests_are_answered_in_order);
 
-    /// On HTTP/2, a stream that is taken back, and a connection that breaks with others on it.
+    /// On HTTP/2: a stream that the client resets, and a connection that breaks with several streams on it.
     async fn r15_streams_and_connections_of_http2_that_end_are_noticed(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "sync_views = { workers_max = 16 }\ndatabases.default.acquire_timeout_ms = 60000").await.serve().await;
         let steps = json!([must(insert("left")), log("inserted"), nap(NAP_MS)]).to_string();
@@ -163,10 +165,10 @@ both_modes!(pipelined_requests_are_answered_in_order);
         sent.abort();
         let lines = server.log.requests(mark, 1).await;
         assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
-        // The connection goes on.
+        // The connection stays open.
         assert_eq!(Reply::of(client.post(server.url(&format!("/{mode}/run"))).body("[]")).await.status, 200);
 
-        // Through a proxy that can break it.
+        // Through a proxy that can break the connection.
         let (proxy, breaks) = broken_proxy(&server).await;
         let client = client_http2();
         let mark = server.log.mark();
@@ -185,7 +187,7 @@ both_modes!(pipelined_requests_are_answered_in_order);
     }
 both_modes!(r15_streams_and_connections_of_http2_that_end_are_noticed);
 
-    /// While it is queued for a worker or an instance: its view never begins.
+    /// A client that disconnects while its request is queued for a worker or an instance: the view never begins.
     async fn r15_a_client_that_leaves_the_queue_is_noticed(mode: Mode) {
         let toml = "sync_views = { workers = 1, workers_max = 1 }\nasync_views = { in_flight_max = 1 }";
         let server = App::rules(Kind::Sqlite, toml).await.serve().await;
@@ -218,7 +220,7 @@ both_modes!(r15_streams_and_connections_of_http2_that_end_are_noticed);
     }
 both_modes!(r15_a_client_that_leaves_the_queue_is_noticed);
 
-    /// A body that breaks off never reaches its view; a client that leaves has no effect on what it has published.
+    /// A body that breaks off never reaches its view. A disconnect after an event is published does not stop its subscribers.
     async fn r15_leaving_early_or_late_changes_nothing_else(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let request = request(mode);
@@ -256,7 +258,7 @@ both_modes!(r15_a_client_that_leaves_the_queue_is_noticed);
     }
 both_modes!(r15_leaving_early_or_late_changes_nothing_else);
 
-/// A way to the server that breaks when what is returned is aborted.
+/// A proxy to the server. Aborting the returned task breaks its connections.
 async fn broken_proxy(server: &Server) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await

@@ -43,7 +43,7 @@ fn app() -> App {
     app
 }
 
-/// A browser that keeps one session, and has seen a page with a form.
+/// A browser with a session and a CSRF token, which remembers the routes that it has requested.
 struct Browser<'a> {
     server: &'a Server,
     cookie: String,
@@ -78,7 +78,7 @@ impl Browser<'_> {
         reply
     }
 
-    /// Asks, and expects 200 with this text in it.
+    /// Sends GET, and checks for 200 with this text in the body.
     async fn gets(&mut self, path: &str, text: &str) {
         let reply = self.ask(&format!("GET {path}"), FORM, "").await;
         assert!(reply.ok().contains(text), "{path}: {}", reply.text());
@@ -247,7 +247,7 @@ async fn every_example_does_on_the_host_what_it_says() {
         (303, "/sign-in")
     );
     browser.seen.insert("* /guide_1/admin/a".to_owned());
-    // The subscribers of the three modules have heard of both payments.
+    // The subscribers of the three modules have each received both events.
     eventually("shipments", async || {
         let count = server
             .app

@@ -1,4 +1,4 @@
-//! Events: held until the commit, gone with a rollback, and what they carry.
+//! Events: held until the commit, dropped by a rollback, and which context they carry.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Server, eventually};
 
-/// What the subscribers of both modes have heard since a mark: topics and what they tell.
+/// What the subscribers of both modes have logged since a mark: topics and what they told.
 fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     let lines = server.log.since(mark);
     let texts = lines
@@ -18,7 +18,7 @@ fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
         .map(|text| {
             let (topic, told) = text.split_once(" told=").expect("it tells");
             let read = |text: &str| serde_json::from_str(text).expect("what is told is JSON");
-            // With spaces or quotes in it, it is quoted.
+            // The log quotes texts with spaces or quotes.
             let told = match read(told) {
                 Value::String(quoted) => read(&quoted),
                 told => told,
@@ -28,7 +28,7 @@ fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// The same when nothing is on its way any more.
+/// Like `heard`, after all events are delivered.
 async fn all_heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     server.assert_baseline().await;
     heard(server, mark)
@@ -40,7 +40,7 @@ fn topics(heard: &[(String, Value)]) -> Vec<&str> {
     topics
 }
 
-    /// Whoever hears of something finds it in the database.
+    /// A subscriber finds in the database what the publisher wrote.
     async fn r10_a_subscriber_always_sees_what_the_publisher_wrote(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let mark = server.log.mark();
@@ -48,7 +48,7 @@ fn topics(heard: &[(String, Value)]) -> Vec<&str> {
         let requests = (0..EVENTS).map(|number| {
             let tag = number.to_string();
             let look = query_with("select count(*) from rows where tag = $1", json!([tag]));
-            // Written after it was published, and then some time passes.
+            // The row is written after the event is published, and some time passes before the commit.
             let steps = json!([must(publish("orders.new", json!([look]))), must(insert(&tag)), nap(2)]);
             let server = &server;
             async move { server.steps(&format!("/{mode}/run/atomic"), steps).await.ok().len() }
@@ -62,7 +62,7 @@ fn topics(heard: &[(String, Value)]) -> Vec<&str> {
     }
 both_modes_and_databases!(r10_a_subscriber_always_sees_what_the_publisher_wrote);
 
-    /// What was not kept is not heard of.
+    /// Events of a transaction that is rolled back are not delivered.
     async fn r10_events_of_what_is_rolled_back_are_dropped(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let mark = server.log.mark();
@@ -77,7 +77,7 @@ both_modes_and_databases!(r10_a_subscriber_always_sees_what_the_publisher_wrote)
             ("run/atomic", json!([event(), insert("a"), orphan])),
             ("limited", json!([event(), insert("a"), end("loop")])),
             ("brief", json!([event(), insert("a"), nap(60_000)])),
-            // Without a single statement, too.
+            // Also in a transaction without a statement.
             ("run/atomic", json!([event(), end("panic")])),
         ] {
             server.steps(&format!("/{mode}/{view}"), steps).await;
@@ -117,7 +117,7 @@ both_modes_and_databases!(r10_events_of_what_is_rolled_back_are_dropped);
     }
 both_modes_and_databases!(r10_events_of_an_undone_block_are_dropped_and_others_kept);
 
-    /// Outside of a transaction an event goes at once, whatever becomes of its view.
+    /// Outside a transaction an event is delivered at once, whatever becomes of its view.
     async fn r10_outside_of_a_transaction_events_go_at_once(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let mark = server.log.mark();
@@ -138,7 +138,7 @@ both_modes_and_databases!(r10_events_of_an_undone_block_are_dropped_and_others_k
     }
 both_modes_and_databases!(r10_outside_of_a_transaction_events_go_at_once);
 
-    /// A subscriber goes on with the publisher's identity and values, in a scope of its own.
+    /// A subscriber has the publisher's request id, trace and context values, in a scope of its own.
     async fn r14_an_event_carries_identity_and_values(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let mark = server.log.mark();
@@ -157,7 +157,7 @@ both_modes_and_databases!(r10_outside_of_a_transaction_events_go_at_once);
     }
 both_modes!(r14_an_event_carries_identity_and_values);
 
-    /// A subscriber that fails is logged with its reason, and disturbs nobody else.
+    /// A subscriber that fails is logged with the reason, and stops no other subscriber.
     async fn a_subscriber_that_fails_is_logged(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "").await.serve().await;
         let mark = server.log.mark();
@@ -187,7 +187,7 @@ both_modes!(a_subscriber_that_fails_is_logged);
         assert!(no_topic[0].as_str().is_some_and(|told| told.contains("orders.n w")), "{no_topic}");
         let large = told(json!([publish("orders.new", json!([set("x", &"x".repeat(1_000))]))])).await;
         assert!(large[0].as_str().is_some_and(|told| told.contains("`payload_max_bytes`")), "{large}");
-        // Two subscribers, so two places each.
+        // Two subscribers: each event counts twice.
         let event = publish("orders.new", json!([]));
         let full = told(json!([event, event, event])).await;
         assert_eq!((&full[0], &full[1]), (&Value::Null, &Value::Null));
@@ -196,7 +196,7 @@ both_modes!(a_subscriber_that_fails_is_logged);
     }
 both_modes!(events_need_a_grant_a_topic_and_room);
 
-    /// Subscribers that publish for each other would go on without end.
+    /// Subscribers that publish for each other are stopped at `outbound_depth_max`.
     async fn events_within_each_other_have_a_limit(mode: Mode) {
         let server = App::rules(Kind::Sqlite, "limits.outbound_depth_max = 2").await.serve().await;
         let mark = server.log.mark();
