@@ -1,18 +1,18 @@
-//! Views that fail in every way: what the client gets, what the log says, what is undone, what is left over.
+//! Views that fail in every way: what the client gets, what the log says, what is rolled back, and that nothing is left.
 
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
-/// How a view ends, and what has to come of it.
+/// A way for a view to end, and what must follow.
 struct Case {
     how: &'static str,
     status: u16,
-    /// Part of what the client reads.
+    /// A part of the response's text.
     client: &'static str,
-    /// Whose fault the log says it is; empty when nothing failed.
+    /// The log's `fault`: whose fault it was. Empty if nothing failed.
     fault: &'static str,
-    /// Parts of the reason in the log.
+    /// Parts of the log's `why`.
     why: &'static [&'static str],
-    /// What became of the transaction.
+    /// The log's `transaction`: what became of it.
     transaction: &'static str,
 }
 
@@ -144,7 +144,7 @@ both_modes!(r9_r13_r16_r17_every_failure_is_undone_and_named);
             assert_eq!(lines[0].text("view"), mode.view("fail"), "{how}");
             assert_eq!(lines[0].number("status"), 499, "{how}");
             assert!(lines[0].text("why").contains("the client has gone"), "{how}: {:?}", lines[0]);
-            // Not after the minute that it wanted to sleep.
+            // Soon, and not after the minute that the view wanted to sleep.
             server.assert_baseline().await;
             assert_eq!(server.rows(), 0, "{how}");
         }
@@ -152,7 +152,8 @@ both_modes!(r9_r13_r16_r17_every_failure_is_undone_and_named);
     }
 both_modes!(r9_r15_a_client_that_leaves_has_its_request_undone);
 
-    /// Wherever it waits: in a statement, for the connection that writes, or for a place to run at all.
+    /// A disconnect ends a request wherever it waits: in a statement, for the connection that writes, or for a worker or
+    /// instance.
     async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
         let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
         let server = App::new(toml).serve().await;
@@ -195,7 +196,7 @@ both_modes!(r13_r15_a_client_that_leaves_a_waiting_request_frees_it);
     async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
         let server = App::new(LIMITS).serve().await;
         let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;
-        // The first ones make the pools as large as they will be.
+        // The first requests make pools grow to their full size.
         for _ in 0..10 {
             assert_eq!(hog().await, 500);
         }
@@ -273,11 +274,11 @@ async fn check(server: &Server, mode: Mode, case: &Case) {
     assert_eq!(server.rows(), rows + kept, "{mode} {how}");
     let next = server.get(&format!("/{mode}/hello")).await;
     assert_eq!(next.ok(), "hello", "after {mode} {how}");
-    // One line for each of the two, and no more.
+    // One line in the log for each of the two requests, and no more.
     server.log.requests(mark, 2).await;
 }
 
-/// A view may not sleep with the thread that its loop runs on, but it is told so by name.
+/// An async view that sleeps with `std::thread::sleep` is ended, and the log names the call and what to write instead.
 #[tokio::test]
 async fn a_blocking_sleep_in_an_async_view_is_a_synchronous_only_operation() {
     let server = App::new("").serve().await;
@@ -298,7 +299,7 @@ async fn a_blocking_sleep_in_an_async_view_is_a_synchronous_only_operation() {
     server.assert_baseline().await;
 }
 
-/// With the grant it may; its time limit still holds.
+/// With `blocking_wasi = true` the call is allowed; the time limit still ends it.
 #[tokio::test]
 async fn blocking_wasi_can_be_granted_to_an_async_view() {
     let toml = format!("{LIMITS}\n[modules.behaviour]\nblocking_wasi = true");

@@ -1,4 +1,4 @@
-//! Scopes beside each other see nothing of each other.
+//! Concurrent requests see nothing of each other: neither context values nor uncommitted rows.
 
 use std::time::Instant;
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use crate::harness::steps::{get, query_with, set};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// How many scopes there are beside each other.
+/// How many requests run at once.
 const SCOPES: usize = 8;
-/// How often each of them looks around and lets the others go on: 200,000 times in all.
+/// How often each request reads its context value and lets the others run: 200,000 times in all.
 const TIMES: usize = 25_000;
-/// Looks per statement.
+/// Reads per statement.
 const PER_STATEMENT: usize = 50;
 
-/// Sets a value and, between statements, keeps looking whether it is still its own.
+/// Steps of a request that sets a context value and, between statements, checks that it still reads its own value.
 fn busy(name: &str, write: bool) -> Value {
     let rounds = TIMES / PER_STATEMENT;
     let mut steps = vec![set("own", name)];
@@ -40,7 +40,7 @@ fn check(told: &Value, name: &str, write: bool) {
         assert_eq!(seen[0], true, "{name} in round {round} lost its value");
         assert_eq!(seen[1], name, "in round {round}");
         assert_eq!(seen[2], json!([[name]]), "in round {round}");
-        // Nobody sees a row of the other transaction, and each sees all of its own.
+        // Each transaction sees all of its own rows, and none of another one's.
         let rows = if write {
             json!([[round + 1, 1]])
         } else {
@@ -56,7 +56,7 @@ async fn timed(server: &Server, path: String, steps: Value) -> (Instant, Value, 
     (begin, told, Instant::now())
 }
 
-    /// Acceptance: interleaved more than 100,000 times.
+    /// Requests that are interleaved more than 100,000 times.
     async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, kind: Kind) {
         let database = match kind {
             Kind::Sqlite => "databases.default.readers = 8",
@@ -64,8 +64,8 @@ async fn timed(server: &Server, path: String, steps: Value) -> (Instant, Value, 
         };
         let toml = format!("{database}\nlimits = {{ cpu_ms = 100000, timeout_ms = 300000 }}\nasync_views.loops = 1");
         let server = App::rules(kind, &toml).await.serve().await;
-        // Each sees what was committed before it began, and nothing of what is committed meanwhile. SQLite has one
-        // writer at a time: there the others read.
+        // With repeatable reads, each sees what was committed before it began. SQLite has one writer at a time, so there
+        // all but one only read.
         let writes = |scope: usize| kind == Kind::Postgres || scope == 0;
         let scopes = join_all((0..SCOPES).map(|scope| {
             let view = if writes(scope) { "repeatable" } else { "read/atomic" };

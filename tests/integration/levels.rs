@@ -1,4 +1,4 @@
-//! Statements and levels of a transaction: their order, savepoints, and what a failed statement does.
+//! Statements and levels (savepoints) of a transaction: their order, and what a failed statement does.
 
 use serde_json::{Value, json};
 
@@ -7,13 +7,13 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Reply};
 
-/// Whether a step has told that it failed in this way.
+/// Whether a step told that it failed with this kind of error.
 fn failed(told: &Value, kind: &str) -> bool {
     told.as_str()
         .is_some_and(|told| told.starts_with(&format!("{kind}: ")))
 }
 
-    /// Which constraint it was, is told; and what a client is told when a view passes it on.
+    /// The kind of a constraint that fails is told to the view, and its status to the client if the view passes the error on.
     async fn constraints_are_told_apart(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let strict = if kind == Kind::Sqlite { "strict" } else { "" };
@@ -42,7 +42,7 @@ fn failed(told: &Value, kind: &str) -> bool {
                 assert!(why.contains("database: "), "{why}");
             }
         }
-        // One that is deferred is found by the commit, after the view has answered with a success.
+        // A deferred constraint fails at the commit, after the view has answered with a success: 500.
         let orphan = execute("insert into children (parent) values (7)");
         assert_eq!(server.steps(&format!("/{mode}/run/atomic"), json!([orphan])).await.status, 500);
         assert_eq!(server.app.data.count("select count(*) from things").await, 1);
@@ -50,7 +50,7 @@ fn failed(told: &Value, kind: &str) -> bool {
     }
 both_modes_and_databases!(constraints_are_told_apart);
 
-    /// What changes definitions changes no rows.
+    /// `execute` returns 0 for statements that change definitions.
     async fn definitions_count_no_rows(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let steps = json!([
@@ -91,7 +91,7 @@ both_modes_and_databases!(definitions_count_no_rows);
     }
 both_modes_and_databases!(r8_nested_blocks_are_savepoints);
 
-    /// After a statement that failed, the level takes no more, and says which one it was; what is around it goes on.
+    /// After a failed statement, its level refuses further statements and quotes the failure; the levels around it go on.
     async fn r8_a_failed_statement_poisons_its_level(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let count = query("select count(*) from rows");
@@ -107,7 +107,7 @@ both_modes_and_databases!(r8_nested_blocks_are_savepoints);
         assert_eq!((&told[2], &told[3]), (&json!(1), &json!([[2]])));
         assert_eq!(server.app.data.tags().await, ["before", "after"]);
 
-        // Each later statement and block of the level is refused with the words of the first failure.
+        // Each later statement and block of the level is refused, with the text of the first failure.
         let steps = json!([atomic(json!([broken(), must(json!({"do": "join", "steps": [insert("y")]})), must(insert("y"))]))]);
         let told = server.told(&format!("/{mode}/run"), steps).await;
         assert!(failed(&told[0], "Poisoned"), "{told}");
@@ -117,7 +117,7 @@ both_modes_and_databases!(r8_nested_blocks_are_savepoints);
     }
 both_modes_and_databases!(r8_a_failed_statement_poisons_its_level);
 
-    /// A view that goes on as if nothing had happened does not succeed.
+    /// A view that ignores the failure of a statement in its transaction does not succeed.
     async fn r9_a_poisoned_transaction_is_no_success(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for failing in [broken(), execute("insert into nowhere values (1)"), execute("selec 1")] {
@@ -127,7 +127,7 @@ both_modes_and_databases!(r8_a_failed_statement_poisons_its_level);
             let line = &server.log.requests(mark, 1).await[0];
             assert_eq!((line.text("fault"), line.text("transaction")), ("view", "rolled back"), "{line:?}");
         }
-        // In a block of its own, what may fail does no harm.
+        // In an atomic block of its own, the failed statement does no harm.
         let steps = json!([insert("a"), atomic(json!([must(broken())])), insert("b")]);
         server.steps(&format!("/{mode}/run/atomic"), steps).await.ok();
         assert_eq!(server.app.data.tags().await, ["a", "b"]);
@@ -136,7 +136,7 @@ both_modes_and_databases!(r8_a_failed_statement_poisons_its_level);
     }
 both_modes_and_databases!(r9_a_poisoned_transaction_is_no_success);
 
-    /// Outside of a transaction each statement is on its own.
+    /// Outside a transaction, a failed statement affects no other.
     async fn r7_without_a_transaction_a_failed_statement_is_alone(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let told = server.told(&format!("/{mode}/run"), json!([insert("a"), broken(), insert("b")])).await;
@@ -146,10 +146,10 @@ both_modes_and_databases!(r9_a_poisoned_transaction_is_no_success);
     }
 both_modes_and_databases!(r7_without_a_transaction_a_failed_statement_is_alone);
 
-    /// Joined statements of a transaction run in the order in which they were issued, none beside it.
+    /// Joined statements of a transaction run in the order in which they were issued, and all within the transaction.
     async fn r8_joined_statements_keep_their_order(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
-        // More at once than tokio would do in one go.
+        // More statements than tokio lets one task poll before it yields.
         let tags: Vec<String> = (0..200).map(|number| format!("{number:03}")).collect();
         let inserts: Value = tags.iter().map(|tag| insert(tag)).collect();
         let counts: Value = (0..200).map(|_| json!([insert("x"), query("select count(*) from rows")])).flat_map(|pair| pair.as_array().cloned().unwrap_or_default()).collect();
@@ -165,7 +165,7 @@ both_modes_and_databases!(r7_without_a_transaction_a_failed_statement_is_alone);
     }
 both_modes_and_databases!(r8_joined_statements_keep_their_order);
 
-    /// Parameters by number may be used twice and in any order, in either database.
+    /// Numbered parameters may be used twice and in any order, on both databases.
     async fn one_statement_serves_both_databases(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let sql = "select $2 as x, $1 as y, $2 as z";
@@ -174,8 +174,8 @@ both_modes_and_databases!(r8_joined_statements_keep_their_order);
     }
 both_modes_and_databases!(one_statement_serves_both_databases);
 
-    /// Acceptance: three statements joined in a transaction, of which the second fails: one session, all undone, the
-    /// named error. As PostgreSQL itself has it in its log.
+    /// Three statements joined in a transaction, of which the second fails: PostgreSQL's log shows one session and a rollback,
+    /// and the error names the second.
     async fn r8_joined_statements_of_a_transaction_have_one_session(mode: Mode) {
         let app = App::rules(Kind::Postgres, "").await;
         app.data.postgres().expect("it is").log_statements().await;
@@ -201,7 +201,7 @@ both_modes_and_databases!(one_statement_serves_both_databases);
     }
 both_modes!(r8_joined_statements_of_a_transaction_have_one_session);
 
-/// The same join without a transaction runs in more than one session, at once.
+/// The same join without a transaction runs in several sessions at once.
 #[tokio::test]
 async fn r12_joined_statements_outside_of_a_transaction_have_several_sessions() {
     let app = App::rules(Kind::Postgres, "").await;
@@ -226,7 +226,7 @@ async fn r12_joined_statements_outside_of_a_transaction_have_several_sessions() 
     tags.sort_unstable();
     assert_eq!(tags, ["one", "three"]);
 
-    // Five naps of 200 ms in five sessions take about as long as one.
+    // Five statements of 200 ms in five sessions take about as long as one.
     let naps: Value = (0..5)
         .map(|_| query("select pg_sleep(0.2)::text"))
         .collect();

@@ -1,4 +1,4 @@
-//! Chains of middleware, in any mix of modes: their order, their say, what they see of failures.
+//! Chains of middleware in any mix of modes: their order, what they can change, and what they see of failures.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ async fn serve_with_first(mode: Mode) -> Server {
     serve(&format!("app.middleware = [\"{}\"]", mode.part("first"))).await
 }
 
-/// Posts to a view with steps for it and for middleware, by header.
+/// Sends POST to a view, with steps for the view in the body and for middleware in headers.
 async fn post(server: &Server, path: &str, middleware: &[(String, Value)], steps: Value) -> Reply {
     let mut request = server.request("POST", path).body(steps.to_string());
     for (name, steps) in middleware {
@@ -31,7 +31,7 @@ async fn post(server: &Server, path: &str, middleware: &[(String, Value)], steps
     Reply::of(request).await
 }
 
-/// What a middleware has told.
+/// What a middleware told, from its header in the response.
 fn told_by(reply: &Reply, header: &str) -> Value {
     serde_json::from_str(reply.header(header)).unwrap_or_else(|_| panic!("{reply:?}"))
 }
@@ -43,14 +43,14 @@ fn told_by(reply: &Reply, header: &str) -> Value {
         assert_eq!(reply.told(), json!(["sync-first,async-first,sync-second,async-second"]));
         assert_eq!(reply.headers("x-passed"), ["async-second", "sync-second", "async-first", "sync-first"]);
         let line = &server.log.requests(mark, 1).await[0];
-        // Loop to worker to loop to worker to loop, and once more for a sync view.
+        // From loop to worker to loop to worker to loop is four hops; a sync view adds one.
         assert_eq!(line.number("hops"), if mode == Mode::Sync { 5 } else { 4 }, "{line:?}");
         assert_eq!(line.text("view"), mode.part("run"));
         server.assert_baseline().await;
     }
 both_modes!(r3_middleware_of_both_modes_nests);
 
-    /// The app's own is around that of the module.
+    /// The app's middleware is around the module's.
     async fn r3_the_middleware_of_a_module_is_within_that_of_the_app(mode: Mode) {
         let toml = r#"
             app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
@@ -62,7 +62,7 @@ both_modes!(r3_middleware_of_both_modes_nests);
     }
 both_modes!(r3_the_middleware_of_a_module_is_within_that_of_the_app);
 
-    /// A middleware that does not call for the rest answers itself, and nothing of the rest runs.
+    /// A middleware that does not run the rest answers itself, and nothing of the rest runs.
     async fn middleware_can_answer_itself(mode: Mode) {
         let server = serve_with_first(mode).await;
         let steps = json!([status(403), get("nothing")]);
@@ -85,7 +85,7 @@ both_modes!(middleware_can_answer_itself);
     }
 both_modes!(middleware_can_change_what_goes_in_and_what_comes_out);
 
-    /// A large body, which the host keeps in a file, gets through untouched.
+    /// A large body, which the host keeps in a file, passes through middleware unchanged.
     async fn a_large_body_passes_through_middleware(mode: Mode) {
         let server = serve(MIXED).await;
         let steps = format!("{}[{}]", " ".repeat(2 << 20), header("x-seen"));
@@ -95,7 +95,7 @@ both_modes!(middleware_can_change_what_goes_in_and_what_comes_out);
     }
 both_modes!(a_large_body_passes_through_middleware);
 
-    /// What a view fails with arrives at the middleware as it is, and leaves it as it was.
+    /// A view's error reaches the middleware with its status and text, and can be passed on unchanged.
     async fn r17_an_error_passes_through_middleware_as_it_is(mode: Mode) {
         let server = serve(MIXED).await;
         let path = format!("/{mode}/run/atomic");
@@ -128,7 +128,7 @@ both_modes!(a_large_body_passes_through_middleware);
     }
 both_modes!(r17_an_error_passes_through_middleware_as_it_is);
 
-    /// Limits and traps of the rest are seen by middleware as the status that they become.
+    /// Middleware sees limits and traps of the rest as errors with the status that the client would get.
     async fn middleware_sees_failures_of_the_rest(mode: Mode) {
         let server = serve_with_first(mode).await;
         let around = [(mode.header("first"), json!([next(), status(200)]))];
@@ -148,7 +148,7 @@ both_modes!(r17_an_error_passes_through_middleware_as_it_is);
     }
 both_modes!(middleware_sees_failures_of_the_rest);
 
-    /// Whatever a middleware makes of a failure, what the failed part did is undone.
+    /// A failure rolls the transaction back, whatever response a middleware makes of it.
     async fn r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same(mode: Mode) {
         let server = serve_with_first(mode).await;
         let around = [(mode.header("first"), json!([next(), insert("after"), status(200)]))];
@@ -165,12 +165,12 @@ both_modes!(middleware_sees_failures_of_the_rest);
     }
 both_modes!(r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same);
 
-    /// So it is when the rest of the chain could not even begin.
+    /// A rest of the chain that cannot begin rolls the transaction back, too.
     async fn r9_a_rest_that_cannot_begin_is_a_failure_like_others(mode: Mode) {
         let toml = format!("modules.rules.middleware = [{:?}, {:?}]", mode.part("first"), mode.part("second"));
         let server = App::rules(Kind::Sqlite, &toml).await.serve().await;
         let converts = json!([next(), status(200)]).to_string();
-        // Three guest functions within each other for each call, sixteen at most: of the sixth call, only the first runs.
+        // Each call nests three guest functions and at most sixteen may be nested: of the sixth call, only the first runs.
         let mut call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {mode.header("first"): converts}, "steps": []});
         for _ in 0..4 {
             call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {}, "steps": [insert("a"), call]});
@@ -185,7 +185,7 @@ both_modes!(r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same);
     }
 both_modes!(r9_a_rest_that_cannot_begin_is_a_failure_like_others);
 
-    /// A middleware that fails fails the request, before the rest or after it.
+    /// A middleware that fails, before or after the rest, fails the request and rolls it back.
     async fn r9_a_middleware_that_fails_has_everything_undone(mode: Mode) {
         let server = serve_with_first(mode).await;
         for view_mode in [Mode::Sync, Mode::Async] {
@@ -205,7 +205,7 @@ both_modes!(r9_a_rest_that_cannot_begin_is_a_failure_like_others);
     }
 both_modes!(r9_a_middleware_that_fails_has_everything_undone);
 
-    /// A part in the middle of the chain is in the transaction of the view, and sees what it wrote.
+    /// Middleware is in the transaction of the view that it is around, and sees the view's rows.
     async fn r7_middleware_and_view_share_the_transaction(mode: Mode) {
         let server = serve(MIXED).await;
         let count = query("select count(*) from rows");
@@ -223,8 +223,7 @@ both_modes!(r9_a_middleware_that_fails_has_everything_undone);
     }
 both_modes!(r7_middleware_and_view_share_the_transaction);
 
-    /// What a middleware changes without saying that it would be atomic is in the transaction of an atomic view, and
-    /// at once around one that is not.
+    /// Statements of middleware are in the view's transaction if the view is atomic, and otherwise commit at once.
     async fn r7_the_view_decides_whether_its_middleware_is_atomic(mode: Mode) {
         let server = serve_with_first(mode).await;
         for view_mode in [Mode::Sync, Mode::Async] {
@@ -238,7 +237,7 @@ both_modes!(r7_middleware_and_view_share_the_transaction);
     }
 both_modes!(r7_the_view_decides_whether_its_middleware_is_atomic);
 
-    /// The rest runs once, and there is one for middleware only.
+    /// `next` runs the rest once, and is refused to views, which have no rest.
     async fn the_rest_runs_once_and_for_middleware_only(mode: Mode) {
         let server = serve_with_first(mode).await;
         let told = server.told(&format!("/{mode}/run"), json!([next()])).await;
@@ -247,7 +246,7 @@ both_modes!(r7_the_view_decides_whether_its_middleware_is_atomic);
     }
 both_modes!(the_rest_runs_once_and_for_middleware_only);
 
-    /// Each part has a sandbox of its own, also when one is several times in a chain.
+    /// Each guest function of a chain has an instance of its own, also if one function is in the chain several times.
     async fn r16_every_part_of_a_chain_is_a_fresh_instance(mode: Mode) {
         let first = mode.part("first");
         let server = serve(&format!("app.middleware = [\"{first}\"]\nmodules.rules.middleware = [\"{first}\"]")).await;
@@ -260,7 +259,7 @@ both_modes!(the_rest_runs_once_and_for_middleware_only);
     }
 both_modes!(r16_every_part_of_a_chain_is_a_fresh_instance);
 
-    /// Values go in and out through all modes, and to sub-requests and back.
+    /// Context values reach later functions of the chain and of sub-requests, in either mode, and middleware after the view.
     async fn r14_values_follow_the_request_through_all_its_parts(mode: Mode) {
         let server = serve(MIXED).await;
         let around = [
@@ -279,7 +278,7 @@ both_modes!(r16_every_part_of_a_chain_is_a_fresh_instance);
     }
 both_modes!(r14_values_follow_the_request_through_all_its_parts);
 
-    /// Every part knows the same request, and none more time than is left of it.
+    /// All functions of a request see the same id, trace, route and peer, and share its remaining time.
     async fn r14_all_parts_have_one_identity_and_one_deadline(mode: Mode) {
         let server = serve(MIXED).await;
         let asked = json!([about("request-id"), about("traceparent"), about("route"), about("peer"), about("remaining")]);
@@ -300,7 +299,7 @@ both_modes!(r14_values_follow_the_request_through_all_its_parts);
     }
 both_modes!(r14_all_parts_have_one_identity_and_one_deadline);
 
-    /// Sub-requests go through the middleware of their module, and not again through that of the app.
+    /// Sub-requests run the middleware of the called module, and not that of the app.
     async fn sub_requests_have_the_middleware_of_their_module(mode: Mode) {
         let toml = r#"
             app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
@@ -314,7 +313,7 @@ both_modes!(r14_all_parts_have_one_identity_and_one_deadline);
     }
 both_modes!(sub_requests_have_the_middleware_of_their_module);
 
-    /// A sub-request is part of the transaction of its request; when it fails, all is undone.
+    /// A sub-request is in the transaction of its caller. If it fails, all is rolled back.
     async fn r7_r9_sub_requests_share_the_transaction(mode: Mode) {
         let server = serve("").await;
         for other in [Mode::Sync, Mode::Async] {
@@ -327,7 +326,7 @@ both_modes!(sub_requests_have_the_middleware_of_their_module);
                 let mark = server.log.mark();
                 let undone = json!([insert("a"), view(&format!("/{other}/run"), json!([insert("b"), end]))]);
                 let reply = server.steps(&path, undone).await;
-                // The view has an answer of its own for it; what was done is not kept all the same.
+                // The view makes a response of its own of the failure; the transaction is rolled back all the same.
                 assert_eq!(reply.status, 200, "{}", reply.text());
                 assert_eq!(server.log.requests(mark, 1).await[0].text("transaction"), "rolled back");
                 assert_eq!(server.app.data.rows().await, 0);
@@ -337,7 +336,7 @@ both_modes!(sub_requests_have_the_middleware_of_their_module);
     }
 both_modes!(r7_r9_sub_requests_share_the_transaction);
 
-    /// An atomic view that is called by one that is not has a transaction of its own.
+    /// An atomic view that is called outside a transaction has one of its own.
     async fn r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction(mode: Mode) {
         let server = serve("").await;
         for other in [Mode::Sync, Mode::Async] {
@@ -356,8 +355,8 @@ both_modes!(r7_r9_sub_requests_share_the_transaction);
     }
 both_modes!(r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction);
 
-    /// Atomic views that are called at once have a transaction each: one that fails takes nothing of the others with
-    /// it, and none is half kept.
+    /// Atomic views that are called at once have a transaction each: each is kept whole or not at all, whatever the others
+    /// do.
     async fn r7_joined_atomic_sub_requests_have_a_transaction_each(mode: Mode) {
         let server = serve("").await;
         for other in [Mode::Sync, Mode::Async] {
@@ -376,7 +375,7 @@ both_modes!(r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction);
     }
 both_modes!(r7_joined_atomic_sub_requests_have_a_transaction_each);
 
-    /// What a view calls is named with the way there.
+    /// The log names the failed view of a sub-request, and the calls that led to it.
     async fn r17_a_failed_sub_request_is_named_with_the_way_there(mode: Mode) {
         let server = serve_with_first(Mode::Sync).await;
         let mark = server.log.mark();
@@ -389,7 +388,7 @@ both_modes!(r7_joined_atomic_sub_requests_have_a_transaction_each);
     }
 both_modes!(r17_a_failed_sub_request_is_named_with_the_way_there);
 
-/// Between parts of one mode there is no hop, and a request that needs none has none.
+/// There is no hop between functions of one mode, so a request has only as many as its modes need.
 #[tokio::test]
 async fn r3_hops_are_as_few_as_the_chain_allows() {
     let (s, a) = ("rules::sync_views", "rules::async_views");

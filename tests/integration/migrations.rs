@@ -20,7 +20,7 @@ use crate::harness::{App, Kind};
     }
 both_databases!(migrations_are_applied_once);
 
-    /// Nobody serves an app whose database is not what its views were written for.
+    /// `serve` does not start while migrations are missing.
     async fn an_app_with_pending_migrations_is_not_served(kind: Kind) {
         let app = App::rules(kind, "").await;
         let ran = app.run("serve");
@@ -29,7 +29,7 @@ both_databases!(migrations_are_applied_once);
     }
 both_databases!(an_app_with_pending_migrations_is_not_served);
 
-    /// Several at once: one applies, the others find it done.
+    /// Several `amphi migrate` at once: one applies the migrations, the others find them applied.
     async fn several_hosts_can_migrate_at_once(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         let many: String = (1..40).map(|number| format!("create table t{number} (a integer);\n")).collect();
@@ -51,7 +51,7 @@ both_databases!(an_app_with_pending_migrations_is_not_served);
     }
 both_databases!(several_hosts_can_migrate_at_once);
 
-    /// A file that fails leaves nothing of itself, names what is wrong, and can be mended.
+    /// A file that fails is rolled back as a whole, its error names what is wrong, and the corrected file can be applied.
     async fn a_migration_that_fails_is_undone(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         app.write("migrations/V1__good.sql", "create table good (a integer);");
@@ -69,7 +69,7 @@ both_databases!(several_hosts_can_migrate_at_once);
     }
 both_databases!(a_migration_that_fails_is_undone);
 
-    /// A file that ends its transaction would be applied in half and not recorded.
+    /// A file that ends its own transaction is refused: it could be applied in part, and not be recorded.
     async fn a_migration_cannot_end_its_transaction(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         app.write("migrations/V1__half.sql", "create table half (a integer);\nCOMMIT;\ninsert into nowhere values (1);");
@@ -81,7 +81,7 @@ both_databases!(a_migration_that_fails_is_undone);
     }
 both_databases!(a_migration_cannot_end_its_transaction);
 
-    /// One that is late gets another number; `serve` and `migrate` say so alike.
+    /// A file with a number below those applied is refused, by `serve` and `migrate` alike.
     async fn a_late_migration_is_refused_by_name(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         app.write("migrations/V1__a.sql", "create table a (a integer);");
@@ -95,7 +95,7 @@ both_databases!(a_migration_cannot_end_its_transaction);
         std::fs::rename(app.path("migrations/V2__b.sql"), app.path("migrations/V4__b.sql")).expect("it can be renamed");
         assert!(app.run("migrate").success);
         assert!(exists(&app, kind, "b").await);
-        // One that is gone is asked for, and one that was changed.
+        // A file that was applied and is missing, and one that was changed since.
         std::fs::remove_file(app.path("migrations/V3__c.sql")).expect("it can be removed");
         let ran = app.run("migrate");
         assert!(ran.error().contains("bring back V3__c.sql"), "{ran:?}");
@@ -104,13 +104,13 @@ both_databases!(a_migration_cannot_end_its_transaction);
             let ran = app.run(command);
             assert!(ran.error().contains("V3__c.sql was changed"), "{ran:?}");
         }
-        // The ends of lines may be changed by version control.
+        // Line ends may change, since version control may change them.
         app.write("migrations/V3__c.sql", "create table c (a integer);");
         assert!(app.run("migrate").success);
     }
 both_databases!(a_late_migration_is_refused_by_name);
 
-    /// No file is passed over in silence.
+    /// A file that ends with `.sql` and is not named as a migration is refused, not ignored.
     async fn misnamed_migrations_are_refused(kind: Kind) {
         for name in ["001_first.sql", "V1_x.sql", "V1__add-index.sql", "U1__undo.sql", "V99999999999999999999__x.sql"] {
             let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
@@ -128,7 +128,7 @@ both_databases!(a_late_migration_is_refused_by_name);
     }
 both_databases!(misnamed_migrations_are_refused);
 
-    /// An error has its file and line, once.
+    /// An error names file and line once.
     async fn errors_of_migrations_have_file_and_line(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         app.write("migrations/V1__a.sql", "create table a (a integer not null);\n\ninsert into a\nvalues (1), (nul);");
@@ -142,7 +142,7 @@ both_databases!(misnamed_migrations_are_refused);
     }
 both_databases!(errors_of_migrations_have_file_and_line);
 
-    /// What cannot run in a transaction says so in its head.
+    /// A file that cannot run in a transaction says so in its first line.
     async fn a_migration_can_do_without_a_transaction(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         let sql = match kind {
@@ -171,7 +171,7 @@ both_databases!(errors_of_migrations_have_file_and_line);
     }
 both_databases!(a_migration_can_do_without_a_transaction);
 
-    /// What a file leaves in the session is in nobody's way; `pg_dump` empties the search path.
+    /// Settings that a file leaves in the session do no harm to the next one: `pg_dump`, for one, empties the search path.
     async fn a_migration_leaves_nothing_in_the_session(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         let sql = match kind {
@@ -186,7 +186,7 @@ both_databases!(a_migration_can_do_without_a_transaction);
     }
 both_databases!(a_migration_leaves_nothing_in_the_session);
 
-    /// Version 0.1.0 recorded in another table.
+    /// Migrations that an early build recorded in another table count as applied.
     async fn records_of_earlier_versions_are_taken_over(kind: Kind) {
         let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
         app.write("migrations/V1__a.sql", "create table a (a integer);");
@@ -200,7 +200,7 @@ both_databases!(a_migration_leaves_nothing_in_the_session);
             .await;
         let ran = app.run("migrate");
         assert!(ran.error().contains("V1__a.sql was changed after it was applied (2026-11-01"), "{ran:?}");
-        // The crate `refinery` hashes so, as the standard library does.
+        // The hash of the crate `refinery`, which is the standard library's.
         let mut hasher = DefaultHasher::new();
         ("a", 1_i32, "create table a (a integer);").hash(&mut hasher);
         let checksum = hasher.finish();

@@ -1,4 +1,4 @@
-//! Outbound requests: at once, only where granted, within limits.
+//! Outbound requests: many at once, only to granted addresses, within limits.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use crate::harness::{App, Mode, Reply, best_of_three, eventually};
 
-/// A second module, which the first one can call.
+/// A second module, whose slow views the first one requests.
 const SLOW_MODULE: &str = r#"
     [modules.slow]
     path = "GUESTS/behaviour"
@@ -23,7 +23,7 @@ fn slow_module() -> String {
     )
 }
 
-/// Answers every connection with these bytes, or never when there are none.
+/// A server that answers every connection with these bytes, or never if there are none.
 async fn origin(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
@@ -37,7 +37,7 @@ async fn origin(answer: &'static [u8]) -> String {
                 if answer.is_empty() {
                     std::future::pending::<()>().await;
                 }
-                // The client may not want all of it.
+                // The client may close the connection before it has read all of it.
                 let _ = stream.write_all(answer).await;
             });
         }
@@ -61,7 +61,7 @@ async fn r6_ten_calls_of_100_ms_take_little_more_than_one() {
     server.assert_baseline().await;
 }
 
-/// Sync endpoints as well: their workers wait in a host call, so the pool grows.
+/// The same with requests to sync views: their workers wait in host calls, so the pool grows.
 #[tokio::test]
 async fn r6_ten_calls_of_100_ms_to_sync_views_take_little_more_than_one() {
     let server = App::new(&slow_module()).serve_alone().await;
@@ -91,7 +91,7 @@ async fn calls_of_a_sync_view_come_one_after_the_other() {
     assert!(before.elapsed() >= Duration::from_millis(200));
 }
 
-/// More calls at once than are allowed wait for each other.
+/// Requests beyond `outbound_max` wait.
 #[tokio::test]
 async fn outbound_requests_in_flight_are_limited() {
     let server = App::new("[limits]\noutbound_max = 2").serve().await;
@@ -138,14 +138,14 @@ async fn outbound_requests_in_flight_are_limited() {
             let said = fetch(url).await;
             assert!(said.starts_with("Invalid: "), "{url}: {said}");
         }
-        // User and port do not make another origin of it.
+        // With a user and password in the URL, the origin is the same.
         let said = fetch(&granted.replace("http://", "http://user:pass@")).await;
         assert_eq!(said, "200 hi");
         server.assert_baseline().await;
     }
 both_modes!(only_granted_origins_can_be_reached);
 
-    /// A redirect could lead out of what is granted.
+    /// Redirects are not followed, since they could lead to an address that is not granted.
     async fn redirects_are_not_followed(mode: Mode) {
         let origin = origin(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
         let server = App::new(&format!("modules.behaviour.http = [\"{origin}\"]")).serve().await;
@@ -153,7 +153,7 @@ both_modes!(only_granted_origins_can_be_reached);
     }
 both_modes!(redirects_are_not_followed);
 
-    /// Whatever a name leads to: the machine itself and its network have to be granted as such.
+    /// Addresses that are not public need a grant of their own, whatever name resolves to them.
     async fn addresses_that_are_not_public_are_granted_by_themselves(mode: Mode) {
         let origin = origin(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n").await;
         let port = origin.rsplit(':').next().expect("it has a port").to_owned();
@@ -180,13 +180,13 @@ both_modes!(redirects_are_not_followed);
     }
 both_modes!(addresses_that_are_not_public_are_granted_by_themselves);
 
-    /// A server may close a connection that was kept, at the moment in which it is used again.
+    /// A server may close a kept connection just when it is used again: the request is sent once more.
     async fn a_kept_connection_that_was_closed_is_no_failure(mode: Mode) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let origin = format!("http://{}", listener.local_addr().expect("it is bound"));
         let requests = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = std::sync::Arc::clone(&requests);
-        // The second request of each connection is read, and not answered.
+        // The server reads the second request on each connection and closes it without an answer.
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let counted = std::sync::Arc::clone(&counted);
@@ -211,7 +211,7 @@ both_modes!(addresses_that_are_not_public_are_granted_by_themselves);
     }
 both_modes!(a_kept_connection_that_was_closed_is_no_failure);
 
-    /// Requests of the app to itself end somewhere, and nobody outside has a say in where.
+    /// Requests of the app to itself are refused beyond `outbound_depth_max`, and clients cannot forge the depth.
     async fn an_app_does_not_call_itself_without_end(mode: Mode) {
         let server = App::new("limits.outbound_depth_max = 2").serve().await;
         let nested = |depth: usize| {
@@ -228,7 +228,7 @@ both_modes!(a_kept_connection_that_was_closed_is_no_failure);
         let refused = server.get(&nested(3)).await;
         assert!(refused.ok().contains("Denied: ") && refused.ok().contains("`outbound_depth_max`"), "{refused:?}");
         assert_eq!(server.log.requests(mark, 6).await.len(), 6, "the last one is not sent");
-        // What a client says about it counts for nothing.
+        // A depth in a client's header is ignored.
         for forged in ["9", "9.AAAA", "0.AAAA"] {
             let reply = Reply::of(server.request("GET", &nested(2)).header("amphi-call-depth", forged)).await;
             assert!(reply.ok().starts_with("200 200 "), "{forged}: {reply:?}");
@@ -255,7 +255,7 @@ both_modes!(an_app_does_not_call_itself_without_end);
     }
 both_modes!(failing_origins_are_told_apart);
 
-    /// What a view waits for elsewhere ends with its request.
+    /// An outbound request is cancelled when its view's request ends.
     async fn r13_an_outbound_request_ends_with_its_view(mode: Mode) {
         let silent = origin(b"").await;
         let toml = format!("modules.behaviour.http = [\"{silent}\"]\nlimits.cpu_ms = 400\nlimits.timeout_ms = 400");

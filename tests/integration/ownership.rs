@@ -1,5 +1,5 @@
-//! Which transaction a statement belongs to when several guest functions of a request are at work: pins, blocks and
-//! siblings decide over nothing that is not theirs, and none waits for what waits for it.
+//! Which transaction a statement belongs to while several guest functions of a request run: pins, blocks and sibling
+//! views (called at once) affect only their own rows, and none waits for a function that waits for it.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::steps::{atomic, broken, end, insert, join, must, nap, pinned, query, view};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// Whether a step has told that it failed in this way.
+/// Whether a step told that it failed with this kind of error.
 fn failed(told: &Value, kind: &str) -> bool {
     told.as_str()
         .is_some_and(|told| told.starts_with(&format!("{kind}: ")))
@@ -21,7 +21,7 @@ async fn tags(server: &Server) -> Vec<String> {
     tags
 }
 
-/// Reads rows one by one and does a step after each.
+/// A step that reads rows one by one and does another step after each.
 fn stream(steps: Value) -> Value {
     let sql = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 2000) select n from c";
     json!({"do": "stream", "sql": sql, "steps": steps, "drain": true})
@@ -29,7 +29,7 @@ fn stream(steps: Value) -> Value {
 
 const BOTH: [Mode; 2] = [Mode::Sync, Mode::Async];
 
-    /// A caller's pin is no transaction of the view that it calls.
+    /// An atomic view that is called while its caller has a pin has a transaction of its own.
     async fn r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for other in BOTH {
@@ -38,7 +38,7 @@ const BOTH: [Mode; 2] = [Mode::Sync, Mode::Async];
             let told = server.told(&format!("/{mode}/run"), steps).await;
             let (undone, kept) = (&told[0][1], &told[0][2]);
             let expected = match kind {
-                // The writing connection is the pinned one, so there is none to wait for.
+                // The only connection that writes is the pinned one, so the called view's writes are refused.
                 Kind::Sqlite => {
                     assert!(kept[1].to_string().contains("pinned"), "{told}");
                     vec!["mine", "too"]
@@ -56,7 +56,8 @@ const BOTH: [Mode; 2] = [Mode::Sync, Mode::Async];
     }
 both_modes_and_databases!(r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction);
 
-    /// A view that is no transaction either, and whose statement needs the connection that its caller keeps.
+    /// A view without a transaction whose statements need the connection that its caller has pinned: they are refused at once
+    /// and do not wait.
     async fn r3_a_write_never_waits_for_the_pin_of_its_caller(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for other in BOTH {
@@ -83,7 +84,7 @@ both_modes_and_databases!(r7_r9_an_atomic_view_called_with_a_pin_has_its_own_tra
     }
 both_modes_and_databases!(r3_a_write_never_waits_for_the_pin_of_its_caller);
 
-    /// A transaction of one sibling keeps and undoes nothing of another's.
+    /// A sibling's transaction neither commits nor rolls back rows of another sibling.
     async fn r7_r9_siblings_decide_over_their_own_rows_only(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for other in BOTH {
@@ -107,7 +108,7 @@ both_modes_and_databases!(r3_a_write_never_waits_for_the_pin_of_its_caller);
     }
 both_modes_and_databases!(r7_r9_siblings_decide_over_their_own_rows_only);
 
-    /// Within one transaction, the savepoint of one sibling undoes nothing of another's.
+    /// Within one transaction, rolling back one sibling's savepoint keeps the rows of the others.
     async fn r8_a_savepoint_holds_its_own_views_statements_only(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for other in BOTH {
@@ -122,7 +123,7 @@ both_modes_and_databases!(r7_r9_siblings_decide_over_their_own_rows_only);
     }
 both_modes_and_databases!(r8_a_savepoint_holds_its_own_views_statements_only);
 
-    /// A plain statement beside a view with a transaction of its own is not in that one.
+    /// A statement outside a transaction is not part of the transaction of a view that was called at the same time.
     async fn r8_a_statement_beside_a_view_is_not_in_its_transaction(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for other in BOTH {
@@ -135,7 +136,7 @@ both_modes_and_databases!(r8_a_savepoint_holds_its_own_views_statements_only);
     }
 both_modes_and_databases!(r8_a_statement_beside_a_view_is_not_in_its_transaction);
 
-    /// A view that fails within a block takes the block with it, whatever its caller makes of the failure.
+    /// A view that fails within a block has the block rolled back, whatever its caller makes of the failure.
     async fn r9_a_view_that_fails_in_a_block_has_it_undone(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for (other, path) in BOTH.into_iter().flat_map(|other| [(other, "run"), (other, "run/atomic")]) {
@@ -151,8 +152,7 @@ both_modes_and_databases!(r8_a_statement_beside_a_view_is_not_in_its_transaction
     }
 both_modes_and_databases!(r9_a_view_that_fails_in_a_block_has_it_undone);
 
-    /// What a called view asks for counts: it writes nothing when it is read-only, whoever calls it, and neither does what it
-    /// calls.
+    /// A read-only view writes nothing, whoever calls it, and neither do the views that it calls.
     async fn r9_a_read_only_view_writes_nothing_wherever_it_is_called(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for (other, caller) in BOTH.into_iter().flat_map(|other| [(other, "run"), (other, "run/atomic")]) {
@@ -178,12 +178,12 @@ both_modes_and_databases!(r9_a_view_that_fails_in_a_block_has_it_undone);
     }
 both_modes_and_databases!(r9_a_read_only_view_writes_nothing_wherever_it_is_called);
 
-    /// What is begun or pinned and never ended is as many as the host says, and all of it ends with the request.
+    /// A request can have a limited number of open blocks and pins. All of them are released at its end.
     async fn r13_open_levels_and_pins_are_bounded(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let mut leaks = vec![("pin", "run"), ("pin", "run/atomic")];
         if mode == Mode::Async {
-            // A sync view cannot leave a block that it has begun.
+            // In sync code a block ends with its closure: it cannot be left open.
             leaks.push(("begin", "run"));
         }
         for (what, path) in leaks {
@@ -196,8 +196,9 @@ both_modes_and_databases!(r9_a_read_only_view_writes_nothing_wherever_it_is_call
     }
 both_modes_and_databases!(r13_open_levels_and_pins_are_bounded);
 
-    /// The caller of an atomic view is in a circle with its siblings only if the host lets them be: the view waits for an async one, a
-    /// plain sibling comes on top of it on the worker, and calls another atomic view.
+    /// A possible circle on the scope's worker: an atomic sync view waits for an async view. Meanwhile a plain sync sibling runs on
+    /// top of it on the same worker, and calls an atomic view, which needs the first one's connection. The host must not
+    /// let the sibling begin on top of the view that holds a transaction.
     async fn r3_a_transaction_is_not_buried_under_its_siblings(kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let waits = view("/async/run", json!([nap(30)]));
@@ -224,8 +225,8 @@ both_modes_and_databases!(r13_open_levels_and_pins_are_bounded);
     }
 both_databases!(r3_a_transaction_is_not_buried_under_its_siblings);
 
-    /// A view that nobody waits for any more is in the middle of something. What it has done is not kept, and neither is
-    /// what it is a part of.
+    /// A caller drops its call while the called view still runs. The view's rows are rolled back, and so is the transaction that
+    /// it is part of.
     async fn r9_a_view_that_is_given_up_is_not_kept(kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for path in ["sync/run", "async/run", "sync/run/atomic", "async/run/atomic"] {
@@ -246,7 +247,7 @@ both_databases!(r3_a_transaction_is_not_buried_under_its_siblings);
     }
 both_databases!(r9_a_view_that_is_given_up_is_not_kept);
 
-    /// A block that ends before a view that was called in it: which rows would be kept depends on luck, so none are.
+    /// A block that ends before a view that was called in it is rolled back, since it would depend on luck which rows are in it.
     async fn r9_a_block_does_not_end_before_a_view_that_was_called_in_it(kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for path in ["/async/run", "/async/run/atomic", "/sync/run"] {
@@ -263,7 +264,7 @@ both_databases!(r9_a_view_that_is_given_up_is_not_kept);
     }
 both_databases!(r9_a_block_does_not_end_before_a_view_that_was_called_in_it);
 
-    /// Requests that read a result and run other statements meanwhile never wait for each other in a circle.
+    /// Requests that run statements while they read a result in pieces never wait for each other in a circle.
     async fn r4_streams_leave_connections_to_others(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let count = query("select count(*) from rows");
@@ -282,7 +283,7 @@ both_databases!(r9_a_block_does_not_end_before_a_view_that_was_called_in_it);
     }
 both_modes_and_databases!(r4_streams_leave_connections_to_others);
 
-    /// A view that asks for more isolation than the transaction has that it is called in gets none of it.
+    /// A view that is called in a transaction with less isolation than it asks for is refused.
     async fn r7_a_view_is_not_run_with_less_isolation_than_it_asks_for(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         for other in BOTH {
@@ -298,8 +299,8 @@ both_modes_and_databases!(r4_streams_leave_connections_to_others);
     }
 both_modes!(r7_a_view_is_not_run_with_less_isolation_than_it_asks_for);
 
-/// R3: a sync view that its caller waits for no longer is ended, also while it computes, so that it does not keep the
-/// scope's worker from others.
+/// R3: a sync view whose caller has dropped the call is ended, also while it computes, so that the scope's worker is free for
+/// the others.
 #[tokio::test]
 async fn r3_a_view_that_is_given_up_gives_the_worker_back() {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
@@ -318,8 +319,8 @@ async fn r3_a_view_that_is_given_up_gives_the_worker_back() {
     server.assert_baseline().await;
 }
 
-/// A part that waits, within a transaction, for a view that it called before: the view waits for that transaction, and
-/// the answer says so.
+/// A view waits, within a transaction, for a view that it called before the transaction began. That view waits for the end of
+/// the transaction, so the time limit ends both, and the log says what was waited for.
 #[tokio::test]
 async fn r3_what_a_request_waited_for_is_named_when_its_time_is_over() {
     let late = |mode: Mode, view_steps: Value| {

@@ -1,11 +1,11 @@
-//! Sessions: what changes one is for a pinned connection, and nothing of it is left afterwards.
+//! Statements that change a session need a pinned connection, and nothing of the change is left afterwards.
 
 use serde_json::{Value, json};
 
 use crate::harness::steps::{end, execute, insert, nap, pinned, query};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// What only a pinned session may do, in PostgreSQL.
+/// Statements that PostgreSQL runs on a pinned connection only.
 const SESSION: [&str; 16] = [
     "set search_path = pg_catalog",
     "SET SESSION statement_timeout = 1000",
@@ -25,7 +25,7 @@ const SESSION: [&str; 16] = [
     "select 1 as a into temp secret",
 ];
 
-/// What no view may do.
+/// Statements that are refused everywhere.
 const NEVER: [&str; 9] = [
     "begin",
     "start transaction",
@@ -38,7 +38,7 @@ const NEVER: [&str; 9] = [
     "prepare transaction 'mine'",
 ];
 
-/// What PostgreSQL tells of a session that a view has just borrowed.
+/// A query for what a view can notice of a session that it has just borrowed.
 const STATE: &str = "select current_setting('search_path') as a, current_setting('timezone') as b, \
      current_setting('statement_timeout') as c, current_setting('application_name') as d, \
      current_setting('default_transaction_read_only') as e, \
@@ -50,7 +50,7 @@ fn text(told: &Value) -> &str {
     told.as_str().unwrap_or_default()
 }
 
-/// One connection, so that the next borrower has the same one.
+/// A server with one database connection, so that the next borrower gets the same one.
 async fn serve_with_one_connection() -> Server {
     App::rules(Kind::Postgres, "databases.default.connections = 1")
         .await
@@ -58,7 +58,7 @@ async fn serve_with_one_connection() -> Server {
         .await
 }
 
-    /// By name, and with what to do instead.
+    /// The refusal names the statement, and what to do instead.
     async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
         let server = serve_with_one_connection().await;
         let before = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
@@ -83,7 +83,7 @@ async fn serve_with_one_connection() -> Server {
     }
 both_modes!(r11_statements_that_change_the_session_are_refused_outside_a_pinned_one);
 
-    /// What looks like one and is not is not refused.
+    /// Statements that only look as if they changed the session are not refused.
     async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
         let server = serve_with_one_connection().await;
         let path = format!("/{mode}/run/atomic");
@@ -132,7 +132,7 @@ both_modes!(r11_what_leaves_no_trace_is_not_refused);
                 assert_eq!(after, before, "after {last} {atomic}");
             }
         }
-        // A client that leaves, and a request whose time is over.
+        // A disconnect, and a time limit.
         let steps = json!([pinned(json!([execute("set timezone = 'Europe/Vienna'"), nap(60_000)]))]);
         let left = server.request("POST", &path).body(steps.to_string());
         assert!(tokio::time::timeout(std::time::Duration::from_millis(200), left.send()).await.is_err());
@@ -143,7 +143,7 @@ both_modes!(r11_what_leaves_no_trace_is_not_refused);
     }
 both_modes!(r11_a_pinned_session_leaves_nothing_to_the_next_borrower);
 
-    /// A temporary table lives as long as the pin.
+    /// A temporary table exists as long as the pin.
     async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         let path = format!("/{mode}/run");
@@ -165,7 +165,7 @@ both_modes!(r11_a_pinned_session_leaves_nothing_to_the_next_borrower);
     }
 both_modes_and_databases!(r11_temporary_tables_are_for_a_pinned_session);
 
-    /// A transaction that ends leaves no transaction behind, and no lock.
+    /// However a transaction ends, its connection comes back without a transaction and without locks.
     async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
         let server = App::rules(kind, "").await.serve().await;
         for (path, steps) in [
@@ -177,7 +177,7 @@ both_modes_and_databases!(r11_temporary_tables_are_for_a_pinned_session);
             server.steps(&format!("/{mode}/{path}"), steps).await;
             server.assert_baseline().await;
             server.app.data.assert_quiet().await;
-            // Nothing that the next one does is part of it.
+            // The next request sees only what was committed.
             assert_eq!(server.told(&format!("/{mode}/run"), json!([query("select count(*) from rows")])).await, json!([[[1]]]));
         }
     }

@@ -1,4 +1,4 @@
-//! PgBouncer between host and server: what pools by session works, what shares connections out is refused.
+//! PgBouncer between host and server: pooling by session works, pooling by transaction or statement is refused.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::harness::postgres::pooler::Pooler;
 use crate::harness::steps::{execute, insert, pinned, query, query_with};
 use crate::harness::{App, Mode};
 
-    /// By session, everything is as without a pooler.
+    /// With pooling by session, everything works as without a pooler.
     async fn r11_a_pooler_by_session_serves_what_a_server_does(mode: Mode) {
         let pooler = Pooler::start("session");
         let database = Postgres::shared().database().await;
@@ -27,7 +27,8 @@ use crate::harness::{App, Mode};
     }
 both_modes!(r11_a_pooler_by_session_serves_what_a_server_does);
 
-/// A pooler that shares connections out would answer with the rows of other hosts, so it is refused at the start.
+/// A pooler that gives a session's connection to others between its statements would mix up their answers, so the host does
+/// not start.
 #[tokio::test]
 async fn r11_a_pooler_by_transaction_is_refused() {
     for pool_mode in ["transaction", "statement"] {
@@ -40,7 +41,7 @@ async fn r11_a_pooler_by_transaction_is_refused() {
             let ran = app.run(command);
             assert!(ran.error().contains("pool_mode = session"), "{ran:?}");
         }
-        // Nothing was applied, and without the pooler it works.
+        // No migration was applied, and without the pooler they are.
         app.write(
             "amphi.toml",
             std::fs::read_to_string(app.path("amphi.toml"))

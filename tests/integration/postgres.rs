@@ -1,4 +1,4 @@
-//! PostgreSQL: its types, its limits, its ways to be reached.
+//! PostgreSQL: types, errors, limits, connections and TLS.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::harness::postgres::Postgres;
 use crate::harness::steps::{execute_with, insert, must, query, query_with};
 use crate::harness::{App, Kind, Mode, eventually};
 
-/// Types, what is given for them, and what is read of them.
+/// Types, each with a parameter for it and the value that is read back.
 fn mapping() -> Vec<(&'static str, Value, Value)> {
     let same = |ty, value: Value| (ty, value.clone(), value);
     vec![
@@ -79,7 +79,7 @@ fn mapping() -> Vec<(&'static str, Value, Value)> {
     }
 both_modes!(values_of_every_type_go_there_and_back);
 
-    /// Wrong parameters and unknown types are refused with a sentence.
+    /// Parameters that do not fit and types that have no mapping are refused, with a sentence that says why.
     async fn what_does_not_fit_is_said(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         for (sql, given, part) in [
@@ -99,7 +99,7 @@ both_modes!(values_of_every_type_go_there_and_back);
     }
 both_modes!(what_does_not_fit_is_said);
 
-    /// Kinds of errors, as views may ask for them.
+    /// The kinds of errors that views can ask for.
     async fn errors_have_their_kinds(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         for (sql, kind, part) in [
@@ -118,7 +118,7 @@ both_modes!(what_does_not_fit_is_said);
     }
 both_modes!(errors_have_their_kinds);
 
-    /// `?` is an operator there: who means a parameter is told how to write one.
+    /// `?` is an operator of PostgreSQL. Where it seems to be meant as a parameter, the error says to write `$1`.
     async fn a_question_mark_is_no_parameter(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         for sql in ["select ?", "insert into rows (tag) values (?)", "select * from rows where tag = ? and id > 1", "select * from rows where id=?", "select * from rows limit ?", "select ?1"] {
@@ -131,7 +131,7 @@ both_modes!(errors_have_their_kinds);
     }
 both_modes!(a_question_mark_is_no_parameter);
 
-    /// Somebody else changes definitions while the app is served.
+    /// Another client changes definitions while the app is served: statements are prepared anew without a failure.
     async fn a_changed_definition_is_noticed_without_a_failure(mode: Mode) {
         let server = App::rules(Kind::Postgres, "").await.serve().await;
         let data = &server.app.data;
@@ -140,7 +140,7 @@ both_modes!(a_question_mark_is_no_parameter);
         let writes = execute_with("update shapes set m = $1", json!(["a"]));
         let open = json!({"do": "open", "sql": "select * from shapes", "rows": 10});
         let paths = ["run", "run/atomic", "retried"].map(|path| format!("/{mode}/{path}"));
-        // In a transaction, only the first statement is run again: another one may have been prepared before.
+        // In a transaction only the first statement can be run again without a conflict, so there is one.
         let steps = |path: &str| match path.rsplit('/').next() {
             Some("run") => json!([reads, writes, open]),
             Some("atomic") => json!([reads]),
@@ -168,7 +168,7 @@ both_modes!(a_question_mark_is_no_parameter);
     }
 both_modes!(a_changed_definition_is_noticed_without_a_failure);
 
-    /// Behind another statement of a transaction, it is a conflict, of which `retries` makes nothing.
+    /// Behind another statement of a transaction, a changed definition is a conflict, which `retries` hides.
     async fn r9_a_changed_definition_within_a_transaction_is_a_conflict(mode: Mode) {
         let server = App::rules(Kind::Postgres, "databases.default.connections = 4").await.serve().await;
         let data = &server.app.data;
@@ -179,7 +179,7 @@ both_modes!(a_changed_definition_is_noticed_without_a_failure);
         data.execute("alter table shapes add column b integer").await;
         let replies = server.many_steps(12, &retried, steps.clone()).await;
         assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
-        // Without `retries` it fails once, and not once for each connection.
+        // Without `retries`, one request fails, not one for each connection.
         data.execute("alter table shapes add column c integer").await;
         let mut failed = 0;
         for _ in 0..8 {
@@ -191,7 +191,7 @@ both_modes!(a_changed_definition_is_noticed_without_a_failure);
     }
 both_modes!(r9_a_changed_definition_within_a_transaction_is_a_conflict);
 
-    /// A text that the one statement needs is bounded, and so is a result.
+    /// Single values and whole results have limits.
     async fn large_values_and_results_are_refused(mode: Mode) {
         let toml = "limits.rows_max_bytes = 100000\ndatabases.default.value_max_bytes = 65536";
         let server = App::rules(Kind::Postgres, toml).await.serve().await;
@@ -203,10 +203,10 @@ both_modes!(r9_a_changed_definition_within_a_transaction_is_a_conflict);
         let given = execute_with("insert into rows (tag) values ($1)", json!(["x".repeat(70_000)]));
         let told = server.told(&format!("/{mode}/run"), json!([given])).await;
         assert!(told[0].as_str().is_some_and(|told| told.starts_with("TooLarge: ")), "{told}");
-        // Piece by piece there is no limit for all of them.
+        // A result that is read in pieces has no limit as a whole.
         let open = json!([{"do": "open", "sql": "select repeat('x', 1000) from generate_series(1, 20000)", "rows": 100_000}]);
         assert_eq!(server.told(&format!("/{mode}/run"), open).await, json!([20_000]));
-        // One that is left in the middle gives its connection back.
+        // A result that is dropped half-way gives its connection back.
         let open = json!([{"do": "open", "sql": "select repeat('x', 1000) from generate_series(1, 20000)", "rows": 10}]);
         assert_eq!(server.told(&format!("/{mode}/run"), open).await, json!([10]));
         server.assert_baseline().await;
@@ -214,7 +214,7 @@ both_modes!(r9_a_changed_definition_within_a_transaction_is_a_conflict);
     }
 both_modes!(large_values_and_results_are_refused);
 
-    /// More than there are connections wait for one, for so long and no longer.
+    /// Transactions wait for a connection up to `acquire_timeout_ms`, and then get 503.
     async fn r4_statements_wait_for_a_connection_until_their_deadline(mode: Mode) {
         let toml = "databases.default.connections = 2\ndatabases.default.acquire_timeout_ms = 300";
         let server = App::rules(Kind::Postgres, toml).await.serve().await;
@@ -232,7 +232,7 @@ both_modes!(large_values_and_results_are_refused);
     }
 both_modes!(r4_statements_wait_for_a_connection_until_their_deadline);
 
-    /// A statement ends on the server, too, when its request ends.
+    /// When a request ends, its statement ends on the database server, too.
     async fn r13_r15_a_statement_ends_with_its_request(mode: Mode) {
         let server = App::rules(Kind::Postgres, "limits = { timeout_ms = 400, cpu_ms = 400 }").await.serve().await;
         let endless = json!([query("select pg_sleep(60)::text")]);
@@ -251,7 +251,7 @@ both_modes!(r4_statements_wait_for_a_connection_until_their_deadline);
     }
 both_modes!(r13_r15_a_statement_ends_with_its_request);
 
-    /// With TLS, the certificate is checked against who is asked for.
+    /// With TLS, the certificate is checked against the host's name.
     async fn connections_can_be_encrypted(mode: Mode) {
         let postgres = Postgres::shared();
         let certificate = postgres.certificate();
@@ -265,7 +265,7 @@ both_modes!(r13_r15_a_statement_ends_with_its_request);
     }
 both_modes!(connections_can_be_encrypted);
 
-/// A certificate that nobody vouches for, or of another host, is refused before anything is asked.
+/// A certificate that is not trusted, or is for another host, is refused before anything is sent.
 #[tokio::test]
 async fn a_server_that_cannot_be_trusted_is_refused() {
     let postgres = Postgres::shared();
@@ -289,7 +289,7 @@ async fn a_server_that_cannot_be_trusted_is_refused() {
     }
 }
 
-/// A server that is not there is named when the app is served, and the host does not wait for ever.
+/// If the server cannot be reached, the host does not start, and names the server.
 #[tokio::test]
 async fn a_server_that_is_not_there_is_named() {
     let postgres = Postgres::shared();
@@ -299,7 +299,7 @@ async fn a_server_that_is_not_there_is_named() {
     assert!(ran.error().contains("127.0.0.1:1"), "{ran:?}");
 }
 
-/// Idle connections are found to be closed before a statement is lost on them.
+/// Idle connections that the server has closed are noticed before a statement is sent on them.
 #[tokio::test]
 async fn connections_that_the_server_has_closed_are_replaced() {
     let server = App::rules(Kind::Postgres, "").await.serve().await;
@@ -332,7 +332,7 @@ async fn connections_that_the_server_has_closed_are_replaced() {
     server.assert_baseline().await;
 }
 
-/// Nobody chooses the random numbers of the next one on a connection.
+/// `setseed` has no effect on the random numbers of the connection's next borrower.
 #[tokio::test]
 async fn r11_a_seed_is_gone_with_its_borrower() {
     let server = App::rules(Kind::Postgres, "databases.default.connections = 1")

@@ -1,4 +1,4 @@
-//! HTTP: methods, versions, connections, and clients that do not keep to it.
+//! HTTP: methods, versions, connections, limits, and clients that break the protocol.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::server::client_http2;
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
-/// Still there, with nothing in flight and no panic in the log.
+/// Checks that the server still answers, with nothing in flight and no panic in its log.
 async fn assert_well(server: &Server) {
     for mode in [Mode::Sync, Mode::Async] {
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
@@ -41,7 +41,8 @@ async fn assert_well(server: &Server) {
     }
 both_modes!(methods_without_a_view_are_answered_by_the_host);
 
-    /// Another method of a less specific pattern, and literals in any encoding (RFC 3986, 6.2.2).
+    /// A less specific pattern serves a method that the more specific one lacks; literals match in any encoding (RFC 3986,
+    /// 6.2.2).
     async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
         let server = App::new("").serve().await;
         let path = format!("/{mode}/greet/everybody");
@@ -94,7 +95,7 @@ both_modes!(paths_are_decoded_once_and_only_as_utf8);
         assert_eq!(Reply::of(client.get(server.url("/nothing"))).await.status, 404);
         assert!(server.metrics().await.get("amphi_connections") <= 4.0, "one connection serves them all");
 
-        // A client that takes back its request cancels the view, and not the connection.
+        // A client that resets its stream cancels the view; the connection stays open.
         let mark = server.log.mark();
         let request = client.post(server.url(&format!("/{mode}/fail/sleep"))).timeout(Duration::from_millis(200));
         Reply::maybe(request).await.expect_err("it was taken back");
@@ -114,12 +115,12 @@ both_modes!(http2_is_spoken_from_the_first_byte);
             let answer = raw.until("hello").await;
             assert_eq!(status(&answer), 200);
         }
-        // A view that fails does not take the connection with it.
+        // A view that fails does not end the connection.
         raw.send(format!("GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n")).await;
         assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
         raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
         assert!(raw.rest().await.ends_with("hello"));
-        // Several at once on one connection are answered in order.
+        // Pipelined requests on one connection are answered in order.
         let requests: String = (0..5).map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
         let mut raw = Raw::connect(&server).await;
         raw.send(requests).await;
@@ -132,7 +133,7 @@ both_modes!(http2_is_spoken_from_the_first_byte);
     }
 both_modes!(connections_are_kept);
 
-    /// SIGTERM: what is in flight finishes, nothing new begins, and the process ends well.
+    /// After SIGTERM requests in flight finish, no new ones begin, and the process ends with success.
     async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
         let mut server = App::new("").serve().await;
         let mut idle = Raw::connect(&server).await;
@@ -195,7 +196,7 @@ both_modes!(what_takes_longer_than_the_drain_is_cancelled);
             let answer = raw.until_or_closed("\r\n\r\n").await;
             assert!(expected.contains(&status(&answer)), "{what}: {answer}");
         }
-        // One request, whichever of the two counts: never a second one out of the first one's body.
+        // Whichever of the two lengths counts, there is one request: its body must not be read as a second one.
         let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
         let request = format!("{}0\r\n\r\n{smuggled}", post(&format!("content-length: {}\r\ntransfer-encoding: chunked", 5 + smuggled.len())));
         let mut raw = Raw::connect(&server).await;
@@ -203,7 +204,7 @@ both_modes!(what_takes_longer_than_the_drain_is_cancelled);
         let answer = raw.rest().await;
         assert!(status(&answer) == 400 || !answer.contains("hello"), "both a length and chunks: {answer}");
 
-        // Slow, and given up half-way.
+        // Requests that are sent slowly, and never completed.
         let mark = server.log.mark();
         let mut slow = Raw::connect(&server).await;
         slow.send(format!("{}half", post("content-length: 8"))).await;
@@ -379,7 +380,7 @@ async fn what_is_not_http_is_refused() {
     assert_well(&server).await;
 }
 
-/// Many segments that a pattern takes.
+/// Paths of many segments, and of one long segment.
 #[tokio::test]
 async fn a_path_of_many_segments_is_answered() {
     let server = App::new("server.uri_max_bytes = 30000").serve().await;
@@ -392,7 +393,7 @@ async fn a_path_of_many_segments_is_answered() {
     assert_well(&server).await;
 }
 
-/// Clients that say their request slowly, or nothing at all, are left.
+/// Connections of clients that send their request slowly, or send nothing, are closed.
 #[tokio::test]
 async fn slow_and_silent_clients_are_left() {
     let server = App::new("server.header_timeout_ms = 400").serve().await;
@@ -401,7 +402,7 @@ async fn slow_and_silent_clients_are_left() {
         let mut raw = Raw::connect(&server).await;
         raw.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n").await;
         let mut number = 0;
-        // A byte now and then does not help.
+        // A byte now and then does not extend the time.
         while since.elapsed() < Duration::from_millis(350) {
             raw.send(format!("x-{number}: a\r\n")).await;
             number += 1;
@@ -429,14 +430,14 @@ async fn slow_and_silent_clients_are_left() {
         "they were left after {took:?}"
     );
 
-    // A connection that has been used and is idle is left as well.
+    // A used connection that is idle is closed as well.
     let mut idle = Raw::connect(&server).await;
     idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
         .await;
     idle.until("hello").await;
     assert_eq!(idle.rest().await, "");
     eventually("the connections to be closed", async || {
-        // The one that asks is one of them.
+        // The connection of this request for metrics counts, too.
         let open = server.metrics().await.get("amphi_connections");
         if open <= 1.0 { Ok(()) } else { Err(open) }
     })
@@ -444,7 +445,7 @@ async fn slow_and_silent_clients_are_left() {
     assert_well(&server).await;
 }
 
-/// A client that does not read its response holds nothing but its connection, and that not for long.
+/// A client that does not read its response holds only its connection, which is closed after `write_timeout_ms`.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_left() {
     let app = App::new("static = { dir = \"public\" }\nserver.write_timeout_ms = 400");
@@ -462,7 +463,7 @@ async fn a_client_that_does_not_read_is_left() {
     assert_well(&server).await;
 }
 
-/// Over the limit, connections wait for one that ends.
+/// Beyond `connections_max`, connections wait until another one ends.
 #[tokio::test]
 async fn connections_are_limited() {
     let server = App::new("server.connections_max = 2").serve().await;
@@ -481,14 +482,14 @@ async fn connections_are_limited() {
     third.until("hello").await;
 }
 
-/// The limits of HTTP/1.1 hold for HTTP/2.
+/// HTTP/2 has the same limits as HTTP/1.1.
 #[tokio::test]
 async fn http2_has_the_same_limits() {
     let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;
     let client = client_http2();
     let hello = server.url("/async/hello");
     let large = "a".repeat(40_000);
-    // Over the limit, hyper's HTTP/2 may answer or end the stream.
+    // Beyond the limit, hyper answers or ends the stream.
     if let Ok(reply) = Reply::maybe(client.get(&hello).header("x-large", &large)).await {
         assert_eq!(reply.status, 431);
     }
@@ -508,7 +509,7 @@ async fn http2_has_the_same_limits() {
     assert_well(&server).await;
 }
 
-/// A client that asks before it sends a body is told to go on, or that it need not.
+/// `expect: 100-continue` is answered with 100, or with a final status if the body is not wanted.
 #[tokio::test]
 async fn a_client_may_ask_before_it_sends_its_body() {
     let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;

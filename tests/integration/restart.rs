@@ -1,4 +1,4 @@
-//! PostgreSQL goes away and comes back while it is used.
+//! PostgreSQL is stopped and started again while requests use it.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::harness::{App, Mode, Server, eventually};
 
 const CLIENTS: usize = 16;
 
-/// Waits for that many answers with a status.
+/// Waits until so many requests were answered with a status.
 async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
     eventually("answers", async || {
         let lines = server.log.requests_now(mark);
@@ -25,7 +25,7 @@ async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
     .await;
 }
 
-    /// Acceptance: requests in flight fail with 503 and are rolled back, later ones succeed, with the same host.
+    /// Requests in flight get 503 and are rolled back; after the restart requests succeed, without a restart of the host.
     async fn r9_r13_a_database_that_restarts_is_a_503_until_it_is_back(mode: Mode) {
         let mut postgres = Postgres::start();
         let toml = "databases.default.connections = 16";
@@ -33,7 +33,7 @@ async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
         let path = format!("/{mode}/run/atomic");
         for how in [Stop::Fast, Stop::Crash] {
             server.steps(&path, json!([must(insert("before"))])).await.ok();
-            // Load: each client inserts two rows per request, with a pause in between.
+            // Each client sends requests that insert two rows, with a pause in between.
             let stop = Cell::new(false);
             let steps = json!([must(insert("half")), nap(20), must(insert("half"))]);
             let clients = join_all((0..CLIENTS).map(|_| async {
@@ -69,7 +69,7 @@ async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
             database.assert_quiet().await;
             let halves = usize::try_from(database.count("select count(*) from rows where tag = 'half'").await).expect("it counts");
             assert_eq!(halves % 2, 0, "all of a request or nothing");
-            // A commit whose answer was lost with the connection may have been one; each client had one at most.
+            // If the answer to a commit is lost with the connection, the commit may have happened: at most one per client.
             assert!((2 * done..=2 * done + 2 * CLIENTS).contains(&halves), "{halves} rows of {done} requests");
             database.execute("delete from rows").await;
         }

@@ -1,4 +1,4 @@
-//! Instances that are kept for further requests, where a module's configuration wants it (R16).
+//! Instances that are kept for further requests, where a module has `instances = "reuse"` (R16).
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ async fn reusing(more: &str) -> Server {
     App::new(&format!("{REUSE}\n{more}")).serve().await
 }
 
-/// How many requests the instance that answers this one has counted, this one too.
+/// How many requests the instance that answers has served, this one included.
 async fn count(server: &Server, mode: Mode) -> u32 {
     let reply = server.get(&format!("/{mode}/global")).await;
     reply.ok().parse().expect("it is a number")
@@ -22,7 +22,7 @@ async fn count(server: &Server, mode: Mode) -> u32 {
         for expected in 1..=20 {
             assert_eq!(count(&server, mode).await, expected);
         }
-        // At once, each request has an instance to itself.
+        // Concurrent requests have an instance each.
         let path = format!("/{mode}/nap/100");
         let replies = join_all((0..20).map(|_| server.get(&path))).await;
         assert!(replies.iter().all(|reply| reply.ok() == "slept 100"));
@@ -43,7 +43,7 @@ both_modes!(r16_kept_instances_are_recycled_by_count);
     async fn r16_kept_instances_are_recycled_by_age(mode: Mode) {
         let server = reusing("[limits]\nreuse_age_max_ms = 500").await;
         assert_eq!(count(&server, mode).await, 1);
-        // With nobody asking, too.
+        // Old instances are ended even if no request comes.
         eventually("no instance to be kept", async || {
             let kept = server.metrics().await.get("amphi_instances_kept");
             if kept == 0.0 { Ok(()) } else { Err(kept) }
@@ -74,7 +74,7 @@ both_modes!(r16_kept_instances_are_recycled_by_memory);
     }
 both_modes!(r16_no_more_instances_are_kept_than_there_is_room_for);
 
-    /// What traps, reaches a limit or is cancelled takes its instance with it.
+    /// A trap, a limit or a cancelled request ends the instance.
     async fn r13_r16_an_instance_that_did_not_end_well_is_not_kept(mode: Mode) {
         let server = reusing("[limits]\ncpu_ms = 200\ntimeout_ms = 1000\nmemory_mb = 32\nlog_max_bytes = 200").await;
         let mut ends: Vec<String> = ["panic", "exit", "loop", "recurse", "allocate", "sleep"]
@@ -100,7 +100,7 @@ both_modes!(r16_no_more_instances_are_kept_than_there_is_room_for);
     }
 both_modes!(r13_r16_an_instance_that_did_not_end_well_is_not_kept);
 
-    /// An error that a view returns, and what it does to the database, are as with a fresh instance.
+    /// After errors that a view returns, the instance is kept and their transactions are rolled back.
     async fn r9_r16_a_kept_instance_keeps_nothing_of_a_transaction(mode: Mode) {
         let server = reusing("").await;
         for how in ["error", "status-500", "refuse"] {
@@ -113,7 +113,7 @@ both_modes!(r13_r16_an_instance_that_did_not_end_well_is_not_kept);
     }
 both_modes!(r9_r16_a_kept_instance_keeps_nothing_of_a_transaction);
 
-    /// What a request writes is logged as its own.
+    /// Output of a kept instance is logged with the id of the request that wrote it.
     async fn r14_r16_lines_of_a_kept_instance_belong_to_their_requests(mode: Mode) {
         let server = reusing("").await;
         for text in ["one", "two"] {
@@ -129,7 +129,8 @@ both_modes!(r9_r16_a_kept_instance_keeps_nothing_of_a_transaction);
     }
 both_modes!(r14_r16_lines_of_a_kept_instance_belong_to_their_requests);
 
-    /// Lines that a request has begun, and what looks like a panic, are its own, also in a kept instance (R16).
+    /// Unfinished lines and text that looks like a panic belong to the request that wrote them, and do not appear in the log
+    /// of a later request on the same instance.
     async fn r16_what_one_request_writes_is_not_told_of_another(mode: Mode) {
         let base = format!(
             "[modules.greedy]\npath = \"{}/greedy\"\ninstances = \"reuse\"\npublish = [\"greed.*\"]\nsubscribe = [\"greed.*\"]\nhttp = [\"self\"]",
@@ -156,12 +157,12 @@ both_modes!(r14_r16_lines_of_a_kept_instance_belong_to_their_requests);
             let (_, _, told) = ask("error-line/1/8").await;
             assert_eq!(told, [own("a line of 8")]);
         }
-        // The instance is the same, and what it says of a trap is about this one.
+        // The instance was kept, and the log of a trap has nothing of the earlier requests.
         assert!(server.metrics().await.get("amphi_instances_kept") >= 1.0);
         let (status, why, _) = ask("trap/1/0").await;
         assert_eq!(status, 500);
         assert!(why.contains("trapped") && !why.contains("SECRET"), "{why}");
-        // An output that was cut ends the instance, and the next request has all of its own.
+        // Output beyond the limit ends the instance, so the next request's output is complete.
         let (_, _, told) = ask("lines/2000/50").await;
         assert!(told.iter().all(|(own, _)| *own), "{told:#?}");
         let (_, _, told) = ask("error-line/1/8").await;

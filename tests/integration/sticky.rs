@@ -1,4 +1,4 @@
-//! A scope's sync parts and its worker.
+//! All sync functions of a request run on one worker (R2, R3).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::harness::log::Line;
 use crate::harness::steps::{insert, join, log, must, nap, next, query, view};
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
-/// Two workers and no more, whatever waits.
+/// Exactly two workers, however many requests wait.
 const TWO_WORKERS: &str = r#"
     app.middleware = ["rules::sync_views::first", "rules::async_views::first", "rules::sync_views::second", "rules::async_views::second"]
     [sync_views]
@@ -20,7 +20,7 @@ const TWO_WORKERS: &str = r#"
     queue_timeout_ms = 60000
 "#;
 
-/// Sync and async parts, one within the other, and each says where it is.
+/// Steps of sync and async views that call each other, each of which logs its worker.
 fn nested(mode: Mode) -> Value {
     let innermost = json!([log("part"), nap(1), log("part")]);
     let asynchronous = json!([
@@ -65,7 +65,7 @@ async fn post(server: &Server, mode: Mode, steps: Value) -> Reply {
     Reply::of(request).await
 }
 
-/// The workers that the sync parts of each request have reported.
+/// The workers that the sync functions of each request have logged.
 fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     let mut workers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for line in lines.iter().filter(|line| line.text("message") == "part") {
@@ -83,8 +83,8 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     workers
 }
 
-    /// Acceptance: sync middleware, async middleware, view and nested sub-requests report the same worker; 64 such
-    /// requests at once on two workers come to their end.
+    /// Middleware of both modes, view and nested sub-requests run their sync code on one worker; 64 such requests at once on two
+    /// workers all succeed.
     async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
         let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
         let mark = server.log.mark();
@@ -106,7 +106,7 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     }
 both_modes!(r2_r3_all_sync_parts_of_a_request_run_on_its_worker);
 
-    /// Joined sub-requests share the one worker, too.
+    /// Sub-requests that are joined run their sync code on that worker, too.
     async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
         let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
         let mark = server.log.mark();
@@ -121,8 +121,7 @@ both_modes!(r2_r3_all_sync_parts_of_a_request_run_on_its_worker);
     }
 both_modes!(r2_r3_joined_sync_parts_share_the_worker);
 
-    /// Who has its worker never waits for who has not: with the one worker, one connection and one place taken in any
-    /// order, all come to their end.
+    /// With one worker and one connection for all requests, which need them in different orders, all requests succeed.
     async fn r4_scopes_wait_for_capacity_and_never_for_each_other(mode: Mode) {
         let toml = r#"
             app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
@@ -132,7 +131,7 @@ both_modes!(r2_r3_joined_sync_parts_share_the_worker);
             async_views = { in_flight_max = 2, queue_timeout_ms = 20000 }
         "#;
         let server = App::rules(Kind::Postgres, toml).await.serve().await;
-        // Every other time, the transaction begins in async code, before any sync code has run; otherwise within it.
+        // In every other request, async middleware begins the transaction before any sync code has run.
         let around = json!([must(insert("a")), must(next())]).to_string();
         let steps = json!([must(query("select count(*) from rows")), must(view("/sync/run", json!([must(insert("b"))]))), nap(1), must(view("/async/run", json!([must(insert("c"))])))]);
         let replies = join_all((0..32).map(|number| {
@@ -148,12 +147,12 @@ both_modes!(r2_r3_joined_sync_parts_share_the_worker);
     }
 both_modes!(r4_scopes_wait_for_capacity_and_never_for_each_other);
 
-    /// Acceptance: cancelling at any point never hangs.
+    /// Ten thousand requests that are cancelled at random points: none hangs.
     async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
         const CANCELLED: usize = 10_000;
         let seed = 0x5eed;
         let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
-        // How long it takes when nobody cancels, with as many at once.
+        // How long as many requests at once take without cancelling.
         let since = std::time::Instant::now();
         join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
         let whole = since.elapsed();

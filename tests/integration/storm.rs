@@ -1,4 +1,4 @@
-//! A storm of requests that are killed at any host call, and what is left of it.
+//! Ten thousand requests that are ended at a random host call, and what the host still holds afterwards.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ enum End {
     Rollback,
 }
 
-/// One request: what its parts do, and when its client leaves.
+/// One request: the steps of its functions, and when its client disconnects.
 struct Plan {
     id: String,
     end: End,
@@ -38,7 +38,7 @@ struct Plan {
     leaves_after: Option<Duration>,
 }
 
-/// Rows that a request inserts when it comes to its end: in each of its parts.
+/// The rows of a request that succeeds: one for each of its functions.
 const ROWS: i64 = 5;
 
 impl Plan {
@@ -58,7 +58,7 @@ impl Plan {
         let end = ends[random.usize(..ends.len())];
         let tag = number.to_string();
         let add = || must(insert(&tag));
-        // What each part does, host call by host call.
+        // The steps of each function: each step is a host call.
         let around = |first: bool| {
             let mut steps = vec![set("tag", &tag), get("tag")];
             if first {
@@ -101,7 +101,7 @@ impl Plan {
             middle,
             inner,
         ];
-        // Two middlewares insert, and each of the three views: that is all of ROWS.
+        // Two middleware functions and three views insert a row each: these are ROWS.
         let mut leaves_after = None;
         let kill = match end {
             End::Well => None,
@@ -149,7 +149,7 @@ impl Plan {
         }
     }
 
-    /// What the client gets; none when it leaves.
+    /// Sends the request. Returns its status; none if the client disconnects.
     async fn run(&self, server: &Server, client: &reqwest::Client) -> Option<u16> {
         let mut request = client
             .post(server.url(&self.path))
@@ -170,12 +170,12 @@ impl Plan {
     }
 }
 
-    /// Acceptance: killed at a random host call by a trap, a limit or a disconnect, ten thousand times.
+    /// Requests that are ended at a random host call, by a trap, a limit or a disconnect.
     async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
         let seed = 20_261_121;
         let server = App::rules(kind, &config(kind)).await.serve().await;
         let mut random = fastrand::Rng::with_seed(seed);
-        // The first ones make pools as large as they will be.
+        // The first requests make pools grow to their full size.
         storm(&server, 0..1_000, &mut random).await;
         let before = Left::of(&server).await;
         storm(&server, 1_000..REQUESTS / 2, &mut random).await;
@@ -214,11 +214,11 @@ fn config(kind: Kind) -> String {
     )
 }
 
-/// What a server has of what can be lost.
+/// What a server would hold more of if requests left something behind.
 #[derive(Debug, Clone, Copy)]
 struct Left {
     threads: u64,
-    /// But for connections to the database: those on which something was cancelled are replaced when they are needed.
+    /// Without connections to the database, whose number varies: they are replaced after a cancelled statement.
     files: usize,
     memory_kib: u64,
 }
@@ -238,9 +238,9 @@ impl Left {
     }
 }
 
-/// Sends requests, and checks that each was kept whole or not at all.
+/// Sends requests, and checks that all rows of each were kept, or none.
 async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fastrand::Rng) {
-    // Its connections go with it.
+    // Its connections are closed at the end of the storm.
     let client = client();
     let plans: Vec<(usize, Plan)> = numbers
         .map(|number| (number, Plan::new(number, random)))
@@ -279,9 +279,9 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
                 well += 1;
                 kept == ROWS
             }
-            // Where time or capacity ran out before it came to its end.
+            // The time limit or a queue ended the request.
             (End::Well, Some(503 | 504)) => kept == 0,
-            // What calls a view that answers 500 has an answer of its own, and nothing is kept all the same.
+            // The caller of a view that fails may answer 200, and all is rolled back.
             (End::Rollback | End::FiveHundred, Some(200 | 503 | 504)) => kept == 0,
             (
                 End::Trap | End::Error | End::FiveHundred | End::Cpu | End::Wall,

@@ -1,4 +1,4 @@
-//! The to-dos of `examples/todo`, through all that their pages and their API offer, on both kinds of databases.
+//! The example `todo`: all that its pages and its API offer, on both kinds of databases.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::harness::browser::Browser;
 use crate::harness::{App, Kind, Reply, Server, eventually};
 
-/// What is uploaded: bytes that are no text.
+/// The content of an uploaded file: bytes that are not text.
 const FILE: &[u8] = b"\0\xff\r\n--\r\n\x1a";
 
     async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
@@ -34,7 +34,7 @@ const FILE: &[u8] = b"\0\xff\r\n--\r\n\x1a";
     }
 both_databases!(the_to_dos_do_what_their_pages_offer);
 
-/// Where a form has led to.
+/// The `location` of the redirect after a form.
 #[track_caller]
 fn led_to(reply: &Reply) -> &str {
     assert_eq!(reply.status, StatusCode::SEE_OTHER, "{reply:?}");
@@ -172,7 +172,7 @@ async fn export(ann: &mut Browser<'_>, bob: &mut Browser<'_>) {
     let first = "id,title,note,done,created_at\n1,Übung,\"in the \"\"hall\"\"\nat 5\",false,20";
     assert!(text.starts_with(first), "{text}");
     assert!(text.contains("\n3,Task 3 <b>,,false,20"), "{text}");
-    // The heading, eleven to-dos, of which one has a note of two lines.
+    // A heading and eleven to-dos, one of which has a note of two lines.
     assert_eq!(text.lines().count(), 13);
     assert_eq!(bob.get("/export.csv").await.ok().lines().count(), 1);
 }
@@ -261,7 +261,7 @@ async fn log(ann: &mut Browser<'_>, bob: &mut Browser<'_>) {
             "todos.deleted 13: Tea",
         ];
         let all = lines.iter().all(|line| page.ok().contains(line));
-        // What was refused is not in it.
+        // Refused actions are not in the log.
         let count = page.text().matches("todos.").count();
         if all && count == 19 {
             Ok(())

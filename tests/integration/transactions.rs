@@ -1,4 +1,4 @@
-//! Transactions: whose they are, what is in them, how they end.
+//! Transactions: which views have one, which statements are in it, and how it ends.
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -6,13 +6,13 @@ use reqwest::StatusCode;
 
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
-/// Posts to many paths with 64 clients at once.
+/// Sends POST to many paths, 64 requests at a time.
 async fn post_all(server: &Server, paths: impl Iterator<Item = String>) -> Vec<u16> {
     let requests = paths.map(|path| async move { server.post(&path, "").await.status });
     stream::iter(requests).buffer_unordered(64).collect().await
 }
 
-/// Runs a statement in a view and returns what it says.
+/// Runs a statement in a view, and returns the view's answer.
 async fn sql(server: &Server, mode: Mode, with: &str, statement: &str) -> String {
     server
         .post(&format!("/{mode}/sql{with}"), statement.to_owned())
@@ -52,7 +52,7 @@ both_modes!(r9_every_third_one_traps_and_exactly_the_others_are_kept);
     }
 both_modes!(r8_nested_atomic_blocks_are_savepoints);
 
-    /// Outside of an atomic view, an atomic block is a transaction of its own.
+    /// In a view that is not atomic, an atomic block is a transaction of its own.
     async fn r7_an_atomic_block_of_a_view_that_is_not_atomic_is_a_transaction(mode: Mode) {
         let server = App::new("").serve().await;
         assert_eq!(sql(&server, mode, "?with=begin", "insert into rows (tag) values ('kept')").await, "1");
@@ -63,7 +63,7 @@ both_modes!(r8_nested_atomic_blocks_are_savepoints);
     }
 both_modes!(r7_an_atomic_block_of_a_view_that_is_not_atomic_is_a_transaction);
 
-    /// The default of the app decides about views that do not say.
+    /// `[app] atomic` decides for views that do not say whether they are atomic.
     async fn r7_the_configuration_decides_which_views_are_atomic(mode: Mode) {
         for (atomic, kept) in [("\"unsafe-methods\"", 0), ("true", 0), ("false", 1)] {
             let server = App::new(&format!("app.atomic = {atomic}")).serve().await;
@@ -76,7 +76,7 @@ both_modes!(r7_an_atomic_block_of_a_view_that_is_not_atomic_is_a_transaction);
     }
 both_modes!(r7_the_configuration_decides_which_views_are_atomic);
 
-    /// A commit that fails is no success.
+    /// A commit that fails is an error for the client.
     async fn r9_a_success_whose_commit_fails_is_an_error(mode: Mode) {
         let server = App::new("").serve().await;
         let mark = server.log.mark();
@@ -92,8 +92,7 @@ both_modes!(r7_the_configuration_decides_which_views_are_atomic);
     }
 both_modes!(r9_a_success_whose_commit_fails_is_an_error);
 
-    /// SQLite itself rolls back the whole transaction after some errors. A view that does not care must not make
-    /// the client believe in a success.
+    /// After some errors SQLite itself rolls back the whole transaction. A view that ignores the error must not succeed.
     async fn r9_a_view_that_ignores_a_lost_transaction_does_not_succeed(mode: Mode) {
         let server = App::new("").serve().await;
         server.database().execute("insert into names values ('taken')", ()).expect("the name is free");
@@ -108,7 +107,7 @@ both_modes!(r9_a_success_whose_commit_fails_is_an_error);
     }
 both_modes!(r9_a_view_that_ignores_a_lost_transaction_does_not_succeed);
 
-    /// An error that leaves the transaction as it was can be ignored.
+    /// The failure of a statement in a savepoint can be ignored.
     async fn r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction(mode: Mode) {
         let server = App::new("").serve().await;
         server.database().execute("insert into names values ('taken')", ()).expect("the name is free");
@@ -118,7 +117,7 @@ both_modes!(r9_a_view_that_ignores_a_lost_transaction_does_not_succeed);
     }
 both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
 
-    /// What changes one connection of the pool, or gets around the host, is refused with a sentence.
+    /// Statements that change one connection of the pool, or that begin and end transactions, are refused with a sentence.
     async fn r11_statements_that_change_the_connection_are_refused(mode: Mode) {
         let app = App::new("");
         let outside = app.path("outside.db");
@@ -136,7 +135,7 @@ both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
             "detach main",
             "begin",
             "BEGIN IMMEDIATE",
-            // As the host itself says it.
+            // The texts that the host itself sends to SQLite.
             "begin immediate",
             "savepoint level_1",
             "release level_1",
@@ -157,7 +156,7 @@ both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
         for statement in refused {
             for with in ["", "?with=query", "?with=rows", "?with=begin", "/atomic", "/atomic?with=query"] {
                 let said = sql(&server, mode, with, statement).await;
-                // What is impossible within a transaction anyway, SQLite says itself.
+                // Refused by SQLite itself, within a transaction.
                 if statement.starts_with("vacuum") && said.contains("from within a transaction") {
                     continue;
                 }
@@ -167,7 +166,7 @@ both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
         }
         assert!(!std::path::Path::new(&outside).exists(), "a statement reached another file");
         server.database().execute("delete from rows", ()).expect("nothing holds the database");
-        // The connections are as they were, and what only tells is allowed.
+        // The connections are unchanged, and pragmas that only read are allowed.
         assert_eq!(sql(&server, mode, "?with=query", "select name from pragma_table_info('rows')").await, "2");
         let orphan = sql(&server, mode, "", "insert into children (parent) values (7)").await;
         assert!(orphan.contains("FOREIGN KEY"), "{orphan}");
@@ -198,7 +197,7 @@ both_modes!(r11_statements_that_change_the_connection_are_refused);
     }
 both_modes!(wrong_statements_are_told_apart);
 
-    /// One transaction is on one database.
+    /// A transaction is on one database: statements on another are refused.
     async fn r8_a_transaction_does_not_reach_over_two_databases(mode: Mode) {
         let toml = r#"
             databases.second = { sqlite = "data/second.db" }
@@ -212,7 +211,7 @@ both_modes!(wrong_statements_are_told_apart);
     }
 both_modes!(r8_a_transaction_does_not_reach_over_two_databases);
 
-    /// Results over the limit are refused as a whole, and read in pieces without one.
+    /// Results beyond `rows_max_bytes` are refused, unless they are read in pieces.
     async fn large_results_are_read_in_pieces(mode: Mode) {
         let server = App::new("[limits]\nrows_max_bytes = 100000\ncpu_ms = 10000").serve().await;
         fill(&server, 100_000);
@@ -225,7 +224,7 @@ both_modes!(r8_a_transaction_does_not_reach_over_two_databases);
     }
 both_modes!(large_results_are_read_in_pieces);
 
-    /// A statement that never ends is interrupted with its request.
+    /// A statement that never ends is interrupted when its request ends.
     async fn r15_a_long_statement_ends_with_its_request(mode: Mode) {
         let server = App::new("[limits]\ncpu_ms = 300\ntimeout_ms = 300").serve().await;
         let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
@@ -239,7 +238,7 @@ both_modes!(large_results_are_read_in_pieces);
     }
 both_modes!(r15_a_long_statement_ends_with_its_request);
 
-    /// A reader of a large result that goes away gives its connection back.
+    /// A client that disconnects while its view reads a large result: the connection is given back.
     async fn r13_a_result_that_is_not_read_to_its_end_is_let_go(mode: Mode) {
         let server = App::new("[limits]\ncpu_ms = 100\n[databases.default]\nreaders = 1").serve().await;
         fill(&server, 300_000);
@@ -265,7 +264,7 @@ fn tally(statuses: &[u16]) -> Vec<(u16, usize)> {
     counts.into_iter().collect()
 }
 
-/// Statements that are joined in an atomic view run one after the other, as they were issued.
+/// Statements that are joined in an atomic view run one after the other, in the order in which they were issued.
 #[tokio::test]
 async fn r8_joined_statements_of_an_atomic_view_are_serialised() {
     let server = App::new("").serve().await;
@@ -291,8 +290,8 @@ async fn r8_joined_statements_of_an_atomic_view_are_serialised() {
     server.assert_baseline().await;
 }
 
-/// Atomic blocks that overlap cannot both be savepoints. Whatever becomes of them, what is kept is what the view
-/// and its client were told.
+/// Atomic blocks that overlap cannot both be savepoints. Whatever becomes of them, the rows that are kept are those of the
+/// blocks that were reported as successful.
 #[tokio::test]
 async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
     let server = App::new("").serve().await;
@@ -337,7 +336,7 @@ async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
     server.assert_baseline().await;
 }
 
-/// Outside of a transaction, joined reads have connections of their own and run side by side.
+/// Outside a transaction, joined reads run at once, each on a connection of its own.
 #[tokio::test]
 async fn r12_joined_reads_outside_of_a_transaction_overlap() {
     let server = App::new("[limits]\ncpu_ms = 10000").serve().await;
@@ -363,7 +362,7 @@ async fn r12_joined_reads_outside_of_a_transaction_overlap() {
     server.assert_baseline().await;
 }
 
-/// More readers than there are connections wait for one.
+/// More joined reads than there are connections: the others wait.
 #[tokio::test]
 async fn r12_more_joined_reads_than_connections_wait_for_one() {
     let server = App::new("[databases.default]\nreaders = 2").serve().await;
@@ -374,7 +373,7 @@ async fn r12_more_joined_reads_than_connections_wait_for_one() {
     server.assert_baseline().await;
 }
 
-/// A writer that never comes free is a 503, not a wait without end.
+/// When the database stays locked for too long, the request gets 503.
 #[tokio::test]
 async fn r9_a_database_that_is_busy_for_too_long_is_a_503() {
     let toml = "[databases.default]\nacquire_timeout_ms = 200\nbusy_timeout_ms = 200";
@@ -386,7 +385,7 @@ async fn r9_a_database_that_is_busy_for_too_long_is_a_503() {
     for mode in [Mode::Sync, Mode::Async] {
         let reply = server.post(&format!("/{mode}/rows/late"), "").await;
         assert_eq!(reply.status, 503, "{}", reply.text());
-        // Readers see the last commit and never wait.
+        // Readers see the last commit, and do not wait for the lock.
         assert_eq!(server.get(&format!("/{mode}/export")).await.ok(), "0 0");
     }
     other.execute_batch("rollback").expect("it has begun");
