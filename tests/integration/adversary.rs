@@ -12,25 +12,27 @@ const SEED: u64 = 20_261_128;
 /// How long they may take; a slow machine runs fewer programs.
 const TIME: Duration = Duration::from_secs(60);
 
-    async fn random_programs_keep_the_rules(kind: Kind) {
-        let work = move || {
-            hunt(Hunt {
-                kind,
-                seed: SEED,
-                programs: PROGRAMS,
-                time: TIME,
-                lanes: 2,
-                failures_max: 1,
-                shrink_time: TIME,
-                only: Vec::new(),
-                without: Vec::new(),
-            })
-        };
-        let hunted = tokio::task::spawn_blocking(work).await.expect("it does not panic");
-        let failures: Vec<String> = hunted.failures.iter().map(ToString::to_string).collect();
-        assert!(failures.is_empty(), "{}", failures.join("\n"));
-        assert!(hunted.programs > 0);
-    }
+async fn random_programs_keep_the_rules(kind: Kind) {
+    let work = move || {
+        hunt(Hunt {
+            kind,
+            seed: SEED,
+            programs: PROGRAMS,
+            time: TIME,
+            lanes: 2,
+            failures_max: 1,
+            shrink_time: TIME,
+            only: Vec::new(),
+            without: Vec::new(),
+        })
+    };
+    let hunted = tokio::task::spawn_blocking(work)
+        .await
+        .expect("it does not panic");
+    let failures: Vec<String> = hunted.failures.iter().map(ToString::to_string).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(hunted.programs > 0);
+}
 both_databases!(random_programs_keep_the_rules);
 
 /// Programs that have found faults, by the names of their files.
@@ -53,12 +55,14 @@ const FOUND: [(&str, &str); 4] = [
     ),
 ];
 
-    async fn what_once_failed_keeps_the_rules(kind: Kind) {
-        for (name, text) in FOUND {
-            let program = serde_json::from_str(text).expect(name);
-            let work = move || replay(kind, &program, 10);
-            let ran = tokio::task::spawn_blocking(work).await.expect("it does not panic");
-            assert!(ran.violations.is_empty(), "{name}: {:#?}", ran.violations);
-        }
+async fn what_once_failed_keeps_the_rules(kind: Kind) {
+    for (name, text) in FOUND {
+        let program = serde_json::from_str(text).expect(name);
+        let work = move || replay(kind, &program, 10);
+        let ran = tokio::task::spawn_blocking(work)
+            .await
+            .expect("it does not panic");
+        assert!(ran.violations.is_empty(), "{name}: {:#?}", ran.violations);
     }
+}
 both_databases!(what_once_failed_keeps_the_rules);

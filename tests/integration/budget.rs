@@ -94,75 +94,102 @@ async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output 
     drawn
 }
 
-    async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let path = format!("/{mode}/whole");
-        within_the_budget(&server, attack::unfinished_bodies(&server, &path, 400, 1_000_000)).await;
-        within_the_budget(&server, async { attack::unfinished_streams(&server, &path, (3, 150), 900_000) }).await;
-    }
+async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let path = format!("/{mode}/whole");
+    within_the_budget(
+        &server,
+        attack::unfinished_bodies(&server, &path, 400, 1_000_000),
+    )
+    .await;
+    within_the_budget(&server, async {
+        attack::unfinished_streams(&server, &path, (3, 150), 900_000)
+    })
+    .await;
+}
 both_modes!(r13_unfinished_bodies_stay_within_the_budget);
 
-    async fn r13_publishers_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let path = format!("/{mode}/hold/1000/60000/1500");
-        let publishers = async {
-            for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
-                // Each could publish some events, and was told why no more.
-                match reply.status {
-                    200 => assert!(reply.text().contains("`memory_budget_mb`"), "{}", reply.text()),
-                    503 => {}
-                    other => panic!("{other}: {}", reply.text()),
-                }
+async fn r13_publishers_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let path = format!("/{mode}/hold/1000/60000/1500");
+    let publishers = async {
+        for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
+            // Each could publish some events, and was told why no more.
+            match reply.status {
+                200 => assert!(
+                    reply.text().contains("`memory_budget_mb`"),
+                    "{}",
+                    reply.text()
+                ),
+                503 => {}
+                other => panic!("{other}: {}", reply.text()),
             }
-        };
-        within_the_budget(&server, publishers).await;
-        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
-        assert_eq!(reply.ok(), "20");
-        let toml = "limits.events_max = 10";
-        drop(server);
-        let server = greedy(toml).await;
-        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
-        assert!(reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"), "{}", reply.text());
-    }
+        }
+    };
+    within_the_budget(&server, publishers).await;
+    let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+    assert_eq!(reply.ok(), "20");
+    let toml = "limits.events_max = 10";
+    drop(server);
+    let server = greedy(toml).await;
+    let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+    assert!(
+        reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"),
+        "{}",
+        reply.text()
+    );
+}
 both_modes!(r13_publishers_stay_within_the_budget);
 
-    async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
-        assert!(refused.ok().contains("`headers_max_bytes`"), "{}", refused.text());
-        drop(server);
-        // Headers of a kilobyte each.
-        let server = greedy("limits.headers_max_bytes = 1048576").await;
-        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
-        assert!(refused.ok().contains("has 900 headers; `headers_max`"), "{}", refused.text());
-        drop(server);
-        let server = greedy("").await;
-        let path = format!("/{mode}/fetch/200/30000");
-        let requests = join_all((0..12).map(|_| server.get(&path)));
-        match mode {
-            // Twelve views, each with one outbound request at a time: too few to reach the budget's end.
-            Mode::Sync => drop(stays_within_the_budget(&server, requests).await),
-            Mode::Async => within_the_budget(&server, requests).await,
-        }
+async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+    assert!(
+        refused.ok().contains("`headers_max_bytes`"),
+        "{}",
+        refused.text()
+    );
+    drop(server);
+    // Headers of a kilobyte each.
+    let server = greedy("limits.headers_max_bytes = 1048576").await;
+    let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+    assert!(
+        refused.ok().contains("has 900 headers; `headers_max`"),
+        "{}",
+        refused.text()
+    );
+    drop(server);
+    let server = greedy("").await;
+    let path = format!("/{mode}/fetch/200/30000");
+    let requests = join_all((0..12).map(|_| server.get(&path)));
+    match mode {
+        // Twelve views, each with one outbound request at a time: too few to reach the budget's end.
+        Mode::Sync => drop(stays_within_the_budget(&server, requests).await),
+        Mode::Async => within_the_budget(&server, requests).await,
     }
+}
 both_modes!(r13_outbound_requests_stay_within_the_budget);
 
-    /// A response that the client does not read is drawn from the budget until it is sent or dropped.
-    async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
-        // Linear memory of guests is not part of the budget, so few of them run at once.
-        let server = greedy("async_views.in_flight_max = 20").await;
-        let view = format!("/{mode}/ask/body/1/700000");
-        for what in [("GET", "/static/large.txt", "br"), ("POST", &view, "identity"), ("POST", &view, "zstd")] {
-            let readers = async {
-                let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
-                // Compressed, this response is so small that all of them fit.
-                let refused = what.2 == "zstd" || statuses.contains(&503);
-                assert!(statuses.contains(&200) && refused, "{what:?}: {statuses:?}");
-                held
-            };
-            within_the_budget(&server, readers).await;
-        }
+/// A response that the client does not read is drawn from the budget until it is sent or dropped.
+async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
+    // Linear memory of guests is not part of the budget, so few of them run at once.
+    let server = greedy("async_views.in_flight_max = 20").await;
+    let view = format!("/{mode}/ask/body/1/700000");
+    for what in [
+        ("GET", "/static/large.txt", "br"),
+        ("POST", &view, "identity"),
+        ("POST", &view, "zstd"),
+    ] {
+        let readers = async {
+            let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
+            // Compressed, this response is so small that all of them fit.
+            let refused = what.2 == "zstd" || statuses.contains(&503);
+            assert!(statuses.contains(&200) && refused, "{what:?}: {statuses:?}");
+            held
+        };
+        within_the_budget(&server, readers).await;
     }
+}
 both_modes!(r13_responses_that_are_not_read_stay_within_the_budget);
 
 /// R13: what a request has drawn is given back at its end, also while its connection stays open.

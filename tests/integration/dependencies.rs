@@ -196,11 +196,7 @@ fn packages(workspace: &Path, targets: &[String]) -> Vec<Package> {
     }
     let output = cargo.output().expect("cargo can be started");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{}: {said}",
-        workspace.display()
-    );
+    assert!(output.status.success(), "{}: {said}", workspace.display());
     let metadata: Metadata =
         serde_json::from_slice(&output.stdout).expect("cargo's metadata are JSON");
     metadata.packages

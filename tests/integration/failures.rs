@@ -118,108 +118,145 @@ const CASES: &[Case] = &[
 
 const LIMITS: &str = "[limits]\ncpu_ms = 200\ntimeout_ms = 1500\nmemory_mb = 32";
 
-    async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
-        let server = App::new(LIMITS).serve().await;
-        for case in CASES {
-            check(&server, mode, case).await;
-        }
-        server.assert_baseline().await;
+async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
+    let server = App::new(LIMITS).serve().await;
+    for case in CASES {
+        check(&server, mode, case).await;
     }
+    server.assert_baseline().await;
+}
 both_modes!(r9_r13_r16_r17_every_failure_is_undone_and_named);
 
-    async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
-        let server = App::new("").serve().await;
-        for how in ["sleep", "sleep-then-write", "loop"] {
-            let mark = server.log.mark();
-            let path = format!("/{mode}/fail/{how}");
-            let request = tokio::spawn(server.request("POST", &path).send());
-            eventually("the view to run", async || {
-                let metrics = server.metrics().await;
-                let runs = metrics.get("amphi_transactions") == 1.0;
-                if runs { Ok(()) } else { Err(metrics.in_flight()) }
-            })
-            .await;
-            request.abort();
-            let lines = server.log.requests(mark, 1).await;
-            assert_eq!(lines[0].text("view"), mode.view("fail"), "{how}");
-            assert_eq!(lines[0].number("status"), 499, "{how}");
-            assert!(lines[0].text("why").contains("the client has gone"), "{how}: {:?}", lines[0]);
-            // Soon, and not after the minute that the view wanted to sleep.
-            server.assert_baseline().await;
-            assert_eq!(server.rows(), 0, "{how}");
-        }
-        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
+    let server = App::new("").serve().await;
+    for how in ["sleep", "sleep-then-write", "loop"] {
+        let mark = server.log.mark();
+        let path = format!("/{mode}/fail/{how}");
+        let request = tokio::spawn(server.request("POST", &path).send());
+        eventually("the view to run", async || {
+            let metrics = server.metrics().await;
+            let runs = metrics.get("amphi_transactions") == 1.0;
+            if runs {
+                Ok(())
+            } else {
+                Err(metrics.in_flight())
+            }
+        })
+        .await;
+        request.abort();
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].text("view"), mode.view("fail"), "{how}");
+        assert_eq!(lines[0].number("status"), 499, "{how}");
+        assert!(
+            lines[0].text("why").contains("the client has gone"),
+            "{how}: {:?}",
+            lines[0]
+        );
+        // Soon, and not after the minute that the view wanted to sleep.
+        server.assert_baseline().await;
+        assert_eq!(server.rows(), 0, "{how}");
     }
+    assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+}
 both_modes!(r9_r15_a_client_that_leaves_has_its_request_undone);
 
-    /// A disconnect ends a request wherever it waits: in a statement, for the connection that writes, or for a worker or
-    /// instance.
-    async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
-        let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
-        let server = App::new(toml).serve().await;
-        let scopes = async |expected: f64| {
-            eventually("that many requests", async || {
-                let scopes = server.metrics().await.get("amphi_scopes");
-                if scopes == expected { Ok(()) } else { Err(scopes) }
-            })
-            .await;
-        };
-        let start = |path: &str, body: &'static str| {
-            tokio::spawn(server.request("POST", &format!("/{mode}/{path}")).body(body).send())
-        };
-        let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
-        for statement in ["sql?with=query", "sql?with=rows", "sql/atomic?with=query"] {
-            let computing = start(statement, endless);
-            scopes(1.0).await;
-            computing.abort();
-            server.assert_baseline().await;
-        }
-        let holding = start("fail/sleep", "");
+/// A disconnect ends a request wherever it waits: in a statement, for the connection that writes, or for a worker or
+/// instance.
+async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
+    let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
+    let server = App::new(toml).serve().await;
+    let scopes = async |expected: f64| {
+        eventually("that many requests", async || {
+            let scopes = server.metrics().await.get("amphi_scopes");
+            if scopes == expected {
+                Ok(())
+            } else {
+                Err(scopes)
+            }
+        })
+        .await;
+    };
+    let start = |path: &str, body: &'static str| {
+        tokio::spawn(
+            server
+                .request("POST", &format!("/{mode}/{path}"))
+                .body(body)
+                .send(),
+        )
+    };
+    let endless =
+        "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
+    for statement in ["sql?with=query", "sql?with=rows", "sql/atomic?with=query"] {
+        let computing = start(statement, endless);
         scopes(1.0).await;
-        let writing = start("rows/second", "");
-        scopes(2.0).await;
-        let queued = start("rows/third", "");
-        scopes(3.0).await;
-        queued.abort();
-        scopes(2.0).await;
-        writing.abort();
-        scopes(1.0).await;
-        holding.abort();
+        computing.abort();
         server.assert_baseline().await;
-        assert_eq!(server.rows(), 0);
-        assert_eq!(server.post(&format!("/{mode}/rows/after"), "").await.status, 201);
-        let lines = server.log.requests(0, 7).await;
-        assert_eq!(lines.iter().filter(|line| line.number("status") == 499).count(), 6, "{lines:#?}");
     }
+    let holding = start("fail/sleep", "");
+    scopes(1.0).await;
+    let writing = start("rows/second", "");
+    scopes(2.0).await;
+    let queued = start("rows/third", "");
+    scopes(3.0).await;
+    queued.abort();
+    scopes(2.0).await;
+    writing.abort();
+    scopes(1.0).await;
+    holding.abort();
+    server.assert_baseline().await;
+    assert_eq!(server.rows(), 0);
+    assert_eq!(
+        server.post(&format!("/{mode}/rows/after"), "").await.status,
+        201
+    );
+    let lines = server.log.requests(0, 7).await;
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line.number("status") == 499)
+            .count(),
+        6,
+        "{lines:#?}"
+    );
+}
 both_modes!(r13_r15_a_client_that_leaves_a_waiting_request_frees_it);
 
-    async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
-        let server = App::new(LIMITS).serve().await;
-        let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;
-        // The first requests make pools grow to their full size.
-        for _ in 0..10 {
-            assert_eq!(hog().await, 500);
-        }
-        let before = server.memory_kib();
-        for _ in 0..100 {
-            assert_eq!(hog().await, 500);
-        }
-        server.assert_baseline().await;
-        let after = server.memory_kib();
-        assert!(after < before + (16 << 10), "{before} KiB before, {after} KiB after");
+async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
+    let server = App::new(LIMITS).serve().await;
+    let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;
+    // The first requests make pools grow to their full size.
+    for _ in 0..10 {
+        assert_eq!(hog().await, 500);
     }
+    let before = server.memory_kib();
+    for _ in 0..100 {
+        assert_eq!(hog().await, 500);
+    }
+    server.assert_baseline().await;
+    let after = server.memory_kib();
+    assert!(
+        after < before + (16 << 10),
+        "{before} KiB before, {after} KiB after"
+    );
+}
 both_modes!(r13_memory_hogs_leave_nothing_behind);
 
-    async fn a_view_can_have_less_than_its_module(mode: Mode) {
-        let server = App::new("").serve().await;
-        let mark = server.log.mark();
-        assert_eq!(server.get(&format!("/{mode}/short/loop")).await.status, 504);
-        assert_eq!(server.get(&format!("/{mode}/short/nap")).await.status, 504);
-        let lines = server.log.requests(mark, 2).await;
-        assert!(lines[0].text("why").contains("CPU time of 50 ms"), "{lines:#?}");
-        assert!(lines[1].text("why").contains("longer than its time limit"), "{lines:#?}");
-        server.assert_baseline().await;
-    }
+async fn a_view_can_have_less_than_its_module(mode: Mode) {
+    let server = App::new("").serve().await;
+    let mark = server.log.mark();
+    assert_eq!(server.get(&format!("/{mode}/short/loop")).await.status, 504);
+    assert_eq!(server.get(&format!("/{mode}/short/nap")).await.status, 504);
+    let lines = server.log.requests(mark, 2).await;
+    assert!(
+        lines[0].text("why").contains("CPU time of 50 ms"),
+        "{lines:#?}"
+    );
+    assert!(
+        lines[1].text("why").contains("longer than its time limit"),
+        "{lines:#?}"
+    );
+    server.assert_baseline().await;
+}
 both_modes!(a_view_can_have_less_than_its_module);
 
 async fn check(server: &Server, mode: Mode, case: &Case) {

@@ -62,21 +62,37 @@ const ASKED: [(&str, u16, &str); 26] = [
     ("environment/1000/0", 200, "0"),
 ];
 
-    async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
-        let server = greedy("", false).await;
-        for (asked, status, said) in ASKED {
-            let mark = server.log.mark();
-            let reply = server.post(&format!("/{mode}/ask/{asked}"), "").await;
-            let lines = server.log.requests(mark, 1).await;
-            let why = lines[0].text("why").to_owned();
-            let told = String::from_utf8_lossy(&reply.body).into_owned();
-            let short = |text: &str| text.chars().take(300).collect::<String>();
-            assert_eq!(reply.status, status, "{asked}: {} {}", short(&told), short(&why));
-            assert!(told.contains(said) || why.contains(said), "{asked}: {} {}", short(&told), short(&why));
-            assert!(why.len() <= 5000 && told.len() <= 20_000, "{asked}: {} and {} bytes", why.len(), told.len());
-        }
-        server.assert_baseline().await;
+async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
+    let server = greedy("", false).await;
+    for (asked, status, said) in ASKED {
+        let mark = server.log.mark();
+        let reply = server.post(&format!("/{mode}/ask/{asked}"), "").await;
+        let lines = server.log.requests(mark, 1).await;
+        let why = lines[0].text("why").to_owned();
+        let told = String::from_utf8_lossy(&reply.body).into_owned();
+        let short = |text: &str| text.chars().take(300).collect::<String>();
+        assert_eq!(
+            reply.status,
+            status,
+            "{asked}: {} {}",
+            short(&told),
+            short(&why)
+        );
+        assert!(
+            told.contains(said) || why.contains(said),
+            "{asked}: {} {}",
+            short(&told),
+            short(&why)
+        );
+        assert!(
+            why.len() <= 5000 && told.len() <= 20_000,
+            "{asked}: {} and {} bytes",
+            why.len(),
+            told.len()
+        );
     }
+    server.assert_baseline().await;
+}
 both_modes!(r5_host_calls_that_ask_for_too_much_are_refused_by_name);
 
 /// A view can have only so many calls in flight at once.

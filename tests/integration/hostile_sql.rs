@@ -133,50 +133,96 @@ async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duratio
     waits
 }
 
-    async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
-        survive(mode, sqlite::corpus()).await;
-    }
+async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
+    survive(mode, sqlite::corpus()).await;
+}
 both_modes!(r13_hostile_sql_on_sqlite_ends_in_time);
 
-    /// A LIKE pattern as long as the text, with a `%` at every other place. SQLite's own LIKE ended the process here.
-    async fn a_search_of_any_length_ends_nothing(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, "").await.serve().await;
-        let path = format!("/{mode}/run");
-        let search = |pattern: String| {
-            json!([query_with("select id from rows where tag like '%' || ? || '%'", json!([pattern]))])
-        };
-        let long = execute_with("insert into rows (tag) values (?)", json!(["a".repeat(24_000)]));
-        server.told(&path, json!([long])).await;
-        let told = server.told(&path, search("%a".repeat(23_000))).await;
-        let text = told[0].as_str().unwrap_or_default();
-        assert!(text.starts_with("TooLarge: "), "{told}");
-        assert!(text.contains("may have 10000: look for a shorter text"), "{told}");
-        assert_eq!(server.told(&path, search("%a".repeat(4_900))).await, json!([[[1]]]));
-    }
+/// A LIKE pattern as long as the text, with a `%` at every other place. SQLite's own LIKE ended the process here.
+async fn a_search_of_any_length_ends_nothing(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let path = format!("/{mode}/run");
+    let search = |pattern: String| {
+        json!([query_with(
+            "select id from rows where tag like '%' || ? || '%'",
+            json!([pattern])
+        )])
+    };
+    let long = execute_with(
+        "insert into rows (tag) values (?)",
+        json!(["a".repeat(24_000)]),
+    );
+    server.told(&path, json!([long])).await;
+    let told = server.told(&path, search("%a".repeat(23_000))).await;
+    let text = told[0].as_str().unwrap_or_default();
+    assert!(text.starts_with("TooLarge: "), "{told}");
+    assert!(
+        text.contains("may have 10000: look for a shorter text"),
+        "{told}"
+    );
+    assert_eq!(
+        server.told(&path, search("%a".repeat(4_900))).await,
+        json!([[[1]]])
+    );
+}
 both_modes!(a_search_of_any_length_ends_nothing);
 
-    /// `last_insert_rowid()`, `changes()` and `total_changes()` tell nothing of earlier requests on the same connection.
-    async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, "").await.serve().await;
-        let told = |view: &str, steps: Value| {
-            let path = format!("/{mode}/{view}");
-            let server = &server;
-            async move { server.told(&path, steps).await }
-        };
-        let ask = "select last_insert_rowid() as a, changes() as b, total_changes() as c";
-        let insert = "insert into rows (tag) values ('mine')";
-        let update = "update rows set tag = 'theirs'";
-        for _ in 0..2 {
-            told("run", json!([execute(insert), execute(insert)])).await;
-            assert_eq!(told("run/atomic", json!([query(ask)])).await, json!([[[0, 0, 0]]]));
-            let rows = server.app.data.rows().await;
-            assert_eq!(told("run/atomic", json!([execute(update), query(ask)])).await, json!([rows, [[0, rows, rows]]]));
-            let expected = json!([1, [[rows + 1, 1, 1]], rows + 1, [[rows + 1, rows + 1, rows + 2]]]);
-            assert_eq!(told("run/atomic", json!([execute(insert), query(ask), execute(update), query(ask)])).await, expected);
-            // A statement that changes no row returns 0, whatever ran before.
-            assert_eq!(told("run", json!([execute("create table if not exists other (a)")])).await, json!([0]));
-            let refused = told("run", json!([execute(insert), query("select last_insert_rowid()")])).await;
-            assert!(refused[1].as_str().is_some_and(|text| text.contains("Use `returning`")), "{refused}");
-        }
+/// `last_insert_rowid()`, `changes()` and `total_changes()` tell nothing of earlier requests on the same connection.
+async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let told = |view: &str, steps: Value| {
+        let path = format!("/{mode}/{view}");
+        let server = &server;
+        async move { server.told(&path, steps).await }
+    };
+    let ask = "select last_insert_rowid() as a, changes() as b, total_changes() as c";
+    let insert = "insert into rows (tag) values ('mine')";
+    let update = "update rows set tag = 'theirs'";
+    for _ in 0..2 {
+        told("run", json!([execute(insert), execute(insert)])).await;
+        assert_eq!(
+            told("run/atomic", json!([query(ask)])).await,
+            json!([[[0, 0, 0]]])
+        );
+        let rows = server.app.data.rows().await;
+        assert_eq!(
+            told("run/atomic", json!([execute(update), query(ask)])).await,
+            json!([rows, [[0, rows, rows]]])
+        );
+        let expected = json!([
+            1,
+            [[rows + 1, 1, 1]],
+            rows + 1,
+            [[rows + 1, rows + 1, rows + 2]]
+        ]);
+        assert_eq!(
+            told(
+                "run/atomic",
+                json!([execute(insert), query(ask), execute(update), query(ask)])
+            )
+            .await,
+            expected
+        );
+        // A statement that changes no row returns 0, whatever ran before.
+        assert_eq!(
+            told(
+                "run",
+                json!([execute("create table if not exists other (a)")])
+            )
+            .await,
+            json!([0])
+        );
+        let refused = told(
+            "run",
+            json!([execute(insert), query("select last_insert_rowid()")]),
+        )
+        .await;
+        assert!(
+            refused[1]
+                .as_str()
+                .is_some_and(|text| text.contains("Use `returning`")),
+            "{refused}"
+        );
     }
+}
 both_modes!(r11_nobody_is_told_what_others_inserted);

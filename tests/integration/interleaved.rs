@@ -56,32 +56,60 @@ async fn timed(server: &Server, path: String, steps: Value) -> (Instant, Value, 
     (begin, told, Instant::now())
 }
 
-    /// Requests that are interleaved more than 100,000 times.
-    async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, kind: Kind) {
-        let database = match kind {
-            Kind::Sqlite => "databases.default.readers = 8",
-            Kind::Postgres => "",
+/// Requests that are interleaved more than 100,000 times.
+async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, kind: Kind) {
+    let database = match kind {
+        Kind::Sqlite => "databases.default.readers = 8",
+        Kind::Postgres => "",
+    };
+    let toml = format!(
+        "{database}\nlimits = {{ cpu_ms = 100000, timeout_ms = 300000 }}\nasync_views.loops = 1"
+    );
+    let server = App::rules(kind, &toml).await.serve().await;
+    // With repeatable reads, each sees what was committed before it began. SQLite has one writer at a time, so there
+    // all but one only read.
+    let writes = |scope: usize| kind == Kind::Postgres || scope == 0;
+    let scopes = join_all((0..SCOPES).map(|scope| {
+        let view = if writes(scope) {
+            "repeatable"
+        } else {
+            "read/atomic"
         };
-        let toml = format!("{database}\nlimits = {{ cpu_ms = 100000, timeout_ms = 300000 }}\nasync_views.loops = 1");
-        let server = App::rules(kind, &toml).await.serve().await;
-        // With repeatable reads, each sees what was committed before it began. SQLite has one writer at a time, so there
-        // all but one only read.
-        let writes = |scope: usize| kind == Kind::Postgres || scope == 0;
-        let scopes = join_all((0..SCOPES).map(|scope| {
-            let view = if writes(scope) { "repeatable" } else { "read/atomic" };
-            timed(&server, format!("/{mode}/{view}"), busy(&format!("scope {scope}"), writes(scope)))
-        }))
-        .await;
-        let first_end = scopes.iter().map(|scope| scope.2).min().expect("there are some");
-        let last_begin = scopes.iter().map(|scope| scope.0).max().expect("there are some");
-        let longest = scopes.iter().map(|scope| scope.2 - scope.0).max().expect("there are some");
-        let overlap = first_end.saturating_duration_since(last_begin);
-        assert!(overlap > longest / 4, "they should have run beside each other: {overlap:?} of {longest:?}");
-        for (scope, (_, told, _)) in scopes.iter().enumerate() {
-            check(told, &format!("scope {scope}"), writes(scope));
-        }
-        server.assert_baseline().await;
-        let rows = (0..SCOPES).filter(|scope| writes(*scope)).count() * TIMES / PER_STATEMENT;
-        assert_eq!(server.app.data.rows().await, i64::try_from(rows).expect("few"));
+        timed(
+            &server,
+            format!("/{mode}/{view}"),
+            busy(&format!("scope {scope}"), writes(scope)),
+        )
+    }))
+    .await;
+    let first_end = scopes
+        .iter()
+        .map(|scope| scope.2)
+        .min()
+        .expect("there are some");
+    let last_begin = scopes
+        .iter()
+        .map(|scope| scope.0)
+        .max()
+        .expect("there are some");
+    let longest = scopes
+        .iter()
+        .map(|scope| scope.2 - scope.0)
+        .max()
+        .expect("there are some");
+    let overlap = first_end.saturating_duration_since(last_begin);
+    assert!(
+        overlap > longest / 4,
+        "they should have run beside each other: {overlap:?} of {longest:?}"
+    );
+    for (scope, (_, told, _)) in scopes.iter().enumerate() {
+        check(told, &format!("scope {scope}"), writes(scope));
     }
+    server.assert_baseline().await;
+    let rows = (0..SCOPES).filter(|scope| writes(*scope)).count() * TIMES / PER_STATEMENT;
+    assert_eq!(
+        server.app.data.rows().await,
+        i64::try_from(rows).expect("few")
+    );
+}
 both_modes_and_databases!(r8_r14_scopes_beside_each_other_see_nothing_of_each_other);

@@ -271,51 +271,75 @@ async fn r4_async_views_queue_for_their_instances() {
     server.assert_baseline().await;
 }
 
-    /// Many requests at once: each gets its own response.
-    async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
-        let server = App::new("").serve().await;
-        let all = join_all((0..200).map(|number| {
-            let server = &server;
-            async move { (number, server.get(&format!("/{mode}/greet/{number}")).await) }
-        }));
-        for (number, reply) in all.await {
-            assert_eq!(reply.ok(), format!("hello {number}"));
-        }
-        server.assert_baseline().await;
+/// Many requests at once: each gets its own response.
+async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
+    let server = App::new("").serve().await;
+    let all = join_all((0..200).map(|number| {
+        let server = &server;
+        async move { (number, server.get(&format!("/{mode}/greet/{number}")).await) }
+    }));
+    for (number, reply) in all.await {
+        assert_eq!(reply.ok(), format!("hello {number}"));
     }
+    server.assert_baseline().await;
+}
 both_modes!(r14_answers_do_not_get_mixed_up);
 
-    /// All results that a view has open in the host together may be as large as one result (`rows_max_bytes`). Outside a
-    /// transaction, results on half of the four reading connections are read in pieces, and do not count.
-    async fn r13_open_results_share_a_limit(mode: Mode) {
-        let server = App::new("").serve().await;
-        assert_eq!(server.post(&format!("/{mode}/hoard/50"), "").await.ok(), "8");
-        assert_eq!(server.post(&format!("/{mode}/hoard/50/outside"), "").await.ok(), "10");
-        server.assert_baseline().await;
-    }
+/// All results that a view has open in the host together may be as large as one result (`rows_max_bytes`). Outside a
+/// transaction, results on half of the four reading connections are read in pieces, and do not count.
+async fn r13_open_results_share_a_limit(mode: Mode) {
+    let server = App::new("").serve().await;
+    assert_eq!(
+        server.post(&format!("/{mode}/hoard/50"), "").await.ok(),
+        "8"
+    );
+    assert_eq!(
+        server
+            .post(&format!("/{mode}/hoard/50/outside"), "")
+            .await
+            .ok(),
+        "10"
+    );
+    server.assert_baseline().await;
+}
 both_modes!(r13_open_results_share_a_limit);
 
-    /// Requests that are ended in every way, at once and together with requests that succeed.
-    async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
-        let toml = "[limits]\ncpu_ms = 50\ntimeout_ms = 200\nmemory_mb = 16\n[sync_views]\nworkers_max = 16";
-        let server = App::new(toml).serve().await;
-        let ends = ["panic", "loop", "allocate", "sleep", "recurse", "error", "ok", "header-value"];
-        let requests = (0..120).map(|number| {
-            let how = ends[number % ends.len()];
-            let request = server.request("POST", &format!("/{mode}/fail/{how}"));
-            async move {
-                if number % 5 == 0 {
-                    // The client disconnects in the middle.
-                    let _ = tokio::time::timeout(Duration::from_millis(20), Reply::maybe(request)).await;
-                } else {
-                    let reply = Reply::of(request).await;
-                    assert!([200, 500, 503, 504].contains(&reply.status), "{how}: {}", reply.status);
-                }
+/// Requests that are ended in every way, at once and together with requests that succeed.
+async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
+    let toml =
+        "[limits]\ncpu_ms = 50\ntimeout_ms = 200\nmemory_mb = 16\n[sync_views]\nworkers_max = 16";
+    let server = App::new(toml).serve().await;
+    let ends = [
+        "panic",
+        "loop",
+        "allocate",
+        "sleep",
+        "recurse",
+        "error",
+        "ok",
+        "header-value",
+    ];
+    let requests = (0..120).map(|number| {
+        let how = ends[number % ends.len()];
+        let request = server.request("POST", &format!("/{mode}/fail/{how}"));
+        async move {
+            if number % 5 == 0 {
+                // The client disconnects in the middle.
+                let _ =
+                    tokio::time::timeout(Duration::from_millis(20), Reply::maybe(request)).await;
+            } else {
+                let reply = Reply::of(request).await;
+                assert!(
+                    [200, 500, 503, 504].contains(&reply.status),
+                    "{how}: {}",
+                    reply.status
+                );
             }
-        });
-        join_all(requests).await;
-        server.assert_baseline().await;
-        assert_eq!(server.tags().iter().filter(|tag| *tag != "ok").count(), 0);
-        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
-    }
+        }
+    });
+    join_all(requests).await;
+    server.assert_baseline().await;
+    assert_eq!(server.tags().iter().filter(|tag| *tag != "ok").count(), 0);
+    assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+}
 both_modes!(r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline);

@@ -58,127 +58,187 @@ async fn serve_with_one_connection() -> Server {
         .await
 }
 
-    /// The refusal names the statement, and what to do instead.
-    async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let before = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        for statement in SESSION {
-            for path in ["run", "run/atomic"] {
-                for step in [execute(statement), query(statement)] {
-                    let told = server.reason(&format!("/{mode}/{path}"), json!([step])).await;
-                    assert!(told.contains("was refused"), "{statement} in {path}: {told}");
-                    assert!(told.contains("`pin`"), "it should say the way out: {statement}: {told}");
-                }
+/// The refusal names the statement, and what to do instead.
+async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let before = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    for statement in SESSION {
+        for path in ["run", "run/atomic"] {
+            for step in [execute(statement), query(statement)] {
+                let told = server
+                    .reason(&format!("/{mode}/{path}"), json!([step]))
+                    .await;
+                assert!(
+                    told.contains("was refused"),
+                    "{statement} in {path}: {told}"
+                );
+                assert!(
+                    told.contains("`pin`"),
+                    "it should say the way out: {statement}: {told}"
+                );
             }
         }
-        for statement in NEVER {
-            for step in [execute(statement), query(statement), pinned(json!([execute(statement)]))] {
-                let told = server.steps(&format!("/{mode}/run"), json!([step])).await;
-                assert!(told.text().contains("Denied: "), "{statement}: {}", told.text());
-            }
-        }
-        let after = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        assert_eq!(after, before);
-        server.assert_baseline().await;
     }
+    for statement in NEVER {
+        for step in [
+            execute(statement),
+            query(statement),
+            pinned(json!([execute(statement)])),
+        ] {
+            let told = server.steps(&format!("/{mode}/run"), json!([step])).await;
+            assert!(
+                told.text().contains("Denied: "),
+                "{statement}: {}",
+                told.text()
+            );
+        }
+    }
+    let after = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    assert_eq!(after, before);
+    server.assert_baseline().await;
+}
 both_modes!(r11_statements_that_change_the_session_are_refused_outside_a_pinned_one);
 
-    /// Statements that only look as if they changed the session are not refused.
-    async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let path = format!("/{mode}/run/atomic");
-        for statement in [
-            "select 'set search_path = x; begin'",
-            "select 1 /* set role none */",
-            "select $q$ listen $q$",
-            "insert into rows (tag) values ('discard all')",
-            "update rows set tag = 'commit' where tag = 'begin'",
-            "with s as (select 1 as set) select set::text from s",
-            "select pg_advisory_xact_lock(1)::text",
-            "set local statement_timeout = 5000",
-        ] {
-            let told = server.told(&path, json!([execute(statement)])).await;
-            assert!(told[0].is_number(), "{statement}: {told}");
-        }
-        let state = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        assert_eq!(state[0][0][6], 0, "{state}");
-        server.assert_baseline().await;
+/// Statements that only look as if they changed the session are not refused.
+async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let path = format!("/{mode}/run/atomic");
+    for statement in [
+        "select 'set search_path = x; begin'",
+        "select 1 /* set role none */",
+        "select $q$ listen $q$",
+        "insert into rows (tag) values ('discard all')",
+        "update rows set tag = 'commit' where tag = 'begin'",
+        "with s as (select 1 as set) select set::text from s",
+        "select pg_advisory_xact_lock(1)::text",
+        "set local statement_timeout = 5000",
+    ] {
+        let told = server.told(&path, json!([execute(statement)])).await;
+        assert!(told[0].is_number(), "{statement}: {told}");
     }
+    let state = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    assert_eq!(state[0][0][6], 0, "{state}");
+    server.assert_baseline().await;
+}
 both_modes!(r11_what_leaves_no_trace_is_not_refused);
 
-    async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let path = format!("/{mode}/run");
-        let before = server.told(&path, json!([query(STATE)])).await;
-        let change = [
-            execute("set search_path = pg_catalog, public"),
-            execute("set timezone = 'Europe/Vienna'"),
-            execute("set statement_timeout = 12345"),
-            execute("set application_name = 'mine'"),
-            execute("set default_transaction_read_only = on"),
-            execute("prepare mine as select 1"),
-            query("select pg_advisory_lock(1)::text"),
-            execute("listen news"),
-            query("select current_setting('timezone')"),
-        ];
-        for last in [json!([]), json!([end("panic")]), json!([end("error")])] {
-            for atomic in ["", "/atomic"] {
-                let steps: Vec<Value> = change.iter().cloned().chain(last.as_array().cloned().unwrap_or_default()).collect();
-                let reply = server.steps(&format!("{path}{atomic}"), json!([pinned(Value::Array(steps))])).await;
-                if last == json!([]) {
-                    assert_eq!(reply.told()[0][8], json!([["Europe/Vienna"]]), "all statements have one session");
-                }
-                let after = server.told(&path, json!([query(STATE)])).await;
-                assert_eq!(after, before, "after {last} {atomic}");
+async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let path = format!("/{mode}/run");
+    let before = server.told(&path, json!([query(STATE)])).await;
+    let change = [
+        execute("set search_path = pg_catalog, public"),
+        execute("set timezone = 'Europe/Vienna'"),
+        execute("set statement_timeout = 12345"),
+        execute("set application_name = 'mine'"),
+        execute("set default_transaction_read_only = on"),
+        execute("prepare mine as select 1"),
+        query("select pg_advisory_lock(1)::text"),
+        execute("listen news"),
+        query("select current_setting('timezone')"),
+    ];
+    for last in [json!([]), json!([end("panic")]), json!([end("error")])] {
+        for atomic in ["", "/atomic"] {
+            let steps: Vec<Value> = change
+                .iter()
+                .cloned()
+                .chain(last.as_array().cloned().unwrap_or_default())
+                .collect();
+            let reply = server
+                .steps(
+                    &format!("{path}{atomic}"),
+                    json!([pinned(Value::Array(steps))]),
+                )
+                .await;
+            if last == json!([]) {
+                assert_eq!(
+                    reply.told()[0][8],
+                    json!([["Europe/Vienna"]]),
+                    "all statements have one session"
+                );
             }
+            let after = server.told(&path, json!([query(STATE)])).await;
+            assert_eq!(after, before, "after {last} {atomic}");
         }
-        // A disconnect, and a time limit.
-        let steps = json!([pinned(json!([execute("set timezone = 'Europe/Vienna'"), nap(60_000)]))]);
-        let left = server.request("POST", &path).body(steps.to_string());
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(200), left.send()).await.is_err());
-        assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
-        assert_eq!(server.steps(&format!("/{mode}/brief"), steps).await.status, 504);
-        assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
-        server.assert_baseline().await;
     }
+    // A disconnect, and a time limit.
+    let steps = json!([pinned(json!([
+        execute("set timezone = 'Europe/Vienna'"),
+        nap(60_000)
+    ]))]);
+    let left = server.request("POST", &path).body(steps.to_string());
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_millis(200), left.send())
+            .await
+            .is_err()
+    );
+    assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
+    assert_eq!(
+        server.steps(&format!("/{mode}/brief"), steps).await.status,
+        504
+    );
+    assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
+    server.assert_baseline().await;
+}
 both_modes!(r11_a_pinned_session_leaves_nothing_to_the_next_borrower);
 
-    /// A temporary table exists as long as the pin.
-    async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        let path = format!("/{mode}/run");
-        let table = execute("create temp table secret (a integer)");
-        let told = server.told(&path, json!([table])).await;
-        assert!(text(&told[0]).starts_with("Denied: "), "{told}");
-        for atomic in ["", "/atomic"] {
-            let steps = json!([pinned(json!([table, execute("insert into secret values (7)"), query("select a from secret"), insert("kept")]))]);
-            let told = server.told(&format!("{path}{atomic}"), steps).await;
-            assert_eq!(told[0][2], json!([[7]]), "{told}");
-            for _ in 0..8 {
-                let told = server.told(&path, json!([query("select a from secret")])).await;
-                assert!(text(&told[0]).starts_with("Statement: "), "{told}");
-            }
+/// A temporary table exists as long as the pin.
+async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    let path = format!("/{mode}/run");
+    let table = execute("create temp table secret (a integer)");
+    let told = server.told(&path, json!([table])).await;
+    assert!(text(&told[0]).starts_with("Denied: "), "{told}");
+    for atomic in ["", "/atomic"] {
+        let steps = json!([pinned(json!([
+            table,
+            execute("insert into secret values (7)"),
+            query("select a from secret"),
+            insert("kept")
+        ]))]);
+        let told = server.told(&format!("{path}{atomic}"), steps).await;
+        assert_eq!(told[0][2], json!([[7]]), "{told}");
+        for _ in 0..8 {
+            let told = server
+                .told(&path, json!([query("select a from secret")]))
+                .await;
+            assert!(text(&told[0]).starts_with("Statement: "), "{told}");
         }
-        assert_eq!(server.app.data.tags().await, ["kept", "kept"]);
-        server.app.data.assert_quiet().await;
-        server.assert_baseline().await;
     }
+    assert_eq!(server.app.data.tags().await, ["kept", "kept"]);
+    server.app.data.assert_quiet().await;
+    server.assert_baseline().await;
+}
 both_modes_and_databases!(r11_temporary_tables_are_for_a_pinned_session);
 
-    /// However a transaction ends, its connection comes back without a transaction and without locks.
-    async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        for (path, steps) in [
-            ("run/atomic", json!([insert("a")])),
-            ("run/atomic", json!([insert("b"), end("panic")])),
-            ("limited", json!([insert("b"), end("loop")])),
-            ("brief", json!([insert("b"), nap(60_000)])),
-        ] {
-            server.steps(&format!("/{mode}/{path}"), steps).await;
-            server.assert_baseline().await;
-            server.app.data.assert_quiet().await;
-            // The next request sees only what was committed.
-            assert_eq!(server.told(&format!("/{mode}/run"), json!([query("select count(*) from rows")])).await, json!([[[1]]]));
-        }
+/// However a transaction ends, its connection comes back without a transaction and without locks.
+async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    for (path, steps) in [
+        ("run/atomic", json!([insert("a")])),
+        ("run/atomic", json!([insert("b"), end("panic")])),
+        ("limited", json!([insert("b"), end("loop")])),
+        ("brief", json!([insert("b"), nap(60_000)])),
+    ] {
+        server.steps(&format!("/{mode}/{path}"), steps).await;
+        server.assert_baseline().await;
+        server.app.data.assert_quiet().await;
+        // The next request sees only what was committed.
+        assert_eq!(
+            server
+                .told(
+                    &format!("/{mode}/run"),
+                    json!([query("select count(*) from rows")])
+                )
+                .await,
+            json!([[[1]]])
+        );
     }
+}
 both_modes_and_databases!(r11_a_connection_comes_back_without_a_transaction);

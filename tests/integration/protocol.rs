@@ -17,212 +17,404 @@ async fn assert_well(server: &Server) {
     server.assert_baseline().await;
 }
 
-    async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
-        let server = App::new("").serve().await;
-        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
-        assert_eq!((reply.status, reply.header("content-length"), reply.body.len()), (200, "5", 0));
-        assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
-        let reply = Reply::of(server.request("OPTIONS", &format!("/{mode}/file"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (204, "GET, HEAD, OPTIONS, PUT"));
-        for method in ["POST", "DELETE", "PATCH", "TRACE", "BREW"] {
-            let reply = Reply::of(server.request(method, &format!("/{mode}/hello"))).await;
-            assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"), "{method}");
-            assert!(reply.text().contains(method), "{}", reply.text());
-        }
-        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/rows/a"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "OPTIONS, POST"));
-        for path in ["/", "/nothing", &format!("/{mode}"), &format!("/{mode}/hello/"), &format!("/{mode}/hello/x"), &format!("//{mode}/hello")] {
-            assert_eq!(server.get(path).await.status, 404, "{path}");
-        }
-        let reply = Reply::of(server.request("HEAD", "/nothing")).await;
-        assert_eq!((reply.status, reply.body.len()), (404, 0));
-        assert_eq!(server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(), "hello");
-        assert_well(&server).await;
+async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
+    let server = App::new("").serve().await;
+    let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
+    assert_eq!(
+        (
+            reply.status,
+            reply.header("content-length"),
+            reply.body.len()
+        ),
+        (200, "5", 0)
+    );
+    assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
+    let reply = Reply::of(server.request("OPTIONS", &format!("/{mode}/file"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (204, "GET, HEAD, OPTIONS, PUT")
+    );
+    for method in ["POST", "DELETE", "PATCH", "TRACE", "BREW"] {
+        let reply = Reply::of(server.request(method, &format!("/{mode}/hello"))).await;
+        assert_eq!(
+            (reply.status, reply.header("allow")),
+            (405, "GET, HEAD, OPTIONS"),
+            "{method}"
+        );
+        assert!(reply.text().contains(method), "{}", reply.text());
     }
+    let reply = Reply::of(server.request("HEAD", &format!("/{mode}/rows/a"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "OPTIONS, POST")
+    );
+    for path in [
+        "/",
+        "/nothing",
+        &format!("/{mode}"),
+        &format!("/{mode}/hello/"),
+        &format!("/{mode}/hello/x"),
+        &format!("//{mode}/hello"),
+    ] {
+        assert_eq!(server.get(path).await.status, 404, "{path}");
+    }
+    let reply = Reply::of(server.request("HEAD", "/nothing")).await;
+    assert_eq!((reply.status, reply.body.len()), (404, 0));
+    assert_eq!(
+        server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(),
+        "hello"
+    );
+    assert_well(&server).await;
+}
 both_modes!(methods_without_a_view_are_answered_by_the_host);
 
-    /// A less specific pattern serves a method that the more specific one lacks; literals match in any encoding (RFC 3986,
-    /// 6.2.2).
-    async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
-        let server = App::new("").serve().await;
-        let path = format!("/{mode}/greet/everybody");
-        assert_eq!(server.post(&path, "").await.ok(), "hello everybody");
-        assert_eq!(server.get(&path).await.ok(), "hello everybody");
-        let reply = Reply::of(server.request("DELETE", &path)).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS, POST"));
-        let reply = Reply::of(server.request("POST", &format!("/{mode}/greet/anna"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"));
-        for literal in ["gr%C3%BC%C3%9Fe", "gr%c3%bc%c3%9fe", "%67r%C3%BC%c3%9F%65", "grüße"] {
-            let request = format!("GET /{mode}/{literal}/a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-            let answer = exchange(&server, request).await;
-            assert!(answer.ends_with("hallo a/b"), "{literal}: {answer}");
-        }
-        assert_eq!(server.get(&format!("/{mode}%2Fhello")).await.status, 404, "an encoded slash is data");
-        assert_eq!(server.get(&format!("/%{:02x}{}/hello", mode.to_string().as_bytes()[0], &mode.to_string()[1..])).await.ok(), "hello");
-        assert_well(&server).await;
+/// A less specific pattern serves a method that the more specific one lacks; literals match in any encoding (RFC 3986,
+/// 6.2.2).
+async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
+    let server = App::new("").serve().await;
+    let path = format!("/{mode}/greet/everybody");
+    assert_eq!(server.post(&path, "").await.ok(), "hello everybody");
+    assert_eq!(server.get(&path).await.ok(), "hello everybody");
+    let reply = Reply::of(server.request("DELETE", &path)).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "GET, HEAD, OPTIONS, POST")
+    );
+    let reply = Reply::of(server.request("POST", &format!("/{mode}/greet/anna"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "GET, HEAD, OPTIONS")
+    );
+    for literal in [
+        "gr%C3%BC%C3%9Fe",
+        "gr%c3%bc%c3%9fe",
+        "%67r%C3%BC%c3%9F%65",
+        "grüße",
+    ] {
+        let request =
+            format!("GET /{mode}/{literal}/a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let answer = exchange(&server, request).await;
+        assert!(answer.ends_with("hallo a/b"), "{literal}: {answer}");
     }
+    assert_eq!(
+        server.get(&format!("/{mode}%2Fhello")).await.status,
+        404,
+        "an encoded slash is data"
+    );
+    assert_eq!(
+        server
+            .get(&format!(
+                "/%{:02x}{}/hello",
+                mode.to_string().as_bytes()[0],
+                &mode.to_string()[1..]
+            ))
+            .await
+            .ok(),
+        "hello"
+    );
+    assert_well(&server).await;
+}
 both_modes!(patterns_match_whatever_the_encoding_and_hide_no_other);
 
-    async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
-        let server = App::new("").serve().await;
-        for (path, said) in [("%C3%A4%2F%20b", "hello ä/ b"), ("%2541", "hello %41"), ("a+b", "hello a+b"), ("..%2f", "hello ../")] {
-            assert_eq!(server.get(&format!("/{mode}/greet/{path}")).await.ok(), said);
-        }
-        for path in ["%ff", "%C3", "%80abc", "a%ED%A0%80"] {
-            let reply = server.get(&format!("/{mode}/greet/{path}")).await;
-            assert_eq!(reply.status, 400, "{path}");
-            assert!(reply.text().contains("UTF-8"), "{}", reply.text());
-        }
-        let answer = exchange(&server, [format!("GET /{mode}/greet/").as_bytes(), b"\xff\xfe HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"].concat()).await;
-        assert_eq!(status(&answer), 400, "{answer}");
-        assert_well(&server).await;
+async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
+    let server = App::new("").serve().await;
+    for (path, said) in [
+        ("%C3%A4%2F%20b", "hello ä/ b"),
+        ("%2541", "hello %41"),
+        ("a+b", "hello a+b"),
+        ("..%2f", "hello ../"),
+    ] {
+        assert_eq!(
+            server.get(&format!("/{mode}/greet/{path}")).await.ok(),
+            said
+        );
     }
+    for path in ["%ff", "%C3", "%80abc", "a%ED%A0%80"] {
+        let reply = server.get(&format!("/{mode}/greet/{path}")).await;
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.text().contains("UTF-8"), "{}", reply.text());
+    }
+    let answer = exchange(
+        &server,
+        [
+            format!("GET /{mode}/greet/").as_bytes(),
+            b"\xff\xfe HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        ]
+        .concat(),
+    )
+    .await;
+    assert_eq!(status(&answer), 400, "{answer}");
+    assert_well(&server).await;
+}
 both_modes!(paths_are_decoded_once_and_only_as_utf8);
 
-    async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
-        let server = App::new("").serve().await;
-        let client = client_http2();
-        let replies = join_all((0..100).map(|number| {
-            let request = client.get(server.url(&format!("/{mode}/greet/{number}")));
-            async move { (number, Reply::of(request).await) }
-        }));
-        for (number, reply) in replies.await {
-            assert_eq!(reply.ok(), format!("hello {number}"));
-        }
-        let reply = Reply::of(client.post(server.url(&format!("/{mode}/whole"))).body(vec![7; 500_000])).await;
-        assert!(reply.ok().starts_with("500000 "), "{}", reply.text());
-        assert_eq!(Reply::of(client.post(server.url(&format!("/{mode}/fail/panic")))).await.status, 500);
-        assert_eq!(Reply::of(client.get(server.url("/nothing"))).await.status, 404);
-        assert!(server.metrics().await.get("amphi_connections") <= 4.0, "one connection serves them all");
-
-        // A client that resets its stream cancels the view; the connection stays open.
-        let mark = server.log.mark();
-        let request = client.post(server.url(&format!("/{mode}/fail/sleep"))).timeout(Duration::from_millis(200));
-        Reply::maybe(request).await.expect_err("it was taken back");
-        let lines = server.log.requests(mark, 1).await;
-        assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
-        assert_eq!(Reply::of(client.get(server.url(&format!("/{mode}/hello")))).await.ok(), "hello");
-        assert_eq!(server.rows(), 0);
-        assert_well(&server).await;
+async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
+    let server = App::new("").serve().await;
+    let client = client_http2();
+    let replies = join_all((0..100).map(|number| {
+        let request = client.get(server.url(&format!("/{mode}/greet/{number}")));
+        async move { (number, Reply::of(request).await) }
+    }));
+    for (number, reply) in replies.await {
+        assert_eq!(reply.ok(), format!("hello {number}"));
     }
+    let reply = Reply::of(
+        client
+            .post(server.url(&format!("/{mode}/whole")))
+            .body(vec![7; 500_000]),
+    )
+    .await;
+    assert!(reply.ok().starts_with("500000 "), "{}", reply.text());
+    assert_eq!(
+        Reply::of(client.post(server.url(&format!("/{mode}/fail/panic"))))
+            .await
+            .status,
+        500
+    );
+    assert_eq!(
+        Reply::of(client.get(server.url("/nothing"))).await.status,
+        404
+    );
+    assert!(
+        server.metrics().await.get("amphi_connections") <= 4.0,
+        "one connection serves them all"
+    );
+
+    // A client that resets its stream cancels the view; the connection stays open.
+    let mark = server.log.mark();
+    let request = client
+        .post(server.url(&format!("/{mode}/fail/sleep")))
+        .timeout(Duration::from_millis(200));
+    Reply::maybe(request).await.expect_err("it was taken back");
+    let lines = server.log.requests(mark, 1).await;
+    assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
+    assert_eq!(
+        Reply::of(client.get(server.url(&format!("/{mode}/hello"))))
+            .await
+            .ok(),
+        "hello"
+    );
+    assert_eq!(server.rows(), 0);
+    assert_well(&server).await;
+}
 both_modes!(http2_is_spoken_from_the_first_byte);
 
-    async fn connections_are_kept(mode: Mode) {
-        let server = App::new("").serve().await;
-        let mut raw = Raw::connect(&server).await;
-        for _ in 0..5 {
-            raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-            let answer = raw.until("hello").await;
-            assert_eq!(status(&answer), 200);
-        }
-        // A view that fails does not end the connection.
-        raw.send(format!("GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-        assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
-        raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
-        assert!(raw.rest().await.ends_with("hello"));
-        // Pipelined requests on one connection are answered in order.
-        let requests: String = (0..5).map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
-        let mut raw = Raw::connect(&server).await;
-        raw.send(requests).await;
-        for number in 0..5 {
-            raw.until(&format!("hello {number}")).await;
-        }
-        let answer = exchange(&server, format!("GET /{mode}/hello HTTP/1.0\r\n\r\n")).await;
-        assert!(answer.ends_with("hello"), "{answer}");
-        assert_well(&server).await;
+async fn connections_are_kept(mode: Mode) {
+    let server = App::new("").serve().await;
+    let mut raw = Raw::connect(&server).await;
+    for _ in 0..5 {
+        raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        let answer = raw.until("hello").await;
+        assert_eq!(status(&answer), 200);
     }
+    // A view that fails does not end the connection.
+    raw.send(format!(
+        "GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
+    raw.send(format!(
+        "GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    ))
+    .await;
+    assert!(raw.rest().await.ends_with("hello"));
+    // Pipelined requests on one connection are answered in order.
+    let requests: String = (0..5)
+        .map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n"))
+        .collect();
+    let mut raw = Raw::connect(&server).await;
+    raw.send(requests).await;
+    for number in 0..5 {
+        raw.until(&format!("hello {number}")).await;
+    }
+    let answer = exchange(&server, format!("GET /{mode}/hello HTTP/1.0\r\n\r\n")).await;
+    assert!(answer.ends_with("hello"), "{answer}");
+    assert_well(&server).await;
+}
 both_modes!(connections_are_kept);
 
-    /// After SIGTERM requests in flight finish, no new ones begin, and the process ends with success.
-    async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
-        let mut server = App::new("").serve().await;
-        let mut idle = Raw::connect(&server).await;
-        idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        idle.until("hello").await;
-        let in_flight = tokio::spawn(Reply::of(server.request("GET", &format!("/{mode}/nap/700"))));
-        running(&server).await;
-        server.terminate();
-        server.log.event(0, "stopping").await;
-        eventually("the listener to be closed", async || match TcpStream::connect(server.address).await {
+/// After SIGTERM requests in flight finish, no new ones begin, and the process ends with success.
+async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
+    let mut server = App::new("").serve().await;
+    let mut idle = Raw::connect(&server).await;
+    idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
+    idle.until("hello").await;
+    let in_flight = tokio::spawn(Reply::of(
+        server.request("GET", &format!("/{mode}/nap/700")),
+    ));
+    running(&server).await;
+    server.terminate();
+    server.log.event(0, "stopping").await;
+    eventually(
+        "the listener to be closed",
+        async || match TcpStream::connect(server.address).await {
             Ok(_) => Err("it still accepts"),
             Err(_) => Ok(()),
-        })
-        .await;
-        assert_eq!(in_flight.await.expect("it does not panic").ok(), "slept 700");
-        let since = Instant::now();
-        assert_eq!(server.ended().await.code(), Some(0));
-        assert!(since.elapsed() < Duration::from_secs(2), "idle connections should not hold it up");
-    }
+        },
+    )
+    .await;
+    assert_eq!(
+        in_flight.await.expect("it does not panic").ok(),
+        "slept 700"
+    );
+    let since = Instant::now();
+    assert_eq!(server.ended().await.code(), Some(0));
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "idle connections should not hold it up"
+    );
+}
 both_modes!(a_request_in_flight_finishes_when_the_server_stops);
 
-    async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
-        let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
-        let in_flight = tokio::spawn(Reply::maybe(server.request("POST", &format!("/{mode}/fail/sleep"))));
-        running(&server).await;
-        let since = Instant::now();
-        server.terminate();
-        in_flight.await.expect("it does not panic").expect_err("it gets no response");
-        assert_eq!(server.ended().await.code(), Some(0));
-        let took = since.elapsed();
-        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
-        let lines = server.log.requests(0, 1).await;
-        assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
-        assert_eq!(server.rows(), 0);
-    }
+async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
+    let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
+    let in_flight = tokio::spawn(Reply::maybe(
+        server.request("POST", &format!("/{mode}/fail/sleep")),
+    ));
+    running(&server).await;
+    let since = Instant::now();
+    server.terminate();
+    in_flight
+        .await
+        .expect("it does not panic")
+        .expect_err("it gets no response");
+    assert_eq!(server.ended().await.code(), Some(0));
+    let took = since.elapsed();
+    assert!(
+        took >= Duration::from_millis(300) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    let lines = server.log.requests(0, 1).await;
+    assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
+    assert_eq!(server.rows(), 0);
+}
 both_modes!(what_takes_longer_than_the_drain_is_cancelled);
 
-    async fn bodies_that_are_wrong_are_answered(mode: Mode) {
-        let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
-        let server = App::new(toml).serve().await;
-        let post = |headers: &str| format!("POST /{mode}/whole HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n");
-        let big = "x".repeat(100_001);
-        for (what, request, expected) in [
-            ("a length over the limit", post("content-length: 100001"), &[413][..]),
-            ("a length beyond all", post("content-length: 18446744073709551615"), &[400, 413, 431]),
-            ("chunks over the limit", format!("{}{:x}\r\n{big}\r\n0\r\n\r\n", post("transfer-encoding: chunked"), big.len()), &[413]),
-            ("two lengths that differ", format!("{}ab", post("content-length: 1\r\ncontent-length: 2")), &[400]),
-            ("a list of lengths that differ", format!("{}ab", post("content-length: 1, 2")), &[400]),
-            ("a length that is none", post("content-length: two"), &[400]),
-            ("a negative length", post("content-length: -1"), &[400]),
-            ("a length with a sign", format!("{}a", post("content-length: +1")), &[400]),
-            ("an unknown coding", post("transfer-encoding: gzip"), &[400, 501]),
-            ("chunks that are not last", post("transfer-encoding: chunked, identity"), &[400, 501]),
-            ("a chunk without a size", format!("{}zz\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
-            ("a chunk too long", format!("{}ffffffffffffffffff\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
-            ("a chunk that is longer than it says", format!("{}1\r\nabc\r\n0\r\n\r\n", post("transfer-encoding: chunked")), &[400]),
-        ] {
-            let mut raw = Raw::connect(&server).await;
-            raw.send(&request).await;
-            let answer = raw.until_or_closed("\r\n\r\n").await;
-            assert!(expected.contains(&status(&answer)), "{what}: {answer}");
-        }
-        // Whichever of the two lengths counts, there is one request: its body must not be read as a second one.
-        let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
-        let request = format!("{}0\r\n\r\n{smuggled}", post(&format!("content-length: {}\r\ntransfer-encoding: chunked", 5 + smuggled.len())));
+async fn bodies_that_are_wrong_are_answered(mode: Mode) {
+    let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
+    let server = App::new(toml).serve().await;
+    let post =
+        |headers: &str| format!("POST /{mode}/whole HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n");
+    let big = "x".repeat(100_001);
+    for (what, request, expected) in [
+        (
+            "a length over the limit",
+            post("content-length: 100001"),
+            &[413][..],
+        ),
+        (
+            "a length beyond all",
+            post("content-length: 18446744073709551615"),
+            &[400, 413, 431],
+        ),
+        (
+            "chunks over the limit",
+            format!(
+                "{}{:x}\r\n{big}\r\n0\r\n\r\n",
+                post("transfer-encoding: chunked"),
+                big.len()
+            ),
+            &[413],
+        ),
+        (
+            "two lengths that differ",
+            format!("{}ab", post("content-length: 1\r\ncontent-length: 2")),
+            &[400],
+        ),
+        (
+            "a list of lengths that differ",
+            format!("{}ab", post("content-length: 1, 2")),
+            &[400],
+        ),
+        ("a length that is none", post("content-length: two"), &[400]),
+        ("a negative length", post("content-length: -1"), &[400]),
+        (
+            "a length with a sign",
+            format!("{}a", post("content-length: +1")),
+            &[400],
+        ),
+        (
+            "an unknown coding",
+            post("transfer-encoding: gzip"),
+            &[400, 501],
+        ),
+        (
+            "chunks that are not last",
+            post("transfer-encoding: chunked, identity"),
+            &[400, 501],
+        ),
+        (
+            "a chunk without a size",
+            format!("{}zz\r\nab\r\n", post("transfer-encoding: chunked")),
+            &[400],
+        ),
+        (
+            "a chunk too long",
+            format!(
+                "{}ffffffffffffffffff\r\nab\r\n",
+                post("transfer-encoding: chunked")
+            ),
+            &[400],
+        ),
+        (
+            "a chunk that is longer than it says",
+            format!(
+                "{}1\r\nabc\r\n0\r\n\r\n",
+                post("transfer-encoding: chunked")
+            ),
+            &[400],
+        ),
+    ] {
         let mut raw = Raw::connect(&server).await;
-        raw.send(request).await;
-        let answer = raw.rest().await;
-        assert!(status(&answer) == 400 || !answer.contains("hello"), "both a length and chunks: {answer}");
-
-        // Requests that are sent slowly, and never completed.
-        let mark = server.log.mark();
-        let mut slow = Raw::connect(&server).await;
-        slow.send(format!("{}half", post("content-length: 8"))).await;
-        let answer = slow.rest().await;
-        assert_eq!(status(&answer), 408, "{answer}");
-        let mut gone = Raw::connect(&server).await;
-        gone.send(format!("{}half", post("content-length: 8"))).await;
-        drop(gone);
-        let mut gone = Raw::connect(&server).await;
-        gone.send(format!("{}ffff\r\n{}", post("transfer-encoding: chunked"), "x".repeat(60_000))).await;
-        drop(gone);
-        let lines = server.log.requests(mark, 3).await;
-        assert_eq!(lines[0].number("status"), 408);
-        for line in &lines[1..] {
-            assert!([400, 499].contains(&line.number("status")), "{line:?}");
-        }
-        assert_well(&server).await;
+        raw.send(&request).await;
+        let answer = raw.until_or_closed("\r\n\r\n").await;
+        assert!(expected.contains(&status(&answer)), "{what}: {answer}");
     }
+    // Whichever of the two lengths counts, there is one request: its body must not be read as a second one.
+    let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
+    let request = format!(
+        "{}0\r\n\r\n{smuggled}",
+        post(&format!(
+            "content-length: {}\r\ntransfer-encoding: chunked",
+            5 + smuggled.len()
+        ))
+    );
+    let mut raw = Raw::connect(&server).await;
+    raw.send(request).await;
+    let answer = raw.rest().await;
+    assert!(
+        status(&answer) == 400 || !answer.contains("hello"),
+        "both a length and chunks: {answer}"
+    );
+
+    // Requests that are sent slowly, and never completed.
+    let mark = server.log.mark();
+    let mut slow = Raw::connect(&server).await;
+    slow.send(format!("{}half", post("content-length: 8")))
+        .await;
+    let answer = slow.rest().await;
+    assert_eq!(status(&answer), 408, "{answer}");
+    let mut gone = Raw::connect(&server).await;
+    gone.send(format!("{}half", post("content-length: 8")))
+        .await;
+    drop(gone);
+    let mut gone = Raw::connect(&server).await;
+    gone.send(format!(
+        "{}ffff\r\n{}",
+        post("transfer-encoding: chunked"),
+        "x".repeat(60_000)
+    ))
+    .await;
+    drop(gone);
+    let lines = server.log.requests(mark, 3).await;
+    assert_eq!(lines[0].number("status"), 408);
+    for line in &lines[1..] {
+        assert!([400, 499].contains(&line.number("status")), "{line:?}");
+    }
+    assert_well(&server).await;
+}
 both_modes!(bodies_that_are_wrong_are_answered);
 
 async fn running(server: &Server) {

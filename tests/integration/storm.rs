@@ -170,30 +170,41 @@ impl Plan {
     }
 }
 
-    /// Requests that are ended at a random host call, by a trap, a limit or a disconnect.
-    async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
-        let seed = 20_261_121;
-        let server = App::rules(kind, &config(kind)).await.serve().await;
-        let mut random = fastrand::Rng::with_seed(seed);
-        // The first requests make pools grow to their full size.
-        storm(&server, 0..1_000, &mut random).await;
-        let before = Left::of(&server).await;
-        storm(&server, 1_000..REQUESTS / 2, &mut random).await;
-        let halfway = Left::of(&server).await;
-        storm(&server, REQUESTS / 2..REQUESTS, &mut random).await;
-        eventually("threads and files as before", async || {
-            let after = Left::of(&server).await;
-            if after.threads <= before.threads && after.files <= before.files { Ok(()) } else { Err((before, after)) }
-        })
-        .await;
+/// Requests that are ended at a random host call, by a trap, a limit or a disconnect.
+async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
+    let seed = 20_261_121;
+    let server = App::rules(kind, &config(kind)).await.serve().await;
+    let mut random = fastrand::Rng::with_seed(seed);
+    // The first requests make pools grow to their full size.
+    storm(&server, 0..1_000, &mut random).await;
+    let before = Left::of(&server).await;
+    storm(&server, 1_000..REQUESTS / 2, &mut random).await;
+    let halfway = Left::of(&server).await;
+    storm(&server, REQUESTS / 2..REQUESTS, &mut random).await;
+    eventually("threads and files as before", async || {
         let after = Left::of(&server).await;
-        assert!(after.memory_kib < halfway.memory_kib + (16 << 10), "memory: {before:?}, {halfway:?}, {after:?} (seed {seed})");
-        if let Some(database) = server.app.data.postgres() {
-            assert!(database.sessions().await <= 32, "sessions: {}", database.sessions().await);
+        if after.threads <= before.threads && after.files <= before.files {
+            Ok(())
+        } else {
+            Err((before, after))
         }
-        assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
-        assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
+    })
+    .await;
+    let after = Left::of(&server).await;
+    assert!(
+        after.memory_kib < halfway.memory_kib + (16 << 10),
+        "memory: {before:?}, {halfway:?}, {after:?} (seed {seed})"
+    );
+    if let Some(database) = server.app.data.postgres() {
+        assert!(
+            database.sessions().await <= 32,
+            "sessions: {}",
+            database.sessions().await
+        );
     }
+    assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
+    assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
+}
 both_databases!(r13_a_storm_of_kills_leaves_nothing_behind);
 
 fn config(kind: Kind) -> String {

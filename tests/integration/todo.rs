@@ -9,29 +9,33 @@ use crate::harness::{App, Kind, Reply, Server, eventually};
 /// The content of an uploaded file: bytes that are not text.
 const FILE: &[u8] = b"\0\xff\r\n--\r\n\x1a";
 
-    async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
-        let app = App::todo(kind).await;
-        let built = app.run("build");
-        assert!(built.success, "{}", built.stderr);
-        let server = app.serve().await;
+async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
+    let app = App::todo(kind).await;
+    let built = app.run("build");
+    assert!(built.success, "{}", built.stderr);
+    let server = app.serve().await;
 
-        let mut ann = signed_up(&server, "ann").await;
-        let mut bob = signed_up(&server, "bob").await;
-        passwords(&server).await;
-        list(&mut ann).await;
-        somebody_elses(&mut bob).await;
-        files(&mut ann, &mut bob).await;
-        export(&mut ann, &mut bob).await;
-        api(&server, &mut ann).await;
-        log(&mut ann, &mut bob).await;
-        failures(&server, &mut ann).await;
+    let mut ann = signed_up(&server, "ann").await;
+    let mut bob = signed_up(&server, "bob").await;
+    passwords(&server).await;
+    list(&mut ann).await;
+    somebody_elses(&mut bob).await;
+    files(&mut ann, &mut bob).await;
+    export(&mut ann, &mut bob).await;
+    api(&server, &mut ann).await;
+    log(&mut ann, &mut bob).await;
+    failures(&server, &mut ann).await;
 
-        let out = ann.post("/logout", "").await;
-        assert_eq!(led_to(&out), "/login");
-        assert_eq!(led_to(&ann.get("/").await), "/login");
-        assert_eq!(bob.get("/").await.status, StatusCode::OK, "he is still there");
-        server.assert_baseline().await;
-    }
+    let out = ann.post("/logout", "").await;
+    assert_eq!(led_to(&out), "/login");
+    assert_eq!(led_to(&ann.get("/").await), "/login");
+    assert_eq!(
+        bob.get("/").await.status,
+        StatusCode::OK,
+        "he is still there"
+    );
+    server.assert_baseline().await;
+}
 both_databases!(the_to_dos_do_what_their_pages_offer);
 
 /// The `location` of the redirect after a form.
