@@ -63,9 +63,11 @@ fn dependencies_have_the_licences_and_sources_that_deny_toml_allows() {
     let mut wrong = BTreeSet::new();
     let mut count = 0;
     for workspace in workspaces() {
-        for package in packages(&workspace, &rules.graph.targets) {
+        let packages = packages(&workspace, &rules.graph.targets);
+        // Those without a source are this repository's own.
+        for package in packages.iter().filter(|package| package.source.is_some()) {
             count += 1;
-            wrong.extend(fault(&package, &rules));
+            wrong.extend(fault(package, &rules));
         }
     }
     let wrong: Vec<String> = wrong.into_iter().collect();
