@@ -101,6 +101,7 @@
 //! | know a browser again, and only take its own forms | [`Session`], [`Csrf`], [`Protected`] |
 //! | answer | [`IntoResponse`], [`Error`] |
 //! | see how to do what most apps do | [`guide`] |
+//! | begin from Django, Spin or axum | [`guide::from_django`], [`guide::from_spin_and_axum`] |
 //! | log | [`log`] |
 //! | test | `testing` (feature `testing`; `cargo doc --features amphi-sdk/testing` in the app's folder shows it) |
 
@@ -118,7 +119,12 @@ compile_error!(
 extern crate self as amphi_sdk;
 
 #[doc = include_str!("../GUIDE.md")]
-pub mod guide {}
+pub mod guide {
+    #[doc = include_str!("../FROM_DJANGO.md")]
+    pub mod from_django {}
+    #[doc = include_str!("../FROM_SPIN_AND_AXUM.md")]
+    pub mod from_spin_and_axum {}
+}
 #[doc(hidden)]
 pub mod bindings;
 mod body;

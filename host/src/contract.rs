@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 wasmtime::component::bindgen!({
-    path: "../guest-sdk/wit",
+    path: "wit",
     inline: "
         package amphi:host;
         world records {

@@ -1,4 +1,4 @@
-//! Insert, then fail, in every way there is: nothing is kept, and nothing is left on either side.
+//! Views that insert and then fail, in every way there is: no row is kept, and neither host nor database holds anything.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ struct Way {
     name: &'static str,
     view: &'static str,
     last: fn() -> Value,
-    /// What the client gets, if it stays.
+    /// The status that the client gets; none if the client disconnects.
     status: Option<u16>,
-    /// Whether requests hold what they have for so long that others run out of time while they wait for it.
+    /// Whether requests hold connections for so long that others time out while they wait for one.
     slow: bool,
 }
 
@@ -75,112 +75,160 @@ const WAYS: [Way; 7] = [
     },
 ];
 
-both_modes_and_databases! {
-    async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, &limits(kind)).await.serve().await;
-        for way in &WAYS {
-            // Each time, because other tests begin and end meanwhile.
-            let patience = time_to_insert(&server, mode).await;
-            let mark = server.log.mark();
-            let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
-                .map(|number| fail(&server, mode, way, number, patience))
-                .buffer_unordered(AT_ONCE)
-                .collect()
-                .await;
-            server.assert_baseline().await;
-            server.app.data.assert_quiet().await;
-            assert_eq!(server.app.data.rows().await, 0, "{}", way.name);
-
-            let unexpected: Vec<_> = ends.iter().filter(|end| **end != way.status).collect();
-            let inserted = server.log.since(mark).iter().filter(|line| line.text("message") == "inserted").count();
-            // SQLite has one writer: while one waits, others time out before they have inserted anything.
-            if way.slow && kind == Kind::Sqlite {
-                assert!(unexpected.iter().all(|end| **end == Some(503)), "{}: {unexpected:?}", way.name);
-                assert!(inserted > 5, "{}: {inserted} inserted", way.name);
-            } else {
-                assert!(unexpected.is_empty(), "{}: {unexpected:?}", way.name);
-                // Some clients leave before anything was inserted.
-                let few = if way.status.is_none() { REQUESTS / 10 } else { REQUESTS };
-                assert!(inserted >= few, "{}: {inserted} inserted", way.name);
-            }
-        }
-        // A server that has gone through all this is as good as new.
-        let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert("well")])).await;
-        assert_eq!(reply.told(), json!([1]));
-        assert_eq!(server.app.data.tags().await, ["well"]);
-    }
-
-    /// While a part on the worker still writes, its request ends on the loop: nothing of it comes after the roll-back.
-    async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
-        let toml = format!("app.middleware = [\"rules::waiting::first\"]\n{}", limits(kind));
-        let server = App::rules(kind, &toml).await.serve().await;
-        let many = json!([{"do": "repeat", "times": 1_000_000, "step": insert("late")}]);
-        for _ in 0..8 {
-            let replies = server.many_steps(16, &format!("/{mode}/brief"), many.clone()).await;
-            assert!(replies.iter().all(|reply| reply.status == 504), "{replies:#?}");
-            server.assert_baseline().await;
-            server.app.data.assert_quiet().await;
-            assert_eq!(server.app.data.rows().await, 0);
-        }
-    }
-
-    /// The first statement of a transaction, issued when the time is about to be over: what is told is what is kept.
-    async fn r9_r15_a_statement_at_the_last_moment_is_not_kept_alone(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, &limits(kind)).await.serve().await;
-        let mut kept = 0;
-        for round in 0..40 {
-            let path = format!("/{mode}/brief");
-            let requests = (0..64).map(|number| {
-                let steps = json!([nap(220 + (round + number) % 32), must(insert("late"))]);
-                server.steps(&path, steps)
-            });
-            let replies = futures::future::join_all(requests).await;
-            kept += replies.iter().filter(|reply| reply.status == 200).count();
-            assert!(replies.iter().all(|reply| [200, 503, 504].contains(&reply.status)), "{replies:#?}");
-        }
-        server.assert_baseline().await;
-        server.app.data.assert_quiet().await;
-        assert_eq!(server.app.data.rows().await, i64::try_from(kept).expect("few"));
-    }
-
-    /// A commit that the database refuses is no success either.
-    async fn r9_no_success_without_its_commit(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        let orphan = crate::harness::steps::execute("insert into children (parent) values (7)");
+async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, &limits(kind)).await.serve().await;
+    for way in &WAYS {
+        // Measured each time, because the load by other tests changes.
+        let patience = time_to_insert(&server, mode).await;
         let mark = server.log.mark();
-        let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert("a"), must(orphan)])).await;
-        assert_eq!(reply.status, 500, "{}", reply.text());
-        let line = &server.log.requests(mark, 1).await[0];
-        assert_eq!(line.text("transaction"), "rolled back");
-        assert!(line.text("why").contains("could not be committed"), "{line:?}");
-        assert_eq!(server.app.data.rows().await, 0);
+        let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
+            .map(|number| fail(&server, mode, way, number, patience))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        server.assert_baseline().await;
         server.app.data.assert_quiet().await;
-        server.assert_baseline().await;
-    }
+        assert_eq!(server.app.data.rows().await, 0, "{}", way.name);
 
-    /// Nothing but a failure, a 5xx or the view's own wish undoes.
-    async fn r9_answers_below_500_are_kept(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        for code in [200, 303, 404, 499] {
-            let reply = server.steps(&format!("/{mode}/run/atomic"), json!([insert(&code.to_string()), status(code)])).await;
-            assert_eq!(reply.status, code);
+        let unexpected: Vec<_> = ends.iter().filter(|end| **end != way.status).collect();
+        let inserted = server
+            .log
+            .since(mark)
+            .iter()
+            .filter(|line| line.text("message") == "inserted")
+            .count();
+        // SQLite has one writer: while one request holds it, others time out before they have inserted anything.
+        if way.slow && kind == Kind::Sqlite {
+            assert!(
+                unexpected.iter().all(|end| **end == Some(503)),
+                "{}: {unexpected:?}",
+                way.name
+            );
+            assert!(inserted > 5, "{}: {inserted} inserted", way.name);
+        } else {
+            assert!(unexpected.is_empty(), "{}: {unexpected:?}", way.name);
+            // Some clients disconnect before their view has inserted.
+            let few = if way.status.is_none() {
+                REQUESTS / 10
+            } else {
+                REQUESTS
+            };
+            assert!(inserted >= few, "{}: {inserted} inserted", way.name);
         }
-        assert_eq!(server.app.data.tags().await, ["200", "303", "404", "499"]);
+    }
+    // After all this the server works as at its start.
+    let reply = server
+        .steps(&format!("/{mode}/run/atomic"), json!([insert("well")]))
+        .await;
+    assert_eq!(reply.told(), json!([1]));
+    assert_eq!(server.app.data.tags().await, ["well"]);
+}
+both_modes_and_databases!(r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing);
+
+/// The request ends on the loop while its sync view still writes on a worker: no write comes after the rollback.
+async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
+    let toml = format!(
+        "app.middleware = [\"rules::async_views::first\"]\n{}",
+        limits(kind)
+    );
+    let server = App::rules(kind, &toml).await.serve().await;
+    let many = json!([{"do": "repeat", "times": 1_000_000, "step": insert("late")}]);
+    for _ in 0..8 {
+        let replies = server
+            .many_steps(16, &format!("/{mode}/brief"), many.clone())
+            .await;
+        assert!(
+            replies.iter().all(|reply| reply.status == 504),
+            "{replies:#?}"
+        );
         server.assert_baseline().await;
+        server.app.data.assert_quiet().await;
+        assert_eq!(server.app.data.rows().await, 0);
     }
 }
+both_modes_and_databases!(r9_r15_nothing_is_written_after_the_end);
 
-/// As many connections, workers and instances as there are clients: all fail at once.
+/// The first statement of a transaction is issued just before the time limit: rows are kept exactly for the requests that
+/// were answered with a success.
+async fn r9_r15_a_statement_at_the_last_moment_is_not_kept_alone(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, &limits(kind)).await.serve().await;
+    let mut kept = 0;
+    for round in 0..40 {
+        let path = format!("/{mode}/brief");
+        let requests = (0..64).map(|number| {
+            let steps = json!([nap(220 + (round + number) % 32), must(insert("late"))]);
+            server.steps(&path, steps)
+        });
+        let replies = futures::future::join_all(requests).await;
+        kept += replies.iter().filter(|reply| reply.status == 200).count();
+        assert!(
+            replies
+                .iter()
+                .all(|reply| [200, 503, 504].contains(&reply.status)),
+            "{replies:#?}"
+        );
+    }
+    server.assert_baseline().await;
+    server.app.data.assert_quiet().await;
+    assert_eq!(
+        server.app.data.rows().await,
+        i64::try_from(kept).expect("few")
+    );
+}
+both_modes_and_databases!(r9_r15_a_statement_at_the_last_moment_is_not_kept_alone);
+
+/// A commit that the database refuses is a failure for the client.
+async fn r9_no_success_without_its_commit(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    let orphan = crate::harness::steps::execute("insert into children (parent) values (7)");
+    let mark = server.log.mark();
+    let reply = server
+        .steps(
+            &format!("/{mode}/run/atomic"),
+            json!([insert("a"), must(orphan)]),
+        )
+        .await;
+    assert_eq!(reply.status, 500, "{}", reply.text());
+    let line = &server.log.requests(mark, 1).await[0];
+    assert_eq!(line.text("transaction"), "rolled back");
+    assert!(
+        line.text("why").contains("could not be committed"),
+        "{line:?}"
+    );
+    assert_eq!(server.app.data.rows().await, 0);
+    server.app.data.assert_quiet().await;
+    server.assert_baseline().await;
+}
+both_modes_and_databases!(r9_no_success_without_its_commit);
+
+/// Every status below 500 commits.
+async fn r9_answers_below_500_are_kept(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    for code in [200, 303, 404, 499] {
+        let reply = server
+            .steps(
+                &format!("/{mode}/run/atomic"),
+                json!([insert(&code.to_string()), status(code)]),
+            )
+            .await;
+        assert_eq!(reply.status, code);
+    }
+    assert_eq!(server.app.data.tags().await, ["200", "303", "404", "499"]);
+    server.assert_baseline().await;
+}
+both_modes_and_databases!(r9_answers_below_500_are_kept);
+
+/// Limits with as many connections and workers as there are clients, so that all requests fail at the same time.
 fn limits(kind: Kind) -> String {
     let database = match kind {
-        // It has one writer, for which they wait.
+        // SQLite has one writer, so requests wait for it.
         Kind::Sqlite => "databases.default.acquire_timeout_ms = 60000",
         Kind::Postgres => "databases.default.connections = 64",
     };
     format!("sync_views = {{ workers_max = 64 }}\n{database}")
 }
 
-/// How long insertions take that are all under way at once, on this machine at this time.
+/// How long it takes to insert in all requests at once, on this machine at this time.
 async fn time_to_insert(server: &Server, mode: Mode) -> Duration {
     let path = format!("/{mode}/run/atomic");
     let since = Instant::now();
@@ -191,7 +239,7 @@ async fn time_to_insert(server: &Server, mode: Mode) -> Duration {
     since.elapsed()
 }
 
-/// What the client gets; none when it leaves.
+/// Sends one request. Returns its status; none if the client disconnects.
 async fn fail(
     server: &Server,
     mode: Mode,
@@ -210,7 +258,7 @@ async fn fail(
     match way.status {
         Some(_) => Some(Reply::of(request).await.status),
         None => {
-            // After it has inserted, mostly.
+            // Mostly after the insertion.
             let patience =
                 patience.max(Duration::from_millis(60)) + Duration::from_millis(number as u64 % 60);
             let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;

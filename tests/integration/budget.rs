@@ -1,4 +1,4 @@
-//! Memory that the host keeps for requests: one budget, and what happens at its end.
+//! The budget for what the host keeps for requests (`memory_budget_mb`), and what happens when it is used up.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use tokio::net::TcpStream;
 use crate::harness::attack::{self, Held};
 use crate::harness::{App, Mode, Server, eventually, guests};
 
-/// The least that can be configured.
+/// The smallest budget that can be configured, in MiB.
 const BUDGET_MB: u64 = 64;
-/// What the process takes beside it: code, stacks, pools, buffers of connections, what the allocator keeps.
+/// What the process takes beside the budget, in MiB: code, stacks, pools, buffers of connections, the allocator's reserve.
 const FIXED_MB: u64 = 120;
 
 /// An app with the guest `greedy`, a large static file, compression and the smallest budget.
@@ -35,7 +35,7 @@ async fn greedy(toml: &str) -> Server {
     app.serve_alone().await
 }
 
-/// As [`stays_within_the_budget`], of an attack that draws much of it.
+/// Like [`stays_within_the_budget`], and checks that the attack has drawn much of the budget.
 async fn within_the_budget<T>(server: &Server, attack: impl Future<Output = T>) {
     let drawn = stays_within_the_budget(server, attack).await;
     assert!(
@@ -44,8 +44,8 @@ async fn within_the_budget<T>(server: &Server, attack: impl Future<Output = T>) 
     );
 }
 
-/// Sees that the memory stays within the budget while `attack` goes on, that others are answered or told to come
-/// again, and that everything comes back. Returns the most bytes that were drawn.
+/// Checks that memory stays within the budget during `attack`, that other requests are answered or get 503, and that
+/// everything is given back afterwards. Returns the most bytes that were drawn.
 async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output = T>) -> f64 {
     for mode in [Mode::Sync, Mode::Async] {
         server.get(&format!("/{mode}/hello")).await.ok();
@@ -83,9 +83,9 @@ async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output 
     drop(held);
     eventually("all memory to come back", async || {
         match server.metrics().await.get("amphi_memory_bytes") {
-            // The request for the metrics is none of the app's.
+            // Requests for metrics are not counted: they go to the admin address.
             0.0 => Ok(()),
-            // The connection of the tests' own client, if that is one of HTTP/2, and its last request.
+            // The connection of the test's own client (320 kB if it is HTTP/2), and its last request.
             left => Err(left),
         }
     })
@@ -94,77 +94,105 @@ async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output 
     drawn
 }
 
-both_modes! {
-    async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let path = format!("/{mode}/whole");
-        within_the_budget(&server, attack::unfinished_bodies(&server, &path, 400, 1_000_000)).await;
-        within_the_budget(&server, async { attack::unfinished_streams(&server, &path, (3, 150), 900_000) }).await;
-    }
+async fn r13_unfinished_bodies_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let path = format!("/{mode}/whole");
+    within_the_budget(
+        &server,
+        attack::unfinished_bodies(&server, &path, 400, 1_000_000),
+    )
+    .await;
+    within_the_budget(&server, async {
+        attack::unfinished_streams(&server, &path, (3, 150), 900_000)
+    })
+    .await;
+}
+both_modes!(r13_unfinished_bodies_stay_within_the_budget);
 
-    async fn r13_publishers_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let path = format!("/{mode}/hold/1000/60000/1500");
-        let publishers = async {
-            for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
-                // Each got some, and was told why it got no more.
-                match reply.status {
-                    200 => assert!(reply.text().contains("`memory_budget_mb`"), "{}", reply.text()),
-                    503 => {}
-                    other => panic!("{other}: {}", reply.text()),
-                }
+async fn r13_publishers_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let path = format!("/{mode}/hold/1000/60000/1500");
+    let publishers = async {
+        for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
+            // Each could publish some events, and was told why no more.
+            match reply.status {
+                200 => assert!(
+                    reply.text().contains("`memory_budget_mb`"),
+                    "{}",
+                    reply.text()
+                ),
+                503 => {}
+                other => panic!("{other}: {}", reply.text()),
             }
-        };
-        within_the_budget(&server, publishers).await;
-        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
-        assert_eq!(reply.ok(), "20");
-        let toml = "limits.events_max = 10";
-        drop(server);
-        let server = greedy(toml).await;
-        let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
-        assert!(reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"), "{}", reply.text());
-    }
-
-    async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
-        let server = greedy("").await;
-        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
-        assert!(refused.ok().contains("`headers_max_bytes`"), "{}", refused.text());
-        drop(server);
-        // Of a kilobyte each.
-        let server = greedy("limits.headers_max_bytes = 1048576").await;
-        let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
-        assert!(refused.ok().contains("has 900 headers; `headers_max`"), "{}", refused.text());
-        drop(server);
-        let server = greedy("").await;
-        let path = format!("/{mode}/fetch/200/30000");
-        let requests = join_all((0..12).map(|_| server.get(&path)));
-        match mode {
-            // One after the other: never more than twelve at once.
-            Mode::Sync => drop(stays_within_the_budget(&server, requests).await),
-            Mode::Async => within_the_budget(&server, requests).await,
         }
-    }
+    };
+    within_the_budget(&server, publishers).await;
+    let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+    assert_eq!(reply.ok(), "20");
+    let toml = "limits.events_max = 10";
+    drop(server);
+    let server = greedy(toml).await;
+    let reply = server.post(&format!("/{mode}/hold/20/1000/0"), "").await;
+    assert!(
+        reply.ok().starts_with("10 ") && reply.text().contains("`events_max`"),
+        "{}",
+        reply.text()
+    );
+}
+both_modes!(r13_publishers_stay_within_the_budget);
 
-    /// A response that is not read counts until it is gone.
-    async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
-        // What guests have in their own memory is not part of the budget.
-        let server = greedy("async_views.in_flight_max = 20").await;
-        let view = format!("/{mode}/ask/body/1/700000");
-        for what in [("GET", "/static/large.txt", "br"), ("POST", &view, "identity"), ("POST", &view, "zstd")] {
-            let readers = async {
-                let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
-                // What is small once it is compressed may be kept for all of them.
-                let refused = what.2 == "zstd" || statuses.contains(&503);
-                assert!(statuses.contains(&200) && refused, "{what:?}: {statuses:?}");
-                held
-            };
-            within_the_budget(&server, readers).await;
-        }
+async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
+    let server = greedy("").await;
+    let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+    assert!(
+        refused.ok().contains("`headers_max_bytes`"),
+        "{}",
+        refused.text()
+    );
+    drop(server);
+    // Headers of a kilobyte each.
+    let server = greedy("limits.headers_max_bytes = 1048576").await;
+    let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
+    assert!(
+        refused.ok().contains("has 900 headers; `headers_max`"),
+        "{}",
+        refused.text()
+    );
+    drop(server);
+    let server = greedy("").await;
+    let path = format!("/{mode}/fetch/200/30000");
+    let requests = join_all((0..12).map(|_| server.get(&path)));
+    match mode {
+        // Twelve views, each with one outbound request at a time: too few to reach the budget's end.
+        Mode::Sync => drop(stays_within_the_budget(&server, requests).await),
+        Mode::Async => within_the_budget(&server, requests).await,
     }
 }
+both_modes!(r13_outbound_requests_stay_within_the_budget);
 
-/// All at once.
-/// R13: what a request has taken is given back with it, also while its connection goes on.
+/// A response that the client does not read is drawn from the budget until it is sent or dropped.
+async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
+    // Linear memory of guests is not part of the budget, so few of them run at once.
+    let server = greedy("async_views.in_flight_max = 20").await;
+    let view = format!("/{mode}/ask/body/1/700000");
+    for what in [
+        ("GET", "/static/large.txt", "br"),
+        ("POST", &view, "identity"),
+        ("POST", &view, "zstd"),
+    ] {
+        let readers = async {
+            let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
+            // Compressed, this response is so small that all of them fit.
+            let refused = what.2 == "zstd" || statuses.contains(&503);
+            assert!(statuses.contains(&200) && refused, "{what:?}: {statuses:?}");
+            held
+        };
+        within_the_budget(&server, readers).await;
+    }
+}
+both_modes!(r13_responses_that_are_not_read_stay_within_the_budget);
+
+/// R13: what a request has drawn is given back at its end, also while its connection stays open.
 #[tokio::test]
 async fn r13_a_connection_of_many_requests_holds_no_more_than_one_of_few() {
     let server = App::new("").serve_alone().await;
@@ -191,6 +219,7 @@ async fn r13_a_connection_of_many_requests_holds_no_more_than_one_of_few() {
     }
 }
 
+/// All attacks at once.
 #[tokio::test]
 async fn r13_everything_at_once_stays_within_the_budget() {
     let server = greedy("").await;

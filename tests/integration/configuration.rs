@@ -1,10 +1,10 @@
-//! Mistakes in `amphi.toml`: each named with its place and the way out, by every command that reads it.
+//! Mistakes in `amphi.toml`: every command that reads it names the mistake, its line and column, and what to write instead.
 
 use crate::harness::App;
 
 const START: &str = "[app]\nname = \"test\"\n";
 
-/// Whether `amphi` refuses this configuration with all these words.
+/// Checks that `amphi` refuses this configuration, with all these words in the error.
 fn assert_refused(toml: &str, words: &[&str]) {
     let app = App::written(&format!("{START}{toml}"));
     app.write("views.wasm", "never read");

@@ -1,4 +1,4 @@
-//! The host's databases by themselves, without a server in front: values, connections, what is left in them.
+//! The host's database layer without a server: values, connections, and how connections are cleaned.
 
 mod hostile;
 mod sessions;
@@ -19,16 +19,16 @@ use amphi::view::Options;
 use crate::harness::eventually;
 use crate::harness::postgres::{self, Postgres, Stop};
 
-/// What a statement of a read-only view may do.
+/// The access of a statement in a read-only view.
 const READS: Access = Access {
     read_only: true,
     no_reader: false,
     no_writer: false,
 };
 
-/// A database on PostgreSQL as the host opens it.
+/// A PostgreSQL database, opened as the host opens it.
 struct Fixture {
-    /// Dropped with its sessions.
+    /// The database on the server: dropped, with its sessions, after the host's side.
     on_server: Option<postgres::Database>,
     database: Database,
     deadline: Arc<Deadline>,
@@ -58,7 +58,7 @@ impl Fixture {
             acquire_timeout: Duration::from_secs(10),
             value_max_bytes: 1 << 20,
         };
-        // As the host does: on a thread that may block.
+        // On a thread that may block, as the host does it.
         let opened = tokio::task::spawn_blocking(move || Database::open(&config)).await;
         Fixture {
             on_server: None,
@@ -98,7 +98,7 @@ impl Fixture {
         ran.err().unwrap_or_else(|| panic!("{sql} ran"))
     }
 
-    /// A result of so many rows times a thousand, in pieces.
+    /// Opens a result of so many thousand rows, to be read in pieces.
     async fn pieces(&self, thousands: u64, read_only: bool) -> Stream {
         let sql = format!(
             "select n, repeat('x', 100) from generate_series(1, 1000) n, generate_series(1, {thousands}) m"
@@ -159,7 +159,7 @@ fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
 }
 
-/// A value, for comparing.
+/// A value as text, for comparing.
 fn show(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -233,7 +233,7 @@ async fn every_type_has_one_form_in_both_directions() {
         let returned = fixture.one(&sql, std::slice::from_ref(&value)).await;
         assert_eq!(show(&returned), show(&value), "{ty}");
     }
-    // What the host is lenient about.
+    // Parameters that the host converts.
     for (sql, value, expected) in [
         ("select $1::integer", text("7"), "integer 7"),
         ("select $1::text", Value::Integer(7), "text 7"),
@@ -309,7 +309,7 @@ async fn what_does_not_fit_is_explained() {
     }
 }
 
-/// A read of a table needs no cleaning; when the table has become something else, it does.
+/// A read of a table needs no cleaning. When a view has taken the table's name, it does.
 #[tokio::test]
 async fn r11_what_looks_like_a_plain_read_is_not_believed() {
     let fixture = Fixture::new(1).await;
@@ -339,14 +339,14 @@ async fn r11_what_looks_like_a_plain_read_is_not_believed() {
     ] {
         fixture.table(sql, &[]).await;
         for _ in 0..3 {
-            // While there is no such table, it fails.
+            // Between dropping and creating, there is no such table and the read fails.
             let _ = fixture.run(read, &[Value::Integer(0)]).await;
             assert_eq!(show(&fixture.one(state, &[]).await), before, "after {sql}");
         }
     }
 }
 
-/// Whatever a statement does behind the guard's back, the next borrower finds a clean connection.
+/// Functions and triggers change the session without the guard seeing it: the next borrower finds a clean connection.
 #[tokio::test]
 async fn r11_functions_and_triggers_leave_nothing() {
     let fixture = Fixture::new(1).await;
@@ -398,7 +398,7 @@ async fn r11_functions_and_triggers_leave_nothing() {
             .expect("it commits");
         assert_eq!(show(&fixture.one(state, &[]).await), before, "{sql}");
     }
-    // A name that is prepared in SQL cannot be taken away alone: that connection is replaced.
+    // A statement that SQL has prepared cannot be removed alone: the connection is replaced.
     fixture
         .table(
             "do $$ begin execute 'prepare mine as select 1'; end $$",
@@ -535,7 +535,7 @@ async fn r9_what_lasts_is_not_done_again() {
         let rolled_back = transaction.rollback(Face::Async, level).await;
         rolled_back.expect("it ends");
     };
-    // A statement on a pinned connection, outside of a transaction.
+    // A statement on a pinned connection, outside a transaction.
     let transaction = Transaction::new(Options::default()).first_member();
     let pin = pin_on(&transaction, fixture.on_it())
         .await
@@ -546,7 +546,7 @@ async fn r9_what_lasts_is_not_done_again() {
     inserted.await.expect("it is inserted");
     assert!(!transaction.transaction().conflict());
     transaction.transaction().unpin(pin);
-    // A commit whose answer nobody has heard.
+    // A commit whose answer is lost with the connection.
     let transaction = atomic();
     let pid = fixture
         .within(&transaction, "select pg_backend_pid()")
@@ -685,7 +685,7 @@ async fn results_have_a_limit_and_can_be_read_in_pieces() {
             count += piece.expect("it is read").len();
         }
         assert_eq!((count, stream.columns.len()), (50_000, 2));
-        // Not read to its end: the only connection comes back anyway.
+        // The result is not read to its end: the only connection is given back all the same.
         let mut stream = fixture.pieces(100_000, read_only).await;
         stream
             .pieces

@@ -1,10 +1,10 @@
-//! Modules at load: what is refused, in which words; what `amphi` says about those that are well.
+//! Loading modules: what the host refuses and how it says so, and what `amphi routes` and `inspect` show.
 
 use std::process::Command;
 
 use crate::harness::{App, Mode, guests};
 
-/// An app of one module from a file, and what else its table has.
+/// An app of one module from a `.wasm` file, with these keys in the module's table.
 fn app_of(file: &std::path::Path, more: &str) -> App {
     App::written(&format!(
         "[app]\nname = \"test\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n[databases.default]\nsqlite = \"test.db\"\n[modules.odd]\npath = \"{}\"\n{more}",
@@ -12,7 +12,7 @@ fn app_of(file: &std::path::Path, more: &str) -> App {
     ))
 }
 
-/// Every command that loads the app refuses it, with all these words in its sentence.
+/// Checks that every command that loads the app refuses it, with all these words in the error.
 fn assert_refused(app: &App, words: &[&str]) {
     for command in ["serve", "routes", "build"] {
         let ran = app.run(command);
@@ -161,7 +161,7 @@ fn descriptions_that_cannot_be_are_refused() {
     }
 }
 
-/// Not at the first request that has to do with it.
+/// Settings and secrets that a view cannot run without are missed at the start, not at the first request for the view.
 #[test]
 fn a_secret_that_a_view_cannot_do_without_is_missed_at_the_start() {
     let grants = "databases = [\"default\"]\nhttp = [\"self\"]\nsubrequests = true\npublish = [\"*\"]\nsubscribe = [\"*\"]\n";
@@ -180,7 +180,7 @@ fn a_secret_that_a_view_cannot_do_without_is_missed_at_the_start() {
     }
 }
 
-/// They take as long as a description may take.
+/// A `describe` that never ends is stopped by the time limit for it.
 #[test]
 fn a_description_that_never_ends_is_refused() {
     for (misfit, grants) in [
@@ -196,7 +196,7 @@ fn a_description_that_never_ends_is_refused() {
     }
 }
 
-/// Views can lower their module's limits and never raise them.
+/// Views can lower their module's limits, and cannot raise them.
 #[tokio::test]
 async fn a_view_cannot_raise_its_limits() {
     let app = App::new(&format!(
@@ -213,7 +213,7 @@ async fn a_view_cannot_raise_its_limits() {
     );
 }
 
-/// What a guest answers is checked also when it was not built with the SDK.
+/// The host checks what a guest answers, also if the guest was not built with the SDK.
 #[tokio::test]
 async fn statuses_that_are_none_are_500() {
     for (status, expected) in [
@@ -246,7 +246,7 @@ async fn statuses_that_are_none_are_500() {
     }
 }
 
-/// The routes are those that the views describe, and those that are served.
+/// `amphi routes` lists what the views describe, and each listed route is served.
 #[tokio::test]
 async fn routes_descriptions_and_behaviour_agree() {
     let app = App::new("static = { dir = \"files\" }\nmodules.behaviour.mount = \"/app\"");
@@ -326,7 +326,7 @@ async fn routes_descriptions_and_behaviour_agree() {
         (34, 38)
     );
     for row in views {
-        // With any other method, each of them says that it is there.
+        // With any other method, each route answers 405 with `allow`.
         let path = row[1].replace(['{', '}'], "");
         let reply = crate::harness::Reply::of(server.request("OPTIONS", &path)).await;
         assert_eq!(reply.status, 204, "{path}");
@@ -376,7 +376,7 @@ fn inspect_shows_mode_views_and_imports() {
             "{said}"
         );
     }
-    // Neither grants nor secrets are needed for a look.
+    // `amphi inspect` needs neither grants nor secrets.
     let output = Command::new(guests::AMPHI)
         .arg("inspect")
         .arg(guests::built("docs", Mode::Sync))
@@ -399,7 +399,7 @@ fn inspect_shows_mode_views_and_imports() {
     );
 }
 
-/// A component that is granted more than it asks for is well.
+/// A module may be granted more than its component imports.
 #[tokio::test]
 async fn r1_a_module_may_be_one_file_of_either_mode() {
     for mode in [Mode::Sync, Mode::Async] {
@@ -418,7 +418,7 @@ async fn r1_a_module_may_be_one_file_of_either_mode() {
     }
 }
 
-/// Toolchains that import a whole world can be let in; what is not granted stays denied.
+/// `ungranted_imports` loads components of toolchains that import everything; calls without a grant are denied.
 #[tokio::test]
 async fn imports_that_are_not_granted_can_be_let_in_and_are_denied() {
     let app =
@@ -436,7 +436,7 @@ async fn imports_that_are_not_granted_can_be_let_in_and_are_denied() {
     server.assert_baseline().await;
 }
 
-/// What `amphi new` makes is there for `amphi build`; nothing that exists is touched.
+/// `amphi new` makes a folder with the template, and refuses names and folders that exist.
 #[test]
 fn new_makes_an_app_and_overwrites_nothing() {
     let folder = tempfile::tempdir().expect("there is room");

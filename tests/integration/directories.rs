@@ -12,7 +12,7 @@ const GRANTS: &str = r#"
 "#;
 
 fn app(toml: &str) -> App {
-    // The folders have to be there before the configuration names them.
+    // The folders have to exist before the configuration is read.
     let app = App::new(toml);
     app.write("open/a.txt", "open");
     app.write("closed/a.txt", "closed");
@@ -40,46 +40,75 @@ async fn write(server: &Server, mode: Mode, path: &str) -> String {
         .to_owned()
 }
 
-both_modes! {
-    async fn granted_folders_are_all_there_is(mode: Mode) {
-        let server = app(GRANTS).serve().await;
-        assert_eq!(read(&server, mode, "/open/a.txt").await, "open");
-        assert_eq!(read(&server, mode, "/closed/a.txt").await, "closed");
-        for path in [
-            "/etc/passwd", "/open/../secret.txt", "/open/way-out", "/open/far-out", "/closed/../open/a.txt", "secret.txt", "../secret.txt",
-            "/open/../../../../../../etc/passwd",
-        ] {
-            let said = read(&server, mode, path).await;
-            assert!(["NotFound", "PermissionDenied", "Uncategorized"].contains(&&*said), "{path}: {said}");
-        }
-        server.assert_baseline().await;
+async fn granted_folders_are_all_there_is(mode: Mode) {
+    let server = app(GRANTS).serve().await;
+    assert_eq!(read(&server, mode, "/open/a.txt").await, "open");
+    assert_eq!(read(&server, mode, "/closed/a.txt").await, "closed");
+    for path in [
+        "/etc/passwd",
+        "/open/../secret.txt",
+        "/open/way-out",
+        "/open/far-out",
+        "/closed/../open/a.txt",
+        "secret.txt",
+        "../secret.txt",
+        "/open/../../../../../../etc/passwd",
+    ] {
+        let said = read(&server, mode, path).await;
+        assert!(
+            ["NotFound", "PermissionDenied", "Uncategorized"].contains(&&*said),
+            "{path}: {said}"
+        );
     }
+    server.assert_baseline().await;
+}
+both_modes!(granted_folders_are_all_there_is);
 
-    async fn only_a_folder_granted_for_writing_can_be_changed(mode: Mode) {
-        let server = app(GRANTS).serve().await;
-        assert_eq!(write(&server, mode, "/open/new.txt").await, "written");
-        assert_eq!(std::fs::read_to_string(server.app.path("open/new.txt")).expect("it is there"), "written by a view");
-        for path in ["/closed/new.txt", "/closed/a.txt", "/open/../new.txt", "/new.txt"] {
-            let said = write(&server, mode, path).await;
-            assert!(said != "written", "{path}: {said}");
-        }
-        assert_ne!(write(&server, mode, "/open/way-out").await, "written");
-        assert_eq!(std::fs::read_to_string(server.app.path("closed/a.txt")).expect("it is there"), "closed");
-        assert_eq!(std::fs::read_to_string(server.app.path("secret.txt")).expect("it is there"), "secret");
-        assert!(!server.app.path("new.txt").exists());
-        server.assert_baseline().await;
+async fn only_a_folder_granted_for_writing_can_be_changed(mode: Mode) {
+    let server = app(GRANTS).serve().await;
+    assert_eq!(write(&server, mode, "/open/new.txt").await, "written");
+    assert_eq!(
+        std::fs::read_to_string(server.app.path("open/new.txt")).expect("it is there"),
+        "written by a view"
+    );
+    for path in [
+        "/closed/new.txt",
+        "/closed/a.txt",
+        "/open/../new.txt",
+        "/new.txt",
+    ] {
+        let said = write(&server, mode, path).await;
+        assert!(said != "written", "{path}: {said}");
     }
+    assert_ne!(write(&server, mode, "/open/way-out").await, "written");
+    assert_eq!(
+        std::fs::read_to_string(server.app.path("closed/a.txt")).expect("it is there"),
+        "closed"
+    );
+    assert_eq!(
+        std::fs::read_to_string(server.app.path("secret.txt")).expect("it is there"),
+        "secret"
+    );
+    assert!(!server.app.path("new.txt").exists());
+    server.assert_baseline().await;
+}
+both_modes!(only_a_folder_granted_for_writing_can_be_changed);
 
-    async fn without_a_grant_there_are_no_files(mode: Mode) {
-        let server = App::new("modules.behaviour.blocking_wasi = true").serve().await;
-        for path in ["/etc/passwd", "/", ".", "amphi.toml"] {
-            let said = read(&server, mode, path).await;
-            assert!(["NotFound", "PermissionDenied", "Uncategorized"].contains(&&*said), "{path}: {said}");
-        }
+async fn without_a_grant_there_are_no_files(mode: Mode) {
+    let server = App::new("modules.behaviour.blocking_wasi = true")
+        .serve()
+        .await;
+    for path in ["/etc/passwd", "/", ".", "amphi.toml"] {
+        let said = read(&server, mode, path).await;
+        assert!(
+            ["NotFound", "PermissionDenied", "Uncategorized"].contains(&&*said),
+            "{path}: {said}"
+        );
     }
 }
+both_modes!(without_a_grant_there_are_no_files);
 
-/// Reading a file may wait for a disk, and the view would wait with everything it has in flight.
+/// Files are refused in async views: a read may wait for the disk, and would hold up everything that the view has in flight.
 #[tokio::test]
 async fn a_file_read_in_an_async_view_is_a_synchronous_only_operation() {
     let server = app(&GRANTS.replace("blocking_wasi = true", "blocking_wasi = false"))

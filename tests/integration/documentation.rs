@@ -1,4 +1,5 @@
-//! The examples of README and SDK, on the real server: taken from there as they stand (`tests/guests/docs/build.rs`).
+//! The examples of the README, of the SDK's pages and of its documentation, on the real server: they are taken from
+//! there as they stand (`tests/guests/docs/build.rs`).
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,7 @@ fn app() -> App {
         migrations = "migrations"
         [modules]
         docs = {{ path = "{guest}", mount = "/", {grants} }}
-        around = {{ path = "{guest}", mount = "/around", middleware = ["around::readme_1::signed_in", "around::middleware_1::signed_in", "around::middleware_1::timed"], {grants} }}
+        around = {{ path = "{guest}", mount = "/around", middleware = ["around::middleware_1::signed_in", "around::middleware_1::timed"], {grants} }}
         known = {{ path = "{guest}", mount = "/known", middleware = ["known::lib_2::signed_in"], {grants} }}
         "#
     ));
@@ -42,7 +43,7 @@ fn app() -> App {
     app
 }
 
-/// A browser that keeps one session, and has seen a page with a form.
+/// A browser with a session and a CSRF token, which remembers the routes that it has requested.
 struct Browser<'a> {
     server: &'a Server,
     cookie: String,
@@ -77,7 +78,7 @@ impl Browser<'_> {
         reply
     }
 
-    /// Asks, and expects 200 with this text in it.
+    /// Sends GET, and checks for 200 with this text in the body.
     async fn gets(&mut self, path: &str, text: &str) {
         let reply = self.ask(&format!("GET {path}"), FORM, "").await;
         assert!(reply.ok().contains(text), "{path}: {}", reply.text());
@@ -133,6 +134,15 @@ async fn every_example_does_on_the_host_what_it_says() {
             200,
             "300000 zeros",
         )
+        .await;
+    browser
+        .posts("/from_django_1/orders/7/pay", (FORM, ""), 303, "")
+        .await;
+    browser
+        .gets("/from_spin_and_axum_1/entries/7", r#""message":"Hi""#)
+        .await;
+    browser
+        .gets("/from_spin_and_axum_1/entries/7/length", "2")
         .await;
     browser.gets("/context_1/hello", "Hello 127.0.0.1").await;
     browser
@@ -237,7 +247,7 @@ async fn every_example_does_on_the_host_what_it_says() {
         (303, "/sign-in")
     );
     browser.seen.insert("* /guide_1/admin/a".to_owned());
-    // The subscribers of the three modules have heard of both payments.
+    // The subscribers of the three modules have each received both events.
     eventually("shipments", async || {
         let count = server
             .app

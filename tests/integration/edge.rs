@@ -1,4 +1,4 @@
-//! What stands between clients and views: whom a request is for and from, the admin address, file descriptors.
+//! The HTTP edge: which host a request is for, which client it is from, the admin address, file descriptors.
 
 use futures::future::join_all;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::{App, Reply, Server, eventually};
 
-/// RFC 9112, 3.2: what a request is for is said once, and can be read.
+/// RFC 9112, 3.2: a request has exactly one valid host.
 #[tokio::test]
 async fn a_request_names_one_host() {
     let server = App::new("").serve().await;
@@ -50,7 +50,7 @@ async fn a_request_names_one_host() {
     server.assert_baseline().await;
 }
 
-/// RFC 9113, 8.3.1: `:authority` and `host` say the same.
+/// RFC 9113, 8.3.1: `:authority` and `host` must be the same.
 #[tokio::test]
 async fn a_request_of_http2_names_one_host() {
     let server = App::new("").serve().await;
@@ -78,7 +78,7 @@ async fn a_request_of_http2_names_one_host() {
         let request = request.body(()).expect("it is a request");
         let mut client = client.clone().ready().await.expect("it is there");
         let (response, _) = client.send_request(request, true).expect("it is sent");
-        // A protocol error is a refusal as well.
+        // Ending the stream with a protocol error is a refusal, too.
         let got = response
             .await
             .map_or(400, |response| response.status().as_u16());
@@ -87,7 +87,7 @@ async fn a_request_of_http2_names_one_host() {
     server.assert_baseline().await;
 }
 
-/// Who the client is, is not guessed.
+/// A malformed `forwarded` of a trusted proxy is refused: the host does not guess the client's address.
 #[tokio::test]
 async fn r14_a_malformed_forwarded_of_a_proxy_is_refused() {
     let toml = |trusted: &str| {
@@ -125,15 +125,15 @@ async fn r14_a_malformed_forwarded_of_a_proxy_is_refused() {
             refused.text()
         );
     }
-    // From anybody else it counts for nothing.
+    // From other peers the header is ignored.
     let server = App::new(&toml("10.1.2.3")).serve().await;
     ask(&server, &["for=\""]).await.ok();
 }
 
-/// Clients of the admin address that do not read cost the app nothing.
+/// Clients of the admin address that do not read their responses take no connections from the app.
 #[tokio::test]
 async fn the_admin_address_does_not_hold_up_the_others() {
-    // The clients' own.
+    // File descriptors of the test process itself.
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     setrlimit(Resource::Nofile, files).expect("it may be raised so far");
@@ -159,7 +159,7 @@ async fn the_admin_address_does_not_hold_up_the_others() {
     }
     assert!(held.len() > 1000, "{}", held.len());
     assert!(server.files() < 500, "{} files are open", server.files());
-    // It is there again when they have been ended, because they read nothing.
+    // The admin address answers again after the host has closed the connections that read nothing.
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
     let ask = async || {
         let mut stream = TcpStream::connect(server.admin).await.expect("it accepts");
@@ -176,7 +176,8 @@ async fn the_admin_address_does_not_hold_up_the_others() {
     eventually("the admin address to answer", ask).await;
 }
 
-/// The limit is raised as far as possible; beyond, there are fewer connections, and files and databases work.
+/// The host raises its limit of open files as far as it may. If that is too little, it accepts fewer connections, so that
+/// files and databases keep working.
 #[tokio::test]
 async fn there_are_no_more_connections_than_files_can_be_opened() {
     let server = App::new("").with_files(64, 4000).serve().await;

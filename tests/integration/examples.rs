@@ -1,5 +1,4 @@
-//! The complete apps that people begin with: the guestbook, and what `amphi new` makes. The to-dos have a file of their
-//! own for what their pages offer.
+//! The example guestbook, and the app that `amphi new` makes. The tests of the example `todo` are in `todo.rs`.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +10,7 @@ use crate::harness::app::{guestbook, todo};
 use crate::harness::browser::FORM;
 use crate::harness::{App, Browser, Reply, Server, guests};
 
-/// Runs the tests that an app has of its own, with what the guestbook has compiled already.
+/// Runs an app's own tests, in the guestbook's target folder, where the dependencies are compiled already.
 #[track_caller]
 fn assert_own_tests_pass(folder: &Path) {
     let cargo = Command::new("cargo")
@@ -28,7 +27,7 @@ fn assert_own_tests_pass(folder: &Path) {
     assert!(said.contains("... ok"), "no test ran: {said}");
 }
 
-/// Sends the form of the first page, as a browser that has opened that does.
+/// Opens the first page, and sends its form with its CSRF token.
 async fn post_form(server: &Server, body: &str) -> Reply {
     Browser::at(server, "/").await.post("/entries", body).await
 }
@@ -68,7 +67,7 @@ async fn the_guestbook_does_what_its_pages_offer() {
         .header("content-type", FORM)
         .body("name=Eve&message=From+another+site");
     Reply::of(elsewhere).await.expect(StatusCode::FORBIDDEN);
-    // Behind a proxy, the host that the browser knows is not the one that the app is asked for.
+    // Behind a proxy, the browser's `origin` and the host of the request differ.
     let origin = ("origin", "http://shop.example");
     for (headers, status) in [
         (&[origin][..], StatusCode::FORBIDDEN),
@@ -157,7 +156,7 @@ fn what_new_makes_passes_its_own_tests() {
         .status();
     assert!(made.expect("it can be started").success());
     let demo = folder.path().join("demo");
-    // The versions that the guestbook has, so that little has to be compiled.
+    // The guestbook's lock file, so that the same versions are used and little has to be compiled.
     std::fs::copy(guestbook().join("Cargo.lock"), demo.join("Cargo.lock"))
         .expect("it can be copied");
     assert_own_tests_pass(&demo);

@@ -1,18 +1,18 @@
-//! Views that fail in every way: what the client gets, what the log says, what is undone, what is left over.
+//! Views that fail in every way: what the client gets, what the log says, what is rolled back, and that nothing is left.
 
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
-/// How a view ends, and what has to come of it.
+/// A way for a view to end, and what must follow.
 struct Case {
     how: &'static str,
     status: u16,
-    /// Part of what the client reads.
+    /// A part of the response's text.
     client: &'static str,
-    /// Whose fault the log says it is; empty when nothing failed.
+    /// The log's `fault`: whose fault it was. Empty if nothing failed.
     fault: &'static str,
-    /// Parts of the reason in the log.
+    /// Parts of the log's `why`.
     why: &'static [&'static str],
-    /// What became of the transaction.
+    /// The log's `transaction`: what became of it.
     transaction: &'static str,
 }
 
@@ -118,105 +118,146 @@ const CASES: &[Case] = &[
 
 const LIMITS: &str = "[limits]\ncpu_ms = 200\ntimeout_ms = 1500\nmemory_mb = 32";
 
-both_modes! {
-    async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
-        let server = App::new(LIMITS).serve().await;
-        for case in CASES {
-            check(&server, mode, case).await;
-        }
-        server.assert_baseline().await;
+async fn r9_r13_r16_r17_every_failure_is_undone_and_named(mode: Mode) {
+    let server = App::new(LIMITS).serve().await;
+    for case in CASES {
+        check(&server, mode, case).await;
     }
-
-    async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
-        let server = App::new("").serve().await;
-        for how in ["sleep", "sleep-then-write", "loop"] {
-            let mark = server.log.mark();
-            let path = format!("/{mode}/fail/{how}");
-            let request = tokio::spawn(server.request("POST", &path).send());
-            eventually("the view to run", async || {
-                let metrics = server.metrics().await;
-                let runs = metrics.get("amphi_transactions") == 1.0;
-                if runs { Ok(()) } else { Err(metrics.in_flight()) }
-            })
-            .await;
-            request.abort();
-            let lines = server.log.requests(mark, 1).await;
-            assert_eq!(lines[0].text("view"), mode.view("fail"), "{how}");
-            assert_eq!(lines[0].number("status"), 499, "{how}");
-            assert!(lines[0].text("why").contains("the client has gone"), "{how}: {:?}", lines[0]);
-            // Not after the minute that it wanted to sleep.
-            server.assert_baseline().await;
-            assert_eq!(server.rows(), 0, "{how}");
-        }
-        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
-    }
-
-    /// Wherever it waits: in a statement, for the connection that writes, or for a place to run at all.
-    async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
-        let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
-        let server = App::new(toml).serve().await;
-        let scopes = async |expected: f64| {
-            eventually("that many requests", async || {
-                let scopes = server.metrics().await.get("amphi_scopes");
-                if scopes == expected { Ok(()) } else { Err(scopes) }
-            })
-            .await;
-        };
-        let start = |path: &str, body: &'static str| {
-            tokio::spawn(server.request("POST", &format!("/{mode}/{path}")).body(body).send())
-        };
-        let endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
-        for statement in ["sql?with=query", "sql?with=rows", "sql/atomic?with=query"] {
-            let computing = start(statement, endless);
-            scopes(1.0).await;
-            computing.abort();
-            server.assert_baseline().await;
-        }
-        let holding = start("fail/sleep", "");
-        scopes(1.0).await;
-        let writing = start("rows/second", "");
-        scopes(2.0).await;
-        let queued = start("rows/third", "");
-        scopes(3.0).await;
-        queued.abort();
-        scopes(2.0).await;
-        writing.abort();
-        scopes(1.0).await;
-        holding.abort();
-        server.assert_baseline().await;
-        assert_eq!(server.rows(), 0);
-        assert_eq!(server.post(&format!("/{mode}/rows/after"), "").await.status, 201);
-        let lines = server.log.requests(0, 7).await;
-        assert_eq!(lines.iter().filter(|line| line.number("status") == 499).count(), 6, "{lines:#?}");
-    }
-
-    async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
-        let server = App::new(LIMITS).serve().await;
-        let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;
-        // The first ones make the pools as large as they will be.
-        for _ in 0..10 {
-            assert_eq!(hog().await, 500);
-        }
-        let before = server.memory_kib();
-        for _ in 0..100 {
-            assert_eq!(hog().await, 500);
-        }
-        server.assert_baseline().await;
-        let after = server.memory_kib();
-        assert!(after < before + (16 << 10), "{before} KiB before, {after} KiB after");
-    }
-
-    async fn a_view_can_have_less_than_its_module(mode: Mode) {
-        let server = App::new("").serve().await;
-        let mark = server.log.mark();
-        assert_eq!(server.get(&format!("/{mode}/short/loop")).await.status, 504);
-        assert_eq!(server.get(&format!("/{mode}/short/nap")).await.status, 504);
-        let lines = server.log.requests(mark, 2).await;
-        assert!(lines[0].text("why").contains("CPU time of 50 ms"), "{lines:#?}");
-        assert!(lines[1].text("why").contains("longer than its time limit"), "{lines:#?}");
-        server.assert_baseline().await;
-    }
+    server.assert_baseline().await;
 }
+both_modes!(r9_r13_r16_r17_every_failure_is_undone_and_named);
+
+async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
+    let server = App::new("").serve().await;
+    for how in ["sleep", "sleep-then-write", "loop"] {
+        let mark = server.log.mark();
+        let path = format!("/{mode}/fail/{how}");
+        let request = tokio::spawn(server.request("POST", &path).send());
+        eventually("the view to run", async || {
+            let metrics = server.metrics().await;
+            let runs = metrics.get("amphi_transactions") == 1.0;
+            if runs {
+                Ok(())
+            } else {
+                Err(metrics.in_flight())
+            }
+        })
+        .await;
+        request.abort();
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].text("view"), mode.view("fail"), "{how}");
+        assert_eq!(lines[0].number("status"), 499, "{how}");
+        assert!(
+            lines[0].text("why").contains("the client has gone"),
+            "{how}: {:?}",
+            lines[0]
+        );
+        // Soon, and not after the minute that the view wanted to sleep.
+        server.assert_baseline().await;
+        assert_eq!(server.rows(), 0, "{how}");
+    }
+    assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+}
+both_modes!(r9_r15_a_client_that_leaves_has_its_request_undone);
+
+/// A disconnect ends a request wherever it waits: in a statement, for the connection that writes, or for a worker or
+/// instance.
+async fn r13_r15_a_client_that_leaves_a_waiting_request_frees_it(mode: Mode) {
+    let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[async_views]\nin_flight_max = 2\n[databases.default]\nacquire_timeout_ms = 30000";
+    let server = App::new(toml).serve().await;
+    let scopes = async |expected: f64| {
+        eventually("that many requests", async || {
+            let scopes = server.metrics().await.get("amphi_scopes");
+            if scopes == expected {
+                Ok(())
+            } else {
+                Err(scopes)
+            }
+        })
+        .await;
+    };
+    let start = |path: &str, body: &'static str| {
+        tokio::spawn(
+            server
+                .request("POST", &format!("/{mode}/{path}"))
+                .body(body)
+                .send(),
+        )
+    };
+    let endless =
+        "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n";
+    for statement in ["sql?with=query", "sql?with=rows", "sql/atomic?with=query"] {
+        let computing = start(statement, endless);
+        scopes(1.0).await;
+        computing.abort();
+        server.assert_baseline().await;
+    }
+    let holding = start("fail/sleep", "");
+    scopes(1.0).await;
+    let writing = start("rows/second", "");
+    scopes(2.0).await;
+    let queued = start("rows/third", "");
+    scopes(3.0).await;
+    queued.abort();
+    scopes(2.0).await;
+    writing.abort();
+    scopes(1.0).await;
+    holding.abort();
+    server.assert_baseline().await;
+    assert_eq!(server.rows(), 0);
+    assert_eq!(
+        server.post(&format!("/{mode}/rows/after"), "").await.status,
+        201
+    );
+    let lines = server.log.requests(0, 7).await;
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line.number("status") == 499)
+            .count(),
+        6,
+        "{lines:#?}"
+    );
+}
+both_modes!(r13_r15_a_client_that_leaves_a_waiting_request_frees_it);
+
+async fn r13_memory_hogs_leave_nothing_behind(mode: Mode) {
+    let server = App::new(LIMITS).serve().await;
+    let hog = async || server.get(&format!("/{mode}/fail/allocate")).await.status;
+    // The first requests make pools grow to their full size.
+    for _ in 0..10 {
+        assert_eq!(hog().await, 500);
+    }
+    let before = server.memory_kib();
+    for _ in 0..100 {
+        assert_eq!(hog().await, 500);
+    }
+    server.assert_baseline().await;
+    let after = server.memory_kib();
+    assert!(
+        after < before + (16 << 10),
+        "{before} KiB before, {after} KiB after"
+    );
+}
+both_modes!(r13_memory_hogs_leave_nothing_behind);
+
+async fn a_view_can_have_less_than_its_module(mode: Mode) {
+    let server = App::new("").serve().await;
+    let mark = server.log.mark();
+    assert_eq!(server.get(&format!("/{mode}/short/loop")).await.status, 504);
+    assert_eq!(server.get(&format!("/{mode}/short/nap")).await.status, 504);
+    let lines = server.log.requests(mark, 2).await;
+    assert!(
+        lines[0].text("why").contains("CPU time of 50 ms"),
+        "{lines:#?}"
+    );
+    assert!(
+        lines[1].text("why").contains("longer than its time limit"),
+        "{lines:#?}"
+    );
+    server.assert_baseline().await;
+}
+both_modes!(a_view_can_have_less_than_its_module);
 
 async fn check(server: &Server, mode: Mode, case: &Case) {
     let how = case.how;
@@ -270,11 +311,11 @@ async fn check(server: &Server, mode: Mode, case: &Case) {
     assert_eq!(server.rows(), rows + kept, "{mode} {how}");
     let next = server.get(&format!("/{mode}/hello")).await;
     assert_eq!(next.ok(), "hello", "after {mode} {how}");
-    // One line for each of the two, and no more.
+    // One line in the log for each of the two requests, and no more.
     server.log.requests(mark, 2).await;
 }
 
-/// A view may not sleep with the thread that its loop runs on, but it is told so by name.
+/// An async view that sleeps with `std::thread::sleep` is ended, and the log names the call and what to write instead.
 #[tokio::test]
 async fn a_blocking_sleep_in_an_async_view_is_a_synchronous_only_operation() {
     let server = App::new("").serve().await;
@@ -295,7 +336,7 @@ async fn a_blocking_sleep_in_an_async_view_is_a_synchronous_only_operation() {
     server.assert_baseline().await;
 }
 
-/// With the grant it may; its time limit still holds.
+/// With `blocking_wasi = true` the call is allowed; the time limit still ends it.
 #[tokio::test]
 async fn blocking_wasi_can_be_granted_to_an_async_view() {
     let toml = format!("{LIMITS}\n[modules.behaviour]\nblocking_wasi = true");

@@ -1,10 +1,10 @@
-//! Host calls that ask for much: each has a limit, so that none holds a loop for long (R5).
+//! Host calls with large arguments or results: each has a limit, so that none holds a loop for long (R5).
 
 use std::time::{Duration, Instant};
 
 use crate::harness::{App, Mode, Server, guests};
 
-/// More than the names that a `HeaderMap` has room for.
+/// More names than a `HeaderMap` can hold.
 const HEADERS_BYTES: u64 = 1 << 20;
 
 async fn greedy(toml: &str, alone: bool) -> Server {
@@ -27,8 +27,8 @@ async fn greedy(toml: &str, alone: bool) -> Server {
     }
 }
 
-/// What of the host a view can ask for, how often and in which pieces; with which status it ends, and what the client
-/// or the log is told.
+/// Requests to `greedy`: what the view asks for, how often, in pieces of how many bytes; the status; and a text that the
+/// response or the log must have.
 const ASKED: [(&str, u16, &str); 26] = [
     ("fields/10/100", 200, "logged"),
     ("fields/600/12000", 200, "logged"),
@@ -62,25 +62,40 @@ const ASKED: [(&str, u16, &str); 26] = [
     ("environment/1000/0", 200, "0"),
 ];
 
-both_modes! {
-    async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
-        let server = greedy("", false).await;
-        for (asked, status, said) in ASKED {
-            let mark = server.log.mark();
-            let reply = server.post(&format!("/{mode}/ask/{asked}"), "").await;
-            let lines = server.log.requests(mark, 1).await;
-            let why = lines[0].text("why").to_owned();
-            let told = String::from_utf8_lossy(&reply.body).into_owned();
-            let short = |text: &str| text.chars().take(300).collect::<String>();
-            assert_eq!(reply.status, status, "{asked}: {} {}", short(&told), short(&why));
-            assert!(told.contains(said) || why.contains(said), "{asked}: {} {}", short(&told), short(&why));
-            assert!(why.len() <= 5000 && told.len() <= 20_000, "{asked}: {} and {} bytes", why.len(), told.len());
-        }
-        server.assert_baseline().await;
+async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
+    let server = greedy("", false).await;
+    for (asked, status, said) in ASKED {
+        let mark = server.log.mark();
+        let reply = server.post(&format!("/{mode}/ask/{asked}"), "").await;
+        let lines = server.log.requests(mark, 1).await;
+        let why = lines[0].text("why").to_owned();
+        let told = String::from_utf8_lossy(&reply.body).into_owned();
+        let short = |text: &str| text.chars().take(300).collect::<String>();
+        assert_eq!(
+            reply.status,
+            status,
+            "{asked}: {} {}",
+            short(&told),
+            short(&why)
+        );
+        assert!(
+            told.contains(said) || why.contains(said),
+            "{asked}: {} {}",
+            short(&told),
+            short(&why)
+        );
+        assert!(
+            why.len() <= 5000 && told.len() <= 20_000,
+            "{asked}: {} and {} bytes",
+            why.len(),
+            told.len()
+        );
     }
+    server.assert_baseline().await;
 }
+both_modes!(r5_host_calls_that_ask_for_too_much_are_refused_by_name);
 
-/// A view has only so many calls in flight.
+/// A view can have only so many calls in flight at once.
 #[tokio::test]
 async fn r5_calls_in_flight_are_bounded() {
     let server = greedy("", false).await;
@@ -99,7 +114,7 @@ async fn r5_calls_in_flight_are_bounded() {
     server.assert_baseline().await;
 }
 
-/// On the one loop there is, others are answered while a view asks for as much as it may, again and again.
+/// On the only loop, other views are answered quickly while a view makes the largest host calls allowed, again and again.
 #[tokio::test]
 async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     let server = greedy("async_views.loops = 1", true).await;
@@ -111,7 +126,7 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
         "panic/1/3000000",
         "output/100/65536",
         "lines/20000/1",
-        // No more of them, because the client of the tests reads no longer heads.
+        // Not more headers, because the tests' client reads no longer heads.
         "headers/90/3000",
         "pollables/400/0",
         "get/1/8000000",
@@ -125,7 +140,7 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     }
     for asked in most {
         let path = format!("/async/ask/{asked}");
-        // What the host does is in each of the tries, and what else the machine does is not.
+        // The shortest of several tries, since each contains the host's own work, and not each the load by others.
         let mut held = Duration::MAX;
         for attempt in 1..=16 {
             held = held.min(slowest_beside(&server, &path).await);
@@ -139,10 +154,10 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     server.assert_baseline().await;
 }
 
-/// What the tests' unoptimised host may take for one call, with an answer beside it.
+/// The limit for one call in the tests' unoptimised host, together with another view's answer.
 const HELD_MAX: Duration = Duration::from_millis(25);
 
-/// The slowest answer of another view while this one is answered.
+/// The slowest answer of another view while this request is answered.
 async fn slowest_beside(server: &Server, path: &str) -> Duration {
     let mut slowest = Duration::ZERO;
     let mut asking = std::pin::pin!(server.post(path, ""));

@@ -1,5 +1,5 @@
-//! SQL that means harm: deep, long, huge, slow, recursive, or reaching for the session. Whatever a view runs, it has its
-//! error or result within its time limit and a second, the host lives, and others are answered meanwhile.
+//! Hostile SQL: deep, long, huge, slow, recursive, or changing the session. Each statement ends with a result or an error
+//! within the time limit plus a second, the host keeps running, and other requests are answered meanwhile.
 
 mod sqlite;
 
@@ -15,15 +15,15 @@ use crate::harness::{App, Kind, Mode, Server, eventually};
 const LIMIT: Duration = Duration::from_millis(300);
 /// How much longer a statement may take to end.
 const BEYOND: Duration = Duration::from_secs(1);
-/// For the way to the server and back, on a machine that compiles beside.
+/// Added for the request itself, on a machine that may compile at the same time.
 const MARGIN: Duration = Duration::from_millis(500);
-/// How long the neighbour may wait for its answer, whatever runs beside it.
+/// How long the neighbour may wait for each answer.
 const NEIGHBOUR: Duration = Duration::from_secs(1);
 
-/// What one kind of database is tried with.
+/// The hostile statements for one kind of database.
 struct Corpus {
     kind: Kind,
-    /// Run before all else, from outside.
+    /// Statements that the test runs first, with a connection of its own.
     setup: Vec<String>,
     lines: Vec<Line>,
 }
@@ -31,18 +31,18 @@ struct Corpus {
 /// One request.
 struct Line {
     name: String,
-    /// The view, below that of the mode.
+    /// The view's path, below the mode's.
     view: &'static str,
     steps: Value,
 }
 
 impl Line {
-    /// One statement, whose rows are read.
+    /// A statement whose rows are read.
     fn new(name: &str, sql: impl AsRef<str>) -> Line {
         Line::of(name, "run", json!([query(sql.as_ref())]))
     }
 
-    /// One statement that writes, in a transaction.
+    /// A statement that writes, in a transaction.
     fn writes(name: &str, sql: impl AsRef<str>) -> Line {
         Line::of(name, "run/atomic", json!([execute(sql.as_ref())]))
     }
@@ -56,7 +56,7 @@ impl Line {
     }
 }
 
-/// Runs every line, with a neighbour beside.
+/// Runs every line while a neighbour reads.
 async fn survive(mode: Mode, corpus: Corpus) {
     let limits = format!("limits.timeout_ms = {}", LIMIT.as_millis());
     let server = App::rules(corpus.kind, &limits).await.serve_alone().await;
@@ -80,7 +80,7 @@ async fn survive(mode: Mode, corpus: Corpus) {
         "the neighbour waited {longest:?}, {} times asked",
         waits.len()
     );
-    // Nobody has kept the connection that writes.
+    // The connection that writes is free.
     let path = format!("/{mode}/run/atomic");
     assert_eq!(
         server.told(&path, json!([insert("after")])).await,
@@ -88,14 +88,14 @@ async fn survive(mode: Mode, corpus: Corpus) {
     );
 }
 
-/// Runs the lines one after the other; tells which did not end as they should.
+/// Runs the lines one after the other. Returns those that did not end as they should.
 async fn lines(mode: Mode, server: &Server, lines: Vec<Line>) -> Vec<String> {
     let mut failed = Vec::new();
     for Line { name, view, steps } in lines {
         let begin = Instant::now();
         let reply = server.steps(&format!("/{mode}/{view}"), steps).await;
         let answered = begin.elapsed();
-        // The client has its answer at the limit; the connection has to come back, too.
+        // The client gets its answer at the time limit. The connection has to be given back as well.
         let free = async || match server.metrics().await.get("amphi_database_connections") {
             0.0 => Ok(()),
             busy => Err(busy),
@@ -107,7 +107,7 @@ async fn lines(mode: Mode, server: &Server, lines: Vec<Line>) -> Vec<String> {
             reply.status,
             reply.text()
         );
-        // A failed statement fails an atomic view: 500. A time limit that is over is 504.
+        // 500 if the statement fails an atomic view, 504 at the time limit.
         if took > LIMIT + BEYOND + MARGIN || ![200, 500, 504].contains(&reply.status) {
             failed.push(format!("{name}: {} after {took:?}", reply.status));
         }
@@ -115,7 +115,7 @@ async fn lines(mode: Mode, server: &Server, lines: Vec<Line>) -> Vec<String> {
     failed
 }
 
-/// A client that goes on asking for a row, until it is told to end; how long it waited each time.
+/// Requests one row again and again until `end` is set. Returns how long each request took.
 async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duration> {
     let path = format!("/{mode}/run");
     let mut waits = Vec::new();
@@ -123,7 +123,7 @@ async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duratio
         let begin = Instant::now();
         let reply = server.steps(&path, json!([query("select 1 as a")])).await;
         waits.push(begin.elapsed());
-        // On a machine that others load as well, its own short limit may be over: then it has waited, which is measured.
+        // On a loaded machine the neighbour itself may reach the short time limit. The wait is measured all the same.
         match reply.status {
             504 => {}
             _ => assert_eq!(reply.told(), json!([[[1]]]), "the neighbour's row"),
@@ -133,49 +133,96 @@ async fn neighbour(mode: Mode, server: &Server, end: &Cell<bool>) -> Vec<Duratio
     waits
 }
 
-both_modes! {
-    async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
-        survive(mode, sqlite::corpus()).await;
-    }
+async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
+    survive(mode, sqlite::corpus()).await;
+}
+both_modes!(r13_hostile_sql_on_sqlite_ends_in_time);
 
-    /// The search that once ended the process: a pattern as long as the text, every other character of it a `%`.
-    async fn a_search_of_any_length_ends_nothing(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, "").await.serve().await;
-        let path = format!("/{mode}/run");
-        let search = |pattern: String| {
-            json!([query_with("select id from rows where tag like '%' || ? || '%'", json!([pattern]))])
-        };
-        let long = execute_with("insert into rows (tag) values (?)", json!(["a".repeat(24_000)]));
-        server.told(&path, json!([long])).await;
-        let told = server.told(&path, search("%a".repeat(23_000))).await;
-        let text = told[0].as_str().unwrap_or_default();
-        assert!(text.starts_with("TooLarge: "), "{told}");
-        assert!(text.contains("may have 10000: look for a shorter text"), "{told}");
-        assert_eq!(server.told(&path, search("%a".repeat(4_900))).await, json!([[[1]]]));
-    }
+/// A LIKE pattern as long as the text, with a `%` at every other place. SQLite's own LIKE ended the process here.
+async fn a_search_of_any_length_ends_nothing(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let path = format!("/{mode}/run");
+    let search = |pattern: String| {
+        json!([query_with(
+            "select id from rows where tag like '%' || ? || '%'",
+            json!([pattern])
+        )])
+    };
+    let long = execute_with(
+        "insert into rows (tag) values (?)",
+        json!(["a".repeat(24_000)]),
+    );
+    server.told(&path, json!([long])).await;
+    let told = server.told(&path, search("%a".repeat(23_000))).await;
+    let text = told[0].as_str().unwrap_or_default();
+    assert!(text.starts_with("TooLarge: "), "{told}");
+    assert!(
+        text.contains("may have 10000: look for a shorter text"),
+        "{told}"
+    );
+    assert_eq!(
+        server.told(&path, search("%a".repeat(4_900))).await,
+        json!([[[1]]])
+    );
+}
+both_modes!(a_search_of_any_length_ends_nothing);
 
-    /// What one request has inserted and changed, the next one on the same connection is not told.
-    async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, "").await.serve().await;
-        let told = |view: &str, steps: Value| {
-            let path = format!("/{mode}/{view}");
-            let server = &server;
-            async move { server.told(&path, steps).await }
-        };
-        let ask = "select last_insert_rowid() as a, changes() as b, total_changes() as c";
-        let insert = "insert into rows (tag) values ('mine')";
-        let update = "update rows set tag = 'theirs'";
-        for _ in 0..2 {
-            told("run", json!([execute(insert), execute(insert)])).await;
-            assert_eq!(told("run/atomic", json!([query(ask)])).await, json!([[[0, 0, 0]]]));
-            let rows = server.app.data.rows().await;
-            assert_eq!(told("run/atomic", json!([execute(update), query(ask)])).await, json!([rows, [[0, rows, rows]]]));
-            let expected = json!([1, [[rows + 1, 1, 1]], rows + 1, [[rows + 1, rows + 1, rows + 2]]]);
-            assert_eq!(told("run/atomic", json!([execute(insert), query(ask), execute(update), query(ask)])).await, expected);
-            // A statement that changes no row tells of none, whatever ran before.
-            assert_eq!(told("run", json!([execute("create table if not exists other (a)")])).await, json!([0]));
-            let refused = told("run", json!([execute(insert), query("select last_insert_rowid()")])).await;
-            assert!(refused[1].as_str().is_some_and(|text| text.contains("Use `returning`")), "{refused}");
-        }
+/// `last_insert_rowid()`, `changes()` and `total_changes()` tell nothing of earlier requests on the same connection.
+async fn r11_nobody_is_told_what_others_inserted(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let told = |view: &str, steps: Value| {
+        let path = format!("/{mode}/{view}");
+        let server = &server;
+        async move { server.told(&path, steps).await }
+    };
+    let ask = "select last_insert_rowid() as a, changes() as b, total_changes() as c";
+    let insert = "insert into rows (tag) values ('mine')";
+    let update = "update rows set tag = 'theirs'";
+    for _ in 0..2 {
+        told("run", json!([execute(insert), execute(insert)])).await;
+        assert_eq!(
+            told("run/atomic", json!([query(ask)])).await,
+            json!([[[0, 0, 0]]])
+        );
+        let rows = server.app.data.rows().await;
+        assert_eq!(
+            told("run/atomic", json!([execute(update), query(ask)])).await,
+            json!([rows, [[0, rows, rows]]])
+        );
+        let expected = json!([
+            1,
+            [[rows + 1, 1, 1]],
+            rows + 1,
+            [[rows + 1, rows + 1, rows + 2]]
+        ]);
+        assert_eq!(
+            told(
+                "run/atomic",
+                json!([execute(insert), query(ask), execute(update), query(ask)])
+            )
+            .await,
+            expected
+        );
+        // A statement that changes no row returns 0, whatever ran before.
+        assert_eq!(
+            told(
+                "run",
+                json!([execute("create table if not exists other (a)")])
+            )
+            .await,
+            json!([0])
+        );
+        let refused = told(
+            "run",
+            json!([execute(insert), query("select last_insert_rowid()")]),
+        )
+        .await;
+        assert!(
+            refused[1]
+                .as_str()
+                .is_some_and(|text| text.contains("Use `returning`")),
+            "{refused}"
+        );
     }
 }
+both_modes!(r11_nobody_is_told_what_others_inserted);

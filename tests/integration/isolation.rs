@@ -1,4 +1,4 @@
-//! Views that compute or wait, and what others notice of it.
+//! Views that compute or wait: other requests are answered meanwhile, and limits end them.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::harness::{App, Mode, Reply, best_of_three, eventually};
 async fn r5_a_spinning_async_view_does_not_hold_up_others() {
     let toml = "[async_views]\nloops = 1\n[limits]\ncpu_ms = 5000";
     let server = App::new(toml).serve_alone().await;
-    // Warms up connections and instances.
+    // Connections and instances are made before anything is measured.
     for _ in 0..20 {
         server.get("/async/hello").await.ok();
     }
@@ -42,7 +42,7 @@ async fn r5_a_spinning_async_view_does_not_hold_up_others() {
     server.assert_baseline().await;
 }
 
-/// They compute one slice each in turn, and what is ready goes first after each slice.
+/// Several async views that compute take turns of one slice each, and after each slice what is ready runs first.
 #[tokio::test]
 async fn r5_many_spinning_async_views_hold_up_others_no_longer_than_one_does() {
     let toml = "[async_views]\nloops = 1\n[limits]\ncpu_ms = 5000";
@@ -68,7 +68,7 @@ async fn r5_many_spinning_async_views_hold_up_others_no_longer_than_one_does() {
     .await;
 }
 
-/// A sync view that computes holds up no async view either, and its CPU budget ends it.
+/// A sync view that computes holds up no async view, and is ended at its CPU limit.
 #[tokio::test]
 async fn r5_spinning_sync_views_do_not_hold_up_async_views() {
     let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[limits]\ncpu_ms = 5000";
@@ -96,7 +96,7 @@ async fn r5_spinning_sync_views_do_not_hold_up_async_views() {
     .await;
 }
 
-/// While all sync workers wait, async views answer at once, and sync requests are refused at their deadline.
+/// While all sync workers wait, async views answer at once, and queued sync requests get 503 at their deadline.
 #[tokio::test]
 async fn r4_queued_sync_requests_are_refused_at_their_deadline() {
     let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\nqueue_timeout_ms = 300";
@@ -168,7 +168,7 @@ async fn r4_queued_sync_requests_are_refused_at_their_deadline() {
     server.assert_baseline().await;
 }
 
-/// Queued requests that can wait long enough are served when a worker comes free.
+/// Queued requests are served when a worker comes free, if they may wait that long.
 #[tokio::test]
 async fn r4_queued_sync_requests_are_served_in_time() {
     let server = App::new("[sync_views]\nworkers = 2\nworkers_max = 2")
@@ -205,7 +205,7 @@ async fn r4_a_full_queue_refuses_at_once() {
     server.assert_baseline().await;
 }
 
-/// The pool grows while workers wait in host calls, so that sleepers do not block others.
+/// The pool grows while workers wait in host calls, so that sleeping views do not hold up others.
 #[tokio::test]
 async fn r4_the_pool_grows_for_waiting_views() {
     let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8")
@@ -234,7 +234,7 @@ async fn r4_the_pool_grows_for_waiting_views() {
     server.assert_baseline().await;
 }
 
-/// … and not while they compute, because more threads would gain nothing.
+/// The pool does not grow while workers compute, since more threads would gain nothing.
 #[tokio::test]
 async fn r4_the_pool_does_not_grow_for_computing_views() {
     let server = App::new("[sync_views]\nworkers = 1\nworkers_max = 8")
@@ -245,7 +245,7 @@ async fn r4_the_pool_does_not_grow_for_computing_views() {
     assert_eq!(server.metrics().await.get("amphi_sync_workers"), 1.0);
 }
 
-/// Waiting is not computing, however often a view wakes up.
+/// Waiting uses no CPU time, however often a view wakes up.
 #[tokio::test]
 async fn r5_waiting_takes_no_cpu_time() {
     let server = App::new("[modules.behaviour.limits]\ncpu_ms = 100")
@@ -254,7 +254,7 @@ async fn r5_waiting_takes_no_cpu_time() {
     assert_eq!(server.get("/async/naps/400").await.ok(), "slept 400 times");
 }
 
-/// Async views beyond `in_flight_max` wait for an instance, and are refused when that takes too long.
+/// Async views beyond `in_flight_max` queue for an instance, and get 503 when that takes too long.
 #[tokio::test]
 async fn r4_async_views_queue_for_their_instances() {
     let toml = "[async_views]\nin_flight_max = 2\nqueue_timeout_ms = 300";
@@ -271,50 +271,75 @@ async fn r4_async_views_queue_for_their_instances() {
     server.assert_baseline().await;
 }
 
-both_modes! {
-    /// Many at once, and each gets its own answer.
-    async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
-        let server = App::new("").serve().await;
-        let all = join_all((0..200).map(|number| {
-            let server = &server;
-            async move { (number, server.get(&format!("/{mode}/greet/{number}")).await) }
-        }));
-        for (number, reply) in all.await {
-            assert_eq!(reply.ok(), format!("hello {number}"));
-        }
-        server.assert_baseline().await;
+/// Many requests at once: each gets its own response.
+async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
+    let server = App::new("").serve().await;
+    let all = join_all((0..200).map(|number| {
+        let server = &server;
+        async move { (number, server.get(&format!("/{mode}/greet/{number}")).await) }
+    }));
+    for (number, reply) in all.await {
+        assert_eq!(reply.ok(), format!("hello {number}"));
     }
-
-    /// What a view has open of results is held by the host: all together no more than one result may be. Outside of
-    /// a transaction, half of the four reading connections feed results piece by piece beside that.
-    async fn r13_open_results_share_a_limit(mode: Mode) {
-        let server = App::new("").serve().await;
-        assert_eq!(server.post(&format!("/{mode}/hoard/50"), "").await.ok(), "8");
-        assert_eq!(server.post(&format!("/{mode}/hoard/50/outside"), "").await.ok(), "10");
-        server.assert_baseline().await;
-    }
-
-    /// A storm of kills of every kind, at once and beside requests that are well.
-    async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
-        let toml = "[limits]\ncpu_ms = 50\ntimeout_ms = 200\nmemory_mb = 16\n[sync_views]\nworkers_max = 16";
-        let server = App::new(toml).serve().await;
-        let ends = ["panic", "loop", "allocate", "sleep", "recurse", "error", "ok", "header-value"];
-        let requests = (0..120).map(|number| {
-            let how = ends[number % ends.len()];
-            let request = server.request("POST", &format!("/{mode}/fail/{how}"));
-            async move {
-                if number % 5 == 0 {
-                    // It goes away in the middle.
-                    let _ = tokio::time::timeout(Duration::from_millis(20), Reply::maybe(request)).await;
-                } else {
-                    let reply = Reply::of(request).await;
-                    assert!([200, 500, 503, 504].contains(&reply.status), "{how}: {}", reply.status);
-                }
-            }
-        });
-        join_all(requests).await;
-        server.assert_baseline().await;
-        assert_eq!(server.tags().iter().filter(|tag| *tag != "ok").count(), 0);
-        assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
-    }
+    server.assert_baseline().await;
 }
+both_modes!(r14_answers_do_not_get_mixed_up);
+
+/// All results that a view has open in the host together may be as large as one result (`rows_max_bytes`). Outside a
+/// transaction, results on half of the four reading connections are read in pieces, and do not count.
+async fn r13_open_results_share_a_limit(mode: Mode) {
+    let server = App::new("").serve().await;
+    assert_eq!(
+        server.post(&format!("/{mode}/hoard/50"), "").await.ok(),
+        "8"
+    );
+    assert_eq!(
+        server
+            .post(&format!("/{mode}/hoard/50/outside"), "")
+            .await
+            .ok(),
+        "10"
+    );
+    server.assert_baseline().await;
+}
+both_modes!(r13_open_results_share_a_limit);
+
+/// Requests that are ended in every way, at once and together with requests that succeed.
+async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
+    let toml =
+        "[limits]\ncpu_ms = 50\ntimeout_ms = 200\nmemory_mb = 16\n[sync_views]\nworkers_max = 16";
+    let server = App::new(toml).serve().await;
+    let ends = [
+        "panic",
+        "loop",
+        "allocate",
+        "sleep",
+        "recurse",
+        "error",
+        "ok",
+        "header-value",
+    ];
+    let requests = (0..120).map(|number| {
+        let how = ends[number % ends.len()];
+        let request = server.request("POST", &format!("/{mode}/fail/{how}"));
+        async move {
+            if number % 5 == 0 {
+                // The client disconnects in the middle.
+                let _ =
+                    tokio::time::timeout(Duration::from_millis(20), Reply::maybe(request)).await;
+            } else {
+                let reply = Reply::of(request).await;
+                assert!(
+                    [200, 500, 503, 504].contains(&reply.status),
+                    "{how}: {}",
+                    reply.status
+                );
+            }
+        }
+    });
+    join_all(requests).await;
+    server.assert_baseline().await;
+    assert_eq!(server.tags().iter().filter(|tag| *tag != "ok").count(), 0);
+    assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
+}
+both_modes!(r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline);

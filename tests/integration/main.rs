@@ -1,7 +1,7 @@
 //! The real server, started as its users start it and spoken to over HTTP.
 //!
-//! One file per subject. Tests that hold for both modes of views are written once, with [`both_modes!`]; names
-//! that begin with `r` and a number are about a rule of the design.
+//! One file per subject. Tests for both modes of views are written once, with [`both_modes!`]. A name that begins with
+//! `r9_` is about rule R9: see `tests/RULES.md`.
 
 #[macro_use]
 extern crate amphi_tests;
@@ -17,6 +17,7 @@ mod configuration;
 mod conflicts;
 mod context;
 mod databases;
+mod dependencies;
 mod deploy;
 mod directories;
 mod disconnects;

@@ -1,11 +1,11 @@
-//! Sessions: what changes one is for a pinned connection, and nothing of it is left afterwards.
+//! Statements that change a session need a pinned connection, and nothing of the change is left afterwards.
 
 use serde_json::{Value, json};
 
 use crate::harness::steps::{end, execute, insert, nap, pinned, query};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// What only a pinned session may do, in PostgreSQL.
+/// Statements that PostgreSQL runs on a pinned connection only.
 const SESSION: [&str; 16] = [
     "set search_path = pg_catalog",
     "SET SESSION statement_timeout = 1000",
@@ -25,7 +25,7 @@ const SESSION: [&str; 16] = [
     "select 1 as a into temp secret",
 ];
 
-/// What no view may do.
+/// Statements that are refused everywhere.
 const NEVER: [&str; 9] = [
     "begin",
     "start transaction",
@@ -38,7 +38,7 @@ const NEVER: [&str; 9] = [
     "prepare transaction 'mine'",
 ];
 
-/// What PostgreSQL tells of a session that a view has just borrowed.
+/// A query for what a view can notice of a session that it has just borrowed.
 const STATE: &str = "select current_setting('search_path') as a, current_setting('timezone') as b, \
      current_setting('statement_timeout') as c, current_setting('application_name') as d, \
      current_setting('default_transaction_read_only') as e, \
@@ -50,7 +50,7 @@ fn text(told: &Value) -> &str {
     told.as_str().unwrap_or_default()
 }
 
-/// One connection, so that the next borrower has the same one.
+/// A server with one database connection, so that the next borrower gets the same one.
 async fn serve_with_one_connection() -> Server {
     App::rules(Kind::Postgres, "databases.default.connections = 1")
         .await
@@ -58,126 +58,187 @@ async fn serve_with_one_connection() -> Server {
         .await
 }
 
-both_modes! {
-    /// By name, and with what to do instead.
-    async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let before = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        for statement in SESSION {
-            for path in ["run", "run/atomic"] {
-                for step in [execute(statement), query(statement)] {
-                    let told = server.reason(&format!("/{mode}/{path}"), json!([step])).await;
-                    assert!(told.contains("was refused"), "{statement} in {path}: {told}");
-                    assert!(told.contains("`pin`"), "it should say the way out: {statement}: {told}");
-                }
+/// The refusal names the statement, and what to do instead.
+async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let before = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    for statement in SESSION {
+        for path in ["run", "run/atomic"] {
+            for step in [execute(statement), query(statement)] {
+                let told = server
+                    .reason(&format!("/{mode}/{path}"), json!([step]))
+                    .await;
+                assert!(
+                    told.contains("was refused"),
+                    "{statement} in {path}: {told}"
+                );
+                assert!(
+                    told.contains("`pin`"),
+                    "it should say the way out: {statement}: {told}"
+                );
             }
         }
-        for statement in NEVER {
-            for step in [execute(statement), query(statement), pinned(json!([execute(statement)]))] {
-                let told = server.steps(&format!("/{mode}/run"), json!([step])).await;
-                assert!(told.text().contains("Denied: "), "{statement}: {}", told.text());
-            }
-        }
-        let after = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        assert_eq!(after, before);
-        server.assert_baseline().await;
     }
-
-    /// What looks like one and is not is not refused.
-    async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let path = format!("/{mode}/run/atomic");
-        for statement in [
-            "select 'set search_path = x; begin'",
-            "select 1 /* set role none */",
-            "select $q$ listen $q$",
-            "insert into rows (tag) values ('discard all')",
-            "update rows set tag = 'commit' where tag = 'begin'",
-            "with s as (select 1 as set) select set::text from s",
-            "select pg_advisory_xact_lock(1)::text",
-            "set local statement_timeout = 5000",
+    for statement in NEVER {
+        for step in [
+            execute(statement),
+            query(statement),
+            pinned(json!([execute(statement)])),
         ] {
-            let told = server.told(&path, json!([execute(statement)])).await;
-            assert!(told[0].is_number(), "{statement}: {told}");
+            let told = server.steps(&format!("/{mode}/run"), json!([step])).await;
+            assert!(
+                told.text().contains("Denied: "),
+                "{statement}: {}",
+                told.text()
+            );
         }
-        let state = server.told(&format!("/{mode}/run"), json!([query(STATE)])).await;
-        assert_eq!(state[0][0][6], 0, "{state}");
-        server.assert_baseline().await;
     }
-
-    async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
-        let server = serve_with_one_connection().await;
-        let path = format!("/{mode}/run");
-        let before = server.told(&path, json!([query(STATE)])).await;
-        let change = [
-            execute("set search_path = pg_catalog, public"),
-            execute("set timezone = 'Europe/Vienna'"),
-            execute("set statement_timeout = 12345"),
-            execute("set application_name = 'mine'"),
-            execute("set default_transaction_read_only = on"),
-            execute("prepare mine as select 1"),
-            query("select pg_advisory_lock(1)::text"),
-            execute("listen news"),
-            query("select current_setting('timezone')"),
-        ];
-        for last in [json!([]), json!([end("panic")]), json!([end("error")])] {
-            for atomic in ["", "/atomic"] {
-                let steps: Vec<Value> = change.iter().cloned().chain(last.as_array().cloned().unwrap_or_default()).collect();
-                let reply = server.steps(&format!("{path}{atomic}"), json!([pinned(Value::Array(steps))])).await;
-                if last == json!([]) {
-                    assert_eq!(reply.told()[0][8], json!([["Europe/Vienna"]]), "all statements have one session");
-                }
-                let after = server.told(&path, json!([query(STATE)])).await;
-                assert_eq!(after, before, "after {last} {atomic}");
-            }
-        }
-        // A client that leaves, and a request whose time is over.
-        let steps = json!([pinned(json!([execute("set timezone = 'Europe/Vienna'"), nap(60_000)]))]);
-        let left = server.request("POST", &path).body(steps.to_string());
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(200), left.send()).await.is_err());
-        assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
-        assert_eq!(server.steps(&format!("/{mode}/brief"), steps).await.status, 504);
-        assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
-        server.assert_baseline().await;
-    }
+    let after = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    assert_eq!(after, before);
+    server.assert_baseline().await;
 }
+both_modes!(r11_statements_that_change_the_session_are_refused_outside_a_pinned_one);
 
-both_modes_and_databases! {
-    /// A temporary table lives as long as the pin.
-    async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        let path = format!("/{mode}/run");
-        let table = execute("create temp table secret (a integer)");
-        let told = server.told(&path, json!([table])).await;
-        assert!(text(&told[0]).starts_with("Denied: "), "{told}");
+/// Statements that only look as if they changed the session are not refused.
+async fn r11_what_leaves_no_trace_is_not_refused(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let path = format!("/{mode}/run/atomic");
+    for statement in [
+        "select 'set search_path = x; begin'",
+        "select 1 /* set role none */",
+        "select $q$ listen $q$",
+        "insert into rows (tag) values ('discard all')",
+        "update rows set tag = 'commit' where tag = 'begin'",
+        "with s as (select 1 as set) select set::text from s",
+        "select pg_advisory_xact_lock(1)::text",
+        "set local statement_timeout = 5000",
+    ] {
+        let told = server.told(&path, json!([execute(statement)])).await;
+        assert!(told[0].is_number(), "{statement}: {told}");
+    }
+    let state = server
+        .told(&format!("/{mode}/run"), json!([query(STATE)]))
+        .await;
+    assert_eq!(state[0][0][6], 0, "{state}");
+    server.assert_baseline().await;
+}
+both_modes!(r11_what_leaves_no_trace_is_not_refused);
+
+async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
+    let server = serve_with_one_connection().await;
+    let path = format!("/{mode}/run");
+    let before = server.told(&path, json!([query(STATE)])).await;
+    let change = [
+        execute("set search_path = pg_catalog, public"),
+        execute("set timezone = 'Europe/Vienna'"),
+        execute("set statement_timeout = 12345"),
+        execute("set application_name = 'mine'"),
+        execute("set default_transaction_read_only = on"),
+        execute("prepare mine as select 1"),
+        query("select pg_advisory_lock(1)::text"),
+        execute("listen news"),
+        query("select current_setting('timezone')"),
+    ];
+    for last in [json!([]), json!([end("panic")]), json!([end("error")])] {
         for atomic in ["", "/atomic"] {
-            let steps = json!([pinned(json!([table, execute("insert into secret values (7)"), query("select a from secret"), insert("kept")]))]);
-            let told = server.told(&format!("{path}{atomic}"), steps).await;
-            assert_eq!(told[0][2], json!([[7]]), "{told}");
-            for _ in 0..8 {
-                let told = server.told(&path, json!([query("select a from secret")])).await;
-                assert!(text(&told[0]).starts_with("Statement: "), "{told}");
+            let steps: Vec<Value> = change
+                .iter()
+                .cloned()
+                .chain(last.as_array().cloned().unwrap_or_default())
+                .collect();
+            let reply = server
+                .steps(
+                    &format!("{path}{atomic}"),
+                    json!([pinned(Value::Array(steps))]),
+                )
+                .await;
+            if last == json!([]) {
+                assert_eq!(
+                    reply.told()[0][8],
+                    json!([["Europe/Vienna"]]),
+                    "all statements have one session"
+                );
             }
+            let after = server.told(&path, json!([query(STATE)])).await;
+            assert_eq!(after, before, "after {last} {atomic}");
         }
-        assert_eq!(server.app.data.tags().await, ["kept", "kept"]);
-        server.app.data.assert_quiet().await;
-        server.assert_baseline().await;
     }
+    // A disconnect, and a time limit.
+    let steps = json!([pinned(json!([
+        execute("set timezone = 'Europe/Vienna'"),
+        nap(60_000)
+    ]))]);
+    let left = server.request("POST", &path).body(steps.to_string());
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_millis(200), left.send())
+            .await
+            .is_err()
+    );
+    assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
+    assert_eq!(
+        server.steps(&format!("/{mode}/brief"), steps).await.status,
+        504
+    );
+    assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
+    server.assert_baseline().await;
+}
+both_modes!(r11_a_pinned_session_leaves_nothing_to_the_next_borrower);
 
-    /// A transaction that ends leaves no transaction behind, and no lock.
-    async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
-        let server = App::rules(kind, "").await.serve().await;
-        for (path, steps) in [
-            ("run/atomic", json!([insert("a")])),
-            ("run/atomic", json!([insert("b"), end("panic")])),
-            ("limited", json!([insert("b"), end("loop")])),
-            ("brief", json!([insert("b"), nap(60_000)])),
-        ] {
-            server.steps(&format!("/{mode}/{path}"), steps).await;
-            server.assert_baseline().await;
-            server.app.data.assert_quiet().await;
-            // Nothing that the next one does is part of it.
-            assert_eq!(server.told(&format!("/{mode}/run"), json!([query("select count(*) from rows")])).await, json!([[[1]]]));
+/// A temporary table exists as long as the pin.
+async fn r11_temporary_tables_are_for_a_pinned_session(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    let path = format!("/{mode}/run");
+    let table = execute("create temp table secret (a integer)");
+    let told = server.told(&path, json!([table])).await;
+    assert!(text(&told[0]).starts_with("Denied: "), "{told}");
+    for atomic in ["", "/atomic"] {
+        let steps = json!([pinned(json!([
+            table,
+            execute("insert into secret values (7)"),
+            query("select a from secret"),
+            insert("kept")
+        ]))]);
+        let told = server.told(&format!("{path}{atomic}"), steps).await;
+        assert_eq!(told[0][2], json!([[7]]), "{told}");
+        for _ in 0..8 {
+            let told = server
+                .told(&path, json!([query("select a from secret")]))
+                .await;
+            assert!(text(&told[0]).starts_with("Statement: "), "{told}");
         }
+    }
+    assert_eq!(server.app.data.tags().await, ["kept", "kept"]);
+    server.app.data.assert_quiet().await;
+    server.assert_baseline().await;
+}
+both_modes_and_databases!(r11_temporary_tables_are_for_a_pinned_session);
+
+/// However a transaction ends, its connection comes back without a transaction and without locks.
+async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kind) {
+    let server = App::rules(kind, "").await.serve().await;
+    for (path, steps) in [
+        ("run/atomic", json!([insert("a")])),
+        ("run/atomic", json!([insert("b"), end("panic")])),
+        ("limited", json!([insert("b"), end("loop")])),
+        ("brief", json!([insert("b"), nap(60_000)])),
+    ] {
+        server.steps(&format!("/{mode}/{path}"), steps).await;
+        server.assert_baseline().await;
+        server.app.data.assert_quiet().await;
+        // The next request sees only what was committed.
+        assert_eq!(
+            server
+                .told(
+                    &format!("/{mode}/run"),
+                    json!([query("select count(*) from rows")])
+                )
+                .await,
+            json!([[[1]]])
+        );
     }
 }
+both_modes_and_databases!(r11_a_connection_comes_back_without_a_transaction);

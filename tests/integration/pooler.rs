@@ -1,4 +1,4 @@
-//! PgBouncer between host and server: what pools by session works, what shares connections out is refused.
+//! PgBouncer between host and server: pooling by session works, pooling by transaction or statement is refused.
 
 use serde_json::json;
 
@@ -7,28 +7,54 @@ use crate::harness::postgres::pooler::Pooler;
 use crate::harness::steps::{execute, insert, pinned, query, query_with};
 use crate::harness::{App, Mode};
 
-both_modes! {
-    /// By session, everything is as without a pooler.
-    async fn r11_a_pooler_by_session_serves_what_a_server_does(mode: Mode) {
-        let pooler = Pooler::start("session");
-        let database = Postgres::shared().database().await;
-        let toml = format!("databases.default.postgres = {:?}", pooler.url(&database));
-        let server = App::rules_on(database, &toml).serve().await;
-        let path = format!("/{mode}/run");
-        for number in 0..5 {
-            let replies = server.many_steps(16, &path, json!([insert("a"), query_with(&format!("select $1::integer + {number}"), json!([1]))])).await;
-            for reply in replies {
-                assert_eq!(reply.told(), json!([1, [[1 + number]]]));
-            }
+/// With pooling by session, everything works as without a pooler.
+async fn r11_a_pooler_by_session_serves_what_a_server_does(mode: Mode) {
+    let pooler = Pooler::start("session");
+    let database = Postgres::shared().database().await;
+    let toml = format!("databases.default.postgres = {:?}", pooler.url(&database));
+    let server = App::rules_on(database, &toml).serve().await;
+    let path = format!("/{mode}/run");
+    for number in 0..5 {
+        let replies = server
+            .many_steps(
+                16,
+                &path,
+                json!([
+                    insert("a"),
+                    query_with(&format!("select $1::integer + {number}"), json!([1]))
+                ]),
+            )
+            .await;
+        for reply in replies {
+            assert_eq!(reply.told(), json!([1, [[1 + number]]]));
         }
-        let session = json!([pinned(json!([execute("set work_mem = '7MB'"), query("show work_mem")])), query("show work_mem")]);
-        assert_eq!(server.told(&path, session).await, json!([[0, [["7MB"]]], [["4MB"]]]));
-        assert_eq!(server.told(&format!("/{mode}/run/atomic"), json!([insert("b"), query("select count(*) from rows")])).await, json!([1, [[81]]]));
-        server.assert_baseline().await;
     }
+    let session = json!([
+        pinned(json!([
+            execute("set work_mem = '7MB'"),
+            query("show work_mem")
+        ])),
+        query("show work_mem")
+    ]);
+    assert_eq!(
+        server.told(&path, session).await,
+        json!([[0, [["7MB"]]], [["4MB"]]])
+    );
+    assert_eq!(
+        server
+            .told(
+                &format!("/{mode}/run/atomic"),
+                json!([insert("b"), query("select count(*) from rows")])
+            )
+            .await,
+        json!([1, [[81]]])
+    );
+    server.assert_baseline().await;
 }
+both_modes!(r11_a_pooler_by_session_serves_what_a_server_does);
 
-/// A pooler that shares connections out would answer with the rows of other hosts, so it is refused at the start.
+/// A pooler that gives a session's connection to others between its statements would mix up their answers, so the host does
+/// not start.
 #[tokio::test]
 async fn r11_a_pooler_by_transaction_is_refused() {
     for pool_mode in ["transaction", "statement"] {
@@ -41,7 +67,7 @@ async fn r11_a_pooler_by_transaction_is_refused() {
             let ran = app.run(command);
             assert!(ran.error().contains("pool_mode = session"), "{ran:?}");
         }
-        // Nothing was applied, and without the pooler it works.
+        // No migration was applied, and without the pooler they are.
         app.write(
             "amphi.toml",
             std::fs::read_to_string(app.path("amphi.toml"))

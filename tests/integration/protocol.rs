@@ -1,4 +1,4 @@
-//! HTTP: methods, versions, connections, and clients that do not keep to it.
+//! HTTP: methods, versions, connections, limits, and clients that break the protocol.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::server::client_http2;
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
-/// Still there, with nothing in flight and no panic in the log.
+/// Checks that the server still answers, with nothing in flight and no panic in its log.
 async fn assert_well(server: &Server) {
     for mode in [Mode::Sync, Mode::Async] {
         assert_eq!(server.get(&format!("/{mode}/hello")).await.ok(), "hello");
@@ -17,206 +17,405 @@ async fn assert_well(server: &Server) {
     server.assert_baseline().await;
 }
 
-both_modes! {
-    async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
-        let server = App::new("").serve().await;
-        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
-        assert_eq!((reply.status, reply.header("content-length"), reply.body.len()), (200, "5", 0));
-        assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
-        let reply = Reply::of(server.request("OPTIONS", &format!("/{mode}/file"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (204, "GET, HEAD, OPTIONS, PUT"));
-        for method in ["POST", "DELETE", "PATCH", "TRACE", "BREW"] {
-            let reply = Reply::of(server.request(method, &format!("/{mode}/hello"))).await;
-            assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"), "{method}");
-            assert!(reply.text().contains(method), "{}", reply.text());
-        }
-        let reply = Reply::of(server.request("HEAD", &format!("/{mode}/rows/a"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "OPTIONS, POST"));
-        for path in ["/", "/nothing", &format!("/{mode}"), &format!("/{mode}/hello/"), &format!("/{mode}/hello/x"), &format!("//{mode}/hello")] {
-            assert_eq!(server.get(path).await.status, 404, "{path}");
-        }
-        let reply = Reply::of(server.request("HEAD", "/nothing")).await;
-        assert_eq!((reply.status, reply.body.len()), (404, 0));
-        assert_eq!(server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(), "hello");
-        assert_well(&server).await;
+async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
+    let server = App::new("").serve().await;
+    let reply = Reply::of(server.request("HEAD", &format!("/{mode}/hello"))).await;
+    assert_eq!(
+        (
+            reply.status,
+            reply.header("content-length"),
+            reply.body.len()
+        ),
+        (200, "5", 0)
+    );
+    assert_eq!(reply.header("content-type"), "text/plain; charset=utf-8");
+    let reply = Reply::of(server.request("OPTIONS", &format!("/{mode}/file"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (204, "GET, HEAD, OPTIONS, PUT")
+    );
+    for method in ["POST", "DELETE", "PATCH", "TRACE", "BREW"] {
+        let reply = Reply::of(server.request(method, &format!("/{mode}/hello"))).await;
+        assert_eq!(
+            (reply.status, reply.header("allow")),
+            (405, "GET, HEAD, OPTIONS"),
+            "{method}"
+        );
+        assert!(reply.text().contains(method), "{}", reply.text());
     }
-
-    /// Another method of a less specific pattern, and literals in any encoding (RFC 3986, 6.2.2).
-    async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
-        let server = App::new("").serve().await;
-        let path = format!("/{mode}/greet/everybody");
-        assert_eq!(server.post(&path, "").await.ok(), "hello everybody");
-        assert_eq!(server.get(&path).await.ok(), "hello everybody");
-        let reply = Reply::of(server.request("DELETE", &path)).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS, POST"));
-        let reply = Reply::of(server.request("POST", &format!("/{mode}/greet/anna"))).await;
-        assert_eq!((reply.status, reply.header("allow")), (405, "GET, HEAD, OPTIONS"));
-        for literal in ["gr%C3%BC%C3%9Fe", "gr%c3%bc%c3%9fe", "%67r%C3%BC%c3%9F%65", "grüße"] {
-            let request = format!("GET /{mode}/{literal}/a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
-            let answer = exchange(&server, request).await;
-            assert!(answer.ends_with("hallo a/b"), "{literal}: {answer}");
-        }
-        assert_eq!(server.get(&format!("/{mode}%2Fhello")).await.status, 404, "an encoded slash is data");
-        assert_eq!(server.get(&format!("/%{:02x}{}/hello", mode.to_string().as_bytes()[0], &mode.to_string()[1..])).await.ok(), "hello");
-        assert_well(&server).await;
+    let reply = Reply::of(server.request("HEAD", &format!("/{mode}/rows/a"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "OPTIONS, POST")
+    );
+    for path in [
+        "/",
+        "/nothing",
+        &format!("/{mode}"),
+        &format!("/{mode}/hello/"),
+        &format!("/{mode}/hello/x"),
+        &format!("//{mode}/hello"),
+    ] {
+        assert_eq!(server.get(path).await.status, 404, "{path}");
     }
+    let reply = Reply::of(server.request("HEAD", "/nothing")).await;
+    assert_eq!((reply.status, reply.body.len()), (404, 0));
+    assert_eq!(
+        server.get(&format!("/{mode}/hello?a=b&%ff")).await.ok(),
+        "hello"
+    );
+    assert_well(&server).await;
+}
+both_modes!(methods_without_a_view_are_answered_by_the_host);
 
-    async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
-        let server = App::new("").serve().await;
-        for (path, said) in [("%C3%A4%2F%20b", "hello ä/ b"), ("%2541", "hello %41"), ("a+b", "hello a+b"), ("..%2f", "hello ../")] {
-            assert_eq!(server.get(&format!("/{mode}/greet/{path}")).await.ok(), said);
-        }
-        for path in ["%ff", "%C3", "%80abc", "a%ED%A0%80"] {
-            let reply = server.get(&format!("/{mode}/greet/{path}")).await;
-            assert_eq!(reply.status, 400, "{path}");
-            assert!(reply.text().contains("UTF-8"), "{}", reply.text());
-        }
-        let answer = exchange(&server, [format!("GET /{mode}/greet/").as_bytes(), b"\xff\xfe HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"].concat()).await;
-        assert_eq!(status(&answer), 400, "{answer}");
-        assert_well(&server).await;
+/// A less specific pattern serves a method that the more specific one lacks; literals match in any encoding (RFC 3986,
+/// 6.2.2).
+async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
+    let server = App::new("").serve().await;
+    let path = format!("/{mode}/greet/everybody");
+    assert_eq!(server.post(&path, "").await.ok(), "hello everybody");
+    assert_eq!(server.get(&path).await.ok(), "hello everybody");
+    let reply = Reply::of(server.request("DELETE", &path)).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "GET, HEAD, OPTIONS, POST")
+    );
+    let reply = Reply::of(server.request("POST", &format!("/{mode}/greet/anna"))).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, "GET, HEAD, OPTIONS")
+    );
+    for literal in [
+        "gr%C3%BC%C3%9Fe",
+        "gr%c3%bc%c3%9fe",
+        "%67r%C3%BC%c3%9F%65",
+        "grüße",
+    ] {
+        let request =
+            format!("GET /{mode}/{literal}/a%2Fb HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        let answer = exchange(&server, request).await;
+        assert!(answer.ends_with("hallo a/b"), "{literal}: {answer}");
     }
+    assert_eq!(
+        server.get(&format!("/{mode}%2Fhello")).await.status,
+        404,
+        "an encoded slash is data"
+    );
+    assert_eq!(
+        server
+            .get(&format!(
+                "/%{:02x}{}/hello",
+                mode.to_string().as_bytes()[0],
+                &mode.to_string()[1..]
+            ))
+            .await
+            .ok(),
+        "hello"
+    );
+    assert_well(&server).await;
+}
+both_modes!(patterns_match_whatever_the_encoding_and_hide_no_other);
 
-    async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
-        let server = App::new("").serve().await;
-        let client = client_http2();
-        let replies = join_all((0..100).map(|number| {
-            let request = client.get(server.url(&format!("/{mode}/greet/{number}")));
-            async move { (number, Reply::of(request).await) }
-        }));
-        for (number, reply) in replies.await {
-            assert_eq!(reply.ok(), format!("hello {number}"));
-        }
-        let reply = Reply::of(client.post(server.url(&format!("/{mode}/whole"))).body(vec![7; 500_000])).await;
-        assert!(reply.ok().starts_with("500000 "), "{}", reply.text());
-        assert_eq!(Reply::of(client.post(server.url(&format!("/{mode}/fail/panic")))).await.status, 500);
-        assert_eq!(Reply::of(client.get(server.url("/nothing"))).await.status, 404);
-        assert!(server.metrics().await.get("amphi_connections") <= 4.0, "one connection serves them all");
-
-        // A client that takes back its request cancels the view, and not the connection.
-        let mark = server.log.mark();
-        let request = client.post(server.url(&format!("/{mode}/fail/sleep"))).timeout(Duration::from_millis(200));
-        Reply::maybe(request).await.expect_err("it was taken back");
-        let lines = server.log.requests(mark, 1).await;
-        assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
-        assert_eq!(Reply::of(client.get(server.url(&format!("/{mode}/hello")))).await.ok(), "hello");
-        assert_eq!(server.rows(), 0);
-        assert_well(&server).await;
+async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
+    let server = App::new("").serve().await;
+    for (path, said) in [
+        ("%C3%A4%2F%20b", "hello ä/ b"),
+        ("%2541", "hello %41"),
+        ("a+b", "hello a+b"),
+        ("..%2f", "hello ../"),
+    ] {
+        assert_eq!(
+            server.get(&format!("/{mode}/greet/{path}")).await.ok(),
+            said
+        );
     }
-
-    async fn connections_are_kept(mode: Mode) {
-        let server = App::new("").serve().await;
-        let mut raw = Raw::connect(&server).await;
-        for _ in 0..5 {
-            raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-            let answer = raw.until("hello").await;
-            assert_eq!(status(&answer), 200);
-        }
-        // A view that fails does not take the connection with it.
-        raw.send(format!("GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-        assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
-        raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
-        assert!(raw.rest().await.ends_with("hello"));
-        // Several at once on one connection are answered in order.
-        let requests: String = (0..5).map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
-        let mut raw = Raw::connect(&server).await;
-        raw.send(requests).await;
-        for number in 0..5 {
-            raw.until(&format!("hello {number}")).await;
-        }
-        let answer = exchange(&server, format!("GET /{mode}/hello HTTP/1.0\r\n\r\n")).await;
-        assert!(answer.ends_with("hello"), "{answer}");
-        assert_well(&server).await;
+    for path in ["%ff", "%C3", "%80abc", "a%ED%A0%80"] {
+        let reply = server.get(&format!("/{mode}/greet/{path}")).await;
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.text().contains("UTF-8"), "{}", reply.text());
     }
+    let answer = exchange(
+        &server,
+        [
+            format!("GET /{mode}/greet/").as_bytes(),
+            b"\xff\xfe HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        ]
+        .concat(),
+    )
+    .await;
+    assert_eq!(status(&answer), 400, "{answer}");
+    assert_well(&server).await;
+}
+both_modes!(paths_are_decoded_once_and_only_as_utf8);
 
-    /// SIGTERM: what is in flight finishes, nothing new begins, and the process ends well.
-    async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
-        let mut server = App::new("").serve().await;
-        let mut idle = Raw::connect(&server).await;
-        idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        idle.until("hello").await;
-        let in_flight = tokio::spawn(Reply::of(server.request("GET", &format!("/{mode}/nap/700"))));
-        running(&server).await;
-        server.terminate();
-        server.log.event(0, "stopping").await;
-        eventually("the listener to be closed", async || match TcpStream::connect(server.address).await {
+async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
+    let server = App::new("").serve().await;
+    let client = client_http2();
+    let replies = join_all((0..100).map(|number| {
+        let request = client.get(server.url(&format!("/{mode}/greet/{number}")));
+        async move { (number, Reply::of(request).await) }
+    }));
+    for (number, reply) in replies.await {
+        assert_eq!(reply.ok(), format!("hello {number}"));
+    }
+    let reply = Reply::of(
+        client
+            .post(server.url(&format!("/{mode}/whole")))
+            .body(vec![7; 500_000]),
+    )
+    .await;
+    assert!(reply.ok().starts_with("500000 "), "{}", reply.text());
+    assert_eq!(
+        Reply::of(client.post(server.url(&format!("/{mode}/fail/panic"))))
+            .await
+            .status,
+        500
+    );
+    assert_eq!(
+        Reply::of(client.get(server.url("/nothing"))).await.status,
+        404
+    );
+    assert!(
+        server.metrics().await.get("amphi_connections") <= 4.0,
+        "one connection serves them all"
+    );
+
+    // A client that resets its stream cancels the view; the connection stays open.
+    let mark = server.log.mark();
+    let request = client
+        .post(server.url(&format!("/{mode}/fail/sleep")))
+        .timeout(Duration::from_millis(200));
+    Reply::maybe(request).await.expect_err("it was taken back");
+    let lines = server.log.requests(mark, 1).await;
+    assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
+    assert_eq!(
+        Reply::of(client.get(server.url(&format!("/{mode}/hello"))))
+            .await
+            .ok(),
+        "hello"
+    );
+    assert_eq!(server.rows(), 0);
+    assert_well(&server).await;
+}
+both_modes!(http2_is_spoken_from_the_first_byte);
+
+async fn connections_are_kept(mode: Mode) {
+    let server = App::new("").serve().await;
+    let mut raw = Raw::connect(&server).await;
+    for _ in 0..5 {
+        raw.send(format!("GET /{mode}/hello HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        let answer = raw.until("hello").await;
+        assert_eq!(status(&answer), 200);
+    }
+    // A view that fails does not end the connection.
+    raw.send(format!(
+        "GET /{mode}/fail/panic HTTP/1.1\r\nhost: a\r\n\r\n"
+    ))
+    .await;
+    assert_eq!(status(&raw.until("\r\n\r\n").await), 500);
+    raw.send(format!(
+        "GET /{mode}/hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    ))
+    .await;
+    assert!(raw.rest().await.ends_with("hello"));
+    // Pipelined requests on one connection are answered in order.
+    let requests: String = (0..5)
+        .map(|number| format!("GET /{mode}/greet/{number} HTTP/1.1\r\nhost: a\r\n\r\n"))
+        .collect();
+    let mut raw = Raw::connect(&server).await;
+    raw.send(requests).await;
+    for number in 0..5 {
+        raw.until(&format!("hello {number}")).await;
+    }
+    let answer = exchange(&server, format!("GET /{mode}/hello HTTP/1.0\r\n\r\n")).await;
+    assert!(answer.ends_with("hello"), "{answer}");
+    assert_well(&server).await;
+}
+both_modes!(connections_are_kept);
+
+/// After SIGTERM requests in flight finish, no new ones begin, and the process ends with success.
+async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
+    let mut server = App::new("").serve().await;
+    let mut idle = Raw::connect(&server).await;
+    idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
+    idle.until("hello").await;
+    let in_flight = tokio::spawn(Reply::of(
+        server.request("GET", &format!("/{mode}/nap/700")),
+    ));
+    running(&server).await;
+    server.terminate();
+    server.log.event(0, "stopping").await;
+    eventually(
+        "the listener to be closed",
+        async || match TcpStream::connect(server.address).await {
             Ok(_) => Err("it still accepts"),
             Err(_) => Ok(()),
-        })
-        .await;
-        assert_eq!(in_flight.await.expect("it does not panic").ok(), "slept 700");
-        let since = Instant::now();
-        assert_eq!(server.ended().await.code(), Some(0));
-        assert!(since.elapsed() < Duration::from_secs(2), "idle connections should not hold it up");
-    }
-
-    async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
-        let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
-        let in_flight = tokio::spawn(Reply::maybe(server.request("POST", &format!("/{mode}/fail/sleep"))));
-        running(&server).await;
-        let since = Instant::now();
-        server.terminate();
-        in_flight.await.expect("it does not panic").expect_err("it gets no response");
-        assert_eq!(server.ended().await.code(), Some(0));
-        let took = since.elapsed();
-        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
-        let lines = server.log.requests(0, 1).await;
-        assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
-        assert_eq!(server.rows(), 0);
-    }
-
-    async fn bodies_that_are_wrong_are_answered(mode: Mode) {
-        let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
-        let server = App::new(toml).serve().await;
-        let post = |headers: &str| format!("POST /{mode}/whole HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n");
-        let big = "x".repeat(100_001);
-        for (what, request, expected) in [
-            ("a length over the limit", post("content-length: 100001"), &[413][..]),
-            ("a length beyond all", post("content-length: 18446744073709551615"), &[400, 413, 431]),
-            ("chunks over the limit", format!("{}{:x}\r\n{big}\r\n0\r\n\r\n", post("transfer-encoding: chunked"), big.len()), &[413]),
-            ("two lengths that differ", format!("{}ab", post("content-length: 1\r\ncontent-length: 2")), &[400]),
-            ("a list of lengths that differ", format!("{}ab", post("content-length: 1, 2")), &[400]),
-            ("a length that is none", post("content-length: two"), &[400]),
-            ("a negative length", post("content-length: -1"), &[400]),
-            ("a length with a sign", format!("{}a", post("content-length: +1")), &[400]),
-            ("an unknown coding", post("transfer-encoding: gzip"), &[400, 501]),
-            ("chunks that are not last", post("transfer-encoding: chunked, identity"), &[400, 501]),
-            ("a chunk without a size", format!("{}zz\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
-            ("a chunk too long", format!("{}ffffffffffffffffff\r\nab\r\n", post("transfer-encoding: chunked")), &[400]),
-            ("a chunk that is longer than it says", format!("{}1\r\nabc\r\n0\r\n\r\n", post("transfer-encoding: chunked")), &[400]),
-        ] {
-            let mut raw = Raw::connect(&server).await;
-            raw.send(&request).await;
-            let answer = raw.until_or_closed("\r\n\r\n").await;
-            assert!(expected.contains(&status(&answer)), "{what}: {answer}");
-        }
-        // One request, whichever of the two counts: never a second one out of the first one's body.
-        let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
-        let request = format!("{}0\r\n\r\n{smuggled}", post(&format!("content-length: {}\r\ntransfer-encoding: chunked", 5 + smuggled.len())));
-        let mut raw = Raw::connect(&server).await;
-        raw.send(request).await;
-        let answer = raw.rest().await;
-        assert!(status(&answer) == 400 || !answer.contains("hello"), "both a length and chunks: {answer}");
-
-        // Slow, and given up half-way.
-        let mark = server.log.mark();
-        let mut slow = Raw::connect(&server).await;
-        slow.send(format!("{}half", post("content-length: 8"))).await;
-        let answer = slow.rest().await;
-        assert_eq!(status(&answer), 408, "{answer}");
-        let mut gone = Raw::connect(&server).await;
-        gone.send(format!("{}half", post("content-length: 8"))).await;
-        drop(gone);
-        let mut gone = Raw::connect(&server).await;
-        gone.send(format!("{}ffff\r\n{}", post("transfer-encoding: chunked"), "x".repeat(60_000))).await;
-        drop(gone);
-        let lines = server.log.requests(mark, 3).await;
-        assert_eq!(lines[0].number("status"), 408);
-        for line in &lines[1..] {
-            assert!([400, 499].contains(&line.number("status")), "{line:?}");
-        }
-        assert_well(&server).await;
-    }
+        },
+    )
+    .await;
+    assert_eq!(
+        in_flight.await.expect("it does not panic").ok(),
+        "slept 700"
+    );
+    let since = Instant::now();
+    assert_eq!(server.ended().await.code(), Some(0));
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "idle connections should not hold it up"
+    );
 }
+both_modes!(a_request_in_flight_finishes_when_the_server_stops);
+
+async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {
+    let mut server = App::new("server.drain_timeout_ms = 300").serve().await;
+    let in_flight = tokio::spawn(Reply::maybe(
+        server.request("POST", &format!("/{mode}/fail/sleep")),
+    ));
+    running(&server).await;
+    let since = Instant::now();
+    server.terminate();
+    in_flight
+        .await
+        .expect("it does not panic")
+        .expect_err("it gets no response");
+    assert_eq!(server.ended().await.code(), Some(0));
+    let took = since.elapsed();
+    assert!(
+        took >= Duration::from_millis(300) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    let lines = server.log.requests(0, 1).await;
+    assert!(lines[0].text("why").contains("shutting down"), "{lines:#?}");
+    assert_eq!(server.rows(), 0);
+}
+both_modes!(what_takes_longer_than_the_drain_is_cancelled);
+
+async fn bodies_that_are_wrong_are_answered(mode: Mode) {
+    let toml = "[server]\nbody_max_bytes = 100000\nbody_memory_bytes = 50000\nbody_inline_bytes = 1000\nbody_timeout_ms = 300\nheader_timeout_ms = 1000";
+    let server = App::new(toml).serve().await;
+    let post =
+        |headers: &str| format!("POST /{mode}/whole HTTP/1.1\r\nhost: a\r\n{headers}\r\n\r\n");
+    let big = "x".repeat(100_001);
+    for (what, request, expected) in [
+        (
+            "a length over the limit",
+            post("content-length: 100001"),
+            &[413][..],
+        ),
+        (
+            "a length beyond all",
+            post("content-length: 18446744073709551615"),
+            &[400, 413, 431],
+        ),
+        (
+            "chunks over the limit",
+            format!(
+                "{}{:x}\r\n{big}\r\n0\r\n\r\n",
+                post("transfer-encoding: chunked"),
+                big.len()
+            ),
+            &[413],
+        ),
+        (
+            "two lengths that differ",
+            format!("{}ab", post("content-length: 1\r\ncontent-length: 2")),
+            &[400],
+        ),
+        (
+            "a list of lengths that differ",
+            format!("{}ab", post("content-length: 1, 2")),
+            &[400],
+        ),
+        ("a length that is none", post("content-length: two"), &[400]),
+        ("a negative length", post("content-length: -1"), &[400]),
+        (
+            "a length with a sign",
+            format!("{}a", post("content-length: +1")),
+            &[400],
+        ),
+        (
+            "an unknown coding",
+            post("transfer-encoding: gzip"),
+            &[400, 501],
+        ),
+        (
+            "chunks that are not last",
+            post("transfer-encoding: chunked, identity"),
+            &[400, 501],
+        ),
+        (
+            "a chunk without a size",
+            format!("{}zz\r\nab\r\n", post("transfer-encoding: chunked")),
+            &[400],
+        ),
+        (
+            "a chunk too long",
+            format!(
+                "{}ffffffffffffffffff\r\nab\r\n",
+                post("transfer-encoding: chunked")
+            ),
+            &[400],
+        ),
+        (
+            "a chunk that is longer than it says",
+            format!(
+                "{}1\r\nabc\r\n0\r\n\r\n",
+                post("transfer-encoding: chunked")
+            ),
+            &[400],
+        ),
+    ] {
+        let mut raw = Raw::connect(&server).await;
+        raw.send(&request).await;
+        let answer = raw.until_or_closed("\r\n\r\n").await;
+        assert!(expected.contains(&status(&answer)), "{what}: {answer}");
+    }
+    // Whichever of the two lengths counts, there is one request: its body must not be read as a second one.
+    let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
+    let request = format!(
+        "{}0\r\n\r\n{smuggled}",
+        post(&format!(
+            "content-length: {}\r\ntransfer-encoding: chunked",
+            5 + smuggled.len()
+        ))
+    );
+    let mut raw = Raw::connect(&server).await;
+    raw.send(request).await;
+    let answer = raw.rest().await;
+    assert!(
+        status(&answer) == 400 || !answer.contains("hello"),
+        "both a length and chunks: {answer}"
+    );
+
+    // Requests that are sent slowly, and never completed.
+    let mark = server.log.mark();
+    let mut slow = Raw::connect(&server).await;
+    slow.send(format!("{}half", post("content-length: 8")))
+        .await;
+    let answer = slow.rest().await;
+    assert_eq!(status(&answer), 408, "{answer}");
+    let mut gone = Raw::connect(&server).await;
+    gone.send(format!("{}half", post("content-length: 8")))
+        .await;
+    drop(gone);
+    let mut gone = Raw::connect(&server).await;
+    gone.send(format!(
+        "{}ffff\r\n{}",
+        post("transfer-encoding: chunked"),
+        "x".repeat(60_000)
+    ))
+    .await;
+    drop(gone);
+    let lines = server.log.requests(mark, 3).await;
+    assert_eq!(lines[0].number("status"), 408);
+    for line in &lines[1..] {
+        assert!([400, 499].contains(&line.number("status")), "{line:?}");
+    }
+    assert_well(&server).await;
+}
+both_modes!(bodies_that_are_wrong_are_answered);
 
 async fn running(server: &Server) {
     eventually("the view to run", async || {
@@ -373,7 +572,7 @@ async fn what_is_not_http_is_refused() {
     assert_well(&server).await;
 }
 
-/// Many segments that a pattern takes.
+/// Paths of many segments, and of one long segment.
 #[tokio::test]
 async fn a_path_of_many_segments_is_answered() {
     let server = App::new("server.uri_max_bytes = 30000").serve().await;
@@ -386,7 +585,7 @@ async fn a_path_of_many_segments_is_answered() {
     assert_well(&server).await;
 }
 
-/// Clients that say their request slowly, or nothing at all, are left.
+/// Connections of clients that send their request slowly, or send nothing, are closed.
 #[tokio::test]
 async fn slow_and_silent_clients_are_left() {
     let server = App::new("server.header_timeout_ms = 400").serve().await;
@@ -395,7 +594,7 @@ async fn slow_and_silent_clients_are_left() {
         let mut raw = Raw::connect(&server).await;
         raw.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n").await;
         let mut number = 0;
-        // A byte now and then does not help.
+        // A byte now and then does not extend the time.
         while since.elapsed() < Duration::from_millis(350) {
             raw.send(format!("x-{number}: a\r\n")).await;
             number += 1;
@@ -423,14 +622,14 @@ async fn slow_and_silent_clients_are_left() {
         "they were left after {took:?}"
     );
 
-    // A connection that has been used and is idle is left as well.
+    // A used connection that is idle is closed as well.
     let mut idle = Raw::connect(&server).await;
     idle.send("GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n")
         .await;
     idle.until("hello").await;
     assert_eq!(idle.rest().await, "");
     eventually("the connections to be closed", async || {
-        // The one that asks is one of them.
+        // The connection of this request for metrics counts, too.
         let open = server.metrics().await.get("amphi_connections");
         if open <= 1.0 { Ok(()) } else { Err(open) }
     })
@@ -438,7 +637,7 @@ async fn slow_and_silent_clients_are_left() {
     assert_well(&server).await;
 }
 
-/// A client that does not read its response holds nothing but its connection, and that not for long.
+/// A client that does not read its response holds only its connection, which is closed after `write_timeout_ms`.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_left() {
     let app = App::new("static = { dir = \"public\" }\nserver.write_timeout_ms = 400");
@@ -456,7 +655,7 @@ async fn a_client_that_does_not_read_is_left() {
     assert_well(&server).await;
 }
 
-/// Over the limit, connections wait for one that ends.
+/// Beyond `connections_max`, connections wait until another one ends.
 #[tokio::test]
 async fn connections_are_limited() {
     let server = App::new("server.connections_max = 2").serve().await;
@@ -475,14 +674,14 @@ async fn connections_are_limited() {
     third.until("hello").await;
 }
 
-/// The limits of HTTP/1.1 hold for HTTP/2.
+/// HTTP/2 has the same limits as HTTP/1.1.
 #[tokio::test]
 async fn http2_has_the_same_limits() {
     let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;
     let client = client_http2();
     let hello = server.url("/async/hello");
     let large = "a".repeat(40_000);
-    // Over the limit, hyper's HTTP/2 may answer or end the stream.
+    // Beyond the limit, hyper answers or ends the stream.
     if let Ok(reply) = Reply::maybe(client.get(&hello).header("x-large", &large)).await {
         assert_eq!(reply.status, 431);
     }
@@ -502,7 +701,7 @@ async fn http2_has_the_same_limits() {
     assert_well(&server).await;
 }
 
-/// A client that asks before it sends a body is told to go on, or that it need not.
+/// `expect: 100-continue` is answered with 100, or with a final status if the body is not wanted.
 #[tokio::test]
 async fn a_client_may_ask_before_it_sends_its_body() {
     let server = App::new("server.body_max_bytes = 100000\nserver.body_memory_bytes = 50000\nserver.body_inline_bytes = 1000").serve().await;

@@ -1,20 +1,20 @@
-//! `tests/RULES.md`, the table of the rules and of the tests that prove them, is true and complete.
+//! Checks that `tests/RULES.md` names every test of a rule, and no other.
 //!
-//! A test is about a rule when its name begins with the rule's number; `r9_r13_…` is about two. Tests of this binary
-//! are known by its own list, unit tests by the sources.
+//! The name of a rule's test begins with the rule's number; `r9_r13_…` is about two rules. Integration tests are found by
+//! this binary's `--list`, unit tests in the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The rules are R1 to this.
+/// The number of the last rule.
 const LAST: u32 = 17;
 
 /// A test: the file that it is in, and its name.
 type Test = (String, String);
 
-/// What a row of the table says of a test, or what the names of its variants say: modes and databases.
+/// Modes and databases of a test, from its row in the table or from the names of its variants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct About {
     modes: String,
@@ -70,13 +70,13 @@ fn the_table_of_rules_names_every_test_of_a_rule_and_no_other() {
 }
 
 impl About {
-    /// Whether a row may say this of the test: what its names leave open is the row's to say.
+    /// Whether a row agrees with the variants. Where the variants say nothing, the row may say anything but nothing.
     fn agrees(&self, row: &About) -> bool {
         let agree = |known: &str, said: &str| known == said || known.is_empty() && !said.is_empty();
         agree(&self.modes, &row.modes) && agree(&self.databases, &row.databases)
     }
 
-    /// From the names of a test's variants, as the macros of the harness make them.
+    /// From the names of a test's variants, which the macros of the harness make.
     fn of(variants: &BTreeSet<String>) -> About {
         let has = |word: &str| {
             variants
@@ -107,7 +107,7 @@ fn root() -> &'static Path {
         .expect("the package is in the workspace")
 }
 
-/// The table: a heading per rule, `## R7. …`, and below it a row per test.
+/// The table by rule: a heading `## R7. …` for each rule, and below it a row for each test.
 fn table() -> BTreeMap<u32, Vec<(Test, About)>> {
     let text = fs::read_to_string(root().join("tests/RULES.md")).expect("the table is there");
     let mut table: BTreeMap<u32, Vec<(Test, About)>> = BTreeMap::new();
@@ -140,7 +140,7 @@ fn table() -> BTreeMap<u32, Vec<(Test, About)>> {
     table
 }
 
-/// Every test of a rule.
+/// All tests whose names begin with a rule's number.
 fn tests() -> BTreeMap<Test, About> {
     let mut tests = integration_tests();
     for folder in ["host/src", "guest-sdk/src", "guest-sdk/tests"] {
@@ -166,7 +166,7 @@ fn tests() -> BTreeMap<Test, About> {
     tests
 }
 
-/// The tests of this binary, as it lists them: `transactions::r7_…::sync: test`.
+/// The tests of this binary, from lines of its list such as `transactions::r7_…::sync: test`.
 fn integration_tests() -> BTreeMap<Test, About> {
     let output = Command::new(std::env::current_exe().expect("this is a program"))
         .args(["--list", "--format", "terse"])

@@ -10,7 +10,7 @@ use crate::harness::server::client_http2;
 use crate::harness::{App, Reply, Server};
 
 async fn serve() -> Server {
-    // The folder has to be there before the configuration names it.
+    // The folder has to exist before the configuration is read.
     let app = App::new("static = { dir = \"public\", mount = \"/static\" }");
     app.write("public/style.css", "body { color: black }");
     app.write("public/a b/ü.html", "<p>hi</p>");
@@ -30,8 +30,8 @@ async fn serve() -> Server {
     app.serve().await
 }
 
-/// What somebody has compressed beforehand is sent as it is, unless the file has changed since; other small files are
-/// compressed once.
+/// A compressed file beside a static file is sent, unless the file is newer; other small files are compressed once and
+/// kept.
 #[tokio::test]
 async fn compressed_files_are_sent_as_they_are() {
     let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"public\" }");
@@ -237,7 +237,7 @@ async fn nothing_outside_of_the_folder_is_served() {
     server.assert_baseline().await;
 }
 
-/// A file that is written to in place: on a connection that is kept, what follows an answer is the next answer.
+/// A file that is changed in place while it is sent: on a kept connection, the next response begins where this one ends.
 #[tokio::test]
 async fn a_file_that_changes_does_not_spoil_the_connection() {
     let server = serve().await;
@@ -275,8 +275,8 @@ async fn a_file_that_changes_does_not_spoil_the_connection() {
     server.assert_baseline().await;
 }
 
-/// Once its beginning is sent, a file that has become shorter ends the connection, or the stream of HTTP/2: nobody takes
-/// what came for the whole.
+/// A file that becomes shorter while it is sent ends the connection (or the HTTP/2 stream), so that the client does not take
+/// the part for the whole.
 #[tokio::test]
 async fn a_file_that_becomes_shorter_breaks_its_response_off() {
     const LENGTH: usize = 64 << 20;
@@ -307,7 +307,7 @@ async fn a_file_that_becomes_shorter_breaks_its_response_off() {
         shorten();
         response.bytes().await.expect_err("it does not end well");
     }
-    // One that grows is sent as long as it was.
+    // A file that grows is sent with its first length.
     server.app.write("public/longer", vec![b'0'; LENGTH]);
     let response = server.get("/static/longer");
     let grow = async {
@@ -349,7 +349,7 @@ async fn hidden_files_are_served_only_when_asked_for() {
     }
 }
 
-/// Neither served nor waited for.
+/// A pipe is not served, and the host does not block on opening it.
 #[tokio::test]
 async fn a_pipe_in_the_folder_is_no_file() {
     let server = serve().await;
@@ -360,7 +360,7 @@ async fn a_pipe_in_the_folder_is_no_file() {
     assert_eq!(server.get("/static/pipe").await.status, 404);
 }
 
-/// What must not be served is not, whatever way the folder's name takes to it.
+/// An app with a secret, users, a database or `amphi.toml` in its static folder does not start, also if links lead there.
 #[tokio::test]
 async fn what_is_private_is_not_in_a_folder_that_is_served() {
     for (toml, files, named) in [

@@ -1,4 +1,4 @@
-//! A scope's sync parts and its worker.
+//! All sync functions of a request run on one worker (R2, R3).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::harness::log::Line;
 use crate::harness::steps::{insert, join, log, must, nap, next, query, view};
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
-/// Two workers and no more, whatever waits.
+/// Exactly two workers, however many requests wait.
 const TWO_WORKERS: &str = r#"
-    app.middleware = ["rules::blocking::first", "rules::waiting::first", "rules::blocking::second", "rules::waiting::second"]
+    app.middleware = ["rules::sync_views::first", "rules::async_views::first", "rules::sync_views::second", "rules::async_views::second"]
     [sync_views]
     workers = 2
     workers_max = 2
     queue_timeout_ms = 60000
 "#;
 
-/// Sync and async parts, one within the other, and each says where it is.
+/// Steps of sync and async views that call each other, each of which logs its worker.
 fn nested(mode: Mode) -> Value {
     let innermost = json!([log("part"), nap(1), log("part")]);
     let asynchronous = json!([
@@ -55,21 +55,21 @@ async fn post(server: &Server, mode: Mode, steps: Value) -> Reply {
         .request("POST", &format!("/{mode}/run"))
         .body(steps.to_string());
     for name in [
-        "x-blocking-first",
-        "x-waiting-first",
-        "x-blocking-second",
-        "x-waiting-second",
+        "x-sync-first",
+        "x-async-first",
+        "x-sync-second",
+        "x-async-second",
     ] {
         request = request.header(name, &around);
     }
     Reply::of(request).await
 }
 
-/// The workers that the sync parts of each request have reported.
+/// The workers that the sync functions of each request have logged.
 fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     let mut workers: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for line in lines.iter().filter(|line| line.text("message") == "part") {
-        let is_sync = line.text("view").contains("::blocking::");
+        let is_sync = line.text("view").contains("::sync_views::");
         assert_eq!(
             line.0.get("worker").is_some(),
             is_sync,
@@ -83,92 +83,144 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     workers
 }
 
-both_modes! {
-    /// Acceptance: sync middleware, async middleware, view and nested sub-requests report the same worker; 64 such
-    /// requests at once on two workers come to their end.
-    async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
-        let mark = server.log.mark();
-        let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
-        assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
-        let lines = server.log.since(mark);
-        let workers = workers(&lines);
-        assert_eq!(workers.len(), 64);
-        for (request, seen) in &workers {
-            assert!(seen.len() >= 7, "{request}: {seen:?}");
-            assert!(seen.iter().all(|worker| worker == &seen[0]), "{request} ran on {seen:?}");
-            let line = lines.iter().find(|line| line.text("target") == "amphi::request" && line.text("request") == request);
-            assert_eq!(line.map(|line| line.number("worker")), Some(seen[0]), "{request}");
-        }
-        let used: std::collections::BTreeSet<i64> = workers.values().map(|seen| seen[0]).collect();
-        assert_eq!(used.len(), 2, "both workers are used: {used:?}");
-        assert!(server.metrics().await.get("amphi_sync_workers") <= 2.0);
-        server.assert_baseline().await;
+/// Middleware of both modes, view and nested sub-requests run their sync code on one worker; 64 such requests at once on two
+/// workers all succeed.
+async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
+    let mark = server.log.mark();
+    let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{replies:#?}"
+    );
+    let lines = server.log.since(mark);
+    let workers = workers(&lines);
+    assert_eq!(workers.len(), 64);
+    for (request, seen) in &workers {
+        assert!(seen.len() >= 7, "{request}: {seen:?}");
+        assert!(
+            seen.iter().all(|worker| worker == &seen[0]),
+            "{request} ran on {seen:?}"
+        );
+        let line = lines.iter().find(|line| {
+            line.text("target") == "amphi::request" && line.text("request") == request
+        });
+        assert_eq!(
+            line.map(|line| line.number("worker")),
+            Some(seen[0]),
+            "{request}"
+        );
     }
+    let used: std::collections::BTreeSet<i64> = workers.values().map(|seen| seen[0]).collect();
+    assert_eq!(used.len(), 2, "both workers are used: {used:?}");
+    assert!(server.metrics().await.get("amphi_sync_workers") <= 2.0);
+    server.assert_baseline().await;
+}
+both_modes!(r2_r3_all_sync_parts_of_a_request_run_on_its_worker);
 
-    /// Joined sub-requests share the one worker, too.
-    async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
-        let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
-        let mark = server.log.mark();
-        let part = || view("/sync/run", json!([log("part"), nap(2), view("/async/run", json!([log("part"), view("/sync/run", json!([log("part")]))]))]));
-        let steps = json!([log("part"), join((0..8).map(|_| part()).collect())]);
-        let replies = join_all((0..16).map(|_| post(&server, mode, steps.clone()))).await;
-        assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
-        for (request, seen) in workers(&server.log.since(mark)) {
-            assert!(seen.iter().all(|worker| worker == &seen[0]), "{request} ran on {seen:?}");
-        }
-        server.assert_baseline().await;
+/// Sub-requests that are joined run their sync code on that worker, too.
+async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
+    let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
+    let mark = server.log.mark();
+    let part = || {
+        view(
+            "/sync/run",
+            json!([
+                log("part"),
+                nap(2),
+                view(
+                    "/async/run",
+                    json!([log("part"), view("/sync/run", json!([log("part")]))])
+                )
+            ]),
+        )
+    };
+    let steps = json!([log("part"), join((0..8).map(|_| part()).collect())]);
+    let replies = join_all((0..16).map(|_| post(&server, mode, steps.clone()))).await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{replies:#?}"
+    );
+    for (request, seen) in workers(&server.log.since(mark)) {
+        assert!(
+            seen.iter().all(|worker| worker == &seen[0]),
+            "{request} ran on {seen:?}"
+        );
     }
+    server.assert_baseline().await;
+}
+both_modes!(r2_r3_joined_sync_parts_share_the_worker);
 
-    /// Who has its worker never waits for who has not: with the one worker, one connection and one place taken in any
-    /// order, all come to their end.
-    async fn r4_scopes_wait_for_capacity_and_never_for_each_other(mode: Mode) {
-        let toml = r#"
-            app.middleware = ["rules::waiting::first", "rules::blocking::first"]
+/// With one worker and one connection for all requests, which need them in different orders, all requests succeed.
+async fn r4_scopes_wait_for_capacity_and_never_for_each_other(mode: Mode) {
+    let toml = r#"
+            app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
             databases.default.connections = 1
             databases.default.acquire_timeout_ms = 20000
             sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 20000 }
             async_views = { in_flight_max = 2, queue_timeout_ms = 20000 }
         "#;
-        let server = App::rules(Kind::Postgres, toml).await.serve().await;
-        // Every other time, the transaction begins in async code, before any sync code has run; otherwise within it.
-        let around = json!([must(insert("a")), must(next())]).to_string();
-        let steps = json!([must(query("select count(*) from rows")), must(view("/sync/run", json!([must(insert("b"))]))), nap(1), must(view("/async/run", json!([must(insert("c"))])))]);
-        let replies = join_all((0..32).map(|number| {
-            let mut request = server.request("POST", &format!("/{mode}/run/atomic"));
-            if number % 2 == 0 {
-                request = request.header("x-waiting-first", &around);
-            }
-            Reply::of(request.body(steps.to_string()))
-        })).await;
-        assert!(replies.iter().all(|reply| reply.status == 200), "{replies:#?}");
-        assert_eq!(server.app.data.rows().await, 80);
-        server.assert_baseline().await;
-    }
-
-    /// Acceptance: cancelling at any point never hangs.
-    async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
-        const CANCELLED: usize = 10_000;
-        let seed = 0x5eed;
-        let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
-        // How long it takes when nobody cancels, with as many at once.
-        let since = std::time::Instant::now();
-        join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
-        let whole = since.elapsed();
-        let mut random = fastrand::Rng::with_seed(seed);
-        let patiences: Vec<Duration> = (0..CANCELLED).map(|_| whole.mul_f64(random.f64() * random.f64())).collect();
-        let ended = stream::iter(patiences)
-            .map(|patience| {
-                let server = &server;
-                async move { tokio::time::timeout(patience, post(server, mode, nested(mode))).await.is_ok() }
-            })
-            .buffer_unordered(64)
-            .filter(|ended| std::future::ready(*ended))
-            .count()
-            .await;
-        assert!(ended < CANCELLED / 2, "most should have been cancelled: {ended} came to their end (seed {seed})");
-        server.assert_baseline().await;
-        let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
-        assert!(replies.iter().all(|reply| reply.status == 200), "afterwards all is well (seed {seed})");
-    }
+    let server = App::rules(Kind::Postgres, toml).await.serve().await;
+    // In every other request, async middleware begins the transaction before any sync code has run.
+    let around = json!([must(insert("a")), must(next())]).to_string();
+    let steps = json!([
+        must(query("select count(*) from rows")),
+        must(view("/sync/run", json!([must(insert("b"))]))),
+        nap(1),
+        must(view("/async/run", json!([must(insert("c"))])))
+    ]);
+    let replies = join_all((0..32).map(|number| {
+        let mut request = server.request("POST", &format!("/{mode}/run/atomic"));
+        if number % 2 == 0 {
+            request = request.header("x-async-first", &around);
+        }
+        Reply::of(request.body(steps.to_string()))
+    }))
+    .await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{replies:#?}"
+    );
+    assert_eq!(server.app.data.rows().await, 80);
+    server.assert_baseline().await;
 }
+both_modes!(r4_scopes_wait_for_capacity_and_never_for_each_other);
+
+/// Ten thousand requests that are cancelled at random points: none hangs.
+async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
+    const CANCELLED: usize = 10_000;
+    let seed = 0x5eed;
+    let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
+    // How long as many requests at once take without cancelling.
+    let since = std::time::Instant::now();
+    join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
+    let whole = since.elapsed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let patiences: Vec<Duration> = (0..CANCELLED)
+        .map(|_| whole.mul_f64(random.f64() * random.f64()))
+        .collect();
+    let ended = stream::iter(patiences)
+        .map(|patience| {
+            let server = &server;
+            async move {
+                tokio::time::timeout(patience, post(server, mode, nested(mode)))
+                    .await
+                    .is_ok()
+            }
+        })
+        .buffer_unordered(64)
+        .filter(|ended| std::future::ready(*ended))
+        .count()
+        .await;
+    assert!(
+        ended < CANCELLED / 2,
+        "most should have been cancelled: {ended} came to their end (seed {seed})"
+    );
+    server.assert_baseline().await;
+    let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "afterwards all is well (seed {seed})"
+    );
+}
+both_modes!(r3_r15_cancelling_at_any_point_never_hangs);

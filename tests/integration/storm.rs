@@ -1,4 +1,4 @@
-//! A storm of requests that are killed at any host call, and what is left of it.
+//! Ten thousand requests that are ended at a random host call, and what the host still holds afterwards.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ enum End {
     Rollback,
 }
 
-/// One request: what its parts do, and when its client leaves.
+/// One request: the steps of its functions, and when its client disconnects.
 struct Plan {
     id: String,
     end: End,
@@ -38,7 +38,7 @@ struct Plan {
     leaves_after: Option<Duration>,
 }
 
-/// Rows that a request inserts when it comes to its end: in each of its parts.
+/// The rows of a request that succeeds: one for each of its functions.
 const ROWS: i64 = 5;
 
 impl Plan {
@@ -58,7 +58,7 @@ impl Plan {
         let end = ends[random.usize(..ends.len())];
         let tag = number.to_string();
         let add = || must(insert(&tag));
-        // What each part does, host call by host call.
+        // The steps of each function: each step is a host call.
         let around = |first: bool| {
             let mut steps = vec![set("tag", &tag), get("tag")];
             if first {
@@ -101,7 +101,7 @@ impl Plan {
             middle,
             inner,
         ];
-        // Two middlewares insert, and each of the three views: that is all of ROWS.
+        // Two middleware functions and three views insert a row each: these are ROWS.
         let mut leaves_after = None;
         let kill = match end {
             End::Well => None,
@@ -139,17 +139,17 @@ impl Plan {
             end,
             path: format!("/{}/run/atomic", ["sync", "async"][random.usize(..2)]),
             headers: vec![
-                ("x-blocking-first", json(first)),
-                ("x-waiting-first", json(second)),
-                ("x-blocking-second", json(third)),
-                ("x-waiting-second", json(fourth)),
+                ("x-sync-first", json(first)),
+                ("x-async-first", json(second)),
+                ("x-sync-second", json(third)),
+                ("x-async-second", json(fourth)),
             ],
             body: json(outer),
             leaves_after,
         }
     }
 
-    /// What the client gets; none when it leaves.
+    /// Sends the request. Returns its status; none if the client disconnects.
     async fn run(&self, server: &Server, client: &reqwest::Client) -> Option<u16> {
         let mut request = client
             .post(server.url(&self.path))
@@ -170,32 +170,42 @@ impl Plan {
     }
 }
 
-both_databases! {
-    /// Acceptance: killed at a random host call by a trap, a limit or a disconnect, ten thousand times.
-    async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
-        let seed = 20_261_121;
-        let server = App::rules(kind, &config(kind)).await.serve().await;
-        let mut random = fastrand::Rng::with_seed(seed);
-        // The first ones make pools as large as they will be.
-        storm(&server, 0..1_000, &mut random).await;
-        let before = Left::of(&server).await;
-        storm(&server, 1_000..REQUESTS / 2, &mut random).await;
-        let halfway = Left::of(&server).await;
-        storm(&server, REQUESTS / 2..REQUESTS, &mut random).await;
-        eventually("threads and files as before", async || {
-            let after = Left::of(&server).await;
-            if after.threads <= before.threads && after.files <= before.files { Ok(()) } else { Err((before, after)) }
-        })
-        .await;
+/// Requests that are ended at a random host call, by a trap, a limit or a disconnect.
+async fn r13_a_storm_of_kills_leaves_nothing_behind(kind: Kind) {
+    let seed = 20_261_121;
+    let server = App::rules(kind, &config(kind)).await.serve().await;
+    let mut random = fastrand::Rng::with_seed(seed);
+    // The first requests make pools grow to their full size.
+    storm(&server, 0..1_000, &mut random).await;
+    let before = Left::of(&server).await;
+    storm(&server, 1_000..REQUESTS / 2, &mut random).await;
+    let halfway = Left::of(&server).await;
+    storm(&server, REQUESTS / 2..REQUESTS, &mut random).await;
+    eventually("threads and files as before", async || {
         let after = Left::of(&server).await;
-        assert!(after.memory_kib < halfway.memory_kib + (16 << 10), "memory: {before:?}, {halfway:?}, {after:?} (seed {seed})");
-        if let Some(database) = server.app.data.postgres() {
-            assert!(database.sessions().await <= 32, "sessions: {}", database.sessions().await);
+        if after.threads <= before.threads && after.files <= before.files {
+            Ok(())
+        } else {
+            Err((before, after))
         }
-        assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
-        assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
+    })
+    .await;
+    let after = Left::of(&server).await;
+    assert!(
+        after.memory_kib < halfway.memory_kib + (16 << 10),
+        "memory: {before:?}, {halfway:?}, {after:?} (seed {seed})"
+    );
+    if let Some(database) = server.app.data.postgres() {
+        assert!(
+            database.sessions().await <= 32,
+            "sessions: {}",
+            database.sessions().await
+        );
     }
+    assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
+    assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
 }
+both_databases!(r13_a_storm_of_kills_leaves_nothing_behind);
 
 fn config(kind: Kind) -> String {
     let database = match kind {
@@ -204,10 +214,10 @@ fn config(kind: Kind) -> String {
     };
     format!(
         r#"
-        app.middleware = ["rules::blocking::first", "rules::waiting::first"]
+        app.middleware = ["rules::sync_views::first", "rules::async_views::first"]
         # So that the log can be asked about each.
         server.trusted_proxies = ["127.0.0.1"]
-        modules.rules.middleware = ["rules::blocking::second", "rules::waiting::second"]
+        modules.rules.middleware = ["rules::sync_views::second", "rules::async_views::second"]
         limits = {{ cpu_ms = 20, timeout_ms = 400 }}
         sync_views = {{ workers = 2, workers_max = 8 }}
         {database}
@@ -215,11 +225,11 @@ fn config(kind: Kind) -> String {
     )
 }
 
-/// What a server has of what can be lost.
+/// What a server would hold more of if requests left something behind.
 #[derive(Debug, Clone, Copy)]
 struct Left {
     threads: u64,
-    /// But for connections to the database: those on which something was cancelled are replaced when they are needed.
+    /// Without connections to the database, whose number varies: they are replaced after a cancelled statement.
     files: usize,
     memory_kib: u64,
 }
@@ -239,9 +249,9 @@ impl Left {
     }
 }
 
-/// Sends requests, and checks that each was kept whole or not at all.
+/// Sends requests, and checks that all rows of each were kept, or none.
 async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fastrand::Rng) {
-    // Its connections go with it.
+    // Its connections are closed at the end of the storm.
     let client = client();
     let plans: Vec<(usize, Plan)> = numbers
         .map(|number| (number, Plan::new(number, random)))
@@ -280,9 +290,9 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
                 well += 1;
                 kept == ROWS
             }
-            // Where time or capacity ran out before it came to its end.
+            // The time limit or a queue ended the request.
             (End::Well, Some(503 | 504)) => kept == 0,
-            // What calls a view that answers 500 has an answer of its own, and nothing is kept all the same.
+            // The caller of a view that fails may answer 200, and all is rolled back.
             (End::Rollback | End::FiveHundred, Some(200 | 503 | 504)) => kept == 0,
             (
                 End::Trap | End::Error | End::FiveHundred | End::Cpu | End::Wall,

@@ -1,4 +1,4 @@
-//! `amphi up`: an app that is edited while it is served. And the crates that `amphi build` takes.
+//! `amphi up`, with an app that is edited while it is served; and which crates `amphi build` builds, and when.
 
 use std::fs;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::harness::raw::exchange;
 use crate::harness::{App, Reply, eventually, guests};
 
-/// A copy of the guest `versions` in the folder `crate` of an app. All are built in one place, so each is a package
-/// of its own name.
+/// An app with a copy of the guest `versions` in its folder `crate`. All copies share a target folder, so each package has
+/// a name of its own.
 fn app_with_copy(package: &str, module: &str) -> App {
     let toml = |word: &str| {
         format!(
@@ -17,7 +17,7 @@ fn app_with_copy(package: &str, module: &str) -> App {
     };
     let app = App::written(&toml("first"));
     let guests = guests::folder();
-    // Dependencies were compiled for the other guests already.
+    // Builds the other guests first, so that the dependencies are compiled.
     guests::behaviour(crate::harness::Mode::Sync);
     app.write(
         ".cargo/config.toml",
@@ -42,7 +42,7 @@ fn app_with_copy(package: &str, module: &str) -> App {
     app
 }
 
-/// Makes another version of the copy.
+/// Changes the version in the copy's source.
 fn edit(app: &App, version: &str) {
     let source =
         fs::read_to_string(guests::folder().join("versions/src/lib.rs")).expect("it is there");
@@ -71,7 +71,7 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
         })
         .into();
 
-    // The details of a failure are for those who asked for this machine (DNS rebinding).
+    // Details of a failure are shown only for `localhost` and addresses, because of DNS rebinding.
     for (host, shown) in [
         ("127.0.0.1:1", true),
         ("app.localhost", true),
@@ -96,7 +96,7 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     assert_eq!(server.get("/sync").await.ok(), "2");
     assert_eq!(server.get("/async").await.ok(), "2");
 
-    // A version that does not compile is told of, and the one before goes on.
+    // If a version does not compile, the log says so and the version before goes on.
     let mark = server.log.mark();
     edit(&server.app, "3");
     eventually("an error about the build", async || {
@@ -128,7 +128,7 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     let page = Reply::of(server.request("GET", "/sync").header("accept", "text/html")).await;
     assert_eq!(page.ok(), "3", "the error is over");
 
-    // So is the configuration.
+    // A change of the configuration is taken up, too.
     let mark = server.log.mark();
     let toml = fs::read_to_string(server.app.path("amphi.toml")).expect("it is there");
     server
@@ -182,7 +182,7 @@ fn a_crate_may_be_outside_of_the_apps_folder() {
     );
 }
 
-/// A mode without views has no component, and one that was there before goes.
+/// A mode without views has no component: the earlier one is removed.
 #[test]
 fn a_crate_of_one_mode_has_one_component() {
     let app = app_with_copy("one-mode", "path = \"crate\"");
@@ -232,7 +232,7 @@ fn a_crate_of_one_mode_has_one_component() {
     );
 }
 
-/// Cargo says what has changed, of both modes and for development as for production.
+/// `amphi build` compiles only what has changed, in both modes, for development and for production.
 #[test]
 fn only_what_has_changed_is_built() {
     let app = app_with_copy("unchanged", "path = \"crate\"");
@@ -264,7 +264,7 @@ fn a_build_that_fails_leaves_the_components_before() {
     let source = fs::read_to_string(app.path("crate/src/lib.rs")).expect("it is there");
     for (from, to, why) in [
         ("VERSION: &str", "VERSION: &String", "does not compile"),
-        // The compiler takes it, and the host does not.
+        // A component that compiles, and that the host refuses.
         ("\"/async\"", "\"/sync\"", "already served"),
     ] {
         app.write("crate/src/lib.rs", source.replace(from, to));

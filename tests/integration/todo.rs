@@ -1,4 +1,4 @@
-//! The to-dos of `examples/todo`, through all that their pages and their API offer, on both kinds of databases.
+//! The example `todo`: all that its pages and its API offer, on both kinds of databases.
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -6,36 +6,39 @@ use serde_json::{Value, json};
 use crate::harness::browser::Browser;
 use crate::harness::{App, Kind, Reply, Server, eventually};
 
-/// What is uploaded: bytes that are no text.
+/// The content of an uploaded file: bytes that are not text.
 const FILE: &[u8] = b"\0\xff\r\n--\r\n\x1a";
 
-both_databases! {
-    async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
-        let app = App::todo(kind).await;
-        let built = app.run("build");
-        assert!(built.success, "{}", built.stderr);
-        let server = app.serve().await;
+async fn the_to_dos_do_what_their_pages_offer(kind: Kind) {
+    let app = App::todo(kind).await;
+    let built = app.run("build");
+    assert!(built.success, "{}", built.stderr);
+    let server = app.serve().await;
 
-        let mut ann = signed_up(&server, "ann").await;
-        let mut bob = signed_up(&server, "bob").await;
-        passwords(&server).await;
-        list(&mut ann).await;
-        somebody_elses(&mut bob).await;
-        files(&mut ann, &mut bob).await;
-        export(&mut ann, &mut bob).await;
-        api(&server, &mut ann).await;
-        log(&mut ann, &mut bob).await;
-        failures(&server, &mut ann).await;
+    let mut ann = signed_up(&server, "ann").await;
+    let mut bob = signed_up(&server, "bob").await;
+    passwords(&server).await;
+    list(&mut ann).await;
+    somebody_elses(&mut bob).await;
+    files(&mut ann, &mut bob).await;
+    export(&mut ann, &mut bob).await;
+    api(&server, &mut ann).await;
+    log(&mut ann, &mut bob).await;
+    failures(&server, &mut ann).await;
 
-        let out = ann.post("/logout", "").await;
-        assert_eq!(led_to(&out), "/login");
-        assert_eq!(led_to(&ann.get("/").await), "/login");
-        assert_eq!(bob.get("/").await.status, StatusCode::OK, "he is still there");
-        server.assert_baseline().await;
-    }
+    let out = ann.post("/logout", "").await;
+    assert_eq!(led_to(&out), "/login");
+    assert_eq!(led_to(&ann.get("/").await), "/login");
+    assert_eq!(
+        bob.get("/").await.status,
+        StatusCode::OK,
+        "he is still there"
+    );
+    server.assert_baseline().await;
 }
+both_databases!(the_to_dos_do_what_their_pages_offer);
 
-/// Where a form has led to.
+/// The `location` of the redirect after a form.
 #[track_caller]
 fn led_to(reply: &Reply) -> &str {
     assert_eq!(reply.status, StatusCode::SEE_OTHER, "{reply:?}");
@@ -173,7 +176,7 @@ async fn export(ann: &mut Browser<'_>, bob: &mut Browser<'_>) {
     let first = "id,title,note,done,created_at\n1,Übung,\"in the \"\"hall\"\"\nat 5\",false,20";
     assert!(text.starts_with(first), "{text}");
     assert!(text.contains("\n3,Task 3 <b>,,false,20"), "{text}");
-    // The heading, eleven to-dos, of which one has a note of two lines.
+    // A heading and eleven to-dos, one of which has a note of two lines.
     assert_eq!(text.lines().count(), 13);
     assert_eq!(bob.get("/export.csv").await.ok().lines().count(), 1);
 }
@@ -262,7 +265,7 @@ async fn log(ann: &mut Browser<'_>, bob: &mut Browser<'_>) {
             "todos.deleted 13: Tea",
         ];
         let all = lines.iter().all(|line| page.ok().contains(line));
-        // What was refused is not in it.
+        // Refused actions are not in the log.
         let count = page.text().matches("todos.").count();
         if all && count == 19 {
             Ok(())

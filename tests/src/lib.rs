@@ -1,4 +1,4 @@
-//! What the tests of the real server and the adversary share: the harness, and the adversary itself.
+//! The harness, and the adversary: for the integration tests and for the adversary's own binary.
 
 #[macro_use]
 #[path = "../integration/harness/mod.rs"]

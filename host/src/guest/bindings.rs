@@ -5,7 +5,7 @@
 
 mod imports {
     wasmtime::component::bindgen!({
-        path: "../guest-sdk/wit",
+        path: "wit",
         world: "imports",
         imports: { default: trappable },
         additional_derives: [PartialEq],
@@ -27,7 +27,7 @@ mod imports {
 
 mod sync {
     wasmtime::component::bindgen!({
-        path: "../guest-sdk/wit",
+        path: "wit",
         world: "sync-views",
         with: { "amphi:view": crate::guest::bindings::imports::amphi::view },
         require_store_data_send: true,
@@ -36,7 +36,7 @@ mod sync {
 
 mod r#async {
     wasmtime::component::bindgen!({
-        path: "../guest-sdk/wit",
+        path: "wit",
         world: "async-views",
         exports: { "describe": async },
         with: { "amphi:view": crate::guest::bindings::imports::amphi::view },

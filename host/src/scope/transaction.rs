@@ -651,7 +651,7 @@ impl Member {
             self.claims.fetch_sub(1, SeqCst);
         }
         let taken = taken.ok_or_else(ended)?;
-        let ended = match state.database() {
+        match state.database() {
             Some(database) => {
                 let writes = state.writes();
                 let ending = async move { state.end(taken, keep, torn).await };
@@ -659,8 +659,7 @@ impl Member {
             }
             // The database has seen nothing of the transaction.
             None => state.end(taken, keep, torn).await,
-        };
-        ended
+        }
     }
 
     /// Rolls back a level that the guest dropped: at once if nothing runs, else before the next statement.

@@ -1,11 +1,17 @@
-//! Takes the examples with views out of README and SDK.
+//! Takes the examples with views out of the README, the SDK's pages and the SDK's documentation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
-    let mut files = vec![root.join("README.md"), root.join("guest-sdk/GUIDE.md")];
+    let pages = [
+        "README.md",
+        "guest-sdk/GUIDE.md",
+        "guest-sdk/FROM_DJANGO.md",
+        "guest-sdk/FROM_SPIN_AND_AXUM.md",
+    ];
+    let mut files: Vec<PathBuf> = pages.iter().map(|page| root.join(page)).collect();
     sources(&root.join("guest-sdk/src"), &mut files);
     files.sort();
     let mut made = String::new();
@@ -35,7 +41,7 @@ fn main() {
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it is there") {
         let path = entry.expect("it can be read").path();
-        // That module is of native tests.
+        // The module `testing` is for native tests: its examples cannot run in a component.
         let is_testing = path.file_stem().is_some_and(|stem| stem == "testing");
         if path.is_dir() && !is_testing {
             sources(&path, files);
@@ -45,10 +51,10 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The blocks of code that are compiled and have views.
+/// The blocks of Rust code that have views (or middleware, or subscribers) and import the prelude.
 fn examples(text: &str, in_comments: bool) -> Vec<String> {
     let mut found = Vec::new();
-    // Whether the block is one of those, and its text.
+    // The block that is being read: whether it is Rust code, and its text.
     let mut current: Option<(bool, String)> = None;
     for line in text.lines() {
         let line = match in_comments {
@@ -83,7 +89,7 @@ fn examples(text: &str, in_comments: bool) -> Vec<String> {
     found.into_iter().filter(is_of_views).collect()
 }
 
-/// The example without its native test, with its paths below the module's name; and the functions to list.
+/// The example without its native test and with the module's name before its paths; and its functions, for `views!`.
 fn prepared(example: &str, module: &str) -> (String, Vec<String>) {
     let (mut code, mut names, mut marked) = (String::new(), Vec::new(), false);
     let mut within = String::new();
@@ -115,7 +121,7 @@ fn prepared(example: &str, module: &str) -> (String, Vec<String>) {
         };
         if marked && let Some((_, rest)) = line.split_once("fn ") {
             names.push(within.clone() + rest.split('(').next().unwrap_or(rest));
-            // The list is outside of the module.
+            // `views!` names the function from outside the module.
             if !line.trim_start().starts_with("pub ") {
                 code += "pub ";
             }

@@ -1,4 +1,4 @@
-//! Hostile statements, each beside a neighbour.
+//! Hostile statements, each while a neighbour reads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ mod corpus;
 
 /// How long a statement may run.
 const TIME: Duration = Duration::from_millis(500);
-/// How much longer its end may take: it is cancelled on the server, and a test shares the machine with others.
+/// How much longer the statement may take to end: the server has to cancel it, and other tests use the machine, too.
 const MARGIN: Duration = Duration::from_secs(12);
-/// How long a neighbour may wait while a statement runs. The host's part of it is milliseconds; the server's is not.
+/// How long the neighbour may wait while a statement runs. The host takes milliseconds of it, the server the rest.
 const NEIGHBOUR: Duration = Duration::from_secs(4);
 
-/// Each line of the corpus ends within its limits, every fourth in a read-only view, while a neighbour is answered.
+/// Each statement of the corpus ends within its time, every fourth as in a read-only view, while a neighbour is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_statements_end_within_their_limits_and_leave_the_neighbours_alone() {
-    // What is a burden to a server is none to the other tests.
+    // A server of its own, so that the load is not on the server of the other tests.
     let server = Postgres::start();
     let on_server = server.database().await;
     let fixture = Fixture::on(&on_server.url(), 2).await;
@@ -72,7 +72,7 @@ async fn hostile_statements_end_within_their_limits_and_leave_the_neighbours_alo
             }
             assert!(!next.is_finished(), "the neighbour has ended in {line}");
         }
-        // Whoever comes next finds a session as new.
+        // The next borrower finds a clean session.
         let state = "select current_user = session_user and current_setting('search_path') = '\"$user\", public' \
             and current_setting('statement_timeout') = '0' and current_setting('work_mem') = '4MB' \
             and not exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) \

@@ -1,11 +1,11 @@
-//! What statements do to a session behind the guard's back (R11).
+//! Changes of a session that the guard cannot see in the statement: none reaches the next borrower (R11).
 
 use amphi::database::{Access, ErrorKind, Failed, Value};
 
 use super::{Fixture, atomic, pin_on, query, show, text};
 use crate::harness::postgres::Postgres;
 
-/// All that the next borrower could notice, but for which session it is.
+/// A query for all that the next borrower could notice of a session, but for its number.
 const STATE: &str = "select pg_catalog.concat_ws(' ', current_user, session_user, \
     (select pg_catalog.string_agg(name || '=' || setting, ',') from pg_catalog.pg_settings \
      where source = 'session' and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')), \
@@ -17,7 +17,7 @@ const STATE: &str = "select pg_catalog.concat_ws(' ', current_user, session_user
 
 const READ: &str = "select a from plain where a > $1";
 
-/// Marks a session in every way there is, and has names mean something else in it.
+/// Statements that change a session in every way there is, also what names mean in it.
 const EVIL: &str = "create function evil() returns integer language plpgsql volatile as $$ begin \
     perform set_config('search_path', 'public, elsewhere', false); \
     perform set_config('role', 'mallory', false); \
@@ -37,7 +37,7 @@ impl Fixture {
         show(&self.one(STATE, &[]).await)
     }
 
-    /// Reads as somebody does who knows nothing.
+    /// Runs the plain read some times, whatever comes of it.
     async fn read(&self) {
         for _ in 0..4 {
             let _ = self.run(READ, &[Value::Integer(0)]).await;
@@ -47,7 +47,7 @@ impl Fixture {
 
 async fn prepared() -> Fixture {
     let fixture = Fixture::new(1).await;
-    // Roles are the server's, not the database's.
+    // Roles are shared by all databases of a server, so their names must be unique.
     let role = "do $$ begin create role mallory; exception when duplicate_object then null; when unique_violation then null; end $$";
     let tables = [
         role,
@@ -62,7 +62,9 @@ async fn prepared() -> Fixture {
     fixture
 }
 
-/// Whatever a name leads to, and however it came to lead there, the next borrower finds nothing of it.
+/// A plain read begins to call functions, since its table becomes a view, or gets a policy, an index or statistics, or
+/// since a schema earlier in the path gets the name. However that came about, the next borrower finds nothing of what
+/// the functions did.
 #[tokio::test]
 async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
     let swap = "alter table plain rename to kept; create view plain as select evil() as a";
@@ -130,7 +132,7 @@ async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
         let fixture = prepared().await;
         let before = fixture.state().await;
         fixture.table(EVIL, &[]).await;
-        // What is known of the read is fresh when the change comes.
+        // The host has confirmed the read just before the change.
         fixture.read().await;
         let (last, first) = statements.split_last().expect("there are some");
         fixture.all(first).await;
@@ -143,7 +145,7 @@ async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
     }
 }
 
-/// A database whose search path has somebody's operators ahead of the server's.
+/// A database whose search path has user-defined operators before the server's own.
 #[tokio::test]
 async fn r11_operators_and_casts_that_are_somebodys_leave_nothing() {
     let locks = "create operator evil.> (leftarg = integer, rightarg = integer, function = pg_catalog.pg_try_advisory_lock)";
@@ -196,7 +198,7 @@ async fn r11_operators_and_casts_that_are_somebodys_leave_nothing() {
     }
 }
 
-/// Settings that would be in the way of cleaning are not.
+/// Settings that could hinder the cleaning (timeouts, read-only, the search path) do not.
 #[tokio::test]
 async fn r11_settings_do_not_keep_a_connection_from_being_cleaned() {
     let fixture = prepared().await;
@@ -237,7 +239,7 @@ async fn r11_settings_do_not_keep_a_connection_from_being_cleaned() {
     }
 }
 
-/// Whoever has the host's statements forgotten fails nobody.
+/// When the host's prepared statements are deallocated, it prepares them again, and no request fails.
 #[tokio::test]
 async fn r11_statements_that_were_forgotten_are_prepared_again() {
     let fixture = prepared().await;
@@ -245,7 +247,7 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
     for block in [
         "do $$ begin execute 'deallocate all'; end $$",
         "do $$ begin execute 'discard plans'; execute 'deallocate all'; end $$",
-        // One of them alone.
+        // One prepared statement alone.
         "do $$ begin execute (select 'deallocate ' || min(name) from pg_prepared_statements where not from_sql); end $$",
     ] {
         let first = show(&fixture.one(pid, &[]).await);
@@ -255,7 +257,7 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
             assert_eq!(show(&read), "integer 1", "{block}");
         }
         assert_ne!(show(&fixture.one(pid, &[]).await), first, "{block}");
-        // The same request goes on, too: on a pinned connection, and in the transaction that follows.
+        // The request that did it goes on, too: on a pinned connection, and in a transaction after it.
         let transaction = atomic();
         let pin = pin_on(&transaction, fixture.on_it())
             .await
@@ -293,7 +295,7 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
     }
 }
 
-/// What cannot begin is not done: neither the first time, nor when the statement is known.
+/// A statement whose transaction cannot begin is not run: neither the first time, nor once the statement is prepared.
 #[tokio::test]
 async fn r9_a_statement_whose_transaction_cannot_begin_does_not_run() {
     let fixture = prepared().await;
@@ -329,7 +331,7 @@ async fn r9_a_statement_whose_transaction_cannot_begin_does_not_run() {
     }
 }
 
-/// Somebody with the same role cancels whatever runs on the server: what is told to have failed has left nothing.
+/// Another client cancels whatever runs on the server: statements that are reported as failed have changed nothing.
 #[tokio::test]
 async fn r9_whatever_a_neighbour_cancels_is_done_or_not() {
     let fixture = prepared().await;
@@ -366,7 +368,7 @@ async fn r9_whatever_a_neighbour_cancels_is_done_or_not() {
     assert_eq!(show(&count), format!("integer {told}"));
 }
 
-/// Types that are nested deep are refused, however one gets there.
+/// Domains and composite types that are nested too deep are refused.
 #[tokio::test]
 async fn r5_types_nested_deep_are_refused() {
     let fixture = Fixture::new(1).await;
@@ -422,7 +424,7 @@ async fn what_is_too_large_never_arrives() {
         assert_eq!(error.kind, ErrorKind::TooLarge, "{sql}: {}", error.message);
         fixture.one(pid, &[]).await;
     }
-    // Nobody wants its rows.
+    // The rows are not read.
     let mut unwanted = query(
         "select repeat('x', 3000000) from generate_series(1, 20)",
         &[],
@@ -456,8 +458,8 @@ async fn what_is_too_large_never_arrives() {
     fixture.one(pid, &[]).await;
 }
 
-/// A plain read of a table is one statement for the server, as it is for the view: the table is asked about once a
-/// second, and nothing is cleaned.
+/// A plain read of a table is one statement for the server: the table is checked once a second, and the session is not
+/// cleaned after it.
 #[tokio::test]
 async fn a_plain_read_costs_nothing_beside_itself() {
     let on_server = Postgres::shared().database().await;
@@ -472,7 +474,7 @@ async fn a_plain_read_costs_nothing_beside_itself() {
     for _ in 0..reads {
         fixture.one(READ, &[Value::Integer(0)]).await;
     }
-    // The last is in the log when another session sees it there.
+    // Statements are logged in order: once a later one of another session is there, the others are, too.
     on_server.count("select 1::bigint").await;
     let ran = on_server.logged(mark);
     let checks = usize::try_from(since.elapsed().as_secs()).expect("it is short") + 2;

@@ -1,4 +1,4 @@
-//! A way to the server that is slow.
+//! A slow connection to the database server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -17,14 +17,14 @@ use super::{Fixture, atomic, query, show};
 use crate::harness::eventually;
 use crate::harness::postgres::{Database, Postgres};
 
-/// What the first message of a connection says when it is there to cancel a statement on another one.
+/// The code in a connection's first message that asks to cancel a statement on another connection.
 const CANCEL: [u8; 4] = 80_877_102_u32.to_be_bytes();
 
-/// Stands between the host and the server.
+/// A proxy between host and server that can hold the server's answers back.
 struct Way {
     on_server: Database,
     port: u16,
-    /// Whether the server's answers are kept back.
+    /// Whether the server's answers are held back.
     holds: watch::Sender<bool>,
     counts: Arc<Counts>,
 }
@@ -58,7 +58,7 @@ impl Way {
         }
     }
 
-    /// A database that is reached on this way.
+    /// A database that the host reaches through this proxy.
     async fn fixture(&self, connections: usize) -> Fixture {
         let server: tokio_postgres::Config = self.on_server.url().parse().expect("a URL");
         let (user, name) = (server.get_user(), server.get_dbname());
@@ -116,7 +116,7 @@ async fn pass(
     tokio::join!(there, back);
 }
 
-/// A cancellation must not hit the `begin`: what follows it would be committed by itself.
+/// A cancellation must not hit the `begin`, or the statement after it would run, and commit, outside the transaction.
 #[tokio::test]
 async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     let way = Way::new().await;
@@ -153,7 +153,7 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     assert_eq!(show(&count), "integer 1");
 }
 
-/// Those who give up waiting for a new connection do not make room for more of them.
+/// A connection that is being made counts for `connections`, also when whoever waited for it has given up.
 #[tokio::test]
 async fn r13_a_connection_that_is_being_made_has_its_place() {
     let way = Way::new().await;
@@ -183,7 +183,7 @@ async fn r13_a_connection_that_is_being_made_has_its_place() {
     }
     assert_eq!(way.connections(), 2);
     way.holds.send_replace(false);
-    // It is not thrown away either.
+    // The connection is used once it is there.
     assert_eq!(show(&fixture.one("select 1", &[]).await), "integer 1");
     assert_eq!(way.connections(), 2);
 }

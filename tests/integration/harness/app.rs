@@ -1,4 +1,4 @@
-//! Apps: a folder with an `amphi.toml`, and a database of its own.
+//! Apps: each is a temporary folder with an `amphi.toml` and a database of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::guests::{self, AMPHI};
 use super::postgres::Database;
 use super::{Kind, Mode, Server};
 
-/// Guests that `amphi build` has built, by the names of their folders.
+/// The folders of the guests that `amphi build tests/guests` builds: their components are copied into apps.
 const BUILT: [&str; 4] = ["behaviour", "docs", "greedy", "rules"];
 
 /// An app in a temporary folder.
@@ -20,7 +20,7 @@ pub struct App {
     folder: TempDir,
     /// Its database.
     pub data: Data,
-    /// How many files its server may open: now, and when it asks for more.
+    /// The soft and the hard limit of open files for its server, if the test sets them.
     files: Option<(u32, u32)>,
 }
 
@@ -41,8 +41,8 @@ fn example(name: &str) -> PathBuf {
 }
 
 impl App {
-    /// The guest `behaviour` with a database and everything else it may want, changed by `toml`: its values take
-    /// the place of those here.
+    /// An app with the guest `behaviour`, a database and outbound requests to itself. The values of `toml` replace
+    /// those here.
     pub fn new(toml: &str) -> App {
         let base = format!(
             r#"
@@ -66,14 +66,14 @@ impl App {
         App::changed(&base, toml)
     }
 
-    /// The guest `rules` with a database of this kind and every grant, changed by `toml`.
+    /// An app with the guest `rules`, a database of this kind and every grant. The values of `toml` replace those here.
     pub async fn rules(kind: Kind, toml: &str) -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::new(kind, folder.path().join("data/test.db")).await;
         App::with_data(folder, data, kind, toml)
     }
 
-    /// The same with a database of a server that the test has chosen.
+    /// Like [`App::rules`], on a database that the test has made.
     pub fn rules_on(database: Database, toml: &str) -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         App::with_data(folder, Data::Postgres(database), Kind::Postgres, toml)
@@ -110,7 +110,7 @@ impl App {
         app
     }
 
-    /// The guestbook with a database of its own, changed by `toml`. It has to be built.
+    /// The guestbook with a database of its own. The values of `toml` replace those here. The test has to build it.
     pub fn guestbook(toml: &str) -> App {
         let base = format!(
             r#"
@@ -139,8 +139,8 @@ impl App {
         App::changed(&base, toml)
     }
 
-    /// The to-dos, as their `amphi.toml` for this kind of database has them, with a database of the test. They have to
-    /// be built.
+    /// The example `todo` with its own `amphi.toml` for this kind of database, on a database of the test. The test has to
+    /// build it.
     pub async fn todo(kind: Kind) -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::new(kind, folder.path().join("data/test.db")).await;
@@ -181,7 +181,7 @@ impl App {
         app
     }
 
-    /// Writes the `amphi.toml`, and puts the components that it names in place.
+    /// Writes the `amphi.toml`, and copies the components of the guests that it names into the app.
     fn configure(&self, base: &str, toml: &str) {
         let mut config: Table = base
             .parse()
@@ -205,7 +205,7 @@ impl App {
         }
     }
 
-    /// Nothing but this `amphi.toml`.
+    /// An app whose `amphi.toml` is this text.
     pub fn written(toml: &str) -> App {
         let app = App::empty();
         app.write("amphi.toml", toml);
@@ -222,7 +222,7 @@ impl App {
         }
     }
 
-    /// Puts the components of a guest where `amphi build` would have put them for this module.
+    /// Copies a guest's components to where `amphi build` puts the components of this module.
     fn install(&self, guest: &str, module: &str) {
         for mode in [Mode::Sync, Mode::Async] {
             let artifact = self.path(&format!("target/amphi/{module}.{mode}.wasm"));
@@ -255,7 +255,7 @@ impl App {
         self.run_with(command, &[])
     }
 
-    /// The same with the files that its server may open.
+    /// Like [`App::run`], under the limits of open files that the test has set.
     pub fn run_limited(&self, command: &str) -> Ran {
         let output = (self.program().arg(command))
             .arg(self.folder())
@@ -264,7 +264,7 @@ impl App {
         Ran::new(output)
     }
 
-    /// Amphi, with the files that it may open.
+    /// The program `amphi`, under the limits of open files that the test has set.
     pub(super) fn program(&self) -> Command {
         let Some((soft, hard)) = self.files else {
             return Command::new(AMPHI);
@@ -289,37 +289,37 @@ impl App {
         Ran::new(output)
     }
 
-    /// Lets its server open only so many files: now, and when it asks for more.
+    /// Limits the open files of its server: `soft` is the limit at the start, which the server may raise to `hard`.
     pub fn with_files(mut self, soft: u32, hard: u32) -> App {
         self.files = Some((soft, hard));
         self
     }
 
-    /// Serves the app, with other tests running beside.
+    /// Serves the app. Other tests may run servers meanwhile.
     pub async fn serve(self) -> Server {
         self.migrate();
         Server::start(self, "serve", false).await
     }
 
-    /// Serves the app when no other test runs: for what is measured in time.
+    /// Serves the app while no other test runs a server: for tests that measure time.
     pub async fn serve_alone(self) -> Server {
         self.migrate();
         Server::start(self, "serve", true).await
     }
 
-    /// Brings the databases up to date, if there are any.
+    /// Applies the migrations of the app's databases.
     pub fn migrate(&self) {
         let ran = self.run_with("migrate", &[super::server::SECRET]);
         assert!(ran.success, "{ran:?}");
     }
 
-    /// `amphi up`.
+    /// Serves the app by `amphi up`.
     pub async fn up(self) -> Server {
         Server::start(self, "up", false).await
     }
 }
 
-/// What a command said.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub success: bool,
@@ -337,7 +337,10 @@ impl Ran {
         }
     }
 
-    /// The one error that it failed with.
+    /// The error on standard error, from `error: ` on.
+    ///
+    /// # Panics
+    /// When the command succeeded.
     pub fn error(&self) -> &str {
         assert!(!self.success, "it should have failed: {self:?}");
         let at = self

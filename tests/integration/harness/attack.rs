@@ -1,4 +1,4 @@
-//! Clients that want the host's memory: many of them, each within the limits that it has for one request.
+//! Clients that make the host keep memory: many of them, each within the limits for one request.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::Server;
 use super::server::client_http2;
 
-/// What an attack holds until dropped: connections and what is on them.
+/// Connections of an attack, kept open until this is dropped.
 #[derive(Default)]
 pub struct Held {
     streams: Vec<TcpStream>,
@@ -28,7 +28,7 @@ impl Drop for Held {
     }
 }
 
-/// Sends the beginning of a body on each of `clients` connections, and not the rest.
+/// Sends a part of a body on each of `clients` connections, and keeps the connections open.
 pub async fn unfinished_bodies(server: &Server, path: &str, clients: usize, bytes: usize) -> Held {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
@@ -37,7 +37,7 @@ pub async fn unfinished_bodies(server: &Server, path: &str, clients: usize, byte
     let begun = (0..clients).map(async |_| {
         let mut stream = TcpStream::connect(server.address).await.ok()?;
         stream.write_all(head.as_bytes()).await.ok()?;
-        // The host may refuse it on the way.
+        // The host may refuse the body while it is sent.
         let body = vec![b'x'; bytes];
         let sent = stream.write_all(&body);
         let _ = tokio::time::timeout(Duration::from_secs(5), sent).await;
@@ -48,7 +48,7 @@ pub async fn unfinished_bodies(server: &Server, path: &str, clients: usize, byte
     held
 }
 
-/// The same on streams of a few connections of HTTP/2.
+/// The same on the streams of a few HTTP/2 connections.
 pub fn unfinished_streams(
     server: &Server,
     path: &str,
@@ -63,7 +63,7 @@ pub fn unfinished_streams(
             let body = reqwest::Body::wrap_stream(begun.chain(futures::stream::pending()));
             let request = client.post(server.url(path)).body(body);
             held.tasks.push(tokio::spawn(async move {
-                // Whatever the answer, the connection stays.
+                // The connection stays open, whatever the answer.
                 let _answer = request.send().await;
                 std::future::pending::<()>().await;
             }));
@@ -72,8 +72,8 @@ pub fn unfinished_streams(
     held
 }
 
-/// Asks for a page on each stream of some connections of HTTP/2, and reads one byte of each answer. The statuses that
-/// came.
+/// Requests a page on each stream of some HTTP/2 connections, and reads one byte of each response. Returns the
+/// statuses.
 pub async fn slow_readers(
     server: &Server,
     (method, path, encoding): (&'static str, &str, &'static str),

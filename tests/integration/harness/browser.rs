@@ -1,4 +1,4 @@
-//! A browser, as far as forms need one: it keeps the app's cookies and the token of the last page.
+//! A browser, as far as forms need one: it keeps the session cookie, and the CSRF token of the last page.
 
 use reqwest::RequestBuilder;
 
@@ -9,15 +9,15 @@ pub struct Browser<'a> {
     server: &'a Server,
     /// The session, as the header `cookie` has it; empty at first.
     pub cookie: String,
-    /// The token of the last page that had a form; empty at first.
+    /// The CSRF token of the last page that had a form; empty at first.
     pub token: String,
 }
 
-/// What the header `content-type` of a form is.
+/// The `content-type` of a form.
 pub const FORM: &str = "application/x-www-form-urlencoded";
 
 impl<'a> Browser<'a> {
-    /// One that has seen nothing yet.
+    /// A browser without a session.
     pub fn new(server: &'a Server) -> Browser<'a> {
         Browser {
             server,
@@ -26,7 +26,7 @@ impl<'a> Browser<'a> {
         }
     }
 
-    /// One that has opened a page with a form.
+    /// A browser that has opened a page with a form.
     ///
     /// # Panics
     /// When the page has no form, or comes without a session.
@@ -51,7 +51,7 @@ impl<'a> Browser<'a> {
         }
     }
 
-    /// Sends a request, and keeps what the answer says.
+    /// Sends a request, and keeps session and token of the response.
     pub async fn send(&mut self, request: RequestBuilder) -> Reply {
         let reply = Reply::of(request).await;
         if let Some(cookie) = reply.header("set-cookie").split(';').next()
@@ -79,7 +79,7 @@ impl<'a> Browser<'a> {
     }
 }
 
-/// The token of a page's first form.
+/// The CSRF token of a page's first form.
 fn token_of(page: &Reply) -> Option<String> {
     let text = str::from_utf8(&page.body).ok()?;
     let (_, token) = text.split_once("name=\"csrf_token\" value=\"")?;

@@ -1,4 +1,4 @@
-//! The database of an app, seen from outside its server.
+//! The database of an app, as a test sees it: by connections of its own, beside the server's.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub enum Kind {
     Postgres,
 }
 
-/// As in paths.
+/// As paths and names of folders write it: `sqlite`, `postgres`.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -32,7 +32,7 @@ pub enum Data {
 }
 
 impl Data {
-    /// A new database; `file` is where it is when it is a file.
+    /// A new database. `file` is the path of a SQLite database.
     pub async fn new(kind: Kind, file: PathBuf) -> Data {
         match kind {
             Kind::Sqlite => Data::Sqlite(file),
@@ -40,7 +40,7 @@ impl Data {
         }
     }
 
-    /// Its part of `amphi.toml`.
+    /// The keys of `[databases.default]` for this database.
     pub fn config(&self) -> String {
         match self {
             Data::Sqlite(file) => {
@@ -51,7 +51,7 @@ impl Data {
         }
     }
 
-    /// The database, when it is one of PostgreSQL's.
+    /// The PostgreSQL database, if it is one.
     pub fn postgres(&self) -> Option<&Database> {
         match self {
             Data::Sqlite(_) => None,
@@ -70,7 +70,7 @@ impl Data {
         }
     }
 
-    /// The number that a query gives.
+    /// The number that a query returns.
     pub async fn count(&self, sql: &str) -> i64 {
         match self {
             Data::Sqlite(_) => self
@@ -81,7 +81,7 @@ impl Data {
         }
     }
 
-    /// The texts that a query gives.
+    /// The texts that a query returns, one per row.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
         match self {
             Data::Sqlite(_) => {
@@ -107,7 +107,7 @@ impl Data {
         self.texts("select tag from rows order by id").await
     }
 
-    /// Waits until nobody else has a transaction or a lock.
+    /// Waits until no other connection has a transaction or a lock.
     pub async fn assert_quiet(&self) {
         match self {
             Data::Sqlite(_) => {

@@ -7,11 +7,11 @@ use std::sync::LazyLock;
 
 use super::Mode;
 
-/// The binary that is tested: `amphi-under-test`, which cargo builds beside the tests. The adversary is one itself, so
-/// that `cargo run` need not build two.
+/// The program under test: `amphi-under-test`, which cargo builds beside the tests. In the adversary it is the
+/// adversary's own binary, which has the same commands, so that `cargo run` builds only one.
 pub const AMPHI: Amphi = Amphi;
 
-/// See [`AMPHI`].
+/// The type of [`AMPHI`]: it can be used as the path of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Amphi;
 
@@ -33,7 +33,7 @@ impl AsRef<OsStr> for Amphi {
     }
 }
 
-/// Their folder.
+/// The folder of the guests.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guests")
 }
@@ -49,7 +49,7 @@ pub fn behaviour(mode: Mode) -> PathBuf {
     built("behaviour", mode)
 }
 
-/// One of the components that are not as they should be.
+/// A component of `misfits`, which the host refuses or has to distrust.
 pub fn misfit(name: &str) -> PathBuf {
     LazyLock::force(&MISFITS);
     folder().join(format!(
@@ -65,7 +65,7 @@ static MISFITS: LazyLock<()> = LazyLock::new(|| {
     LazyLock::force(&BUILT);
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder().join("misfits"));
-    // As and where `amphi build` builds, so that what both depend on is compiled once.
+    // The same variable and target folder as `amphi build`, so that shared dependencies are compiled once.
     cargo.env("__CARGO_DEFAULT_LIB_METADATA", "amphi");
     cargo.args([
         "build",

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::eventually;
 
-/// What a server has written to its standard error, which is a file: a line that was written before a response
-/// was sent is there when the response is.
+/// What a server has written to its standard error, which is a file. So a line that was written before a response was
+/// sent can be read when the response arrives.
 pub struct Log(File);
 
 /// One line.
@@ -17,14 +17,14 @@ pub struct Log(File);
 pub struct Line(pub Value);
 
 impl Log {
-    /// An empty log, and what to write it through.
+    /// An empty log, and the file that a process can use as standard error.
     pub fn new() -> (Log, Stdio) {
         let file = tempfile::tempfile().expect("there is room for a temporary file");
         let writer = file.try_clone().expect("a file can be shared");
         (Log(file), writer.into())
     }
 
-    /// The end of the log so far: the lines [`Log::since`] it are those to come.
+    /// The present end of the log, for [`Log::since`].
     pub fn mark(&self) -> u64 {
         self.0.metadata().expect("the file is open").len()
     }
@@ -35,13 +35,13 @@ impl Log {
         self.0
             .read_exact_at(&mut text, mark)
             .expect("it can be read");
-        // The last line may be about to be written.
+        // The last line may be incomplete.
         let end = text
             .iter()
             .rposition(|byte| *byte == b'\n')
             .map_or(0, |end| end + 1);
         let lines = String::from_utf8_lossy(&text[..end]).into_owned();
-        // What is not an event (a panic of the host's, say) stays a text.
+        // Lines that are no JSON, such as those of a panic in the host, are kept as text.
         lines
             .lines()
             .map(|line| {
@@ -50,7 +50,7 @@ impl Log {
             .collect()
     }
 
-    /// Waits for the lines about finished requests since a mark, as many as that.
+    /// Waits until there are `count` lines about finished requests since a mark.
     pub async fn requests(&self, mark: u64, count: usize) -> Vec<Line> {
         let lines = eventually("a line per request", async || {
             let lines = self.requests_now(mark);
@@ -86,7 +86,7 @@ impl Log {
         .await
     }
 
-    /// Whatever is not an event: only a panic of the host's would be.
+    /// The lines that are no JSON: none, unless the host has panicked.
     pub fn strays(&self) -> Vec<Line> {
         self.since(0)
             .into_iter()
@@ -96,7 +96,7 @@ impl Log {
 }
 
 impl Line {
-    /// A field; empty when there is none.
+    /// A field as text; empty if there is none.
     pub fn text(&self, field: &str) -> &str {
         self.0
             .get(field)

@@ -1,10 +1,10 @@
 //! The metrics of a server.
 
-/// What `/metrics` said.
+/// The text of `/metrics`.
 #[derive(Debug)]
 pub struct Metrics(Vec<(String, f64)>);
 
-/// What is zero when nothing is in flight.
+/// The metrics that are zero when nothing is in flight.
 const GAUGES: [&str; 9] = [
     "amphi_scopes",
     "amphi_instances",
@@ -38,7 +38,7 @@ impl Metrics {
             .sum()
     }
 
-    /// The gauges that say that something is in flight.
+    /// The metrics of that list that are not zero.
     pub fn in_flight(&self) -> Vec<(&'static str, f64)> {
         GAUGES
             .iter()

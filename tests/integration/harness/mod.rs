@@ -1,4 +1,4 @@
-//! What the tests stand on: guests, apps, servers, logs, metrics.
+//! What all tests use: guests, apps, servers, their logs and metrics, databases, clients.
 
 pub mod app;
 pub mod attack;
@@ -20,7 +20,7 @@ pub use browser::Browser;
 pub use data::Kind;
 pub use server::{Reply, Server};
 
-/// How long anything may take that should happen soon.
+/// How long tests wait for something that should happen soon.
 pub const SOON: Duration = Duration::from_secs(15);
 
 /// The two kinds of views.
@@ -30,7 +30,7 @@ pub enum Mode {
     Async,
 }
 
-/// As in paths, files and the log.
+/// As paths, file names and the log write it: `sync`, `async`.
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -41,113 +41,104 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
-    /// The part of `rules` with this name, as the configuration and the log have it.
+    /// The name of a guest function of `rules`, as the configuration and the log write it.
     pub fn part(self, name: &str) -> String {
         format!("rules::{}::{name}", self.file())
     }
 
-    /// The header of the middleware of `rules` with this name.
+    /// The header that carries the steps of a middleware of `rules`, and in the response what it told.
     pub fn header(self, name: &str) -> String {
-        format!("x-{}-{name}", self.file())
+        format!("x-{self}-{name}")
     }
 
-    /// The view of `behaviour` with this name, as the log has it.
+    /// The name of a view of `behaviour`, as the log writes it.
     pub fn view(self, name: &str) -> String {
         format!("behaviour::{}::{name}", self.file())
     }
 
-    /// The file of a guest with the parts of this mode.
+    /// The guests' module (and file) with the functions of this mode.
     fn file(self) -> &'static str {
         match self {
-            Mode::Sync => "blocking",
-            Mode::Async => "waiting",
+            Mode::Sync => "sync_views",
+            Mode::Async => "async_views",
         }
     }
 }
 
-/// Makes two tests of one body: `name::sync` and `name::asynch`.
+/// Makes two tests of an `async fn name(mode: Mode)`: `name::sync` and `name::asynch`.
 #[macro_export]
 macro_rules! both_modes {
-    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode) $body:block)*) => {$(
+    ($name:ident) => {
         mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($mode: Mode) $body
+            use $crate::harness::Mode;
 
             #[tokio::test]
             async fn sync() {
-                body(Mode::Sync).await;
+                super::$name(Mode::Sync).await;
             }
 
             #[tokio::test]
             async fn asynch() {
-                body(Mode::Async).await;
+                super::$name(Mode::Async).await;
             }
         }
-    )*};
+    };
 }
 
-/// Makes four tests of one body, for both modes and both kinds of databases.
-#[macro_export]
-macro_rules! both_modes_and_databases {
-    ($($(#[$attribute:meta])* async fn $name:ident($mode:ident: Mode, $kind:ident: Kind) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($mode: Mode, $kind: Kind) $body
-
-            #[tokio::test]
-            async fn sync_sqlite() {
-                body(Mode::Sync, Kind::Sqlite).await;
-            }
-
-            #[tokio::test]
-            async fn asynch_sqlite() {
-                body(Mode::Async, Kind::Sqlite).await;
-            }
-
-            #[tokio::test]
-            async fn sync_postgres() {
-                body(Mode::Sync, Kind::Postgres).await;
-            }
-
-            #[tokio::test]
-            async fn asynch_postgres() {
-                body(Mode::Async, Kind::Postgres).await;
-            }
-        }
-    )*};
-}
-
-/// Makes two tests of one body, for both kinds of databases.
+/// Makes two tests of an `async fn name(kind: Kind)`: `name::sqlite` and `name::postgres`.
 #[macro_export]
 macro_rules! both_databases {
-    ($($(#[$attribute:meta])* async fn $name:ident($kind:ident: Kind) $body:block)*) => {$(
+    ($name:ident) => {
         mod $name {
-            use super::*;
-
-            $(#[$attribute])*
-            async fn body($kind: Kind) $body
+            use $crate::harness::Kind;
 
             #[tokio::test]
             async fn sqlite() {
-                body(Kind::Sqlite).await;
+                super::$name(Kind::Sqlite).await;
             }
 
             #[tokio::test]
             async fn postgres() {
-                body(Kind::Postgres).await;
+                super::$name(Kind::Postgres).await;
             }
         }
-    )*};
+    };
 }
 
-/// Waits until `look` finds something.
+/// Makes four tests of an `async fn name(mode: Mode, kind: Kind)`: `name::sync_sqlite` and so on.
+#[macro_export]
+macro_rules! both_modes_and_databases {
+    ($name:ident) => {
+        mod $name {
+            use $crate::harness::{Kind, Mode};
+
+            #[tokio::test]
+            async fn sync_sqlite() {
+                super::$name(Mode::Sync, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_sqlite() {
+                super::$name(Mode::Async, Kind::Sqlite).await;
+            }
+
+            #[tokio::test]
+            async fn sync_postgres() {
+                super::$name(Mode::Sync, Kind::Postgres).await;
+            }
+
+            #[tokio::test]
+            async fn asynch_postgres() {
+                super::$name(Mode::Async, Kind::Postgres).await;
+            }
+        }
+    };
+}
+
+/// Calls `look` again and again until it succeeds.
 ///
 /// # Panics
-/// When it does not do so soon; with `what` and what was seen last.
+/// After [`SOON`], with `what` and the last error of `look`.
 pub async fn eventually<T, E: fmt::Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, E>,
@@ -164,10 +155,10 @@ pub async fn eventually<T, E: fmt::Debug>(
     }
 }
 
-/// The best of up to three tries at something that a busy machine can spoil.
+/// Measures up to three times, until one measurement is below the limit: a busy machine can spoil single ones.
 ///
 /// # Panics
-/// When none is good enough.
+/// When none is below the limit.
 pub async fn best_of_three(limit: Duration, mut measure: impl AsyncFnMut() -> Duration) {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -17,26 +17,26 @@ impl Raw {
             .expect("the server accepts connections"))
     }
 
-    /// Sends bytes; whether the server still took them.
+    /// Sends bytes. Returns whether the connection still took them.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.0.write_all(bytes.as_ref()).await.is_ok()
     }
 
-    /// Sends nothing more.
+    /// Closes the client's direction of the connection.
     pub async fn finish(&mut self) {
-        // It may have been closed by the server.
+        // The server may have closed the connection before.
         let _ = self.0.shutdown().await;
     }
 
     /// Everything that the server sends until it closes the connection.
     ///
     /// # Panics
-    /// When it does not close it soon.
+    /// When the server does not close the connection soon.
     pub async fn rest(&mut self) -> String {
         let mut answer = Vec::new();
         let read = tokio::time::timeout(SOON, async {
             let mut piece = [0; 4096];
-            // A connection that is reset has ended too.
+            // A reset ends the connection, too.
             while let Ok(length @ 1..) = self.0.read(&mut piece).await {
                 answer.extend_from_slice(&piece[..length]);
             }
@@ -50,10 +50,10 @@ impl Raw {
         answer
     }
 
-    /// So many bytes.
+    /// Reads this many bytes.
     ///
     /// # Panics
-    /// When they do not come soon.
+    /// When they do not arrive soon.
     pub async fn exactly(&mut self, length: usize) -> String {
         let mut bytes = vec![0; length];
         let read = tokio::time::timeout(SOON, self.0.read_exact(&mut bytes)).await;
@@ -61,10 +61,10 @@ impl Raw {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What comes up to and with `end`.
+    /// Reads until `end`, which is included.
     ///
     /// # Panics
-    /// When it does not come soon.
+    /// When `end` does not arrive soon.
     pub async fn until(&mut self, end: &str) -> String {
         let answer = self.until_or_closed(end).await;
         assert!(
@@ -74,7 +74,7 @@ impl Raw {
         answer
     }
 
-    /// What comes up to and with `end`, or until the connection is closed.
+    /// Reads until `end`, which is included, or until the server closes the connection.
     ///
     /// # Panics
     /// When neither happens soon.
@@ -94,20 +94,20 @@ impl Raw {
         answer
     }
 
-    /// Whether the server keeps silent for that long.
+    /// Whether the server sends nothing for this long.
     pub async fn is_silent_for(&mut self, time: Duration) -> bool {
         tokio::time::timeout(time, self.0.read_u8()).await.is_err()
     }
 }
 
-/// Sends one request as it is and reads until the server closes the connection.
+/// Sends bytes on a new connection and reads until the server closes it.
 pub async fn exchange(server: &Server, request: impl AsRef<[u8]>) -> String {
     let mut raw = Raw::connect(server).await;
     raw.send(request).await;
     raw.rest().await
 }
 
-/// The status of a response as it came over the wire; 0 when there was none.
+/// The status in the first line of a response; 0 if there is no response.
 pub fn status(answer: &str) -> u16 {
     answer
         .strip_prefix("HTTP/1.1 ")

@@ -18,10 +18,10 @@ use super::eventually;
 use super::log::Log;
 use super::metrics::Metrics;
 
-/// Held by every test that runs a server; alone by those that measure time.
+/// Locked for reading by every test that runs a server, and for writing by those that measure time.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// A variable that apps can have a secret from.
+/// An environment variable of the server, for apps with a secret.
 pub(super) const SECRET: (&str, &str) = ("TEST_SECRET", "hidden");
 
 enum Share {
@@ -44,7 +44,7 @@ pub struct Server {
     pub admin: SocketAddr,
     /// What it logs.
     pub log: Log,
-    /// A client that keeps its connections.
+    /// A client that keeps connections open.
     pub client: Client,
     _share: Share,
 }
@@ -77,7 +77,7 @@ impl Server {
             .stderr(stderr)
             .spawn()
             .expect("it can be started");
-        // Building, for `amphi up`, takes its time.
+        // No time limit: `amphi up` builds first.
         let listening = loop {
             if let Some(line) = log
                 .since(0)
@@ -119,32 +119,32 @@ impl Server {
         self.client.request(method, self.url(path))
     }
 
-    /// GET.
+    /// Sends GET.
     pub async fn get(&self, path: &str) -> Reply {
         Reply::of(self.request("GET", path)).await
     }
 
-    /// POST.
+    /// Sends POST.
     pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Reply {
         Reply::of(self.request("POST", path).body(body)).await
     }
 
-    /// POST to a view of `rules`, which does these steps.
+    /// Sends POST to a view of `rules`, which does these steps.
     pub async fn steps(&self, path: &str, steps: Value) -> Reply {
         self.post(path, steps.to_string()).await
     }
 
-    /// The same many times at once.
+    /// Like [`Server::steps`], many times at once.
     pub async fn many_steps(&self, count: usize, path: &str, steps: Value) -> Vec<Reply> {
         join_all((0..count).map(|_| self.steps(path, steps.clone()))).await
     }
 
-    /// What a view of `rules` tells when it has done these steps.
+    /// What a view of `rules` told about these steps; see [`Reply::told`].
     pub async fn told(&self, path: &str, steps: Value) -> Value {
         self.steps(path, steps).await.told()
     }
 
-    /// What a view of `rules` answers, with the reason in the log when it has failed.
+    /// The answer of a view of `rules`, and after it the reason in the log if the view failed.
     pub async fn reason(&self, path: &str, steps: Value) -> String {
         let mark = self.log.mark();
         let reply = self.steps(path, steps).await;
@@ -152,7 +152,7 @@ impl Server {
         format!("{} {}", reply.text(), lines[0].text("why"))
     }
 
-    /// What the server counts.
+    /// The server's metrics.
     pub async fn metrics(&self) -> Metrics {
         let response = self
             .client
@@ -163,7 +163,7 @@ impl Server {
         Metrics::parse(&response.text().await.expect("metrics are a text"))
     }
 
-    /// Waits until nothing is in flight any more (R13), and makes sure that the host has not panicked.
+    /// Waits until nothing is in flight any more (R13), and checks that the host has not panicked.
     pub async fn assert_baseline(&self) {
         eventually("every gauge at its baseline", async || {
             let in_flight = self.metrics().await.in_flight();
@@ -181,7 +181,7 @@ impl Server {
         );
     }
 
-    /// The app's database, opened beside the server.
+    /// A connection of the test's own to the app's SQLite database.
     pub fn database(&self) -> Connection {
         let database =
             Connection::open(self.app.path("data/test.db")).expect("the database is there");
@@ -196,7 +196,7 @@ impl Server {
         self.count("select count(*) from rows")
     }
 
-    /// The number that a query gives.
+    /// The number that a query returns.
     pub fn count(&self, sql: &str) -> i64 {
         self.database()
             .query_row(sql, (), |row| row.get(0))
@@ -215,17 +215,17 @@ impl Server {
         tags.collect::<Result<_, _>>().expect("tags are texts")
     }
 
-    /// The memory that the process has now, in KiB.
+    /// The resident memory of the process, in KiB.
     pub fn memory_kib(&self) -> u64 {
         self.status("VmRSS")
     }
 
-    /// The threads of the process.
+    /// The number of threads of the process.
     pub fn threads(&self) -> u64 {
         self.status("Threads")
     }
 
-    /// The open files of the process.
+    /// The number of open files of the process.
     pub fn files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id()))
             .expect("Linux says so")
@@ -242,7 +242,7 @@ impl Server {
         number.expect("Linux says so")
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM to the process.
     pub fn terminate(&self) {
         let pid = i32::try_from(self.process.id())
             .ok()
@@ -265,7 +265,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended before.
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
@@ -295,7 +295,7 @@ impl Reply {
             .unwrap_or_else(|error| panic!("there should be a response: {error:?}"))
     }
 
-    /// The same, for requests that may be left without one.
+    /// Like [`Reply::of`], for requests that may get no response.
     pub async fn maybe(request: RequestBuilder) -> reqwest::Result<Reply> {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -311,7 +311,7 @@ impl Reply {
         std::str::from_utf8(&self.body).expect("the body is a text")
     }
 
-    /// What a view of `rules` has told.
+    /// The JSON that a view of `rules` answered: what each of its steps told.
     pub fn told(&self) -> Value {
         serde_json::from_str(self.ok()).expect("what is told is JSON")
     }
@@ -322,14 +322,17 @@ impl Reply {
         self.headers.get_all(name).iter().map(text).collect()
     }
 
-    /// A header; empty when there is none.
+    /// A header; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .map_or("", |value| value.to_str().expect("the header is a text"))
     }
 
-    /// The text of a response that must have this status.
+    /// The text of the response.
+    ///
+    /// # Panics
+    /// When the response has another status.
     pub fn expect(&self, status: StatusCode) -> &str {
         assert_eq!(
             self.status,
@@ -340,7 +343,10 @@ impl Reply {
         self.text()
     }
 
-    /// The text of a response that must be a success.
+    /// The text of the response.
+    ///
+    /// # Panics
+    /// When the status is not 200.
     pub fn ok(&self) -> &str {
         self.expect(StatusCode::OK)
     }

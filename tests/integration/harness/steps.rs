@@ -1,4 +1,4 @@
-//! The steps that the guest `rules` can be told to do; see its `steps.rs`.
+//! JSON of the steps that the guest `rules` can do. Its `steps.rs` says what each does, and what it tells.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub fn query_with(sql: &str, params: Value) -> Value {
     json!({"do": "query", "sql": sql, "params": params})
 }
 
-/// A step whose failure is the part's own.
+/// A step whose failure makes the guest function fail.
 pub fn must(step: Value) -> Value {
     json!({"do": "must", "step": step})
 }
@@ -47,17 +47,17 @@ pub fn pinned(steps: Value) -> Value {
     json!({"do": "pinned", "steps": steps})
 }
 
-/// Steps all at once.
+/// Steps that async views do at once, and sync views one after the other.
 pub fn join(steps: Value) -> Value {
     json!({"do": "join", "steps": steps})
 }
 
-/// Reads a counter and writes it back.
+/// Reads a counter, and writes it back plus one.
 pub fn increment() -> Value {
     json!({"do": "increment", "name": "one"})
 }
 
-/// Has all rolled back.
+/// Has the transaction rolled back at its end.
 pub fn rollback() -> Value {
     json!({"do": "rollback"})
 }
@@ -72,7 +72,7 @@ pub fn get(name: &str) -> Value {
     json!({"do": "get", "name": name})
 }
 
-/// Tells something else of the context.
+/// Tells what else the context knows, such as `route`.
 pub fn about(what: &str) -> Value {
     json!({"do": "about", "what": what})
 }
@@ -97,7 +97,7 @@ pub fn fetch(url: &str) -> Value {
     json!({"do": "fetch", "url": url})
 }
 
-/// The rest of the chain.
+/// In middleware: runs the rest of the chain.
 pub fn next() -> Value {
     json!({"do": "next"})
 }
@@ -122,7 +122,7 @@ pub fn status(code: u16) -> Value {
     json!({"do": "status", "code": code})
 }
 
-/// Ends the part.
+/// Ends the guest function: `error`, `refuse`, `panic` or `loop`.
 pub fn end(how: &str) -> Value {
     json!({"do": "end", "how": how})
 }

@@ -1,6 +1,6 @@
-//! Statements for PostgreSQL that are deep, long, huge, slow or recursive, or reach for the session.
+//! Hostile statements for PostgreSQL: deep, long, huge, slow, recursive, or changing the session.
 
-/// Each ends with an error or a result within its limits. `{N*text}` stands for N times the text.
+/// Each has to end with an error or a result within its limits. `{N*text}` stands for N times the text.
 pub const CORPUS: &[&str] = &[
     // Deep.
     "{20000*explain }select 1",
@@ -86,7 +86,7 @@ pub const CORPUS: &[&str] = &[
     "create or replace function hostile_g(n integer) returns integer language plpgsql as $$ begin return hostile_g(n + 1); end $$",
     "select hostile_f(1)",
     "select hostile_g(1)",
-    // At the session.
+    // Changing the session.
     "set search_path = nowhere",
     "set local statement_timeout = 1",
     "select set_config('search_path', 'nowhere', false)",
@@ -144,7 +144,7 @@ pub const CORPUS: &[&str] = &[
     "select 1 /* \u{202e} */",
 ];
 
-/// A line as it is run.
+/// The statement of a line, with all `{N*text}` written out.
 pub fn spelled(line: &str) -> String {
     let (mut text, mut rest) = (String::new(), line);
     while let Some(open) = rest.find('{') {
@@ -159,7 +159,7 @@ pub fn spelled(line: &str) -> String {
             continue;
         }
         let count: usize = rest[open + 1..star].parse().expect("a number");
-        // The brace that ends it is the last before another such or the line's end: what is repeated may have some.
+        // The closing brace is the last one before the next `{N*` or the line's end, since the text may contain braces.
         let inner = &rest[star + 1..];
         let mut end = inner.find('}').expect("it ends");
         while inner[end + 1..].starts_with('}') {

@@ -1,4 +1,4 @@
-//! What SQLite is tried with.
+//! Hostile statements for SQLite.
 
 use serde_json::json;
 

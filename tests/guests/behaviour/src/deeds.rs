@@ -1,4 +1,4 @@
-//! What views of both modes do alike: everything that never waits.
+//! What views of both modes share: everything that never waits.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use amphi_sdk::prelude::*;
 
-/// Survives a request only if the instance does.
+/// Counts the calls of this instance: it is kept from request to request only if the instance is.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
 /// A form.
@@ -36,7 +36,7 @@ pub struct File {
     pub path: String,
 }
 
-/// Ends a request in the way that its path names.
+/// Ends a view in the way that is named: with an error, a panic, a trap, a bad response …
 pub fn end(how: &str) -> Result<Response> {
     match how {
         "ok" => "done".into_response(),
@@ -94,7 +94,7 @@ fn recurse(depth: u64) -> u64 {
     }
 }
 
-/// Computes for this long, by the clock.
+/// Computes until so many milliseconds have passed on the clock.
 pub fn spin(ms: u64) -> String {
     let since = Instant::now();
     let mut rounds = 0_u64;
@@ -106,7 +106,7 @@ pub fn spin(ms: u64) -> String {
     format!("{rounds} rounds")
 }
 
-/// What a database call came to: its value, or the kind of its error and what the log would read.
+/// The result of a host call as text: its value, or the kind of its error and the detail for the log.
 pub fn told<T: ToString>(result: Result<T>) -> String {
     match result {
         Ok(value) => value.to_string(),
@@ -128,7 +128,7 @@ pub fn calls() -> String {
     (CALLS.fetch_add(1, Relaxed) + 1).to_string()
 }
 
-/// Length, checksum and number of the pieces of something read piece by piece.
+/// Length, checksum and number of pieces of a body that is read piece by piece.
 #[derive(Default)]
 pub struct Digest {
     length: u64,

@@ -1,5 +1,5 @@
-//! The examples of README and SDK, taken from there by `build.rs`: each in a module of its own, its paths below the
-//! module's name.
+//! The examples of the README, of the SDK's pages and of its documentation, taken from there by `build.rs`: each in a
+//! module of its own, its paths below the module's name.
 #![allow(
     dead_code,
     private_interfaces,
@@ -9,13 +9,13 @@
 
 use amphi_sdk::prelude::*;
 
-/// Signs in, for the example that wants to know who it is.
+/// Signs in, for examples that ask for the user.
 #[view(get, "/sign-in")]
 fn sign_in(session: Session) -> Result<()> {
     session.set("user", "ann")
 }
 
-/// What the examples ask.
+/// Requested by examples of outbound requests.
 #[view(get, "/slow/{n}")]
 async fn slow(Path(n): Path<u32>) -> String {
     n.to_string()
@@ -26,7 +26,7 @@ fn fragment(Path(name): Path<String>) -> String {
     name
 }
 
-/// What is around something shows what it has set.
+/// Shows the context value that the middleware of examples sets.
 #[view(get, "/member")]
 fn member(cx: &Context) -> String {
     cx.get("member").unwrap_or_default()

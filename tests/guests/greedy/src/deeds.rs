@@ -1,10 +1,11 @@
-//! What both modes do alike: everything that never waits.
+//! What views of both modes share: everything that never waits.
 
 use std::io::Write as _;
 
 use amphi_sdk::prelude::*;
 
-/// Asks for `what` as many times as `times` says, in pieces of so many bytes.
+/// Asks the host for `what`, `times` times, in pieces of `bytes` bytes. `get`, `set`, `config` and `publish` are calls of
+/// the context.
 pub fn ask(
     (get, set, config, publish): (
         impl Fn(&str) -> Option<String>,
@@ -38,7 +39,7 @@ pub fn ask(
         "error" => Err(Error::conflict(text)),
         "detail" => Err(Error::internal(text)),
         "panic" => panic!("{text}"),
-        // Of many lines, as one line of output.
+        // One line of output, written in many pieces.
         "output" => {
             let mut out = std::io::stdout().lock();
             for _ in 0..times {
@@ -61,7 +62,7 @@ pub fn ask(
             std::io::stdout().flush()?;
             "written".into_response()
         }
-        // As a panic would say it, without one.
+        // What the standard library prints for a panic, without a panic.
         "panicked" => {
             eprintln!("thread 'main' (1) panicked at src/secret.rs:{bytes}:1:\nSECRET {bytes}");
             "went on".into_response()
@@ -127,7 +128,8 @@ pub fn ask(
     }
 }
 
-/// Publishes as many events of so many bytes as it can, each with other values; how many, and why no more.
+/// Publishes events of `bytes` bytes, up to `times`, each after a change of the context's values. Answers with how many
+/// it could publish, and why no more.
 pub fn publish(
     set: impl Fn(&str) -> Result<()>,
     publish: impl Fn(&[u8]) -> Result<()>,
@@ -144,14 +146,14 @@ pub fn publish(
     Ok(times.to_string())
 }
 
-/// Adds headers of so many bytes in all, in pieces of at most a kilobyte.
+/// Adds headers of `bytes` bytes in all to a request, each of at most a kilobyte.
 pub fn headers<R>(bytes: usize, request: R, add: impl Fn(R, String, String) -> R) -> R {
     (0..bytes.div_ceil(1000)).fold(request, |request, number| {
         add(request, format!("x-{number}"), "h".repeat(bytes.min(1000)))
     })
 }
 
-/// What a call came to.
+/// The result of a host call as text.
 pub fn told<T: ToString>(result: Result<T>) -> String {
     match result {
         Ok(value) => value.to_string(),

@@ -1,4 +1,4 @@
-//! An async view that imports the blocking face of a capability.
+//! An async component that imports the sync interface of a capability.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,4 +1,4 @@
-//! An async view whose `describe` never ends.
+//! An async component whose `describe` never ends.
 
 wit_bindgen::generate!({
     path: "../../../guest-sdk/wit",

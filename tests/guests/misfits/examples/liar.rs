@@ -1,4 +1,4 @@
-//! A view whose `describe` says what its settings tell it to, and whose `handle` answers likewise.
+//! A component whose `describe` and `handle` answer what its settings say, also what the contract does not allow.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,4 +1,4 @@
-//! A component with a `handle` of another type.
+//! A component whose `handle` has another type than the contract says.
 
 wit_bindgen::generate!({
     inline: "

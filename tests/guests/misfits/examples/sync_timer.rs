@@ -1,4 +1,4 @@
-//! A sync view that waits for the timer of async views.
+//! A sync component that imports the timer, which is for async components.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,4 +1,4 @@
-//! A sync view that imports the async face of a capability.
+//! A sync component that imports the async interface of a capability.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,4 +1,4 @@
-//! A view that wants something nobody provides.
+//! A component that imports an interface that the host does not have.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,1 +1,1 @@
-//! Nothing: each misfit is an example of this package.
+//! Empty: each misfit is an example of this package, and so a component of its own.

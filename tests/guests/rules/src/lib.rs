@@ -1,38 +1,38 @@
-//! Views, middleware and subscribers that do what the tests tell them, step by step.
+//! Views, middleware and subscribers that do the steps that a test sends them.
 //!
-//! What both modes share is in `steps`; `blocking` and `waiting` differ in `async`, `.await` and what is joined.
+//! What both modes share is in `steps`; `sync_views` and `async_views` differ in `async`, `.await` and what is joined.
 
 use amphi_sdk::views;
 
-mod blocking;
+mod async_views;
 mod steps;
-mod waiting;
+mod sync_views;
 
 views![
-    blocking::run,
-    blocking::run_atomic,
-    blocking::read,
-    blocking::read_atomic,
-    blocking::limited,
-    blocking::brief,
-    blocking::serializable,
-    blocking::repeatable,
-    blocking::retried,
-    blocking::first,
-    blocking::second,
-    blocking::third,
-    blocking::heard,
-    waiting::run,
-    waiting::run_atomic,
-    waiting::read,
-    waiting::read_atomic,
-    waiting::limited,
-    waiting::brief,
-    waiting::serializable,
-    waiting::repeatable,
-    waiting::retried,
-    waiting::first,
-    waiting::second,
-    waiting::third,
-    waiting::heard,
+    sync_views::run,
+    sync_views::run_atomic,
+    sync_views::read,
+    sync_views::read_atomic,
+    sync_views::limited,
+    sync_views::brief,
+    sync_views::serializable,
+    sync_views::repeatable,
+    sync_views::retried,
+    sync_views::first,
+    sync_views::second,
+    sync_views::third,
+    sync_views::heard,
+    async_views::run,
+    async_views::run_atomic,
+    async_views::read,
+    async_views::read_atomic,
+    async_views::limited,
+    async_views::brief,
+    async_views::serializable,
+    async_views::repeatable,
+    async_views::retried,
+    async_views::first,
+    async_views::second,
+    async_views::third,
+    async_views::heard,
 ];

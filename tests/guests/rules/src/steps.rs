@@ -1,7 +1,7 @@
-//! What a part of a request does: a list of steps, as JSON in the request.
+//! The steps that a guest function does, as JSON in the request.
 //!
-//! A view has its steps in its body, a middleware in the header `x-` and its name, a subscriber in the payload.
-//! Each step that has something to tell adds one value to what the part tells; see [`Step`].
+//! A view finds its steps in the body, a middleware in the header `x-NAME`, a subscriber in the event's payload. The function
+//! answers with a list of JSON values, one for each step: what the step *tells*; see [`Step`].
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -12,11 +12,11 @@ use amphi_sdk::prelude::*;
 use amphi_sdk::{FromRow, Value};
 use serde_json::Value as Json;
 
-/// More rows than are read at once.
+/// A query with more rows than the SDK fetches in one call.
 pub const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
 
-/// One step. What it comes to is told, also when it fails: `"Conflict: …"`. To fail with it, there is
-/// [`Step::Must`].
+/// One step. A step that fails tells its error, as in `"Conflict: …"`, and the function goes on; [`Step::Must`] makes the
+/// function fail with the step.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Step {
@@ -32,19 +32,19 @@ pub enum Step {
         #[serde(default)]
         params: Vec<Json>,
     },
-    /// Opens a result and leaves it when that many rows are read; tells how many there were.
+    /// Opens a result, reads at most so many rows and drops it; tells how many rows it read.
     Open { sql: String, rows: usize },
-    /// Reads a counter and writes it back with one more.
+    /// Reads a counter, and writes it back plus one.
     Increment { name: String },
-    /// Steps in a transaction or savepoint; what the last one tells.
+    /// Steps in a transaction or savepoint; tells what the last step tells.
     Atomic { steps: Vec<Step> },
-    /// Steps with a pinned session; what they tell.
+    /// Steps while a connection is pinned; tells what they tell.
     Pinned { steps: Vec<Step> },
-    /// Steps all at once where that can be, else in turn; what they tell.
+    /// Steps that an async function does at once, and a sync one in turn; tells what they tell.
     Join { steps: Vec<Step> },
-    /// A step whose failure is the part's own.
+    /// A step whose failure makes the function fail.
     Must { step: Box<Step> },
-    /// A step again and again, until it fails.
+    /// A step so many times, or until it fails.
     Repeat { times: u32, step: Box<Step> },
     /// Has the transaction rolled back at the end.
     Rollback,
@@ -62,13 +62,14 @@ pub enum Step {
     View { path: String, steps: Vec<Step> },
     /// Sends a request; tells the status.
     Fetch { url: String },
-    /// Middleware: the rest of the chain; tells its status.
+    /// In middleware: runs the rest of the chain; tells the status of its response.
     Next,
     /// Writes a line into the log.
     Log { text: String },
     /// Waits.
     Nap { ms: u64 },
-    /// Sets a value of the context again and again and lets others run; tells whether it was always there.
+    /// Sets a value of the context again and again, lets other requests run, and reads it; tells whether it always read
+    /// what it had set.
     Keep {
         name: String,
         value: String,
@@ -83,9 +84,9 @@ pub enum Step {
         code: u16,
         headers: Vec<(String, String)>,
     },
-    /// Ends the part: `error`, `refuse`, `panic`, `loop`.
+    /// Ends the function: `error`, `refuse`, `panic`, `loop`.
     End { how: String },
-    /// A step about which the log is told when it begins and what it comes to: `note 7 began`, `note 7 told 1`.
+    /// A step whose beginning and result are written into the log: `note 7 began`, `note 7 told 1`.
     Note { id: String, step: Box<Step> },
     /// [`Step::View`] with headers.
     Call {
@@ -93,25 +94,26 @@ pub enum Step {
         headers: BTreeMap<String, String>,
         steps: Vec<Step>,
     },
-    /// Opens a result and does the steps, each after one more row; then reads the rest, or leaves it; tells how many
-    /// rows it read.
+    /// Opens a result, and does the steps, each after reading one row; then reads the other rows (`drain`) or drops the
+    /// result; tells how many rows it read.
     Stream {
         sql: String,
         steps: Vec<Step>,
         drain: bool,
     },
-    /// Steps in a transaction or savepoint that is dropped without an end.
+    /// Steps in a transaction or savepoint that is dropped before it ends.
     Dropped { steps: Vec<Step> },
-    /// Leaves something open until the part ends, out of reach: `pin`, `rows`, `begin`.
+    /// Forgets something without closing it, so that it stays open until the function ends: `pin`, `rows`, `begin`.
     Leak { what: String },
-    /// A step that begins before a transaction or savepoint and is waited for within, after the steps there; else all in
-    /// turn; what the step tells.
+    /// In async functions: `step` begins before a transaction or savepoint, and is awaited within it, after `steps`. In sync
+    /// functions: all in turn. Tells what `step` tells.
     Late { step: Box<Step>, steps: Vec<Step> },
-    /// Steps at once where that can be, the others dropped when one has ended; else the first alone.
+    /// In async functions: steps at once; when one has ended, the others are dropped. In sync functions: the first step
+    /// alone.
     Race { steps: Vec<Step> },
 }
 
-/// Steps from JSON; none from nothing.
+/// Steps from JSON; none from an empty text.
 pub fn parse(json: &[u8]) -> Result<Vec<Step>> {
     match json {
         [] => Ok(Vec::new()),
@@ -119,7 +121,7 @@ pub fn parse(json: &[u8]) -> Result<Vec<Step>> {
     }
 }
 
-/// The steps of a middleware: those of its header, or else to pass everything on.
+/// The steps of a middleware: those in its header, or else to run the rest of the chain.
 pub fn of_middleware(request: &Request, name: &str) -> Result<Vec<Step>> {
     match request.headers.get(&header(name)) {
         Some(json) => parse(json.as_bytes()),
@@ -129,12 +131,12 @@ pub fn of_middleware(request: &Request, name: &str) -> Result<Vec<Step>> {
     }
 }
 
-/// The header of a middleware: its steps in the request, what it tells in the response.
+/// The header of a middleware: in the request its steps, in the response what it told.
 pub fn header(name: &str) -> String {
     format!("x-{name}")
 }
 
-/// What a step came to, as it is told.
+/// What a step tells: its value, or its error as text.
 pub fn told(result: Result<Json>) -> Json {
     result.unwrap_or_else(|error| failure(&error).into())
 }
@@ -150,12 +152,12 @@ fn failure(error: &Error) -> String {
     format!("{}: {text}", kind.trim_start_matches("ErrorKind::"))
 }
 
-/// Tells the log that a step begins.
+/// Writes into the log that a step begins.
 pub fn note_begin(id: &str) {
     log::info!("note {id} began");
 }
 
-/// Tells the log what a step came to, the beginning of it.
+/// Writes what a step told into the log, at most 200 characters of it.
 pub fn note_end(id: &str, result: &Result<Json>) {
     let text = match result {
         Ok(json) => format!("told {json}"),
@@ -165,7 +167,7 @@ pub fn note_end(id: &str, result: &Result<Json>) {
     log::info!("note {id} {text}");
 }
 
-/// The steps that never wait. None: it is not one of them.
+/// Does a step that never waits, in either mode. None if the step is another one.
 pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Option<Result<Json>> {
     Some(match step {
         Step::Set { name, value } => cx.set(name, value).map(|()| Json::Null),
@@ -198,7 +200,7 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
     })
 }
 
-/// Whether a failure of this step is the part's own.
+/// Whether a failure of this step makes the function fail.
 pub fn is_final(step: &Step) -> bool {
     match step {
         Step::Must { .. } | Step::End { .. } => true,
@@ -237,7 +239,7 @@ pub fn values(params: &[Json]) -> Result<Vec<Value>> {
     params.iter().map(value).collect()
 }
 
-/// A row of any columns.
+/// A row of any number of columns.
 pub struct Cells(pub Vec<Json>);
 
 impl FromRow for Cells {
@@ -256,15 +258,15 @@ impl FromRow for Cells {
     }
 }
 
-/// What a view answers.
+/// The response of a view: what it told.
 pub fn answer(status: StatusCode, told: &[Json]) -> Result<Response> {
     let mut response = amphi_sdk::Json(told).into_response()?;
     response.status = status;
     Ok(response)
 }
 
-/// What a middleware answers: the response of the rest if there is one, with what it tells itself, and its name after
-/// those that were passed before.
+/// The response of a middleware: that of the rest of the chain, if the rest ran. A header has what the middleware told, and
+/// `x-passed` has the names of the middleware that the response passed, the innermost first.
 pub fn passed_on(
     rest: Option<Response>,
     status: Option<StatusCode>,
@@ -285,7 +287,7 @@ pub fn passed_on(
     Ok(response)
 }
 
-/// What another view answered, as it is told.
+/// What a call of another view tells: status and body of its response.
 pub fn answered(response: &Response) -> Json {
     let text = || String::from_utf8_lossy(&response.body).into();
     let body: Json = serde_json::from_slice(&response.body).unwrap_or_else(|_| text());

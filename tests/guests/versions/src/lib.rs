@@ -1,4 +1,4 @@
-//! Says which version it is. The tests copy it, edit it, and see when it is served.
+//! Views that answer with a version. The tests copy this crate, edit the version, and see when it is served.
 
 use amphi_sdk::prelude::*;
 

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where Debian and its relatives keep them: a folder per version.
+/// Where Debian and its relatives keep the programs: a folder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// Debian's package makes a database server of its own and starts it, unless it is told not to. What tells it is a
-/// file of the package `postgresql-common`, which is put back afterwards.
+/// Debian's package `postgresql` creates and starts a server of its own, unless the configuration of `postgresql-common`
+/// says otherwise. So that configuration is changed first, and restored afterwards.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -25,12 +25,12 @@ apt-get install --yes --no-install-recommends postgresql
 /// The folder of `initdb` and `postgres`.
 ///
 /// # Panics
-/// When there is none and they cannot be installed.
+/// When PostgreSQL is missing and cannot be installed.
 pub(super) fn programs() -> PathBuf {
     if let Some(found) = find() {
         return found;
     }
-    // Another run of the tests may be installing it.
+    // Another process of the tests may be installing PostgreSQL.
     let lock = File::create(env::temp_dir().join("amphi-tests-postgresql.lock"))
         .expect("there is room for a lock");
     lock.lock().expect("the lock comes free");
@@ -71,13 +71,13 @@ fn install() {
     }
 }
 
-/// A program in the path.
+/// A program in `PATH`.
 pub(super) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     (env::split_paths(&path).map(|folder| folder.join(name))).find(|program| program.is_file())
 }
 
-/// Runs a script as root, or tells what it has said.
+/// Runs a script as root. An error is what the script has written to standard error.
 pub(super) fn run_as_root(script: &str) -> Result<(), String> {
     let mut command = match rustix::process::geteuid().is_root() {
         true => Command::new("sh"),

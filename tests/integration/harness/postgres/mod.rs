@@ -17,31 +17,31 @@ use tokio_postgres::{Client, NoTls};
 use super::eventually;
 use process::Process;
 
-/// What everyone is as a user of the database.
+/// The database user of apps and tests.
 const USER: &str = "amphi";
 
-/// By what the connections of the tests themselves are known.
+/// The `application_name` of the tests' own connections, so that they can be told from those of the host.
 const TESTS: &str = "tests";
 
 /// A server.
 pub struct Postgres {
-    /// Its data, its log, its certificate. Removed with it.
+    /// Data, log and certificate. Removed when the server is dropped.
     folder: TempDir,
     port: u16,
     process: Option<Process>,
 }
 
-/// A database, dropped when dropped.
+/// A database of its own in a server. `drop database` runs when this is dropped.
 pub struct Database {
     name: String,
     port: u16,
     log: PathBuf,
 }
 
-/// A statement as the server's log has it.
+/// A statement in the server's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logged {
-    /// The session that ran it.
+    /// The session that ran the statement.
     pub session: String,
     /// Its text.
     pub sql: String,
@@ -50,9 +50,9 @@ pub struct Logged {
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy)]
 pub enum Stop {
-    /// Its sessions are told, and their transactions rolled back.
+    /// Open transactions are rolled back, and sessions get an error.
     Fast,
-    /// As in a crash: it recovers when it starts again.
+    /// As in a crash: the server recovers when it is started again.
     Crash,
 }
 
@@ -63,7 +63,7 @@ impl Postgres {
         &SHARED
     }
 
-    /// A server of one's own.
+    /// A server for one test alone.
     pub fn start() -> Postgres {
         let folder = process::initialised();
         let (process, port) = Process::start_somewhere(folder.path());
@@ -79,7 +79,7 @@ impl Postgres {
         self.process.take().expect("it runs").stop(how);
     }
 
-    /// Starts the server again, where it was.
+    /// Starts the server again, on the same port.
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let started = Process::start(self.folder.path(), self.port);
@@ -109,12 +109,12 @@ impl Postgres {
 }
 
 impl Database {
-    /// As `amphi.toml` names it.
+    /// The URL for `amphi.toml`.
     pub fn url(&self) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{}", self.port, self.name)
     }
 
-    /// The same, with the host by its name.
+    /// The URL with the host as `localhost`, for which the certificate is.
     pub fn url_by_name(&self) -> String {
         format!("postgres://{USER}@localhost:{}/{}", self.port, self.name)
     }
@@ -125,21 +125,21 @@ impl Database {
         done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// The number that a query gives.
+    /// The number that a query returns.
     pub async fn count(&self, sql: &str) -> i64 {
         let row = self.client().await.query_one(sql, &[]).await;
         row.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
             .get(0)
     }
 
-    /// The texts that a query gives.
+    /// The texts that a query returns, one per row.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
         let rows = self.client().await.query(sql, &[]).await;
         let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// How many sessions others have here.
+    /// How many sessions other connections have in this database.
     pub async fn sessions(&self) -> i64 {
         self.count(
             "select count(*) from pg_stat_activity \
@@ -148,7 +148,7 @@ impl Database {
         .await
     }
 
-    /// How many transactions others have open here.
+    /// How many transactions other connections have open in this database.
     pub async fn transactions(&self) -> i64 {
         self.count(
             "select count(*) from pg_stat_activity where datname = current_database() \
@@ -158,7 +158,7 @@ impl Database {
         .await
     }
 
-    /// Waits until nobody has a transaction or a lock here.
+    /// Waits until no other connection has a transaction or a lock in this database.
     pub async fn assert_quiet(&self) {
         eventually("no transaction on the server", async || {
             match self.transactions().await {
@@ -172,13 +172,13 @@ impl Database {
         assert_eq!(self.count(locks).await, 0, "a lock is held");
     }
 
-    /// From now on, new sessions have their statements in the server's log.
+    /// Has the server log the statements of sessions that begin from now on.
     pub async fn log_statements(&self) {
         let sql = format!("alter database {} set log_statement = 'all'", self.name);
         self.execute(&sql).await;
     }
 
-    /// A point in the server's log.
+    /// The present end of the server's log.
     pub fn mark(&self) -> u64 {
         fs::metadata(&self.log).expect("there is a log").len()
     }
@@ -194,12 +194,12 @@ impl Database {
             .collect()
     }
 
-    /// A connection of the test's own, each time a new one: the server may have been away.
+    /// A new connection of the test's own. It is not kept, since the server may be restarted.
     async fn client(&self) -> Client {
         connect(self.port, &self.name).await
     }
 
-    /// `<session database application> LOG:  execute s1: select 1`, as [`process`] has it written.
+    /// A line as the settings in [`process`] format it: `<session database application> LOG:  execute s1: select 1`.
     fn parse(&self, line: &str) -> Option<Logged> {
         let (head, text) = line.strip_prefix('<')?.split_once("> LOG:  ")?;
         let mut words = head.splitn(3, ' ');
@@ -214,7 +214,7 @@ impl Database {
 }
 
 impl Drop for Database {
-    /// In a thread of its own, because a test's runtime is busy with the test.
+    /// In a thread of its own, because the test's runtime cannot be blocked on here.
     fn drop(&mut self) {
         let (port, sql) = (
             self.port,
@@ -231,7 +231,7 @@ impl Drop for Database {
             })
         })
         .join();
-        // A server that has been stopped takes its databases along.
+        // An error is ignored: a server that was stopped is removed with its databases.
         drop(dropped);
     }
 }
@@ -251,7 +251,7 @@ async fn connection(port: u16, database: &str) -> Result<Client, tokio_postgres:
         .application_name(TESTS)
         .connect(NoTls)
         .await?;
-    // It ends with the client.
+    // The task ends when the client is dropped.
     tokio::spawn(connection);
     Ok(client)
 }

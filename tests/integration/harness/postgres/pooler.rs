@@ -11,7 +11,7 @@ use super::install::{find_program, run_as_root};
 use super::process::{self, Process, free_port};
 use super::{Database, Postgres, USER};
 
-/// Debian's package starts a service, unless a policy says that it may not.
+/// Debian's package starts a service, unless `policy-rc.d` forbids it.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -25,7 +25,7 @@ fi
 apt-get install --yes --no-install-recommends pgbouncer
 "#;
 
-/// A pooler.
+/// A running PgBouncer, ended when dropped.
 pub struct Pooler {
     port: u16,
     _process: Process,
@@ -33,7 +33,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts one before the shared server; `mode` as PgBouncer calls it.
+    /// Starts PgBouncer in front of the shared server, with this `pool_mode`.
     pub fn start(mode: &str) -> Pooler {
         let program = program();
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
@@ -68,7 +68,7 @@ impl Pooler {
         panic!("PgBouncer does not start: {seen}");
     }
 
-    /// A database of the shared server as it is reached through here.
+    /// The URL of a database of the shared server, through this pooler.
     pub fn url(&self, database: &Database) -> String {
         format!(
             "postgres://{USER}@127.0.0.1:{}/{}",

@@ -1,8 +1,8 @@
 //! The process of a server.
 //!
-//! A test process has no last word: statics are not dropped, and it may be killed. So a shell watches over each
-//! server. It waits at the end of a pipe whose other end is held here alone, and ends the server when that is
-//! closed, for whatever reason.
+//! A server has to end with the test process, although statics are not dropped and the process may be killed. So a
+//! shell starts each server and reads from a pipe whose other end only the test process has. When the pipe is closed, for
+//! whatever reason, the shell ends the server and removes its folder.
 
 use std::fs;
 use std::io::Write as _;
@@ -26,8 +26,8 @@ const DATA: &str = "data";
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(60);
 
-/// `$1` is the folder, `$2` the signal that ends the server for good, the rest the server. A line is a signal that stops
-/// it; the end of the pipe ends it.
+/// `$1` is the folder, `$2` the signal that ends the server for good, the rest is the server's command. A line on the pipe
+/// names a signal that stops the server and leaves its folder; the end of the pipe ends the server and removes the folder.
 const WATCH: &str = r#"
 folder=$1
 end=$2
@@ -44,7 +44,7 @@ else
 fi
 "#;
 
-/// What the tests need, and what makes a server quick that has nothing to lose.
+/// Settings that the tests need, and settings that make the server quick, since its data need not survive a crash.
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -62,7 +62,7 @@ lc_messages = 'C'
 timezone = 'UTC'
 ";
 
-/// A running server. It ends with this value.
+/// A running server, ended when dropped.
 pub(super) struct Process {
     watch: Child,
 }
@@ -71,7 +71,7 @@ impl Process {
     /// Starts the server of a folder on a port that is free.
     pub(super) fn start_somewhere(folder: &Path) -> (Process, u16) {
         let mut seen = String::new();
-        // Between being found free and being taken, a port can be lost.
+        // Another process may take the port after it was found free.
         for _ in 0..5 {
             let port = free_port();
             match Process::start(folder, port) {
@@ -82,7 +82,7 @@ impl Process {
         panic!("{seen}");
     }
 
-    /// Starts the server of a folder, or says what is in its log.
+    /// Starts the server of a folder. An error is the text of its log.
     pub(super) fn start(folder: &Path, port: u16) -> Result<Process, String> {
         let data = folder.join(DATA).display().to_string();
         let arguments = ["-D".to_owned(), data, "-p".to_owned(), port.to_string()];
@@ -114,7 +114,7 @@ impl Process {
             .args(arguments)
             .current_dir(folder)
             .stdin(Stdio::piped())
-            // What is typed at a terminal is for the tests.
+            // Ctrl-C at a terminal must reach the tests alone.
             .process_group(0)
             .spawn()
             .expect("there is a shell");
@@ -137,7 +137,7 @@ impl Process {
         }
     }
 
-    /// Stops the server and waits for its end. Its data stay.
+    /// Stops the server and waits for its end. Its folder stays.
     pub(super) fn stop(mut self, how: Stop) {
         let signal = match how {
             Stop::Fast => "INT",
@@ -152,12 +152,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.watch.stdin.take());
-        // It may have ended before.
+        // The shell may have ended before.
         let _ = self.watch.wait();
     }
 }
 
-/// A folder with the files of a new server.
+/// A folder with the files of a new server: certificate, log, and data made by `initdb`.
 pub(super) fn initialised() -> TempDir {
     let folder = tempfile::tempdir().expect("there is room for a temporary folder");
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()])
@@ -190,7 +190,7 @@ pub(super) fn initialised() -> TempDir {
     folder
 }
 
-/// Lets the servers' user have files.
+/// Makes the user that servers run as the owner of files.
 pub(super) fn give(paths: &[&Path]) {
     if let Some((user, group)) = other_user() {
         for path in paths {
@@ -199,7 +199,7 @@ pub(super) fn give(paths: &[&Path]) {
     }
 }
 
-/// A port that nobody has, for now.
+/// A port that is free at the moment.
 pub(super) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
@@ -207,7 +207,7 @@ pub(super) fn free_port() -> u16 {
         .port()
 }
 
-/// What a command is prefixed with: PostgreSQL refuses to run as root.
+/// The beginning of a command that runs the rest as another user, if the tests run as root: PostgreSQL refuses root.
 fn unprivileged() -> Vec<String> {
     other_user().map_or_else(Vec::new, |(user, group)| {
         vec![
@@ -219,9 +219,9 @@ fn unprivileged() -> Vec<String> {
     })
 }
 
-/// The user and group that a server runs as, when that is not the tests' own user.
+/// The user and group that servers run as, if that is not the tests' own user.
 fn other_user() -> Option<(u32, u32)> {
-    // `nobody` owns nothing else, and every system has it.
+    // The user `nobody`: it owns nothing else, and every system has it.
     const NOBODY: u32 = 65_534;
     rustix::process::geteuid()
         .is_root()

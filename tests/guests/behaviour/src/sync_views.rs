@@ -14,7 +14,7 @@ pub fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
-/// More specific than `greet`, with another method.
+/// Its pattern is more specific than that of `greet`, but for another method.
 #[view(post, "/sync/greet/everybody")]
 pub fn greet_everybody() -> &'static str {
     "hello everybody"
@@ -30,7 +30,7 @@ pub fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)
 }
 
-/// Inserts a row, and then ends as its path says.
+/// Inserts a row, and then ends as its path names it: see `deeds::end`.
 #[view(post, "/sync/fail/{how}")]
 pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     cx.db()
@@ -52,7 +52,7 @@ pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     }
 }
 
-/// Ends as its path says, without touching the database.
+/// Ends as its path names it, without touching the database.
 #[view(get, "/sync/fail/{how}")]
 pub fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
     deeds::end(&how)
@@ -65,7 +65,7 @@ pub fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode> {
     Ok(StatusCode::CREATED)
 }
 
-/// Inserts the number, and traps when it can be divided by three.
+/// Inserts the number, and traps if it is a multiple of three.
 #[view(post, "/sync/numbers/{number}")]
 pub fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
     cx.db()
@@ -94,14 +94,14 @@ pub fn savepoints(cx: &Context) -> Result<String> {
     Ok(format!("{} {kept}", undone.is_err()))
 }
 
-/// Runs the statement of its body, outside of a transaction.
+/// Runs the statement in its body, outside a transaction.
 #[view(post, "/sync/sql", atomic = false)]
 pub fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
     Ok(told(run(cx, &how, &sql)))
 }
 
-/// Runs the statement of its body in a savepoint of the view's transaction, and answers with 200 whatever comes of it.
+/// Runs the statement in its body in a savepoint of the view's transaction, and answers 200 even if it fails.
 #[view(post, "/sync/sql/atomic", atomic)]
 pub fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     cx.db()
@@ -132,7 +132,7 @@ fn count(cx: &sync::Context, sql: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// Runs the query of its body several times, one after the other.
+/// Runs the query in its body several times, one after the other.
 #[view(post, "/sync/joined/{count}", atomic = false)]
 pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
@@ -157,7 +157,7 @@ pub fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
-/// Opens results of a megabyte each and keeps them open; how many it got.
+/// Opens results of a megabyte each and keeps them open. Answers with how many it could open.
 #[view(post, "/sync/hoard/{count}")]
 pub fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     let mut open = Vec::new();
@@ -170,7 +170,7 @@ pub fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     open.len().to_string()
 }
 
-/// The same without a transaction.
+/// Like `hoard`, without a transaction.
 #[view(post, "/sync/hoard/{count}/outside", atomic = false)]
 pub fn hoard_outside(cx: &Context, path: Path<usize>) -> String {
     hoard(cx, path)
@@ -187,7 +187,7 @@ pub fn spin(Path(ms): Path<u64>) -> String {
     deeds::spin(ms)
 }
 
-/// Has limits of its own.
+/// A view with limits of its own.
 #[view(get, "/sync/short/{how}", cpu_ms = 50, timeout_ms = 1000)]
 pub fn short(Path(how): Path<String>) -> Result<Response> {
     if how == "nap" {
@@ -230,7 +230,7 @@ pub fn digest(cx: &Context, body: BodyReader) -> Result<String> {
     Ok(digest.text())
 }
 
-/// Takes its body as a whole.
+/// Reads its whole body at once.
 #[view(post, "/sync/whole", atomic = false)]
 pub fn whole(Body(body): Body) -> String {
     let mut digest = Digest::default();
@@ -248,19 +248,19 @@ pub fn identity(cx: &Context, headers: Headers) -> String {
     )
 }
 
-/// The headers of a name as the request has them, with ` | ` between.
+/// The values of a request header, joined by ` | `.
 #[view(get, "/sync/header/{name}")]
 pub fn header(Path(name): Path<String>, headers: Headers) -> String {
     headers.get_all(&name).collect::<Vec<_>>().join(" | ")
 }
 
-/// A page that says which version of it this is.
+/// A page with an `etag` from its path.
 #[view(get, "/sync/tagged/{tag}")]
 pub fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
     Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
 }
 
-/// The page for failures; it fails itself for what is asked for by the name `broken`.
+/// The app's error page. It fails itself for paths that end with `broken`.
 #[view(get, "/sync/error/{status}")]
 pub fn error_page(cx: &Context, Path(status): Path<String>, headers: Headers) -> String {
     let told = |name| cx.get(name).unwrap_or_default();
@@ -274,7 +274,7 @@ pub fn error_page(cx: &Context, Path(status): Path<String>, headers: Headers) ->
     )
 }
 
-/// Says what it finds under a name, and leaves something there.
+/// Answers with the context value `note` before and after setting it.
 #[view(get, "/sync/remember/{value}")]
 pub fn remember(cx: &Context, Path(value): Path<String>) -> Result<String> {
     let before = cx.get("note").unwrap_or_else(|| "nothing".into());

@@ -1,4 +1,4 @@
-//! The async parts.
+//! The async functions.
 
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
@@ -12,26 +12,26 @@ use serde_json::Value as Json;
 
 use crate::steps::{self, Cells, Step, at_once, is_final, told};
 
-/// A part of a request while it does its steps.
+/// A guest function while it does its steps.
 struct Part<'a> {
     cx: &'a asynch::Context,
     headers: Headers,
-    /// What comes after a middleware, until it has come.
+    /// In middleware: the request and the rest of the chain, until the rest is run.
     rest: RefCell<Option<(Request, Next)>>,
-    /// What has come of it.
+    /// The response of the rest of the chain.
     response: RefCell<Option<Response>>,
     status: Cell<Option<StatusCode>>,
-    /// Headers of the answer.
+    /// Headers for the view's response.
     more: RefCell<Vec<(String, String)>>,
 }
 
-/// Does its steps without a transaction.
+/// Does the steps in its body, without a transaction.
 #[view(post, "/async/run", atomic = false)]
 pub async fn run(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
 }
 
-/// The same in one.
+/// Does the steps in its body, in a transaction.
 #[view(post, "/async/run/atomic", atomic)]
 pub async fn run_atomic(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request).await
@@ -80,20 +80,20 @@ pub async fn retried(cx: &Context, request: Request) -> Result<Response> {
 
 #[middleware]
 pub async fn first(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-first").await
+    around(cx, request, next, "async-first").await
 }
 
 #[middleware]
 pub async fn second(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-second").await
+    around(cx, request, next, "async-second").await
 }
 
 #[middleware]
 pub async fn third(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "waiting-third").await
+    around(cx, request, next, "async-third").await
 }
 
-/// Does the steps of the payload and tells the log.
+/// Does the steps in the event's payload, and writes what they tell into the log.
 #[subscriber("orders.*")]
 pub async fn heard(cx: &Context, event: Event) -> Result<()> {
     let part = Part::new(cx, Headers::new(), None);
@@ -311,7 +311,7 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// A block that has begun and done its steps, and does not end.
+    /// A future of an atomic block that has begun and done its steps. It never completes: dropping it ends the block.
     async fn begun<'s>(&'s self, steps: &'s [Step]) -> Result<LocalBoxFuture<'s, Result<()>>> {
         let done = Rc::new(Cell::new(false));
         let here = Rc::clone(&done);

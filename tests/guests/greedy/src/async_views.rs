@@ -4,7 +4,7 @@ use amphi_sdk::prelude::*;
 
 use crate::deeds::{self, headers, publish};
 
-/// Asks for something, as many times as the path says and in pieces of so many bytes.
+/// Asks the host for `what`, `times` times, in pieces of `bytes` bytes: see `deeds::ask`.
 #[view(post, "/async/ask/{what}/{times}/{bytes}", atomic = false)]
 pub async fn ask(
     cx: &Context,
@@ -19,7 +19,8 @@ pub async fn ask(
     deeds::ask(values, &what, times, bytes)
 }
 
-/// Publishes as many events of so many bytes as it can within its transaction, then waits; how many it got.
+/// Publishes events of `bytes` bytes within its transaction, up to `times`, then waits. Answers with how many it could
+/// publish, and why no more.
 #[view(post, "/async/hold/{times}/{bytes}/{ms}", atomic)]
 pub async fn hold(
     cx: &Context,
@@ -36,7 +37,7 @@ pub async fn hold(
     Ok(got)
 }
 
-/// Sends requests with headers of so many bytes all at once; what the last came to.
+/// Sends requests with headers of `bytes` bytes, all at once. Answers with the result of the last one.
 #[view(get, "/async/fetch/{times}/{bytes}")]
 pub async fn fetch(cx: &Context, Path((times, bytes)): Path<(usize, usize)>) -> String {
     let sent = (0..times).map(async |_| {

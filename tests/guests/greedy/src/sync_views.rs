@@ -4,7 +4,7 @@ use amphi_sdk::prelude::*;
 
 use crate::deeds::{self, headers, publish};
 
-/// Asks for something, as many times as the path says and in pieces of so many bytes.
+/// Asks the host for `what`, `times` times, in pieces of `bytes` bytes: see `deeds::ask`.
 #[view(post, "/sync/ask/{what}/{times}/{bytes}", atomic = false)]
 pub fn ask(
     cx: &Context,
@@ -19,7 +19,8 @@ pub fn ask(
     deeds::ask(values, &what, times, bytes)
 }
 
-/// Publishes as many events of so many bytes as it can within its transaction, then waits; how many it got.
+/// Publishes events of `bytes` bytes within its transaction, up to `times`, then waits. Answers with how many it could
+/// publish, and why no more.
 #[view(post, "/sync/hold/{times}/{bytes}/{ms}", atomic)]
 pub fn hold(cx: &Context, Path((times, bytes, ms)): Path<(usize, usize, u64)>) -> Result<String> {
     let set = |value: &str| cx.set("value", value);
@@ -33,7 +34,7 @@ pub fn hold(cx: &Context, Path((times, bytes, ms)): Path<(usize, usize, u64)>) -
     Ok(got)
 }
 
-/// Sends requests with headers of so many bytes, one after the other; what the last came to.
+/// Sends requests with headers of `bytes` bytes, one after the other. Answers with the result of the last one.
 #[view(get, "/sync/fetch/{times}/{bytes}")]
 pub fn fetch(cx: &Context, Path((times, bytes)): Path<(usize, usize)>) -> String {
     let mut last = String::new();

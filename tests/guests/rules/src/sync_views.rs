@@ -1,4 +1,4 @@
-//! The sync parts.
+//! The sync functions.
 
 use std::cell::{Cell, RefCell};
 
@@ -8,26 +8,26 @@ use serde_json::Value as Json;
 
 use crate::steps::{self, Cells, Step, at_once, is_final, told};
 
-/// A part of a request while it does its steps.
+/// A guest function while it does its steps.
 struct Part<'a> {
     cx: &'a sync::Context,
     headers: Headers,
-    /// What comes after a middleware, until it has come.
+    /// In middleware: the request and the rest of the chain, until the rest is run.
     rest: RefCell<Option<(Request, Next)>>,
-    /// What has come of it.
+    /// The response of the rest of the chain.
     response: RefCell<Option<Response>>,
     status: Cell<Option<StatusCode>>,
-    /// Headers of the answer.
+    /// Headers for the view's response.
     more: RefCell<Vec<(String, String)>>,
 }
 
-/// Does its steps without a transaction.
+/// Does the steps in its body, without a transaction.
 #[view(post, "/sync/run", atomic = false)]
 pub fn run(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)
 }
 
-/// The same in one.
+/// Does the steps in its body, in a transaction.
 #[view(post, "/sync/run/atomic", atomic)]
 pub fn run_atomic(cx: &Context, request: Request) -> Result<Response> {
     view(cx, request)
@@ -76,20 +76,20 @@ pub fn retried(cx: &Context, request: Request) -> Result<Response> {
 
 #[middleware]
 pub fn first(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-first")
+    around(cx, request, next, "sync-first")
 }
 
 #[middleware]
 pub fn second(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-second")
+    around(cx, request, next, "sync-second")
 }
 
 #[middleware]
 pub fn third(cx: &Context, request: Request, next: Next) -> Result<Response> {
-    around(cx, request, next, "blocking-third")
+    around(cx, request, next, "sync-third")
 }
 
-/// Does the steps of the payload and tells the log.
+/// Does the steps in the event's payload, and writes what they tell into the log.
 #[subscriber("orders.*")]
 pub fn heard(cx: &Context, event: Event) -> Result<()> {
     let part = Part::new(cx, Headers::new(), None);
@@ -265,7 +265,7 @@ impl<'a> Part<'a> {
                 match what.as_str() {
                     "pin" => std::mem::forget(cx.db().pin()?),
                     "rows" => std::mem::forget(cx.db().rows::<Cells>(steps::SOME_ROWS, ())?),
-                    // A sync view cannot leave a block that it has begun.
+                    // In sync code a block ends with its closure: it cannot be left open.
                     _ => {}
                 }
                 Json::Null

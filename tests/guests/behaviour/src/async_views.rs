@@ -14,7 +14,7 @@ pub async fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
-/// More specific than `greet`, with another method.
+/// Its pattern is more specific than that of `greet`, but for another method.
 #[view(post, "/async/greet/everybody")]
 pub async fn greet_everybody() -> &'static str {
     "hello everybody"
@@ -30,7 +30,7 @@ pub async fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)
 }
 
-/// Inserts a row, and then ends as its path says.
+/// Inserts a row, and then ends as its path names it: see `deeds::end`.
 #[view(post, "/async/fail/{how}")]
 pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     cx.db()
@@ -54,7 +54,7 @@ pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     }
 }
 
-/// Ends as its path says, without touching the database.
+/// Ends as its path names it, without touching the database.
 #[view(get, "/async/fail/{how}")]
 pub async fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
     deeds::end(&how)
@@ -68,7 +68,7 @@ pub async fn insert(cx: &Context, Path(tag): Path<String>) -> Result<StatusCode>
     Ok(StatusCode::CREATED)
 }
 
-/// Inserts the number, and traps when it can be divided by three.
+/// Inserts the number, and traps if it is a multiple of three.
 #[view(post, "/async/numbers/{number}")]
 pub async fn insert_or_trap(cx: &Context, Path(number): Path<u32>) -> Result<StatusCode> {
     cx.db()
@@ -105,14 +105,14 @@ pub async fn savepoints(cx: &Context) -> Result<String> {
     Ok(format!("{} {kept}", undone.is_err()))
 }
 
-/// Runs the statement of its body, outside of a transaction.
+/// Runs the statement in its body, outside a transaction.
 #[view(post, "/async/sql", atomic = false)]
 pub async fn sql(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
     Ok(told(run(cx, &how, &sql).await))
 }
 
-/// Runs the statement of its body in a savepoint of the view's transaction, and answers with 200 whatever comes of it.
+/// Runs the statement in its body in a savepoint of the view's transaction, and answers 200 even if it fails.
 #[view(post, "/async/sql/atomic", atomic)]
 pub async fn sql_atomic(cx: &Context, Query(how): Query<With>, Body(sql): Body) -> Result<String> {
     cx.db()
@@ -144,7 +144,7 @@ async fn count(cx: &asynch::Context, sql: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// Runs the query of its body several times at once.
+/// Runs the query in its body several times at once.
 #[view(post, "/async/joined/{count}", atomic = false)]
 pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
@@ -152,7 +152,7 @@ pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> 
     Ok(all.into_iter().flatten().sum::<i64>().to_string())
 }
 
-/// Inserts many rows at once in one transaction, with a read between any two; then ends as its path says.
+/// Inserts rows in one transaction, all at once, each joined with a read; then ends as its path names it.
 #[view(post, "/async/joined-atomic/{how}", atomic)]
 pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     let counts = try_join_all((1..=20).map(|number: i64| async move {
@@ -166,14 +166,14 @@ pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Resp
         Ok::<_, Error>(count.unwrap_or(0))
     }))
     .await?;
-    // Each read sees its own insert and all that were issued before it.
+    // Each read sees the insert that it is joined with, and all inserts that were issued before.
     if counts != (1..=20).collect::<Vec<i64>>() {
         return Err(Error::internal(format!("out of order: {counts:?}")));
     }
     deeds::end(&how)
 }
 
-/// Two atomic blocks and a statement at once, in one transaction. Fails when one of them does.
+/// Two atomic blocks and a statement at once, in one transaction. Fails if one of them does.
 #[view(post, "/async/interleaved", atomic)]
 pub async fn interleaved(cx: &Context) -> Result<String> {
     let (a, b, c) = three_at_once(cx).await;
@@ -183,7 +183,7 @@ pub async fn interleaved(cx: &Context) -> Result<String> {
     Ok("all".into())
 }
 
-/// The same, answering with 200 whatever comes of it; it says which of them were told that they are done.
+/// Like `interleaved`, but answers 200 with which of the three succeeded.
 #[view(post, "/async/interleaved-and-ignored", atomic)]
 pub async fn interleaved_and_ignored(cx: &Context) -> String {
     let (a, b, c) = three_at_once(cx).await;
@@ -230,7 +230,7 @@ pub async fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
-/// Opens results of a megabyte each and keeps them open; how many it got.
+/// Opens results of a megabyte each and keeps them open. Answers with how many it could open.
 #[view(post, "/async/hoard/{count}")]
 pub async fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     let mut open = Vec::new();
@@ -247,13 +247,13 @@ pub async fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     open.len().to_string()
 }
 
-/// The same without a transaction.
+/// Like `hoard`, without a transaction.
 #[view(post, "/async/hoard/{count}/outside", atomic = false)]
 pub async fn hoard_outside(cx: &Context, path: Path<usize>) -> String {
     hoard(cx, path).await
 }
 
-/// Waits many times for a little, and computes nothing.
+/// Sleeps many times for a millisecond, and computes nothing.
 #[view(get, "/async/naps/{count}")]
 pub async fn naps(cx: &Context, Path(count): Path<usize>) -> String {
     for _ in 0..count {
@@ -273,7 +273,7 @@ pub async fn spin(Path(ms): Path<u64>) -> String {
     deeds::spin(ms)
 }
 
-/// Has limits of its own.
+/// A view with limits of its own.
 #[view(get, "/async/short/{how}", cpu_ms = 50, timeout_ms = 1000)]
 pub async fn short(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     if how == "nap" {
@@ -316,7 +316,7 @@ pub async fn digest(cx: &Context, body: BodyReader) -> Result<String> {
     Ok(digest.text())
 }
 
-/// Takes its body as a whole.
+/// Reads its whole body at once.
 #[view(post, "/async/whole", atomic = false)]
 pub async fn whole(Body(body): Body) -> String {
     let mut digest = Digest::default();
@@ -334,19 +334,19 @@ pub async fn identity(cx: &Context, headers: Headers) -> String {
     )
 }
 
-/// The headers of a name as the request has them, with ` | ` between.
+/// The values of a request header, joined by ` | `.
 #[view(get, "/async/header/{name}")]
 pub async fn header(Path(name): Path<String>, headers: Headers) -> String {
     headers.get_all(&name).collect::<Vec<_>>().join(" | ")
 }
 
-/// A page that says which version of it this is.
+/// A page with an `etag` from its path.
 #[view(get, "/async/tagged/{tag}")]
 pub async fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
     Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
 }
 
-/// The page for failures; it fails itself for what is asked for by the name `broken`.
+/// The app's error page. It fails itself for paths that end with `broken`.
 #[view(get, "/async/error/{status}")]
 pub async fn error_page(cx: &Context, Path(status): Path<String>, headers: Headers) -> String {
     let told = |name| cx.get(name).unwrap_or_default();
@@ -360,7 +360,7 @@ pub async fn error_page(cx: &Context, Path(status): Path<String>, headers: Heade
     )
 }
 
-/// Says what it finds under a name, and leaves something there.
+/// Answers with the context value `note` before and after setting it.
 #[view(get, "/async/remember/{value}")]
 pub async fn remember(cx: &Context, Path(value): Path<String>) -> Result<String> {
     let before = cx.get("note").unwrap_or_else(|| "nothing".into());
