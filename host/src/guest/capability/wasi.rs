@@ -1,8 +1,8 @@
 //! WASI 0.2 for both kinds of guest: clocks, random numbers, standard output to the log, granted folders.
 //! No sockets, no environment, no arguments.
 //!
-//! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
-//! where it would hold up everything else that the view has in flight.
+//! A call that waits ends with the request on a sync worker. In an async guest it is refused, because it would hold up
+//! everything else that the view has in flight.
 
 use tracing::Level;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
@@ -15,7 +15,7 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
 use crate::view::Mode;
 
-/// Has to be the version that wasmtime-wasi links, for its definitions to be replaced.
+/// Must be the version that wasmtime-wasi links: only then do these definitions replace the ones of wasmtime-wasi.
 const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
@@ -53,7 +53,7 @@ impl Guest {
     }
 }
 
-/// Waits of a sync guest: bounded by the request's deadline, and known to the worker pool.
+/// The waits of a sync guest: bounded by the request's deadline, and counted by the worker pool.
 struct Bounded<'a>(&'a mut Guest);
 
 impl HasData for Bounded<'static> {
@@ -96,7 +96,7 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     }
 }
 
-/// Replaces the waits of `wasi:io/poll` by ones that end with the request.
+/// Replaces the waits of `wasi:io/poll` by waits that end with the request.
 pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     blocking_waits::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;
@@ -104,7 +104,7 @@ pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Replaces every WASI call that blocks by one that traps with its name.
+/// Replaces every WASI call that blocks by a call that traps with its name.
 pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     for (interface, functions) in BLOCKING {
