@@ -8,7 +8,7 @@ use crate::guest::store::Guest;
 use crate::threads::deadline::Ended;
 use crate::threads::workers;
 
-/// The most bytes that one call returns.
+/// The most bytes one call gives.
 const PIECE_MAX: u32 = 1 << 20;
 
 impl From<Ended> for Error {
