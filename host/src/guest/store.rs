@@ -64,7 +64,7 @@ pub struct Guest {
     pub memory: MemoryLimit,
     /// Host resources that the guest holds handles to in this request.
     pub(super) table: ResourceTable,
-    /// Built when first used: most views never use WASI.
+    /// Built when first used: most views never touch it.
     pub(super) wasi: Option<Wasi>,
 }
 
@@ -170,7 +170,7 @@ pub struct MemoryLimit {
     max: u64,
     /// The size of all memories together, in bytes.
     pub size: u64,
-    /// Set when a growth was refused. Most guests then trap, and the failure names this limit.
+    /// Set when the guest was refused memory: most then trap, and this says why.
     pub reached: bool,
 }
 

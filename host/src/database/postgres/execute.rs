@@ -23,14 +23,14 @@ use super::values::{self, Raw};
 use super::wire::Limits;
 use super::{Postgres, error, types, wire};
 
-/// The most bytes of a result that is too large which are read and dropped. After that, the statement is cancelled.
+/// How much of a result that is too large is read and thrown away before its statement is cancelled instead.
 const DISCARD_BYTES: u64 = 4 << 20;
 
 /// Rows and values above this size are converted on another thread than a loop's; and a loop converts at most so many
 /// bytes in all without a break (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
-/// Used like a code of the server's: the statement was prepared before definitions changed. It has not run.
+/// In place of the server's code: the statement was prepared before definitions changed. It has not run.
 pub(super) const STALE: &str = "stale";
 
 /// The error of a statement, and the server's code for it; the code is empty when the error is the host's.
@@ -358,7 +358,7 @@ impl Execution<'_> {
         })
     }
 
-    /// Sends a result in pieces. Returns the server's code if the statement failed.
+    /// Hands a result over in pieces; returns the server's code if it failed.
     pub(super) async fn feed(
         &self,
         session: &mut Session,
@@ -395,7 +395,7 @@ impl Execution<'_> {
         }
         let stream = match started {
             Ok((columns, stream)) => {
-                // The receiver is gone when nobody reads the result any more.
+                // Nobody reads on when the receiver is gone.
                 let _ = head.send(Ok(columns));
                 stream
             }

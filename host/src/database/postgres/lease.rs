@@ -138,8 +138,8 @@ impl Lease {
         let verdict = self.admit(statement).await.map_err(Failed::Refused)?;
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
-        // The statement has not run: definitions have changed since it was prepared, or the prepared statement is gone.
-        // It is sent again, prepared anew, unless its transaction began earlier: that has failed and cannot go on.
+        // Definitions have changed since the statement was prepared, or somebody has forgotten what was prepared: it has
+        // not run. In a transaction that began before, it is too late.
         let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
         if let Err((_, code @ (STALE | FORGOTTEN))) = ran.as_ref().map_err(|(f, c)| (f, &**c)) {
             let is_stale = code == STALE;
@@ -390,7 +390,7 @@ impl Lease {
         Err(error)
     }
 
-    /// Runs a statement outside of any transaction, and sends its result in pieces.
+    /// Runs a statement that belongs to no transaction and hands its result over in pieces.
     pub(super) async fn stream(mut self, statement: Statement) -> Result<Stream, Error> {
         let verdict = self.admit(&statement).await?;
         self.plain_read(true, &statement, &verdict);

@@ -219,7 +219,7 @@ impl Postgres {
         }
     }
 
-    /// Runs a statement outside of any transaction, and sends its result in pieces.
+    /// Runs a statement outside of any transaction and hands its result over in pieces.
     pub(super) async fn stream(
         self: &Arc<Self>,
         deadline: &Arc<Deadline>,

@@ -92,7 +92,7 @@ fn reading(ty: &Type) -> Option<Reading> {
     })
 }
 
-/// The element type of an array. Domains over arrays count as arrays.
+/// The element type of an array, through domains.
 pub(super) fn element(ty: &Type) -> Option<&Type> {
     match ty.kind() {
         Kind::Array(element) => Some(element),

@@ -41,7 +41,7 @@ pub(super) struct Handle {
     /// The configured limit on one value.
     values_max: u64,
     busy_timeout: Duration,
-    /// The value of the schema counter when the kept statements were compiled.
+    /// The change of the schema that the statements that are kept are newer than.
     schema: Cell<u64>,
     writes: bool,
     /// The state of the connection when it was lent, for telling apart what earlier borrowers did.

@@ -339,7 +339,7 @@ fn is_temporary(context: &AuthContext<'_>) -> bool {
     makes_one || context.database_name == Some("temp")
 }
 
-/// The pragmas that change this connection only, and nothing of the file, the process or the host's limits.
+/// The pragmas that change this connection only, and nothing of the file, the process or the host's own limits.
 fn of_session(name: &str) -> bool {
     matches!(
         name.to_ascii_lowercase().as_str(),

@@ -1,8 +1,8 @@
 //! WASI 0.2 for both kinds of guest: clocks, random numbers, standard output to the log, granted folders.
 //! No sockets, no environment, no arguments.
 //!
-//! A call that waits ends with the request on a sync worker. In an async guest it is refused, because it would hold up
-//! everything else that the view has in flight.
+//! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
+//! where it would hold up everything else that the view has in flight.
 
 use tracing::Level;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
@@ -96,7 +96,7 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     }
 }
 
-/// Replaces the waits of `wasi:io/poll` by waits that end with the request.
+/// Replaces the waits of `wasi:io/poll` by ones that end with the request.
 pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     blocking_waits::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;

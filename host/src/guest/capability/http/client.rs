@@ -153,7 +153,7 @@ impl Client {
         let _ = self.own.set(address);
     }
 
-    /// The URL that a request goes to, and the addresses that its name may resolve to.
+    /// Where a request goes, and the addresses that its name may lead to.
     pub(super) fn destination(&self, text: &str, module: &Module) -> Result<(Url, Allowed), Error> {
         let allowed = Allowed::new(&module.http_private);
         let parse = |url: &str| {
