@@ -1,14 +1,14 @@
 //! One budget of memory for everything that the host keeps for requests: heads, bodies, events, calls, results,
-//! responses on their way, the state of compressors.
+//! responses that are being sent, and the state of compressors.
 //!
-//! Accounts form a tree: the process (`memory_budget_mb`), a connection, a request. What is kept is drawn from an
-//! account and from all above it, so neither one request nor one connection can take what everybody lives on. Nothing
-//! waits for memory: a draw that does not fit is refused at once, and whoever asked answers 503, spills to a file, or
-//! does without. Memory comes back when a [`Room`], or the account itself, is dropped (R13).
+//! Accounts form a tree: the process (`memory_budget_mb`), each connection, each request. Memory is drawn from an
+//! account and from all accounts above it, so neither one request nor one connection can use up the memory of all.
+//! Nothing waits for memory. A draw that does not fit is refused at once; the caller then answers 503, writes to a file
+//! instead, or does without. Memory is given back when a [`Room`], or the account itself, is dropped (R13).
 //!
-//! A request pays [`REQUEST_BYTES`] in advance. Draws within that touch only its own counter: most requests cost the
-//! process's counter one addition and one subtraction. The linear memory of guests is not part of the budget: it has
-//! limits of its own (`memory_mb`, and the number of instances).
+//! A request prepays [`REQUEST_BYTES`] from the account above. Draws within that change only the request's own counter,
+//! so most requests cost the counters above one addition and one subtraction. The linear memory of guests is not part
+//! of the budget; it has limits of its own (`memory_mb`, and the number of instances).
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -20,29 +20,29 @@ use http::StatusCode;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
 
-/// What every request takes: its head, its scope, its future, and small things that are kept for it.
+/// The bytes that every request prepays: for its head, its scope, its future, and small things that are kept for it.
 pub const REQUEST_BYTES: u64 = 16 << 10;
-/// A connection's part of the budget, all its requests together, and a request's.
+/// One connection, all its requests together, may use a quarter of the budget; one request an eighth.
 const CONNECTION_SHARE: u64 = 4;
 const REQUEST_SHARE: u64 = 8;
-/// All events' together.
+/// All events together may use an eighth.
 const EVENTS_SHARE: u64 = 8;
-/// The part of the budget that may be used before request bodies go to files although they would fit.
+/// When more than half of the budget is used, request bodies go to files, even those that are small enough for memory.
 const TIGHT: (u64, u64) = (1, 2);
-/// Smaller pieces of memory are not worth a counter of their own.
+/// Smaller pieces of memory are not counted on their own.
 const KEPT_MIN: usize = 1 << 10;
 
-/// Memory that something may take, and what it has taken.
+/// A limit on memory, and the bytes that are drawn from it.
 pub struct Account {
     used: AtomicI64,
-    /// Drawn from the account above in advance.
+    /// Drawn from the account above when this account was made.
     prepaid: u64,
     max: AtomicU64,
     whose: Whose,
     above: Option<Arc<Account>>,
 }
 
-/// For the sentence when it is used up.
+/// Whose account it is, for the text of the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Process,
@@ -96,7 +96,7 @@ impl From<Exhausted> for Failure {
 }
 
 impl Account {
-    /// A budget.
+    /// The account at the top of a tree.
     pub fn root(max: u64) -> Arc<Account> {
         Arc::new(Account {
             used: AtomicI64::new(0),
@@ -112,7 +112,7 @@ impl Account {
         Arc::new(Account {
             used: AtomicI64::new(0),
             prepaid,
-            // What is paid in advance is there to be used.
+            // An account can always use what it has prepaid.
             max: AtomicU64::new(most.max(prepaid)),
             whose,
             above: Some(Arc::clone(self)),
@@ -127,12 +127,12 @@ impl Account {
         root
     }
 
-    /// Sets how much there is. What is taken stays taken.
+    /// Sets the limit. Memory that is drawn already stays drawn.
     pub fn set_max(&self, bytes: u64) {
         self.max.store(bytes, Relaxed);
     }
 
-    /// What is taken.
+    /// The bytes that are drawn.
     pub fn used(&self) -> u64 {
         u64::try_from(self.used.load(Relaxed)).unwrap_or(0)
     }
@@ -142,7 +142,7 @@ impl Account {
         self.below(Whose::Connection, CONNECTION_SHARE, 0)
     }
 
-    /// An account for one request, which has something to begin with.
+    /// An account for one request, which prepays [`REQUEST_BYTES`].
     ///
     /// # Errors
     /// When there is no memory for another request.
@@ -151,12 +151,13 @@ impl Account {
         Ok(self.below(Whose::Request, REQUEST_SHARE, REQUEST_BYTES))
     }
 
-    /// The same for one that has nothing to begin with.
+    /// An account for one request, without a prepayment.
     pub fn unpaid(self: &Arc<Self>) -> Arc<Account> {
         self.below(Whose::Request, REQUEST_SHARE, 0)
     }
 
-    /// A limit for events, which are drawn from their publishers' accounts: nothing is taken from this one's root.
+    /// A limit on the memory of all events. Events are drawn from the accounts of the requests that publish them as
+    /// well, so this account has none above it.
     pub fn events(self: &Arc<Self>) -> Arc<Account> {
         let max = self.max.load(Relaxed) / EVENTS_SHARE;
         let mut events = Account::root(max);
@@ -165,17 +166,18 @@ impl Account {
         events
     }
 
-    /// Whether so much is taken that what can go to a disk should go there.
+    /// Whether so much memory is used that bodies should go to files: of the whole budget, or of the account above this
+    /// one.
     pub fn is_tight(self: &Arc<Self>) -> bool {
         let tight =
             |account: &Account| account.used() > account.max.load(Relaxed) / TIGHT.1 * TIGHT.0;
         tight(self.root_of()) || self.above.as_ref().is_some_and(|above| tight(above))
     }
 
-    /// Takes memory until the result is dropped.
+    /// Draws memory until the result is dropped.
     ///
     /// # Errors
-    /// When this account, or one above it, has not as much left.
+    /// When this account, or one above it, has less left.
     pub fn draw(self: &Arc<Self>, bytes: u64) -> Result<Room, Exhausted> {
         self.charge(bytes)?;
         Ok(Room {
@@ -184,7 +186,7 @@ impl Account {
         })
     }
 
-    /// Takes memory until the account is dropped.
+    /// Draws memory until the account is dropped.
     ///
     /// # Errors
     /// As [`Account::draw`].
@@ -194,7 +196,7 @@ impl Account {
         })
     }
 
-    /// Keeps memory on this account until the last part of it is dropped: also parts that hyper still has.
+    /// Draws the memory of `content` until its last part is dropped. hyper may hold such parts longest.
     ///
     /// # Errors
     /// As [`Account::draw`].
@@ -222,8 +224,8 @@ impl Account {
         if taken.is_err() {
             let before = self.used.fetch_sub(bytes, Relaxed);
             let undone = self.over(before - bytes) - self.over(before);
-            // The account above has not got what was asked. Others may have drawn and given back meanwhile, so the two
-            // differences need not be the same.
+            // The account above has not been charged with `asked`. Other threads may have drawn and given back
+            // meanwhile, so `asked` and `undone` can differ: the account above is corrected by their sum.
             if let Some(above) = &self.above {
                 above.adjust(asked + undone);
             }
@@ -235,12 +237,12 @@ impl Account {
         self.adjust(-signed(bytes));
     }
 
-    /// What is drawn from above when this much is used, beside what is paid in advance.
+    /// The bytes of `used` that are beyond the prepayment, and so drawn from the account above.
     fn over(&self, used: i64) -> i64 {
         (used - signed(self.prepaid)).max(0)
     }
 
-    /// Changes what is taken, without asking.
+    /// Changes the counter without checking the limit.
     fn adjust(&self, difference: i64) {
         if difference == 0 {
             return;
@@ -252,7 +254,8 @@ impl Account {
     }
 }
 
-/// Counters are signed, because what was drawn may reach the account above after what was given back.
+/// Counters are signed: when threads race, a return can reach the account above before the draw that it belongs to, and
+/// the counter is negative in between.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes)
         .unwrap_or(i64::MAX / 2)
@@ -274,7 +277,7 @@ impl fmt::Debug for Account {
     }
 }
 
-/// Memory that is taken until this is dropped.
+/// Memory that is drawn from an account until this is dropped.
 #[derive(Debug)]
 pub struct Room {
     account: Arc<Account>,
@@ -282,7 +285,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// No memory yet.
+    /// A room without memory.
     pub fn empty(account: &Arc<Account>) -> Room {
         Room {
             account: Arc::clone(account),
@@ -290,20 +293,20 @@ impl Room {
         }
     }
 
-    /// How much it is.
+    /// The bytes that are drawn.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Where it is drawn from.
+    /// The account that the memory is drawn from.
     pub fn account(&self) -> &Arc<Account> {
         &self.account
     }
 
-    /// Takes this much in all, if that is more than it has.
+    /// Draws more memory, up to `bytes` in all.
     ///
     /// # Errors
-    /// As [`Account::draw`]; it has what it had.
+    /// As [`Account::draw`]; the room is unchanged then.
     pub fn grow_to(&mut self, bytes: u64) -> Result<(), Exhausted> {
         if let Some(more @ 1..) = bytes.checked_sub(self.bytes) {
             self.account.charge(more)?;
@@ -312,7 +315,7 @@ impl Room {
         Ok(())
     }
 
-    /// Gives back what is more than that.
+    /// Gives back what is beyond `bytes`.
     #[must_use]
     pub fn cut_to(mut self, bytes: u64) -> Room {
         if let Some(less @ 1..) = self.bytes.checked_sub(bytes) {
@@ -322,7 +325,7 @@ impl Room {
         self
     }
 
-    /// Goes with what it was taken for, until the last part of that is dropped.
+    /// Ties the room to `content`: the memory is given back when the last part of the content is dropped.
     pub fn hold(self, content: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         Bytes::from_owner(GaugeGuard {
             content,

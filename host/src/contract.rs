@@ -1,4 +1,5 @@
-//! The plain records of the contract with guests (`guest-sdk/wit/`), for everything that is not about guests themselves.
+//! The plain records of the contract with guests (`guest-sdk/wit/`), for the code below `guest/`: it uses them without
+//! the rest of the bindings.
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 wasmtime::component::bindgen!({

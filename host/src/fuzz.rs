@@ -1,6 +1,6 @@
-//! What fuzzing calls: every reader of bytes that guests, clients or servers choose, as a function of bytes.
+//! The entry points for fuzzing: every reader of bytes that guests, clients or servers choose, as a function of bytes.
 //!
-//! Each returns, whatever it is given, in time and memory linear in it, without a panic.
+//! Each function returns for every input, without a panic, in time and memory linear in the input.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use crate::http::{accept as accept_headers, message};
 
 pub use crate::database::postgres::fuzz as postgres;
 
-/// Lines of `name: value`, as far as they are headers.
+/// Parses lines of `name: value`. Lines that are no valid headers are left out.
 fn headers(data: &[u8]) -> HeaderMap {
     let line = |line: &[u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
@@ -29,7 +29,7 @@ fn headers(data: &[u8]) -> HeaderMap {
     headers
 }
 
-/// Values of one header, one a line.
+/// Values of one header, one on each line.
 fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for value in data.split(|byte| *byte == b'\n') {
@@ -40,7 +40,7 @@ fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
     headers
 }
 
-/// `accept` and its like.
+/// `accept` and the other headers that are weighted lists.
 pub fn accept(data: &[u8]) {
     let headers = values(&header::ACCEPT, data);
     for (name, weight) in accept_headers::weighted(&headers, header::ACCEPT) {
@@ -78,7 +78,7 @@ pub fn proxies(data: &[u8]) {
     }
 }
 
-/// The target and the host of a request.
+/// The target and the `host` of a request.
 pub fn target(data: &[u8]) {
     let _ = Host::parse(data);
     if let Ok(text) = std::str::from_utf8(data) {
@@ -91,7 +91,7 @@ pub fn target(data: &[u8]) {
     }
 }
 
-/// The headers of a request as views get them: lines of `name: value`.
+/// The headers of a request as views get them, from lines of `name: value`.
 pub fn request_headers(data: &[u8]) {
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.headers = headers(data);
@@ -99,7 +99,7 @@ pub fn request_headers(data: &[u8]) {
     assert!(given.len() <= parts.headers.len());
 }
 
-/// A function's name in a component.
+/// The name of a function in a component.
 pub fn function_name(data: &[u8]) {
     if let Ok(name) = std::str::from_utf8(data) {
         assert!(run::backtrace::demangled(name).len() <= 600);

@@ -1,16 +1,16 @@
-//! What the host knows about a view: plain facts, read from its module when that is loaded.
+//! What the host knows about a view: plain facts, read from its component when that is loaded.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::contract::types::Isolation;
 
-/// Where a view's code runs and how its host calls wait (R1: read from the component's types).
+/// Where a view's code runs, and how its host calls wait. It is read from the component's types (R1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// On a sync worker; host calls block it.
+    /// Runs on a sync worker; a host call blocks the worker's thread.
     Sync,
-    /// On an event loop; host calls yield to it.
+    /// Runs on an event loop; a host call yields to the loop.
     Async,
 }
 
@@ -35,25 +35,25 @@ impl fmt::Display for Mode {
 pub enum Kind {
     /// A request to its route.
     Route {
-        /// `GET`, `POST`, …; `*` for every method that no other view of the pattern has.
+        /// `GET`, `POST`, …; `*` stands for every method that no other view has for the pattern.
         method: http::Method,
-        /// The path pattern with the module's mount.
+        /// The path pattern, with the module's mount before it.
         pattern: String,
     },
-    /// A request whose chain names it.
+    /// A request in whose chain it is.
     Middleware,
     /// An event on a topic.
     Subscriber(Topics),
 }
 
-/// What a view asks of its transaction.
+/// What a view asks of its transactions.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Everything the view does belongs to one transaction.
+    /// The whole call of the view is one transaction.
     pub atomic: bool,
-    /// Statements that write are refused, in transactions and outside.
+    /// Statements that write are refused, inside and outside of transactions.
     pub read_only: bool,
-    /// What its transactions see of others; none: what the database does by itself.
+    /// The isolation of its transactions; none: the database's default.
     pub isolation: Option<Isolation>,
 }
 
@@ -62,28 +62,28 @@ pub struct Options {
 pub struct View {
     /// The module's name in the configuration.
     pub module: String,
-    /// The guest function.
+    /// The function's name.
     pub name: String,
-    /// What the component calls it.
+    /// The number that the component knows the function by.
     pub id: u32,
     /// What makes the host call it.
     pub kind: Kind,
     /// Sync or async.
     pub mode: Mode,
-    /// What kind of transaction it has.
+    /// The options of its transactions.
     pub transaction: Options,
-    /// Middleware of its module that it names itself, the outermost first.
+    /// Middleware of its own module that the view names itself, the outermost first.
     pub middleware: Vec<String>,
-    /// How often its request may be run again after a conflict.
+    /// The most times that its request may be run again after a conflict.
     pub retries: u32,
-    /// CPU budget.
+    /// The CPU budget of one call.
     pub cpu: Duration,
-    /// Time from accepting the request to its response.
+    /// The time until the response, counted from when the whole request has arrived.
     pub timeout: Duration,
 }
 
 impl View {
-    /// A view that nothing calls, for looking at a component.
+    /// A function that no request reaches, for inspecting a component. `limit`: its time limit.
     pub fn unrouted(module: &str, name: &str, mode: Mode, limit: Duration) -> View {
         View {
             module: module.to_owned(),
@@ -99,7 +99,7 @@ impl View {
         }
     }
 
-    /// The route's pattern or the topic; empty for middleware.
+    /// The pattern of a route, or the topics of a subscriber; empty for middleware.
     pub fn pattern(&self) -> &str {
         match &self.kind {
             Kind::Route { pattern, .. } => pattern,
@@ -108,7 +108,7 @@ impl View {
         }
     }
 
-    /// The route's method, or what stands in its place: `EVENT`, or `-` for middleware.
+    /// The method of a route; `EVENT` for a subscriber, `-` for middleware.
     pub fn method(&self) -> &str {
         match &self.kind {
             Kind::Route { method, .. } => method.as_str(),
@@ -124,7 +124,7 @@ impl fmt::Display for View {
     }
 }
 
-/// One topic (`orders.paid`), or all that begin alike (`orders.*`, `*`).
+/// One topic (`orders.paid`), or all topics with the same beginning (`orders.*`, `*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics(String);
 
@@ -144,7 +144,7 @@ impl Topics {
         }
     }
 
-    /// Whether it is this topic, or one of these.
+    /// Whether `topic` is one of these topics.
     pub fn contain(&self, topic: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => topic.starts_with(beginning) && topic.len() > beginning.len(),
@@ -152,7 +152,7 @@ impl Topics {
         }
     }
 
-    /// Whether all of `other` are among these.
+    /// Whether all topics of `other` are among these.
     pub fn cover(&self, other: &Topics) -> bool {
         match other.0.strip_suffix('*') {
             Some(beginning) => {
@@ -162,13 +162,13 @@ impl Topics {
         }
     }
 
-    /// As it was written.
+    /// The text as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Whether this is one topic: words with dots between.
+/// Whether the text is one topic: words, separated by dots.
 pub fn is_topic(text: &str) -> bool {
     let word = |word: &str| {
         !word.is_empty()

@@ -1,5 +1,5 @@
-//! An app as it is served: its routing table and everything its requests share. A reload makes a new one;
-//! requests finish with the one they started with.
+//! An app as it is served: its routing table and everything that its requests share. A reload builds a new app; each
+//! request finishes with the app that it started with.
 
 pub mod chain;
 pub mod events;
@@ -27,7 +27,7 @@ use crate::http::static_files::StaticFiles;
 use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::{Kind, Topics, View};
 
-/// The one parameter that the pattern of the view for errors may have.
+/// The one parameter that the pattern of the error view may have.
 pub const STATUS: &str = "status";
 
 /// An app, ready to be served.
@@ -36,29 +36,29 @@ pub struct App {
     pub config: Config,
     /// Its routes.
     pub router: Router<Target>,
-    /// What its requests share.
+    /// The services that its requests share.
     pub services: Arc<Services>,
     /// All views, middleware and subscribers, in the order of their modules.
     pub views: Vec<Arc<View>>,
-    /// The view that makes the pages for failures, without middleware.
+    /// The chain of the error view: it has no middleware.
     pub errors: Option<Arc<Chain>>,
     modules: Vec<Arc<Module>>,
     subscribers: Vec<(Topics, Arc<Chain>)>,
 }
 
-/// Where a route leads.
+/// The target of a route.
 pub enum Target {
-    /// To a view.
+    /// A view, with its middleware.
     View(Arc<Routed>),
-    /// To the static files.
+    /// The folder of static files.
     Static(Arc<StaticFiles>),
 }
 
-/// What a route of a view runs.
+/// The chains of a view.
 pub struct Routed {
-    /// For clients: the middleware of the app, that of the module, the view.
+    /// For requests of clients: the middleware of the app, the middleware of the module, the view.
     pub chain: Arc<Chain>,
-    /// For sub-requests, which are within the app's middleware already.
+    /// For sub-requests: as `chain`, without the middleware of the app, which the calling function runs in already.
     pub inner: Arc<Chain>,
 }
 
@@ -70,7 +70,7 @@ impl Routed {
 }
 
 impl Target {
-    /// The built-in middleware of its module.
+    /// The built-in middleware of the target's module.
     pub fn builtins(&self) -> &[Arc<Builtin>] {
         match self {
             Target::View(routed) => routed.builtins(),
@@ -78,7 +78,7 @@ impl Target {
         }
     }
 
-    /// Its module's name.
+    /// The name of the target's module; none for static files.
     pub fn module(&self) -> Option<&str> {
         match self {
             Target::View(routed) => Some(&routed.chain.view().module.grants.name),
@@ -97,8 +97,9 @@ impl fmt::Display for Target {
 }
 
 impl App {
-    /// Loads modules and lays out the routes, over databases that are open. `development`: for those who write it. `previous` is the app that this one
-    /// replaces, if any. Blocks while modules compile.
+    /// Loads the modules and lays out the routes, over databases that are open. `development`: the app is served by
+    /// `amphi up`. `previous`: the app that this one replaces, if any, whose outbound connections are taken over.
+    /// Blocks while modules compile.
     ///
     /// # Errors
     /// With a sentence that names the module or route that is wrong.
@@ -235,7 +236,7 @@ impl App {
             );
         }
         let mut patterns = vec![pattern.to_owned()];
-        // The root of a mounted module is reached with and without the slash.
+        // The root of a mounted module has two paths: with and without the trailing slash.
         if pattern == link.module.grants.mount && !pattern.is_empty() {
             patterns.push(format!("{pattern}/"));
         }
@@ -250,7 +251,7 @@ impl App {
         Ok(())
     }
 
-    /// Where an event on `topic` goes.
+    /// The chains of the subscribers to `topic`.
     pub fn subscribers(&self, topic: &str) -> impl Iterator<Item = &Arc<Chain>> {
         let wanted = self
             .subscribers
@@ -259,14 +260,14 @@ impl App {
         wanted.map(|(_, chain)| chain)
     }
 
-    /// Ends instances that have been kept for further requests too long.
+    /// Drops kept instances that are too old.
     pub fn sweep(&self) {
         for module in &self.modules {
             module.sweep();
         }
     }
 
-    /// The number of views of each mode, for a line in the log.
+    /// The number of views of each mode, for the log.
     pub fn count(&self) -> BTreeMap<&'static str, usize> {
         let mut count = BTreeMap::new();
         for view in &self.views {
@@ -276,14 +277,14 @@ impl App {
     }
 }
 
-/// Whether a function is the one that `module::function` means.
+/// Whether a function is the one that the configuration names.
 fn is_meant(wanted: &GuestMiddleware, link: &Link) -> bool {
     let GuestMiddleware { module, function } = wanted;
     let name = &link.view.name;
     link.view.module == *module && (name == function || name.rsplit("::").next() == Some(function))
 }
 
-/// The view that `errors` names.
+/// The view that `errors` names, checked.
 fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
     let GuestMiddleware { module, function } = wanted;
     let name = format!("{module}::{function}");
@@ -305,7 +306,7 @@ fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
     Ok(link.clone())
 }
 
-/// The middleware of its module that a view names.
+/// The middleware that a view names itself, from its own module.
 fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &String| {
         let is_it = |link: &&Link| link.view.module == view.module && link.view.name == *wanted;
@@ -316,7 +317,7 @@ fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
     view.middleware.iter().map(find).collect()
 }
 
-/// The middleware that a list names.
+/// The middleware that a list names. `place`: the table of `amphi.toml` with the list, for errors.
 fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &GuestMiddleware| {
         let GuestMiddleware { module, function } = wanted;

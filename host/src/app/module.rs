@@ -1,8 +1,9 @@
-//! Modules: from a file to something that can be called, or to a sentence that says why not.
+//! Modules: loads a component from its file, checks it, links it and asks it for its views; or says in a sentence what
+//! is wrong with it.
 //!
-//! A component's mode is read from the type of its `handle` (R1). What it imports is checked against its mode
-//! and its grants before it is linked, because those are the mistakes people make, and a type error of the
-//! linker's would not name them.
+//! A component's mode is read from the type of its `handle` (R1). Its imports are checked against its mode and its
+//! grants before it is linked: these are the mistakes that people make, and a type error of the linker would not name
+//! them.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -24,14 +25,14 @@ use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
 use crate::view::{Kind, Mode, Options, Topics, View};
 
-/// A request is run again at most this often, whatever its view says.
+/// The most retries of a request after conflicts, whatever its view asks for.
 const RETRIES_MAX: u32 = 10;
-/// How long a component may take to describe its views.
+/// The time limit on `describe`, which lists a component's views.
 const DESCRIBE_LIMIT: Duration = Duration::from_secs(5);
 
-/// A component, ready to be called.
+/// A component that is linked and ready to be called.
 pub struct Module {
-    /// What its module is granted, and its name.
+    /// The configuration of its module: name, grants and limits.
     pub grants: Arc<config::Module>,
     /// Its views.
     pub views: Vec<Arc<View>>,
@@ -44,21 +45,22 @@ enum Prepared {
     Async(AsyncComponent),
 }
 
-/// What a component says about itself, before anything is granted to it.
+/// What a component's types say, before anything is granted to it.
 pub struct Inspection {
     /// Sync or async.
     pub mode: Mode,
-    /// Everything it imports.
+    /// The names of all its imports.
     pub imports: Vec<String>,
     component: Component,
 }
 
 impl Module {
-    /// Loads the component in `file` for `grants`, and asks it for its views. Blocks while it compiles.
+    /// Loads the component in `file` with the given grants, and asks it for its views. Blocks while the component
+    /// compiles.
     ///
     /// # Errors
-    /// When the file is not a component, is for another world, imports what its mode or its grants do not allow,
-    /// or describes views that cannot be; each with a sentence that names it.
+    /// When the file is not a component, is for another world, imports something that its mode or grants do not allow,
+    /// or describes a view that is not valid. The sentence names what is wrong.
     pub fn load(
         engines: &Engines,
         services: &Arc<Services>,
@@ -80,7 +82,7 @@ impl Module {
         })
     }
 
-    /// Calls a view on this thread; for sync modules.
+    /// Calls a view of a sync module on this thread.
     ///
     /// # Errors
     /// A trap or a limit, explained.
@@ -94,7 +96,7 @@ impl Module {
         }
     }
 
-    /// Calls a view on this loop; for async modules.
+    /// Calls a view of an async module on this loop.
     ///
     /// # Errors
     /// A trap or a limit, explained.
@@ -119,7 +121,7 @@ impl Module {
         Guest::new(work, &self.grants, &self.services)
     }
 
-    /// Ends the instances that have been kept for further requests too long.
+    /// Drops kept instances that are too old.
     pub fn sweep(&self) {
         match &self.component {
             Prepared::Sync(component) => component.sweep(),
@@ -129,14 +131,14 @@ impl Module {
 }
 
 impl Prepared {
-    /// Asks for the views and checks them.
+    /// Asks the component for its views, and checks them.
     fn views(
         &self,
         services: &Arc<Services>,
         grants: &Arc<config::Module>,
         mode: Mode,
     ) -> anyhow::Result<Vec<Arc<View>>> {
-        // The guest's stack would be that of its panic handler.
+        // The failure's frames are left out: after a panic they show the panic handler only.
         let described = self.describe(services, grants, mode).map_err(|failure| {
             let Failure { detail, .. } = failure;
             let seconds = DESCRIBE_LIMIT.as_secs();
@@ -169,7 +171,7 @@ impl Prepared {
     }
 }
 
-/// The component files of a module: as configured, or as `amphi build` put them into `artifacts`.
+/// The component files of a module: the configured one, or those that `amphi build` has put into `artifacts`.
 ///
 /// # Errors
 /// When a crate has not been built.
@@ -193,15 +195,15 @@ pub fn files(module: &config::Module, artifacts: &Path) -> anyhow::Result<Vec<Pa
     }
 }
 
-/// Where `amphi build` puts the component of a module for one mode.
+/// The file of the component that `amphi build` compiles from a module, for one mode.
 pub fn artifact(artifacts: &Path, module: &str, mode: Mode) -> PathBuf {
     artifacts.join(format!("{module}.{mode}.wasm"))
 }
 
-/// Compiles the component in `file` (or takes it from the cache) and reads its mode and imports.
+/// Compiles the component in `file` (or takes it from the cache), and reads its mode and its imports.
 ///
 /// # Errors
-/// When it is not a component, or not one with views.
+/// When the file is not a component, or not one with views.
 pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     let bytes = std::fs::read(file).context("cannot be read")?;
     match bytes.get(..8) {
@@ -211,7 +213,8 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
         ),
         _ => bail!("this is not a WebAssembly component"),
     }
-    // The sync engine does not know async functions: only what it refuses can be an async component.
+    // The sync engine refuses async functions: so a component that it accepts is sync, and only one that it refuses can
+    // be async.
     let (component, engine) = match Component::new(&engines.sync, &bytes) {
         Ok(component) => (component, &engines.sync),
         Err(_) => {
@@ -300,7 +303,7 @@ fn check_grants(inspection: &Inspection, grants: &config::Module) -> anyhow::Res
     Ok(())
 }
 
-/// Links the component: after this, an instance is only a matter of memory.
+/// Links the component. From here on, a new instance needs only memory.
 fn prepare(
     engines: &Engines,
     inspection: &Inspection,
@@ -388,7 +391,7 @@ fn views(
         .collect()
 }
 
-/// What makes the host call the function `name`, if that can be.
+/// What makes the host call the function `name`; an error when the description is not valid.
 fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> anyhow::Result<Kind> {
     match described {
         types::ViewKind::Route(types::Route { method, pattern }) => {
@@ -431,7 +434,7 @@ fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> any
     }
 }
 
-/// What `amphi inspect` shows: the views too, with everything granted that the component asks for.
+/// The views of an inspected component, for `amphi inspect`: `grants` grant everything that the component imports.
 ///
 /// # Errors
 /// As [`Module::load`].

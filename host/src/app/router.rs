@@ -1,11 +1,11 @@
-//! Method and path to a target: the app's routing table.
+//! The routing table of an app: method and path to a target.
 //!
-//! Knows neither views nor HTTP bodies: a target is whatever the caller puts in.
+//! The router knows neither views nor HTTP bodies: the type of targets is a parameter.
 //!
-//! Paths and patterns are compared decoded (RFC 3986, 6.2.2), so `/caf%c3%a9`, `/caf%C3%A9` and `/café` are the same. What
-//! an encoded slash stands for is data: it never separates segments. Nothing else is rewritten: as in axum and Django,
-//! dot segments are segments like others, and `/a` and `/a/` are two paths. Each method has a tree of its own, so a
-//! pattern never hides a less specific one that does have the method.
+//! Paths and patterns are compared in decoded form (RFC 3986, 6.2.2), so `/caf%c3%a9`, `/caf%C3%A9` and `/café` are the
+//! same. An encoded slash is data: it never separates segments. Nothing else is rewritten: as in axum and Django, dot
+//! segments are segments like others, and `/a` and `/a/` are two paths. Each method has a tree of its own, so a pattern
+//! never hides a less specific one that has the method.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -16,14 +16,15 @@ use percent_encoding::percent_decode_str;
 
 /// A routing table.
 pub struct Router<T> {
-    /// The patterns that have a view for the method; those of GET are in HEAD's, too.
+    /// The patterns of each method, as indexes into `patterns`. The tree of HEAD has the patterns of GET, too.
     trees: BTreeMap<String, matchit::Router<usize>>,
-    /// Where in `patterns` each decoded pattern is.
+    /// The index in `patterns` of each decoded pattern.
     known: HashMap<String, usize>,
     patterns: Vec<Pattern<T>>,
 }
 
-/// How much a pattern matches, by its segments: a literal is less than a parameter, and that less than all that remains.
+/// How much a pattern matches, for comparing patterns: for each segment 0 if it is literal, 1 for a parameter, 2 for
+/// the rest of the path.
 fn width(pattern: &str) -> Vec<u8> {
     let segments = pattern.split('/').map(|segment| match segment {
         segment if segment.contains("{*") => 2,
@@ -32,42 +33,42 @@ fn width(pattern: &str) -> Vec<u8> {
     segments.collect()
 }
 
-/// In the place of a method: every one that has no target of its own.
+/// Stands for a method: matches every method that has no target of its own.
 const ANY: &str = "*";
 
 struct Pattern<T> {
-    /// As its view wrote it.
+    /// The pattern as its view wrote it.
     written: String,
-    /// Its targets, by method.
+    /// The targets, by method.
     targets: BTreeMap<String, T>,
 }
 
-/// Where a request goes.
+/// The result of routing a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route<'a, T> {
-    /// To this target, with the decoded path parameters.
+    /// A target, with the decoded path parameters.
     Found(&'a T, Vec<(String, String)>),
-    /// Nowhere: no pattern matches the path.
+    /// No pattern matches the path.
     NotFound,
-    /// Patterns match, but not with this method.
+    /// Patterns match the path, but none has the method.
     MethodNotAllowed(Allowed<'a, T>),
-    /// `OPTIONS`, which the host answers.
+    /// `OPTIONS` without a target of its own: the host answers.
     Options(Allowed<'a, T>),
-    /// The path is no text when decoded.
+    /// The decoded path is not UTF-8.
     NotText,
 }
 
-/// The methods that a path has, each with its target: shown as the `allow` header.
+/// The methods of a path, each with its target. Displayed as the value of the `allow` header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Allowed<'a, T>(Vec<(&'a str, &'a T)>);
 
 impl<'a, T> Allowed<'a, T> {
-    /// What answers the methods.
+    /// The targets of all the methods.
     pub fn targets(&self) -> impl Iterator<Item = &'a T> {
         self.0.iter().map(|(_, target)| *target)
     }
 
-    /// Leaves out the methods of other targets.
+    /// Leaves out methods whose targets `keep` does not accept.
     #[must_use]
     pub fn only(self, keep: impl Fn(&T) -> bool) -> Self {
         Allowed((self.0.into_iter().filter(|(_, target)| keep(target))).collect())
@@ -85,10 +86,10 @@ impl<T> fmt::Display for Allowed<'_, T> {
     }
 }
 
-/// Two things want the same route, or a pattern is not one.
+/// Why a route cannot be added: its pattern is not valid, or it clashes with another route.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RouteError {
-    /// The sentence that says so, without the name of who wanted it.
+    /// A sentence, without the name of the view.
     pub sentence: String,
 }
 
@@ -110,14 +111,15 @@ impl<T> Default for Router<T> {
     }
 }
 
-/// matchit names parameters by the letters of the alphabet, and panics when those are used up.
+/// The most parameters of a pattern: matchit names them by the letters of the alphabet, and panics when there are no
+/// more.
 const BRACES_MAX: usize = 25;
 
 impl<T: fmt::Display> Router<T> {
-    /// Adds a route. `pattern` is a whole path with `{name}` for one segment and `{*rest}` for the remaining ones.
+    /// Adds a route. `pattern` is a whole path with `{name}` for one segment and `{*rest}` for all remaining segments.
     ///
     /// # Errors
-    /// When the pattern is malformed, or overlaps another one ambiguously, or the method is taken.
+    /// When the pattern is malformed, matches the same paths as another one, or has a target for the method already.
     pub fn add(&mut self, method: &Method, pattern: &str, target: T) -> Result<(), RouteError> {
         let wrong = |sentence: String| RouteError { sentence };
         let decoded = decoded_pattern(pattern).ok_or_else(|| {
@@ -149,7 +151,7 @@ impl<T: fmt::Display> Router<T> {
         }
         let also_head = (method == Method::GET).then_some("HEAD");
         for tree in [Some(method.as_str()), also_head].into_iter().flatten() {
-            // HEAD of the pattern is there once GET is, and the other way round.
+            // The tree of HEAD has the pattern already when GET or HEAD was added before.
             let is_there =
                 tree == "HEAD" && ["GET", "HEAD"].iter().any(|m| targets.contains_key(*m));
             if is_there {
@@ -179,7 +181,7 @@ impl<T: fmt::Display> Router<T> {
 }
 
 impl<T> Router<T> {
-    /// Finds the target for a request. `path` is still percent-encoded.
+    /// Finds the target of a request. `path` is percent-encoded.
     pub fn route(&self, method: &Method, path: &str) -> Route<'_, T> {
         let Some(decoded) = decoded(path) else {
             return Route::NotText;
@@ -225,11 +227,11 @@ impl<T> Router<T> {
     }
 }
 
-/// Stands for an encoded slash, so that only slashes as such separate segments. It is no character (Unicode, 23.7), and a
-/// path that has it is refused.
+/// Replaces an encoded slash while paths are matched, so that only real slashes separate segments. It is not a
+/// character (Unicode, 23.7), and a path that contains it is refused.
 const SLASH: char = '\u{10ffff}';
 
-/// A path as it is matched; none when it is no text. As a rule there is nothing to decode.
+/// The decoded form of a path, for matching; none when it is not UTF-8. Most paths have nothing to decode.
 fn decoded(path: &str) -> Option<Cow<'_, str>> {
     if !path.bytes().any(|byte| byte == b'%' || byte >= 0x80) {
         return Some(Cow::Borrowed(path));
@@ -248,20 +250,20 @@ fn decoded(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
-/// A pattern likewise, with its parameters as they are; none when it is no text.
+/// The decoded form of a pattern, with its parameters unchanged; none when it is not UTF-8.
 fn decoded_pattern(pattern: &str) -> Option<String> {
     let mut text = String::with_capacity(pattern.len());
     let mut rest = pattern;
     while !rest.is_empty() {
         let literal = &rest[..rest.find(['{', '}']).unwrap_or(rest.len())];
-        // Doubled, braces stand for themselves.
+        // A doubled brace stands for the brace itself.
         let literal_decoded = decoded(literal)?.replace('{', "{{").replace('}', "}}");
         text.push_str(&literal_decoded);
         rest = &rest[literal.len()..];
         let kept = match rest.find('}') {
             _ if rest.starts_with("{{") || rest.starts_with("}}") => 2,
             Some(end) if rest.starts_with('{') => end + 1,
-            // Malformed, as whoever takes it will say.
+            // Malformed: kept as it is, since matchit reports it when the pattern is added.
             _ => rest.len(),
         };
         text.push_str(&rest[..kept]);
@@ -286,7 +288,7 @@ mod tests {
         router
     }
 
-    /// The methods that there are instead.
+    /// The methods that the path has instead.
     #[track_caller]
     fn not_allowed(router: &Router<String>, method: Method, path: &str) -> String {
         match router.route(&method, path) {
@@ -296,8 +298,8 @@ mod tests {
         }
     }
 
-    /// How well a pattern matches a path, segment by segment: literals before parameters before the rest. A router
-    /// that is as simple as can be.
+    /// How well a pattern fits a path, segment by segment: literals before parameters before the rest. A router as
+    /// simple as possible, to compare with.
     fn fits(pattern: &str, path: &[String]) -> Option<(Vec<u8>, Vec<String>)> {
         let pattern: Vec<&str> = pattern.split('/').skip(1).collect();
         let (mut fit, mut params) = (Vec::new(), Vec::new());
@@ -325,7 +327,7 @@ mod tests {
         (path.len() == pattern.len()).then_some((fit, params))
     }
 
-    /// A segment in one of the ways to write it.
+    /// A segment, encoded in one of several ways.
     fn encoded(segment: &str, how: u8) -> String {
         let byte = |byte: u8| match how {
             0 => format!("%{byte:02X}"),
@@ -400,7 +402,7 @@ mod tests {
         }
     }
 
-    /// RFC 3986, 6.2.2: it does not matter how a path is encoded, in the pattern or in the request.
+    /// RFC 3986, 6.2.2: the encoding of a path does not matter, in the pattern or in the request.
     #[test]
     fn literals_match_however_they_are_encoded() {
         for pattern in ["/grüße", "/gr%C3%BC%c3%9fe", "/%67rü%C3%9Fe"] {
@@ -434,13 +436,13 @@ mod tests {
             let route = router.route(&Method::GET, path);
             assert!(matches!(route, Route::Found(..)), "{path}: {route:?}");
         }
-        // An encoded slash is data, and so is what looks encoded once decoded.
+        // An encoded slash is data. So is a text that looks encoded after decoding.
         for path in ["/%2Fx:y+z", "/x%253ay+z", "/{a}%2F1", "/%2525a"] {
             assert_eq!(router.route(&Method::GET, path), Route::NotFound, "{path}");
         }
     }
 
-    /// Whichever of two patterns is the more specific one, the other's methods stay.
+    /// Whichever of two patterns is more specific, the methods of the other one stay reachable.
     #[test]
     fn a_pattern_does_not_hide_another_one_that_has_the_method() {
         let router = router(&[
@@ -471,7 +473,7 @@ mod tests {
         );
     }
 
-    /// As in axum and Django: what is not decoded is not rewritten.
+    /// As in axum and Django: nothing but the encoding is rewritten.
     #[test]
     fn slashes_and_dots_are_taken_as_they_are() {
         let router = router(&[
@@ -531,7 +533,7 @@ mod tests {
         router
             .add(&Method::POST, &long(25), "as many as can be".into())
             .expect("it has just as many");
-        // A literal segment beside a parameter is no clash.
+        // A literal segment beside a parameter is no conflict.
         router
             .add(&Method::GET, "/entries/new", "fifth".into())
             .expect("literal segments go first");
@@ -558,7 +560,7 @@ mod tests {
             prop_assert_eq!(found, Route::Found(&"GET /a/{b}".into(), expected));
         }
 
-        /// Of all patterns that have the method, the one that fits best, with what its parameters stand for.
+        /// The best fitting pattern of those that have the method wins, and its parameters are right.
         #[test]
         fn it_routes_as_the_simplest_router_does(
             patterns in prop::collection::vec(

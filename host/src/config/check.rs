@@ -1,4 +1,4 @@
-//! From what was written to what is meant: bounds, grants, paths. Every mistake is told with its place.
+//! From raw to checked: bounds, grants, paths. Every mistake is reported with its place in the file.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,37 +21,38 @@ use middleware::Builtins;
 
 mod middleware;
 
-/// What times can be: up to a day. Where 0 has a meaning, the range starts there.
+/// Ranges of times, up to a day. `TIME_MS_OR_NONE` is for times where 0 has a meaning.
 pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
 pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
-/// What numbers of bytes can be that the host only compares with.
+/// The range of byte counts that the host only compares with.
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
-/// A result counts some bytes even without rows.
+/// At least 4096, because a result without rows counts some bytes, too.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
-/// Instances that are kept take room of those that work.
+/// Kept instances take slots of the pooling allocator, as running ones do.
 const KEPT: RangeInclusive<u64> = 0..=10_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
-/// A guest's memory has no more.
+/// No more than a guest's memory can have.
 const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
-/// With less, a response of the default size would not fit in a request's share.
+/// At least 64: with less, a response of the default size would not fit in the share of one request.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
-/// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
+/// At least 8192, which the HTTP/1 parser needs. At most 16 MiB, which the parser may keep for each connection.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
-/// Headers of views, which count for 32 each: a map of headers has no room for more than 32,768 of them.
+/// The headers of views, each of which counts 32 bytes. So there are at most 32,768 of them: a `HeaderMap` has no room
+/// for more.
 const VIEW_HEADERS_BYTES: RangeInclusive<u64> = 1024..=1 << 20;
-/// `HeaderMap` panics at 24,577 different names; this leaves room for what the host adds.
+/// `HeaderMap` panics at 24,577 different names. The bound leaves room for headers that the host adds.
 const HEADERS: RangeInclusive<u64> = 1..=10_000;
-/// Longer URLs are not parsed.
+/// The URL parser accepts no longer ones.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
-/// Characters of a key that signs sessions, as the SDK has it.
+/// The least number of characters of a key that signs sessions. The SDK has the same limit.
 const SESSION_KEY_MIN: usize = 32;
 
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
     pub(super) folder: &'a Path,
-    /// Files that nobody may get, with what they are.
+    /// Files that clients must never get, each with a description.
     private: RefCell<Vec<(&'static str, PathBuf)>>,
 }
 
@@ -65,12 +66,12 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Remembers a file that must not be in a folder that is served.
+    /// Notes a file that must not be in a folder that is served.
     pub(super) fn keep_private(&self, what: &'static str, file: &Path) {
         self.private.borrow_mut().push((what, file.to_owned()));
     }
 
-    /// Refuses a folder that has one of them in it.
+    /// Refuses a served folder that contains a private file.
     fn served(&self, folder: &Path, at: usize) -> Result<(), ConfigError> {
         let real = real(folder);
         let private = self.private.borrow();
@@ -257,7 +258,7 @@ impl<'a> Checker<'a> {
         self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)
     }
 
-    /// A number that makes no sense, or that the host could not even start with, is told here and not later.
+    /// Refuses a number out of range here, at its line, before the host would fail with it later.
     pub(super) fn within(
         &self,
         offset: usize,
@@ -265,7 +266,7 @@ impl<'a> Checker<'a> {
         value: impl TryInto<u64>,
         range: RangeInclusive<u64>,
     ) -> Result<(), ConfigError> {
-        // No number of the host's is wider.
+        // No number of the host is wider than 64 bits.
         let value = value.try_into().unwrap_or(u64::MAX);
         let bound = if value < *range.start() {
             format!("the least is {}", range.start())
@@ -277,7 +278,7 @@ impl<'a> Checker<'a> {
         Err(self.error_at(offset, format!("`{name}` is {value}: {bound}")))
     }
 
-    /// The limits that `own` names, and for the rest those it is written over.
+    /// The limits that a table names, and for the rest those of `over`.
     fn limits(&self, own: &Spanned<raw::OwnLimits>, over: &Limits) -> Result<Limits, ConfigError> {
         let (own, at) = (own.get_ref(), own.span().start);
         let mut limits = own.over(over);
@@ -571,7 +572,7 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// A key that can be guessed is told at the start, not with the first form.
+    /// Refuses a short key for sessions at the start of the host, instead of at the first form.
     fn session_key<T>(&self, at: &Spanned<T>, name: &str, key: &str) -> Result<(), ConfigError> {
         let length = key.chars().count();
         let is_key = ["session_key", "session_key_previous"].contains(&name);
@@ -594,7 +595,7 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Where a path leads, links included, whether or not there is something yet.
+/// The path with all links resolved. The file need not exist.
 fn real(path: &Path) -> PathBuf {
     match (path.canonicalize(), path.parent(), path.file_name()) {
         (Ok(real), ..) => real,
@@ -603,7 +604,7 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// What modules get that do not say otherwise.
+/// The defaults of modules.
 struct Defaults {
     atomic: Atomic,
     limits: Limits,

@@ -12,30 +12,31 @@ use super::check::{Checker, TIME_MS, TIME_MS_OR_NONE};
 use super::error::ConfigError;
 use super::{postgres_url, raw};
 
-/// What `value_max_bytes` can be: SQLite itself stores no larger value.
+/// The range of `value_max_bytes`: SQLite stores no larger value.
 const VALUE_BYTES: std::ops::RangeInclusive<u64> = 65_536..=1_000_000_000;
 
-/// What `transaction_max_bytes` can be: up to a tebibyte.
+/// The range of `transaction_max_bytes`, up to a tebibyte.
 const TRANSACTION_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 40;
 
 /// A database that modules can be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
-    /// The name modules are granted it by.
+    /// The database's name in the configuration, which grants refer to.
     pub name: String,
-    /// Where it is.
+    /// The file or server.
     pub storage: Storage,
-    /// A folder of `V1__name.sql` files, applied in order.
+    /// The folder of migrations: `V1__name.sql`, …, applied in order.
     pub migrations: Option<PathBuf>,
-    /// How many statements may wait for a connection of one kind.
+    /// The most statements that may wait for a connection; on SQLite, the limit counts for the reading connections and
+    /// for the writing one separately.
     pub queue_max: usize,
     /// How long a statement waits for a free connection.
     pub acquire_timeout: Duration,
-    /// One text or blob, in a statement or a result; more is an error to the view.
+    /// The most bytes of one text or blob, in a statement or a result. A larger one is an error to the view.
     pub value_max_bytes: u64,
 }
 
-/// Where a database is.
+/// The file or server of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Storage {
     /// An embedded SQLite database.
@@ -49,13 +50,13 @@ pub enum Storage {
 pub struct SqliteFile {
     /// The database file.
     pub file: PathBuf,
-    /// Connections for reading, beside the one that writes.
+    /// Connections that only read, beside the one that writes.
     pub readers: usize,
-    /// How long a statement waits for another process that holds the file's lock.
+    /// How long a statement waits for a lock of the file that another process holds.
     pub busy_timeout: Duration,
-    /// When what was committed is on the disk.
+    /// When a commit is on the disk.
     pub synchronous: Synchronous,
-    /// How much one transaction may write: no time limit ends a commit.
+    /// The most bytes that one transaction may write. There is no other bound: no time limit ends a commit.
     pub transaction_max_bytes: u64,
 }
 
@@ -63,23 +64,23 @@ pub struct SqliteFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Synchronous {
-    /// Before the view is told of it.
+    /// Before the view learns of the commit.
     #[default]
     Full,
-    /// Soon: when the power fails, the last commits may be lost.
+    /// Later: a power failure can undo the last commits.
     Normal,
 }
 
 /// A database on a PostgreSQL server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresServer {
-    /// Host, database, user and all that a URL can say. Its password is not shown by `Debug`.
+    /// Host, database, user and further parameters. `Debug` hides the password.
     pub url: tokio_postgres::Config,
     /// The most connections at once.
     pub connections: usize,
-    /// How long making one may take, from the first packet until the server is ready.
+    /// How long a connection may take to open, from the first packet until the server is ready.
     pub connect_timeout: Duration,
-    /// Whose certificates are trusted; none: whose the system trusts.
+    /// The authorities whose certificates are trusted; none: those of the system.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -127,7 +128,7 @@ pub(super) struct RawDatabase {
     queue_max: Spanned<usize>,
     #[serde(default = "five_seconds")]
     acquire_timeout_ms: Spanned<u64>,
-    /// One text or blob, in a statement or a result; more is an error to the view. Default 16 MiB.
+    /// One text or blob, in a statement or a result, in bytes; a larger one is an error to the view. Default 16 MiB.
     #[serde(default = "value_max_bytes")]
     value_max_bytes: Spanned<u64>,
 }
@@ -267,7 +268,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Keys that mean nothing for this kind of database are mistakes.
+    /// Refuses keys that mean nothing for this kind of database.
     fn none_of(
         &self,
         keys: &[(&str, Option<std::ops::Range<usize>>)],

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where: told without the secrets that may stand there.
+//! The errors of a configuration, with their place. They show no secrets that the file may contain.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -58,7 +58,8 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A line of the file, in which texts are hidden that the message does not name: they may be keys, hashes and passwords.
+/// A line of the file for an error. Texts that the message does not name are hidden: they may be keys, hashes or
+/// passwords.
 fn without_values(source: &str, message: &str) -> String {
     let mut shown = String::new();
     let mut rest = source;
@@ -80,7 +81,8 @@ fn without_values(source: &str, message: &str) -> String {
     shown + rest
 }
 
-/// serde's message about a text where there should be none, which has the text in it.
+/// serde's message about a string where another type was expected has the string in it. It is taken out when the line
+/// may contain a secret.
 fn without_secrets(message: &str, source: &str) -> String {
     let source = source.to_ascii_lowercase();
     let words = [
@@ -97,7 +99,7 @@ fn without_secrets(message: &str, source: &str) -> String {
     }
 }
 
-/// Adds to serde's message what to write: the key that was probably meant, or how a value of the right type looks.
+/// Adds to serde's message what to write: the key that was probably meant, or an example of the right type.
 pub(super) fn with_suggestion(message: &str) -> String {
     if let Some((_, expected)) = message.rsplit_once("expected ") {
         let form = match expected {

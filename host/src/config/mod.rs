@@ -1,7 +1,7 @@
-//! `amphi.toml`: what the user wrote (`raw`) becomes a checked [`Config`].
+//! `amphi.toml`: the text is read into `raw`, and checked into a [`Config`].
 //!
-//! Every limit of the host has its name, default and unit here and nowhere else. A mistake is reported with
-//! file, line, column and what to write instead; nothing is guessed and no key is ignored.
+//! Every limit of the host has its name, default and unit in this folder and nowhere else. A mistake is reported with
+//! file, line, column and what to write instead. Nothing is guessed, and no key is ignored.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,13 +24,13 @@ mod postgres_url;
 mod raw;
 mod secret;
 
-/// The most linear memory an instance can be given: `memory_mb = 1024`.
+/// The most linear memory that an instance can be given, in bytes: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
 
 /// The most transactions, savepoints and pins that one request can have open at once.
 pub const LEVELS_MAX: usize = 64;
 
-/// How many sub-requests there is room for on average, in requests that make some.
+/// The average number of sub-requests at once in requests that make some, for the sizes of the pools of instances.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
 use error::{Location, with_suggestion};
@@ -42,121 +42,122 @@ pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
 /// A checked configuration. Paths are absolute.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The `amphi.toml` itself.
+    /// The path of the `amphi.toml`.
     pub file: PathBuf,
     /// The app's name, for logs.
     pub name: String,
     /// Sockets, HTTP limits and timeouts.
     pub server: Server,
-    /// Where to listen. At least one.
+    /// The addresses to listen on. At least one.
     pub listen: Vec<SocketAddr>,
-    /// Where metrics and health are served, if anywhere.
+    /// The address that serves metrics and health, if any.
     pub admin: Option<SocketAddr>,
     /// The pool of sync workers and its queue.
     pub sync_views: SyncViews,
     /// The async loops and their queue.
     pub async_views: AsyncViews,
-    /// Events on their way.
+    /// The queue of events.
     pub events: Events,
     /// Databases by name.
     pub databases: BTreeMap<String, Database>,
     /// The folder of static files, if any.
     pub static_files: Option<StaticFiles>,
-    /// Who is trusted to name clients, requests and users.
+    /// Proxies that are trusted to name clients, requests and users.
     pub proxies: Proxies,
-    /// Origins whose pages may send the app forms, beside its own.
+    /// Origins whose pages may send forms to the app, beside the app's own.
     pub allowed_origins: Vec<String>,
-    /// Built-in middleware around everything, the outermost first.
+    /// Built-in middleware of the whole app, the outermost first.
     pub builtins: Vec<Arc<Builtin>>,
-    /// Guests' middleware around all views, the outermost first.
+    /// Middleware of guests around all views, the outermost first.
     pub middleware: Vec<GuestMiddleware>,
-    /// The view that makes the pages for failures.
+    /// The view that makes the error pages.
     pub errors: Option<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
-    /// Where components are that have not yet been put in their place.
+    /// The folder of components that `amphi build` has compiled and not yet moved into place.
     pub artifacts_in: Option<PathBuf>,
 }
 
-/// A guest function that is middleware, or the view for errors.
+/// A guest function that the configuration names: middleware, or the view for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestMiddleware {
-    /// Its module's name.
+    /// The module's name.
     pub module: String,
-    /// The function's.
+    /// The function's name.
     pub function: String,
 }
 
-/// A folder served as it is.
+/// A folder whose files are served as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaticFiles {
     /// The folder.
     pub dir: PathBuf,
-    /// The URL path it appears under.
+    /// The URL path that the files are served under.
     pub mount: String,
-    /// Whether files and folders whose names begin with a dot are served, too.
+    /// Whether files and folders with a leading dot are served, too.
     pub hidden: bool,
 }
 
-/// One deployed module: its code, where it is mounted, what it may use.
+/// One deployed module: its components, its mount, its grants and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
     /// Its name in the configuration.
     pub name: String,
-    /// Where its code comes from.
+    /// Its components.
     pub source: Source,
-    /// The URL path its patterns are below; empty for the root.
+    /// The URL path before its patterns; empty for the root.
     pub mount: String,
-    /// Databases it may use.
+    /// Databases that it is granted.
     pub databases: Vec<String>,
-    /// Origins it may send requests to.
+    /// Origins that it may send requests to.
     pub http: Vec<HttpGrant>,
-    /// Networks that those may lead to although they are not public.
+    /// Networks that are not public and that requests may lead to.
     pub http_private: Vec<IpNet>,
-    /// Built-in middleware around its views and their failures, the outermost first, within that of the app.
+    /// Built-in middleware around its views and their failures, the outermost first, inside of the app's.
     pub builtins: Vec<Arc<Builtin>>,
-    /// Guests' middleware around its views, the outermost first, within that of the app.
+    /// Middleware of guests around its views, the outermost first, inside of the app's.
     pub middleware: Vec<GuestMiddleware>,
-    /// Topics it may publish events on.
+    /// Topics that it may publish events on.
     pub publish: Vec<Topics>,
-    /// Topics whose events its subscribers may get.
+    /// Topics whose events its subscribers may receive.
     pub subscribe: Vec<Topics>,
-    /// Whether it may call the app's other views within a request.
+    /// Whether its functions may call other views of the app within a request.
     pub subrequests: bool,
-    /// Folders it sees through WASI.
+    /// Folders that it sees through WASI.
     pub directories: Vec<Directory>,
-    /// Whether its async component may make blocking WASI calls (they hold up that request, not the loop).
+    /// Whether its async component may make blocking WASI calls. They hold up the request that makes them, not the
+    /// loop.
     pub blocking_wasi: bool,
-    /// Whether it may import capabilities it is not granted. Each call is denied then; without this, the module
-    /// is refused. For toolchains whose components import the whole world whatever the code uses.
+    /// Whether its components may import capabilities that are not granted: each call is then denied. Without this, the
+    /// module is refused. For toolchains whose components import the whole world, whatever the code uses.
     pub ungranted_imports: bool,
-    /// What the `config` capability answers: settings and secrets.
+    /// Settings and secrets, as the `config` capability returns them.
     pub settings: BTreeMap<String, String>,
-    /// How instances are kept for further requests; none: each request has a fresh one (R16).
+    /// The limits on instances that are kept for further requests; none: each request has a fresh instance (R16).
     pub reuse: Option<Reuse>,
-    /// Which views that do not say so themselves run in a transaction.
+    /// The rule that makes views atomic when they do not say so themselves.
     pub atomic: Atomic,
-    /// What one request may use.
+    /// The limits of one request.
     pub limits: Limits,
 }
 
-/// How long an instance is kept for further requests.
+/// Limits on an instance that is kept for further requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reuse {
-    /// Until it has served so many.
+    /// The most requests that it serves.
     pub requests_max: u32,
-    /// Until it is so old.
+    /// Its greatest age.
     pub age_max: Duration,
-    /// While its memories together are no larger.
+    /// The most bytes of all its memories together.
     pub memory_max_bytes: u64,
 }
 
-/// Where a module's components come from.
+/// Where the components of a module come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A crate that `amphi build` compiles, once for each mode that has views.
+    /// A crate that `amphi build` compiles: once for each mode that it has views of.
     Crate(PathBuf),
-    /// A component as it is.
+    /// A component that is built already.
     Wasm(PathBuf),
 }
 
@@ -166,40 +167,40 @@ pub enum Source {
 pub struct Directory {
     /// The folder on the host.
     pub host: PathBuf,
-    /// Its name in the guest.
+    /// The folder's name in the guest.
     pub guest: String,
-    /// Whether the guest may change it.
+    /// Whether the guest may write in it.
     #[serde(default)]
     pub write: bool,
 }
 
-/// Where a module may send requests.
+/// A destination that a module may send requests to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpGrant {
-    /// This same app, by path.
+    /// The app itself, by path.
     Own,
-    /// Anywhere.
+    /// Any origin.
     Any,
     /// One origin: scheme, host and port.
     Origin(String),
 }
 
-/// Which views run in a transaction when they do not say so themselves.
+/// Which views are atomic when they do not say so themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Atomic {
-    /// Those whose method is not GET, HEAD, OPTIONS or TRACE (the safe methods of RFC 9110).
+    /// Views whose method is not one of the safe methods of RFC 9110 (GET, HEAD, OPTIONS, TRACE).
     UnsafeMethods,
-    /// All.
+    /// All views.
     All,
-    /// None.
+    /// No views.
     None,
 }
 
 impl Config {
-    /// Reads and checks the configuration in `folder` (or the file itself).
+    /// Reads and checks the `amphi.toml` in `folder`, which can also be the file itself.
     ///
     /// # Errors
-    /// When there is no such file, or with everything that [`ConfigError`] can say about its contents.
+    /// When there is no such file, or when its contents are wrong.
     pub fn load(folder: &Path) -> Result<Config, ConfigError> {
         let file = if folder.is_dir() {
             folder.join("amphi.toml")
@@ -215,7 +216,7 @@ impl Config {
         Config::parse(&file, &text)
     }
 
-    /// Checks the configuration `text`, whose relative paths start at the folder of `file`.
+    /// Checks the configuration `text`. Relative paths start at the folder of `file`.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -228,12 +229,12 @@ impl Config {
         check::Checker::new(file, text).config(raw)
     }
 
-    /// The folder of the `amphi.toml`.
+    /// The folder that the `amphi.toml` is in.
     pub fn folder(&self) -> &Path {
         self.file.parent().expect("the file's path is absolute")
     }
 
-    /// The settings that differ from those the host has `started` with, and that only another start takes up.
+    /// Names of the settings that differ from those that the host has `started` with, and that only a restart applies.
     pub fn needing_restart(&self, started: &Config) -> Vec<&'static str> {
         let (now, then) = (&self.server, &started.server);
         let differing = [
@@ -277,7 +278,8 @@ impl Config {
             .collect()
     }
 
-    /// How many guest functions can run at once in one request: the longest chain, and views that call others.
+    /// The number of guest functions of one request that the pools of instances have room for at once: the longest
+    /// chain, and `SUBREQUESTS_AT_ONCE`.
     pub fn calls_at_once(&self) -> usize {
         let own = |module: &Module| module.middleware.len();
         let middleware = self.middleware.len() + self.modules.iter().map(own).max().unwrap_or(0);
@@ -288,7 +290,7 @@ impl Config {
         (1 + middleware + others).min(CALL_SLOTS_MAX)
     }
 
-    /// The folder that `amphi build` puts components in.
+    /// The folder that `amphi build` puts components into.
     pub fn artifacts(&self) -> PathBuf {
         let usual = || self.folder().join("target").join("amphi");
         self.artifacts_in.clone().unwrap_or_else(usual)
@@ -296,7 +298,7 @@ impl Config {
 }
 
 impl Module {
-    /// A module that is granted nothing, for looking at a component.
+    /// A module without grants, for inspecting a component.
     pub fn without_grants(name: &str, file: &Path) -> Module {
         Module {
             name: name.to_owned(),
@@ -320,7 +322,7 @@ impl Module {
         }
     }
 
-    /// Whether it is granted an origin that is reached over https.
+    /// Whether the module is granted an https origin.
     pub fn wants_https(&self) -> bool {
         self.http.iter().any(|grant| match grant {
             HttpGrant::Own => false,
@@ -331,7 +333,7 @@ impl Module {
 }
 
 impl Atomic {
-    /// Whether a view with this method is atomic by default.
+    /// Whether a view with this method is atomic by this rule.
     pub fn applies_to(self, method: &str) -> bool {
         match self {
             Atomic::UnsafeMethods => !matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE"),

@@ -1,4 +1,4 @@
-//! `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETER=VALUE`: what is wrong with one is said without its password.
+//! PostgreSQL URLs: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETER=VALUE`. Errors never show the password.
 
 use std::error::Error as _;
 
@@ -28,10 +28,10 @@ const PARAMETERS: [&str; 18] = [
     "user",
 ];
 
-/// Reads a URL.
+/// Parses a URL.
 ///
 /// # Errors
-/// A sentence that names a parameter at most.
+/// A sentence that shows at most the name of a parameter.
 pub(super) fn parse(text: &str) -> Result<tokio_postgres::Config, String> {
     const FORM: &str =
         "write postgres://USER:PASSWORD@HOST:PORT/DATABASE, or { env = \"DATABASE_URL\" }";
@@ -39,7 +39,7 @@ pub(super) fn parse(text: &str) -> Result<tokio_postgres::Config, String> {
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme))
     else {
-        // The same in words, `host=… user=…`. What is wrong there may be part of a password.
+        // Also accepted: `host=… user=…`. The parser's error may show part of a password, so it is dropped.
         return (text.parse()).map_err(|_| format!("this is not a PostgreSQL URL: {FORM}"));
     };
     if rest.matches('@').count() > 1 {
@@ -71,13 +71,13 @@ pub(super) fn parse(text: &str) -> Result<tokio_postgres::Config, String> {
     })
 }
 
-/// A parameter that is known, as the client knows it.
+/// The client's form of a parameter, if the parameter is known.
 fn parameter(pair: &str) -> Result<String, String> {
     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
     let key = percent_decode_str(key).decode_utf8_lossy();
     if key == "sslmode" {
         let mode = match value {
-            // libpq's name for what `require` is here: the certificate is checked, and the name in it.
+            // libpq's name for what `require` does here: the certificate and the name in it are checked.
             "verify-full" | "require" => "require",
             "disable" | "prefer" => value,
             _ => {
@@ -120,7 +120,7 @@ fn parameter(pair: &str) -> Result<String, String> {
     ))
 }
 
-/// A text in which every URL's password is left out.
+/// The text with the password of every URL replaced.
 pub(super) fn without_passwords(text: &str) -> String {
     const HIDDEN: &str = "…";
     let mut shown = String::new();
@@ -139,7 +139,7 @@ pub(super) fn without_passwords(text: &str) -> String {
                 shown.push_str(HIDDEN);
                 shown.push_str(&without_parameter(&url[at..]));
             }
-            // Without an `@`, what looks like a port may be a password.
+            // Without an `@`, the text after the colon may be a password, unless it is a port.
             (Some(colon), None) if of_postgres && !is_port(&url[colon + 1..]) => {
                 shown.push_str(&url[..=colon]);
                 shown.push_str(HIDDEN);
@@ -157,7 +157,7 @@ fn is_port(text: &str) -> bool {
     text[..end].parse::<u16>().is_ok()
 }
 
-/// The same of `password=…`, in a URL or in words.
+/// The text with the value of every `password=…` replaced, in a URL or in a list of words.
 fn without_parameter(text: &str) -> String {
     let Some(at) = text.find("password=") else {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! `amphi.toml` as written: every key, its default and its unit.
+//! `amphi.toml` as written: every key with its default and its unit.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -70,41 +70,42 @@ pub struct Server {
     pub(super) admin: Option<Spanned<String>>,
     pub(super) trusted_proxies: Vec<Spanned<String>>,
     pub(super) client_address: Spanned<String>,
-    /// Names under which `amphi up` is reached, beside `localhost` and addresses: failures show their details to requests for
-    /// these alone. Default none.
+    /// Names under which `amphi up` is reached, beside `localhost` and IP addresses. Only requests to one of all
+    /// these get the details of failures. Default none.
     pub development_hosts: Vec<String>,
-    /// Open connections; further ones wait in the kernel's queue. Default 10,000.
+    /// The most open connections; further ones wait in the kernel's queue. Default 10,000.
     pub connections_max: usize,
-    /// All headers of a request together; more gets 431. Default 32 KiB.
+    /// All headers of a request together, in bytes; more gets 431. Default 32 KiB.
     pub headers_max_bytes: usize,
-    /// Headers of a request; more gets 431. Default 100.
+    /// The number of headers of a request; more gets 431. Default 100.
     pub headers_max: usize,
-    /// Path and query; more gets 414. Default 8 KiB.
+    /// Path and query, in bytes; more gets 414. Default 8 KiB.
     pub uri_max_bytes: usize,
-    /// How long the headers of a request may take to arrive, counted from when the connection is idle (so it
-    /// also ends idle connections). Default 10,000.
+    /// How long the headers of a request may take to arrive, counted from when the connection becomes idle: so this
+    /// also ends idle connections. Default 10,000.
     pub header_timeout_ms: u64,
-    /// A request body; more gets 413. Default 8 MiB, as for answers.
+    /// A request body, in bytes; more gets 413. Default 8 MiB, as for responses.
     pub body_max_bytes: u64,
-    /// Up to here a body travels to the guest with the request. Default 64 KiB.
+    /// A body of at most so many bytes is passed to the guest with the request. Default 64 KiB.
     pub body_inline_bytes: u64,
-    /// Up to here a body is kept in memory, beyond in a temporary file. Default 1 MiB.
+    /// A body of at most so many bytes is kept in memory, a larger one in a temporary file. Default 1 MiB.
     pub body_memory_bytes: u64,
     /// How long a request body may take to arrive; longer gets 408. Default 30,000.
     pub body_timeout_ms: u64,
-    /// What the host keeps for all requests together, in megabytes; more gets 503. Default 512.
+    /// Memory that the host keeps for all requests together, in megabytes; more gets 503. Default 512.
     pub memory_budget_mb: u64,
-    /// How long a client may leave a response unread before it is disconnected (on HTTP/2, other requests of the
-    /// connection have the same time again). Default 30,000.
+    /// How long a client may leave a response unread before its connection is closed. On HTTP/2, the other requests of
+    /// the connection have the same time again. Default 30,000.
     pub write_timeout_ms: u64,
-    /// Requests at once on one HTTP/2 connection. Default 200.
+    /// The most requests at once on one HTTP/2 connection. Default 200.
     pub http2_streams_max: u32,
-    /// After SIGTERM: how long requests in flight may take before they are cancelled. With 0, at once. Default 30,000.
+    /// After SIGTERM: how long requests in flight may go on before they are cancelled; with 0, not at all. Default
+    /// 30,000.
     pub drain_timeout_ms: u64,
 }
 
 impl Server {
-    /// How request bodies are received.
+    /// The limits on receiving request bodies.
     pub fn body_limits(&self) -> BodyLimits {
         BodyLimits {
             max_bytes: self.body_max_bytes,
@@ -144,22 +145,22 @@ impl Default for Server {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SyncViews {
-    /// Workers that may compute at once. Default: the number of cores, at least 8: short requests then share the cores
-    /// with a few that compute for long, instead of waiting behind them.
+    /// Workers that may compute at once. Default: the number of cores, at least 8: so a few requests that compute for
+    /// long share the cores with short ones, and do not keep them waiting.
     pub workers: usize,
-    /// Workers in all: the pool grows up to here while workers wait in host calls. Default 64.
+    /// Workers in all: the pool grows up to this number while workers wait in host calls. Default 64.
     pub workers_max: usize,
-    /// Requests that wait for a worker; a further one gets 503 (with 0, none waits). Default 1,024.
+    /// Requests that may wait for a worker; a further one gets 503 (with 0, none waits). Default 1,024.
     pub queue_max: usize,
     /// How long a request waits for a worker before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
-    /// Instances that are kept for further requests, of all modules with `instances = "reuse"`; one more is ended.
-    /// Default 64.
+    /// Instances that are kept for further requests, of all modules with `instances = "reuse"` together; further ones
+    /// are dropped. Default 64.
     pub instances_kept_max: usize,
 }
 
 impl SyncViews {
-    /// The pool of workers as it is wanted.
+    /// The sizes of the worker pool and its queue.
     pub fn pool(&self) -> PoolLimits {
         PoolLimits {
             workers: self.workers,
@@ -182,20 +183,20 @@ impl Default for SyncViews {
     }
 }
 
-/// `[async_views]`: the event loops and the queue for their instances.
+/// `[async_views]`: the event loops, and the queue of requests for async instances.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AsyncViews {
     /// Event loops, each a thread. Default: the number of cores.
     pub loops: usize,
-    /// Async views that run at once (each has an instance). Default 1,000.
+    /// Requests with async functions that run at once. Default 1,000.
     pub in_flight_max: usize,
-    /// Requests that wait for an instance; a further one gets 503 (with 0, none waits). Default 10,000.
+    /// Requests that may wait to run; a further one gets 503 (with 0, none waits). Default 10,000.
     pub queue_max: usize,
-    /// How long a request waits for an instance before it gets 503. Default 5,000.
+    /// How long a request waits to run before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
-    /// Instances that are kept for further requests, of all modules with `instances = "reuse"`; one more is ended.
-    /// Default 256.
+    /// Instances that are kept for further requests, of all modules with `instances = "reuse"` together; further ones
+    /// are dropped. Default 256.
     pub instances_kept_max: usize,
 }
 
@@ -211,16 +212,16 @@ impl Default for AsyncViews {
     }
 }
 
-/// `[events]`: events on their way to subscribers.
+/// `[events]`: the queue of events.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
-    /// Events that are held, wait or are being worked on, one for each subscriber; a further one is an error to
+    /// Events that are held, queued or being handled, counted once for each subscriber. A further one is an error to
     /// the view that publishes it. Default 10,000.
     pub queue_max: usize,
     /// Subscribers that run at once. Default 64.
     pub in_flight_max: usize,
-    /// The payload of an event. Default 64 KiB.
+    /// The payload of an event, in bytes. Default 64 KiB.
     pub payload_max_bytes: u64,
 }
 
@@ -234,7 +235,7 @@ impl Default for Events {
     }
 }
 
-/// Writes down each limit once: the app's limits have defaults, a module's own limits replace those they name.
+/// Declares each limit once. The limits of the app have defaults; a module's own limits replace those that it names.
 macro_rules! limits {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
         /// `[limits]` and `[modules.NAME.limits]`: what one request may use.
@@ -264,48 +265,49 @@ macro_rules! limits {
 }
 
 limits! {
-    /// CPU time of a view. Default 1,000, or `timeout_ms` where that is less.
+    /// CPU time of one call of a guest function. Default 1,000, or `timeout_ms` if that is less.
     cpu_ms: u64 = 1_000,
-    /// Time to the response, counted from when the whole request has arrived. Default 30,000.
+    /// Time until the response, counted from when the whole request has arrived. Default 30,000.
     timeout_ms: u64 = 30_000,
     /// Linear memory of an instance. Default 64, at most 1,024.
     memory_mb: u64 = 64,
-    /// A view's response body. Default 8 MiB.
+    /// A view's response body, in bytes. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
-    /// What a view hands over to the host in one call. Default 8 MiB; its answer may be as large as
+    /// Bytes that a view passes to the host in one call. Default 8 MiB. Its response may be as large as
     /// `response_max_bytes`, if that is more.
     call_max_bytes: u64 = 8 << 20,
-    /// Events that a request publishes. Default 1,000.
+    /// Events that one request publishes. Default 1,000.
     events_max: usize = 1_000,
-    /// The number of headers of a view's response, of a request that it sends, and of an answer to that. Default 256.
+    /// The number of headers of a view's response, of an outbound request, and of the response to that. Default 256.
     headers_max: usize = 256,
-    /// The headers of a view's response, of a request that it sends, and of an answer to that; each counts for 32 beside
-    /// its text. Default 64 KiB.
+    /// All headers of a view's response, of an outbound request, or of the response to that, in bytes; each header
+    /// counts 32 beside its text. Default 64 KiB.
     headers_max_bytes: u64 = 64 << 10,
-    /// The rows of one query as a whole (a result read in pieces has no such limit). Default 8 MiB.
+    /// The rows of one query that is read at once, in bytes (a result that is read in pieces has no such limit).
+    /// Default 8 MiB.
     rows_max_bytes: u64 = 8 << 20,
     /// Outbound requests in flight at once, per request. Default 64.
     outbound_max: usize = 64,
-    /// Requests of the app to itself that are within each other. Default 8.
+    /// How deep requests of the app to itself may be nested. Default 8.
     outbound_depth_max: u32 = 8,
-    /// The body of an outbound request's response. Default 8 MiB.
+    /// The body of the response to an outbound request, in bytes. Default 8 MiB.
     outbound_response_max_bytes: u64 = 8 << 20,
     /// Context values of a request. Default 64.
     context_values_max: usize = 64,
-    /// One context value with its name. Default 8 KiB.
+    /// One context value with its name, in bytes. Default 8 KiB.
     context_value_max_bytes: usize = 8 << 10,
-    /// What a request may write to the log, in all; the rest is cut with a note. Default 64 KiB.
+    /// Bytes that one guest function may log in one call; the rest is cut, and a note is logged. Default 64 KiB.
     log_max_bytes: usize = 64 << 10,
-    /// With `instances = "reuse"`: requests that one instance serves. Default 10,000.
+    /// With `instances = "reuse"`: the most requests that one instance serves. Default 10,000.
     reuse_requests_max: u32 = 10_000,
-    /// With `instances = "reuse"`: how long an instance exists. Default 60,000.
+    /// With `instances = "reuse"`: the greatest age of an instance. Default 60,000.
     reuse_age_max_ms: u64 = 60_000,
-    /// With `instances = "reuse"`: linear memory of an instance that is kept. Default 32.
+    /// With `instances = "reuse"`: the most linear memory of an instance that is kept. Default 32.
     reuse_memory_max_mb: u64 = 32,
 }
 
 impl Limits {
-    /// The largest head of a view's response, of a request that it sends, and of an answer to that.
+    /// The largest head of a view's response, of an outbound request, and of the response to that.
     pub fn head_max(&self) -> HeadSize {
         HeadSize {
             headers: self.headers_max,
@@ -313,7 +315,7 @@ impl Limits {
         }
     }
 
-    /// What can come from a view at once, in bytes.
+    /// The most bytes that a view can pass to the host at once.
     pub fn handed_over_max(&self) -> u64 {
         let answer = self
             .response_max_bytes
@@ -390,7 +392,7 @@ fn root() -> Spanned<String> {
 pub(super) struct Secret {
     pub(super) env: Option<String>,
     pub(super) file: Option<PathBuf>,
-    /// Whether the file is made when there is none.
+    /// Whether the file is made when it does not exist.
     #[serde(default)]
     pub(super) generate: bool,
 }

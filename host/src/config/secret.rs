@@ -1,4 +1,4 @@
-//! Secrets: values that are not in `amphi.toml`, but in the environment or in a file of their own.
+//! Secrets: values that are in the environment or in a file of their own, not in `amphi.toml`.
 
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use super::check::Checker;
 use super::error::ConfigError;
 use super::raw::Secret;
 
-/// How much chance goes into a secret that the host makes.
+/// The random bytes of a secret that the host makes.
 const GENERATED_BYTES: usize = 32;
 
 impl Checker<'_> {
@@ -19,7 +19,7 @@ impl Checker<'_> {
         self.secret_of(secret, secret.get_ref())
     }
 
-    /// What a secret written at `at` is.
+    /// The value of the secret that is written at `at`.
     pub(super) fn secret_of<T>(
         &self,
         at: &Spanned<T>,
@@ -79,7 +79,8 @@ impl Checker<'_> {
     }
 }
 
-/// A secret that the machine's other users can read is not refused: containers get theirs like that.
+/// Logs a warning when other users of the machine can read a secret. That is no error: containers get their secrets
+/// like that.
 fn warn_if_shared(path: &Path) {
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o077 != 0 {
@@ -91,8 +92,8 @@ fn warn_if_shared(path: &Path) {
     }
 }
 
-/// Makes a file with a random text that only the host's user can read. When two hosts start at once, the first
-/// one's text counts for both.
+/// Makes a file with a random text that only the host's user can read. When two hosts start at once, the text of the
+/// first one counts for both.
 fn make_if_missing(path: &Path) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());

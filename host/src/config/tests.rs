@@ -42,7 +42,7 @@ fn the_least_configuration_has_every_default() {
         config.listen,
         ["127.0.0.1:3000".parse().expect("an address")]
     );
-    // As much in as out.
+    // A request body may be as large as a response.
     assert_eq!(config.server.body_max_bytes, 8 << 20);
     assert_eq!(Limits::default().response_max_bytes, 8 << 20);
     assert_eq!(config.modules[0].mount, "");
@@ -463,7 +463,7 @@ proptest! {
     }
 }
 
-/// What an error shows of the file's line is read by whoever sees the log, or the page under `amphi up`.
+/// Everyone who sees the log, or the page under `amphi up`, sees the line of the file that an error shows.
 #[test]
 fn no_secret_is_shown_with_an_error() {
     for (line, told) in [

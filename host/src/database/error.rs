@@ -56,7 +56,7 @@ impl Error {
 }
 
 impl ErrorKind {
-    /// Whether a constraint has refused a change.
+    /// Whether a constraint refused a change.
     pub fn is_constraint(self) -> bool {
         match self {
             ErrorKind::Unique

@@ -1,5 +1,5 @@
-//! Where the work of a statement runs: on the thread that asks, on a thread that may block, or in the background when
-//! its caller is gone.
+//! Where the work of a statement runs: on the caller's thread, on a thread that may block, or in the background once
+//! its caller is dropped.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,13 +9,13 @@ use tokio::task::JoinError;
 use crate::threads::wakeups::batched_wakeup;
 use crate::threads::workers;
 
-/// Where a statement may block: on the sync worker that asks for it, or on a thread of the runtime's so that
-/// the loop goes on.
+/// The kind of caller, which decides where a statement may block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Face {
-    /// The caller is a sync worker: run here.
+    /// The caller is on a sync worker: the work runs on its thread.
     Sync,
-    /// The caller is a loop: run elsewhere. Work that was started is finished even if nobody waits any more.
+    /// The caller is on a loop: the work runs on another thread. Work that has started is finished, even if the caller
+    /// is dropped.
     Async,
 }
 
@@ -31,12 +31,12 @@ impl Face {
     }
 }
 
-/// What a task has come to; its panic is passed on.
+/// The result of a task. A panic of the task is passed on.
 pub(super) fn unwound<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// Work that goes on in the background when it is dropped on the way.
+/// Work that a task finishes when this is dropped after its first poll.
 pub(super) struct Surviving<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     started: bool,

@@ -1,4 +1,4 @@
-//! What a request did with its databases, for the development error page.
+//! The statements of a request, recorded for the development error page.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use super::error::Error;
 use super::statement::short;
 use crate::telemetry::report::Statement;
 
-/// How many statements are kept; later ones are only counted.
+/// The most statements that are recorded; later ones are only counted.
 const STATEMENTS_MAX: usize = 200;
 
 /// The statements of one request in the order in which they ended.
@@ -24,19 +24,19 @@ struct Kept {
 }
 
 impl Journal {
-    /// A journal that keeps what happens.
+    /// A journal that records.
     pub fn recording() -> Journal {
         Journal {
             kept: Some(Mutex::default()),
         }
     }
 
-    /// A journal that keeps nothing and costs nothing.
+    /// A journal that records nothing and costs nothing.
     pub fn off() -> Journal {
         Journal::default()
     }
 
-    /// Takes note of a statement that is issued now; it is kept when its end is known.
+    /// Notes a statement that starts now. It is recorded when it ends.
     pub fn begin(&self, database: &str, sql: &str) -> Recording<'_> {
         let statement = self.kept.as_ref().map(|_| Statement {
             database: database.to_owned(),
@@ -51,7 +51,7 @@ impl Journal {
         }
     }
 
-    /// What was kept, and how many statements came after.
+    /// The recorded statements, and the number of those that were only counted.
     pub fn statements(&self) -> (Vec<Statement>, u64) {
         match &self.kept {
             Some(kept) => {
@@ -63,7 +63,7 @@ impl Journal {
     }
 }
 
-/// A statement whose outcome is not known yet.
+/// A statement that has not ended yet.
 pub struct Recording<'a> {
     journal: &'a Journal,
     statement: Option<Statement>,
@@ -71,7 +71,7 @@ pub struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    /// The statement has ended: with so many rows, or an error.
+    /// Records the end of the statement: its number of rows, or its error.
     pub fn end(self, outcome: Result<u64, &Error>) {
         let (Some(mut statement), Some(kept)) = (self.statement, &self.journal.kept) else {
             return;

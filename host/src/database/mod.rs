@@ -1,9 +1,9 @@
-//! Databases: connections, statements, limits. Transactions are one level up.
+//! Databases: connections, statements and limits. Transactions are in `scope/transaction.rs`, above this folder.
 //!
-//! Values, rows and errors are the plain records of the contract. There are two kinds of database, SQLite and
-//! PostgreSQL; what is above this module sees one: a statement goes in, an outcome comes out. SQLite's work blocks
-//! and is carried to a thread that may wait; PostgreSQL's waits for the network and is carried by a future that
-//! goes on when its caller is gone. Either way a statement that has begun is finished.
+//! There are two kinds of database, SQLite and PostgreSQL. The code above sees one interface: it passes a statement and
+//! gets an outcome. Values, rows and errors are the plain records of the contract. The work of SQLite blocks, so it
+//! runs on a thread that may block. The work of PostgreSQL waits for the network, so it is a future; when its caller is
+//! dropped, a task finishes it. Either way, a statement that has begun runs to its end.
 
 mod error;
 mod face;
@@ -34,23 +34,23 @@ pub use postgres::Postgres;
 pub use sqlite::{STACK_BYTES, Sqlite};
 pub use statement::{Access, Failed, Outcome, Row, Statement, Stream, Streamed, Table, Value};
 
-/// The app's databases by name.
+/// The app's databases, by name.
 pub type Databases = BTreeMap<String, Database>;
 
 /// An open database.
 #[derive(Clone)]
 pub enum Database {
-    /// A file.
+    /// A SQLite file.
     Sqlite(Arc<Sqlite>),
-    /// A server.
+    /// A PostgreSQL server.
     Postgres(Arc<Postgres>),
 }
 
-/// Opens every database of the configuration, reusing those of `previous` that have not changed. Blocks; on a
-/// thread of the runtime that connections shall live on.
+/// Opens every database of the configuration, and takes over those of `previous` whose configuration has not changed.
+/// Blocks. Must run on a thread of the runtime that connections are to live on.
 ///
 /// # Errors
-/// When a file cannot be opened or a server not be reached; the text names the database.
+/// When a file cannot be opened or a server cannot be reached. The text names the database.
 pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databases> {
     let mut databases = Databases::new();
     for (name, wanted) in &config.databases {
@@ -68,10 +68,10 @@ pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databas
 }
 
 impl Database {
-    /// Opens it. Blocks.
+    /// Opens a database. Blocks.
     ///
     /// # Errors
-    /// When the file cannot be opened or the server not be reached.
+    /// When the file cannot be opened or the server cannot be reached.
     pub fn open(config: &config::Database) -> anyhow::Result<Database> {
         match &config.storage {
             Storage::Sqlite(file) => Sqlite::open(config, file).map(Database::Sqlite),
@@ -79,7 +79,7 @@ impl Database {
         }
     }
 
-    /// The configuration it was opened with.
+    /// The configuration that the database was opened with.
     pub fn config(&self) -> &config::Database {
         match self {
             Database::Sqlite(sqlite) => sqlite.config(),
@@ -87,17 +87,18 @@ impl Database {
         }
     }
 
-    /// Room for one more result that is read in pieces, on a connection of its own. None: too many connections are in
-    /// use for that.
+    /// A permit for one more result that is read in pieces, on a connection of its own. None: pins and such results
+    /// have as many connections as they may.
     pub fn stream_permit(&self) -> Option<Permit> {
         self.open_ended(true).try_enter()
     }
 
-    /// Room for one more pinned connection, where that is limited. A request that keeps one already must not wait: it has
-    /// room `at_once` or not at all.
+    /// Waits for a permit for one more pinned connection. None: pins of this kind need no permit. With `at_once`, it
+    /// does not wait: that is for a request that has a pin already, because requests with pins must not wait for each
+    /// other.
     ///
     /// # Errors
-    /// When there is none in time, or the request ends.
+    /// When no permit comes free in time, or the request ends.
     pub async fn pin_permit(
         &self,
         deadline: &Deadline,
@@ -106,13 +107,14 @@ impl Database {
     ) -> Result<Option<Permit>, Error> {
         match self {
             _ if at_once => self.try_pin_permit(read_only),
-            // What a view that writes calls meanwhile cannot write at all (`connections`).
+            // The only writing connection of a SQLite file needs no permit: a view that is called while it is pinned is
+            // refused if it writes, and never waits for it (`Database::connections`).
             Database::Sqlite(_) if !read_only => Ok(None),
             _ => Ok(Some(self.open_ended(read_only).gate.enter(deadline).await?)),
         }
     }
 
-    /// The same at once.
+    /// A permit for one more pinned connection, without waiting.
     ///
     /// # Errors
     /// When there is none.
@@ -133,12 +135,12 @@ impl Database {
         }
     }
 
-    /// Whether what only reads has connections of its own.
+    /// Whether statements that only read have connections of their own.
     pub fn has_readers(&self) -> bool {
         matches!(self, Database::Sqlite(_))
     }
 
-    /// How many connections there are for what only reads, or for what writes.
+    /// The number of connections for statements that only read (`read_only`), or for those that write.
     pub fn connections(&self, read_only: bool) -> usize {
         match &self.config().storage {
             Storage::Sqlite(file) if read_only => sqlite::reading_connections(file),
@@ -147,10 +149,10 @@ impl Database {
         }
     }
 
-    /// A connection for a transaction or a pinned session.
+    /// Leases a connection for a transaction or a pin.
     ///
     /// # Errors
-    /// When none comes free in time, or the request ends.
+    /// When no connection comes free in time, or the request ends.
     pub async fn lease(&self, deadline: &Arc<Deadline>, read_only: bool) -> Result<Lease, Error> {
         Ok(match self {
             Database::Sqlite(sqlite) if read_only => {
@@ -163,10 +165,10 @@ impl Database {
         })
     }
 
-    /// Runs a statement outside of any transaction, on whichever connection is free.
+    /// Runs a statement outside of any transaction, on any free connection.
     ///
     /// # Errors
-    /// What the database says; `denied` when it writes and `read_only` is set.
+    /// The error of the database; `denied` when the statement writes and `read_only` is set.
     pub async fn run(
         &self,
         face: Face,
@@ -187,11 +189,11 @@ impl Database {
         }
     }
 
-    /// Runs a statement outside of any transaction and hands its result over in pieces, each row at most
-    /// `rows_max` bytes.
+    /// Runs a statement outside of any transaction, and sends its result in pieces. Each row has at most `rows_max`
+    /// bytes.
     ///
     /// # Errors
-    /// As [`Database::run`]; errors that come later are the last thing in the stream.
+    /// As [`Database::run`]. An error that comes later is the last item of the stream.
     pub async fn stream(
         &self,
         face: Face,
@@ -211,7 +213,7 @@ impl Database {
         }
     }
 
-    /// Whether a statement need not wait for a connection that its view's caller has pinned.
+    /// Refuses a statement whose only possible connection is pinned by the caller of its view.
     fn is_not_pinned(&self, access: Access) -> Result<(), Error> {
         match access.no_reader || access.no_writer {
             true => Err(Error::pinned_by_caller(&self.config().name)),
@@ -219,8 +221,8 @@ impl Database {
         }
     }
 
-    /// Runs the work of a statement, on a connection that writes or not, where it may wait: to its end, even if its
-    /// caller is gone by then.
+    /// Runs the work of a statement where it may wait, to its end, even if its caller is dropped. `writes`: the work
+    /// uses a connection that writes.
     pub async fn carry<T: Send + 'static>(
         &self,
         face: Face,
@@ -241,20 +243,20 @@ impl Database {
     }
 }
 
-/// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
+/// A leased connection. Dropping it rolls back what is open on it, and gives it back clean (R11).
 pub enum Lease {
-    /// Of a file.
+    /// To a SQLite file.
     Sqlite(Box<sqlite::Lease>),
-    /// Of a server.
+    /// To a PostgreSQL server.
     Postgres(Box<postgres::Lease>),
 }
 
 impl Lease {
-    /// Runs what has to go `before` the statement, and the statement. `only_reads`: it is refused when it writes,
-    /// although the connection may write.
+    /// Runs the statements of the host in `before`, then the statement. `only_reads`: the statement is refused if it
+    /// writes, although the connection may write.
     ///
     /// # Errors
-    /// Which of them failed, and how.
+    /// The stage that failed, with its error.
     pub async fn run(
         &mut self,
         before: &[String],
@@ -271,7 +273,8 @@ impl Lease {
         }
     }
 
-    /// What the next statement of the transaction needs before it, after one that was run with `only_reads`.
+    /// A statement of the host that must go before the next one of the transaction, after a statement with
+    /// `only_reads`.
     pub fn end_of_reading(&self, in_transaction: bool) -> Option<String> {
         match self {
             Lease::Postgres(_) if in_transaction => Some(postgres::END_OF_READING.to_owned()),
@@ -279,10 +282,10 @@ impl Lease {
         }
     }
 
-    /// Runs transaction statements of the host's own, also when the request has ended.
+    /// Runs transaction statements of the host (such as `commit`), also after the request has ended.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn host(&mut self, statements: &[String]) -> Result<(), Error> {
         match self {
             Lease::Sqlite(lease) => statements.iter().try_for_each(|sql| lease.host(sql)),
@@ -293,7 +296,7 @@ impl Lease {
     /// The statement that begins a transaction here.
     pub fn begin(&self, read_only: bool, isolation: Option<Isolation>) -> String {
         match self {
-            // It is always serializable, so stricter than whatever was asked for.
+            // SQLite's transactions are always serializable, so at least as strict as any isolation that was asked for.
             Lease::Sqlite(_) if read_only => "begin deferred".to_owned(),
             Lease::Sqlite(_) => "begin immediate".to_owned(),
             Lease::Postgres(_) => {
@@ -309,17 +312,17 @@ impl Lease {
         }
     }
 
-    /// Says whether what runs from now on is within a transaction.
+    /// Tells the connection whether the next statements are within a transaction.
     pub fn set_in_transaction(&mut self, within: bool) {
         match self {
-            // SQLite knows.
+            // SQLite knows by itself.
             Lease::Sqlite(_) => {}
             Lease::Postgres(lease) => lease.set_in_transaction(within),
         }
     }
 
-    /// Lets statements pass that change the session, or no more of them. Either way the connection is used by
-    /// nobody else afterwards.
+    /// Allows statements that change the session, or forbids them again. A connection that was ever pinned is closed
+    /// after the lease, not used again.
     pub fn set_pinned(&mut self, pinned: bool) {
         match self {
             Lease::Sqlite(lease) => lease.set_pinned(pinned),
@@ -327,7 +330,8 @@ impl Lease {
         }
     }
 
-    /// Whether a transaction that was begun here still exists: databases undo the whole of it after some errors.
+    /// Whether the transaction that was begun on the connection still exists: databases roll back all of it after some
+    /// errors.
     pub fn in_transaction(&self) -> bool {
         match self {
             Lease::Sqlite(lease) => lease.in_transaction(),
@@ -335,7 +339,7 @@ impl Lease {
         }
     }
 
-    /// Why a transaction that no statement has ended does not exist any more.
+    /// The error for a transaction that has ended without a statement that ends it.
     pub fn why_ended(&self) -> Error {
         match self {
             Lease::Sqlite(_) => Error::new(ErrorKind::Other, "the transaction has ended already"),

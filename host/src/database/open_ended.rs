@@ -1,26 +1,27 @@
-//! The part of a pool that pins and results in pieces may take.
+//! The limit on connections for pins and for results that are read in pieces.
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::config;
 use crate::threads::gate::Gate;
 
-/// Room for what keeps a connection while its request may need further ones: results that are read in pieces, and pins.
+/// Permits for whatever keeps a connection while its request may need further ones: results that are read in pieces,
+/// and pins.
 ///
-/// If these could take all connections of a pool, requests would wait for each other in a circle (R4). So they
-/// take half of them at most. What else takes a connection, a statement or a transaction, needs no further one until
-/// it has ended.
+/// If these could take all connections of a pool, requests would wait for each other in a circle (R4). So they take at
+/// most half of the connections. A statement or a transaction needs no permit, because it needs no further connection
+/// before it ends.
 pub(super) struct OpenEnded {
     pub(super) gate: Gate,
-    /// The pool has one connection only: for a pin, but not for a result.
+    /// Whether the pool has one connection only. A pin may take it, a result in pieces may not.
     single: bool,
 }
 
-/// Such room, until dropped.
+/// A permit, held until dropped.
 pub type Permit = OwnedSemaphorePermit;
 
 impl OpenEnded {
-    /// For a pool of so many connections.
+    /// Permits for a pool of so many connections.
     pub(super) fn of(config: &config::Database, connections: usize) -> OpenEnded {
         let name = format!(
             "database `{}`, connections for pins and results",

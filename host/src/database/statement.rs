@@ -1,43 +1,43 @@
-//! Statements, what is wanted of them, and what comes of them.
+//! Statements, their limits and their outcomes.
 
 use tokio::sync::mpsc;
 
 use super::error::Error;
 pub use crate::contract::database_types::{Row, Table, Value};
 
-/// One statement, and what is wanted of it.
+/// One statement of a guest.
 #[derive(Debug, Clone)]
 pub struct Statement {
-    /// A single statement. Its parameters are `$1`, `$2` … (in SQLite also `?`).
+    /// The SQL of a single statement. Its parameters are `$1`, `$2`, … (for SQLite also `?`).
     pub sql: String,
     /// The values of its parameters.
     pub params: Vec<Value>,
-    /// Its rows, up to so many bytes. None: only how many it changed.
+    /// The most bytes of its rows. None: rows are not wanted, only the number of changed rows.
     pub rows_max: Option<u64>,
 }
 
-/// What a statement did.
+/// The outcome of a statement.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its rows, when they were wanted.
+    /// The rows, if they were wanted.
     pub table: Table,
-    /// How many rows it changed.
+    /// The number of changed rows.
     pub changed: u64,
 }
 
-/// How a statement came to nothing.
+/// The stage at which a statement failed.
 #[derive(Debug)]
 pub enum Failed {
-    /// The host refused it: the database has seen nothing of it, nor of what was to go before it.
+    /// The host refused the statement: nothing was sent to the database, not even the statements before it.
     Refused(Error),
-    /// What had to go before it failed.
+    /// A statement of the host that had to go before it failed.
     Before(Error),
-    /// The database failed it.
+    /// The database failed the statement.
     Statement(Error),
 }
 
 impl Failed {
-    /// What happened, whatever the stage.
+    /// The error, whatever the stage.
     pub fn into_error(self) -> Error {
         match self {
             Failed::Refused(error) | Failed::Before(error) | Failed::Statement(error) => error,
@@ -45,45 +45,46 @@ impl Failed {
     }
 }
 
-/// The columns of a result, and its rows as they are read.
+/// The columns of a result, and its rows piece by piece.
 pub struct Stream {
     /// Column names.
     pub columns: Vec<String>,
-    /// Pieces of the result; an error is the last one.
+    /// The pieces of the result. An error is the last item.
     pub pieces: mpsc::Receiver<Result<Vec<Row>, Error>>,
 }
 
-/// What a statement outside of any transaction may do.
+/// Limits on a statement outside of any transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Access {
-    /// It is refused when it writes.
+    /// A statement that writes is refused.
     pub read_only: bool,
-    /// The only connection that reads is pinned by the caller of its view, which waits for the view.
+    /// The only reading connection is pinned by the caller of this view, which waits for the view: so the statement
+    /// must not wait for that connection.
     pub no_reader: bool,
-    /// The same of the only one that writes.
+    /// The same for the only writing connection.
     pub no_writer: bool,
 }
 
-/// A result that was asked for in pieces.
+/// A result that was to come in pieces.
 pub enum Streamed {
-    /// It comes in pieces.
+    /// The result comes in pieces.
     Pieces(Stream),
-    /// The statement writes, so that its result was read at once.
+    /// The statement writes, so its result was read at once.
     Whole(Table),
 }
 
-/// A piece of a streamed result ends at whichever comes first.
+/// A piece of a streamed result ends at either limit, whichever is reached first.
 pub(super) const PIECE_ROWS: usize = 256;
 pub(super) const PIECE_BYTES: u64 = 64 << 10;
 /// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
 pub(super) const ROW_BYTES: u64 = 24;
 pub(super) const VALUE_BYTES: u64 = 32;
-/// Prepared statements kept per connection.
+/// The most prepared statements that are kept for one connection.
 pub(super) const STATEMENTS_KEPT: usize = 64;
 /// The most bytes of one statement's text.
 pub(super) const STATEMENT_BYTES_MAX: usize = 256 << 10;
 
-/// Enough of a statement to recognise it by.
+/// The beginning of a statement on one line, for messages.
 pub(crate) fn short(sql: &str) -> String {
     let mut line = String::new();
     for word in sql.split_whitespace() {

@@ -1,6 +1,7 @@
-//! All generated bindings, and nothing else.
+//! All bindings that `bindgen!` generates for guests, and nothing else.
 //!
-//! One invocation owns every import and the shared types; the two export worlds reuse them.
+//! The world `imports` generates every import once; the two worlds of exports reuse its types. The plain records of the
+//! contract are generated in `contract.rs`.
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 mod imports {

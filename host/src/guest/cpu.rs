@@ -1,8 +1,9 @@
-//! CPU time of a guest: what its thread computes for it, not what it waits, and not what a busy machine takes away.
+//! CPU time of a guest: the time that its thread computes for it, without waits and without the time in which the
+//! kernel runs other threads.
 //!
-//! The kernel's clock for that is a system call that takes its scheduler's lock. So it is read once in [`EXACT`] for
-//! each thread: whatever takes less time than that is taken for CPU time as a whole, and of anything longer the
-//! thread's clock has the last word.
+//! Reading the thread's CPU clock is a system call that takes a lock of the kernel's scheduler. So each thread reads it
+//! at most once in [`EXACT`]. An interval shorter than that counts as CPU time as a whole; for a longer one, the
+//! thread's CPU clock decides.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,21 +11,22 @@ use std::time::Duration;
 
 use rustix::time::ClockId;
 
-/// Nanoseconds by the wall clock after which the thread's own clock is read: as far as one count can be wrong.
+/// In nanoseconds. A count can be wrong by as much: an interval that is shorter by the wall clock counts in full; for a
+/// longer one, the thread's CPU clock is read.
 const EXACT: u64 = 250_000;
 
 thread_local! {
-    /// The wall clock and the thread's own when the latter was last read.
+    /// The wall clock and the thread's CPU clock at the last reading of the latter.
     static READ: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
-/// The CPU time that one guest has used. Changed by the thread that runs it.
+/// The CPU time that one guest has used. Only the thread that runs the guest changes it.
 #[derive(Debug, Default)]
 pub struct CpuTime {
     used_ns: AtomicU64,
-    /// The wall clock when counting began; 0 when it does not count.
+    /// The wall clock when counting began; 0 while nothing is counted.
     since_ns: AtomicU64,
-    /// CPU time that the thread had used before that, at least.
+    /// The thread's CPU clock when counting began, or its last reading before that: a lower bound.
     floor_ns: AtomicU64,
 }
 
@@ -35,14 +37,15 @@ impl CpuTime {
         Counting(self)
     }
 
-    /// Does not count while `work` runs: host calls are limited otherwise.
+    /// Pauses counting while `work` runs: a guest's CPU budget does not pay for host calls, which have limits of their
+    /// own.
     pub fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stop();
         let _counting = Resume(self);
         work()
     }
 
-    /// What was used so far.
+    /// The time used so far, including the interval that is being counted.
     pub fn used(&self) -> Duration {
         Duration::from_nanos(self.used_ns.load(Relaxed) + self.running_ns())
     }
@@ -92,7 +95,7 @@ impl Drop for Resume<'_> {
     }
 }
 
-/// CPU time that this thread has used, `now` by the wall clock.
+/// The CPU time that this thread has used. `now` is the wall clock.
 fn read_thread_clock(now: u64) -> u64 {
     let cpu = now_ns(ClockId::ThreadCPUTime);
     READ.set((now, cpu));

@@ -1,4 +1,4 @@
-//! Guests: how they are run, and what they can call.
+//! Guests: how they run, and what they can import.
 
 pub mod bindings;
 pub mod capability;

@@ -10,9 +10,9 @@ use crate::threads::deadline::Ended;
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
-    /// It used its CPU budget, in milliseconds.
+    /// The guest used up its CPU budget, in milliseconds.
     Cpu(u128),
-    /// Its request ended.
+    /// The request ended.
     Ended(Ended),
     /// An async guest made this blocking call.
     SynchronousOnlyOperation(String),
@@ -44,7 +44,7 @@ impl fmt::Display for Stop {
     }
 }
 
-/// What an async view does instead of this blocking call.
+/// The advice in the error: what an async view uses instead of this blocking call.
 fn instead_of(call: &str) -> &'static str {
     match call.starts_with("wasi:io/poll") {
         true => {

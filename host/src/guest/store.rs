@@ -1,4 +1,4 @@
-//! The data of a guest's store: what one instance can reach.
+//! The data of a store: everything that one instance of a guest can reach.
 
 use std::sync::Arc;
 
@@ -20,21 +20,22 @@ use crate::threads::deadline::Ended;
 use crate::threads::workers;
 use crate::view::View;
 
-/// The most elements one table of a guest can have.
+/// The most elements that one table of a guest can have.
 pub const TABLE_ELEMENTS_MAX: usize = 20_000;
-/// The most handles of the host's that an instance can have, and likewise of WASI's.
+/// The most handles that an instance can have to resources of the host; WASI's resources have a table of their own,
+/// with the same limit.
 pub const HANDLES_MAX: usize = 1024;
 /// The most random bytes that a guest gets in one call.
 pub const RANDOM_BYTES_MAX: u64 = 256 << 10;
 
-/// What the host holds for a guest. It is dropped with the guest's store, on the loop.
+/// A table of host resources that the guest holds handles to. It is dropped with the guest's store.
 pub(super) fn table() -> ResourceTable {
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES_MAX);
     table
 }
 
-/// What every request of an app shares.
+/// What all requests of an app share.
 pub struct Services {
     /// The app's databases.
     pub databases: Databases,
@@ -42,54 +43,56 @@ pub struct Services {
     pub http: Arc<Client>,
     /// Whether the app is served for development.
     pub development: bool,
-    /// Origins whose pages may send the app forms, with spaces between.
+    /// The origins of `allowed_origins`, separated by spaces: pages of these origins may send forms to the app.
     pub allowed_origins: String,
-    /// Headers that this app believes when proxies send them: guests cannot send them.
+    /// Headers that the app believes when a trusted proxy sends them. Guests cannot set them on outbound requests.
     pub trusted_headers: Vec<HeaderName>,
 }
 
-/// What one instance of a guest can reach: the data of its store.
+/// The data of a store: everything that one instance can reach.
 pub struct Guest {
-    /// What it works on; none while it is kept for another request.
+    /// The call that the instance serves; none while it is kept for another request.
     work: Option<Work>,
-    /// What its module is granted.
+    /// The grants of its module.
     pub grants: Arc<Grants>,
-    /// What the app's requests share.
+    /// The services that all requests of the app share.
     pub services: Arc<Services>,
-    /// What it writes to standard output and error, and how much it may still log.
+    /// The log of the instance: standard output, standard error and records, and the number of bytes that may still be
+    /// logged.
     pub output: Output,
-    /// Its linear memory.
+    /// The limit on its linear memory.
     pub memory: MemoryLimit,
-    /// What the host holds for it in this request.
+    /// Host resources that the guest holds handles to in this request.
     pub(super) table: ResourceTable,
     /// Built when first used: most views never touch it.
     pub(super) wasi: Option<Wasi>,
 }
 
-/// One part of one request: what an instance works on.
+/// One call of a guest function: what an instance works on.
 pub struct Work {
-    /// The request it works for.
+    /// The scope of the request.
     pub scope: Arc<Scope>,
     /// The function that runs.
     pub view: Arc<View>,
-    /// Its part in a transaction.
+    /// The function's membership in a transaction.
     pub member: Arc<Member>,
-    /// What it can call for; none while its module is being checked.
+    /// The functions that it can call, and the events that it can publish; none while its module is being checked.
     pub call_chain: Option<Arc<dyn CallChain>>,
-    /// The request's body, when the host keeps it.
+    /// The request's body, when the host keeps it for reading in pieces.
     pub body: Option<Arc<Spooled>>,
-    /// The CPU time it has used.
+    /// The CPU time that the call has used.
     pub cpu: Arc<CpuTime>,
 }
 
-/// WASI as an instance sees it, as long as it exists: guests keep handles of it, such as that of their standard output.
+/// WASI of an instance. It lives as long as the instance, because guests keep handles across requests, such as that of
+/// their standard output.
 pub(super) struct Wasi {
     pub(super) ctx: WasiCtx,
     pub(super) table: ResourceTable,
 }
 
 impl Work {
-    /// Work for a function that is given nothing else.
+    /// A call without a chain and without a kept body.
     pub fn new(scope: Arc<Scope>, view: Arc<View>, member: Arc<Member>) -> Work {
         Work {
             scope,
@@ -101,7 +104,7 @@ impl Work {
         }
     }
 
-    /// Why the function is to end now, if it is: its request is over, or its caller waits for it no longer.
+    /// Why the function must end now, if it must: the request has ended, or its caller no longer waits for it.
     pub fn ended(&self) -> Option<Ended> {
         let given_up = || self.member.is_over().then_some(Ended::Answered);
         self.scope.deadline.ended().or_else(given_up)
@@ -128,29 +131,30 @@ impl Guest {
         }
     }
 
-    /// What the instance works on.
+    /// The call that the instance serves.
     ///
     /// # Panics
-    /// While it is kept for another request: no guest code runs then.
+    /// While the instance is kept for another request: no guest code runs then.
     pub fn work(&self) -> &Work {
         self.work.as_ref().expect("a guest runs for a request")
     }
 
-    /// Lets go of the request that is done. Whether nothing of it is left: no limit was reached, and the guest has
-    /// dropped all that the host held for it.
+    /// Drops the request that is done. Returns whether the instance is clean: the request has not ended early, no limit
+    /// was reached, and the guest has dropped all handles to host resources.
     pub fn finish(&mut self) -> bool {
         let ended = (self.work.take()).is_none_or(|work| work.scope.deadline.ended().is_some());
         let limited = self.output.finish() || self.memory.reached;
         !ended && !limited && self.table.is_empty()
     }
 
-    /// Takes up another request.
+    /// Starts the next call.
     pub fn begin(&mut self, work: Work) {
         self.output.begin(&work.scope, &work.view);
         self.work = Some(work);
     }
 
-    /// Waits for a service on the thread of a sync worker, no longer than the request may run.
+    /// Waits for `work` on the thread of a sync worker, until the request's deadline at most. The wait does not count
+    /// as CPU time.
     pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
         let work_on = self.work();
         if let Some(why) = work_on.ended() {
@@ -161,10 +165,10 @@ impl Guest {
     }
 }
 
-/// How much linear memory an instance may have, in all its memories together, and whether it wanted more.
+/// Limit on the linear memory of an instance, all its memories together.
 pub struct MemoryLimit {
     max: u64,
-    /// How much it has, in bytes, all memories together.
+    /// The size of all memories together, in bytes.
     pub size: u64,
     /// Set when the guest was refused memory: most then trap, and this says why.
     pub reached: bool,
@@ -196,21 +200,22 @@ impl wasmtime::ResourceLimiter for MemoryLimit {
     }
 }
 
-/// Where a guest wants to go on.
+/// Which function a guest calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Callee {
-    /// To the rest of its chain.
+    /// The rest of its chain.
     Next,
-    /// To another view of the app.
+    /// Another view of the app.
     Subrequest,
 }
 
-/// What an instance can call for: its place in a chain, which is the business of `chain.rs`, above.
+/// What a guest can call for: other guest functions and events. Implemented by `request/dispatch.rs`, so that guests
+/// need not know about chains.
 pub trait CallChain: Send + Sync {
-    /// Goes on from the scope's worker; waits there.
+    /// Calls another function from the scope's worker, and waits on that thread.
     fn go(&self, to: Callee, request: Request) -> Result<Response, Error>;
 
-    /// Goes on from a loop.
+    /// Calls another function from a loop.
     fn go_async(
         self: Arc<Self>,
         to: Callee,
@@ -224,13 +229,13 @@ pub trait CallChain: Send + Sync {
 /// Why an event was not published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotPublished {
-    /// It has no topic that can be.
+    /// The topic is not a valid one.
     NoTopic(String),
-    /// Its payload is too large.
+    /// The payload is too large.
     TooLarge(String),
-    /// Nobody waits for what publishes it any more.
+    /// The publishing function has been given up: its caller no longer waits for it.
     Over(String),
-    /// Too many events wait.
+    /// Too many events wait in the queue.
     Full(String),
 }
 

@@ -1,4 +1,4 @@
-//! The lists of middleware, and the options of what is built in.
+//! The lists of middleware, and the options of built-in middleware.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -31,12 +31,12 @@ const NAMES: [&str; 7] = [
     "header-auth",
     "rate-limit",
 ];
-/// Times in seconds: up to two years, which is what lists of https-only sites ask for.
+/// Times in seconds, up to two years: lists of https-only sites ask for that.
 const SECONDS: RangeInclusive<u64> = 0..=63_072_000;
-/// What can be remembered or wait.
+/// The range of numbers of things that are remembered or wait.
 const MANY: RangeInclusive<u64> = 0..=1_000_000;
 
-/// Built-in middleware by the name it has in lists: with its options, or as it is by itself.
+/// Built-in middleware by its name in lists: those with options, and those that need none.
 #[derive(Default)]
 pub(super) struct Builtins {
     by_name: BTreeMap<String, Arc<Builtin>>,
@@ -44,7 +44,7 @@ pub(super) struct Builtins {
 }
 
 impl Checker<'_> {
-    /// What lists of middleware can name.
+    /// Everything built in that lists of middleware can name.
     pub(super) fn builtins(
         &self,
         tables: BTreeMap<String, Spanned<Table>>,
@@ -59,7 +59,7 @@ impl Checker<'_> {
         for name in NAMES {
             if !by_name.contains_key(name) {
                 let table = Spanned::new(0..0, Table::new());
-                // Some need options.
+                // Built-in middleware that needs options can be used only with them.
                 if let Ok(builtin) = self.options(name, table).builtin(proxies) {
                     by_name.insert(name.to_owned(), Arc::new(builtin));
                 }
@@ -68,7 +68,7 @@ impl Checker<'_> {
         Ok(Builtins { by_name, modules })
     }
 
-    /// What a list names: first what is built in, then functions of guests.
+    /// The middleware of a list: what is built in, and functions of guests.
     pub(super) fn middleware(
         &self,
         raw: &[Spanned<String>],
@@ -173,7 +173,7 @@ fn meant(unknown: &str, known: &[&str]) -> String {
     }
 }
 
-/// The options in one table, taken out one by one; what is left is unknown.
+/// The options of one table. They are taken out one by one; what is left is unknown.
 struct Options<'a> {
     checker: &'a Checker<'a>,
     name: String,

@@ -1,4 +1,4 @@
-//! The files of a migrations folder: their names, their text, and what they say of themselves.
+//! The files of a migrations folder: their names, their SQL, and the directives in their heads.
 
 use std::fmt;
 use std::fs;
@@ -9,11 +9,12 @@ use anyhow::{Context as _, bail};
 use ring::digest::{SHA256, digest};
 use siphasher::sip::SipHasher13;
 
-/// What marks a line of a file's head that is meant for the host.
+/// The prefix of a line that is a directive for the host. Only the comments before a file's first statement may have
+/// such lines.
 const DIRECTIVE: &str = "-- amphi:";
 const NO_TRANSACTION: &str = "no-transaction";
 
-/// Before the checksums of records that Amphi 0.1.0 has made with the crate `refinery`.
+/// The prefix of checksums in records that Amphi 0.1.0 made with the crate `refinery`.
 pub(super) const REFINERY: &str = "refinery:";
 
 /// One migration.
@@ -23,11 +24,11 @@ pub(super) struct File {
     pub(super) name: String,
     pub(super) path: PathBuf,
     pub(super) sql: String,
-    /// Whether it is applied in a transaction that also records it.
+    /// Whether the file is applied in one transaction with its record.
     pub(super) in_transaction: bool,
 }
 
-/// `V1__name`.
+/// Prints `V1__name`.
 impl fmt::Display for File {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "V{}__{}", self.version, self.name)
@@ -58,7 +59,7 @@ impl File {
         })
     }
 
-    /// What is recorded of its text. The ends of lines do not count: version control may change them.
+    /// The checksum that is recorded for the SQL. Line ends do not count, because version control may change them.
     pub(super) fn checksum(&self) -> String {
         let text = self.sql.replace("\r\n", "\n");
         let mut hex = String::new();
@@ -68,7 +69,7 @@ impl File {
         hex
     }
 
-    /// Whether this is the text that was recorded.
+    /// Whether the SQL is the one that was recorded.
     pub(super) fn has_checksum(&self, recorded: &str) -> bool {
         match recorded.strip_prefix(REFINERY) {
             None => self.checksum() == recorded,
@@ -82,7 +83,7 @@ impl File {
         }
     }
 
-    /// An error at a place in its text.
+    /// An error at a byte offset of the SQL.
     pub(super) fn error(&self, at: usize, sentence: &str) -> anyhow::Error {
         let line = self.line(at);
         let what_stays = match self.in_transaction {
@@ -100,10 +101,10 @@ impl File {
     }
 }
 
-/// All migrations below a folder, in the order of their versions.
+/// All migrations in a folder and the folders in it, in the order of their versions.
 ///
 /// # Errors
-/// When a file with SQL has another name than a migration's, or two have the same number.
+/// When a file with SQL does not have the name of a migration, or two files have the same version.
 pub(super) fn read(folder: &Path) -> anyhow::Result<Vec<File>> {
     let mut paths = Vec::new();
     find(folder, &mut paths)?;
@@ -121,7 +122,7 @@ pub(super) fn read(folder: &Path) -> anyhow::Result<Vec<File>> {
     Ok(files)
 }
 
-/// Adds the files that end with `.sql`, but for hidden ones, in the order of their paths.
+/// Adds the files that end with `.sql`, except for hidden ones, in the order of their paths.
 pub(super) fn find(folder: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let reading = || format!("reading {}", folder.display());
     let mut entries = (fs::read_dir(folder).with_context(reading)?)
@@ -150,7 +151,7 @@ pub(super) fn find(folder: &Path, paths: &mut Vec<PathBuf>) -> anyhow::Result<()
     Ok(())
 }
 
-/// The version and the name of `V1__name.sql`.
+/// The version and the name in `V1__name.sql`.
 fn parse(path: &Path) -> anyhow::Result<(i64, String)> {
     let file = path.display();
     let stem = (path.file_name())
@@ -186,7 +187,8 @@ fn parse(path: &Path) -> anyhow::Result<(i64, String)> {
     }
 }
 
-/// Whether a file's head, the comments before its first statement, says that it is applied without a transaction.
+/// Whether the head of a file, that is the comments before its first statement, says that the file is applied without a
+/// transaction.
 fn says_no_transaction(path: &Path, sql: &str) -> anyhow::Result<bool> {
     let head = sql.lines().enumerate().take_while(|(_, line)| {
         let line = line.trim();
@@ -250,7 +252,7 @@ mod tests {
         assert!(refused.to_string().contains("V1__a.sql:1"), "{refused}");
     }
 
-    /// As the crate `refinery` has recorded them.
+    /// Records as the crate `refinery` made them.
     #[test]
     fn records_of_earlier_versions_are_understood() {
         let file = |sql: &str| File {

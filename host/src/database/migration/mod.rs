@@ -1,9 +1,9 @@
-//! Migrations: a folder of `V1__name.sql`, `V2__…`, each applied once, in order, in a transaction that also
-//! records it. Hosts that start at once wait for each other: on PostgreSQL for a lock of the server's, on SQLite
-//! for a lock file beside the database.
+//! Migrations: a folder of `V1__name.sql`, `V2__…`. Each file is applied once, in order, in one transaction with its
+//! record. Hosts that start at the same time wait for each other: on PostgreSQL for an advisory lock, on SQLite for a
+//! lock file beside the database.
 //!
-//! `amphi migrate` and `amphi serve` look at files and records in the same way (`pending`), so that neither asks
-//! for what the other refuses.
+//! `amphi migrate` and `amphi serve` compare files and records with the same function (`pending`), so neither asks for
+//! something that the other refuses.
 
 mod files;
 mod postgres;
@@ -16,12 +16,12 @@ use anyhow::{Context as _, bail};
 use crate::config::{Config, Database, Storage};
 use files::File;
 
-/// The table in which is recorded what was applied.
+/// The table of applied migrations.
 const HISTORY: &str = "amphi_migrations";
-/// The table of version 0.1.0, which used the crate `refinery`. Its records are taken over.
+/// The table of Amphi 0.1.0, which used the crate `refinery`. Its records are taken over.
 const REFINERY_HISTORY: &str = "refinery_schema_history";
 
-/// A migration that is recorded in the database.
+/// The record of an applied migration.
 #[derive(Debug)]
 struct Applied {
     version: i64,
@@ -30,23 +30,23 @@ struct Applied {
     at: String,
 }
 
-/// The files in a folder of migrations, in the order of their paths.
+/// The files in a migrations folder, in the order of their paths.
 ///
 /// # Errors
-/// When the folder, or one in it, cannot be read.
+/// When the folder, or a folder in it, cannot be read.
 pub fn paths(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     files::find(folder, &mut paths)?;
     Ok(paths)
 }
 
-/// Applies the migrations that are new to every database, tells of each (its database and its name), and returns
-/// how many there were. There is no way back: do it last, when nothing else can fail. Blocks; on a thread of a
+/// Applies the new migrations of every database, calls `tell` with the database and the name of each, and returns their
+/// number. Migrations cannot be undone: call this last, when nothing else can fail. Blocks. Must run on a thread of a
 /// runtime.
 ///
 /// # Errors
-/// When a file's name or SQL is wrong, or differs from what was applied under that name before; the text names the
-/// database. What was applied until then stays.
+/// When the name or SQL of a file is wrong, or the file differs from the one that was applied under its name. The text
+/// names the database. Migrations that were applied before stay applied.
 pub fn migrate_all(config: &Config, tell: impl Fn(&str, &str)) -> anyhow::Result<usize> {
     let mut count = 0;
     for (name, database) in &config.databases {
@@ -59,10 +59,11 @@ pub fn migrate_all(config: &Config, tell: impl Fn(&str, &str)) -> anyhow::Result
     Ok(count)
 }
 
-/// Whether everything is applied, for a host that applies nothing itself. Blocks; on a thread of a runtime.
+/// Checks that all migrations are applied, for a host that applies none itself. Blocks. Must run on a thread of a
+/// runtime.
 ///
 /// # Errors
-/// When something is not, with what to do; or when that cannot be told.
+/// When a migration is not applied; the text says what to do. Also when the records cannot be read.
 pub fn check_all(config: &Config) -> anyhow::Result<()> {
     for (name, database) in &config.databases {
         let Some(folder) = &database.migrations else {
@@ -106,9 +107,9 @@ fn migrate(database: &Database, tell: &mut dyn FnMut(&File)) -> anyhow::Result<(
     }
 }
 
-/// The files that are to be applied, in order.
+/// The files that are not applied yet, in order.
 ///
-/// Records above the newest file are a newer deploy's, which is no mistake: an older one may be served again.
+/// Records above the newest file are no error: they belong to a newer deploy, and an older app may be served again.
 ///
 /// # Errors
 /// When files and records contradict each other.
@@ -185,7 +186,7 @@ mod tests {
         let files = [file(1, "a"), file(2, "b"), file(3, "c")];
         assert_eq!(planned(&files, &[]), Ok(vec![1, 2, 3]));
         assert_eq!(planned(&files, &[applied(1, "a")]), Ok(vec![2, 3]));
-        // An older deploy beside the records of a newer one.
+        // An older app beside the records of a newer deploy.
         let records = [1, 2, 3, 4]
             .map(|version| applied(version, ["", "a", "b", "c", "d"][version as usize]));
         assert_eq!(planned(&files, &records), Ok(vec![]));

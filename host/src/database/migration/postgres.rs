@@ -1,8 +1,8 @@
-//! Migrations of a database on a PostgreSQL server.
+//! Migrations of a PostgreSQL database.
 //!
-//! Two connections: one keeps a lock, in a transaction that is open until the end; the other runs the files. So the
-//! lock holds for statements that run in no transaction, too, and behind a pooler. It is asked for again and again
-//! instead of waited for, because `create index concurrently` waits for everybody who waits in a statement.
+//! There are two connections. One holds an advisory lock in a transaction that stays open until the end; the other one
+//! runs the files. So the lock also holds for files without a transaction, and behind a pooler. The lock is polled and
+//! not waited for, because `create index concurrently` waits for every connection that waits in a statement.
 
 use std::time::Duration;
 
@@ -16,21 +16,22 @@ use super::files::{File, REFINERY};
 use super::{Applied, HISTORY, REFINERY_HISTORY, pending};
 use crate::config::PostgresServer;
 
-/// The number is nobody else's: "amphi" in ASCII.
+/// The number of the lock is "amphi" in ASCII, so that it does not clash with locks of other programs.
 const TRY_LOCK: &str = "select pg_catalog.pg_try_advisory_xact_lock(418447911017)";
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
-/// What the transaction that keeps the lock must not be ended by. A setting that the server does not have is left out.
+/// Time limits of the server must not end the transaction that holds the lock. Settings that the server does not have
+/// are left out.
 const NO_TIME_LIMITS: &str = "select pg_catalog.set_config(name, '0', true) from pg_catalog.pg_settings \
     where name in ('idle_in_transaction_session_timeout', 'statement_timeout', 'transaction_timeout')";
 
-/// Where records are: a table of this name, in this schema.
+/// The table of records: its schema and its name.
 struct History {
     schema: String,
     table: &'static str,
 }
 
-/// What is recorded, if anything can be.
+/// The records; none if there is no table of records.
 pub(super) async fn applied(server: &PostgresServer) -> anyhow::Result<Vec<Applied>> {
     let session = postgres::connect_alone(server).await?;
     match find(&session).await? {
@@ -39,7 +40,7 @@ pub(super) async fn applied(server: &PostgresServer) -> anyhow::Result<Vec<Appli
     }
 }
 
-/// Applies the files that are new.
+/// Applies the new files.
 pub(super) async fn migrate(
     server: &PostgresServer,
     files: &[File],
@@ -52,7 +53,7 @@ pub(super) async fn migrate(
         None => Vec::new(),
     };
     let pending = pending(files, &applied)?;
-    // Nothing is applied when one of them cannot be.
+    // All files are parsed first: nothing is applied when one of them has a statement that a migration must not have.
     let statements = (pending.iter())
         .map(|file| statements(file))
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -65,7 +66,7 @@ pub(super) async fn migrate(
         let history = history
             .as_ref()
             .context("the table of applied migrations is gone")?;
-        // Each has a connection of its own, so that none changes the session of the next one.
+        // Each file has a connection of its own, so that no file changes the session of the next one.
         let session = postgres::connect_alone(server).await?;
         apply(&session, file, &statements, history).await?;
         tell(file);
@@ -73,12 +74,12 @@ pub(super) async fn migrate(
     Ok(())
 }
 
-/// A connection that keeps others from migrating this database.
+/// Waits for the lock, and returns the connection that holds it.
 async fn locked(server: &PostgresServer) -> anyhow::Result<Alone> {
     let keeper = postgres::connect_alone(server).await?;
     let mut told = false;
     loop {
-        // With another isolation it would keep a snapshot, which `create index concurrently` waits for.
+        // A stricter isolation would keep a snapshot open, which `create index concurrently` waits for.
         let begin = format!("begin isolation level read committed; {NO_TIME_LIMITS}");
         keeper.batch_execute(&begin).await?;
         let answer = first_row(&keeper, TRY_LOCK).await?;
@@ -107,7 +108,7 @@ async fn first_row(client: &Client, sql: &str) -> anyhow::Result<Option<SimpleQu
     Ok(rows(client, sql).await?.into_iter().next())
 }
 
-/// The table of records that the search path leads to.
+/// The table of records that the search path finds.
 async fn find(client: &Client) -> anyhow::Result<Option<History>> {
     for table in [HISTORY, REFINERY_HISTORY] {
         let sql = format!(
@@ -150,7 +151,7 @@ async fn read(client: &Client, history: &History) -> anyhow::Result<Vec<Applied>
     records.with_context(|| format!("the table {schema}.{table} of applied migrations"))
 }
 
-/// Makes the table of records, with what an earlier version has recorded elsewhere.
+/// Makes the table of records, with the records of Amphi 0.1.0 if there are any.
 async fn make_history(client: &Client) -> anyhow::Result<()> {
     let sql = match find(client).await? {
         Some(History { table: HISTORY, .. }) => return Ok(()),
@@ -175,7 +176,7 @@ async fn make_history(client: &Client) -> anyhow::Result<()> {
 /// The statements of a file.
 ///
 /// # Errors
-/// When one of them must not be in a migration.
+/// When a statement must not be in a migration.
 fn statements(file: &File) -> anyhow::Result<Vec<SqlStatement<'_>>> {
     let statements = postgres::statements(&file.sql);
     let statements = statements
@@ -216,7 +217,7 @@ async fn apply(
     history: &History,
 ) -> anyhow::Result<()> {
     let History { schema, .. } = history;
-    // What the file has changed in the session is in the way of nothing that follows.
+    // The reset comes before the record: settings that the file has changed must not affect the record.
     let record = format!(
         "{}; insert into {schema}.{HISTORY} values ({}, '{}', '{}', pg_catalog.to_char(pg_catalog.now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))",
         postgres::RESET,
@@ -227,7 +228,7 @@ async fn apply(
     if file.in_transaction {
         client.batch_execute("begin").await?;
     }
-    // An error ends the connection, which rolls back what is open.
+    // When a statement fails, the connection is closed, which rolls back what is open.
     for statement in statements {
         run(client, statement.text).await.map_err(|error| {
             let (at, sentence) = wrong(statement, &error);
@@ -249,14 +250,14 @@ async fn apply(
     Ok(())
 }
 
-/// Runs a single statement, by a protocol that takes no two, and lets go of its rows.
+/// Runs a single statement and drops its rows. The extended protocol refuses a text with two statements.
 async fn run(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
     let none: [(&(dyn tokio_postgres::types::ToSql + Sync), _); 0] = [];
     let rows = client.query_typed_raw(sql, none).await?;
     rows.try_for_each(|_| std::future::ready(Ok(()))).await
 }
 
-/// What the server says of a statement, and where.
+/// The place and the text of the server's error.
 fn wrong(statement: &SqlStatement<'_>, error: &tokio_postgres::Error) -> (usize, String) {
     let Some(db) = error.as_db_error() else {
         return (statement.start, said(error));

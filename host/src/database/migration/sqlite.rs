@@ -14,7 +14,7 @@ use super::files::{File, REFINERY};
 use super::{Applied, HISTORY, REFINERY_HISTORY, pending};
 use crate::config::SqliteFile;
 
-/// What is recorded, if anything can be.
+/// The records; none if there is no file or no table of records.
 pub(super) fn applied(sqlite: &SqliteFile) -> anyhow::Result<Vec<Applied>> {
     if !sqlite.file.is_file() {
         return Ok(Vec::new());
@@ -22,7 +22,7 @@ pub(super) fn applied(sqlite: &SqliteFile) -> anyhow::Result<Vec<Applied>> {
     read(&open(sqlite)?)
 }
 
-/// Applies the files that are new.
+/// Applies the new files.
 pub(super) fn migrate(
     sqlite: &SqliteFile,
     files: &[File],
@@ -35,7 +35,7 @@ pub(super) fn migrate(
     let _lock = locked(&sqlite.file)?;
     let applied = read(&open(sqlite)?)?;
     for file in pending(files, &applied)? {
-        // Each has a connection of its own, so that none changes the session of the next one.
+        // Each file has a connection of its own, so that no file changes the session of the next one.
         apply(&mut open(sqlite)?, file)?;
         tell(file);
     }
@@ -52,7 +52,7 @@ fn open(sqlite: &SqliteFile) -> anyhow::Result<Connection> {
     opened.with_context(|| format!("opening {}", sqlite.file.display()))
 }
 
-/// Until the file is closed, nobody else migrates this database.
+/// Locks the database against other hosts that migrate it, until the returned file is closed.
 fn locked(database: &Path) -> anyhow::Result<OsFile> {
     let mut path = database.as_os_str().to_owned();
     path.push("-migrating");
@@ -91,7 +91,7 @@ fn read(connection: &Connection) -> anyhow::Result<Vec<Applied>> {
     read().with_context(|| format!("reading the table `{table}` of applied migrations"))
 }
 
-/// Makes the table of records, with what an earlier version has recorded elsewhere.
+/// Makes the table of records, with the records of Amphi 0.1.0 if there are any.
 fn make_history(connection: &Connection) -> rusqlite::Result<()> {
     if connection.table_exists(None, HISTORY)? {
         return Ok(());
@@ -145,7 +145,7 @@ fn apply(connection: &mut Connection, file: &File) -> anyhow::Result<()> {
     }))?;
     let ran = run(connection, file);
     connection.authorizer(None::<fn(AuthContext<'_>) -> Authorization>)?;
-    // Dropping the connection rolls back what is open.
+    // When a statement fails, dropping the connection rolls back what is open.
     ran?;
     if connection.is_autocommit() {
         bail!(
@@ -158,7 +158,8 @@ fn apply(connection: &mut Connection, file: &File) -> anyhow::Result<()> {
     committed.map_err(|error| file.error(file.sql.len(), &format!("its commit failed: {error}")))
 }
 
-/// What a file that runs in a transaction must not have.
+/// What the authorizer refuses in a file that is applied in a transaction: statements that end the transaction, and
+/// pragmas that have no effect within one.
 fn ends_transaction_or_has_no_effect(context: &AuthContext<'_>) -> bool {
     match context.action {
         AuthAction::Transaction { .. } => true,
@@ -184,7 +185,7 @@ fn run(connection: &Connection, file: &File) -> anyhow::Result<()> {
             Ok(None) => return Ok(()),
             Err(error) => return Err(wrong(file, start, &error)),
         };
-        // SQLite says what it has compiled: from the end of the last statement to the end of this one.
+        // SQLite returns the text that it has compiled: from the end of the last statement to the end of this one.
         end += statement.expanded_sql().map_or(0, |text| text.len());
         end = sql.floor_char_boundary(end);
         if statement.parameter_count() > 0 {
@@ -204,7 +205,7 @@ fn run(connection: &Connection, file: &File) -> anyhow::Result<()> {
     }
 }
 
-/// What SQLite says, and where.
+/// The place and the text of SQLite's error.
 fn wrong(file: &File, start: usize, error: &rusqlite::Error) -> anyhow::Error {
     let (at, sentence) = match error {
         rusqlite::Error::SqlInputError {
@@ -238,7 +239,7 @@ fn first_word(sql: &str) -> &str {
     &sql[..end.unwrap_or(sql.len())]
 }
 
-/// How many bytes of blanks, comments and lone semicolons are ahead of a statement.
+/// The bytes of blanks, comments and lone semicolons before a statement.
 fn blanks(sql: &str) -> usize {
     let mut rest = sql;
     loop {

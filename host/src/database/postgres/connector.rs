@@ -1,8 +1,10 @@
-//! The way to a server: sockets, TLS on them if it is to be, and the watch over what passes ([`super::wire`]).
+//! Connections to a server: sockets, TLS on them if `sslmode` asks for it, and the limits on messages
+//! ([`super::wire`]).
 //!
-//! The client asks for TLS by itself and then gives the stream to whoever makes TLS of it, but leaves a stream without
-//! TLS as it is. Both are to be watched. So the client is told that every stream has TLS from its first byte on, and
-//! what it calls for that asks the server, makes TLS or not, and watches.
+//! tokio-postgres negotiates TLS by itself: it passes a stream on for TLS, but a stream without TLS it uses as it is.
+//! The messages of both must be watched. So tokio-postgres is told that every stream has TLS from its first byte on.
+//! The function that it calls to set up TLS is the host's: it asks the server for TLS, sets TLS up or not, and returns
+//! a watched stream.
 
 use std::io;
 use std::path::Path;
@@ -21,13 +23,13 @@ use super::tls;
 use super::wire::{Limits, Watched};
 use crate::config::PostgresServer;
 
-/// What asks a server for TLS.
+/// The message that asks a server for TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 type Handshake = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
 
-/// How a server is reached.
+/// The address of a server, and how to connect to it.
 #[derive(Clone)]
 pub(super) struct Connector {
     url: tokio_postgres::Config,
@@ -36,7 +38,7 @@ pub(super) struct Connector {
     tls: MakeRustlsConnect,
 }
 
-/// A connection on its way: by TCP, or by a socket of the machine.
+/// A new connection, by TCP or by a Unix socket.
 pub(super) enum Connecting {
     Tcp(Connection<Socket, Watched<Carrier>>),
     Unix(Connection<Watched<UnixStream>, tokio_postgres::tls::NoTlsStream>),
@@ -49,7 +51,7 @@ impl Connector {
         let mut url = server.url.clone();
         let (mode, negotiation) = (url.get_ssl_mode(), url.get_ssl_negotiation());
         if socket_of(&url).is_none() {
-            // A host that is only an address has its name for TLS, too.
+            // For TLS, an address without a host name stands for the name.
             if url.get_hosts().is_empty() {
                 let addresses = url.get_hostaddrs().to_vec();
                 for address in addresses {
@@ -69,7 +71,7 @@ impl Connector {
         })
     }
 
-    /// A new connection. What is set on `limits` holds for it.
+    /// Opens a connection. Later changes of `limits` apply to it.
     pub(super) async fn connect(&self, limits: &Limits) -> anyhow::Result<(Client, Connecting)> {
         let make = Make {
             connector: self.clone(),
@@ -86,7 +88,7 @@ impl Connector {
         Ok((client, Connecting::Unix(connection)))
     }
 
-    /// Asks the server to stop what it does on a connection.
+    /// Asks the server to cancel what runs on a connection.
     pub(super) async fn cancel(&self, token: &CancelToken) -> anyhow::Result<()> {
         let make = Make {
             connector: self.clone(),
@@ -115,7 +117,7 @@ impl Connecting {
     }
 }
 
-/// The socket of the machine by which the server is reached, if it is.
+/// The path of the Unix socket, if the server is reached by one.
 fn socket_of(url: &tokio_postgres::Config) -> Option<std::path::PathBuf> {
     let folder = |host: &Host| match host {
         Host::Unix(folder) => Some(folder.clone()),
@@ -126,7 +128,7 @@ fn socket_of(url: &tokio_postgres::Config) -> Option<std::path::PathBuf> {
     Some(Path::new(&folder).join(format!(".s.PGSQL.{port}")))
 }
 
-/// What the client calls to make TLS of a socket.
+/// What tokio-postgres calls to set up TLS on a socket.
 #[derive(Clone)]
 struct Make {
     connector: Connector,
@@ -155,7 +157,7 @@ impl MakeTlsConnect<Socket> for Make {
     }
 }
 
-/// The begin of one stream.
+/// The beginning of one stream: TLS is negotiated here.
 pub(super) struct Begin {
     handshake: Handshake,
     mode: SslMode,

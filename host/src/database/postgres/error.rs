@@ -1,4 +1,4 @@
-//! What the server, or the way to it, says went wrong.
+//! The errors of the server and of the connection to it.
 
 use std::error::Error as _;
 
@@ -25,14 +25,14 @@ pub(super) fn of_statement(name: &str, error: &tokio_postgres::Error) -> Error {
     }
 }
 
-/// Whether a prepared statement was refused because definitions have changed since: a table's columns (`cached plan must
-/// not change result type`, in the server's language), or a type that was dropped, such as an enumeration.
+/// Whether a prepared statement was refused because definitions have changed since: the columns of a table (`cached
+/// plan must not change result type`, in the server's language), or a type that was dropped, such as an enumeration.
 pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|said| match said.code().code() {
             "0A000" => said.routine() == Some("RevalidateCachedQuery"),
-            // internal_error: these texts are in no other language.
+            // internal_error: these texts are not translated.
             "XX000" => said.message().starts_with("cache lookup failed for "),
             // undefined_object
             "42704" => said.message().starts_with("type with OID "),
@@ -84,7 +84,7 @@ fn kind(state: &SqlState) -> ErrorKind {
     }
 }
 
-/// What a change was refused by.
+/// The constraint that refused a change, if one did.
 fn violation(said: &DbError) -> Option<Violation> {
     kind(said.code()).is_constraint().then(|| Violation {
         constraint: said.constraint().map(|name| cut(name.to_owned(), NAME_MAX)),
@@ -111,7 +111,7 @@ fn key_columns(detail: &str) -> Vec<String> {
     columns.filter(|_| !key.is_empty()).unwrap_or_default()
 }
 
-/// What the server says, as one sentence.
+/// The server's error as one sentence.
 pub(in super::super) fn sentence(said: &DbError) -> String {
     let mut sentence = said.message().to_owned();
     if let Some(number) = parameter(said) {
@@ -127,7 +127,7 @@ pub(in super::super) fn sentence(said: &DbError) -> String {
     sentence
 }
 
-/// Which parameter the server could not read, if that is what failed.
+/// The parameter that the server could not read, if that is the error.
 fn parameter(said: &DbError) -> Option<&str> {
     let (_, rest) = said.where_()?.split_once("portal parameter $")?;
     let end = rest

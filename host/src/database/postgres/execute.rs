@@ -1,4 +1,4 @@
-//! One statement on its way to the server: what goes ahead of it, its rows, and how it is stopped.
+//! The execution of one statement: the statements ahead of it, its rows, and its cancellation.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -26,14 +26,14 @@ use super::{Postgres, error, types, wire};
 /// How much of a result that is too large is read and thrown away before its statement is cancelled instead.
 const DISCARD_BYTES: u64 = 4 << 20;
 
-/// More than this at once is read or written elsewhere than on a loop, and so much in all is read there without a break
-/// (R5).
+/// Rows and values above this size are converted on another thread than a loop's; and a loop converts at most so many
+/// bytes in all without a break (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
 /// In place of the server's code: the statement was prepared before definitions changed. It has not run.
 pub(super) const STALE: &str = "stale";
 
-/// What went wrong with a statement, and the server's code for it if it was the server.
+/// The error of a statement, and the server's code for it; the code is empty when the error is the host's.
 struct Wrong {
     error: Error,
     code: String,
@@ -48,10 +48,11 @@ impl From<Error> for Wrong {
     }
 }
 
-/// The way to have the server stop what it does on a connection.
+/// The cancellation of what the server runs on a connection.
 ///
-/// It stops whatever runs there when it hears of it, and forgets about it when nothing does. If that were what goes
-/// ahead of a statement, the statement would go on: so nothing is asked before the server has answered that.
+/// The server ends whatever runs when the cancellation arrives, and ignores it when nothing runs. If it ended the
+/// statements ahead of a statement instead, the statement itself would still run. So the cancellation is held back
+/// until the server has answered these.
 pub(super) struct Cancel {
     token: CancelToken,
     database: Arc<Postgres>,
@@ -75,7 +76,7 @@ impl Cancel {
         self.sent.load(Relaxed)
     }
 
-    /// Keeps what is to be sent until [`Cancel::release`].
+    /// Holds a cancellation back until [`Cancel::release`].
     fn hold(&self) {
         self.held.store(true, Relaxed);
     }
@@ -92,7 +93,7 @@ impl Cancel {
         self.wanted.load(Relaxed)
     }
 
-    /// Asks, once. The answer is that the statement ends.
+    /// Sends the cancellation, once. The only answer is that the statement ends.
     pub(super) fn send(&self) {
         self.wanted.store(true, Relaxed);
         if self.held.load(Relaxed) || self.sent.swap(true, Relaxed) {
@@ -116,7 +117,7 @@ struct Given<'a> {
     columns: Vec<String>,
 }
 
-/// One statement on its way.
+/// The execution of one statement.
 pub(super) struct Execution<'a> {
     pub(super) name: &'a str,
     pub(super) value_max: u64,
@@ -124,12 +125,13 @@ pub(super) struct Execution<'a> {
     pub(super) cancel: &'a Cancel,
     pub(super) statement: &'a Statement,
     pub(super) verdict: &'a Arc<Verdict>,
-    /// What the server is asked ahead of it.
+    /// The question that the server is asked ahead of the statement.
     pub(super) check: Option<&'a Check>,
 }
 
 impl Execution<'_> {
-    /// Runs it; the outcome, and what the server has said when it was asked.
+    /// Runs the statement after the statements in `ahead`, then `behind`. Returns the outcome, and the server's answer
+    /// to `check`.
     pub(super) async fn run(
         &self,
         session: &mut Session,
@@ -139,7 +141,7 @@ impl Execution<'_> {
         let sql = &self.statement.sql;
         let mut known = session.statements.get(sql).map(|p| p.statement.clone());
         let (client, first) = (&session.client, known.is_none());
-        // What goes behind must not be sent before the statement itself is.
+        // What goes behind must be sent after the statement, so the statement is prepared first.
         if known.is_none() && behind.is_some() {
             known = Some(
                 self.prepare(client)
@@ -150,7 +152,7 @@ impl Execution<'_> {
         session
             .limits
             .set_row_max(self.statement.rows_max.unwrap_or(0));
-        // Once what goes ahead is sent, something must follow it.
+        // The parameters are converted first: once the statements ahead are sent, the statement must follow them.
         let given = match &known {
             Some(known) => Some(self.given(known).await),
             None => None,
@@ -195,7 +197,8 @@ impl Execution<'_> {
                 Some(behind) => client.batch_execute(behind).await,
             }
         };
-        // Polled in this order, so sent in this order, without waiting for each other's answers.
+        // The futures are polled in this order, so their messages are sent in this order, without waiting for each
+        // other's answers.
         let ((checked, before), ran, after) =
             futures::future::join3(before, statement, after).await;
         if let Err(error) = before {
@@ -235,7 +238,7 @@ impl Execution<'_> {
         if !types::are_shallow(&prepared) {
             return Err(types::too_deep(client, &self.statement.sql).into());
         }
-        // The cancellation came too late for this; it must not come too early for what would be next.
+        // The cancellation came too late for the preparation. It must not arrive later and hit the next statement.
         if self.cancel.is_wanted() {
             let stopped = "the statement was stopped before it ran";
             return Err(Error::new(ErrorKind::Aborted, stopped).into());
@@ -243,7 +246,7 @@ impl Execution<'_> {
         Ok(prepared)
     }
 
-    /// About how many bytes a row takes; more than any limit, if it was too long to arrive.
+    /// About how many bytes a row takes. A row that arrived without its values counts as more than any limit.
     fn sent(&self, row: &PostgresRow) -> u64 {
         match self.limits.is_cut(row) {
             true => u64::MAX / 4,
@@ -251,7 +254,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Reads a row, elsewhere if that may take long.
+    /// Converts a row, on another thread if that may take long.
     async fn read(&self, row: PostgresRow, room: u64) -> Result<Option<Row>, Error> {
         let value_max = self.value_max;
         match is_heavy(&row) {
@@ -260,7 +263,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Does what takes long where nobody waits for it.
+    /// Runs work that takes long on another thread than the loop's.
     async fn elsewhere<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let runtime = &self.cancel.database.runtime;
         unwound(runtime.spawn_blocking(work).await)
@@ -427,7 +430,7 @@ impl Execution<'_> {
                 }
             };
             let size = self.sent(&row);
-            // This is no loop's task.
+            // This runs as a task of its own, not on a loop.
             let read = match size <= max {
                 true => read(&row, self.value_max, max),
                 false => Ok(None),
@@ -537,8 +540,7 @@ fn read(row: &PostgresRow, value_max: u64, room: u64) -> Result<Option<Row>, Err
     Ok(Some(values))
 }
 
-/// Whether reading a row may take long: it is large, or has numbers that are short as they are sent and long as they are
-/// printed.
+/// Whether converting a row may take long: it is large, or has numbers that are short as sent and long as printed.
 fn is_heavy(row: &PostgresRow) -> bool {
     let columns = row.columns().iter();
     row.raw_size_bytes() > HEAVY_BYTES
@@ -553,7 +555,7 @@ fn row_bytes(row: &PostgresRow) -> u64 {
     ROW_BYTES + VALUE_BYTES * row.len() as u64 + row.raw_size_bytes() as u64
 }
 
-/// About how many bytes a row takes as it was read.
+/// About how many bytes a row takes after its conversion.
 fn printed(row: &Row) -> u64 {
     ROW_BYTES
         + row

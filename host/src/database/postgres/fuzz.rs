@@ -1,4 +1,4 @@
-//! What fuzzing calls: the readers of what guests and the server send, as functions of bytes.
+//! Entry points for fuzzing: the readers of bytes that guests and the server send.
 
 use std::collections::BTreeMap;
 
@@ -66,6 +66,6 @@ pub fn value(data: &[u8]) {
 
 /// Passes bytes of a server on to the client: the first byte says in which pieces, the second what was sent before.
 pub fn wire(data: &[u8]) {
-    // Besides what came, the client is given an answer for each thing that went ahead, and errors twice.
+    // tokio-postgres gets the messages that came, one answer for the statements ahead, and some errors twice.
     assert!(wire::fuzzed(data) <= 2 * data.len() + 300_000);
 }

@@ -1,33 +1,35 @@
 //! Which statements views may run, and what they may leave in a connection (R11).
 //!
-//! Two lines of defence. A statement whose purpose is to change the session is refused by name, because the next
-//! one may go to another connection: that spares its author a long search. And a connection that ran anything at
-//! all is cleaned before somebody else gets it: that holds even for what a function, a trigger or an odd spelling
-//! does behind the guard's back. No statement is so plain that its words tell it from one that changes the session:
-//! a table may be a view, an operator or a cast a function, and either may be replaced after it was looked at. So a
-//! read of one table is left without cleaning only when the server says, right after it has run, what it has read.
+//! There are two lines of defence. First, a statement whose purpose is to change the session is refused by name,
+//! because the next statement may go to another connection: the refusal spares its author a long search. Second, a
+//! connection that ran anything is cleaned before somebody else gets it. That also covers what a function, a trigger or
+//! an odd spelling does without being seen by the guard.
+//!
+//! The words of a statement never prove that it leaves the session unchanged: a table may be a view, an operator or a
+//! cast may be a function, and either may be replaced after it was checked. So the cleaning after a read of one table
+//! is left out only when the server itself says what the read will touch (`plain`).
 
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::short;
 use super::tokens::{Token, tokens};
 
-/// What the guard thinks of a statement.
+/// The guard's verdict on a statement.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// Where alone it may run.
+    /// Where the statement may run.
     pub(super) needs: Needs,
-    /// Whether the number of rows that the server tells at its end is of rows that it changed. Of reads, it is of those
-    /// that were read; of `create table … as`, of those that the table begins with.
+    /// Whether the row count that the server reports is the number of changed rows. For reads it is the number of rows
+    /// that were read, and for `create table … as` the number of rows that the table begins with.
     pub(super) counts: bool,
     /// Whether the server may forget prepared statements, the host's own too.
     pub(super) forgets: bool,
-    /// Whether it leaves definitions as they are, as far as its first word tells: what it calls may not.
+    /// Whether the statement, by its first word, changes no definitions. Functions that it calls may change some.
     pub(super) changes_rows_only: bool,
-    /// The table that it reads, as it is written there, if by its words it reads that and calls nothing.
+    /// The table that the statement reads, as it is written, if by its words it reads one table and calls nothing.
     pub(super) plain_read: Option<String>,
 }
 
-/// Where a statement may run; elsewhere it is refused with the sentence.
+/// Where a statement may run. Elsewhere it is refused, with the sentence.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     /// Anywhere.
@@ -41,7 +43,7 @@ pub(super) enum Needs {
 }
 
 impl Verdict {
-    /// Whether it may run here and now.
+    /// Whether the statement may run on this connection now.
     pub(super) fn allows(&self, pinned: bool, in_transaction: bool) -> Result<(), Error> {
         let sentence = match &self.needs {
             Needs::Nothing => return Ok(()),
@@ -55,8 +57,8 @@ impl Verdict {
     }
 }
 
-/// Judges a statement by its words: comments, quotes and case do not hide them. Its time is linear in the statement's
-/// length, and it takes no stack for nesting.
+/// Judges a statement by its tokens, so that comments, quotes and case hide nothing. The time is linear in the length
+/// of the statement, and nesting takes no stack.
 pub(super) fn judge(sql: &str) -> Result<Verdict, Error> {
     let wrong = |sentence: String| Error::new(ErrorKind::Statement, sentence);
     let tokens = tokens(sql).map_err(|unterminated| {
@@ -108,7 +110,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// What a statement that begins with `with` does in the end. Some of the verbs may be names there.
+    /// The verb of a statement that begins with `with`. Some of the verbs may also be used as names there.
     fn verb_after_with(self) -> &'static str {
         let mut depth = 0_usize;
         for (index, token) in self.0.iter().enumerate() {
@@ -123,7 +125,7 @@ impl<'a> Words<'a> {
                 _ if token.is("insert") && next == "into" => return "insert",
                 _ if token.is("merge") && next == "into" => return "merge",
                 _ if token.is("delete") && next == "from" => return "delete",
-                // As a name it is followed by `as` or its columns.
+                // When `update` is a name, `as` or a list of columns follows it.
                 _ if token.is("update")
                     && next != "as"
                     && self.0.get(index + 1) != Some(&Token::Other(b'(')) =>
@@ -136,7 +138,7 @@ impl<'a> Words<'a> {
         ""
     }
 
-    /// Without the parentheses and semicolons that may stand ahead of a statement; other things are none.
+    /// The statement without the parentheses and semicolons before its first word.
     fn after_what_is_ahead(self) -> Self {
         let ahead = |token: &&Token<'_>| !matches!(token, Token::Word(_) | Token::Quoted(_));
         Words(&self.0[self.0.iter().take_while(ahead).count()..])
@@ -190,7 +192,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// The same of a name, which may be quoted.
+    /// The word or quoted name at a place, in lower case; empty if there is something else.
     fn name(self, index: usize) -> String {
         match self.0.get(index) {
             Some(Token::Word(word) | Token::Quoted(word)) => word.to_ascii_lowercase(),
@@ -202,7 +204,7 @@ impl<'a> Words<'a> {
         (self.0.windows(2)).any(|pair| pair[0].is(first) && second.iter().any(|s| pair[1].is(s)))
     }
 
-    /// What `explain` is asked about.
+    /// The statement that `explain` explains.
     fn explained(self) -> Self {
         let mut rest = &self.0[1..];
         if rest.first() == Some(&Token::Other(b'(')) {
@@ -310,7 +312,7 @@ impl<'a> Words<'a> {
     }
 }
 
-/// For every opening parenthesis the place of the one that closes it; 0 if none does.
+/// For every opening parenthesis, the index of the one that closes it; 0 if none does.
 fn ends(tokens: &[Token<'_>]) -> Vec<usize> {
     let (mut ends, mut open) = (vec![0; tokens.len()], Vec::new());
     for (index, token) in tokens.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! A connection on loan, and how a statement is run on it.
+//! A leased connection, and how a statement runs on it.
 //!
-//! A statement is watched by the request's deadline: when that ends, the server is asked to cancel it, and its
-//! outcome is still waited for, so that the connection is known to be idle afterwards. Whatever a statement needs
-//! before it (`begin`, savepoints) travels with it in one round trip.
+//! The request's deadline watches a statement. When the deadline ends, the server is asked to cancel the statement, and
+//! the outcome is still waited for: so the connection is known to be idle afterwards. Statements of the host that must
+//! go before it (`begin`, savepoints) are sent with it in one round trip.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,9 +20,10 @@ use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
 use crate::threads::deadline::Deadline;
 
-/// How long a transaction statement of the host's own may take: a commit may wait for a disk, or for a replica.
+/// The time limit of the host's own transaction statements: a commit may wait for a disk or for a replica. When it is
+/// over, the connection is closed.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);
-/// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
+/// A leased connection. Dropping it rolls back what is open on it, and gives it back clean (R11).
 pub struct Lease {
     session: Option<Session>,
     database: Arc<Postgres>,
@@ -30,37 +31,38 @@ pub struct Lease {
     read_only: bool,
     in_transaction: bool,
     pinned: bool,
-    /// Whether it was ever pinned: nobody else gets it then.
+    /// Whether the connection was ever pinned, or may not be used again for another reason. Then it is closed after the
+    /// lease.
     tainted: bool,
-    /// Whether anything was run on it.
+    /// Whether a statement has run that may have left something in the session: then it must be cleaned.
     used: bool,
-    /// Whether it is unknown what the server does on it.
+    /// Whether it is unknown what the server does on the connection.
     broken: bool,
-    /// Whether anything was run on it that may change definitions.
+    /// Set from the first statement that may change definitions until the connection is clean.
     changing: Option<Changing>,
     holds: Option<Holds>,
 }
 
-/// Ends what [`Lease::run_reading`] has begun.
+/// The statement that ends the savepoint of [`Lease::run_reading`].
 pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_reading";
 
 const QUERY_CANCELED: &str = "57014";
 const FORGOTTEN: &str = "26000";
 
-/// What is known of a statement ahead of it.
+/// Before a statement is sent: whether it will leave something in the session.
 enum Read {
-    /// It leaves nothing, if nothing changes meanwhile.
+    /// It leaves nothing, unless definitions change meanwhile.
     Plain(Watch),
-    /// It may leave nothing: the server is asked.
+    /// It may leave nothing: the server is asked, with the statement.
     Unknown(Watch, Check),
     /// It may leave something.
     Other,
 }
 
-/// That a connection may change definitions; see `plain`.
+/// Registers a connection that may change definitions, until dropped; see `plain`.
 struct Changing {
     database: Arc<Postgres>,
-    /// Whether the server is asked first if that is so.
+    /// Whether the server is asked first whether the statement is a plain read.
     asks: bool,
     changed: bool,
 }
@@ -118,7 +120,7 @@ impl Lease {
         !self.broken && !self.session.as_ref().is_none_or(Session::is_closed)
     }
 
-    /// Runs a statement that belongs to no transaction.
+    /// Runs a statement outside of any transaction.
     pub(in super::super) async fn run_alone(
         &mut self,
         statement: &Statement,
@@ -126,7 +128,7 @@ impl Lease {
         self.run(&[], statement).await.map_err(Failed::into_error)
     }
 
-    /// Runs what has to go before the statement, and the statement.
+    /// Runs the statements of the host in `before`, then the statement.
     pub(in super::super) async fn run(
         &mut self,
         before: &[String],
@@ -159,7 +161,7 @@ impl Lease {
             } else if let Err((Failed::Statement(error), _)) = &mut ran
                 && is_stale
             {
-                // All of the transaction can be tried again, with statements that are prepared anew.
+                // The view may run its whole transaction again, with statements that are prepared anew.
                 error.kind = ErrorKind::Conflict;
                 error.message = format!(
                     "definitions that the statement uses were changed after it was prepared, and the transaction has begun already, so that all of it has to be tried again (`retries` where the view is declared does so): {}",
@@ -173,8 +175,9 @@ impl Lease {
         Ok(outcome)
     }
 
-    /// The same for a statement that may only read, on a connection that may write. Within a transaction that takes a
-    /// savepoint, because its end is what makes the transaction one that writes again ([`END_OF_READING`]).
+    /// As [`Lease::run`], for a statement that must only read on a connection that may write. Within a transaction it
+    /// runs inside of a savepoint: `set transaction read only` holds until the savepoint is released
+    /// ([`END_OF_READING`]).
     pub(in super::super) async fn run_reading(
         &mut self,
         before: &[String],
@@ -192,8 +195,8 @@ impl Lease {
         ran
     }
 
-    /// What is known of a statement, on a connection on which something has run already or not. Whatever may change
-    /// definitions is announced before it is sent.
+    /// What is known of a statement before it is sent. `was_used`: something has run on the connection already. A
+    /// statement that may change definitions is registered here, before it is sent.
     fn plain_read(&mut self, was_used: bool, statement: &Statement, verdict: &Verdict) -> Read {
         let definitions = &self.database.definitions;
         let session = self.session.as_ref().expect("it is there until the drop");
@@ -241,8 +244,8 @@ impl Lease {
         }
     }
 
-    /// Takes none of the statements that were prepared for known any more. Those by which the client looks up types
-    /// may be gone, too, so nobody else gets this connection.
+    /// Forgets all prepared statements of this connection. The statements that the client looks up types with may be
+    /// gone, too, so the connection is closed after the lease.
     fn forget_statements(&mut self) {
         self.tainted = true;
         if let Some(session) = &mut self.session {
@@ -250,7 +253,7 @@ impl Lease {
         }
     }
 
-    /// What the guard thinks of a statement, if it may run here at all.
+    /// The guard's verdict on a statement, if the statement may run here.
     async fn admit(&mut self, statement: &Statement) -> Result<Arc<Verdict>, Error> {
         if let Some(why) = self.deadline.ended() {
             return Err(why.into());
@@ -342,11 +345,11 @@ impl Lease {
             Ok(_) => "",
             Err((_, code)) => code,
         };
-        // The server may take the cancellation for whatever is run next, when that was not what ended the statement. It
-        // does not say what did: so nobody else gets this connection in any case.
+        // If the cancellation did not end the statement, the server may apply it to whatever runs next. It does not say
+        // what ended the statement, so the connection is closed after the lease in any case.
         self.broken |= cancel.is_sent() && code != QUERY_CANCELED;
         self.tainted |= cancel.is_sent();
-        // It was done before the server heard that it should stop. Nothing can follow: the request has ended.
+        // The statement ended before the cancellation arrived. Nothing may follow it, because the request has ended.
         let ran = match (ran, self.deadline.ended()) {
             (Ok(_), Some(why)) if cancel.is_sent() => {
                 Err((Failed::Statement(why.into()), String::new()))
@@ -366,7 +369,7 @@ impl Lease {
         })
     }
 
-    /// Runs transaction statements of the host's own, also when the request has ended.
+    /// Runs transaction statements of the host, also after the request has ended.
     pub(in super::super) async fn host(&mut self, statements: &[String]) -> Result<(), Error> {
         let session = self.session.as_ref().expect("it is there until the drop");
         let name = &self.database.config.name;
@@ -468,8 +471,8 @@ impl Drop for Lease {
             return;
         }
         let (runtime, in_transaction) = (database.runtime.clone(), self.in_transaction);
-        // Its place is taken until the server has nothing open any more. In the background, because whoever ran the
-        // statement need not wait for it: one round trip, and about as much work for the server as two small reads.
+        // The permits are given back when the connection is clean or closed. This is done in the background, because
+        // nobody needs to wait for it. It costs one round trip, and the server about as much work as two small reads.
         let mut session = session;
         runtime.spawn(async move {
             if closes {

@@ -1,8 +1,8 @@
 //! One PostgreSQL database: a pool of connections to its server.
 //!
-//! A connection's own task lives on the runtime that opened the database, never on a request's loop. Statements go
-//! by the extended protocol, prepared and kept per connection; `lease` says how one is run to its end, `guard`
-//! which ones are refused because they would leave something in a connection that somebody else gets next (R11).
+//! The task of a connection runs on the runtime that opened the database, never on a request's loop. Statements use the
+//! extended protocol; they are prepared, and kept for each connection. `lease` runs a statement to its end. `guard`
+//! refuses statements that would leave something in a connection for its next user (R11).
 
 mod connector;
 mod error;
@@ -57,18 +57,19 @@ pub struct Postgres {
     open_ended: OpenEnded,
     free: Mutex<Vec<Session>>,
     definitions: Definitions,
-    /// Counts how often statements turned out to be prepared before definitions changed. Connections then prepare theirs
-    /// anew, so that this is noticed once, and not once for each connection.
+    /// Counts how often a prepared statement turned out to be older than a change of definitions. After that, every
+    /// connection drops its prepared statements when it is leased: so one change is noticed once, and not once for each
+    /// connection.
     plans: AtomicU64,
     runtime: Handle,
 }
 
-/// What a connection takes of its pool.
+/// A connection's permit of the pool, and its count in the metrics.
 type Holds = (Permit, GaugeGuard);
 
 impl Postgres {
-    /// Connects once, so that a wrong address or password is told now. Blocks; on a thread of the runtime that the
-    /// connections shall live on.
+    /// Opens the database and connects once, so that a wrong address or password is reported at once. Blocks. Must run
+    /// on a thread of the runtime that the connections are to live on.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses the user.
@@ -102,17 +103,17 @@ impl Postgres {
         &self.config
     }
 
-    /// Where its connections live.
+    /// The runtime that the connections' tasks run on.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Room for pins and for results that are read in pieces.
+    /// The permits for pins and for results that are read in pieces.
     pub(super) fn open_ended(&self) -> &OpenEnded {
         &self.open_ended
     }
 
-    /// A connection: a free one, or a new one while there are fewer than may be.
+    /// Leases a connection: a free one, or a new one while there are fewer than `connections`.
     ///
     /// # Errors
     /// When none comes free in time, the server cannot be reached, or the request ends.
@@ -144,7 +145,8 @@ impl Postgres {
         }
     }
 
-    /// Makes a connection. When nobody waits for it any more it is made nevertheless, in its place, and is free then.
+    /// Opens a connection. If the caller is dropped meanwhile, the connection is opened nevertheless, under its permit,
+    /// and is free then.
     async fn connect(
         self: &Arc<Self>,
         deadline: &Deadline,
@@ -183,7 +185,7 @@ impl Postgres {
         ))
     }
 
-    /// From now on no connection uses what it has prepared before.
+    /// Makes every connection drop its prepared statements when it is leased the next time.
     fn forget_plans(&self) {
         self.plans.fetch_add(1, Relaxed);
     }
@@ -192,7 +194,7 @@ impl Postgres {
         self.plans.load(Relaxed)
     }
 
-    /// Closes a connection, and has the server end it when it does not end by itself.
+    /// Closes a connection. When the server's process goes on all the same, another connection has the server end it.
     async fn close(&self, session: Session) {
         const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
             where pid::pg_catalog.oid = $1 and datname = current_database() and usename = current_user";

@@ -1,6 +1,6 @@
 //! `numeric` from its binary form: digits in base 10,000, most significant first.
 
-/// As the server itself would print it. None: this is no numeric.
+/// The number as the server prints it. None: the bytes are not a `numeric`.
 pub(super) fn text(raw: &[u8]) -> Option<String> {
     let word = |index: usize| {
         let bytes = raw.get(index * 2..index * 2 + 2)?;
@@ -53,7 +53,7 @@ pub(super) fn text(raw: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Four decimal digits, of which there may be tens of thousands.
+/// Adds four decimal digits. A number may have tens of thousands of them.
 fn four(digit: i16, text: &mut String) {
     for place in [1000, 100, 10, 1] {
         let digit = u8::try_from(digit / place % 10).unwrap_or(0);

@@ -1,7 +1,8 @@
-//! The contract's values as parameters of the type that the server expects.
+//! Converts values of the contract to parameters of the types that the server expects.
 //!
-//! All but bytes travel as text, which the server reads as what it wants, so that every type it has can be given;
-//! if it cannot, its sentence says which parameter and why. Arrays are written as JSON and sent as its literals.
+//! All values except for bytes are sent as text, and the server reads the text as the type that it expects: so a
+//! parameter can have any type of the server's. If the text does not fit, the server's error names the parameter.
+//! Arrays are JSON in the contract, and are sent as array literals.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ pub(super) enum Param<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The parameters of a statement that expects `types`; as many as it has. `long` has the literals of those arrays, by
-/// their place, that were written elsewhere; none if they could not be.
+/// The parameters of a statement that expects these `types`, as many as there are types. `long`: the literals of long
+/// arrays, by their index, which were converted on another thread; none: the array could not be converted.
 pub(super) fn params<'a>(
     values: &'a [Value],
     types: &[Type],
@@ -87,7 +88,7 @@ fn param<'a>(value: &'a Value, ty: &Type) -> Option<Param<'a>> {
     })
 }
 
-/// Whether a number can be given for this type at all.
+/// Whether a number can be sent for this type.
 fn fits(ty: &Type) -> bool {
     *ty != Type::BYTEA && *ty != Type::UUID && element(ty).is_none()
 }
@@ -119,7 +120,7 @@ fn wanted(ty: &Type) -> String {
 /// The most dimensions that the server's arrays can have.
 const DIMENSIONS_MAX: usize = 6;
 
-/// A JSON array as an array literal of the server's: `[1, null, ["a"]]` as `{1,NULL,{"a"}}`.
+/// Converts a JSON array to an array literal of the server: `[1, null, ["a"]]` to `{1,NULL,{"a"}}`.
 pub(super) fn array(json: &str, element: &Type) -> Option<String> {
     let mut literal = String::new();
     let of_json = matches!(*element, Type::JSON | Type::JSONB);
@@ -132,7 +133,7 @@ pub(super) fn array(json: &str, element: &Type) -> Option<String> {
     Some(literal)
 }
 
-/// A JSON array that is written as a literal while it is read, item by item.
+/// A JSON array that is converted to a literal while it is parsed, item by item.
 struct List<'l> {
     of_json: bool,
     dimension: usize,
@@ -140,7 +141,7 @@ struct List<'l> {
 }
 
 impl List<'_> {
-    /// Each dimension is read once more than the one around it, so their number bounds stack and time.
+    /// Each dimension is parsed once more than the one around it, so the limit on dimensions bounds stack and time.
     fn write(self, json: &str) -> Option<()> {
         if self.dimension > DIMENSIONS_MAX {
             return None;

@@ -1,31 +1,34 @@
-//! Which reads leave nothing in a session, so that their connection need not be cleaned after them (R11).
+//! Plain reads: those that leave nothing in a session, so that the connection need not be cleaned after them (R11).
 //!
-//! By its words a read may name one table and call nothing (`guard`); what the table is, the server alone knows. It is
-//! asked in a clean session, right ahead of the read and in the same round trip: names mean there what they mean in
-//! the read. The table is taken for what it is only when its name leads to the very table that the server described
-//! the statement's columns with when it was prepared. The answer holds for a second, and only as long as nobody may
-//! have changed a definition:
+//! By its words, a read may name one table and call nothing (`guard`). Only the server knows what that table is. The
+//! server is asked in a clean session, right before the read and in the same round trip, so that names mean the same in
+//! the question and in the read. The answer counts only if the name leads to the very table (by its oid) that the
+//! server named for the statement's columns when it prepared the statement. The answer holds for one second, and only
+//! while no definition may have changed:
 //!
-//! * A statement that is more than `select` and its like by its first word may change definitions, and so may each
-//!   that calls something while the database has functions that somebody has written. From before such a statement
-//!   until its connection is clean, no read is believed to have left nothing, and no older answer holds afterwards.
-//! * Other programs are not seen; what they change is noticed within the second.
+//! * A statement may change definitions if its first word is not that of a read or of a change of rows (`select`,
+//!   `insert` and the like). While the database has functions that users have written, every statement may, because it
+//!   may call them. From before such a statement is sent until its connection is clean, no read counts as plain, and no
+//!   older answer counts afterwards.
+//! * Changes by other programs are not seen. They are noticed within the second.
 //!
-//! Whenever in doubt, the connection is cleaned.
+//! In every doubtful case the connection is cleaned.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long an answer holds.
+/// How long an answer of the server holds.
 const HOLDS: Duration = Duration::from_secs(1);
 
-/// Whether reading a table (`$1` its name, `$2` its oid) runs nothing that somebody has written, and whether the
-/// database has functions that may change definitions. It is a table with rows of its own: no view, nothing
-/// inherited, no policies and rules. Its columns have types whose output is the server's or an extension's. Nothing
-/// that is looked at while a read is planned (indexes, constraints, statistics) depends on anything but the server's.
-/// No operator and no cast can be meant that is neither the server's nor an extension's. Every name has its schema,
-/// because a role's search path may put somebody's ahead.
+/// The question to the server, about the table `$1` (name) and `$2` (oid). First column: whether reading the table runs
+/// no code that users have written. Second column: whether the database has functions that may change definitions.
+///
+/// The first is true when all of this holds. The table has rows of its own: it is no view, nothing inherits from it,
+/// and it has no policies and no rules. The types of its columns have output functions of the server's or of an
+/// extension's. Whatever the server evaluates while it plans the read (indexes, constraints, statistics) uses only the
+/// server's own functions. Every operator and cast in the database is the server's or an extension's. All names have
+/// their schema, because a role's search path may put another schema first.
 pub(super) const CHECK: &str = "select exists (
         select from pg_catalog.pg_class c
         where c.oid operator(pg_catalog.=) pg_catalog.to_regclass($1) and c.oid operator(pg_catalog.=) $2::pg_catalog.oid
@@ -79,57 +82,57 @@ pub(super) const CHECK: &str = "select exists (
             and (p.prolang operator(pg_catalog.>) '13'::pg_catalog.oid
                 or p.provolatile operator(pg_catalog.=) 'v'::pg_catalog.\"char\"))";
 
-/// What [`CHECK`] has told.
+/// The answer to [`CHECK`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Checked {
     pub(super) is_plain: bool,
     pub(super) has_functions: bool,
 }
 
-/// Which table a read has to be checked for.
+/// The table that [`CHECK`] asks about.
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) name: String,
     pub(super) oid: u32,
 }
 
-/// What the host knows of the changes of a database's definitions.
+/// What the host knows about changes of a database's definitions.
 #[derive(Default)]
 pub(super) struct Definitions(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Counts what may have changed.
+    /// Counts the times that definitions may have changed.
     generation: u64,
-    /// How many connections may be changing something right now.
+    /// The number of connections that may be changing definitions right now.
     changing: usize,
-    /// Those of them that have only asked about their read, and not been answered. They do not keep each other from learning:
-    /// an answer that turns out to allow changes ends all others.
+    /// The number of these that have only asked about their read and have no answer yet. They do not keep each other
+    /// from learning: an answer that allows changes makes all other answers invalid.
     asking: usize,
-    /// When there were no functions that change definitions, if that is known.
+    /// When the database had no functions that may change definitions; none: that is not known.
     without_functions: Option<Instant>,
 }
 
-/// That a read is known to leave nothing.
+/// Proof that a read leaves nothing. See [`Plain::holds`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plain {
     generation: u64,
     since: Instant,
 }
 
-/// From when a read is sent until it has ended; see [`Definitions::watch`].
+/// The state of definitions when a read is sent, to be compared when it has ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watch {
     generation: u64,
-    /// Nobody else may change something.
+    /// No other connection may have been changing definitions.
     quiet: bool,
-    /// Nobody else may, but for those who have only asked.
+    /// No other connection may have been, except for those that have only asked.
     learns: bool,
     since: Instant,
 }
 
 impl Definitions {
-    /// Begins to watch for changes. `own` is whether the watcher's own connection counts as changing something.
+    /// Starts a watch. `own`: the watcher's own connection is registered as one that may change definitions.
     pub(super) fn watch(&self, own: bool) -> Watch {
         let state = self.0.lock();
         Watch {
@@ -140,19 +143,19 @@ impl Definitions {
         }
     }
 
-    /// Whether nothing can have changed meanwhile.
+    /// Whether no definition can have changed since the watch began.
     pub(super) fn is_unchanged(&self, watch: &Watch, own: bool) -> bool {
         let state = self.0.lock();
         watch.quiet && state.changing == usize::from(own) && state.generation == watch.generation
     }
 
-    /// Whether what a statement calls may change definitions.
+    /// Whether a function that a statement calls may change definitions.
     pub(super) fn may_call(&self) -> bool {
         let known = self.0.lock().without_functions;
         known.is_none_or(|at| at.elapsed() > HOLDS)
     }
 
-    /// Takes note of an answer, and says until when a read is plain by it.
+    /// Takes note of the server's answer. Returns the proof that the read is plain, if it is.
     pub(super) fn learn(&self, watch: &Watch, checked: Checked) -> Option<Plain> {
         let mut state = self.0.lock();
         let unchanged =
@@ -167,14 +170,15 @@ impl Definitions {
         })
     }
 
-    /// From now on something may be changed, by one connection more, which `asks` first whether that is so.
+    /// Registers one more connection that may change definitions. `asks`: it asks the server first whether its read is
+    /// plain.
     pub(super) fn begin(&self, asks: bool) {
         let mut state = self.0.lock();
         state.changing += 1;
         state.asking += usize::from(asks);
     }
 
-    /// That connection has nothing open any more. `changed`: whether it may have changed something at all.
+    /// Unregisters a connection, when nothing is open on it any more. `changed`: it may have changed definitions.
     pub(super) fn end(&self, asks: bool, changed: bool) {
         let mut state = self.0.lock();
         state.changing -= 1;
@@ -187,7 +191,7 @@ impl Definitions {
 }
 
 impl Plain {
-    /// Whether it holds at the begin of a watch.
+    /// Whether the proof holds for a read whose watch begins now.
     pub(super) fn holds(&self, watch: &Watch) -> bool {
         watch.quiet
             && self.generation == watch.generation
@@ -213,7 +217,7 @@ mod tests {
             .learn(&watch, NO_FUNCTIONS)
             .expect("it is plain");
         assert!(plain.holds(&definitions.watch(false)) && !definitions.may_call());
-        // Somebody changes something while a read is on its way: before, during, after.
+        // A connection changes something while a read is sent: before it, during it, after it.
         let during = definitions.watch(false);
         definitions.begin(false);
         assert!(!plain.holds(&definitions.watch(false)));
@@ -237,7 +241,7 @@ mod tests {
             .expect("it is plain");
         definitions.begin(true);
         let own = definitions.watch(true);
-        // Another one asks at the same time: both learn, and neither is believed to have left nothing.
+        // Another connection asks at the same time: both learn, and neither read counts as plain.
         definitions.begin(true);
         let other = definitions.watch(true);
         assert!(definitions.learn(&own, NO_FUNCTIONS).is_some());
@@ -246,7 +250,7 @@ mod tests {
         definitions.end(true, false);
         definitions.end(true, false);
         assert!(plain.holds(&definitions.watch(false)));
-        // Whose answer was another one ends what the others have learnt.
+        // A connection with another answer makes invalid what the others have learnt.
         definitions.begin(true);
         definitions.end(true, true);
         assert!(!plain.holds(&definitions.watch(false)));

@@ -22,14 +22,14 @@ use crate::config::PostgresServer;
 /// How long a server may take to end a connection that the host has closed, or to answer a cancellation.
 pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What takes away the settings that statements have left, so that none of them (a time limit, read-only
-/// transactions) is in the way of what follows. It is a message, and so a transaction, of its own.
+/// Resets the settings that statements have left, so that none of them (a time limit, read-only transactions) affects
+/// what follows. It is sent as a message, and so a transaction, of its own.
 pub(in super::super) const RESET: &str = "set session authorization default; reset role; reset all";
 
-/// What takes away all else that statements can leave in a connection but prepared statements. As `discard all`,
-/// without forgetting those that the host itself has prepared: it tells how many there are of SQL's and of the
-/// host's, without those by which the client looks up types. Names have their schema, because the search path may be
-/// somebody's choice.
+/// Removes everything else that statements can leave in a connection, except for prepared statements: as `discard all`,
+/// without dropping the statements that the host has prepared. The result has the number of statements that were
+/// prepared in SQL, and of those that the host has prepared, without those that the client looks up types with. All
+/// names have their schema, because a view may have chosen the search path.
 const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
     select pg_catalog.pg_advisory_unlock_all(), \
     pg_catalog.count(*) filter (where from_sql), \
@@ -41,38 +41,38 @@ const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
     pg_catalog.setseed(SEED) \
     from pg_catalog.pg_prepared_statements";
 
-/// How often a pooler is asked for another connection, and how long it may take, to find out how it pools.
+/// How often a second connection is opened to find out how a pooler works, and how long each attempt may take.
 const POOLER_PROBES: usize = 3;
 const POOLER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// What its messages are bounded by.
+    /// The limits on its messages.
     pub(super) limits: Limits,
     /// [`CHECK`], prepared by the first cleaning.
     check: Option<tokio_postgres::Statement>,
     /// Ends when the connection is closed.
     connection: JoinHandle<()>,
     pub(super) statements: LruCache<String, Prepared>,
-    /// The server's process, as itself says.
+    /// The number of the server's process, as `pg_backend_pid()` says.
     process: u32,
-    /// Counts how often what was prepared had to be forgotten, as [`Postgres::plans`] does.
+    /// The value of [`Postgres::plans`] when the kept statements were last dropped.
     plans: u64,
 }
 
-/// A statement that the server knows, and what the guard thinks of it.
+/// A statement that is prepared on the server, with the guard's verdict on it.
 #[derive(Clone)]
 pub(super) struct Prepared {
     pub(super) statement: tokio_postgres::Statement,
     pub(super) verdict: Arc<Verdict>,
-    /// Since when it is known to leave nothing in a session.
+    /// Since when the statement is known to leave nothing in a session; none: it is not known.
     pub(super) plain: Option<Plain>,
 }
 
 impl Prepared {
-    /// What has to be asked to know whether it leaves nothing, if that is possible by its words: about the table that
-    /// its columns are of.
+    /// The question to the server by which a plain read can be known to leave nothing: about the one table that all its
+    /// columns are of. None: by its words or its columns, the statement may leave something.
     pub(super) fn check(&self) -> Option<Check> {
         let name = self.verdict.plain_read.clone()?;
         let mut tables = (self.statement.columns().iter()).filter_map(|column| column.table_oid());
@@ -84,10 +84,12 @@ impl Prepared {
 }
 
 impl Session {
-    /// Connects. `surely`: it has to be known that no pooler shares the connection out.
+    /// Opens a connection. `surely`: fails if it cannot be found out whether a pooler shares the connection among
+    /// clients.
     ///
     /// # Errors
-    /// When the server cannot be reached or refuses the user, or when a pooler does so ([`Session::is_its_own`]).
+    /// When the server cannot be reached or refuses the user, or when a pooler shares the connection
+    /// ([`Session::is_its_own`]).
     pub(super) async fn connect(connector: &Connector, surely: bool) -> anyhow::Result<Session> {
         let session = Session::connect_anywhere(connector).await?;
         session.is_its_own(connector, surely).await?;
@@ -98,7 +100,7 @@ impl Session {
         let limits = Limits::new();
         let (client, mut connection) = connector.connect(&limits).await?;
         let connection = tokio::spawn(async move {
-            // What the server remarks beside its answers is for those who look closely.
+            // Notices of the server are logged at the level `debug`.
             while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
                 match message {
                     Ok(AsyncMessage::Notice(notice)) => tracing::debug!(%notice, "PostgreSQL"),
@@ -122,13 +124,14 @@ impl Session {
         })
     }
 
-    /// Makes sure that the connection leads to one process of the server for as long as it exists.
+    /// Makes sure that the connection leads to the same process of the server for as long as it exists.
     ///
-    /// A pooler between host and server (PgBouncer and its like) names a process of its own choice when a connection
-    /// begins. One that pools by transaction gives the process to others as soon as the transaction has ended: statements
-    /// that were prepared would be looked for where another host has prepared others under the same names, and its rows
-    /// would be answered. So a second connection is made. It can never have the process that this one has, unless both
-    /// are shared out; and when it keeps a process in a transaction, this one must still have its own.
+    /// A pooler between host and server (such as PgBouncer) reports a process number of its own when a connection
+    /// begins; that is noticed here. A pooler that pools by transaction gives the process to other clients after every
+    /// transaction. Then prepared statements of one client would be looked up where another client has prepared others
+    /// under the same names, and the answers would be those of other statements. So a second connection is opened: the
+    /// two must never have the same process, and while the second one keeps a process in a transaction, the first must
+    /// still have its own.
     async fn is_its_own(&self, connector: &Connector, surely: bool) -> anyhow::Result<()> {
         if self.process == self.limits.process() {
             return Ok(());
@@ -149,7 +152,7 @@ impl Session {
                     "between Amphi and the server is a pooler, such as PgBouncer, that has not given a second connection within {} ms, which is needed to find out whether it pools by session: let it have more connections (`default_pool_size`), or connect to the server itself",
                     POOLER_TIMEOUT.as_millis()
                 ),
-                // The pool has no other connection to give, which is how one that pools by session behaves.
+                // There is no second connection in time: a pooler that pools by session has none left to give.
                 Err(_) => return Ok(()),
             }
         }
@@ -160,7 +163,7 @@ impl Session {
         let other = Session::connect_anywhere(connector).await?;
         match other.client.batch_execute("begin").await {
             Ok(()) => {}
-            // One that pools by statement has no transactions.
+            // A pooler that pools by statement refuses transactions.
             Err(error) if error.as_db_error().is_some() => return Ok(true),
             Err(error) => return Err(error.into()),
         }
@@ -169,7 +172,7 @@ impl Session {
         Ok(other.process == self.process || theirs == self.process || own != self.process)
     }
 
-    /// Forgets what was prepared before definitions changed.
+    /// Drops prepared statements that may be older than a change of definitions.
     pub(super) fn refresh(&mut self, database: &Postgres) {
         let plans = database.plans();
         if std::mem::replace(&mut self.plans, plans) != plans {
@@ -185,12 +188,12 @@ impl Session {
         self.client.cancel_token()
     }
 
-    /// Whether it can be asked about a table.
+    /// Whether the server can be asked about tables on this connection.
     pub(super) fn can_check(&self) -> bool {
         self.check.is_some()
     }
 
-    /// What the server says of a table; none: it does not.
+    /// The server's answer about a table; none: there is no answer.
     pub(super) async fn check(&self, check: &Check) -> Option<Checked> {
         let statement = self.check.as_ref()?;
         let params: [&(dyn ToSql + Sync); 2] = [&check.name, &check.oid];
@@ -201,22 +204,23 @@ impl Session {
         })
     }
 
-    /// Ends what is open and takes away all that statements have left. Whether that worked, and the statements that the
-    /// host has prepared are still there.
+    /// Ends what is open in the session, and removes what statements have left in it. Returns whether that worked and
+    /// exactly the host's prepared statements are left.
     pub(super) async fn clean(&mut self, in_transaction: bool) -> bool {
-        // A transaction that nobody knows of does not outlive this either. Without any, `rollback` alone would have
-        // the server log a warning each time.
+        // The rollback also ends a transaction that the host does not know of. Without any transaction, `rollback`
+        // alone would make the server log a warning each time.
         let rollback = match in_transaction {
             true => "rollback",
             false => "begin; rollback",
         };
-        // A pooler sets the encoding of its clients itself, and `reset all` takes that away, too.
+        // A pooler sets the client encoding itself, and `reset all` undoes that.
         let encoding = match self.process == self.limits.process() {
             true => "",
             false => "; set client_encoding = 'UTF8'",
         };
         let reset = format!("{rollback}; {RESET}{encoding}");
-        // `setseed` has no other end: nobody is to know what `random()` gives to the next one.
+        // A new seed is the only way to undo `setseed`: the next user of the connection must not get numbers that an
+        // earlier one has chosen.
         let clean = CLEAN.replace("SEED", &(fastrand::f64() * 2.0 - 1.0).to_string());
         // Both are sent at once.
         let cleaned = futures::future::try_join(
@@ -227,8 +231,8 @@ impl Session {
         let Ok(Ok(((), messages))) = cleaned else {
             return false;
         };
-        // A name that was prepared in SQL would be there for the next one, and one of the host's that is gone would
-        // fail it.
+        // A statement that a view has prepared in SQL would be there for the next user of the connection. If one of the
+        // host's is gone, its next use would fail.
         let ours = self.statements.len() + usize::from(self.check.is_some());
         let counts = |message: &SimpleQueryMessage| match message {
             SimpleQueryMessage::Row(row) => Some((
@@ -238,7 +242,7 @@ impl Session {
             )),
             _ => None,
         };
-        // A pooler that has begun to share connections out would have another process.
+        // The process changes when a pooler has begun to share connections.
         if messages.iter().find_map(counts) != Some((0_usize, ours, self.process)) {
             return false;
         }
@@ -250,8 +254,8 @@ impl Session {
         true
     }
 
-    /// Closes the connection and waits until the server has seen it. The server's process, if it has not: it goes on,
-    /// because what it does catches cancellations.
+    /// Closes the connection, and waits until the server has ended it. Returns the number of the server's process when
+    /// that goes on: what it runs ignores cancellations.
     pub(super) async fn close(self) -> Option<u32> {
         let Session {
             client,

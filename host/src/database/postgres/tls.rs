@@ -1,5 +1,5 @@
-//! TLS to the server, as the URL's `sslmode` says. `prefer` takes it when the server offers it and trusts whoever
-//! answers: it keeps others from listening, no more. `require` wants a certificate that is valid for the host.
+//! TLS to the server, as the URL's `sslmode` says. `prefer` uses TLS if the server offers it, with any certificate:
+//! that keeps others from listening, and no more. `require` needs a certificate that is valid for the host.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub(super) fn client(server: &PostgresServer) -> anyhow::Result<MakeRustlsConnec
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Takes every certificate, as `prefer` says: a server may have none at all.
+/// Accepts every certificate, for `prefer`: a server may have none that is valid.
 #[derive(Debug)]
 struct Anybody(WebPkiSupportedAlgorithms);
 

@@ -1,19 +1,19 @@
-//! A statement's tokens, as PostgreSQL's own scanner finds them.
+//! The tokens of a statement, as PostgreSQL's own scanner finds them.
 //!
-//! Only what the guard asks for: words, names, and where texts and comments end. One pass over the bytes, without
-//! recursion: comments nest by a counter. A text that does not end is an error, so that no part of it is read twice.
-//! Bytes beyond ASCII are letters, as they are to the server.
+//! Only as far as the guard needs them: words, names, and the ends of strings and comments. The scanner makes one pass
+//! over the bytes, without recursion: nested comments are counted. A string without an end is an error, so that no part
+//! of it is scanned twice. Bytes beyond ASCII are letters, as they are for the server.
 
-/// One token. Blanks and comments are none.
+/// One token. Blanks and comments are not tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token<'a> {
     /// A word as it is written: a keyword or a name.
     Word(&'a str),
-    /// A name in double quotes, without them; a quote in it is there twice.
+    /// A name in double quotes, without the quotes. A quote in the name is doubled.
     Quoted(&'a str),
-    /// A name whose letters may be numbers: `U&"\0061"`.
+    /// A name whose letters may be written as numbers: `U&"\0061"`.
     Escaped,
-    /// A text, in any of its spellings.
+    /// A string, in any of its spellings.
     Text,
     /// A number.
     Number,
@@ -48,7 +48,7 @@ impl Token<'_> {
 /// The tokens of a statement.
 ///
 /// # Errors
-/// In what the statement ends, if it ends within something.
+/// If the statement ends within a string, a quoted name or a comment: the name of that.
 pub(super) fn tokens(sql: &str) -> Result<Vec<Token<'_>>, &'static str> {
     let mut scanner = Scanner {
         sql,
@@ -64,9 +64,9 @@ pub(super) fn tokens(sql: &str) -> Result<Vec<Token<'_>>, &'static str> {
 
 /// One of several statements in a text.
 pub(in crate::database) struct SqlStatement<'a> {
-    /// Where it begins, without what is blank.
+    /// The byte offset of its first token.
     pub(in crate::database) start: usize,
-    /// As it is written, without its semicolon.
+    /// The SQL of the statement, without its semicolon.
     pub(in crate::database) text: &'a str,
     tokens: Vec<Token<'a>>,
 }
@@ -80,12 +80,12 @@ impl SqlStatement<'_> {
         }
     }
 
-    /// Whether this word (in lower case) is in it.
+    /// Whether the statement has this word (in lower case).
     pub(in crate::database) fn has(&self, word: &str) -> bool {
         self.tokens.iter().any(|token| token.is(word))
     }
 
-    /// Whether it makes a function or procedure, whose body may have statements.
+    /// Whether the statement makes a function or procedure, whose body may have statements.
     fn is_routine(&self) -> bool {
         let kind = match (&*self.word(1), &*self.word(2)) {
             ("or", "replace") => self.word(3),
@@ -95,11 +95,11 @@ impl SqlStatement<'_> {
     }
 }
 
-/// The statements of a text. As for `psql`, a semicolon ends one unless it is in parentheses, or between the `begin` and
-/// `end` of a function's body.
+/// The statements of a text. As in `psql`, a semicolon ends a statement unless it is in parentheses, or between the
+/// `begin` and `end` of a function's body.
 ///
 /// # Errors
-/// In what the text ends, if it ends within something.
+/// If the text ends within a string, a quoted name or a comment: the name of that.
 pub(in crate::database) fn statements(sql: &str) -> Result<Vec<SqlStatement<'_>>, &'static str> {
     let mut scanner = Scanner {
         sql,
@@ -147,7 +147,7 @@ pub(in crate::database) fn statements(sql: &str) -> Result<Vec<SqlStatement<'_>>
 struct Scanner<'a> {
     sql: &'a str,
     at: usize,
-    /// Up to here there are signs that the operator before them left over: each is a token.
+    /// Up to this offset there are signs (`+`, `-`) that the operator before them did not take: each is a token.
     signs: usize,
 }
 
@@ -207,7 +207,7 @@ impl<'a> Scanner<'a> {
         }))
     }
 
-    /// Whether a text begins here: with its quote, or with one letter and its quote.
+    /// Whether a string begins here: with its quote, or with one letter and its quote.
     fn opens(&self, quote: u8) -> bool {
         let rest = self.rest();
         rest[0] == quote || rest.get(1) == Some(&quote)
@@ -217,7 +217,7 @@ impl<'a> Scanner<'a> {
         self.at += self.rest().iter().take_while(|byte| wanted(**byte)).count();
     }
 
-    /// Leaves out blanks and comments.
+    /// Skips blanks and comments.
     fn skip(&mut self) -> Result<(), &'static str> {
         loop {
             match self.rest() {
@@ -244,13 +244,13 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A text from its opening quote, before which a letter may stand.
+    /// Skips a string from its opening quote, which a letter may precede.
     fn text(&mut self, quote: u8) -> Result<(), &'static str> {
         self.at += if self.rest()[0] == quote { 1 } else { 2 };
         self.until(quote)
     }
 
-    /// Up to and with the closing quote. Two quotes are one in the text.
+    /// Skips up to the closing quote and past it. A doubled quote does not close.
     fn until(&mut self, quote: u8) -> Result<(), &'static str> {
         loop {
             match self.rest() {
@@ -266,7 +266,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `E'…'`: a backslash takes what follows it along, and the text goes on after a line's end.
+    /// `E'…'`: a backslash escapes the next byte, and the string may go on in the next line.
     fn escaped_text(&mut self) -> Result<(), &'static str> {
         loop {
             match self.rest() {
@@ -283,8 +283,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Whether a text that has just ended goes on: after blanks with a line's end among them comes another quote, which
-    /// is then taken. Comments to a line's end are blanks here.
+    /// Whether a string that has just ended goes on: with another quote after blanks that include a line end. That
+    /// quote is then taken. Line comments count as blanks here.
     fn goes_on(&mut self) -> bool {
         let (before, mut line_ends) = (self.at, false);
         loop {
@@ -299,7 +299,7 @@ impl<'a> Scanner<'a> {
                     return true;
                 }
                 _ => {
-                    // What was looked at are blanks, which are looked at once more and never again.
+                    // The blanks are scanned once more, by `skip`, and never again.
                     self.at = before;
                     return false;
                 }
@@ -307,7 +307,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `$tag$…$tag$`, or a single `$`.
+    /// Skips `$tag$…$tag$`, or takes a single `$`.
     fn dollar_text(&mut self) -> Result<Token<'a>, &'static str> {
         let start = self.at;
         self.at += 1;
@@ -348,7 +348,8 @@ impl<'a> Scanner<'a> {
         self.take(digits);
     }
 
-    /// As many characters as an operator can have: none begins a comment in it, and only some end with a sign.
+    /// Takes the bytes of one operator. `--` and `/*` begin a comment in it, and an operator may end with a sign only
+    /// if it has one of certain characters.
     fn operator(&mut self) {
         let start = self.at;
         if start < self.signs {

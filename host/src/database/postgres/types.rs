@@ -1,7 +1,7 @@
-//! The types of a statement's parameters and columns: how deep they may be nested.
+//! The nesting of the types of a statement's parameters and columns.
 //!
-//! The client looks up what it does not know, one type within the other, each on the stack of the one around it: a
-//! domain over a domain over a domain … So does whoever drops what it has found. Both are bounded.
+//! tokio-postgres looks up types that it does not know by recursion, one type inside of the other (a domain over a
+//! domain over a domain …), and so does the code that drops them. Both take stack, so the nesting is bounded.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,14 +13,14 @@ use tokio_postgres::{Client, Error as ClientError, Statement as Known};
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::short;
 
-/// How often the lookup may wait for an answer: at least once for each type.
+/// How often the lookup may wait for an answer. It waits at least once for each type.
 const WAITS_MAX: usize = 300;
-/// How deep types may be nested in each other.
+/// The deepest nesting of types.
 const DEPTH_MAX: usize = 32;
-/// How many types one type may have in it.
+/// The most types that one type may consist of.
 const PARTS_MAX: usize = 10_000;
 
-/// What a preparation comes to; none when it looks up too many types.
+/// The result of a preparation. None: it looks up too many types.
 pub(super) async fn bounded(
     preparation: impl Future<Output = Result<Known, ClientError>>,
 ) -> Option<Result<Known, ClientError>> {
@@ -37,7 +37,7 @@ pub(super) async fn bounded(
     .await
 }
 
-/// Whether all types of a statement are nested as little as they may be.
+/// Whether the types of a statement are within the bounds.
 pub(super) fn are_shallow(known: &Known) -> bool {
     let columns = known.columns().iter().map(|column| column.type_());
     known.params().iter().chain(columns).all(is_shallow)
@@ -63,7 +63,7 @@ fn is_shallow(ty: &Type) -> bool {
     true
 }
 
-/// The refusal. What the client has learnt of the types is forgotten, so that it does not go on from there.
+/// The refusal. Clears the client's cache of types, so that another attempt does not start from what was looked up.
 pub(super) fn too_deep(client: &Client, sql: &str) -> Error {
     client.clear_type_cache();
     Error::new(

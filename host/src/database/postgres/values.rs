@@ -1,8 +1,9 @@
-//! What the server sends, as the contract's values: see `row` in `database.wit`.
+//! Converts values that the server sends to values of the contract: see `row` in `database.wit`.
 //!
-//! Results come in the binary form. A type that is not listed here is refused before the statement runs, with the
-//! advice to cast it to text. Within arrays, which are JSON text, truth values are `true` and `false`, whole and
-//! floating numbers are numbers, JSON is itself, and all else is text as it would be outside.
+//! Results arrive in the binary format. A type that is not listed here is refused before the statement runs, with the
+//! advice to cast it to text. An array becomes JSON text: in it, truth values are `true` and `false`, integers and
+//! floating-point numbers are numbers, JSON is as it is, and everything else is the text that it would be outside of an
+//! array.
 
 use std::fmt::Write as _;
 
@@ -100,7 +101,7 @@ pub(super) fn element(ty: &Type) -> Option<&Type> {
     }
 }
 
-/// How much work a value of this type may be beyond its length: numbers are printed with all their zeros.
+/// How much work a value of this type may be beyond its length: a `numeric` is printed with all its zeros.
 pub(super) fn weight(ty: &Type) -> usize {
     match element(ty).map(reading) {
         Some(Some(Reading::Numeric)) => 100,
@@ -109,7 +110,7 @@ pub(super) fn weight(ty: &Type) -> usize {
     }
 }
 
-/// Whether values of this type can be read; else what to do.
+/// Checks that values of this type can be read. The error says what to do instead.
 pub(super) fn check(column: &str, ty: &Type) -> Result<(), Error> {
     let known = match element(ty) {
         Some(element) => reading(element).is_some(),
@@ -127,8 +128,8 @@ pub(super) fn check(column: &str, ty: &Type) -> Result<(), Error> {
     }
 }
 
-/// A value that is not null. Printed, it may be much longer than it was sent: `10::numeric ^ 100000` is sent as ten
-/// bytes. So what it may have at most, `max` bytes, is looked at while it is printed; None when it is more.
+/// Converts a value that is not null. A value may be much longer as printed than as sent: `10::numeric ^ 100000` is
+/// sent in ten bytes. So the limit of `max` bytes is checked while the value is printed. None: the value is longer.
 pub(super) fn read(ty: &Type, raw: &[u8], max: u64) -> Result<Option<Value>, Error> {
     let max = usize::try_from(max).unwrap_or(usize::MAX);
     let value = match element(ty) {
@@ -161,7 +162,7 @@ fn scalar(reading: Reading, raw: &[u8]) -> Option<Value> {
         Reading::Void => Value::Null,
         Reading::Numeric => Value::Text(numeric::text(raw)?),
         Reading::Text | Reading::Json => Value::Text(std::str::from_utf8(raw).ok()?.to_owned()),
-        // A number for the version of the format, and then the text.
+        // One byte for the version of the format, then the text.
         Reading::JsonBinary => {
             let text = raw.strip_prefix(&[1])?;
             Value::Text(std::str::from_utf8(text).ok()?.to_owned())
@@ -177,7 +178,7 @@ fn scalar(reading: Reading, raw: &[u8]) -> Option<Value> {
     })
 }
 
-/// The server counts from here.
+/// The server counts days and times from here.
 const EPOCH: Date = match Date::from_calendar_date(2000, Month::January, 1) {
     Ok(date) => date,
     Err(_) => panic!("it is a date"),
@@ -191,7 +192,7 @@ fn date(days: i32) -> Option<String> {
     }
 }
 
-/// Years before the first have no common form.
+/// Years before the first have no common form, so they are not converted.
 fn printed(date: Date) -> Option<String> {
     let (year, month, day) = date.to_calendar_date();
     (year > 0).then(|| format!("{year:04}-{:02}-{day:02}", u8::from(month)))
@@ -231,7 +232,7 @@ fn fraction(micros: i64) -> String {
     }
 }
 
-/// As ISO 8601 has it: `P1Y2M3DT4H5M6.7S`.
+/// In ISO 8601: `P1Y2M3DT4H5M6.7S`.
 fn interval(raw: &[u8]) -> Option<String> {
     let micros = i64::from_be_bytes(raw.get(..8)?.try_into().ok()?);
     let days = i32::from_be_bytes(raw.get(8..12)?.try_into().ok()?);
@@ -265,7 +266,7 @@ fn interval(raw: &[u8]) -> Option<String> {
 /// The most dimensions that the server's arrays can have.
 const DIMENSIONS_MAX: usize = 6;
 
-/// As JSON. What comes after `max` bytes is left out: the caller looks at the length.
+/// An array as JSON. Printing stops after `max` bytes; the caller checks the length.
 fn array(element: &Type, raw: &[u8], max: usize) -> Option<String> {
     let reading = reading(element)?;
     let array = binary::array_from_sql(raw).ok()?;
@@ -274,7 +275,8 @@ fn array(element: &Type, raw: &[u8], max: usize) -> Option<String> {
     while let Some(dimension) = sizes.next().ok()? {
         dimensions.push(usize::try_from(dimension.len).ok()?);
     }
-    // Every item takes four bytes at least, so nothing is printed that was not sent.
+    // Every item takes at least four bytes, so a header with more items than bytes is refused before anything is
+    // printed.
     let items = (dimensions.iter()).try_fold(1, |all: usize, size| all.checked_mul(*size))?;
     if dimensions.len() > DIMENSIONS_MAX || items > raw.len() / 4 || dimensions.contains(&0) {
         return None;

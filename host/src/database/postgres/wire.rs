@@ -1,15 +1,15 @@
-//! The bytes between the client and the server, watched on their way.
+//! The messages between tokio-postgres and the server, watched on their way.
 //!
-//! The client that speaks PostgreSQL's protocol keeps a message whole before it looks at it, however long it is, and
-//! ends every request with a `Sync`, after which the server forgets that something went wrong. Both are mended here,
-//! where messages pass by:
+//! tokio-postgres buffers a whole message before it parses it, however long it is. And it ends every request with a
+//! `Sync`, after which the server forgets that an earlier statement failed. Both are corrected here, where the messages
+//! pass:
 //!
-//! * A message from the server is bounded. A row that is longer than the statement's limit arrives without its values
-//!   ([`Limits::is_cut`]), the text of an error is cut, remarks beside answers are left out, and all else that is too long
-//!   ends the connection.
-//! * What goes ahead of a statement (`begin`, savepoints) is sent without a `Sync` of its own ([`ahead`]): when it
-//!   fails, the server skips the statement, which otherwise would run, and be committed, by itself. The client is
-//!   given the answers that it waits for.
+//! * Every message of the server is bounded. A row over the statement's limit is passed on without its values
+//!   ([`Limits::is_cut`]). The text of an error is cut. Notices and other messages beside answers are dropped when they
+//!   are too long. Any other message that is too long closes the connection.
+//! * Statements ahead of another one (`begin`, savepoints) are sent without a `Sync` of their own ([`ahead`]). When one
+//!   of them fails, the server skips the statement, which would otherwise run, and be committed, on its own.
+//!   tokio-postgres is given the answers that it waits for.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,35 +23,35 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
-/// The longest text of an error that is passed on.
+/// The most bytes of an error's text that are passed on.
 const ERROR_MAX: usize = 16 << 10;
-/// The longest remark beside an answer that is passed on.
+/// The most bytes of a notice, notification or parameter status that is passed on.
 const REMARK_MAX: usize = 16 << 10;
-/// The longest message of any other kind: the widest table has descriptions of about 150 KiB.
+/// The most bytes of any other message. The description of the widest table has about 150 KiB.
 const MESSAGE_MAX: usize = 1 << 20;
-/// How much is read at once.
+/// The most bytes of one read.
 const CHUNK: usize = 16 << 10;
 
-/// By this the message is known whose statements go ahead of another. No guest writes such a message: what guests run
-/// is prepared.
+/// The beginning of a simple query whose statements go ahead of the next request. Guests cannot send such a message,
+/// because their statements are always prepared.
 const AHEAD: &[u8] = b"/* ahead */ ";
 const BETWEEN: char = '\u{1}';
 
-/// The text of a simple query that runs these statements ahead of what is sent next, which the server skips when one
-/// of them fails. Something must be sent next: the answers wait for it if one fails.
+/// The text of a simple query for statements that go ahead of the next request, which the server skips when one of them
+/// fails. A request must follow: after an error, the server skips everything up to the `Sync` of that request.
 pub(super) fn ahead(statements: &[String]) -> String {
     let mark = std::str::from_utf8(AHEAD).expect("it is ASCII");
     format!("{mark}{}", statements.join(&BETWEEN.to_string()))
 }
 
-/// What a connection's owner tells its stream.
+/// What the owner of a connection and its stream tell each other.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
     /// The most bytes of one row.
     row_max: Arc<AtomicU64>,
-    /// Whether a row has come without its values since that was set.
+    /// Whether a row was passed on without its values since the limit was set.
     cuts: Arc<AtomicBool>,
-    /// The server's process, once it has said so; else 0.
+    /// The number of the server's process, from its first messages; 0 before.
     process: Arc<AtomicU32>,
 }
 
@@ -64,56 +64,56 @@ impl Limits {
         }
     }
 
-    /// The server's process that answers, once it has said so; else 0.
+    /// The number of the server's process, from its first messages; 0 before.
     pub(super) fn process(&self) -> u32 {
         self.process.load(Relaxed)
     }
 
-    /// From now on a row may have so many bytes.
+    /// Sets the limit for rows from now on.
     pub(super) fn set_row_max(&self, bytes: u64) {
         self.row_max.store(bytes.max(ERROR_MAX as u64), Relaxed);
         self.cuts.store(false, Relaxed);
     }
 
-    /// Whether a row had more bytes than it may have, so that it has come without its values.
+    /// Whether a row was over the limit, so that it has no values.
     pub(super) fn is_cut(&self, row: &tokio_postgres::Row) -> bool {
         self.cuts.load(Relaxed) && row.raw_size_bytes() == 4 * row.len()
     }
 }
 
-/// What the server will answer.
+/// The answers that the server will send, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
     /// A request that ends with `ReadyForQuery`.
     Request,
-    /// So many statements that go ahead of the next request.
+    /// The answers to so many statements that go ahead of the next request.
     Ahead(usize),
 }
 
-/// Messages on their way from the server, and what is made of them.
+/// The server's messages, as they are changed for tokio-postgres.
 pub(super) struct Incoming {
     limits: Limits,
     expected: Arc<Mutex<VecDeque<Expected>>>,
     head: [u8; 5],
     head_length: usize,
     body: Body,
-    /// The error because of which the server skips the next request.
+    /// The error of a statement ahead: the server skips the next request, and this is its answer.
     skips: Option<BytesMut>,
-    /// For the client.
+    /// Bytes that tokio-postgres can read now.
     ready: BytesMut,
 }
 
-/// What becomes of the rest of a message.
+/// What is done with the rest of a message.
 enum Body {
-    /// There is none: a message begins.
+    /// Nothing: the next byte begins a message.
     None,
     Pass(usize),
     Drop(usize),
-    /// A row that is too long: what is left of it, and its first bytes, which say how many columns it has.
+    /// A row over the limit: the bytes that are left, and its first two bytes, which have the number of columns.
     Cut(usize, Vec<u8>),
-    /// The server's process and its key, as far as they have come.
+    /// The number and the key of the server's process, as far as they have arrived.
     Key(Vec<u8>),
-    /// An error, of which the first bytes are kept. Whether it is of what goes ahead.
+    /// An error, whose first bytes are kept. `of_ahead`: it is the error of a statement ahead.
     Error {
         left: usize,
         kept: BytesMut,
@@ -180,7 +180,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// A message begins: its head is known.
+    /// Decides what to do with a message whose head has arrived.
     fn begin(&mut self) -> io::Result<()> {
         let [tag, length @ ..] = self.head;
         let length = u32::from_be_bytes(length) as usize;
@@ -191,7 +191,7 @@ impl Incoming {
         let mut expected = queue.lock();
         let ahead = matches!(expected.front(), Some(Expected::Ahead(_)));
         self.body = match tag {
-            // The process's number and its key.
+            // The number and the key of the server's process.
             b'K' if left == 8 && self.limits.process() == 0 => {
                 self.ready.extend_from_slice(&self.head);
                 Body::Key(Vec::new())
@@ -203,7 +203,8 @@ impl Incoming {
                 kept: BytesMut::new(),
                 of_ahead: ahead,
             },
-            // The answers to what goes ahead: one of them is what the client waits for.
+            // A statement ahead has succeeded. After the last one, tokio-postgres gets the `ReadyForQuery` that it
+            // waits for.
             b'C' if ahead => {
                 if let Some(Expected::Ahead(count)) = expected.front_mut() {
                     *count -= 1;
@@ -243,7 +244,7 @@ impl Incoming {
         Body::Pass(left)
     }
 
-    /// What there is to do when a message has ended here.
+    /// Ends a message, when all of it has arrived.
     fn end(&mut self) {
         match &mut self.body {
             Body::Pass(0) | Body::Drop(0) => self.body = Body::None,
@@ -252,7 +253,7 @@ impl Incoming {
                 self.ready.put_u8(b'D');
                 self.ready.put_u32(6 + 4 * u32::from(columns));
                 self.ready.put_u16(columns);
-                // Each is null.
+                // A length of -1 for each column: null.
                 (self.ready).put_bytes(0xff, 4 * usize::from(columns));
                 self.body = Body::Drop(*left);
             }
@@ -270,8 +271,8 @@ impl Incoming {
                 let (error, of_ahead) = (error_message(kept), *of_ahead);
                 self.ready.extend_from_slice(&error);
                 if of_ahead {
-                    // The one who sent what goes ahead has its answer now; the one behind has it with the server's
-                    // `ReadyForQuery`.
+                    // The sender of the statements ahead has its answer with this. The request after them has the same
+                    // error as its answer, before the server's `ReadyForQuery`.
                     self.ready.put_slice(b"Z\0\0\0\x05E");
                     self.expected.lock().pop_front();
                     self.skips = Some(error);
@@ -283,12 +284,12 @@ impl Incoming {
     }
 }
 
-/// An error as a message, of fields that may be cut at their end.
+/// A message with an error. `fields` may be cut at the end.
 fn error_message(fields: &[u8]) -> BytesMut {
     let mut fields = fields;
     let whole = fields.len() < ERROR_MAX;
     if !whole {
-        // The last field is cut: at a character, and so that a note has room.
+        // The last field is cut at the boundary of a character, and with room for the note at its end.
         let end = fields.len().min(ERROR_MAX) - 8;
         let text = &fields[..end];
         let boundary = (text.iter().rposition(|byte| byte & 0xc0 != 0x80)).unwrap_or(0);
@@ -308,15 +309,15 @@ fn invalid(sentence: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, sentence)
 }
 
-/// Messages on their way to the server.
+/// The messages of tokio-postgres, as they are changed for the server.
 struct Outgoing {
     expected: Arc<Mutex<VecDeque<Expected>>>,
-    /// Whether the first message has passed, which has no tag.
+    /// Whether the first message has passed. It has no tag.
     started: bool,
     head: [u8; 5],
     head_length: usize,
     left: usize,
-    /// Not sent yet.
+    /// Bytes that are not sent yet.
     out: BytesMut,
 }
 
@@ -332,7 +333,7 @@ impl Outgoing {
         }
     }
 
-    /// Takes note of bytes that pass as they are.
+    /// Follows messages that are passed on unchanged, and notes the answers that they will get.
     fn note(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.left > 0 {
@@ -359,7 +360,8 @@ impl Outgoing {
         }
     }
 
-    /// The length of what passes as it is, from the beginning of `bytes`; with nothing more to look at, all of it.
+    /// The number of bytes at the beginning of `bytes` that are passed on unchanged: up to the next query of statements
+    /// ahead.
     fn plain(&self, bytes: &[u8]) -> usize {
         if !self.started || self.head_length > 0 {
             return bytes.len();
@@ -374,7 +376,8 @@ impl Outgoing {
         bytes.len()
     }
 
-    /// Takes a message of statements that go ahead from the beginning of `bytes`; its length.
+    /// Converts a query of statements ahead, at the beginning of `bytes`, to messages of the extended protocol without
+    /// a `Sync`. Returns its length.
     fn take_ahead(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let whole = || invalid("a message that goes ahead is not whole".into());
         let length = bytes.get(1..5).ok_or_else(whole)?;
@@ -392,7 +395,7 @@ impl Outgoing {
             self.out.put_slice(b"E\0\0\0\x09\0\0\0\0\0");
             count += 1;
         }
-        // The answers are to come at once.
+        // `Flush`: the server is to send the answers at once.
         self.out.put_slice(b"H\0\0\0\x04");
         self.expected.lock().push_back(Expected::Ahead(count));
         Ok(length)
@@ -420,7 +423,7 @@ impl<S> Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Watched<S> {
-    /// Sends what was held back.
+    /// Sends the bytes that are not sent yet.
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.out.is_empty() {
             let sent = ready!(Pin::new(&mut self.inner).poll_write(context, &self.outgoing.out))?;
@@ -470,7 +473,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             return Poll::Ready(Ok(sent));
         }
         let mut taken = this.outgoing.take_ahead(bytes)?;
-        // What is behind it is sent together with it, if it is short and there is no second one.
+        // A short request behind the statements ahead is sent together with them.
         let behind = &bytes[taken..];
         if behind.len() <= CHUNK && this.outgoing.plain(behind) == behind.len() {
             this.outgoing.note(behind);

@@ -1,4 +1,4 @@
-//! One connection to the file: how it is set up, how a statement is compiled and weighed, what an error means.
+//! One connection to the file: its setup, the compilation and check of statements, and the meaning of errors.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
@@ -23,48 +23,49 @@ use crate::config::{Database as Config, SqliteFile, Synchronous};
 use crate::telemetry::error::cut;
 use crate::threads::deadline::Deadline;
 
-/// What SQLite may allocate for all databases of the process, its caches among it. It can be set once.
+/// The most memory that SQLite may allocate for all databases of the process together, including its caches. It can be
+/// set once.
 const HEAP_BYTES_MAX: i64 = 512 << 20;
-/// The log keeps this size when all in it was written to the file.
+/// The WAL file is cut to this size when its content has been written to the database file.
 const LOG_BYTES_KEPT: i64 = 16 << 20;
-/// A compiled statement may be so large.
+/// The most memory of one compiled statement.
 const PROGRAM_BYTES_MAX: u64 = 32 << 20;
-/// How much of an error's text is passed on: a view's own SQL and values may be in it.
+/// The most bytes of an error's text that are passed on. The text may contain the view's own SQL and values.
 const ERROR_BYTES_MAX: usize = 2_000;
 
-/// A connection, with what its callbacks and the watching thread share with it.
+/// A connection, with the state that it shares with its callbacks and with the watching thread.
 pub(super) struct Handle {
     pub(super) connection: Connection,
     pub(super) guard: Arc<Guard>,
     pub(super) watched: Arc<Watched>,
-    /// The largest value, as configured.
+    /// The configured limit on one value.
     values_max: u64,
     busy_timeout: Duration,
     /// The change of the schema that the statements that are kept are newer than.
     schema: Cell<u64>,
     writes: bool,
-    /// What the connection tells of earlier borrowers.
+    /// The state of the connection when it was lent, for telling apart what earlier borrowers did.
     before: Cell<Before>,
     /// Whether this borrower has run a statement that may insert.
     inserts: Cell<bool>,
 }
 
-/// What `last_insert_rowid()` and `total_changes()` were when the connection was lent.
+/// `last_insert_rowid()` and `total_changes()` when the connection was lent.
 #[derive(Clone, Copy, Default)]
 struct Before {
     rowid: i64,
     changes: u64,
-    /// Whether nothing of it can be seen any more.
+    /// Whether they were reset since, so that nothing of earlier borrowers can be seen.
     is_reset: bool,
 }
 
-/// A statement that was compiled for this call, or is kept.
+/// A statement that was compiled for this call, or was kept from an earlier one.
 pub(super) struct Prepared<'a> {
     statement: Option<CachedStatement<'a>>,
-    /// What the next call of the same statement has to look at again is not kept.
+    /// Whether the statement may be kept. One that has to be checked again at its next call is not.
     keeps: bool,
     pub(super) changes_schema: bool,
-    /// What it sets `pragma case_sensitive_like` to.
+    /// The value that the statement sets `pragma case_sensitive_like` to.
     pub(super) like_case: Option<bool>,
 }
 
@@ -107,7 +108,7 @@ impl Handle {
         let mut connection =
             Connection::open(file).with_context(|| format!("opening {}", file.display()))?;
         connection.busy_timeout(*busy_timeout)?;
-        // What SQLite offers against hostile SQL and hostile files.
+        // SQLite's own defences against hostile SQL and hostile files.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, false)?;
@@ -123,7 +124,7 @@ impl Handle {
                 Synchronous::Normal => "normal",
             },
         )?;
-        // What is written beyond the size that the log keeps can be seen from its size (`watch`).
+        // With a fixed size of the kept log, bytes beyond it show how much was written (`watch`).
         connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         let guard = Arc::new(Guard {
@@ -156,7 +157,7 @@ impl Handle {
         Ok(handle)
     }
 
-    /// What was done up to now is not the borrower's. Its statements end with `deadline`.
+    /// Lends the connection: its counters start anew for the borrower, and its statements end with `deadline`.
     pub(super) fn lend(&self, deadline: Arc<Deadline>) -> Result<(), Error> {
         self.before.set(Before {
             rowid: self.connection.last_insert_rowid(),
@@ -165,7 +166,7 @@ impl Handle {
         });
         self.inserts.set(false);
         if self.writes {
-            // Another process may have the file locked: waiting for it ends with the request, too.
+            // Another process may hold the file's lock. Waiting for that ends with the request, too.
             let busy = self.busy_timeout.min(deadline.remaining());
             (self.connection.busy_timeout(busy)).map_err(|error| self.error(&error))?;
         }
@@ -173,14 +174,14 @@ impl Handle {
         Ok(())
     }
 
-    /// Runs a statement of the host's own. Never from the cache of prepared statements: a view that says the same
+    /// Runs a statement of the host. It is never put into the cache of prepared statements: a view with the same SQL
     /// would find it there, past the authorizer.
     pub(super) fn host(&self, sql: &str) -> Result<(), Error> {
         let ran = self.as_host(|connection| connection.prepare(sql)?.raw_execute());
         ran.map(drop).map_err(|error| self.error(&error))
     }
 
-    /// Does something that no authorizer looks at and no deadline ends.
+    /// Runs `work` without the authorizer and without a deadline.
     fn as_host<T>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -242,8 +243,8 @@ impl Handle {
         Ok(prepared)
     }
 
-    /// Looks at a statement that was just compiled: what values it may have, whether it may run at all, and whether it
-    /// may be kept and run again without a look.
+    /// Checks a statement that was just compiled: whether it may run, how large its values may be, and whether it may
+    /// be kept and run again without this check.
     fn weigh(&self, prepared: &mut Prepared<'_>, sql: &str, params: &[Value]) -> Result<(), Error> {
         let Found {
             weight,
@@ -299,13 +300,13 @@ impl Handle {
         Ok(())
     }
 
-    /// Statements that are kept are compiled and looked at again, on every connection: what they use may be something
-    /// else from now on.
+    /// Makes all connections compile and check their kept statements again: the tables and views that they use may have
+    /// changed.
     pub(super) fn schema_changes(&self) {
         self.guard.shared.schema.fetch_add(1, Relaxed);
     }
 
-    /// Whether any of these tables is virtual, and how many calls of functions their definitions have.
+    /// Whether any of these tables is virtual, and the number of calls of functions in their definitions.
     fn defined<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a String>,
@@ -341,10 +342,10 @@ impl Handle {
         Ok(())
     }
 
-    /// Takes note of a statement that writes.
+    /// Notes that a statement has written.
     pub(super) fn wrote(&self, sql: &str) {
         let first = sql.trim_ascii_start().as_bytes().first();
-        // Of `update`, `delete` and what changes the schema, none has a row id to tell.
+        // Statements that begin with these letters (`update`, `delete`, `create`, `alter` …) insert no rows.
         let inserts = !matches!(
             first,
             Some(b'u' | b'U' | b'd' | b'D' | b'c' | b'C' | b'a' | b'A')
@@ -352,8 +353,8 @@ impl Handle {
         self.inserts.set(self.inserts.get() | inserts);
     }
 
-    /// Somebody asks what the last statements on this connection did. From the first time on, nobody gets the
-    /// connection without [`Handle::reset`].
+    /// Prepares an answer about what the last statements on the connection did. From the first such question on, every
+    /// borrower's connection is reset first ([`Handle::reset`]).
     fn ask(&self, rowid: bool) -> Result<(), Error> {
         self.guard.shared.asked.store(true, Relaxed);
         let before = self.before.get();
@@ -361,7 +362,7 @@ impl Handle {
         if !before.is_reset && !wrote {
             self.reset()?;
         } else if !before.is_reset && rowid && self.connection.last_insert_rowid() == before.rowid {
-            // Its own row may have the same id as the earlier borrower's: nobody can tell.
+            // The borrower's own row may have the same id as the row of an earlier borrower: they cannot be told apart.
             if self.inserts.get() {
                 return Err(Error::new(
                     ErrorKind::Denied,
@@ -376,8 +377,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Lets `last_insert_rowid()` and `changes()` tell nothing of an earlier borrower. SQLite has no call for it, so
-    /// a row is written that nobody else sees. A connection that only reads has nothing to tell.
+    /// Makes `last_insert_rowid()` and `changes()` forget earlier borrowers. SQLite has no function for that, so a row
+    /// is written to a temporary table that only the host sees. On a reading connection nothing has to be forgotten.
     fn reset(&self) -> Result<(), Error> {
         let changes = self.connection.total_changes();
         if self.writes {
@@ -483,7 +484,7 @@ impl Handle {
     }
 }
 
-/// Which constraint it is, by SQLite's extended code.
+/// The kind of a violated constraint, by SQLite's extended code.
 fn constraint(extended: i32) -> ErrorKind {
     match extended {
         ffi::SQLITE_CONSTRAINT_UNIQUE
@@ -497,8 +498,8 @@ fn constraint(extended: i32) -> ErrorKind {
     }
 }
 
-/// What a change was refused by, as SQLite words it: `UNIQUE constraint failed: t.a, t.b`, `CHECK constraint failed: NAME`,
-/// `cannot store TEXT value in INTEGER column t.a`.
+/// The constraint that refused a change, read from SQLite's text: `UNIQUE constraint failed: t.a, t.b`, `CHECK
+/// constraint failed: NAME`, `cannot store TEXT value in INTEGER column t.a`.
 fn violation(message: &str) -> Violation {
     let (before, rest) = match message.rsplit_once(" column ") {
         Some((before, column)) if before.starts_with("cannot store ") => (before, column),

@@ -1,8 +1,10 @@
-//! Functions in place of SQLite's own whose time grows with the product of two values, or that recurse by a pattern:
-//! LIKE, GLOB, `instr`, `replace`, `trim` with characters, `unhex` with characters, `concat`, `concat_ws`.
+//! Functions that replace SQLite's own ones: those whose time grows with the product of two values, and those that
+//! recurse by a pattern (LIKE, GLOB, `instr`, `replace`, `trim` with characters, `unhex` with characters, `concat`,
+//! `concat_ws`).
 //!
-//! They give the same results. They take time in proportion to their values where that can be, look at the interrupt
-//! flag where it cannot, and make nothing that is larger than a value may be. LIKE and GLOB of ours do not use indexes.
+//! They return the same results as SQLite's. Their time is linear in their values where that is possible; elsewhere
+//! they check the interrupt flag. They never make a value that is larger than allowed. These LIKE and GLOB do not use
+//! indexes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
@@ -24,7 +26,7 @@ const FLAGS: FunctionFlags = FunctionFlags::SQLITE_UTF8
 
 type Function = fn(&Context<'_>, &Guard) -> Result<Value>;
 
-/// Name, number of arguments (any: -1), function.
+/// The name, the number of arguments (-1: any) and the function.
 const FUNCTIONS: &[(&str, i32, Function)] = &[
     ("glob", 2, glob),
     ("instr", 2, instr),
@@ -41,12 +43,12 @@ const FUNCTIONS: &[(&str, i32, Function)] = &[
     ("concat_ws", -1, concat_ws),
 ];
 
-/// Puts all of them in place of SQLite's own.
+/// Registers the functions in place of SQLite's own ones.
 pub(super) fn register(connection: &Connection, guard: &Arc<Guard>) -> Result<()> {
     for (name, arguments, function) in FUNCTIONS {
         add(connection, guard, name, *arguments, *function)?;
     }
-    // SQLite's own counts what earlier borrowers have changed, too.
+    // SQLite's own `total_changes` also counts the changes of earlier borrowers.
     let counting = Arc::clone(guard);
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_INNOCUOUS;
     connection.create_scalar_function("total_changes", 0, flags, move |_| {
@@ -55,7 +57,7 @@ pub(super) fn register(connection: &Connection, guard: &Arc<Guard>) -> Result<()
     register_like(connection, guard, false)
 }
 
-/// `pragma case_sensitive_like` is nothing but another function of that name.
+/// Registers LIKE. `pragma case_sensitive_like` does the same in SQLite: it registers another function of that name.
 pub(super) fn register_like(
     connection: &Connection,
     guard: &Arc<Guard>,
@@ -83,7 +85,7 @@ fn add(
     })
 }
 
-/// Looks at the interrupt flag every so many steps of work.
+/// Counts steps of work, and checks the interrupt flag every so many steps.
 struct Work<'a> {
     guard: &'a Guard,
     left: usize,
@@ -110,7 +112,7 @@ impl Work<'_> {
 }
 
 impl Guard {
-    /// Ends what runs if the request has ended.
+    /// Ends the function if the request has ended.
     fn check(&self) -> Result<()> {
         match self.over.load(Relaxed) {
             false => Ok(()),
@@ -118,7 +120,7 @@ impl Guard {
         }
     }
 
-    /// Whether a value may be so large.
+    /// Fails if a value of this size is not allowed.
     fn admits(&self, bytes: usize) -> Result<()> {
         match bytes as u64 <= self.values_max.load(Relaxed) {
             true => Ok(()),
@@ -131,7 +133,7 @@ fn failure(code: i32) -> Error {
     Error::SqliteFailure(ffi::Error::new(code), None)
 }
 
-/// An argument as text, as `cast(… as text)` makes it. None: it is NULL.
+/// An argument as a text, as `cast(… as text)` makes it. None: the argument is NULL.
 fn text<'a>(
     context: &'a Context<'_>,
     index: usize,
@@ -152,7 +154,7 @@ fn text<'a>(
     }))
 }
 
-/// SQLite has its own way to write down a real number.
+/// A real number as SQLite prints it. SQLite's format is its own, so SQLite is asked.
 fn real(number: f64) -> Result<String> {
     thread_local! {
         static WRITER: RefCell<Option<Connection>> = const { RefCell::new(None) };
@@ -176,7 +178,7 @@ fn made(text: Vec<u8>) -> Result<Value> {
     }
 }
 
-/// As C sees a text: up to the first NUL.
+/// The text as C sees it: up to the first NUL.
 fn until_nul(text: &[u8]) -> &[u8] {
     &text[..memchr::memchr(0, text).unwrap_or(text.len())]
 }
@@ -185,8 +187,8 @@ fn is_continuation(byte: &u8) -> bool {
     byte & 0xc0 == 0x80
 }
 
-/// The character that begins here, and where the next one does, as SQLite decodes them: it takes bytes that are no
-/// UTF-8 as they come.
+/// The character that begins at `at`, and the index of the next one, decoded as SQLite does: bytes that are not UTF-8
+/// are taken as they are.
 fn character(text: &[u8], at: usize) -> (u32, usize) {
     let first = text[at];
     let mut next = at + 1;
@@ -226,7 +228,7 @@ fn instr(context: &Context<'_>, guard: &Guard) -> Result<Value> {
         let Some(found) = finder.find(&text[from..]).map(|at| from + at) else {
             return Ok(Value::Integer(0));
         };
-        // A part that is no UTF-8 may be found within a character.
+        // A part that is not UTF-8 may be found in the middle of a character: such a match does not count.
         if blobs || found == 0 || !text.get(found).is_some_and(is_continuation) {
             break found;
         }
@@ -393,13 +395,13 @@ fn joined(context: &Context<'_>, guard: &Guard, from: usize, separator: &[u8]) -
     made(all)
 }
 
-/// What is special in a pattern. None: nothing stands for it, since it is the escape character.
+/// The special characters of a pattern. None: there is no such character, because it is the escape character.
 struct Wildcards {
     any: Option<u32>,
     one: Option<u32>,
     escape: Option<u32>,
     sets: bool,
-    /// Whether `a` is `A`.
+    /// Whether `a` matches `A`.
     folds: bool,
 }
 
@@ -468,11 +470,12 @@ fn compare(context: &Context<'_>, guard: &Guard, wildcards: &Wildcards) -> Resul
 }
 
 impl Wildcards {
-    /// Whether a text matches. When it fails after a `%`, only what follows the last one is tried again, further on:
-    /// what an earlier one could take instead, the last one can take, too. So nothing recurses.
+    /// Whether a text matches. When the match fails after a `%`, only the part after the last `%` is tried again,
+    /// further on in the text: an earlier `%` could not match anything that the last one cannot match. So there is no
+    /// recursion.
     fn matches(&self, pattern: &[u8], text: &[u8], work: &mut Work<'_>) -> Result<bool> {
         let (mut at, mut begin) = (0, 0);
-        // Behind the last `%`, and where in the text what follows it was tried last.
+        // The index after the last `%`, and the place in the text where the part after it was tried last.
         let mut retry: Option<(usize, usize)> = None;
         loop {
             work.step(1)?;
@@ -498,7 +501,7 @@ impl Wildcards {
                 return Ok(true);
             }
             match retry {
-                // Less of the text does not match what more of it did not.
+                // When the rest of the pattern did not match more of the text, it does not match less of it.
                 Some((behind, tried)) if begin < text.len() && tried < text.len() => {
                     let further = character(text, tried).1;
                     at = behind;
@@ -510,8 +513,8 @@ impl Wildcards {
         }
     }
 
-    /// Whether one character matches what the pattern has here (its first character is read already): where the
-    /// pattern goes on then.
+    /// Matches one character of the text with the pattern, whose first character is read already. Returns where the
+    /// pattern goes on.
     fn one(
         &self,
         pattern: &[u8],
@@ -520,7 +523,7 @@ impl Wildcards {
         work: &mut Work<'_>,
     ) -> Result<Option<usize>> {
         if Some(wanted) == self.escape {
-            // Nothing to escape: it matches nothing.
+            // An escape character at the end of the pattern matches nothing.
             let escaped = (next < pattern.len()).then(|| character(pattern, next));
             return Ok(escaped.and_then(|(wanted, next)| self.same(wanted, found).then_some(next)));
         }
@@ -541,7 +544,7 @@ impl Wildcards {
         fold(wanted) == fold(found)
     }
 
-    /// From where on the text can match what follows a `%`: what a search for its first byte finds.
+    /// The next place in the text where the part after a `%` can match: found by searching for its first byte.
     fn candidate(&self, pattern: &[u8], at: usize, text: &[u8], from: usize) -> usize {
         let first = pattern[at];
         let special = [self.any, self.one, self.escape].contains(&Some(first.into()))
@@ -558,7 +561,7 @@ impl Wildcards {
     }
 }
 
-/// Whether a character is in the set that begins here, behind its `[`, and what follows the set.
+/// Whether a character is in the set that begins here, after its `[`; and the index after the set.
 fn set(pattern: &[u8], mut at: usize, wanted: u32) -> (bool, usize) {
     let read = |at: &mut usize| match *at < pattern.len() {
         true => {
@@ -594,7 +597,7 @@ fn set(pattern: &[u8], mut at: usize, wanted: u32) -> (bool, usize) {
         }
         next = read(&mut at);
     }
-    // A set that does not end matches nothing.
+    // A set without an end matches nothing.
     (next == end && seen != inverted, at)
 }
 

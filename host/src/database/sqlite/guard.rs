@@ -1,6 +1,7 @@
-//! What SQL views may run: SQLite's authorizer asks here about every part of a statement while it is prepared.
+//! The SQL that views may run. SQLite calls the authorizer here for every part of a statement while it compiles the
+//! statement.
 //!
-//! What is not on the list is refused. Where people will run into it, the refusal says what to do instead.
+//! What is not on the list is refused. Where people will meet a refusal, its text says what to do instead.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,38 +13,38 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use super::super::error::{Error, ErrorKind};
 use super::limits::Weight;
 
-/// What a connection's callbacks share with it.
+/// The state that a connection shares with its callbacks.
 #[derive(Default)]
 pub(super) struct Guard {
-    /// Set while the host itself speaks: only then are transaction statements let through.
+    /// Set while a statement of the host is compiled and run: only then are transaction statements allowed.
     pub(super) host: AtomicBool,
-    /// Set while the connection is pinned: then statements are let through that change it.
+    /// Set while the connection is pinned: then statements that change the session are allowed.
     pub(super) pinned: AtomicBool,
-    /// Set for statements that others of the same borrower follow on the same connection.
+    /// Set while the borrower's next statements go to the same connection, as in a transaction.
     pub(super) kept: AtomicBool,
-    /// Set when the request that has the connection has ended: what runs shall end, too.
+    /// Set when the request that has leased the connection has ended: whatever runs must end, too.
     pub(super) over: AtomicBool,
-    /// Set with it when the transaction has written too much.
+    /// Set together with `over` when the transaction has written too much.
     pub(super) writes_too_much: AtomicBool,
-    /// The largest value that the statement may make.
+    /// The most bytes of a value that the statement may make.
     pub(super) values_max: AtomicU64,
-    /// Rows that the borrower has changed, for `total_changes()`.
+    /// The number of rows that the borrower has changed, for `total_changes()`.
     pub(super) total_changes: AtomicI64,
     pub(super) shared: Shared,
-    /// Set when a statement was compiled, instead of found among those that are kept.
+    /// Set when a statement was compiled, and not taken from the kept ones.
     pub(super) compiled: AtomicBool,
-    /// What was found in the statement that was compiled last.
+    /// What the authorizer saw of the statement that was compiled last.
     pub(super) found: Mutex<Found>,
-    /// What was refused last, in place of SQLite's error.
+    /// The last refusal, which is reported in place of SQLite's error.
     pub(super) refused: Mutex<Option<Error>>,
 }
 
-/// What all connections to a database share.
+/// The state that all connections to a database share.
 #[derive(Clone, Default)]
 pub(super) struct Shared {
     /// Counts changes of the schema.
     pub(super) schema: Arc<AtomicU64>,
-    /// Whether anybody has asked what the last statements on a connection did.
+    /// Whether any view has asked what the last statements on a connection did.
     pub(super) asked: Arc<AtomicBool>,
 }
 
@@ -54,16 +55,17 @@ pub(super) struct Found {
     pub(super) weight: Weight,
     /// Tables that it writes to.
     pub(super) written: BTreeSet<String>,
-    /// Whether it has the operator MATCH, or marks what was found.
+    /// Whether the statement has the operator MATCH, or marks the matches of a search.
     pub(super) searches: bool,
-    /// Tables of which it reads a column of the same name: what is compared with it is a full-text search.
+    /// Tables of which the statement reads a column that has the table's name: comparing that with a text is a
+    /// full-text search.
     pub(super) searched: BTreeSet<String>,
-    /// Whether it asks for what the last statements on the connection did, and for the row id among it.
+    /// Whether the statement asks what the last statements on the connection did; and whether it asks for the row id.
     pub(super) session: bool,
     pub(super) rowid: bool,
     /// Whether it changes the schema.
     pub(super) changes_schema: bool,
-    /// What `pragma case_sensitive_like` is set to.
+    /// The value that `pragma case_sensitive_like` is set to.
     pub(super) like_case: Option<bool>,
 }
 
@@ -115,7 +117,7 @@ impl Guard {
             | CreateTempView { .. }
             | CreateTempTrigger { .. }
             | CreateTempIndex { .. } => TEMPORARY.to_owned(),
-            // To the authorizer, `create table temp.name` makes no temporary table.
+            // For the authorizer, `create table temp.name` makes an ordinary table.
             _ if context.database_name == Some("temp") => TEMPORARY.to_owned(),
             AlterTable { .. }
             | Analyze { .. }
@@ -142,20 +144,20 @@ impl Guard {
         Authorization::Deny
     }
 
-    /// What SQLite is told when something was refused with a sentence of its own.
+    /// Notes a refusal with its sentence, and returns an error for SQLite.
     pub(super) fn refuse(&self, kind: ErrorKind, sentence: String) -> rusqlite::Error {
         *self.refused.lock() = Some(Error::new(kind, sentence));
         rusqlite::Error::UserFunctionError("refused".into())
     }
 
-    /// Why a function may not be called, if so; within a trigger or view of that name.
+    /// Why a function may not be called, if it may not. `within`: the trigger or view that has the call.
     fn function(&self, name: &str, within: Option<&str>) -> Option<String> {
         match name.to_ascii_lowercase().as_str() {
-            // The first takes and gives pointers into the host.
+            // `fts3_tokenizer` takes and returns pointers into the host's memory.
             "fts3_tokenizer" | "load_extension" => Some(format!(
                 "the function `{name}` was refused: it reaches into the host"
             )),
-            // It compares every match in a text with every other, and nothing can interrupt it.
+            // These compare every match in a text with every other match, and nothing can interrupt them.
             "snippet" | "offsets" | "matchinfo" => Some(format!(
                 "the function `{name}` was refused: it can take minutes for one text with many matches. Use `highlight`, and cut what it gives in the view"
             )),
@@ -245,7 +247,7 @@ impl Found {
     }
 }
 
-/// Functions that make and read no whole values, or are our own and look at the interrupt flag themselves.
+/// Functions that neither read nor make whole values, or that are the host's own and check the interrupt flag.
 const QUICK: &[&str] = &[
     "abs",
     "acos",
@@ -324,7 +326,7 @@ const VIRTUAL_TABLES: &[&str] = &["fts5", "fts4", "fts3", "rtree"];
 
 const TEMPORARY: &str = "a temporary table, view, trigger or index was refused: it would exist on one connection of the pool and be lost for the next statement; use `pin` to keep one connection for several";
 
-/// Whether something is done to what only this connection has.
+/// Whether the action concerns something that exists on this connection only.
 fn is_temporary(context: &AuthContext<'_>) -> bool {
     use AuthAction::{CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView};
     let makes_one = matches!(

@@ -1,4 +1,4 @@
-//! A connection on loan: what runs on it, and how it comes back.
+//! A leased connection: what runs on it, and how it is given back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,24 +15,24 @@ use crate::telemetry::metrics::GaugeGuard;
 use crate::threads::deadline::Deadline;
 use crate::threads::gate::Permit;
 
-/// A connection on loan. Dropping it ends whatever is open on it and gives it back clean (R11).
+/// A leased connection. Dropping it rolls back what is open on it, and gives it back clean (R11).
 pub struct Lease {
     handle: Option<Handle>,
     database: Arc<Sqlite>,
     writes: bool,
     /// Whether statements that write are refused for now.
     only_reads: bool,
-    /// Whether it was ever pinned: nobody else gets it then.
+    /// Whether the connection was ever pinned. Then it is closed after the lease.
     tainted: bool,
     place: Option<Permit>,
     held: Option<GaugeGuard>,
 }
 
-/// Whether a statement can run where it was tried.
+/// Whether a statement can run on the connection that it was tried on.
 pub enum Tried<T> {
     /// It ran.
     Done(T),
-    /// It writes, and this connection only reads.
+    /// The statement writes, and this connection only reads.
     Writes,
 }
 
@@ -65,7 +65,7 @@ impl Lease {
     /// Runs a statement.
     ///
     /// # Errors
-    /// What the database says, `too-large` over the limit, `aborted` when the request ends meanwhile.
+    /// The error of the database, `too-large` over the limit, `aborted` when the request ends meanwhile.
     pub fn run(&self, statement: &Statement) -> Result<Tried<Outcome>, Error> {
         let Statement {
             sql,
@@ -88,7 +88,7 @@ impl Lease {
         let changes = handle.connection.total_changes();
         {
             let mut cursor = prepared.raw_query();
-            // Rows that are not asked for have to be stepped through, too.
+            // The statement runs only while its rows are stepped through, wanted or not.
             while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
                 if rows_max.is_none() {
                     continue;
@@ -100,8 +100,8 @@ impl Lease {
                 rows.push(row);
             }
         }
-        // After a statement that changes no row, SQLite still tells what an earlier one changed. Those that change
-        // definitions may write rows of its own.
+        // After a statement that changes no rows, `changes` still has the number of an earlier statement. A statement
+        // that changes the schema may write rows of SQLite's own tables.
         let changes_rows = handle.connection.total_changes() != changes && !prepared.changes_schema;
         let changed = match changes_rows {
             true => handle.connection.changes(),
@@ -121,7 +121,7 @@ impl Lease {
         Ok(Tried::Done(Outcome { table, changed }))
     }
 
-    /// Runs what has to go before a statement, and the statement.
+    /// Runs the statements of the host in `before`, then the statement.
     pub(in crate::database) fn run_in_order(
         &self,
         before: &[String],
@@ -139,29 +139,29 @@ impl Lease {
         }
     }
 
-    /// Refuses statements that write, although the connection may, or no longer.
+    /// Forbids statements that write although the connection may write, or allows them again.
     pub(in crate::database) fn set_only_reads(&mut self, only_reads: bool) {
         self.only_reads = only_reads;
     }
 
-    /// Lets statements pass that change the session, or no more of them.
+    /// Allows statements that change the session, or forbids them again.
     pub(in crate::database) fn set_pinned(&mut self, pinned: bool) {
         self.tainted = true;
         let handle = self.handle();
-        // What was prepared meanwhile has passed the authorizer already.
+        // Statements that are prepared already would not pass the authorizer again.
         handle.connection.flush_prepared_statement_cache();
         handle.guard.pinned.store(pinned, Relaxed);
     }
 
-    /// Runs a transaction statement of the host's own.
+    /// Runs a transaction statement of the host.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub fn host(&self, sql: &str) -> Result<(), Error> {
         self.handle().host(sql)
     }
 
-    /// Whether SQLite itself has ended the transaction (it does after some errors, an interrupt among them).
+    /// Whether the transaction still exists. SQLite rolls it back by itself after some errors, such as an interrupt.
     pub fn in_transaction(&self) -> bool {
         !self.handle().connection.is_autocommit()
     }
@@ -214,7 +214,7 @@ impl Lease {
                     break false;
                 }
             };
-            // Nobody reads on when the receiver is gone.
+            // The receiver is gone when nobody reads the result any more.
             if (!piece.is_empty() && pieces.blocking_send(Ok(piece)).is_err()) || end {
                 return;
             }
@@ -235,7 +235,8 @@ impl Drop for Lease {
             _place: self.place.take(),
             _held: self.held.take(),
         };
-        // A roll-back may wait for the disk, and a scope may end on a loop.
+        // A rollback may wait for the disk, and the lease may be dropped on a loop: so the rollback runs on another
+        // thread.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if used.tainted || !used.handle.connection.is_autocommit() => {
                 runtime.spawn_blocking(move || used.give_back());
@@ -245,7 +246,7 @@ impl Drop for Lease {
     }
 }
 
-/// A connection that comes back from its loan, with the place it still takes.
+/// A connection after its lease, with its permit.
 struct Used {
     handle: Handle,
     database: Arc<Sqlite>,
@@ -257,7 +258,8 @@ struct Used {
 
 impl Used {
     fn give_back(self) {
-        // Closing it ends whatever is open on it; another one is made when it is needed.
+        // A pinned connection is closed by dropping its handle, which rolls back what is open. Another one is opened
+        // when it is needed.
         if self.tainted {
             return;
         }

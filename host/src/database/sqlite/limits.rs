@@ -1,9 +1,9 @@
-//! What one statement may ask of SQLite: every limit that SQLite has, and how large its values may be.
+//! The limits on one statement of SQLite: every limit that SQLite has, and the size of values.
 //!
-//! SQLite looks at the interrupt flag where its virtual machine jumps, not within one instruction and not between two
-//! that follow each other. What can run between two looks is therefore bounded here: by the number of instructions,
-//! the number of function calls, and the size of the values they work on. A statement with many of them gets smaller
-//! values ([`values_max`]), so that the product stays below a second.
+//! SQLite checks the interrupt flag where its virtual machine jumps. It does not check it within one instruction, or
+//! between two instructions that follow each other. So the work between two checks is bounded here: by the number of
+//! instructions, the number of function calls, and the size of the values that they work on. The more of these a
+//! statement has, the smaller its values may be ([`values_max`]), so that the product stays below a second.
 
 use rusqlite::Connection;
 use rusqlite::limits::Limit;
@@ -11,33 +11,34 @@ use rusqlite::limits::Limit;
 use super::super::statement::STATEMENT_BYTES_MAX;
 use super::search::Words;
 
-/// Bytes of stack for every thread that runs statements (see `threads` in CONFIGURATION.md). With the limits below,
-/// the deepest statements of the hostile corpus take less than 700 KiB, and 2.5 MiB with SQLite's own defaults.
+/// Bytes of stack for every thread that runs statements (see `threads` in CONFIGURATION.md). With the limits below, the
+/// deepest statements of the hostile corpus take less than 700 KiB; with SQLite's own defaults they take 2.5 MiB.
 pub const STACK_BYTES: usize = 4 << 20;
 
 /// The longest pattern of LIKE and GLOB.
 pub(super) const PATTERN_BYTES_MAX: usize = 10_000;
 
-/// Every limit of SQLite but the length of values, which [`super::Handle`] sets for each statement.
+/// Every limit of SQLite, except for the length of values, which [`super::Handle`] sets for each statement.
 const LIMITS: &[(Limit, i32)] = &[
     (Limit::SQLITE_LIMIT_SQL_LENGTH, STATEMENT_BYTES_MAX as i32),
-    // Result columns of 2,000 are what SQLite has by itself; the index of a column takes 16 bits.
+    // 2,000 result columns are SQLite's own default; the index of a column has 16 bits.
     (Limit::SQLITE_LIMIT_COLUMN, 2_000),
     // About 550 bytes of stack for each level.
     (Limit::SQLITE_LIMIT_EXPR_DEPTH, 500),
-    // Places on the parser's stack, which is on the heap; what it builds is walked by recursion: subqueries in FROM.
+    // Entries of the parser's stack, which is on the heap. The tree that it builds (subqueries in FROM) is walked by
+    // recursion, which takes stack.
     (Limit::SQLITE_LIMIT_PARSER_DEPTH, 1_000),
     (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 250),
-    // As far as SQLite goes by doubling: 172,032 instructions.
+    // SQLite doubles its memory for instructions, so the limit is in effect 172,032 instructions.
     (Limit::SQLITE_LIMIT_VDBE_OP, 250_000),
     (Limit::SQLITE_LIMIT_FUNCTION_ARG, 100),
     (Limit::SQLITE_LIMIT_ATTACHED, 0),
-    // LIKE and GLOB are ours (`functions`): this is for what calls SQLite's own all the same.
+    // LIKE and GLOB are the host's (`functions`). This limit is for internal callers of SQLite's own ones.
     (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
     (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 32_766),
-    // About 1.5 KiB of stack for each level when the statement is compiled; as many for cascading foreign keys.
+    // About 1.5 KiB of stack for each level when the statement is compiled. Cascading foreign keys have the same limit.
     (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 100),
-    // Sorting starts no threads of its own.
+    // Sorting must not start threads.
     (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
     // Tables, indexes, views and triggers.
     (Limit::SQLITE_LIMIT_SCHEMA, 10_000),
@@ -49,35 +50,37 @@ pub(super) fn set(connection: &Connection) -> rusqlite::Result<()> {
     (LIMITS.iter()).try_for_each(|(limit, max)| connection.set_limit(*limit, *max).map(drop))
 }
 
-/// What a statement that was just compiled may do between two looks at the interrupt flag.
+/// What a compiled statement may do between two checks of the interrupt flag.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Weight {
-    /// Calls of functions of SQLite's own that read or make whole values.
+    /// Calls of SQLite's own functions that read or make whole values.
     pub(super) calls: u32,
     /// Calls of functions whose time grows with the square of a value.
     pub(super) quadratic: u32,
-    /// Bytes of the compiled program.
+    /// Memory of the compiled program, in bytes.
     pub(super) program_bytes: u64,
-    /// Whether it writes to a virtual table.
+    /// Whether the statement writes to a virtual table.
     pub(super) indexes_text: bool,
-    /// Whether it marks what a full-text search has found.
+    /// Whether the statement marks the matches of a full-text search.
     pub(super) highlights: bool,
 }
 
-/// The slowest of the functions counted (JSON) take 10 ns for each byte.
+/// The slowest functions that are counted (JSON) take 10 ns for each byte.
 const CALL_BYTES: u64 = 100_000_000;
 /// Two values of this size keep a quadratic function busy for about half a second.
 const QUADRATIC_BYTES: u64 = 64 << 10;
-/// An instruction takes about 200 bytes with what it needs, and 1.5 ns for each byte that it copies.
+/// An instruction takes about 200 bytes of memory, operands included, and 1.5 ns for each byte that it copies.
 const PROGRAM_BYTES: u64 = 160_000_000_000;
-/// A search of the longest kind (`search`) in one text of this size takes less than a second.
+/// The longest search that `search` allows takes less than a second in one text of this size.
 const INDEXED_BYTES: u64 = 512 << 10;
-/// `highlight` copies all it has for each mark that it adds: with the longest marks (`search`), a second for one text.
+/// `highlight` copies its whole result for each mark that it adds. With the longest marks that `search` allows, that
+/// takes a second for one text of this size.
 const HIGHLIGHTED_BYTES: u64 = 64 << 10;
-/// Small values are always possible: with the most instructions there are, they take seconds only in theory.
+/// Values of this size are always allowed: a statement with the most instructions would take seconds, but only in
+/// theory.
 const VALUES_MIN: u64 = 64 << 10;
 
-/// The largest text or blob that a statement may have, read, or make.
+/// The most bytes of a text or blob that a statement may have, read or make.
 pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
     let Weight {
         calls,
@@ -102,8 +105,8 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
     max
 }
 
-/// How many calls of slow functions a table or index has in its definition: in checks, generated columns, indexed
-/// expressions. They run when it is written to, and the authorizer does not see them then.
+/// The number of calls of slow functions in the definition of a table or index: in checks, generated columns and
+/// indexed expressions. They run when the table is written to, without being seen by the authorizer.
 pub(super) fn calls(definition: &str) -> u32 {
     let slow = Words(definition).filter(|word| {
         let name = word.trim_matches(['"', '`', '[', ']']).to_ascii_lowercase();
@@ -112,7 +115,7 @@ pub(super) fn calls(definition: &str) -> u32 {
     u32::try_from(slow.count()).unwrap_or(u32::MAX)
 }
 
-/// Functions that may be in a definition and read or make whole values. A column of such a name counts, too.
+/// Functions that definitions may call and that read or make whole values. A column of the same name counts, too.
 const SLOW: &[&str] = &[
     "char",
     "date",
@@ -192,7 +195,7 @@ mod tests {
             }),
             INDEXED_BYTES
         );
-        // What is configured is never exceeded.
+        // The configured limit is never exceeded.
         assert_eq!(
             values_max(
                 1_000,
@@ -226,7 +229,7 @@ mod tests {
                 "{limit:?}"
             );
         }
-        // `LENGTH` is the other one, and SQLite knows none beyond the last.
+        // `LENGTH` is the one limit that is not listed, and this is SQLite's last one.
         let last = Limit::SQLITE_LIMIT_TRIGGER_STEPS as usize;
         assert_eq!(LIMITS.len(), last);
     }

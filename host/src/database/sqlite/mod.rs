@@ -1,14 +1,14 @@
-//! One SQLite database: a connection that writes, several that read, all on one file in WAL mode.
+//! One SQLite database: one connection that writes and several that read, all on one file in WAL mode.
 //!
-//! SQLite lets one connection write at a time. Here writers queue for the one writing connection, in order and
-//! with a time limit, instead of colliding inside SQLite; readers see the last commit and never wait for it.
+//! SQLite lets one connection write at a time. Here writers queue for the one writing connection, in order and with a
+//! time limit, so that they do not collide inside of SQLite. Readers see the last commit and never wait for the writer.
 //!
-//! What loops write is written on a thread of the database's own ([`Sqlite::write`]): when it has ended a transaction,
-//! it goes on with the next one, and no other thread has to be woken between the two.
+//! Loops write on a thread of the database's own ([`Sqlite::write`]). When that thread has ended a transaction, it goes
+//! on with the next one, and no other thread has to be woken between the two.
 //!
-//! Views may not run statements that change the connection they happen to get (`BEGIN`, `PRAGMA`, `ATTACH`,
-//! temporary tables …): the next statement may go to another one, so the change would be lost, and `ATTACH`
-//! would reach other files. SQLite's authorizer refuses them by name (R11).
+//! Views must not run statements that change the connection (`BEGIN`, `PRAGMA`, `ATTACH`, temporary tables …). The next
+//! statement may go to another connection, so the change would be lost, and `ATTACH` would reach other files. SQLite's
+//! authorizer refuses such statements by name (R11).
 
 use std::sync::Arc;
 
@@ -55,26 +55,26 @@ pub struct Sqlite {
     thread: Thread,
 }
 
-/// The thread that writes for loops; it ends with this value.
+/// The thread that writes for loops. It ends when this is dropped.
 struct Thread {
     runtime: runtime::Handle,
     _end: oneshot::Sender<()>,
 }
 
-/// Connections of one kind and the queue for them.
+/// The connections of one kind, and the queue for them.
 struct Pool {
     gate: Gate,
     free: Mutex<Vec<Handle>>,
 }
 
-/// How many connections read: one more than configured, so that a result which is read in pieces leaves one to the statements
-/// beside it.
+/// The number of reading connections: one more than configured, so that a result that is read in pieces leaves a
+/// connection for other statements.
 pub(super) fn reading_connections(file: &SqliteFile) -> usize {
     file.readers + 1
 }
 
 impl Sqlite {
-    /// Opens the file, making it (and its folder) when missing.
+    /// Opens the file. Makes the file and its folder when they are missing.
     ///
     /// # Errors
     /// When the file cannot be opened, or is not a database.
@@ -106,7 +106,7 @@ impl Sqlite {
         }))
     }
 
-    /// Runs work on the connection that writes, for a loop. It blocks, and goes on if its caller is gone.
+    /// Runs blocking work for a loop on the thread that writes. The work is finished even if its caller is dropped.
     pub(super) async fn go_on<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -114,22 +114,22 @@ impl Sqlite {
         unwound(batched_wakeup(self.thread.runtime.spawn(async { work() })).await)
     }
 
-    /// The configuration it was opened with.
+    /// The configuration that the database was opened with.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Room for pins and for results that are read in pieces.
+    /// The permits for pins and for results that are read in pieces.
     pub(super) fn open_ended(&self) -> &OpenEnded {
         &self.open_ended
     }
 
-    /// Where it is.
+    /// The file and its options.
     pub fn file(&self) -> &SqliteFile {
         &self.file
     }
 
-    /// A connection that reads.
+    /// Leases a reading connection.
     ///
     /// # Errors
     /// When none comes free in time, or the request ends.
@@ -137,7 +137,7 @@ impl Sqlite {
         self.lease(deadline, false).await
     }
 
-    /// The connection that writes.
+    /// Leases the writing connection.
     ///
     /// # Errors
     /// When it does not come free in time, or the request ends.
@@ -166,8 +166,8 @@ impl Sqlite {
         Lease::new(handle, self, place, Arc::clone(deadline), writes)
     }
 
-    /// Has `work` done with the connection that writes as soon as it is free, on the thread that writes for loops. It
-    /// blocks there, and is given up when the caller goes before it has begun.
+    /// Runs `work` with the writing connection as soon as that is free, on the thread that writes for loops. `work` may
+    /// block there. It is dropped when its caller is dropped before it has begun.
     ///
     /// # Errors
     /// When the connection does not come free in time, or the request ends.
@@ -188,7 +188,7 @@ impl Sqlite {
         gate.enter_on(&self.thread.runtime, deadline, begin).await?
     }
 
-    /// Another connection in place of one that could not be cleaned. Blocks.
+    /// Opens a connection to replace one that could not be cleaned. Blocks.
     fn reopen(&self, writes: bool) -> Result<Handle, Error> {
         Handle::open(&self.config, &self.file, &self.shared, writes).map_err(|error| {
             let name = &self.config.name;
@@ -199,7 +199,7 @@ impl Sqlite {
         })
     }
 
-    /// Runs a statement outside of any transaction: on a connection that reads if that can be.
+    /// Runs a statement outside of any transaction: on a reading connection if possible.
     pub(super) async fn run(
         self: &Arc<Self>,
         face: Face,
@@ -210,7 +210,7 @@ impl Sqlite {
         if access.no_reader {
             return Err(Error::pinned_by_caller(&self.config.name));
         }
-        // Whoever wants no rows most likely writes.
+        // A statement whose rows are not wanted most likely writes, so it is not tried on a reading connection first.
         let statement = if statement.rows_max.is_some() || access != Access::default() {
             let lease = self.reader(deadline).await?;
             let tried = face.run(move || {
@@ -288,7 +288,7 @@ impl Thread {
         std::thread::Builder::new()
             .name("amphi-sqlite".into())
             .stack_size(STACK_BYTES)
-            // Nothing is sent: it ends when the database is dropped.
+            // Nothing is sent on `ended`: the thread ends when the database drops the sender.
             .spawn(move || drop(runtime.block_on(ended)))?;
         Ok(thread)
     }

@@ -1,18 +1,18 @@
-//! How long a full-text search may be.
+//! The limits on full-text searches.
 //!
-//! FTS compares every word of a phrase with every word of a text, without a look at the interrupt flag. The text is
-//! bounded where it is written (`limits`), the search here: behind MATCH there are texts and parameters, joined by
-//! `||`, so that its length is known before it runs.
+//! FTS compares every word of a phrase with every word of a text, without a check of the interrupt flag. The text is
+//! bounded where it is written (`limits`), the search here. After MATCH, a statement may have only literals and
+//! parameters, joined by `||`: so the length of the search is known before it runs.
 
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::Value;
 
-/// The longest search, and every parameter of a statement that searches.
+/// The most bytes of one search, and of every parameter of a statement that searches.
 const BYTES_MAX: usize = 1_000;
-/// The longest marks of `highlight`, both together, with their quotes.
+/// The most bytes of the two marks of `highlight` together, with their quotes.
 const MARKS_BYTES_MAX: usize = 40;
 
-/// Whether the searches of a statement are short enough.
+/// Checks that the searches of a statement are short enough.
 pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
     let longest = params.iter().map(|value| match value {
         Value::Text(text) => text.len(),
@@ -39,7 +39,7 @@ pub(super) fn check(sql: &str, params: &[Value]) -> Result<(), Error> {
     Ok(())
 }
 
-/// What `highlight` is called with: names, numbers, and marks as literals.
+/// Checks the arguments of `highlight`: names, numbers, and marks that are literals.
 fn marks(words: &mut Words<'_>) -> Result<(), Error> {
     let mut bytes = match words.next() {
         Some("(") => 0,
@@ -66,7 +66,7 @@ fn marks(words: &mut Words<'_>) -> Result<(), Error> {
     ))
 }
 
-/// What is searched for: literals and parameters joined by `||`.
+/// Checks what is searched for: literals and parameters, joined by `||`.
 fn operand(words: &mut Words<'_>) -> Result<(), Error> {
     let (mut bytes, mut parts) = (0, 0);
     loop {
@@ -93,7 +93,7 @@ fn operand(words: &mut Words<'_>) -> Result<(), Error> {
         let mut next = words.clone();
         match next.next().unwrap_or_default() {
             "||" => *words = next,
-            // What binds more closely would make something else of it.
+            // An operator that binds more closely would change what is searched for.
             "->" | "->>" | "+" | "-" | "*" | "/" | "%" | "<<" | ">>" | "&" | "|" => {
                 return Err(Error::new(
                     ErrorKind::Denied,
@@ -105,7 +105,7 @@ fn operand(words: &mut Words<'_>) -> Result<(), Error> {
     }
 }
 
-/// The words of a statement, without comments: names, numbers, literals with their quotes, parameters, operators.
+/// The words of a statement, without comments: names, numbers, literals with their quotes, parameters and operators.
 #[derive(Clone)]
 pub(super) struct Words<'a>(pub(super) &'a str);
 
@@ -147,7 +147,7 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b':' | b'@' | 0x80..)
 }
 
-/// The length of a quoted word; a quote within is written twice.
+/// The length of a quoted word. A quote within the word is doubled.
 fn quoted(text: &str, quote: u8) -> usize {
     let bytes = text.as_bytes();
     let mut at = 1;

@@ -1,4 +1,4 @@
-//! What hostile SQL is told.
+//! Tests of hostile SQL, and of the errors that it gets.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ impl Fixture {
         }
     }
 
-    /// Runs a statement as a view's would be run outside a transaction.
+    /// Runs a statement as if a view ran it outside of a transaction.
     async fn run(&self, sql: &str, params: &[Value]) -> Result<Table, Error> {
         self.run_until(&self.deadline, sql, params).await
     }
@@ -242,7 +242,7 @@ const SLOW: &[&str] = &[
     "insert into checked select big from long",
 ];
 
-/// R13: nothing holds a connection longer than its time limit and a second.
+/// R13: nothing holds a connection longer than its time limit and one second.
 #[test]
 fn r13_any_statement_ends_with_its_request() {
     let runtime = runtime();
@@ -277,7 +277,7 @@ fn r13_any_statement_ends_with_its_request() {
         let is_ended = |(kind, _): &(ErrorKind, String)| {
             matches!(kind, ErrorKind::Aborted | ErrorKind::TooLarge)
         };
-        // A busy machine may spoil some tries.
+        // A busy machine may spoil some of the tries.
         let mut tries = (0..3).map(|_| try_it());
         let good = tries.any(|(took, kind)| {
             println!("{took:>10.0?} {kind:?} {sql}");
@@ -290,7 +290,7 @@ fn r13_any_statement_ends_with_its_request() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// A commit cannot be ended, so what it has to write is bounded.
+/// A commit cannot be interrupted, so the bytes that it has to write are bounded.
 #[test]
 fn a_transaction_that_writes_too_much_is_ended() {
     let runtime = runtime();

@@ -1,4 +1,4 @@
-//! Values, rows and parameters on their way between the contract and SQLite.
+//! Values, rows and parameters, converted between the contract and SQLite.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Statement, ToSql};
@@ -6,15 +6,15 @@ use rusqlite::{Statement, ToSql};
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::{ROW_BYTES, Row, VALUE_BYTES, Value, short};
 
-/// The names of a result's columns and about how many bytes they take. None: more than `max_bytes`.
+/// The names of a result's columns, and about how many bytes they take. None: more than `max_bytes`.
 pub(super) fn columns(statement: &Statement<'_>, max_bytes: u64) -> Option<(Vec<String>, u64)> {
     let names = || statement.column_names();
-    // Measured before they are copied: a name may be as long as the statement that made the table.
+    // Measured before the names are copied: a name may be as long as the statement that made the table.
     let bytes = names().map(|name| ROW_BYTES + name.len() as u64).sum();
     (bytes <= max_bytes).then(|| (names().map(str::to_owned).collect(), bytes))
 }
 
-/// A row and about how many bytes it takes. None: more than `max_bytes`.
+/// A row, and about how many bytes it takes. None: more than `max_bytes`.
 pub(super) fn read_row(
     row: &rusqlite::Row<'_>,
     width: usize,
@@ -26,7 +26,7 @@ pub(super) fn read_row(
         let value = row
             .get_ref(index)
             .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
-        // Measured before it is copied.
+        // Measured before the value is copied.
         if let ValueRef::Text(content) | ValueRef::Blob(content) = value {
             bytes += content.len() as u64;
         }
@@ -51,7 +51,8 @@ pub(super) fn read_row(
     Ok(Some((values, bytes)))
 }
 
-/// Which value each parameter of a statement takes, counted from 1: `?` the next one, `?N` and `$N` the N-th.
+/// The number of the value that each parameter of a statement takes, counted from 1: `?` takes the next value, `?N` and
+/// `$N` the N-th.
 pub(super) fn slots(statement: &Statement<'_>) -> Result<Vec<usize>, Error> {
     let slot = |index: usize| {
         let Some(name) = statement.parameter_name(index) else {

@@ -1,8 +1,8 @@
-//! Ends statements whose request has ended: one thread looks at the deadline of every connection on loan, a few dozen
-//! times a second, and sets SQLite's interrupt flag.
+//! Interrupts statements whose request has ended. One thread checks the deadline of every leased connection, every 10
+//! ms, and sets SQLite's interrupt flag.
 //!
-//! SQLite looks at the flag wherever its virtual machine jumps, and so do the functions of our own. A progress
-//! handler would be asked only every so many instructions, between which any number of slow functions can run.
+//! SQLite checks the flag wherever its virtual machine jumps, and the host's own functions check it, too. A progress
+//! handler would be called only every so many instructions, and any number of slow functions can run between two calls.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -16,27 +16,28 @@ use rusqlite::InterruptHandle;
 use super::guard::Guard;
 use crate::threads::deadline::Deadline;
 
-/// How often it looks.
+/// The interval of the checks.
 const TICK: Duration = Duration::from_millis(10);
-/// After so many looks at connections none of which was on loan, it sleeps until one is.
+/// The thread sleeps after so many checks in a row without a leased connection. The next lease wakes it.
 const IDLE_TICKS: u32 = 100;
 
 /// One connection, as the watching thread sees it.
 pub(super) struct Watched {
     interrupt: InterruptHandle,
     guard: Arc<Guard>,
-    /// What the connection writes goes there first, and may be so much for one borrower.
+    /// The WAL file, which takes the connection's writes first, and the most bytes that it may grow by during one
+    /// lease.
     log: Option<(PathBuf, u64)>,
     loan: Mutex<Loan>,
 }
 
 #[derive(Default)]
 struct Loan {
-    /// Of the request that has the connection.
+    /// The deadline of the request that has leased the connection.
     deadline: Option<Arc<Deadline>>,
-    /// While the host itself speaks: its commits and rollbacks are finished.
+    /// Set while a statement of the host runs: commits and rollbacks are not interrupted.
     host: bool,
-    /// The size of the log when it was looked at first.
+    /// The size of the WAL file at the first check of this lease.
     log_bytes: Option<u64>,
 }
 
@@ -56,7 +57,7 @@ impl Watched {
         watched
     }
 
-    /// From now on, statements end with this.
+    /// Starts a lease: statements are interrupted when `deadline` ends.
     pub(super) fn lend(&self, deadline: Arc<Deadline>) {
         self.guard.over.store(false, SeqCst);
         self.guard.writes_too_much.store(false, SeqCst);
@@ -69,23 +70,23 @@ impl Watched {
         }
     }
 
-    /// Nothing is interrupted any more. What was, is forgotten by SQLite when the next statement begins.
+    /// Ends a lease: nothing is interrupted any more. SQLite clears its flag when the next statement begins.
     pub(super) fn give_back(&self) {
         self.loan.lock().deadline = None;
         self.guard.over.store(false, SeqCst);
     }
 
-    /// Whether the request has ended: a statement that begins now would not be told at once.
+    /// Whether the request has ended. A statement that began now would not be interrupted at once.
     pub(super) fn is_over(&self) -> bool {
         self.guard.over.load(SeqCst)
     }
 
-    /// Holds interrupts back, or no more.
+    /// Holds interrupts back while the host runs its own statements, and allows them again.
     pub(super) fn set_host(&self, host: bool) {
         self.loan.lock().host = host;
     }
 
-    /// Returns whether the connection is on loan.
+    /// Checks the connection. Returns whether it is leased.
     fn look(&self) -> bool {
         let mut loan = self.loan.lock();
         let Some(deadline) = &loan.deadline else {
@@ -97,7 +98,8 @@ impl Watched {
         }
         if is_over || self.guard.writes_too_much.load(SeqCst) {
             self.guard.over.store(true, SeqCst);
-            // Under the lock: the connection cannot change hands meanwhile, nor the host begin to speak.
+            // Sent under the lock: so the connection cannot be given back meanwhile, and the host cannot start a
+            // statement of its own.
             if !loan.host {
                 self.interrupt.interrupt();
             }
@@ -105,12 +107,13 @@ impl Watched {
         true
     }
 
-    /// Nothing ends a commit, and it takes the longer the more was written.
+    /// Whether the transaction has written more than it may. A commit cannot be interrupted, and the more was written,
+    /// the longer it takes.
     fn writes_too_much(&self, loan: &mut Loan) -> bool {
         let Some((log, max)) = &self.log else {
             return false;
         };
-        // It is there as soon as anything was written.
+        // The file exists as soon as anything was written.
         let bytes = std::fs::metadata(log).map_or(0, |log| log.len());
         let before = *loan.log_bytes.get_or_insert(bytes);
         bytes.saturating_sub(before) > *max
@@ -149,7 +152,8 @@ fn watch() {
             std::thread::sleep(TICK);
             continue;
         }
-        // Who lends from here on wakes it: either this sees the loan, or the lender sees that it sleeps.
+        // A lease that begins now wakes this thread: either the thread sees the lease, or the lease sees that the
+        // thread sleeps.
         match WATCH.sleeps.swap(true, SeqCst) {
             false => {}
             true => std::thread::park(),

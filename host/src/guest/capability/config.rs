@@ -1,15 +1,15 @@
-//! `config`: the module's settings and secrets, and whether the host runs for development.
+//! `config`: the module's settings and secrets, and three names that the host sets itself.
 
 use crate::guest::bindings::config::Host;
 use crate::guest::store::Guest;
 
-/// Is `true` under `amphi up`, and not there under `amphi serve`.
+/// `true` under `amphi up`; not set under `amphi serve`.
 const DEVELOPMENT: &str = "amphi.development";
 
-/// The origins in `allowed_origins`, with spaces between.
+/// The origins of `allowed_origins`, separated by spaces.
 const ALLOWED_ORIGINS: &str = "amphi.allowed_origins";
 
-/// Is `true` when the views are only listed, by `amphi inspect`.
+/// `true` while the module's views are only listed, by `amphi inspect`.
 pub const INSPECTED: &str = "amphi.inspected";
 
 impl Host for Guest {

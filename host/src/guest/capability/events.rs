@@ -1,4 +1,4 @@
-//! `events`: news for the app's subscribers.
+//! `events`: publishes events to the app's subscribers.
 
 use crate::guest::bindings::events::{Error, Host};
 use crate::guest::store::{Guest, NotPublished};

@@ -1,4 +1,4 @@
-//! `log`: structured records of a view.
+//! `log`: structured log records of a view.
 
 use crate::guest::bindings::log::{Host, Level};
 use crate::guest::store::Guest;
@@ -12,7 +12,7 @@ impl Host for Guest {
         fields: Vec<(String, String)>,
     ) -> wasmtime::Result<()> {
         let mut text = message;
-        // What is over the limit is cut as a whole: there is no need to put it together.
+        // A record over the limit is dropped as a whole, so the rest of its text need not be built.
         let max = self.output.left();
         for (name, value) in fields {
             if text.len() > max {

@@ -1,9 +1,9 @@
-//! The capabilities: one thin adapter per WIT interface, sync and async faces over one service.
+//! The capabilities: one thin adapter for each WIT interface, with a sync and an async face over one service.
 //!
-//! A sync face waits on the worker's thread (and says so to the pool, R4); an async face is a future on the
-//! loop. Either way the service is the same, and the scope decides what may be done.
+//! A sync face waits on the worker's thread, and the pool counts the worker as waiting (R4). An async face is a future
+//! on the loop. Both call the same service, and the request's scope decides what is allowed.
 //!
-//! [`CAPABILITIES`] lists all of them: what a component may import, in which mode, and with which grant.
+//! [`CAPABILITIES`] lists all capabilities: what a component may import, in which mode, and with which grant.
 
 mod body;
 mod calls;
@@ -24,21 +24,21 @@ use crate::contract;
 use crate::guest::bindings;
 use crate::guest::store::Guest;
 
-/// Something that guests can import: an interface of `amphi:view`, or two, one for each mode.
+/// A capability that guests can import: one interface of `amphi:view`, or two, one for each mode.
 pub struct Capability {
-    /// The interface's name; that of the async one has `-async` after it.
+    /// The name of the interface. The async one has `-async` after it.
     pub name: &'static str,
     /// Its interfaces.
     pub faces: Faces,
-    /// What a module would have to be granted that it is not, as a line of `amphi.toml`.
+    /// The line of `amphi.toml` that grants the capability, when a module lacks the grant.
     pub missing_grant: fn(&Module) -> Option<&'static str>,
 }
 
-/// The interfaces of a capability, each with what adds it to a linker.
+/// The interfaces of a capability. Each comes with the function that adds it to a linker.
 pub enum Faces {
-    /// One that never waits, for both modes.
+    /// One interface for both modes, whose functions never wait.
     Shared(Link),
-    /// One that blocks, and one whose functions are async.
+    /// Two interfaces: the functions of one block, those of the other are async.
     PerMode {
         /// For sync components.
         sync: Link,
@@ -57,7 +57,7 @@ macro_rules! link {
     };
 }
 
-/// For a capability that every module has.
+/// For a capability that needs no grant.
 fn none(_: &Module) -> Option<&'static str> {
     None
 }
@@ -140,14 +140,14 @@ pub const CAPABILITIES: &[Capability] = &[
     },
 ];
 
-/// The name of the interface of `amphi:view` that is imported: `database-async` of `amphi:view/database-async@0.1.0`.
+/// The interface of `amphi:view` that an import names: `database-async` for `amphi:view/database-async@0.1.0`.
 pub fn interface(import: &str) -> Option<&str> {
     let name = import.strip_prefix("amphi:view/")?;
     Some(name.split_once('@').map_or(name, |(name, _)| name))
 }
 
-/// The capability that an interface belongs to, and whether the interface is its async one. None: the interface has
-/// types only, or there is no such one.
+/// The capability that an interface belongs to, and whether the interface is the async one. None: the interface has
+/// types only, or is unknown.
 pub fn capability(interface: &str) -> Option<(&'static Capability, bool)> {
     let name = interface.strip_suffix("-async");
     let is_async = name.is_some();
@@ -187,7 +187,7 @@ pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::
     })
 }
 
-/// The interfaces that have types only.
+/// Adds the interfaces that have types only.
 fn link_types(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     contract::types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     contract::body_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;

@@ -1,7 +1,8 @@
-//! What a guest writes: log records, and standard output and error line by line, all into the host's log.
+//! What a guest writes to standard output, standard error and `log`: all of it becomes records of the host's log, line
+//! by line.
 //!
-//! Together they are limited per request. What a panic says on standard error is kept for the one line that the
-//! host writes about the trap which follows.
+//! One limit (`log_max_bytes`) bounds all of it for one call. The message of a panic on standard error is kept, because
+//! it becomes part of the one line that the host logs about the trap.
 
 use std::sync::Arc;
 
@@ -18,25 +19,25 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::workers;
 use crate::view::View;
 
-/// How much of a panic's message is kept.
+/// The most bytes of a panic's message that are kept.
 const PANIC_BYTES: usize = 4 << 10;
-/// What a record counts for beside its text: the host writes time, view and request around it.
+/// The bytes that a record counts beside its text, for the time, view and request that the host adds.
 const RECORD_BYTES: usize = 100;
-/// The most bytes a guest may hand over at once.
+/// The most bytes that a guest can write in one call, and the longest line: a longer one is split.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// The log of one instance. Clones share it.
+/// The log of one instance. Clones share its state.
 #[derive(Clone)]
 pub struct Output(Arc<Mutex<State>>);
 
 struct State {
-    /// What the instance works on; none while it is kept for another request.
+    /// The call that the instance serves; none while it is kept for another request.
     work: Option<(Arc<Scope>, Arc<View>)>,
     max_bytes: usize,
     left: usize,
     cut: bool,
     panic: Option<String>,
-    /// The beginnings of lines, of standard output and of standard error.
+    /// The unfinished lines of standard output and of standard error.
     lines: [Vec<u8>; 2],
 }
 
@@ -56,7 +57,8 @@ impl State {
         &mut self.lines[usize::from(level == Level::WARN)]
     }
 
-    /// Whether a line of standard error is a panic's; if so, it is kept. A guest that panics ends.
+    /// Whether a line of standard error belongs to a panic's message; if so, the line is kept. A guest that panics
+    /// ends.
     fn panicking(&mut self, line: &str) -> bool {
         if self.panic.is_none()
             && let Some((_, place)) = line
@@ -86,7 +88,7 @@ impl Output {
         Output(Arc::new(Mutex::new(State::new(max_bytes))))
     }
 
-    /// What is written from now on belongs to this.
+    /// Starts a call: what is written from now on is logged as that of `view` in `scope`.
     pub(in crate::guest) fn begin(&self, scope: &Arc<Scope>, view: &Arc<View>) {
         let mut state = self.0.lock();
         *state = State {
@@ -95,13 +97,13 @@ impl Output {
         };
     }
 
-    /// Lets go of the request, with every line that it has begun. Whether it wrote more than it may.
+    /// Ends the call and logs its unfinished lines. Returns whether the guest wrote more than the limit.
     pub(in crate::guest) fn finish(&self) -> bool {
         self.flush(Level::INFO);
         self.flush(Level::WARN);
         let panic = self.0.lock().panic.take();
         if let Some(panic) = panic {
-            // No trap followed, so that it was no panic.
+            // No trap followed, so the text was not that of a panic: it is logged like any other.
             self.record(Level::WARN, &panic);
         }
         let mut state = self.0.lock();
@@ -109,7 +111,7 @@ impl Output {
         state.cut
     }
 
-    /// How much the request may still log, in bytes.
+    /// The bytes that the call may still log.
     pub(super) fn left(&self) -> usize {
         self.0.lock().left
     }
@@ -132,7 +134,7 @@ impl Output {
         }
         state.left -= size;
         drop(state);
-        // Of a sync part, the worker that it runs on.
+        // For a sync function: the worker that it runs on.
         let worker = Some(workers::number()).filter(|number| *number > 0);
         match level {
             Level::TRACE => {
@@ -149,7 +151,7 @@ impl Output {
         }
     }
 
-    /// Where and why the guest panicked, if it did.
+    /// The place and message of the guest's panic, if there was one.
     pub fn panic(&self) -> Option<String> {
         self.0.lock().panic.clone()
     }
@@ -173,7 +175,7 @@ impl Output {
         }
     }
 
-    /// Logs the beginning of a line that will have no end.
+    /// Logs an unfinished line.
     fn flush(&self, level: Level) {
         let rest = std::mem::take(self.0.lock().line(level));
         if !rest.is_empty() {
@@ -182,7 +184,7 @@ impl Output {
     }
 }
 
-/// Cuts what is written into lines and logs them.
+/// A stream: splits what is written into lines and logs them.
 #[derive(Clone)]
 pub(super) struct Lines {
     output: Output,

@@ -1,4 +1,4 @@
-//! `timer`: waiting without holding the loop.
+//! `timer`: sleeps as a future of the loop.
 
 use std::time::Duration;
 

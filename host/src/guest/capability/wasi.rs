@@ -15,7 +15,7 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
 use crate::view::Mode;
 
-/// Has to be the version that wasmtime-wasi links, for its definitions to be replaced.
+/// Must be the version that wasmtime-wasi links: only then do these definitions replace the ones of wasmtime-wasi.
 const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
@@ -53,7 +53,7 @@ impl Guest {
     }
 }
 
-/// Waits of a sync guest: bounded by the request's deadline, and known to the worker pool.
+/// The waits of a sync guest: bounded by the request's deadline, and counted by the worker pool.
 struct Bounded<'a>(&'a mut Guest);
 
 impl HasData for Bounded<'static> {
@@ -104,7 +104,7 @@ pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Replaces every WASI call that blocks by one that traps with its name.
+/// Replaces every WASI call that blocks by a call that traps with its name.
 pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     for (interface, functions) in BLOCKING {

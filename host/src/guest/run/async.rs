@@ -1,7 +1,7 @@
 //! Async guests: a future on the loop, preempted by epoch (R5).
 //!
-//! Each request in flight has a store of its own: dropping it is what cancels everything the guest has in flight
-//! (R15), and only between stores can one guest be preempted for another.
+//! Each call in flight has a store of its own. Dropping the store cancels everything that the guest has in flight
+//! (R15). Only between stores can one guest be preempted in favour of another.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -27,25 +27,26 @@ use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 thread_local! {
-    /// One of the guests that this loop has preempted goes on at a time, in the order in which they were preempted.
+    /// One permit for each loop: of the guests that the loop has preempted, one at a time goes on, in the order of
+    /// their preemption.
     static PREEMPTED: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
-/// A component with async views, ready to be called.
+/// A component with async views, ready to be called. Its instances may be reused.
 pub struct AsyncComponent {
     views: AsyncViewsPre<Guest>,
     pool: InstancePool<Exports>,
 }
 
-/// What an instance is called by.
+/// The exports of an instance.
 struct Exports {
     views: AsyncViews,
-    /// How many tasks, calls and streams its store knows of while it is idle.
+    /// Number of tasks, calls and streams in the store's table while the instance is idle.
     idle: usize,
 }
 
 impl AsyncComponent {
-    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    /// A component whose instances are kept as `reuse` says; none: each call has a fresh instance.
     pub fn new(
         engines: &Engines,
         views: AsyncViewsPre<Guest>,
@@ -55,10 +56,10 @@ impl AsyncComponent {
         AsyncComponent { views, pool }
     }
 
-    /// Runs a view, no longer than its request may, and makes the store of a fresh instance with `guest`.
+    /// Runs a view until the request's deadline at most. `guest` makes the store data of a fresh instance.
     ///
     /// # Errors
-    /// A trap or a limit, explained.
+    /// A trap, a limit or an ended request, explained.
     pub async fn call(
         &self,
         work: Work,
@@ -81,7 +82,7 @@ impl AsyncComponent {
             };
             let done = store.run_concurrent(handle).await.flatten();
             let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
-            // A call that it has not waited for would end in the middle of another request.
+            // A call that the guest has not waited for would end during another request.
             let clean = done && store.concurrent_state_table_size() == exports.idle;
             self.pool.give_back(instance, clean);
             Ok(bounded(answer))
@@ -106,12 +107,12 @@ impl AsyncComponent {
         in_time(&scope, &cpu, described).await
     }
 
-    /// Ends the instances that have been kept too long.
+    /// Drops the kept instances that are too old.
     pub fn sweep(&self) {
         self.pool.sweep();
     }
 
-    /// A fresh instance, under all its limits.
+    /// A fresh instance, with all its limits set.
     async fn fresh(&self, guest: Guest) -> Result<Instance<Exports>, Failure> {
         let mut store = Store::new(self.views.engine(), guest);
         limit(&mut store);
@@ -134,22 +135,22 @@ impl AsyncComponent {
     }
 }
 
-/// Lets a preempted guest go on: after those of its loop that were preempted before it, and after the loop has looked
-/// at its sockets and run what is ready. So a guest that has not computed for long waits for one slice of one other,
-/// however many guests compute on its loop (R5).
+/// Waits until a preempted guest may go on: after the guests that its loop preempted earlier, and after the loop has
+/// polled its sockets and run the tasks that are ready. So a guest that has computed little waits for one slice of one
+/// other guest, however many guests compute on its loop (R5).
 async fn turn(turns: Arc<Semaphore>) {
     let _turn = turns.acquire().await;
-    // tokio's own yield is what makes the loop look at its sockets.
+    // tokio polls the sockets of the loop when a task yields this way.
     tokio::task::yield_now().await;
 }
 
-/// Whether the guest has come to its end when it has answered. What it goes on with ends with its store.
+/// Whether the guest has no tasks left after its answer. Tasks that go on end with the store.
 async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
     poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
 }
 
-/// Works for a guest no longer than its request may, and counts the CPU time of this thread meanwhile, without what the
-/// guest waits.
+/// Polls `work` until the request's deadline at most, and counts the CPU time of each poll. Time between polls does not
+/// count.
 async fn in_time<T>(
     scope: &Scope,
     cpu: &CpuTime,
@@ -159,7 +160,7 @@ async fn in_time<T>(
         let _counting = cpu.count();
         work.as_mut().poll(context)
     });
-    // Outside the store: a time limit inside would wait for the guest to yield.
+    // The deadline is checked outside of the store: a check inside would have to wait until the guest yields.
     match scope.deadline.bound(metered).await {
         Ok(done) => done,
         Err(why) => Err((&Stop::from(why)).into()),

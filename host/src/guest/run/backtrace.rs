@@ -1,4 +1,4 @@
-//! A guest's stack when it failed: the functions of its own source, without the machinery around them (R17).
+//! The stack of a guest that failed: functions of its own source, without those of libraries and of the compiler (R17).
 
 use std::fmt::{self, Write};
 
@@ -6,24 +6,24 @@ use wasmtime::WasmBacktrace;
 
 use crate::telemetry::report::Frame;
 
-/// How many frames are kept: the innermost.
+/// The most frames that are kept, from the innermost.
 const FRAMES_MAX: usize = 32;
-/// The longest name of a function that is read, and what is kept of it. A component can have names of any length, and
-/// short ones that stand for very long ones.
+/// The longest mangled name that is demangled, and the most bytes of a name that are kept. A component can have names
+/// of any length, and a short mangled name can stand for a very long one.
 const MANGLED_MAX: usize = 4096;
 const NAME_MAX: usize = 512;
 
-/// The guest's functions, the innermost first; with files and lines where the component has them (`amphi up` builds
-/// it so) and the engine looks for them. Functions of the standard library and of the SDK are left out, unless there
-/// are no others.
+/// The guest's functions, the innermost first. Files and lines are there when the component has debug information
+/// (`amphi up` builds with it) and the engine reads it. Functions of the standard library and of the SDK are left out,
+/// unless there are no others.
 pub fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     let mut all = Vec::new();
     for frame in backtrace.frames() {
-        // A function, after those that the compiler has put into it, the innermost first.
+        // The functions that the compiler inlined, the innermost first, then the function itself.
         let symbols = frame.symbols();
         let name = frame.func_name();
         for (index, symbol) in symbols.iter().enumerate() {
-            // The line tables have short names; that of the function itself is known in full.
+            // The line tables have short names. The component's own names have the full name of the function itself.
             let whole = name.filter(|_| index + 1 == symbols.len());
             let frame = Frame {
                 function: demangled(whole.or(symbol.name()).unwrap_or("?")),
@@ -45,7 +45,7 @@ pub fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     own(all)
 }
 
-/// What belongs to the guest's own source, of frames that say whether their name is the whole one.
+/// The frames of the guest's own source. The flag of a frame says whether its name is the full one.
 fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     let (own, machinery): (Vec<_>, Vec<_>) =
         (all.into_iter()).partition(|(frame, whole)| !is_machinery(frame, *whole));
@@ -54,7 +54,8 @@ fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     for (mut frame, _) in some.into_iter().take(FRAMES_MAX) {
         if let Some(view) = view(&frame.function) {
             frame.function = view.to_owned();
-            // The view itself, which the compiler has put into what calls it.
+            // The compiler inlined the view into its wrapper: both frames are one function, so keep the wrapper's
+            // longer name.
             if let Some(before) = kept.last_mut()
                 && frame.function.rsplit("::").next() == Some(&before.function)
             {
@@ -67,13 +68,13 @@ fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     kept
 }
 
-/// The view that the SDK calls in a function of this name: `shop::cart` of `<shop::cart as …::View>::SYNC::call`.
+/// The view that the SDK calls in a function of this name: `shop::cart` for `<shop::cart as …::View>::SYNC::call`.
 fn view(function: &str) -> Option<&str> {
     let (view, rest) = function.strip_prefix('<')?.split_once(" as amphi_sdk::")?;
     rest.starts_with("view::View>").then_some(view)
 }
 
-/// The functions on the way to where it failed, in a few words: ` (in shop::price ← shop::cart)`.
+/// The functions on the way to the failure, at most four, as a suffix: ` (in shop::price ← shop::cart)`.
 pub fn way(frames: &[Frame]) -> String {
     let names: Vec<&str> = frames
         .iter()
@@ -86,7 +87,7 @@ pub fn way(frames: &[Frame]) -> String {
     format!(" (in {})", names.join(" ← "))
 }
 
-/// A name as its author wrote it.
+/// The demangled name of a function, cut to `NAME_MAX` bytes.
 pub(crate) fn demangled(name: &str) -> String {
     let mut short = Shortened(String::new());
     let read = match name.len() {
@@ -99,7 +100,7 @@ pub(crate) fn demangled(name: &str) -> String {
     short.0
 }
 
-/// Takes as much of a text as a name may have, and no more.
+/// Takes at most `NAME_MAX` bytes, then fails: that ends a demangling that would produce more.
 struct Shortened(String);
 
 impl Write for Shortened {
@@ -124,7 +125,7 @@ fn is_machinery(frame: &Frame, whole: bool) -> bool {
     {
         return true;
     }
-    // A function of a trait for a type, `<T as std::fmt::Display>::fmt`, belongs to who has the type.
+    // A trait's function for a type, `<T as std::fmt::Display>::fmt`, belongs to the crate of the type.
     let path = frame.function.trim_start_matches(['<', '&']);
     let foreign = [
         "core::",

@@ -1,5 +1,6 @@
-//! The two engines. Component-model concurrency makes a whole linker async-only, so sync and async guests each
-//! have an engine, with a pool of instance slots that were measured to be cheap to reuse.
+//! The two engines, one for each mode. Component-model concurrency makes a whole linker async-only, so sync and async
+//! guests need an engine each. Both allocate instances from a pool of slots, with settings that were measured to make
+//! reuse of a slot cheap.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,19 +16,20 @@ use wasmtime::{
 use crate::config;
 use crate::guest::store::TABLE_ELEMENTS_MAX;
 
-/// How often the epoch advances: how long a guest can compute before the host looks at it (R5).
+/// The interval of the epoch: a guest computes at most this long before the host can stop or preempt it (R5).
 const TICK: Duration = Duration::from_millis(1);
 
-/// The most frames of a trap that are looked at, from the innermost: a panic alone has a dozen.
+/// The most frames of a trap's stack that are collected, from the innermost. A panic alone has a dozen.
 pub(super) const FRAMES_MAX: usize = 40;
 
-/// Guests written in Python or JavaScript are made of up to fourteen core instances.
+/// The most core instances of one component. Guests in Python or JavaScript have up to fourteen.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 20;
-/// Sync guests run on their worker's stack; async guests have one of their own.
+/// The most stack of a guest. Sync guests run on their worker's stack; async guests have a stack of `ASYNC_STACK_BYTES`
+/// each, on which the host functions that they call run, too.
 const WASM_STACK_BYTES: usize = 512 << 10;
 const ASYNC_STACK_BYTES: usize = 1 << 20;
-/// What a slot keeps of its memory, tables and stack when its instance ends, so that the next one does not have
-/// to fault it in again.
+/// The bytes of memory, table and stack that a slot keeps when its instance ends. The next instance in the slot need
+/// not fault them in again.
 const KEPT_MEMORY_BYTES: usize = 2 << 20;
 const KEPT_TABLE_BYTES: usize = 64 << 10;
 const KEPT_STACK_BYTES: usize = 64 << 10;
@@ -44,25 +46,26 @@ pub struct Engines {
     pub(super) async_kept: Arc<Semaphore>,
 }
 
-/// How many instances of one mode there is room for.
+/// The number of instances of one mode that the pool has slots for.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolSizes {
-    /// At work.
+    /// Instances that run.
     pub at_once: usize,
-    /// Kept for further requests.
+    /// Instances that are kept for further requests.
     pub kept: usize,
 }
 
 impl Engines {
-    /// Engines with room for this many instances of each mode.
+    /// Engines with slots for this many instances of each mode.
     ///
     /// # Errors
-    /// When the address space for the instance slots cannot be had.
+    /// When the address space for the slots cannot be reserved.
     pub fn new(sync: PoolSizes, r#async: PoolSizes) -> anyhow::Result<Engines> {
         Engines::with(sync, r#async, false)
     }
 
-    /// The same for development: traps come with the lines of the guest's source, which takes milliseconds.
+    /// Engines for development: backtraces of traps have lines of the guest's source. Collecting them takes
+    /// milliseconds.
     ///
     /// # Errors
     /// As [`Engines::new`].
@@ -70,7 +73,7 @@ impl Engines {
         Engines::with(sync, r#async, true)
     }
 
-    /// Engines for a look at components.
+    /// Engines for inspecting components, with a single slot each.
     ///
     /// # Errors
     /// As [`Engines::new`].
@@ -110,7 +113,7 @@ impl Engines {
     }
 }
 
-/// Where compiled modules are kept from one start to the next. Without it a start only takes longer.
+/// The cache of compiled modules on disk. Without it, each start compiles the modules again.
 fn compile_cache() -> Option<Cache> {
     match Cache::new(CacheConfig::new()) {
         Ok(cache) => Some(cache),
@@ -131,7 +134,7 @@ fn engine(
     lines: bool,
     cache: Option<Cache>,
 ) -> anyhow::Result<Engine> {
-    // One more, for reading what a module describes while all others are in use.
+    // One more slot, so that a module can be described while all other slots are in use.
     let instances = u32::try_from(room.at_once + room.kept + 1).context("too many instances")?;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances)
@@ -149,7 +152,7 @@ fn engine(
         .table_keep_resident(KEPT_TABLE_BYTES)
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
-    // Whatever the environment says.
+    // Set explicitly, so that the environment variable `WASMTIME_BACKTRACE_DETAILS` does not decide.
     let details = match lines {
         true => WasmBacktraceDetails::Enable,
         false => WasmBacktraceDetails::Disable,

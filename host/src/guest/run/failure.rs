@@ -1,4 +1,4 @@
-//! What a failed call of a guest means, in a sentence (R17).
+//! Turns the error of a failed call of a guest into a [`Failure`] with one sentence (R17).
 
 use http::StatusCode;
 use wasmtime::component::ResourceTableError;
@@ -11,11 +11,11 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{self, Guest, RANDOM_BYTES_MAX};
 use crate::telemetry::error::{Failure, Fault};
 
-/// What a failed call means, in a sentence (R17).
+/// The failure behind the error of a call.
 pub(super) fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         let mut failure = Failure::from(stop);
-        // Where in the view's code that was.
+        // The stack says where the view made the blocking call.
         if let (Stop::SynchronousOnlyOperation(_), Some(stack)) =
             (stop, error.downcast_ref::<WasmBacktrace>())
         {
@@ -40,7 +40,7 @@ pub(super) fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     }
 }
 
-/// The limit of a host call that the guest was over, if that is why it trapped.
+/// The sentence for a limit of a host call, if the guest trapped because it exceeded one.
 fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
     if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
         return Some(format!(
@@ -49,7 +49,7 @@ fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
         ));
     }
     let cause = error.root_cause().to_string();
-    // wasmtime has no type for these.
+    // wasmtime has no error types for these, so their texts are compared.
     if cause.contains("fuel allocated for hostcalls") {
         return Some(format!(
             "the view handed over more than {} bytes in one call to the host, or in its answer (`call_max_bytes`)",
@@ -69,7 +69,7 @@ fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
     })
 }
 
-/// What a trap means, with the innermost functions in parentheses.
+/// The failure of a trap. `frames`: the innermost functions in parentheses, or nothing.
 fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
     if let Some(panic) = guest.output.panic() {
         return Failure::view(format!("the view {panic}{frames}"));

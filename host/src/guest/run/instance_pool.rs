@@ -1,8 +1,8 @@
-//! Instances that are kept for further requests, where a module's configuration wants it (R16).
+//! Instances that are kept for further requests, for modules with `instances = "reuse"` (R16).
 //!
 //! An instance serves one request at a time. It is kept only when nothing of the request is left in it: no limit was
-//! hit, the request has not ended before its time, and the guest has dropped all that the host held for it. What the
-//! guest has in its own memory stays; that is what `instances = "reuse"` means. A trap leaves nothing to keep.
+//! reached, the request has not ended early, and the guest has dropped all handles to host resources. The guest's own
+//! memory is kept as it is: that is the meaning of `instances = "reuse"`. After a trap the instance is dropped.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +22,7 @@ pub(super) struct Instance<V> {
     pub(super) exports: V,
     since: Instant,
     requests: u32,
-    /// While it is kept.
+    /// The permit for a kept instance and its count in the metrics; none while the instance serves a request.
     place: Option<(OwnedSemaphorePermit, GaugeGuard)>,
 }
 
@@ -38,13 +38,13 @@ impl<V> Instance<V> {
     }
 }
 
-/// The instances of one component that wait for a request.
+/// The kept instances of one component.
 pub(super) struct InstancePool<V> {
-    /// How long they are kept; none: each request has a fresh one.
+    /// The limits on kept instances; none: each request has a fresh instance.
     reuse: Option<Reuse>,
-    /// Those used last are at the end, and used first.
+    /// The instances that were used last are at the end, and are taken first.
     idle: Mutex<Vec<Instance<V>>>,
-    /// The limit on kept instances of all modules.
+    /// One permit for each kept instance, shared by all modules of the mode.
     places: Arc<Semaphore>,
     gauge: IntGauge,
 }
@@ -63,7 +63,7 @@ impl<V> InstancePool<V> {
         }
     }
 
-    /// An instance for this work, if one is kept. Gives the work back if not.
+    /// Takes a kept instance and starts `work` in it. Returns `work` when there is none.
     pub(super) fn take(&self, work: Work) -> Result<Instance<V>, Work> {
         let Some(reuse) = &self.reuse else {
             return Err(work);
@@ -83,7 +83,8 @@ impl<V> InstancePool<V> {
         }
     }
 
-    /// Keeps an instance whose request is done, or not. `clean`: nothing of the guest's runs any more.
+    /// Keeps the instance for further requests if it is clean and within the limits; else drops it. `clean`: no task of
+    /// the guest runs any more.
     pub(super) fn give_back(&self, mut instance: Instance<V>, clean: bool) {
         let guest = instance.store.data_mut();
         let unclean = !guest.finish() || !clean;
@@ -106,7 +107,7 @@ impl<V> InstancePool<V> {
         }
     }
 
-    /// Ends the instances that are too old.
+    /// Drops the instances that are too old.
     pub(super) fn sweep(&self) {
         let Some(reuse) = &self.reuse else { return };
         let old = |instance: &mut Instance<V>| instance.since.elapsed() >= reuse.age_max;

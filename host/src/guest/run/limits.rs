@@ -1,4 +1,4 @@
-//! What an instance may take of the host, and what comes back from it.
+//! Limits on what an instance can take from the host, and on the texts that it returns.
 
 use wasmtime::Store;
 
@@ -6,17 +6,17 @@ use crate::contract::types;
 use crate::guest::store::Guest;
 use crate::telemetry::error::cut;
 
-/// What a guest made of a request: its response, or the error it returned.
+/// What a guest answers to a request: its response, or the error that it returned.
 pub type GuestResult = Result<types::Response, types::Error>;
 
-/// The most handles that an instance can have: of components' own resources, and, in an async one, of tasks, calls in
-/// flight and streams.
+/// The most handles that an instance can have: to resources of its components, and, in an async instance, to tasks,
+/// calls in flight and streams.
 pub(super) const HANDLES_MAX: usize = 10_000;
 /// The most bytes of each text of an error that a view returns.
 const ERROR_TEXT_MAX: usize = 16 << 10;
 
-/// What the guest can hand over in one call, and how much of it the host has to drop with the store: both are work that
-/// no epoch interrupts (R5).
+/// Limits the memory, the bytes that the guest can pass in one call (hostcall fuel), and the handles. Copying arguments
+/// and dropping handles with the store are work that no epoch interrupts (R5).
 pub(super) fn limit(store: &mut Store<Guest>) {
     store.limiter(|guest| &mut guest.memory);
     let call_max = store.data().grants.limits.handed_over_max();
@@ -27,7 +27,7 @@ pub(super) fn limit(store: &mut Store<Guest>) {
     }
 }
 
-/// An answer whose error is no longer than anybody will read.
+/// Cuts the texts of an error that the guest returned.
 pub(super) fn bounded(answer: GuestResult) -> GuestResult {
     answer.map_err(|error| types::Error {
         message: cut(error.message, ERROR_TEXT_MAX),

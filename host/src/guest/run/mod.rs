@@ -1,4 +1,4 @@
-//! Running guests: engines, instances, limits, preemption, and what went wrong.
+//! Running guests: engines, instances, limits, preemption and failures.
 
 mod r#async;
 pub mod backtrace;

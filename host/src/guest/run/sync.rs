@@ -16,17 +16,17 @@ use crate::guest::store::{Guest, Work};
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
-/// How many ticks pass between looks at a computing guest: as often as its limits have to be exact.
+/// How many ticks of the epoch pass between two checks of a computing guest's limits: the limits are exact to 5 ms.
 const TICKS_BETWEEN_LOOKS: u64 = 5;
 
-/// A component with sync views, ready to be called.
+/// A component with sync views, ready to be called. Its instances may be reused.
 pub struct SyncComponent {
     views: SyncViewsPre<Guest>,
     pool: InstancePool<SyncViews>,
 }
 
 impl SyncComponent {
-    /// A component whose instances are kept as `reuse` says; none: each request has a fresh one.
+    /// A component whose instances are kept as `reuse` says; none: each call has a fresh instance.
     pub fn new(
         engines: &Engines,
         views: SyncViewsPre<Guest>,
@@ -36,10 +36,11 @@ impl SyncComponent {
         SyncComponent { views, pool }
     }
 
-    /// Runs a view, and makes the store of a fresh instance with `guest`. Blocks; on a sync worker.
+    /// Runs a view on this thread, which is that of a sync worker, and blocks it. `guest` makes the store data of a
+    /// fresh instance.
     ///
     /// # Errors
-    /// A trap, a limit or a cancelled request, explained.
+    /// A trap, a limit or an ended request, explained.
     pub fn call(
         &self,
         work: Work,
@@ -75,12 +76,12 @@ impl SyncComponent {
         described.map_err(|error| explain(&error, store.data()))
     }
 
-    /// Ends the instances that have been kept too long.
+    /// Drops the kept instances that are too old.
     pub fn sweep(&self) {
         self.pool.sweep();
     }
 
-    /// A fresh instance, under all its limits.
+    /// A fresh instance, with all its limits set.
     fn fresh(&self, guest: Guest) -> Result<Instance<SyncViews>, Failure> {
         let mut store = Store::new(self.views.engine(), guest);
         limit(&mut store);

@@ -11,7 +11,8 @@ use crate::http::middleware::cors::Origins;
 
 const HASH: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
 
-/// An app with the modules `auth` and `shop`, and this besides. `APP` lists the app's middleware, `SHOP` the module's.
+/// Parses an app with the modules `auth` and `shop`, and `more`. `app` lists the app's middleware, `shop` that of the
+/// module.
 fn parse(app: &str, shop: &str, more: &str) -> Result<Config, String> {
     let text = format!(
         "{more}\n[app]\nname = \"x\"\nmiddleware = {app}\n[modules.auth]\npath = \"auth.wasm\"\n[modules.shop]\npath = \"shop.wasm\"\nmiddleware = {shop}\n"

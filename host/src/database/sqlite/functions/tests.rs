@@ -1,4 +1,4 @@
-//! The functions give what SQLite's own give.
+//! The functions return the same results as SQLite's own ones.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn own() -> (Connection, Arc<Guard>) {
     (connection, guard)
 }
 
-/// What a function gives, or that it fails.
+/// The result of a function, or an error if it fails.
 fn call(connection: &Connection, sql: &str, arguments: &[Value]) -> std::result::Result<Value, ()> {
     (connection.prepare_cached(sql).and_then(|mut statement| {
         statement.query_row(params_from_iter(arguments), |row| row.get(0))
@@ -23,7 +23,7 @@ fn call(connection: &Connection, sql: &str, arguments: &[Value]) -> std::result:
     .map_err(drop)
 }
 
-/// A value of few different characters, so that parts of it are found in others.
+/// A value of few different characters, so that parts of it occur in other values.
 fn value(random: &mut fastrand::Rng) -> Value {
     let kind = random.u8(..10);
     let mut text = |alphabet: &[&str]| -> String {
@@ -90,7 +90,7 @@ fn they_give_what_those_of_sqlite_give() {
     }
 }
 
-/// Each takes a time that the square of its values would not allow.
+/// Each call takes less time than the square of its values would.
 #[test]
 fn long_values_take_no_long_time() {
     let (connection, _) = own();
@@ -117,7 +117,7 @@ fn long_values_take_no_long_time() {
     }
 }
 
-/// What cannot be quick can be interrupted.
+/// Functions that cannot be quick can be interrupted.
 #[test]
 fn they_end_with_the_request() {
     for sql in [

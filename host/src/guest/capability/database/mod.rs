@@ -1,7 +1,7 @@
 //! `database`: SQL for both kinds of guest, over one service.
 //!
-//! Each face turns a call into the same future: a sync guest waits for it on its worker, an async guest on the
-//! loop. Which connection a statement goes to is the transaction's business (R8), not the guest's.
+//! Both faces turn a call into the same future. A sync guest waits for it on its worker, an async guest on the loop.
+//! The transaction decides which connection a statement runs on (R8), not the guest.
 
 pub mod session;
 
@@ -44,7 +44,7 @@ impl Guest {
     }
 }
 
-/// Gives the guest a handle to what was made for it.
+/// Puts what a call made into the guest's table, and returns the handle.
 fn handed<T: Send + 'static>(
     table: &mut ResourceTable,
     made: Result<T, Error>,
@@ -56,7 +56,7 @@ fn handed<T: Send + 'static>(
 }
 
 impl Guest {
-    /// Runs one call of the sync face: on this thread, no longer than the request may run.
+    /// Runs one call of the sync face on this thread, until the request's deadline at most.
     fn now<T>(
         &self,
         name: &str,
@@ -173,7 +173,7 @@ impl database::HostPinned for Guest {
 
 type Async = Accessor<Guest, HasSelf<Guest>>;
 
-/// Where a call of the async face goes.
+/// The session for a call of the async face.
 fn session(accessor: &Async, name: &str) -> Result<Session, Error> {
     accessor.with(|mut store| store.get().session(name, Face::Async))
 }
@@ -187,8 +187,9 @@ async fn end(
     Ok(in_turn(begun.end(Face::Async, commit)).await)
 }
 
-/// A call takes its place in the order of the guest's calls (R8) when it is first polled. tokio would let it wait
-/// before that when many calls came at once, and go on with those that came last.
+/// Runs a call outside of tokio's cooperative budget. A call takes its place in the order of the guest's calls (R8)
+/// when it is first polled. With a used-up budget, tokio would make that poll wait, and calls that came later could
+/// overtake it.
 fn in_turn<T>(call: impl Future<Output = T>) -> impl Future<Output = T> {
     tokio::task::unconstrained(call)
 }

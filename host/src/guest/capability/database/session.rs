@@ -1,4 +1,5 @@
-//! The service behind both faces of `database`: where a statement goes, and what a guest holds of it.
+//! The service behind both faces of `database`: it sends statements to the transaction or to a connection of their own,
+//! and defines the resources that a guest holds (results, transactions, pins).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::Deadline;
 use crate::threads::workers::Exclusion;
 
-/// Where a statement goes: what both faces start from.
+/// What a call on a database starts from, with either face.
 pub struct Session {
     pub(super) scope: Arc<Scope>,
     pub(super) member: Arc<Member>,
@@ -38,9 +39,10 @@ impl Session {
         Ok(self.run(statement).await?.changed)
     }
 
-    /// Outside a transaction, a connection of its own feeds the result piece by piece. Inside, the one connection
-    /// has to stay free for other statements, so the result is read at once; likewise when results feed on as many
-    /// connections as they may, because requests that read them may need further ones.
+    /// Opens a result that is read in pieces. Outside a transaction, the result has a connection of its own, which
+    /// sends its rows piece by piece. Inside, the one connection must stay free for other statements, so the result is
+    /// read at once. The same is done when as many results as allowed have a connection already, because the requests
+    /// that read them may need further connections (R4).
     pub(super) async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         let statement = self.statement(sql, params);
         let _held = self.hold_call(&statement)?;
@@ -85,7 +87,7 @@ impl Session {
         }
     }
 
-    /// Runs a statement to its end, in the transaction if the request has one.
+    /// Runs a statement to its end: in the function's transaction if it is in one, else on a connection of its own.
     async fn run(&self, statement: Statement) -> Result<Outcome, Error> {
         let scope = &self.scope;
         let _held = self.hold_call(&statement)?;
@@ -104,7 +106,8 @@ impl Session {
         ran
     }
 
-    /// What the host keeps of a statement until it has ended, together with all others in flight.
+    /// Counts the bytes that the host keeps of a statement until it has ended, together with those of all calls in
+    /// flight.
     fn hold_call(&self, statement: &Statement) -> Result<CallBytes, Error> {
         let values = statement.params.iter().map(value_bytes).sum::<u64>();
         let held = (self.scope).hold_call(statement.sql.len() as u64 + values);
@@ -138,7 +141,7 @@ impl Session {
         (&self.database, &self.scope.deadline)
     }
 
-    /// Keeps a result that was read at once until the guest has read it.
+    /// Counts a result that was read at once until the guest has read all of it.
     fn hold(&self, table: Table) -> Result<Rows, Error> {
         let bytes = size(&table);
         if !self.scope.results.hold(bytes, self.max_bytes()) {
@@ -174,8 +177,9 @@ impl Session {
         })
     }
 
-    /// Has the scope's worker for this part and for what it calls, while it holds what other parts may come to wait
-    /// for (R3); and before it holds that, because whoever holds a connection never waits for a worker (R4).
+    /// Excludes other functions of the scope from its worker, but for what this function calls. The function is about
+    /// to hold a transaction or a pin, which the others may come to wait for (R3). The exclusion comes first, because a
+    /// function that holds a connection must never wait for a worker (R4).
     async fn own_worker(&self) -> Result<OwnWorker, Error> {
         let Session { scope, member, .. } = self;
         let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
@@ -191,8 +195,8 @@ impl Session {
         })
     }
 
-    /// Before it holds a connection, an async part makes sure of the worker that later parts may need: whoever holds
-    /// a connection never waits for a worker (R4).
+    /// For an async function that is about to hold a connection: leases the scope's worker first, since later functions
+    /// may need one. A function that holds a connection must never wait for a worker (R4).
     async fn reserve_worker(&self) -> Result<(), Error> {
         match self.face {
             Face::Sync => Ok(()),
@@ -226,7 +230,7 @@ pub struct Rows {
 pub(super) struct Pending {
     ready: VecDeque<Row>,
     more: Option<mpsc::Receiver<Result<Vec<Row>, Error>>>,
-    /// Given back when everything is read.
+    /// The result's bytes and its connection's permit, given back when everything is read.
     held: Option<HeldRows>,
 }
 
@@ -256,7 +260,7 @@ impl Rows {
     }
 }
 
-/// What a result takes of the host, until dropped.
+/// The bytes of a result and the permit of its connection, held until dropped.
 struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
@@ -270,7 +274,7 @@ impl Drop for HeldRows {
     }
 }
 
-/// The scope's worker for one part and for what that calls, until dropped.
+/// The exclusive use of the scope's worker for one function and for what that calls, until dropped.
 struct OwnWorker {
     member: Arc<Member>,
     exclusion: Option<Exclusion>,
@@ -284,7 +288,7 @@ impl Drop for OwnWorker {
     }
 }
 
-/// About how many bytes a result takes; an open one takes some even without rows.
+/// About how many bytes a result takes. A result without rows takes some, too.
 fn size(table: &Table) -> u64 {
     1024 + table.rows.iter().flatten().map(value_bytes).sum::<u64>()
 }
@@ -318,7 +322,7 @@ pub(super) async fn next(
     Ok(rows)
 }
 
-/// A transaction or savepoint that the guest holds. Dropped without an end, it is undone.
+/// A level, that is a transaction or savepoint, that the guest holds. Dropping it without an end rolls it back.
 pub struct TransactionHandle {
     member: Arc<Member>,
     level: Option<Level>,
@@ -343,7 +347,7 @@ impl Drop for TransactionHandle {
     }
 }
 
-/// A connection that the guest keeps for its statements.
+/// A pin that the guest holds: all its statements run on one connection until it is dropped.
 pub struct Pinned {
     member: Arc<Member>,
     pin: Option<Pin>,

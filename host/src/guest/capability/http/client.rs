@@ -1,4 +1,4 @@
-//! The client for outbound requests: where a module may send them, and the connections that are kept for them.
+//! The client for outbound requests: the check of their destination, and the pool of connections.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,20 +13,22 @@ use crate::config::{HttpGrant, Module};
 use crate::contract::http_types::Error;
 use crate::telemetry::error::shown;
 
-/// What an origin that speaks HTTP/2 may send ahead of the reading, for one response and for all of a connection.
+/// How many bytes an origin may send over HTTP/2 before the host has read them: for one response, and for the whole
+/// connection; and the most bytes of a response's headers.
 const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
 const HTTP2_WINDOW: u32 = 1 << 20;
 const HTTP2_HEADERS: u32 = 64 << 10;
-/// Connections that are kept to one origin.
+/// The most idle connections that are kept to one origin.
 const IDLE_MAX: usize = 64;
-/// For how long: less than the five seconds after which many servers close theirs, at any moment, also while a request is
-/// on its way.
+/// How long an idle connection is kept. Many servers close idle connections after five seconds, at any moment, also
+/// while a request is on its way: the host closes them earlier.
 const IDLE_TIME: Duration = Duration::from_secs(4);
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
-    /// Those of modules that may reach the same networks. There are as many as `amphi.toml` has different ones.
+    /// Connections by the networks that they may lead to. There are as many entries as `amphi.toml` has different
+    /// lists.
     connections: Mutex<HashMap<Allowed, Connections>>,
-    /// Whether the system has certificates of authorities: without them, no server can be trusted.
+    /// Whether the system has certificates of authorities. Without them, no https server can be checked.
     certificates: bool,
     own: OnceLock<SocketAddr>,
 }
@@ -34,12 +36,12 @@ pub struct Client {
 #[derive(Clone)]
 pub(super) struct Connections {
     kept: reqwest::Client,
-    /// Keeps none: for a request that is sent again because a kept connection had been closed.
+    /// Keeps no idle connections: for a request that is sent again because a kept connection was closed.
     fresh: reqwest::Client,
 }
 
 impl Connections {
-    /// With connections to allowed addresses only, and whether the system has certificates.
+    /// Connections to allowed addresses only. Returns also whether the system has certificates.
     fn new(allowed: &Allowed) -> reqwest::Result<(Connections, bool)> {
         let builder = |idle_max| {
             reqwest::Client::builder()
@@ -55,16 +57,16 @@ impl Connections {
         };
         let build = |idle_max| match builder(idle_max).build() {
             Ok(client) => Ok((client, true)),
-            // That needs no certificates: if it cannot be built either, they were not the reason.
+            // Built without certificates. If this fails, too, the missing certificates were not the reason.
             Err(_) => Ok((builder(idle_max).tls_certs_only([]).build()?, false)),
         };
         let ((kept, certificates), (fresh, _)) = (build(IDLE_MAX)?, build(0)?);
         Ok((Connections { kept, fresh }, certificates))
     }
 
-    /// Sends the request, and once again when the connection broke before an answer began: a server may close a kept
-    /// connection at any moment (RFC 9112, 9.3.1). What it may have acted on is sent again only when doing so twice is
-    /// the same as once (RFC 9110, 9.2.2); hyper itself repeats what it has not begun to send.
+    /// Sends the request, and sends it once more when the connection broke before an answer began: a server may close a
+    /// kept connection at any moment (RFC 9112, 9.3.1). A request that the server may have acted on is sent again only
+    /// if its method is idempotent (RFC 9110, 9.2.2). hyper itself repeats a request of which nothing was sent.
     pub(super) async fn execute(
         self,
         request: reqwest::Request,
@@ -90,12 +92,12 @@ impl Connections {
 }
 
 impl Client {
-    /// A client that follows no redirects (a redirect could lead out of the granted origins) and uses no proxy.
+    /// A client without redirects (a redirect could lead out of the granted origins) and without a proxy.
     ///
     /// # Errors
-    /// When TLS cannot be set up. A machine without certificates is no error: only https requests fail then.
+    /// When TLS cannot be set up. Missing certificates are no error: then only https requests fail.
     pub fn new() -> anyhow::Result<Client> {
-        // A second app in the same process finds the provider installed: that is the same one.
+        // Fails when another app of the process has installed the provider: it is the same provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let public = Allowed::default();
         let (connections, certificates) = Connections::new(&public)?;
@@ -106,7 +108,7 @@ impl Client {
         })
     }
 
-    /// Sets up what this module's requests need, so that none has to wait for it.
+    /// Builds the connections that this module's requests need, so that no request has to wait for them.
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -133,13 +135,13 @@ impl Client {
         Ok(new)
     }
 
-    /// Why requests over https cannot be sent, if so.
+    /// Why https requests cannot be sent, if they cannot.
     pub fn without_https(&self) -> Option<&'static str> {
         let why = "the machine has no certificates of authorities to check https servers with: install the package `ca-certificates` (or name a file in SSL_CERT_FILE), then restart";
         (!self.certificates).then_some(why)
     }
 
-    /// Says where this app itself listens, for requests to `/…`.
+    /// Sets the address that this app listens on, for requests to `/…`.
     pub fn set_own(&self, mut address: SocketAddr) {
         if address.ip().is_unspecified() {
             address.set_ip(match address {
@@ -147,7 +149,7 @@ impl Client {
                 SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
             });
         }
-        // Set once per app; a reload keeps the sockets.
+        // Fails when the address is set already. That is right: a reload keeps the sockets.
         let _ = self.own.set(address);
     }
 
@@ -209,12 +211,12 @@ fn is_idempotent(method: &Method) -> bool {
     method.is_safe() || [Method::PUT, Method::DELETE].contains(method)
 }
 
-/// What an error comes from, the outermost first.
+/// The causes of an error, the outermost first.
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(std::error::Error::source(error), |error| error.source())
 }
 
-/// Whether the connection was there, and ended before any answer.
+/// Whether an established connection ended before any answer.
 fn broke_off(error: &reqwest::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     if error.is_timeout() || error.is_connect() {
@@ -236,7 +238,7 @@ fn broke_off(error: &reqwest::Error) -> bool {
     })
 }
 
-/// Why a module's request was not answered.
+/// The error that a view gets when its request was not answered.
 pub(super) fn not_sent(error: reqwest::Error, module: &Module) -> Error {
     let not_allowed = causes(&error).find_map(|cause| cause.downcast_ref::<NotAllowed>());
     match not_allowed {
@@ -250,7 +252,8 @@ impl From<reqwest::Error> for Error {
         if error.is_timeout() {
             return Error::Timeout;
         }
-        // The causes say what happened ("connection refused"); the outermost text only that something did.
+        // The innermost cause says what happened ("connection refused"); the outermost text says only that something
+        // did.
         let text = causes(&error)
             .map(ToString::to_string)
             .last()
@@ -293,7 +296,7 @@ mod tests {
         assert!(matches!(error, Error::Denied(_)), "{error:?}");
     }
 
-    /// As far as it can be told without asking DNS.
+    /// The part that needs no DNS.
     #[test]
     fn addresses_that_are_not_public_have_grants_of_their_own() {
         let client = Client::new().expect("a client");

@@ -1,10 +1,11 @@
-//! Where outbound requests may lead: an origin that is granted is a name, and a name can resolve to anything, also to
-//! the machine itself, its private network or the address that clouds tell credentials under.
+//! Where outbound requests may lead. A granted origin is a name, and a name can resolve to any address: also to the
+//! machine itself, to its private network, or to the address where clouds serve credentials.
 //!
-//! Addresses that are not public count as granted only when a grant has the address itself (`http://127.0.0.1:8080`, or
-//! `localhost`, which is nothing else), or when they are in `http_private`. Names are checked as they are resolved
-//! for a connection: the addresses that pass are the ones that are connected to, so that no second look at DNS can give
-//! another one. Requests of modules with different `http_private` share no connections.
+//! Addresses that are not public are allowed in two cases only: a grant has the address itself
+//! (`http://127.0.0.1:8080`, or `localhost`, which always means the machine itself), or the address is in
+//! `http_private`. Names are checked when they are resolved for a connection, and the connection goes to the addresses
+//! that were checked: so a second answer of DNS cannot replace them. Modules with different `http_private` share no
+//! connections.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// What is not reached over the internet (RFC 6890 and its registries), or has a special meaning there.
+/// Networks that are not on the internet (RFC 6890 and its registries), or have a special meaning there.
 const NOT_PUBLIC_V4: [&str; 16] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -31,13 +32,13 @@ const NOT_PUBLIC_V4: [&str; 16] = [
     "203.0.113.0/24",
     "224.0.0.0/4",
     "240.0.0.0/4",
-    // Azure's own services for a virtual machine.
+    // Azure's services for its virtual machines.
     "168.63.129.16/32",
 ];
-/// All of IPv6 that is public is in `2000::/3`, but for these.
+/// The public part of IPv6 is in `2000::/3`, except for the networks below.
 const PUBLIC_V6: &str = "2000::/3";
 const NOT_PUBLIC_V6: [&str; 4] = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"];
-/// Addresses of IPv4 behind a translator (RFC 6052): as public as those are.
+/// IPv4 addresses behind a translator (RFC 6052): public if the IPv4 address is.
 const TRANSLATED: &str = "64:ff9b::/96";
 
 static NOT_PUBLIC: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
@@ -63,7 +64,7 @@ impl Allowed {
         Allowed(networks.to_vec())
     }
 
-    /// The machine itself as well.
+    /// The same, and the machine itself.
     pub(super) fn with_loopback(mut self) -> Allowed {
         self.0.extend(*LOOPBACK);
         self
@@ -88,7 +89,7 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The address that a URL has in the place of a name.
+/// The IP address that a URL has instead of a name.
 pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     let v6 = (host.strip_prefix('[')).and_then(|host| host.strip_suffix(']'));
@@ -98,13 +99,13 @@ pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// Whether a URL's name is one that stands for the machine itself and nothing else (RFC 6761, 6.3).
+/// Whether a URL's name always means the machine itself (RFC 6761, 6.3).
 pub(super) fn is_localhost(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_end_matches('.');
     host == "localhost" || host.ends_with(".localhost")
 }
 
-/// Resolves names to addresses that are allowed.
+/// Resolves names, and returns the allowed addresses only.
 #[derive(Debug)]
 pub(super) struct Resolver(pub(super) Allowed);
 
@@ -135,7 +136,7 @@ pub(super) struct NotAllowed {
 }
 
 impl NotAllowed {
-    /// For the view of a module.
+    /// The sentence for the view of a module.
     pub(super) fn sentence(&self, module: &str) -> String {
         let NotAllowed { name, address } = self;
         let leads = match name.is_empty() {

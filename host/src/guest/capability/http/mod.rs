@@ -1,4 +1,4 @@
-//! `http`: outbound requests, to origins the module is granted, within the time the request has left.
+//! `http`: outbound requests to granted origins, within the time that the request has left.
 
 pub mod client;
 mod destination;
@@ -27,12 +27,12 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Ended;
 use client::{Connections, not_sent};
 
-/// The longest URL.
+/// The most bytes of a URL.
 const URL_BYTES_MAX: usize = 64 << 10;
-/// What an outbound request takes beside its texts, with the connection that it may need.
+/// The bytes that an outbound request takes beside its texts, including a connection.
 const CLIENT_BYTES: u64 = 32 << 10;
 
-/// One outbound request, with all it needs: what both faces start from.
+/// One outbound request with everything it needs, for both faces.
 struct Call {
     connections: Connections,
     request: reqwest::Request,
@@ -58,7 +58,7 @@ impl Guest {
                 wanted.url.len()
             )));
         }
-        // Of the texts, the client makes copies.
+        // The client copies the texts, so they count twice.
         let texts = (wanted.url.len() + wanted.method.len()) as u64 + headers;
         let bytes = wanted.body.len() as u64 + texts * 2 + CLIENT_BYTES;
         let held = scope.hold_call(bytes);
@@ -110,7 +110,7 @@ impl Guest {
 }
 
 impl Guest {
-    /// Where the request belongs, for whoever answers it (R14).
+    /// Adds the headers that tell the server the request's id, trace and call depth (R14).
     fn add_context(&self, headers: &mut HeaderMap) {
         let origin = &self.work().scope.origin;
         let trace = origin.trace.child();
@@ -131,9 +131,9 @@ impl Guest {
     }
 }
 
-/// Headers about the connection, the length, the origin and the context: with a `host` of its own, a request could
-/// reach another site behind a granted address; with a trace of its own, pass for another request's; with the headers
-/// of proxies, for another client's where this app trusts its neighbours.
+/// Headers about the connection, the length, the origin and the context, which only the host sets. A `host` of the
+/// guest's could reach another site behind a granted address. A trace of the guest's could pass for that of another
+/// request. Headers of proxies could pass for those of another client, where this app trusts its neighbours.
 fn set_by_host(name: &HeaderName) -> bool {
     HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH
