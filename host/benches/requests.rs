@@ -196,7 +196,9 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
             rows_max: Some(1 << 20),
         };
         let member = transaction.first_member();
-        let turn = member.turn((sqlite, &deadline)).await;
+        let turn = member
+            .turn((sqlite, &deadline), std::future::ready(Ok(())))
+            .await;
         let turn = turn.expect("it is free").expect("it is atomic");
         turn.run(Face::Sync, statement).await.expect("it runs");
         transaction.finish(Face::Sync, true).await

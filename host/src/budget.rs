@@ -327,7 +327,7 @@ impl Room {
 
     /// Ties the room to `content`: the memory is given back when the last part of the content is dropped.
     pub fn hold(self, content: impl AsRef<[u8]> + Send + 'static) -> Bytes {
-        Bytes::from_owner(GaugeGuard {
+        Bytes::from_owner(HeldBytes {
             content,
             _room: self,
         })
@@ -342,12 +342,12 @@ impl Drop for Room {
     }
 }
 
-struct GaugeGuard<T> {
+struct HeldBytes<T> {
     content: T,
     _room: Room,
 }
 
-impl<T: AsRef<[u8]>> AsRef<[u8]> for GaugeGuard<T> {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for HeldBytes<T> {
     fn as_ref(&self) -> &[u8] {
         self.content.as_ref()
     }

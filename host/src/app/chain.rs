@@ -67,7 +67,7 @@ impl Chain {
     }
 
     /// Whether any link is async, or may call for an async view.
-    pub fn needs_place(&self) -> bool {
+    pub fn needs_permit(&self) -> bool {
         self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Async)
     }
 

@@ -182,12 +182,12 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     chain: &Chain,
     outcome: impl FnOnce() -> F,
 ) -> (CheckedResponse, Fate) {
-    let place = match chain.needs_place() {
+    let permit = match chain.needs_permit() {
         true => host.instances.enter(&scope.deadline).await.map(Some),
         false => Ok(None),
     };
-    let outcome = match place {
-        Ok(_place) => outcome().await,
+    let outcome = match permit {
+        Ok(_permit) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
     settle(scope, Face::Async, outcome).await

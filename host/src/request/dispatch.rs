@@ -102,7 +102,7 @@ impl ChainContext {
             params,
             call_path: Vec::new(),
             gone_on: AtomicBool::new(false),
-            part: None,
+            slot: None,
             member: Arc::new(self.scope.transaction.first_member()),
         }
     }
@@ -136,7 +136,7 @@ pub struct LinkCall {
     /// Whether the function has called `next`.
     gone_on: AtomicBool,
     /// The slot of the call in its scope, if it was taken already.
-    part: Option<CallSlot>,
+    slot: Option<CallSlot>,
     /// The function's membership in a transaction.
     member: Arc<Member>,
 }
@@ -177,7 +177,7 @@ impl LinkCall {
                 .cloned()
                 .collect(),
             gone_on: AtomicBool::new(false),
-            part: None,
+            slot: None,
             member: Arc::new(member),
         }
     }
@@ -214,7 +214,7 @@ impl LinkCall {
     /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` with it, unanswered.
     fn send(self, request: types::Request, caller: Caller) {
         let loop_queue = self.context.loop_queue.clone();
-        let loop_queue = loop_queue.expect("a chain that may call for others runs part by part");
+        let loop_queue = loop_queue.expect("a chain that may call for others runs link by link");
         loop_queue.send(LoopTask {
             link_call: self,
             request,
@@ -244,7 +244,7 @@ impl LinkCall {
         if let Some(why) = self.scope().deadline.ended() {
             return Err((&Stop::from(why)).into());
         }
-        let _part = self.take_slot()?;
+        let _slot = self.take_slot()?;
         self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
@@ -253,7 +253,7 @@ impl LinkCall {
     }
 
     async fn run_async(mut self, request: types::Request) -> LinkResult {
-        let _part = self.take_slot()?;
+        let _slot = self.take_slot()?;
         self.begin()?;
         let here = Arc::new(self);
         let module = &here.link().module;
@@ -339,8 +339,8 @@ impl LinkCall {
     }
 
     fn take_slot(&mut self) -> Result<CallSlot, Failure> {
-        let part = self.part.take().or_else(|| self.scope().take_call_slot());
-        part.ok_or_else(|| self.too_deep())
+        let slot = self.slot.take().or_else(|| self.scope().take_call_slot());
+        slot.ok_or_else(|| self.too_deep())
     }
 
     fn too_deep(&self) -> Failure {
@@ -358,9 +358,9 @@ impl LinkCall {
             // The slot is taken now, and not when the function begins: a waiting call takes memory, too.
             Callee::Subrequest => {
                 let mut link_call = self.other(request)?;
-                let part = self.scope().take_call_slot();
-                let part = part.ok_or_else(|| self.context.shown(link_call.too_deep()))?;
-                link_call.part = Some(part);
+                let slot = self.scope().take_call_slot();
+                let slot = slot.ok_or_else(|| self.context.shown(link_call.too_deep()))?;
+                link_call.slot = Some(slot);
                 Ok(link_call)
             }
         }

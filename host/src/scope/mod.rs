@@ -106,7 +106,7 @@ pub struct Scope {
     /// Its sync worker.
     pub worker: WorkerLease,
     /// Number of call slots taken, and whether any ever was.
-    parts: AtomicUsize,
+    call_slots: AtomicUsize,
     begun: AtomicBool,
     /// Bytes that host calls in flight keep.
     calls: AtomicU64,
@@ -138,7 +138,7 @@ impl Scope {
             results: Results::default(),
             hops: AtomicUsize::new(0),
             worker: setup.worker,
-            parts: AtomicUsize::new(0),
+            call_slots: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             events: AtomicUsize::new(0),
@@ -154,8 +154,8 @@ impl Scope {
 
     /// Takes a slot for one more guest function, unless too many are nested already.
     pub fn take_call_slot(self: &Arc<Self>) -> Option<CallSlot> {
-        let taken = (self.parts).fetch_update(SeqCst, SeqCst, |parts| {
-            Some(parts + 1).filter(|parts| *parts <= CALL_SLOTS_MAX)
+        let taken = (self.call_slots).fetch_update(SeqCst, SeqCst, |taken| {
+            Some(taken + 1).filter(|taken| *taken <= CALL_SLOTS_MAX)
         });
         self.begun.store(true, SeqCst);
         taken.ok().map(|_| CallSlot(Arc::clone(self)))
@@ -226,7 +226,7 @@ pub struct CallSlot(Arc<Scope>);
 
 impl Drop for CallSlot {
     fn drop(&mut self) {
-        self.0.parts.fetch_sub(1, SeqCst);
+        self.0.call_slots.fetch_sub(1, SeqCst);
     }
 }
 
