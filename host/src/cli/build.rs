@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::app::module;
 use crate::config::{Config, Source};
+use crate::telemetry::stderr;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";
@@ -46,10 +47,10 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     let built = build(&mut config, Purpose::Production)?;
     let app = super::routes::check(config)?;
     built.place()?;
-    eprintln!(
-        "Checked {} views; `amphi serve` will take them",
-        app.views.len()
-    );
+    let count = app.views.len();
+    stderr::say(&format!(
+        "Checked {count} views; `amphi serve` will take them"
+    ));
     Ok(())
 }
 
@@ -162,13 +163,15 @@ fn build_crate(
         modes.push(mode);
         if !fresh {
             let (size, took) = (bytes.len().div_ceil(1024), since.elapsed());
-            eprintln!("Built {module} ({mode}): {size} KiB in {took:.1?}");
+            stderr::say(&format!(
+                "Built {module} ({mode}): {size} KiB in {took:.1?}"
+            ));
         }
     }
     for view in unlisted {
-        eprintln!(
+        stderr::say(&format!(
             "warning: {view} is in no `views![…]`, so the host does not know it: list it, or take its attribute away"
-        );
+        ));
     }
     if modes.is_empty() {
         bail!(
@@ -362,7 +365,7 @@ fn compile(
     }
     let status = cargo.wait()?;
     let summary = progress.join().unwrap_or_default();
-    eprint!("{diagnostics}");
+    stderr::say(&diagnostics);
     if status.success() {
         return match component {
             Some(component) => Ok((component, unchanged)),
@@ -373,8 +376,8 @@ fn compile(
         bail!("the crate does not compile:\n{summary}");
     }
     if diagnostics.contains("expected type, found function") && diagnostics.contains("views!") {
-        eprintln!(
-            "`views!` lists functions with `#[view(…)]`, `#[middleware]` or `#[subscriber(…)]`; a plain function is called by them and not listed"
+        stderr::say(
+            "`views!` lists functions with `#[view(…)]`, `#[middleware]` or `#[subscriber(…)]`; a plain function is called by them and not listed",
         );
     }
     Err(NotCompiled(diagnostics).into())
@@ -397,7 +400,7 @@ fn show_progress(lines: impl std::io::BufRead) -> String {
         .iter()
         .any(|word| bare.contains(word))
         {
-            eprintln!("{line}");
+            stderr::say(&line);
         } else if !bare.contains("Finished") {
             errors.push_str(&line);
             errors.push('\n');
@@ -489,7 +492,9 @@ fn add_target() -> anyhow::Result<()> {
     if sysroot.join("lib/rustlib").join(TARGET).is_dir() {
         return Ok(());
     }
-    eprintln!("Installing the compilation target {TARGET}");
+    stderr::say(&format!("Installing the compilation target {TARGET}"));
+    // Before what rustup says.
+    stderr::flush(stderr::LAST_WAIT);
     let added = Command::new("rustup")
         .args(["target", "add", TARGET])
         .status();

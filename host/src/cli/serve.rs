@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::database::{self, Databases, migration};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
+use crate::telemetry::stderr;
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
@@ -53,6 +54,7 @@ pub(super) struct Running {
 impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
+        stderr::set_queue_bytes(config.server.log_queue_bytes);
         let sockets = Sockets::bind(&config)?;
         let parts = config.calls_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
@@ -156,6 +158,7 @@ async fn stop_on_signal(stop: CancellationToken) {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            stderr::flush(stderr::LAST_WAIT);
             std::process::exit(130);
         }
         (Err(error), _) | (_, Err(error)) => {

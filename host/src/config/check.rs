@@ -35,6 +35,8 @@ const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
 /// With less, a response of the default size would not fit in a request's share.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
+/// Room for usual lines at least.
+const LOG_QUEUE_BYTES: RangeInclusive<u64> = 4096..=1 << 30;
 /// The HTTP/1 parser needs the least, and keeps that much for each connection at worst.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
 /// Headers of views, which count for 32 each: a map of headers has no room for more than 32,768 of them.
@@ -230,7 +232,8 @@ impl<'a> Checker<'a> {
         self.within(at, "header_timeout_ms", s.header_timeout_ms, TIME_MS)?;
         self.within(at, "body_timeout_ms", s.body_timeout_ms, TIME_MS)?;
         self.within(at, "write_timeout_ms", s.write_timeout_ms, TIME_MS)?;
-        self.within(at, "drain_timeout_ms", s.drain_timeout_ms, TIME_MS_OR_NONE)
+        self.within(at, "drain_timeout_ms", s.drain_timeout_ms, TIME_MS_OR_NONE)?;
+        self.within(at, "log_queue_bytes", s.log_queue_bytes, LOG_QUEUE_BYTES)
     }
 
     fn pools(&self, raw: &raw::Config) -> Result<(), ConfigError> {

@@ -268,6 +268,10 @@ impl Config {
                 "drain_timeout_ms",
                 now.drain_timeout_ms != then.drain_timeout_ms,
             ),
+            (
+                "log_queue_bytes",
+                now.log_queue_bytes != then.log_queue_bytes,
+            ),
             ("[sync_views]", self.sync_views != started.sync_views),
             ("[async_views]", self.async_views != started.async_views),
             ("[events]", self.events != started.events),

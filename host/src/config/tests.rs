@@ -354,6 +354,7 @@ fn numbers_have_bounds() {
             i64::MAX,
             "the most is 86400000",
         ),
+        ("server", "log_queue_bytes", 4095, "the least is 4096"),
         ("sync_views", "workers_max", i64::MAX, "the most is 10000"),
         ("sync_views", "queue_timeout_ms", 0, "the least is 1"),
         ("async_views", "in_flight_max", i64::MAX, "the most is"),
@@ -418,7 +419,7 @@ fn what_only_a_start_takes_up_is_known() {
     assert!(config("").needing_restart(&started).is_empty());
     let taken_up = "[server]\nbody_max_bytes = 2000000\nuri_max_bytes = 99\n[limits]\ncpu_ms = 7\n";
     assert!(config(taken_up).needing_restart(&started).is_empty());
-    let fixed = "[server]\nlisten = [\"[::1]:1\"]\nadmin = \"[::1]:2\"\nconnections_max = 7\nheaders_max_bytes = 9000\nheaders_max = 7\nheader_timeout_ms = 7\nwrite_timeout_ms = 7\nhttp2_streams_max = 7\ndrain_timeout_ms = 7\n[sync_views]\nqueue_max = 7\n[async_views]\nqueue_timeout_ms = 7\n";
+    let fixed = "[server]\nlisten = [\"[::1]:1\"]\nadmin = \"[::1]:2\"\nconnections_max = 7\nheaders_max_bytes = 9000\nheaders_max = 7\nheader_timeout_ms = 7\nwrite_timeout_ms = 7\nhttp2_streams_max = 7\ndrain_timeout_ms = 7\nlog_queue_bytes = 7000\n[sync_views]\nqueue_max = 7\n[async_views]\nqueue_timeout_ms = 7\n";
     let names = config(fixed).needing_restart(&started);
     assert_eq!(names.len(), fixed.matches(" = ").count());
     for name in names {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -119,15 +120,14 @@ pub async fn serve(
     let listeners = sockets.listeners.into_iter();
     let listeners = listeners.map(tokio::net::TcpListener::from_std);
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
-    tokio::spawn(delivery::run(Arc::clone(&host)));
-    tokio::spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
+    let mut endless = JoinSet::new();
+    endless.spawn(delivery::run(Arc::clone(&host)));
+    endless.spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
     if let Some(admin) = sockets.admin {
-        tokio::spawn(serve_admin(
-            tokio::net::TcpListener::from_std(admin)?,
-            stop.clone(),
-        ));
+        let admin = tokio::net::TcpListener::from_std(admin)?;
+        endless.spawn(serve_admin(admin, stop.clone()));
     }
-    stop.cancelled().await;
+    let served = until_stopped(&mut endless, &stop).await;
     let drain = Duration::from_millis(limits.drain_timeout_ms);
     tracing::info!(
         requests = METRICS.scopes.get(),
@@ -151,7 +151,24 @@ pub async fn serve(
     let all_ended = futures::future::join_all(loops.iter().map(|each| each.ended.cancelled()));
     let _ = tokio::time::timeout(LAST_WAIT, all_ended).await;
     host.workers.close();
-    Ok(())
+    served
+}
+
+/// Waits for `stop`. A task that ends before must not leave a process that looks well and serves nothing: the process
+/// ends in order then, and whoever watches it starts another one.
+async fn until_stopped(endless: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        ended = endless.join_next() => {
+            stop.cancel();
+            let why = match ended {
+                Some(Err(error)) => error.to_string(),
+                _ => "an event loop's thread has ended".to_owned(),
+            };
+            bail!("the server cannot go on: {why}")
+        }
+    }
 }
 
 /// One event loop: a thread, its runtime and its connections.
@@ -203,13 +220,15 @@ impl Loop {
             idle: idle.clone(),
             ended: ended.clone(),
         };
+        // Also when the loop panics.
+        let (idle, ended) = (idle.drop_guard(), ended.drop_guard());
         let work = {
             let (host, limits) = (Arc::clone(host), Arc::clone(limits));
             let (stop, end) = (stop.clone(), end.clone());
             async move {
                 let served = async {
                     serve_connections(host, limits, connections, stop).await;
-                    idle.cancel();
+                    drop(idle);
                 };
                 tokio::select! {
                     // Other loops may still use outbound connections that were made here.
@@ -222,7 +241,7 @@ impl Loop {
             runtime.block_on(work);
             // Drops what is left, and with it the stores of the guests.
             runtime.shutdown_background();
-            ended.cancel();
+            drop(ended);
         };
         std::thread::Builder::new()
             .name(format!("amphi-loop-{number}"))
