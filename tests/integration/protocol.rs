@@ -61,6 +61,22 @@ both_modes! {
         assert_well(&server).await;
     }
 
+    async fn guests_get_one_spelling_of_a_path(mode: Mode) {
+        let server = App::new("").serve().await;
+        let mark = server.log.mark();
+        let spellings = ["admin", "%61dmin", "%61%64%6d%69%6E"];
+        for spelling in spellings {
+            let request = format!("GET /%{:02x}{}/path/{spelling}/caf%c3%a9%2f%40 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", mode.to_string().as_bytes()[0], &mode.to_string()[1..]);
+            let answer = exchange(&server, request).await;
+            let seen = format!("/{mode}/path/admin/caf%C3%A9%2F@ admin/café/@");
+            assert!(answer.ends_with(&seen), "{spelling}: {answer}");
+        }
+        for line in server.log.requests(mark, spellings.len()).await {
+            assert_eq!(line.text("path"), format!("/{mode}/path/admin/caf%C3%A9%2F@"));
+        }
+        assert_well(&server).await;
+    }
+
     async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
         let server = App::new("").serve().await;
         for (path, said) in [("%C3%A4%2F%20b", "hello ä/ b"), ("%2541", "hello %41"), ("a+b", "hello a+b"), ("..%2f", "hello ../")] {
