@@ -88,6 +88,8 @@ enum Change {
     Clear,
     Remove(String),
     Set(String, serde_json::Value),
+    /// Unless what is within middleware has set one: its page has that one.
+    SetIfMissing(String, serde_json::Value),
 }
 
 impl Change {
@@ -99,6 +101,9 @@ impl Change {
             }
             Change::Set(name, value) => {
                 values.insert(name, value);
+            }
+            Change::SetIfMissing(name, value) => {
+                values.entry(name).or_insert(value);
             }
         }
     }
@@ -116,7 +121,20 @@ impl Session {
     ///
     /// When the session would have more values than a cookie can hold.
     pub fn set<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
-        let value = serde_json::to_value(value)?;
+        self.change(name, serde_json::to_value(value)?, Change::Set)
+    }
+
+    /// Sets a value that a view within this middleware may have set as well: then the view's counts.
+    pub(crate) fn set_if_missing(&self, name: &str, value: String) -> Result<()> {
+        self.change(name, value.into(), Change::SetIfMissing)
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        value: serde_json::Value,
+        change: fn(String, serde_json::Value) -> Change,
+    ) -> Result<()> {
         let mut state = self.0.borrow_mut();
         if state.values.get(name) == Some(&value) {
             return Ok(());
@@ -133,7 +151,7 @@ impl Session {
                  {VALUES_MAX_BYTES}; keep it in a table, and its key in the session"
             )));
         }
-        state.changes.push(Change::Set(name.into(), value));
+        state.changes.push(change(name.into(), value));
         Ok(())
     }
 
