@@ -61,7 +61,8 @@ const VALUES_MAX_BYTES: usize = 2900;
 ///
 /// Middleware and the views within it read the cookie that came with the request, and one cookie goes back with the
 /// changes of all. So a view sees what middleware has set at the next request; for this one there is
-/// [`Context::set`]. A sub-request comes without the cookies of its caller.
+/// [`Context::set`]. A response that sets the cookie is `cache-control: private`, and so is one whose view has the session
+/// and says nothing about caches: a cache in front must not give one browser's session to another. A sub-request comes without the cookies of its caller.
 ///
 /// | setting or secret of the module | default | |
 /// |---|---|---|
@@ -238,6 +239,9 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
         settings, values, ..
     } = &*state;
     add_vary(response);
+    if response.headers.get("cache-control").is_none() {
+        response.headers.append("cache-control", "private");
+    }
     // What is within middleware may have written the session, too: that comes first, and the own changes go on top.
     let within = settings.set_in(response);
     if state.changes.is_empty() && (within.is_some() || !state.outdated) {
@@ -258,7 +262,32 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
     }
     let cookie = settings.cookie(values)?;
     response.headers.append("set-cookie", cookie.to_string());
+    make_private(response);
     Ok(())
+}
+
+/// A response with a session's cookie is for one browser. A cache that gave it to others would have them share the
+/// session and its CSRF token, whatever the view says of its page.
+fn make_private(response: &mut Response) {
+    let said: Vec<String> = (response.headers.get_all("cache-control"))
+        .flat_map(|value| value.split(','))
+        .map(|directive| directive.trim().to_owned())
+        .collect();
+    let named = |directive: &str, names: &[&str]| {
+        let name = directive.split('=').next().unwrap_or_default();
+        names.iter().any(|known| name.eq_ignore_ascii_case(known))
+    };
+    let mut kept: Vec<&str> = (said.iter().map(String::as_str))
+        .filter(|directive| !directive.is_empty() && !named(directive, &["public", "s-maxage"]))
+        .collect();
+    // `private="set-cookie"` is about that header alone.
+    let is_private =
+        |directive: &&str| !directive.contains('=') && named(directive, &["private", "no-store"]);
+    if !kept.iter().any(is_private) {
+        kept.push("private");
+    }
+    let kept = kept.join(", ");
+    response.headers.set("cache-control", kept);
 }
 
 /// A page that depends on the session is not for a cache to give to others.
