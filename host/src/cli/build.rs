@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use crate::app::module;
-use crate::config::{Config, Source};
+use crate::config::{self, Config, Source};
 use crate::telemetry::stderr;
 use crate::view::Mode;
 
@@ -43,7 +43,7 @@ pub(super) enum Purpose {
 /// # Errors
 /// When one cannot be built or served; the compiler has said why.
 pub fn run(folder: &Path) -> anyhow::Result<()> {
-    let mut config = Config::load(folder)?;
+    let mut config = Config::load_for(folder, config::Purpose::Check)?;
     let built = build(&mut config, Purpose::Production)?;
     let app = super::routes::check(config)?;
     built.place()?;

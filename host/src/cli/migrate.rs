@@ -5,11 +5,11 @@ use std::path::Path;
 
 use super::routes::print;
 use super::serve::block_on;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::database::migration;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
-    let config = Config::load(folder)?;
+    let config = Config::load_for(folder, config::Purpose::Migrate)?;
     let (applied, printed) = block_on(async {
         tokio::task::spawn_blocking(move || {
             // Migrations go on when nobody reads what they are: the first failure to say so is told at the end.

@@ -11,8 +11,8 @@ use toml::Spanned;
 
 use super::error::{ConfigError, Location};
 use super::{
-    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Reuse,
-    Server, Source, StaticFiles, Storage, raw,
+    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Purpose,
+    Reuse, Server, Source, StaticFiles, Storage, raw,
 };
 use crate::http::authority::Host;
 use crate::http::proxies::{Addresses, Proxies};
@@ -53,13 +53,15 @@ pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
     pub(super) folder: &'a Path,
+    pub(super) purpose: Purpose,
     /// Files that nobody may get, with what they are.
     private: RefCell<Vec<(&'static str, PathBuf)>>,
 }
 
 impl<'a> Checker<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str) -> Checker<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str, purpose: Purpose) -> Checker<'a> {
         Checker {
+            purpose,
             file,
             text,
             folder: file.parent().unwrap_or(Path::new(".")),

@@ -195,12 +195,32 @@ pub enum Atomic {
     None,
 }
 
+/// What a configuration is read for. That decides which secrets have to be there: an app can be built where nobody has those
+/// of production.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve the app: all secrets are needed, and those with `generate = true` are made when they are missing.
+    Serve,
+    /// To migrate its databases: their URLs are needed.
+    Migrate,
+    /// To build or show it: no secret is needed.
+    Check,
+}
+
 impl Config {
-    /// Reads and checks the configuration in `folder` (or the file itself).
+    /// Reads and checks the configuration in `folder` (or the file itself), to serve the app.
     ///
     /// # Errors
     /// When there is no such file, or with everything that [`ConfigError`] can say about its contents.
     pub fn load(folder: &Path) -> Result<Config, ConfigError> {
+        Config::load_for(folder, Purpose::Serve)
+    }
+
+    /// The same for another purpose.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_for(folder: &Path, purpose: Purpose) -> Result<Config, ConfigError> {
         let file = if folder.is_dir() {
             folder.join("amphi.toml")
         } else {
@@ -212,7 +232,7 @@ impl Config {
             message: format!("cannot be read: {error}; name a folder with an amphi.toml, or make one with `amphi new NAME`"),
         })?;
         let file = std::path::absolute(&file).unwrap_or(file);
-        Config::parse(&file, &text)
+        Config::parse_for(&file, &text, purpose)
     }
 
     /// Checks the configuration `text`, whose relative paths start at the folder of `file`.
@@ -220,12 +240,16 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+        Config::parse_for(file, text, Purpose::Serve)
+    }
+
+    fn parse_for(file: &Path, text: &str, purpose: Purpose) -> Result<Config, ConfigError> {
         let raw: raw::Config = toml::from_str(text).map_err(|error| ConfigError {
             file: file.to_owned(),
             location: error.span().map(|span| Location::of(text, span.start)),
             message: with_suggestion(error.message()),
         })?;
-        check::Checker::new(file, text).config(raw)
+        check::Checker::new(file, text, purpose).config(raw)
     }
 
     /// The folder of the `amphi.toml`.

@@ -157,6 +157,42 @@ fn a_secret_is_made_once_and_for_its_user_alone() {
     assert_ne!(read(), key);
 }
 
+/// An image is built where nobody has the secrets of production, and must not have any made up.
+#[test]
+fn secrets_are_needed_where_they_are_used() {
+    let folder = folder();
+    let file = folder.path().join("amphi.toml");
+    let made = folder.path().join("session.key");
+    let read = |secrets: &str, database: &str, purpose: Purpose| {
+        let text = format!("{LEAST}secrets = {{ {secrets} }}\n[databases.a]\n{database}\n");
+        Config::parse_for(&file, &text, purpose).map_err(|error| error.to_string())
+    };
+    let sqlite = "sqlite = \"x.db\"";
+    let generated = "session_key = { file = \"session.key\", generate = true }";
+    for purpose in [Purpose::Check, Purpose::Migrate] {
+        for missing in [
+            generated,
+            "a = { file = \"none\" }",
+            "a = { env = \"NOT_SET_ANYWHERE\" }",
+        ] {
+            read(missing, sqlite, purpose).unwrap_or_else(|error| panic!("{missing}: {error}"));
+        }
+        assert!(!made.exists());
+        // The form is checked.
+        let error = read("a = { env = \"HOME\", file = \"x\" }", sqlite, purpose);
+        assert!(error.expect_err("two places").contains("from one place"));
+    }
+    let url = "postgres = { env = \"NOT_SET_ANYWHERE\" }";
+    read(generated, url, Purpose::Check).expect("nobody opens it");
+    read(generated, url, Purpose::Migrate).expect_err("it is opened");
+    read(generated, url, Purpose::Serve).expect_err("it is opened");
+    let served = read(generated, sqlite, Purpose::Serve).expect("it is made");
+    assert!(made.exists());
+    // What is there is read.
+    let checked = read(generated, sqlite, Purpose::Check).expect("it is there");
+    assert_eq!(checked.modules[0].settings, served.modules[0].settings);
+}
+
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     assert_error(
