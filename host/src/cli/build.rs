@@ -103,13 +103,11 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
         let Source::Crate(folder) = &module.source else {
             continue;
         };
-        if known.is_empty() {
-            add_target()?;
-        }
         // As cargo names it.
         let folder = folder
             .canonicalize()
             .with_context(|| folder.display().to_string())?;
+        add_target(&folder)?;
         // The crates of one workspace have one answer.
         let at = match known.iter().position(|metadata| metadata.has(&folder)) {
             Some(at) => at,
@@ -482,9 +480,11 @@ impl Metadata {
     }
 }
 
-/// Installs the compiler's target for guests when it is missing.
-fn add_target() -> anyhow::Result<()> {
+/// Installs the target for guests when the compiler of the crate in `folder` does not have it. Which compiler that is depends
+/// on the folder: rustup looks for a `rust-toolchain.toml` there and above.
+fn add_target(folder: &Path) -> anyhow::Result<()> {
     let output = Command::new("rustc")
+        .current_dir(folder)
         .args(["--print", "sysroot"])
         .output()
         .context("rustc could not be started: install Rust with rustup")?;
@@ -496,12 +496,14 @@ fn add_target() -> anyhow::Result<()> {
     // Before what rustup says.
     stderr::flush(stderr::LAST_WAIT);
     let added = Command::new("rustup")
+        .current_dir(folder)
         .args(["target", "add", TARGET])
         .status();
     match added {
         Ok(status) if status.success() => Ok(()),
         _ => bail!(
-            "the compilation target {TARGET} is missing and could not be installed: run `rustup target add {TARGET}`"
+            "the compilation target {TARGET} is missing and could not be installed: run `rustup target add {TARGET}` in {}",
+            folder.display()
         ),
     }
 }
