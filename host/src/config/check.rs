@@ -48,6 +48,8 @@ const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
 /// Characters of a key that signs sessions, as the SDK has it.
 const SESSION_KEY_MIN: usize = 32;
+/// The cookie of the SDK's sessions, where a module gives it no other name.
+const SESSION_NAME: &str = "session";
 
 pub(super) struct Checker<'a> {
     file: &'a Path,
@@ -151,9 +153,13 @@ impl<'a> Checker<'a> {
         let allowed_origins = (raw.app.allowed_origins.iter())
             .map(|text| self.page_origin(text))
             .collect::<Result<_, _>>()?;
+        let key_at: Vec<_> = (raw.modules.values())
+            .map(|module| session_key_at(module.get_ref()))
+            .collect();
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
+        self.session_cookies(&modules, &key_at)?;
         for database in databases.values() {
             if let Storage::Sqlite(file) = &database.storage {
                 for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -588,6 +594,35 @@ impl<'a> Checker<'a> {
         )))
     }
 
+    /// Two modules that set one cookie with different keys would end each other's sessions: a browser has one cookie of a
+    /// name, and each module takes the other's for forged. `key_at` is where each module's key is written.
+    fn session_cookies(
+        &self,
+        modules: &[Module],
+        key_at: &[Option<usize>],
+    ) -> Result<(), ConfigError> {
+        if self.purpose != Purpose::Serve {
+            // A key that is not there may be the same as another one.
+            return Ok(());
+        }
+        let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+        for (module, at) in modules.iter().zip(key_at) {
+            let (Some(at), Some(key)) = (at, module.settings.get("session_key")) else {
+                continue;
+            };
+            let named = module.settings.get("session_name");
+            let cookie = named.map_or(SESSION_NAME, String::as_str);
+            let (other, other_key) = *known.entry(cookie).or_insert((&module.name, key));
+            if other_key != key {
+                return Err(self.error_at(*at, format!(
+                    "the modules `{other}` and `{}` keep their sessions in one cookie, `{cookie}`, with different keys, so each would end the other's: give them the same `session_key` to share sessions, or one of them another `session_name` in its `settings`",
+                    module.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {
         match value.get_ref() {
             toml::Value::String(text) => Ok(text.clone()),
@@ -597,6 +632,30 @@ impl<'a> Checker<'a> {
             _ => Err(self.error(value, "a setting is a text, a number or true/false; put anything larger into one text, e.g. as JSON".into())),
         }
     }
+}
+
+/// Where the key of a module's sessions is written.
+fn session_key_at(module: &raw::Module) -> Option<usize> {
+    let secret = (module.secrets.get("session_key")).map(|secret| secret.span().start);
+    let setting = || (module.settings.get("session_key")).map(|setting| setting.span().start);
+    secret.or_else(setting)
+}
+
+/// Whether browsers send this as the origin of a page: scheme, host and an unusual port. Apps in a web view have schemes of
+/// their own (`capacitor://localhost`).
+pub(super) fn is_page_origin(text: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(text) else {
+        return false;
+    };
+    let origin = url.origin();
+    if origin.is_tuple() {
+        return origin.ascii_serialization() == text;
+    }
+    // The URL standard has no origin for other schemes; browsers write it like this.
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let port = url.port().map(|port| format!(":{port}"));
+    let port = port.unwrap_or_default();
+    host.is_some_and(|host| format!("{}://{host}{port}", url.scheme()) == text)
 }
 
 /// Where a path leads, links included, whether or not there is something yet.
