@@ -13,9 +13,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, overlap};
 use crate::telemetry::log::{self, LogFormat};
 use crate::telemetry::stderr;
 
@@ -80,6 +81,9 @@ impl Serving {
         let mut config = Config::load(&self.folder.folder)?;
         if !self.listen.is_empty() {
             config.listen.clone_from(&self.listen);
+            if let Some(overlap) = overlap(&config.listen, config.admin) {
+                bail!("--listen: {overlap}");
+            }
         }
         Ok(config)
     }

@@ -121,6 +121,9 @@ impl<'a> Checker<'a> {
             .as_ref()
             .map(|a| self.address(a))
             .transpose()?;
+        if let Some(overlap) = super::overlap(&listen, admin) {
+            return Err(self.error(&raw.server, overlap));
+        }
         self.server(&raw.server)?;
         self.pools(&raw)?;
         let limits = self.limits(&raw.limits, &Limits::default())?;
@@ -527,11 +530,7 @@ impl<'a> Checker<'a> {
 
     fn page_origin(&self, text: &Spanned<String>) -> Result<String, ConfigError> {
         let origin = text.get_ref();
-        let same = |url: reqwest::Url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.origin().ascii_serialization() == *origin
-        };
-        match reqwest::Url::parse(origin).is_ok_and(same) {
+        match is_page_origin(origin) {
             true => Ok(origin.clone()),
             false => Err(self.error(text, format!(
                 "`{origin}` is not an origin as browsers send it: write scheme, host and, if it is not the usual one, port, e.g. \"https://shop.example.com\""

@@ -4,7 +4,7 @@
 //! file, line, column and what to write instead; nothing is guessed and no key is ignored.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -321,6 +321,44 @@ impl Config {
         let usual = || self.folder().join("target").join("amphi");
         self.artifacts_in.clone().unwrap_or_else(usual)
     }
+}
+
+/// Which of the addresses cannot be listened on, because another one is the same or has it within, in a sentence.
+/// `[::]` and `0.0.0.0` go together: then the first takes IPv6 alone.
+pub fn overlap(listen: &[SocketAddr], admin: Option<SocketAddr>) -> Option<String> {
+    let own = listen.iter().map(|address| ("listen", *address));
+    let all: Vec<_> = own.chain(admin.map(|admin| ("admin", admin))).collect();
+    let within = |inner: SocketAddr, outer: SocketAddr| {
+        let same_port = inner.port() == outer.port() && inner.port() != 0;
+        let both_any = inner.ip().is_unspecified() && outer.ip().is_unspecified();
+        let covers = match (outer.ip(), inner.ip()) {
+            (outer, inner) if outer == inner => true,
+            (IpAddr::V4(outer), IpAddr::V4(_)) => outer.is_unspecified(),
+            // Both protocols arrive at `[::]`, unless `0.0.0.0` is listened on as well.
+            (IpAddr::V6(outer), IpAddr::V4(_)) => outer.is_unspecified() && !both_any,
+            (IpAddr::V6(outer), IpAddr::V6(_)) => outer.is_unspecified(),
+            (IpAddr::V4(_), IpAddr::V6(_)) => false,
+        };
+        same_port && covers
+    };
+    for (index, (name, address)) in all.iter().enumerate() {
+        for (other_name, other) in &all[..index] {
+            if within(*address, *other) || within(*other, *address) {
+                return Some(match address == other {
+                    true if name == other_name => {
+                        format!("`listen` has {address} twice: once is enough")
+                    }
+                    true => format!(
+                        "`admin` and `listen` are the same, {address}: give `admin` another port"
+                    ),
+                    false => format!(
+                        "`{name}` {address} and `{other_name}` {other} overlap: one of them takes the connections of both, so leave one out or give it another port"
+                    ),
+                });
+            }
+        }
+    }
+    None
 }
 
 impl Module {

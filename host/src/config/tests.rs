@@ -526,3 +526,117 @@ fn no_secret_is_shown_with_an_error() {
         assert!(!error.contains("sk_live_7"), "{error}");
     }
 }
+
+#[test]
+fn modules_do_not_end_each_others_sessions() {
+    const KEYS: [&str; 2] = [
+        "one key that nobody can guess, really",
+        "another key that nobody can guess",
+    ];
+    let app = |settings: [&str; 2]| {
+        let module = |(name, settings): (&str, &str)| {
+            format!("[modules.{name}]\npath = \".\"\nsettings = {{ {settings} }}\n")
+        };
+        let [one, other] = settings;
+        format!(
+            "[app]\nname = \"x\"\n{}{}",
+            module(("news", one)),
+            module(("shop", other))
+        )
+    };
+    let [one, other] = KEYS.map(|key| format!("session_key = \"{key}\""));
+    let named = |settings: &str, name: &str| format!("{settings}, session_name = \"{name}\"");
+    let words = ["`news` and `shop`", "one cookie", "`session_name`"];
+    assert_error(&app([&one, &other]), "8:28", &words);
+    assert_error(&app([&named(&one, "session"), &other]), "8:28", &words);
+    assert_error(
+        &app([&named(&one, "a"), &named(&other, "a")]),
+        "8:28",
+        &words,
+    );
+    for fine in [
+        [&*one, &*one],
+        [&one, "title = \"x\""],
+        [&one, &named(&other, "shop")],
+        [&named(&one, "news"), &other],
+        ["title = \"x\"", &other],
+    ] {
+        parse(&app(fine)).unwrap_or_else(|error| panic!("{fine:?}: {error}"));
+    }
+}
+
+#[test]
+fn addresses_do_not_overlap() {
+    let server = |listen: &str, admin: &str| {
+        let admin = match admin {
+            "" => String::new(),
+            admin => format!("admin = \"{admin}\"\n"),
+        };
+        format!("{LEAST}[server]\nlisten = [{listen}]\n{admin}")
+    };
+    for (listen, admin, words) in [
+        ("\"[::1]:1\", \"[::1]:1\"", "", "has [::1]:1 twice"),
+        (
+            "\"127.0.0.1:1\"",
+            "127.0.0.1:1",
+            "`admin` and `listen` are the same",
+        ),
+        ("\"0.0.0.0:1\", \"127.0.0.1:1\"", "", "overlap"),
+        ("\"127.0.0.1:1\"", "0.0.0.0:1", "overlap"),
+        ("\"[::]:1\", \"127.0.0.1:1\"", "", "overlap"),
+        ("\"[::1]:1\", \"[::]:1\"", "", "overlap"),
+    ] {
+        let error = parse(&server(listen, admin)).expect_err(listen).to_string();
+        assert!(error.contains(words), "{listen} {admin}: {error}");
+    }
+    for (listen, admin) in [
+        ("\"[::]:1\", \"0.0.0.0:1\"", "0.0.0.0:2"),
+        ("\"0.0.0.0:1\", \"[::]:1\"", ""),
+        ("\"127.0.0.1:1\", \"127.0.0.2:1\", \"[::1]:1\"", "[::]:2"),
+        ("\"127.0.0.1:0\", \"127.0.0.1:0\"", "127.0.0.1:0"),
+    ] {
+        parse(&server(listen, admin)).unwrap_or_else(|error| panic!("{listen}: {error}"));
+    }
+}
+
+#[test]
+fn origins_are_what_browsers_send() {
+    let app = |origin: &str| {
+        let cors = format!("[middleware.api]\nuse = \"cors\"\norigins = [\"{origin}\"]\n");
+        let own = format!("[app]\nname = \"x\"\nallowed_origins = [\"{origin}\"]\n");
+        [
+            parse(&format!("{LEAST}{cors}")),
+            parse(&LEAST.replacen("[app]\nname = \"shop\"\n", &own, 1)),
+        ]
+    };
+    for origin in [
+        "https://app.example.com",
+        "http://127.0.0.1:8080",
+        "capacitor://localhost",
+        "ionic://localhost",
+        "app://shop:8080",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    ] {
+        for read in app(origin) {
+            read.unwrap_or_else(|error| panic!("{origin}: {error}"));
+        }
+    }
+    for origin in [
+        "app.example.com",
+        "https://app.example.com/",
+        "https://APP.example.com",
+        "https://a@b.example",
+        "capacitor://localhost/",
+        "capacitor://",
+        "capacitor:localhost",
+        "capacitor://u@localhost",
+        "capacitor://localhost?x",
+        "file:///a",
+        "null",
+    ] {
+        for read in app(origin) {
+            let error = read.expect_err(origin).to_string();
+            assert!(error.contains("is not an origin"), "{origin}: {error}");
+        }
+    }
+}

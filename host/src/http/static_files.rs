@@ -59,7 +59,6 @@ impl StaticFiles {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Content>, Failure> {
-        let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
         let failed = |error| {
             let what = format!("the static file {path} could not be read");
             Failure::disk(&what, &error)
@@ -128,6 +127,11 @@ impl StaticFiles {
         }
         Ok((file, metadata))
     }
+}
+
+/// The answer where there is no file.
+pub fn missing() -> Failure {
+    Failure::client(StatusCode::NOT_FOUND, "There is no such file.")
 }
 
 /// How often a file is read that changes meanwhile.

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
@@ -63,8 +63,9 @@ impl Sockets {
     /// # Errors
     /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
     pub fn bind(config: &Config) -> anyhow::Result<Sockets> {
+        let all: Vec<SocketAddr> = config.listen.iter().chain(&config.admin).copied().collect();
         let bind = |address: &SocketAddr| {
-            bind(*address).with_context(|| format!("cannot listen on {address}"))
+            bind(*address, &all).with_context(|| format!("cannot listen on {address}"))
         };
         Ok(Sockets {
             connections_max: descriptors::connections(config, ADMIN_CONNECTIONS)?,
@@ -90,11 +91,16 @@ impl Sockets {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds one of the addresses. `[::]` takes connections of IPv4, too, unless that has an address of its own among `all`.
+fn bind(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        let any_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        socket.set_only_v6(all.contains(&any_of_ipv4))?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -445,7 +451,45 @@ fn admin(path: &str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+
+    #[test]
+    fn both_protocols_are_listened_on_with_one_port() {
+        let free = TcpListener::bind("[::]:0").expect("a port is free");
+        let port = free.local_addr().expect("it is bound").port();
+        drop(free);
+        let any_of_ipv6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let any_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        for all in [[any_of_ipv6, any_of_ipv4], [any_of_ipv4, any_of_ipv6]] {
+            let bound = all.map(|address| bind(address, &all).expect("they do not overlap"));
+            TcpStream::connect(local).expect("IPv4 is listened on");
+            drop(bound);
+        }
+        let _bound = bind(any_of_ipv6, &[any_of_ipv6]).expect("the port is free");
+        TcpStream::connect(local).expect("alone, it takes IPv4 as well");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_go_on_ends_in_order() {
+        let stop = CancellationToken::new();
+        let mut endless = JoinSet::new();
+        endless.spawn(std::future::pending());
+        endless.spawn(async { panic!("a bug of the host's") });
+        let served = until_stopped(&mut endless, &stop).await;
+        let error = served.expect_err("a task has ended").to_string();
+        assert!(error.contains("a bug of the host's"), "{error}");
+        assert!(stop.is_cancelled(), "requests in flight are drained");
+
+        let stop = CancellationToken::new();
+        let mut endless = JoinSet::new();
+        endless.spawn(std::future::pending());
+        stop.cancel();
+        let served = until_stopped(&mut endless, &stop).await;
+        served.expect("it was asked to stop");
+    }
 
     /// Two connections are allowed, and three addresses listened on: both may come over any of them.
     #[tokio::test]
