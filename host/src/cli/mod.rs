@@ -1,6 +1,7 @@
 //! The command line: what each command takes. One file per command does the work.
 
 pub mod build;
+mod file_id;
 mod inspect;
 mod migrate;
 mod new;

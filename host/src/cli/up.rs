@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Serving;
 use super::build::{self, NotCompiled, Purpose};
-use super::serve::{Migrations, Running, block_on, load};
+use super::file_id::FileId;
+use super::serve::{DatabaseFiles, Migrations, Running, block_on, load};
 use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
@@ -35,6 +36,7 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
         let rebuilding = Rebuilding {
             serving,
             host,
+            files: Mutex::new(running.files.clone()),
             started: config,
         };
         tokio::spawn(follow(rebuilding, changes, watching, print));
@@ -84,6 +86,8 @@ async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Durat
 struct Rebuilding {
     serving: Serving,
     host: Arc<Host>,
+    /// What the app's databases have opened.
+    files: Mutex<DatabaseFiles>,
     /// The configuration that sockets, pools and loops were made for.
     started: Config,
 }
@@ -96,12 +100,14 @@ impl Rebuilding {
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
-            let app = load(
+            let mut files = self.files.lock();
+            let (app, opened) = load(
                 config.clone(),
                 &self.host.engines,
-                Some(&old),
+                Some((&old, &files)),
                 Migrations::Apply,
             )?;
+            *files = opened;
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
