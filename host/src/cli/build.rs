@@ -131,6 +131,17 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
     Ok(built)
 }
 
+/// The folders of the local packages that the app's crates are made of, whether or not they compile.
+pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
+    let mut packages = BTreeSet::new();
+    for module in &config.modules {
+        if let Source::Crate(folder) = &module.source {
+            packages.extend(Metadata::of(folder)?.folders());
+        }
+    }
+    Ok(packages.into_iter().collect())
+}
+
 /// Builds a crate for each mode; returns those that it has views of.
 fn build_crate(
     folder: &Path,
@@ -510,7 +521,34 @@ fn add_target(folder: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Listing, NotCompiled};
+    use super::{Listing, Metadata, NotCompiled, packages};
+    use crate::config::Config;
+
+    /// The change that mends a package is in that package: it has to be watched before it compiles.
+    #[test]
+    fn packages_are_known_before_they_compile() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path().canonicalize().expect("it exists");
+        for (name, rest) in [
+            (
+                "app",
+                "[dependencies]\nlibrary = { path = \"../library\" }\n",
+            ),
+            ("library", ""),
+        ] {
+            let source = folder.join(name).join("src");
+            std::fs::create_dir_all(&source).expect("making folders");
+            std::fs::write(source.join("lib.rs"), "this does not compile").expect("writing a file");
+            let manifest =
+                format!("[package]\nname = \"{name}\"\nedition = \"2024\"\n[workspace]\n{rest}");
+            std::fs::write(folder.join(name).join("Cargo.toml"), manifest).expect("writing a file");
+        }
+        let toml = "[app]\nname = \"a\"\n[modules.a]\npath = \".\"\n";
+        let config = Config::parse(&folder.join("app/amphi.toml"), toml).expect("it is right");
+        let found = packages(&config).expect("cargo knows them");
+        assert_eq!(found, ["app", "library"].map(|name| folder.join(name)));
+        Metadata::of(&folder).err().expect("there is no package");
+    }
 
     #[test]
     fn what_is_in_no_list_is_found_in_the_component() {
