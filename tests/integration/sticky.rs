@@ -8,7 +8,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::harness::log::Line;
-use crate::harness::steps::{insert, join, log, must, nap, next, query, view};
+use crate::harness::steps::{execute, insert, join, log, must, nap, next, query, view};
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
 /// Two workers and no more, whatever waits.
@@ -146,6 +146,28 @@ both_modes! {
         server.assert_baseline().await;
     }
 
+    /// A request that waits before it is run again has no worker meanwhile.
+    async fn r4_a_request_that_waits_for_its_repetition_has_no_worker(mode: Mode) {
+        let toml = r#"
+            sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 250 }
+        "#;
+        let server = App::rules(Kind::Postgres, toml).await.serve().await;
+        let conflict = "do $$ begin raise exception 'on purpose' using errcode = '40001'; end $$";
+        // Ten repetitions, with waits of about 4 s in all.
+        let conflicts = server.request("POST", &format!("/{mode}/retried")).body(json!([must(execute(conflict))]).to_string());
+        let conflicts = tokio::spawn(Reply::of(conflicts));
+        let mut served = 0;
+        while !conflicts.is_finished() {
+            assert_eq!(server.told("/sync/run", json!([insert("a")])).await, json!([1]));
+            served += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(conflicts.await.expect("it is answered").status, 503);
+        assert_eq!(server.metrics().await.get("amphi_retries_total"), 10.0);
+        assert!(served > 10, "there was time for some: {served}");
+        server.assert_baseline().await;
+    }
+
     /// Acceptance: cancelling at any point never hangs.
     async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
         const CANCELLED: usize = 10_000;
@@ -171,4 +193,20 @@ both_modes! {
         let replies = join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
         assert!(replies.iter().all(|reply| reply.status == 200), "afterwards all is well (seed {seed})");
     }
+}
+
+/// The page for failures gets the worker that the failed request had.
+#[tokio::test]
+async fn r4_the_page_for_a_failure_does_not_wait_for_the_failed_request() {
+    let toml = r#"
+        app.errors = "behaviour::blocking::error_page"
+        modules.behaviour.subrequests = true
+        sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 2000 }
+    "#;
+    let server = App::new(toml).serve().await;
+    let reply = server.post("/async/fail/nothing", "").await;
+    assert_eq!(reply.status, 404);
+    let text = reply.text();
+    assert!(text.starts_with("own page 404"), "{text}");
+    server.assert_baseline().await;
 }

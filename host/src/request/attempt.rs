@@ -190,6 +190,9 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Ok(_place) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
+    // No part can begin any more. The scope may be kept (the page for its failure, the wait before a repetition, the
+    // access log), and what is kept of a scope that has ended holds facts, never capacity (R4).
+    scope.worker.release().await;
     settle(scope, Face::Async, outcome).await
 }
 
