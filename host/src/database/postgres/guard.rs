@@ -19,6 +19,8 @@ pub(super) struct Verdict {
     /// Whether the number of rows that the server tells at its end is of rows that it changed. Of reads, it is of those
     /// that were read; of `create table … as`, of those that the table begins with.
     pub(super) counts: bool,
+    /// Whether it only reads, as far as its words tell: what it calls may write.
+    pub(super) reads: bool,
     /// Whether the server may forget prepared statements, the host's own too.
     pub(super) forgets: bool,
     /// Whether it leaves definitions as they are, as far as its first word tells: what it calls may not.
@@ -91,6 +93,7 @@ impl<'a> Words<'a> {
             needs: words.needs(&first),
             counts: !explains
                 && matches!(verb, "insert" | "update" | "delete" | "merge" | "execute"),
+            reads: explains || matches!(verb, "select" | "values" | "table" | "show"),
             forgets: matches!(first.as_str(), "discard" | "deallocate"),
             changes_rows_only: matches!(
                 first.as_str(),
