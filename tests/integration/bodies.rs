@@ -2,7 +2,7 @@
 
 use reqwest::Body;
 
-use crate::harness::{App, Mode, Reply};
+use crate::harness::{App, Mode, Reply, guests};
 
 const SIZES: &str =
     "[server]\nbody_inline_bytes = 1000\nbody_memory_bytes = 100000\nbody_max_bytes = 3000000";
@@ -94,6 +94,25 @@ both_modes! {
         assert_eq!(submit(form, b"").await.status, 422);
         assert_eq!(submit(form, b"&&&===&%&name").await.status, 422);
         assert_eq!(submit("text/plain", b"name=a&age=7").await.status, 415);
+        server.assert_baseline().await;
+    }
+
+    /// A view has the client's body only when the request that it was handed says so, and its length is the host's word.
+    async fn a_called_view_reads_the_clients_body_only_when_it_was_passed_on(mode: Mode) {
+        let component = guests::misfit(&format!("{mode}_courier"));
+        let module = format!("{SIZES}\n[modules.courier]\npath = {component:?}\nsubrequests = true");
+        let server = App::new(&module).serve().await;
+        for (how, length, expected) in [
+            ("send?own", 5000, "spooled 5000, read 5000"),
+            ("send?other", 5000, "bytes 2, read 0"),
+            ("send?other-own", 5000, "bytes 0, read 0"),
+            ("send?own", 7, "bytes 0, read 0"),
+            ("read", 5000, "spooled 5000, read 5000"),
+            ("read", 7, "bytes 7, read 0"),
+        ] {
+            let reply = server.post(&format!("/{mode}/{how}"), sample(length)).await;
+            assert_eq!(reply.ok(), expected, "{how} of {length}");
+        }
         server.assert_baseline().await;
     }
 }
