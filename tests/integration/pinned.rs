@@ -140,6 +140,34 @@ both_modes! {
         assert_eq!(server.told(&path, json!([query(STATE)])).await, before);
         server.assert_baseline().await;
     }
+
+    /// A pinned session takes no more of SQLite's memory than others, and so much of the disk: what all share is left for
+    /// others.
+    async fn r11_a_pinned_session_has_bounded_temporary_tables(mode: Mode) {
+        let server = App::rules(Kind::Sqlite, "databases.default.transaction_max_bytes = 8388608").await.serve().await;
+        let fill = "insert into mine with recursive c (n) as (select 1 union all select n + 1 from c where n < 100) select randomblob(300000) from c";
+        let steps = json!([pinned(json!([
+            execute("pragma temp_store = memory"),
+            execute("pragma cache_size = -1000000"),
+            execute("pragma temp.cache_size = 1000000"),
+            execute("pragma temp.max_page_count = 1000000000"),
+            execute("create temp table mine (a)"),
+            execute(fill),
+            execute("insert into mine values ('small')"),
+            query("select count(*) from mine"),
+        ]))]);
+        for _ in 0..2 {
+            let told = server.told(&format!("/{mode}/run"), steps.clone()).await;
+            let told = &told[0];
+            for refused in 0..4 {
+                assert!(text(&told[refused]).starts_with("Denied: "), "{told}");
+            }
+            assert_eq!(told[4], json!(0), "{told}");
+            assert!(text(&told[5]).starts_with("TooLarge: ") && text(&told[5]).contains("`transaction_max_bytes`"), "{told}");
+            assert_eq!((&told[6], &told[7]), (&json!(1), &json!([[1]])), "{told}");
+        }
+        server.assert_baseline().await;
+    }
 }
 
 both_modes_and_databases! {
