@@ -147,13 +147,20 @@ impl Attempt<'_> {
 impl AttemptOutcome {
     /// Whether running the request again may bring it further, and nobody could notice that it ran before.
     fn may_run_again(&self) -> bool {
-        self.scope.transaction.conflict()
+        let scope = &self.scope;
+        let would_help = scope.transaction.conflict()
             && self.fate != Fate::Committed
-            && !self.scope.sent.load(SeqCst)
+            && !scope.sent.load(SeqCst)
             && matches!(
-                self.scope.deadline.ended(),
+                scope.deadline.ended(),
                 None | Some(Ended::Failed | Ended::Answered)
-            )
+            );
+        if would_help && scope.files.load(SeqCst) {
+            let (view, request) = (&scope.view, &scope.origin.id);
+            tracing::warn!(%view, request, "not run again after a conflict: it may have written files in its `directories`, which no roll-back undoes");
+            return false;
+        }
+        would_help
     }
 }
 

@@ -4,6 +4,8 @@
 //! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
 //! where it would hold up everything else that the view has in flight.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use tracing::Level;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::p2::DynPollable;
@@ -20,6 +22,10 @@ const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        if self.writes_files {
+            // What the call may do to a file, no roll-back undoes.
+            self.work().scope.files.store(true, Relaxed);
+        }
         if self.wasi.is_none() {
             self.wasi = Some(Wasi {
                 ctx: self.new_wasi(),

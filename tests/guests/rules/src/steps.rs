@@ -4,7 +4,9 @@
 //! Each step that has something to tell adds one value to what the part tells; see [`Step`].
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::hint::black_box;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use amphi_sdk::database::Row;
@@ -107,6 +109,8 @@ pub enum Step {
     /// A step that begins before a transaction or savepoint and is waited for within, after the steps there; else all in
     /// turn; what the step tells.
     Late { step: Box<Step>, steps: Vec<Step> },
+    /// Adds a line to a file.
+    Append { path: String, line: String },
     /// Steps at once where that can be, the others dropped when one has ended; else the first alone.
     Race { steps: Vec<Step> },
 }
@@ -189,6 +193,9 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
             log::info!("{text}");
             Ok(Json::Null)
         }
+        Step::Append { path, line } => Ok(append(path, line)
+            .map_or_else(|error| error.to_string(), |()| "written".into())
+            .into()),
         Step::Calls => {
             static CALLS: AtomicU32 = AtomicU32::new(0);
             Ok((CALLS.fetch_add(1, Relaxed) + 1).into())
@@ -196,6 +203,11 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
         Step::End { how } => Err(end(how)),
         _ => return None,
     })
+}
+
+fn append(path: &str, line: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{line}")
 }
 
 /// Whether a failure of this step is the part's own.
