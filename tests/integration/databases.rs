@@ -772,6 +772,28 @@ async fn r9_a_statement_that_comes_to_write_after_its_first_rows_is_refused() {
     }
 }
 
+/// What a statement does that writes no row, such as `pg_notify`, is kept when its rows are read.
+#[tokio::test]
+async fn r9_what_only_reads_commits_when_its_rows_are_read() {
+    let fixture = Fixture::new(2).await;
+    for _ in 0..2 {
+        let (deadline, access) = (&fixture.deadline, Access::default());
+        let sql = "select pg_current_xact_id()::text, pg_notify('news', '')::text";
+        let statement = query(sql, &[]);
+        let stream = (fixture.database).stream(Face::Async, deadline, access, statement);
+        let Ok(Streamed::Pieces(mut stream)) = stream.await else {
+            panic!("it comes in pieces")
+        };
+        let mut rows = Vec::new();
+        while let Some(piece) = stream.pieces.recv().await {
+            rows.extend(piece.expect("it is read"));
+        }
+        let id = rows[0][0].clone();
+        let status = "select pg_xact_status($1::xid8)";
+        assert_eq!(show(&fixture.one(status, &[id]).await), "text committed");
+    }
+}
+
 /// Errors by which the server says that a prepared statement cannot be used any more come from within procedures, too,
 /// which may have committed by then.
 #[tokio::test]

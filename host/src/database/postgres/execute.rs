@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::{CancelToken, Client, Row as PostgresRow, RowStream, Statement as Known};
 
@@ -368,11 +368,11 @@ impl Execution<'_> {
     }
 
     /// Hands a result over in pieces, from a transaction that only reads; returns the server's code if it failed.
-    /// `read_only`: it is an error when the statement writes.
+    /// `read_only`: it is an error when the statement writes. `open` says whether the transaction is there.
     pub(super) async fn feed(
         &self,
         session: &mut Session,
-        read_only: bool,
+        (read_only, open): (bool, &AtomicBool),
         head: oneshot::Sender<Head>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) -> String {
@@ -382,7 +382,7 @@ impl Execution<'_> {
         session
             .limits
             .set_row_max(self.statement.rows_max.unwrap_or(u64::MAX));
-        let mut started = self.start(client, known).await;
+        let mut started = self.start(client, known, open).await;
         if let Err(Wrong { code, .. }) = &started
             && (code == STALE || code == FORGOTTEN)
         {
@@ -390,7 +390,7 @@ impl Execution<'_> {
                 self.cancel.database.forget_plans();
             }
             started = match client.batch_execute("rollback").await {
-                Ok(()) => self.start(client, None).await,
+                Ok(()) => self.start(client, None, open).await,
                 Err(error) => Err(self.wrong(&error)),
             };
         }
@@ -406,6 +406,17 @@ impl Execution<'_> {
             }
         };
         let mut stream = pin!(stream);
+        // What only reads may do something all the same that its commit makes known, such as `pg_notify`. It is sent right
+        // behind the statement, and comes to nothing when that fails or is cancelled.
+        let commit = async {
+            match read_only {
+                true => Ok(()),
+                false => client.batch_execute("commit").await,
+            }
+        };
+        let mut commit = pin!(futures::future::maybe_done(commit));
+        let _ = commit.as_mut().now_or_never();
+        open.store(read_only, Relaxed);
         // The server looks whether a statement writes when it runs it: the first row says that it does not, yet.
         let first = stream.try_next().await;
         let writes = |error: &tokio_postgres::Error| {
@@ -429,10 +440,17 @@ impl Execution<'_> {
                 Ok(Some(_)) if self.cancel.is_sent() => continue,
                 Ok(Some(row)) => row,
                 Ok(None) => {
+                    commit.as_mut().await;
+                    let committed = commit.take_output().unwrap_or(Ok(()));
                     if !piece.is_empty() {
                         let _ = pieces.send(Ok(piece)).await;
                     }
-                    return String::new();
+                    let Err(error) = committed else {
+                        return String::new();
+                    };
+                    let Wrong { error, code } = self.wrong(&error);
+                    let _ = pieces.send(Err(error)).await;
+                    return code;
                 }
                 Err(error) => {
                     let Wrong { mut error, code } = self.wrong(&error);
@@ -487,6 +505,7 @@ impl Execution<'_> {
         &self,
         client: &Client,
         known: Option<Known>,
+        open: &AtomicBool,
     ) -> Result<(Vec<String>, RowStream), Wrong> {
         // Once what goes ahead is sent, something must follow it.
         let given = match &known {
@@ -494,6 +513,7 @@ impl Execution<'_> {
             None => None,
         };
         self.cancel.hold();
+        open.store(true, Relaxed);
         let begin = async {
             let ahead = wire::ahead(&["begin read only".to_owned()]);
             let begun = client.batch_execute(&ahead).await;

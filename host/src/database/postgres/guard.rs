@@ -430,6 +430,31 @@ mod tests {
     }
 
     #[test]
+    fn what_writes_by_its_words_is_known() {
+        let reads = |sql: &str| judge(sql).expect(sql).reads;
+        for sql in [
+            "select 1",
+            "(values (1))",
+            "table a",
+            "show work_mem",
+            "with b as (insert into a values (1) returning *) select * from b",
+            "explain analyze insert into a values (1)",
+        ] {
+            assert!(reads(sql), "{sql}");
+        }
+        for sql in [
+            "insert into a values (1) returning *",
+            "with b as (select 1) insert into a select * from b returning *",
+            "/* select */ update a set b = 1",
+            "call a()",
+            "do $$ select $$",
+            "create table a as select 1",
+        ] {
+            assert!(!reads(sql), "{sql}");
+        }
+    }
+
+    #[test]
     fn r11_statements_that_change_the_session_are_refused_by_name() {
         for (sql, part) in [
             ("set search_path = x", "`set` was refused"),

@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -395,8 +396,7 @@ impl Lease {
     /// Runs a statement that belongs to no transaction and hands its result over in pieces. None: it writes, and has not
     /// run.
     ///
-    /// It runs in a transaction that only reads, so that a function that it calls cannot write either: the lease's end
-    /// rolls that back.
+    /// It runs in a transaction that only reads, so that a function that it calls cannot write either.
     pub(super) async fn stream(
         mut self,
         statement: Arc<Statement>,
@@ -440,9 +440,9 @@ impl Lease {
             verdict: &verdict,
             check: None,
         };
-        self.in_transaction = true;
+        let open = AtomicBool::new(false);
         let code = {
-            let feeding = order.feed(session, self.read_only, head, &pieces);
+            let feeding = order.feed(session, (self.read_only, &open), head, &pieces);
             let mut feeding = pin!(feeding);
             let given_up = async {
                 tokio::select! {
@@ -459,6 +459,7 @@ impl Lease {
                 }
             }
         };
+        self.in_transaction = open.into_inner();
         self.broken |= code.is_none() || cancel.is_sent();
     }
 }
