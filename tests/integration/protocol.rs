@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use serde_json::json;
 use tokio::net::TcpStream;
 
 use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::server::client_http2;
-use crate::harness::{App, Mode, Reply, Server, eventually};
+use crate::harness::steps::{fetch, nap, publish};
+use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
 /// Still there, with nothing in flight and no panic in the log.
 async fn assert_well(server: &Server) {
@@ -147,6 +149,28 @@ both_modes! {
         let since = Instant::now();
         assert_eq!(server.ended().await.code(), Some(0));
         assert!(since.elapsed() < Duration::from_secs(2), "idle connections should not hold it up");
+    }
+
+    /// What is in flight may go on to send requests to the app itself, and so may the subscribers of what it publishes.
+    async fn requests_in_flight_reach_their_own_app_while_the_server_stops(mode: Mode) {
+        let mut server = App::rules(Kind::Sqlite, "").await.serve().await;
+        let steps = json!([nap(500), publish("orders.new", json!([nap(300), fetch("/nowhere")])), fetch("/nowhere"), fetch("/nowhere")]);
+        let request = server.request("POST", &format!("/{mode}/run")).body(steps.to_string());
+        let in_flight = tokio::spawn(Reply::of(request));
+        running(&server).await;
+        let mark = server.log.mark();
+        server.terminate();
+        server.log.event(mark, "stopping").await;
+        assert_eq!(in_flight.await.expect("it does not panic").told(), json!([null, null, 404, 404]));
+        assert_eq!(server.ended().await.code(), Some(0));
+        let lines = server.log.since(mark);
+        let heard: Vec<_> = lines.iter().filter(|line| line.text("message").starts_with("heard")).collect();
+        assert_eq!(heard.len(), 2, "{lines:#?}");
+        for line in heard {
+            assert!(line.0.to_string().contains("404"), "{line:?}");
+        }
+        let own: Vec<_> = lines.iter().filter(|line| line.text("path") == "/nowhere").collect();
+        assert_eq!(own.len(), 4, "{lines:#?}");
     }
 
     async fn what_takes_longer_than_the_drain_is_cancelled(mode: Mode) {

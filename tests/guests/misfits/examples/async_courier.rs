@@ -59,14 +59,18 @@ impl Guest for Courier {
                 headers: Vec::new(),
                 params: Vec::new(),
                 body,
-            }).await;
+            })
+            .await;
         }
         let told = match request.body {
             Body::Bytes(bytes) => format!("bytes {}", bytes.len()),
             Body::Spooled(length) => format!("spooled {length}"),
         };
         let read = body::read(0, 100_000).await;
-        let read = read.map_or_else(|error| format!("{error:?}"), |bytes| bytes.len().to_string());
+        let read = read.map_or_else(
+            |error| format!("{error:?}"),
+            |bytes| bytes.len().to_string(),
+        );
         Ok(Response {
             status: 200,
             headers: Vec::new(),

@@ -17,8 +17,8 @@ wit_bindgen::generate!({
     generate_all,
 });
 
-use amphi::view::body as body;
-use amphi::view::subrequest as subrequest;
+use amphi::view::body;
+use amphi::view::subrequest;
 use amphi::view::types::{Body, Route, ViewKind};
 
 struct Courier;
@@ -66,7 +66,10 @@ impl Guest for Courier {
             Body::Spooled(length) => format!("spooled {length}"),
         };
         let read = body::read(0, 100_000);
-        let read = read.map_or_else(|error| format!("{error:?}"), |bytes| bytes.len().to_string());
+        let read = read.map_or_else(
+            |error| format!("{error:?}"),
+            |bytes| bytes.len().to_string(),
+        );
         Ok(Response {
             status: 200,
             headers: Vec::new(),
