@@ -31,6 +31,7 @@ mod hostile_sql;
 mod interleaved;
 mod isolation;
 mod levels;
+mod links;
 mod middleware;
 mod migrations;
 mod outbound;
