@@ -9,29 +9,31 @@ use crate::harness::{App, Kind, Reply, Server};
 /// How many vote at once.
 const VOTERS: usize = 50;
 
-both_databases! {
-    async fn the_polls_do_what_their_pages_offer(kind: Kind) {
-        let app = App::polls(kind).await;
-        let built = app.run("build");
-        assert!(built.success, "{}", built.stderr);
-        let server = app.serve().await;
+async fn the_polls_do_what_their_pages_offer(kind: Kind) {
+    let app = App::polls(kind).await;
+    let built = app.run("build");
+    assert!(built.success, "{}", built.stderr);
+    let server = app.serve().await;
 
-        visitors(&server).await;
-        modes(&server).await;
-        forgeries(&server).await;
-        votes_at_once(&server).await;
-        doors(&server).await;
-        let mut staff = logged_in(&server).await;
-        mistakes(&server, &mut staff).await;
-        questions(&server, &mut staff).await;
-        list(&mut staff).await;
+    visitors(&server).await;
+    modes(&server).await;
+    forgeries(&server).await;
+    votes_at_once(&server).await;
+    doors(&server).await;
+    let mut staff = logged_in(&server).await;
+    mistakes(&server, &mut staff).await;
+    questions(&server, &mut staff).await;
+    list(&mut staff).await;
 
-        let out = staff.post("/admin/logout", "").await;
-        assert_eq!(led_to(&out), "/");
-        assert_eq!(led_to(&staff.get("/admin").await), "/admin/login?next=/admin");
-        server.assert_baseline().await;
-    }
+    let out = staff.post("/admin/logout", "").await;
+    assert_eq!(led_to(&out), "/");
+    assert_eq!(
+        led_to(&staff.get("/admin").await),
+        "/admin/login?next=/admin"
+    );
+    server.assert_baseline().await;
 }
+both_databases!(the_polls_do_what_their_pages_offer);
 
 /// Where a form has led to.
 #[track_caller]
