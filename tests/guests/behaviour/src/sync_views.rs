@@ -20,15 +20,10 @@ pub fn greet_everybody() -> &'static str {
     "hello everybody"
 }
 
-/// The path as a guard would see it, and what it decodes to.
-#[view(get, "/sync/path/{*rest}")]
-pub fn path(Path(rest): Path<String>, request: Request) -> String {
-    format!("{} {rest}", request.path)
-}
-
 #[view(get, "/sync/grüße/{name}")]
-pub fn greet_in_german(Path(name): Path<String>) -> String {
-    format!("hallo {name}")
+pub fn greet_in_german(Path(name): Path<String>, request: Request) -> impl IntoResponse {
+    // And the path as a guard sees it.
+    format!("hallo {name}").with_header("x-path", request.path)
 }
 
 #[view(post, "/sync/submit")]
