@@ -1,4 +1,4 @@
-//! The folder of static files, opened through cap-std: no path, link or race leads out of it.
+//! Serves the folder of static files. It is opened through cap-std: no path, link or race leads out of it.
 
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
@@ -22,23 +22,23 @@ pub struct StaticFiles {
     hidden: bool,
 }
 
-/// A file's content: whole when small, else to be read as it is sent.
+/// A file's content: bytes if the file is small, else an open file that is read while it is sent.
 pub enum Content {
-    /// All of it.
+    /// The whole content.
     Whole(Vec<u8>),
-    /// All of it, which others get, too.
+    /// The whole content, shared with other responses.
     Shared(Bytes),
-    /// An open file with its length.
+    /// An open file and its length in bytes.
     Open(std::fs::File, u64),
 }
 
 /// The end of the year 9999, the last that an HTTP date can name.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
-/// Files up to here are read at once.
+/// The largest file that is read at once, in bytes.
 pub const WHOLE_BYTES: u64 = 256 << 10;
 
 impl StaticFiles {
-    /// Opens the folder.
+    /// Opens the folder. `hidden`: names that begin with a dot are served, too.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -49,7 +49,7 @@ impl StaticFiles {
         })
     }
 
-    /// Answers a request for `path` (decoded, relative to the folder). Blocks for the disk.
+    /// Answers a request for `path` (decoded, relative to the folder). Blocks on the disk.
     ///
     /// # Errors
     /// 404 when there is no such file in the folder.
@@ -104,17 +104,18 @@ impl StaticFiles {
     }
 
     fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
-        // Other names for the same file would each be compressed and cached by themselves.
+        // Such a path is another name for the same file. Caches would store the file once for each name.
         if path.split('/').any(|name| ["", ".", ".."].contains(&name)) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // `.well-known` is there to be found by others (RFC 8615).
+        // Clients look for files in `.well-known` (RFC 8615).
         let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
         if !self.hidden && path.split('/').any(is_hidden) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // Looked at first, because opening a device may do something. What is there may be another one by the time it is
-        // opened: that does not wait for the other end of a pipe, and is looked at again.
+        // Check the type before opening, because opening a device can have effects. Another file may take the place of
+        // this one in between: `NONBLOCK` keeps the opening of a pipe from waiting for its other end, and the type is
+        // checked again.
         if !self.dir.metadata(path)?.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -133,8 +134,9 @@ impl StaticFiles {
 /// How often a file is read that changes meanwhile.
 const READS: usize = 3;
 
-/// All of a small file, and what it was when it was read; none of a large one. One that is written to all the time is taken
-/// as it comes, with the state it was in before, so that nobody takes it for what it is then.
+/// Reads a small file, and sets `metadata` to its state when it was read. None: the file is large. A file that changes
+/// all the time is returned as it was read, with its state from before: so no client takes the content for that of a
+/// later state.
 fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>> {
     let (mut content, mut tries) = (Vec::new(), READS);
     while metadata.len() <= WHOLE_BYTES {
@@ -192,8 +194,9 @@ impl State {
     }
 }
 
-/// The content of a file as it is sent, a piece after the other: exactly the promised length, whatever becomes of the file
-/// meanwhile. One that has become shorter ends the response with an error, and with it the connection or the stream.
+/// The content of a file as a stream of pieces. The stream has exactly the promised length, even if the file grows
+/// meanwhile. If the file has become shorter, the stream ends with an error, and so does the connection or the HTTP/2
+/// stream.
 pub fn pieces(
     file: std::fs::File,
     length: u64,
@@ -322,7 +325,7 @@ mod tests {
         }
     }
 
-    /// Whichever came in place of a file: opening a pipe that nobody writes to must not wait.
+    /// Pipes and files take each other's place while requests come. Opening a pipe that nobody writes to must not wait.
     #[test]
     fn what_is_no_file_is_neither_served_nor_waited_for() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -366,7 +369,7 @@ mod tests {
         swapping.join().expect("it does not panic");
     }
 
-    /// A file that is written to in place: what is promised is what is sent.
+    /// A file that is overwritten in place: the length that is promised is the length that is sent.
     #[test]
     fn the_length_is_that_of_what_was_read() {
         let dir = tempfile::tempdir().expect("a temporary folder");
