@@ -69,7 +69,7 @@ impl FromRequest for Csrf {
             Some(token) => token,
             None => {
                 let token = random()?;
-                session.set(FIELD, &URL_SAFE_NO_PAD.encode(token))?;
+                session.set_if_missing(FIELD, URL_SAFE_NO_PAD.encode(token))?;
                 token
             }
         };

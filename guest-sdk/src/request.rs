@@ -8,7 +8,9 @@ use crate::body::Content;
 pub struct Request {
     /// Upper-case, e.g. `GET`.
     pub method: String,
-    /// The path as the client sent it, percent-encoded.
+    /// The path, percent-encoded. However the client spelled it, one path is one text: only what may not stand in a
+    /// segment is encoded, with upper-case digits. Who decides by the view and not by the text takes
+    /// [`Context::route`](crate::Context::route).
     pub path: String,
     /// What follows the `?`, percent-encoded; empty when there is none.
     pub query: String,

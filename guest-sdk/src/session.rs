@@ -61,7 +61,8 @@ const VALUES_MAX_BYTES: usize = 2900;
 ///
 /// Middleware and the views within it read the cookie that came with the request, and one cookie goes back with the
 /// changes of all. So a view sees what middleware has set at the next request; for this one there is
-/// [`Context::set`]. A sub-request comes without the cookies of its caller.
+/// [`Context::set`]. A response that sets the cookie is `cache-control: private`, and so is one whose view has the session
+/// and says nothing about caches: a cache in front must not give one browser's session to another. A sub-request comes without the cookies of its caller.
 ///
 /// | setting or secret of the module | default | |
 /// |---|---|---|
@@ -88,6 +89,8 @@ enum Change {
     Clear,
     Remove(String),
     Set(String, serde_json::Value),
+    /// Unless what is within middleware has set one: its page has that one.
+    SetIfMissing(String, serde_json::Value),
 }
 
 impl Change {
@@ -99,6 +102,9 @@ impl Change {
             }
             Change::Set(name, value) => {
                 values.insert(name, value);
+            }
+            Change::SetIfMissing(name, value) => {
+                values.entry(name).or_insert(value);
             }
         }
     }
@@ -116,7 +122,20 @@ impl Session {
     ///
     /// When the session would have more values than a cookie can hold.
     pub fn set<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
-        let value = serde_json::to_value(value)?;
+        self.change(name, serde_json::to_value(value)?, Change::Set)
+    }
+
+    /// Sets a value that a view within this middleware may have set as well: then the view's counts.
+    pub(crate) fn set_if_missing(&self, name: &str, value: String) -> Result<()> {
+        self.change(name, value.into(), Change::SetIfMissing)
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        value: serde_json::Value,
+        change: fn(String, serde_json::Value) -> Change,
+    ) -> Result<()> {
         let mut state = self.0.borrow_mut();
         if state.values.get(name) == Some(&value) {
             return Ok(());
@@ -133,7 +152,7 @@ impl Session {
                  {VALUES_MAX_BYTES}; keep it in a table, and its key in the session"
             )));
         }
-        state.changes.push(Change::Set(name.into(), value));
+        state.changes.push(change(name.into(), value));
         Ok(())
     }
 
@@ -220,6 +239,9 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
         settings, values, ..
     } = &*state;
     add_vary(response);
+    if response.headers.get("cache-control").is_none() {
+        response.headers.append("cache-control", "private");
+    }
     // What is within middleware may have written the session, too: that comes first, and the own changes go on top.
     let within = settings.set_in(response);
     if state.changes.is_empty() && (within.is_some() || !state.outdated) {
@@ -240,7 +262,32 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
     }
     let cookie = settings.cookie(values)?;
     response.headers.append("set-cookie", cookie.to_string());
+    make_private(response);
     Ok(())
+}
+
+/// A response with a session's cookie is for one browser. A cache that gave it to others would have them share the
+/// session and its CSRF token, whatever the view says of its page.
+fn make_private(response: &mut Response) {
+    let said: Vec<String> = (response.headers.get_all("cache-control"))
+        .flat_map(|value| value.split(','))
+        .map(|directive| directive.trim().to_owned())
+        .collect();
+    let named = |directive: &str, names: &[&str]| {
+        let name = directive.split('=').next().unwrap_or_default();
+        names.iter().any(|known| name.eq_ignore_ascii_case(known))
+    };
+    let mut kept: Vec<&str> = (said.iter().map(String::as_str))
+        .filter(|directive| !directive.is_empty() && !named(directive, &["public", "s-maxage"]))
+        .collect();
+    // `private="set-cookie"` is about that header alone.
+    let is_private =
+        |directive: &&str| !directive.contains('=') && named(directive, &["private", "no-store"]);
+    if !kept.iter().any(is_private) {
+        kept.push("private");
+    }
+    let kept = kept.join(", ");
+    response.headers.set("cache-control", kept);
 }
 
 /// A page that depends on the session is not for a cache to give to others.

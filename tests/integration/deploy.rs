@@ -472,3 +472,60 @@ fn new_makes_an_app_and_overwrites_nothing() {
         );
     }
 }
+
+/// An image with an app is built without the secrets of production: nothing but serving the app makes or needs them.
+#[tokio::test]
+async fn secrets_are_made_where_the_app_is_served() {
+    let app = App::new(
+        "[modules.behaviour.secrets]\nsession_key = { file = \"session.key\", generate = true }",
+    );
+    let key = app.path("session.key");
+    for command in ["build", "routes", "migrate"] {
+        let ran = app.run(command);
+        assert!(ran.success, "amphi {command}: {ran:?}");
+        assert!(!key.exists(), "amphi {command} makes no secret");
+    }
+    let server = app.serve().await;
+    assert!(key.exists());
+    let line = server
+        .log
+        .event(0, "a secret was missing and has been made")
+        .await;
+    assert!(line.text("file").ends_with("session.key"), "{line:?}");
+}
+
+/// rustup chooses the compiler by the folder: that of the crate, wherever `amphi build` is called.
+#[test]
+fn the_target_is_added_to_the_compiler_of_the_crate() {
+    let app = App::written("[app]\nname = \"a\"\n[modules.a]\npath = \"guest\"\n");
+    app.write("guest/Cargo.toml", "[package]\nname = \"a\"\n");
+    let [told, tools] = ["told", "tools"].map(|name| app.path(name));
+    for (tool, body) in [("rustc", "echo /nowhere"), ("rustup", "exit 1")] {
+        let script = format!(
+            "#!/bin/sh\necho {tool} $PWD >> {}\n{body}\n",
+            told.display()
+        );
+        app.write(&format!("tools/{tool}"), script);
+        let file = tools.join(tool);
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(file, executable).expect("it is our own");
+    }
+    let path = std::env::var("PATH").expect("there is one");
+    let ran = Command::new(guests::AMPHI)
+        .arg("build")
+        .arg(app.folder())
+        .current_dir(std::env::temp_dir())
+        .env("PATH", format!("{}:{path}", tools.display()))
+        .output()
+        .expect("it can be started");
+    assert!(!ran.status.success(), "there is no target: {ran:?}");
+    let guest = app.path("guest").canonicalize().expect("it is there");
+    let guest = guest.display();
+    let told = std::fs::read_to_string(told).expect("both were asked");
+    assert_eq!(told, format!("rustc {guest}\nrustup {guest}\n"));
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        said.contains(&format!("wasm32-wasip2` in {guest}")),
+        "{said}"
+    );
+}

@@ -32,6 +32,7 @@ mod hostile_sql;
 mod interleaved;
 mod isolation;
 mod levels;
+mod log;
 mod middleware;
 mod migrations;
 mod outbound;

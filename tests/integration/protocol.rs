@@ -148,6 +148,29 @@ async fn paths_are_decoded_once_and_only_as_utf8(mode: Mode) {
 }
 both_modes!(paths_are_decoded_once_and_only_as_utf8);
 
+/// However a client spells a path, guests get one spelling, and so does the log.
+async fn guests_get_one_spelling_of_a_path(mode: Mode) {
+    let server = App::new("").serve().await;
+    let mark = server.log.mark();
+    let spellings = ["admin", "%61dmin", "%61%64%6d%69%6E"];
+    let (first, rest) = mode.as_str().split_at(1);
+    let encoded = format!("%{:02x}{rest}", first.as_bytes()[0]);
+    for spelling in spellings {
+        let request = format!(
+            "GET /{encoded}/path/{spelling}/caf%c3%a9%2f%40 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        );
+        let answer = exchange(&server, request).await;
+        let seen = format!("/{mode}/path/admin/caf%C3%A9%2F@ admin/café/@");
+        assert!(answer.ends_with(&seen), "{spelling}: {answer}");
+    }
+    for line in server.log.requests(mark, spellings.len()).await {
+        let path = format!("/{mode}/path/admin/caf%C3%A9%2F@");
+        assert_eq!(line.text("path"), path);
+    }
+    assert_well(&server).await;
+}
+both_modes!(guests_get_one_spelling_of_a_path);
+
 async fn http2_is_spoken_from_the_first_byte(mode: Mode) {
     let server = App::new("").serve().await;
     let client = client_http2();

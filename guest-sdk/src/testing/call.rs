@@ -2,7 +2,7 @@
 
 use super::database::{TestDatabase, refused};
 use super::grants::{Limits, USER, is_topic};
-use super::request::params;
+use super::request::{normalized, params};
 use super::{Inner, Record, World};
 use crate::database::{ErrorKind, Value};
 use crate::host::{
@@ -411,7 +411,15 @@ impl Capabilities for Call {
         let run = part(run, self.set_rollback.clone());
         Ok(Box::new(move |host, request| {
             let params = params.clone();
-            run(host, RawRequest { params, ..request })
+            let path = normalized(&request.path);
+            run(
+                host,
+                RawRequest {
+                    path,
+                    params,
+                    ..request
+                },
+            )
         }))
     }
 

@@ -15,6 +15,8 @@ const FOLDERS_UP: usize = 4;
 pub(super) struct Grants {
     /// What the configuration says; none where there is no `amphi.toml`, and everything is granted then.
     module: Option<Configured>,
+    /// `allowed_origins` of the app, as the host gives them to modules: with spaces between.
+    allowed_origins: String,
     pub(super) limits: Limits,
     /// Where the folders of the module are on this machine, by the path that views know.
     pub(super) directories: HashMap<String, PathBuf>,
@@ -59,7 +61,7 @@ impl Default for Limits {
             headers_max_bytes: 64 << 10,
             timeout_ms: 30_000,
             payload_max_bytes: 64 << 10,
-            body_max_bytes: 10 << 20,
+            body_max_bytes: 8 << 20,
         }
     }
 }
@@ -167,6 +169,14 @@ impl Grants {
         let limits: Limits = limits
             .try_into()
             .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let origins = config
+            .app
+            .get("allowed_origins")
+            .and_then(toml::Value::as_array);
+        let origins = origins
+            .into_iter()
+            .flatten()
+            .filter_map(toml::Value::as_str);
         let atomic = table.atomic.as_ref().or_else(|| config.app.get("atomic"));
         Some(Self {
             limits: Limits {
@@ -179,6 +189,7 @@ impl Grants {
                 ..limits
             },
             directories: HashMap::new(),
+            allowed_origins: origins.collect::<Vec<_>>().join(" "),
             atomic: atomic.map_or_else(Atomic::default, Atomic::from),
             module: Some(Configured {
                 name: name.clone(),
@@ -195,13 +206,9 @@ impl Grants {
     /// The settings of the configuration, as views read them.
     pub(super) fn settings(&self) -> impl Iterator<Item = (String, String)> + '_ {
         let settings = self.module.iter().flat_map(|module| &module.table.settings);
-        settings.map(|(name, value)| {
-            let text = match value {
-                toml::Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            (name.clone(), text)
-        })
+        let settings = settings.map(|(name, value)| (name.clone(), setting(name, value)));
+        let origins = Some(self.allowed_origins.clone()).filter(|origins| !origins.is_empty());
+        settings.chain(origins.map(|origins| ("amphi.allowed_origins".to_owned(), origins)))
     }
 
     fn denied(&self, allowed: impl Fn(&Module) -> bool) -> Option<&str> {
@@ -293,6 +300,19 @@ impl Grants {
     }
 }
 
+/// A setting as the host writes it: numbers as Rust does, not as TOML does.
+fn setting(name: &str, value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(flag) => flag.to_string(),
+        _ => panic!(
+            "the setting `{name}` of amphi.toml: a setting is a text, a number or true/false; put anything larger into one text, e.g. as JSON"
+        ),
+    }
+}
+
 /// Whether a topic, or pattern of topics, is about this one.
 fn contains(granted: &str, topic: &str) -> bool {
     match granted.strip_suffix('*') {
@@ -308,4 +328,46 @@ pub(super) fn is_topic(text: &str) -> bool {
         && text
             .split('.')
             .all(|word| !word.is_empty() && word.chars().all(of_word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Grants;
+
+    fn grants(toml: &str) -> Grants {
+        let folder = std::env::temp_dir().join(format!("amphi-grants-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the folder can be made");
+        let file = folder.join("amphi.toml");
+        std::fs::write(&file, toml).expect("the file can be written");
+        Grants::of(&file, &folder).expect("it has the module")
+    }
+
+    /// In one test, because all write one file.
+    #[test]
+    fn what_the_configuration_says_is_what_the_host_makes_of_it() {
+        let text = "[app]\nname = \"a\"\nallowed_origins = [\"https://a.example\", \"app://b\"]\n\
+                    [modules.a]\npath = \".\"\nsettings = { a = 1.0, b = 1e20, c = 1_000, d = true, e = \"x\", f = 0x10 }";
+        let found = grants(text);
+        let mut settings: Vec<_> = found.settings().collect();
+        settings.sort();
+        let texts: Vec<_> = settings
+            .iter()
+            .map(|(name, text)| format!("{name}={text}"))
+            .collect();
+        let host = [
+            "a=1",
+            "amphi.allowed_origins=https://a.example app://b",
+            "b=100000000000000000000",
+            "c=1000",
+            "d=true",
+            "e=x",
+            "f=16",
+        ];
+        assert_eq!(texts, host);
+        // As much as the host takes.
+        assert_eq!(found.limits.body_max_bytes, 8 << 20);
+        let found = grants("[modules.a]\npath = \".\"\nsettings = { a = [1] }");
+        let refused = std::panic::catch_unwind(|| found.settings().count());
+        refused.expect_err("the host does not start with such a setting");
+    }
 }

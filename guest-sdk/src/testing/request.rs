@@ -5,7 +5,7 @@ use crate::csrf;
 use crate::session::{Settings, Values};
 use crate::view::Kind;
 use crate::{Headers, Request};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -236,7 +236,7 @@ impl TestRequest {
         };
         Request {
             method,
-            path,
+            path: normalized(&path),
             query,
             headers,
             params,
@@ -245,8 +245,53 @@ impl TestRequest {
     }
 }
 
-/// The parameters of a pattern in a path that matches it.
+/// What stands in a segment of a path as it is (RFC 3986, 3.3).
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@');
+
+/// The one spelling of a path that the host gives to views, however a client spells it.
+pub(super) fn normalized(path: &str) -> String {
+    let segments = path.split('/').map(|segment| {
+        let bytes: Vec<u8> = percent_decode_str(segment).collect();
+        percent_encode(&bytes, PLAIN).to_string()
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+/// Stands for an encoded slash in a decoded path: no character.
+const SLASH: char = '\u{10ffff}';
+
+/// A path or pattern decoded, so that only slashes as such separate segments.
+fn decoded(path: &str) -> Option<String> {
+    let segments = path.split('/').map(|segment| {
+        let text = percent_decode_str(segment).decode_utf8().ok()?;
+        Some(text.replace('/', &SLASH.to_string()))
+    });
+    Some(segments.collect::<Option<Vec<_>>>()?.join("/"))
+}
+
+/// The parameters of a pattern in a path that matches it: both are compared decoded, as by the host.
 pub(super) fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
+    matched(&decoded(pattern)?, &decoded(path)?)
+}
+
+fn matched(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return (pattern == path).then(Vec::new);
     };
@@ -273,9 +318,8 @@ pub(super) fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>>
     if value.is_empty() {
         return None;
     }
-    let decoded = percent_decode_str(value).decode_utf8().ok()?.into_owned();
-    let mut all = vec![(name.to_owned(), decoded)];
-    all.extend(params(after, &path[value.len()..])?);
+    let mut all = vec![(name.to_owned(), value.replace(SLASH, "/"))];
+    all.extend(matched(after, &path[value.len()..])?);
     Some(all)
 }
 
@@ -307,5 +351,19 @@ mod tests {
         assert_eq!(of("/f/{*rest}", "/f/a/b").as_deref(), Some("rest=a/b;"));
         assert_eq!(of("/{name}.html", "/a.html").as_deref(), Some("name=a;"));
         assert_eq!(of("/{name}.html", "/a.txt"), None);
+        // A path is the same however it is encoded; an encoded slash separates nothing.
+        for path in ["/caf\u{e9}/7", "/caf%C3%A9/7", "/%63af%c3%a9/%37"] {
+            for pattern in ["/caf\u{e9}/{id}", "/caf%c3%a9/{id}"] {
+                assert_eq!(
+                    of(pattern, path).as_deref(),
+                    Some("id=7;"),
+                    "{pattern} {path}"
+                );
+            }
+        }
+        assert_eq!(of("/a/b", "/a%2Fb"), None);
+        assert_eq!(of("/a/{id}", "/a/b%2fc").as_deref(), Some("id=b/c;"));
+        assert_eq!(of("/a/{id}", "/a/%ff"), None);
+        assert_eq!(super::normalized("/%61/b%2fc%40\u{e9}"), "/a/b%2Fc@%C3%A9");
     }
 }

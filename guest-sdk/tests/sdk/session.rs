@@ -61,6 +61,21 @@ fn counted(session: Session, request: Request, next: Next) -> Result<Response> {
     next.run(request)
 }
 
+/// As a layout with a form of its own would.
+#[middleware]
+fn with_token(_: Csrf, request: Request, next: Next) -> Result<Response> {
+    next.run(request)
+}
+
+#[view(get, "/cached/{how}")]
+fn cached(session: Session, Path(how): Path<String>) -> Result<impl IntoResponse> {
+    let (policy, value) = how.split_once(' ').unwrap_or((&how, ""));
+    if !value.is_empty() {
+        session.set("a", value)?;
+    }
+    Ok(([("cache-control", policy.to_owned())], "a page"))
+}
+
 fn change(name: &str, value: &str) -> TestRequest {
     post("/set").form(&[("name", name), ("value", value)])
 }
@@ -247,6 +262,64 @@ fn middleware_and_view_share_one_cookie() {
         .into();
     assert_eq!(left["other"], None);
     assert_eq!(left["count"], Some(1.into()));
+}
+
+#[test]
+fn what_sets_a_session_is_for_no_other_browser() {
+    let app = App::new();
+    let policy = |response: &TestResponse| {
+        let all = response.response().headers.get_all("cache-control");
+        all.map(str::to_owned).collect::<Vec<_>>().join("|")
+    };
+    // Nothing is said: neither who gets a cookie nor who has one shares the page with others.
+    assert_eq!(policy(&app.call::<page>(get("/page"))), "private");
+    assert_eq!(policy(&app.call::<show>(get("/a"))), "private");
+    let known = app.call::<show>(get("/a").session("a", "b"));
+    assert_eq!(policy(&known), "private");
+    for (said, sent) in [
+        ("public", "private"),
+        ("Public, max-age=60", "max-age=60, private"),
+        ("max-age=60, S-MaxAge=600", "max-age=60, private"),
+        ("no-cache", "no-cache, private"),
+        ("private, max-age=60", "private, max-age=60"),
+        (
+            "private=\"x\", no-cache",
+            "private=\"x\", no-cache, private",
+        ),
+        ("no-store", "no-store"),
+    ] {
+        let path = |value: &str| format!("/cached/{}{value}", said.replace(' ', ""));
+        let sets = app.call::<cached>(get(&path("%20b")));
+        assert!(sets.header("set-cookie").is_some());
+        assert_eq!(policy(&sets), sent, "{said}");
+        // Who sets nothing has said what is meant.
+        let reads = app.call::<cached>(get(&path("")));
+        assert_eq!(policy(&reads), said.replace(' ', ""), "{said}");
+    }
+    let around = App::new().around::<page>();
+    let response = around.call::<counted>(get("/page"));
+    assert_eq!(policy(&response), "private");
+}
+
+/// On a first visit both make a token; the form is the view's.
+#[test]
+fn middleware_with_a_token_leaves_the_form_of_the_view_valid() {
+    let app = App::new().around::<page>();
+    let shown = app.call::<with_token>(get("/page"));
+    let (session, _) = cookie(&shown);
+    let sent = App::new().call::<form>(
+        post("/form")
+            .header("cookie", session)
+            .header("x-csrf-token", shown.text())
+            .form(&[("a", "1")]),
+    );
+    assert_eq!(sent.status(), StatusCode::OK, "{:?}", sent.error());
+    // Where the view has none, the middleware's own counts.
+    let response = App::new()
+        .around::<set>()
+        .call::<with_token>(change("a", "b"));
+    assert!(response.session::<String>("csrf_token").is_some());
+    assert_eq!(response.session::<String>("a").as_deref(), Some("b"));
 }
 
 #[test]

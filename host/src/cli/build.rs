@@ -15,7 +15,8 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use crate::app::module;
-use crate::config::{Config, Source};
+use crate::config::{self, Config, Source};
+use crate::telemetry::stderr;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";
@@ -42,14 +43,14 @@ pub(super) enum Purpose {
 /// # Errors
 /// When one cannot be built or served; the compiler has said why.
 pub fn run(folder: &Path) -> anyhow::Result<()> {
-    let mut config = Config::load(folder)?;
+    let mut config = Config::load_for(folder, config::Purpose::Check)?;
     let built = build(&mut config, Purpose::Production)?;
     let app = super::routes::check(config)?;
     built.place()?;
-    eprintln!(
-        "Checked {} views; `amphi serve` will take them",
-        app.views.len()
-    );
+    let count = app.views.len();
+    stderr::say(&format!(
+        "Checked {count} views; `amphi serve` will take them"
+    ));
     Ok(())
 }
 
@@ -102,13 +103,11 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
         let Source::Crate(folder) = &module.source else {
             continue;
         };
-        if known.is_empty() {
-            add_target()?;
-        }
         // As cargo names it.
         let folder = folder
             .canonicalize()
             .with_context(|| folder.display().to_string())?;
+        add_target(&folder)?;
         // The crates of one workspace have one answer.
         let at = match known.iter().position(|metadata| metadata.has(&folder)) {
             Some(at) => at,
@@ -130,6 +129,17 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
     built.packages.sort();
     built.packages.dedup();
     Ok(built)
+}
+
+/// The folders of the local packages that the app's crates are made of, whether or not they compile.
+pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
+    let mut packages = BTreeSet::new();
+    for module in &config.modules {
+        if let Source::Crate(folder) = &module.source {
+            packages.extend(Metadata::of(folder)?.folders());
+        }
+    }
+    Ok(packages.into_iter().collect())
 }
 
 /// Builds a crate for each mode; returns those that it has views of.
@@ -162,13 +172,15 @@ fn build_crate(
         modes.push(mode);
         if !fresh {
             let (size, took) = (bytes.len().div_ceil(1024), since.elapsed());
-            eprintln!("Built {module} ({mode}): {size} KiB in {took:.1?}");
+            stderr::say(&format!(
+                "Built {module} ({mode}): {size} KiB in {took:.1?}"
+            ));
         }
     }
     for view in unlisted {
-        eprintln!(
+        stderr::say(&format!(
             "warning: {view} is in no `views![…]`, so the host does not know it: list it, or take its attribute away"
-        );
+        ));
     }
     if modes.is_empty() {
         bail!(
@@ -362,7 +374,7 @@ fn compile(
     }
     let status = cargo.wait()?;
     let summary = progress.join().unwrap_or_default();
-    eprint!("{diagnostics}");
+    stderr::say(&diagnostics);
     if status.success() {
         return match component {
             Some(component) => Ok((component, unchanged)),
@@ -373,8 +385,8 @@ fn compile(
         bail!("the crate does not compile:\n{summary}");
     }
     if diagnostics.contains("expected type, found function") && diagnostics.contains("views!") {
-        eprintln!(
-            "`views!` lists functions with `#[view(…)]`, `#[middleware]` or `#[subscriber(…)]`; a plain function is called by them and not listed"
+        stderr::say(
+            "`views!` lists functions with `#[view(…)]`, `#[middleware]` or `#[subscriber(…)]`; a plain function is called by them and not listed",
         );
     }
     Err(NotCompiled(diagnostics).into())
@@ -397,7 +409,7 @@ fn show_progress(lines: impl std::io::BufRead) -> String {
         .iter()
         .any(|word| bare.contains(word))
         {
-            eprintln!("{line}");
+            stderr::say(&line);
         } else if !bare.contains("Finished") {
             errors.push_str(&line);
             errors.push('\n');
@@ -479,9 +491,11 @@ impl Metadata {
     }
 }
 
-/// Installs the compiler's target for guests when it is missing.
-fn add_target() -> anyhow::Result<()> {
+/// Installs the target for guests when the compiler of the crate in `folder` does not have it. Which compiler that is depends
+/// on the folder: rustup looks for a `rust-toolchain.toml` there and above.
+fn add_target(folder: &Path) -> anyhow::Result<()> {
     let output = Command::new("rustc")
+        .current_dir(folder)
         .args(["--print", "sysroot"])
         .output()
         .context("rustc could not be started: install Rust with rustup")?;
@@ -489,21 +503,52 @@ fn add_target() -> anyhow::Result<()> {
     if sysroot.join("lib/rustlib").join(TARGET).is_dir() {
         return Ok(());
     }
-    eprintln!("Installing the compilation target {TARGET}");
+    stderr::say(&format!("Installing the compilation target {TARGET}"));
+    // Before what rustup says.
+    stderr::flush(stderr::LAST_WAIT);
     let added = Command::new("rustup")
+        .current_dir(folder)
         .args(["target", "add", TARGET])
         .status();
     match added {
         Ok(status) if status.success() => Ok(()),
         _ => bail!(
-            "the compilation target {TARGET} is missing and could not be installed: run `rustup target add {TARGET}`"
+            "the compilation target {TARGET} is missing and could not be installed: run `rustup target add {TARGET}` in {}",
+            folder.display()
         ),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Listing, NotCompiled};
+    use super::{Listing, Metadata, NotCompiled, packages};
+    use crate::config::Config;
+
+    /// The change that mends a package is in that package: it has to be watched before it compiles.
+    #[test]
+    fn packages_are_known_before_they_compile() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path().canonicalize().expect("it exists");
+        for (name, rest) in [
+            (
+                "app",
+                "[dependencies]\nlibrary = { path = \"../library\" }\n",
+            ),
+            ("library", ""),
+        ] {
+            let source = folder.join(name).join("src");
+            std::fs::create_dir_all(&source).expect("making folders");
+            std::fs::write(source.join("lib.rs"), "this does not compile").expect("writing a file");
+            let manifest =
+                format!("[package]\nname = \"{name}\"\nedition = \"2024\"\n[workspace]\n{rest}");
+            std::fs::write(folder.join(name).join("Cargo.toml"), manifest).expect("writing a file");
+        }
+        let toml = "[app]\nname = \"a\"\n[modules.a]\npath = \".\"\n";
+        let config = Config::parse(&folder.join("app/amphi.toml"), toml).expect("it is right");
+        let found = packages(&config).expect("cargo knows them");
+        assert_eq!(found, ["app", "library"].map(|name| folder.join(name)));
+        Metadata::of(&folder).err().expect("there is no package");
+    }
 
     #[test]
     fn what_is_in_no_list_is_found_in_the_component() {

@@ -1,23 +1,30 @@
 //! `amphi migrate`: brings an app's databases up to date.
 
+use std::cell::RefCell;
 use std::path::Path;
 
+use super::routes::print;
 use super::serve::block_on;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::database::migration;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
-    let config = Config::load(folder)?;
-    let applied = block_on(async {
+    let config = Config::load_for(folder, config::Purpose::Migrate)?;
+    let (applied, printed) = block_on(async {
         tokio::task::spawn_blocking(move || {
-            migration::migrate_all(&config, |database, migration| {
-                println!("{database}: {migration}");
-            })
+            // Migrations go on when nobody reads what they are: the first failure to say so is told at the end.
+            let printed = RefCell::new(Ok(()));
+            let applied = migration::migrate_all(&config, |database, migration| {
+                let said = print(&format!("{database}: {migration}\n"));
+                let before = printed.replace(Ok(()));
+                *printed.borrow_mut() = before.and(said);
+            });
+            applied.map(|applied| (applied, printed.into_inner()))
         })
         .await?
     })?;
     if applied == 0 {
-        println!("nothing to do: every database is up to date");
+        return print("nothing to do: every database is up to date\n");
     }
-    Ok(())
+    printed
 }

@@ -1,6 +1,7 @@
 //! The command line: what each command takes. One file per command does the work.
 
 pub mod build;
+mod file_id;
 mod inspect;
 mod migrate;
 mod new;
@@ -8,14 +9,17 @@ mod routes;
 mod serve;
 mod up;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, overlap};
 use crate::telemetry::log::{self, LogFormat};
+use crate::telemetry::stderr;
 
 /// Amphi serves web views, sync and async, compiled to sandboxed WebAssembly components.
 #[derive(Parser)]
@@ -78,6 +82,9 @@ impl Serving {
         let mut config = Config::load(&self.folder.folder)?;
         if !self.listen.is_empty() {
             config.listen.clone_from(&self.listen);
+            if let Some(overlap) = overlap(&config.listen, config.admin) {
+                bail!("--listen: {overlap}");
+            }
         }
         Ok(config)
     }
@@ -85,11 +92,11 @@ impl Serving {
 
 /// Runs the command line of this process: what `main` does.
 pub fn run() -> ExitCode {
-    run_with(std::env::args())
+    run_with(std::env::args_os())
 }
 
 /// Runs a command line given as arguments, the name of the program first.
-pub fn run_with(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> ExitCode {
     let arguments = Arguments::parse_from(arguments);
     log::start(match &arguments.command {
         Command::Up(serving) | Command::Serve(serving) => serving.log_format,
@@ -104,12 +111,15 @@ pub fn run_with(arguments: impl IntoIterator<Item = String>) -> ExitCode {
         Command::Routes(folder) => routes::run(&folder.folder),
         Command::Inspect(arguments) => inspect::run(&arguments),
     };
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Names in it can come from a component.
-            eprintln!("error: {}", log::escaped(&format!("{error:#}")));
+            let error = log::escaped(&format!("{error:#}"));
+            stderr::say(&format!("error: {error}"));
             ExitCode::FAILURE
         }
-    }
+    };
+    stderr::flush(stderr::LAST_WAIT);
+    code
 }

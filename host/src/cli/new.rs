@@ -6,6 +6,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use include_dir::{Dir, DirEntry, include_dir};
 
+use super::routes::print;
+
 /// The app's files. Where a name would mean something to cargo here, it ends in `.tmpl`.
 static TEMPLATE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/new");
 
@@ -36,11 +38,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     write(&TEMPLATE, path, &|text| {
         text.replace("{{name}}", name).replace("{{sdk}}", &sdk())
     })?;
-    println!(
-        "Made {0}. To see it:\n\n    cd {0}\n    amphi up",
+    print(&format!(
+        "Made {0}. To see it:\n\n    cd {0}\n    amphi up\n",
         path.display()
-    );
-    Ok(())
+    ))
 }
 
 /// The SDK as the app depends on it: the one beside this host's sources where they still are, else the release.

@@ -6,13 +6,13 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::database::Databases;
 use crate::guest::run::Engines;
 use crate::telemetry::log::escaped_line;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
-    let app = check(Config::load(folder)?)?;
+    let app = check(Config::load_for(folder, config::Purpose::Check)?)?;
     let mut rows: Vec<[String; 6]> = (app.views.iter())
         .map(|view| {
             let atomic = if view.transaction.atomic {

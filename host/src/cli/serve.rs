@@ -1,5 +1,6 @@
 //! `amphi serve`: an app that has been built, until SIGTERM or Ctrl-C.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Serving;
+use super::file_id::FileId;
 use crate::app::App;
 use crate::app::host::Host;
-use crate::config::Config;
-use crate::database::{self, Databases, migration};
+use crate::config::{Config, Storage};
+use crate::database::{self, Database, Databases, migration};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
+use crate::telemetry::stderr;
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     let config = serving.config()?;
@@ -47,12 +50,15 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 /// An app that is loaded and listens.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
+    /// What the app's databases have opened.
+    pub(super) files: DatabaseFiles,
     sockets: Sockets,
 }
 
 impl Running {
     /// Binds, opens and compiles. Connections wait meanwhile.
     pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
+        stderr::set_queue_bytes(config.server.log_queue_bytes);
         let sockets = Sockets::bind(&config)?;
         let parts = config.calls_at_once();
         // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
@@ -70,9 +76,10 @@ impl Running {
             Migrations::Apply => Engines::for_development(sync, r#async)?,
             Migrations::Check => Engines::new(sync, r#async)?,
         };
-        let app = {
+        let (app, files) = {
             let engines = engines.clone();
-            tokio::task::spawn_blocking(move || load(config, &engines, None, migrations)).await??
+            let loading = move || load(config, &engines, None, migrations);
+            tokio::task::spawn_blocking(loading).await??
         };
         let addresses = sockets.addresses()?;
         app.services.http.set_own(addresses[0]);
@@ -83,6 +90,7 @@ impl Running {
         }
         Ok(Running {
             host: Arc::new(Host::new(app, engines, migrations == Migrations::Apply)),
+            files,
             sockets,
         })
     }
@@ -113,30 +121,56 @@ pub(super) enum Migrations {
     Check,
 }
 
+/// The files that an app's databases have opened. A file can be removed while it is open; another one that is made in its
+/// place is another database.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DatabaseFiles(BTreeMap<String, Option<FileId>>);
+
+impl DatabaseFiles {
+    fn of(databases: &Databases) -> DatabaseFiles {
+        let id = |database: &Database| match &database.config().storage {
+            Storage::Sqlite(sqlite) => FileId::of(&sqlite.file),
+            Storage::Postgres(_) => None,
+        };
+        let each = databases.iter();
+        DatabaseFiles(
+            each.map(|(name, database)| (name.clone(), id(database)))
+                .collect(),
+        )
+    }
+
+    /// The databases of these whose path still leads to the file that they have open.
+    fn still_there(&self, databases: &Databases) -> Databases {
+        let now = DatabaseFiles::of(databases);
+        let mut same = databases.clone();
+        same.retain(|name, _| self.0.get(name) == now.0.get(name));
+        same
+    }
+}
+
 /// Opens the databases, loads the modules and then applies migrations: an app that cannot be served leaves its
-/// databases as they were.
+/// databases as they were. Databases of the `previous` app that have not changed stay open.
 pub(super) fn load(
     config: Config,
     engines: &Engines,
-    previous: Option<&App>,
+    previous: Option<(&App, &DatabaseFiles)>,
     migrations: Migrations,
-) -> anyhow::Result<App> {
+) -> anyhow::Result<(App, DatabaseFiles)> {
     if migrations == Migrations::Check {
         migration::check_all(&config)?;
     }
     let development = migrations == Migrations::Apply;
-    let none = Databases::new();
-    let databases = database::open_all(
-        &config,
-        previous.map_or(&none, |app| &app.services.databases),
-    )?;
+    let open = previous.map(|(app, files)| files.still_there(&app.services.databases));
+    let databases = database::open_all(&config, &open.unwrap_or_default())?;
+    let previous = previous.map(|(app, _)| app);
     let app = App::load(config, engines, databases, development, previous)?;
     if migrations == Migrations::Apply {
         migration::migrate_all(&app.config, |database, migration| {
             tracing::info!(database, migration, "migration applied");
         })?;
     }
-    Ok(app)
+    let files = DatabaseFiles::of(&app.services.databases);
+    Ok((app, files))
 }
 
 async fn stop_on_signal(stop: CancellationToken) {
@@ -156,10 +190,48 @@ async fn stop_on_signal(stop: CancellationToken) {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            stderr::flush(stderr::LAST_WAIT);
             std::process::exit(130);
         }
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "signals cannot be watched: the process will not end in order")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// `rm data/app.db`, and the next build makes another one.
+    #[test]
+    fn a_database_whose_file_was_removed_is_opened_anew() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join("public")).expect("making a folder");
+        let toml = "[app]\nname = \"a\"\n[static]\ndir = \"public\"\n\
+                    [databases.one]\nsqlite = \"one.db\"\n[databases.other]\nsqlite = \"other.db\"\n";
+        let config = Config::parse(&folder.path().join("amphi.toml"), toml).expect("it is right");
+        let opened = database::open_all(&config, &Databases::new()).expect("they open");
+        let make = |name: &str| {
+            rusqlite::Connection::open(folder.path().join(name))
+                .and_then(|database| database.execute_batch("create table t (a)"))
+                .expect("it is made");
+        };
+        make("one.db");
+        make("other.db");
+        let files = DatabaseFiles::of(&opened);
+        let names = |databases: &Databases| {
+            let mut names: Vec<_> = databases.keys().cloned().collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&files.still_there(&opened)), ["one", "other"]);
+        let remove = |path: &Path| std::fs::remove_file(path).expect("it is there");
+        remove(&folder.path().join("one.db"));
+        assert_eq!(names(&files.still_there(&opened)), ["other"]);
+        make("one.db");
+        assert_eq!(names(&files.still_there(&opened)), ["other"]);
     }
 }

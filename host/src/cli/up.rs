@@ -1,6 +1,6 @@
 //! `amphi up`: build, serve, and again whenever a source file changes, without dropping a request.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Serving;
 use super::build::{self, NotCompiled, Purpose};
-use super::serve::{Migrations, Running, block_on, load};
+use super::file_id::FileId;
+use super::serve::{DatabaseFiles, Migrations, Running, block_on, load};
 use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
@@ -21,6 +22,8 @@ use crate::database::migration;
 /// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
 const QUIET: Duration = Duration::from_millis(150);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How often to look whether a folder that is gone is back.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let mut config = serving.config()?;
@@ -35,6 +38,7 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
         let rebuilding = Rebuilding {
             serving,
             host,
+            files: Mutex::new(running.files.clone()),
             started: config,
         };
         tokio::spawn(follow(rebuilding, changes, watching, print));
@@ -50,8 +54,10 @@ async fn follow(
     mut print: u64,
 ) {
     let rebuilding = Arc::new(rebuilding);
-    while changes.recv().await.is_some() {
+    while watching.changed(&mut changes).await {
         quiet(&mut changes, QUIET, LONGEST_WAIT).await;
+        // Before the build reads the files: what changes from here on is noticed, also in folders that were made anew.
+        watching.renew();
         let again = Arc::clone(&rebuilding);
         let rebuilt = tokio::task::spawn_blocking(move || again.run(print));
         match rebuilt.await {
@@ -61,6 +67,12 @@ async fn follow(
                 watching.add(&config, &packages);
             }
             Ok(Err(error)) => {
+                // The change that mends it may be in a package that is new.
+                let again = Arc::clone(&rebuilding);
+                let packages = tokio::task::spawn_blocking(move || again.packages());
+                if let Ok(Ok((config, packages))) = packages.await {
+                    watching.add(&config, &packages);
+                }
                 tracing::error!("{error:#}; the app goes on as it was");
                 let compiler = error.downcast_ref().map(NotCompiled::plain);
                 let text = format!("{error:#}\n\n{}", compiler.unwrap_or_default());
@@ -84,11 +96,20 @@ async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Durat
 struct Rebuilding {
     serving: Serving,
     host: Arc<Host>,
+    /// What the app's databases have opened.
+    files: Mutex<DatabaseFiles>,
     /// The configuration that sockets, pools and loops were made for.
     started: Config,
 }
 
 impl Rebuilding {
+    /// The folders of the local packages, whether or not they compile.
+    fn packages(&self) -> anyhow::Result<(Config, Vec<PathBuf>)> {
+        let config = self.serving.config()?;
+        let packages = build::packages(&config)?;
+        Ok((config, packages))
+    }
+
     fn run(&self, before: u64) -> anyhow::Result<(u64, Config, Vec<PathBuf>)> {
         let since = Instant::now();
         let mut config = self.serving.config()?;
@@ -96,12 +117,14 @@ impl Rebuilding {
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
-            let app = load(
+            let mut files = self.files.lock();
+            let (app, opened) = load(
                 config.clone(),
                 &self.host.engines,
-                Some(&old),
+                Some((&old, &files)),
                 Migrations::Apply,
             )?;
+            *files = opened;
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
@@ -141,7 +164,11 @@ fn fingerprint(config: &Config) -> u64 {
 /// The watcher, which lives as long as this, and what it watches.
 struct Watching {
     watcher: RecommendedWatcher,
-    watched: BTreeSet<PathBuf>,
+    /// The folders, each with what tells it from another one that is made in its place: the system watches folders and not
+    /// paths.
+    watched: BTreeMap<PathBuf, FileId>,
+    /// Whether one of the folders that matter is gone. Nothing tells when it is back.
+    is_incomplete: bool,
     concern: Arc<RwLock<Concern>>,
 }
 
@@ -176,21 +203,46 @@ impl Watching {
         let watcher = notify::recommended_watcher(notice).context("watching for changes")?;
         let mut watching = Watching {
             watcher,
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
+            is_incomplete: false,
             concern,
         };
         watching.add(config, packages);
         Ok(watching)
     }
 
-    /// Watches the folders of the app and of its local packages: themselves, and what is below them but `target`.
+    /// Waits for a change. No more of them come when the watcher has ended.
+    async fn changed(&mut self, changes: &mut mpsc::Receiver<()>) -> bool {
+        loop {
+            if !self.is_incomplete {
+                return changes.recv().await.is_some();
+            }
+            if let Ok(change) = tokio::time::timeout(LOOK_AGAIN, changes.recv()).await {
+                return change.is_some();
+            }
+            self.renew();
+            if !self.is_incomplete {
+                return true;
+            }
+        }
+    }
+
+    /// Watches the folders of the app and of its local packages.
     fn add(&mut self, config: &Config, packages: &[PathBuf]) {
-        let folders = {
-            let mut concern = self.concern.write();
-            concern.add(config, packages);
-            concern.folders.clone()
-        };
+        self.concern.write().add(config, packages);
+        self.renew();
+    }
+
+    /// Watches all folders that are there and not watched yet: themselves, and what is below them but `target`.
+    fn renew(&mut self) {
+        let folders = self.concern.read().folders.clone();
+        self.is_incomplete = false;
+        self.watched.retain(|folder, _| folder.is_dir());
         for folder in folders {
+            if !folder.is_dir() {
+                self.is_incomplete = true;
+                continue;
+            }
             self.watch(&folder, RecursiveMode::NonRecursive);
             let below = std::fs::read_dir(&folder)
                 .into_iter()
@@ -208,8 +260,16 @@ impl Watching {
     }
 
     fn watch(&mut self, folder: &Path, mode: RecursiveMode) {
-        if !self.watched.insert(folder.to_owned()) {
+        let Some(id) = FileId::of(folder) else {
             return;
+        };
+        match self.watched.insert(folder.to_owned(), id) {
+            Some(known) if known == id => return,
+            Some(_) => {
+                // The folder that was there before; the watcher may know that it is gone.
+                let _ = self.watcher.unwatch(folder);
+            }
+            None => {}
         }
         if let Err(error) = self.watcher.watch(folder, mode) {
             tracing::warn!(folder = %folder.display(), %error, "a folder cannot be watched: changes in it go unnoticed");
@@ -311,6 +371,66 @@ mod tests {
             assert!(!includes(&format!("shop/data/shop.db{beside}")), "{beside}");
         }
         assert!(!includes("elsewhere/src/lib.rs"));
+    }
+
+    /// As a change of branches in version control does.
+    #[tokio::test]
+    async fn folders_that_are_made_anew_are_watched_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let app = folder.path().join("app");
+        let library = folder.path().join("library");
+        let make = |folder: &Path| {
+            std::fs::create_dir_all(folder.join("src")).expect("making folders");
+            std::fs::write(folder.join("src/lib.rs"), "").expect("writing a file");
+        };
+        make(&app);
+        make(&library);
+        std::fs::write(app.join("Cargo.toml"), "").expect("writing a file");
+        let toml = "[app]\nname = \"a\"\n[modules.a]\npath = \".\"\n";
+        let config = Config::parse(&app.join("amphi.toml"), toml).expect("it is right");
+        let (changed, mut changes) = mpsc::channel(1);
+        let packages = [app.clone(), library.clone()];
+        let mut watching = Watching::start(&config, &packages, changed).expect("it watches");
+        for path in [app.join("src"), library] {
+            std::fs::remove_dir_all(&path).expect("removing a folder");
+            make(path.strip_prefix(&app).map_or(&path, |_| &app));
+            // Whatever was noticed of that, and nothing else is waiting.
+            let soon = Duration::from_secs(10);
+            let noticed = tokio::time::timeout(soon, watching.changed(&mut changes)).await;
+            assert_eq!(noticed, Ok(true), "{}", path.display());
+            quiet(&mut changes, QUIET, LONGEST_WAIT).await;
+            watching.renew();
+            let file = path
+                .ancestors()
+                .take(1)
+                .map(|path| path.join("new.rs"))
+                .next();
+            std::fs::write(file.expect("a file"), "").expect("writing a file");
+            let noticed = tokio::time::timeout(soon, watching.changed(&mut changes)).await;
+            assert_eq!(noticed, Ok(true), "a file in {}", path.display());
+            quiet(&mut changes, QUIET, LONGEST_WAIT).await;
+        }
+    }
+
+    /// One that is gone for a while: nothing tells that it is back.
+    #[tokio::test]
+    async fn a_folder_that_comes_back_later_is_noticed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [app, library] = ["app", "library"].map(|name| folder.path().join(name));
+        std::fs::create_dir_all(&app).expect("making a folder");
+        std::fs::write(app.join("Cargo.toml"), "").expect("writing a file");
+        let toml = "[app]\nname = \"a\"\n[modules.a]\npath = \".\"\n";
+        let config = Config::parse(&app.join("amphi.toml"), toml).expect("it is right");
+        let (changed, mut changes) = mpsc::channel(1);
+        let packages = [app, library.clone()];
+        let mut watching = Watching::start(&config, &packages, changed).expect("it watches");
+        assert!(watching.is_incomplete);
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            std::fs::create_dir(&library).expect("making a folder");
+        };
+        let (noticed, ()) = tokio::join!(watching.changed(&mut changes), later);
+        assert!(noticed && !watching.is_incomplete);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use toml::Spanned;
 
 use super::error::{ConfigError, Location};
 use super::{
-    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Reuse,
-    Server, Source, StaticFiles, Storage, raw,
+    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Purpose,
+    Reuse, Server, Source, StaticFiles, Storage, raw,
 };
 use crate::http::authority::Host;
 use crate::http::proxies::{Addresses, Proxies};
@@ -35,6 +35,8 @@ const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
 /// At least 64: with less, a response of the default size would not fit in the share of one request.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
+/// At least room for a usual line.
+const LOG_QUEUE_BYTES: RangeInclusive<u64> = 4096..=1 << 30;
 /// At least 8192, which the HTTP/1 parser needs. At most 16 MiB, which the parser may keep for each connection.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
 /// The headers of views, each of which counts 32 bytes. So there are at most 32,768 of them: a `HeaderMap` has no room
@@ -47,18 +49,22 @@ const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
 /// The least number of characters of a key that signs sessions. The SDK has the same limit.
 const SESSION_KEY_MIN: usize = 32;
+/// The cookie of the SDK's sessions, where a module gives it no other name.
+const SESSION_NAME: &str = "session";
 
 pub(super) struct Checker<'a> {
     file: &'a Path,
     text: &'a str,
     pub(super) folder: &'a Path,
+    pub(super) purpose: Purpose,
     /// Files that clients must never get, each with a description.
     private: RefCell<Vec<(&'static str, PathBuf)>>,
 }
 
 impl<'a> Checker<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str) -> Checker<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str, purpose: Purpose) -> Checker<'a> {
         Checker {
+            purpose,
             file,
             text,
             folder: file.parent().unwrap_or(Path::new(".")),
@@ -116,6 +122,9 @@ impl<'a> Checker<'a> {
             .as_ref()
             .map(|a| self.address(a))
             .transpose()?;
+        if let Some(overlap) = super::overlap(&listen, admin) {
+            return Err(self.error(&raw.server, overlap));
+        }
         self.server(&raw.server)?;
         self.pools(&raw)?;
         let limits = self.limits(&raw.limits, &Limits::default())?;
@@ -148,9 +157,13 @@ impl<'a> Checker<'a> {
         let allowed_origins = (raw.app.allowed_origins.iter())
             .map(|text| self.page_origin(text))
             .collect::<Result<_, _>>()?;
+        let key_at: Vec<_> = (raw.modules.values())
+            .map(|module| session_key_at(module.get_ref()))
+            .collect();
         let modules = (raw.modules.into_iter())
             .map(|(name, module)| self.module(name, module, &databases, &defaults))
             .collect::<Result<Vec<_>, _>>()?;
+        self.session_cookies(&modules, &key_at)?;
         for database in databases.values() {
             if let Storage::Sqlite(file) = &database.storage {
                 for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -231,7 +244,8 @@ impl<'a> Checker<'a> {
         self.within(at, "header_timeout_ms", s.header_timeout_ms, TIME_MS)?;
         self.within(at, "body_timeout_ms", s.body_timeout_ms, TIME_MS)?;
         self.within(at, "write_timeout_ms", s.write_timeout_ms, TIME_MS)?;
-        self.within(at, "drain_timeout_ms", s.drain_timeout_ms, TIME_MS_OR_NONE)
+        self.within(at, "drain_timeout_ms", s.drain_timeout_ms, TIME_MS_OR_NONE)?;
+        self.within(at, "log_queue_bytes", s.log_queue_bytes, LOG_QUEUE_BYTES)
     }
 
     fn pools(&self, raw: &raw::Config) -> Result<(), ConfigError> {
@@ -517,11 +531,7 @@ impl<'a> Checker<'a> {
 
     fn page_origin(&self, text: &Spanned<String>) -> Result<String, ConfigError> {
         let origin = text.get_ref();
-        let same = |url: reqwest::Url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.origin().ascii_serialization() == *origin
-        };
-        match reqwest::Url::parse(origin).is_ok_and(same) {
+        match is_page_origin(origin) {
             true => Ok(origin.clone()),
             false => Err(self.error(text, format!(
                 "`{origin}` is not an origin as browsers send it: write scheme, host and, if it is not the usual one, port, e.g. \"https://shop.example.com\""
@@ -584,6 +594,35 @@ impl<'a> Checker<'a> {
         )))
     }
 
+    /// Two modules that set one cookie with different keys would end each other's sessions: a browser has one cookie of a
+    /// name, and each module takes the other's for forged. `key_at` is where each module's key is written.
+    fn session_cookies(
+        &self,
+        modules: &[Module],
+        key_at: &[Option<usize>],
+    ) -> Result<(), ConfigError> {
+        if self.purpose != Purpose::Serve {
+            // A key that is not there may be the same as another one.
+            return Ok(());
+        }
+        let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+        for (module, at) in modules.iter().zip(key_at) {
+            let (Some(at), Some(key)) = (at, module.settings.get("session_key")) else {
+                continue;
+            };
+            let named = module.settings.get("session_name");
+            let cookie = named.map_or(SESSION_NAME, String::as_str);
+            let (other, other_key) = *known.entry(cookie).or_insert((&module.name, key));
+            if other_key != key {
+                return Err(self.error_at(*at, format!(
+                    "the modules `{other}` and `{}` keep their sessions in one cookie, `{cookie}`, with different keys, so each would end the other's: give them the same `session_key` to share sessions, or one of them another `session_name` in its `settings`",
+                    module.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {
         match value.get_ref() {
             toml::Value::String(text) => Ok(text.clone()),
@@ -593,6 +632,30 @@ impl<'a> Checker<'a> {
             _ => Err(self.error(value, "a setting is a text, a number or true/false; put anything larger into one text, e.g. as JSON".into())),
         }
     }
+}
+
+/// Where the key of a module's sessions is written.
+fn session_key_at(module: &raw::Module) -> Option<usize> {
+    let secret = (module.secrets.get("session_key")).map(|secret| secret.span().start);
+    let setting = || (module.settings.get("session_key")).map(|setting| setting.span().start);
+    secret.or_else(setting)
+}
+
+/// Whether browsers send this as the origin of a page: scheme, host and an unusual port. Apps in a web view have schemes of
+/// their own (`capacitor://localhost`).
+pub(super) fn is_page_origin(text: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(text) else {
+        return false;
+    };
+    let origin = url.origin();
+    if origin.is_tuple() {
+        return origin.ascii_serialization() == text;
+    }
+    // The URL standard has no origin for other schemes; browsers write it like this.
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let port = url.port().map(|port| format!(":{port}"));
+    let port = port.unwrap_or_default();
+    host.is_some_and(|host| format!("{}://{host}{port}", url.scheme()) == text)
 }
 
 /// The path with all links resolved. The file need not exist.

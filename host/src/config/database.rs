@@ -239,7 +239,7 @@ impl Checker<'_> {
         self.none_of(&other, "SQLite")?;
         let text = match address.get_ref() {
             Address::Url(url) => url.clone(),
-            Address::Elsewhere(secret) => self.secret_of(address, secret)?,
+            Address::Elsewhere(secret) => self.secret_url(address, secret)?,
         };
         let parsed = postgres_url::parse(&text);
         let mut url = parsed.map_err(|sentence| self.error(address, sentence))?;

@@ -4,7 +4,7 @@
 //! file, line, column and what to write instead. Nothing is guessed, and no key is ignored.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,12 +196,32 @@ pub enum Atomic {
     None,
 }
 
+/// What a configuration is read for. That decides which secrets have to be there: an app can be built where nobody has those
+/// of production.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve the app: all secrets are needed, and those with `generate = true` are made when they are missing.
+    Serve,
+    /// To migrate its databases: their URLs are needed.
+    Migrate,
+    /// To build or show it: no secret is needed.
+    Check,
+}
+
 impl Config {
-    /// Reads and checks the `amphi.toml` in `folder`, which can also be the file itself.
+    /// Reads and checks the `amphi.toml` in `folder`, which can also be the file itself, to serve the app.
     ///
     /// # Errors
     /// When there is no such file, or when its contents are wrong.
     pub fn load(folder: &Path) -> Result<Config, ConfigError> {
+        Config::load_for(folder, Purpose::Serve)
+    }
+
+    /// The same for another purpose.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_for(folder: &Path, purpose: Purpose) -> Result<Config, ConfigError> {
         let file = if folder.is_dir() {
             folder.join("amphi.toml")
         } else {
@@ -213,7 +233,7 @@ impl Config {
             message: format!("cannot be read: {error}; name a folder with an amphi.toml, or make one with `amphi new NAME`"),
         })?;
         let file = std::path::absolute(&file).unwrap_or(file);
-        Config::parse(&file, &text)
+        Config::parse_for(&file, &text, purpose)
     }
 
     /// Checks the configuration `text`. Relative paths start at the folder of `file`.
@@ -221,12 +241,16 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+        Config::parse_for(file, text, Purpose::Serve)
+    }
+
+    fn parse_for(file: &Path, text: &str, purpose: Purpose) -> Result<Config, ConfigError> {
         let raw: raw::Config = toml::from_str(text).map_err(|error| ConfigError {
             file: file.to_owned(),
             location: error.span().map(|span| Location::of(text, span.start)),
             message: with_suggestion(error.message()),
         })?;
-        check::Checker::new(file, text).config(raw)
+        check::Checker::new(file, text, purpose).config(raw)
     }
 
     /// The folder that the `amphi.toml` is in.
@@ -269,6 +293,10 @@ impl Config {
                 "drain_timeout_ms",
                 now.drain_timeout_ms != then.drain_timeout_ms,
             ),
+            (
+                "log_queue_bytes",
+                now.log_queue_bytes != then.log_queue_bytes,
+            ),
             ("[sync_views]", self.sync_views != started.sync_views),
             ("[async_views]", self.async_views != started.async_views),
             ("[events]", self.events != started.events),
@@ -295,6 +323,44 @@ impl Config {
         let usual = || self.folder().join("target").join("amphi");
         self.artifacts_in.clone().unwrap_or_else(usual)
     }
+}
+
+/// Which of the addresses cannot be listened on, because another one is the same or has it within, in a sentence.
+/// `[::]` and `0.0.0.0` go together: then the first takes IPv6 alone.
+pub fn overlap(listen: &[SocketAddr], admin: Option<SocketAddr>) -> Option<String> {
+    let own = listen.iter().map(|address| ("listen", *address));
+    let all: Vec<_> = own.chain(admin.map(|admin| ("admin", admin))).collect();
+    let within = |inner: SocketAddr, outer: SocketAddr| {
+        let same_port = inner.port() == outer.port() && inner.port() != 0;
+        let both_any = inner.ip().is_unspecified() && outer.ip().is_unspecified();
+        let covers = match (outer.ip(), inner.ip()) {
+            (outer, inner) if outer == inner => true,
+            (IpAddr::V4(outer), IpAddr::V4(_)) => outer.is_unspecified(),
+            // Both protocols arrive at `[::]`, unless `0.0.0.0` is listened on as well.
+            (IpAddr::V6(outer), IpAddr::V4(_)) => outer.is_unspecified() && !both_any,
+            (IpAddr::V6(outer), IpAddr::V6(_)) => outer.is_unspecified(),
+            (IpAddr::V4(_), IpAddr::V6(_)) => false,
+        };
+        same_port && covers
+    };
+    for (index, (name, address)) in all.iter().enumerate() {
+        for (other_name, other) in &all[..index] {
+            if within(*address, *other) || within(*other, *address) {
+                return Some(match address == other {
+                    true if name == other_name => {
+                        format!("`listen` has {address} twice: once is enough")
+                    }
+                    true => format!(
+                        "`admin` and `listen` are the same, {address}: give `admin` another port"
+                    ),
+                    false => format!(
+                        "`{name}` {address} and `{other_name}` {other} overlap: one of them takes the connections of both, so leave one out or give it another port"
+                    ),
+                });
+            }
+        }
+    }
+    None
 }
 
 impl Module {

@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::database::RawDatabase;
 use crate::http::body::BodyLimits;
 use crate::http::message::HeadSize;
+use crate::telemetry::stderr;
 use crate::threads::workers::PoolLimits;
 
 #[derive(Deserialize)]
@@ -102,6 +103,8 @@ pub struct Server {
     /// After SIGTERM: how long requests in flight may go on before they are cancelled; with 0, not at all. Default
     /// 30,000.
     pub drain_timeout_ms: u64,
+    /// Lines of the log that wait for whoever reads standard error; further ones are lost. Default 1 MiB.
+    pub log_queue_bytes: usize,
 }
 
 impl Server {
@@ -137,6 +140,7 @@ impl Default for Server {
             write_timeout_ms: 30_000,
             http2_streams_max: 200,
             drain_timeout_ms: 30_000,
+            log_queue_bytes: stderr::QUEUE_BYTES,
         }
     }
 }

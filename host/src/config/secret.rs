@@ -7,6 +7,7 @@ use std::path::Path;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use toml::Spanned;
 
+use super::Purpose;
 use super::check::Checker;
 use super::error::ConfigError;
 use super::raw::Secret;
@@ -14,16 +15,35 @@ use super::raw::Secret;
 /// The random bytes of a secret that the host makes.
 const GENERATED_BYTES: usize = 32;
 
+/// In the place of a module's secret that is not there and not needed.
+const MADE_UP: &str = "made up, because the secret is not there and nobody needs it";
+/// In the place of such a database's URL.
+const MADE_UP_URL: &str = "postgres://localhost/made-up";
+
 impl Checker<'_> {
+    /// A module's secret: needed where its views answer requests.
     pub(super) fn secret(&self, secret: &Spanned<Secret>) -> Result<String, ConfigError> {
-        self.secret_of(secret, secret.get_ref())
+        let made_up = (self.purpose != Purpose::Serve).then_some(MADE_UP);
+        self.secret_of(secret, secret.get_ref(), made_up)
     }
 
-    /// The value of the secret that is written at `at`.
-    pub(super) fn secret_of<T>(
+    /// A database's URL: needed where the database is opened.
+    pub(super) fn secret_url<T>(
         &self,
         at: &Spanned<T>,
         secret: &Secret,
+    ) -> Result<String, ConfigError> {
+        let made_up = (self.purpose == Purpose::Check).then_some(MADE_UP_URL);
+        self.secret_of(at, secret, made_up)
+    }
+
+    /// What a secret written at `at` is. With `made_up`, the secret is not needed: where it is missing, that takes its place,
+    /// and no file is made.
+    fn secret_of<T>(
+        &self,
+        at: &Spanned<T>,
+        secret: &Secret,
+        made_up: Option<&str>,
     ) -> Result<String, ConfigError> {
         let (path, generate) = match secret {
             Secret {
@@ -31,7 +51,8 @@ impl Checker<'_> {
                 file: None,
                 generate: false,
             } => {
-                return std::env::var(name).map_err(|_| {
+                let value = std::env::var(name).ok();
+                return value.or(made_up.map(str::to_owned)).ok_or_else(|| {
                     self.error(at, format!("the environment variable {name} is not set, or is not UTF-8: set it before starting"))
                 });
             }
@@ -51,6 +72,10 @@ impl Checker<'_> {
                 ));
             }
         };
+        self.keep_private("the secret's file", &path);
+        if let Some(made_up) = made_up.filter(|_| !path.is_file()) {
+            return Ok(made_up.to_owned());
+        }
         if generate {
             make_if_missing(&path).map_err(|error| {
                 self.error(
@@ -62,7 +87,6 @@ impl Checker<'_> {
                 )
             })?;
         }
-        self.keep_private("the secret's file", &path);
         let text = std::fs::read_to_string(&path).map_err(|error| {
             let way_out = match error.kind() {
                 ErrorKind::NotFound => "; with `generate = true` beside `file`, the host makes one",
@@ -110,7 +134,11 @@ fn make_if_missing(path: &Path) -> std::io::Result<()> {
     }
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
-        Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.error),
-        _ => Ok(()),
+        Ok(_) => {
+            tracing::info!(file = %path.display(), "a secret was missing and has been made: keep its file with the app's data");
+            Ok(())
+        }
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error.error),
     }
 }

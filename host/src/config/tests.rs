@@ -157,6 +157,42 @@ fn a_secret_is_made_once_and_for_its_user_alone() {
     assert_ne!(read(), key);
 }
 
+/// An image is built where nobody has the secrets of production, and must not have any made up.
+#[test]
+fn secrets_are_needed_where_they_are_used() {
+    let folder = folder();
+    let file = folder.path().join("amphi.toml");
+    let made = folder.path().join("session.key");
+    let read = |secrets: &str, database: &str, purpose: Purpose| {
+        let text = format!("{LEAST}secrets = {{ {secrets} }}\n[databases.a]\n{database}\n");
+        Config::parse_for(&file, &text, purpose).map_err(|error| error.to_string())
+    };
+    let sqlite = "sqlite = \"x.db\"";
+    let generated = "session_key = { file = \"session.key\", generate = true }";
+    for purpose in [Purpose::Check, Purpose::Migrate] {
+        for missing in [
+            generated,
+            "a = { file = \"none\" }",
+            "a = { env = \"NOT_SET_ANYWHERE\" }",
+        ] {
+            read(missing, sqlite, purpose).unwrap_or_else(|error| panic!("{missing}: {error}"));
+        }
+        assert!(!made.exists());
+        // The form is checked.
+        let error = read("a = { env = \"HOME\", file = \"x\" }", sqlite, purpose);
+        assert!(error.expect_err("two places").contains("from one place"));
+    }
+    let url = "postgres = { env = \"NOT_SET_ANYWHERE\" }";
+    read(generated, url, Purpose::Check).expect("nobody opens it");
+    read(generated, url, Purpose::Migrate).expect_err("it is opened");
+    read(generated, url, Purpose::Serve).expect_err("it is opened");
+    let served = read(generated, sqlite, Purpose::Serve).expect("it is made");
+    assert!(made.exists());
+    // What is there is read.
+    let checked = read(generated, sqlite, Purpose::Check).expect("it is there");
+    assert_eq!(checked.modules[0].settings, served.modules[0].settings);
+}
+
 #[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     assert_error(
@@ -354,6 +390,7 @@ fn numbers_have_bounds() {
             i64::MAX,
             "the most is 86400000",
         ),
+        ("server", "log_queue_bytes", 4095, "the least is 4096"),
         ("sync_views", "workers_max", i64::MAX, "the most is 10000"),
         ("sync_views", "queue_timeout_ms", 0, "the least is 1"),
         ("async_views", "in_flight_max", i64::MAX, "the most is"),
@@ -418,7 +455,7 @@ fn what_only_a_start_takes_up_is_known() {
     assert!(config("").needing_restart(&started).is_empty());
     let taken_up = "[server]\nbody_max_bytes = 2000000\nuri_max_bytes = 99\n[limits]\ncpu_ms = 7\n";
     assert!(config(taken_up).needing_restart(&started).is_empty());
-    let fixed = "[server]\nlisten = [\"[::1]:1\"]\nadmin = \"[::1]:2\"\nconnections_max = 7\nheaders_max_bytes = 9000\nheaders_max = 7\nheader_timeout_ms = 7\nwrite_timeout_ms = 7\nhttp2_streams_max = 7\ndrain_timeout_ms = 7\n[sync_views]\nqueue_max = 7\n[async_views]\nqueue_timeout_ms = 7\n";
+    let fixed = "[server]\nlisten = [\"[::1]:1\"]\nadmin = \"[::1]:2\"\nconnections_max = 7\nheaders_max_bytes = 9000\nheaders_max = 7\nheader_timeout_ms = 7\nwrite_timeout_ms = 7\nhttp2_streams_max = 7\ndrain_timeout_ms = 7\nlog_queue_bytes = 7000\n[sync_views]\nqueue_max = 7\n[async_views]\nqueue_timeout_ms = 7\n";
     let names = config(fixed).needing_restart(&started);
     assert_eq!(names.len(), fixed.matches(" = ").count());
     for name in names {
@@ -487,5 +524,119 @@ fn no_secret_is_shown_with_an_error() {
         let text = format!("{LEAST}databases = [\"d\"]\n[databases.d]\npostgres = \"{url}\"\n");
         let error = parse(&text).expect_err("it is wrong");
         assert!(!error.contains("sk_live_7"), "{error}");
+    }
+}
+
+#[test]
+fn modules_do_not_end_each_others_sessions() {
+    const KEYS: [&str; 2] = [
+        "one key that nobody can guess, really",
+        "another key that nobody can guess",
+    ];
+    let app = |settings: [&str; 2]| {
+        let module = |(name, settings): (&str, &str)| {
+            format!("[modules.{name}]\npath = \".\"\nsettings = {{ {settings} }}\n")
+        };
+        let [one, other] = settings;
+        format!(
+            "[app]\nname = \"x\"\n{}{}",
+            module(("news", one)),
+            module(("shop", other))
+        )
+    };
+    let [one, other] = KEYS.map(|key| format!("session_key = \"{key}\""));
+    let named = |settings: &str, name: &str| format!("{settings}, session_name = \"{name}\"");
+    let words = ["`news` and `shop`", "one cookie", "`session_name`"];
+    assert_error(&app([&one, &other]), "8:28", &words);
+    assert_error(&app([&named(&one, "session"), &other]), "8:28", &words);
+    assert_error(
+        &app([&named(&one, "a"), &named(&other, "a")]),
+        "8:28",
+        &words,
+    );
+    for fine in [
+        [&*one, &*one],
+        [&one, "title = \"x\""],
+        [&one, &named(&other, "shop")],
+        [&named(&one, "news"), &other],
+        ["title = \"x\"", &other],
+    ] {
+        parse(&app(fine)).unwrap_or_else(|error| panic!("{fine:?}: {error}"));
+    }
+}
+
+#[test]
+fn addresses_do_not_overlap() {
+    let server = |listen: &str, admin: &str| {
+        let admin = match admin {
+            "" => String::new(),
+            admin => format!("admin = \"{admin}\"\n"),
+        };
+        format!("{LEAST}[server]\nlisten = [{listen}]\n{admin}")
+    };
+    for (listen, admin, words) in [
+        ("\"[::1]:1\", \"[::1]:1\"", "", "has [::1]:1 twice"),
+        (
+            "\"127.0.0.1:1\"",
+            "127.0.0.1:1",
+            "`admin` and `listen` are the same",
+        ),
+        ("\"0.0.0.0:1\", \"127.0.0.1:1\"", "", "overlap"),
+        ("\"127.0.0.1:1\"", "0.0.0.0:1", "overlap"),
+        ("\"[::]:1\", \"127.0.0.1:1\"", "", "overlap"),
+        ("\"[::1]:1\", \"[::]:1\"", "", "overlap"),
+    ] {
+        let error = parse(&server(listen, admin)).expect_err(listen).to_string();
+        assert!(error.contains(words), "{listen} {admin}: {error}");
+    }
+    for (listen, admin) in [
+        ("\"[::]:1\", \"0.0.0.0:1\"", "0.0.0.0:2"),
+        ("\"0.0.0.0:1\", \"[::]:1\"", ""),
+        ("\"127.0.0.1:1\", \"127.0.0.2:1\", \"[::1]:1\"", "[::]:2"),
+        ("\"127.0.0.1:0\", \"127.0.0.1:0\"", "127.0.0.1:0"),
+    ] {
+        parse(&server(listen, admin)).unwrap_or_else(|error| panic!("{listen}: {error}"));
+    }
+}
+
+#[test]
+fn origins_are_what_browsers_send() {
+    let app = |origin: &str| {
+        let cors = format!("[middleware.api]\nuse = \"cors\"\norigins = [\"{origin}\"]\n");
+        let own = format!("[app]\nname = \"x\"\nallowed_origins = [\"{origin}\"]\n");
+        [
+            parse(&format!("{LEAST}{cors}")),
+            parse(&LEAST.replacen("[app]\nname = \"shop\"\n", &own, 1)),
+        ]
+    };
+    for origin in [
+        "https://app.example.com",
+        "http://127.0.0.1:8080",
+        "capacitor://localhost",
+        "ionic://localhost",
+        "app://shop:8080",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    ] {
+        for read in app(origin) {
+            read.unwrap_or_else(|error| panic!("{origin}: {error}"));
+        }
+    }
+    for origin in [
+        "app.example.com",
+        "https://app.example.com/",
+        "https://APP.example.com",
+        "https://a@b.example",
+        "capacitor://localhost/",
+        "capacitor://",
+        "capacitor:localhost",
+        "capacitor://u@localhost",
+        "capacitor://localhost?x",
+        "file:///a",
+        "null",
+    ] {
+        for read in app(origin) {
+            let error = read.expect_err(origin).to_string();
+            assert!(error.contains("is not an origin"), "{origin}: {error}");
+        }
     }
 }

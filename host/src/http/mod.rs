@@ -9,6 +9,7 @@ pub mod error_page;
 pub mod forwarded;
 pub mod message;
 pub mod middleware;
+pub mod path;
 pub mod proxies;
 pub mod static_files;
 pub mod trace_context;

@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, File, Metadata, OpenOptions, OpenOptionsExt as _};
+use cap_std::fs::{Dir, File, Metadata, MetadataExt as _, OpenOptions, OpenOptionsExt as _};
 use futures::{Stream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use rustix::fs::OFlags;
+use siphasher::sip128::SipHasher13;
 use tokio_util::io::ReaderStream;
 
 use crate::http::conditional::{self, Unmodified};
@@ -59,7 +60,6 @@ impl StaticFiles {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Content>, Failure> {
-        let missing = || Failure::client(StatusCode::NOT_FOUND, "There is no such file.");
         let failed = |error| {
             let what = format!("the static file {path} could not be read");
             Failure::disk(&what, &error)
@@ -73,31 +73,30 @@ impl StaticFiles {
             | io::ErrorKind::InvalidFilename => missing(),
             _ => failed(error),
         })?;
-        let known = State::of(&metadata);
-        if conditional::is_known(headers, Some(&known.tag()), Some(known.modified)) {
-            let response = known.response().status(StatusCode::NOT_MODIFIED);
+        let whole = read(&mut file, &mut metadata).map_err(failed)?;
+        let mut state = State::of(&metadata);
+        let tag = match &whole {
+            Some(content) => {
+                state.length = content.len() as u64;
+                content_tag(content)
+            }
+            None => state.tag(),
+        };
+        if conditional::is_known(headers, Some(&tag), Some(state.modified)) {
+            let response = state.response(&tag).status(StatusCode::NOT_MODIFIED);
             let response = response.extension(Unmodified {
                 content_type: HeaderValue::try_from(content_type(path)).ok(),
-                length: Some(known.length),
+                length: Some(state.length),
             });
             let response = response.body(Content::Whole(Vec::new()));
             return Ok(response.expect("the headers are valid"));
         }
-        let small = match method {
-            &Method::HEAD => Some(Vec::new()),
-            _ => read(&mut file, &mut metadata).map_err(failed)?,
-        };
-        let mut state = State::of(&metadata);
-        let content = match small {
-            Some(small) => {
-                if method != Method::HEAD {
-                    state.length = small.len() as u64;
-                }
-                Content::Whole(small)
-            }
+        let content = match whole {
+            _ if method == Method::HEAD => Content::Whole(Vec::new()),
+            Some(content) => Content::Whole(content),
             None => Content::Open(file.into_std(), state.length),
         };
-        let response = (state.response())
+        let response = (state.response(&tag))
             .header(header::CONTENT_TYPE, content_type(path))
             .header(header::CONTENT_LENGTH, state.length);
         Ok(response.body(content).expect("the headers are valid"))
@@ -131,6 +130,11 @@ impl StaticFiles {
     }
 }
 
+/// The answer where there is no file.
+pub fn missing() -> Failure {
+    Failure::client(StatusCode::NOT_FOUND, "There is no such file.")
+}
+
 /// How often a file is read that changes meanwhile.
 const READS: usize = 3;
 
@@ -157,11 +161,22 @@ fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>>
     Ok(None)
 }
 
+/// The tag of a file that is read at once: the same content has the same tag, on every machine and after every deployment.
+/// Times say less: images and archives often have one time for all files of all versions.
+fn content_tag(content: &[u8]) -> String {
+    // Who deploys chooses the files, so nobody has a reason to look for two with one hash.
+    let hash = SipHasher13::new().hash(content).as_u128();
+    format!("\"{hash:032x}\"")
+}
+
 /// What tells a file from what it was before.
 #[derive(PartialEq, Eq)]
 struct State {
     modified: SystemTime,
     length: u64,
+    /// Of the file and not of its content: when either was changed, which nobody can set, and which file it is.
+    changed: (i64, i64),
+    inode: u64,
 }
 
 impl State {
@@ -172,19 +187,23 @@ impl State {
         State {
             modified: modified.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LATEST),
             length: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
         }
     }
 
+    /// The tag of a file that is too large to be read for one.
     fn tag(&self) -> String {
         let since = self.modified.duration_since(SystemTime::UNIX_EPOCH);
         let nanos = since.unwrap_or_default().as_nanos();
-        format!("\"{nanos:x}-{:x}\"", self.length)
+        let (length, inode, (s, ns)) = (self.length, self.inode, self.changed);
+        format!("\"{nanos:x}-{length:x}-{inode:x}-{s:x}.{ns:x}\"")
     }
 
     /// The headers of every answer about it.
-    fn response(&self) -> http::response::Builder {
+    fn response(&self, tag: &str) -> http::response::Builder {
         Response::builder()
-            .header(header::ETAG, self.tag())
+            .header(header::ETAG, tag)
             .header(
                 header::LAST_MODIFIED,
                 httpdate::fmt_http_date(self.modified),
@@ -410,6 +429,40 @@ mod tests {
             assert_eq!(sent as u64, length.min(100_000));
             let last = pieces.last();
             assert_eq!(last.is_none_or(Result::is_ok), right, "{length}: {last:?}");
+        }
+    }
+
+    /// As in images and archives, where every file of every version has one time.
+    #[test]
+    fn another_content_of_the_same_length_and_time_has_another_tag() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let deploy = |length: u64, byte: u8| {
+            let path = dir.path().join("new");
+            let content = vec![byte; usize::try_from(length).expect("it is small")];
+            std::fs::write(&path, content).expect("writing a file");
+            let file = std::fs::File::options().write(true).open(&path);
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+            file.and_then(|file| file.set_modified(time))
+                .expect("setting its time");
+            std::fs::rename(&path, dir.path().join("a.txt")).expect("putting it in place");
+        };
+        let files = StaticFiles::open(dir.path(), false).expect("it opens");
+        for length in [4, WHOLE_BYTES + 1] {
+            deploy(length, b'a');
+            let tag = |method: Method| {
+                let response = files.respond(&method, "a.txt", &HeaderMap::new());
+                response.expect("it is there").headers()[header::ETAG].clone()
+            };
+            let first = tag(Method::GET);
+            assert_eq!(tag(Method::HEAD), first);
+            deploy(length, b'b');
+            assert_ne!(tag(Method::GET), first, "{length}");
+            let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, first.clone())]);
+            let again = files.respond(&Method::GET, "a.txt", &headers);
+            assert_eq!(again.expect("it is there").status(), StatusCode::OK);
+            // What was read at once is known again wherever it comes from.
+            deploy(length, b'a');
+            assert_eq!(tag(Method::GET) == first, length <= WHOLE_BYTES);
         }
     }
 

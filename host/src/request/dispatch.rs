@@ -12,6 +12,7 @@
 mod loop_tasks;
 mod subrequest_transaction;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -29,6 +30,7 @@ use crate::guest::run::GuestResult;
 use crate::guest::stop::Stop;
 use crate::guest::store::{CallChain, Callee, NotPublished, Work};
 use crate::http::body::Spooled;
+use crate::http::path;
 use crate::scope::transaction::{Member, not_kept};
 use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::{Failure, cut};
@@ -352,11 +354,19 @@ impl LinkCall {
     }
 
     /// The call that this call's guest asks for.
-    fn call_chain(&self, to: Callee, request: &types::Request) -> Result<LinkCall, types::Error> {
+    fn call_chain(
+        &self,
+        to: Callee,
+        request: &mut types::Request,
+    ) -> Result<LinkCall, types::Error> {
         match to {
             Callee::Next => self.next(),
             // The slot is taken now, and not when the function begins: a waiting call takes memory, too.
             Callee::Subrequest => {
+                // As for requests from outside: one path has one spelling.
+                if let Cow::Owned(path) = path::normalized(&request.path) {
+                    request.path = path;
+                }
                 let mut link_call = self.other(request)?;
                 let slot = self.scope().take_call_slot();
                 let slot = slot.ok_or_else(|| self.context.shown(link_call.too_deep()))?;
@@ -462,8 +472,8 @@ impl Called {
 }
 
 impl CallChain for LinkCall {
-    fn go(&self, to: Callee, request: types::Request) -> GuestResult {
-        let link_call = self.call_chain(to, &request)?;
+    fn go(&self, to: Callee, mut request: types::Request) -> GuestResult {
+        let link_call = self.call_chain(to, &mut request)?;
         let called = Called::new(to, &link_call);
         called.shown(link_call.on_worker(request))
     }
@@ -471,10 +481,10 @@ impl CallChain for LinkCall {
     fn go_async(
         self: Arc<Self>,
         to: Callee,
-        request: types::Request,
+        mut request: types::Request,
     ) -> BoxFuture<'static, GuestResult> {
         async move {
-            let link_call = self.call_chain(to, &request)?;
+            let link_call = self.call_chain(to, &mut request)?;
             let called = Called::new(to, &link_call);
             // Dropped with this future, when the guest drops its call: the transaction may be committed right after that,
             // before the loop comes to the task.

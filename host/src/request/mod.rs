@@ -29,7 +29,7 @@ use crate::budget::{Account, Exhausted};
 use crate::http::accept::{Form, form};
 use crate::http::message::{ResponseBody, contract_request, empty, with_allow, without_body};
 use crate::http::middleware::{self, Builtin};
-use crate::http::{authority, body, conditional};
+use crate::http::{authority, body, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
 use crate::scope::context::Value;
@@ -54,12 +54,18 @@ where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    // From here on, one path has one spelling: for routes, middleware, guests, pages and the log.
+    let too_long = path::normalize(&mut parts.uri).is_err();
     let app = host.app.load_full();
     let (account, refused) = account(client);
     // The client's address and the host that is asked for must be clear before anything is decided by them.
     let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
+        Ok(_) if too_long => Some(Failure::client(
+            StatusCode::URI_TOO_LONG,
+            "The URL is too long when it is encoded.",
+        )),
         Ok(_) => authority::check(&parts).err(),
         Err(malformed) => {
             let text = malformed.to_string();

@@ -22,6 +22,13 @@ pub(super) async fn answer(
     (parts, account): (&Parts, &Arc<Account>),
     params: Vec<(String, String)>,
 ) -> Result<Response<ResponseBody>, Failure> {
+    // An encoded slash is data: a name in the folder has none, so no file has such a name.
+    let mount = app.config.static_files.as_ref();
+    let mount = mount.map_or(1, |files| files.mount.split('/').count());
+    let mut names = parts.uri.path().split('/').skip(mount);
+    if names.any(|name| name.contains("%2F")) {
+        return Err(static_files::missing());
+    }
     let (files, method, headers) = (
         Arc::clone(files),
         parts.method.clone(),

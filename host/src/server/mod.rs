@@ -5,13 +5,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -62,8 +63,9 @@ impl Sockets {
     /// # Errors
     /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
     pub fn bind(config: &Config) -> anyhow::Result<Sockets> {
+        let all: Vec<SocketAddr> = config.listen.iter().chain(&config.admin).copied().collect();
         let bind = |address: &SocketAddr| {
-            bind(*address).with_context(|| format!("cannot listen on {address}"))
+            bind(*address, &all).with_context(|| format!("cannot listen on {address}"))
         };
         Ok(Sockets {
             connections_max: descriptors::connections(config, ADMIN_CONNECTIONS)?,
@@ -89,11 +91,16 @@ impl Sockets {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Binds one of the addresses. `[::]` takes connections of IPv4, too, unless that has an address of its own among `all`.
+fn bind(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        let any_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        socket.set_only_v6(all.contains(&any_of_ipv4))?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -119,15 +126,14 @@ pub async fn serve(
     let listeners = sockets.listeners.into_iter();
     let listeners = listeners.map(tokio::net::TcpListener::from_std);
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
-    tokio::spawn(delivery::run(Arc::clone(&host)));
-    tokio::spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
+    let mut endless = JoinSet::new();
+    endless.spawn(delivery::run(Arc::clone(&host)));
+    endless.spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
     if let Some(admin) = sockets.admin {
-        tokio::spawn(serve_admin(
-            tokio::net::TcpListener::from_std(admin)?,
-            stop.clone(),
-        ));
+        let admin = tokio::net::TcpListener::from_std(admin)?;
+        endless.spawn(serve_admin(admin, stop.clone()));
     }
-    stop.cancelled().await;
+    let served = until_stopped(&mut endless, &stop).await;
     let drain = Duration::from_millis(limits.drain_timeout_ms);
     tracing::info!(
         requests = METRICS.scopes.get(),
@@ -151,7 +157,24 @@ pub async fn serve(
     let all_ended = futures::future::join_all(loops.iter().map(|each| each.ended.cancelled()));
     let _ = tokio::time::timeout(LAST_WAIT, all_ended).await;
     host.workers.close();
-    Ok(())
+    served
+}
+
+/// Waits for `stop`. A task that ends before must not leave a process that looks well and serves nothing: the process
+/// ends in order then, and whoever watches it starts another one.
+async fn until_stopped(endless: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        ended = endless.join_next() => {
+            stop.cancel();
+            let why = match ended {
+                Some(Err(error)) => error.to_string(),
+                _ => "an event loop's thread has ended".to_owned(),
+            };
+            bail!("the server cannot go on: {why}")
+        }
+    }
 }
 
 /// One event loop: a thread, its runtime and its connections.
@@ -203,13 +226,15 @@ impl Loop {
             idle: idle.clone(),
             ended: ended.clone(),
         };
+        // Also when the loop panics.
+        let (idle, ended) = (idle.drop_guard(), ended.drop_guard());
         let work = {
             let (host, limits) = (Arc::clone(host), Arc::clone(limits));
             let (stop, end) = (stop.clone(), end.clone());
             async move {
                 let served = async {
                     serve_connections(host, limits, connections, stop).await;
-                    idle.cancel();
+                    drop(idle);
                 };
                 tokio::select! {
                     // Other loops may still use outbound connections that were made here.
@@ -222,7 +247,7 @@ impl Loop {
             runtime.block_on(work);
             // Drops what is left, and with it the stores of the guests.
             runtime.shutdown_background();
-            ended.cancel();
+            drop(ended);
         };
         std::thread::Builder::new()
             .name(format!("amphi-loop-{number}"))
@@ -426,7 +451,45 @@ fn admin(path: &str) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+
+    #[test]
+    fn both_protocols_are_listened_on_with_one_port() {
+        let free = TcpListener::bind("[::]:0").expect("a port is free");
+        let port = free.local_addr().expect("it is bound").port();
+        drop(free);
+        let any_of_ipv6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let any_of_ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        for all in [[any_of_ipv6, any_of_ipv4], [any_of_ipv4, any_of_ipv6]] {
+            let bound = all.map(|address| bind(address, &all).expect("they do not overlap"));
+            TcpStream::connect(local).expect("IPv4 is listened on");
+            drop(bound);
+        }
+        let _bound = bind(any_of_ipv6, &[any_of_ipv6]).expect("the port is free");
+        TcpStream::connect(local).expect("alone, it takes IPv4 as well");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_go_on_ends_in_order() {
+        let stop = CancellationToken::new();
+        let mut endless = JoinSet::new();
+        endless.spawn(std::future::pending());
+        endless.spawn(async { panic!("a bug of the host's") });
+        let served = until_stopped(&mut endless, &stop).await;
+        let error = served.expect_err("a task has ended").to_string();
+        assert!(error.contains("a bug of the host's"), "{error}");
+        assert!(stop.is_cancelled(), "requests in flight are drained");
+
+        let stop = CancellationToken::new();
+        let mut endless = JoinSet::new();
+        endless.spawn(std::future::pending());
+        stop.cancel();
+        let served = until_stopped(&mut endless, &stop).await;
+        served.expect("it was asked to stop");
+    }
 
     /// Two connections are allowed, and three addresses listened on: both may come over any of them.
     #[tokio::test]

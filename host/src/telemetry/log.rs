@@ -2,9 +2,11 @@
 //!
 //! A finished request has a form of its own, because that is what people watch.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _};
+use std::panic::PanicHookInfo;
 use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
@@ -13,6 +15,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use super::stderr;
 
 /// How the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +27,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// How long a panic of the host waits for its message to be written: the process may be about to abort.
+const PANIC_WAIT: Duration = Duration::from_millis(100);
+
 /// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
 pub fn start(format: LogFormat) {
     let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
@@ -30,18 +37,47 @@ pub fn start(format: LogFormat) {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // The writer never fails, and what tracing would say about it goes through `eprintln!`, which panics.
+        .log_internal_errors(false)
         .with_ansi(colours);
     match format {
-        LogFormat::Text => (builder.with_writer(std::io::stderr))
-            .event_format(Lines)
-            .init(),
-        LogFormat::Json => (builder.with_writer(|| Json(std::io::stderr())))
+        LogFormat::Text => (builder.with_writer(|| Stderr)).event_format(Lines).init(),
+        LogFormat::Json => (builder.with_writer(|| Json(Stderr)))
             .json()
             .flatten_event(true)
             .init(),
     }
+    std::panic::set_hook(Box::new(panicked));
     if let Some(mistake) = mistake {
         tracing::warn!("{mistake}");
+    }
+}
+
+/// Writes the message of a panic of the host's. The standard library's own hook would wait for whoever reads standard error.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let mut text = format!("thread '{name}' {panic}\n");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        text.push_str(&format!("{backtrace}\n"));
+    }
+    stderr::write(escaped(&text).as_bytes());
+    stderr::flush(PANIC_WAIT);
+}
+
+/// Standard error, as tracing writes to it.
+struct Stderr;
+
+impl io::Write for Stderr {
+    /// A line comes as a whole.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        stderr::write(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub duration: Histogram,
     /// Log text dropped because a request wrote too much, in bytes.
     pub log_cut: IntCounter,
+    /// Lines of the log that standard error did not take.
+    pub log_lost: IntCounter,
 }
 
 /// The process's metrics.
@@ -178,6 +180,13 @@ impl Metrics {
             log_cut: registered(
                 &registry,
                 IntCounter::new("log_cut_bytes_total", "Guest log text over the limit"),
+            ),
+            log_lost: registered(
+                &registry,
+                IntCounter::new(
+                    "log_lost_lines_total",
+                    "Lines of the log that standard error did not take",
+                ),
             ),
             registry,
         }

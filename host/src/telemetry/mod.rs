@@ -4,3 +4,4 @@ pub mod error;
 pub mod log;
 pub mod metrics;
 pub mod report;
+pub mod stderr;

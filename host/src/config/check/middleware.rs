@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use toml::{Spanned, Value};
 
-use super::{Checker, TIME_MS, TIME_MS_OR_NONE};
+use super::{Checker, TIME_MS, TIME_MS_OR_NONE, is_page_origin};
 use crate::config::GuestMiddleware;
 use crate::config::error::{ConfigError, nearest};
 use crate::http::middleware::Builtin;
@@ -275,9 +275,7 @@ impl Options<'_> {
             return Err(self.checker.error_at(at, "`origins` is \"*\" and nothing else, and then without `credentials`: browsers allow no cookies there; name the origins".into()));
         }
         for origin in origins.iter().filter(|_| !any) {
-            let valid = reqwest::Url::parse(origin)
-                .is_ok_and(|url| url.origin().ascii_serialization() == *origin);
-            if !valid {
+            if !is_page_origin(origin) {
                 return Err(self.checker.error_at(at, format!(
                     "`{origin}` is not an origin as browsers send it: write scheme, host and, if it is not the usual one, port, e.g. {example}"
                 )));

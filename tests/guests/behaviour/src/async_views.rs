@@ -20,6 +20,12 @@ pub async fn greet_everybody() -> &'static str {
     "hello everybody"
 }
 
+/// The path as a guard would see it, and what it decodes to.
+#[view(get, "/async/path/{*rest}")]
+pub async fn path(Path(rest): Path<String>, request: Request) -> String {
+    format!("{} {rest}", request.path)
+}
+
 #[view(get, "/async/grüße/{name}")]
 pub async fn greet_in_german(Path(name): Path<String>) -> String {
     format!("hallo {name}")

@@ -20,6 +20,12 @@ pub fn greet_everybody() -> &'static str {
     "hello everybody"
 }
 
+/// The path as a guard would see it, and what it decodes to.
+#[view(get, "/sync/path/{*rest}")]
+pub fn path(Path(rest): Path<String>, request: Request) -> String {
+    format!("{} {rest}", request.path)
+}
+
 #[view(get, "/sync/grüße/{name}")]
 pub fn greet_in_german(Path(name): Path<String>) -> String {
     format!("hallo {name}")
