@@ -130,12 +130,12 @@ impl StaticFiles {
     }
 }
 
-/// The answer where there is no file.
+/// The failure when there is no such file.
 pub fn missing() -> Failure {
     Failure::client(StatusCode::NOT_FOUND, "There is no such file.")
 }
 
-/// How often a file is read that changes meanwhile.
+/// How often a file is read at most if it changes while it is read.
 const READS: usize = 3;
 
 /// Reads a small file, and sets `metadata` to its state when it was read. None: the file is large. A file that changes
@@ -161,20 +161,23 @@ fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>>
     Ok(None)
 }
 
-/// The tag of a file that is read at once: the same content has the same tag, on every machine and after every deployment.
-/// Times say less: images and archives often have one time for all files of all versions.
+/// The tag of a file that is read at once, a hash of its content: the same content has the same tag on every machine
+/// and after every deployment. Times do not suffice: in images and archives, all files of all versions often have one
+/// time.
 fn content_tag(content: &[u8]) -> String {
-    // Who deploys chooses the files, so nobody has a reason to look for two with one hash.
+    // The hash need not resist attacks: whoever deploys the app chooses the files, and has no reason to look for two
+    // files with one hash.
     let hash = SipHasher13::new().hash(content).as_u128();
     format!("\"{hash:032x}\"")
 }
 
-/// What tells a file from what it was before.
+/// The state of a file. A change of the file changes its state.
 #[derive(PartialEq, Eq)]
 struct State {
     modified: SystemTime,
     length: u64,
-    /// Of the file and not of its content: when either was changed, which nobody can set, and which file it is.
+    /// The time of the last change of content or metadata, which cannot be set to another time; and the inode, which
+    /// differs for another file with the same name.
     changed: (i64, i64),
     inode: u64,
 }
@@ -192,7 +195,7 @@ impl State {
         }
     }
 
-    /// The tag of a file that is too large to be read for one.
+    /// The tag of a file that is too large to be read as a whole: it is made from the state.
     fn tag(&self) -> String {
         let since = self.modified.duration_since(SystemTime::UNIX_EPOCH);
         let nanos = since.unwrap_or_default().as_nanos();
@@ -200,7 +203,7 @@ impl State {
         format!("\"{nanos:x}-{length:x}-{inode:x}-{s:x}.{ns:x}\"")
     }
 
-    /// The headers of every answer about it.
+    /// The headers of every response about the file.
     fn response(&self, tag: &str) -> http::response::Builder {
         Response::builder()
             .header(header::ETAG, tag)
@@ -432,7 +435,7 @@ mod tests {
         }
     }
 
-    /// As in images and archives, where every file of every version has one time.
+    /// As in images and archives, all files have the same time.
     #[test]
     fn another_content_of_the_same_length_and_time_has_another_tag() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -460,7 +463,7 @@ mod tests {
             let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, first.clone())]);
             let again = files.respond(&Method::GET, "a.txt", &headers);
             assert_eq!(again.expect("it is there").status(), StatusCode::OK);
-            // What was read at once is known again wherever it comes from.
+            // A small file with its former content has its former tag.
             deploy(length, b'a');
             assert_eq!(tag(Method::GET) == first, length <= WHOLE_BYTES);
         }
