@@ -1,9 +1,9 @@
 //! `amphi build`: compiles each guest crate once for each mode that has views, and checks the components as the host
 //! would.
 //!
-//! Cargo does the work. A crate is compiled with the SDK's feature `sync` or `async`, which keeps the other mode's
-//! views out of the component. The SDK puts a section into the component that says whether there are any views, and
-//! which views are declared and which are listed.
+//! Cargo does the work. A crate is compiled with the SDK's feature `sync` or `async`, which keeps the other
+//! mode's views out of the component. The SDK leaves a section in it that says whether any view is left, and which
+//! were listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::telemetry::stderr;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";
-/// The environment variables with which cargo keeps line numbers in a component, whatever the crate's own profile says.
+/// What keeps the lines of the source in a component, whatever the crate's own profile says.
 const LINES: [(&str, &str); 2] = [
     ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
     ("CARGO_PROFILE_RELEASE_STRIP", "none"),
@@ -32,7 +32,7 @@ const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
 /// What components are built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// With line numbers, for the error page.
+    /// With the lines of their source, for the error page.
     Development,
     /// As small as the crate's own profile makes them.
     Production,
@@ -194,16 +194,16 @@ fn build_crate(
     Ok(modes)
 }
 
-/// The section of a component in which the SDK describes the views of its crate.
+/// What the SDK has left in a component about the views of its crate.
 struct Listing {
-    /// Whether there are views of the component's mode.
+    /// Whether any is of the component's mode.
     has_views: bool,
-    /// Views that are declared but in no list, with their locations in the source.
+    /// Views that were declared and are in no list, with their places.
     unlisted: Vec<String>,
 }
 
 impl Listing {
-    /// Reads the section. Components of other toolchains have no section, and count as having views.
+    /// Components of other toolchains have no such section, and views.
     fn of(component: &[u8]) -> Listing {
         /// The section's name, after a byte with its length.
         const SECTION: &[u8] = b"\x0bamphi-views";
@@ -302,7 +302,7 @@ fn written_beside(
     Ok(Some(new))
 }
 
-/// Compiles a crate for one mode. Returns the path of the component, and whether it was up to date.
+/// Compiles a crate for one mode; gives the component, and whether nothing had to be done.
 fn compile(
     folder: &Path,
     metadata: &Metadata,
@@ -484,7 +484,7 @@ impl Metadata {
         packages.any(|package| package.source.is_none() && package.manifest_path == manifest)
     }
 
-    /// The folders of the local packages.
+    /// The folders of the packages on this machine.
     fn folders(&self) -> Vec<PathBuf> {
         let local = self
             .packages
