@@ -2,7 +2,7 @@
 
 use reqwest::Body;
 
-use crate::harness::{App, Mode, Reply};
+use crate::harness::{App, Mode, Reply, guests};
 
 const SIZES: &str =
     "[server]\nbody_inline_bytes = 1000\nbody_memory_bytes = 100000\nbody_max_bytes = 3000000";
@@ -147,3 +147,24 @@ async fn forms_are_checked(mode: Mode) {
     server.assert_baseline().await;
 }
 both_modes!(forms_are_checked);
+
+/// A view has the client's body only when the request that it was handed says so, and its length is the host's word.
+async fn a_called_view_reads_the_clients_body_only_when_it_was_passed_on(mode: Mode) {
+    let component = guests::misfit(&format!("{mode}_courier"));
+    let module = format!("{SIZES}\n[modules.courier]\npath = {component:?}\nsubrequests = true");
+    let server = App::new(&module).serve().await;
+    for (how, length, expected) in [
+        ("send?own", 5000, "spooled 5000, read 5000"),
+        ("send?other", 5000, "bytes 2, read 0"),
+        ("send?other-own", 5000, "bytes 0, read 0"),
+        ("send?own", 7, "bytes 0, read 0"),
+        ("read", 5000, "spooled 5000, read 5000"),
+        ("read", 7, "bytes 7, read 0"),
+    ] {
+        let path = format!("/{mode}/{how}");
+        let reply = server.post(&path, sample(length)).await;
+        assert_eq!(reply.ok(), expected, "{how} of {length}");
+    }
+    server.assert_baseline().await;
+}
+both_modes!(a_called_view_reads_the_clients_body_only_when_it_was_passed_on);

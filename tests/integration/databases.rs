@@ -745,3 +745,127 @@ async fn r9_r13_a_server_that_restarts_is_found_again() {
         .await;
     }
 }
+
+/// A function that begins to write behind its first rows, which are read already: the statement fails instead of ending
+/// unfinished when its reader leaves.
+#[tokio::test]
+async fn r9_a_statement_that_comes_to_write_after_its_first_rows_is_refused() {
+    let fixture = Fixture::new(2).await;
+    fixture.table("create table t (a integer)", &[]).await;
+    let add = "create function add(n integer) returns integer language sql as 'insert into t values (n) returning a'";
+    fixture.table(add, &[]).await;
+    let sql = "select case when n > 5000 then add(n) else n end from generate_series(1, 6000) n";
+    for _ in 0..2 {
+        let (deadline, access) = (&fixture.deadline, Access::default());
+        let stream = (fixture.database).stream(Face::Async, deadline, access, query(sql, &[]));
+        let Ok(Streamed::Pieces(mut stream)) = stream.await else {
+            panic!("it comes in pieces")
+        };
+        let (mut rows, mut last) = (0, None);
+        while let Some(piece) = stream.pieces.recv().await {
+            match piece {
+                Ok(piece) => rows += piece.len(),
+                Err(error) => last = Some(error),
+            }
+        }
+        assert_eq!(rows, 5000);
+        let error = last.expect("it is refused");
+        assert!(error.message.contains("`query`"), "{}", error.message);
+        assert_eq!(
+            show(&fixture.one("select count(*) from t", &[]).await),
+            "integer 0"
+        );
+    }
+}
+
+/// What a statement does that writes no row, such as `pg_notify`, is kept when its rows are read.
+#[tokio::test]
+async fn r9_what_only_reads_commits_when_its_rows_are_read() {
+    let fixture = Fixture::new(2).await;
+    for _ in 0..2 {
+        let (deadline, access) = (&fixture.deadline, Access::default());
+        let sql = "select pg_current_xact_id()::text, pg_notify('news', '')::text";
+        let statement = query(sql, &[]);
+        let stream = (fixture.database).stream(Face::Async, deadline, access, statement);
+        let Ok(Streamed::Pieces(mut stream)) = stream.await else {
+            panic!("it comes in pieces")
+        };
+        let mut rows = Vec::new();
+        while let Some(piece) = stream.pieces.recv().await {
+            rows.extend(piece.expect("it is read"));
+        }
+        let id = rows[0][0].clone();
+        let status = "select pg_xact_status($1::xid8)";
+        assert_eq!(show(&fixture.one(status, &[id]).await), "text committed");
+    }
+}
+
+/// Errors by which the server says that a prepared statement cannot be used any more come from within procedures, too,
+/// which may have committed by then.
+#[tokio::test]
+async fn r9_what_may_have_committed_is_not_run_again() {
+    for (code, message) in [
+        ("26000", "prepared statement \"a\" does not exist"),
+        ("XX000", "cache lookup failed for type 7"),
+        ("42704", "type with OID 7 does not exist"),
+    ] {
+        let fixture = Fixture::new(1).await;
+        fixture.table("create table t (a integer)", &[]).await;
+        let body = format!(
+            "begin insert into t values (1); commit; raise exception '{message}' using errcode = '{code}'; end"
+        );
+        let procedure = format!("create procedure bill() language plpgsql as $$ {body} $$");
+        fixture.table(&procedure, &[]).await;
+        for (expected, sql) in [
+            ("integer 1", "call bill()".to_owned()),
+            ("integer 2", format!("do $$ {body} $$")),
+        ] {
+            let error = fixture.error(&sql, &[]).await;
+            assert!(error.message.contains(message), "{}", error.message);
+            assert_ne!(error.kind, ErrorKind::Conflict, "{}", error.message);
+            let count = fixture.one("select count(*) from t", &[]).await;
+            assert_eq!(show(&count), expected, "{code} {sql}");
+        }
+    }
+}
+
+/// A domain takes what the type below it takes.
+#[tokio::test]
+async fn parameters_of_domains_are_those_of_the_type_below() {
+    let fixture = Fixture::new(1).await;
+    for sql in [
+        "create domain raw as bytea",
+        "create domain raw_again as raw",
+        "create domain id as uuid",
+        "create domain doc as jsonb",
+        "create table t (a raw_again, b id, c doc[])",
+    ] {
+        fixture.table(sql, &[]).await;
+    }
+    let insert = "insert into t values ($1, $2, $3)";
+    let id = text("0190b5a5-6a0b-7c3e-8f00-0123456789ab");
+    let bytes = Value::Blob(vec![0, 255, 7]);
+    let docs = text(r#"[{"a": [1]}, "x", [1, 2]]"#);
+    fixture.table(insert, &[bytes, id.clone(), docs]).await;
+    let text_of_bytes = text("a\\000\0b");
+    let nothing = Value::Null;
+    fixture
+        .table(insert, &[text_of_bytes, id, nothing.clone()])
+        .await;
+    let read = fixture
+        .table(
+            "select a::bytea, array_length(c, 1) from t order by c nulls last",
+            &[],
+        )
+        .await;
+    assert_eq!(show(&read.rows[0][0]), "blob [0, 255, 7]");
+    assert_eq!(show(&read.rows[0][1]), "integer 3");
+    assert_eq!(show(&read.rows[1][0]), format!("blob {:?}", b"a\\000\0b"));
+    for wrong in [text("abc"), Value::Integer(7)] {
+        let error = fixture
+            .error(insert, &[nothing.clone(), wrong, nothing.clone()])
+            .await;
+        assert_eq!(error.kind, ErrorKind::DataType, "{}", error.message);
+        assert!(error.message.contains("parameter 2"), "{}", error.message);
+    }
+}

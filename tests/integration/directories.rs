@@ -1,5 +1,7 @@
 //! Granted folders.
 
+use std::time::Duration;
+
 use crate::harness::{App, Mode, Reply, Server};
 
 const GRANTS: &str = r#"
@@ -124,5 +126,30 @@ async fn a_file_read_in_an_async_view_is_a_synchronous_only_operation() {
         "{why}"
     );
     assert!(why.contains("blocking_wasi = true"), "{why}");
+    server.assert_baseline().await;
+}
+
+/// A worker that waits for a file does not keep another one from computing. The file is a pipe: to open it waits until
+/// somebody opens its other end.
+#[tokio::test]
+async fn r4_the_pool_grows_for_views_that_wait_for_files() {
+    let toml = format!(
+        "sync_views = {{ workers = 1, workers_max = 2, queue_timeout_ms = 2000 }}\n{GRANTS}"
+    );
+    let server = app(&toml).serve().await;
+    let pipe = server.app.path("open/pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("it can be started").success());
+    let reading = server.request("GET", "/sync/file?path=/open/pipe");
+    let reading = tokio::spawn(Reply::of(reading));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for _ in 0..3 {
+        assert_eq!(server.get("/sync/hello").await.ok(), "hello");
+    }
+    assert!(!reading.is_finished(), "it waits");
+    let opened =
+        tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe));
+    drop(opened.await.expect("no panic").expect("it is there"));
+    assert_eq!(reading.await.expect("no panic").status, 200);
     server.assert_baseline().await;
 }

@@ -242,3 +242,36 @@ async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kin
     }
 }
 both_modes_and_databases!(r11_a_connection_comes_back_without_a_transaction);
+
+/// A pinned session takes no more of SQLite's memory than others, and so much of the disk: what all share is left for others.
+async fn r11_a_pinned_session_has_bounded_temporary_tables(mode: Mode) {
+    let toml = "databases.default.transaction_max_bytes = 8388608";
+    let server = App::rules(Kind::Sqlite, toml).await.serve().await;
+    let fill = "insert into mine with recursive c (n) as (select 1 union all select n + 1 from c where n < 100) select randomblob(300000) from c";
+    let steps = json!([pinned(json!([
+        execute("pragma temp_store = memory"),
+        execute("pragma cache_size = -1000000"),
+        execute("pragma temp.cache_size = 1000000"),
+        execute("pragma temp.max_page_count = 1000000000"),
+        execute("create temp table mine (a)"),
+        execute(fill),
+        execute("insert into mine values ('small')"),
+        query("select count(*) from mine"),
+    ]))]);
+    for _ in 0..2 {
+        let told = server.told(&format!("/{mode}/run"), steps.clone()).await;
+        let told = &told[0];
+        for refused in 0..4 {
+            assert!(text(&told[refused]).starts_with("Denied: "), "{told}");
+        }
+        assert_eq!(told[4], json!(0), "{told}");
+        let failed = text(&told[5]);
+        assert!(
+            failed.starts_with("TooLarge: ") && failed.contains("`transaction_max_bytes`"),
+            "{told}"
+        );
+        assert_eq!((&told[6], &told[7]), (&json!(1), &json!([[1]])), "{told}");
+    }
+    server.assert_baseline().await;
+}
+both_modes!(r11_a_pinned_session_has_bounded_temporary_tables);

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use serde_json::json;
 use tokio::net::TcpStream;
 
+use crate::harness::log::Line;
 use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::server::client_http2;
-use crate::harness::{App, Mode, Reply, Server, eventually};
+use crate::harness::steps::{fetch, nap, publish};
+use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
 /// Checks that the server still answers, with nothing in flight and no panic in its log.
 async fn assert_well(server: &Server) {
@@ -153,7 +156,8 @@ async fn guests_get_one_spelling_of_a_path(mode: Mode) {
     let server = App::new("").serve().await;
     let mark = server.log.mark();
     let spellings = ["admin", "%61dmin", "%61%64%6d%69%6E"];
-    let (first, rest) = mode.as_str().split_at(1);
+    let name = mode.to_string();
+    let (first, rest) = name.split_at(1);
     let encoded = format!("%{:02x}{rest}", first.as_bytes()[0]);
     for spelling in spellings {
         let request = format!(
@@ -740,3 +744,29 @@ async fn a_client_may_ask_before_it_sends_its_body() {
     }
     assert_well(&server).await;
 }
+
+/// What is in flight may go on to send requests to the app itself, and so may the subscribers of what it publishes.
+async fn requests_in_flight_reach_their_own_app_while_the_server_stops(mode: Mode) {
+    let mut server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let event = publish("orders.new", json!([nap(300), fetch("/nowhere")]));
+    let steps = json!([nap(500), event, fetch("/nowhere"), fetch("/nowhere")]);
+    let request = server.request("POST", &format!("/{mode}/run"));
+    let in_flight = tokio::spawn(Reply::of(request.body(steps.to_string())));
+    running(&server).await;
+    let mark = server.log.mark();
+    server.terminate();
+    server.log.event(mark, "stopping").await;
+    let reply = in_flight.await.expect("it does not panic");
+    assert_eq!(reply.told(), json!([null, null, 404, 404]));
+    assert_eq!(server.ended().await.code(), Some(0));
+    let lines = server.log.since(mark);
+    let is_heard = |line: &&Line| line.text("message").starts_with("heard");
+    let heard: Vec<_> = lines.iter().filter(is_heard).collect();
+    assert_eq!(heard.len(), 2, "{lines:#?}");
+    for line in heard {
+        assert!(line.0.to_string().contains("404"), "{line:?}");
+    }
+    let own = lines.iter().filter(|line| line.text("path") == "/nowhere");
+    assert_eq!(own.count(), 4, "{lines:#?}");
+}
+both_modes!(requests_in_flight_reach_their_own_app_while_the_server_stops);

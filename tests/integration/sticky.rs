@@ -8,7 +8,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::harness::log::Line;
-use crate::harness::steps::{insert, join, log, must, nap, next, query, view};
+use crate::harness::steps::{execute, insert, join, log, must, nap, next, query, view};
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
 /// Exactly two workers, however many requests wait.
@@ -224,3 +224,43 @@ async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
     );
 }
 both_modes!(r3_r15_cancelling_at_any_point_never_hangs);
+
+/// A request that waits before it is run again has no worker meanwhile.
+async fn r4_a_request_that_waits_for_its_repetition_has_no_worker(mode: Mode) {
+    let toml = "sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 250 }";
+    let server = App::rules(Kind::Postgres, toml).await.serve().await;
+    let conflict = "do $$ begin raise exception 'on purpose' using errcode = '40001'; end $$";
+    // Ten repetitions, with waits of about 4 s in all.
+    let steps = json!([must(execute(conflict))]).to_string();
+    let conflicts = server.request("POST", &format!("/{mode}/retried"));
+    let conflicts = tokio::spawn(Reply::of(conflicts.body(steps)));
+    let mut served = 0;
+    while !conflicts.is_finished() {
+        let told = server.told("/sync/run", json!([insert("a")])).await;
+        assert_eq!(told, json!([1]));
+        served += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(conflicts.await.expect("it is answered").status, 503);
+    let metrics = server.metrics().await;
+    assert_eq!(metrics.get("amphi_retries_total"), 10.0);
+    assert!(served > 10, "there was time for some: {served}");
+    server.assert_baseline().await;
+}
+both_modes!(r4_a_request_that_waits_for_its_repetition_has_no_worker);
+
+/// The page for failures gets the worker that the failed request had.
+#[tokio::test]
+async fn r4_the_page_for_a_failure_does_not_wait_for_the_failed_request() {
+    let toml = r#"
+        app.errors = "behaviour::sync_views::error_page"
+        modules.behaviour.subrequests = true
+        sync_views = { workers = 1, workers_max = 1, queue_timeout_ms = 2000 }
+    "#;
+    let server = App::new(toml).serve().await;
+    let reply = server.post("/async/fail/nothing", "").await;
+    assert_eq!(reply.status, 404);
+    let text = reply.text();
+    assert!(text.starts_with("own page 404"), "{text}");
+    server.assert_baseline().await;
+}

@@ -205,10 +205,14 @@ impl Database {
             Database::Sqlite(sqlite) => sqlite.stream(face, deadline, access, statement).await,
             Database::Postgres(postgres) => {
                 self.is_not_pinned(access)?;
-                let stream = postgres
-                    .stream(deadline, access.read_only, statement)
-                    .await?;
-                Ok(Streamed::Pieces(stream))
+                let statement = Arc::new(statement);
+                let stream = postgres.stream(deadline, access.read_only, &statement);
+                if let Some(stream) = stream.await? {
+                    return Ok(Streamed::Pieces(stream));
+                }
+                let statement = Arc::unwrap_or_clone(statement);
+                let ran = self.run(face, deadline, access, statement).await?;
+                Ok(Streamed::Whole(ran.table))
             }
         }
     }

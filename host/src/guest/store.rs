@@ -64,6 +64,8 @@ pub struct Guest {
     pub memory: MemoryLimit,
     /// Host resources that the guest holds handles to in this request.
     pub(super) table: ResourceTable,
+    /// Whether it has a folder in which it may write.
+    pub(super) writes_files: bool,
     /// Built when first used: most views never touch it.
     pub(super) wasi: Option<Wasi>,
 }
@@ -121,9 +123,11 @@ impl Guest {
             memory: MemoryLimit {
                 max: grants.limits.memory_mb << 20,
                 size: 0,
+                growth: 0,
                 reached: false,
             },
             work: Some(work),
+            writes_files: grants.directories.iter().any(|folder| folder.write),
             grants: Arc::clone(grants),
             services: Arc::clone(services),
             table: table(),
@@ -170,6 +174,8 @@ pub struct MemoryLimit {
     max: u64,
     /// The size of all memories together, in bytes.
     pub size: u64,
+    /// By how much a memory was allowed to grow last.
+    growth: u64,
     /// Set when the guest was refused memory: most then trap, and this says why.
     pub reached: bool,
 }
@@ -181,13 +187,20 @@ impl wasmtime::ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let size = self.size + (desired - current) as u64;
+        let growth = (desired - current) as u64;
+        let size = self.size + growth;
         let allowed = size <= self.max;
         self.reached |= !allowed;
         if allowed {
-            self.size = size;
+            (self.size, self.growth) = (size, growth);
         }
         Ok(allowed)
+    }
+
+    /// What was allowed has not happened: the memory's own maximum was in the way, or the system has no more.
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.size -= std::mem::take(&mut self.growth);
+        Ok(())
     }
 
     fn table_growing(
@@ -250,6 +263,7 @@ mod tests {
         let mut limit = MemoryLimit {
             max: 10 << 16,
             size: 0,
+            growth: 0,
             reached: false,
         };
         let mut grows = |from: usize, to: usize| {
@@ -264,5 +278,27 @@ mod tests {
         assert_eq!(grows(0, 5), (true, 9, false), "another memory");
         assert_eq!(grows(4, 6), (false, 9, true), "11 together");
         assert_eq!(grows(5, 6), (true, 10, true));
+    }
+
+    #[test]
+    fn memory_that_could_not_grow_is_not_counted() {
+        let engine = wasmtime::Engine::default();
+        let limit = MemoryLimit {
+            max: 100 << 16,
+            size: 0,
+            growth: 0,
+            reached: false,
+        };
+        let mut store = wasmtime::Store::new(&engine, limit);
+        store.limiter(|limit| limit);
+        let memory = wasmtime::Memory::new(&mut store, wasmtime::MemoryType::new(1, Some(2)));
+        let memory = memory.expect("there is room for it");
+        for _ in 0..3 {
+            // Beyond its own maximum.
+            memory.grow(&mut store, 50).expect_err("it may not");
+            assert_eq!(store.data().size, 1 << 16);
+        }
+        memory.grow(&mut store, 1).expect("it may");
+        assert_eq!(store.data().size, 2 << 16);
     }
 }

@@ -147,13 +147,20 @@ impl Attempt<'_> {
 impl AttemptOutcome {
     /// Whether the request can be run again: a conflict was the reason, and nobody can notice the attempt before.
     fn may_run_again(&self) -> bool {
-        self.scope.transaction.conflict()
+        let scope = &self.scope;
+        let would_help = scope.transaction.conflict()
             && self.fate != Fate::Committed
-            && !self.scope.sent.load(SeqCst)
+            && !scope.sent.load(SeqCst)
             && matches!(
-                self.scope.deadline.ended(),
+                scope.deadline.ended(),
                 None | Some(Ended::Failed | Ended::Answered)
-            )
+            );
+        if would_help && scope.files.load(SeqCst) {
+            let (view, request) = (&scope.view, &scope.origin.id);
+            tracing::warn!(%view, request, "not run again after a conflict: it may have written files in its `directories`, which no roll-back undoes");
+            return false;
+        }
+        would_help
     }
 }
 
@@ -190,6 +197,9 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Ok(_permit) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
+    // No part can begin any more. The scope may be kept (the page for its failure, the wait before a repetition, the
+    // access log), and what is kept of a scope that has ended holds facts, never capacity (R4).
+    scope.worker.release().await;
     settle(scope, Face::Async, outcome).await
 }
 

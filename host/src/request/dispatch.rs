@@ -50,7 +50,7 @@ pub struct ChainContext {
     /// The request's scope.
     pub scope: Arc<Scope>,
     /// The request's body, when the host keeps it.
-    pub body: Option<Arc<Spooled>>,
+    body: Option<Arc<Spooled>>,
     /// Where calls are sent that the loop has to run; none when the chain cannot call for others.
     loop_queue: Option<Arc<LoopQueue>>,
     /// The failure that passes through the chain now, and the error that middleware sees of it.
@@ -102,6 +102,7 @@ impl ChainContext {
             chain: Arc::clone(chain),
             index: 0,
             params,
+            body: self.body.clone(),
             call_path: Vec::new(),
             gone_on: AtomicBool::new(false),
             slot: None,
@@ -133,6 +134,8 @@ pub struct LinkCall {
     index: usize,
     /// The path parameters of the route.
     params: Arc<[(String, String)]>,
+    /// The client's body, when the host keeps it and this function may read it: a function may at most read what its caller may.
+    body: Option<Arc<Spooled>>,
     /// The links that the call is nested in, the outermost first.
     call_path: Vec<Link>,
     /// Whether the function has called `next`.
@@ -172,6 +175,7 @@ impl LinkCall {
             chain: Arc::clone(chain),
             index,
             params,
+            body: self.body.clone(),
             call_path: self
                 .call_path
                 .iter()
@@ -248,25 +252,39 @@ impl LinkCall {
         }
         let _slot = self.take_slot()?;
         self.begin()?;
+        let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_sync(here.work(), &here.routed(request));
+        let answer = module.call_sync(here.work(), &request);
         here.finished(answer)
     }
 
     async fn run_async(mut self, request: types::Request) -> LinkResult {
         let _slot = self.take_slot()?;
         self.begin()?;
+        let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_async(here.work(), here.routed(request)).await;
+        let answer = module.call_async(here.work(), request).await;
         here.finished(answer)
     }
 
-    /// The request with the path parameters that the host has read: nobody else can say what they are.
-    fn routed(&self, request: types::Request) -> types::Request {
+    /// The request as the part gets it. The path parameters are those that the host has read. The client's body goes with
+    /// a request that says so, from a caller that has it: what it is handed instead is all that the part can read.
+    fn received(&mut self, request: types::Request) -> types::Request {
+        let body = match request.body {
+            types::Body::Bytes(bytes) => {
+                self.body = None;
+                types::Body::Bytes(bytes)
+            }
+            types::Body::Spooled(_) => match &self.body {
+                Some(body) => types::Body::Spooled(body.length()),
+                None => types::Body::Bytes(Vec::new()),
+            },
+        };
         types::Request {
             params: self.params.to_vec(),
+            body,
             ..request
         }
     }
@@ -274,7 +292,7 @@ impl LinkCall {
     fn work(self: &Arc<Self>) -> Work {
         Work {
             call_chain: Some(Arc::clone(self) as Arc<dyn CallChain>),
-            body: self.context.body.clone(),
+            body: self.body.clone(),
             ..Work::new(
                 Arc::clone(self.scope()),
                 Arc::clone(&self.link().view),

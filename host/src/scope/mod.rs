@@ -100,6 +100,8 @@ pub struct Scope {
     outbound: OnceLock<Arc<Semaphore>>,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
+    /// Set when a part that may write files has used WASI: likewise.
+    pub files: AtomicBool,
     /// Results of queries that the host holds for it.
     pub results: Results,
     hops: AtomicUsize,
@@ -133,6 +135,7 @@ impl Scope {
             journal: setup.journal,
             outbound: OnceLock::new(),
             sent: AtomicBool::new(false),
+            files: AtomicBool::new(false),
             view: Arc::clone(view),
             limits: limits.clone(),
             results: Results::default(),

@@ -66,6 +66,9 @@ impl WorkerLease {
 
     /// Gives the worker back. No sync function may follow.
     pub async fn release(&self) {
+        if self.workers.is_none() {
+            return;
+        }
         *self.lease.lock().await = Leased::Over;
     }
 

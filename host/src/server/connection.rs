@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,11 +14,14 @@ use tokio::net::TcpStream;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
+use super::Kind;
 use super::activity::{Activity, IdleCheck};
 use super::socket::{Socket, Watched};
 use crate::app::host::Host;
 use crate::budget;
 use crate::config::Server as Limits;
+use crate::http::call_depth;
+use crate::http::message::empty;
 use crate::request::{self, Client};
 
 /// How often the host sends a ping on an HTTP/2 connection, and how long the client may take to answer it.
@@ -92,14 +95,20 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     protocol
 }
 
-/// Serves until the client closes, a limit is reached, or the requests that were there at `stop` are answered.
+/// Serves until the client closes, a limit is reached, or the requests that were there at `stop` are answered. A
+/// connection of the app's own, which comes after that, ends with its first request.
 pub(super) async fn serve(
     host: Arc<Host>,
     limits: &Limits,
     protocols: &Protocols,
-    (stream, peer): (TcpStream, SocketAddr),
+    (stream, peer, kind): (TcpStream, SocketAddr, Kind),
     stop: &CancellationToken,
 ) {
+    let begun = CancellationToken::new();
+    let stop = match kind {
+        Kind::Any => stop,
+        Kind::Own => &begun,
+    };
     let _ = stream.set_nodelay(true);
     let first_look = Duration::from_millis(limits.header_timeout_ms);
     let mut first = [0; HTTP2.len()];
@@ -130,8 +139,15 @@ pub(super) async fn serve(
         let watched = Watched::new(&watch, &request);
         let request = request.map(|body| watched.body(body));
         let (host, client) = (Arc::clone(&host), Arc::clone(&client));
+        let refused = kind == Kind::Own && call_depth::of(request.headers()) == 0;
+        if kind == Kind::Own {
+            begun.cancel();
+        }
         async move {
-            let response = request::answer(host, &client, request).await;
+            let response = match refused {
+                false => request::answer(host, &client, request).await,
+                true => empty(StatusCode::SERVICE_UNAVAILABLE),
+            };
             drop(watched);
             Ok::<_, Infallible>(answering.send(response))
         }

@@ -118,32 +118,58 @@ pub async fn serve(
     let config = host.app.load().config.clone();
     let limits = Arc::new(config.server);
     let end = CancellationToken::new();
+    let open = TaskTracker::new();
     let loops = (0..config.async_views.loops)
-        .map(|number| Loop::start(number, &host, &limits, (&stop, &end)))
+        .map(|number| Loop::start(number, &host, &limits, &open, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
-    let places = Places::new(sockets.connections_max);
+    let places = Arc::new(Places::new(sockets.connections_max));
     let listeners = sockets.listeners.into_iter();
     let listeners = listeners.map(tokio::net::TcpListener::from_std);
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    let closing = CancellationToken::new();
     let mut endless = JoinSet::new();
     endless.spawn(delivery::run(Arc::clone(&host)));
-    endless.spawn(accept(listeners, Arc::clone(&loops), places, stop.clone()));
+    endless.spawn(accept(
+        listeners,
+        Arc::clone(&loops),
+        Arc::clone(&places),
+        closing.clone(),
+    ));
     if let Some(admin) = sockets.admin {
         let admin = tokio::net::TcpListener::from_std(admin)?;
         endless.spawn(serve_admin(admin, stop.clone()));
     }
     let served = until_stopped(&mut endless, &stop).await;
+    // Before the addresses are closed: what is in flight may go on to send requests to the app itself.
+    match own_listener(&host) {
+        Ok(listener) => drop(tokio::spawn(accept_own(
+            listener,
+            Arc::clone(&loops),
+            places,
+            end.clone(),
+        ))),
+        Err(error) => {
+            tracing::warn!(%error, "requests in flight can send no further ones to the app itself");
+        }
+    }
+    closing.cancel();
     let drain = Duration::from_millis(limits.drain_timeout_ms);
     tracing::info!(
         requests = METRICS.scopes.get(),
         drain_timeout_ms = limits.drain_timeout_ms,
         "stopping: no new connections, requests in flight may finish"
     );
+    open.close();
     let all_idle = async {
-        futures::future::join_all(loops.iter().map(|each| each.idle.cancelled())).await;
-        // What the last requests published.
-        host.events.idle().await;
+        loop {
+            open.wait().await;
+            // What the last requests published. Subscribers may send requests to the app, too.
+            host.events.idle().await;
+            if open.is_empty() {
+                return;
+            }
+        }
     };
     if tokio::time::timeout(drain, all_idle).await.is_err() {
         tracing::warn!(
@@ -181,8 +207,6 @@ async fn until_stopped(endless: &mut JoinSet<()>, stop: &CancellationToken) -> a
 struct Loop {
     incoming: mpsc::Sender<Connection>,
     connections: Arc<AtomicUsize>,
-    /// Cancelled when nothing is in flight here any more.
-    idle: CancellationToken,
     /// Cancelled when its runtime has ended.
     ended: CancellationToken,
 }
@@ -190,7 +214,17 @@ struct Loop {
 struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
+    kind: Kind,
     counted: Counted,
+}
+
+/// Whose requests a connection may bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Anybody's.
+    Any,
+    /// Those that the app has sent to itself, and one only: the server is stopping.
+    Own,
 }
 
 /// A connection in everybody's counts, until dropped.
@@ -211,6 +245,7 @@ impl Loop {
         number: usize,
         host: &Arc<Host>,
         limits: &Arc<Limits>,
+        open: &TaskTracker,
         (stop, end): (&CancellationToken, &CancellationToken),
     ) -> anyhow::Result<Loop> {
         let (incoming, connections) = mpsc::channel(BACKLOG as usize);
@@ -219,26 +254,22 @@ impl Loop {
             .thread_stack_size(database::STACK_BYTES)
             .build()
             .context("an event loop")?;
-        let (idle, ended) = (CancellationToken::new(), CancellationToken::new());
+        let ended = CancellationToken::new();
         let each = Loop {
             incoming,
             connections: Arc::default(),
-            idle: idle.clone(),
             ended: ended.clone(),
         };
         // Also when the loop panics.
-        let (idle, ended) = (idle.drop_guard(), ended.drop_guard());
+        let ended = ended.drop_guard();
         let work = {
             let (host, limits) = (Arc::clone(host), Arc::clone(limits));
-            let (stop, end) = (stop.clone(), end.clone());
+            let (stop, end, open) = (stop.clone(), end.clone(), open.clone());
             async move {
-                let served = async {
-                    serve_connections(host, limits, connections, stop).await;
-                    drop(idle);
-                };
+                // Until then, even if nothing is in flight here: other loops may still use outbound connections that were
+                // made here, and send connections of their own requests.
                 tokio::select! {
-                    // Other loops may still use outbound connections that were made here.
-                    () = served => end.cancelled().await,
+                    () = serve_connections(host, limits, connections, open, stop) => {}
                     () = end.cancelled() => {}
                 }
             }
@@ -294,7 +325,7 @@ impl Places {
 async fn accept(
     listeners: Vec<tokio::net::TcpListener>,
     loops: Arc<Vec<Loop>>,
-    places: Places,
+    places: Arc<Places>,
     stop: CancellationToken,
 ) {
     let mut turn = 0;
@@ -307,37 +338,86 @@ async fn accept(
             accepted = accept_any(&listeners, &mut turn) => accepted,
             () = stop.cancelled() => return,
         };
-        let (stream, peer) = match accepted {
-            Ok((stream, peer)) => (stream, peer),
+        match accepted {
+            Ok(connection) => {
+                if !hand_over(&loops, connection, Kind::Any, place).await {
+                    return;
+                }
+            }
+            Err(error) => out_of_descriptors(&error).await,
+        }
+    }
+}
+
+/// Where the app reaches itself while it stops, from now on.
+fn own_listener(host: &Host) -> anyhow::Result<tokio::net::TcpListener> {
+    let app = host.app.load_full();
+    let client = &app.services.http;
+    let address = client.own_while_stopping();
+    let listener = bind(address, &[]).with_context(|| format!("cannot listen on {address}"))?;
+    client.set_own_while_stopping(listener.local_addr()?);
+    Ok(tokio::net::TcpListener::from_std(listener)?)
+}
+
+/// Accepts what the app sends to itself while it stops, until `end`.
+async fn accept_own(
+    listener: tokio::net::TcpListener,
+    loops: Arc<Vec<Loop>>,
+    places: Arc<Places>,
+    end: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = end.cancelled() => return,
+        };
+        let connection = match accepted {
+            Ok(connection) => connection,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+                out_of_descriptors(&error).await;
                 continue;
             }
         };
-        let least = loops
-            .iter()
-            .min_by_key(|each| each.connections.load(Relaxed))
-            .expect("there is at least one loop");
-        // Moved to the loop's own runtime, so that only that one wakes for it.
-        let Ok(stream) = stream.into_std() else {
-            continue;
-        };
-        least.connections.fetch_add(1, Relaxed);
-        let counted = Counted {
-            on_loop: Arc::clone(&least.connections),
-            _place: place,
-            _open: GaugeGuard::new(&METRICS.connections),
-        };
-        let connection = Connection {
-            stream,
-            peer,
-            counted,
-        };
-        if least.incoming.send(connection).await.is_err() {
-            return;
+        tokio::select! {
+            place = places.take() => drop(hand_over(&loops, connection, Kind::Own, place).await),
+            () = end.cancelled() => return,
         }
     }
+}
+
+async fn out_of_descriptors(error: &io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
+}
+
+/// Gives a connection to the loop that has the fewest. False when that loop has ended, and the connection with it.
+async fn hand_over(
+    loops: &[Loop],
+    (stream, peer): (tokio::net::TcpStream, SocketAddr),
+    kind: Kind,
+    place: OwnedSemaphorePermit,
+) -> bool {
+    let least = loops
+        .iter()
+        .min_by_key(|each| each.connections.load(Relaxed))
+        .expect("there is at least one loop");
+    // Moved to the loop's own runtime, so that only that one wakes for it.
+    let Ok(stream) = stream.into_std() else {
+        return true;
+    };
+    least.connections.fetch_add(1, Relaxed);
+    let counted = Counted {
+        on_loop: Arc::clone(&least.connections),
+        _place: place,
+        _open: GaugeGuard::new(&METRICS.connections),
+    };
+    let connection = Connection {
+        stream,
+        peer,
+        kind,
+        counted,
+    };
+    least.incoming.send(connection).await.is_ok()
 }
 
 /// The next connection of any address, each in its turn.
@@ -362,16 +442,11 @@ async fn serve_connections(
     host: Arc<Host>,
     limits: Arc<Limits>,
     mut incoming: mpsc::Receiver<Connection>,
+    open: TaskTracker,
     stop: CancellationToken,
 ) {
     let protocols = Arc::new(connection::Protocols::new(&limits));
-    let open = TaskTracker::new();
-    loop {
-        let connection = tokio::select! {
-            connection = incoming.recv() => connection,
-            () = stop.cancelled() => None,
-        };
-        let Some(connection) = connection else { break };
+    while let Some(connection) = incoming.recv().await {
         let (host, limits, protocols, stop) = (
             Arc::clone(&host),
             Arc::clone(&limits),
@@ -382,15 +457,15 @@ async fn serve_connections(
             let Connection {
                 stream,
                 peer,
+                kind,
                 counted: _counted,
             } = connection;
             if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                connection::serve(host, &limits, &protocols, (stream, peer), &stop).await;
+                let stream = (stream, peer, kind);
+                connection::serve(host, &limits, &protocols, stream, &stop).await;
             }
         });
     }
-    open.close();
-    open.wait().await;
 }
 
 /// Health and metrics, on an address of their own.
@@ -506,12 +581,11 @@ mod tests {
         let each = Loop {
             incoming,
             connections: Arc::default(),
-            idle: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
         let stop = CancellationToken::new();
         let loops = Arc::new(vec![each]);
-        let accepting = accept(listeners, loops, Places::new(2), stop.clone());
+        let accepting = accept(listeners, loops, Arc::new(Places::new(2)), stop.clone());
         let accepting = tokio::spawn(accepting);
         let soon = Duration::from_secs(5);
         for address in &addresses {

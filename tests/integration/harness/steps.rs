@@ -117,6 +117,16 @@ pub fn calls() -> Value {
     json!({"do": "calls"})
 }
 
+/// Adds a line to a file.
+pub fn append(path: &str, line: &str) -> Value {
+    json!({"do": "append", "path": path, "line": line})
+}
+
+/// Reads so many rows of a result, and leaves the rest.
+pub fn open(sql: &str, rows: usize) -> Value {
+    json!({"do": "open", "sql": sql, "rows": rows})
+}
+
 /// Answers with this status.
 pub fn status(code: u16) -> Value {
     json!({"do": "status", "code": code})

@@ -40,6 +40,15 @@ pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
         })
 }
 
+/// Whether an error may have arisen within what a statement runs, such as a procedure: the server says where. Before a
+/// statement runs, it says so of parameters alone.
+pub(super) fn is_within(error: &tokio_postgres::Error) -> bool {
+    let place = error.as_db_error().and_then(DbError::where_);
+    place.is_some_and(|place| {
+        place.contains('\n') || !place.starts_with("unnamed portal parameter $")
+    })
+}
+
 fn is_lost(error: &tokio_postgres::Error) -> bool {
     let of_socket = |source: &(dyn std::error::Error + 'static)| source.is::<std::io::Error>();
     error.is_closed() || error.source().is_some_and(of_socket)

@@ -5,14 +5,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::{CancelToken, Client, Row as PostgresRow, Statement as Known};
+use tokio_postgres::{CancelToken, Client, Row as PostgresRow, RowStream, Statement as Known};
 
 use super::super::error::{Error, ErrorKind};
 use super::super::face::unwound;
 use super::super::statement::{
     Failed, Outcome, PIECE_BYTES, PIECE_ROWS, ROW_BYTES, Row, Statement, Table, VALUE_BYTES, Value,
+    short,
 };
 use super::guard::Verdict;
 use super::params::{Param, array, params};
@@ -23,6 +24,11 @@ use super::values::{self, Raw};
 use super::wire::Limits;
 use super::{Postgres, error, types, wire};
 
+/// The server's codes for a statement that writes in a transaction that only reads, and for a prepared statement that it
+/// does not know.
+const WRITES: &str = "25006";
+pub(super) const FORGOTTEN: &str = "26000";
+
 /// How much of a result that is too large is read and thrown away before its statement is cancelled instead.
 const DISCARD_BYTES: u64 = 4 << 20;
 
@@ -30,8 +36,14 @@ const DISCARD_BYTES: u64 = 4 << 20;
 /// bytes in all without a break (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
-/// In place of the server's code: the statement was prepared before definitions changed. It has not run.
+/// In place of the server's code: the statement was prepared before definitions changed. It has not run, or all that it
+/// did is undone.
 pub(super) const STALE: &str = "stale";
+/// The same of something within a statement such as `call`, which may have committed before.
+pub(super) const STALE_WITHIN: &str = "stale within";
+
+/// What [`Execution::feed`] says before the first rows: the columns, or nothing when the statement writes.
+pub(super) type Head = Result<Option<Vec<String>>, Error>;
 
 /// The error of a statement, and the server's code for it; the code is empty when the error is the host's.
 struct Wrong {
@@ -358,13 +370,13 @@ impl Execution<'_> {
         })
     }
 
-    /// Hands a result over in pieces; returns the server's code if it failed.
+    /// Hands a result over in pieces, from a transaction that only reads; returns the server's code if it failed.
+    /// `read_only`: it is an error when the statement writes. `open` says whether the transaction is there.
     pub(super) async fn feed(
         &self,
         session: &mut Session,
-        begin: &str,
-        begins: bool,
-        head: oneshot::Sender<Result<Vec<String>, Error>>,
+        (read_only, open): (bool, &AtomicBool),
+        head: oneshot::Sender<Head>,
         pieces: &mpsc::Sender<Result<Vec<Row>, Error>>,
     ) -> String {
         let sql = &self.statement.sql;
@@ -373,55 +385,84 @@ impl Execution<'_> {
         session
             .limits
             .set_row_max(self.statement.rows_max.unwrap_or(u64::MAX));
-        let start = async |known: Option<Known>, begin: &str| {
-            if begins {
-                let begun = client.batch_execute(begin).await;
-                begun.map_err(|error| self.wrong(&error))?;
+        let mut started = self.start(client, known, open).await;
+        if let Err(Wrong { code, .. }) = &started
+            && (code == STALE || code == FORGOTTEN)
+        {
+            if code == STALE {
+                self.cancel.database.forget_plans();
             }
-            let known = match known {
-                Some(known) => known,
-                None => self.prepare(client).await?,
+            started = match client.batch_execute("rollback").await {
+                Ok(()) => self.start(client, None, open).await,
+                Err(error) => Err(self.wrong(&error)),
             };
-            let params = self.params(&known).await?;
-            let columns = columns(&known)?;
-            let stream = client.query_raw(&known, params).await;
-            let stream = stream.map_err(|error| self.wrong(&error))?;
-            Ok::<_, Wrong>((columns, stream))
-        };
-        let mut started = start(known, begin).await;
-        if started.as_ref().is_err_and(|wrong| wrong.code == STALE) {
-            self.cancel.database.forget_plans();
-            started = start(None, &format!("rollback; {begin}")).await;
         }
-        let stream = match started {
-            Ok((columns, stream)) => {
-                // Nobody reads on when the receiver is gone.
-                let _ = head.send(Ok(columns));
-                stream
-            }
-            Err(Wrong { mut error, code }) => {
-                if error.kind == ErrorKind::Denied && begins {
-                    error = Error::read_only(&self.statement.sql);
-                }
-                let _ = head.send(Err(error));
+        let (columns, stream) = match started {
+            Ok(started) => started,
+            Err(Wrong { error, code }) => {
+                let _ = head.send(match error.kind {
+                    ErrorKind::Denied if code == WRITES && read_only => Err(Error::read_only(sql)),
+                    ErrorKind::Denied if code == WRITES => Ok(None),
+                    _ => Err(error),
+                });
                 return code;
             }
         };
         let mut stream = pin!(stream);
+        // What only reads may do something all the same that its commit makes known, such as `pg_notify`. It is sent right
+        // behind the statement, and comes to nothing when that fails or is cancelled.
+        let commit = async {
+            match read_only {
+                true => Ok(()),
+                false => client.batch_execute("commit").await,
+            }
+        };
+        let mut commit = pin!(futures::future::maybe_done(commit));
+        let _ = commit.as_mut().now_or_never();
+        open.store(read_only, Relaxed);
+        // The server looks whether a statement writes when it runs it: the first row says that it does not, yet.
+        let first = stream.try_next().await;
+        let writes = |error: &tokio_postgres::Error| {
+            error.code().is_some_and(|state| state.code() == WRITES)
+        };
+        if !read_only && first.as_ref().is_err_and(writes) {
+            let _ = head.send(Ok(None));
+            return WRITES.to_owned();
+        }
+        // Nobody reads on when the receiver is gone.
+        let _ = head.send(Ok(Some(columns)));
+        let mut first = Some(first);
         let max = self.statement.rows_max.unwrap_or(u64::MAX);
         let (mut piece, mut bytes) = (Vec::new(), 0);
         loop {
-            let row = match stream.try_next().await {
+            let next = match first.take() {
+                Some(first) => first,
+                None => stream.try_next().await,
+            };
+            let row = match next {
                 Ok(Some(_)) if self.cancel.is_sent() => continue,
                 Ok(Some(row)) => row,
                 Ok(None) => {
+                    commit.as_mut().await;
+                    let committed = commit.take_output().unwrap_or(Ok(()));
                     if !piece.is_empty() {
                         let _ = pieces.send(Ok(piece)).await;
                     }
-                    return String::new();
+                    let Err(error) = committed else {
+                        return String::new();
+                    };
+                    let Wrong { error, code } = self.wrong(&error);
+                    let _ = pieces.send(Err(error)).await;
+                    return code;
                 }
                 Err(error) => {
-                    let Wrong { error, code } = self.wrong(&error);
+                    let Wrong { mut error, code } = self.wrong(&error);
+                    if code == WRITES {
+                        error = match read_only {
+                            true => Error::read_only(sql),
+                            false => late_write(sql),
+                        };
+                    }
                     if !self.cancel.is_sent() {
                         let _ = pieces.send(Ok(piece)).await;
                         let _ = pieces.send(Err(error)).await;
@@ -462,6 +503,45 @@ impl Execution<'_> {
         }
     }
 
+    /// Begins a transaction that only reads and the statement in it, in one round trip when the statement is known.
+    async fn start(
+        &self,
+        client: &Client,
+        known: Option<Known>,
+        open: &AtomicBool,
+    ) -> Result<(Vec<String>, RowStream), Wrong> {
+        // Once what goes ahead is sent, something must follow it.
+        let given = match &known {
+            Some(known) => Some((self.params(known).await?, columns(known)?)),
+            None => None,
+        };
+        self.cancel.hold();
+        open.store(true, Relaxed);
+        let begin = async {
+            let ahead = wire::ahead(&["begin read only".to_owned()]);
+            let begun = client.batch_execute(&ahead).await;
+            self.cancel.release();
+            begun
+        };
+        let statement = async {
+            let (known, (params, columns)) = match (known, given) {
+                (Some(known), Some(given)) => (known, given),
+                _ => {
+                    let known = self.prepare(client).await?;
+                    let given = (self.params(&known).await?, columns(&known)?);
+                    (known, given)
+                }
+            };
+            let stream = client.query_raw(&known, params).await;
+            let stream = stream.map_err(|error| self.wrong(&error))?;
+            Ok((columns, stream))
+        };
+        // Polled in this order, so sent in this order.
+        let (begun, started) = futures::future::join(begin, statement).await;
+        begun.map_err(|error| self.wrong(&error))?;
+        started
+    }
+
     async fn params(&self, known: &Known) -> Result<Vec<Param<'_>>, Error> {
         let (expected, given) = (known.params(), &self.statement.params);
         if expected.len() != given.len() {
@@ -482,8 +562,12 @@ impl Execution<'_> {
     }
 
     fn wrong(&self, error: &tokio_postgres::Error) -> Wrong {
+        // An error within a statement that changes rows only is that statement's: it has undone all of it.
+        let within = !self.verdict.changes_rows_only && error::is_within(error);
         let code = match error.code() {
+            Some(_) if error::is_stale(error) && within => STALE_WITHIN,
             Some(_) if error::is_stale(error) => STALE,
+            Some(state) if state.code() == FORGOTTEN && within => "",
             Some(state) => state.code(),
             None => "",
         };
@@ -497,6 +581,16 @@ impl Execution<'_> {
         }
         Wrong { error, code }
     }
+}
+
+fn late_write(sql: &str) -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        format!(
+            "the statement began to write after its first rows were handed over, so it was stopped and nothing of it is kept: run it with `query`: {}",
+            short(sql)
+        ),
+    )
 }
 
 /// Whether a statement has a `?` outside of texts and comments.

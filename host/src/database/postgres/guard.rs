@@ -21,6 +21,8 @@ pub(super) struct Verdict {
     /// Whether the row count that the server reports is the number of changed rows. For reads it is the number of rows
     /// that were read, and for `create table … as` the number of rows that the table begins with.
     pub(super) counts: bool,
+    /// Whether it only reads, as far as its words tell: what it calls may write.
+    pub(super) reads: bool,
     /// Whether the server may forget prepared statements, the host's own too.
     pub(super) forgets: bool,
     /// Whether the statement, by its first word, changes no definitions. Functions that it calls may change some.
@@ -93,6 +95,7 @@ impl<'a> Words<'a> {
             needs: words.needs(&first),
             counts: !explains
                 && matches!(verb, "insert" | "update" | "delete" | "merge" | "execute"),
+            reads: explains || matches!(verb, "select" | "values" | "table" | "show"),
             forgets: matches!(first.as_str(), "discard" | "deallocate"),
             changes_rows_only: matches!(
                 first.as_str(),
@@ -425,6 +428,31 @@ mod tests {
             "drop table a",
         ] {
             assert!(!counts(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_writes_by_its_words_is_known() {
+        let reads = |sql: &str| judge(sql).expect(sql).reads;
+        for sql in [
+            "select 1",
+            "(values (1))",
+            "table a",
+            "show work_mem",
+            "with b as (insert into a values (1) returning *) select * from b",
+            "explain analyze insert into a values (1)",
+        ] {
+            assert!(reads(sql), "{sql}");
+        }
+        for sql in [
+            "insert into a values (1) returning *",
+            "with b as (select 1) insert into a select * from b returning *",
+            "/* select */ update a set b = 1",
+            "call a()",
+            "do $$ select $$",
+            "create table a as select 1",
+        ] {
+            assert!(!reads(sql), "{sql}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::error::{Error, ErrorKind};
 use super::super::face::unwound;
 use super::super::statement::{Failed, Outcome, Row, STATEMENT_BYTES_MAX, Statement, Stream};
-use super::execute::{Cancel, Execution, HEAVY_BYTES, STALE, size, too_long};
+use super::execute::{
+    Cancel, Execution, FORGOTTEN, HEAVY_BYTES, Head, STALE, STALE_WITHIN, size, too_long,
+};
 use super::guard::{Verdict, judge};
 use super::plain::{Check, Checked, Watch};
 use super::session::{CLOSING_TIMEOUT, Session};
@@ -47,7 +50,6 @@ pub struct Lease {
 pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_reading";
 
 const QUERY_CANCELED: &str = "57014";
-const FORGOTTEN: &str = "26000";
 
 /// Before a statement is sent: whether it will leave something in the session.
 enum Read {
@@ -139,10 +141,13 @@ impl Lease {
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
         // Definitions have changed since the statement was prepared, or somebody has forgotten what was prepared: it has
-        // not run. In a transaction that began before, it is too late.
+        // not run, or nothing of it is kept. In a transaction that began before, it is too late.
         let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
-        if let Err((_, code @ (STALE | FORGOTTEN))) = ran.as_ref().map_err(|(f, c)| (f, &**c)) {
-            let is_stale = code == STALE;
+        if let Err((_, code @ (STALE | STALE_WITHIN | FORGOTTEN))) =
+            ran.as_ref().map_err(|(f, c)| (f, &**c))
+        {
+            let is_stale = code != FORGOTTEN;
+            let may_have_committed = code == STALE_WITHIN;
             match is_stale {
                 true => self.database.forget_plans(),
                 false => self.forget_statements(),
@@ -152,7 +157,7 @@ impl Lease {
             }
             let again = match (self.in_transaction, begins) {
                 (true, true) => self.host(&["rollback".to_owned()]).await.is_ok(),
-                (within, _) => !within,
+                (within, _) => !within && !may_have_committed,
             };
             if again {
                 ran = self
@@ -160,6 +165,7 @@ impl Lease {
                     .await;
             } else if let Err((Failed::Statement(error), _)) = &mut ran
                 && is_stale
+                && self.in_transaction
             {
                 // The view may run its whole transaction again, with statements that are prepared anew.
                 error.kind = ErrorKind::Conflict;
@@ -390,19 +396,27 @@ impl Lease {
         Err(error)
     }
 
-    /// Runs a statement that belongs to no transaction and hands its result over in pieces.
-    pub(super) async fn stream(mut self, statement: Statement) -> Result<Stream, Error> {
+    /// Runs a statement that belongs to no transaction and hands its result over in pieces. None: it writes, and has not
+    /// run.
+    ///
+    /// It runs in a transaction that only reads, so that a function that it calls cannot write either.
+    pub(super) async fn stream(
+        mut self,
+        statement: Arc<Statement>,
+    ) -> Result<Option<Stream>, Error> {
+        let was_used = self.used;
         let verdict = self.admit(&statement).await?;
+        if !verdict.reads && !self.read_only {
+            self.used = was_used;
+            return Ok(None);
+        }
         self.plain_read(true, &statement, &verdict);
         let (head_sender, head) = oneshot::channel();
         let (sender, pieces) = mpsc::channel(1);
         let runtime = self.database.runtime.clone();
         runtime.spawn(self.feed(statement, verdict, head_sender, sender));
         match head.await {
-            Ok(columns) => Ok(Stream {
-                columns: columns?,
-                pieces,
-            }),
+            Ok(head) => Ok(head?.map(|columns| Stream { columns, pieces })),
             Err(_) => Err(Error::new(
                 ErrorKind::Other,
                 "the task that reads the rows ended early",
@@ -412,9 +426,9 @@ impl Lease {
 
     async fn feed(
         mut self,
-        statement: Statement,
+        statement: Arc<Statement>,
         verdict: Arc<Verdict>,
-        head: oneshot::Sender<Result<Vec<String>, Error>>,
+        head: oneshot::Sender<Head>,
         pieces: mpsc::Sender<Result<Vec<Row>, Error>>,
     ) {
         let database = Arc::clone(&self.database);
@@ -429,15 +443,9 @@ impl Lease {
             verdict: &verdict,
             check: None,
         };
-        // The lease's end rolls it back.
-        let begin = if self.read_only {
-            "begin read only"
-        } else {
-            ""
-        };
-        self.in_transaction = self.read_only;
+        let open = AtomicBool::new(false);
         let code = {
-            let feeding = order.feed(session, begin, self.read_only, head, &pieces);
+            let feeding = order.feed(session, (self.read_only, &open), head, &pieces);
             let mut feeding = pin!(feeding);
             let given_up = async {
                 tokio::select! {
@@ -454,6 +462,7 @@ impl Lease {
                 }
             }
         };
+        self.in_transaction = open.into_inner();
         self.broken |= code.is_none() || cancel.is_sent();
     }
 }

@@ -219,14 +219,15 @@ impl Postgres {
         }
     }
 
-    /// Runs a statement outside of any transaction and hands its result over in pieces.
+    /// Runs a statement outside of any transaction and hands its result over in pieces. None: it writes, which has not
+    /// happened. Its rows would be there before its commit, and whoever leaves them unread would undo it (R9).
     pub(super) async fn stream(
         self: &Arc<Self>,
         deadline: &Arc<Deadline>,
         read_only: bool,
-        statement: Statement,
-    ) -> Result<Stream, Error> {
+        statement: &Arc<Statement>,
+    ) -> Result<Option<Stream>, Error> {
         let lease = self.lease(deadline, read_only).await?;
-        lease.stream(statement).await
+        lease.stream(Arc::clone(statement)).await
     }
 }

@@ -15,7 +15,7 @@ use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::Value;
-use super::values::element;
+use super::values::{base, element};
 
 /// A parameter as it is sent.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) fn params<'a>(
 ) -> Result<Vec<Param<'a>>, Error> {
     (values.iter().zip(types).enumerate())
         .map(|(index, (value, ty))| {
-            if matches!(value, Value::Text(text) if *ty != Type::BYTEA && text.contains('\0')) {
+            if matches!(value, Value::Text(text) if *base(ty) != Type::BYTEA && text.contains('\0')) {
                 return Err(Error::new(
                     ErrorKind::Statement,
                     format!(
@@ -63,6 +63,7 @@ pub(super) fn params<'a>(
 }
 
 fn param<'a>(value: &'a Value, ty: &Type) -> Option<Param<'a>> {
+    let ty = base(ty);
     Some(match value {
         Value::Null => Param::Null,
         Value::Blob(bytes) if *ty == Type::BYTEA => Param::Bytes(bytes),
@@ -90,6 +91,7 @@ fn param<'a>(value: &'a Value, ty: &Type) -> Option<Param<'a>> {
 
 /// Whether a number can be sent for this type.
 fn fits(ty: &Type) -> bool {
+    let ty = base(ty);
     *ty != Type::BYTEA && *ty != Type::UUID && element(ty).is_none()
 }
 
@@ -123,7 +125,7 @@ const DIMENSIONS_MAX: usize = 6;
 /// Converts a JSON array to an array literal of the server: `[1, null, ["a"]]` to `{1,NULL,{"a"}}`.
 pub(super) fn array(json: &str, element: &Type) -> Option<String> {
     let mut literal = String::new();
-    let of_json = matches!(*element, Type::JSON | Type::JSONB);
+    let of_json = matches!(*base(element), Type::JSON | Type::JSONB);
     let list = List {
         of_json,
         dimension: 1,

@@ -92,11 +92,18 @@ fn reading(ty: &Type) -> Option<Reading> {
     })
 }
 
+/// The type below all domains.
+pub(super) fn base(ty: &Type) -> &Type {
+    match ty.kind() {
+        Kind::Domain(inner) => base(inner),
+        _ => ty,
+    }
+}
+
 /// The element type of an array, through domains.
 pub(super) fn element(ty: &Type) -> Option<&Type> {
-    match ty.kind() {
+    match base(ty).kind() {
         Kind::Array(element) => Some(element),
-        Kind::Domain(inner) => element(inner),
         _ => None,
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Handle {
     /// The configured limit on one value.
     values_max: u64,
     busy_timeout: Duration,
+    /// What a session's temporary tables may take.
+    temporary_max: u64,
     /// The change of the schema that the statements that are kept are newer than.
     schema: Cell<u64>,
     writes: bool,
@@ -148,6 +150,7 @@ impl Handle {
             watched,
             values_max: config.value_max_bytes,
             busy_timeout: *busy_timeout,
+            temporary_max: *transaction_max_bytes,
             schema: Cell::new(shared.schema.load(Relaxed)),
             writes,
             before: Cell::default(),
@@ -192,6 +195,17 @@ impl Handle {
         self.guard.host.store(false, Relaxed);
         self.watched.set_host(false);
         done
+    }
+
+    /// Bounds the temporary tables that a pinned session may make: they are in a file of their own, whose size no
+    /// transaction's limit covers.
+    pub(super) fn bound_temporary(&self) -> Result<(), Error> {
+        let bounded = self.as_host(|connection| {
+            let page: u32 = connection.query_row("pragma temp.page_size", (), |row| row.get(0))?;
+            let pages = (self.temporary_max / u64::from(page.max(1))).max(1);
+            connection.execute_batch(&format!("pragma temp.max_page_count = {pages}"))
+        });
+        bounded.map_err(|error| self.error(&error))
     }
 
     pub(super) fn prepare(&self, sql: &str, params: &[Value]) -> Result<Prepared<'_>, Error> {
@@ -431,6 +445,10 @@ impl Handle {
                     "the statement is empty, or only a comment",
                 ),
                 ErrorCode::TooBig => self.too_big(),
+                ErrorCode::DiskFull if self.guard.pinned.load(Relaxed) => Error::new(
+                    ErrorKind::TooLarge,
+                    "the temporary tables of the session would have more than `transaction_max_bytes` of the database, or the disk is full",
+                ),
                 ErrorCode::OutOfMemory => Error::new(
                     kind,
                     "the statement needs more memory, or more instructions, than SQLite may use here: split it, or work on fewer and smaller values at once",

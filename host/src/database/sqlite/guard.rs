@@ -339,13 +339,13 @@ fn is_temporary(context: &AuthContext<'_>) -> bool {
     makes_one || context.database_name == Some("temp")
 }
 
-/// The pragmas that change this connection only, and nothing of the file, the process or the host's own limits.
+/// The pragmas that change this connection only, and nothing of the file, the process or the host's own limits. So neither
+/// `cache_size` nor `temp_store`: SQLite's memory is the whole process's, and one session could take all of it.
 fn of_session(name: &str) -> bool {
     matches!(
         name.to_ascii_lowercase().as_str(),
         "analysis_limit"
             | "automatic_index"
-            | "cache_size"
             | "case_sensitive_like"
             | "defer_foreign_keys"
             | "foreign_keys"
@@ -353,7 +353,6 @@ fn of_session(name: &str) -> bool {
             | "query_only"
             | "recursive_triggers"
             | "reverse_unordered_selects"
-            | "temp_store"
     )
 }
 

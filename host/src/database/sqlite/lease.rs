@@ -150,7 +150,23 @@ impl Lease {
         let handle = self.handle();
         // Statements that are prepared already would not pass the authorizer again.
         handle.connection.flush_prepared_statement_cache();
-        handle.guard.pinned.store(pinned, Relaxed);
+        let bounded = match pinned {
+            true => handle.bound_temporary(),
+            false => Ok(()),
+        };
+        if let Err(error) = &bounded {
+            let (database, why) = (&self.database.config.name, &error.message);
+            tracing::error!(
+                database,
+                why,
+                "a session's temporary tables cannot be bounded"
+            );
+        }
+        // Without the bound there are no temporary tables, and the statements that need a pin say so.
+        handle
+            .guard
+            .pinned
+            .store(pinned && bounded.is_ok(), Relaxed);
     }
 
     /// Runs a transaction statement of the host.

@@ -4,15 +4,24 @@
 //! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
 //! where it would hold up everything else that the view has in flight.
 
+mod files;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
 use tracing::Level;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
+use wasmtime_wasi::filesystem::{WasiFilesystemCtxView, WasiFilesystemView as _};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::io::poll as waits;
+use wasmtime_wasi::p2::bindings::sync::filesystem::types as blocking_files;
 use wasmtime_wasi::p2::bindings::sync::io::poll as blocking_waits;
+use wasmtime_wasi::p2::bindings::sync::io::streams as blocking_streams;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 
 use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
+use crate::threads::workers;
 use crate::view::Mode;
 
 /// Must be the version that wasmtime-wasi links: only then do these definitions replace the ones of wasmtime-wasi.
@@ -20,6 +29,10 @@ const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        if self.writes_files {
+            // What the call may do to a file, no roll-back undoes.
+            self.work().scope.files.store(true, Relaxed);
+        }
         if self.wasi.is_none() {
             self.wasi = Some(Wasi {
                 ctx: self.new_wasi(),
@@ -74,6 +87,20 @@ impl Bounded<'_> {
         *self.table() = table;
         done.map_err(|why| wasmtime::Error::from(Stop::from(why)))?
     }
+
+    /// Does something with files that may wait for a disk.
+    fn in_files<T>(&mut self, work: impl FnOnce(&mut WasiFilesystemCtxView<'_>) -> T) -> T {
+        let cpu = Arc::clone(&self.0.work().cpu);
+        let mut files = self.0.filesystem();
+        cpu.pause(|| workers::blocking(|| work(&mut files)))
+    }
+
+    /// Does something with streams, which may be those of files.
+    fn in_streams<T>(&mut self, work: impl FnOnce(&mut ResourceTable) -> T) -> T {
+        let cpu = Arc::clone(&self.0.work().cpu);
+        let table = self.table();
+        cpu.pause(|| workers::blocking(|| work(table)))
+    }
 }
 
 impl blocking_waits::Host for Bounded<'_> {
@@ -96,10 +123,13 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     }
 }
 
-/// Replaces the waits of `wasi:io/poll` by ones that end with the request.
+/// Replaces the waits of `wasi:io/poll` by ones that end with the request, and the functions of files and streams by ones
+/// that the worker pool knows of.
 pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     blocking_waits::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;
+    blocking_files::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;
+    blocking_streams::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;
     linker.allow_shadowing(false);
     Ok(())
 }

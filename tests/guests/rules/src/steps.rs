@@ -4,7 +4,9 @@
 //! answers with a list of JSON values, one for each step: what the step *tells*; see [`Step`].
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::hint::black_box;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use amphi_sdk::database::Row;
@@ -108,6 +110,8 @@ pub enum Step {
     /// In async functions: `step` begins before a transaction or savepoint, and is awaited within it, after `steps`. In sync
     /// functions: all in turn. Tells what `step` tells.
     Late { step: Box<Step>, steps: Vec<Step> },
+    /// Adds a line to a file.
+    Append { path: String, line: String },
     /// In async functions: steps at once; when one has ended, the others are dropped. In sync functions: the first step
     /// alone.
     Race { steps: Vec<Step> },
@@ -191,6 +195,9 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
             log::info!("{text}");
             Ok(Json::Null)
         }
+        Step::Append { path, line } => Ok(append(path, line)
+            .map_or_else(|error| error.to_string(), |()| "written".into())
+            .into()),
         Step::Calls => {
             static CALLS: AtomicU32 = AtomicU32::new(0);
             Ok((CALLS.fetch_add(1, Relaxed) + 1).into())
@@ -198,6 +205,11 @@ pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Opti
         Step::End { how } => Err(end(how)),
         _ => return None,
     })
+}
+
+fn append(path: &str, line: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    writeln!(file, "{line}")
 }
 
 /// Whether a failure of this step makes the function fail.

@@ -1,11 +1,12 @@
 //! The client for outbound requests: the check of their destination, and the pool of connections.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use reqwest::header::HeaderValue;
 use reqwest::{Method, Url, redirect};
 
 use super::destination::{Allowed, NotAllowed, Resolver, is_localhost, literal};
@@ -31,6 +32,8 @@ pub struct Client {
     /// Whether the system has certificates of authorities. Without them, no https server can be checked.
     certificates: bool,
     own: OnceLock<SocketAddr>,
+    /// The same once the server stops and its addresses are closed.
+    own_while_stopping: OnceLock<SocketAddr>,
 }
 
 #[derive(Clone)]
@@ -105,6 +108,7 @@ impl Client {
             connections: Mutex::new(HashMap::from([(public, connections)])),
             certificates,
             own: OnceLock::new(),
+            own_while_stopping: OnceLock::new(),
         })
     }
 
@@ -153,6 +157,28 @@ impl Client {
         let _ = self.own.set(address);
     }
 
+    /// An address of this machine alone, with any port, of the kind that the app listens on.
+    pub fn own_while_stopping(&self) -> SocketAddr {
+        match self.own.get() {
+            Some(SocketAddr::V6(_)) => (Ipv6Addr::LOCALHOST, 0).into(),
+            Some(SocketAddr::V4(_)) | None => (Ipv4Addr::LOCALHOST, 0).into(),
+        }
+    }
+
+    /// Says where requests to `/…` go from now on: the server stops, and its addresses are closed.
+    pub fn set_own_while_stopping(&self, address: SocketAddr) {
+        // A server stops once.
+        let _ = self.own_while_stopping.set(address);
+    }
+
+    /// By which name the app is asked for when it is not the one in the URL.
+    pub(super) fn host(&self, url: &Url) -> Option<HeaderValue> {
+        let stopping = self.own_while_stopping.get()?;
+        let is_own = url.authority() == stopping.to_string();
+        let own = self.own.get().filter(|_| is_own)?;
+        HeaderValue::try_from(own.to_string()).ok()
+    }
+
     /// Where a request goes, and the addresses that its name may lead to.
     pub(super) fn destination(&self, text: &str, module: &Module) -> Result<(Url, Allowed), Error> {
         let allowed = Allowed::new(&module.http_private);
@@ -171,8 +197,9 @@ impl Client {
                 return denied("self".into());
             }
             let own = self
-                .own
+                .own_while_stopping
                 .get()
+                .or_else(|| self.own.get())
                 .ok_or_else(|| Error::Connection("the app does not listen yet".into()))?;
             return Ok((parse(&format!("http://{own}{text}"))?, allowed));
         }

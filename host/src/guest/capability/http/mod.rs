@@ -89,6 +89,9 @@ impl Guest {
             (request.headers_mut().try_append(key, value))
                 .map_err(|error| Error::Invalid(format!("the request's headers: {error}")))?;
         }
+        if let Some(host) = client.host(request.url()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
         self.add_context(request.headers_mut());
         let left = scope.deadline.remaining();
         let asked = wanted

@@ -1,0 +1,82 @@
+//! An async view that calls another one with a body of its choice, and one that asks the host for the request's body
+//! whatever it was handed.
+
+wit_bindgen::generate!({
+    inline: "
+        package tests:misfits;
+        world async-courier {
+            import amphi:view/body-async@0.1.0;
+            import amphi:view/subrequest-async@0.1.0;
+            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            export describe: func() -> list<view-info>;
+            export handle: async func(view: u32, request: request) -> result<response, error>;
+        }
+    ",
+    path: "../../../guest-sdk/wit",
+    world: "tests:misfits/async-courier",
+    generate_all,
+});
+
+use amphi::view::body_async as body;
+use amphi::view::subrequest_async as subrequest;
+use amphi::view::types::{Body, Route, ViewKind};
+
+struct Courier;
+
+impl Guest for Courier {
+    fn describe() -> Vec<ViewInfo> {
+        let view = |id, pattern: &str| ViewInfo {
+            id,
+            name: format!("view_{id}"),
+            kind: ViewKind::Route(Route {
+                method: "POST".into(),
+                pattern: pattern.into(),
+            }),
+            atomic: None,
+            read_only: false,
+            isolation: None,
+            retries: 0,
+            cpu_ms: None,
+            timeout_ms: None,
+            middleware: Vec::new(),
+        };
+        vec![view(1, "/async/send"), view(2, "/async/read")]
+    }
+
+    /// `/send?own` hands the body on, `/send?other` another one, `/send?other-own` another one to itself, to hand that on.
+    async fn handle(view: u32, request: Request) -> Result<Response, Error> {
+        if view == 1 {
+            let (body, query) = match request.query.split_once('-') {
+                Some((_, rest)) => (Body::Bytes(b"{}".to_vec()), rest),
+                None if request.query == "own" => (Body::Spooled(1 << 40), ""),
+                None => (Body::Bytes(b"{}".to_vec()), ""),
+            };
+            let to = if query.is_empty() { "read" } else { "send" };
+            return subrequest::send(Request {
+                method: "POST".into(),
+                path: format!("/async/{to}"),
+                query: query.into(),
+                headers: Vec::new(),
+                params: Vec::new(),
+                body,
+            })
+            .await;
+        }
+        let told = match request.body {
+            Body::Bytes(bytes) => format!("bytes {}", bytes.len()),
+            Body::Spooled(length) => format!("spooled {length}"),
+        };
+        let read = body::read(0, 100_000).await;
+        let read = read.map_or_else(
+            |error| format!("{error:?}"),
+            |bytes| bytes.len().to_string(),
+        );
+        Ok(Response {
+            status: 200,
+            headers: Vec::new(),
+            body: format!("{told}, read {read}").into_bytes(),
+        })
+    }
+}
+
+export!(Courier);
