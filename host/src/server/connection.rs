@@ -95,8 +95,8 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     protocol
 }
 
-/// Serves until the client closes, a limit is reached, or the requests that were there at `stop` are answered. A
-/// connection of the app's own, which comes after that, ends with its first request.
+/// Serves a connection until the client closes it, a limit is reached, or, after `stop`, its requests in flight are
+/// answered. A connection from the app itself that is made after `stop` ends with its first request.
 pub(super) async fn serve(
     host: Arc<Host>,
     limits: &Limits,
