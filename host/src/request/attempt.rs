@@ -197,8 +197,8 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Ok(_permit) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
-    // No part can begin any more. The scope may be kept (the page for its failure, the wait before a repetition, the
-    // access log), and what is kept of a scope that has ended holds facts, never capacity (R4).
+    // No function of the scope can begin any more. The scope itself may live on (for the page of its failure, the wait
+    // before the request runs again, or the access log). A scope that has ended keeps facts, and never capacity (R4).
     scope.worker.release().await;
     settle(scope, Face::Async, outcome).await
 }

@@ -134,7 +134,8 @@ pub struct LinkCall {
     index: usize,
     /// The path parameters of the route.
     params: Arc<[(String, String)]>,
-    /// The client's body, when the host keeps it and this function may read it: a function may at most read what its caller may.
+    /// The client's body, if the host keeps it and this function may read it: a function may read at most what its
+    /// caller may.
     body: Option<Arc<Spooled>>,
     /// The links that the call is nested in, the outermost first.
     call_path: Vec<Link>,
@@ -269,8 +270,9 @@ impl LinkCall {
         here.finished(answer)
     }
 
-    /// The request as the part gets it. The path parameters are those that the host has read. The client's body goes with
-    /// a request that says so, from a caller that has it: what it is handed instead is all that the part can read.
+    /// The request as the called function gets it. The path parameters are those that the host has read. The client's
+    /// body goes along if the request asks for it and the caller has it. The function can read no other body of the
+    /// client.
     fn received(&mut self, request: types::Request) -> types::Request {
         let body = match request.body {
             types::Body::Bytes(bytes) => {

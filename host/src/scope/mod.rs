@@ -100,7 +100,7 @@ pub struct Scope {
     outbound: OnceLock<Arc<Semaphore>>,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
-    /// Set when a part that may write files has used WASI: likewise.
+    /// Set when a function that may write files has used WASI: the request cannot be run again.
     pub files: AtomicBool,
     /// Results of queries that the host holds for it.
     pub results: Results,
