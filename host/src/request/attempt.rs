@@ -59,8 +59,8 @@ pub struct AttemptOutcome {
 }
 
 impl Attempt<'_> {
-    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the future
-    /// cancels everything (R15).
+    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the
+    /// future cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
         let again = self.chain.view().view.retries;
@@ -203,8 +203,8 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     settle(scope, Face::Async, outcome).await
 }
 
-/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is dropped
-/// with the work sees why the request has ended.
+/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is
+/// dropped with the work sees why the request has ended.
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,
