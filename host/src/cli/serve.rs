@@ -96,7 +96,7 @@ impl Running {
         })
     }
 
-    /// Serves until a signal, then drains.
+    /// Serves until a signal, then lets requests in flight finish.
     pub(super) async fn serve(self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));

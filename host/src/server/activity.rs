@@ -59,7 +59,7 @@ enum Protocol {
 pub(super) enum IdleCheck {
     /// Check again at this time.
     Later(Instant),
-    /// There is no need to look again.
+    /// No further check is needed.
     Never,
     /// Accept no more requests, and check again at this time.
     Close(Instant),

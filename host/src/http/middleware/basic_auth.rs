@@ -231,7 +231,7 @@ impl BasicAuth {
         let (users, name) = (Arc::clone(&self.users), user.clone());
         let too_long = users.is_too_long(&password);
         let check = move || {
-            // Held until it is done, also when the client has gone meanwhile.
+            // The turn is held until the check has ended, even if the client has disconnected meanwhile.
             let _turn = turn;
             users.check(&name, &password)
         };

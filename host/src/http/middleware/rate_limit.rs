@@ -31,14 +31,14 @@ pub struct RateLimit {
     keys: RandomState,
 }
 
-/// What is configured.
+/// The options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Whose requests are counted together.
     pub by: By,
     /// The time after which one more request is allowed.
     pub period: Duration,
-    /// Requests that may come at once.
+    /// The most requests at once, which is the size of a bucket.
     pub burst: u32,
     /// The most buckets that are kept.
     pub keys_max: usize,
