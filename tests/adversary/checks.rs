@@ -1,5 +1,5 @@
-//! What the rules say about the requests of a program, rows and events aside: values of the context, workers, errors
-//! and answers that something has to explain, time, and clients that have left.
+//! Checks of a program's requests beside rows and events: context values, workers, time, disconnects, and a reason for every
+//! error and every response that is not a success.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use super::oracle::{Fault, Violation, is_answered};
 use super::program::{Client, Does, Program, Request, Step, ViewKind};
 use super::run::{Note, Reply, Seen, Told};
 
-/// How much longer than it sleeps a program may take. Less than anything waits for capacity before it gives up.
+/// How much longer than its sleeps a program may take: less than any wait for capacity before it is refused.
 const MARGIN: Duration = Duration::from_millis(3000);
-/// How long it may take until what computes is ended, on a busy machine.
+/// How long it may take to end a function that computes, on a busy machine.
 const LOOP_MS: u64 = 1000;
-/// What a request is told that holds a connection and wants to pin or to read another one.
+/// The error of a request that holds a connection and wants to pin or read on another one.
 const NO_ROOM: &str = "connections for pins and results: all";
-/// How long a request may go on when its client has left.
+/// How long a request may go on after its client has disconnected.
 const LEFT_MARGIN_S: f64 = 1.2;
 
-/// A request: all steps in it and in what it calls, with what they have noted.
+/// A request: all steps of its functions and of the views that it calls, with what they noted.
 struct Flat<'a> {
     steps: Vec<(&'a Step, Option<&'a Note>)>,
     kinds: Vec<ViewKind>,
@@ -87,7 +87,7 @@ impl<'a> Flat<'a> {
         })
     }
 
-    /// R14: each value is what was set last, or at the same time as it was read.
+    /// R14: each value that is read was set last, or is set at the same time.
     fn context(&self, texts: &mut Vec<(Fault, String)>) {
         let ended = |note: &Note| note.ended.as_ref().map_or(usize::MAX, |(line, ..)| *line);
         for (step, note) in self.begun() {
@@ -117,7 +117,7 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// R2: all sync parts run on one worker.
+    /// R2: all sync functions run on one worker.
     fn workers(&self, texts: &mut Vec<(Fault, String)>) {
         let workers: BTreeSet<i64> = self.begun().filter_map(|(_, note)| note.worker).collect();
         if workers.len() > 1 {
@@ -167,7 +167,7 @@ impl<'a> Flat<'a> {
                     Does::Pin(_) | Does::Stream { .. } | Does::Leak(_)
                 )
             });
-        // One that the database has seen ends the level it was in, like any other failure of a statement.
+        // A conflict that the database reported ends its level, like any other failed statement.
         let conflicts = self.failed().any(|(_, kind, _)| kind == "Conflict");
         let pins = pins.count();
         for (step, kind, text) in self.failed() {
@@ -191,7 +191,7 @@ impl<'a> Flat<'a> {
                 }
                 "Other" => undone || self.joins || ends || reads_only || calls && levels,
                 "Statement" => reads_only,
-                // Who holds a connection is refused at once when others pin or read theirs.
+                // A request that holds a connection is refused another one at once when the others are taken by pins and results.
                 "Unavailable" if text.contains(NO_ROOM) => pins > 1,
                 "Unavailable" => {
                     texts.push((
@@ -211,7 +211,7 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Every answer that is no success has a reason.
+    /// Every response that is not a success has a reason.
     fn answer(&self, client: Client, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
         let Some(status) = reply.status else {
             if is_answered(client) {
@@ -248,8 +248,8 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Whether a block has ended while one that began later was open: all is rolled back then (R8), which nobody is told
-    /// when both were dropped.
+    /// Whether a block has ended while a block that began later was open. Then all is rolled back (R8), and if both blocks were
+    /// dropped, no step is told.
     fn blocks_overlap(&self) -> bool {
         let block = |(step, note): (&Step, &Note)| {
             let is_block = matches!(step.does, Does::Block(_) | Does::Dropped(_));
@@ -263,7 +263,7 @@ impl<'a> Flat<'a> {
         (blocks.iter()).any(|one| blocks.iter().any(|other| crosses(one, other)))
     }
 
-    /// R15: it ends soon after its client has left.
+    /// R15: the request ends soon after its client has disconnected.
     fn disconnect(&self, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
         let Some(left_at) = reply.left_at else { return };
         let late = self.begun().filter_map(|(step, note)| {

@@ -1,4 +1,4 @@
-//! Runs the programs of many seeds, and makes those that fail small.
+//! Runs the programs of many seeds, and makes failing programs smaller.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -15,35 +15,35 @@ use super::show::Shown;
 use super::{generate, run, shrink};
 use crate::harness::{Kind, Server};
 
-/// How often a smaller program is tried before it is said not to fail.
+/// How often a smaller program is run before it counts as not failing.
 const TRIES: usize = 3;
 
-/// What to do.
+/// What to run.
 #[derive(Debug, Clone)]
 pub struct Hunt {
     pub kind: Kind,
     pub seed: u64,
-    /// Programs at most.
+    /// The most programs.
     pub programs: u64,
     pub time: Duration,
-    /// Servers beside each other.
+    /// How many servers run programs at the same time.
     pub lanes: u64,
-    /// It is over after that many failures.
+    /// Ends after this many failures.
     pub failures_max: usize,
-    /// How long one failure may be made smaller.
+    /// How long to look for a smaller program for one failure.
     pub shrink_time: Duration,
-    /// Kinds of faults to look for; none for all.
+    /// Kinds of faults to look for; all if empty.
     pub only: Vec<Fault>,
     /// Kinds of steps to leave out.
     pub without: Vec<String>,
 }
 
-/// How it went.
+/// The result.
 #[derive(Debug)]
 pub struct Hunted {
     pub programs: u64,
     pub requests: u64,
-    /// Faults of time that were not seen again.
+    /// Faults that a busy machine can cause, and that did not happen again.
     pub once: u64,
     pub failures: Vec<Failure>,
 }
@@ -124,7 +124,7 @@ pub fn hunt(hunt: Hunt) -> Hunted {
     }
 }
 
-/// Runs one program, several times if need be; what is wrong with it.
+/// Runs one program until it fails, at most so many times. Returns the last run.
 pub fn replay(kind: Kind, program: &Program, times: usize) -> Ran {
     on_this_thread(async {
         let mut lane = Lane::new(kind);
@@ -155,7 +155,7 @@ impl Shared {
                 .is_ok_and(|all| all.len() >= self.hunt.failures_max)
     }
 
-    /// Takes one block of seeds after the other: they share a server.
+    /// Runs one block of seeds after the other. The programs of a block share a server.
     async fn lane(&self) {
         let Hunt {
             kind,
@@ -231,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// Runs a program some times, until it fails in one of these ways.
+    /// Runs a program up to [`TRIES`] times, until it fails with one of these kinds of faults.
     async fn again(&self, lane: &mut Lane, program: &Program, faults: &[Fault]) -> Option<Ran> {
         for _ in 0..TRIES {
             let ran = self.wanted(lane.run(program).await);
@@ -242,7 +242,7 @@ impl Shared {
         None
     }
 
-    /// Tries programs that are smaller, as long as one of them fails in the same way.
+    /// Tries smaller programs, as long as one of them fails in the same way.
     async fn shrink(&self, lane: &mut Lane, program: Program, ran: Ran) -> (Program, Ran) {
         let (since, faults) = (Instant::now(), ran.faults());
         let mut best = (program, ran);
@@ -261,11 +261,11 @@ impl Shared {
     }
 }
 
-/// How one run of a program went.
+/// The result of one run of a program.
 #[derive(Debug)]
 pub struct Ran {
     pub violations: Vec<Violation>,
-    /// None: the server was gone.
+    /// None if the server was gone.
     pub seen: Option<Seen>,
 }
 
@@ -294,7 +294,7 @@ impl Lane {
         }
     }
 
-    /// Runs a program on a server of its shape. After a failure, the next one has a new server.
+    /// Runs a program on a server of the shape that it asks for. After a failure, the next program gets a new server.
     async fn run(&mut self, program: &Program) -> Ran {
         let (shape, server) = match self.server.take() {
             Some((shape, server)) if shape == program.shape => (shape, server),
@@ -319,7 +319,7 @@ impl Lane {
                 seen: Some(seen),
             }
         };
-        // The harness panics when it is not answered.
+        // The harness panics when a request gets no response.
         let ran = AssertUnwindSafe(work)
             .catch_unwind()
             .await

@@ -1,19 +1,19 @@
-//! Levels: transactions and blocks, what has happened in them, and what became of them.
+//! Levels, which are transactions and atomic blocks: what happened in each, and whether it was kept.
 
 use super::program::{Does, Part, Shape, Step};
 use super::run::{Note, Seen, Told};
 
-/// What became of what was done in a level, or in several within each other.
+/// What became of the work in a level, or in several nested levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Kept,
     Undone,
-    /// It ended while nobody was there to tell, or it is not known whether it was around.
+    /// Unknown: the level ended after its function was given up, or it is uncertain whether the work was in it.
     Unknown,
 }
 
 impl Fate {
-    /// Within both.
+    /// The fate of work that is within both levels.
     pub(super) fn and(self, other: Fate) -> Fate {
         match (self, other) {
             (Fate::Undone, _) | (_, Fate::Undone) => Fate::Undone,
@@ -22,37 +22,38 @@ impl Fate {
         }
     }
 
-    /// Within this, and perhaps within others.
+    /// The fate of work that is within this level, and perhaps within others.
     pub(super) fn perhaps(self, others: impl IntoIterator<Item = Fate>) -> Fate {
         let kept = others.into_iter().all(|other| other == Fate::Kept);
         if kept { self } else { self.and(Fate::Unknown) }
     }
 }
 
-/// The parts of a request or sub-request: its middleware from the outside, then its view. None passes everything on.
+/// The functions of a request or sub-request: its middleware from the outermost on, then its view. `None` is a middleware
+/// that only runs the rest.
 pub(super) struct Links<'a>(Vec<(bool, Option<&'a [Step]>)>);
 
-/// What has happened in a transaction that makes it roll back.
+/// Whether something happened in a transaction that makes it roll back.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Troubles {
     pub(super) failed: bool,
-    /// A statement has failed.
+    /// A statement failed.
     pub(super) poisoned: bool,
     pub(super) rollback: bool,
-    /// Something may have failed in it, or in a block within it.
+    /// Something may have failed in the transaction, or only in a block within it.
     pub(super) perhaps: bool,
 }
 
-/// Where the steps are that may have made it roll back.
+/// The position of the steps that are checked.
 #[derive(Debug, Clone, Copy)]
 struct Inside {
     is_async: bool,
     in_block: bool,
-    /// What became of the blocks around, all of them within the transaction.
+    /// The fate of the blocks around the steps, all of them within the transaction.
     blocks: Fate,
 }
 
-/// What is known of the levels of a program.
+/// What the run's notes tell about the levels of a program.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Levels<'a> {
     pub(super) seen: &'a Seen,
@@ -72,7 +73,7 @@ impl<'a> Links<'a> {
         Links(links)
     }
 
-    /// The first link from `at` on that does something.
+    /// The first function from `at` on that has steps.
     pub(super) fn from(&self, at: usize) -> Option<(usize, bool, &'a [Step])> {
         let mut rest = self.0.iter().enumerate().skip(at);
         rest.find_map(|(at, (is_async, steps))| Some((at, *is_async, (*steps)?)))
@@ -80,7 +81,7 @@ impl<'a> Links<'a> {
 }
 
 impl<'a> Levels<'a> {
-    /// What is known of a step that is done once.
+    /// The note of a step that is done once.
     pub(super) fn note(&self, step: &Step) -> Option<&'a Note> {
         self.seen.notes.get(&step.id)?.first()
     }
@@ -89,7 +90,7 @@ impl<'a> Levels<'a> {
         self.note(step)?.ended.as_ref().map(|(_, _, told)| told)
     }
 
-    /// What has happened to the transaction that these links are in.
+    /// What happened in the transaction that these functions are in.
     pub(super) fn troubles(&self, links: &Links<'a>, at: usize) -> Troubles {
         let mut troubles = Troubles::default();
         if let Some((at, is_async, steps)) = links.from(at) {
@@ -125,7 +126,7 @@ impl<'a> Levels<'a> {
                     }
                 }
                 Does::Call(part) => {
-                    // It may not even have begun when it was refused.
+                    // The call may have been refused before the view began.
                     let refused = matches!(told, Some(Told::Failed(kind, _)) if kind == "503" || kind == "508");
                     let sure = inside.blocks == Fate::Kept && !refused;
                     all.failed |= failed && sure;
@@ -154,7 +155,7 @@ impl<'a> Levels<'a> {
                         all,
                     )
                 }
-                // Beside a block, it may have been in it.
+                // At the same time as a block, the step may have been in the block.
                 Does::Join(steps) | Does::Race(steps)
                     if inside.is_async && own(steps).any(is_block) =>
                 {
@@ -184,13 +185,13 @@ impl<'a> Levels<'a> {
         })
     }
 
-    /// The fate of the level that a step is, if it is one, by what it has noted.
+    /// The fate of the level that a step opens, if it opens one, by the step's note.
     pub(super) fn level(&self, step: &Step) -> Option<Fate> {
         match &step.does {
             Does::Block(steps) => Some(match self.told(step) {
                 Some(Told::Ok(_)) => Fate::Kept,
                 Some(Told::Failed(..)) => Fate::Undone,
-                // It ended on the way: when all steps were done, perhaps while it was committed.
+                // The function ended within the block. If all steps were done, the block may have been committed.
                 None if steps.last().is_some_and(|last| self.told(last).is_none()) => Fate::Undone,
                 None => Fate::Unknown,
             }),
@@ -201,7 +202,7 @@ impl<'a> Levels<'a> {
     }
 }
 
-/// All steps of one part, those within steps included, and nothing of what they call.
+/// All steps of one function, nested ones included, without those of views that it calls.
 pub(super) fn own(steps: &[Step]) -> impl Iterator<Item = &Step> {
     let mut open: Vec<&Step> = steps.iter().collect();
     std::iter::from_fn(move || {
@@ -215,8 +216,7 @@ pub(super) fn is_block(step: &Step) -> bool {
     matches!(step.does, Does::Block(_) | Does::Dropped(_))
 }
 
-/// Whether a call, or the rest of a chain, has not failed: `[200,…` or `200`. A step of another kind: whether it gave
-/// no error.
+/// Whether a step succeeded. A call, and the rest of a chain, succeed with a status below 500: `[200,…` or `200`.
 pub(super) fn is_good(told: &Told) -> bool {
     let Told::Ok(text) = told else { return false };
     let digits: String = text
@@ -229,7 +229,7 @@ pub(super) fn is_good(told: &Told) -> bool {
         .map_or(true, |status| !(500..600).contains(&status))
 }
 
-/// Whether the database has refused a change, which ends its level. A statement that did not get there ends nothing.
+/// Whether the database itself refused a statement, which ends its level. A statement that the host refused ends nothing.
 pub(super) fn is_broken(told: &Told) -> bool {
     matches!(told, Told::Failed(kind, _) if kind == "NotNull")
 }

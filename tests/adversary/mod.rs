@@ -1,10 +1,10 @@
 //! The adversary: random programs against the rules.
 //!
-//! A seed makes a program: requests that run at once, each a tree of middleware, views and sub-requests that do random
-//! steps ([`program`], [`generate`]). It is run against a real server that has little of everything ([`run`]), and what
-//! was seen is judged by a model of the rules ([`oracle`]). A program that breaks a rule is made smaller as long as it
-//! still does ([`shrink`]), and reported with its seed ([`hunt`]). [`siege`] does what is known to hurt, all at once,
-//! and [`edge`] what hurts servers of HTTP.
+//! A seed gives a program ([`program`], [`generate`]): requests that run at once, each a tree of middleware, views and
+//! sub-requests that do random steps. The program runs against a real server with little capacity ([`run`]). A model of the rules
+//! judges what was seen ([`oracle`]). A program that breaks a rule is made smaller as long as it still fails ([`shrink`]), and
+//! reported with its seed ([`hunt`]). [`siege`] runs known attacks by guests and clients all at once, and [`edge`] attacks on
+//! HTTP.
 
 mod checks;
 pub mod edge;

@@ -1,52 +1,52 @@
-//! What the rules allow: a model of them without threads, connections or time.
+//! The oracle: a model of the rules without threads, connections or time.
 //!
-//! The model goes through a program as it was written and asks, for each row, event and count, what may have become of
-//! it, given what the steps noted: see `Fate`. Three rules are all of it.
+//! The model walks through a program and asks for each row, event and count what may have become of it, given what the
+//! steps noted: see `Fate`. It consists of three rules.
 //!
-//! * A row is there when its statement said so and every level around it was kept. Levels are the transaction of an
-//!   atomic request, that of an atomic sub-request which was called outside of any, and the blocks of the parts.
-//! * A level was kept when it said so, and nothing that makes it roll back has happened in it.
-//! * Where steps of one async part run at once, a statement may be in a block that comes before it in their list: then only
-//!   what is true in both cases is asked for. It is never in one that comes after it, and no other part's blocks count (a
-//!   view that is called beside a block excepted).
+//! * A row exists if its statement succeeded and every level around it was kept. Levels are the transaction of an atomic
+//!   request, the transaction of an atomic sub-request that was called outside any, and the functions' atomic blocks.
+//! * A level was kept if its end succeeded and nothing happened in it that makes it roll back.
+//! * Where steps of one async function run at once, a statement may be in a block that comes before it in their list. Then
+//!   the model asks only for what holds in both cases. A statement is never in a block that comes after it, nor in one of
+//!   another function, unless that function calls the view.
 
 use super::checks;
 use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
 use super::program::{Client, Does, Part, Program, Request, Step};
 use super::run::{Reply, Seen, Told};
 
-/// What is wrong.
+/// A broken promise, with a sentence about it.
 #[derive(Debug, Clone)]
 pub struct Violation {
     pub fault: Fault,
     pub text: String,
 }
 
-/// What kind of promise was broken.
+/// The kind of promise that was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// A row that has to be there is not, or the other way round.
+    /// A row that must exist does not, or the other way round.
     Rows,
     /// The same for events.
     Events,
-    /// A value of the context that nobody set, or that had been replaced.
+    /// A context value that was never set, or that had been replaced, was read.
     Context,
-    /// An answer or an error that nothing explains.
+    /// A response or an error that nothing explains.
     Answer,
-    /// Somebody was refused what was free, or would have been free in time.
+    /// A request was refused capacity that was free, or would have been in time.
     Capacity,
-    /// It took longer than there was a reason for.
+    /// A program took longer than anything explains.
     Time,
-    /// A request went on long after its client had left.
+    /// A request went on long after its client had disconnected.
     Disconnect,
-    /// Sync parts of one request ran on several workers.
+    /// Sync functions of one request ran on several workers.
     Worker,
-    /// Something is still held, the host panicked, or it is gone.
+    /// The host still holds something at the end, has panicked, or is gone.
     Host,
 }
 
 impl Fault {
-    /// Whether a busy machine alone can make it look so: believed when it is seen again.
+    /// Whether a busy machine can cause this fault: then it counts only if it happens again.
     pub fn is_about_time(self) -> bool {
         matches!(
             self,
@@ -55,16 +55,16 @@ impl Fault {
     }
 }
 
-/// Whether there is a transaction around.
+/// Whether a step is in a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Around {
     Nothing,
-    /// A block beside it, in the same part.
+    /// Perhaps: a block of the same function is open at the same time.
     Perhaps,
     Transaction,
 }
 
-/// Where a step is.
+/// The position of a step.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     fate: Fate,
@@ -73,18 +73,18 @@ struct Place {
     is_async: bool,
     /// Whether the steps of its list run at once.
     at_once: bool,
-    /// Whether a block of the same part may be open beside it: statements go to whichever is the innermost.
+    /// Whether a block of the same function may be open at the same time: statements go to the innermost open block.
     beside: bool,
 }
 
 struct Judge<'a> {
     levels: Levels<'a>,
     found: Vec<Violation>,
-    /// How often the counter was counted up, at least and at most.
+    /// How often the counter was increased, at least and at most.
     counted: (i64, i64),
 }
 
-/// Everything that is wrong with what was seen of a program.
+/// All faults in what was seen of a program's run.
 pub fn judge(program: &Program, seen: &Seen) -> Vec<Violation> {
     let levels = Levels {
         seen,
@@ -139,7 +139,7 @@ impl<'a> Judge<'a> {
         let troubles = self.levels.troubles(&links, 0);
         let good = match (reply.status, reply.transaction.as_deref()) {
             (Some(status), _) => Some(status < 500 && reply.is_told),
-            // Nobody was told: the log alone knows.
+            // The client got no answer: only the log tells how the request ended.
             (None, Some("committed")) => Some(true),
             (None, Some("rolled back")) => Some(false),
             (None, _) => None,
@@ -170,13 +170,13 @@ impl<'a> Judge<'a> {
         );
     }
 
-    /// The steps of the link at `at`, and of what it passes on to.
+    /// Walks through the steps of the function at `at`, and of those after it in the chain.
     fn link(&mut self, links: &Links<'a>, at: usize, place: Place) {
         let Some((at, is_async, steps)) = links.from(at) else {
             return;
         };
         let leaks = is_async && own(steps).any(|step| step.does == Does::Leak("begin".to_owned()));
-        // What comes after a block that was left open is in it.
+        // Steps after a block that was left open are in that block.
         let place = match leaks {
             true => Place {
                 fate: place.fate.perhaps([Fate::Unknown]),
@@ -298,7 +298,8 @@ impl<'a> Judge<'a> {
         if place.around == Around::Transaction || !part.view.kind.is_atomic() {
             return self.link(&links, 0, place);
         }
-        // A transaction of its own, unless it was called in a block: undone when it fails in either case.
+        // The view has a transaction of its own, unless it was called in a block. If it fails, its rows are rolled back in both
+        // cases.
         let good = self.levels.told(step).map(is_good);
         let fate = place
             .fate
@@ -319,8 +320,8 @@ impl<'a> Judge<'a> {
         let fate = self.levels.level(step).unwrap_or(Fate::Unknown);
         let inner = step.inner();
         let failed = |step: &Step| self.levels.told(step).is_some_and(|told| !is_good(told));
-        // Those of a list that runs in turn, directly in this block. A call that has failed may also be the end of the
-        // transaction around.
+        // Only steps of a list that runs in turn, directly in this block. A failed call may also have ended the transaction
+        // around the block.
         let why = inner.iter().find(|step| match step.does {
             Does::Broken => self.levels.told(step).is_some_and(is_broken) && !place.beside,
             Does::Call(_) => failed(step) && place.around == Around::Nothing,
@@ -333,14 +334,14 @@ impl<'a> Judge<'a> {
             );
             self.wrong(Fault::Answer, text);
         }
-        // Who asked for a rollback within a request that is not atomic may have meant this.
+        // `set-rollback` in a request that is not atomic may apply to this block.
         match fate {
             Fate::Kept if self.levels.asks_for_rollback(inner) => Fate::Unknown,
             fate => fate,
         }
     }
 
-    /// How often the change of a statement is there, at least and at most.
+    /// How often a statement's change exists, at least and at most.
     fn bounds(&mut self, step: &Step, place: Place) -> (i64, i64) {
         let Some(note) = self.levels.note(step) else {
             return (0, 0);
@@ -365,7 +366,7 @@ impl<'a> Judge<'a> {
                     Fate::Unknown => (0, 1),
                 }
             }
-            // A statement that was given up may have been done.
+            // A statement of a function that was given up may have run.
             (Some((_, _, Told::Failed(kind, _))), Fate::Kept | Fate::Unknown)
                 if kind == "Aborted" =>
             {
@@ -399,7 +400,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// A part sees what it has inserted just before.
+    /// A function sees the row that it has inserted before.
     fn look(&mut self, step: &Step, id: u32, beside: &'a [Step]) {
         let inserted = beside
             .iter()
@@ -461,7 +462,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether the answer of a request can be read at all.
+/// Whether the response of a request can be read at all.
 pub(super) fn is_answered(client: Client) -> bool {
     client.leaves_after_ms().is_none() && client != Client::HalfCloses
 }

@@ -1,40 +1,41 @@
-//! What a program is: requests that run at once against one server, each a tree of parts, each part a list of steps.
+//! Programs: requests that run at once against one server. Each request is a tree of guest functions, and each function (here
+//! *part*) is a list of steps.
 //!
-//! Every step has a number that is its own within the program. A row that it inserts, an event that it publishes and a
-//! value of the context that it sets carry that number, and the guest notes in the log when it begins and what it comes
-//! to: so the oracle knows of each row whose it is.
+//! Every step has a number that is unique within the program. The row that a step inserts, the event that it publishes and
+//! the context value that it sets carry the number, and the guest logs when the step begins and what it tells. So the oracle
+//! knows the step of each row.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{Kind, Mode};
 
-/// More rows than the SDK reads at once.
+/// A query with more rows than the SDK fetches in one call.
 const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
 
 /// Requests that run at once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Program {
-    /// What it was generated from.
+    /// The seed that it was generated from.
     pub seed: u64,
     pub shape: Shape,
     pub requests: Vec<Request>,
 }
 
-/// The server that a program runs on: how little it has of what requests share, and which middleware is configured.
+/// The server that a program runs on: its capacities, and its middleware.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     pub workers: u32,
     pub workers_max: u32,
     pub loops: u32,
     pub in_flight_max: u32,
-    /// PostgreSQL's.
+    /// Connections to PostgreSQL.
     pub connections: u32,
-    /// SQLite's.
+    /// Reading connections of SQLite.
     pub readers: u32,
     /// Middleware of the app, the outermost first.
     pub app: Vec<Around>,
-    /// Middleware of the module, within that of the app; the only one around sub-requests.
+    /// Middleware of the module, within that of the app. Sub-requests run this middleware only.
     pub module: Vec<Around>,
 }
 
@@ -53,29 +54,29 @@ pub struct Request {
     pub part: Part,
 }
 
-/// What a client does beside sending its request.
+/// What a client does after it has sent its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Client {
-    /// Waits for its answer, on a connection that others have used before.
+    /// Waits for the response, on a connection that is shared with other requests.
     Stays,
-    /// Sends another request behind this one at once, and waits for both answers.
+    /// Sends a second request at once (pipelining), and waits for the first response.
     Pipelines,
-    /// Closes its connection after that many milliseconds.
+    /// Closes the connection after this many milliseconds.
     Leaves { after_ms: u64 },
-    /// The same, with an empty line behind the request.
+    /// The same, with an empty line sent after the request.
     LeavesBehindLine { after_ms: u64 },
-    /// The same, with a second request behind the first.
+    /// The same, with a second request sent after the first.
     LeavesBehindRequest { after_ms: u64 },
-    /// Closes its sending side behind the request, and waits for the answer.
+    /// Closes its direction of the connection after the request, and waits for a response.
     HalfCloses,
 }
 
-/// A view with the middleware around it. Middleware that is not named here passes everything on.
+/// A view with the middleware around it. Middleware without steps here only runs the rest of the chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     pub view: View,
-    /// Steps of middleware, by its place in the configured list: the app's and then the module's for a request, the
-    /// module's for a sub-request.
+    /// Steps of middleware, by its position in the configured list: for a request the app's list and then the module's, for a
+    /// sub-request the module's.
     pub around: Vec<(usize, Vec<Step>)>,
     pub steps: Vec<Step>,
 }
@@ -103,7 +104,7 @@ pub enum ViewKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     pub id: u32,
-    /// Whether its failure is the part's own.
+    /// Whether a failure of the step makes its function fail.
     pub must: bool,
     pub does: Does,
 }
@@ -114,7 +115,7 @@ pub enum Does {
     Insert,
     /// A statement that breaks a constraint.
     Broken,
-    /// Adds one to a counter that all share.
+    /// Adds one to a counter that all requests share.
     Bump,
     /// How many rows the step with this number has in the database.
     See(u32),
@@ -122,10 +123,10 @@ pub enum Does {
         ms: u64,
     },
     Block(Vec<Step>),
-    /// A block that is dropped without an end; in a sync view, one that fails.
+    /// A block that is dropped before it ends; in a sync view, a block that fails.
     Dropped(Vec<Step>),
     Pin(Vec<Step>),
-    /// A result of many rows, with a step after each of the first ones.
+    /// A result of many rows that is read in pieces, with a step after each of the first rows.
     Stream {
         steps: Vec<Step>,
         drain: bool,
@@ -135,12 +136,12 @@ pub enum Does {
     Call(Box<Part>),
     /// An event whose subscribers do these steps.
     Publish(Vec<Step>),
-    /// Sets a value of this name.
+    /// Sets the context value with this name.
     Set(String),
     Get(String),
-    /// Middleware: the rest of the chain.
+    /// In middleware: runs the rest of the chain.
     Next,
-    /// An outbound request to this very server, for what it does not have.
+    /// An outbound request to the same server, for a path that it does not have.
     Fetch,
     Leak(String),
     Status(u16),
@@ -168,7 +169,7 @@ impl ViewKind {
         matches!(self, ViewKind::Read | ViewKind::ReadAtomic)
     }
 
-    /// Whether a limit may end it at any time.
+    /// Whether a limit of the view may end it at any time.
     pub fn is_limited(self) -> bool {
         matches!(self, ViewKind::Limited | ViewKind::Brief)
     }
@@ -194,7 +195,7 @@ impl View {
 }
 
 impl Client {
-    /// When it leaves, if it does.
+    /// When the client disconnects, if it does.
     pub fn leaves_after_ms(self) -> Option<u64> {
         match self {
             Client::Leaves { after_ms }
@@ -206,7 +207,7 @@ impl Client {
 }
 
 impl Request {
-    /// How long it takes at most, but for its work: what it sleeps, or until its client leaves.
+    /// The sum of its sleeps, or the time until its client disconnects if that is less.
     pub fn naps_ms(&self) -> u64 {
         let naps = self.steps().into_iter().map(|step| match step.does {
             Does::Nap { ms } => ms,
@@ -220,13 +221,13 @@ impl Request {
                 .map_or(naps, |after_ms| after_ms.min(naps))
     }
 
-    /// How often it computes until it is ended.
+    /// How often it computes without end, until a limit ends it.
     pub fn loops(&self) -> u64 {
         let is_loop = |step: &&Step| step.does == Does::End("loop".to_owned());
         self.steps().into_iter().filter(is_loop).count() as u64
     }
 
-    /// All steps in it and in what it calls; those of events are not its own.
+    /// All steps of its functions and of the views that it calls, without those of subscribers.
     pub fn steps(&self) -> Vec<&Step> {
         let mut steps: Vec<&Step> = self.part.lists().flatten().collect();
         let mut at = 0;
@@ -255,7 +256,7 @@ impl Around {
 }
 
 impl Shape {
-    /// What it adds to the `amphi.toml` of `rules`. Whatever waits too long is told so before a hang would be called one.
+    /// The keys that this shape adds to the `amphi.toml` of `rules`. All waits time out before the run would be called a hang.
     pub fn config(&self, kind: Kind) -> String {
         let names = |around: &[Around]| {
             let names = around
@@ -301,7 +302,7 @@ impl Shape {
 }
 
 impl Part {
-    /// The headers that tell its middleware what to do. `run` is the name of this run of the program.
+    /// The headers with the steps of its middleware. `run` is the name of this run of the program.
     pub fn headers(&self, shape: &Shape, is_request: bool, run: &str) -> Vec<(String, String)> {
         let all = shape.around(is_request);
         let known = self
@@ -313,7 +314,7 @@ impl Part {
             .collect()
     }
 
-    /// The lists of steps in it: of its middleware and its view.
+    /// The lists of steps of its middleware and its view.
     pub fn lists(&self) -> impl Iterator<Item = &Vec<Step>> {
         self.around
             .iter()
@@ -322,18 +323,18 @@ impl Part {
     }
 }
 
-/// Steps as the guest reads them.
+/// Steps as JSON for the guest.
 pub fn script(steps: &[Step], shape: &Shape, run: &str) -> Value {
     steps.iter().map(|step| step.script(shape, run)).collect()
 }
 
-/// What a step's row, event and value are called in a run.
+/// The tag of a step's row, event and context value in a run.
 pub fn tag(run: &str, id: u32) -> String {
     format!("{run}.{id}")
 }
 
 impl Step {
-    /// The steps within it, in the order in which they begin; those of a call are in its part.
+    /// The steps nested in this step, in the order in which they begin. Steps of a called view are not among them.
     pub fn inner(&self) -> &[Step] {
         match &self.does {
             Does::Block(steps)

@@ -1,4 +1,4 @@
-//! A program, and what was seen of it, as a few lines that a person can read.
+//! A program and what was seen of it, as text for people.
 
 use std::fmt;
 
@@ -60,7 +60,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 impl Shown<'_> {
-    /// As deep as parts call each other.
+    /// Recursion is as deep as calls are nested.
     fn part(
         &self,
         f: &mut fmt::Formatter<'_>,
@@ -107,7 +107,7 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// What the log has of a step: the lines in which it began and ended, and what it told.
+    /// A step's notes in the log: the lines in which it began and ended, and what it told.
     fn told(&self, step: &Step) -> String {
         let Some(seen) = self.seen else {
             return String::new();

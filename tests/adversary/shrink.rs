@@ -4,7 +4,7 @@ use super::generate::{inner_mut, lists_mut};
 use super::levels::own;
 use super::program::{Client, Does, Part, Program, Step, ViewKind};
 
-/// All programs that are one thing smaller, those that lose most first.
+/// All programs with one thing less, those with the largest part removed first.
 pub fn smaller(program: &Program) -> Vec<Program> {
     let mut all = Vec::new();
     for number in 0..program.requests.len() {
@@ -53,7 +53,7 @@ pub fn smaller(program: &Program) -> Vec<Program> {
     all
 }
 
-/// As deep as parts call each other.
+/// Recursion is as deep as calls are nested.
 fn without_middleware(part: &mut Part) {
     part.around.clear();
     let mut open: Vec<&mut Step> = part.steps.iter_mut().collect();
@@ -72,7 +72,7 @@ fn parts(part: &Part) -> Vec<Part> {
         less.around.remove(at);
         all.push(less);
     }
-    // What it calls, in its place.
+    // The called view in place of the caller.
     let calls = part.lists().flat_map(|steps| own(steps));
     all.extend(calls.filter_map(|step| match &step.does {
         Does::Call(within) => Some(Part {
@@ -103,8 +103,8 @@ fn parts(part: &Part) -> Vec<Part> {
     all
 }
 
-/// Lists that are one thing smaller: without a step, with what is within a step in its place, with a smaller step. As
-/// deep as the program is.
+/// Lists with one thing less: without a step, with a step's nested steps in its place, or with a smaller step. Recursion is as
+/// deep as the program.
 fn lists_of(steps: &[Step]) -> Vec<Vec<Step>> {
     let mut all = Vec::new();
     for (at, step) in steps.iter().enumerate() {

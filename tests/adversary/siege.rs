@@ -1,9 +1,8 @@
-//! Everything at once that is meant to stop the host, with a small view beside it that is measured.
+//! Attacks on the host by guests and clients, all at once, while a small view is measured.
 //!
-//! The guests are as hostile as their clients: statements that work long between two steps of the database, that nest as
-//! deep as they can, that leave handles, write logs and publish without end; bodies that never end, floods of headers,
-//! results and errors of many megabytes. What matters is that the host lives, stays within its memory, and that whoever
-//! does none of it hardly notices.
+//! Guests run statements that take long between two checks of the database or nest as deep as they can; they leak handles, and
+//! log and publish without end. Clients send bodies that never end and floods of headers. Results and errors have many
+//! megabytes. The host has to stay alive and within its memory, and the small view has to be answered quickly.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -19,36 +18,36 @@ use crate::harness::server::client;
 use crate::harness::steps::{execute_with, insert, pinned, publish, query, query_with};
 use crate::harness::{App, Kind, Server};
 
-/// How often the small view is asked.
+/// How often the small view is requested.
 const EVERY: Duration = Duration::from_millis(10);
-/// How long a client waits for an answer.
+/// How long a client waits for a response.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an unfinished body stays.
 const HELD: Duration = Duration::from_secs(20);
 /// Clients that hold an unfinished body each.
 const UNFINISHED: usize = 200;
 
-/// How it went.
+/// The result.
 #[derive(Debug)]
 pub struct Report {
     pub kind: Kind,
-    /// How the small view did, by its mode.
+    /// The small view's times, by its mode.
     hellos: Vec<Hello>,
-    /// Memory of the process in MiB: before, and the most.
+    /// Resident memory in MiB: before the attacks, and the maximum.
     pub before_mib: u64,
     pub most_mib: u64,
-    /// What was drawn from `memory_budget_mb`, at most.
+    /// The maximum that was drawn from `memory_budget_mb`.
     drawn_mib: u64,
     attacks: [(&'static str, u64); 3],
-    /// What was wrong at the end: empty when all is well.
+    /// What was wrong at the end: empty if nothing was.
     pub wrong: Vec<String>,
 }
 
-/// The small view of one mode.
+/// The times of the small view of one mode.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) name: &'static str,
-    /// Of those that were answered, the shortest first.
+    /// Times of the requests that were answered, the shortest first.
     times: Vec<Duration>,
     pub(super) refused: usize,
 }
@@ -94,14 +93,14 @@ impl fmt::Display for Report {
     }
 }
 
-/// An attack: what is sent.
+/// An attack: a path, and the body that is sent to it.
 struct Attack {
     path: String,
     steps: Value,
 }
 
-/// Lays siege to a server of its own for so long.
-/// `clients` go through all attacks, each from another one on.
+/// Starts a server and attacks it for this long.
+/// Each of the `clients` goes through all attacks, beginning with another one.
 pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let toml = format!(
         r#"
@@ -132,7 +131,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let bodies = join_all((0..UNFINISHED).map(|number| unfinished(&server, number, until)));
     let floods = join_all((0..4).map(|_| flood(&server, until)));
     let memory = most_memory(&server, until);
-    // In a thread of its own: the attackers' clients are busy.
+    // In a thread of its own, since the attackers keep this one busy.
     let hellos = [("async hello", "/async/run"), ("sync hello", "/sync/run")];
     let hellos = join_all(hellos.map(|(name, path)| {
         let (client, url) = (client(), server.url(path));
@@ -249,7 +248,7 @@ fn attacks(kind: Kind) -> Vec<Attack> {
         .collect()
 }
 
-/// What the views of `greedy` ask for.
+/// Requests to the views of `greedy`.
 fn greed() -> Vec<Attack> {
     let all = [
         ("random", "ask/random/4/16000000"),
@@ -276,7 +275,7 @@ fn greed() -> Vec<Attack> {
         .collect()
 }
 
-/// One attack after the other; how many.
+/// Sends one attack after the other. Returns how many.
 async fn all_in_turn(
     server: &Server,
     attacks: impl Iterator<Item = &Attack> + Clone,
@@ -291,7 +290,7 @@ async fn all_in_turn(
             .request("POST", &attack.path)
             .timeout(PATIENCE)
             .body(attack.steps.to_string());
-        // Whatever comes of it.
+        // The result does not matter.
         let _ = crate::harness::Reply::maybe(request).await;
         count += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -318,7 +317,7 @@ async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Requests that are nothing but headers, one behind the other.
+/// Requests with as many headers as allowed, one after the other.
 pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     let mut count = 0;
     let headers: String = (0..90)
@@ -339,7 +338,7 @@ pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// The most memory of the process, and the most that was drawn from the host's budget; in MiB.
+/// The maximum of resident memory, and of what was drawn from the host's budget, in MiB.
 async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     let mut most = [0; 2];
     while Instant::now() < until {
@@ -351,7 +350,7 @@ async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     most
 }
 
-/// Asks for something small again and again.
+/// Requests something small again and again, and measures each request.
 pub(super) async fn measure(
     name: &'static str,
     ask: impl Fn() -> RequestBuilder,

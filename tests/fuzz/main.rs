@@ -1,4 +1,4 @@
-//! Fuzzing: every reader of bytes that clients, guests or database servers choose.
+//! Fuzzing of everything that reads bytes of clients, guests or database servers.
 //!
 //! Each target is a test. Under `cargo test` it takes a second; for longer, and one target alone:
 //!
@@ -6,10 +6,10 @@
 //! FUZZ_SECONDS=300 cargo test -p amphi-tests --test fuzz -- statement
 //! ```
 //!
-//! It needs nothing but the stable toolchain: inputs are made from seeds that are nearly right ([`script`]), as random
-//! bytes are poor texts and the readers are too small to need guidance by coverage. What a target was given last is in
-//! `target/tmp/fuzz-NAME`, for inputs that end the process. (bolero would be the crate for this; it wants another version
-//! of a crate that wasmtime needs.)
+//! It needs only the stable toolchain. Inputs are valid texts with random changes ([`script`]), since purely random bytes are
+//! rejected early; the readers are small enough to do without guidance by coverage. The last input of a target is in
+//! `target/tmp/fuzz-NAME`, also if it ended the process. (The crate bolero needs another version of a crate that wasmtime
+//! needs.)
 
 mod script;
 mod server;
@@ -22,14 +22,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
-/// How long an input may take, on a busy machine: what is not linear takes longer at 64 KiB.
+/// How long an input may take, on a busy machine. A reader that is not linear takes longer for 64 KiB.
 const LIMIT: Duration = Duration::from_secs(2);
-/// The stack of a target. Loops and workers have more: what recurses by its input is noticed all the same.
+/// The stack of a target: less than loops and workers have, so that recursion over the input is noticed.
 const STACK_BYTES: usize = 512 << 10;
-/// The longest script.
+/// The length of the longest script.
 const SCRIPT_MAX: usize = 200;
 
-/// How long a target takes.
+/// How long each target runs.
 fn time() -> Duration {
     let wanted = std::env::var("FUZZ_SECONDS").ok();
     let seconds = wanted.and_then(|text| text.parse().ok());
@@ -49,7 +49,7 @@ fn scripts(mut random: Rng) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// A number that is another one each time.
+/// A seed from the clock.
 fn seed() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(1, |since| since.as_micros() as u64)

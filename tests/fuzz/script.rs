@@ -1,15 +1,15 @@
-//! Inputs that are nearly right: bytes as a script that changes a text.
+//! Makes inputs that are nearly valid: random bytes are a script of changes to a valid text.
 
-/// The longest input.
+/// The length of the longest input.
 const MAX: usize = 64 << 10;
 
-/// What most readers give a meaning to.
+/// Texts that have a meaning for many readers.
 const WORDS: [&str; 24] = [
     "(", ")", "[", "]", "{", "}", "\"", "'", "$$", "/*", "*/", "--", ";", ",", "=", ":", "\\",
     "\0", "\n", " ", "explain ", "select ", "e'", "\u{ff}",
 ];
 
-/// One of the seeds, changed as the bytes say: the first one chooses it, and three each are a change.
+/// One of the seeds, changed by the script. The first byte chooses the seed, and every three bytes after it are a change.
 pub(crate) fn changed(seeds: &[&str], script: &[u8]) -> Vec<u8> {
     let Some((first, rest)) = script.split_first() else {
         return Vec::new();
@@ -23,7 +23,7 @@ pub(crate) fn changed(seeds: &[&str], script: &[u8]) -> Vec<u8> {
         match what % 8 {
             0 => insert(&mut text, at, word),
             1 => insert(&mut text, at, seed(how)),
-            // So deep that it tells whether somebody recurses.
+            // Up to 32,768 times: deep enough to find recursion.
             2 => insert(&mut text, at, &word.repeat(1 << (how >> 4))),
             3 => {
                 let end = text.len().min(at + usize::from(how) + 1);

@@ -145,38 +145,39 @@ async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
         server.app.data.assert_quiet().await;
         assert_eq!(server.app.data.rows().await, 0);
     }
-
-    /// What a statement outside of a transaction writes is there when its first row is, and stays when the others are
-    /// left.
-    async fn r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read(
-        mode: Mode,
-        kind: Kind,
-    ) {
-        let server = App::rules(kind, "").await.serve().await;
-        let numbers =
-            "with recursive c (n) as (select 1 union all select n + 1 from c where n < 20000)";
-        let mut statements = vec![format!(
-            "insert into rows (tag) {numbers} select 'x' from c returning id"
-        )];
-        if kind == Kind::Postgres {
-            server.app.data.execute("create function add_row(tag text) returns bigint language sql as 'insert into rows (tag) values (tag) returning id::bigint'").await;
-            statements.push("select add_row('x') from generate_series(1, 20000)".to_owned());
-            statements.push(format!("with added as (insert into rows (tag) {numbers} select 'x' from c returning id) select id from added"));
-        }
-        for sql in statements {
-            server.app.data.execute("delete from rows").await;
-            assert_eq!(
-                server
-                    .told(&format!("/{mode}/run"), json!([open(&sql, 1)]))
-                    .await,
-                json!([1])
-            );
-            server.assert_baseline().await;
-            assert_eq!(server.app.data.rows().await, 20_000, "{sql}");
-        }
-    }
 }
 both_modes_and_databases!(r9_r15_nothing_is_written_after_the_end);
+
+/// What a statement outside of a transaction writes is there when its first row is, and stays when the others are
+/// left.
+async fn r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read(
+    mode: Mode,
+    kind: Kind,
+) {
+    let server = App::rules(kind, "").await.serve().await;
+    let numbers =
+        "with recursive c (n) as (select 1 union all select n + 1 from c where n < 20000)";
+    let mut statements = vec![format!(
+        "insert into rows (tag) {numbers} select 'x' from c returning id"
+    )];
+    if kind == Kind::Postgres {
+        server.app.data.execute("create function add_row(tag text) returns bigint language sql as 'insert into rows (tag) values (tag) returning id::bigint'").await;
+        statements.push("select add_row('x') from generate_series(1, 20000)".to_owned());
+        statements.push(format!("with added as (insert into rows (tag) {numbers} select 'x' from c returning id) select id from added"));
+    }
+    for sql in statements {
+        server.app.data.execute("delete from rows").await;
+        assert_eq!(
+            server
+                .told(&format!("/{mode}/run"), json!([open(&sql, 1)]))
+                .await,
+            json!([1])
+        );
+        server.assert_baseline().await;
+        assert_eq!(server.app.data.rows().await, 20_000, "{sql}");
+    }
+}
+both_modes_and_databases!(r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read);
 
 /// The first statement of a transaction is issued just before the time limit: rows are kept exactly for the requests that
 /// were answered with a success.

@@ -215,50 +215,50 @@ async fn r7_the_isolation_level_is_the_views(mode: Mode) {
             "{path}"
         );
     }
-
-    /// Files cannot be rolled back, so a request that may have written some is not run again.
-    async fn r9_what_may_have_written_files_is_not_run_again(mode: Mode) {
-        let app = App::rules(
-            Kind::Postgres,
-            r#"
-            [modules.rules]
-            blocking_wasi = true
-            directories = [{ host = "open", guest = "/open", write = true }]
-        "#,
-        )
-        .await;
-        app.write("open/lines.txt", "");
-        let server = app.serve().await;
-        let conflict = must(execute(
-            "do $$ begin raise exception 'on purpose' using errcode = '40001'; end $$",
-        ));
-        let mark = server.log.mark();
-        let reply = server
-            .steps(
-                &format!("/{mode}/retried"),
-                json!([must(append("/open/lines.txt", "one")), conflict]),
-            )
-            .await;
-        assert_eq!((reply.status, reply.header("retry-after")), (503, "1"));
-        assert_eq!(
-            std::fs::read_to_string(server.app.path("open/lines.txt")).expect("it is there"),
-            "one\n"
-        );
-        assert_eq!(server.metrics().await.get("amphi_retries_total"), 0.0);
-        let lines = server.log.since(mark);
-        let said =
-            |line: &crate::harness::log::Line| line.text("message").contains("`directories`");
-        assert!(lines.iter().any(said), "the log says why: {lines:#?}");
-        // Another request of the same module that touches no file is run again.
-        assert_eq!(
-            server
-                .steps(&format!("/{mode}/retried"), json!([conflict]))
-                .await
-                .status,
-            503
-        );
-        assert_eq!(server.metrics().await.get("amphi_retries_total"), 10.0);
-        server.assert_baseline().await;
-    }
 }
 both_modes!(r7_the_isolation_level_is_the_views);
+
+/// Files cannot be rolled back, so a request that may have written some is not run again.
+async fn r9_what_may_have_written_files_is_not_run_again(mode: Mode) {
+    let app = App::rules(
+        Kind::Postgres,
+        r#"
+        [modules.rules]
+        blocking_wasi = true
+        directories = [{ host = "open", guest = "/open", write = true }]
+    "#,
+    )
+    .await;
+    app.write("open/lines.txt", "");
+    let server = app.serve().await;
+    let conflict = must(execute(
+        "do $$ begin raise exception 'on purpose' using errcode = '40001'; end $$",
+    ));
+    let mark = server.log.mark();
+    let reply = server
+        .steps(
+            &format!("/{mode}/retried"),
+            json!([must(append("/open/lines.txt", "one")), conflict]),
+        )
+        .await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, "1"));
+    assert_eq!(
+        std::fs::read_to_string(server.app.path("open/lines.txt")).expect("it is there"),
+        "one\n"
+    );
+    assert_eq!(server.metrics().await.get("amphi_retries_total"), 0.0);
+    let lines = server.log.since(mark);
+    let said = |line: &crate::harness::log::Line| line.text("message").contains("`directories`");
+    assert!(lines.iter().any(said), "the log says why: {lines:#?}");
+    // Another request of the same module that touches no file is run again.
+    assert_eq!(
+        server
+            .steps(&format!("/{mode}/retried"), json!([conflict]))
+            .await
+            .status,
+        503
+    );
+    assert_eq!(server.metrics().await.get("amphi_retries_total"), 10.0);
+    server.assert_baseline().await;
+}
+both_modes!(r9_what_may_have_written_files_is_not_run_again);

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::log::Line;
 use crate::harness::raw::{Raw, exchange, status};
-use crate::harness::server::client_http2;
+use crate::harness::server::{client, client_http2};
 use crate::harness::steps::{fetch, nap, publish};
 use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
@@ -770,3 +770,32 @@ async fn requests_in_flight_reach_their_own_app_while_the_server_stops(mode: Mod
     assert_eq!(own.count(), 4, "{lines:#?}");
 }
 both_modes!(requests_in_flight_reach_their_own_app_while_the_server_stops);
+
+/// Where the app reaches itself while it stops, nobody else is served.
+#[tokio::test]
+async fn others_are_not_served_where_a_stopping_app_reaches_itself() {
+    let mut server = App::rules(Kind::Sqlite, "").await.serve().await;
+    let steps = json!([nap(2000), fetch("/nowhere")]).to_string();
+    let in_flight = server.request("POST", "/async/run").body(steps);
+    let in_flight = tokio::spawn(Reply::of(in_flight));
+    running(&server).await;
+    let address = server.address.port();
+    server.terminate();
+    let own = eventually("one listener that is new", async || {
+        match server.listening()[..] {
+            [own] if own != address => Ok(own),
+            ref several => Err(several.to_vec()),
+        }
+    })
+    .await;
+    for forged in ["", "1", "1.AAAA"] {
+        let request = client().post(format!("http://127.0.0.1:{own}/async/run"));
+        let reply = Reply::of(request.header("amphi-call-depth", forged)).await;
+        assert_eq!(reply.status, 503, "{forged:?}");
+    }
+    assert_eq!(
+        in_flight.await.expect("it does not panic").told(),
+        json!([null, 404])
+    );
+    assert_eq!(server.ended().await.code(), Some(0));
+}

@@ -1,7 +1,7 @@
 //! The worker hand-off (R2, R3, R15), model-checked: the real `handoff.rs` of the host, with a lock and a condition
 //! variable that try every interleaving of its threads, up to a bound on pre-emptions.
 //!
-//! A model that gets stuck is reported as a deadlock, so every test here also says: nobody waits for ever.
+//! loom reports a model that gets stuck as a deadlock, so every test here also checks that nothing waits for ever.
 
 #[path = "../../host/src/threads/handoff.rs"]
 #[allow(unreachable_pub, reason = "it is a module of the host's library")]
@@ -83,7 +83,7 @@ struct Shared {
 struct Wanted {
     calls: VecDeque<u64>,
     ended: usize,
-    /// The request is cancelled: a call finds nobody to take it.
+    /// The request is cancelled: nobody answers calls any more.
     gone: bool,
 }
 
@@ -97,7 +97,7 @@ impl Shared {
         })
     }
 
-    /// Submits a job that nothing has the worker for itself against.
+    /// Submits a job while nothing has the worker for itself.
     fn submit(&self, job: Job) -> Result<(), Job> {
         self.handoff.submit(self.handoff.id(), Vec::new(), job)
     }
@@ -106,7 +106,7 @@ impl Shared {
         self.steps.lock().push(what);
     }
 
-    /// As `workers::serve`.
+    /// Runs jobs as `workers::serve` does.
     fn serve(&self, waiting_for: Option<u64>) {
         while let Next::Job(id, job) = self.handoff.next(waiting_for) {
             job(self);
@@ -114,7 +114,8 @@ impl Shared {
         }
     }
 
-    /// As `workers::await_call`, with a channel to the loop that ends with the request.
+    /// Waits for a call as `workers::await_call` does. The list of calls stands for the channel to the loop, which ends with
+    /// the request.
     fn call(&self) {
         let call = self.handoff.id();
         let mut wanted = self.wanted.lock();
@@ -135,7 +136,7 @@ impl Shared {
         self.news.notify_all();
     }
 
-    /// The loop waits until the worker wants something, or as many jobs have ended. None: the latter.
+    /// On the loop: waits for a call of the worker, or until so many jobs have ended. None in the second case.
     fn wanted(&self, ended: usize) -> Option<u64> {
         let mut wanted = self.wanted.lock();
         loop {
@@ -149,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// What dropping the request's future does: calls lose their takers, the lease is dropped.
+    /// What dropping the request's future does: open calls are settled without an answer, and the lease is dropped.
     fn cancel(&self) {
         let mut wanted = self.wanted.lock();
         wanted.gone = true;
@@ -163,7 +164,7 @@ impl Shared {
 }
 
 fn check(model: impl Fn() + Sync + Send + 'static) {
-    // LOOM_MAX_PREEMPTIONS raises it; without any bound, all of this takes some minutes.
+    // LOOM_MAX_PREEMPTIONS changes the bound. Without a bound, the tests take some minutes.
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(4));
     builder.check(model);
@@ -239,7 +240,7 @@ fn r3_nesting_twice_ends_in_the_opposite_order() {
     });
 }
 
-/// Two parts of one scope at once, as sub-requests that are joined: one after the other, whoever comes first.
+/// Two sync functions of one scope at once, as in joined sub-requests: they run one after the other, in either order.
 #[test]
 fn r2_parts_at_once_share_the_worker_without_loss() {
     check(|| {
@@ -270,7 +271,7 @@ fn r2_parts_at_once_share_the_worker_without_loss() {
     });
 }
 
-/// Cancelling at any moment: whatever has begun ends, what has not does not, and the worker comes free.
+/// Cancelling at any moment: a job that has begun ends, a job that has not never begins, and the worker comes free.
 #[test]
 fn r15_cancelling_at_any_moment_frees_the_worker() {
     check(|| {
@@ -289,7 +290,7 @@ fn r15_cancelling_at_any_moment_frees_the_worker() {
     });
 }
 
-/// Cancelling while the inner part is submitted: the same, on both levels.
+/// Cancelling while the inner job is submitted: the same holds on both levels.
 #[test]
 fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     check(|| {
@@ -309,7 +310,7 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
             shared.call();
             shared.step("2 ends");
         });
-        // The loop is within the inner part when the request is dropped: with it the call that it was to answer.
+        // The loop works on the inner function when the request is dropped, and with it the call that it was to answer.
         let submitted = shared.submit(inner).is_ok();
         assert!(submitted, "nothing has closed it yet");
         shared.handoff.settle(call);
@@ -322,8 +323,8 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     });
 }
 
-/// A transaction that has the worker for itself begins while a job of its caller's waits, and another job is submitted at
-/// any moment: either that one is on the worker and the transaction waits, or it begins when the transaction has ended.
+/// A transaction takes the worker for itself while its caller's job waits there, and another job is submitted at any moment.
+/// Either that job is on the worker and the transaction waits for it, or it begins after the transaction has ended.
 #[test]
 fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
     check(|| {
@@ -352,7 +353,7 @@ fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
         let exclusion = shared.handoff.id();
         let from = [outer_id];
         if !shared.handoff.try_exclude(exclusion, &from, false) {
-            // The other job is on top, and ends by itself.
+            // The other job is on top of the worker's stack, and ends by itself.
             assert_eq!(shared.wanted(1), None);
             while !shared.handoff.try_exclude(exclusion, &from, false) {
                 thread::yield_now();

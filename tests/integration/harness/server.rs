@@ -232,6 +232,26 @@ impl Server {
             .count()
     }
 
+    /// The ports of IPv4 that the process listens on.
+    pub fn listening(&self) -> Vec<u16> {
+        let process = format!("/proc/{}", self.process.id());
+        let files = std::fs::read_dir(format!("{process}/fd")).expect("Linux says so");
+        // A file that was closed meanwhile is none.
+        let sockets: Vec<_> = files
+            .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
+            .collect();
+        let table = std::fs::read_to_string(format!("{process}/net/tcp")).expect("Linux says so");
+        let port = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (_, port) = fields.get(1)?.split_once(':')?;
+            let socket = format!("socket:[{}]", fields.get(9)?);
+            let own = sockets.iter().any(|link| link.as_os_str() == &*socket);
+            let listens = own && fields.get(3) == Some(&"0A");
+            u16::from_str_radix(port, 16).ok().filter(|_| listens)
+        };
+        table.lines().filter_map(port).collect()
+    }
+
     fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))
             .expect("Linux says so");
