@@ -1,7 +1,7 @@
-//! What the parts of a request cost, without a network: `cargo bench -p amphi --bench requests`.
+//! Measures the steps of a request, without a network: `cargo bench -p amphi --bench requests`.
 //!
-//! A name after `--` runs only what has it in its name. The guests are those of `tests/bench`; `AMPHI_BENCH_PATH`
-//! keeps the benchmark `answer` at one path, for a profiler.
+//! `-- NAME` runs only the benchmarks with this text in their names. The guests are those of `tests/bench`. With
+//! `AMPHI_BENCH_PATH`, the benchmark `answer` requests this path only, for a profiler.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -33,7 +33,7 @@ fn main() {
     divan::main();
 }
 
-/// For everything but requests, as in `amphi serve`.
+/// The runtime for everything but requests, as in `amphi serve`.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -62,7 +62,7 @@ static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| {
     Arc::new(Host::new(app, engines, false))
 });
 
-/// An `amphi.toml` in a temporary folder.
+/// Writes an `amphi.toml` to a temporary folder, and returns its path.
 fn written() -> PathBuf {
     let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/bench");
     let folder = std::env::temp_dir().join("amphi-benches");
@@ -122,7 +122,7 @@ fn paths() -> Vec<String> {
     }
 }
 
-/// All of a request but HTTP itself: the hand-off to a worker and an instance, fresh or kept.
+/// A whole request without HTTP itself: with the hand-off to a worker, and an instance that is fresh or kept.
 #[divan::bench(args = paths())]
 fn answer(bencher: Bencher<'_, '_>, path: &str) {
     let (host, on_loop) = (&*HOST, loop_of_its_own());
@@ -138,13 +138,13 @@ fn answer(bencher: Bencher<'_, '_>, path: &str) {
         });
 }
 
-/// A thousand host calls, with the request around them.
+/// A request whose guest makes a thousand host calls.
 #[divan::bench(args = ["/sync/asks", "/async/asks"])]
 fn a_thousand_host_calls(bencher: Bencher<'_, '_>, path: &str) {
     answer(bencher, path);
 }
 
-/// What opens scopes, each with the same identity and view.
+/// Returns a function that opens scopes, all with the same origin and view.
 fn opening() -> impl Fn() -> Arc<Scope> {
     let (origin, limits) = (Origin::host(), Limits::default());
     let view = View::unrouted("bench", "bench", Mode::Sync, Duration::from_secs(30));
@@ -171,7 +171,7 @@ fn router(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// To a worker and back, with nothing to do there.
+/// The hand-off of an empty job to a worker, and back.
 #[divan::bench]
 fn hand_off_to_a_worker(bencher: Bencher<'_, '_>) {
     let (host, on_loop) = (&*HOST, loop_of_its_own());
@@ -220,7 +220,7 @@ fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
     bencher.bench_local(|| RUNTIME.block_on(run(options, sql)).expect("it commits"));
 }
 
-/// From HTTP's request to the contract's.
+/// The conversion of a request from HTTP to the contract.
 #[divan::bench]
 fn request_conversion(bencher: Bencher<'_, '_>) {
     let (parts, _) = hello("/sync?a=b").into_parts();
@@ -228,7 +228,7 @@ fn request_conversion(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| message::contract_request(&parts, &asked, Received::Inline(Vec::new())));
 }
 
-/// From the contract's response to HTTP's.
+/// The conversion of a response from the contract to HTTP.
 #[divan::bench]
 fn response_conversion(bencher: Bencher<'_, '_>) {
     let response = || types::Response {

@@ -2,8 +2,8 @@
 //!
 //! An event is an effect of the scope that publishes it: within a transaction the event is held until the commit (R10).
 //! Its places in the queue are taken when it is published, so that a committed event cannot be refused later. Each
-//! subscriber gets the event in a scope of its own, with the publisher's request id, trace and context (R14). An event is
-//! delivered at most once: failed subscribers are logged, and so are events that a stopping host could not deliver.
+//! subscriber gets the event in a scope of its own, with the publisher's request id, trace and context (R14). An event
+//! is delivered at most once: failed subscribers are logged, and so are events that a stopping host could not deliver.
 
 use std::sync::Arc;
 

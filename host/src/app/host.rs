@@ -29,7 +29,8 @@ pub struct Host {
     pub events: Arc<Bus>,
     /// Whether error pages show details (`amphi up`).
     pub development: bool,
-    /// In development: why the app could not be built from its current sources. Pages show it, because developers look there.
+    /// In development: why the app could not be built from its current sources. Pages show it, because developers look
+    /// there.
     pub broken: ArcSwapOption<String>,
     /// Set when the drain timeout is over: requests that are dropped from then on are ended by the shutdown.
     pub stopping: AtomicBool,

@@ -1,4 +1,5 @@
-//! `amphi build`: each guest crate once for each mode that has views, checked as the host would.
+//! `amphi build`: compiles each guest crate once for each mode that has views, and checks the components as the host
+//! would.
 //!
 //! Cargo does the work. A crate is compiled with the SDK's feature `sync` or `async`, which keeps the other
 //! mode's views out of the component. The SDK leaves a section in it that says whether any view is left, and which
@@ -25,7 +26,7 @@ const LINES: [(&str, &str); 2] = [
     ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
     ("CARGO_PROFILE_RELEASE_STRIP", "none"),
 ];
-/// Growing memory costs more than having it: guests start with what most views need.
+/// Guests start with 4 MiB of memory, enough for most views, because growing memory later costs more.
 const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
 
 /// What components are built for.
@@ -37,11 +38,11 @@ pub(super) enum Purpose {
     Production,
 }
 
-/// Builds the guests of the app in `folder`, and checks that they can be served. Until all of them can, the components
-/// that were there before stay.
+/// Builds the guests of the app in `folder`, and checks that they can be served. The previous components are replaced
+/// only when all checks have passed.
 ///
 /// # Errors
-/// When one cannot be built or served; the compiler has said why.
+/// When a guest cannot be built or served. The compiler's messages are printed.
 pub fn run(folder: &Path) -> anyhow::Result<()> {
     let mut config = Config::load_for(folder, config::Purpose::Check)?;
     let built = build(&mut config, Purpose::Production)?;
@@ -54,17 +55,18 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Components that have been built, and wait to be put in the place of those before.
+/// Components that are built and have not replaced the previous ones yet.
 pub(super) struct Built {
-    /// The folders of the local packages that went into them.
+    /// The folders of the local packages that they were built from.
     pub(super) packages: Vec<PathBuf>,
-    /// Where each is to be, and where it is; none where a mode has no views.
+    /// For each module and mode: the final path, and the path of the new component. None: the mode has no views.
     components: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Built {
-    /// Puts all of them in place, each whole, for a server that may read it at any time. All are written before the first
-    /// takes its place: what fails, such as a full disk, fails before that.
+    /// Replaces the previous components. A server may read a component at any time, so each one is replaced as a whole,
+    /// by a rename. All files are written before the first rename: an error such as a full disk occurs before anything
+    /// is replaced.
     pub(super) fn place(&self) -> anyhow::Result<()> {
         let mut written = Vec::new();
         for (artifact, component) in &self.components {
@@ -85,8 +87,8 @@ impl Built {
     }
 }
 
-/// Builds all crates of the app, and has `config` look for the components where they wait. Those for development stay
-/// there: `amphi serve` serves what `amphi build` has put in place.
+/// Builds all crates of the app into a folder for new components, and makes `config` load them from there. Components
+/// for development stay there: `amphi serve` serves those that `amphi build` has put in their final place.
 pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Built> {
     let final_place = config.artifacts();
     let waiting = final_place.join(match purpose {
@@ -103,12 +105,12 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
         let Source::Crate(folder) = &module.source else {
             continue;
         };
-        // As cargo names it.
+        // The path as cargo writes it.
         let folder = folder
             .canonicalize()
             .with_context(|| folder.display().to_string())?;
         add_target(&folder)?;
-        // The crates of one workspace have one answer.
+        // All crates of a workspace have the same metadata.
         let at = match known.iter().position(|metadata| metadata.has(&folder)) {
             Some(at) => at,
             None => {
@@ -131,7 +133,8 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
     Ok(built)
 }
 
-/// The folders of the local packages that the app's crates are made of, whether or not they compile.
+/// The folders of the local packages that the app's crates depend on, themselves included. The packages need not
+/// compile.
 pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     let mut packages = BTreeSet::new();
     for module in &config.modules {
@@ -142,7 +145,7 @@ pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     Ok(packages.into_iter().collect())
 }
 
-/// Builds a crate for each mode; returns those that it has views of.
+/// Builds a crate for each mode. Returns the modes that it has views of.
 fn build_crate(
     folder: &Path,
     metadata: &Metadata,
@@ -202,7 +205,7 @@ struct Listing {
 impl Listing {
     /// Components of other toolchains have no such section, and views.
     fn of(component: &[u8]) -> Listing {
-        /// The name of the section, with its length before it.
+        /// The section's name, after a byte with its length.
         const SECTION: &[u8] = b"\x0bamphi-views";
         let (mut declared, mut listed) = (Vec::new(), BTreeSet::new());
         let mut has_views = true;
@@ -226,7 +229,7 @@ impl Listing {
                 Some((_, Some(("listed", name)))) => {
                     listed.insert(name.to_owned());
                 }
-                // The section is over.
+                // The end of the section.
                 _ => break,
             }
         }
@@ -242,12 +245,12 @@ impl Listing {
     }
 }
 
-/// The crate does not compile: what the compiler said.
+/// The crate does not compile. The text has the compiler's messages.
 #[derive(Debug)]
 pub(super) struct NotCompiled(String);
 
 impl NotCompiled {
-    /// As a page shows it, without colours.
+    /// The messages without colours, for the error page.
     pub(super) fn plain(&self) -> String {
         let mut plain = String::new();
         let mut rest = self.0.as_str();
@@ -267,7 +270,7 @@ impl fmt::Display for NotCompiled {
 
 impl std::error::Error for NotCompiled {}
 
-/// Puts a component in place whole.
+/// Replaces an artifact by a component, as a whole.
 fn copy(component: &Path, artifact: &Path) -> anyhow::Result<()> {
     persist(written_beside(component, artifact)?, artifact)
 }
@@ -280,7 +283,8 @@ fn persist(new: Option<tempfile::NamedTempFile>, artifact: &Path) -> anyhow::Res
     Ok(())
 }
 
-/// The component as a file on the disk in the artifact's folder. None: the artifact is the same.
+/// Writes the component to a temporary file in the artifact's folder, and waits until it is on the disk. None: the
+/// artifact has the same content already.
 fn written_beside(
     component: &Path,
     artifact: &Path,
@@ -311,8 +315,9 @@ fn compile(
         "never"
     };
     let mut cargo = Command::new("cargo");
-    // Else the components of both modes, and those for development, would take each other's place in cargo's folder, and
-    // each be compiled again. Were it to ignore this one day, that is all that would happen.
+    // With this variable, cargo puts a hash into the names of its files. Without it, the components of both modes, and
+    // those for development, would overwrite each other in cargo's folder, and each of them would be compiled again and
+    // again. If cargo ignores the variable one day, builds take longer, and nothing else changes.
     cargo.env("__CARGO_DEFAULT_LIB_METADATA", "amphi");
     if purpose == Purpose::Development {
         cargo.envs(LINES);
@@ -392,7 +397,7 @@ fn compile(
     Err(NotCompiled(diagnostics).into())
 }
 
-/// Passes cargo's progress on; errors are kept for the end.
+/// Prints cargo's progress. Returns the other lines, which are errors.
 fn show_progress(lines: impl std::io::BufRead) -> String {
     let mut errors = String::new();
     for line in lines.lines().map_while(Result::ok) {
@@ -436,7 +441,7 @@ struct Diagnostic {
     rendered: Option<String>,
 }
 
-/// What cargo knows about a crate.
+/// The metadata that cargo has about a crate.
 #[derive(Deserialize)]
 struct Metadata {
     target_directory: PathBuf,
@@ -446,7 +451,7 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Package {
     manifest_path: PathBuf,
-    /// Where it comes from; none for what is on this machine.
+    /// The registry or repository of the package. None: a local package.
     source: Option<String>,
     #[expect(dead_code, reason = "the rest of a package is not of interest")]
     #[serde(flatten)]
@@ -491,8 +496,8 @@ impl Metadata {
     }
 }
 
-/// Installs the target for guests when the compiler of the crate in `folder` does not have it. Which compiler that is depends
-/// on the folder: rustup looks for a `rust-toolchain.toml` there and above.
+/// Installs the target for guests if the compiler of the crate in `folder` does not have it. The compiler depends on
+/// the folder: rustup looks for a `rust-toolchain.toml` there and in the folders above.
 fn add_target(folder: &Path) -> anyhow::Result<()> {
     let output = Command::new("rustc")
         .current_dir(folder)
@@ -504,7 +509,7 @@ fn add_target(folder: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     stderr::say(&format!("Installing the compilation target {TARGET}"));
-    // Before what rustup says.
+    // The message has to appear before the output of rustup.
     stderr::flush(stderr::LAST_WAIT);
     let added = Command::new("rustup")
         .current_dir(folder)
@@ -524,7 +529,7 @@ mod tests {
     use super::{Listing, Metadata, NotCompiled, packages};
     use crate::config::Config;
 
-    /// The change that mends a package is in that package: it has to be watched before it compiles.
+    /// The change that repairs a package is in that package, so the package has to be watched before it compiles.
     #[test]
     fn packages_are_known_before_they_compile() {
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,4 +1,4 @@
-//! `amphi inspect`: what a component is and needs, before it is deployed.
+//! `amphi inspect`: shows a component's mode, imports and views, before it is deployed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         allowed_origins: String::new(),
         trusted_headers: Vec::new(),
     });
-    // Nobody calls its views, so it matters as little what they may as what they need of the settings.
+    // The views are listed and never called, so the component gets all imports, and its settings are not checked.
     let grants = Arc::new(Module {
         ungranted_imports: true,
         settings: [(INSPECTED.to_owned(), "true".to_owned())].into(),

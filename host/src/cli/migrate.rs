@@ -12,7 +12,8 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
     let config = Config::load_for(folder, config::Purpose::Migrate)?;
     let (applied, printed) = block_on(async {
         tokio::task::spawn_blocking(move || {
-            // Migrations go on when nobody reads what they are: the first failure to say so is told at the end.
+            // Migrations go on even if their names cannot be printed. The first error of printing is returned at the
+            // end.
             let printed = RefCell::new(Ok(()));
             let applied = migration::migrate_all(&config, |database, migration| {
                 let said = print(&format!("{database}: {migration}\n"));

@@ -1,4 +1,4 @@
-//! The command line: what each command takes. One file per command does the work.
+//! The command line: the arguments of each command. One file per command does the work.
 
 pub mod build;
 mod file_id;
@@ -114,7 +114,7 @@ pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> E
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Names in it can come from a component.
+            // The message can contain names that come from a component.
             let error = log::escaped(&format!("{error:#}"));
             stderr::say(&format!("error: {error}"));
             ExitCode::FAILURE

@@ -8,7 +8,7 @@ use include_dir::{Dir, DirEntry, include_dir};
 
 use super::routes::print;
 
-/// The app's files. Where a name would mean something to cargo here, it ends in `.tmpl`.
+/// The files of the new app. A file that cargo or git would use here, because of its name, has the extension `.tmpl`.
 static TEMPLATE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/new");
 
 #[derive(Args)]
@@ -44,7 +44,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ))
 }
 
-/// The SDK as the app depends on it: the one beside this host's sources where they still are, else the release.
+/// The SDK as a dependency of the app: by path if the sources that this host was built from are still there, else the
+/// released version.
 fn sdk() -> String {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("guest-sdk");
     match beside.join("Cargo.toml").is_file() {

@@ -1,4 +1,4 @@
-//! `amphi routes`: what an app answers.
+//! `amphi routes`: lists an app's routes.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -59,7 +59,8 @@ pub(super) fn check(config: Config) -> anyhow::Result<App> {
     })
 }
 
-/// Columns as wide as their widest text. Texts can come from a component: they do not steer the terminal.
+/// Formats a table whose columns are as wide as their widest text. Texts can come from a component, so characters that
+/// control a terminal are escaped.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
     let rows: Vec<_> = std::iter::once(head.map(str::to_owned))
         .chain(
@@ -83,7 +84,7 @@ pub(super) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> 
     table
 }
 
-/// Writes to standard output. Whoever reads it may have seen enough.
+/// Writes to standard output. A reader that closes the pipe early is no error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

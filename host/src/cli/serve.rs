@@ -1,4 +1,4 @@
-//! `amphi serve`: an app that has been built, until SIGTERM or Ctrl-C.
+//! `amphi serve`: serves an app that has been built, until SIGTERM or Ctrl-C.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,15 +26,15 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     })
 }
 
-/// As many instance slots of a mode are made for requests that run several guest functions at once.
+/// The most slots for instances of a mode that are made so that one request can run several guest functions at once.
 const INSTANCE_SLOTS: usize = 8_000;
-/// How often instances that are kept for further requests are looked through for old ones.
+/// How often the kept instances are searched for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long threads that still wait for a disk may keep the process from ending.
+/// How long the process waits at its end for threads that still wait for a disk.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs a command on the runtime for everything but requests: signals, accepting, watching, and what sync
-/// workers wait for.
+/// Runs a command on the main runtime, which does everything but requests: signals, accepting connections, watching
+/// files, and the work that sync workers wait for.
 pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -50,18 +50,19 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
 /// An app that is loaded and listens.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
-    /// What the app's databases have opened.
+    /// The files that the app's databases have opened.
     pub(super) files: DatabaseFiles,
     sockets: Sockets,
 }
 
 impl Running {
-    /// Binds, opens and compiles. Connections wait meanwhile.
+    /// Binds the sockets, opens the databases and compiles the modules. Connections wait in the kernel meanwhile.
     pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
         stderr::set_queue_bytes(config.server.log_queue_bytes);
         let sockets = Sockets::bind(&config)?;
         let parts = config.calls_at_once();
-        // Address space is finite: beyond this, requests with many parts may find no slot, and get 503.
+        // Address space is finite. Beyond this number, a request that runs many functions at once may find no slot, and
+        // gets 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
         let (sync, r#async) = (&config.sync_views, &config.async_views);
         let sync = PoolSizes {
@@ -95,7 +96,7 @@ impl Running {
         })
     }
 
-    /// Serves until a signal, then drains.
+    /// Serves until a signal, then lets requests in flight finish.
     pub(super) async fn serve(self) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
@@ -112,17 +113,17 @@ async fn sweep(host: Arc<Host>) {
     }
 }
 
-/// Who applies migrations.
+/// Whether the command applies migrations.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Migrations {
-    /// This command does, in development.
+    /// It applies them, in development.
     Apply,
-    /// Somebody has to have done so: `amphi migrate`.
+    /// It checks that `amphi migrate` has applied them.
     Check,
 }
 
-/// The files that an app's databases have opened. A file can be removed while it is open; another one that is made in its
-/// place is another database.
+/// The files that an app's databases have opened. A file can be removed while it is open. A new file with the same path
+/// is another database.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DatabaseFiles(BTreeMap<String, Option<FileId>>);
 
@@ -139,7 +140,7 @@ impl DatabaseFiles {
         )
     }
 
-    /// The databases of these whose path still leads to the file that they have open.
+    /// Of these databases, those whose path still leads to the file that they have open.
     fn still_there(&self, databases: &Databases) -> Databases {
         let now = DatabaseFiles::of(databases);
         let mut same = databases.clone();
@@ -185,7 +186,7 @@ async fn stop_on_signal(stop: CancellationToken) {
                 _ = interrupt.recv() => {}
             }
             stop.cancel();
-            // A second one does not wait.
+            // A second signal ends the process without waiting for requests.
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -205,7 +206,7 @@ mod tests {
 
     use super::*;
 
-    /// `rm data/app.db`, and the next build makes another one.
+    /// After `rm data/app.db`, the next build makes another file.
     #[test]
     fn a_database_whose_file_was_removed_is_opened_anew() {
         let folder = tempfile::tempdir().expect("a temporary folder");

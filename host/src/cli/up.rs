@@ -1,4 +1,4 @@
-//! `amphi up`: build, serve, and again whenever a source file changes, without dropping a request.
+//! `amphi up`: builds and serves an app, and does so again whenever a source file changes, without dropping a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -19,10 +19,11 @@ use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
 
-/// Editors write a file in several steps: wait until it is quiet for this long, but no longer than that.
+/// Editors write a file in several steps, so a build starts when no file has changed for `QUIET`, or after
+/// `LONGEST_WAIT`.
 const QUIET: Duration = Duration::from_millis(150);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// How often to look whether a folder that is gone is back.
+/// How often a folder that is gone is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
@@ -46,7 +47,7 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     })
 }
 
-/// Rebuilds and swaps after each change. What fails is logged, and the app goes on as it was.
+/// Rebuilds and swaps the app after each change. If that fails, the error is logged, and the app stays as it was.
 async fn follow(
     rebuilding: Rebuilding,
     mut changes: mpsc::Receiver<()>,
@@ -56,7 +57,8 @@ async fn follow(
     let rebuilding = Arc::new(rebuilding);
     while watching.changed(&mut changes).await {
         quiet(&mut changes, QUIET, LONGEST_WAIT).await;
-        // Before the build reads the files: what changes from here on is noticed, also in folders that were made anew.
+        // Renew the watches before the build reads the files, so that later changes are noticed, also in folders that
+        // were made again.
         watching.renew();
         let again = Arc::clone(&rebuilding);
         let rebuilt = tokio::task::spawn_blocking(move || again.run(print));
@@ -67,7 +69,7 @@ async fn follow(
                 watching.add(&config, &packages);
             }
             Ok(Err(error)) => {
-                // The change that mends it may be in a package that is new.
+                // The change that repairs the app may be in a new package.
                 let again = Arc::clone(&rebuilding);
                 let packages = tokio::task::spawn_blocking(move || again.packages());
                 if let Ok(Ok((config, packages))) = packages.await {
@@ -85,7 +87,7 @@ async fn follow(
     }
 }
 
-/// Waits until nothing has changed for a while, or until that has taken too long.
+/// Waits until nothing has changed for `quiet`, but no longer than `longest`.
 async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Duration) {
     let more =
         async { while let Ok(Some(())) = tokio::time::timeout(quiet, changes.recv()).await {} };
@@ -96,14 +98,14 @@ async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Durat
 struct Rebuilding {
     serving: Serving,
     host: Arc<Host>,
-    /// What the app's databases have opened.
+    /// The files that the app's databases have opened.
     files: Mutex<DatabaseFiles>,
     /// The configuration that sockets, pools and loops were made for.
     started: Config,
 }
 
 impl Rebuilding {
-    /// The folders of the local packages, whether or not they compile.
+    /// The configuration, and the folders of the local packages, whether or not they compile.
     fn packages(&self) -> anyhow::Result<(Config, Vec<PathBuf>)> {
         let config = self.serving.config()?;
         let packages = build::packages(&config)?;
@@ -135,7 +137,7 @@ impl Rebuilding {
     }
 }
 
-/// What makes an app differ from what is served: its configuration, components and migrations.
+/// A hash of the configuration, components and migrations. If it is the same as before, there is nothing to swap.
 fn fingerprint(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
     let mut add = |path: &Path| (path, std::fs::read(path).ok()).hash(&mut hasher);
@@ -154,30 +156,30 @@ fn fingerprint(config: &Config) -> u64 {
         .values()
         .filter_map(|database| database.migrations.as_ref())
     {
-        // What cannot be read is told when the app is loaded.
+        // Files that cannot be read are reported when the app is loaded.
         let files = migration::paths(folder).unwrap_or_default();
         files.iter().for_each(|file| add(file));
     }
     hasher.finish()
 }
 
-/// The watcher, which lives as long as this, and what it watches.
+/// The watcher, which stops when this is dropped, and the folders that it watches.
 struct Watching {
     watcher: RecommendedWatcher,
-    /// The folders, each with what tells it from another one that is made in its place: the system watches folders and not
-    /// paths.
+    /// The watched folders with their identities. The system watches a folder and not a path, so another folder with
+    /// the same path needs a watch of its own.
     watched: BTreeMap<PathBuf, FileId>,
-    /// Whether one of the folders that matter is gone. Nothing tells when it is back.
+    /// Whether a folder that has to be watched is gone. The system does not report when the folder is back.
     is_incomplete: bool,
     concern: Arc<RwLock<Concern>>,
 }
 
-/// Which files set off a build.
+/// The files that start a build when they change.
 #[derive(Default)]
 struct Concern {
     /// Folders of the app, of packages and of components.
     folders: BTreeSet<PathBuf>,
-    /// Folders in them that are read anew anyway, or that the app writes.
+    /// Folders inside these that do not count: the app writes to them, or reads their files anew for each request.
     ignored: BTreeSet<PathBuf>,
     databases: BTreeSet<PathBuf>,
 }
@@ -191,12 +193,12 @@ impl Watching {
         let concern = Arc::new(RwLock::new(Concern::default()));
         let known = Arc::clone(&concern);
         let notice = move |event: notify::Result<notify::Event>| {
-            // Compilers read files, too.
+            // Reading a file is an event, too, and compilers do so: only changes count.
             if event.is_ok_and(|event| {
                 let concern = known.read();
                 !event.kind.is_access() && event.paths.iter().any(|path| concern.includes(path))
             }) {
-                // A build that is to come sees this change too.
+                // If the channel is full, a build is about to start, which sees this change, too.
                 let _ = changed.try_send(());
             }
         };
@@ -211,7 +213,7 @@ impl Watching {
         Ok(watching)
     }
 
-    /// Waits for a change. No more of them come when the watcher has ended.
+    /// Waits for a change. False: the watcher has ended, and no further change is reported.
     async fn changed(&mut self, changes: &mut mpsc::Receiver<()>) -> bool {
         loop {
             if !self.is_incomplete {
@@ -233,7 +235,8 @@ impl Watching {
         self.renew();
     }
 
-    /// Watches all folders that are there and not watched yet: themselves, and what is below them but `target`.
+    /// Watches all folders that exist and are not watched yet: each folder itself, and the folders in it, with all that
+    /// is below them. Hidden folders and `target` are left out.
     fn renew(&mut self) {
         let folders = self.concern.read().folders.clone();
         self.is_incomplete = false;
@@ -266,7 +269,7 @@ impl Watching {
         match self.watched.insert(folder.to_owned(), id) {
             Some(known) if known == id => return,
             Some(_) => {
-                // The folder that was there before; the watcher may know that it is gone.
+                // Ends the watch of the former folder. The watcher may have ended it already.
                 let _ = self.watcher.unwatch(folder);
             }
             None => {}
@@ -298,8 +301,8 @@ impl Concern {
         self.databases.extend(files);
     }
 
-    /// Whether a change of `path` matters. What is built is not a source, but only below the folders themselves: the
-    /// app as a whole may lie in a folder called `target`.
+    /// Whether a change of `path` starts a build. Files in `target` and `.git` are no sources. Only the path below the
+    /// watched folder counts, because the app itself may be in a folder with such a name.
     fn includes(&self, path: &Path) -> bool {
         let built =
             |part: Component<'_>| matches!(part.as_os_str().to_str(), Some("target" | ".git"));
@@ -313,7 +316,8 @@ impl Concern {
     }
 }
 
-/// The database's file itself, one that SQLite keeps beside it, or the folder that is made for it.
+/// Whether a path is the file of a database, a file that SQLite keeps beside it, or the folder that is made for the
+/// file.
 fn is_of_database(path: &Path, database: &Path) -> bool {
     if database.parent() == Some(path) {
         return true;
@@ -326,7 +330,7 @@ fn is_of_database(path: &Path, database: &Path) -> bool {
     matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal" | b"-migrating")
 }
 
-/// The path without links and detours, so that it can be compared. The last part need not exist yet.
+/// The path without links and `..`, for comparisons. The last part need not exist yet.
 fn real(path: &Path) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
@@ -373,7 +377,7 @@ mod tests {
         assert!(!includes("elsewhere/src/lib.rs"));
     }
 
-    /// As a change of branches in version control does.
+    /// As a change of branches in version control does it.
     #[tokio::test]
     async fn folders_that_are_made_anew_are_watched_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -394,7 +398,7 @@ mod tests {
         for path in [app.join("src"), library] {
             std::fs::remove_dir_all(&path).expect("removing a folder");
             make(path.strip_prefix(&app).map_or(&path, |_| &app));
-            // Whatever was noticed of that, and nothing else is waiting.
+            // Take the events of the removal, so that nothing else is waiting.
             let soon = Duration::from_secs(10);
             let noticed = tokio::time::timeout(soon, watching.changed(&mut changes)).await;
             assert_eq!(noticed, Ok(true), "{}", path.display());
@@ -412,7 +416,7 @@ mod tests {
         }
     }
 
-    /// One that is gone for a while: nothing tells that it is back.
+    /// A folder that is gone for a while: the system does not report that it is back.
     #[tokio::test]
     async fn a_folder_that_comes_back_later_is_noticed() {
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -594,8 +594,8 @@ impl<'a> Checker<'a> {
         )))
     }
 
-    /// Two modules that set one cookie with different keys would end each other's sessions: a browser has one cookie of a
-    /// name, and each module takes the other's for forged. `key_at` is where each module's key is written.
+    /// Two modules that set one cookie with different keys would end each other's sessions: a browser has one cookie of
+    /// a name, and each module takes the other's for forged. `key_at` is where each module's key is written.
     fn session_cookies(
         &self,
         modules: &[Module],
@@ -641,8 +641,8 @@ fn session_key_at(module: &raw::Module) -> Option<usize> {
     secret.or_else(setting)
 }
 
-/// Whether browsers send this as the origin of a page: scheme, host and an unusual port. Apps in a web view have schemes of
-/// their own (`capacitor://localhost`).
+/// Whether browsers send this as the origin of a page: scheme, host and an unusual port. Apps in a web view have
+/// schemes of their own (`capacitor://localhost`).
 pub(super) fn is_page_origin(text: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(text) else {
         return false;

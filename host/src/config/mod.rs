@@ -196,8 +196,8 @@ pub enum Atomic {
     None,
 }
 
-/// What a configuration is read for. That decides which secrets have to be there: an app can be built where nobody has those
-/// of production.
+/// What a configuration is read for. That decides which secrets have to be there: an app can be built where nobody has
+/// those of production.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// To serve the app: all secrets are needed, and those with `generate = true` are made when they are missing.

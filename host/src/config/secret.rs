@@ -37,8 +37,8 @@ impl Checker<'_> {
         self.secret_of(at, secret, made_up)
     }
 
-    /// What a secret written at `at` is. With `made_up`, the secret is not needed: where it is missing, that takes its place,
-    /// and no file is made.
+    /// What a secret written at `at` is. With `made_up`, the secret is not needed: where it is missing, that takes its
+    /// place, and no file is made.
     fn secret_of<T>(
         &self,
         at: &Spanned<T>,

@@ -64,9 +64,9 @@ pub struct Guest {
     pub memory: MemoryLimit,
     /// Host resources that the guest holds handles to in this request.
     pub(super) table: ResourceTable,
-    /// Whether it has a folder in which it may write.
+    /// Whether the guest has a folder that it may write to.
     pub(super) writes_files: bool,
-    /// Built when first used: most views never touch it.
+    /// Built when first used: most views never use WASI.
     pub(super) wasi: Option<Wasi>,
 }
 
@@ -174,9 +174,9 @@ pub struct MemoryLimit {
     max: u64,
     /// The size of all memories together, in bytes.
     pub size: u64,
-    /// By how much a memory was allowed to grow last.
+    /// The last growth that was allowed, in bytes.
     growth: u64,
-    /// Set when the guest was refused memory: most then trap, and this says why.
+    /// Set when a growth was refused. Most guests then trap, and the failure names this limit.
     pub reached: bool,
 }
 
@@ -197,7 +197,8 @@ impl wasmtime::ResourceLimiter for MemoryLimit {
         Ok(allowed)
     }
 
-    /// What was allowed has not happened: the memory's own maximum was in the way, or the system has no more.
+    /// Takes back an allowed growth that has failed: the memory's own maximum was reached, or the system has no more
+    /// memory.
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
         self.size -= std::mem::take(&mut self.growth);
         Ok(())
@@ -294,7 +295,7 @@ mod tests {
         let memory = wasmtime::Memory::new(&mut store, wasmtime::MemoryType::new(1, Some(2)));
         let memory = memory.expect("there is room for it");
         for _ in 0..3 {
-            // Beyond its own maximum.
+            // The memory may not grow beyond its own maximum.
             memory.grow(&mut store, 50).expect_err("it may not");
             assert_eq!(store.data().size, 1 << 16);
         }

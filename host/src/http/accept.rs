@@ -1,12 +1,12 @@
-//! What clients say they would rather have (RFC 9110, 12.5): lists of names with weights.
+//! Content negotiation (RFC 9110, 12.5): headers like `accept`, which are lists of names with weights.
 
 use http::HeaderMap;
 use http::header::{self, AsHeaderName};
 
-/// A weight in thousandths: 0 is "not at all".
+/// A weight (`q`) in thousandths. 0 means "not acceptable".
 pub type Weight = u16;
 
-/// The names in a header with their weights, in lower case. What cannot be read is left out.
+/// The names in a header, in lower case, with their weights. Malformed members are left out.
 pub fn weighted(headers: &HeaderMap, name: impl AsHeaderName) -> Vec<(String, Weight)> {
     let values = headers.get_all(name).iter();
     let members = values
@@ -29,7 +29,7 @@ fn member(text: &str) -> Option<(String, Weight)> {
     Some((name.to_ascii_lowercase(), weight))
 }
 
-/// `0` to `1` with up to three decimals.
+/// Parses a weight: `0` to `1` with up to three decimals.
 fn weight_of(text: &str) -> Option<Weight> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let digits = |byte: &u8| byte.is_ascii_digit();
@@ -41,18 +41,18 @@ fn weight_of(text: &str) -> Option<Weight> {
     (thousandths <= 1000).then_some(thousandths)
 }
 
-/// How an explanation is best given.
+/// The format of a text that the host itself sends, such as an error page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// For programs.
     Json,
     /// For browsers.
     Html,
-    /// For anybody who has not said.
+    /// For clients that ask for neither of the two.
     Text,
 }
 
-/// The form that the client's `accept` asks for. Only what it names counts: `*/*` says nothing.
+/// The format that the client's `accept` asks for. Only types that are named count: `*/*` expresses no preference.
 pub fn form(headers: &HeaderMap) -> Form {
     let accepted = weighted(headers, header::ACCEPT);
     let best = |is: fn(&str) -> bool| {
@@ -64,7 +64,7 @@ pub fn form(headers: &HeaderMap) -> Form {
     match (html, json) {
         (0, 0) => Form::Text,
         (html, json) if json > html => Form::Json,
-        // As much as HTML, and written by hand: browsers do not name JSON.
+        // Equal weights: somebody wrote this header by hand and wants JSON. Browsers do not name JSON.
         (html, json) if json == html => Form::Json,
         _ => Form::Html,
     }

@@ -1,7 +1,8 @@
-//! Whom a request is for: one host, said once and readable, or the request is refused (RFC 9112, 3.2; RFC 9113, 8.3.1).
+//! The host that a request is for. A request must name exactly one, well-formed, or it is refused (RFC 9112, 3.2; RFC
+//! 9113, 8.3.1).
 //!
-//! Views build links and origins from `host`, and caches and proxies tell sites apart by it: a second one, or one with
-//! a user's name in it, would mean one thing to them and another to the app.
+//! Views build links and origins from `host`, and caches and proxies tell sites apart by it. A second `host`, or one
+//! with a user's name in it, could mean one site to them and another to the app.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +14,7 @@ use crate::telemetry::error::Failure;
 /// Checks the authority that a request names.
 ///
 /// # Errors
-/// With 400, when there is none, several, or one that is malformed.
+/// 400 when the request names no host, several, or a malformed one.
 pub fn check(parts: &Parts) -> Result<(), Failure> {
     let wrong = |text| Err(Failure::client(StatusCode::BAD_REQUEST, text));
     let target = parts.uri.authority().map(|authority| authority.as_str());
@@ -37,7 +38,7 @@ pub fn check(parts: &Parts) -> Result<(), Failure> {
     if named.is_none() && !may_lack {
         return wrong("The request has no `host` header.");
     }
-    // In HTTP/1.1, the target counts and the header does not.
+    // In HTTP/1.1, the host in the target overrides the header (RFC 9112, 3.2.2), so they may differ.
     let differs = |(target, named): (&str, Host<'_>)| {
         !Host::parse(target.as_bytes()).is_some_and(|target| target.is(&named))
     };
@@ -47,7 +48,7 @@ pub fn check(parts: &Parts) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The host that a request is for, without the port; none for HTTP/1.0 without one.
+/// The host that a request is for: of its target, else of its `host` header. None for HTTP/1.0 without either.
 pub fn host(parts: &Parts) -> Option<Host<'_>> {
     let header = parts.headers.get(header::HOST).map(HeaderValue::as_bytes);
     let target = parts
@@ -57,7 +58,7 @@ pub fn host(parts: &Parts) -> Option<Host<'_>> {
     Host::parse(target.or(header)?)
 }
 
-/// A host and its port as RFC 3986 has them.
+/// A host with or without port, in the syntax of RFC 3986.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Host<'a> {
     name: &'a str,
@@ -65,7 +66,8 @@ pub struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Reads `host`, `host:port` and the like. No user's name, no comma (a list is no host), not empty.
+    /// Parses `HOST` or `HOST:PORT`. None for an empty text, a user's name, a comma (a list is no host), or another
+    /// character that is not allowed.
     pub fn parse(text: &'a [u8]) -> Option<Host<'a>> {
         let text = std::str::from_utf8(text).ok()?;
         let end = match text.starts_with('[') {
@@ -89,12 +91,13 @@ impl<'a> Host<'a> {
         valid.then_some(Host { name, port })
     }
 
-    /// As it was written, without the port.
+    /// The host as it was written, without the port.
     pub fn name(&self) -> &str {
         self.name
     }
 
-    /// Whether it means this machine or an address, whatever names resolve to.
+    /// Whether the host is an IP address, `localhost` or a name below `localhost`: no DNS server decides where it
+    /// leads.
     pub fn is_local_or_address(&self) -> bool {
         let name = self.name.trim_end_matches('.').to_ascii_lowercase();
         let local = name == "localhost" || name.ends_with(".localhost");
@@ -112,7 +115,7 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Whether it has this name.
+    /// Whether the host is this name. Case and a final dot do not count.
     pub fn is_called(&self, name: &str) -> bool {
         self.name.trim_end_matches('.').eq_ignore_ascii_case(name)
     }
@@ -123,7 +126,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Letters and the like with encoded bytes (RFC 3986, 3.2.2).
+/// Whether a text is a registered name: allowed characters and percent-encoded bytes (RFC 3986, 3.2.2).
 fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     while let Some(byte) = bytes.next() {

@@ -1,7 +1,8 @@
-//! Request bodies: received as a whole before a view starts, so that a slow client never holds a worker, an
-//! instance or a transaction. Small ones are handed to the guest, larger ones kept in memory, the largest in a
-//! temporary file that vanishes with the request. Memory is drawn from the request's account as the body grows, not as
-//! it is announced. When memory is tight, or the request's share is used up, a body goes to its file earlier.
+//! Request bodies. A body is received completely before a view starts, so that a slow client never holds a worker, an
+//! instance or a transaction. A small body is handed to the guest with the request, a larger one is kept in memory, the
+//! largest in a temporary file that is deleted with the request. Memory is drawn from the request's account as bytes
+//! arrive; the announced length is not trusted. When memory is tight, or the request's share is used up, a body goes to
+//! a file earlier.
 
 use std::fs::File;
 use std::io;
@@ -25,9 +26,10 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 pub struct BodyLimits {
     /// The largest body, in bytes.
     pub max_bytes: u64,
-    /// A larger body is kept in a temporary file, in bytes.
+    /// The largest body that is kept in memory, in bytes. A larger one goes to a temporary file.
     pub memory_bytes: u64,
-    /// A larger body is read by the guest piece by piece, in bytes.
+    /// The largest body that is handed to the guest with the request, in bytes. The guest reads a larger one piece by
+    /// piece.
     pub inline_bytes: u64,
     /// How long a body may take to arrive, in milliseconds.
     pub timeout_ms: u64,
@@ -35,13 +37,13 @@ pub struct BodyLimits {
 
 /// A received body.
 pub enum Received {
-    /// Goes to the guest with the request.
+    /// Handed to the guest with the request.
     Inline(Vec<u8>),
-    /// Is read by the guest piece by piece.
+    /// Kept by the host. The guest reads it piece by piece.
     Kept(Spooled),
 }
 
-/// A body that the host keeps.
+/// A body that the host keeps, in memory or in a temporary file.
 pub struct Spooled {
     length: u64,
     place: Storage,
@@ -64,7 +66,7 @@ impl Spooled {
         self.length
     }
 
-    /// At most `max` bytes from `offset` on. May wait for the disk.
+    /// Reads at most `max` bytes, beginning at `offset`. Blocks on the disk if the body is in a file.
     ///
     /// # Errors
     /// When the temporary file cannot be read.
@@ -81,7 +83,7 @@ impl Spooled {
         Ok(piece)
     }
 
-    /// The same for a body in memory, which needs no waiting.
+    /// Like [`Spooled::read`] for a body in memory, without blocking. None: the body is in a file.
     pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
         let Storage::Memory(bytes, _) = &self.place else {
             return None;
@@ -97,8 +99,8 @@ impl Spooled {
 /// Receives a body.
 ///
 /// # Errors
-/// 413 when it is too large, 408 when it takes too long, 400 when the client breaks off, 503 when there is no memory
-/// even for writing it to a file.
+/// 413 when the body is too large, 408 when it takes too long to arrive, 400 when the client breaks off, 503 when there
+/// is no memory even for the buffer of a file. A temporary file that cannot be written is the host's fault.
 pub async fn receive<B>(
     body: B,
     limits: &BodyLimits,
@@ -176,7 +178,7 @@ where
     }
     match file {
         None if length <= limits.inline_bytes => {
-            // It stays until the request has ended, as do copies of it.
+            // Counted until the request ends: the guest may hold copies of the body until then.
             account.charge(length)?;
             Ok(Received::Inline(memory.bytes.into()))
         }
@@ -192,7 +194,7 @@ where
     }
 }
 
-/// The part of a body that has arrived, while it is in memory.
+/// The part of a body that has arrived, as long as the body is in memory.
 struct Memory {
     bytes: BytesMut,
     room: Room,
@@ -206,7 +208,7 @@ impl Memory {
         }
     }
 
-    /// Adds what has arrived, unless memory is tight.
+    /// Appends `data`. False, if memory is tight or the request's share is used up: the body then goes to a file.
     fn add(&mut self, data: &[u8], limits: &BodyLimits) -> bool {
         let length = self.bytes.len() + data.len();
         if length > self.bytes.capacity() {
@@ -225,9 +227,9 @@ impl Memory {
     }
 }
 
-/// A body of so many bytes stays in memory when memory is tight, since a file needs a buffer of that size.
+/// A body of up to this size stays in memory even when memory is tight, because a file needs a buffer of the same size.
 const SMALL_BYTES: u64 = FILE_BUFFER_BYTES as u64;
-/// What is handed to the disk at once.
+/// The size of the buffer in front of a temporary file.
 const FILE_BUFFER_BYTES: usize = 64 << 10;
 
 fn too_large(max: u64) -> Failure {

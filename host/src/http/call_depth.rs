@@ -1,8 +1,8 @@
-//! How many requests of this app are within each other: an app that sends requests to itself, directly or by way of
-//! others, must not do so without end.
+//! How deep requests of this app are nested. An app that sends requests to itself, directly or through other servers,
+//! must not do so without end.
 //!
-//! The depth travels in a header that the host sets on every outbound request, with a keyed digest that only this
-//! process can make: a client cannot choose it, and what another host has written counts for nothing.
+//! The depth is sent in a header that the host sets on every outbound request, with an HMAC that only this process can
+//! make. So a client cannot choose the depth, and a header from another host does not count.
 
 use std::sync::LazyLock;
 
@@ -11,25 +11,25 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ring::hmac;
 
-/// `DEPTH.DIGEST`.
+/// The header. Its value is `DEPTH.DIGEST`.
 pub const CALL_DEPTH: HeaderName = HeaderName::from_static("amphi-call-depth");
 
-/// Another one for each process.
+/// The key of the HMAC, random for each process.
 static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
     let random = ring::rand::SystemRandom::new();
     hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has randomness")
 });
 
-/// The header for a request that is sent from within this many others.
+/// The value of the header for an outbound request that is nested in `depth` others.
 pub fn sealed(depth: u32) -> HeaderValue {
     let digest = hmac::sign(&KEY, depth.to_string().as_bytes());
     let text = format!("{depth}.{}", BASE64_URL_SAFE_NO_PAD.encode(digest));
     HeaderValue::try_from(text).expect("digits and base64 are valid in headers")
 }
 
-/// Within how many requests of this app one was sent: 0, unless this process says otherwise.
+/// The depth of a request with these headers: 0 without a genuine value.
 pub fn of(headers: &HeaderMap) -> u32 {
-    // Of several, which clients and proxies may have added, those that are genuine count.
+    // Clients and proxies may have added values. Only the genuine ones count, and of these the deepest.
     let genuine = |value: &HeaderValue| {
         let (depth, digest) = value.to_str().ok()?.split_once('.')?;
         let digest = BASE64_URL_SAFE_NO_PAD.decode(digest).ok()?;

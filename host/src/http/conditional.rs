@@ -1,22 +1,22 @@
-//! Conditional requests (RFC 9110, 13): a client that has a response already is told that it still holds.
+//! Conditional requests (RFC 9110, 13): a client whose copy of a response is current gets 304 without a body.
 
 use std::time::SystemTime;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
-/// What the response would have been that was left out, for those who change responses on their way (an extension of
-/// the response).
+/// Facts about the response that a 304 replaces. An extension of the 304, read by `compression`, which must treat the
+/// headers of both alike.
 #[derive(Debug, Clone)]
 pub struct Unmodified {
-    /// Its type.
+    /// The media type of the response. None makes `compression` leave the 304 as it is.
     pub content_type: Option<HeaderValue>,
-    /// Its length, if that is known.
+    /// The length of its body in bytes, if known.
     pub length: Option<u64>,
 }
 
-/// Whether the client has what has this tag and was modified then: `if-none-match` decides when it is there, else
-/// `if-modified-since` (RFC 9110, 13.2.2).
+/// Whether the client's copy is current, given the `etag` and the time of modification of the response. If
+/// `if-none-match` is there, only the tag counts, else `if-modified-since` (RFC 9110, 13.2.2).
 pub fn is_known(headers: &HeaderMap, tag: Option<&str>, modified: Option<SystemTime>) -> bool {
     if headers.contains_key(header::IF_NONE_MATCH) {
         let values = headers.get_all(header::IF_NONE_MATCH).iter();
@@ -39,12 +39,14 @@ fn seconds(time: SystemTime) -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
-/// The tag in its quotes: weak and strong ones are compared alike (RFC 9110, 8.8.3.2).
+/// A tag in its quotes, without the mark of weakness `W/`: `if-none-match` compares weak and strong tags alike (RFC
+/// 9110, 8.8.3.2).
 fn opaque(tag: &str) -> &str {
     tag.strip_prefix("W/").unwrap_or(tag)
 }
 
-/// The tags of a list, in their quotes. There may be commas in them. What is malformed ends the list.
+/// The tags of a list, in their quotes and without `W/`. A tag may contain commas. The first malformed tag ends the
+/// list.
 fn tags(list: &str) -> impl Iterator<Item = &str> {
     let mut rest = list;
     std::iter::from_fn(move || {
@@ -56,7 +58,8 @@ fn tags(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Leaves out a response that the client has, by what the view says of it.
+/// Replaces a view's response by 304 if its `etag` or `last-modified` shows that the client's copy is current. `length`
+/// is the length of the body in bytes, if known.
 pub fn apply<B: Default>(
     (method, headers): (&Method, &HeaderMap),
     length: Option<u64>,
@@ -73,7 +76,7 @@ pub fn apply<B: Default>(
     let modified = text(header::LAST_MODIFIED);
     let modified = modified.and_then(|date| httpdate::parse_http_date(date).ok());
     let tag = text(header::ETAG);
-    // `if-none-match: *` is about what is there at all, and a view without a validator says nothing of that.
+    // `if-none-match: *` asks whether the resource exists at all. A response without a validator does not tell.
     if (tag.is_none() && modified.is_none()) || !is_known(headers, tag, modified) {
         return;
     }
@@ -89,7 +92,7 @@ pub fn apply<B: Default>(
         response.headers_mut().remove(name);
     }
     let left_out = Unmodified {
-        // What is encoded already stays as it is, like what has no type.
+        // A response that is encoded already is not compressed, so neither is its 304 changed.
         content_type: content_type.filter(|_| !is_encoded),
         length,
     };

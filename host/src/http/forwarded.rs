@@ -1,30 +1,33 @@
-//! `forwarded` (RFC 7239): what proxies say of the connections that they took.
+//! The header `forwarded` (RFC 7239), in which each proxy describes the connection that it accepted.
 //!
-//! A proxy adds its element behind what the client has sent, so the header decides who the client is only if the whole of
-//! it is understood: an unbalanced quote or a backslash can make the proxy's element look like a part of the client's. What
-//! the grammar does not have is an error and is not guessed at.
+//! A proxy appends its element to the header that the client sent. The header decides who the client is, so it counts
+//! only if all of it can be parsed: an unbalanced quote or a backslash from the client can make the proxy's element
+//! look like a part of the client's. Anything that does not match the grammar is an error; the parser never guesses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// There are four, and room for more. Without a limit, comparing their names takes a time that is quadratic in the line.
+/// The most parameters of an element. RFC 7239 defines four. Without a limit, the search for duplicate names would take
+/// quadratic time in the length of the line.
 const PARAMETERS_MAX: usize = 16;
 
-/// What one proxy says: its parameters with their values, unquoted, in lower case and each once.
+/// The element that one proxy added: parameters with unquoted values. The names are in lower case, and each occurs
+/// once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Element(Vec<(String, Vec<u8>)>);
 
 impl Element {
-    /// The value of a parameter, whose name is in lower case.
+    /// The value of a parameter. `name` has to be in lower case.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         let known = self.0.iter().find(|(known, _)| known == name);
         known.map(|(_, value)| value.as_slice())
     }
 
-    /// Who was connected to the proxy; none when it does not tell or hides it. A port of 0 is not known.
+    /// The address that was connected to the proxy. None, if the proxy does not tell or hides it. Port 0: the port is
+    /// not known.
     ///
     /// # Errors
-    /// When `for` is no node as RFC 7239 has it.
+    /// When `for` is not a node in the grammar of RFC 7239.
     pub fn client(&self) -> Result<Option<SocketAddr>, Malformed> {
         match self.get("for") {
             None => Ok(None),
@@ -35,7 +38,7 @@ impl Element {
     }
 }
 
-/// What is wrong with a header.
+/// Why a header is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(&'static str);
 
@@ -45,10 +48,10 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Reads one line of the header: a list of elements, of which empty ones do not count (RFC 9110, 5.6.1.2).
+/// Parses one line of the header: a list of elements. Empty elements are skipped (RFC 9110, 5.6.1.2).
 ///
 /// # Errors
-/// When it is anything else.
+/// When the line does not match the grammar.
 pub fn parse(line: &[u8]) -> Result<Vec<Element>, Malformed> {
     let mut rest = Rest(line);
     let (mut elements, mut element) = (Vec::new(), Element::default());
@@ -80,7 +83,7 @@ pub fn parse(line: &[u8]) -> Result<Vec<Element>, Malformed> {
     }
 }
 
-/// What has not been read yet.
+/// The part of the line that is still to be parsed.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -94,7 +97,7 @@ impl<'a> Rest<'a> {
         self.0 = &self.0[self.count(|byte| matches!(byte, b' ' | b'\t'))..];
     }
 
-    /// How many of the next bytes are like that.
+    /// The number of bytes at the front for which `like` holds.
     fn count(&self, like: impl Fn(u8) -> bool) -> usize {
         (self.0.iter().position(|byte| !like(*byte))).unwrap_or(self.0.len())
     }
@@ -141,7 +144,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// A node with or without its port. None: it is no node. `Some(None)`: it is hidden.
+/// Parses a node, with or without its port. None: it is malformed. `Some(None)`: the proxy hides the address.
 fn read_node(text: &[u8]) -> Option<Option<SocketAddr>> {
     let text = std::str::from_utf8(text).ok()?;
     let name_end = text

@@ -1,4 +1,4 @@
-//! Messages of HTTP: what a head may have, and requests as guests get them.
+//! HTTP messages: the size of heads, requests in the form of the contract, and small changes to responses.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::call_depth::CALL_DEPTH;
 use super::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
 use crate::contract::types;
 
-/// Headers about one connection: only the host sets them (RFC 9110, 7.6.1).
+/// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1). Only the host sets them.
 pub const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -24,10 +24,11 @@ pub const HOP_BY_HOP: [HeaderName; 6] = [
     header::TE,
 ];
 
-/// What a response's body is made of.
+/// The body of a response: bytes in memory, or a stream.
 pub type ResponseBody = Either<Full<Bytes>, BoxBody<Bytes, io::Error>>;
 
-/// The request as guests get it, and its body if the host keeps that.
+/// Converts a request to the form of the contract. The second value is the body, if the host keeps it and guests read
+/// it piece by piece.
 pub fn contract_request(
     parts: &Parts,
     asked: &Asked,
@@ -46,16 +47,17 @@ pub fn contract_request(
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers,
-        // Each part gets those of its own route.
+        // Each function that is called gets the parameters of its own route later.
         params: Vec::new(),
         body,
     };
     (request, kept)
 }
 
-/// The request's headers, alike for every version of HTTP: `host` is the authority that a trusted proxy says was asked
-/// for, else the one that the request names (RFC 9113, 8.3.1; RFC 9112, 3.2.2), and cookies are one header (RFC 9113,
-/// 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those of a trusted proxy or not there.
+/// The request's headers in the form of the contract, the same for every version of HTTP. `host` is the authority that
+/// a trusted proxy reports, else the one in the request's target (RFC 9113, 8.3.1; RFC 9112, 3.2.2), else the header
+/// itself. Several `cookie` headers become one (RFC 9113, 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those
+/// of a trusted proxy; what anybody else sent in them is removed.
 pub fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);
     let named = parts.uri.authority().map(http::uri::Authority::as_str);
@@ -87,16 +89,16 @@ pub fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
     headers
 }
 
-/// What headers take, in bytes.
+/// The bytes that headers count for: their texts, and [`HEADER_BYTES`] for each header.
 pub fn header_bytes(headers: &[(String, String)]) -> u64 {
     let texts = headers.iter().map(|(name, value)| name.len() + value.len());
     texts.map(|text| text as u64 + HEADER_BYTES).sum()
 }
 
-/// What a header counts for beside its text.
+/// The bytes that a header counts for in addition to its name and value.
 pub const HEADER_BYTES: u64 = 32;
 
-/// How large a head is, or may be.
+/// The size of a head, or the limit on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadSize {
     /// Number of headers.
@@ -106,11 +108,11 @@ pub struct HeadSize {
 }
 
 impl HeadSize {
-    /// Checks a head that a guest made or that another server sent: its bytes, then its number of headers. `HeaderMap`
-    /// panics at 24,577 different names, so the check comes before any map is made.
+    /// Checks a head that a guest made or that another server sent: first its bytes, then its number of headers. Call
+    /// this before a `HeaderMap` is built: it panics at 24,577 different names.
     ///
     /// # Errors
-    /// With a sentence that names the limit.
+    /// A sentence that names the limit.
     pub fn check(self, whose: &str, max: HeadSize) -> Result<(), String> {
         if self.bytes > max.bytes {
             return Err(format!(
@@ -128,7 +130,7 @@ impl HeadSize {
     }
 }
 
-/// A header value as text: UTF-8, or else ISO-8859-1 as HTTP had it once.
+/// Converts a header value to text: UTF-8, or else ISO-8859-1, the encoding of older versions of HTTP.
 pub fn text(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) => text.to_owned(),
@@ -143,17 +145,18 @@ pub fn empty(status: StatusCode) -> Response<ResponseBody> {
     response
 }
 
-/// Names the methods that a path takes (`allow`).
+/// Sets the header `allow`: the methods that a path supports.
 ///
 /// # Panics
-/// When `allow` is not made of methods.
+/// When `allow` is not a valid header value.
 pub fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response<ResponseBody> {
     let value = HeaderValue::from_str(allow).expect("methods are valid in headers");
     response.headers_mut().insert(header::ALLOW, value);
     response
 }
 
-/// Makes a response to GET one to HEAD: the length that the body would have, and no body (RFC 9110, 9.3.2).
+/// Turns a response to GET into a response to HEAD: it keeps the length of the body and loses the body (RFC 9110,
+/// 9.3.2).
 pub fn without_body(response: &mut Response<ResponseBody>) {
     let bodiless = matches!(
         response.status(),

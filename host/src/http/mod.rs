@@ -1,4 +1,4 @@
-//! What is known about HTTP without knowing the app: messages, headers, files, error pages, built-in middleware.
+//! HTTP without the app: messages, headers, request bodies, static files, error pages, built-in middleware.
 
 pub mod accept;
 pub mod authority;

@@ -1,10 +1,12 @@
-//! One spelling for each path (RFC 3986, 6.2.2), so that who compares texts decides as the router does.
+//! Rewrites paths to one spelling each (RFC 3986, 6.2.2), so that code that compares them as texts decides as the
+//! router does.
 //!
-//! The router compares decoded paths: `/admin` and `/%61dmin` are one route. Guests, built-in middleware, error pages and
-//! the log get the path as a text, and a guard such as `path.starts_with("/admin")` must not see two texts for one route.
-//! So the path of a request is rewritten before anybody looks at it: what may stand in a segment as it is (RFC 3986, 3.3:
-//! letters, digits and ``-._~!$&'()*+,;=:@``) does so, and everything else is percent-encoded with upper-case digits.
-//! An encoded slash is data and stays encoded. Dot segments are segments like others, for the router too.
+//! The router compares decoded paths: `/admin` and `/%61dmin` are one route. Guests, built-in middleware, error pages
+//! and the log get the path as a text, and a guard such as `path.starts_with("/admin")` must not see two texts for one
+//! route. So the path of a request is rewritten before anything reads it. Characters that are allowed in a segment (RFC
+//! 3986, 3.3: letters, digits and ``-._~!$&'()*+,;=:@``) are written as they are; all others are percent-encoded with
+//! upper-case digits. An encoded slash is data and stays encoded. Dot segments are segments like others, for the router
+//! too.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -12,7 +14,7 @@ use std::fmt::Write as _;
 use http::Uri;
 use http::uri::{InvalidUri, PathAndQuery};
 
-/// The one spelling of a path.
+/// Returns the one spelling of a path.
 pub fn normalized(path: &str) -> Cow<'_, str> {
     let mut bytes = path.bytes();
     if bytes.all(|byte| byte == b'/' || stands_as_it_is(byte)) {
@@ -38,7 +40,7 @@ pub fn normalized(path: &str) -> Cow<'_, str> {
 /// Rewrites the path of a request's target.
 ///
 /// # Errors
-/// When the target would be too long to be one: characters that were not encoded take three bytes each.
+/// When the target becomes too long: each byte that was not encoded before may take three.
 pub fn normalize(uri: &mut Uri) -> Result<(), InvalidUri> {
     let Cow::Owned(path) = normalized(uri.path()) else {
         return Ok(());
@@ -54,7 +56,7 @@ pub fn normalize(uri: &mut Uri) -> Result<(), InvalidUri> {
     Ok(())
 }
 
-/// The byte that is encoded at the beginning.
+/// Decodes the byte at the beginning of `text`, if it is percent-encoded.
 fn encoded(text: &[u8]) -> Option<u8> {
     let [b'%', high, low, ..] = *text else {
         return None;
@@ -115,14 +117,14 @@ mod tests {
         normalize(&mut long).expect_err("encoded, it does not");
     }
 
-    /// A character of a path in one of the ways to write it.
+    /// Writes a character of a path, in one of the possible ways.
     fn written(c: char, how: u8) -> String {
         let mut utf8 = [0; 4];
         let bytes = c.encode_utf8(&mut utf8).bytes();
         match how {
             0 => bytes.map(|byte| format!("%{byte:02x}")).collect(),
             1 => bytes.map(|byte| format!("%{byte:02X}")).collect(),
-            // These end or begin something where they stand as they are.
+            // Unencoded, these characters would end or begin a part of the target.
             _ if matches!(c, '/' | '%' | '?' | '#') || c.is_control() => {
                 bytes.map(|byte| format!("%{byte:02X}")).collect()
             }
@@ -131,7 +133,7 @@ mod tests {
     }
 
     proptest! {
-        /// Who gets the path cannot tell two spellings of one path, and the router gets to the same place.
+        /// Two spellings of one path become the same text, and the router finds the same route for it.
         #[test]
         fn two_spellings_are_one_path(
             text in "[a-c/%@:;é ]{1,6}",

@@ -1,8 +1,8 @@
-//! Proxies in front of the server that are trusted to say who the client is, what its request is called and which
-//! address it has asked for.
+//! Trusted proxies in front of the server. They report the client's address, the id of the request, and the URL that
+//! the client asked for.
 //!
-//! Anybody can send the headers that proxies add. They count only when the one who is connected is a trusted proxy,
-//! and a list of addresses only as far as trusted proxies have written it: from its end.
+//! Anybody can send the headers that proxies add. So the headers count only if the connected peer is a trusted proxy. A
+//! list of addresses is read from its end, and only as far as trusted proxies wrote it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -12,14 +12,14 @@ use ipnet::IpNet;
 use crate::http::authority::Host;
 use crate::http::forwarded::{self, Malformed};
 
-/// Names the request, in both directions.
+/// The id of the request: accepted from trusted proxies, and sent in responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// The authority that the client has asked for.
+/// The authority that the client asked for, as a proxy reports it.
 pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// The scheme.
+/// The scheme that the client used, as a proxy reports it.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The longest request id that is taken over.
+/// The longest request id that is accepted from a proxy, in bytes.
 const REQUEST_ID_MAX: usize = 128;
 
 /// Networks whose hosts are trusted. None by default.
@@ -29,8 +29,8 @@ pub struct Proxies {
     addresses: Addresses,
 }
 
-/// The header in which proxies name the client. One only: a proxy that writes the one passes the other on as the
-/// client has sent it.
+/// The header in which proxies name the client. Only one of the two is read: a proxy that writes one of them passes the
+/// other on as the client sent it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Addresses {
     /// `x-forwarded-for`.
@@ -40,7 +40,7 @@ pub enum Addresses {
     Forwarded,
 }
 
-/// What a trusted proxy says about the URL that the client has asked for.
+/// The URL that the client asked for, as far as a trusted proxy reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asked {
     /// Host and port, as in a `host` header.
@@ -50,7 +50,7 @@ pub struct Asked {
 }
 
 impl Proxies {
-    /// Trusts the hosts of these networks, which name the client in this header.
+    /// Trusts all hosts of `networks`. They name the client in the header `addresses`.
     pub fn new(networks: Vec<IpNet>, addresses: Addresses) -> Proxies {
         Proxies {
             networks,
@@ -58,10 +58,10 @@ impl Proxies {
         }
     }
 
-    /// Reads a network (`10.0.0.0/8`) or an address.
+    /// Parses a network (`10.0.0.0/8`) or an address.
     ///
     /// # Errors
-    /// With a sentence, when it is neither.
+    /// A sentence, when the text is neither.
     pub fn parse(text: &str) -> Result<IpNet, String> {
         let address = text
             .parse::<IpAddr>()
@@ -73,25 +73,26 @@ impl Proxies {
         })
     }
 
-    /// Whether nobody is trusted.
+    /// Whether no proxy is trusted.
     pub fn is_empty(&self) -> bool {
         self.networks.is_empty()
     }
 
-    /// Whether this is a trusted proxy.
+    /// Whether this is the address of a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
-        // A socket for both versions of IP has IPv4 addresses in the form of IPv6.
+        // A socket for both versions of IP reports IPv4 addresses as IPv6 addresses that map them.
         let address = address.to_canonical();
         self.networks
             .iter()
             .any(|network| network.contains(&address))
     }
 
-    /// The client: the first one that is no trusted proxy, from the one who is connected (`peer`) outwards. Its port
-    /// is 0 when the proxies have not told it.
+    /// The client's address: the first one that is no trusted proxy, from the connected `peer` back through the list of
+    /// the proxies. Port 0: the proxies did not report the port.
     ///
     /// # Errors
-    /// When a proxy has passed on a `forwarded` that is malformed: where its own element begins is a guess then.
+    /// When a trusted proxy has passed on a malformed `forwarded`: nobody can tell then where the proxy's own element
+    /// begins.
     pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<SocketAddr, Malformed> {
         let mut client = peer;
         if !self.trust(peer.ip()) {
@@ -102,7 +103,7 @@ impl Proxies {
             Addresses::Forwarded => forwarded(headers)?,
         };
         for address in addresses.into_iter().rev() {
-            // Hidden by a proxy, or nonsense: what is beyond is not known.
+            // The address is hidden by a proxy, or malformed: the addresses before it do not count.
             let Some(address) = address else {
                 break;
             };
@@ -114,12 +115,12 @@ impl Proxies {
         Ok(client)
     }
 
-    /// The URL that the client has asked for, as the proxy that is connected says. Nothing, where it is not trusted.
+    /// The URL that the client asked for, as the connected proxy reports it. Empty if the peer is no trusted proxy.
     pub fn asked(&self, peer: SocketAddr, headers: &HeaderMap) -> Asked {
         if self.is_empty() || !self.trust(peer.ip()) {
             return Asked::default();
         }
-        // Of a list, the last one: what is before it may come from the client.
+        // Of a list, only the last value counts: the values before it may come from the client.
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).ok();
         let (authority, scheme) = match self.addresses {
             Addresses::XForwardedFor => {
@@ -128,7 +129,7 @@ impl Proxies {
             }
             Addresses::Forwarded => {
                 let line = headers.get_all(header::FORWARDED).iter().next_back();
-                // A malformed one is refused for what it says of the client.
+                // A malformed header does not count here. `Proxies::client` has refused the request for it.
                 let elements = line.and_then(|line| forwarded::parse(line.as_bytes()).ok());
                 let element = elements.and_then(|elements| elements.into_iter().next_back());
                 let of = |name| text(element.as_ref()?.get(name)?.to_vec());
@@ -158,7 +159,8 @@ impl Proxies {
     }
 }
 
-/// What counts as one client: an address, or of IPv6 the network that one client has (RFC 6177).
+/// The unit that counts as one client: an IPv4 address, or the /64 network of an IPv6 address, which one client has for
+/// itself (RFC 6177).
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -169,14 +171,16 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The last value of a header. What a client has sent before it must not spoil it.
+/// The last value of a header that is a list. It is split off before it is decoded: bytes from the client, which come
+/// before it, may be no text.
 fn last(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
     let line = headers.get_all(name).iter().next_back()?;
     let last = line.as_bytes().rsplit(|byte| *byte == b',').next()?;
     Some(last.trim_ascii().to_vec())
 }
 
-/// Split before it is decoded: what a client has sent must not spoil what a proxy added to the line.
+/// The addresses in `x-forwarded-for`. The list is split before it is decoded: bytes from the client may be no text,
+/// and must not spoil the address that a proxy appended.
 fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
     (headers.get_all(FORWARDED_FOR).iter())
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
@@ -184,7 +188,7 @@ fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
         .collect()
 }
 
-/// The `for` of each element of `forwarded`. Each line is a list by itself.
+/// The address in each element of `forwarded`. Each line of the header is a list by itself.
 fn forwarded(headers: &HeaderMap) -> Result<Vec<Option<SocketAddr>>, Malformed> {
     let mut addresses = Vec::new();
     for line in headers.get_all(header::FORWARDED) {
@@ -195,7 +199,7 @@ fn forwarded(headers: &HeaderMap) -> Result<Vec<Option<SocketAddr>>, Malformed> 
     Ok(addresses)
 }
 
-/// An address with or without port; IPv6 with or without brackets.
+/// Parses an address with or without port, and IPv6 with or without brackets.
 fn node(text: &str) -> Option<SocketAddr> {
     let bare = text
         .strip_prefix('[')
@@ -290,7 +294,7 @@ mod tests {
             &["for=1.2.3.4;x=\"a\\\"b\", for=203.0.113.7"],
             "203.0.113.7:0",
         );
-        // Each line has to be right by itself.
+        // Each line has to be well-formed by itself.
         for lines in [
             &["for=1.2.3.4;x=\"", "for=203.0.113.7"][..],
             &["for=1.2.3.4;x=\"", "\", for=203.0.113.7"],
@@ -305,7 +309,7 @@ mod tests {
         }
     }
 
-    /// A client may send bytes that are no text; the proxy adds to the same line.
+    /// A client may send bytes that are no text, and the proxy appends to the same line.
     #[test]
     fn r14_bytes_of_a_client_do_not_hide_what_the_proxy_says() {
         let trusted = proxies(&["10.0.0.0/8"], Addresses::XForwardedFor);
@@ -337,7 +341,7 @@ mod tests {
         let others = proxies(&["192.168.0.0/16"], Addresses::XForwardedFor);
         assert_eq!(asked(&others, &sent), none);
         assert_eq!(asked(&Proxies::default(), &sent), none);
-        // What a client has put before the proxy's own.
+        // Values that a client sent before the proxy's own.
         let list = [(&FORWARDED_HOST, "evil.example, shop.example")];
         assert_eq!(asked(&trusted, &list).0, "shop.example");
         let two = [(&FORWARDED_HOST, "evil.example"), (&FORWARDED_HOST, "a.b")];
@@ -390,12 +394,12 @@ mod tests {
         }
     }
 
-    /// What a client may send as `forwarded`: near to the grammar, where it hurts.
+    /// Texts that a hostile client may send in `forwarded`: pieces of the grammar, in any order.
     const HOSTILE: &str = "([ -~]|\\PC|\"|\\\\|,|;|=|for=|x=\"|\\\\\"|1\\.2\\.3\\.4|for=10\\.0\\.0\\.2|\"\\[::1\\]\"|, |\t){0,12}";
 
     proptest! {
-        /// Whatever a client sends along, the address that the last trusted proxy saw is the client's, or the request is
-        /// refused: before the proxy's element in the same line, or in lines before.
+        /// Whatever a client sends before the proxy's element, in the same line or in lines before: the address that
+        /// the last trusted proxy saw is the client's, or the request is refused.
         #[test]
         fn r14_what_a_client_sends_never_makes_it_another(
             sent in prop::collection::vec(HOSTILE, 1..3),
@@ -429,7 +433,7 @@ mod tests {
             }
         }
 
-        /// What is right is not refused, with whatever in its quotes.
+        /// A well-formed header is accepted, whatever its quoted values contain.
         #[test]
         fn what_proxies_send_is_understood(quoted in "[ -~\t]{0,20}", spaces in "[ \t]{0,2}", before: bool) {
             let quoted = quoted.replace('\\', "\\\\").replace('"', "\\\"");

@@ -1,4 +1,4 @@
-//! The folder of static files, opened through cap-std: no path, link or race leads out of it.
+//! Serves the folder of static files. It is opened through cap-std: no path, link or race leads out of it.
 
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
@@ -23,23 +23,23 @@ pub struct StaticFiles {
     hidden: bool,
 }
 
-/// A file's content: whole when small, else to be read as it is sent.
+/// A file's content: bytes if the file is small, else an open file that is read while it is sent.
 pub enum Content {
-    /// All of it.
+    /// The whole content.
     Whole(Vec<u8>),
-    /// All of it, which others get, too.
+    /// The whole content, shared with other responses.
     Shared(Bytes),
-    /// An open file with its length.
+    /// An open file and its length in bytes.
     Open(std::fs::File, u64),
 }
 
 /// The end of the year 9999, the last that an HTTP date can name.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
-/// Files up to here are read at once.
+/// The largest file that is read at once, in bytes.
 pub const WHOLE_BYTES: u64 = 256 << 10;
 
 impl StaticFiles {
-    /// Opens the folder.
+    /// Opens the folder. `hidden`: names that begin with a dot are served, too.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -50,7 +50,7 @@ impl StaticFiles {
         })
     }
 
-    /// Answers a request for `path` (decoded, relative to the folder). Blocks for the disk.
+    /// Answers a request for `path` (decoded, relative to the folder). Blocks on the disk.
     ///
     /// # Errors
     /// 404 when there is no such file in the folder.
@@ -103,17 +103,18 @@ impl StaticFiles {
     }
 
     fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
-        // Other names for the same file would each be compressed and cached by themselves.
+        // Such a path is another name for the same file. Caches would store the file once for each name.
         if path.split('/').any(|name| ["", ".", ".."].contains(&name)) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // `.well-known` is there to be found by others (RFC 8615).
+        // Clients look for files in `.well-known` (RFC 8615).
         let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
         if !self.hidden && path.split('/').any(is_hidden) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // Looked at first, because opening a device may do something. What is there may be another one by the time it is
-        // opened: that does not wait for the other end of a pipe, and is looked at again.
+        // Check the type before opening, because opening a device can have effects. Another file may take the place of
+        // this one in between: `NONBLOCK` keeps the opening of a pipe from waiting for its other end, and the type is
+        // checked again.
         if !self.dir.metadata(path)?.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -129,16 +130,17 @@ impl StaticFiles {
     }
 }
 
-/// The answer where there is no file.
+/// The failure when there is no such file.
 pub fn missing() -> Failure {
     Failure::client(StatusCode::NOT_FOUND, "There is no such file.")
 }
 
-/// How often a file is read that changes meanwhile.
+/// How often a file is read at most if it changes while it is read.
 const READS: usize = 3;
 
-/// All of a small file, and what it was when it was read; none of a large one. One that is written to all the time is taken
-/// as it comes, with the state it was in before, so that nobody takes it for what it is then.
+/// Reads a small file, and sets `metadata` to its state when it was read. None: the file is large. A file that changes
+/// all the time is returned as it was read, with its state from before: so no client takes the content for that of a
+/// later state.
 fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>> {
     let (mut content, mut tries) = (Vec::new(), READS);
     while metadata.len() <= WHOLE_BYTES {
@@ -159,20 +161,23 @@ fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>>
     Ok(None)
 }
 
-/// The tag of a file that is read at once: the same content has the same tag, on every machine and after every deployment.
-/// Times say less: images and archives often have one time for all files of all versions.
+/// The tag of a file that is read at once, a hash of its content: the same content has the same tag on every machine
+/// and after every deployment. Times do not suffice: in images and archives, all files of all versions often have one
+/// time.
 fn content_tag(content: &[u8]) -> String {
-    // Who deploys chooses the files, so nobody has a reason to look for two with one hash.
+    // The hash need not resist attacks: whoever deploys the app chooses the files, and has no reason to look for two
+    // files with one hash.
     let hash = SipHasher13::new().hash(content).as_u128();
     format!("\"{hash:032x}\"")
 }
 
-/// What tells a file from what it was before.
+/// The state of a file. A change of the file changes its state.
 #[derive(PartialEq, Eq)]
 struct State {
     modified: SystemTime,
     length: u64,
-    /// Of the file and not of its content: when either was changed, which nobody can set, and which file it is.
+    /// The time of the last change of content or metadata, which cannot be set to another time; and the inode, which
+    /// differs for another file with the same name.
     changed: (i64, i64),
     inode: u64,
 }
@@ -190,7 +195,7 @@ impl State {
         }
     }
 
-    /// The tag of a file that is too large to be read for one.
+    /// The tag of a file that is too large to be read as a whole: it is made from the state.
     fn tag(&self) -> String {
         let since = self.modified.duration_since(SystemTime::UNIX_EPOCH);
         let nanos = since.unwrap_or_default().as_nanos();
@@ -198,7 +203,7 @@ impl State {
         format!("\"{nanos:x}-{length:x}-{inode:x}-{s:x}.{ns:x}\"")
     }
 
-    /// The headers of every answer about it.
+    /// The headers of every response about the file.
     fn response(&self, tag: &str) -> http::response::Builder {
         Response::builder()
             .header(header::ETAG, tag)
@@ -211,8 +216,9 @@ impl State {
     }
 }
 
-/// The content of a file as it is sent, a piece after the other: exactly the promised length, whatever becomes of the file
-/// meanwhile. One that has become shorter ends the response with an error, and with it the connection or the stream.
+/// The content of a file as a stream of pieces. The stream has exactly the promised length, even if the file grows
+/// meanwhile. If the file has become shorter, the stream ends with an error, and so does the connection or the HTTP/2
+/// stream.
 pub fn pieces(
     file: std::fs::File,
     length: u64,
@@ -341,7 +347,7 @@ mod tests {
         }
     }
 
-    /// Whichever came in place of a file: opening a pipe that nobody writes to must not wait.
+    /// Pipes and files take each other's place while requests come. Opening a pipe that nobody writes to must not wait.
     #[test]
     fn what_is_no_file_is_neither_served_nor_waited_for() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -385,7 +391,7 @@ mod tests {
         swapping.join().expect("it does not panic");
     }
 
-    /// A file that is written to in place: what is promised is what is sent.
+    /// A file that is overwritten in place: the length that is promised is the length that is sent.
     #[test]
     fn the_length_is_that_of_what_was_read() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -429,7 +435,7 @@ mod tests {
         }
     }
 
-    /// As in images and archives, where every file of every version has one time.
+    /// As in images and archives, all files have the same time.
     #[test]
     fn another_content_of_the_same_length_and_time_has_another_tag() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -457,7 +463,7 @@ mod tests {
             let headers = HeaderMap::from_iter([(header::IF_NONE_MATCH, first.clone())]);
             let again = files.respond(&Method::GET, "a.txt", &headers);
             assert_eq!(again.expect("it is there").status(), StatusCode::OK);
-            // What was read at once is known again wherever it comes from.
+            // A small file with its former content has its former tag.
             deploy(length, b'a');
             assert_eq!(tag(Method::GET) == first, length <= WHOLE_BYTES);
         }

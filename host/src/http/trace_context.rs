@@ -1,8 +1,8 @@
-//! The W3C trace context: where a request belongs in a trace that other services take part in.
+//! The W3C trace context: it links a request to a trace across several services.
 //!
-//! Amphi is one step of such a trace. It goes on with the context that a request brings (or begins a trace), gives
-//! the request a span of its own and each outbound request another. It records no spans: the ids are in the log and
-//! in the headers, for whoever does. <https://www.w3.org/TR/trace-context/>
+//! Amphi is one step of such a trace. It continues the trace that a request brings, or begins a new one. Each request
+//! gets a span id of its own, and each outbound request another one. Amphi records no spans: tools that do find the ids
+//! in the log and in the headers. <https://www.w3.org/TR/trace-context/>
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,18 +11,18 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use uuid::Uuid;
 
-/// The header with the trace and the caller's span.
+/// The header with the trace id and the caller's span id.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// The header with what vendors add to it.
+/// The header with vendors' own entries about the trace.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The flags that have a meaning: sampled, and random trace id. Others must not be passed on.
+/// The flags with a defined meaning: sampled, and random trace id. Other flags must not be passed on.
 const KNOWN_FLAGS: u8 = 0b11;
 const SAMPLED: u8 = 0b01;
 /// The most members a `tracestate` can have.
 const STATE_MEMBERS_MAX: usize = 32;
 
-/// A place in a trace. Its text is the value of `traceparent`.
+/// A span of a trace. `Display` writes the value of `traceparent`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
     trace: u128,
@@ -32,8 +32,8 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The trace of a request with these headers: theirs, or a new one where they have none that is valid. The span
-    /// is new either way.
+    /// A new span for a request with these headers: in the caller's trace if the headers are valid, else in a new
+    /// trace.
     pub fn of(headers: &HeaderMap) -> Trace {
         match Trace::incoming(headers) {
             Some(caller) => caller.child(),
@@ -41,7 +41,7 @@ impl Trace {
         }
     }
 
-    /// A new trace. Whoever takes part in it may record it: without the flag, nobody would.
+    /// Begins a new trace. It has the flag for sampling: without the flag, no service would record the trace.
     pub fn begin() -> Trace {
         Trace {
             trace: Uuid::new_v4().as_u128(),
@@ -51,7 +51,7 @@ impl Trace {
         }
     }
 
-    /// A step further in the same trace: what an outbound request or an event gets.
+    /// A new span in the same trace, for an outbound request or an event.
     pub fn child(&self) -> Trace {
         Trace {
             span: new_span(),
@@ -59,17 +59,17 @@ impl Trace {
         }
     }
 
-    /// The trace's id, as logs have it.
+    /// The trace id in hexadecimal, as in the log.
     pub fn id(&self) -> String {
         format!("{:032x}", self.trace)
     }
 
-    /// The value of `tracestate`, to be passed on as it is.
+    /// The value of `tracestate`, which is passed on unchanged.
     pub fn state(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// What the caller sent, if it is valid. Headers that are not are as good as missing.
+    /// The caller's span, if `traceparent` is valid and there once. A `tracestate` that is not valid is dropped.
     fn incoming(headers: &HeaderMap) -> Option<Trace> {
         let mut sent = headers.get_all(TRACEPARENT).iter();
         let (Some(parent), None) = (sent.next(), sent.next()) else {
@@ -84,11 +84,11 @@ impl Trace {
         Some(trace)
     }
 
-    /// Reads the value of a `traceparent`: `00-` trace id `-` span id `-` flags, in lower-case hexadecimal.
+    /// Parses a `traceparent`: `00-`, trace id, `-`, span id, `-`, flags, in lower-case hexadecimal.
     pub fn parse(text: &str) -> Option<Trace> {
         let (version, rest) = (text.get(..2)?, text.get(2..)?);
         let version = hex(version)?;
-        // Later versions may add to the end; the beginning stays as it is.
+        // Later versions may append fields, but do not change these four.
         let known = match (version, rest.as_bytes().get(53)) {
             (0xff, _) => return None,
             (_, None) => rest,
@@ -119,12 +119,12 @@ impl fmt::Display for Trace {
     }
 }
 
-/// Random, and never zero: the version of the UUID is part of it.
+/// A random span id. Never zero, because these 64 bits contain the version of the UUID.
 fn new_span() -> u64 {
     Uuid::new_v4().as_u64_pair().0
 }
 
-/// Lower-case hexadecimal only; the standard library would take `+` and capitals, too.
+/// Parses lower-case hexadecimal. `from_str_radix` alone would also accept `+` and capitals.
 fn hex(text: &str) -> Option<u128> {
     let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if !text.bytes().all(digit) {
@@ -133,7 +133,8 @@ fn hex(text: &str) -> Option<u128> {
     u128::from_str_radix(text, 16).ok()
 }
 
-/// The members of a `tracestate` without the space around them, if all are valid and none is there twice.
+/// The members of a `tracestate` without the spaces around them. None if a member is not valid, a key occurs twice, or
+/// there are too many members or none.
 fn valid_state(text: &str) -> Option<String> {
     let mut members = Vec::new();
     let mut keys = HashSet::new();
@@ -153,7 +154,7 @@ fn valid_state(text: &str) -> Option<String> {
         .then(|| members.join(","))
 }
 
-/// `vendor`, or `tenant@vendor`.
+/// Whether a key has the form `vendor` or `tenant@vendor`.
 fn is_state_key(key: &str) -> bool {
     let rest = |text: &str| {
         let of_key = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();

@@ -108,8 +108,8 @@ impl<'a> Completion<'a> {
         self.failure = Some(failure);
     }
 
-    /// Whether the request names this machine: localhost, an address, or a configured name. A page from elsewhere could read
-    /// what an app under development answers if the page's own name were resolved to this machine (DNS rebinding).
+    /// Whether the request names this machine: localhost, an address, or a configured name. A page from elsewhere could
+    /// read what an app under development answers if the page's own name were resolved to this machine (DNS rebinding).
     fn may_see_details(&self) -> bool {
         let names = &self.app.config.server.development_hosts;
         let host = authority::host(self.parts);

@@ -59,8 +59,8 @@ pub struct AttemptOutcome {
 }
 
 impl Attempt<'_> {
-    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the future
-    /// cancels everything (R15).
+    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the
+    /// future cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
         let again = self.chain.view().view.retries;
@@ -197,14 +197,14 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Ok(_permit) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
-    // No part can begin any more. The scope may be kept (the page for its failure, the wait before a repetition, the
-    // access log), and what is kept of a scope that has ended holds facts, never capacity (R4).
+    // No function of the scope can begin any more. The scope itself may live on (for the page of its failure, the wait
+    // before the request runs again, or the access log). A scope that has ended keeps facts, and never capacity (R4).
     scope.worker.release().await;
     settle(scope, Face::Async, outcome).await
 }
 
-/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is dropped
-/// with the work sees why the request has ended.
+/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is
+/// dropped with the work sees why the request has ended.
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,

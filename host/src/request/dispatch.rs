@@ -1,13 +1,15 @@
 //! Who runs which guest function of a request, and where: middleware around a view, in any mix of modes.
 //!
-//! Every guest function runs in an instance of its own. Middleware calls the rest of its chain (`next`) as a host call and
-//! waits for it like for any other; so do views that call other views (sub-requests). The called function runs where its mode
-//! wants it, with as few hops as possible: sync from sync on the same thread, async from async on the same loop.
+//! Every guest function runs in an instance of its own. Middleware calls the rest of its chain (`next`) as a host call
+//! and waits for it like for any other; so do views that call other views (sub-requests). The called function runs
+//! where its mode wants it, with as few hops as possible: sync from sync on the same thread, async from async on the
+//! same loop.
 //!
 //! Everything that runs on the loop is part of one future ([`conduct`]). A function that calls another one sends a
-//! [`LoopTask`] to that future and waits for the answer. So dropping the future cancels all of the request (R15), and no
-//! store is worked on from within another store, which wasmtime does not allow. Going from the loop to the scope's worker is a
-//! job of the worker; while a sync function waits for a task, the worker runs the jobs that the task needs (R3).
+//! [`LoopTask`] to that future and waits for the answer. So dropping the future cancels all of the request (R15), and
+//! no store is worked on from within another store, which wasmtime does not allow. Going from the loop to the scope's
+//! worker is a job of the worker; while a sync function waits for a task, the worker runs the jobs that the task needs
+//! (R3).
 
 mod loop_tasks;
 mod subrequest_transaction;
@@ -134,7 +136,8 @@ pub struct LinkCall {
     index: usize,
     /// The path parameters of the route.
     params: Arc<[(String, String)]>,
-    /// The client's body, when the host keeps it and this function may read it: a function may at most read what its caller may.
+    /// The client's body, if the host keeps it and this function may read it: a function may read at most what its
+    /// caller may.
     body: Option<Arc<Spooled>>,
     /// The links that the call is nested in, the outermost first.
     call_path: Vec<Link>,
@@ -151,8 +154,8 @@ impl LinkCall {
         &self.chain.links[self.index]
     }
 
-    /// Whether no sync function can run after this call and those nested in it: the links around it are async, have called
-    /// `next` already and can call for nothing else.
+    /// Whether no sync function can run after this call and those nested in it: the links around it are async, have
+    /// called `next` already and can call for nothing else.
     fn is_last_sync(&self) -> bool {
         let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
         self.call_path.iter().all(done)
@@ -217,7 +220,8 @@ impl LinkCall {
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` with it, unanswered.
+    /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` with it,
+    /// unanswered.
     fn send(self, request: types::Request, caller: Caller) {
         let loop_queue = self.context.loop_queue.clone();
         let loop_queue = loop_queue.expect("a chain that may call for others runs link by link");
@@ -269,8 +273,9 @@ impl LinkCall {
         here.finished(answer)
     }
 
-    /// The request as the part gets it. The path parameters are those that the host has read. The client's body goes with
-    /// a request that says so, from a caller that has it: what it is handed instead is all that the part can read.
+    /// The request as the called function gets it. The path parameters are those that the host has read. The client's
+    /// body goes along if the request asks for it and the caller has it. The function can read no other body of the
+    /// client.
     fn received(&mut self, request: types::Request) -> types::Request {
         let body = match request.body {
             types::Body::Bytes(bytes) => {
@@ -301,8 +306,8 @@ impl LinkCall {
         }
     }
 
-    /// The result of the link. When it failed, nothing that was done in its transaction is kept, whatever its callers make of
-    /// the failure (R9).
+    /// The result of the link. When it failed, nothing that was done in its transaction is kept, whatever its callers
+    /// make of the failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
@@ -476,8 +481,8 @@ impl Called {
         }
     }
 
-    /// The result that the caller is shown. When the rest of the caller's own chain has failed, even by not beginning, nothing
-    /// of their transaction is kept, whatever the caller makes of the failure (R9).
+    /// The result that the caller is shown. When the rest of the caller's own chain has failed, even by not beginning,
+    /// nothing of their transaction is kept, whatever the caller makes of the failure (R9).
     fn shown(self, outcome: LinkResult) -> GuestResult {
         outcome.map_err(|failure| {
             if self.to == Callee::Next {
@@ -504,8 +509,8 @@ impl CallChain for LinkCall {
         async move {
             let link_call = self.call_chain(to, &mut request)?;
             let called = Called::new(to, &link_call);
-            // Dropped with this future, when the guest drops its call: the transaction may be committed right after that,
-            // before the loop comes to the task.
+            // Dropped with this future, when the guest drops its call: the transaction may be committed right after
+            // that, before the loop comes to the task.
             let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
             let (sender, answer) = oneshot::channel();
             link_call.send(request, Caller::Loop(sender));

@@ -1,9 +1,9 @@
 //! The life of a request. Read this first.
 //!
-//! [`answer`] routes the request and receives its body. `attempt.rs` opens a scope, has `dispatch.rs` run the chain of guest
-//! functions, on a worker, on this loop or on both, and has `settle.rs` check the response and end the transaction. Whatever
-//! fails on the way comes back as a [`Failure`] and becomes a response in one place ([`around`]). However the request ends,
-//! `access_log.rs` writes one line about it.
+//! [`answer`] routes the request and receives its body. `attempt.rs` opens a scope, has `dispatch.rs` run the chain of
+//! guest functions, on a worker, on this loop or on both, and has `settle.rs` check the response and end the
+//! transaction. Whatever fails on the way comes back as a [`Failure`] and becomes a response in one place ([`around`]).
+//! However the request ends, `access_log.rs` writes one line about it.
 
 pub mod access_log;
 pub mod attempt;
@@ -93,7 +93,8 @@ where
     response
 }
 
-/// The memory account of a request. Without memory for one more, the request gets an account without any, and is refused.
+/// The memory account of a request. Without memory for one more, the request gets an account without any, and is
+/// refused.
 fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
     match client.account.request() {
         Ok(account) => (account, None),
@@ -208,8 +209,8 @@ where
     }
 }
 
-/// Answers when a path has views for other methods only: 204 to OPTIONS, 405 to any other method. The built-in middleware of
-/// the views' module runs first, so that a client who may not use the module does not learn its methods.
+/// Answers when a path has views for other methods only: 204 to OPTIONS, 405 to any other method. The built-in
+/// middleware of the views' module runs first, so that a client who may not use the module does not learn its methods.
 async fn other_methods(
     allowed: Allowed<'_, Target>,
     completion: &mut Completion<'_>,

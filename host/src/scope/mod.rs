@@ -1,11 +1,12 @@
 //! What one request has on the host: identity, time limit, context, transaction, worker.
 //!
-//! A scope is opened in one place (`request/attempt.rs`), shared by everything that works for the request, and dropped with
-//! the last of these. Dropping it releases whatever it holds, so no exit path can forget anything (R13): the transaction rolls
-//! back, connections and the worker go back to their pools, held events and temporary files are removed.
+//! A scope is opened in one place (`request/attempt.rs`), shared by everything that works for the request, and dropped
+//! with the last of these. Dropping it releases whatever it holds, so no exit path can forget anything (R13): the
+//! transaction rolls back, connections and the worker go back to their pools, held events and temporary files are
+//! removed.
 //!
-//! Resources are acquired in one order: a place among the async instances, a sync worker, a database connection. Whoever
-//! holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
+//! Resources are acquired in one order: a place among the async instances, a sync worker, a database connection.
+//! Whoever holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 pub mod context;
 pub mod transaction;
@@ -100,7 +101,7 @@ pub struct Scope {
     outbound: OnceLock<Arc<Semaphore>>,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
-    /// Set when a part that may write files has used WASI: likewise.
+    /// Set when a function that may write files has used WASI: the request cannot be run again.
     pub files: AtomicBool,
     /// Results of queries that the host holds for it.
     pub results: Results,
@@ -169,8 +170,8 @@ impl Scope {
         self.begun.load(SeqCst)
     }
 
-    /// Counts what a host call keeps of its arguments until it ends. An async guest can have any number of calls in flight,
-    /// and their arguments are no longer in the guest's own memory.
+    /// Counts what a host call keeps of its arguments until it ends. An async guest can have any number of calls in
+    /// flight, and their arguments are no longer in the guest's own memory.
     ///
     /// # Errors
     /// When all calls in flight together would keep too much; the text says so.

@@ -1,27 +1,27 @@
 //! Transactions, and which of them a statement belongs to (R7–R11).
 //!
-//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`]. Its statements, blocks and events go
-//! through its membership, so that nothing has to be guessed from what happens to be open. A request starts with one
-//! transaction, which middleware and the view share. A view that is called as a sub-request joins the transaction of its
-//! caller while the caller is in one of its levels, and has a transaction of its own otherwise.
+//! Each guest function that runs for a scope is a [`Member`] of one [`Transaction`]. Its statements, blocks and events
+//! go through its membership, so that nothing has to be guessed from what happens to be open. A request starts with one
+//! transaction, which middleware and the view share. A view that is called as a sub-request joins the transaction of
+//! its caller while the caller is in one of its levels, and has a transaction of its own otherwise.
 //!
-//! A transaction has levels. That of an atomic view has one from the start, and each `begin` adds one: the outermost level is
-//! the transaction itself, the levels within it are savepoints. A member belongs to the level that it was called in and to
-//! those that it began itself. Its statements run in the innermost of these; while a level of another member is open on top,
-//! they wait for the end of that. So the failure of one member undoes nothing of another member, and no member commits what
-//! another one has rolled back.
+//! A transaction has levels. That of an atomic view has one from the start, and each `begin` adds one: the outermost
+//! level is the transaction itself, the levels within it are savepoints. A member belongs to the level that it was
+//! called in and to those that it began itself. Its statements run in the innermost of these; while a level of another
+//! member is open on top, they wait for the end of that. So the failure of one member undoes nothing of another member,
+//! and no member commits what another one has rolled back.
 //!
-//! Within a transaction every statement goes to one connection, one after the other, in the order of the guest's calls (R8).
-//! There is no way around the transaction, so nothing that a view joins or spawns escapes it. A level exists only in the host
-//! until a statement needs it: the database sees it in the same message as that statement. A statement that fails poisons its
-//! level: on every kind of database, nothing more runs there until the level is rolled back.
+//! Within a transaction every statement goes to one connection, one after the other, in the order of the guest's calls
+//! (R8). There is no way around the transaction, so nothing that a view joins or spawns escapes it. A level exists only
+//! in the host until a statement needs it: the database sees it in the same message as that statement. A statement that
+//! fails poisons its level: on every kind of database, nothing more runs there until the level is rolled back.
 //!
-//! The connection is inside the lock of the state, and whoever runs a statement takes the lock along to the thread that runs
-//! it. So a caller that is cancelled leaves a finished statement behind, never a torn one. When the transaction is dropped,
-//! dropping the lease rolls back.
+//! The connection is inside the lock of the state, and whoever runs a statement takes the lock along to the thread that
+//! runs it. So a caller that is cancelled leaves a finished statement behind, never a torn one. When the transaction is
+//! dropped, dropping the lease rolls back.
 //!
-//! Effects are held with the level that they were sent in (R10). Which level that is follows from the order of the guest's
-//! calls alone, so that sending never waits; see `effects`.
+//! Effects are held with the level that they were sent in (R10). Which level that is follows from the order of the
+//! guest's calls alone, so that sending never waits; see `effects`.
 
 mod effects;
 mod state;
@@ -81,10 +81,11 @@ pub struct Transaction {
     last_id: AtomicU64,
     /// Set when the transaction has ended: nothing more can be done in it, within a level or outside.
     over: AtomicBool,
-    /// Set when a member has failed: the transaction of an atomic view then rolls back, whatever callers make of the failure.
+    /// Set when a member has failed: the transaction of an atomic view then rolls back, whatever callers make of the
+    /// failure.
     failed: AtomicBool,
-    /// Levels and pins that the guest dropped without ending them, perhaps while a statement ran. Handled before anything
-    /// else is done under the lock.
+    /// Levels and pins that the guest dropped without ending them, perhaps while a statement ran. Handled before
+    /// anything else is done under the lock.
     left: Mutex<Vec<Left>>,
     effects: Arc<Effects>,
     state: Arc<tokio::sync::Mutex<State>>,
@@ -109,7 +110,8 @@ impl fmt::Display for Level {
     }
 }
 
-/// A pin: while there is one, all statements of the members go to one connection. Given back with [`Transaction::unpin`].
+/// A pin: while there is one, all statements of the members go to one connection. Given back with
+/// [`Transaction::unpin`].
 #[derive(Debug)]
 pub struct Pin(());
 
@@ -158,8 +160,8 @@ impl Transaction {
         self.last_id.fetch_add(1, SeqCst) + 1
     }
 
-    /// Whether a statement or commit of the scope conflicted with another transaction, and nothing was committed or sent to
-    /// others before: then the whole request may succeed when it is run again.
+    /// Whether a statement or commit of the scope conflicted with another transaction, and nothing was committed or
+    /// sent to others before: then the whole request may succeed when it is run again.
     pub fn conflict(&self) -> bool {
         self.effects.history.can_begin_again()
     }
@@ -174,8 +176,8 @@ impl Transaction {
         self.failed.load(SeqCst)
     }
 
-    /// Whether a caller of this transaction's view, direct or not, has pinned a connection of the kind that `read_only` asks
-    /// for. The caller waits for this view, so this view must not wait for that connection.
+    /// Whether a caller of this transaction's view, direct or not, has pinned a connection of the kind that `read_only`
+    /// asks for. The caller waits for this view, so this view must not wait for that connection.
     fn is_pinned_around(&self, database: &Database, read_only: bool) -> bool {
         let around = std::iter::successors(self.around.as_deref(), |this| this.around.as_deref());
         around
@@ -280,11 +282,11 @@ impl Transaction {
     }
 }
 
-/// The lock of a transaction's state, or a wait for it. Dropping either handles what the guest dropped meanwhile: tokio hands
-/// the lock to the next waiter before that waiter is polled, and the waiter may be dropped in between.
+/// The lock of a transaction's state, or a wait for it. Dropping either handles what the guest dropped meanwhile: tokio
+/// hands the lock to the next waiter before that waiter is polled, and the waiter may be dropped in between.
 ///
-/// Dropping the lock also wakes members that wait for a level, since the state may have changed. That includes locks that are
-/// dropped by work in the background whose caller is gone.
+/// Dropping the lock also wakes members that wait for a level, since the state may have changed. That includes locks
+/// that are dropped by work in the background whose caller is gone.
 struct Locked {
     state: Option<OwnedMutexGuard<State>>,
     /// Unset by a member that only looked and goes on waiting: waiting members would wake each other without end.
@@ -327,8 +329,8 @@ pub struct Member {
     isolation: Option<Isolation>,
     /// Number of levels that the function has begun. A level counts from the guest's call on until it has ended.
     claims: Arc<AtomicUsize>,
-    /// The ids of the jobs and exclusions that the function is called from, and of its own exclusions: whatever it calls is
-    /// called from these ([`crate::threads::handoff`]).
+    /// The ids of the jobs and exclusions that the function is called from, and of its own exclusions: whatever it
+    /// calls is called from these ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
     /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
     /// for another member's level.
@@ -377,8 +379,8 @@ impl Member {
         next
     }
 
-    /// The membership of a view that the function calls now: in this transaction while the function is in one of its levels,
-    /// and in a new transaction otherwise.
+    /// The membership of a view that the function calls now: in this transaction while the function is in one of its
+    /// levels, and in a new transaction otherwise.
     pub fn call(&self, view: Options) -> Member {
         let read_only = self.read_only || view.read_only;
         let called = match self.level() {
@@ -429,8 +431,8 @@ impl Member {
         self.read_only
     }
 
-    /// A permit for a result that is read in pieces outside of any transaction, on a connection of its own. None: too many
-    /// connections are in use for such results and pins.
+    /// A permit for a result that is read in pieces outside of any transaction, on a connection of its own. None: too
+    /// many connections are in use for such results and pins.
     pub fn keep_stream(&self, database: &Database) -> Option<StreamPermit> {
         let history = &self.transaction.effects.history;
         let permit = database.stream_permit()?;
@@ -453,8 +455,8 @@ impl Member {
             || self.transaction.pins.load(SeqCst) > 0
     }
 
-    /// Marks the function as begun. False when it was given up before: it must not begin then, because its transaction may
-    /// be committed already.
+    /// Marks the function as begun. False when it was given up before: it must not begin then, because its transaction
+    /// may be committed already.
     #[must_use]
     pub fn begins(&self) -> bool {
         let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
@@ -466,8 +468,8 @@ impl Member {
         self.life.load(SeqCst) == IS_OVER
     }
 
-    /// Nobody waits for the function any more. If it runs, it may be in the middle of its work, so the transaction that it was
-    /// called in rolls back.
+    /// Nobody waits for the function any more. If it runs, it may be in the middle of its work, so the transaction that
+    /// it was called in rolls back.
     pub fn give_up(&self) {
         let was = self.life.swap(IS_OVER, SeqCst);
         let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
@@ -498,11 +500,12 @@ impl Member {
         }
     }
 
-    /// Waits for the turn of a statement that is issued now, and before that for `ready`. None: the statement belongs to no
-    /// transaction and no pinned connection; then `ready` was not polled.
+    /// Waits for the turn of a statement that is issued now, and before that for `ready`. None: the statement belongs
+    /// to no transaction and no pinned connection; then `ready` was not polled.
     ///
     /// # Errors
-    /// When no connection can be had, the level is poisoned, or the transaction is on another database; that of `ready`.
+    /// When no connection can be had, the level is poisoned, or the transaction is on another database; that of
+    /// `ready`.
     pub async fn turn(
         &self,
         on: (&Database, &Arc<Deadline>),
@@ -597,8 +600,8 @@ impl Member {
         }
     }
 
-    /// Begins a level on this database, as soon as `ready` is. Whatever the function issues after this call belongs to the
-    /// level.
+    /// Begins a level on this database, as soon as `ready` is. Whatever the function issues after this call belongs to
+    /// the level.
     ///
     /// # Errors
     /// When the level it would be in is poisoned, the transaction is on another database, or too many are open; that of
@@ -684,8 +687,8 @@ impl Member {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
-        // Set now, and not when the pin has its connection: a view that is called meanwhile would wait behind the pin, while
-        // the function that pins waits for the worker which that view has.
+        // Set now, and not when the pin has its connection: a view that is called meanwhile would wait behind the pin,
+        // while the function that pins waits for the worker which that view has.
         let name = || database.config().name.clone();
         self.transaction.pinned.lock().get_or_insert_with(name);
         let order = deadline.bound(self.order.lock()).await?;
@@ -698,8 +701,9 @@ impl Member {
         Ok((pinning.done(), ready))
     }
 
-    /// Does something that others will see: at once outside of a transaction, else when the transaction commits (R10). The
-    /// effect is dropped when its level is rolled back. False when the effect was refused, because the transaction is over.
+    /// Does something that others will see: at once outside of a transaction, else when the transaction commits (R10).
+    /// The effect is dropped when its level is rolled back. False when the effect was refused, because the transaction
+    /// is over.
     #[must_use]
     pub fn effect(&self, effect: Effect) -> bool {
         self.transaction.effects.add(self.level(), effect)

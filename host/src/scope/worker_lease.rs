@@ -72,7 +72,8 @@ impl WorkerLease {
         *self.lease.lock().await = Leased::Over;
     }
 
-    /// Leases the worker now if the scope may need one later: a scope that holds a connection must not wait for a worker (R4).
+    /// Leases the worker now if the scope may need one later: a scope that holds a connection must not wait for a
+    /// worker (R4).
     ///
     /// # Errors
     /// When none can be had.
@@ -83,8 +84,8 @@ impl WorkerLease {
         self.get(deadline).await.map(drop)
     }
 
-    /// Excludes other functions of the scope from the worker: see [`Lease::exclude`]. None: the scope needs no worker any
-    /// more. `from`: the ids of the jobs and exclusions that the caller is called from.
+    /// Excludes other functions of the scope from the worker: see [`Lease::exclude`]. None: the scope needs no worker
+    /// any more. `from`: the ids of the jobs and exclusions that the caller is called from.
     ///
     /// # Errors
     /// When no worker can be had, or the request ends.

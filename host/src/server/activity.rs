@@ -1,9 +1,10 @@
-//! What happens on a connection, so that one on which nothing happens any more can be closed.
+//! Tracks what happens on a connection, so that an idle or stalled connection can be closed.
 //!
-//! HTTP/1 needs little of it: hyper limits the time for headers, and a client that does not read its response stops
-//! the socket, which has a limit of its own. On HTTP/2 the socket goes on while a client answers pings, and hyper has
-//! no limit for idle connections: here, answers are counted, and bodies are handed out in pieces. The protocol asks
-//! for the next piece only when the client has made room, which is the sign that it reads.
+//! HTTP/1 needs little of this: hyper limits the time for headers, and a client that does not read its response stalls
+//! the socket, whose writes have a time limit. On HTTP/2, the socket stays active while a client answers pings, and
+//! hyper has no limit for idle connections. So requests without a response are counted here, and bodies are handed to
+//! hyper in pieces. hyper asks for the next piece only when the client has made room in its window, which shows that
+//! the client reads.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -20,13 +21,13 @@ use parking_lot::Mutex;
 use crate::config::Server as Limits;
 use crate::http::message::ResponseBody;
 
-/// A piece of a body, as large as HTTP/2's frames are when nobody asks for larger ones.
+/// The size of a piece: HTTP/2's default for the largest frame.
 const PIECE: usize = 16 << 10;
 
-/// A connection's body: as it is, or in pieces.
+/// The body of a response as hyper gets it: unchanged, or in pieces.
 pub(super) type SentBody = Either<ResponseBody, Pieces>;
 
-/// What happens on a connection.
+/// The activity of one connection.
 pub(super) struct Activity {
     header_timeout: Duration,
     write_timeout: Duration,
@@ -35,16 +36,17 @@ pub(super) struct Activity {
 
 struct State {
     protocol: Protocol,
-    /// Requests that views are answering.
+    /// Requests that have no response yet.
     answering: usize,
-    /// Bodies on their way, and since when the client could have taken more. None while the host has no more to give.
+    /// Bodies that are being sent, each with the time when hyper took its last piece: since then, the client could have
+    /// taken more. None: the host has no more data ready.
     sending: HashMap<u64, Option<Instant>>,
     next_body: u64,
-    /// Since when there is neither of the two.
+    /// The time since which there are neither such requests nor such bodies.
     idle_since: Instant,
 }
 
-/// What the client has shown of itself.
+/// The protocol of the connection, known from its first request on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Nothing,
@@ -57,11 +59,11 @@ enum Protocol {
 pub(super) enum IdleCheck {
     /// Check again at this time.
     Later(Instant),
-    /// There is no need to look again.
+    /// No further check is needed.
     Never,
-    /// Take no more requests, and look again then.
+    /// Accept no more requests, and check again at this time.
     Close(Instant),
-    /// End it, for this reason.
+    /// End the connection, for this reason.
     Drop(&'static str),
 }
 
@@ -80,7 +82,8 @@ impl Activity {
         })
     }
 
-    /// Says that a request has arrived. It counts as being answered until what this returns is dropped.
+    /// Notes that a request has arrived. The request counts as unanswered until the returned value is dropped or sends
+    /// the response.
     pub(super) fn request(self: &Arc<Self>, version: Version) -> Answering {
         let mut state = self.state.lock();
         let http2 = version == Version::HTTP_2;
@@ -96,7 +99,7 @@ impl Activity {
         }
     }
 
-    /// What to do with the connection, now.
+    /// Decides what to do with the connection at the time `now`.
     pub(super) fn look(&self, now: Instant) -> IdleCheck {
         let state = self.state.lock();
         match state.protocol {
@@ -114,7 +117,8 @@ impl Activity {
         }
     }
 
-    /// The last piece of a body may still be on its way: that has the time of any other piece.
+    /// An idle connection is closed after `header_timeout_ms`. The last piece of a body may still be unsent then, so
+    /// the client has `write_timeout_ms` to take it, as for any other piece.
     fn look_idle(&self, state: &State, now: Instant) -> IdleCheck {
         let close = state.idle_since + self.header_timeout;
         let end = close + self.write_timeout;
@@ -127,9 +131,10 @@ impl Activity {
         }
     }
 
-    /// One body that stalls does not end the other requests at once: they have the same time again.
+    /// A body that stalls for `write_timeout_ms` closes the connection for further requests. The other requests have
+    /// the same time again before the connection ends. If nothing but stalled bodies is left, it ends at once.
     fn look_busy(&self, state: &State, now: Instant) -> IdleCheck {
-        // Whatever happens from now on has at least this time.
+        // Anything that begins now has at least this time, so a check before it is of no use.
         let later = now + self.header_timeout.min(self.write_timeout);
         let Some(longest) = state.sending.values().flatten().min() else {
             return IdleCheck::Later(later);
@@ -156,14 +161,15 @@ impl State {
     }
 }
 
-/// A request that is being answered, until dropped.
+/// Counts a request as unanswered until dropped.
 pub(super) struct Answering {
     activity: Arc<Activity>,
     http2: bool,
 }
 
 impl Answering {
-    /// The response as it goes to the protocol. One piece goes at once, and so does anything on HTTP/1.
+    /// The response as hyper gets it. On HTTP/2, a body of more than one piece is handed out in pieces. Other bodies
+    /// are unchanged.
     pub(super) fn send(self, response: Response<ResponseBody>) -> Response<SentBody> {
         response.map(|body| {
             let small = body
@@ -197,10 +203,10 @@ impl Drop for Answering {
     }
 }
 
-/// A body that is handed out piece by piece.
+/// A body that hyper gets piece by piece.
 pub(super) struct Pieces {
     body: ResponseBody,
-    /// What is left of the body's last frame.
+    /// The rest of the body's last frame.
     rest: Bytes,
     number: u64,
     activity: Arc<Activity>,
@@ -332,7 +338,7 @@ mod tests {
             activity.look(now + HEADERS + WRITES),
             IdleCheck::Drop(_)
         ));
-        // Another request keeps it.
+        // Another request keeps the connection open.
         let _answering = activity.request(Version::HTTP_2);
         assert!(matches!(activity.look(now + HEADERS), IdleCheck::Later(_)));
     }
@@ -353,7 +359,7 @@ mod tests {
         assert!(matches!(activity.look(now + WRITES), IdleCheck::Later(_)));
         assert_eq!((piece(&mut large), large.is_end_stream()), (PIECE, false));
         assert_eq!((piece(&mut large), large.is_end_stream()), (7, true));
-        // The last piece, too, is with the client.
+        // The client still has to take the last piece.
         assert!(matches!(
             activity.look(Instant::now() + WRITES),
             IdleCheck::Drop(_)

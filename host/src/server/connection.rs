@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last: HTTP/1.1 or HTTP/2, whichever the client speaks.
+//! One connection, from its first byte to its last. It speaks HTTP/1.1 or HTTP/2, as the client chooses.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,29 +24,31 @@ use crate::http::call_depth;
 use crate::http::message::empty;
 use crate::request::{self, Client};
 
-/// How often an idle HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
+/// How often the host sends a ping on an HTTP/2 connection, and how long the client may take to answer it.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 const HTTP2_PONG: Duration = Duration::from_secs(10);
 
-/// What clients of HTTP/2 may send ahead of the host's reading, on one stream and on all together: a connection that
-/// begins draws as much from the budget, with what it takes for heads and frames.
+/// The windows of HTTP/2: how many bytes a client may send before the host has read them, on one stream and on the
+/// whole connection. A new connection draws the larger window from the memory budget, with 64 kB more for heads and
+/// frames.
 const HTTP2_STREAM_WINDOW: u32 = 128 << 10;
 const HTTP2_WINDOW: u32 = 256 << 10;
 const HTTP2_BYTES: u64 = HTTP2_WINDOW as u64 + (64 << 10);
-/// What the host sends ahead of the client's reading, on one stream. A piece of a body may come on top.
+/// How many bytes of a response hyper keeps for a stream until the client reads. One piece of a body may exceed the
+/// limit.
 const HTTP2_SEND_BYTES: usize = 64 << 10;
 
-/// Streams that a client may take back before they have been looked at.
+/// The most streams that a client may reset before the host has accepted them.
 const HTTP2_RESETS: usize = 20;
 
-/// How HTTP/2 begins (RFC 9113, 3.4), and no request of HTTP/1 does.
+/// The first bytes of an HTTP/2 connection (RFC 9113, 3.4). No request of HTTP/1 begins with them.
 const HTTP2: &[u8] = b"PRI ";
 
-/// Both protocols, with the limits that hyper watches over.
+/// hyper's settings for each protocol, with the limits that hyper enforces.
 pub(super) struct Protocols {
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
-    /// For those whose first bytes leave it open.
+    /// For connections whose first bytes leave the protocol open.
     either: auto::Builder<TokioExecutor>,
 }
 
@@ -60,7 +62,8 @@ impl Protocols {
         }
     }
 
-    /// The one that begins with these bytes. Known from the start, it needs no buffer in front of its own.
+    /// The settings for a connection that begins with these bytes. If they decide the protocol, hyper needs no buffer
+    /// of its own to find it out.
     fn of(&self, first: &[u8]) -> &auto::Builder<TokioExecutor> {
         match first {
             HTTP2 => &self.http2,
@@ -92,8 +95,8 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     protocol
 }
 
-/// Serves until the client closes, a limit is reached, or the requests that were there at `stop` are answered. A
-/// connection of the app's own, which comes after that, ends with its first request.
+/// Serves a connection until the client closes it, a limit is reached, or, after `stop`, its requests in flight are
+/// answered. A connection from the app itself that is made after `stop` ends with its first request.
 pub(super) async fn serve(
     host: Arc<Host>,
     limits: &Limits,
@@ -125,7 +128,7 @@ pub(super) async fn serve(
         peer,
         account: budget::process().connection(),
     };
-    // One whose first bytes leave it open counts as HTTP/2.
+    // A connection whose first bytes leave the protocol open counts as HTTP/2.
     if HTTP2.starts_with(&first[..seen]) && client.account.charge(HTTP2_BYTES).is_err() {
         return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
     }

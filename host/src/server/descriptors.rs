@@ -1,7 +1,9 @@
-//! File descriptors: how many connections the process may have besides everything else that takes one.
+//! File descriptors: how many client connections the process has room for beside everything else that needs a
+//! descriptor.
 //!
-//! Each connection takes one, and while it is answered perhaps a second, for a body in a temporary file or a static file. When
-//! there is none left, databases and files fail before connections do, so some are kept back for those.
+//! Each connection takes one descriptor. While it is answered, it may take a second one, for a body in a temporary file
+//! or a static file. Without free descriptors, databases and files would fail while connections are still accepted, so
+//! some descriptors are reserved for them.
 
 use std::cmp::{max, min};
 
@@ -10,17 +12,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, Storage};
 
-/// Outbound connections, components, the log and the like.
+/// Descriptors for outbound connections, components, the log and the like.
 const OTHERS: u64 = 128;
-/// What a loop waits with.
+/// Descriptors of an event loop, for waiting.
 const LOOP: u64 = 8;
-/// A connection of SQLite has the database, its log, its index and a file for sorting.
+/// Descriptors of an SQLite connection: the database, its write-ahead log, the log's index and a file for sorting.
 const SQLITE: u64 = 4;
-/// With fewer connections there is no use in serving.
+/// The fewest connections that are worth serving.
 const CONNECTIONS_MIN: u64 = 16;
 
-/// Raises the process's limit as far as the app needs it and the system allows, and tells how many connections it has
-/// room for: `connections_max`, or fewer with a warning.
+/// Raises the process's limit on open files, as far as the app needs it and the system allows. Returns the number of
+/// connections that there is room for: `connections_max`, or fewer, with a warning.
 ///
 /// # Errors
 /// When there is no room for connections beside databases and files.
@@ -45,17 +47,18 @@ pub(super) fn connections(config: &Config, admin_max: usize) -> anyhow::Result<u
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
-/// The connections there is room for: of what is left by others, a quarter is for bodies and static files.
+/// The number of connections that there is room for: of the descriptors that the others leave, a quarter is for bodies
+/// and static files. None: too few.
 fn room(limit: u64, others: u64, wanted: u64) -> Option<u64> {
     let left = limit.saturating_sub(others);
     let room = min(wanted, left - left / 4);
     (room >= min(wanted, CONNECTIONS_MIN)).then_some(room)
 }
 
-/// What is needed for anything but connections and their requests.
+/// The descriptors for everything but client connections and their requests.
 fn others(config: &Config) -> u64 {
     let databases = config.databases.values().map(|it| match &it.storage {
-        // One writes, one reads beside results that are read in pieces.
+        // In addition to `readers`: the connection that writes, and the reader that results read in pieces leave free.
         Storage::Sqlite(file) => (file.readers as u64 + 2) * SQLITE,
         Storage::Postgres(server) => server.connections as u64,
     });
@@ -66,10 +69,10 @@ fn others(config: &Config) -> u64 {
         + (config.listen.len() + config.modules.len() * 4) as u64
 }
 
-/// The limit, raised up to `wanted` if it is lower.
+/// Raises the limit to `wanted` if it is lower. Returns the limit.
 fn raise(wanted: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // None is as many as there are.
+    // None means that there is no limit.
     let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     let raised = max(soft, min(wanted, hard));
     let new = Rlimit {

@@ -1,7 +1,8 @@
-//! Sockets, connections, HTTP/1.1 and HTTP/2, and an orderly end.
+//! Listening sockets, connections over HTTP/1.1 and HTTP/2, and the orderly end of the server.
 //!
-//! One event loop per core, each a thread with a runtime of its own: a guest that computes can only ever hold up
-//! its own loop, and a request stays where it was accepted. New connections go to the loop that has the fewest.
+//! Each event loop is a thread with a runtime of its own; by default there is one for each core. A guest that computes
+//! holds up only its own loop. A connection, with its requests, stays on one loop. A new connection goes to the loop
+//! that has the fewest.
 
 use std::convert::Infallible;
 use std::io;
@@ -36,21 +37,21 @@ mod connection;
 mod descriptors;
 mod socket;
 
-/// Connections that wait for the kernel to hand them over.
+/// The most connections that wait in the kernel for being accepted, and the most that wait for their loop after that.
 const BACKLOG: i32 = 1024;
-/// How long to wait when the system has no file descriptor left.
+/// The pause after a connection could not be accepted, which happens when no file descriptor is left.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
-/// Connections to the admin address; further ones are closed.
+/// The most connections to the admin address. Further ones are closed.
 const ADMIN_CONNECTIONS: usize = 64;
-/// How long one of them may take to send a request, or to take some more of an answer.
+/// How long an admin connection may take to send a request, or to take more of a response.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is kept of a request, or of answers that are not taken.
+/// The most bytes that are kept of a request to the admin address, or of unread responses.
 const ADMIN_BUFFER_BYTES: usize = 64 << 10;
-/// How long the loops may take to end when nothing is in flight any more, or what was has been cancelled: guests
-/// end at their next host call or preemption point.
+/// How long the loops may take to end after the last request has ended or was cancelled. Cancelled guests end at their
+/// next host call or preemption point.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Listening sockets, before anything is served on them.
+/// Listening sockets, on which nothing is served yet.
 pub struct Sockets {
     listeners: Vec<TcpListener>,
     admin: Option<TcpListener>,
@@ -58,7 +59,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds every address, and makes room for the connections.
+    /// Binds every address, and raises the limit on open files for the connections.
     ///
     /// # Errors
     /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
@@ -82,7 +83,7 @@ impl Sockets {
         self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
-    /// The admin address, likewise.
+    /// The admin address, with the port that the system chose for port 0.
     ///
     /// # Errors
     /// When the system does not say.
@@ -91,7 +92,8 @@ impl Sockets {
     }
 }
 
-/// Binds one of the addresses. `[::]` takes connections of IPv4, too, unless that has an address of its own among `all`.
+/// Binds one address of `all`. `[::]` accepts connections over IPv4, too, unless `all` has `0.0.0.0` with the same
+/// port.
 fn bind(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -141,7 +143,8 @@ pub async fn serve(
         endless.spawn(serve_admin(admin, stop.clone()));
     }
     let served = until_stopped(&mut endless, &stop).await;
-    // Before the addresses are closed: what is in flight may go on to send requests to the app itself.
+    // Requests in flight may still send requests to the app itself, so a listener for those is made before the
+    // addresses are closed.
     match own_listener(&host) {
         Ok(listener) => drop(tokio::spawn(accept_own(
             listener,
@@ -164,7 +167,7 @@ pub async fn serve(
     let all_idle = async {
         loop {
             open.wait().await;
-            // What the last requests published. Subscribers may send requests to the app, too.
+            // The events that the last requests published. Their subscribers may send requests to the app, too.
             host.events.idle().await;
             if open.is_empty() {
                 return;
@@ -186,8 +189,8 @@ pub async fn serve(
     served
 }
 
-/// Waits for `stop`. A task that ends before must not leave a process that looks well and serves nothing: the process
-/// ends in order then, and whoever watches it starts another one.
+/// Waits for `stop`. If one of the endless tasks ends before that, the process would look healthy and serve nothing. So
+/// the server stops in order and returns an error, and whatever supervises the process can start another one.
 async fn until_stopped(endless: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
     tokio::select! {
         biased;
@@ -218,16 +221,16 @@ struct Connection {
     counted: Counted,
 }
 
-/// Whose requests a connection may bring.
+/// Whose requests a connection may carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Anybody's.
+    /// Requests of anybody.
     Any,
-    /// Those that the app has sent to itself, and one only: the server is stopping.
+    /// One request that the app has sent to itself, because the server is stopping.
     Own,
 }
 
-/// A connection in everybody's counts, until dropped.
+/// Counts a connection, for its loop and for the process, until dropped.
 struct Counted {
     on_loop: Arc<AtomicUsize>,
     _place: OwnedSemaphorePermit,
@@ -260,14 +263,14 @@ impl Loop {
             connections: Arc::default(),
             ended: ended.clone(),
         };
-        // Also when the loop panics.
+        // The guard cancels `ended` also when the loop panics.
         let ended = ended.drop_guard();
         let work = {
             let (host, limits) = (Arc::clone(host), Arc::clone(limits));
             let (stop, end, open) = (stop.clone(), end.clone(), open.clone());
             async move {
-                // Until then, even if nothing is in flight here: other loops may still use outbound connections that were
-                // made here, and send connections of their own requests.
+                // The loop runs until `end`, even if nothing is in flight on it: other loops may still use outbound
+                // connections whose tasks run here, and hand over connections for requests of the app to itself.
                 tokio::select! {
                     () = serve_connections(host, limits, connections, open, stop) => {}
                     () = end.cancelled() => {}
@@ -276,7 +279,7 @@ impl Loop {
         };
         let run = move || {
             runtime.block_on(work);
-            // Drops what is left, and with it the stores of the guests.
+            // Drops the tasks that are left, and with them the stores of the guests.
             runtime.shutdown_background();
             drop(ended);
         };
@@ -288,11 +291,11 @@ impl Loop {
     }
 }
 
-/// Room for `connections_max` connections.
+/// Permits for `connections_max` connections.
 struct Places {
     free: Arc<Semaphore>,
     max: usize,
-    /// Whether it has been said that there is none. While connections come and go at the limit, once is enough.
+    /// Whether the lack of permits was logged. While connections come and go at the limit, it is logged once.
     full: AtomicBool,
 }
 
@@ -320,8 +323,8 @@ impl Places {
     }
 }
 
-/// Accepts on all addresses. The place is taken before a connection is there, so that further ones wait in the kernel;
-/// it is one for all addresses, and no address holds one while it is idle.
+/// Accepts connections on all addresses. A permit is taken before a connection is accepted, so that further connections
+/// wait in the kernel. The permit is for any of the addresses, so an idle address holds none.
 async fn accept(
     listeners: Vec<tokio::net::TcpListener>,
     loops: Arc<Vec<Loop>>,
@@ -349,7 +352,7 @@ async fn accept(
     }
 }
 
-/// Where the app reaches itself while it stops, from now on.
+/// Listens on a local address, to which the app sends its requests to itself from now on, while it stops.
 fn own_listener(host: &Host) -> anyhow::Result<tokio::net::TcpListener> {
     let app = host.app.load_full();
     let client = &app.services.http;
@@ -359,7 +362,7 @@ fn own_listener(host: &Host) -> anyhow::Result<tokio::net::TcpListener> {
     Ok(tokio::net::TcpListener::from_std(listener)?)
 }
 
-/// Accepts what the app sends to itself while it stops, until `end`.
+/// Accepts the connections that the app makes to itself while it stops, until `end`.
 async fn accept_own(
     listener: tokio::net::TcpListener,
     loops: Arc<Vec<Loop>>,
@@ -390,7 +393,7 @@ async fn out_of_descriptors(error: &io::Error) {
     tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
 }
 
-/// Gives a connection to the loop that has the fewest. False when that loop has ended, and the connection with it.
+/// Hands a connection to the loop that has the fewest. False: that loop has ended, and the connection is dropped.
 async fn hand_over(
     loops: &[Loop],
     (stream, peer): (tokio::net::TcpStream, SocketAddr),
@@ -401,7 +404,7 @@ async fn hand_over(
         .iter()
         .min_by_key(|each| each.connections.load(Relaxed))
         .expect("there is at least one loop");
-    // Moved to the loop's own runtime, so that only that one wakes for it.
+    // The loop registers the stream with its own runtime, so that only the loop is woken for it.
     let Ok(stream) = stream.into_std() else {
         return true;
     };
@@ -420,7 +423,7 @@ async fn hand_over(
     least.incoming.send(connection).await.is_ok()
 }
 
-/// The next connection of any address, each in its turn.
+/// Accepts the next connection, from each address in turn.
 async fn accept_any(
     listeners: &[tokio::net::TcpListener],
     turn: &mut usize,
@@ -468,7 +471,7 @@ async fn serve_connections(
     }
 }
 
-/// Health and metrics, on an address of their own.
+/// Serves health and metrics, on an address of their own.
 async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
     loop {
@@ -566,7 +569,8 @@ mod tests {
         served.expect("it was asked to stop");
     }
 
-    /// Two connections are allowed, and three addresses listened on: both may come over any of them.
+    /// Two connections are allowed, and three addresses are listened on: both connections may come over any one of
+    /// them.
     #[tokio::test]
     async fn an_idle_address_takes_no_connection_from_the_others() {
         let mut listeners = Vec::new();
@@ -597,7 +601,7 @@ mod tests {
                 let connection = tokio::time::timeout(soon, accepted.recv()).await;
                 open.push(connection.expect("there is a place").expect("it goes on"));
             }
-            // A third one waits, until one of them closes.
+            // A third connection waits until one closes.
             clients.push(
                 tokio::net::TcpStream::connect(address)
                     .await

@@ -1,12 +1,13 @@
-//! A connection's socket, watched for its client while a request is answered (R15).
+//! A connection's socket. While a request is answered, it is watched for the end of what the client sends (R15).
 //!
-//! hyper notices on HTTP/1 that a client has gone when it reads the end of what the client sends. It does not read on
-//! while it has bytes that belong to no request yet: a pipelined request, or one line end too many. Then the socket is
-//! read here, into a buffer that hyper gets later, for nothing but to see the end.
+//! On HTTP/1, hyper notices that a client has disconnected when it reads the end of what the client sends. But hyper
+//! does not read while it has bytes that belong to no request yet: a pipelined request, or one line end too many. Then
+//! this module reads from the socket, to see the end, into a buffer that hyper gets later.
 //!
-//! A client that ends its own direction (`shutdown`) counts as gone, as it does for hyper when nothing is behind the
-//! request. The buffer has a limit. A client that has sent more than that behind a whole request, unanswered, can be
-//! watched no longer, and its connection is ended. HTTP/2 always reads on.
+//! A client that closes its sending direction (`shutdown`) counts as disconnected, as it does for hyper when nothing
+//! follows the request. The buffer has a limit. A client that sends more than that after a complete request, before the
+//! response, can no longer be watched, and its connection is ended. On HTTP/2, hyper always reads, and nothing is done
+//! here.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -24,66 +25,67 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::budget::{Account, Room};
 
-/// What a client may send behind a request that is not answered yet.
+/// The most bytes that a client may send after a request that is not answered yet.
 const AHEAD_MAX: usize = 256 << 10;
-/// How much is read ahead at once.
+/// The most bytes that are read ahead at once.
 const AHEAD_STEP: usize = 16 << 10;
-/// What every connection may have sent, and no request has yet, before it is drawn from the budget.
+/// The bytes that each connection has free: bytes that the client has sent, and that are not a request yet, are drawn
+/// from the budget only beyond this.
 const FREE: usize = 8 << 10;
 
-/// The socket, as hyper has it.
+/// The socket as hyper uses it.
 pub(super) struct Socket {
     stream: Pin<Box<TimeoutStream<TcpStream>>>,
     watch: Arc<Watch>,
-    /// Read ahead, and not yet given to hyper.
+    /// Bytes that were read ahead and that hyper does not have yet.
     ahead: BytesMut,
-    /// The client sends no more.
+    /// Whether the end of what the client sends was read.
     ended: bool,
-    /// Whether hyper waits for the socket, and so sees its end.
+    /// Whether hyper waits for the socket to become readable, and so sees the end itself.
     hyper_waits: bool,
-    /// What has been read of the head of the request that comes after `known` others.
+    /// The number of bytes read of the head of the next request. `known` is the number of requests before it.
     head: usize,
     known: u32,
-    /// What the head and the bytes that were read ahead take.
+    /// The memory that is drawn for the head and for the bytes that were read ahead.
     room: Room,
 }
 
-/// How far a connection of HTTP/1 is with its request.
+/// The stage of an HTTP/1 connection's current request.
 #[derive(Default)]
 pub(super) struct Watch {
     stage: AtomicU8,
-    /// Requests that have begun to be answered.
+    /// The number of requests that have begun to be answered.
     requests: AtomicU32,
 }
 
 /// Between two requests, or within the head of one.
 const HEAD: u8 = 0;
-/// A request is being answered, and its body arrives.
+/// A request is being answered, and its body has not arrived completely.
 const BODY: u8 = 1;
-/// A request is being answered, and hyper has all of it.
+/// A request is being answered, and all of it has arrived.
 const WHOLE: u8 = 2;
 /// HTTP/2: there is nothing to watch.
 const HTTP2: u8 = 3;
 
 impl Watch {
-    /// The connection turned out to be one of HTTP/2.
+    /// Notes that this is an HTTP/2 connection.
     fn is_http2(&self) {
         self.stage.store(HTTP2, Relaxed);
     }
 
-    /// A request is answered from now on; `whole` when it has no body.
+    /// Notes that a request begins to be answered. `whole`: it has no body.
     fn begins(&self, whole: bool) {
         self.requests.fetch_add(1, Relaxed);
         let stage = if whole { WHOLE } else { BODY };
         self.stage.store(stage, Relaxed);
     }
 
-    /// All of its body is there.
+    /// Notes that the request's body has arrived completely.
     fn received(&self) {
         let _ = (self.stage).compare_exchange(BODY, WHOLE, Relaxed, Relaxed);
     }
 
-    /// It is answered.
+    /// Notes that the request is answered.
     fn ends(&self) {
         if self.stage() != HTTP2 {
             self.stage.store(HEAD, Relaxed);
@@ -95,7 +97,7 @@ impl Watch {
     }
 }
 
-/// A request that is being answered, until dropped.
+/// Marks a request as being answered, until dropped.
 pub(super) struct Watched(Arc<Watch>);
 
 impl Watched {
@@ -122,7 +124,7 @@ impl Drop for Watched {
     }
 }
 
-/// A body that says when it is there.
+/// A body that notes when it has arrived completely.
 pub(super) struct WatchedBody<B> {
     body: B,
     watch: Arc<Watch>,
@@ -171,17 +173,18 @@ impl Socket {
         (socket, watch)
     }
 
-    /// Looks whether the client has gone, where hyper does not.
+    /// Checks whether the client has disconnected, when hyper does not.
     ///
     /// # Errors
-    /// When it has, or when it cannot be told any more.
+    /// When the client has disconnected, when it has sent too much to be watched any longer, or when there is no memory
+    /// for what it has sent.
     fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.give_back();
-        // It may have stopped waiting when it is polled the next time.
+        // Reset the flag, because hyper may have stopped waiting before the next poll.
         if std::mem::take(&mut self.hyper_waits) {
             return Ok(());
         }
-        // Before a request is whole, there is nothing to cancel, and hyper reads.
+        // Until a request has arrived completely, there is no view to cancel, and hyper reads.
         if self.watch.stage() != WHOLE {
             return Ok(());
         }
@@ -194,7 +197,7 @@ impl Socket {
             }
             self.ahead.extend_from_slice(piece.filled());
             self.take_room(self.ahead.len())?;
-            // hyper may have waited for these bytes.
+            // hyper may wait for these bytes.
             cx.waker().wake_by_ref();
         }
         Err(io::Error::other(match self.ended {
@@ -205,7 +208,7 @@ impl Socket {
         }))
     }
 
-    /// Where hyper cannot write on, it does not flush either.
+    /// Checks for the client while a write is pending: hyper does not flush then, so `poll_flush` makes no check.
     fn written(
         &mut self,
         cx: &mut Context<'_>,
@@ -217,7 +220,7 @@ impl Socket {
         written
     }
 
-    /// Draws what the client has sent and no request has yet.
+    /// Draws memory for bytes that the client has sent and that are not a request yet.
     fn take_room(&mut self, bytes: usize) -> io::Result<()> {
         if bytes <= FREE {
             return Ok(());
@@ -235,8 +238,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Gives back what was drawn for a head that is a request by now: that draws for itself. A client that waits for each
-    /// answer sends nothing meanwhile that would tell.
+    /// Gives back the memory that was drawn for a head, once the head is a request: the request draws memory for
+    /// itself. This runs at each check, too, because a client that waits for each response sends nothing in between.
     fn give_back(&mut self) {
         let requests = self.watch.requests.load(Relaxed);
         if std::mem::replace(&mut self.known, requests) == requests && self.watch.stage() == HEAD {
@@ -297,7 +300,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes whenever it has looked what there is to read.
+        // hyper flushes whenever it has tried to read, so the check runs often enough.
         self.look(cx)?;
         self.stream.as_mut().poll_flush(cx)
     }

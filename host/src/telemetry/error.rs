@@ -1,7 +1,7 @@
-//! What can go wrong with a request, said twice: a short text for the client and a sentence for the log.
+//! Failures of requests. Each has two texts: a short one for the client, and a sentence for the log.
 //!
-//! Whose fault it was is part of the failure, because it decides who has to act: the client (wrong request),
-//! the view (an error, a trap, a nonsensical response), a limit (too busy, too slow, too large) or the host.
+//! A failure says whose fault it was, because that decides who has to act: the client (wrong request), the view (an
+//! error, a trap, an invalid response), a limit (too busy, too slow, too large) or the host.
 
 use std::borrow::Cow;
 use std::{fmt, io};
@@ -36,25 +36,26 @@ impl Fault {
     }
 }
 
-/// A request that did not get the view's own response.
+/// Why a request did not get the view's own response.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// Who has to act.
     pub fault: Fault,
-    /// The status the client gets.
+    /// The status of the response.
     pub status: StatusCode,
-    /// What the client is told.
+    /// The text for the client.
     pub client_text: Cow<'static, str>,
-    /// What the log is told.
+    /// The sentence for the log.
     pub detail: String,
-    /// The guest functions on the way to where it happened, the outermost first, each with its mode (R17).
+    /// The guest functions that had called each other down to the failure, the outermost first, each with its mode
+    /// (R17).
     pub call_path: Vec<String>,
-    /// The guest's stack, the innermost function first, if it trapped.
+    /// The guest's backtrace, the innermost function first, if the guest trapped.
     pub frames: Vec<Frame>,
 }
 
 impl Failure {
-    /// The request is wrong; the client is told why.
+    /// The request is wrong. The text is for the client and for the log.
     pub fn client(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Failure {
         let client_text = text.into();
         Failure {
@@ -67,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// The guest code is wrong; only the log is told why.
+    /// The guest code is wrong. `detail` is only for the log.
     pub fn view(detail: impl Into<String>) -> Failure {
         Failure {
             fault: Fault::View,
@@ -79,7 +80,7 @@ impl Failure {
         }
     }
 
-    /// A limit was hit; only the log is told which.
+    /// A limit was hit. `detail` names it, only for the log.
     pub fn limit(status: StatusCode, detail: impl Into<String>) -> Failure {
         let client_text = match status {
             StatusCode::GATEWAY_TIMEOUT => "The server took too long to answer this request.",
@@ -96,7 +97,7 @@ impl Failure {
         }
     }
 
-    /// Amphi or its surroundings failed; only the log is told how.
+    /// Amphi or its surroundings failed. `detail` is only for the log.
     pub fn host(detail: impl Into<String>) -> Failure {
         Failure {
             fault: Fault::Host,
@@ -105,10 +106,10 @@ impl Failure {
     }
 }
 
-/// The most bytes of a guest's own text that a sentence repeats.
+/// The most bytes of a guest's or client's text that a sentence quotes.
 const SHOWN_MAX: usize = 200;
 
-/// The beginning of a text that a guest or a client has chosen, for a sentence about it.
+/// The beginning of a text from a guest or a client, for a sentence that quotes it.
 pub fn shown(text: &str) -> Cow<'_, str> {
     match text.len() <= SHOWN_MAX {
         true => text.into(),
@@ -116,7 +117,7 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A text of at most `max` bytes.
+/// Shortens a text to `max` bytes, followed by a mark that it was cut.
 pub fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
         text.truncate(text.floor_char_boundary(max));
@@ -126,7 +127,8 @@ pub fn cut(mut text: String, max: usize) -> String {
 }
 
 impl Failure {
-    /// A file could not be made, written or read. Without a descriptor for it, later may be better.
+    /// A file could not be made, written or read. The status is 503 if the process or the system had no file descriptor
+    /// left, because a later request may succeed.
     pub fn disk(what: &str, error: &io::Error) -> Failure {
         let failure = Failure::host(format!("{what}: {error}"));
         let none_left = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));

@@ -1,6 +1,6 @@
-//! The log on standard error: a line per event, coloured on a terminal, or JSON for machines.
+//! The log on standard error: one line per event, coloured on a terminal, or JSON for programs.
 //!
-//! A finished request has a form of its own, because that is what people watch.
+//! The line of a finished request has a format of its own, because people read it most.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
@@ -27,7 +27,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// How long a panic of the host waits for its message to be written: the process may be about to abort.
+/// How long a panic of the host waits until its message is written. After that, the process may abort.
 const PANIC_WAIT: Duration = Duration::from_millis(100);
 
 /// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
@@ -37,7 +37,8 @@ pub fn start(format: LogFormat) {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // The writer never fails, and what tracing would say about it goes through `eprintln!`, which panics.
+        // The writer never fails. Without this setting, tracing would report failures through `eprintln!`, which can
+        // panic.
         .log_internal_errors(false)
         .with_ansi(colours);
     match format {
@@ -53,7 +54,8 @@ pub fn start(format: LogFormat) {
     }
 }
 
-/// Writes the message of a panic of the host's. The standard library's own hook would wait for whoever reads standard error.
+/// Writes the message of a panic in the host. The hook of the standard library would block while nobody reads standard
+/// error.
 fn panicked(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
@@ -66,11 +68,11 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     stderr::flush(PANIC_WAIT);
 }
 
-/// Standard error, as tracing writes to it.
+/// The writer that tracing writes lines of text to.
 struct Stderr;
 
 impl io::Write for Stderr {
-    /// A line comes as a whole.
+    /// tracing passes a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         stderr::write(line);
         Ok(line.len())
@@ -81,7 +83,7 @@ impl io::Write for Stderr {
     }
 }
 
-/// The filter that was asked for. If it is none, the usual one and a sentence about the mistake.
+/// Parses the filter. If it is invalid, returns the default and a sentence about the mistake.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
     let usual = || EnvFilter::new("info");
     match wanted {
@@ -119,12 +121,12 @@ where
             "amphi::request" => request(&mut line, paint, &fields)?,
             _ => other(&mut line, paint, event, &fields)?,
         }
-        // A guest's text must not be able to look like another line of the log.
+        // Further lines are indented, so that a guest's text cannot look like another event.
         writeln!(writer, "{}", line.replace('\n', "\n    "))
     }
 }
 
-/// `GET /entries 200 sync guestbook::list 1.2ms committed`
+/// Formats a finished request: `GET /entries 200 sync guestbook::list 1.2ms committed`
 fn request(line: &mut String, paint: Paint, fields: &Fields) -> fmt::Result {
     let get = |name: &str| fields.get(name).unwrap_or_default();
     let status = get("status");
@@ -180,11 +182,12 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
         Level::INFO => GREEN,
         _ => CYAN,
     };
-    // `log.…` is where in a library's source an event comes from.
+    // Fields named `log.…` say where in a library's source the event comes from. They are left out.
     let shown = |name: &str| name != "message" && !name.starts_with("log.");
     let shown: Vec<_> = fields.0.iter().filter(|(name, _)| shown(name)).collect();
     let message = fields.get("message").unwrap_or_default();
-    // What a guest says must not be taken for what the host says of it.
+    // A message that contains `NAME=` of one of the fields is put in quotes: a guest's text must not pass for a field
+    // of the host.
     let imitates = |name: &str| message.contains(&format!("{name}="));
     let message = match shown.iter().any(|(name, _)| imitates(name)) {
         true => in_quotes(message).into(),
@@ -198,7 +201,7 @@ fn other(line: &mut String, paint: Paint, event: &Event<'_>, fields: &Fields) ->
     Ok(())
 }
 
-/// Hours, minutes and seconds of the day in UTC, with milliseconds.
+/// The time of day in UTC: hours, minutes, seconds and milliseconds.
 fn clock() -> String {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -264,7 +267,7 @@ impl Visit for Fields {
     }
 }
 
-/// A value that can be told from what is around it: in quotes where it has spaces, quotes or `=`.
+/// A value that cannot be confused with the text around it: in quotes if it is empty or has spaces, quotes or `=`.
 pub fn quoted(value: &str) -> Cow<'_, str> {
     let plain = |c: char| !c.is_whitespace() && c != '"' && c != '=';
     match !value.is_empty() && value.chars().all(plain) {
@@ -279,12 +282,12 @@ fn in_quotes(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// Standard error for lines of JSON. What would steer a terminal that shows them is inside of strings, where JSON has a
-/// way to write it with plain letters.
+/// A writer for lines of JSON. Characters that control a terminal occur only inside strings, so they are written as
+/// `\uXXXX`.
 struct Json<W>(W);
 
 impl<W: io::Write> io::Write for Json<W> {
-    /// A line comes as a whole.
+    /// tracing passes a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let hostile = |c: char| c != '\n' && steers(c);
         match std::str::from_utf8(line) {
@@ -311,8 +314,8 @@ impl<W: io::Write> io::Write for Json<W> {
     }
 }
 
-/// A text that can be shown on a terminal: what a guest or a client wrote must neither steer it nor change the
-/// order of what is read. Line breaks stay, because the line as a whole deals with them.
+/// Escapes the characters of a text that control a terminal or change the order in which the text is read: guests and
+/// clients write such texts. Line breaks stay, for the caller to handle.
 pub fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -325,13 +328,13 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
-/// The same as one line.
+/// Like [`escaped`], and escapes line breaks, too.
 pub fn escaped_line(text: &str) -> String {
     escaped(text).replace('\n', "\\n")
 }
 
-/// Control characters, separators of lines and paragraphs, what turns the direction of writing, and other characters
-/// that format and are not seen (Unicode's Cf), but for the joiners that words and emoji are written with.
+/// Whether a character is a control character, a separator of lines or paragraphs, a change of the writing direction,
+/// or another invisible formatting character (Unicode's Cf). Not the joiners, which words and emoji are written with.
 fn steers(c: char) -> bool {
     c != '\n' && c.is_control()
         || matches!(c,
@@ -362,7 +365,7 @@ mod tests {
         }
     }
 
-    /// What `log` writes, without the time.
+    /// The lines that `log` writes, without the time.
     fn lines(colours: bool, log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();

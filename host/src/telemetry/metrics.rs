@@ -1,4 +1,4 @@
-//! What the host counts, in Prometheus terms. A gauge is back at its baseline when nothing is in flight.
+//! The host's metrics, for Prometheus. A gauge of work in flight is back at its baseline when nothing is in flight.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-/// Everything the host counts.
+/// All metrics of the host.
 pub struct Metrics {
     registry: Registry,
     /// Open client connections.
@@ -17,13 +17,14 @@ pub struct Metrics {
     pub scopes: IntGauge,
     /// Instances of sync guests that work on a request.
     pub sync_instances: IntGauge,
-    /// Those of async guests.
+    /// Instances of async guests that work on requests.
     pub async_instances: IntGauge,
     /// Instances of sync guests that are kept for another request.
     pub sync_kept: IntGauge,
-    /// Those of async guests.
+    /// Instances of async guests that are kept for another request.
     pub async_kept: IntGauge,
-    /// Instances that could have been kept and were ended, by reason (`requests`, `age`, `memory`, `unclean`, `full`).
+    /// Instances that were ended instead of being kept for another request, by reason (`requests`, `age`, `memory`,
+    /// `unclean`, `full`).
     pub recycled: IntCounterVec,
     /// Sync worker threads.
     pub workers: IntGauge,
@@ -39,21 +40,22 @@ pub struct Metrics {
     pub database_connections: IntGaugeVec,
     /// Database connections pinned by a request, by database.
     pub database_pinned: IntGaugeVec,
-    /// Results that were to be read in pieces and were read at once, because too many connections fed others.
+    /// Results that should have been read in pieces but were read at once, because too many connections were sending
+    /// others.
     pub results_at_once: IntCounter,
     /// Transactions open.
     pub transactions: IntGauge,
     /// Outbound HTTP requests in flight.
     pub outbound: IntGauge,
-    /// What the host keeps for requests, in bytes: what is drawn from the budget.
+    /// Memory that is drawn from the budget for requests, in bytes.
     pub memory: IntGauge,
     /// Temporary files that hold request bodies.
     pub body_files: IntGauge,
-    /// Responses that are compressed while they are sent.
+    /// Responses that are being compressed.
     pub compressing: IntGauge,
-    /// Passwords that basic-auth checks.
+    /// Passwords that basic-auth is checking.
     pub password_checks: IntGauge,
-    /// Credentials that basic-auth need not check again.
+    /// Credentials that basic-auth remembers as right.
     pub credentials: IntGauge,
     /// Finished requests, by status class (`2xx` …).
     pub requests: ByStatus,
@@ -61,13 +63,13 @@ pub struct Metrics {
     pub failures: IntCounterVec,
     /// Requests that were run again after a conflict.
     pub retries: IntCounter,
-    /// Events, by what became of them (`published`; for each subscriber `delivered`, `failed`).
+    /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
     /// Time from accepting a request to its response head.
     pub duration: Histogram,
     /// Log text dropped because a request wrote too much, in bytes.
     pub log_cut: IntCounter,
-    /// Lines of the log that standard error did not take.
+    /// Lines of the log that could not be written to standard error.
     pub log_lost: IntCounter,
 }
 
@@ -222,14 +224,14 @@ impl ByStatus {
         ByStatus(classes.map(|class| counters.with_label_values(&[class])))
     }
 
-    /// The counter of a status; beyond 599, that of the last class.
+    /// The counter of a status. A status above 599 counts in the last class.
     pub fn of(&self, status: StatusCode) -> &IntCounter {
         let class = usize::from(status.as_u16() / 100).clamp(1, self.0.len());
         &self.0[class - 1]
     }
 }
 
-/// Counts one while it is held.
+/// Adds one to a gauge until dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(IntGauge);
 

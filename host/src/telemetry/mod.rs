@@ -1,4 +1,4 @@
-//! What the host says about itself: failures, log lines, metrics.
+//! What the host reports about itself: failures, the log, metrics.
 
 pub mod error;
 pub mod log;

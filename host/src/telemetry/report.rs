@@ -1,29 +1,29 @@
-//! What is known of a request that failed, beside its failure: the material of the error page in development. Plain
-//! facts; whoever has them fills them in.
+//! Facts about a failed request beside its failure, for the error page in development. They are plain data. The code
+//! that knows a fact sets it.
 
 use std::time::Duration;
 
-/// What is known of a request that failed.
+/// Facts about a failed request.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// The view it was routed to, as `module::view`.
+    /// The view that the request was routed to, as `module::view`.
     pub view: Option<String>,
-    /// The statements that it has run, in their order.
+    /// The statements that the request has run, in order.
     pub statements: Vec<Statement>,
-    /// How many more there were than are listed.
+    /// The number of further statements, which are not listed.
     pub statements_omitted: u64,
-    /// What became of its transaction, if it had one: `rolled back`.
+    /// The outcome of the request's transaction, if there was one: `rolled back`.
     pub transaction: Option<String>,
-    /// The values of its context.
+    /// The values of the request's context.
     pub values: Vec<(String, String)>,
 }
 
-/// A function that was running when a guest failed.
+/// A function in the backtrace of a guest that failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// Its name in the source.
+    /// The name of the function in the source.
     pub function: String,
-    /// The file, as the compiler saw it.
+    /// The source file, by the path that the compiler recorded.
     pub file: Option<String>,
     /// The line, from 1.
     pub line: Option<u32>,
@@ -32,7 +32,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// `src/lib.rs:16:59`, as far as it is known.
+    /// The location in the source, as far as it is known: `src/lib.rs:16:59`.
     pub fn place(&self) -> Option<String> {
         let file = self.file.as_ref()?;
         Some(match (self.line, self.column) {
@@ -46,12 +46,12 @@ impl Frame {
 /// A statement that a request has run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
-    /// The database.
+    /// The name of the database.
     pub database: String,
-    /// Enough of it to recognise it by.
+    /// The SQL, possibly cut: enough to recognise the statement.
     pub sql: String,
-    /// From asking for it to its outcome, the wait for a connection with it.
+    /// The time from the guest's call to the outcome, with the wait for a connection.
     pub duration: Duration,
-    /// How many rows it gave or changed, or why it failed.
+    /// The number of rows that it returned or changed, or why it failed.
     pub outcome: Result<u64, String>,
 }

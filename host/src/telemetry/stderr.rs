@@ -1,9 +1,9 @@
 //! Standard error, where the log goes. Writing to it never fails and never waits for a reader.
 //!
-//! A terminal, a pipe or a socket has a reader, and a reader can stall. Lines for it are put in a queue, which a thread of
-//! its own writes: when the reader stalls, the queue fills and further lines are lost, but no event loop and no worker
-//! waits. A regular file has no reader. A line for a file is written at once by the thread that logs it, so that the line
-//! of a request is in the file before its response is sent, even if the process is killed then.
+//! A terminal, a pipe or a socket has a reader, and a reader can stall. Lines for it are put in a queue, which a thread
+//! of its own writes: when the reader stalls, the queue fills and further lines are lost, but no event loop and no
+//! worker waits. A regular file has no reader. A line for a file is written at once by the thread that logs it, so that
+//! the line of a request is in the file before its response is sent, even if the process is killed then.
 //!
 //! Lines that are lost (full queue, closed pipe, full disk) are counted in `amphi_log_lost_lines_total`.
 
@@ -15,11 +15,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::metrics::METRICS;
 
-/// Room in the queue until the configuration says otherwise.
+/// The size of the queue in bytes, until the configuration sets another one.
 pub const QUEUE_BYTES: usize = 1 << 20;
-/// How long the end of the process waits for the reader.
+/// How long the process waits at its end until the reader has taken all lines.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
-/// How long to wait for a reader whose pipe does not block.
+/// The pause before the next try when standard error is non-blocking and its reader is not ready.
 const RETRY: Duration = Duration::from_millis(5);
 
 static QUEUE: Queue = Queue {
@@ -32,7 +32,7 @@ static QUEUE: Queue = Queue {
     written: Condvar::new(),
 };
 
-/// Whether a thread writes what is in the queue; else whoever has a line writes it.
+/// Whether a thread of its own writes the lines in the queue. Otherwise each thread writes its own lines.
 static IS_QUEUED: LazyLock<bool> = LazyLock::new(|| {
     let thread = std::thread::Builder::new().name("amphi-log".to_owned());
     !is_file() && thread.spawn(|| QUEUE.run(Retrying)).is_ok()
@@ -53,7 +53,7 @@ pub fn write(lines: &[u8]) {
     }
 }
 
-/// Writes a text as lines.
+/// Writes a text, and ends its last line.
 pub fn say(text: &str) {
     let line = match text.is_empty() || text.ends_with('\n') {
         true => text.to_owned(),
@@ -62,7 +62,7 @@ pub fn say(text: &str) {
     write(line.as_bytes());
 }
 
-/// Waits until everything is written, but no longer than that.
+/// Waits until all lines are written, but no longer than `longest`.
 pub fn flush(longest: Duration) {
     if *IS_QUEUED {
         QUEUE.flush(longest);
@@ -79,7 +79,7 @@ fn lost(lines: &[u8]) {
     METRICS.log_lost.inc_by(count.max(1) as u64);
 }
 
-/// Lines on their way to the thread that writes them.
+/// Lines that wait for the thread that writes them.
 struct Queue {
     state: Mutex<State>,
     filled: Condvar,
@@ -115,7 +115,7 @@ impl Queue {
         }
     }
 
-    /// Writes what is in the queue, until the process ends.
+    /// Writes the lines in the queue, until the process ends.
     fn run(&self, mut stderr: impl io::Write) {
         let mut lines = Vec::new();
         let mut state = self.state.lock();
@@ -135,7 +135,7 @@ impl Queue {
     }
 }
 
-/// Writes as much as can be written; what is left is lost.
+/// Writes lines. Those that cannot be written are counted as lost.
 fn write_lines(stderr: &mut impl io::Write, mut lines: &[u8]) {
     while !lines.is_empty() {
         match stderr.write(lines) {
@@ -146,13 +146,14 @@ fn write_lines(stderr: &mut impl io::Write, mut lines: &[u8]) {
     }
 }
 
-/// Standard error, which another process may have set to not block: the thread of the queue has the time to wait.
+/// Standard error for the thread of the queue, which may wait. Another process may have made it non-blocking, so writes
+/// are retried.
 struct Retrying;
 
 impl io::Write for Retrying {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            // Not through `std::io::stderr`, whose lock a stalled write would hold against others.
+            // `std::io::stderr` has a lock, which a stalled write would hold against other threads.
             match rustix::io::write(io::stderr(), bytes) {
                 Err(rustix::io::Errno::AGAIN) => std::thread::sleep(RETRY),
                 written => return Ok(written?),
@@ -224,7 +225,7 @@ mod tests {
         queue.flush(Duration::from_secs(10));
         let text = String::from_utf8(taken.lock().clone()).expect("it is a text");
         assert_eq!(text, "one\ntwo\nthree\n5\n");
-        // A reader that is gone: what is in the queue is lost, and the thread goes on.
+        // The reader is gone: the lines in the queue are lost, and the thread goes on.
         drop(tell);
         queue.push(b"late\n");
         queue.flush(Duration::from_secs(10));

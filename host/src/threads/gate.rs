@@ -26,8 +26,8 @@ pub struct Gate {
     size: usize,
     queue_max: usize,
     timeout: Duration,
-    /// Callers that wait at this gate. Two gates with one name (of an app and of the app that replaces it) share the gauge
-    /// only.
+    /// Callers that wait at this gate. Two gates with one name (of an app and of the app that replaces it) share the
+    /// gauge only.
     queued: Arc<AtomicUsize>,
     gauge: IntGauge,
 }
@@ -54,7 +54,8 @@ impl fmt::Display for Refused {
 }
 
 impl Gate {
-    /// A gate with `size` permits; at most `queue_max` callers wait, each at most `timeout`. `name` is used in sentences and metrics.
+    /// A gate with `size` permits; at most `queue_max` callers wait, each at most `timeout`. `name` is used in
+    /// sentences and metrics.
     pub fn new(name: impl Into<String>, size: usize, queue_max: usize, timeout: Duration) -> Gate {
         let name = name.into();
         let gauge = METRICS.queued.with_label_values(&[&name]);
@@ -100,9 +101,9 @@ impl Gate {
         place.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
 
-    /// Runs `work` on another runtime as soon as it has a permit, first come first served. The thread that gives a permit
-    /// back there continues with the next work at once, without waking the caller first. Work that has not begun when its
-    /// caller is dropped never begins.
+    /// Runs `work` on another runtime as soon as it has a permit, first come first served. The thread that gives a
+    /// permit back there continues with the next work at once, without waking the caller first. Work that has not begun
+    /// when its caller is dropped never begins.
     ///
     /// # Errors
     /// As [`Gate::enter`].

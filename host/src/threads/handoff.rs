@@ -1,14 +1,14 @@
 //! How the sync functions of one scope share one thread (R2, R3).
 //!
 //! The thread runs jobs. A job may make calls that are answered elsewhere. While a job waits for an answer, the thread
-//! runs further jobs on top of the waiting one. So when the answer needs this thread, it gets it, and a scope never needs a
-//! second thread. Jobs end in the opposite order of their beginning, like calls on a stack.
+//! runs further jobs on top of the waiting one. So when the answer needs this thread, it gets it, and a scope never
+//! needs a second thread. Jobs end in the opposite order of their beginning, like calls on a stack.
 //!
 //! So a job must not wait for something that a job below it on the stack holds, because the lower job cannot continue
-//! before the upper one ends. Functions of a scope wait for each other because of transactions and pinned connections only.
-//! So a function that holds one excludes others from the thread, but for what it calls ([`Handoff::try_exclude`]): other
-//! jobs begin when the exclusion has ended, and the exclusion begins only when the job on top of the stack is one that the
-//! function was called from, which waits for it anyway.
+//! before the upper one ends. Functions of a scope wait for each other because of transactions and pinned connections
+//! only. So a function that holds one excludes others from the thread, but for what it calls
+//! ([`Handoff::try_exclude`]): other jobs begin when the exclusion has ended, and the exclusion begins only when the
+//! job on top of the stack is one that the function was called from, which waits for it anyway.
 //!
 //! Jobs and exclusions have ids. What is called from a job or an exclusion has the id of that in its list of ids.
 //!
@@ -91,8 +91,8 @@ impl<J> Handoff<J> {
     }
 
     /// Begins an exclusion: until [`Handoff::admit`], only jobs begin that are called from it. Refused while another
-    /// exclusion is the innermost, or another job on top of the stack, that the caller was not called from. On the thread
-    /// itself (`here`), the caller is the job on top.
+    /// exclusion is the innermost, or another job on top of the stack, that the caller was not called from. On the
+    /// thread itself (`here`), the caller is the job on top.
     pub fn try_exclude(&self, id: u64, from: &[u64], here: bool) -> bool {
         let mut state = self.state.lock();
         let top = state.running.last().filter(|_| !here);

@@ -1,8 +1,8 @@
 //! Wake-ups of a loop by other threads, several at a time.
 //!
-//! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Wake-ups that may come
-//! in numbers, as from workers that finish their jobs, are collected here: the first one wakes a task that runs on the loop,
-//! which then wakes the others from within the loop, without system calls.
+//! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Wake-ups that may
+//! come in numbers, as from workers that finish their jobs, are collected here: the first one wakes a task that runs on
+//! the loop, which then wakes the others from within the loop, without system calls.
 
 use std::cell::RefCell;
 use std::pin::pin;

@@ -1,13 +1,13 @@
 //! The pool of sync workers: OS threads that run sync guests (R2–R4).
 //!
 //! A job runs on one worker from beginning to end. A scope that has both sync and async functions leases a worker
-//! ([`Lease`]) and runs all its sync functions there, one job after the other, also while an earlier job waits. So everything
-//! that a scope does synchronously happens on one thread, and no other scope's work gets between.
+//! ([`Lease`]) and runs all its sync functions there, one job after the other, also while an earlier job waits. So
+//! everything that a scope does synchronously happens on one thread, and no other scope's work gets between.
 //!
-//! `workers` of them compute at once. The pool grows beyond that number, up to `workers_max`, only while workers wait in
-//! host calls, which [`blocking`] counts: a view that waits must not keep another one from computing, and a view that
-//! computes gains nothing from more threads. Jobs that do not run yet wait in a bounded queue, in order, and are refused with
-//! an error when they have waited too long.
+//! `workers` of them compute at once. The pool grows beyond that number, up to `workers_max`, only while workers wait
+//! in host calls, which [`blocking`] counts: a view that waits must not keep another one from computing, and a view
+//! that computes gains nothing from more threads. Jobs that do not run yet wait in a bounded queue, in order, and are
+//! refused with an error when they have waited too long.
 //!
 //! This file knows nothing of WebAssembly or HTTP.
 
@@ -66,9 +66,9 @@ struct Pool {
     runtime: Handle,
     state: Mutex<State>,
     work: Condvar,
-    /// Length of the queue, and number of workers that wait in host calls, both readable without the lock. A caller adds to
-    /// `queued` and then reads `blocked`; a worker that starts to wait does the reverse. So at least one of the two sees that
-    /// another worker is wanted.
+    /// Length of the queue, and number of workers that wait in host calls, both readable without the lock. A caller
+    /// adds to `queued` and then reads `blocked`; a worker that starts to wait does the reverse. So at least one of the
+    /// two sees that another worker is wanted.
     queued: AtomicUsize,
     blocked: AtomicUsize,
     queued_gauge: IntGauge,
@@ -224,8 +224,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Runs `job` on the worker: after the jobs before it, or on top of a job that waits for an answer ([`await_call`]).
-    /// `from`: the ids of the jobs and exclusions that `job` is called from. `job` gets its own id.
+    /// Runs `job` on the worker: after the jobs before it, or on top of a job that waits for an answer
+    /// ([`await_call`]). `from`: the ids of the jobs and exclusions that `job` is called from. `job` gets its own id.
     /// Dropping the future does not stop the job; its result is dropped.
     ///
     /// # Errors
@@ -249,9 +249,9 @@ impl Lease {
         unwound(batched_wakeup(answer).await.map_err(|_| gone()))
     }
 
-    /// Excludes other jobs of the scope from the worker until the result is dropped, but for what the caller calls. For a
-    /// caller that is about to hold what those jobs may wait for. `from`: the ids of the jobs and exclusions that the caller
-    /// is called from. Waits while another job of the scope is on top of the worker's stack.
+    /// Excludes other jobs of the scope from the worker until the result is dropped, but for what the caller calls. For
+    /// a caller that is about to hold what those jobs may wait for. `from`: the ids of the jobs and exclusions that the
+    /// caller is called from. Waits while another job of the scope is on top of the worker's stack.
     ///
     /// # Errors
     /// When the request ends before.
@@ -318,8 +318,8 @@ impl<T> Drop for Call<T> {
     }
 }
 
-/// Makes a call from a leased worker: hands the call to `ask`, then waits for its answer and runs further jobs of the scope
-/// meanwhile (R3). None: the call was dropped without an answer.
+/// Makes a call from a leased worker: hands the call to `ask`, then waits for its answer and runs further jobs of the
+/// scope meanwhile (R3). None: the call was dropped without an answer.
 ///
 /// # Panics
 /// On a thread that is not a leased worker.

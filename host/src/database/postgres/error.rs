@@ -40,8 +40,8 @@ pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
         })
 }
 
-/// Whether an error may have arisen within what a statement runs, such as a procedure: the server says where. Before a
-/// statement runs, it says so of parameters alone.
+/// Whether an error may come from inside a statement, such as from a procedure that it calls. The server reports the
+/// context of such an error. For an error before the statement runs, it reports a context only if a parameter is wrong.
 pub(super) fn is_within(error: &tokio_postgres::Error) -> bool {
     let place = error.as_db_error().and_then(DbError::where_);
     place.is_some_and(|place| {

@@ -24,25 +24,25 @@ use super::values::{self, Raw};
 use super::wire::Limits;
 use super::{Postgres, error, types, wire};
 
-/// The server's codes for a statement that writes in a transaction that only reads, and for a prepared statement that it
-/// does not know.
+/// The server's codes for two errors: a statement writes in a read-only transaction, or a prepared statement is
+/// unknown.
 const WRITES: &str = "25006";
 pub(super) const FORGOTTEN: &str = "26000";
 
-/// How much of a result that is too large is read and thrown away before its statement is cancelled instead.
+/// The most bytes of a result that is too large which are read and dropped. After that, the statement is cancelled.
 const DISCARD_BYTES: u64 = 4 << 20;
 
 /// Rows and values above this size are converted on another thread than a loop's; and a loop converts at most so many
 /// bytes in all without a break (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
-/// In place of the server's code: the statement was prepared before definitions changed. It has not run, or all that it
-/// did is undone.
+/// Used like a code of the server's: the statement was prepared before definitions changed. It has not run, or the
+/// server has undone all that it did.
 pub(super) const STALE: &str = "stale";
-/// The same of something within a statement such as `call`, which may have committed before.
+/// Like [`STALE`], for a statement inside another one such as `call`, which may have committed before the error.
 pub(super) const STALE_WITHIN: &str = "stale within";
 
-/// What [`Execution::feed`] says before the first rows: the columns, or nothing when the statement writes.
+/// The first message of [`Execution::feed`], before any rows: the columns, or None if the statement writes.
 pub(super) type Head = Result<Option<Vec<String>>, Error>;
 
 /// The error of a statement, and the server's code for it; the code is empty when the error is the host's.
@@ -370,8 +370,8 @@ impl Execution<'_> {
         })
     }
 
-    /// Hands a result over in pieces, from a transaction that only reads; returns the server's code if it failed.
-    /// `read_only`: it is an error when the statement writes. `open` says whether the transaction is there.
+    /// Sends a result in pieces, from a read-only transaction. Returns the server's code if the statement failed.
+    /// `read_only`: a statement that writes is an error. `open` is set while the transaction is open.
     pub(super) async fn feed(
         &self,
         session: &mut Session,
@@ -409,8 +409,8 @@ impl Execution<'_> {
             }
         };
         let mut stream = pin!(stream);
-        // What only reads may do something all the same that its commit makes known, such as `pg_notify`. It is sent right
-        // behind the statement, and comes to nothing when that fails or is cancelled.
+        // A statement that only reads can have effects that the commit publishes, such as `pg_notify`. The commit is
+        // sent right after the statement, and has no effect if the statement fails or is cancelled.
         let commit = async {
             match read_only {
                 true => Ok(()),
@@ -420,7 +420,8 @@ impl Execution<'_> {
         let mut commit = pin!(futures::future::maybe_done(commit));
         let _ = commit.as_mut().now_or_never();
         open.store(read_only, Relaxed);
-        // The server looks whether a statement writes when it runs it: the first row says that it does not, yet.
+        // The server checks whether a statement writes when it runs it. A first row shows that it has not written so
+        // far.
         let first = stream.try_next().await;
         let writes = |error: &tokio_postgres::Error| {
             error.code().is_some_and(|state| state.code() == WRITES)
@@ -429,7 +430,7 @@ impl Execution<'_> {
             let _ = head.send(Ok(None));
             return WRITES.to_owned();
         }
-        // Nobody reads on when the receiver is gone.
+        // The receiver is gone when nobody reads the result any more.
         let _ = head.send(Ok(Some(columns)));
         let mut first = Some(first);
         let max = self.statement.rows_max.unwrap_or(u64::MAX);
@@ -503,14 +504,16 @@ impl Execution<'_> {
         }
     }
 
-    /// Begins a transaction that only reads and the statement in it, in one round trip when the statement is known.
+    /// Begins a read-only transaction and starts the statement in it, in one round trip if the statement is prepared
+    /// already.
     async fn start(
         &self,
         client: &Client,
         known: Option<Known>,
         open: &AtomicBool,
     ) -> Result<(Vec<String>, RowStream), Wrong> {
-        // Once what goes ahead is sent, something must follow it.
+        // Convert the parameters first: after `begin` is sent ahead, a statement must follow, so nothing may fail in
+        // between.
         let given = match &known {
             Some(known) => Some((self.params(known).await?, columns(known)?)),
             None => None,
@@ -536,7 +539,7 @@ impl Execution<'_> {
             let stream = stream.map_err(|error| self.wrong(&error))?;
             Ok((columns, stream))
         };
-        // Polled in this order, so sent in this order.
+        // `join` polls in this order, so the messages are sent in this order.
         let (begun, started) = futures::future::join(begin, statement).await;
         begun.map_err(|error| self.wrong(&error))?;
         started
@@ -562,7 +565,7 @@ impl Execution<'_> {
     }
 
     fn wrong(&self, error: &tokio_postgres::Error) -> Wrong {
-        // An error within a statement that changes rows only is that statement's: it has undone all of it.
+        // A statement that changes rows only runs nothing that commits: an error inside has undone all of it.
         let within = !self.verdict.changes_rows_only && error::is_within(error);
         let code = match error.code() {
             Some(_) if error::is_stale(error) && within => STALE_WITHIN,

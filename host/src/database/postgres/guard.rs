@@ -21,9 +21,9 @@ pub(super) struct Verdict {
     /// Whether the row count that the server reports is the number of changed rows. For reads it is the number of rows
     /// that were read, and for `create table … as` the number of rows that the table begins with.
     pub(super) counts: bool,
-    /// Whether it only reads, as far as its words tell: what it calls may write.
+    /// Whether the statement, by its words, only reads. Functions that it calls may write.
     pub(super) reads: bool,
-    /// Whether the server may forget prepared statements, the host's own too.
+    /// Whether the statement may make the server drop prepared statements, including the host's.
     pub(super) forgets: bool,
     /// Whether the statement, by its first word, changes no definitions. Functions that it calls may change some.
     pub(super) changes_rows_only: bool,

@@ -140,8 +140,9 @@ impl Lease {
         let verdict = self.admit(statement).await.map_err(Failed::Refused)?;
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
-        // Definitions have changed since the statement was prepared, or somebody has forgotten what was prepared: it has
-        // not run, or nothing of it is kept. In a transaction that began before, it is too late.
+        // Definitions have changed since the statement was prepared, or the prepared statement is gone. The statement
+        // has not run, or all that it did is undone, so it runs again, prepared anew. Not if it may have committed, or
+        // if its transaction began earlier: that has failed and cannot go on.
         let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
         if let Err((_, code @ (STALE | STALE_WITHIN | FORGOTTEN))) =
             ran.as_ref().map_err(|(f, c)| (f, &**c))
@@ -396,10 +397,10 @@ impl Lease {
         Err(error)
     }
 
-    /// Runs a statement that belongs to no transaction and hands its result over in pieces. None: it writes, and has not
-    /// run.
+    /// Runs a statement outside of any transaction of the request, and sends its result in pieces. None: the statement
+    /// writes, and has not run.
     ///
-    /// It runs in a transaction that only reads, so that a function that it calls cannot write either.
+    /// The statement runs in a read-only transaction, so that functions that it calls cannot write either.
     pub(super) async fn stream(
         mut self,
         statement: Arc<Statement>,

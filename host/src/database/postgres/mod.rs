@@ -219,8 +219,9 @@ impl Postgres {
         }
     }
 
-    /// Runs a statement outside of any transaction and hands its result over in pieces. None: it writes, which has not
-    /// happened. Its rows would be there before its commit, and whoever leaves them unread would undo it (R9).
+    /// Runs a statement outside of any transaction of the request, and sends its result in pieces. None: the statement
+    /// writes, and has not run. Its rows would arrive before its commit, and a guest that does not read all rows would
+    /// undo the statement (R9).
     pub(super) async fn stream(
         self: &Arc<Self>,
         deadline: &Arc<Deadline>,

@@ -92,7 +92,7 @@ fn reading(ty: &Type) -> Option<Reading> {
     })
 }
 
-/// The type below all domains.
+/// The type that a domain is based on, through all domains in between. Other types are returned unchanged.
 pub(super) fn base(ty: &Type) -> &Type {
     match ty.kind() {
         Kind::Domain(inner) => base(inner),
@@ -100,7 +100,7 @@ pub(super) fn base(ty: &Type) -> &Type {
     }
 }
 
-/// The element type of an array, through domains.
+/// The element type of an array. Domains over arrays count as arrays.
 pub(super) fn element(ty: &Type) -> Option<&Type> {
     match base(ty).kind() {
         Kind::Array(element) => Some(element),

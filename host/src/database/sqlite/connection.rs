@@ -41,9 +41,9 @@ pub(super) struct Handle {
     /// The configured limit on one value.
     values_max: u64,
     busy_timeout: Duration,
-    /// What a session's temporary tables may take.
+    /// The most bytes of temporary tables that a session may have.
     temporary_max: u64,
-    /// The change of the schema that the statements that are kept are newer than.
+    /// The value of the schema counter when the kept statements were compiled.
     schema: Cell<u64>,
     writes: bool,
     /// The state of the connection when it was lent, for telling apart what earlier borrowers did.
@@ -197,8 +197,8 @@ impl Handle {
         done
     }
 
-    /// Bounds the temporary tables that a pinned session may make: they are in a file of their own, whose size no
-    /// transaction's limit covers.
+    /// Limits the size of the temporary tables that a pinned session may make. They are in a file of their own, which
+    /// the limit of a transaction does not cover.
     pub(super) fn bound_temporary(&self) -> Result<(), Error> {
         let bounded = self.as_host(|connection| {
             let page: u32 = connection.query_row("pragma temp.page_size", (), |row| row.get(0))?;

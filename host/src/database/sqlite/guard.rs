@@ -339,8 +339,9 @@ fn is_temporary(context: &AuthContext<'_>) -> bool {
     makes_one || context.database_name == Some("temp")
 }
 
-/// The pragmas that change this connection only, and nothing of the file, the process or the host's own limits. So neither
-/// `cache_size` nor `temp_store`: SQLite's memory is the whole process's, and one session could take all of it.
+/// The pragmas that change this connection only, and nothing of the file, the process or the host's limits.
+/// `cache_size` and `temp_store` are not among them: all connections of the process share SQLite's memory, and one
+/// session could take all of it.
 fn of_session(name: &str) -> bool {
     matches!(
         name.to_ascii_lowercase().as_str(),

@@ -162,7 +162,7 @@ impl Lease {
                 "a session's temporary tables cannot be bounded"
             );
         }
-        // Without the bound there are no temporary tables, and the statements that need a pin say so.
+        // Without a limit on their size, no temporary tables are allowed. Statements that need a pin are refused then.
         handle
             .guard
             .pinned

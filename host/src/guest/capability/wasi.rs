@@ -1,8 +1,8 @@
 //! WASI 0.2 for both kinds of guest: clocks, random numbers, standard output to the log, granted folders.
 //! No sockets, no environment, no arguments.
 //!
-//! A call that waits is bounded on a sync worker (it ends with the request) and refused in an async guest,
-//! where it would hold up everything else that the view has in flight.
+//! A call that waits ends with the request on a sync worker. In an async guest it is refused, because it would hold up
+//! everything else that the view has in flight.
 
 mod files;
 
@@ -30,7 +30,7 @@ const VERSION: &str = "0.2.12";
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if self.writes_files {
-            // What the call may do to a file, no roll-back undoes.
+            // The call may change a file, which no roll-back undoes: the request must not run again.
             self.work().scope.files.store(true, Relaxed);
         }
         if self.wasi.is_none() {
@@ -88,14 +88,14 @@ impl Bounded<'_> {
         done.map_err(|why| wasmtime::Error::from(Stop::from(why)))?
     }
 
-    /// Does something with files that may wait for a disk.
+    /// Runs work on files, which may wait for a disk. It counts as waiting, not as CPU time.
     fn in_files<T>(&mut self, work: impl FnOnce(&mut WasiFilesystemCtxView<'_>) -> T) -> T {
         let cpu = Arc::clone(&self.0.work().cpu);
         let mut files = self.0.filesystem();
         cpu.pause(|| workers::blocking(|| work(&mut files)))
     }
 
-    /// Does something with streams, which may be those of files.
+    /// Runs work on streams, which may belong to files.
     fn in_streams<T>(&mut self, work: impl FnOnce(&mut ResourceTable) -> T) -> T {
         let cpu = Arc::clone(&self.0.work().cpu);
         let table = self.table();
@@ -123,8 +123,8 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     }
 }
 
-/// Replaces the waits of `wasi:io/poll` by ones that end with the request, and the functions of files and streams by ones
-/// that the worker pool knows of.
+/// Replaces the waits of `wasi:io/poll` by waits that end with the request, and the functions on files and streams by
+/// functions that the worker pool counts as waiting.
 pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     blocking_waits::add_to_linker::<Guest, Bounded<'static>>(linker, |guest| Bounded(guest))?;

@@ -1,4 +1,4 @@
-//! Bodies come back as they were, from wherever they are kept.
+//! A received body reads back as it was sent, from memory and from a file.
 
 use proptest::prelude::*;
 
@@ -26,7 +26,7 @@ async fn received(body: Vec<u8>, limits: &BodyLimits) -> Result<Vec<u8>, StatusC
     }
 }
 
-/// A body that is in the memory that it has drawn, or in a file.
+/// Receives a body of this many bytes. Returns it, and the bytes that it has drawn from the account.
 async fn drawn_for(body: usize, account: &Arc<Account>) -> (Received, u64) {
     let before = account.used();
     let limits = Server::default().body_limits();
@@ -53,7 +53,7 @@ async fn bodies_are_drawn_from_the_budget_and_go_to_files_when_it_is_tight() {
     };
     assert!(in_file.read_memory(0, 1).is_none());
     assert_eq!(in_file.read(299_999, 10).expect("it can be read"), [7]);
-    // A small one needs less than a file would.
+    // A small body takes less memory than the buffer of a file.
     let (small, _) = drawn_for(1000, &account).await;
     assert!(matches!(small, Received::Inline(_)));
     let _rest = root.draw(root_left(&root, 64 * MB)).expect("there is room");

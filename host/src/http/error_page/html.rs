@@ -1,4 +1,4 @@
-//! The page: short in production, all there is in development.
+//! The error page: short in production, with everything that is known in development.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -7,7 +7,7 @@ use crate::http::message::text;
 use crate::telemetry::report::{Frame, Report};
 
 const STYLE: &str = include_str!("style.css");
-/// Frames whose source is shown.
+/// The most frames whose source is shown.
 const SOURCES_MAX: usize = 8;
 
 pub(super) fn page(failed: Failed<'_>) -> Markup {
@@ -60,7 +60,7 @@ fn long(failed: Failed<'_>, report: &Report) -> Markup {
         @if !failure.frames.is_empty() {
             h2 { "Where " small { "the innermost function first" } }
             @for (index, frame) in failure.frames.iter().enumerate() {
-                // A closure has often the same line as what it is in.
+                // A closure is often on the same line as the function around it: the source is shown once.
                 @let shown = failure.frames[..index].iter().any(|before| same_line(before, frame));
                 (card(frame, index < SOURCES_MAX && !shown))
             }

@@ -1,8 +1,9 @@
-//! A failure as a response: JSON for programs that ask for it, a page for browsers, a few lines for anybody else.
+//! The response for a failure: JSON for programs that ask for it, a page for browsers, plain text for all other
+//! clients.
 //!
-//! In production a client is told what its failure's text says and what the request is called, so that the log can
-//! be searched for it. In development ([`Report`] is there) it gets everything that is known. Whatever stands on the
-//! page came from requests, guests and databases: it is escaped, and no script runs.
+//! In production, the response has only the failure's text for clients and the id of the request, by which the log can
+//! be searched. In development ([`Report`] is there), it has everything that is known. The texts on the page come from
+//! requests, guests and databases: they are escaped, and no script runs.
 
 mod html;
 mod source;
@@ -20,21 +21,21 @@ use crate::http::message::ResponseBody;
 use crate::telemetry::error::Failure;
 use crate::telemetry::report::{Frame, Report, Statement};
 
-/// What a failed request is answered from.
+/// The facts that the response is made from.
 #[derive(Clone, Copy)]
 pub struct Failed<'a> {
-    /// What happened.
+    /// The failure.
     pub failure: &'a Failure,
-    /// What the request is called.
+    /// The id of the request.
     pub id: &'a str,
-    /// Its head.
+    /// The head of the request.
     pub request: &'a Parts,
-    /// What else is known, in development only.
+    /// Further facts, in development only.
     pub report: Option<&'a Report>,
 }
 
 impl Failed<'_> {
-    /// The response. In development it reads the guests' source files, on this thread.
+    /// Builds the response. In development, this reads the guests' source files, which blocks on the disk.
     pub fn response(self) -> Response<ResponseBody> {
         let (content_type, body) = match form(&self.request.headers) {
             Form::Json => ("application/problem+json", self.json().to_string()),
@@ -94,7 +95,7 @@ impl Failed<'_> {
         text
     }
 
-    /// A problem, as RFC 9457 has it, with members of its own.
+    /// A problem document (RFC 9457). It has the further members `request` and, in development, `development`.
     fn json(self) -> Value {
         let failure = self.failure;
         let mut problem = json!({
@@ -130,14 +131,14 @@ impl Failed<'_> {
     }
 }
 
-/// The page needs its own style and nothing else.
+/// The content security policy of the page: its own style, and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_static(
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     )
 });
 
-/// Whose fault it was, in a few words.
+/// Whose fault it was, as the beginning of a sentence.
 fn fault(failure: &Failure) -> &'static str {
     use crate::telemetry::error::Fault;
     match failure.fault {
@@ -157,7 +158,8 @@ fn outcome(statement: &Statement) -> String {
     }
 }
 
-/// Whether a value of this name is nobody's business, not even a developer's who shows the page to others.
+/// Whether a value with this name may be a secret. Such a value is hidden even in development, because developers show
+/// the page to others.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     [
@@ -181,13 +183,13 @@ fn is_secret(name: &str) -> bool {
 
 const HIDDEN: &str = "(hidden)";
 
-/// Path and query, without the values of secrets.
+/// The path and query of the request, with the values of secrets hidden.
 fn shown_target(request: &Parts) -> String {
     let target = request.uri.path_and_query();
     without_secrets(target.map_or("", |target| target.as_str()))
 }
 
-/// A URL, or a text with one (as in `referer`), without the values of secrets in its query.
+/// A URL, or a text with one (as in `referer`), with the values of secrets in its query hidden.
 fn without_secrets(url: &str) -> String {
     let Some((path, query)) = url.split_once('?') else {
         return url.to_owned();
@@ -210,7 +212,7 @@ fn has_secret(value: &str) -> bool {
     names.map(|(name, _)| name).any(is_secret)
 }
 
-/// A name as a view reads it, also one that decodes it again.
+/// Decodes a name up to three times, because views may decode names more than once.
 fn decoded(name: &str) -> String {
     let mut name = name.replace('+', " ");
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! The lines of source around the place where a guest failed, when this machine has the file.
+//! The lines of source around the location where a guest failed, if this machine has the file.
 
 use std::fs;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use crate::telemetry::error::cut;
 use crate::telemetry::report::Frame;
 
-/// Lines before and after.
+/// The number of lines that are shown before and after the failing one.
 const AROUND: u32 = 4;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const LINE_BYTES_MAX: usize = 300;
-/// A component names its files itself, so only what is source is read.
+/// Extensions of the files that are read. A component itself names the files, so it must not be able to show others.
 const LANGUAGES: [&str; 12] = [
     "rs", "py", "js", "ts", "c", "cc", "cpp", "h", "go", "zig", "cs", "swift",
 ];
@@ -19,11 +19,11 @@ const LANGUAGES: [&str; 12] = [
 pub(super) struct Line {
     pub(super) number: u32,
     pub(super) text: String,
-    /// Whether it is the one.
+    /// Whether the guest failed on this line.
     pub(super) here: bool,
 }
 
-/// The lines around a frame's place; none when there is no such file, or it has become shorter since.
+/// The lines around a frame's location. Empty if there is no such file, or if it has become shorter since.
 pub(super) fn around(frame: &Frame) -> Vec<Line> {
     let (Some(file), Some(line)) = (&frame.file, frame.line) else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! What clients get to see, and what they do not.
+//! The contents of error responses, and what they hide from clients.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
-//! `basic-auth`: a name and a password, asked for by the browser (RFC 7617).
+//! `basic-auth`: requires a name and a password, which the browser asks the user for (RFC 7617).
 //!
-//! Checking a password takes long on purpose. It is done away from the event loops, by a bounded number of threads
-//! with a bounded queue that is fair to addresses (`queue.rs`), and what was right is remembered for a while, by a
-//! keyed digest only: it goes past the queue.
+//! Checking a password takes long on purpose. It runs on other threads than the event loops, a bounded number at a
+//! time, and a bounded queue in front of it is fair to client addresses (`queue.rs`). Credentials that were right are
+//! remembered for a while, by a keyed digest only. A request with such credentials does not wait in the queue.
 //!
-//! How long it takes until a password is refused does not depend on the name: hashes may differ in cost, so a wrong
-//! password is checked once at each cost that there is, whether the name is known or not.
+//! The time until a password is refused does not depend on the name. Hashes may differ in cost, so a wrong password is
+//! checked once against a hash of each cost, whether the name is known or not.
 
 mod queue;
 
@@ -32,7 +32,7 @@ use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use queue::{Asker, FairQueue};
 
-/// Who may come in.
+/// The users, and the state of the checks.
 pub struct BasicAuth {
     users: Arc<Users>,
     challenge: HeaderValue,
@@ -43,10 +43,10 @@ pub struct BasicAuth {
     key: hmac::Key,
 }
 
-/// All bytes of a password that bcrypt looks at. A longer one would be as good as any that begins alike.
+/// The bytes of a password that bcrypt reads. It would accept any longer password that begins alike.
 const BCRYPT_BYTES_MAX: usize = 72;
 
-/// Users, and a hash of each cost that there is.
+/// The users by name, and one hash of each cost that occurs.
 #[derive(PartialEq, Eq)]
 struct Users {
     by_name: BTreeMap<String, Password>,
@@ -62,7 +62,7 @@ impl Users {
         }
     }
 
-    /// Whether the password is this user's. If not, that takes as long for every name. Blocks meanwhile.
+    /// Whether the password is this user's. A refusal takes the same time for every name. Blocks the thread.
     fn check(&self, name: &str, password: &str) -> bool {
         let known = self.by_name.get(name);
         if known.is_some_and(|hash| hash.fits(password)) {
@@ -74,7 +74,7 @@ impl Users {
         false
     }
 
-    /// A hash of each cost that there is beside this one's.
+    /// One hash of each cost that occurs, except for the cost of `known`.
     fn others(&self, known: Option<&Password>) -> impl Iterator<Item = &Password> {
         let done = known.map(Password::cost);
         let costs = self.costs.iter();
@@ -82,29 +82,29 @@ impl Users {
         others.map(|(_, hash)| hash)
     }
 
-    /// Whether bcrypt would look at a part of the password only, if any hash here is of bcrypt.
+    /// Whether the password is longer than bcrypt reads, and some user has a hash of bcrypt.
     fn is_too_long(&self, password: &str) -> bool {
         let bcrypt = |hash: &Password| matches!(hash, Password::Bcrypt(_));
         password.len() > BCRYPT_BYTES_MAX && self.costs.values().any(bcrypt)
     }
 }
 
-/// What checking passwords may take.
+/// Limits on checking passwords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Passwords that are checked at once.
+    /// The most passwords that are checked at once.
     pub checks_max: usize,
-    /// Requests that wait for a check.
+    /// The most requests that wait for a check.
     pub queue_max: usize,
-    /// How long one waits.
+    /// How long a request waits for a check.
     pub queue_timeout: Duration,
-    /// Credentials that are remembered; with 0, every request is checked.
+    /// The most credentials that are remembered. With 0, every request is checked.
     pub remember_max: usize,
-    /// For how long.
+    /// How long credentials are remembered.
     pub remember: Duration,
 }
 
-/// What is kept of a password.
+/// The hash of a password.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Password {
     /// As `htpasswd -B` writes it: `$2y$…`.
@@ -114,10 +114,10 @@ pub enum Password {
 }
 
 impl Password {
-    /// Reads a hash.
+    /// Parses a hash.
     ///
     /// # Errors
-    /// With a sentence, when it is none that can be checked.
+    /// A sentence, when the hash is malformed or of another kind.
     pub fn parse(hash: &str) -> Result<Password, String> {
         if hash.starts_with("$2") && bcrypt::HashParts::from_str(hash).is_ok() {
             Ok(Password::Bcrypt(hash.to_owned()))
@@ -128,7 +128,7 @@ impl Password {
         }
     }
 
-    /// What a check of it takes: the same text for the same effort.
+    /// The cost of a check. Equal texts mean equal effort.
     fn cost(&self) -> String {
         match self {
             Password::Bcrypt(hash) => {
@@ -140,13 +140,14 @@ impl Password {
         }
     }
 
-    /// Blocks for as long as it takes, which does not depend on the password.
+    /// Whether this is the hash of the password. Blocks the thread, for a time that does not depend on the password.
     fn fits(&self, password: &str) -> bool {
         match self {
             Password::Bcrypt(hash) => {
                 let bytes = password.as_bytes();
                 let seen = &bytes[..bytes.len().min(BCRYPT_BYTES_MAX)];
-                // bcrypt repeats a password with a NUL between: with one inside, two could be the same.
+                // bcrypt repeats a password with a NUL in between. With a NUL inside, two passwords could have the same
+                // hash.
                 let fits = bcrypt::verify(seen, hash).unwrap_or(false);
                 fits && seen.len() == bytes.len() && !bytes.contains(&0)
             }
@@ -158,7 +159,7 @@ impl Password {
     }
 }
 
-/// Hashes are no text for logs.
+/// Leaves the hash out, so that it does not get into logs.
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -168,7 +169,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Reads a file as `htpasswd` writes it: `name:hash` in each line.
+/// Parses a file as `htpasswd` writes it: `NAME:HASH` on each line.
 ///
 /// # Errors
 /// The number of the line that is wrong, and why.
@@ -195,7 +196,7 @@ pub fn parse_file(text: &str) -> Result<BTreeMap<String, Password>, (usize, Stri
 }
 
 impl BasicAuth {
-    /// For these users, of whom there is one at least. `realm` is what browsers tell the user the password is for.
+    /// `users` has at least one user. `realm` is the text with which browsers tell the user what the password is for.
     pub fn new(users: BTreeMap<String, Password>, realm: &str, limits: Limits) -> BasicAuth {
         let plain = realm.replace(|c: char| c == '"' || c == '\\' || c.is_control(), "");
         let challenge = format!("Basic realm=\"{plain}\", charset=\"UTF-8\"");
@@ -212,7 +213,7 @@ impl BasicAuth {
         }
     }
 
-    /// The user's name. `client` is who asks, as trusted proxies tell.
+    /// Returns the user's name, or refuses the request. `client` is the client's address, as trusted proxies report it.
     pub(super) async fn before(
         &self,
         request: &Parts,
@@ -230,7 +231,7 @@ impl BasicAuth {
         let (users, name) = (Arc::clone(&self.users), user.clone());
         let too_long = users.is_too_long(&password);
         let check = move || {
-            // Held until it is done, also when the client has gone meanwhile.
+            // The turn is held until the check has ended, even if the client has disconnected meanwhile.
             let _turn = turn;
             users.check(&name, &password)
         };
@@ -243,7 +244,7 @@ impl BasicAuth {
         })?;
         if !fits {
             return Err(self.ask(match too_long {
-                // Said of every name, so that it does not tell which there are.
+                // The text is the same for every name, so that it does not reveal which names exist.
                 true => "The name or the password is wrong. Passwords that are kept with bcrypt have 72 bytes at most: this one is longer.",
                 false => "The name or the password is wrong.",
             }));
@@ -261,7 +262,7 @@ impl BasicAuth {
         refused
     }
 
-    /// Says nothing about the password to who does not have this process's key.
+    /// An HMAC of the credentials. Without this process's key, it reveals nothing about the password.
     fn digest(&self, user: &str, password: &str) -> Digest {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(&user.len().to_le_bytes());
@@ -280,7 +281,7 @@ fn busy(sentence: String) -> Box<Refused> {
     })
 }
 
-/// The name and the password that the client sends.
+/// The name and the password in `authorization`. None if the header is missing, malformed, or there twice.
 fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let mut sent = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(sent), None) = (sent.next(), sent.next()) else {
@@ -297,7 +298,7 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
 
 type Digest = [u8; 32];
 
-/// Digests of credentials that were right, the oldest first.
+/// Digests of credentials that were right, with the time of their check. `order` has the oldest first.
 #[derive(Default)]
 struct Remembered {
     since: HashMap<Digest, (Instant, GaugeGuard)>,
@@ -325,7 +326,7 @@ impl Remembered {
     }
 }
 
-/// What is configured; not what is remembered.
+/// Compares the configuration, and not what is remembered.
 impl PartialEq for BasicAuth {
     fn eq(&self, other: &BasicAuth) -> bool {
         (&self.users, &self.challenge, &self.limits)
@@ -353,7 +354,7 @@ mod tests {
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    /// Cheap ones, for tests only.
+    /// Users whose hashes are cheap to check, for tests only.
     fn users() -> BTreeMap<String, Password> {
         let ann = bcrypt::hash("correct horse", 4).expect("a hash");
         let params = argon2::Params::new(8, 1, 1, None).expect("the least there can be");
@@ -451,7 +452,7 @@ mod tests {
         assert!(failure.detail.contains("password checks"), "{failure}");
     }
 
-    /// What takes the time is the same for every name, whatever the hashes cost.
+    /// A wrong password is checked against the same costs for every name.
     #[test]
     fn unknown_names_take_as_long_as_known_ones() {
         let mut all = users();
@@ -469,7 +470,7 @@ mod tests {
         }
     }
 
-    /// 72 bytes are all that bcrypt looks at.
+    /// bcrypt reads only 72 bytes of a password.
     #[tokio::test]
     async fn what_bcrypt_would_cut_is_refused() {
         let long = "x".repeat(72);

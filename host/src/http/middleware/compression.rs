@@ -1,8 +1,8 @@
-//! `compression`: responses become smaller on their way, in the encoding that the client would rather have.
+//! `compression`: compresses responses, in the encoding that the client prefers.
 //!
-//! Small bodies are compressed at once; larger ones elsewhere, a bounded number at a time, when the client begins to
-//! read; what is streamed piece by piece while it is sent. So no response holds the event loop for longer than about a
-//! millisecond.
+//! A small body is compressed at once, on the event loop. A larger one is compressed on another thread, a bounded
+//! number at a time, when the client begins to read. A stream is compressed piece by piece while it is sent. So no
+//! response holds the event loop for longer than about a millisecond.
 
 mod encode;
 mod files;
@@ -34,18 +34,18 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 pub use files::FileCache;
 
-/// Which encodings, from which size on.
+/// The options, and the cache of compressed files.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Compression {
-    /// The best first: that decides where the client has no preference.
+    /// The encodings, the preferred one first. The order decides where the client has no preference.
     pub encodings: Vec<Encoding>,
-    /// Smaller bodies are sent as they are.
+    /// The smallest body that is compressed, in bytes.
     pub min_bytes: u64,
-    /// Static files that have been compressed.
+    /// The compressed static files that are kept.
     pub files: FileCache,
 }
 
-/// A way to compress that browsers know.
+/// A content encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// Brotli.
@@ -56,29 +56,29 @@ pub enum Encoding {
     Gzip,
 }
 
-/// What is compressed while it is sent, piece by piece: the encoder keeps a window of 2^18 bytes.
+/// The levels for bodies that are compressed while they are sent. The encoder keeps a window of 2^18 bytes.
 const STREAM_BROTLI_QUALITY: i32 = 3;
 const STREAM_WINDOW: u32 = 18;
 const STREAM_ZSTD_LEVEL: i32 = 3;
 const STREAM_GZIP_LEVEL: i32 = 5;
-/// What is compressed of it before other requests get their turn: less than a millisecond's work.
+/// The bytes of a body that are compressed before other requests get their turn: less than a millisecond of work.
 const PIECE_BYTES: usize = 16 << 10;
 const SENT_BYTES: usize = 16 << 10;
 
-/// Bodies that are compressed at the same time away from the event loops; more wait.
+/// Permits for compressing on other threads than the event loops, one for each core. Further bodies wait.
 static PLACES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 impl Encoding {
-    /// As it is written in the configuration and in headers.
+    /// Each encoding by its name in the configuration and in headers.
     pub const ALL: [(&'static str, Encoding); 3] = [
         ("zstd", Encoding::Zstd),
         ("br", Encoding::Br),
         ("gzip", Encoding::Gzip),
     ];
 
-    /// What an encoder takes while a response is on its way, with the pieces that wait for the client: measured
-    /// (1.6 MB, 0.9 MB, 0.3 MB) and rounded up.
+    /// The memory of an encoder while a response is sent, together with the pieces that wait for the client, in bytes.
+    /// Measured (1.6 MB, 0.9 MB, 0.3 MB) and rounded up.
     fn encoder_bytes(self) -> u64 {
         match self {
             Encoding::Br => 2 << 20,
@@ -87,7 +87,7 @@ impl Encoding {
         }
     }
 
-    /// What the name of a compressed file ends with.
+    /// The extension of a compressed file.
     fn extension(self) -> &'static str {
         match self {
             Encoding::Br => "br",
@@ -96,7 +96,7 @@ impl Encoding {
         }
     }
 
-    /// The largest body whose compression takes no more than about a millisecond.
+    /// The largest body that is compressed at once, in bytes: this takes about a millisecond.
     fn at_once_bytes(self) -> usize {
         match self {
             Encoding::Br | Encoding::Gzip => 16 << 10,
@@ -121,12 +121,13 @@ impl Compression {
         if !self.worth_it(response) {
             return;
         }
-        // Also for a client that gets it as it is: a cache must not give the one to the other.
+        // Responses that stay uncompressed get `vary`, too: a cache must not give them to other clients, nor the other
+        // way round.
         vary(response.headers_mut(), &header::ACCEPT_ENCODING);
         let Some(encoding) = self.choose(&head.request.headers) else {
             return;
         };
-        // Without memory for the encoder, the response goes as it is.
+        // Without memory for the encoder, the response is sent uncompressed.
         let Ok(room) = head.account.draw(encoding.encoder_bytes()) else {
             return;
         };
@@ -140,7 +141,7 @@ impl Compression {
         weaken_tag(headers);
         let body = std::mem::replace(response.body_mut(), Either::Left(Full::default()));
         *response.body_mut() = match body {
-            // The answer to HEAD about a file: its compressed length is not known.
+            // The response to HEAD for a file. Its compressed length is not known, and an empty stream announces none.
             body if body.is_end_stream() => {
                 Either::Right(BoxBody::new(StreamBody::new(stream::empty())))
             }
@@ -157,8 +158,8 @@ impl Compression {
         };
     }
 
-    /// Says of a response that was left out what would have been said of it (RFC 9110, 15.4.5). What a view has left out
-    /// itself is taken for one that would have been compressed.
+    /// Gives a 304 the headers that the full response would have had (RFC 9110, 15.4.5). If a view itself has made the
+    /// 304, the host does not know the full response, and assumes that it would have been compressed.
     fn after_not_modified(&self, head: RequestHead<'_>, response: &mut Response<ResponseBody>) {
         let left_out = response.extensions().get::<Unmodified>();
         let would_be = left_out.is_none_or(|left_out| {
@@ -178,7 +179,7 @@ impl Compression {
         }
     }
 
-    /// Whether the response is one that compressing makes better.
+    /// Whether the response may be compressed and is worth it: by its status, headers, length and type.
     fn worth_it(&self, response: &Response<ResponseBody>) -> bool {
         let headers = response.headers();
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -195,7 +196,7 @@ impl Compression {
             && text(header::CONTENT_TYPE).is_some_and(is_compressible)
     }
 
-    /// The encoding that the client gives the most weight; none when it would rather have the body as it is.
+    /// The encoding with the most weight in `accept-encoding`. None, if the client prefers the uncompressed body.
     fn choose(&self, headers: &HeaderMap) -> Option<Encoding> {
         let accepted = weighted(headers, header::ACCEPT_ENCODING);
         let weight = |name: &str| -> Option<Weight> {
@@ -203,7 +204,7 @@ impl Compression {
             named.map(|(_, weight)| *weight)
         };
         let of = |encoding: Encoding| {
-            // `x-gzip` is the same (RFC 9110, 8.4.1.3).
+            // `x-gzip` means `gzip` (RFC 9110, 8.4.1.3).
             let other = (encoding == Encoding::Gzip)
                 .then(|| weight("x-gzip"))
                 .flatten();
@@ -211,13 +212,14 @@ impl Compression {
             named.or_else(|| weight("*")).unwrap_or(0)
         };
         let identity = weight("identity").unwrap_or(1);
-        // The first of several with the most weight.
+        // `max_by_key` returns the last of several maxima. In reverse order, that is the encoding that is configured
+        // first.
         let best = (self.encodings.iter().rev()).max_by_key(|encoding| of(**encoding))?;
         (of(*best) > 0 && of(*best) >= identity).then_some(*best)
     }
 }
 
-/// Whether nobody on the way may change it, or somebody has already.
+/// Whether the body must not be changed (`no-transform`) or is encoded already.
 fn is_fixed(headers: &HeaderMap) -> bool {
     let says = |value: &HeaderValue| {
         let text = value.to_str().unwrap_or_default();
@@ -227,7 +229,7 @@ fn is_fixed(headers: &HeaderMap) -> bool {
         || headers.get_all(header::CACHE_CONTROL).iter().any(says)
 }
 
-/// The compressed body is another one, though it says the same (RFC 9110, 8.8.1).
+/// Makes a strong tag weak, because the compressed body has other bytes with the same meaning (RFC 9110, 8.8.1).
 fn weaken_tag(headers: &mut HeaderMap) {
     if let Entry::Occupied(mut tag) = headers.entry(header::ETAG)
         && !tag.get().as_bytes().starts_with(b"W/")
@@ -242,7 +244,7 @@ fn is_compressible(content_type: &str) -> bool {
     let kind = kind.to_ascii_lowercase();
     let (family, name) = kind.split_once('/').unwrap_or((&kind, ""));
     match family {
-        // Its events are for now, not for when there are enough of them.
+        // An encoder would hold events back until it has enough of them.
         "text" => name != "event-stream",
         "application" => {
             let plain = [
@@ -293,14 +295,14 @@ fn encoder(
     }
 }
 
-/// A body that is there as a whole: at once if it is small, else elsewhere.
+/// Compresses a body that is in memory: at once if it is small, else on another thread, when the client begins to read.
 fn compressed(encoding: Encoding, whole: Bytes, mut room: Room) -> ResponseBody {
     if whole.len() <= encoding.at_once_bytes() {
         let small = encode::quickly(encoding, &whole);
-        // What the encoder took is more than enough for what it made.
+        // The memory that was drawn for the encoder is more than enough for the result.
         return Either::Left(Full::new(room.cut_to(small.capacity() as u64).hold(small)));
     }
-    // What is made is there at once, beside what it is made from.
+    // The result is in memory beside the original. Without memory for both, the body is compressed piece by piece.
     if room.grow_to(room.bytes() + whole.len() as u64).is_err() {
         let pieces = stream::iter([Ok(whole)]);
         return streaming(encoder(encoding, pieces), room);
@@ -317,7 +319,7 @@ fn compressed(encoding: Encoding, whole: Bytes, mut room: Room) -> ResponseBody 
     Either::Right(BoxBody::new(StreamBody::new(stream::once(made))))
 }
 
-/// The same in pieces that are no work for long, with turns for others between.
+/// Splits a body into pieces whose compression is short, and lets other tasks run between them.
 fn in_pieces(
     data: impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync + 'static {
@@ -330,7 +332,7 @@ fn in_pieces(
             }
         }
         let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-        // An encoder that has to wait hands out what it has: the work for one part of the answer is bounded.
+        // An encoder that has to wait returns what it has. So the work of one poll is bounded.
         tokio::task::yield_now().await;
         Ok(Some((piece, (data, rest))))
     })

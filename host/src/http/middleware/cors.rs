@@ -1,6 +1,7 @@
-//! `cors`: which pages of other origins may use the app, as the Fetch standard has it.
+//! `cors`: decides which pages of other origins may use the app (the CORS protocol of the Fetch standard).
 //!
-//! Browsers enforce it: they ask beforehand (a preflight, answered here) and look at the headers of answers.
+//! Browsers enforce the rules: before some requests they send a preflight, which is answered here, and they check the
+//! headers of responses.
 
 use http::header::{self, HeaderName};
 use http::request::Parts;
@@ -10,34 +11,34 @@ use http_body_util::{Either, Full};
 use super::request_head::vary;
 use crate::http::message::ResponseBody;
 
-/// Who may do what.
+/// The options.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cors {
-    /// Whose pages.
+    /// The origins whose pages may use the app.
     pub origins: Origins,
-    /// The methods they may use, with commas between.
+    /// The allowed methods, separated by commas.
     pub methods: HeaderValue,
-    /// The headers they may send, beside those everybody may; empty: none.
+    /// The request headers that pages may send in addition to the safelisted ones. Empty: no others.
     pub headers: HeaderValue,
-    /// The headers they may read, beside those everybody may; empty: none.
+    /// The response headers that pages may read in addition to the safelisted ones. Empty: no others.
     pub expose: HeaderValue,
-    /// Whether cookies are sent along.
+    /// Whether browsers may send cookies and other credentials.
     pub credentials: bool,
     /// How long browsers remember the answer to a preflight, in seconds.
     pub max_age_s: u64,
 }
 
-/// Pages of which origins.
+/// The allowed origins.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// Of any; never with credentials.
+    /// Any origin. Never with credentials.
     Any,
-    /// Of these.
+    /// Only these.
     These(Vec<String>),
 }
 
 impl Cors {
-    /// Answers a preflight. Other requests are told by the headers of their answers.
+    /// Answers a preflight. None: the request is no preflight and goes on, and `after` adds headers to its response.
     pub(super) fn before(&self, request: &Parts) -> Option<Response<ResponseBody>> {
         let asked = |name| request.headers.contains_key(name);
         let preflight = request.method == Method::OPTIONS
@@ -59,7 +60,8 @@ impl Cors {
         Some(response)
     }
 
-    /// Says whether the page that asked may read the answer, a preflight's too.
+    /// Adds the headers that allow the page to read the response, also to the answer to a preflight. If a view has set
+    /// them, they stay as they are.
     pub(super) fn after(&self, request: &Parts, headers: &mut HeaderMap) {
         if self.origins != Origins::Any {
             vary(headers, &header::ORIGIN);
@@ -79,7 +81,7 @@ impl Cors {
         }
     }
 
-    /// What is told to a page that may read the answer.
+    /// The value of `access-control-allow-origin`, if the request's origin is allowed.
     fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         match &self.origins {
@@ -91,13 +93,13 @@ impl Cors {
     }
 }
 
-/// Names with commas between, for a header.
+/// Joins names to the value of a header, separated by commas.
 pub fn list<T: AsRef<str>>(names: &[T]) -> Option<HeaderValue> {
     let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
     HeaderValue::from_str(&names.join(", ")).ok()
 }
 
-/// Whether this can be named as a header; `*` is for all, without credentials.
+/// Whether a name can be the name of a header. `*` stands for all headers, in requests without credentials.
 pub fn is_header(name: &str) -> bool {
     name == "*" || HeaderName::from_bytes(name.as_bytes()).is_ok()
 }
@@ -134,7 +136,7 @@ mod tests {
         request.body(()).expect("a request").into_parts().0
     }
 
-    /// What the answer to this request says: of the middleware's own, or of a view's.
+    /// Whether the middleware answers this request itself, and the headers that it sets.
     fn answer(cors: &Cors, request: &Parts) -> (bool, HeaderMap) {
         let answer = cors.before(request);
         let own = answer.is_some();

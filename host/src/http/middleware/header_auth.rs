@@ -1,4 +1,5 @@
-//! `header-auth`: the user's name from a header that a proxy in front of the app sets, after it has made sure.
+//! `header-auth`: takes the user's name from a header that a proxy in front of the app sets, after the proxy has
+//! authenticated the user.
 
 use std::net::SocketAddr;
 
@@ -8,12 +9,13 @@ use http::{HeaderName, StatusCode};
 use super::request_head::Refused;
 use crate::http::proxies::Proxies;
 
-/// Which header, from whom. Anybody can send a header: it counts only when a trusted proxy is connected.
+/// The header, and the proxies that may set it. Anybody can send a header, so it counts only if the connected peer is a
+/// trusted proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HeaderAuth {
     /// The header with the user's name.
     pub header: HeaderName,
-    /// Who may set it.
+    /// The proxies that may set the header.
     pub from: Proxies,
     /// Whether a request without a user is refused.
     pub required: bool,

@@ -1,7 +1,8 @@
-//! Middleware that is built in: host code around guests, files and failures alike.
+//! Built-in middleware: host code that runs around guests, static files and error responses.
 //!
-//! It works on the request's and the response's heads, before and after what is in it, and so sees every answer of
-//! the app. What a request is allowed, and who its user is, is decided before any guest runs.
+//! It sees the head of a request before a guest or a static file answers it, and may change the head and body of the
+//! response afterwards, whatever made the response. So a request is authorized, and its user is known, before any guest
+//! runs.
 
 pub mod basic_auth;
 pub mod compression;
@@ -26,27 +27,27 @@ use security_headers::SecurityHeaders;
 
 pub use request_head::{Refused, RequestHead, USER};
 
-/// Middleware of the host's own, with its options.
+/// A built-in middleware with its options.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Builtin {
-    /// Tells the client what its request is called.
+    /// Sends the request's id in the response.
     RequestId,
-    /// Tells browsers what they must not do with the app's pages.
+    /// Adds headers that restrict what browsers do with the app's pages.
     SecurityHeaders(SecurityHeaders),
-    /// Makes responses smaller on their way.
+    /// Compresses responses.
     Compression(Compression),
     /// Lets pages of other origins use the app.
     Cors(Cors),
-    /// Asks for a name and a password.
+    /// Requires a name and a password.
     BasicAuth(Box<BasicAuth>),
-    /// Takes the user's name from a proxy.
+    /// Takes the user's name from a header that a proxy sets.
     HeaderAuth(HeaderAuth),
-    /// Refuses those who send too many requests.
+    /// Refuses requests of clients that send too many.
     RateLimit(Box<RateLimit>),
 }
 
 impl Builtin {
-    /// The header that it believes when a proxy sends it.
+    /// The header that this middleware believes when a trusted proxy sends it.
     pub fn trusted_header(&self) -> Option<HeaderName> {
         match self {
             Builtin::HeaderAuth(auth) => Some(auth.header.clone()),
@@ -54,24 +55,24 @@ impl Builtin {
         }
     }
 
-    /// Whether it lets nobody through without knowing who it is.
+    /// Whether this middleware authenticates users.
     pub fn asks_for_user(&self) -> bool {
         matches!(self, Builtin::BasicAuth(_) | Builtin::HeaderAuth(_))
     }
 }
 
-/// How a request came through a list of built-in middleware.
+/// The result of running a list of built-in middleware on a request.
 #[derive(Debug)]
 pub struct RequestOutcome {
-    /// How many of them have seen it: those [`on_response`] takes the answer through.
+    /// How many of the list have seen the request, counted from the first. [`on_response`] gets only these.
     pub seen: usize,
-    /// An answer to it, or why it was refused; none: it goes on.
+    /// The response or the refusal of the last one that saw the request. None: the request goes on.
     pub answer: Option<Result<Response<ResponseBody>, Refused>>,
-    /// Context values they have set.
+    /// Context values that they have set.
     pub values: Vec<(String, String)>,
 }
 
-/// Takes a request through the list, up to the first that answers it.
+/// Runs the list on a request, in order, up to the first that answers or refuses the request.
 pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> RequestOutcome {
     let (mut values, mut seen) = (Vec::new(), 0);
     for builtin in builtins {
@@ -120,7 +121,8 @@ pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> Req
     }
 }
 
-/// Takes an answer back through the list, innermost first: those that have [`RequestOutcome::seen`] the request.
+/// Runs the list on a response, in reverse order. `builtins` has only those that have [`RequestOutcome::seen`] the
+/// request.
 pub fn on_response(
     builtins: &[Arc<Builtin>],
     head: RequestHead<'_>,

@@ -1,8 +1,9 @@
-//! `rate-limit`: how many requests one client, or one user, may send.
+//! `rate-limit`: limits how many requests one client, or one user, may send.
 //!
-//! A token bucket for each: it holds `burst` requests and gets one back every `period`. What is kept is one moment,
-//! that at which the bucket is full again (the generic cell rate algorithm), so a bucket that is full need not be kept.
-//! A bounded number is; beyond that, the one that was used the longest ago is forgotten.
+//! Each client or user has a token bucket: it holds `burst` requests and regains one every `period`. Only one instant
+//! is stored for a bucket, the time at which it will be full again (the generic cell rate algorithm), so a full bucket
+//! needs no entry. The number of entries is bounded: beyond the bound, the entry that was used least recently is
+//! dropped.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -19,45 +20,47 @@ use crate::http::proxies::network_of;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
 
-/// Buckets are in parts, so that loops seldom wait for each other.
+/// The buckets are split into this many maps, each with a lock of its own, so that event loops seldom wait for each
+/// other.
 const PARTS: usize = 16;
 
-/// A limit and the buckets of those it is for.
+/// A limit, and the buckets of clients or users.
 pub struct RateLimit {
     options: Options,
     buckets: [Mutex<LruCache<u64, Instant>>; PARTS],
     keys: RandomState,
 }
 
-/// What is configured.
+/// The options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Whose requests are counted together.
     pub by: By,
     /// The time after which one more request is allowed.
     pub period: Duration,
-    /// Requests that may come at once.
+    /// The most requests at once, which is the size of a bucket.
     pub burst: u32,
-    /// Buckets that are kept.
+    /// The most buckets that are kept.
     pub keys_max: usize,
 }
 
 /// Whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// A client's, by its address.
+    /// Those of a client, by its address (of IPv6, its /64 network).
     Address,
-    /// A user's, by the name that authentication before this has found; without one, a client's.
+    /// Those of a user, by the name that authentication before this middleware has found. Without a user, those of the
+    /// client.
     User,
 }
 
 impl By {
-    /// As it is written in the configuration.
+    /// Each value by its name in the configuration.
     pub const ALL: [(&'static str, By); 2] = [("address", By::Address), ("user", By::User)];
 }
 
 impl RateLimit {
-    /// With full buckets for everybody.
+    /// A limit whose buckets are all full.
     pub fn new(options: Options) -> RateLimit {
         let part = options.keys_max.div_ceil(PARTS);
         RateLimit {
@@ -67,7 +70,7 @@ impl RateLimit {
         }
     }
 
-    /// Counts a request.
+    /// Counts a request, or refuses it with 429 and `retry-after`.
     pub(super) fn before(&self, client: IpAddr, user: Option<&str>) -> Result<(), Box<Refused>> {
         let user = user.filter(|_| self.options.by == By::User);
         let key = match user {
@@ -100,13 +103,14 @@ impl RateLimit {
         Err(refused)
     }
 
-    /// Takes one request out of a bucket, or says how long it takes until there is one.
+    /// Takes one request out of a bucket. An error is the time until an empty bucket has a request again.
     fn take(&self, key: u64, now: Instant) -> Result<(), Duration> {
         let Options { period, burst, .. } = self.options;
         let part = usize::try_from(key % PARTS as u64).expect("it is small");
         let mut buckets = self.buckets[part].lock();
         let full = buckets.get(&key).copied().unwrap_or(now).max(now);
-        // With one less in it, the bucket must not be emptier than empty.
+        // Taking a request delays the time at which the bucket is full by one period. An empty bucket is full again
+        // after `period * burst`, so that is the longest delay.
         let least = full + period;
         let wait = least.saturating_duration_since(now + period * burst);
         if !wait.is_zero() {
@@ -117,7 +121,7 @@ impl RateLimit {
     }
 }
 
-/// What is configured; not what is counted.
+/// Compares the configuration, and not the buckets.
 impl PartialEq for RateLimit {
     fn eq(&self, other: &RateLimit) -> bool {
         self.options == other.options

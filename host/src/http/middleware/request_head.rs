@@ -1,4 +1,4 @@
-//! What built-in middleware sees of a request, and what it makes of one that goes no further.
+//! The input of built-in middleware, and the refusal that it may return.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,37 +9,37 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use crate::budget::Account;
 use crate::telemetry::error::Failure;
 
-/// The context value with the user's name, which no guest can set (R14).
+/// The name of the context value with the user's name. No guest can set this value (R14).
 pub const USER: &str = "user";
 
-/// What built-in middleware sees of a request.
+/// The part of a request that built-in middleware sees.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestHead<'a> {
-    /// Its head.
+    /// The method, target and headers.
     pub request: &'a Parts,
-    /// What it is called.
+    /// The request's id.
     pub id: &'a str,
-    /// Who is connected: the client, or a proxy.
+    /// The connected address: of the client, or of a proxy.
     pub peer: SocketAddr,
-    /// The client, as trusted proxies tell.
+    /// The client's address, as trusted proxies report it.
     pub client: IpAddr,
-    /// The user, when middleware around this list has found out.
+    /// The user's name, if middleware around this list has found it.
     pub user: Option<&'a str>,
-    /// What the response takes is drawn from here.
+    /// The account that the memory for the response is drawn from.
     pub account: &'a Arc<Account>,
 }
 
-/// A request that goes no further.
+/// The refusal of a request.
 #[derive(Debug)]
 pub struct Refused {
-    /// What the client and the log are told.
+    /// The failure, with its texts for the client and for the log.
     pub failure: Failure,
-    /// What the response says beside that, to be put over the failure's own headers.
+    /// Further headers of the response. They replace those of the failure's response with the same names.
     pub headers: HeaderMap,
 }
 
 impl Refused {
-    /// Nobody may see the page without saying who they are.
+    /// 401, for a page that only known users may see.
     pub(super) fn unauthorized(text: &'static str) -> Box<Refused> {
         Refused::with(StatusCode::UNAUTHORIZED, text)
     }
@@ -53,7 +53,7 @@ impl Refused {
     }
 }
 
-/// Says that the answer depends on a header of the request.
+/// Adds the name of a request header to `vary`, unless it or `*` is in there already.
 pub(super) fn vary(headers: &mut HeaderMap, name: &HeaderName) {
     let known = headers.get_all(header::VARY).iter().any(|value| {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);

@@ -1,9 +1,9 @@
-//! `security-headers`: tells browsers what they must not do with the app's pages.
+//! `security-headers`: adds headers that restrict what browsers do with the app's pages.
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-/// Headers for every answer that does not have them already: what a view says itself, stays.
+/// Headers for every response. A header that the response has already, from a view, stays as it is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SecurityHeaders {
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -21,7 +21,7 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// As it is written in the configuration.
+    /// Each value by its name in the configuration.
     pub const ALL: [(&'static str, Framing); 3] = [
         ("deny", Framing::Deny),
         ("same-origin", Framing::SameOrigin),
@@ -29,23 +29,23 @@ impl Framing {
     ];
 }
 
-/// What can be chosen.
+/// The options.
 #[derive(Debug, Clone)]
 pub struct Choices {
     /// Who may show the pages in a frame.
     pub framing: Framing,
-    /// What other sites learn of the page that led to them.
+    /// What other sites learn about the page that led to them (`referrer-policy`).
     pub referrer_policy: HeaderValue,
-    /// What pages may load and run.
+    /// What pages may load and run (`content-security-policy`). None: a policy that only restricts framing.
     pub csp: Option<HeaderValue>,
-    /// For how many seconds browsers use https only. 0: as the user likes.
+    /// For how many seconds browsers use https only (`strict-transport-security`). 0: no such header.
     pub hsts_max_age_s: u64,
-    /// Whether that is for all subdomains, too.
+    /// Whether browsers use https only for all subdomains, too.
     pub hsts_subdomains: bool,
 }
 
 impl SecurityHeaders {
-    /// The headers for these choices.
+    /// Makes the headers.
     pub fn new(choices: Choices) -> SecurityHeaders {
         let fixed = HeaderValue::from_static;
         let mut headers = vec![
@@ -56,7 +56,7 @@ impl SecurityHeaders {
                 fixed("same-origin"),
             ),
         ];
-        // The older header is for the older browsers; a policy says the same, and can say more.
+        // `x-frame-options` is for older browsers. `frame-ancestors` in the policy says the same to newer ones.
         let (old, ancestors) = match choices.framing {
             Framing::Deny => (Some("DENY"), Some("frame-ancestors 'none'")),
             Framing::SameOrigin => (Some("SAMEORIGIN"), Some("frame-ancestors 'self'")),

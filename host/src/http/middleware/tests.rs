@@ -1,4 +1,4 @@
-//! The list as a whole: in, and back out.
+//! A list of middleware as a whole: on the request, and back on the response.
 
 use std::sync::LazyLock;
 

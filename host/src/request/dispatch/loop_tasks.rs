@@ -46,8 +46,8 @@ impl LoopQueue {
         }
     }
 
-    /// Queues a task, or drops it when the queue is closed. Sending and closing take the same lock, so that no task is queued
-    /// after the close.
+    /// Queues a task, or drops it when the queue is closed. Sending and closing take the same lock, so that no task is
+    /// queued after the close.
     pub(super) fn send(&self, task: LoopTask) {
         let late = match &mut *self.waiting.lock() {
             Some(waiting) => {
@@ -122,7 +122,8 @@ impl LoopTask {
             request,
             caller,
         } = self;
-        // Dropped with this future, also while a sync function of the call goes on on the worker with nobody waiting for it.
+        // Dropped with this future, also while a sync function of the call goes on on the worker with nobody waiting
+        // for it.
         let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
         let outcome = async {
             match SubrequestTransaction::begin(&link_call).await? {

@@ -15,8 +15,8 @@ pub(super) struct SubrequestTransaction {
 }
 
 impl SubrequestTransaction {
-    /// Begins one if the called view needs it, as soon as no other function of the request that the view could wait for is
-    /// on the scope's worker.
+    /// Begins one if the called view needs it, as soon as no other function of the request that the view could wait for
+    /// is on the scope's worker.
     pub(super) async fn begin(
         link_call: &LinkCall,
     ) -> Result<Option<SubrequestTransaction>, Failure> {
@@ -33,7 +33,8 @@ impl SubrequestTransaction {
         }))
     }
 
-    /// Commits the transaction, or rolls it back when anything in it has failed, whatever its callers made of the failure.
+    /// Commits the transaction, or rolls it back when anything in it has failed, whatever its callers made of the
+    /// failure.
     pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
         let keep = outcome.is_ok() && !self.transaction.has_failed();
         match self.transaction.finish(Face::Async, keep).await {

@@ -1,9 +1,9 @@
-//! Effects: what the members of a transaction send to others, held until the commit of the level that it was sent in (R10).
-//! And what members want of the transaction without waiting for its lock.
+//! Effects: what the members of a transaction send to others, held until the commit of the level that it was sent in
+//! (R10). And what members want of the transaction without waiting for its lock.
 //!
-//! The levels here are those that guests have begun and not yet asked to end, in the order of the guests' calls. The levels
-//! in `state` follow when the calls get their turn; then the effects that are held here are released, dropped, or handed on to
-//! the enclosing level.
+//! The levels here are those that guests have begun and not yet asked to end, in the order of the guests' calls. The
+//! levels in `state` follow when the calls get their turn; then the effects that are held here are released, dropped,
+//! or handed on to the enclosing level.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -145,8 +145,8 @@ pub(super) enum Reason {
 }
 
 impl Issued {
-    /// Marks the transaction of a level for rollback: the outermost level around this one, not that of another member which
-    /// waits for its turn or has it.
+    /// Marks the transaction of a level for rollback: the outermost level around this one, not that of another member
+    /// which waits for its turn or has it.
     fn mark(&mut self, level: Level, reason: Reason) {
         if !self.levels.iter().any(|begun| begun.level == level) {
             return;
@@ -191,8 +191,8 @@ impl Effects {
         }
     }
 
-    /// Holds the effect with its level, or runs it at once when it has none. False when the effect is refused, because the
-    /// transaction is over, or because the level has ended before the member that was called in it.
+    /// Holds the effect with its level, or runs it at once when it has none. False when the effect is refused, because
+    /// the transaction is over, or because the level has ended before the member that was called in it.
     pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
         let mut issued = self.issued.lock();
         match level {
@@ -252,8 +252,8 @@ impl Effects {
         begun.into_iter().for_each(|begun| begun.members += 1);
     }
 
-    /// A member that was called in this level has ended; `failed`: why the transaction must roll back. False when the level
-    /// had ended before the member.
+    /// A member that was called in this level has ended; `failed`: why the transaction must roll back. False when the
+    /// level had ended before the member.
     pub(super) fn part(&self, level: Level, failed: Option<Reason>) -> bool {
         let mut issued = self.issued.lock();
         let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {

@@ -12,8 +12,8 @@ pub(super) struct State {
     options: Options,
     effects: Arc<Effects>,
     open: Option<Open>,
-    /// The levels, the outermost first. They stay when the transaction is lost, so that statements which the guest still
-    /// believes to be in it do not run outside.
+    /// The levels, the outermost first. They stay when the transaction is lost, so that statements which the guest
+    /// still believes to be in it do not run outside.
     levels: Vec<OpenLevel>,
     pins: Pins,
     /// Why the whole transaction was rolled back without the guest asking for it.
@@ -232,8 +232,8 @@ impl State {
         Ok(())
     }
 
-    /// Runs a statement in the transaction, which the database sees from then on, or on the pinned connection. `read_only`: the
-    /// statement may not write, even if the transaction may.
+    /// Runs a statement in the transaction, which the database sees from then on, or on the pinned connection.
+    /// `read_only`: the statement may not write, even if the transaction may.
     pub(super) async fn run(
         &mut self,
         statement: &Statement,
@@ -545,8 +545,8 @@ impl State {
         Ok(())
     }
 
-    /// The last level has ended while a connection is pinned: the pin needs a permit from now on. Without one, the pin loses
-    /// its connection.
+    /// The last level has ended while a connection is pinned: the pin needs a permit from now on. Without one, the pin
+    /// loses its connection.
     fn keep_pinned(&mut self) {
         let (Some(open), None) = (&self.open, &self.pins.kept) else {
             return;

@@ -993,8 +993,8 @@ proptest! {
     }
 }
 
-/// R9: what is given up before it begins, perhaps because its worker was busy, does nothing to the transaction that it was
-/// called in, and does not run after it.
+/// R9: what is given up before it begins, perhaps because its worker was busy, does nothing to the transaction that it
+/// was called in, and does not run after it.
 #[tokio::test]
 async fn r9_what_was_given_up_before_it_began_never_begins() {
     let caller = new(true);

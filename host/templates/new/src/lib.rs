@@ -14,9 +14,9 @@ struct NewNote {
     text: String,
 }
 
-/// The notes. A sync view asks the database and has the answer.
+/// Shows the notes. A sync view calls the database and gets the result.
 ///
-/// The browser keeps the session, and sends the token of the form back: no other site can send it.
+/// The session is kept in a signed cookie. The form has a token that other sites do not know.
 #[view(get, "/")]
 fn home(cx: &Context, session: Session, csrf: Csrf) -> Result<Markup> {
     let notes: Vec<Note> = cx
@@ -40,7 +40,7 @@ fn home(cx: &Context, session: Session, csrf: Csrf) -> Result<Markup> {
     Ok(page(cx, content))
 }
 
-/// Adds a note, in a transaction. `Protected` lets only forms of this app through.
+/// Adds a note, in a transaction. `Protected` refuses a form without the token.
 #[view(post, "/notes", atomic)]
 fn add(
     cx: &Context,
@@ -58,7 +58,7 @@ fn add(
     Ok(Redirect::see_other("/"))
 }
 
-/// Waits for several things at once, and holds nobody up meanwhile.
+/// Waits for several things at once. Other requests go on meanwhile.
 #[view(get, "/wait")]
 async fn wait(cx: &Context) -> Result<Markup> {
     let ((), (), count) = join!(
@@ -74,7 +74,7 @@ async fn wait(cx: &Context) -> Result<Markup> {
     Ok(page(cx, content))
 }
 
-/// Asks the database for the views of either mode: a sync view calls it as it is, an async one awaits it.
+/// Counts the notes, for views of both modes: a sync view calls this function as it is, an async view awaits it.
 #[both]
 async fn count(cx: &Context) -> Result<i64> {
     let count = cx.db().query_one("select count(*) from notes", ()).await?;

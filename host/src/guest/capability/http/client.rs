@@ -32,7 +32,7 @@ pub struct Client {
     /// Whether the system has certificates of authorities. Without them, no https server can be checked.
     certificates: bool,
     own: OnceLock<SocketAddr>,
-    /// The same once the server stops and its addresses are closed.
+    /// The address for the same requests while the server stops and its other addresses are closed.
     own_while_stopping: OnceLock<SocketAddr>,
 }
 
@@ -157,7 +157,7 @@ impl Client {
         let _ = self.own.set(address);
     }
 
-    /// An address of this machine alone, with any port, of the kind that the app listens on.
+    /// A loopback address of the IP version that the app listens on. The system chooses the port.
     pub fn own_while_stopping(&self) -> SocketAddr {
         match self.own.get() {
             Some(SocketAddr::V6(_)) => (Ipv6Addr::LOCALHOST, 0).into(),
@@ -165,13 +165,14 @@ impl Client {
         }
     }
 
-    /// Says where requests to `/…` go from now on: the server stops, and its addresses are closed.
+    /// Sets the address that requests to `/…` go to from now on: the server stops, and its other addresses are closed.
     pub fn set_own_while_stopping(&self, address: SocketAddr) {
-        // A server stops once.
+        // Fails when the address is set already. That cannot happen: a server stops once.
         let _ = self.own_while_stopping.set(address);
     }
 
-    /// By which name the app is asked for when it is not the one in the URL.
+    /// The `host` header for a request to the app itself while it stops: the address in the URL is not the one that
+    /// clients use.
     pub(super) fn host(&self, url: &Url) -> Option<HeaderValue> {
         let stopping = self.own_while_stopping.get()?;
         let is_own = url.authority() == stopping.to_string();
@@ -179,7 +180,7 @@ impl Client {
         HeaderValue::try_from(own.to_string()).ok()
     }
 
-    /// Where a request goes, and the addresses that its name may lead to.
+    /// The URL that a request goes to, and the addresses that its name may resolve to.
     pub(super) fn destination(&self, text: &str, module: &Module) -> Result<(Url, Allowed), Error> {
         let allowed = Allowed::new(&module.http_private);
         let parse = |url: &str| {

@@ -1,7 +1,7 @@
-//! Files and streams of sync guests: wasmtime-wasi's own functions, of which the worker pool knows that they wait (R4).
+//! Files and streams of sync guests: the functions of wasmtime-wasi, which the worker pool counts as waiting (R4).
 //!
-//! wasmtime-wasi runs them on the thread that calls. A disk, or what a folder is mounted from, may take any time, so a
-//! worker in one of them must not count as one that computes.
+//! wasmtime-wasi runs these functions on the calling thread. A disk or a network mount may take any time, so a worker
+//! that runs such a function must not count as a worker that computes.
 
 use wasmtime::component::Resource;
 use wasmtime_wasi::p2::bindings::sync::filesystem::types as files;
@@ -18,7 +18,7 @@ use streams::{InputStream, OutputStream};
 
 use super::Bounded;
 
-/// Implements a trait's functions by those of what `$of` gives.
+/// Implements the functions of a trait by calling the same functions on what `$of` provides.
 macro_rules! carried {
     ($trait:path, $of:ident: $($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
         impl $trait for Bounded<'_> {

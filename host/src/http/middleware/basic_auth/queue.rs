@@ -1,9 +1,10 @@
-//! Who checks a password next: turns are by client address.
+//! The queue for password checks. Turns are distributed by client address.
 //!
-//! Checks take long on purpose, and anybody can ask for them. With one queue for all, whoever sends enough wrong
-//! passwords locks everybody out. So an address that has had fewer turns goes before one that has had more, and when
-//! the queue is full, the newest of the address that waits most often makes room. Among the requests of one address
-//! (people behind one router, or an untrusted proxy) the same holds for the names that they give.
+//! Checks take long on purpose, and anybody can ask for them. With a first-come queue, a client that sends enough wrong
+//! passwords would lock everybody out. So the next turn goes to the address that has had the fewest turns. When the
+//! queue is full, the newest request of the address with the most waiting requests has to leave. Requests of one
+//! address may belong to many users (behind one router, or an untrusted proxy): among them, the same two rules apply to
+//! the names that they give.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::http::proxies::network_of;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
-/// Addresses whose turns are remembered; beyond that, all begin anew.
+/// The most pairs of address and name whose turns are counted. Beyond that, all counts begin anew.
 const TURNS_MAX: usize = 10_000;
 
 /// A bounded number of checks at once, with a bounded queue.
@@ -29,12 +30,12 @@ pub(super) struct FairQueue {
     gauge: IntGauge,
 }
 
-/// On whose behalf.
+/// The client address and the name that a check is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Asker {
-    /// Of IPv6, the network that one client has.
+    /// The address; of IPv6, the client's /64 network.
     address: IpAddr,
-    /// Of the name that is given.
+    /// A hash of the name in the request.
     name: u64,
 }
 
@@ -50,9 +51,9 @@ impl Asker {
 #[derive(Default)]
 struct State {
     running: usize,
-    /// In the order in which they came.
+    /// In the order of arrival.
     waiting: Vec<Waiter>,
-    /// The turns that each has had, or has now, since nobody waited.
+    /// The turns of each address, running ones included, since the queue was last idle.
     turns: HashMap<IpAddr, usize>,
     turns_by_name: HashMap<Asker, usize>,
     next_id: u64,
@@ -64,13 +65,13 @@ struct Waiter {
     turn: oneshot::Sender<Turn>,
 }
 
-/// A check that may run, until dropped.
+/// The right to run one check. Dropping it starts the next check.
 pub(super) struct Turn {
     state: Arc<Mutex<State>>,
     _running: GaugeGuard,
 }
 
-/// Leaves the queue when its request has gone.
+/// A request's entry in the queue. Dropping it removes the entry, also when the request is cancelled.
 struct Place<'a> {
     queue: &'a FairQueue,
     id: u64,
@@ -90,7 +91,8 @@ impl FairQueue {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// With a sentence, when the queue is full of others with the same right, or the wait is too long.
+    /// A sentence, when the queue is full and no other address or name has more requests in it, or when the wait takes
+    /// too long.
     pub(super) async fn enter(&self, asker: Asker) -> Result<Turn, String> {
         let (id, turn) = {
             let mut state = self.state.lock();
@@ -118,7 +120,7 @@ impl FairQueue {
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
         match turn {
             Ok(Ok(turn)) => Ok(turn),
-            // Somebody else with fewer requests has the place now.
+            // The request had to leave the full queue for one with fewer requests in it.
             Ok(Err(_)) => Err(self.full()),
             Err(_) => {
                 METRICS
@@ -161,7 +163,8 @@ impl State {
         }
     }
 
-    /// Of several with as few turns, the one that came first.
+    /// Takes the request whose address has had the fewest turns, then whose name has; of several, the one that came
+    /// first.
     fn next(&mut self) -> Option<Waiter> {
         let turns = |waiter: &Waiter| {
             let address = self.turns.get(&waiter.asker.address);
@@ -173,7 +176,8 @@ impl State {
         Some(self.waiting.remove(index))
     }
 
-    /// Has the newest request of the address, or else of the name, that waits most often leave a full queue.
+    /// Makes room in a full queue: removes the newest request of the address with the most requests in it, or, if that
+    /// is the address of `asker`, of the name. An error, if `asker` would then have as many itself.
     fn make_room(&mut self, asker: Asker, max: usize) -> Result<(), ()> {
         if self.waiting.len() < max {
             return Ok(());
@@ -201,7 +205,7 @@ impl State {
         };
         match lighter {
             true => {
-                // Its sender goes with it, which is what its request notices.
+                // Drops the sender of the turn, so the request stops waiting.
                 self.waiting.remove(index);
                 Ok(())
             }
@@ -217,7 +221,7 @@ impl Drop for Turn {
         if let Some(Waiter { asker, turn, .. }) = state.next() {
             let next = state.begin(&self.state, asker);
             drop(state);
-            // Whoever has left meanwhile gives the turn on, by dropping it.
+            // If the request is gone, `send` returns the turn. Dropping it starts the next check.
             let _ = turn.send(next);
         } else if state.running == 0 {
             state.turns.clear();
@@ -245,7 +249,7 @@ mod tests {
         Arc::new(FairQueue::new(1, queue_max, Duration::from_secs(5)))
     }
 
-    /// Starts to wait, and tells when it is in the queue.
+    /// Starts to wait, and returns when the request is in the queue.
     async fn wait(
         queue: &Arc<FairQueue>,
         asker: Asker,

@@ -1,9 +1,9 @@
-//! Compressing what is there as a whole.
+//! Compression of bodies that are in memory as a whole.
 //!
-//! What an encoder costs to make decides for small bodies: brotli of quality 4 clears more than a megabyte before it
-//! looks at the first byte. So its quality and its window follow from the length, and the contexts of zstd, which can be
-//! used again, are kept. For 4 kB of HTML, brotli takes a sixth of the time that it took with one quality for all, and
-//! zstd a fortieth, in about the same size.
+//! For a small body, the encoder costs more to set up than to run: brotli of quality 4 clears more than a megabyte
+//! before it reads the first byte. So the quality and the window of brotli depend on the length, and contexts of zstd,
+//! which can be reused, are kept. For 4 kB of HTML, brotli takes a sixth of the time that it took with one quality for
+//! all lengths, and zstd a fortieth, at about the same size.
 
 use std::io::Write as _;
 
@@ -13,25 +13,26 @@ use zstd::bulk::Compressor;
 
 use super::Encoding;
 
-/// Up to here, the least that brotli can do.
+/// Bodies of up to this many bytes are compressed with the lower quality.
 const BROTLI_SMALL: usize = 16 << 10;
 const BROTLI_SMALL_QUALITY: i32 = 1;
 const BROTLI_QUALITY: i32 = 3;
-/// Windows are 2^10 to 2^18 bytes.
+/// The windows of brotli are 2^10 to 2^18 bytes.
 const WINDOWS: std::ops::RangeInclusive<u32> = 10..=18;
 const ZSTD_LEVEL: i32 = 3;
 const GZIP_LEVEL: u32 = 5;
-/// Files are compressed once.
+/// The levels for files are higher, because a file is compressed once.
 const BROTLI_FILE_QUALITY: i32 = 9;
 const ZSTD_FILE_LEVEL: i32 = 12;
 const GZIP_FILE_LEVEL: u32 = 9;
 
-/// Contexts of zstd that nobody uses just now. Each has about a megabyte, for bodies of up to `KEPT_FOR`.
+/// Contexts of zstd that are not in use. Each takes about a megabyte. A context that has compressed more than
+/// `KEPT_FOR` bytes takes more, and is not kept.
 static KEPT: Mutex<Vec<Compressor<'static>>> = Mutex::new(Vec::new());
 const KEPT_MAX: usize = 8;
 const KEPT_FOR: usize = 256 << 10;
 
-/// For a response that is made for one request.
+/// Compresses the body of a response that is made for one request.
 pub(super) fn quickly(encoding: Encoding, data: &[u8]) -> Vec<u8> {
     let mut made = match encoding {
         Encoding::Br => {
@@ -61,7 +62,7 @@ pub(super) fn quickly(encoding: Encoding, data: &[u8]) -> Vec<u8> {
     made
 }
 
-/// For a file that many will get.
+/// Compresses a file, for many requests.
 pub(super) fn well(encoding: Encoding, data: &[u8]) -> Vec<u8> {
     let mut made = match encoding {
         Encoding::Br => brotli(data, BROTLI_FILE_QUALITY),

@@ -1,5 +1,5 @@
-//! Static files, compressed once: as whoever made them has put them beside (`style.css.br`), or as the host has
-//! compressed them for an earlier client.
+//! Static files that are compressed once: ahead of time, into a file beside the original (`style.css.br`), or by the
+//! host, which keeps the result for later requests.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::budget;
 use crate::http::middleware::request_head::vary;
 use crate::http::static_files::{Content, StaticFiles};
 
-/// Compressed files, those that were asked for last.
+/// Compressed files. The least recently used are dropped first.
 #[derive(Debug)]
 pub struct FileCache {
     kept: Mutex<Kept>,
@@ -29,13 +29,13 @@ struct Kept {
 
 #[derive(Debug, Clone)]
 struct File {
-    /// That of the file it was made from.
+    /// The `etag` of the file that this one was made from.
     tag: HeaderValue,
     content: Bytes,
 }
 
 impl FileCache {
-    /// With room for so much.
+    /// An empty cache for at most `max_bytes` bytes.
     pub fn new(max_bytes: u64) -> FileCache {
         let kept = Kept {
             files: LruCache::new_unbounded(),
@@ -53,7 +53,7 @@ impl FileCache {
         (file.tag == tag).then(|| file.content.clone())
     }
 
-    /// Keeps a file, when there is memory for it.
+    /// Keeps a compressed file if there is memory for it. Returns its content.
     fn add(&self, path: &str, encoding: Encoding, tag: &HeaderValue, content: Vec<u8>) -> Bytes {
         let size = content.len() as u64;
         let process = budget::process();
@@ -83,7 +83,7 @@ impl FileCache {
     }
 }
 
-/// What is configured; not what is kept.
+/// Compares the configuration, and not the files.
 impl PartialEq for FileCache {
     fn eq(&self, other: &FileCache) -> bool {
         self.max_bytes == other.max_bytes
@@ -93,8 +93,8 @@ impl PartialEq for FileCache {
 impl Eq for FileCache {}
 
 impl Compression {
-    /// Puts a compressed file in the place of one that is sent, if there is one or it is small enough to be made now.
-    /// Blocks for the disk.
+    /// Replaces the content of a response by its compressed form, if there is one, or if the file is small enough to be
+    /// compressed now. Blocks on the disk.
     pub fn file(
         &self,
         files: &Arc<StaticFiles>,
@@ -134,7 +134,7 @@ impl Compression {
         Response::from_parts(head, compressed)
     }
 
-    /// A file that was compressed before, or is now if a place is free.
+    /// The compressed form that the cache has, or that is made now. None, if that is switched off or no permit is free.
     fn made(
         &self,
         path: &str,
@@ -157,7 +157,7 @@ impl Compression {
     }
 }
 
-/// The file that somebody has compressed and put beside, unless the file has changed since.
+/// The compressed file beside the original, unless the original is newer.
 fn beside(
     files: &StaticFiles,
     (method, path): (&Method, &str),

@@ -1,4 +1,4 @@
-//! Who gets what in which encoding, and that it is still the same inside.
+//! Which responses are compressed, in which encoding, and that they decode to the original.
 
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZstdDecoder};
 use http::Request;
@@ -157,7 +157,7 @@ async fn a_small_body_has_a_length_and_a_weak_tag() {
     );
 }
 
-/// A client that has a response is told what it would have been told with it.
+/// A 304 has the headers that the full response would have had.
 #[test]
 fn what_is_not_modified_is_told_like_what_is() {
     let not_modified = |left_out: Option<(&'static str, u64)>, cache_control: &'static str| {
