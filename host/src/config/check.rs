@@ -35,7 +35,7 @@ const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
 const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
 /// At least 64: with less, a response of the default size would not fit in the share of one request.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
-/// At least room for a usual line.
+/// At least room for usual lines.
 const LOG_QUEUE_BYTES: RangeInclusive<u64> = 4096..=1 << 30;
 /// At least 8192, which the HTTP/1 parser needs. At most 16 MiB, which the parser may keep for each connection.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
@@ -49,7 +49,7 @@ const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
 /// The least number of characters of a key that signs sessions. The SDK has the same limit.
 const SESSION_KEY_MIN: usize = 32;
-/// The cookie of the SDK's sessions, where a module gives it no other name.
+/// The name of the SDK's session cookie, unless the settings of a module give it another one.
 const SESSION_NAME: &str = "session";
 
 pub(super) struct Checker<'a> {
@@ -594,15 +594,16 @@ impl<'a> Checker<'a> {
         )))
     }
 
-    /// Two modules that set one cookie with different keys would end each other's sessions: a browser has one cookie of
-    /// a name, and each module takes the other's for forged. `key_at` is where each module's key is written.
+    /// Refuses modules that set a session cookie of the same name with different keys. A browser keeps one cookie of a
+    /// name, and each module takes a cookie with another key for forged: the modules would end each other's sessions.
+    /// `key_at` is where each module's key is written.
     fn session_cookies(
         &self,
         modules: &[Module],
         key_at: &[Option<usize>],
     ) -> Result<(), ConfigError> {
         if self.purpose != Purpose::Serve {
-            // A key that is not there may be the same as another one.
+            // A made-up key stands for an unknown one, which may be the same as another module's.
             return Ok(());
         }
         let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
@@ -634,15 +635,15 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Where the key of a module's sessions is written.
+/// The position of the key of a module's sessions in the file.
 fn session_key_at(module: &raw::Module) -> Option<usize> {
     let secret = (module.secrets.get("session_key")).map(|secret| secret.span().start);
     let setting = || (module.settings.get("session_key")).map(|setting| setting.span().start);
     secret.or_else(setting)
 }
 
-/// Whether browsers send this as the origin of a page: scheme, host and an unusual port. Apps in a web view have
-/// schemes of their own (`capacitor://localhost`).
+/// Whether browsers send this text as the origin of a page: a scheme, a host, and a port unless it is the scheme's
+/// default. Apps in a web view have schemes of their own (`capacitor://localhost`).
 pub(super) fn is_page_origin(text: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(text) else {
         return false;
@@ -651,7 +652,7 @@ pub(super) fn is_page_origin(text: &str) -> bool {
     if origin.is_tuple() {
         return origin.ascii_serialization() == text;
     }
-    // The URL standard has no origin for other schemes; browsers write it like this.
+    // The URL standard defines no origin for other schemes. Browsers write it in this form.
     let host = url.host_str().filter(|host| !host.is_empty());
     let port = url.port().map(|port| format!(":{port}"));
     let port = port.unwrap_or_default();

@@ -196,15 +196,15 @@ pub enum Atomic {
     None,
 }
 
-/// What a configuration is read for. That decides which secrets have to be there: an app can be built where nobody has
-/// those of production.
+/// The purpose that a configuration is read for. It decides which secrets are needed: an app can be built where the
+/// secrets of production are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To serve the app: all secrets are needed, and those with `generate = true` are made when they are missing.
+    /// To serve the app. All secrets are needed, and those with `generate = true` are made when they are missing.
     Serve,
-    /// To migrate its databases: their URLs are needed.
+    /// To migrate the app's databases. Only their URLs are needed.
     Migrate,
-    /// To build or show it: no secret is needed.
+    /// To build or show the app. No secret is needed.
     Check,
 }
 
@@ -217,7 +217,7 @@ impl Config {
         Config::load_for(folder, Purpose::Serve)
     }
 
-    /// The same for another purpose.
+    /// Like [`Config::load`], for another purpose.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -325,8 +325,8 @@ impl Config {
     }
 }
 
-/// Which of the addresses cannot be listened on, because another one is the same or has it within, in a sentence.
-/// `[::]` and `0.0.0.0` go together: then the first takes IPv6 alone.
+/// A sentence that names an address that cannot be listened on, because it is the same as another one or included in
+/// it. `[::]` and `0.0.0.0` with the same port are allowed together: `[::]` then accepts IPv6 only.
 pub fn overlap(listen: &[SocketAddr], admin: Option<SocketAddr>) -> Option<String> {
     let own = listen.iter().map(|address| ("listen", *address));
     let all: Vec<_> = own.chain(admin.map(|admin| ("admin", admin))).collect();
@@ -336,7 +336,7 @@ pub fn overlap(listen: &[SocketAddr], admin: Option<SocketAddr>) -> Option<Strin
         let covers = match (outer.ip(), inner.ip()) {
             (outer, inner) if outer == inner => true,
             (IpAddr::V4(outer), IpAddr::V4(_)) => outer.is_unspecified(),
-            // Both protocols arrive at `[::]`, unless `0.0.0.0` is listened on as well.
+            // `[::]` accepts IPv4, too, unless the server also listens on `0.0.0.0`.
             (IpAddr::V6(outer), IpAddr::V4(_)) => outer.is_unspecified() && !both_any,
             (IpAddr::V6(outer), IpAddr::V6(_)) => outer.is_unspecified(),
             (IpAddr::V4(_), IpAddr::V6(_)) => false,

@@ -103,7 +103,7 @@ pub struct Server {
     /// After SIGTERM: how long requests in flight may go on before they are cancelled; with 0, not at all. Default
     /// 30,000.
     pub drain_timeout_ms: u64,
-    /// Lines of the log that wait for whoever reads standard error; further ones are lost. Default 1 MiB.
+    /// The most bytes of log lines that wait until standard error is read; further lines are lost. Default 1 MiB.
     pub log_queue_bytes: usize,
 }
 

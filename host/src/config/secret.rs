@@ -15,19 +15,19 @@ use super::raw::Secret;
 /// The random bytes of a secret that the host makes.
 const GENERATED_BYTES: usize = 32;
 
-/// In the place of a module's secret that is not there and not needed.
+/// The value of a module's secret that is missing and not needed.
 const MADE_UP: &str = "made up, because the secret is not there and nobody needs it";
-/// In the place of such a database's URL.
+/// The URL of a database, if it is missing and not needed.
 const MADE_UP_URL: &str = "postgres://localhost/made-up";
 
 impl Checker<'_> {
-    /// A module's secret: needed where its views answer requests.
+    /// A secret of a module. It is needed if the module's views answer requests.
     pub(super) fn secret(&self, secret: &Spanned<Secret>) -> Result<String, ConfigError> {
         let made_up = (self.purpose != Purpose::Serve).then_some(MADE_UP);
         self.secret_of(secret, secret.get_ref(), made_up)
     }
 
-    /// A database's URL: needed where the database is opened.
+    /// The URL of a database. It is needed if the database is opened.
     pub(super) fn secret_url<T>(
         &self,
         at: &Spanned<T>,
@@ -37,8 +37,8 @@ impl Checker<'_> {
         self.secret_of(at, secret, made_up)
     }
 
-    /// What a secret written at `at` is. With `made_up`, the secret is not needed: where it is missing, that takes its
-    /// place, and no file is made.
+    /// The value of the secret that is written at `at`. `made_up` is there if the secret is not needed: a missing
+    /// secret then has this value, and no file is made.
     fn secret_of<T>(
         &self,
         at: &Spanned<T>,

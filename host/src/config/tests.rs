@@ -157,7 +157,7 @@ fn a_secret_is_made_once_and_for_its_user_alone() {
     assert_ne!(read(), key);
 }
 
-/// An image is built where nobody has the secrets of production, and must not have any made up.
+/// A container image is built where the secrets of production are not there, and no secret must be made for the image.
 #[test]
 fn secrets_are_needed_where_they_are_used() {
     let folder = folder();
@@ -178,7 +178,7 @@ fn secrets_are_needed_where_they_are_used() {
             read(missing, sqlite, purpose).unwrap_or_else(|error| panic!("{missing}: {error}"));
         }
         assert!(!made.exists());
-        // The form is checked.
+        // The form of a secret is checked all the same.
         let error = read("a = { env = \"HOME\", file = \"x\" }", sqlite, purpose);
         assert!(error.expect_err("two places").contains("from one place"));
     }
@@ -188,7 +188,7 @@ fn secrets_are_needed_where_they_are_used() {
     read(generated, url, Purpose::Serve).expect_err("it is opened");
     let served = read(generated, sqlite, Purpose::Serve).expect("it is made");
     assert!(made.exists());
-    // What is there is read.
+    // A secret that is there is read.
     let checked = read(generated, sqlite, Purpose::Check).expect("it is there");
     assert_eq!(checked.modules[0].settings, served.modules[0].settings);
 }

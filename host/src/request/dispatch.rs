@@ -386,7 +386,7 @@ impl LinkCall {
             Callee::Next => self.next(),
             // The slot is taken now, and not when the function begins: a waiting call takes memory, too.
             Callee::Subrequest => {
-                // As for requests from outside: one path has one spelling.
+                // As for requests of clients, the path is rewritten to its one spelling.
                 if let Cow::Owned(path) = path::normalized(&request.path) {
                     request.path = path;
                 }

@@ -55,7 +55,7 @@ where
     B::Error: std::fmt::Display,
 {
     let (mut parts, body) = request.into_parts();
-    // From here on, one path has one spelling: for routes, middleware, guests, pages and the log.
+    // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
     let app = host.app.load_full();
     let (account, refused) = account(client);
