@@ -227,7 +227,9 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
             },
         );
     };
-    let Some(wanted) = token_of(session) else {
+    // A token that `Csrf`, as another parameter of the view, has just made is none that the form could have.
+    let came = token_of(session).filter(|_| !session.was_missing(FIELD));
+    let Some(wanted) = came else {
         let over_https = request.headers.get("x-forwarded-proto") == Some("https");
         if session.may_be_lost() && !over_https {
             return Err(Error::forbidden(

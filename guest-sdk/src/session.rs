@@ -171,6 +171,12 @@ impl Session {
         state.changes.push(Change::Clear);
     }
 
+    /// Whether the value was set in this call because it was missing, and did not come with the request.
+    pub(crate) fn was_missing(&self, name: &str) -> bool {
+        let is_it = |change: &Change| matches!(change, Change::SetIfMissing(set, _) if set == name);
+        self.0.borrow().changes.iter().any(is_it)
+    }
+
     /// Whether the browser has sent no cookie of it, and sends them over https alone.
     pub(crate) fn may_be_lost(&self) -> bool {
         let state = self.0.borrow();

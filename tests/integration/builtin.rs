@@ -297,6 +297,12 @@ async fn failures_have_pages_of_the_app(mode: Mode) {
     let lines = server.log.requests(mark, 1).await;
     assert_eq!(lines[0].number("status"), 404, "{lines:?}");
     assert_eq!(ask("HEAD", "/nowhere", browser).await.status, 404);
+    // A view that sets the failure's status itself, also one of 500, has not failed.
+    let failing = server.request("GET", &format!("/{mode}/fail/error"));
+    let failing = failing.header("accept", browser);
+    let page = Reply::of(failing.header("accept-language", "own-status")).await;
+    assert_eq!(page.status, 500, "{page:?}");
+    assert!(page.text().starts_with("own page 500 500 "), "{page:?}");
     assert_eq!(
         ask("GET", &format!("/{mode}/error/404"), browser)
             .await

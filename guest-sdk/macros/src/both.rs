@@ -321,7 +321,7 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
                 ::core::assert!(
                     ::core::matches!(<#ty as ::amphi_sdk::FromRequest>::BODY, ::amphi_sdk::extract::BodyUse::Unused)
                         && !<#ty as ::amphi_sdk::FromRequest>::LOADS,
-                    "an extractor can take those that read the head of the request: `Path`, `Query`, `Headers`, `Cookies`, `Session`"
+                    "an extractor can take extractors that read the head of the request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), and none that is made by `#[extractor]`: put the body of that one into a function with `#[both]`, and call it from both"
                 );
             }
             let #variable = match <#ty as ::amphi_sdk::FromRequest>::from_request(cx, request) {

@@ -110,8 +110,10 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
 /// }
 /// ```
 ///
-/// It is written like a function of [`both`](macro@both) modes, takes other extractors that leave the body alone, or
-/// `request: &mut Request`, and gives `Result<T>`: `T` is what views take, a type of this crate. A view may take
+/// It is written like a function of [`both`](macro@both) modes, and gives `Result<T>`: `T` is what views take, a type of this
+/// crate. It takes extractors that read the head of the request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), or
+/// `request: &mut Request`. It takes no extractor that is made by this macro: what two of them share is a function with
+/// [`both`](macro@both) that both call. A view may take
 /// `Option<T>`, which is none when the extractor refuses with 401, and `Result<T>`, too. Each view and each middleware that
 /// takes it runs it anew.
 #[proc_macro_attribute]

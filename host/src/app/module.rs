@@ -185,7 +185,7 @@ pub fn files(module: &config::Module, artifacts: &Path) -> anyhow::Result<Vec<Pa
                 .collect();
             if built.is_empty() {
                 bail!(
-                    "module `{}`: the crate {} has not been built: run `amphi build` (or `amphi up`)",
+                    "module `{}`: the crate {} has not been built: run `amphi build` (what `amphi up` builds is for `amphi up` alone)",
                     module.name,
                     folder.display()
                 );

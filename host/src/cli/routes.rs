@@ -5,14 +5,24 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::app::App;
+use crate::app::{App, module};
 use crate::config::{self, Config};
 use crate::database::Databases;
 use crate::guest::run::Engines;
 use crate::telemetry::log::escaped_line;
 
 pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
-    let app = check(Config::load_for(folder, config::Purpose::Check)?)?;
+    let mut config = Config::load_for(folder, config::Purpose::Check)?;
+    let is_built = |artifacts: &Path| {
+        let files = |module| module::files(module, artifacts);
+        config.modules.iter().all(|module| files(module).is_ok())
+    };
+    // An app that only `amphi up` has built yet.
+    let development = config.artifacts().join("development");
+    if !is_built(&config.artifacts()) && is_built(&development) {
+        config.artifacts_in = Some(development);
+    }
+    let app = check(config)?;
     let mut rows: Vec<[String; 6]> = (app.views.iter())
         .map(|view| {
             let atomic = if view.transaction.atomic {

@@ -98,10 +98,16 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
         body: None,
     };
     let why = match ready.run(request).await.response {
-        Ok(response) if !response.status().is_server_error() => {
+        // A view that sets the failure's status itself says what it would get anyway.
+        Ok(response)
+            if !response.status().is_server_error() || response.status() == failure.status =>
+        {
             return Some(with_status(response, failure.status));
         }
-        Ok(response) => format!("it answered {}", response.status()),
+        Ok(response) => format!(
+            "it answered {}: let it answer without a status, the failure's is set",
+            response.status()
+        ),
         Err(failure) => failure.detail,
     };
     let request = &completion.origin.id;

@@ -261,18 +261,28 @@ pub fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
     Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
 }
 
-/// The app's error page. It fails itself for paths that end with `broken`.
+/// The app's error page. It fails itself for paths that end with `broken`, and sets the status itself when the language is
+/// `own-status`.
 #[view(get, "/sync/error/{status}")]
-pub fn error_page(cx: &Context, Path(status): Path<String>, headers: Headers) -> String {
+pub fn error_page(
+    cx: &Context,
+    Path(status): Path<u16>,
+    headers: Headers,
+) -> Result<impl IntoResponse> {
     let told = |name| cx.get(name).unwrap_or_default();
     let path = told("error.path");
     assert!(!path.ends_with("broken"), "on purpose");
     let language = headers.get("accept-language").unwrap_or_default();
-    format!(
+    let own = match language {
+        "own-status" => StatusCode::from_u16(status)?,
+        _ => StatusCode::OK,
+    };
+    let page = format!(
         "own page {status} {} {path} {} {language}",
         told("error.status"),
         told("error.message")
-    )
+    );
+    Ok((own, page))
 }
 
 /// Answers with the context value `note` before and after setting it.
