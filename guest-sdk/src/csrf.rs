@@ -283,8 +283,9 @@ fn token_of(session: &Session) -> Option<Token> {
 
 fn random() -> Result<Token> {
     let mut bytes = Token::default();
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::internal(format!("the host provides no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::internal(format!("the host provides no random numbers: {error}"))
+    })?;
     Ok(bytes)
 }
 

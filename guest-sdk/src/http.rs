@@ -213,7 +213,10 @@ pub struct Response {
 impl Response {
     fn new(request: String, response: InboundResponse) -> Result<Self> {
         let status = StatusCode::from_u16(response.status).map_err(|_| {
-            bad_gateway(&request, format!("the status {} is not valid", response.status))
+            bad_gateway(
+                &request,
+                format!("the status {} is not valid", response.status),
+            )
         })?;
         Ok(Self {
             status,
@@ -236,8 +239,12 @@ impl Response {
 
     /// The body as text; an error when the body is not UTF-8.
     pub fn text(self) -> Result<String> {
-        String::from_utf8(self.body)
-            .map_err(|error| bad_gateway(&self.request, format!("the body is not valid UTF-8: {error}")))
+        String::from_utf8(self.body).map_err(|error| {
+            bad_gateway(
+                &self.request,
+                format!("the body is not valid UTF-8: {error}"),
+            )
+        })
     }
 
     /// The body, read as JSON.

@@ -127,7 +127,9 @@ fn of_field(name: &str, text: String) -> String {
 
 impl<'de> Group<'de> {
     fn last(&self) -> &'de Content {
-        self.contents.last().expect("a group is made with its first content")
+        self.contents
+            .last()
+            .expect("a group is made with its first content")
     }
 
     fn readings(&self) -> [Reading; 4] {
@@ -329,7 +331,10 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Failure> {
-        let group = self.value.take().expect("serde asks for a key before its value");
+        let group = self
+            .value
+            .take()
+            .expect("serde asks for a key before its value");
         seed.deserialize(group).map_err(|failure| match failure {
             Failure::Value(text) => Failure::Value(of_field(group.name, text)),
             other => other,
