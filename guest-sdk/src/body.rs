@@ -4,7 +4,7 @@ use crate::host::{self, Host};
 use crate::mode::{Async, Mode, Sync};
 use crate::{Error, Request, Result};
 use ::http::StatusCode;
-use futures::stream::{Stream, try_unfold};
+use futures_util::stream::{Stream, try_unfold};
 use std::marker::PhantomData;
 
 /// Bytes per read from the host, which allows up to 1 MiB.

@@ -16,7 +16,7 @@ pub use value::{FromValue, ToValue};
 use crate::host::{self, Host, Table, Values};
 use crate::mode::{Async, Mode, Sync};
 use crate::{Error, Result};
-use futures::stream::{Stream, try_unfold};
+use futures_util::stream::{Stream, try_unfold};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
