@@ -9,10 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How the log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,21 +25,26 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
+/// Starts logging. `AMPHI_LOG` filters by level and target, e.g. `warn` or `info,amphi::guest=debug`. (tracing's `EnvFilter`
+/// also filters by spans and fields, but takes a regex engine to compile.)
 pub fn start(format: LogFormat) {
     let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
     let (filter, mistake) = filter(wanted.as_deref());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_ansi(colours);
     match format {
         LogFormat::Text => (builder.with_writer(std::io::stderr))
             .event_format(Lines)
+            .finish()
+            .with(filter)
             .init(),
         LogFormat::Json => (builder.with_writer(|| Json(std::io::stderr())))
             .json()
             .flatten_event(true)
+            .finish()
+            .with(filter)
             .init(),
     }
     if let Some(mistake) = mistake {
@@ -46,11 +53,11 @@ pub fn start(format: LogFormat) {
 }
 
 /// The filter that was asked for. If it is none, the usual one and a sentence about the mistake.
-fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
-    let usual = || EnvFilter::new("info");
+fn filter(wanted: Option<&str>) -> (Targets, Option<String>) {
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
     match wanted {
         None | Some("") => (usual(), None),
-        Some(text) => match EnvFilter::try_new(text) {
+        Some(text) => match text.parse::<Targets>() {
             Ok(filter) => (filter, None),
             Err(error) => {
                 let mistake = format!(
