@@ -1,27 +1,27 @@
-//! Request bodies. A small one comes with the request; the host keeps a large one and gives it in pieces.
+//! Request bodies. A small body arrives with the request. The host keeps a large one, and the view reads it in pieces.
 
 use crate::host::{self, Host};
 use crate::mode::{Async, Mode, Sync};
 use crate::{Error, Request, Result};
 use ::http::StatusCode;
-use futures::stream::{Stream, try_unfold};
+use futures_util::stream::{Stream, try_unfold};
 use std::marker::PhantomData;
 
-/// How much is read at once. The host allows up to a mebibyte.
+/// Bytes per read from the host, which allows up to 1 MiB.
 const CHUNK: u32 = 256 * 1024;
 
-/// Where the body of a request is.
+/// Where the body of a request is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Content {
-    /// Here.
+    /// In the guest's memory.
     Bytes(Vec<u8>),
-    /// With the host, this many bytes.
+    /// With the host; this is its length in bytes.
     Spooled(u64),
-    /// With the host too, and its beginning is here.
+    /// With the host; the first bytes have been read already. The number is the length of the whole body.
     Begun(Vec<u8>, u64),
 }
 
-/// The body of a request, unread: an extractor for views that do not want all of it in memory.
+/// The body of a request, not read yet: an extractor for views that do not want the whole body in memory.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -61,13 +61,14 @@ impl BodyReader {
         }
     }
 
-    /// Whether there is no body.
+    /// Whether the body is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// The pieces of a body: an iterator in a sync view, `next().await?` or a stream in an async view.
+/// The pieces of a body. In a sync view, this is an iterator. In an async view, call `next().await?`, or turn it into a
+/// stream with [`into_stream`](Chunks::into_stream).
 #[derive(Debug)]
 pub struct Chunks<'a, M: Mode> {
     host: &'a Host,
@@ -75,7 +76,7 @@ pub struct Chunks<'a, M: Mode> {
     mode: PhantomData<M>,
 }
 
-/// What is still to be given.
+/// What has not been returned yet.
 #[derive(Debug)]
 enum Rest {
     Bytes(Vec<u8>),
@@ -98,7 +99,7 @@ impl<'a, M: Mode> Chunks<'a, M> {
         }
     }
 
-    /// The offset to read from, or what there is without reading.
+    /// The offset to read from; as the error, the next piece that is here without reading from the host (none at the end).
     fn ask(&mut self) -> Result<u64, Option<Vec<u8>>> {
         match std::mem::replace(&mut self.rest, Rest::Nothing) {
             Rest::Spooled { offset } => Ok(offset),
@@ -138,20 +139,21 @@ impl Iterator for Chunks<'_, Sync> {
 }
 
 impl Chunks<'_, Sync> {
-    /// The next piece; none at the end. It reads as in an async view, for functions of [`both`](macro@crate::both)
-    /// modes.
+    /// The next piece, `None` at the end. For functions under [`both`](macro@crate::both), which are written with the
+    /// calls of an async view.
     pub fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
         self.next().transpose()
     }
 }
 
 impl<'a> Chunks<'a, Async> {
-    /// The same as [`next`](Self::next), by the name that a sync view has for it.
+    /// The same as [`next`](Self::next), under the name that it has in a sync view too: for functions under
+    /// [`both`](macro@crate::both).
     pub async fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
         self.next().await
     }
 
-    /// The next piece; none at the end.
+    /// The next piece, `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         match self.ask() {
             Err(known) => Ok(known),
@@ -172,7 +174,7 @@ impl<'a> Chunks<'a, Async> {
     }
 }
 
-/// Brings the whole body here, for extractors that read it.
+/// Reads the whole body into memory, for extractors that parse it.
 pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
     let (Content::Spooled(length) | Content::Begun(_, length)) = request.content else {
         return Ok(());
@@ -185,7 +187,7 @@ pub(crate) fn load(host: &Host, request: &mut Request) -> Result<()> {
     Ok(())
 }
 
-/// Brings the whole body here, for extractors that read it.
+/// Reads the whole body into memory, for extractors that parse it.
 pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()> {
     let (Content::Spooled(length) | Content::Begun(_, length)) = request.content else {
         return Ok(());
@@ -199,10 +201,10 @@ pub(crate) async fn load_async(host: &Host, request: &mut Request) -> Result<()>
     Ok(())
 }
 
-/// How much of a body comes first, for extractors that look at its beginning.
+/// How many bytes of a body are read for extractors that look at its beginning.
 const BEGINNING: u32 = 64 * 1024;
 
-/// Brings the beginning of the body here.
+/// Reads the beginning of the body into memory.
 pub(crate) fn begin(host: &Host, request: &mut Request) -> Result<()> {
     if let Content::Spooled(length) = request.content {
         let bytes = host::sync::read_body(host, 0, BEGINNING).map_err(Error::from_body)?;
@@ -211,7 +213,7 @@ pub(crate) fn begin(host: &Host, request: &mut Request) -> Result<()> {
     Ok(())
 }
 
-/// Brings the beginning of the body here.
+/// Reads the beginning of the body into memory.
 pub(crate) async fn begin_async(host: &Host, request: &mut Request) -> Result<()> {
     if let Content::Spooled(length) = request.content {
         let bytes = host::asynch::read_body(host, 0, BEGINNING).await;
@@ -220,7 +222,8 @@ pub(crate) async fn begin_async(host: &Host, request: &mut Request) -> Result<()
     Ok(())
 }
 
-/// A body may be larger than the memory of the view: that is the client's to hear, not a trap.
+/// A body may be larger than the memory of the module. The client then gets an error, instead of the trap that a failed
+/// allocation would be.
 fn reserve(length: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     usize::try_from(length)
@@ -232,7 +235,7 @@ fn reserve(length: u64) -> Result<Vec<u8>> {
                 "the request body is too large",
             )
             .with_detail(format!(
-                "a body of {length} bytes does not fit the module's memory; read it with BodyReader"
+                "a body of {length} bytes does not fit into the module's memory; read it in pieces with `BodyReader`"
             ))
         })?;
     Ok(bytes)

@@ -1,4 +1,4 @@
-//! The context: what a view can ask of its host.
+//! The context: everything a view can ask of the host.
 
 use crate::body::{BodyReader, Chunks};
 use crate::database::{Database, Transaction};
@@ -15,12 +15,12 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The name of the database that [`Context::db`] gives.
+/// The database that [`Context::db`] returns.
 const DEFAULT_DATABASE: &str = "default";
 
-/// This request, its databases, settings and the way out. In a view, write `cx: &Context`: the view's
-/// mode chooses between [`sync::Context`](crate::sync::Context) and
-/// [`asynch::Context`](crate::asynch::Context), which have the same methods.
+/// The request's id, values and time limit, the databases, the settings, and outbound HTTP. In a view, write
+/// `cx: &Context`: this means [`sync::Context`](crate::sync::Context) in a `fn` and
+/// [`asynch::Context`](crate::asynch::Context) in an `async fn`. Both have the same methods.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -36,7 +36,7 @@ const DEFAULT_DATABASE: &str = "default";
 ///     greeting(cx)
 /// }
 ///
-/// /// What never waits can serve both modes.
+/// /// A function that never waits can take the context of either mode.
 /// fn greeting<M: Mode>(cx: &Context<M>) -> String {
 ///     format!("{} {}", cx.config("greeting").unwrap_or_default(), cx.peer())
 /// }
@@ -63,25 +63,25 @@ impl<M: Mode> Context<M> {
         self.database(DEFAULT_DATABASE)
     }
 
-    /// Another database that the module has a grant for.
+    /// Another database. The module needs a grant for it: `databases` in its table in `amphi.toml`.
     pub fn database<'a>(&'a self, name: &'a str) -> Database<'a, M> {
         Database::new(&self.host, name)
     }
 
-    /// Outbound requests.
+    /// Outbound HTTP requests.
     pub fn http(&self) -> Http<'_, M> {
         Http::new(&self.host)
     }
 
-    /// A setting or secret of the module.
+    /// A setting or a secret of the module, by name.
     pub fn config(&self, name: &str) -> Option<String> {
         self.host.config(name)
     }
 
-    /// A folder that the module is granted by `directories`, by the path that this gives it as `guest`.
+    /// The folder that `directories` of the module's table in `amphi.toml` grants under the path `guest`.
     ///
-    /// It is for sync views, since files block. A view can as well use the path as it is; this says what is missing
-    /// when there is no such grant, and gives the folder of `testing::App::directory` in tests.
+    /// Only for sync views: file access blocks. A view can also use the path directly. This method adds an error that
+    /// says which grant is missing, and in tests it returns the folder given to `testing::App::directory`.
     ///
     /// ```
     /// use amphi_sdk::prelude::*;
@@ -103,7 +103,7 @@ impl<M: Mode> Context<M> {
             .map_err(Error::internal)
     }
 
-    /// The id under which the log knows this request.
+    /// The id of this request, as it appears in the log.
     pub fn request_id(&self) -> String {
         self.host.request_id()
     }
@@ -118,7 +118,7 @@ impl<M: Mode> Context<M> {
         self.host.peer()
     }
 
-    /// The W3C trace context of this request. Outbound requests carry it on by themselves.
+    /// The W3C trace context (`traceparent`) of this request. The host adds it to outbound requests.
     pub fn traceparent(&self) -> String {
         self.host.traceparent()
     }
@@ -128,23 +128,24 @@ impl<M: Mode> Context<M> {
         Duration::from_millis(self.host.remaining_ms())
     }
 
-    /// A value that an earlier part of this request has [`set`](Self::set).
+    /// A value of this request that middleware, or other code before this call, has [`set`](Self::set).
     pub fn get(&self, name: &str) -> Option<String> {
         self.host.get(name)
     }
 
-    /// Sets a value for every later part of this request.
+    /// Sets a value that everything later in this request can [`get`](Self::get): middleware, the view, its sub-requests
+    /// and subscribers of its events. The value ends with the request.
     ///
     /// # Errors
-    /// When there are too many values, this one is too large, or it is one of the host's: `user`, which built-in
-    /// middleware sets.
+    /// When there are too many values, when this one is too large, or when `name` is reserved for the host: `user`, which
+    /// built-in middleware sets.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
         self.host
             .set(name, value)
             .map_err(|text| Error::internal(format!("context value `{name}`: {text}")))
     }
 
-    /// A value that was set by [`set_json`](Self::set_json).
+    /// A value that [`set_json`](Self::set_json) has set.
     pub fn get_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let Some(text) = self.get(name) else {
             return Ok(None);
@@ -154,44 +155,45 @@ impl<M: Mode> Context<M> {
             .map_err(|error| Error::internal(format!("context value `{name}`: {error}")))
     }
 
-    /// Sets a value of any serializable type, as JSON.
+    /// Like [`set`](Self::set), for a value of any serializable type. It is stored as JSON.
     pub fn set_json<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
         self.set(name, &serde_json::to_string(value)?)
     }
 
-    /// Publishes an event, with a payload written as JSON: see [`Event`](crate::Event).
+    /// Publishes an event with this payload as JSON; see [`Event`](crate::Event).
     pub fn publish<T: Serialize + ?Sized>(&self, topic: &str, payload: &T) -> Result<()> {
         self.publish_bytes(topic, &serde_json::to_vec(payload)?)
     }
 
-    /// Publishes an event with any payload.
+    /// Publishes an event with these bytes as its payload; see [`Event`](crate::Event).
     pub fn publish_bytes(&self, topic: &str, payload: &[u8]) -> Result<()> {
         self.host.publish(topic, payload).map_err(Error::from_event)
     }
 
-    /// A call of another view of this app, within this request.
+    /// Calls another view of this app within this request; see [`Subrequest`].
     pub fn subrequest(&self, method: &str, path: impl Into<String>) -> Subrequest<'_, M> {
         Subrequest::new(&self.host, method, path.into())
     }
 
-    /// Reads a form with files part by part; see [`Multipart`].
+    /// Reads a form with files, part by part; see [`Multipart`].
     pub fn parts(&self, form: Multipart) -> Parts<'_, M> {
         Parts::new(self, form)
     }
 
-    /// Reads a large body piece by piece; see [`BodyReader`].
+    /// Reads a large body, piece by piece; see [`BodyReader`].
     pub fn chunks(&self, body: BodyReader) -> Chunks<'_, M> {
         Chunks::new(&self.host, body)
     }
 }
 
 impl Context<Sync> {
-    /// Has the request's transaction rolled back at its end, whatever the view answers.
+    /// Marks the request's transaction for rollback: it does not commit, whatever the view returns.
     pub fn set_rollback(&self) {
         host::sync::set_rollback(&self.host);
     }
 
-    /// Reads the body of a request that is still with the host, for middleware that looks at bodies.
+    /// Reads the whole body of the request into memory, for middleware: a large body is still with the host then, and
+    /// [`Request::body`] is empty before this call.
     pub fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load(&self.host, request)
     }
@@ -206,12 +208,13 @@ impl Context<Sync> {
 }
 
 impl Context<Async> {
-    /// Has the request's transaction rolled back at its end, whatever the view answers.
+    /// Marks the request's transaction for rollback: it does not commit, whatever the view returns.
     pub fn set_rollback(&self) {
         host::asynch::set_rollback(&self.host);
     }
 
-    /// Reads the body of a request that is still with the host, for middleware that looks at bodies.
+    /// Reads the whole body of the request into memory, for middleware: a large body is still with the host then, and
+    /// [`Request::body`] is empty before this call.
     pub async fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load_async(&self.host, request).await
     }
@@ -224,7 +227,7 @@ impl Context<Async> {
         self.db().atomic(work).await
     }
 
-    /// Waits, while others run. Parts of a millisecond count as a whole one.
+    /// Waits without blocking the event loop. The duration is rounded up to whole milliseconds.
     pub async fn sleep(&self, duration: Duration) {
         let ms = duration.as_nanos().div_ceil(1_000_000);
         host::asynch::sleep(&self.host, u32::try_from(ms).unwrap_or(u32::MAX)).await;

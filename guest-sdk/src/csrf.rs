@@ -1,9 +1,9 @@
 //! Forms that only the app's own pages can send.
 //!
-//! Browsers send cookies along with a form of any other site. So a form carries a token that only a page of the app
-//! can know: it is in the session, which other sites cannot read. Each page has it in another disguise, so that it
-//! cannot be guessed from the lengths of compressed pages either. Where the browser says that a request comes from
-//! another site, that alone refuses it.
+//! Browsers send an app's cookies with a form that another site has made, too (cross-site request forgery). So each form
+//! carries a token that only the app's own pages know: the token is in the session, which other sites cannot read. Each
+//! page shows the token under a different random mask, so that it cannot be guessed from the lengths of compressed pages
+//! (BREACH). A request is also refused when the browser's own headers say that another site sent it.
 
 use crate::extract::{Body, BodyUse, Settings};
 use crate::mode::Mode;
@@ -14,12 +14,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::fmt;
 use subtle::ConstantTimeEq as _;
 
-/// The name of the form's field, and that of the session's value.
+/// The name of the form field, and of the session value, that holds the token.
 pub(crate) const FIELD: &str = "csrf_token";
 pub(crate) const HEADER: &str = "x-csrf-token";
 const TOKEN_BYTES: usize = 16;
 
-/// The token of this session, for the forms of a page: an extractor for views that show one.
+/// The CSRF token of this session: an extractor for views that show a form.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -43,7 +43,7 @@ const TOKEN_BYTES: usize = 16;
 /// # assert_eq!(app.call::<add>(post("/notes").form(&[("text", "Tea")])).status().as_u16(), 403);
 /// ```
 ///
-/// In maud it is `form method="post" { (csrf.field()) … }`. Scripts send [`token`](Self::token) as the header
+/// In a maud template, write `form method="post" { (csrf.field()) … }`. Scripts send [`token`](Self::token) in the header
 /// `x-csrf-token`.
 #[derive(Clone, Debug)]
 pub struct Csrf {
@@ -51,7 +51,7 @@ pub struct Csrf {
 }
 
 impl Csrf {
-    /// The token, in the disguise of this page.
+    /// The token, under a random mask of this page.
     pub fn token(&self) -> &str {
         &self.token
     }
@@ -83,13 +83,13 @@ impl FromRequest for Csrf {
     }
 }
 
-/// A hidden field with the token: HTML as it is, in maud and by `format!`.
+/// A hidden form field with the token. It is HTML, to be inserted into a page as it is: by maud or by `format!`.
 #[derive(Clone, Copy, Debug)]
 pub struct CsrfField<'a>(&'a str);
 
 impl fmt::Display for CsrfField<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A token has no characters that mean something in HTML.
+        // A token has only characters that need no escaping in HTML.
         write!(
             f,
             r#"<input type="hidden" name="{FIELD}" value="{}">"#,
@@ -102,16 +102,16 @@ impl fmt::Display for CsrfField<'_> {
 impl maud::Render for CsrfField<'_> {
     fn render_to(&self, buffer: &mut String) {
         use fmt::Write as _;
-        write!(buffer, "{self}").expect("a text takes any text");
+        write!(buffer, "{self}").expect("writing to a string cannot fail");
     }
 }
 
-/// Another extractor, for requests that the app's own pages have sent: `Protected(Form(new)): Protected<Form<New>>`.
-/// Without one, as `_: Protected`, it is for requests whose body does not matter. Forms with files are
-/// `Protected<Form<…>>` like others, or `Protected<Multipart>`.
+/// Accepts only requests that the app's own pages have sent, and then runs the extractor within it:
+/// `Protected(Form(new)): Protected<Form<New>>`. Forms with files are `Protected<Form<…>>` too, or `Protected<Multipart>`.
+/// For a request whose body does not matter, write `_: Protected`.
 ///
-/// All others are refused with 403: those whose browser says that they come from another site, and those without the
-/// token of their session, as the field of [`Csrf::field`] or in the header `x-csrf-token`.
+/// A request is refused with 403 when the browser's headers say that another site sent it, or when it does not carry the
+/// token of its session: in the field that [`Csrf::field`] makes, or in the header `x-csrf-token`.
 #[derive(Clone, Copy, Debug)]
 pub struct Protected<T = Body>(pub T);
 
@@ -153,10 +153,11 @@ fn check<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<()> {
     check_token(&session, request)
 }
 
-/// Whether the browser says that another site has sent this, which the app's `allowed_origins` do not name.
+/// Refuses a request when the browser's headers say that another site sent it, unless `allowed_origins` of the app names
+/// that site.
 fn check_site(headers: &Headers, allowed: &str) -> Result<()> {
     let from_elsewhere = |who: &str, way_out: &str| {
-        let detail = format!("CSRF: the browser says that {who} has sent this: {way_out}");
+        let detail = format!("CSRF: the browser says that {who} has sent this request: {way_out}");
         Err(
             Error::forbidden("another site has sent this; open this one and try again")
                 .with_detail(detail),
@@ -176,7 +177,7 @@ fn check_site(headers: &Headers, allowed: &str) -> Result<()> {
         };
     }
     match (origin, headers.get("host")) {
-        // Under some referrer policies, browsers do not tell even the site itself.
+        // Under some referrer policies, browsers leave `origin` out or send `null`, even to the site itself.
         (None | Some("null"), _) | (_, None) => Ok(()),
         (Some(origin), Some(host)) => {
             let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
@@ -195,7 +196,7 @@ fn check_site(headers: &Headers, allowed: &str) -> Result<()> {
     }
 }
 
-/// A proxy may listen on another port.
+/// The host without its port: a proxy in front may listen on a different port.
 fn without_port(authority: &str) -> &str {
     match authority.rfind(':') {
         Some(at) if !authority[at..].contains(']') => &authority[..at],
@@ -252,7 +253,7 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
     }
 }
 
-/// Takes the token out of a form, so that the form is what the page's author wrote.
+/// Removes the token from the form, so that `Form` reads only the fields that the page's author wrote.
 fn take_field(request: &mut Request) -> Option<String> {
     let is_form =
         (request.headers).content_type_is(|name| name == "application/x-www-form-urlencoded");
@@ -284,12 +285,13 @@ fn token_of(session: &Session) -> Option<Token> {
 
 fn random() -> Result<Token> {
     let mut bytes = Token::default();
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::internal(format!("the host gives no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::internal(format!("the host provides no random numbers: {error}"))
+    })?;
     Ok(bytes)
 }
 
-/// A random mask, and the token under it.
+/// A random mask, followed by the token under that mask (XOR), in base64.
 fn disguise(token: Token) -> Result<String> {
     let mask = random()?;
     let masked: Vec<u8> = mask.iter().zip(token).map(|(a, b)| a ^ b).collect();
@@ -306,11 +308,11 @@ fn revealed(text: &str) -> Option<Token> {
     token.try_into().ok()
 }
 
-/// The value of a session and the token that goes with it, for tests.
+/// A session value and a masked token that fits it, for tests.
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub(crate) fn pair() -> (String, String) {
-    let token = random().expect("a test has random numbers");
-    let given = disguise(token).expect("a test has random numbers");
+    let token = random().expect("a native test has random numbers");
+    let given = disguise(token).expect("a native test has random numbers");
     (URL_SAFE_NO_PAD.encode(token), given)
 }
 

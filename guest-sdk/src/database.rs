@@ -16,67 +16,15 @@ pub use value::{FromValue, ToValue};
 use crate::host::{self, Host, Table, Values};
 use crate::mode::{Async, Mode, Sync};
 use crate::{Error, Result};
-use futures::stream::{Stream, try_unfold};
+use futures_util::stream::{Stream, try_unfold};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-/// How many rows [`Rows`] fetches at once.
+/// How many rows [`Rows`] fetches per call of the host.
 const BATCH: u32 = 256;
 
-/// A database. The statements of an atomic view all run in its transaction.
-///
-/// A statement that fails in a transaction poisons it: everything after it is refused
-/// ([`ErrorKind::Poisoned`]) until what failed is rolled back, and a view that answers as if nothing had happened
-/// ends with 500. Wrap what may fail in [`atomic`](Database::atomic), which is a savepoint then, and go on after its
-/// error:
-///
-/// ```
-/// use amphi_sdk::database::ErrorKind;
-/// use amphi_sdk::prelude::*;
-///
-/// #[view(post, "/names/{name}", atomic)]
-/// fn take(cx: &Context, Path(name): Path<String>) -> Result<&'static str> {
-///     let taken = cx.atomic(|tx| tx.execute("insert into names values ($1)", (&name,)));
-///     match taken {
-///         Err(error) if error.database_kind() == Some(ErrorKind::Unique) => Ok("somebody has it"),
-///         other => other.map(|_| "it is yours"),
-///     }
-/// }
-/// # use amphi_sdk::testing::{App, post};
-/// # let app = App::new().execute_batch("create table names (name text unique)");
-/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "it is yours");
-/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "somebody has it");
-/// ```
-///
-/// Where a table has several such constraints, [`Error::violation`](crate::Error::violation) tells which it was.
-///
-/// Truth values are read from the integers 0 and 1. Columns of JSON and arrays are [`Json`](crate::Json), as a
-/// parameter and in a row; numerics, UUIDs, dates and times are texts. With the features `time` and `uuid` of this crate
-/// (`amphi-sdk = { version = "…", features = ["time", "uuid"] }`), `time::Date`, `Time`, `PrimitiveDateTime` and
-/// `OffsetDateTime`, and `uuid::Uuid`, are both, too, on either kind of database:
-///
-/// ```
-/// # #[cfg(all(feature = "time", feature = "uuid"))] {
-/// use amphi_sdk::prelude::*;
-/// use time::OffsetDateTime;
-/// use uuid::Uuid;
-///
-/// #[view(post, "/tickets/{id}")]
-/// fn ticket(cx: &Context, Path(id): Path<String>) -> Result<String> {
-///     let id = Uuid::parse_str(&id).map_err(|_| Error::bad_request("no UUID"))?;
-///     let now = OffsetDateTime::UNIX_EPOCH;
-///     cx.db().execute("insert into tickets values ($1, $2)", (id, now))?;
-///     let row = cx.db().query_one("select id, at from tickets where id = $1", (id,))?;
-///     let (id, at): (Uuid, OffsetDateTime) = row.ok_or_else(|| Error::not_found("no such ticket"))?;
-///     Ok(format!("{id} {}", at.year()))
-/// }
-/// # use amphi_sdk::testing::{App, post};
-/// # let app = App::new().execute_batch("create table tickets (id text, at text)");
-/// # let told = app.call::<ticket>(post("/tickets/0191a0f2-7c3e-7f00-8000-0123456789ab"));
-/// # assert_eq!(told.text(), "0191a0f2-7c3e-7f00-8000-0123456789ab 1970");
-/// # }
-/// ```
+/// A SQL database, from [`Context::db`](crate::Context::db) or [`Context::database`](crate::Context::database).
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -110,6 +58,69 @@ const BATCH: u32 = 256;
 /// # assert_eq!(app.call::<entry>(get("/entries/7")).text(), r#"{"id":7,"name":"Ann","email":null}"#);
 /// # assert_eq!(app.call::<export>(get("/export")).text(), "7;Ann\n");
 /// ```
+///
+/// # Transactions
+///
+/// All statements of an atomic view run in one transaction. When one of them fails, the transaction takes no more
+/// statements ([`ErrorKind::Poisoned`]) until the failed part is rolled back, and a view that answers with success
+/// nevertheless ends with 500. Put a statement that may fail into [`atomic`](Database::atomic). Within a transaction,
+/// `atomic` is a savepoint, so the view can go on after the error:
+///
+/// ```
+/// use amphi_sdk::database::ErrorKind;
+/// use amphi_sdk::prelude::*;
+///
+/// #[view(post, "/names/{name}", atomic)]
+/// fn take(cx: &Context, Path(name): Path<String>) -> Result<&'static str> {
+///     let taken = cx.atomic(|tx| tx.execute("insert into names values ($1)", (&name,)));
+///     match taken {
+///         Err(error) if error.database_kind() == Some(ErrorKind::Unique) => Ok("somebody has it"),
+///         other => other.map(|_| "it is yours"),
+///     }
+/// }
+/// # use amphi_sdk::testing::{App, post};
+/// # let app = App::new().execute_batch("create table names (name text unique)");
+/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "it is yours");
+/// # assert_eq!(app.call::<take>(post("/names/ann")).text(), "somebody has it");
+/// ```
+///
+/// When a table has several constraints, [`Error::violation`](crate::Error::violation) tells which one refused the change.
+///
+/// # Types
+///
+/// | column | Rust type, as a parameter and in a row |
+/// |---|---|
+/// | integers, floats, text, bytes | `i64` and the other integers, `f64`, `&str` or `String`, `&[u8]` or `Vec<u8>` |
+/// | truth values | `bool`; SQLite stores the integers 0 and 1 |
+/// | JSON, arrays | [`Json`](crate::Json) |
+/// | columns that may be null | `Option` of these |
+/// | decimal numbers, UUIDs, dates, times | `String` |
+/// | the same with the features `time` and `uuid` of this crate | `time::Date`, `Time`, `PrimitiveDateTime`, `OffsetDateTime`; `uuid::Uuid` |
+///
+/// To use the last row, write `amphi-sdk = { version = "…", features = ["time", "uuid"] }`. These types work on SQLite and
+/// PostgreSQL alike:
+///
+/// ```
+/// # #[cfg(all(feature = "time", feature = "uuid"))] {
+/// use amphi_sdk::prelude::*;
+/// use time::OffsetDateTime;
+/// use uuid::Uuid;
+///
+/// #[view(post, "/tickets/{id}")]
+/// fn ticket(cx: &Context, Path(id): Path<String>) -> Result<String> {
+///     let id = Uuid::parse_str(&id).map_err(|_| Error::bad_request("no UUID"))?;
+///     let now = OffsetDateTime::UNIX_EPOCH;
+///     cx.db().execute("insert into tickets values ($1, $2)", (id, now))?;
+///     let row = cx.db().query_one("select id, at from tickets where id = $1", (id,))?;
+///     let (id, at): (Uuid, OffsetDateTime) = row.ok_or_else(|| Error::not_found("no such ticket"))?;
+///     Ok(format!("{id} {}", at.year()))
+/// }
+/// # use amphi_sdk::testing::{App, post};
+/// # let app = App::new().execute_batch("create table tickets (id text, at text)");
+/// # let told = app.call::<ticket>(post("/tickets/0191a0f2-7c3e-7f00-8000-0123456789ab"));
+/// # assert_eq!(told.text(), "0191a0f2-7c3e-7f00-8000-0123456789ab 1970");
+/// # }
+/// ```
 pub struct Database<'a, M: Mode> {
     host: &'a Host,
     name: &'a str,
@@ -117,7 +128,7 @@ pub struct Database<'a, M: Mode> {
 }
 
 impl ErrorKind {
-    /// Whether a constraint has refused a change.
+    /// Whether a constraint refused the change: this is one of the kinds for constraints, or `DataType`.
     pub fn is_constraint(self) -> bool {
         matches!(
             self,
@@ -156,7 +167,7 @@ impl<'a> Database<'a, Sync> {
             .and_then(read_first)
     }
 
-    /// Runs a statement and gives the number of rows it changed.
+    /// Runs a statement and returns the number of rows that it changed.
     pub fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
         host::sync::execute(self.host, self.name, sql, &params.into_values()?)
             .map_err(Error::from_database)
@@ -170,10 +181,10 @@ impl<'a> Database<'a, Sync> {
         Ok(Rows::new(host::sync::columns(&rows), rows))
     }
 
-    /// Has all statements of this view (and of its middleware) on this database go to one connection until the result
-    /// is dropped: for statements that change the session, such as `set` or temporary tables. Nothing of them is left
-    /// afterwards. Views that are called meanwhile do not see the session; on SQLite, which has one connection that
-    /// writes, they cannot write either.
+    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their statements
+    /// on this database go to this connection, so statements that change its session are allowed: `set`, temporary tables.
+    /// After that, the session is reset. Views that are called in the meantime use other connections and do not see the
+    /// session. SQLite has only one connection that writes, so such views cannot write there.
     pub fn pin(self) -> Result<Pinned<'a, Sync>> {
         let handle = host::sync::pin(self.host, self.name).map_err(Error::from_database)?;
         Ok(Pinned {
@@ -182,8 +193,8 @@ impl<'a> Database<'a, Sync> {
         })
     }
 
-    /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error.
-    /// Within a transaction this is a savepoint of it.
+    /// Runs `work` in a transaction. The transaction commits when `work` returns `Ok` and rolls back when it returns an
+    /// error. Within a transaction, this is a savepoint.
     ///
     /// `cx.atomic(|tx| { tx.execute(…)?; … })`
     pub fn atomic<T>(self, work: impl FnOnce(&Transaction<'a, Sync>) -> Result<T>) -> Result<T> {
@@ -195,7 +206,7 @@ impl<'a> Database<'a, Sync> {
         let result = work(&transaction);
         match &result {
             Ok(_) => host::sync::commit(transaction.handle).map_err(Error::from_database)?,
-            // The work's own error is the one to report.
+            // Report the error of `work`, whatever the rollback returns.
             Err(_) => drop(host::sync::rollback(transaction.handle)),
         }
         result
@@ -219,7 +230,7 @@ impl<'a> Database<'a, Async> {
             .and_then(read_first)
     }
 
-    /// Runs a statement and gives the number of rows it changed.
+    /// Runs a statement and returns the number of rows that it changed.
     pub async fn execute(self, sql: &str, params: impl Params) -> Result<u64> {
         host::asynch::execute(self.host, self.name, sql, params.into_values()?)
             .await
@@ -235,10 +246,10 @@ impl<'a> Database<'a, Async> {
         Ok(Rows::new(host::asynch::columns(&rows), rows))
     }
 
-    /// Has all statements of this view (and of its middleware) on this database go to one connection until the result
-    /// is dropped: for statements that change the session, such as `set` or temporary tables. Nothing of them is left
-    /// afterwards. Views that are called meanwhile do not see the session; on SQLite, which has one connection that
-    /// writes, they cannot write either.
+    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their statements
+    /// on this database go to this connection, so statements that change its session are allowed: `set`, temporary tables.
+    /// After that, the session is reset. Views that are called in the meantime use other connections and do not see the
+    /// session. SQLite has only one connection that writes, so such views cannot write there.
     pub async fn pin(self) -> Result<Pinned<'a, Async>> {
         let handle = host::asynch::pin(self.host, self.name)
             .await
@@ -249,15 +260,15 @@ impl<'a> Database<'a, Async> {
         })
     }
 
-    /// Runs `work` in a transaction: committed when it gives `Ok`, rolled back when it gives an error or
-    /// is dropped. Within a transaction this is a savepoint of it.
+    /// Runs `work` in a transaction. The transaction commits when `work` returns `Ok`, and rolls back when it returns an
+    /// error or when the future is dropped. Within a transaction, this is a savepoint.
     ///
-    /// Every statement that this view issues meanwhile belongs to the block, and so does every view that it calls. So do
-    /// not join atomic blocks of one view with each other: the host rolls back what overlaps. Blocks of views that are
-    /// called at once do not overlap, each has a transaction of its own.
+    /// While the block is open, every statement of this view belongs to it, and so does every view that this one calls. So
+    /// do not `join!` two atomic blocks of one view: the host rolls back blocks that overlap. Blocks of different views
+    /// that are called at the same time do not overlap: each view has a transaction of its own.
     ///
-    /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await` — write `async |tx|`, since the future of
-    /// `|tx| async move` could not borrow `tx`.
+    /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await`: write `async |tx|`, because the future of
+    /// `|tx| async move { … }` cannot borrow `tx`.
     pub async fn atomic<T>(
         self,
         work: impl AsyncFnOnce(&Transaction<'a, Async>) -> Result<T>,
@@ -274,7 +285,7 @@ impl<'a> Database<'a, Async> {
             Ok(_) => host::asynch::commit(transaction.handle)
                 .await
                 .map_err(Error::from_database)?,
-            // The work's own error is the one to report.
+            // Report the error of `work`, whatever the rollback returns.
             Err(_) => drop(host::asynch::rollback(transaction.handle).await),
         }
         result
@@ -295,7 +306,8 @@ impl<M: Mode> fmt::Debug for Database<'_, M> {
     }
 }
 
-/// A [`Database`] within [`Database::atomic`].
+/// A [`Database`] inside a transaction: the argument of the closure that [`Database::atomic`] runs. It dereferences to
+/// `Database`.
 pub struct Transaction<'a, M: Mode> {
     database: Database<'a, M>,
     handle: M::Transaction,
@@ -317,7 +329,7 @@ impl<M: Mode> fmt::Debug for Transaction<'_, M> {
     }
 }
 
-/// A [`Database`] with one connection for the request alone, until dropped.
+/// A [`Database`] with a reserved connection, from [`Database::pin`]. Dropping it returns the connection.
 pub struct Pinned<'a, M: Mode> {
     database: Database<'a, M>,
     _handle: M::Pinned,
@@ -337,8 +349,8 @@ impl<M: Mode> fmt::Debug for Pinned<'_, M> {
     }
 }
 
-/// A result that is read batch by batch: an iterator in a sync view, `next().await?` or a stream in an
-/// async view.
+/// A result that is fetched in batches. In a sync view, this is an iterator. In an async view, call `next().await?`, or
+/// turn it into a stream with [`into_stream`](Rows::into_stream).
 pub struct Rows<T, M: Mode> {
     columns: Vec<String>,
     batch: std::vec::IntoIter<Values>,
@@ -366,7 +378,7 @@ impl<T: FromRow, M: Mode> Rows<T, M> {
         Some(read(&self.columns, values))
     }
 
-    /// Takes a fetched batch; an empty one is the end, and lets go of the host's side.
+    /// Stores a fetched batch. An empty batch is the end: the handle is dropped, so the host frees the result.
     fn refill(&mut self, batch: Vec<Values>) {
         if batch.is_empty() {
             self.handle = None;
@@ -395,19 +407,21 @@ impl<T: FromRow> Iterator for Rows<T, Sync> {
 }
 
 impl<T: FromRow> Rows<T, Sync> {
-    /// The next row; none at the end. It reads as in an async view, for functions of [`both`](macro@crate::both) modes.
+    /// The next row, `None` at the end. For functions under [`both`](macro@crate::both), which are written with the calls
+    /// of an async view.
     pub fn try_next(&mut self) -> Result<Option<T>> {
         self.next().transpose()
     }
 }
 
 impl<T: FromRow> Rows<T, Async> {
-    /// The same as [`next`](Self::next), by the name that a sync view has for it.
+    /// The same as [`next`](Self::next), under the name that it has in a sync view too: for functions under
+    /// [`both`](macro@crate::both).
     pub async fn try_next(&mut self) -> Result<Option<T>> {
         self.next().await
     }
 
-    /// The next row; none at the end.
+    /// The next row, `None` at the end.
     pub async fn next(&mut self) -> Result<Option<T>> {
         loop {
             if let Some(row) = self.buffered() {

@@ -1,21 +1,22 @@
 //! The one error of views.
 //!
-//! Views use `?` on everything: on calls of the context, on extractors, on the errors of other crates. All
-//! of it becomes an [`Error`], which has a status and a message for the client and a detail for the log.
-//! One type, because then `try_join!` and `atomic` need no annotations. Code that wants to react to a
-//! failure of the database or of an outbound request asks for its kind.
+//! Views use `?` on everything: on calls of the context, on extractors, on the errors of other crates. All of these become
+//! an [`Error`], which has a status, a message for the client and a detail for the log. There is one type, so that
+//! `try_join!` and `atomic` need no type annotations. Code that reacts to a failure of the database or of an outbound
+//! request asks for its kind.
 
 use crate::host::{BodyError, DatabaseError, EventError, HttpError, ViewError};
 use crate::{database, http};
 use ::http::StatusCode;
 use std::fmt;
 
-/// The result of a view and of everything it calls.
+/// The result of a view, and of everything that it calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a view did not answer. The host turns it into a response and rolls back the view's transaction.
+/// Why a view failed: a status, a message for the client and a detail for the log. The host turns the error into a
+/// response and rolls the view's transaction back.
 ///
-/// Any `std::error::Error` converts by `?` into a 500 whose text goes to the log alone.
+/// With `?`, any `std::error::Error` becomes a 500. Its text goes to the log only.
 ///
 /// ```
 /// use amphi_sdk::{Error, StatusCode};
@@ -47,8 +48,8 @@ enum Kind {
 }
 
 impl Error {
-    /// An error with this status, from 400 to 599. The client reads the message when the status is below
-    /// 500, and a generic text otherwise.
+    /// An error with this status, from 400 to 599. The client gets the message when the status is below 500, and a generic
+    /// text otherwise.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let error = Self {
             status,
@@ -60,7 +61,7 @@ impl Error {
         if status.is_client_error() || status.is_server_error() {
             return error;
         }
-        let detail = format!("an error needs a status from 400 to 599, and the view gave {status}");
+        let detail = format!("an error needs a status from 400 to 599, but the view gave {status}");
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             ..error
@@ -68,42 +69,42 @@ impl Error {
         .with_detail(detail)
     }
 
-    /// 400: the client sent something malformed.
+    /// 400: the request is malformed.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// 401: the client has to say who it is.
+    /// 401: the client has to sign in.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
-    /// 403: the client may not do this.
+    /// 403: the client is not allowed to do this.
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
-    /// 404: there is no such thing.
+    /// 404: there is nothing at this path.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
-    /// 409: this contradicts what is already there.
+    /// 409: the request conflicts with existing data.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, message)
     }
 
-    /// 422: well-formed, and yet not acceptable.
+    /// 422: the request is well-formed, but its values are not acceptable.
     pub fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
 
-    /// 500, with what happened for the log.
+    /// 500. `detail` says in the log what happened; the client gets a generic text.
     pub fn internal(detail: impl Into<String>) -> Self {
         Self::failure(StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
 
-    /// Adds to what the log gets to read.
+    /// Adds to the detail, which only the log shows.
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         self.detail = Some(match self.detail {
@@ -118,17 +119,17 @@ impl Error {
         self.status
     }
 
-    /// What the client may read.
+    /// The message for the client. The host sends it when the status is below 500.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// What only the log gets.
+    /// The detail, which only the log shows.
     pub fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
     }
 
-    /// How the database failed, when this error comes from a database.
+    /// The kind of failure, when this error comes from a database.
     pub fn database_kind(&self) -> Option<database::ErrorKind> {
         match self.kind {
             Some(Kind::Database(kind)) => Some(kind),
@@ -136,7 +137,8 @@ impl Error {
         }
     }
 
-    /// Which constraint of a database, or which column, refused a change. Of the names, each database says what it knows.
+    /// The constraint, and the columns, that refused a change. Databases differ in which of the names they report; see
+    /// [`Violation`](database::Violation).
     ///
     /// ```
     /// use amphi_sdk::database::ErrorKind;
@@ -153,7 +155,7 @@ impl Error {
         self.violation.as_deref()
     }
 
-    /// How the outbound request failed, when this error comes from one.
+    /// The kind of failure, when this error comes from an outbound request.
     pub fn http_kind(&self) -> Option<http::ErrorKind> {
         match self.kind {
             Some(Kind::Http(kind)) => Some(kind),
@@ -161,7 +163,7 @@ impl Error {
         }
     }
 
-    /// What is to be done about it: the detail, which clients do not see, or else the message.
+    /// The text for developers: the detail, or the message when there is no detail.
     pub(crate) fn reason(&self) -> &str {
         self.detail.as_deref().unwrap_or(&self.message)
     }
@@ -171,7 +173,7 @@ impl Error {
         (self.status, self.message, self.detail)
     }
 
-    /// A status of 500 or above with its usual words, and a detail.
+    /// An error with a status of 500 or above, with the standard text of that status as its message.
     fn failure(status: StatusCode, detail: impl Into<String>) -> Self {
         Self::new(
             status,
@@ -180,8 +182,8 @@ impl Error {
         .with_detail(detail)
     }
 
-    /// What is the client's doing gets a status below 500: 409 when it contradicts data that is there, 400 when a value
-    /// cannot be stored. What may pass, 503; the rest is the view's.
+    /// The status says whose fault a failure is. The client's: 409 when the request conflicts with existing data, 400 when a
+    /// value cannot be stored. Temporary failures: 503. The view's: 500.
     pub(crate) fn from_database(error: DatabaseError) -> Self {
         use database::ErrorKind;
         let detail = format!("database: {}", error.message);
@@ -218,7 +220,7 @@ impl Error {
         }
     }
 
-    /// `what` is the request, e.g. `GET /weather`.
+    /// `what` names the request, e.g. `GET /weather`.
     pub(crate) fn from_http(error: HttpError, what: &str) -> Self {
         use http::ErrorKind;
         let (kind, status, text) = match error {
@@ -250,7 +252,7 @@ impl Error {
         }
     }
 
-    /// An error of another guest function, as that returned it.
+    /// The error that another guest function has returned.
     pub(crate) fn from_view(error: ViewError) -> Self {
         let status = StatusCode::from_u16(error.status);
         Self {
@@ -289,7 +291,7 @@ impl<E: std::error::Error> From<E> for Error {
     }
 }
 
-/// `Error` is not itself a `std::error::Error`, as otherwise `?` could not convert every one of those.
+/// `Error` does not implement `std::error::Error`: then `?` could not convert every type that does.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.status, self.message)?;

@@ -5,8 +5,8 @@ use crate::mode::Mode;
 use crate::{Context, Error, FromRequest, Request, Result};
 use serde::de::DeserializeOwned;
 
-/// Something that was published. Within a transaction, an event leaves with the commit, so whoever gets it finds in
-/// the database what its publisher wrote.
+/// An event that a view has published. An event published in a transaction is delivered after the commit, so its
+/// subscribers find in the database what the publisher wrote. A rollback discards the event.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -28,13 +28,14 @@ use serde::de::DeserializeOwned;
 /// # fn main() {}
 /// ```
 ///
-/// The modules need `publish = ["orders.*"]` and `subscribe = ["orders.*"]`. A subscriber that fails is logged, and
-/// its transaction rolled back; it does not get the event again.
+/// The module that publishes needs `publish = ["orders.*"]` in `amphi.toml`, and the one that subscribes needs
+/// `subscribe = ["orders.*"]`. When a subscriber fails, the host logs the failure and rolls the subscriber's transaction
+/// back. The event is not delivered again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What it is about, e.g. `orders.paid`.
+    /// The topic, e.g. `orders.paid`.
     pub topic: String,
-    /// What was published.
+    /// The payload, as it was published.
     pub payload: Vec<u8>,
 }
 
@@ -42,7 +43,7 @@ impl Event {
     /// The payload, read as JSON.
     ///
     /// # Errors
-    /// When it is none, or not of this shape.
+    /// When the payload is not valid JSON, or does not fit the type.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.payload)
             .map_err(|error| Error::internal(format!("the event on `{}`: {error}", self.topic)))

@@ -1,7 +1,7 @@
-//! What views take.
+//! Extractors: the parameters of views.
 //!
-//! A parameter of a view is an extractor: it reads the request or refuses it, in the words and with the
-//! status a client can act on. At most one extractor, the last, takes the body.
+//! Each parameter of a view, except the context, is an extractor: a type that reads a part of the request, or refuses the
+//! request with a status and a message that a client can act on. At most one extractor reads the body, and it is the last.
 
 mod fields;
 mod form;
@@ -21,20 +21,20 @@ use crate::mode::Mode;
 use crate::{Error, Headers, Request, Result, StatusCode};
 use cookie::Cookie;
 
-/// What an extractor does with the body of the request.
+/// How an extractor uses the body of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyUse {
-    /// Nothing.
+    /// It does not read the body.
     Unused,
-    /// It is there in full when the extractor runs.
+    /// The whole body is in memory when the extractor runs.
     Whole,
-    /// The first 64 KiB are there when the extractor runs, and the view reads the rest itself.
+    /// The first 64 KiB are in memory when the extractor runs. The view reads the rest.
     Beginning,
-    /// The view reads it itself, piece by piece.
+    /// The view reads the body, piece by piece.
     Piecewise,
 }
 
-/// A type that views can take as a parameter.
+/// An extractor: a type that views can take as a parameter.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -57,22 +57,22 @@ pub enum BodyUse {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a view cannot take `{Self}`",
-    label = "no extractor",
+    label = "not an extractor",
     note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies`, \
             `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Multipart`, `Request`, `Protected`"
 )]
 pub trait FromRequest: Sized {
-    /// What it does with the body.
+    /// How the extractor uses the body.
     const BODY: BodyUse = BodyUse::Unused;
 
-    /// Reads the request. An error answers it, and the view does not run.
+    /// Reads the request. When this returns an error, the host answers with it and the view does not run.
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self>;
 
-    /// Whether it asks the host for something that takes time: then [`load`](Self::load) is called. See
-    /// [`extractor`](macro@crate::extractor), which writes this.
+    /// Whether the extractor waits for the host, for a statement of a database say. Then [`load`](Self::load) is called
+    /// instead of `from_request`. [`extractor`](macro@crate::extractor) writes both.
     const LOADS: bool = false;
 
-    /// The same as [`from_request`](Self::from_request), for extractors that wait.
+    /// Like [`from_request`](Self::from_request), for extractors that wait for the host.
     fn load<'a, M: Mode>(
         cx: &'a Context<M>,
         request: &'a mut Request,
@@ -83,20 +83,19 @@ pub trait FromRequest: Sized {
         M::ready(Self::from_request(cx, request))
     }
 
-    /// Whether the request has nothing for this extractor, so that `Option` gives `None`.
+    /// Whether the request has nothing for this extractor. Then `Option` of it is `None`.
     fn is_absent(_request: &Request) -> bool {
         false
     }
 
-    /// Checks the settings and secrets of the module that the extractor cannot do without. `setting` gives one by its
-    /// name. The host asks when it loads the module, so that an error stops the start or the reload instead of the
-    /// first request.
+    /// Checks the settings and secrets of the module that the extractor needs. `setting` returns one by its name. This runs
+    /// when the host loads the module, so a missing setting fails the start or the reload, and not the first request.
     fn check_settings(_setting: Settings<'_>) -> Result<()> {
         Ok(())
     }
 }
 
-/// The module's settings and secrets, by their names.
+/// Looks up a setting or a secret of the module by its name.
 pub type Settings<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl FromRequest for Request {
@@ -121,7 +120,7 @@ impl FromRequest for Headers {
     }
 }
 
-/// The bytes of the body.
+/// The body as bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Body(pub Vec<u8>);
 
@@ -172,7 +171,7 @@ impl FromRequest for BodyReader {
 pub struct Cookies(Vec<Cookie<'static>>);
 
 impl Cookies {
-    /// The value of a cookie.
+    /// The value of the cookie of this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0
             .iter()
@@ -185,27 +184,27 @@ impl Cookies {
             .get_all("cookie")
             .flat_map(|line| line.split(';'))
             .filter_map(|pair| pair.split_once('='));
-        // As browsers have it: only spaces and tabs are no part of a name, so that nobody can write `__Host-` in another way.
+        // Like browsers, trim only spaces and tabs. Otherwise another spelling of a name could pass for a `__Host-` cookie.
         let trimmed = |text: &str| text.trim_matches([' ', '\t']).to_owned();
         let cookies = pairs.map(|(name, value)| Cookie::new(trimmed(name), trimmed(value)));
         Self(cookies.collect())
     }
 
-    /// All names and values.
+    /// All cookies: name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(Cookie::name_value)
     }
 }
 
 impl FromRequest for Cookies {
-    /// A malformed cookie is left out: the client is not its author.
+    /// Skips malformed cookies, because the client does not choose what its cookies contain.
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
         Ok(Self::of(&request.headers))
     }
 }
 
-/// `None` when the request has nothing for the extractor; what it has must be right.
-/// None when the request has nothing for the extractor, or when that refuses it with 401: nobody is signed in.
+/// `None` when the request has nothing for the extractor, or when the extractor refuses it with 401 (nobody is signed in).
+/// Any other refusal stays an error.
 impl<T: FromRequest> FromRequest for Option<T> {
     const BODY: BodyUse = T::BODY;
 
@@ -243,7 +242,7 @@ fn some_or_nobody<T>(extracted: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Leaves it to the view what to do about a request that the extractor refuses.
+/// Passes a refusal of the extractor to the view, which can answer it with a page of its own.
 impl<T: FromRequest> FromRequest for Result<T, Error> {
     const BODY: BodyUse = T::BODY;
 

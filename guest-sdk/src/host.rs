@@ -1,7 +1,7 @@
-//! The one place where calls leave the guest: the imports of a component, or a stand-in in native tests.
+//! All calls of the host: imports in a component (`wasm`), a substitute in native tests (`native`).
 //!
-//! Both have the same shape: a `Host` with the calls that never wait, and the modules `sync` and `asynch`
-//! with the two faces of those that do.
+//! Both modules have the same items: `Host` with the calls that never wait, and the modules `sync` and `asynch` with the
+//! calls that wait, once for each mode.
 
 #[cfg(target_arch = "wasm32")]
 mod wasm;

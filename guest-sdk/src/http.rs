@@ -10,27 +10,27 @@ use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// How an outbound request failed.
+/// How an outbound request failed; see [`Error::http_kind`](crate::Error::http_kind).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The module has no grant for this origin.
     Denied,
     /// The request is malformed: URL, method or a header.
     Invalid,
-    /// No answer in time.
+    /// No response in time.
     Timeout,
-    /// No connection, or it broke.
+    /// No connection could be made, or the connection broke.
     Connection,
     /// The response is over the host's limit.
     TooLarge,
-    /// Too many outbound requests at once.
+    /// The host has too many outbound requests in flight.
     Unavailable,
-    /// The client of the view has gone, or the view's time is over.
+    /// The client of this request has disconnected, or the time limit of this request is over.
     Aborted,
 }
 
-/// Outbound requests, to the origins that the module has a grant for. A path such as `/weather` reaches
-/// this same app.
+/// Sends outbound requests, to the origins that `http` of the module's table in `amphi.toml` grants. A path, such as
+/// `/weather`, is a request to this same app and needs the grant `self`.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -109,7 +109,7 @@ impl<'a, M: Mode> Http<'a, M> {
 #[must_use = "a request does nothing until `send` is called"]
 pub struct RequestBuilder<'a, M: Mode> {
     host: &'a Host,
-    /// The error is that of building it, kept for `send`.
+    /// An error of building the request is kept here, and `send` returns it.
     request: Result<OutboundRequest>,
     mode: PhantomData<M>,
 }
@@ -125,7 +125,7 @@ impl<M: Mode> RequestBuilder<'_, M> {
         self
     }
 
-    /// Gives up after this long, instead of when the view's own time is over.
+    /// Limits how long this request may take. Without this, the time limit of the view applies.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         if let Ok(request) = &mut self.request {
             let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
@@ -150,7 +150,7 @@ impl<M: Mode> RequestBuilder<'_, M> {
         )
     }
 
-    /// Sends the value as a form does.
+    /// Sends the value as a form (`application/x-www-form-urlencoded`).
     pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
         let body = serde_html_form::to_string(value)
             .map(String::into_bytes)
@@ -173,8 +173,8 @@ impl<M: Mode> RequestBuilder<'_, M> {
 }
 
 impl RequestBuilder<'_, Sync> {
-    /// Sends the request and waits for the whole response. A status of 400 or above is a response too:
-    /// see [`Response::error_for_status`]. Redirects are not followed.
+    /// Sends the request and waits for the whole response. A response with a status of 400 or above is not an error:
+    /// [`Response::error_for_status`] turns it into one. Redirects are not followed.
     pub fn send(self) -> Result<Response> {
         let request = self.request?;
         let title = title(&request);
@@ -185,8 +185,8 @@ impl RequestBuilder<'_, Sync> {
 }
 
 impl RequestBuilder<'_, Async> {
-    /// Sends the request and waits for the whole response. A status of 400 or above is a response too:
-    /// see [`Response::error_for_status`]. Redirects are not followed.
+    /// Sends the request and waits for the whole response. A response with a status of 400 or above is not an error:
+    /// [`Response::error_for_status`] turns it into one. Redirects are not followed.
     pub async fn send(self) -> Result<Response> {
         let request = self.request?;
         let title = title(&request);
@@ -206,14 +206,17 @@ pub struct Response {
     pub headers: Headers,
     /// The body.
     pub body: Vec<u8>,
-    /// The request it answers, for errors.
+    /// Method and URL of the request, for error messages.
     request: String,
 }
 
 impl Response {
     fn new(request: String, response: InboundResponse) -> Result<Self> {
         let status = StatusCode::from_u16(response.status).map_err(|_| {
-            bad_gateway(&request, format!("the status {} is none", response.status))
+            bad_gateway(
+                &request,
+                format!("the status {} is not valid", response.status),
+            )
         })?;
         Ok(Self {
             status,
@@ -234,10 +237,14 @@ impl Response {
         Ok(self)
     }
 
-    /// The body as a text.
+    /// The body as text; an error when the body is not UTF-8.
     pub fn text(self) -> Result<String> {
-        String::from_utf8(self.body)
-            .map_err(|error| bad_gateway(&self.request, format!("the body is no text: {error}")))
+        String::from_utf8(self.body).map_err(|error| {
+            bad_gateway(
+                &self.request,
+                format!("the body is not valid UTF-8: {error}"),
+            )
+        })
     }
 
     /// The body, read as JSON.

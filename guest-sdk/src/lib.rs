@@ -1,8 +1,8 @@
 //! Write web views for the Amphi server.
 //!
-//! A view is a function from a request to a response. As a `fn` it is sync: its calls block, one after
-//! the other, and that is all there is to know. As an `async fn` it waits without holding anything up and
-//! can have many calls in flight. One crate may hold both; `amphi build` makes a component of each.
+//! A view is a function from a request to a response. A `fn` is a sync view: each of its calls blocks until the result is
+//! there. An `async fn` is an async view: it can have many calls in flight, and does not block while it waits. One crate may
+//! have both. `amphi build` makes one WebAssembly component of the sync views and one of the async views.
 //!
 //! ```
 //! use amphi_sdk::prelude::*;
@@ -38,15 +38,15 @@
 //! # }
 //! ```
 //!
-//! To make a view async, write `async` before its `fn` and `.await` where the compiler asks for it: the
-//! contexts of both modes have the same methods, so a blocking call in an async view cannot be written.
+//! To make a view async, write `async` before its `fn`, and `.await` where the compiler asks for it. The contexts of both
+//! modes have the same methods, and those of an async view do not block.
 //!
-//! What is around views and between them is written like them, in either mode, and listed with them:
+//! Middleware and subscribers of events are functions, too, of either mode, and are listed with the views:
 //!
 //! ```
 //! use amphi_sdk::prelude::*;
 //!
-//! /// The app's configuration says around what: `middleware = ["shop::signed_in"]`.
+//! /// Runs around the views for which the app's configuration says `middleware = ["shop::signed_in"]`.
 //! #[middleware]
 //! fn signed_in(cx: &Context, session: Session, request: Request, next: Next) -> Result<Response> {
 //!     let Some(user) = session.get::<String>("user") else {
@@ -56,7 +56,7 @@
 //!     next.run(request)
 //! }
 //!
-//! /// A transaction, a form that only this app's pages can send, and news of it after the commit.
+//! /// In a transaction, for forms of this app's own pages (`Protected`). The event is delivered after the commit.
 //! #[view(post, "/orders/{id}/pay", atomic, retries = 3)]
 //! async fn pay(cx: &Context, Path(id): Path<i64>, _: Protected) -> Result<Redirect> {
 //!     cx.db().execute("update orders set paid = 1 where id = $1", (id,)).await?;
@@ -64,7 +64,7 @@
 //!     Ok(Redirect::see_other("/"))
 //! }
 //!
-//! /// Another request, with the first one's id and trace, which finds what that has written.
+//! /// Runs in a request of its own, after the commit: the update is visible. Id and trace are those of the first request.
 //! #[subscriber("orders.*")]
 //! fn on_order(cx: &Context, event: Event) -> Result<()> {
 //!     let id: i64 = event.json()?;
@@ -91,31 +91,21 @@
 //! | to | see |
 //! |---|---|
 //! | declare views | [`view`], [`views!`] |
-//! | write a function once for both modes | [`both`](macro@both), [`extractor`](macro@extractor) |
+//! | write a helper once for both modes | [`both`](macro@both), [`extractor`](macro@extractor) |
 //! | take forms with files | [`Form`], [`Upload`], [`Multipart`] |
-//! | do something around views | [`middleware`], [`Next`] |
-//! | reach databases, HTTP, settings | [`Context`], [`database`], [`http`] |
+//! | run code around views | [`middleware`], [`Next`] |
+//! | use databases, HTTP, settings | [`Context`], [`database`], [`http`] |
 //! | call another view within the request | [`Context::subrequest`] |
-//! | tell others what has happened, after the commit | [`Context::publish`], [`subscriber`], [`Event`] |
-//! | take a request apart | [`extract`] |
-//! | know a browser again, and only take its own forms | [`Session`], [`Csrf`], [`Protected`] |
-//! | answer | [`IntoResponse`], [`Error`] |
-//! | see how to do what most apps do | [`guide`] |
+//! | publish an event after the commit, and react to it | [`Context::publish`], [`subscriber`], [`Event`] |
+//! | read a request | [`extract`] |
+//! | keep a session, and accept only the app's own forms | [`Session`], [`Csrf`], [`Protected`] |
+//! | return a response or an error | [`IntoResponse`], [`Error`] |
+//! | find recipes for what most apps need | [`guide`] |
 //! | begin from Django, Spin or axum | [`guide::from_django`], [`guide::from_spin_and_axum`] |
 //! | log | [`log`] |
-//! | test | `testing` (feature `testing`; `cargo doc --features amphi-sdk/testing` in the app's folder shows it) |
+//! | test views natively | the module `testing`, with the feature `testing`; `cargo doc --features amphi-sdk/testing` in the app's folder shows it |
 
-#[cfg(all(target_arch = "wasm32", feature = "sync", feature = "async"))]
-compile_error!(
-    "a component has one mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does"
-);
-
-#[cfg(all(target_arch = "wasm32", not(any(feature = "sync", feature = "async"))))]
-compile_error!(
-    "a component has a mode: build with the feature `sync` or `async` of amphi-sdk, as `amphi build` does"
-);
-
-// The generated code and the macros name this crate from outside.
+// The generated code and the macros name this crate by its path, also within it.
 extern crate self as amphi_sdk;
 
 #[doc = include_str!("../GUIDE.md")]
@@ -159,8 +149,8 @@ pub use database::{FromRow, Row, Value};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use extract::{Body, Cookies, Form, FromRequest, Json, Path, Query, Upload};
-pub use futures::future::{join_all, try_join_all};
-pub use futures::{join, try_join};
+pub use futures_util::future::{join_all, try_join_all};
+pub use futures_util::{join, try_join};
 pub use middleware::Next;
 pub use multipart::{Multipart, Part, Parts};
 pub use request::{Headers, Request};
@@ -168,7 +158,7 @@ pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
 pub use session::Session;
 pub use subrequest::Subrequest;
 
-/// What sync views use.
+/// The types of sync views.
 pub mod sync {
     use crate::mode::Sync;
 
@@ -178,15 +168,15 @@ pub mod sync {
     pub type Database<'a> = crate::database::Database<'a, Sync>;
     /// A transaction, in a sync view.
     pub type Transaction<'a> = crate::database::Transaction<'a, Sync>;
-    /// A connection of a database for the request alone, in a sync view.
+    /// A reserved connection of a database, in a sync view.
     pub type Pinned<'a> = crate::database::Pinned<'a, Sync>;
-    /// The rest of a chain, in sync middleware.
+    /// The rest of the chain, in sync middleware.
     pub type Next = crate::Next<Sync>;
     /// The rows of a result, in a sync view.
     pub type Rows<T> = crate::database::Rows<T, Sync>;
 }
 
-/// What async views use.
+/// The types of async views.
 pub mod asynch {
     use crate::mode::Async;
 
@@ -196,15 +186,15 @@ pub mod asynch {
     pub type Database<'a> = crate::database::Database<'a, Async>;
     /// A transaction, in an async view.
     pub type Transaction<'a> = crate::database::Transaction<'a, Async>;
-    /// A connection of a database for the request alone, in an async view.
+    /// A reserved connection of a database, in an async view.
     pub type Pinned<'a> = crate::database::Pinned<'a, Async>;
-    /// The rest of a chain, in async middleware.
+    /// The rest of the chain, in async middleware.
     pub type Next = crate::Next<Async>;
     /// The rows of a result, in an async view.
     pub type Rows<T> = crate::database::Rows<T, Async>;
 }
 
-/// What a file with views begins with: `use amphi_sdk::prelude::*;`.
+/// The names that most files with views need: `use amphi_sdk::prelude::*;`.
 pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
@@ -217,14 +207,14 @@ pub mod prelude {
     pub use std::time::Duration;
 }
 
-/// What the macros expand to. Not for use by hand.
+/// Items that the macros expand to. Not part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
         AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
-        begin_body_async, bytes, describe, has_views, listed, load_body, load_body_async, respond,
+        begin_body_async, bytes, describe, listed, load_body, load_body_async, modes, respond,
         without_crate,
     };
     #[cfg(target_arch = "wasm32")]

@@ -1,4 +1,4 @@
-//! Structured log records. The host adds request, module and view.
+//! Structured log records. The host adds the request's id, the module and the view.
 //!
 //! ```
 //! use amphi_sdk::log;
@@ -13,7 +13,7 @@ pub use crate::{
     __debug as debug, __error as error, __info as info, __trace as trace, __warn as warn,
 };
 
-/// Writes a record. The macros are shorter.
+/// Writes a record. The macros, such as [`info!`](crate::log::info), are shorter.
 pub fn write(level: Level, message: &str, fields: &[(&str, &dyn std::fmt::Display)]) {
     let fields: Vec<(String, String)> = fields
         .iter()
@@ -22,7 +22,7 @@ pub fn write(level: Level, message: &str, fields: &[(&str, &dyn std::fmt::Displa
     crate::host::log(level, message, &fields);
 }
 
-/// `log!(Level, "message {inline}", field = value, …)`, or with positional arguments instead of fields.
+/// `log!(Level, "message {inline}", field = value, …)`. There may be positional arguments instead of the fields.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __log {
@@ -38,35 +38,35 @@ macro_rules! __log {
     };
 }
 
-/// For the steps within a view: `trace!("row {id}", table = name)`.
+/// Logs a step within a view: `trace!("row {id}", table = name)`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __trace {
     ($($record:tt)+) => { $crate::__log!(Trace, $($record)+) };
 }
 
-/// For finding mistakes: `debug!("row {id}", table = name)`.
+/// Logs something that helps to find a mistake: `debug!("row {id}", table = name)`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __debug {
     ($($record:tt)+) => { $crate::__log!(Debug, $($record)+) };
 }
 
-/// For what happens: `info!("saved {id}", user = name)`.
+/// Logs something that happened as it should: `info!("saved {id}", user = name)`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __info {
     ($($record:tt)+) => { $crate::__log!(Info, $($record)+) };
 }
 
-/// For what should not happen often: `warn!("no answer from {url}", tries = 3)`.
+/// Logs something that should happen rarely: `warn!("no answer from {url}", tries = 3)`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __warn {
     ($($record:tt)+) => { $crate::__log!(Warn, $($record)+) };
 }
 
-/// For what someone has to mend: `error!("cannot read {name}")`.
+/// Logs something that someone has to repair: `error!("cannot read {name}")`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __error {

@@ -6,8 +6,8 @@ use crate::{Error, Request, Response, Result};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The rest of the chain, down to the view. Middleware takes it as its last parameter and runs it once, or answers
-/// by itself.
+/// The rest of the chain: the middleware that comes next, and the view. [`middleware`](macro@crate::middleware) takes `Next`
+/// as its last parameter. It runs the rest once, or returns a response without it.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -35,12 +35,13 @@ use std::marker::PhantomData;
 /// # fn main() {}
 /// ```
 ///
-/// The app says what they are around: `middleware = ["auth::signed_in", "auth::timed"]` in `[app]` or in the
-/// table of a module. A view names middleware of its crate itself, as in
-/// `#[view(get, "/admin", middleware = [signed_in])]`. The context value `user` is the host's: middleware sets others.
+/// The app's configuration says which views middleware runs around: `middleware = ["auth::signed_in", "auth::timed"]` in
+/// `[app]`, for all views, or in the table of a module, for the views of the module. A view can also name middleware of its
+/// own crate: `#[view(get, "/admin", middleware = [signed_in])]`. Middleware can set any context value but `user`, which is
+/// reserved for the host.
 ///
-/// An error of the rest can be returned as it is, with `?`. Once any part has failed, the request's transaction is
-/// rolled back, whatever middleware makes of the answer.
+/// An error of the rest can be passed on with `?`. Once any part of the chain has failed, the request's transaction is
+/// rolled back, also when middleware turns the error into a response.
 pub struct Next<M: Mode> {
     host: Host,
     mode: PhantomData<M>,
@@ -57,10 +58,10 @@ impl<M: Mode> Next<M> {
 }
 
 impl Next<Sync> {
-    /// Runs the rest with this request.
+    /// Runs the rest of the chain with this request.
     ///
     /// # Errors
-    /// What the rest returned, or how it failed.
+    /// The error that the rest returned, or a 500, 503 or 504 when it trapped or exceeded a limit.
     pub fn run(self, request: Request) -> Result<Response> {
         host::sync::go_on(&self.host, request.into())
             .map(Response::from)
@@ -69,10 +70,10 @@ impl Next<Sync> {
 }
 
 impl Next<Async> {
-    /// Runs the rest with this request.
+    /// Runs the rest of the chain with this request.
     ///
     /// # Errors
-    /// What the rest returned, or how it failed.
+    /// The error that the rest returned, or a 500, 503 or 504 when it trapped or exceeded a limit.
     pub async fn run(self, request: Request) -> Result<Response> {
         host::asynch::go_on(&self.host, request.into())
             .await

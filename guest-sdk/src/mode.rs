@@ -1,8 +1,8 @@
 //! The two modes of a view, as types.
 //!
-//! Everything that belongs to a mode carries one of these: `Context<Sync>` and `Context<Async>` have the
-//! same methods, but those that wait are plain functions on the one and `async` on the other. Code that
-//! never waits can take either: `fn title<M: Mode>(cx: &Context<M>)`.
+//! Types of one mode have it as a parameter. `Context<Sync>` and `Context<Async>` have the same methods. Those that wait are
+//! plain functions on the first and `async` on the second. A function that never waits can take either context:
+//! `fn title<M: Mode>(cx: &Context<M>)`.
 
 use crate::{Context, host};
 use std::fmt::Debug;
@@ -18,23 +18,22 @@ pub enum Async {}
 
 /// [`Sync`] or [`Async`].
 pub trait Mode: Sealed + Copy + Debug + 'static {
-    /// What a function of both modes gives: `T` itself in a sync view, its future in an async one. See
-    /// [`both`](macro@crate::both).
+    /// The result of a function under [`both`](macro@crate::both): `T` in a sync view, a future of `T` in an async view.
     type Output<'a, T: 'a>;
 
-    /// Whether calls of this mode are awaited.
+    /// Whether calls in this mode are awaited.
     #[doc(hidden)]
     const WAITS: bool;
 
-    /// What is there already, as what a function of both modes gives.
+    /// Makes an `Output` of a value that is there already.
     #[doc(hidden)]
     fn ready<'a, T: 'a>(value: T) -> Self::Output<'a, T>;
 
-    /// Makes something else of what a function of both modes gives.
+    /// Applies `make` to the value of an `Output`.
     #[doc(hidden)]
     fn map<'a, T: 'a, U: 'a>(output: Self::Output<'a, T>, make: fn(T) -> U) -> Self::Output<'a, U>;
 
-    /// Runs the one of two functions that is of this mode. The other is not compiled into a component.
+    /// Runs the function of this mode. A component does not contain the other one.
     #[doc(hidden)]
     fn choose<'a, A: 'a, T: 'a>(
         cx: &'a Context<Self>,
@@ -93,7 +92,7 @@ impl Mode for Async {
     }
 }
 
-/// What a mode holds on the host's side.
+/// The handles of the host's resources in a mode.
 pub trait Sealed {
     #[doc(hidden)]
     type Rows;

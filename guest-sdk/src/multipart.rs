@@ -1,7 +1,7 @@
 //! Forms with files: `multipart/form-data` (RFC 7578), read as it arrives.
 //!
-//! The parser knows nothing of where bytes come from: it is fed, and says what it has found. So one of them serves both
-//! modes, forms in memory and bodies that are still with the host.
+//! The parser does no input: its caller feeds it bytes and asks for the next event. So one parser serves both modes, forms in
+//! memory, and bodies that are read from the host in pieces.
 
 use crate::body::{BodyReader, Chunks, Content};
 use crate::extract::BodyUse;
@@ -9,22 +9,22 @@ use crate::mode::{Async, Mode, Sync};
 use crate::{Context, Error, FromRequest, Headers, Request, Result, csrf};
 use ::http::StatusCode;
 
-/// What a part may have before its content.
+/// Limit for the headers of a part.
 const HEAD_MAX: usize = 8 << 10;
-/// The name of a field, and that of a file.
+/// Limit for the name of a field, and for the name of a file.
 const NAME_MAX: usize = 1 << 10;
 /// A boundary has at most 70 characters (RFC 2046, 5.1.1).
 const BOUNDARY_MAX: usize = 70;
-/// Fields of a form where the module's settings do not say.
+/// Limit for the fields of a form, unless the module's settings say otherwise.
 const FIELDS_MAX: usize = 1_000;
-/// The content of a field that is read as a text.
+/// Limit for the content of a field that is read as text.
 const TEXT_MAX: usize = 1 << 20;
 
-/// The setting that says how many fields a form may have.
+/// The setting of the module that limits the fields of a form.
 pub(crate) const FIELDS_MAX_SETTING: &str = "form_fields_max";
 
-/// A form with files, read part by part while the host keeps its body: an extractor for files that are too large to be
-/// in memory at once. For others there is [`Form`](crate::Form) with [`Upload`](crate::extract::Upload).
+/// A form with files, read part by part while the host keeps its body: an extractor for files that are too large for the
+/// view's memory. For small files, use [`Form`](crate::Form) with [`Upload`](crate::extract::Upload).
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -60,9 +60,9 @@ pub(crate) const FIELDS_MAX_SETTING: &str = "form_fields_max";
 /// # assert_eq!(app.call::<measure_slowly>(post("/measure/slowly").csrf_field().multipart(files)).text(), "Hi");
 /// ```
 ///
-/// The whole form may have as many bytes as the server's `body_max_bytes`, and as many parts as the module's setting
-/// `form_fields_max` (1,000); more is refused with 413. In [`Protected`](crate::Protected), the field of
-/// [`Csrf::field`](crate::Csrf::field) has to be in the first 64 KiB: put it first.
+/// The server's `body_max_bytes` limits the size of the whole form, and the module's setting `form_fields_max` (1,000) the
+/// number of its parts; a larger form is refused with 413. With [`Protected`](crate::Protected), the field of
+/// [`Csrf::field`](crate::Csrf::field) must be in the first 64 KiB of the form: put it first.
 #[derive(Debug)]
 pub struct Multipart {
     body: BodyReader,
@@ -96,7 +96,7 @@ fn not_multipart() -> Error {
     )
 }
 
-/// How many fields a form may have.
+/// Limit for the fields of a form, from the module's settings.
 pub(crate) fn fields_max<M: Mode>(cx: &Context<M>) -> Result<usize> {
     let Some(text) = cx.config(FIELDS_MAX_SETTING) else {
         return Ok(FIELDS_MAX);
@@ -108,19 +108,19 @@ pub(crate) fn fields_max<M: Mode>(cx: &Context<M>) -> Result<usize> {
     })
 }
 
-/// What is known of a part before its content is read.
+/// A part of a form: what its headers say. [`Parts::chunk`] and its siblings read the content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// The name of the form's field.
     pub name: String,
-    /// What the browser says the file is called: a name, never a path; none for a part that is no file. Whoever sends
-    /// the form chooses it, so do not make it the name of a file.
+    /// The file's name according to the browser, without folders; `None` for a part that is not a file. The sender of the
+    /// form chooses it, so do not use it as the name of a file on disk.
     pub file_name: Option<String>,
-    /// What the browser says that it is, such as `image/png`.
+    /// The media type according to the browser, such as `image/png`.
     pub content_type: Option<String>,
 }
 
-/// The parts of a form, one after the other; see [`Multipart`]. Content that is not read is passed over.
+/// Reads the parts of a form, one after the other; see [`Multipart`]. Content that the view does not read is skipped.
 #[derive(Debug)]
 pub struct Parts<'a, M: Mode> {
     chunks: Chunks<'a, M>,
@@ -136,32 +136,32 @@ impl<'a, M: Mode> Parts<'a, M> {
     }
 }
 
-/// Writes the calls down once: those of a sync view, and with `async` and `.await` those of an async one.
+/// Writes the methods once for both modes: with `async` and `.await` for the async one.
 macro_rules! of_mode {
     ($mode:ident $(, $async:ident, $($wait:tt)+)?) => {
         impl Parts<'_, $mode> {
-            /// The next part; none at the end.
+            /// The next part, `None` at the end.
             ///
             /// # Errors
-            /// When the form is malformed, broken off or has too many parts.
+            /// When the form is malformed or incomplete, or has too many parts.
             #[allow(clippy::should_implement_trait, reason = "it is the same call in both modes, and an iterator is sync")]
             pub $($async)? fn next(&mut self) -> Result<Option<Part>> {
                 loop {
                     match self.event()$($($wait)+)?? {
-                        // The page's author did not write it.
+                        // `Csrf::field` has added this field; the view need not know it.
                         Event::Part(part) if part.name == csrf::FIELD => {}
                         Event::Part(part) => return Ok(Some(part)),
                         Event::Data(_) | Event::PartEnd => {}
                         Event::End => return Ok(None),
-                        Event::NeedsMore => unreachable!("`event` gets more"),
+                        Event::NeedsMore => unreachable!("`event` feeds the parser until it has another event"),
                     }
                 }
             }
 
-            /// A piece of the content of the part that `next` gave last; none at its end.
+            /// The next piece of the content of the part that `next` returned last, `None` at its end.
             ///
             /// # Errors
-            /// When the form is malformed or broken off.
+            /// When the form is malformed or incomplete.
             pub $($async)? fn chunk(&mut self) -> Result<Option<Vec<u8>>> {
                 if !self.parser.is_in_part() {
                     return Ok(None);
@@ -172,10 +172,10 @@ macro_rules! of_mode {
                 }
             }
 
-            /// The whole content of the part that `next` gave last, if it has at most so many bytes.
+            /// The whole content of the part that `next` returned last, of at most `max` bytes.
             ///
             /// # Errors
-            /// 413 when it has more.
+            /// 413 when the content has more bytes.
             pub $($async)? fn bytes(&mut self, max: usize) -> Result<Vec<u8>> {
                 let mut all = Vec::new();
                 while let Some(chunk) = self.chunk()$($($wait)+)?? {
@@ -187,10 +187,10 @@ macro_rules! of_mode {
                 Ok(all)
             }
 
-            /// The content as a text of at most 1 MiB.
+            /// The whole content as text, of at most 1 MiB.
             ///
             /// # Errors
-            /// 413 when it has more, 400 when it is no UTF-8.
+            /// 413 when the content has more bytes, 400 when it is not UTF-8.
             pub $($async)? fn text(&mut self) -> Result<String> {
                 let bytes = self.bytes(TEXT_MAX)$($($wait)+)??;
                 String::from_utf8(bytes).map_err(|_| self.parser.no_text())
@@ -216,7 +216,7 @@ macro_rules! of_mode {
 of_mode!(Sync);
 of_mode!(Async, async, .await);
 
-/// All parts of a form that is in memory, with their contents.
+/// All parts of a form in memory, with their contents.
 pub(crate) fn parse(
     body: &[u8],
     boundary: &str,
@@ -243,7 +243,7 @@ pub(crate) fn parse(
     }
 }
 
-/// The content of a small field near the beginning of a form.
+/// The content of the field `name`, if it lies wholly within the beginning of the form.
 pub(crate) fn field(beginning: &[u8], boundary: &str, name: &str) -> Option<String> {
     let mut parser = Parser::new(boundary, FIELDS_MAX);
     parser.feed(beginning);
@@ -260,10 +260,10 @@ pub(crate) fn field(beginning: &[u8], boundary: &str, name: &str) -> Option<Stri
     }
 }
 
-/// The boundary between the parts, when the content is such a form.
+/// The boundary between the parts; `None` when the content type is not `multipart/form-data`.
 ///
 /// # Errors
-/// When it is one, and has no boundary that can be.
+/// When it is, but has no valid boundary.
 pub(crate) fn boundary(headers: &Headers) -> Result<Option<String>> {
     if !headers.content_type_is(|name| name == "multipart/form-data") {
         return Ok(None);
@@ -305,8 +305,8 @@ fn parameters(header: &str) -> Vec<(String, String)> {
     parameters
 }
 
-/// A quoted text up to its end, and what follows. Browsers write `%22` for a quote; others put a backslash before it,
-/// and some write paths with backslashes as they are.
+/// A quoted text up to its closing quote, and the rest. Browsers write a quote within the text as `%22`; other clients put a
+/// backslash before it; and some write paths with backslashes that escape nothing.
 fn unquoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut chars = text.char_indices().peekable();
@@ -326,14 +326,14 @@ fn unquoted(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// What browsers escape in names (HTML, multipart/form-data encoding algorithm).
+/// Undoes what browsers escape in names (HTML standard, "multipart/form-data encoding algorithm").
 fn unescaped(name: &str) -> String {
     name.replace("%22", "\"")
         .replace("%0D", "\r")
         .replace("%0A", "\n")
 }
 
-/// The last part of a path, without what has no place in a name.
+/// The last part of a path, without control characters.
 fn file_name(path: &str) -> String {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
@@ -343,14 +343,14 @@ fn file_name(path: &str) -> String {
     }
 }
 
-/// What the parser has found.
+/// What the parser has found next.
 #[derive(Debug, PartialEq)]
 enum Event {
     Part(Part),
     Data(Vec<u8>),
     PartEnd,
     End,
-    /// It has to be fed before it can go on.
+    /// The parser needs more bytes before it can go on.
     NeedsMore,
 }
 
@@ -358,7 +358,7 @@ enum Event {
 enum State {
     /// Before the first boundary.
     Preamble,
-    /// Behind a boundary.
+    /// After a boundary.
     Boundary,
     Head,
     Content,
@@ -367,10 +367,10 @@ enum State {
 
 #[derive(Debug)]
 struct Parser {
-    /// What ends a part: a line end, two dashes, the boundary.
+    /// The delimiter between parts: a line end, two dashes, the boundary.
     delimiter: Vec<u8>,
     buffer: Vec<u8>,
-    /// How much of the buffer is done with.
+    /// How many bytes of the buffer have been parsed.
     done: usize,
     state: State,
     parts: usize,
@@ -383,7 +383,7 @@ impl Parser {
     fn new(boundary: &str, parts_max: usize) -> Self {
         Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
-            // The first boundary may be at the very beginning.
+            // A delimiter begins with a line end. The first boundary may stand at the very beginning, without one.
             buffer: b"\r\n".to_vec(),
             done: 0,
             state: State::Preamble,
@@ -427,7 +427,7 @@ impl Parser {
                     let blanks = blanks.count();
                     match &rest[blanks..] {
                         [b'\r', b'\n', ..] => {
-                            // It belongs to the head, which may be empty.
+                            // This line end is left for the headers: when there are none, it begins the empty line.
                             self.done += blanks;
                             self.state = State::Head;
                         }
@@ -446,7 +446,7 @@ impl Parser {
                         return Err(malformed("a part has headers of more than 8 KiB"));
                     }
                     let part = head(&rest[..end])?;
-                    // An empty content begins with the line end of its boundary.
+                    // Skip the empty line. The delimiter has a line end of its own, also after an empty content.
                     self.done += end + 4;
                     self.state = State::Content;
                     self.parts += 1;
@@ -459,7 +459,7 @@ impl Parser {
                 State::Content => {
                     let (length, ends) = match find(rest, &self.delimiter) {
                         Some(at) => (at, true),
-                        // The end of what is there may be the beginning of a boundary.
+                        // The last bytes may be the beginning of a delimiter: keep them for the next call.
                         None => (rest.len().saturating_sub(self.delimiter.len() - 1), false),
                     };
                     if length > 0 {
@@ -481,9 +481,9 @@ impl Parser {
 
     fn broken_off(&self) -> Error {
         match self.state {
-            State::Preamble => malformed("its boundary does not occur in it"),
-            State::Content => malformed(&format!("it breaks off in the field `{}`", self.name)),
-            _ => malformed("it breaks off between two fields"),
+            State::Preamble => malformed("its boundary does not occur"),
+            State::Content => malformed(&format!("it ends within the field `{}`", self.name)),
+            _ => malformed("it ends between two fields"),
         }
     }
 
@@ -517,7 +517,7 @@ fn malformed(why: &str) -> Error {
     Error::bad_request(format!("the form is malformed: {why}"))
 }
 
-/// The name, the file's name and the type that the headers of a part say.
+/// Reads the headers of a part: the field's name, the file's name and the media type.
 fn head(bytes: &[u8]) -> Result<Part> {
     let text = std::str::from_utf8(bytes)
         .map_err(|_| malformed("the headers of a part are not valid UTF-8"))?;

@@ -3,26 +3,26 @@
 use crate::bindings::amphi::view::types;
 use crate::body::Content;
 
-/// A whole request: the extractor for views that want to see all of it.
+/// The whole request: an extractor for views that need more of it than the other extractors read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Upper-case, e.g. `GET`.
     pub method: String,
-    /// The path, percent-encoded. However the client spelled it, one path is one text: only what may not stand in a
-    /// segment is encoded, with upper-case digits. Who decides by the view and not by the text takes
+    /// The path, percent-encoded. However the client spelled it, one path is one text: only what must not stand in a segment
+    /// is encoded, with upper-case digits. To decide by the view and not by the text, use
     /// [`Context::route`](crate::Context::route).
     pub path: String,
-    /// What follows the `?`, percent-encoded; empty when there is none.
+    /// The part after the `?`, still percent-encoded; empty when there is none.
     pub query: String,
     /// The headers.
     pub headers: Headers,
-    /// The parameters of the view's pattern: name and decoded value.
+    /// The parameters of the view's path pattern: name and percent-decoded value.
     pub params: Vec<(String, String)>,
     pub(crate) content: Content,
 }
 
 impl Request {
-    /// A parameter of the view's pattern.
+    /// The parameter of this name in the view's path pattern.
     pub fn param(&self, name: &str) -> Option<&str> {
         self.params
             .iter()
@@ -30,7 +30,7 @@ impl Request {
             .map(|(_, value)| value.as_str())
     }
 
-    /// A request for another view of this app, or for a test.
+    /// A new request without headers and body, for tests and for middleware.
     pub fn new(method: impl Into<String>, path: impl Into<String>) -> Self {
         let path = path.into();
         let (path, query) = match path.split_once('?') {
@@ -47,22 +47,22 @@ impl Request {
         }
     }
 
-    /// Puts another body in the place of this one.
+    /// Replaces the body.
     pub fn set_body(&mut self, body: impl Into<Vec<u8>>) {
         self.content = Content::Bytes(body.into());
     }
 
-    /// The body. In middleware, a large one is still with the host: see
-    /// [`Context::load`](crate::Context::load).
+    /// The body. In middleware, a large body is still with the host, and this is empty until
+    /// [`Context::load`](crate::Context::load) has read it.
     pub fn body(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) => bytes,
-            // Extractors that read the body have it loaded before they run.
+            // In a view with an extractor that reads the body, it has been loaded.
             Content::Spooled(_) | Content::Begun(..) => &[],
         }
     }
 
-    /// Takes the body, for extractors that consume it.
+    /// Moves the body out of the request, for extractors that consume it.
     pub fn take_body(&mut self) -> Vec<u8> {
         match std::mem::replace(&mut self.content, Content::Bytes(Vec::new())) {
             Content::Bytes(bytes) => bytes,
@@ -74,7 +74,7 @@ impl Request {
         matches!(self.content, Content::Spooled(_) | Content::Begun(..))
     }
 
-    /// As much of the body as is here.
+    /// The part of the body that is in memory.
     pub(crate) fn beginning(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) | Content::Begun(bytes, _) => bytes,
@@ -122,7 +122,7 @@ impl From<types::Request> for Request {
     }
 }
 
-/// The headers of a request or response, in order, with names in lower case. Also an extractor.
+/// The headers of a request or response, in order. Names are in lower case. As a parameter of a view, an extractor.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Headers(Vec<(String, String)>);
 
@@ -132,7 +132,7 @@ impl Headers {
         Self::default()
     }
 
-    /// The value of the first header of this name, in any case.
+    /// The value of the first header of this name. The case of `name` does not matter.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.get_all(name).next()
     }
@@ -145,21 +145,21 @@ impl Headers {
             .map(|(_, value)| value.as_str())
     }
 
-    /// All names and values.
+    /// All headers: name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Adds a header next to those of the same name.
+    /// Adds a header. Others of the same name stay.
     pub fn append(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let mut name = name.into();
         name.make_ascii_lowercase();
         self.0.push((name, value.into()));
     }
 
-    /// Sets a header in the place of those of the same name.
+    /// Sets a header, in place of all others of the same name.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
         self.0
@@ -167,7 +167,7 @@ impl Headers {
         self.append(name, value);
     }
 
-    /// Removes the headers for which this holds, and tells whether there were any.
+    /// Removes the headers for which `gone` is true. Returns whether there were any.
     pub(crate) fn remove_if(&mut self, gone: impl Fn(&str, &str) -> bool) -> bool {
         let before = self.0.len();
         self.0.retain(|(name, value)| !gone(name, value));
@@ -178,7 +178,7 @@ impl Headers {
         self.0
     }
 
-    /// Whether the media type of the content is this one.
+    /// Whether `accept` is true for the media type of `content-type` (without its parameters).
     pub(crate) fn content_type_is(&self, accept: impl Fn(&str) -> bool) -> bool {
         self.get("content-type")
             .and_then(|value| value.split(';').next())

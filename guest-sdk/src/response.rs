@@ -1,4 +1,4 @@
-//! What views return.
+//! Responses: the results of views.
 
 use crate::bindings::amphi::view::types;
 use crate::{Error, Headers, Result};
@@ -6,7 +6,7 @@ use ::http::StatusCode;
 use cookie::Cookie;
 use serde::Serialize;
 
-/// A response, ready to be sent.
+/// A response: status, headers and body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
     /// The status.
@@ -18,7 +18,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// An empty response.
+    /// A response with this status, without headers and body.
     pub fn new(status: StatusCode) -> Self {
         Self {
             status,
@@ -50,7 +50,7 @@ impl From<Response> for types::Response {
 impl From<types::Response> for Response {
     fn from(response: types::Response) -> Self {
         Self {
-            // What another guest gave may be no status; the host checks the last one.
+            // The response of another guest function may have an invalid status. The host checks the one that it sends.
             status: StatusCode::from_u16(response.status)
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             headers: response.headers.into(),
@@ -61,7 +61,7 @@ impl From<types::Response> for Response {
 
 /// A type that views can return.
 ///
-/// `into_response` gives the `Result` that a view returns, so branches of different types end with it:
+/// `into_response` makes the `Result<Response>` of a view. Call it when branches of a view return different types:
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -110,7 +110,7 @@ pub trait IntoResponse: Sized {
     }
 }
 
-/// A response with more headers, from [`IntoResponse::with_header`] and [`IntoResponse::with_cookie`].
+/// A response with added headers, from [`IntoResponse::with_header`] and [`IntoResponse::with_cookie`].
 #[derive(Clone, Debug)]
 pub struct With<T> {
     inner: T,
@@ -131,7 +131,7 @@ impl<T: IntoResponse> IntoResponse for With<T> {
     }
 }
 
-/// A page. The text must be HTML already: templates such as maud's escape what they insert.
+/// A page of HTML. The text is sent as it is: escape values that you insert, or use templates such as maud's, which do.
 #[derive(Clone, Copy, Debug)]
 pub struct Html<T = String>(pub T);
 
@@ -149,7 +149,7 @@ impl IntoResponse for maud::Markup {
     }
 }
 
-/// Plain text, like `String` and `&str`.
+/// Plain text (`text/plain`). A view that returns `String` or `&str` returns the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<T = String>(pub T);
 
@@ -189,7 +189,7 @@ impl<T: Serialize> IntoResponse for crate::extract::Json<T> {
     }
 }
 
-/// Sends the client elsewhere.
+/// A redirect to another URL.
 #[derive(Clone, Debug)]
 pub struct Redirect {
     status: StatusCode,
@@ -197,7 +197,7 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// 303: look there, with a GET. What a form's POST should end with.
+    /// 303: the client goes there with a GET. Return this after the POST of a form.
     pub fn see_other(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::SEE_OTHER,
@@ -205,7 +205,7 @@ impl Redirect {
         }
     }
 
-    /// 307: repeat the same request there, this time.
+    /// 307: the client repeats this request there, this time only.
     pub fn temporary(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::TEMPORARY_REDIRECT,
@@ -213,7 +213,7 @@ impl Redirect {
         }
     }
 
-    /// 308: repeat the same request there, from now on.
+    /// 308: the client repeats this request there, and may use the new URL from now on.
     pub fn permanent(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::PERMANENT_REDIRECT,
@@ -242,7 +242,7 @@ impl IntoResponse for StatusCode {
     }
 }
 
-/// 204: done, and nothing to say.
+/// 204, without a body.
 impl IntoResponse for () {
     fn into_response(self) -> Result<Response> {
         Ok(Response::new(StatusCode::NO_CONTENT))

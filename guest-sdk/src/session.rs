@@ -1,4 +1,4 @@
-//! Sessions: a few values that a browser keeps for its user, signed so that nobody else can change them.
+//! Sessions: a few values in a signed cookie. The signature keeps everyone but the app from changing them.
 
 mod seal;
 
@@ -16,19 +16,20 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-/// A signing key that is shorter can be guessed.
+/// Minimum length of a signing key: a shorter one can be guessed.
 const KEY_MIN_CHARACTERS: usize = 32;
 const DAYS_DEFAULT: u32 = 14;
-/// Browsers keep no cookie for longer.
+/// Browsers limit the lifetime of a cookie to this.
 const DAYS_MAX: u32 = 400;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Browsers keep 4096 bytes of a cookie with its name; a third of that goes into its encoding and the signature.
+/// Limit for the values of a session, as JSON. Browsers limit a cookie with its name to 4096 bytes, of which base64 and the
+/// signature take more than a quarter.
 const VALUES_MAX_BYTES: usize = 2900;
 
-/// What a browser keeps from request to request: an extractor, for views and middleware of both modes.
+/// Values that belong to one browser and stay from request to request: an extractor for views and middleware of both modes.
 ///
-/// Changes reach the browser with the response, by themselves. When the view fails, with an error or a status of 500
-/// and above, they do not: like its transaction, they have not happened.
+/// The response takes the changes to the browser, in a cookie. When the view fails (an error, or a status of 500 and above),
+/// the changes are discarded, like those of its transaction.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -54,34 +55,35 @@ const VALUES_MAX_BYTES: usize = 2900;
 /// # assert_eq!((left.status().as_u16(), left.session::<u32>("visits")), (303, None));
 /// ```
 ///
-/// The values are in a cookie. Its signature (HMAC-SHA256) keeps anyone from changing them, and nothing keeps the
-/// browser's user from reading them. There is room for a user's id, a language, a message for the next page; what
-/// is larger, or must be revoked at once, belongs into a table, under a key that is in the session. When someone
-/// signs in or out, [`clear`](Self::clear) first: that leaves nothing, and no CSRF token, of who was here before.
+/// The values are in a cookie. Its signature (HMAC-SHA256) prevents changes, but the values are not encrypted: the user of
+/// the browser can read them. There is room for a user's id, a language, a message for the next page. Put data that is
+/// larger, or that must be revocable at once, into a table, and its key into the session. When someone signs in or out,
+/// call [`clear`](Self::clear) first: it removes all values, and the CSRF token, of the previous user.
 ///
-/// Middleware and the views within it read the cookie that came with the request, and one cookie goes back with the
-/// changes of all. So a view sees what middleware has set at the next request; for this one there is
-/// [`Context::set`]. A response that sets the cookie is `cache-control: private`, and so is one whose view has the session
-/// and says nothing about caches: a cache in front must not give one browser's session to another. A sub-request comes without the cookies of its caller.
+/// Middleware and the view both read the cookie that came with the request, and one cookie with the changes of both goes
+/// back. So the view does not see a value that middleware sets in the session until the next request. To pass a value to
+/// the view in this request, use [`Context::set`]. A response that sets the cookie is `cache-control: private`, and so is the
+/// response of a view that takes the session and says nothing about caches: a cache in front must not give the session of one
+/// browser to another. A sub-request does not get the cookies of its caller.
 ///
 /// | setting or secret of the module | default | |
 /// |---|---|---|
-/// | `session_key` | — | the key, at least 32 characters: `secrets = { session_key = { file = "session.key", generate = true } }`. Modules with the same key share their sessions |
-/// | `session_key_previous` | none | the key before that: what it signed still counts, and is signed anew |
-/// | `session_days` | 14 | how long a session lasts after its last use, give or take half of it |
-/// | `session_name` | `session` | the name of the cookie |
-/// | `session_secure` | `true`, but `false` under `amphi up` | whether browsers send it over HTTPS alone. Under `amphi serve` without TLS in front, browsers keep no session unless this is `false` |
+/// | `session_key` | — | The signing key, at least 32 characters: `secrets = { session_key = { file = "session.key", generate = true } }`. Modules with the same key share their sessions |
+/// | `session_key_previous` | none | The key before a change. Cookies signed with it stay valid, and are signed again with `session_key` |
+/// | `session_days` | 14 | Lifetime of the cookie in days. The cookie is renewed when half of that is over, so a session ends half to all of this time after its last use |
+/// | `session_name` | `session` | The name of the cookie |
+/// | `session_secure` | `true`, but `false` under `amphi up` | Whether browsers send the cookie over HTTPS only. Without TLS in front of `amphi serve`, sessions work only when this is `false` |
 #[derive(Clone)]
 pub struct Session(Rc<RefCell<State>>);
 
 struct State {
     settings: Settings,
     values: Values,
-    /// What the view has done to them, in order.
+    /// The view's changes of the values, in order.
     changes: Vec<Change>,
-    /// Whether the browser has a cookie that should be another one: half of its time is over, or the key is a new one.
+    /// Whether the browser's cookie should be renewed: half of its lifetime is over, or the previous key has signed it.
     outdated: bool,
-    /// Whether the browser has a cookie of this name at all, good or bad.
+    /// Whether the request has a cookie of this name, valid or not.
     has_cookie: bool,
 }
 
@@ -111,7 +113,7 @@ impl Change {
 }
 
 impl Session {
-    /// A value. None when there is none of this name and type: an older version of the app may have set another.
+    /// A value; `None` when there is none, or when its type is another one, as after a new version of the app.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         T::deserialize(self.0.borrow().values.get(name)?).ok()
     }
@@ -120,7 +122,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When the session would have more values than a cookie can hold.
+    /// When the values no longer fit into a cookie.
     pub fn set<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
         self.change(name, serde_json::to_value(value)?, Change::Set)
     }
@@ -164,7 +166,7 @@ impl Session {
         }
     }
 
-    /// Removes all values, and the CSRF token with them: the session ends, or begins anew.
+    /// Removes all values and the CSRF token. Values set after this belong to a new session.
     pub fn clear(&self) {
         let mut state = self.0.borrow_mut();
         state.values.clear();
@@ -177,13 +179,14 @@ impl Session {
         self.0.borrow().changes.iter().any(is_it)
     }
 
-    /// Whether the browser has sent no cookie of it, and sends them over https alone.
+    /// Whether the cookie may have been lost because the browser does not send it over plain HTTP: the request has none, and
+    /// the setting `session_secure` is on.
     pub(crate) fn may_be_lost(&self) -> bool {
         let state = self.0.borrow();
         !state.has_cookie && state.settings.secure
     }
 
-    /// The one session that all extractors of a call share.
+    /// The session of this call of a guest function. All extractors of the call share it.
     pub(crate) fn of<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         if let Some(session) = cx.session.get() {
             return Ok(session.clone());
@@ -216,7 +219,7 @@ impl State {
     fn read<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         let settings = Settings::read(|name| cx.config(name))?;
         let cookies = Cookies::of(&request.headers);
-        // There may be several, from other paths or apps, or left by someone: the one that is good counts.
+        // A request may have several cookies of this name, from other paths or apps. Take the one whose signature is valid.
         let named = |(name, _): &(&str, &str)| *name == settings.name;
         let texts: Vec<&str> = (cookies.iter().filter(named))
             .map(|(_, text)| text)
@@ -238,7 +241,7 @@ impl State {
     }
 }
 
-/// Has the response set the cookie, if it should be another one.
+/// Adds the cookie to the response, if it has to change.
 fn write(session: &Session, response: &mut Response) -> Result<()> {
     let mut state = session.0.borrow_mut();
     let State {
@@ -248,7 +251,7 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
     if response.headers.get("cache-control").is_none() {
         response.headers.append("cache-control", "private");
     }
-    // What is within middleware may have written the session, too: that comes first, and the own changes go on top.
+    // In middleware, the response of the rest may set the session, too. Apply the changes of this function on top of it.
     let within = settings.set_in(response);
     if state.changes.is_empty() && (within.is_some() || !state.outdated) {
         return Ok(());
@@ -296,7 +299,7 @@ fn make_private(response: &mut Response) {
     response.headers.set("cache-control", kept);
 }
 
-/// A page that depends on the session is not for a cache to give to others.
+/// Tells caches that the response depends on the cookie, so that they do not give it to others.
 fn add_vary(response: &mut Response) {
     let known = response
         .headers
@@ -308,7 +311,7 @@ fn add_vary(response: &mut Response) {
     }
 }
 
-/// How the module wants its sessions.
+/// The settings of sessions.
 pub(crate) struct Settings {
     key: String,
     key_previous: Option<String>,
@@ -361,7 +364,7 @@ impl Settings {
         DAY * self.days
     }
 
-    /// What is in a cookie that is good, and whether the previous key signed it.
+    /// The content of a cookie with a valid signature, and whether the previous key signed it.
     fn open(&self, text: &str) -> Option<(Payload, bool)> {
         let with = |key: &str| Payload::open(text, &self.name, key);
         let opened = match with(&self.key) {
@@ -371,7 +374,7 @@ impl Settings {
         (opened.0.end > now()).then_some(opened)
     }
 
-    /// The session that a response sets; empty when it ends it.
+    /// The values of the session that a response sets; empty when the response ends the session.
     pub(crate) fn set_in(&self, response: &Response) -> Option<Values> {
         let cookie = (response.headers.get_all("set-cookie"))
             .filter_map(|text| Cookie::parse(text).ok())
@@ -381,7 +384,7 @@ impl Settings {
         Some(opened.map_or_else(Values::new, |(payload, _)| payload.values))
     }
 
-    /// Takes that out of the response, and tells whether it was there.
+    /// Removes the session's cookie from the response. Returns whether there was one.
     fn take_from(&self, response: &mut Response) -> bool {
         response.headers.remove_if(|name, value| {
             name == "set-cookie"
@@ -389,7 +392,7 @@ impl Settings {
         })
     }
 
-    /// The cookie for these values; without any, the one that ends the session.
+    /// The cookie for these values. Without values, a cookie that ends the session.
     pub(crate) fn cookie(&self, values: Values) -> Result<Cookie<'static>> {
         let lifetime = match values.is_empty() {
             true => Duration::ZERO,
@@ -429,8 +432,8 @@ fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// The place of a call's session in its context. It stays empty in a view that has none, and keeps the code of
-/// sessions out of a component that has none.
+/// Holds the session of a call, in its context, and the function that writes it. It stays empty in a view that uses no
+/// session. Since only [`Session::of`] names that function, a component without sessions has none of their code.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Place(Rc<RefCell<Option<(Session, Write)>>>);
 
@@ -446,7 +449,7 @@ impl Place {
         Ok(session)
     }
 
-    /// Ends a call that did not fail.
+    /// Writes the session's changes into the response of a call that has succeeded.
     pub(crate) fn write(&self, response: &mut Response) -> Result<()> {
         match self.0.borrow().as_ref() {
             Some((session, write)) if !response.status.is_server_error() => {

@@ -1,4 +1,4 @@
-//! Calls of other views within a request.
+//! Sub-requests: calls of other views within a request.
 
 use crate::host::{self, Host};
 use crate::mode::{Async, Mode, Sync};
@@ -6,13 +6,14 @@ use crate::{Error, Request, Response, Result};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A call of another view of this app, within this request: it shares the context and the time limit. The module needs
-/// `subrequests = true`.
+/// A call of another view of this app within this request. It shares the context values and the time limit of its caller.
+/// The module needs `subrequests = true`.
 ///
-/// Called within a transaction of the caller's (an atomic view, or [`atomic`](crate::database::Database::atomic)), the view is part
-/// of it: if the view fails, all of it is rolled back, and the caller has to wait for the answer before the transaction
-/// ends. Called outside of any, an atomic view has a transaction of its own, which has committed when its answer is there.
-/// Views that are called at once never see or decide over each other's transactions, nor do pins reach into them.
+/// When the caller is in a transaction (it is an atomic view, or the call is in an
+/// [`atomic`](crate::database::Database::atomic) block), the called view takes part in it: if the view fails, the whole
+/// transaction is rolled back. The transaction cannot end before the view has answered. When the caller is in no
+/// transaction, an atomic view has a transaction of its own, which has committed when the response arrives. Views that are
+/// called at the same time have separate transactions. They do not use a connection that their caller has pinned.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -55,10 +56,11 @@ impl<'a, M: Mode> Subrequest<'a, M> {
 }
 
 impl Subrequest<'_, Sync> {
-    /// Calls the view.
+    /// Calls the view and waits for its response.
     ///
     /// # Errors
-    /// What the view returned, how it failed, or that there is none.
+    /// The error that the view returned; a 500, 503 or 504 when it trapped or exceeded a limit; 404 when no view has this
+    /// path.
     pub fn send(self) -> Result<Response> {
         host::sync::subrequest(self.host, self.request.into())
             .map(Response::from)
@@ -67,10 +69,11 @@ impl Subrequest<'_, Sync> {
 }
 
 impl Subrequest<'_, Async> {
-    /// Calls the view.
+    /// Calls the view and waits for its response.
     ///
     /// # Errors
-    /// What the view returned, how it failed, or that there is none.
+    /// The error that the view returned; a 500, 503 or 504 when it trapped or exceeded a limit; 404 when no view has this
+    /// path.
     pub async fn send(self) -> Result<Response> {
         host::asynch::subrequest(self.host, self.request.into())
             .await

@@ -1,4 +1,4 @@
-//! Runs views in native tests, against SQLite in memory and scripted replies to outbound requests.
+//! Runs views in native tests, with SQLite in memory and scripted responses to outbound requests.
 //!
 //! ```
 //! use amphi_sdk::prelude::*;
@@ -58,11 +58,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// What surrounds a view in a test. It keeps its data from call to call.
+/// The app around the views of a test: databases, settings, scripted responses, and a record of what views did. Its data
+/// stays from call to call.
 #[derive(Clone, Debug, Default)]
 pub struct App(Rc<World>);
 
-/// What all calls of an app share.
+/// The state that all calls of an app share.
 #[derive(Debug, Default)]
 struct World {
     databases: RefCell<HashMap<String, TestDatabase>>,
@@ -77,10 +78,10 @@ struct World {
     grants: RefCell<Grants>,
 }
 
-/// Runs a view for another guest function, on that one's host.
+/// Runs a view that another guest function calls, on the same host.
 type Inner = fn(&Host, Request) -> Result<Response>;
 
-/// A view that middleware is around.
+/// The view that [`App::around`] has named: `Next` runs it.
 #[derive(Clone, Copy, Debug)]
 struct Around {
     kind: Kind,
@@ -90,7 +91,7 @@ struct Around {
 }
 
 impl World {
-    /// What a call of `V` is for: in the case of middleware, the view it is around.
+    /// The route of a call of `V`. For middleware, this is the route of the view that it runs around.
     fn routed<V: View>(&self) -> Kind {
         match (V::KIND, *self.inner.borrow()) {
             (Kind::Middleware, Some(around)) => around.kind,
@@ -99,20 +100,20 @@ impl World {
     }
 }
 
-/// A view that sub-requests can reach.
+/// A view that sub-requests can call.
 #[derive(Debug)]
 struct Known {
     kind: Kind,
     run: Inner,
 }
 
-/// Whether a view runs in a transaction.
+/// Whether the view `V` runs in a transaction.
 fn is_atomic<V: View>(world: &World) -> bool {
     let by_default = world.grants.borrow().atomic;
     V::ATOMIC.unwrap_or_else(|| by_default.applies_to(V::KIND.method()))
 }
 
-/// Runs `V` on this host, within the middleware that it names.
+/// Runs `V` on this host, inside the middleware that its attribute names.
 fn run_view<V: View>(host: &Host, request: Request) -> Result<Response> {
     let Some((outermost, within)) = V::MIDDLEWARE.split_first() else {
         return run_alone::<V>(host, request);
@@ -124,32 +125,32 @@ fn run_view<V: View>(host: &Host, request: Request) -> Result<Response> {
     (outermost.run)(host, request)
 }
 
-/// Runs `V` itself.
+/// Runs `V` without middleware.
 pub(crate) fn run_alone<V: View>(host: &Host, request: Request) -> Result<Response> {
     match (V::SYNC, V::ASYNC) {
         (Some(view), _) => view(sync::Context::new(host.clone()), request),
         (None, Some(view)) => run(view(asynch::Context::new(host.clone()), request)),
-        (None, None) => unreachable!("`#[view]` gives every view one of both"),
+        (None, None) => unreachable!("`#[view]` sets one of the two"),
     }
 }
 
 /// A log record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// What happened.
+    /// The message.
     pub message: String,
-    /// The fields, as texts.
+    /// The fields: name and value as text.
     pub fields: Vec<(String, String)>,
 }
 
 impl App {
     /// An app with an empty database named `default`, and a key for sessions.
     ///
-    /// When the crate has an `amphi.toml`, in its folder or one above, its module's grants, limits and settings are
-    /// those of the app, and what the host would refuse is refused here in the same words. Without one, everything is
-    /// granted and limits are the defaults.
+    /// When there is an `amphi.toml` in the crate's folder or in one above, the app has the grants, limits and settings of
+    /// the module whose `path` is this crate. A call that the host would refuse fails here with the same message. Without an
+    /// `amphi.toml`, everything is granted, and the limits are the host's defaults.
     pub fn new() -> Self {
         let app = Self::default();
         let grants = Grants::find();
@@ -159,13 +160,13 @@ impl App {
         app.setting("session_key", "the key of sessions in tests alone")
     }
 
-    /// Grants everything, whatever the crate's `amphi.toml` says. The limits stay.
+    /// Grants everything, whatever the crate's `amphi.toml` says. Its limits still apply.
     pub fn grant_all(self) -> Self {
         self.0.grants.borrow_mut().grant_all();
         self
     }
 
-    /// Puts a folder of this machine where [`Context::directory`](crate::Context::directory) finds it as `guest`.
+    /// Grants a folder of this machine: [`Context::directory`](crate::Context::directory) returns it for the path `guest`.
     pub fn directory(self, guest: impl Into<String>, host: impl Into<PathBuf>) -> Self {
         (self.0.grants.borrow_mut().directories).insert(guest.into(), host.into());
         self
@@ -174,9 +175,9 @@ impl App {
     /// Applies the `V1__name.sql` files of a folder to the default database, in the order of their
     /// numbers. The folder is relative to the crate.
     ///
-    /// They may be written for PostgreSQL: what SQLite has in other words (types, `serial`, `now()`, `::text`) is put
-    /// into these. What it does not have at all is an error with the statement; keep that in files of its own, or make
-    /// the tables by [`execute_batch`](Self::execute_batch).
+    /// The files may be written for PostgreSQL: types, `serial`, `now()`, casts such as `::text` and a few other things are
+    /// translated to SQLite. A statement that SQLite does not accept after that is an error which shows the statement. Keep
+    /// such statements in files of their own, or make the tables with [`execute_batch`](Self::execute_batch).
     pub fn migrations(self, folder: impl AsRef<Path>) -> Self {
         for (path, sql) in database::migrations(folder.as_ref()) {
             self.on_database("default", |database| {
@@ -191,7 +192,7 @@ impl App {
         self.execute_batch_on("default", sql)
     }
 
-    /// Runs statements on a database of this name, which is there from then on.
+    /// Runs statements on the database of this name, and creates the database before if there is none.
     pub fn execute_batch_on(self, name: &str, sql: &str) -> Self {
         self.on_database(name, |database| {
             database.execute_batch(sql, "execute_batch")
@@ -199,7 +200,7 @@ impl App {
         self
     }
 
-    /// Sets what `cx.config(name)` gives.
+    /// Sets the value that `cx.config(name)` returns.
     pub fn setting(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0
             .settings
@@ -208,7 +209,7 @@ impl App {
         self
     }
 
-    /// Sets what `cx.get(name)` gives, as if an earlier part of each request had set it.
+    /// Sets the value that `cx.get(name)` returns, as if middleware had set it in each request.
     pub fn value(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.values.borrow_mut().insert(name.into(), value.into());
         self
@@ -220,26 +221,25 @@ impl App {
         self.value(name, value)
     }
 
-    /// Scripts the reply to outbound GET requests of this URL; a `*` at its end stands for any rest.
+    /// Scripts the response to outbound GET requests of this URL. A `*` at its end stands for any text.
     pub fn on_get(self, url: impl Into<String>, reply: Reply) -> Self {
         self.on("GET", url, reply)
     }
 
-    /// Scripts the reply to outbound requests of this method and URL; of several that match, the first
-    /// answers.
+    /// Scripts the response to outbound requests of this method and URL. When several scripts match, the first one is used.
     pub fn on(self, method: impl Into<String>, url: impl Into<String>, reply: Reply) -> Self {
         self.0.outbound.script(method.into(), url.into(), reply);
         self
     }
 
-    /// Keeps request bodies over this size with the host, as it does with large ones.
+    /// Keeps request bodies of more than this many bytes with the host, so that views read them in pieces.
     pub fn spool_over(self, bytes: usize) -> Self {
         self.0.spool_over.replace(Some(bytes));
         self
     }
 
-    /// What middleware is around when it is called: `app.around::<page>().call::<signed_in>(get("/"))`. Whether that
-    /// happens in a transaction is the view's to say.
+    /// Sets the view that middleware runs around: `app.around::<page>().call::<signed_in>(get("/"))`. As under the host, the
+    /// view decides whether the call runs in a transaction.
     pub fn around<V: View>(self) -> Self {
         self.0.inner.replace(Some(Around {
             kind: V::KIND,
@@ -250,18 +250,18 @@ impl App {
         self
     }
 
-    /// A view that sub-requests can reach.
+    /// Adds a view that sub-requests can call.
     pub fn view<V: View>(self) -> Self {
         let (kind, run) = (V::KIND, run_view::<V> as Inner);
         self.0.views.borrow_mut().push(Known { kind, run });
         self
     }
 
-    /// Calls a subscriber with an event that has this payload, written as JSON.
+    /// Calls a subscriber with an event that has this payload as JSON.
     ///
     /// # Panics
     ///
-    /// When the payload cannot be written as JSON, or the module is not granted the subscriber's topic.
+    /// When the payload cannot be serialized, or the module has no grant for the subscriber's topic.
     pub fn deliver<V: View>(
         &self,
         topic: &str,
@@ -280,7 +280,7 @@ impl App {
         self.run_request::<V>(call, request, Values::new())
     }
 
-    /// The events that views have published, without those whose transaction was rolled back.
+    /// The events that views have published, without those whose transactions were rolled back.
     pub fn published(&self) -> Vec<Event> {
         self.0.published.borrow().clone()
     }
@@ -289,7 +289,7 @@ impl App {
     ///
     /// # Panics
     ///
-    /// When the request is not one the host would give to this view.
+    /// When the host would not route this request to this view.
     pub fn call<V: View>(&self, request: TestRequest) -> TestResponse {
         let (bytes, max) = (
             request.body().len(),
@@ -322,17 +322,17 @@ impl App {
         TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow())
     }
 
-    /// A context to call sync code with.
+    /// A context, to call functions of sync views with.
     pub fn context(&self) -> sync::Context {
         sync::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
     }
 
-    /// A context to call async code with, by [`run`].
+    /// A context, to call functions of async views with; run their futures with [`run`].
     pub fn async_context(&self) -> asynch::Context {
         asynch::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
     }
 
-    /// Reads from the default database, to see what a view did.
+    /// Queries the default database, to check what a view wrote.
     ///
     /// # Panics
     ///

@@ -1,8 +1,8 @@
 //! From `#[view]` functions to the exports of a component.
 //!
-//! `views!` lists the views of a crate. The list becomes a table with one place for every view; a build
-//! reads only the constant of its own mode from each ([`View::SYNC`] or [`View::ASYNC`]), so the views of
-//! the other mode are never compiled in, and both components of a crate number their views alike.
+//! `views!` lists the views of a crate. The list becomes a table with one entry for every view. A build reads only the
+//! constant of its own mode from each view ([`View::SYNC`] or [`View::ASYNC`]), so a component has no code of the other
+//! mode's views. Since every view has an entry, both components of a crate give their views the same numbers.
 
 use crate::bindings::amphi::view::types;
 use crate::extract::Settings;
@@ -13,62 +13,62 @@ use std::pin::Pin;
 /// The future of an async view.
 pub type Outcome = Pin<Box<dyn Future<Output = Result<Response>>>>;
 
-/// The future of a body that is on its way.
+/// The future of loading a body.
 pub type Loading<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
-/// A sync view, with its extractors.
+/// A sync view and its extractors, as one function.
 pub type SyncView = fn(Context<Sync>, Request) -> Result<Response>;
 
-/// An async view, with its extractors.
+/// An async view and its extractors, as one function.
 pub type AsyncView = fn(Context<Async>, Request) -> Outcome;
 
-/// What `#[view]` implements for the type it puts next to a function.
+/// Describes a view. `#[view]` implements this for the type that it adds beside the function.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no view",
-    note = "put `#[view(get, \"/path\")]` on the function of this name"
+    message = "`{Self}` is not a view",
+    note = "add `#[view(get, \"/path\")]` to the function of this name"
 )]
 pub trait View {
-    /// The function, with its module.
+    /// The function's name, with its module.
     const NAME: &'static str;
-    /// What makes the host call it.
+    /// What the host calls the function for.
     const KIND: Kind;
-    /// Whether statements that write are refused.
+    /// Whether the host refuses statements that write.
     const READ_ONLY: bool = false;
-    /// What its transaction sees of others.
+    /// Isolation level of its transaction.
     const ISOLATION: Option<types::Isolation> = None;
-    /// How often it may run again after a conflict.
+    /// How many times the request may be run again after a conflict.
     const RETRIES: u32 = 0;
-    /// Whether it runs in a transaction; none: as the app says.
+    /// Whether it runs in a transaction. `None`: the app's configuration decides.
     const ATOMIC: Option<bool>;
-    /// CPU budget.
+    /// Limit of its CPU time.
     const CPU_MS: Option<u32>;
-    /// Time limit.
+    /// Limit of its wall-clock time.
     const TIMEOUT_MS: Option<u32>;
-    /// The middleware that is around it alone, the outermost first.
+    /// The middleware that its attribute names, the outermost first.
     const MIDDLEWARE: &'static [Layer] = &[];
-    /// What its extractors check of the module's settings.
+    /// The checks of the module's settings by its extractors.
     const CHECKS: &'static [SettingsCheck] = &[];
-    /// The view, if it is a `fn`.
+    /// The function, if it is a `fn`.
     const SYNC: Option<SyncView> = None;
-    /// The view, if it is an `async fn`.
+    /// The function, if it is an `async fn`.
     const ASYNC: Option<AsyncView> = None;
 }
 
 /// [`FromRequest::check_settings`](crate::FromRequest::check_settings) of an extractor.
 pub type SettingsCheck = fn(Settings<'_>) -> Result<()>;
 
-/// Middleware that a view names.
+/// Middleware that a view's attribute names.
 #[derive(Clone, Copy)]
 pub struct Layer {
-    /// The function, with its module.
+    /// The function's name, with its module.
     pub name: &'static str,
-    /// In a component, the host calls it.
+    /// Runs it in a native test. In a component, the host calls the middleware.
     #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
     pub(crate) run: fn(&crate::host::Host, Request) -> Result<Response>,
 }
 
 impl Layer {
-    /// That of `V`.
+    /// The middleware `V`.
     pub const fn of<V: View>() -> Self {
         assert!(
             matches!(V::KIND, Kind::Middleware),
@@ -82,7 +82,7 @@ impl Layer {
     }
 }
 
-/// What makes the host call a function.
+/// What the host calls a function for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A request to a route.
@@ -92,14 +92,14 @@ pub enum Kind {
         /// The path below the module's mount.
         pattern: &'static str,
     },
-    /// A chain that names it.
+    /// A request whose chain names the middleware.
     Middleware,
-    /// An event on a topic.
+    /// An event on this topic, or pattern of topics.
     Subscriber(&'static str),
 }
 
 impl Kind {
-    /// What a request to it has as its method.
+    /// The method of requests to the function.
     pub const fn method(self) -> &'static str {
         match self {
             Kind::Route { method, .. } => method,
@@ -108,7 +108,7 @@ impl Kind {
         }
     }
 
-    /// Whether a request of this method can come to it.
+    /// Whether the host passes requests of this method to the function.
     pub fn answers(self, method: &str) -> bool {
         match self.method() {
             "*" => true,
@@ -117,7 +117,7 @@ impl Kind {
         }
     }
 
-    /// What a request to it has as its path, with parameters.
+    /// The path pattern of requests to the function.
     pub const fn pattern(self) -> &'static str {
         match self {
             Kind::Route { pattern, .. } => pattern,
@@ -140,13 +140,13 @@ impl From<Kind> for types::ViewKind {
     }
 }
 
-/// A place in the table: empty when the view is of the other mode.
+/// An entry of the table. `view` is `None` for a view of the other mode.
 pub struct Entry<V> {
     info: Info,
     view: Option<V>,
 }
 
-/// What a view says about itself.
+/// The description of a view: the constants of [`View`].
 struct Info {
     name: &'static str,
     kind: Kind,
@@ -161,7 +161,7 @@ struct Info {
 }
 
 impl<F> Entry<F> {
-    /// The place of `V`, with `view` from its constant of the mode being built.
+    /// The entry of `V`. `view` is its constant `SYNC` or `ASYNC`, by the mode that is built.
     pub const fn new<V: View>(view: Option<F>) -> Self {
         let info = Info {
             name: V::NAME,
@@ -179,24 +179,12 @@ impl<F> Entry<F> {
     }
 }
 
-/// Whether there is anything to build.
-pub const fn has_views<V>(table: &[Entry<V>]) -> bool {
-    let mut index = 0;
-    while index < table.len() {
-        if table[index].view.is_some() {
-            return true;
-        }
-        index += 1;
-    }
-    false
-}
-
-/// The export `describe`.
+/// The export `describe`: the descriptions of all views of this mode.
 ///
 /// # Panics
 ///
-/// When a setting or a secret of the module is missing without which one of its views could never run: the host says
-/// it where the module is loaded.
+/// When an extractor of a view refuses the module's settings (`setting`). The host reports the panic's text and does not
+/// load the module.
 pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<types::ViewInfo> {
     let listed = (0..).zip(table).filter(|(_, entry)| entry.view.is_some());
     let checked = listed.inspect(|(_, Entry { info, .. })| {
@@ -224,7 +212,7 @@ pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<typ
         .collect()
 }
 
-/// The export `describe` of a component, with the settings that its host has for it, if it is there to run.
+/// The export `describe` of a component. The settings are checked, unless the component is only inspected.
 #[cfg(target_arch = "wasm32")]
 pub fn describe_component<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
     let host = crate::host::Host;
@@ -259,7 +247,7 @@ fn find<V: Copy>(table: &[Entry<V>], view: u32) -> V {
     table
         .get(view as usize)
         .and_then(|entry| entry.view)
-        .expect("the host calls views that `describe` told it of")
+        .expect("the host calls only views that `describe` has listed")
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -274,19 +262,19 @@ fn answer(outcome: Result<Response>) -> Result<types::Response, types::Error> {
     })
 }
 
-/// Ends the glue of a view.
+/// The last step of the function that `#[view]` makes: turns the view's result into a response.
 pub fn respond<M: Mode, R: IntoResponse>(cx: &Context<M>, output: R) -> Result<Response> {
     let mut response = output.into_response()?;
     cx.session.write(&mut response)?;
     Ok(response)
 }
 
-/// Begins the glue of a view whose extractor wants the whole body.
+/// The first step of the function that `#[view]` makes, when an extractor reads the whole body.
 pub fn load_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
     crate::body::load(&cx.host, request)
 }
 
-/// The same for an async view; none when the body is here already.
+/// The same for an async view; `None` when the body is in memory already.
 pub fn load_body_async<'a>(
     cx: &'a Context<Async>,
     request: &'a mut Request,
@@ -296,12 +284,12 @@ pub fn load_body_async<'a>(
         .then(|| -> Loading<'a> { Box::pin(crate::body::load_async(&cx.host, request)) })
 }
 
-/// Begins the glue of a view whose extractor looks at the beginning of the body.
+/// The first step of the function that `#[view]` makes, when an extractor looks at the beginning of the body.
 pub fn begin_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
     crate::body::begin(&cx.host, request)
 }
 
-/// The same for an async view; none when the body is here already.
+/// The same for an async view; `None` when the body is in memory already.
 pub fn begin_body_async<'a>(
     cx: &'a Context<Async>,
     request: &'a mut Request,
@@ -311,7 +299,7 @@ pub fn begin_body_async<'a>(
         .then(|| -> Loading<'a> { Box::pin(crate::body::begin_async(&cx.host, request)) })
 }
 
-/// `guestbook::entries::list` as `entries::list`.
+/// Removes the crate from a path: `guestbook::entries::list` becomes `entries::list`.
 pub const fn without_crate(path: &'static str) -> &'static str {
     let bytes = path.as_bytes();
     let mut index = 0;
@@ -322,6 +310,86 @@ pub const fn without_crate(path: &'static str) -> &'static str {
         index += 1;
     }
     path
+}
+
+/// Lists the views of a crate. The native version of this macro has the documentation.
+#[cfg(target_arch = "wasm32")]
+#[macro_export]
+macro_rules! views {
+    ($($view:path),* $(,)?) => {
+        // `amphi build` passes `--cfg amphi_mode` for the crate that lists views, and for no other: so everything that this
+        // crate depends on is compiled once for both modes.
+        #[cfg(amphi_mode = "sync")]
+        $crate::__export_sync_views!($($view),*);
+        #[cfg(amphi_mode = "async")]
+        $crate::__export_async_views!($($view),*);
+        #[cfg(not(any(amphi_mode = "sync", amphi_mode = "async")))]
+        ::core::compile_error!("a component has the views of one mode: build it with `amphi build`, which makes one for each");
+    };
+}
+
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_sync_views {
+    ($($view:path),*) => {
+        const _: () = {
+            use $crate::__private as private;
+
+            const TABLE: &[private::Entry<private::SyncView>] =
+                &[$(private::Entry::new::<$view>(<$view as private::View>::SYNC)),*];
+            $crate::__list_views!($($view),*);
+
+            struct Views;
+
+            impl private::bindings::sync_views::Guest for Views {
+                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
+                    private::describe_component(TABLE)
+                }
+
+                fn handle(
+                    view: u32,
+                    request: private::types::Request,
+                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
+                    private::handle(TABLE, view, request)
+                }
+            }
+
+            private::bindings::sync_views::export_sync!(Views with_types_in $crate::__private::bindings::sync_views);
+        };
+    };
+}
+
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_async_views {
+    ($($view:path),*) => {
+        const _: () = {
+            use $crate::__private as private;
+
+            const TABLE: &[private::Entry<private::AsyncView>] =
+                &[$(private::Entry::new::<$view>(<$view as private::View>::ASYNC)),*];
+            $crate::__list_views!($($view),*);
+
+            struct Views;
+
+            impl private::bindings::async_views::Guest for Views {
+                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
+                    private::describe_component(TABLE)
+                }
+
+                async fn handle(
+                    view: u32,
+                    request: private::types::Request,
+                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
+                    private::handle_async(TABLE, view, request).await
+                }
+            }
+
+            private::bindings::async_views::export_async!(Views with_types_in $crate::__private::bindings::async_views);
+        };
+    };
 }
 
 /// Lists the views of a crate, once, at its root: `views![list, entries::detail];`.
@@ -346,71 +414,8 @@ pub const fn without_crate(path: &'static str) -> &'static str {
 /// views![home, entries::list];
 /// # fn main() {}
 /// ```
-#[cfg(all(target_arch = "wasm32", feature = "sync"))]
-#[macro_export]
-macro_rules! views {
-    ($($view:path),* $(,)?) => {
-        const _: () = {
-            use $crate::__private as private;
-
-            const TABLE: &[private::Entry<private::SyncView>] =
-                &[$(private::Entry::new::<$view>(<$view as private::View>::SYNC)),*];
-            $crate::__list_views!(TABLE; $($view),*);
-
-            struct Views;
-
-            impl private::bindings::sync_views::Guest for Views {
-                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
-                    private::describe_component(TABLE)
-                }
-
-                fn handle(
-                    view: u32,
-                    request: private::types::Request,
-                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
-                    private::handle(TABLE, view, request)
-                }
-            }
-
-            private::bindings::sync_views::export_sync!(Views with_types_in $crate::__private::bindings::sync_views);
-        };
-    };
-}
-
-/// Lists the views of a crate, once, at its root: `views![list, entries::detail];`.
-#[cfg(all(target_arch = "wasm32", feature = "async"))]
-#[macro_export]
-macro_rules! views {
-    ($($view:path),* $(,)?) => {
-        const _: () = {
-            use $crate::__private as private;
-
-            const TABLE: &[private::Entry<private::AsyncView>] =
-                &[$(private::Entry::new::<$view>(<$view as private::View>::ASYNC)),*];
-            $crate::__list_views!(TABLE; $($view),*);
-
-            struct Views;
-
-            impl private::bindings::async_views::Guest for Views {
-                fn describe() -> ::std::vec::Vec<private::types::ViewInfo> {
-                    private::describe_component(TABLE)
-                }
-
-                async fn handle(
-                    view: u32,
-                    request: private::types::Request,
-                ) -> ::core::result::Result<private::types::Response, private::types::Error> {
-                    private::handle_async(TABLE, view, request).await
-                }
-            }
-
-            private::bindings::async_views::export_async!(Views with_types_in $crate::__private::bindings::async_views);
-        };
-    };
-}
-
-/// Lists the views of a crate, once, at its root: `views![list, entries::detail];`. Outside of a
-/// component it only checks that they are views.
+///
+/// `amphi build` makes the components from this list. In a native build, the macro only checks that the names are views.
 #[cfg(not(target_arch = "wasm32"))]
 #[macro_export]
 macro_rules! views {
@@ -421,7 +426,8 @@ macro_rules! views {
     };
 }
 
-/// Leaves a line about a view in a section of the component, where `amphi build` finds what is in no list.
+/// Writes a line about a view into a custom section of the component. `amphi build` reads the section to find views that no
+/// `views!` lists.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 #[macro_export]
@@ -446,7 +452,7 @@ macro_rules! __declare_view {
     };
 }
 
-/// Outside of a component, the compiler says what is never used.
+/// In a native build, the compiler warns of a view that is never used.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -454,14 +460,17 @@ macro_rules! __declare_view {
     ($name:literal) => {};
 }
 
-/// Leaves lines about the list, and whether it has views of the component's mode.
+/// Writes lines about the list into the same section: which modes have views, and each listed view.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __list_views {
-    ($table:ident; $($view:path),*) => {
+    ($($view:path),*) => {
         const _: () = {
-            const LINE: &str = if $crate::__private::has_views($table) { "some\n" } else { "none\n" };
+            const LINE: &str = $crate::__private::modes(
+                false $(|| <$view as $crate::__private::View>::SYNC.is_some())*,
+                false $(|| <$view as $crate::__private::View>::ASYNC.is_some())*,
+            );
             #[used]
             #[unsafe(link_section = "amphi-views")]
             static IN_COMPONENT: [u8; LINE.len()] = $crate::__private::bytes(LINE);
@@ -475,14 +484,24 @@ macro_rules! __list_views {
     };
 }
 
-/// A text as the bytes of a static.
+/// The line that says which modes have views.
+pub const fn modes(sync: bool, asynch: bool) -> &'static str {
+    match (sync, asynch) {
+        (true, true) => "modes sync async\n",
+        (true, false) => "modes sync\n",
+        (false, true) => "modes async\n",
+        (false, false) => "modes none\n",
+    }
+}
+
+/// A text as an array of bytes, for a static.
 pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(text.as_bytes());
     bytes
 }
 
-/// `listed NAME` as a line.
+/// The line `listed NAME`.
 pub const fn listed<const N: usize>(name: &str) -> [u8; N] {
     let mut line = [b'\n'; N];
     let (start, rest) = line.split_at_mut(7);

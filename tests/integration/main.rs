@@ -10,6 +10,7 @@ use amphi_tests::harness;
 
 mod adversary;
 mod atomicity;
+mod bindings;
 mod bodies;
 mod budget;
 mod builtin;

@@ -232,6 +232,39 @@ fn a_crate_of_one_mode_has_one_component() {
     );
 }
 
+/// One run of cargo compiles both: the second component is built beside the one that cargo asks for. Without its file, that
+/// mode is compiled by itself.
+#[test]
+fn both_modes_are_compiled_at_once() {
+    let app = app_with_copy("at-once", "path = \"crate\"");
+    let build = |app: &App| {
+        let ran = app.run("build");
+        assert!(ran.success, "{ran:?}");
+        let component = fs::read(app.path("target/amphi/versions.async.wasm"));
+        let compiled = ran.stderr.matches("Compiling at-once").count();
+        (component.expect("it is there"), compiled)
+    };
+    let beside = || {
+        let folder = guests::folder().join("target/amphi/other-mode/production");
+        let mut files = fs::read_dir(folder).expect("it is there").flatten();
+        let file = files.find(|file| file.file_name().to_string_lossy().starts_with("at_once-"));
+        file.expect("it was kept").path()
+    };
+    let (component, compiled) = build(&app);
+    assert_eq!(compiled, 1);
+    assert!(fs::read(beside()).expect("it is there") == component);
+
+    edit(&app, "\"2\"");
+    let (edited, compiled) = build(&app);
+    assert_eq!(compiled, 1);
+    assert!(edited != component && fs::read(beside()).expect("it is there") == edited);
+
+    fs::remove_file(beside()).expect("it is there");
+    let (alone, compiled) = build(&app);
+    assert_eq!(compiled, 1, "the mode whose component is missing");
+    assert!(alone == edited);
+}
+
 /// `amphi build` compiles only what has changed, in both modes, for development and for production.
 #[test]
 fn only_what_has_changed_is_built() {

@@ -1,4 +1,4 @@
-//! What stands in the parentheses of `#[view(…)]`.
+//! The arguments of `#[view(…)]`, `#[middleware(…)]` and `#[subscriber(…)]`.
 
 use crate::pattern;
 use proc_macro2::Span;
@@ -11,7 +11,7 @@ const METHODS: [&str; 8] = [
 ];
 const FORM: &str = "write `#[view(get, \"/path/{parameter}\")]`";
 
-/// The checked attribute of a view.
+/// The arguments of `#[view]`, checked.
 pub(crate) struct ViewAttribute {
     /// `GET`, `POST`, …
     pub(crate) method: String,
@@ -29,7 +29,7 @@ impl Parse for ViewAttribute {
         let literal: LitStr = input.parse().map_err(|error| {
             syn::Error::new(
                 error.span(),
-                format!("the path is a text in quotes: {FORM}"),
+                format!("the path must be a string literal: {FORM}"),
             )
         })?;
         pattern::check(&literal.value()).map_err(|text| syn::Error::new(literal.span(), text))?;
@@ -41,7 +41,7 @@ impl Parse for ViewAttribute {
     }
 }
 
-/// The checked attribute of middleware.
+/// The arguments of `#[middleware]`, checked.
 pub(crate) struct MiddlewareAttribute(pub(crate) Options);
 
 impl Parse for MiddlewareAttribute {
@@ -55,7 +55,7 @@ impl Parse for MiddlewareAttribute {
     }
 }
 
-/// The checked attribute of a subscriber.
+/// The arguments of `#[subscriber]`, checked.
 pub(crate) struct SubscriberAttribute {
     pub(crate) topic: LitStr,
     pub(crate) options: Options,
@@ -78,7 +78,8 @@ impl Parse for SubscriberAttribute {
     }
 }
 
-/// As the host has it: words with dots between, and `.*` for all that begin so.
+/// Whether this is a topic or a pattern of topics, by the same rule as in the host: words with dots between them; `.*` at the
+/// end stands for any further words.
 fn is_topics(text: &str) -> bool {
     let word = |word: &str| {
         let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -103,12 +104,12 @@ const ISOLATIONS: [(&str, &str); 3] = [
     ("serializable", "Serializable"),
 ];
 
-/// What follows, in any order.
+/// The options after the first arguments, in any order.
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) atomic: Option<bool>,
     pub(crate) read_only: Option<bool>,
-    /// The variant's name.
+    /// The name of the variant.
     pub(crate) isolation: Option<Ident>,
     pub(crate) retries: Option<u32>,
     pub(crate) cpu_ms: Option<u32>,
@@ -140,7 +141,7 @@ impl Options {
             let (last, first) = known.split_last().expect("there are options");
             let first: Vec<String> = first.iter().map(|known| format!("`{known}`")).collect();
             let text = format!(
-                "there is no option `{text}` here; there are {} and `{last}`",
+                "unknown option `{text}`; the options are {} and `{last}`",
                 first.join(", ")
             );
             return Err(syn::Error::new(name.span(), text));
@@ -165,7 +166,7 @@ fn flag(input: ParseStream) -> syn::Result<bool> {
     Ok(input.parse::<LitBool>()?.value)
 }
 
-/// `= [staff, auth::signed_in]`, or one alone.
+/// Reads `= [staff, auth::signed_in]`, or one path without brackets.
 fn paths(input: ParseStream) -> syn::Result<Vec<Path>> {
     input.parse::<Token![=]>()?;
     if !input.peek(syn::token::Bracket) {
@@ -181,7 +182,7 @@ fn function_path(input: ParseStream) -> syn::Result<Path> {
     if let Ok(text) = input.parse::<LitStr>() {
         return Err(syn::Error::new(
             text.span(),
-            "a view names functions with `#[middleware]`, without quotes: `middleware = [staff]`; what is built in is named in amphi.toml, for the app or for a module",
+            "write the names of functions with `#[middleware]`, without quotes: `middleware = [staff]`; built-in middleware is named in amphi.toml, for the app or for a module",
         ));
     }
     Path::parse_mod_style(input)
@@ -196,7 +197,7 @@ fn isolation(input: ParseStream) -> syn::Result<Ident> {
         None => {
             let names = ISOLATIONS.map(|(name, _)| format!("\"{name}\"")).join(", ");
             let text = format!(
-                "no isolation level \"{}\"; write one of {names}",
+                "unknown isolation level \"{}\"; write one of {names}",
                 level.value()
             );
             Err(syn::Error::new(level.span(), text))
@@ -216,7 +217,7 @@ fn retries(input: ParseStream) -> syn::Result<u32> {
     }
 }
 
-/// At the end of the input, syn would put its own words before these.
+/// An error at the end of the input. `Error::new`, since `ParseStream::error` would add words of syn's own there.
 fn missing(what: &str) -> syn::Error {
     syn::Error::new(Span::call_site(), format!("{what}: {FORM}"))
 }
@@ -226,7 +227,7 @@ fn method(input: ParseStream) -> syn::Result<String> {
         return Err(missing("the method and the path are missing"));
     }
     if input.peek(LitStr) {
-        return Err(input.error(format!("the method comes before the path: {FORM}")));
+        return Err(input.error(format!("the method must come before the path: {FORM}")));
     }
     let method: Ident = input.parse()?;
     let name = method.to_string();
@@ -235,7 +236,7 @@ fn method(input: ParseStream) -> syn::Result<String> {
         let written: LitStr = input.parse()?;
         let text = written.value();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_uppercase() || c == '-') {
-            let text = format!("`{text}` is no method: write capital letters, as in \"PURGE\"");
+            let text = format!("`{text}` is not a method: write capital letters, as in \"PURGE\"");
             return Err(syn::Error::new(written.span(), text));
         }
         return Ok(text);
@@ -245,7 +246,7 @@ fn method(input: ParseStream) -> syn::Result<String> {
     }
     if !METHODS.contains(&name.as_str()) {
         let text = format!(
-            "no method `{name}`; write one of {}, or `method = \"{}\"`",
+            "unknown method `{name}`; write one of {}, or `method = \"{}\"`",
             METHODS.join(", "),
             name.to_uppercase()
         );
@@ -261,7 +262,7 @@ fn milliseconds(input: ParseStream) -> syn::Result<u32> {
         Ok(0) | Err(_) => Err(syn::Error::new(
             number.span(),
             format!(
-                "`{}` is no number of milliseconds: write one from 1 to {}",
+                "`{}` is not a valid number of milliseconds: write a number from 1 to {}",
                 number.to_token_stream(),
                 u32::MAX
             ),
@@ -275,7 +276,7 @@ fn once<T>(place: &mut Option<T>, value: T, name: &Ident) -> syn::Result<()> {
         None => Ok(()),
         Some(_) => Err(syn::Error::new(
             name.span(),
-            format!("`{name}` is said twice"),
+            format!("`{name}` is given twice"),
         )),
     }
 }

@@ -1,8 +1,9 @@
-//! `#[both]`: one text, two functions; and `#[extractor]`, which makes such a function an extractor.
+//! `#[both]`, which makes a sync and an async function of one text; and `#[extractor]`, which makes an extractor of such a
+//! function.
 //!
-//! The text is that of an async function. For sync views it is read again without `.await`, and without the `async` of
-//! closures. Both are within one function that is generic over the mode, so a call looks the same in either, and a
-//! component has the function of its own mode alone.
+//! The text is that of an async function. The sync function has the same tokens without `.await`, and without the `async` of
+//! closures. Both are nested in one function that is generic over the mode, so callers of both modes use one name. A
+//! component contains only the function of its own mode.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::{ToTokens as _, format_ident, quote};
@@ -13,7 +14,7 @@ use syn::{
 };
 
 const FORM: &str =
-    "write `#[both] async fn name(cx: &Context, …) -> …`, and its text as for async views";
+    "write `#[both] async fn name(cx: &Context, …) -> …`, with `.await` as in an async view";
 
 pub(crate) fn expand(item: TokenStream) -> TokenStream {
     match parse(&item).and_then(|function| Ok(Parts::of(function)?.function())) {
@@ -36,17 +37,17 @@ fn parse(item: &TokenStream) -> syn::Result<ItemFn> {
         Some(_) => Ok(function),
         None => Err(syn::Error::new(
             function.sig.fn_token.span(),
-            format!("a function of both modes is written as the async one: {FORM}"),
+            format!("a function under `#[both]` is written as an async function: {FORM}"),
         )),
     }
 }
 
-/// A function that has been looked at.
+/// The parts of a function under `#[both]`, checked.
 struct Parts {
     function: ItemFn,
     /// The parameters after the context, each a name and its type.
     arguments: Vec<(Ident, Type)>,
-    /// What the caller writes for them.
+    /// The patterns of the parameters, as the user wrote them.
     patterns: Vec<syn::Pat>,
     context: syn::Pat,
     output: Type,
@@ -59,7 +60,7 @@ impl Parts {
         let context = match inputs.next() {
             Some(FnArg::Typed(argument)) if is_context(&argument.ty) => *argument.pat,
             Some(other) => {
-                let text = format!("the first parameter says the mode: {FORM}");
+                let text = format!("the first parameter must be the context: {FORM}");
                 return Err(syn::Error::new(other.span(), text));
             }
             None => {
@@ -98,7 +99,7 @@ impl Parts {
         if let Type::ImplTrait(written) = &output {
             return Err(syn::Error::new(
                 written.span(),
-                "a function of both modes names what it gives: write a type instead of `impl …`",
+                "a function under `#[both]` needs a named result type: write a type instead of `impl …`",
             ));
         }
         let output = with_lifetimes(&output)?;
@@ -120,7 +121,7 @@ impl Parts {
         } = &self.function;
         let (name, generics) = (&self.function.sig.ident, &self.function.sig.generics);
         let (parameters, conditions) = (&generics.params, &generics.where_clause);
-        // Lifetimes come first.
+        // Rust wants lifetimes before other parameters.
         let (lifetimes, others): (Vec<_>, Vec<_>) = parameters
             .iter()
             .partition(|parameter| matches!(parameter, GenericParam::Lifetime(_)));
@@ -142,7 +143,7 @@ impl Parts {
             ) -> <#mode as ::amphi_sdk::mode::Mode>::Output<'both, #output>
             #conditions
             {
-                #[allow(unused_mut, unused_braces, clippy::needless_pass_by_value, clippy::trivially_copy_pass_by_ref, reason = "it is written for the async text")]
+                #[allow(unused_mut, unused_braces, clippy::needless_pass_by_value, clippy::trivially_copy_pass_by_ref, reason = "the user wrote the async function; these lints would be about the sync one")]
                 fn #sync<'both, #(#lifetimes,)* #(#others,)*>(
                     #context: &'both ::amphi_sdk::sync::Context,
                     (#(#patterns,)*): (#(#types,)*),
@@ -191,7 +192,7 @@ fn is_context(ty: &Type) -> bool {
     })
 }
 
-/// Gives lifetimes that were left out the one that the context has.
+/// Gives the lifetime of the context to references without a lifetime.
 fn with_lifetimes(ty: &Type) -> syn::Result<Type> {
     syn::parse2(named(quote!(#ty)))
 }
@@ -213,7 +214,7 @@ fn named(tokens: TokenStream) -> TokenStream {
                 tokens.next();
                 made.extend(both().to_token_stream());
             }
-            // The parameters of functions have lifetimes of their own; the elements of tuples do not.
+            // Elided lifetimes in `Fn(&T)` are those of that function. In a tuple, they are replaced like others.
             TokenTree::Group(group) => {
                 let of_function = group.delimiter() == Delimiter::Parenthesis && after_name(&made);
                 let inner = match of_function {
@@ -230,12 +231,12 @@ fn named(tokens: TokenStream) -> TokenStream {
     made
 }
 
-/// Whether the last token is a name, as in `Fn(…)`.
+/// Whether the last token is a name, so that parentheses after it belong to it, as in `Fn(…)`.
 fn after_name(tokens: &TokenStream) -> bool {
     matches!(tokens.clone().into_iter().last(), Some(TokenTree::Ident(_)))
 }
 
-/// The text for sync views.
+/// The function's body for sync views.
 fn without_await(tokens: TokenStream) -> syn::Result<TokenStream> {
     let mut kept: Vec<TokenTree> = Vec::new();
     let mut tokens = tokens.into_iter().peekable();
@@ -251,12 +252,12 @@ fn without_await(tokens: TokenStream) -> syn::Result<TokenStream> {
                 }
                 return Err(syn::Error::new(
                     word.span(),
-                    "an `async` block has no sync form: await its content where it stands, or write two functions",
+                    "an `async` block has no sync form: write its content without the block, or write two functions",
                 ));
             }
             TokenTree::Ident(word) if JOINS.iter().any(|join| word == join) => {
                 let text = format!(
-                    "`{word}` runs things at once, which sync views cannot: await one after the other, or write two functions"
+                    "`{word}` waits for several things at once, which sync views cannot do: await one after the other, or write two functions"
                 );
                 return Err(syn::Error::new(word.span(), text));
             }
@@ -282,11 +283,11 @@ fn next_is(tokens: &mut Tokens, wanted: &str) -> bool {
     matches!(tokens.peek(), Some(TokenTree::Ident(word)) if word == wanted)
 }
 
-/// Whether `async` is that of a closure.
+/// Whether the `async` before these tokens belongs to a closure.
 fn is_closure(tokens: &mut Tokens) -> bool {
     match tokens.peek() {
         Some(TokenTree::Punct(bar)) => bar.as_char() == '|',
-        // `async move |…|`; a block would be a group.
+        // `async move |…|` is a closure. A block would be a group.
         Some(TokenTree::Ident(word)) if word == "move" => {
             let mut rest = tokens.clone();
             rest.next();
@@ -305,7 +306,7 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
     let Some(made) = made else {
         return Err(syn::Error::new(
             function.sig.ident.span(),
-            "an extractor gives `Result<T>`, and `T` is what views take then: write `#[extractor] async fn user(cx: &Context, session: Session) -> Result<User>`",
+            "an extractor returns `Result<T>`, and views take `T`: write `#[extractor] async fn user(cx: &Context, session: Session) -> Result<User>`",
         ));
     };
     let parts = Parts::of(function)?;
@@ -351,7 +352,7 @@ fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
                 _: &mut ::amphi_sdk::Request,
             ) -> ::amphi_sdk::Result<Self> {
                 ::core::result::Result::Err(::amphi_sdk::Error::internal(
-                    "this extractor waits: call `load` instead of `from_request`",
+                    "this extractor waits for the host: call `load` instead of `from_request`",
                 ))
             }
 

@@ -11,27 +11,27 @@ use view::Role;
 
 /// Makes a function a view: `#[view(get, "/entries/{id}")]`.
 ///
-/// The first argument is the method (`get`, `post`, `put`, `patch`, `delete`, `head` or `options`; `any` for every method
-/// that no other view of the path has; `method = "PURGE"` for another one), the second the path
-/// below the module's mount. `{name}` stands for one segment, `{*name}` at the end for all that remain.
-/// A view for `get` answers HEAD, too. Then, optionally:
+/// The first argument is the method: `get`, `post`, `put`, `patch`, `delete`, `head` or `options`; `any` for every method
+/// that no other view of the path has; `method = "PURGE"` for another method. A view for `get` answers HEAD, too. The second
+/// argument is the path below the module's mount. `{name}` stands for one segment, and `{*name}` at the end for all
+/// remaining segments. Options may follow:
 ///
 /// | option | meaning |
 /// |---|---|
-/// | `atomic`, `atomic = false` | whether the view runs in a transaction; unsaid, the app decides |
-/// | `read_only` | statements that write are refused |
-/// | `isolation = "serializable"` | what its transaction sees of others: `"read-committed"`, `"repeatable-read"` or `"serializable"` |
-/// | `retries = 3` | how often the request is run again from the start after a conflict with another transaction, if it has sent nothing |
-/// | `cpu_ms = 200` | CPU time the view may use |
-/// | `timeout_ms = 2000` | wall-clock time the view may take |
-/// | `middleware = [staff]` | middleware of this crate that is around this view, within that of the app and the module; the first is around the next |
+/// | `atomic`, `atomic = false` | whether the view runs in a transaction. Without this option, the app's configuration decides |
+/// | `read_only` | the host refuses statements that write |
+/// | `isolation = "serializable"` | isolation level of its transaction: `"read-committed"`, `"repeatable-read"` or `"serializable"` |
+/// | `retries = 3` | how many times the request is run again from the start, after a conflict with another transaction, unless something of it has left the host already (an outbound request, an event) |
+/// | `cpu_ms = 200` | limit of its CPU time |
+/// | `timeout_ms = 2000` | limit of its wall-clock time |
+/// | `middleware = [staff]` | middleware of this crate that runs around this view, inside the middleware of the app and the module. The first one is the outermost |
 ///
-/// A `fn` becomes a sync view and an `async fn` an async one. The first parameter may be
-/// `cx: &Context`, which then means the context of that mode. Every other parameter is an extractor (a
-/// type with `FromRequest`), and what the function returns must have `IntoResponse`.
+/// A `fn` becomes a sync view and an `async fn` an async view. The first parameter may be `cx: &Context`: the context of
+/// that mode. Every other parameter is an extractor, a type that implements `FromRequest`. The result must implement
+/// `IntoResponse`.
 ///
-/// The function itself stays as it is, so tests and other code can call it. Next to it the macro puts a
-/// type of the same name, by which `views!` and the test helpers know the view.
+/// The function itself does not change, so tests and other code can call it. The macro adds a type of the same name:
+/// `views!` and the module `testing` refer to the view by this type.
 #[proc_macro_attribute]
 pub fn view(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::View, attribute.into(), function.into()).into()
@@ -39,9 +39,10 @@ pub fn view(attribute: TokenStream, function: TokenStream) -> TokenStream {
 
 /// Makes a function middleware: `#[middleware] fn timed(cx: &Context, request: Request, next: Next) -> Result<Response>`.
 ///
-/// It runs around the views for which the app's configuration names it, and calls `next.run(request)` for the rest
-/// (`.await` in an `async fn`), once, or answers by itself. Options: `cpu_ms`, `timeout_ms` as for `#[view]`. Between
-/// context and request, it takes extractors that leave the body alone.
+/// It runs around the views for which the app's configuration, or the attribute of the view, names it. It calls
+/// `next.run(request)` once to run the rest of the chain (with `.await` in an `async fn`), or returns a response without
+/// that. The options are `cpu_ms` and `timeout_ms`, as for `#[view]`. Between the context and the request, it can take
+/// extractors that do not read the body.
 #[proc_macro_attribute]
 pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Middleware, attribute.into(), function.into()).into()
@@ -49,16 +50,16 @@ pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream 
 
 /// Makes a function a subscriber: `#[subscriber("orders.*")] fn on_order(cx: &Context, event: Event) -> Result<()>`.
 ///
-/// The first argument is a topic, or the beginning of topics with `.*` behind it. The options are those of `#[view]`.
+/// The first argument is a topic; `orders.*` means all topics that begin with `orders.`. The options are those of `#[view]`.
 #[proc_macro_attribute]
 pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Subscriber, attribute.into(), function.into()).into()
 }
 
-/// Writes a function down once for the views of both modes.
+/// Makes one function callable from the views of both modes.
 ///
-/// Its text is that of an async function, whose first parameter is `cx: &Context`. A sync view calls it as it would a
-/// sync one, and an async view awaits it:
+/// Write it as an async function whose first parameter is `cx: &Context`. A sync view calls it without `.await`, and an async
+/// view with `.await`:
 ///
 /// ```ignore
 /// #[both]
@@ -77,12 +78,12 @@ pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream 
 /// }
 /// ```
 ///
-/// For sync views the text is read without `.await`, and without the `async` of closures (`cx.atomic(async |tx| …)`).
-/// What waits for several things at once (`join!`) or sleeps has no sync form, and is an error. Functions of both modes
-/// call each other with `.await`; a result is read row by row with `rows.try_next().await?`.
+/// For sync views, the macro removes each `.await` from the function, and `async` from its closures
+/// (`cx.atomic(async |tx| …)`). Code that waits for several things at once (`join!`), or that sleeps, has no sync form and is
+/// an error. Functions under `#[both]` call each other with `.await`. They read a result row by row with
+/// `rows.try_next().await?`.
 ///
-/// A method takes no such attribute, and the function cannot be a view: what differs between a sync and an async view is
-/// then in the view alone.
+/// The attribute cannot be put on a method, nor together with `#[view]`.
 #[proc_macro_attribute]
 pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::without_arguments("both", attribute.into())
@@ -90,8 +91,8 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
         .into()
 }
 
-/// Makes a function an extractor that asks the host: for what views of both modes take as a parameter and is in a
-/// database, say.
+/// Makes a function an extractor for views of both modes. Unlike `FromRequest::from_request`, it can wait for the host, for
+/// example for a database.
 ///
 /// ```ignore
 /// struct User { id: i64, name: String }
@@ -110,12 +111,12 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
 /// }
 /// ```
 ///
-/// It is written like a function of [`both`](macro@both) modes, and gives `Result<T>`: `T` is what views take, a type of this
-/// crate. It takes extractors that read the head of the request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), or
-/// `request: &mut Request`. It takes no extractor that is made by this macro: what two of them share is a function with
-/// [`both`](macro@both) that both call. A view may take
-/// `Option<T>`, which is none when the extractor refuses with 401, and `Result<T>`, too. Each view and each middleware that
-/// takes it runs it anew.
+/// Write it like a function under [`both`](macro@both). After the context, it can take extractors that read the head of the
+/// request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), or `request: &mut Request`. It cannot take an extractor
+/// that this macro makes: what two of them share is a function under [`both`](macro@both) that both call. It returns
+/// `Result<T>`; `T` is the type that views take, and must be a type of the same crate. A view may also take `Option<T>`, which
+/// is `None` when the extractor refuses with 401, or `Result<T>`. The extractor runs once for each view and each middleware
+/// that takes it.
 #[proc_macro_attribute]
 pub fn extractor(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::without_arguments("extractor", attribute.into())
@@ -123,9 +124,9 @@ pub fn extractor(attribute: TokenStream, function: TokenStream) -> TokenStream {
         .into()
 }
 
-/// Reads a struct from a row of a query, each field from the column of its name.
+/// Implements `FromRow` for a struct: each field is read from the column of the same name.
 ///
-/// `#[row(column = "other")]` on a field names another column. The types of the fields need `FromValue`.
+/// `#[row(column = "other")]` on a field names another column. The types of the fields must implement `FromValue`.
 #[proc_macro_derive(FromRow, attributes(row))]
 pub fn from_row(item: TokenStream) -> TokenStream {
     row::expand(item.into()).into()

@@ -1,6 +1,6 @@
-//! Checks a path pattern while it can still be pointed at in the source.
+//! Checks path patterns at compile time, so that the error points at the source.
 
-/// What is wrong with a pattern, if anything.
+/// Checks a pattern. The error says what is wrong with it.
 pub(crate) fn check(pattern: &str) -> Result<(), String> {
     if !pattern.starts_with('/') {
         return Err(format!(
@@ -35,7 +35,7 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
         }
         if !is_identifier(plain) {
             return Err(format!(
-                "`{{{name}}}` is no parameter: write a name of letters, digits and `_`, as in `{{id}}`"
+                "`{{{name}}}` is not a parameter: write a name of letters, digits and `_`, as in `{{id}}`"
             ));
         }
         if names.contains(&plain) {

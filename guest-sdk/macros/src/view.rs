@@ -1,8 +1,8 @@
-//! `#[view]`: leaves the function alone and describes it on a type of the same name.
+//! `#[view]`: leaves the function unchanged, and adds a type of the same name that implements the trait `View`.
 //!
-//! The description of a sync view is a constant `SYNC`, of an async view `ASYNC`: a function that takes a
-//! raw request through the extractors into the view. A component's table reads only the constant of the
-//! mode it is built for, so views of the other mode are type-checked and never compiled in.
+//! The constant `SYNC` of a sync view, or `ASYNC` of an async view, is a function that runs the extractors and then the view.
+//! A component's table reads only the constant of its own mode. So views of the other mode are type-checked, but the
+//! component does not contain them.
 
 use crate::attribute::{MiddlewareAttribute, Options, SubscriberAttribute, ViewAttribute};
 use proc_macro2::{Span, TokenStream};
@@ -10,7 +10,7 @@ use quote::{ToTokens, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{FnArg, Ident, ItemFn, PathArguments, ReturnType, Type};
 
-/// What the host calls the function for.
+/// The kind of function that an attribute makes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     View,
@@ -44,7 +44,8 @@ pub(crate) fn expand(role: Role, attribute: TokenStream, item: TokenStream) -> T
     }
 }
 
-/// The function as it would be, and a view of its name, so that the error is the only one about it.
+/// After an error: the function, and an incomplete view of its name, so that the compiler reports no further errors about
+/// them.
 fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
     let mode = mode(&function);
     for argument in &mut function.sig.inputs {
@@ -69,7 +70,7 @@ fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
     }
     let (visibility, name) = (&function.vis, &function.sig.ident);
     quote! {
-        #[allow(dead_code, reason = "it is no view")]
+        #[allow(dead_code, reason = "its attribute is wrong, so it is not a view")]
         #function
 
         #[allow(non_camel_case_types, dead_code, reason = "named like the function")]
@@ -87,14 +88,14 @@ fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
     }
 }
 
-/// An attribute that takes nothing: an error when it was given something.
+/// The error when an attribute without arguments has some.
 pub(crate) fn without_arguments(name: &str, attribute: TokenStream) -> Option<TokenStream> {
     let first = attribute.into_iter().next()?;
-    let text = format!("`#[{name}]` takes nothing");
+    let text = format!("`#[{name}]` takes no arguments");
     Some(syn::Error::new(first.span(), text).into_compile_error())
 }
 
-/// The module with the types of a function's mode.
+/// The module of the SDK with the types of the function's mode.
 fn mode(function: &ItemFn) -> &'static str {
     match function.sig.asyncness {
         Some(_) => "asynch",
@@ -102,7 +103,7 @@ fn mode(function: &ItemFn) -> &'static str {
     }
 }
 
-/// What makes the host call it, and how.
+/// Reads the attribute: the `Kind` of the view, and the options.
 fn read(role: Role, attribute: TokenStream) -> syn::Result<(TokenStream, Options)> {
     let kind = quote!(::amphi_sdk::__private::Kind);
     Ok(match role {
@@ -183,7 +184,7 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
     })
 }
 
-/// A view is called by the host with a request: anything a caller would have to choose is an error.
+/// The host calls a view with a request alone. So the function cannot have a receiver or type parameters.
 fn check_signature(function: &ItemFn) -> syn::Result<()> {
     let signature = &function.sig;
     if let Some(receiver) = signature.receiver() {
@@ -213,8 +214,8 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
     Ok(())
 }
 
-/// Turns a first parameter `&Context` into the context of the function's mode, and `Next` into that of its mode;
-/// tells whether there is a context at all.
+/// Replaces a first parameter `&Context` by the context of the function's mode, and `Next` by that of its mode. Returns
+/// whether there is a context.
 fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
     let mode = mode(function);
     let mut takes_context = false;
@@ -226,7 +227,7 @@ fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
             if role != Role::Middleware {
                 return Err(syn::Error::new(
                     argument.ty.span(),
-                    "nothing comes after a view: `Next` is for `#[middleware]`",
+                    "only `#[middleware]` takes `Next`: nothing comes after a view",
                 ));
             }
             if let Type::Path(path) = &*argument.ty
@@ -254,7 +255,7 @@ fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
         if index > 0 || !by_reference || mutable {
             return Err(syn::Error::new(
                 argument.ty.span(),
-                "the context is the first parameter of a view and shared: `cx: &Context`",
+                "the context must be the first parameter of a view, and a reference: `cx: &Context`",
             ));
         }
         let bare = path.path.segments.len() == 1 && matches!(last.arguments, PathArguments::None);
@@ -269,7 +270,7 @@ fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
     Ok(takes_context)
 }
 
-/// The last name of a type's path.
+/// The last segment of a type's path.
 fn last_name(ty: &Type) -> Option<&Ident> {
     match ty {
         Type::Path(path) => path.path.segments.last().map(|segment| &segment.ident),
@@ -277,7 +278,7 @@ fn last_name(ty: &Type) -> Option<&Ident> {
     }
 }
 
-/// Takes `Request` and `Next` off the parameters of middleware: the host gives both.
+/// Removes `Request` and `Next` from the parameters of middleware: they are not extractors.
 fn take_rest(role: Role, name: &Ident, parameters: &mut Vec<&Type>) -> syn::Result<()> {
     if role != Role::Middleware {
         return Ok(());
@@ -287,7 +288,7 @@ fn take_rest(role: Role, name: &Ident, parameters: &mut Vec<&Type>) -> syn::Resu
         match parameters.pop() {
             Some(ty) if last_name(ty).is_some_and(|name| name == wanted) => {}
             Some(ty) => {
-                let text = format!("{form}: this should be `{wanted}`, the {at} of them");
+                let text = format!("{form}: this one must be `{wanted}`, the {at} of the two");
                 return Err(syn::Error::new(ty.span(), text));
             }
             None => return Err(syn::Error::new(name.span(), form)),
@@ -296,8 +297,8 @@ fn take_rest(role: Role, name: &Ident, parameters: &mut Vec<&Type>) -> syn::Resu
     Ok(())
 }
 
-/// The constant `SYNC` or `ASYNC`. Each step carries the place of the user's code it is about, because
-/// that is where rustc then reports a type that does not fit.
+/// The constant `SYNC` or `ASYNC`. Each step has the span of the user's code that it is about, so that rustc reports a wrong
+/// type there.
 fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<TokenStream> {
     let signature = &function.sig;
     let name = &signature.ident;
@@ -319,7 +320,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     });
 
     take_rest(role, name, &mut extractors)?;
-    // Only the last parameter can have the body; in middleware, that is the request.
+    // Only the last parameter may read the body. In middleware, this is the request.
     let last = match role {
         Role::Middleware => extractors.len(),
         _ => extractors.len().saturating_sub(1),
@@ -340,10 +341,10 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         if index < last {
             let problem = match role {
                 Role::Middleware => {
-                    "this extractor takes the request's body, which middleware passes on: look at it with `cx.load(&mut request)`"
+                    "this extractor reads the request's body, which middleware passes on: read it with `cx.load(&mut request)`"
                 }
                 _ => {
-                    "this extractor takes the request's body: it must be the last parameter of the view, and the only one that does"
+                    "this extractor reads the request's body: it must be the last parameter of the view, and the only one that does"
                 }
             };
             steps.extend(quote_spanned! {ty.span()=>
@@ -356,7 +357,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         let wants_body = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Whole));
         let wants_beginning = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Beginning));
         steps.extend(if is_async {
-            // The future is behind a pointer, so that a view without a body leaves its code out.
+            // `load_body_async` returns a boxed future: then a component whose views read no body has no code for it.
             quote! {
                 if #wants_body && let ::core::option::Option::Some(loading) =
                     ::amphi_sdk::__private::load_body_async(&#cx, &mut #request)
@@ -403,7 +404,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         #respond
     };
     let unused = quote! {
-        #[allow(unused_mut, unused_variables, reason = "a view may want neither context nor request")]
+        #[allow(unused_mut, unused_variables, reason = "a view may take neither the context nor extractors")]
     };
 
     Ok(if is_async {

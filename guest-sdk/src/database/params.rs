@@ -3,15 +3,15 @@
 use super::{ToValue, Value};
 use crate::Result;
 
-/// The parameters of a statement, for its `$1`, `$2` …: a tuple such as `(id, &name)` (with one
-/// parameter `(id,)`), `()` for none, or an array, vector or slice of values.
+/// The parameters of a statement, for `$1`, `$2` …: a tuple such as `(id, &name)`, with a comma when there is one
+/// parameter, `(id,)`; `()` when there is none; or an array, vector or slice of values.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the parameters of a statement",
     label = "write a tuple: `(a, b)`, `(a,)` for one parameter, `()` for none",
     note = "each parameter must be an integer, float, `bool`, text, bytes, `Json`, an `Option` of these or a `Value`"
 )]
 pub trait Params {
-    /// The values, or an error when one does not fit the database's types.
+    /// The values; an error when one does not fit a type of the database.
     fn into_values(self) -> Result<Vec<Value>>;
 }
 

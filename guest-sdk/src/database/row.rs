@@ -1,4 +1,4 @@
-//! Typed rows.
+//! Rows of a result as Rust types.
 
 use super::value::describe;
 use super::{FromValue, Value};
@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 /// A type that can be read from a row.
 ///
-/// Derive it for a struct, to read each field from the column of its name. Tuples are read by position,
-/// and a single value from the only column.
+/// `#[derive(FromRow)]` on a struct reads each field from the column of the same name. A tuple is read by position, and a
+/// single value, such as an `i64`, from the only column.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -26,11 +26,11 @@ use serde::de::DeserializeOwned;
     note = "derive `FromRow` for a struct with named fields, or read into a tuple, or a single value such as `i64`"
 )]
 pub trait FromRow: Sized {
-    /// Takes what it needs from the row.
+    /// Takes the values of this type from the row.
     fn from_row(row: &mut Row<'_>) -> Result<Self>;
 }
 
-/// One row of a result. Each value can be taken once.
+/// One row of a result. Each value can be taken once: [`take`](Row::take) moves it out.
 #[derive(Debug)]
 pub struct Row<'a> {
     columns: &'a [String],
@@ -47,12 +47,12 @@ impl<'a> Row<'a> {
         self.columns
     }
 
-    /// Takes the value of a column.
+    /// Moves the value of a column out of the row.
     pub fn take<T: FromValue>(&mut self, column: &str) -> Result<T> {
         self.take_for(column, "this view")
     }
 
-    /// What `derive(FromRow)` calls: `place` is what the value is for.
+    /// Called by `derive(FromRow)`. `place` names the field that the value is for, in error messages.
     #[doc(hidden)]
     pub fn take_for<T: FromValue>(&mut self, column: &str, place: &str) -> Result<T> {
         match self.columns.iter().position(|name| name == column) {
@@ -88,7 +88,7 @@ impl<'a> Row<'a> {
     }
 }
 
-// Out of line, so that they exist once and not for every type.
+// The error texts are functions of their own, so that a component has one copy and not one for every type.
 
 #[cold]
 fn missing(columns: &[String], column: &str, place: &str) -> Error {

@@ -1,7 +1,7 @@
-//! Dates and times of the crate `time`: texts as ISO 8601 has them, which PostgreSQL takes and gives for its own types.
+//! Dates and times of the crate `time`, as ISO 8601 texts. PostgreSQL accepts and returns such texts for its own types.
 //!
-//! What is written has six digits behind the point, as many as PostgreSQL keeps, and is in UTC where it has a zone: so
-//! texts in SQLite sort as what they stand for. What is read may be shorter, as SQLite's `current_timestamp` is.
+//! Parameters are written with six digits after the point, as many as PostgreSQL stores, and in UTC when they have a zone:
+//! so the texts in SQLite sort by time. Columns may hold shorter texts, such as SQLite's `current_timestamp`.
 
 use super::{FromValue, ToValue, Value};
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ where
 {
     let text = formatted
         .map_err(|error| Error::internal(format!("{of:?} cannot be a parameter: {error}")))?;
-    // Years beyond four digits have a sign.
+    // The crate `time` writes a sign before years of more than four digits.
     Ok(Value::Text(text.trim_start_matches('+').to_owned()))
 }
 
@@ -50,7 +50,7 @@ impl ToValue for PrimitiveDateTime {
     }
 }
 
-/// In UTC, with a `Z`.
+/// Written in UTC, with a `Z`.
 impl ToValue for OffsetDateTime {
     fn to_value(self) -> Result<Value> {
         let utc = self.to_offset(UtcOffset::UTC);
@@ -83,7 +83,7 @@ impl FromValue for PrimitiveDateTime {
     }
 }
 
-/// One without a zone is in UTC, as SQLite's `current_timestamp` is.
+/// A text without a zone is read as UTC, which is what SQLite's `current_timestamp` returns.
 impl FromValue for OffsetDateTime {
     const EXPECTED: &'static str = "a point in time, as `2026-11-21T04:05:06.789Z`";
 
@@ -104,7 +104,7 @@ fn read<T>(value: Value, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Val
     parsed.ok_or(value)
 }
 
-/// Between date and time is a `T` or, as SQLite writes it, a blank.
+/// Between date and time stands a `T`, or a space as SQLite writes it.
 fn date_time(text: &str) -> Option<PrimitiveDateTime> {
     let (date, time) = text.split_once(['T', ' '])?;
     let date = Date::parse(date, DATE).ok()?;

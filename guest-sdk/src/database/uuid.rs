@@ -1,4 +1,4 @@
-//! UUIDs of the crate `uuid`: texts, which PostgreSQL takes and gives for its own type.
+//! UUIDs of the crate `uuid`, as texts. PostgreSQL accepts and returns such texts for its own type.
 
 use super::{FromValue, ToValue, Value};
 use crate::Result;
@@ -10,7 +10,7 @@ impl ToValue for Uuid {
     }
 }
 
-/// From a text, or from 16 bytes.
+/// Read from a text, or from a blob of 16 bytes.
 impl FromValue for Uuid {
     const EXPECTED: &'static str = "a UUID";
 

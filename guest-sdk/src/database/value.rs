@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
     note = "integers, floats, `bool`, `&str`, `String`, `&[u8]`, `Vec<u8>`, `Json`, `Option` of these and `Value` can"
 )]
 pub trait ToValue {
-    /// The value, or an error when it does not fit one.
+    /// The value; an error when this does not fit a database type.
     fn to_value(self) -> Result<Value>;
 }
 
@@ -21,10 +21,10 @@ pub trait ToValue {
     note = "integers, floats, `bool`, `String`, `Vec<u8>`, `Json`, `Option` of these and `Value` can"
 )]
 pub trait FromValue: Sized {
-    /// What [`from_value`](Self::from_value) wants, for error messages.
+    /// The kind of value that [`from_value`](Self::from_value) accepts, for error messages.
     const EXPECTED: &'static str;
 
-    /// Reads the value, or gives it back when it is something else.
+    /// Converts the value, or returns it unchanged when it is of another kind.
     fn from_value(value: Value) -> Result<Self, Value>;
 }
 
@@ -94,7 +94,7 @@ impl FromValue for f64 {
     fn from_value(value: Value) -> Result<Self, Value> {
         match value {
             Value::Real(number) => Ok(number),
-            // SQL writes a whole number without its point.
+            // A database may return a whole number as an integer.
             Value::Integer(number) => Ok(number as f64),
             other => Err(other),
         }
@@ -162,7 +162,7 @@ impl<T: ToValue> ToValue for Option<T> {
     }
 }
 
-/// Anything that serde can write: JSON columns, and arrays.
+/// Any type that serde can serialize, for columns of JSON and for arrays.
 impl<T: Serialize> ToValue for Json<T> {
     fn to_value(self) -> Result<Value> {
         serde_json::to_string(&self.0)
@@ -184,7 +184,7 @@ impl<T: DeserializeOwned> FromValue for Json<T> {
     }
 }
 
-/// What a value is, for error messages.
+/// Describes a value in error messages.
 pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),

@@ -1,8 +1,8 @@
-//! The fields of a form or query, read into the type that the view wants.
+//! Deserializes the fields of a form or a query into the view's type.
 //!
-//! What a field is to be, its type says: of a name that occurs several times, a list takes all and anything else the
-//! last. Under `#[serde(flatten)]` serde asks for values without saying as what; these are tried as a text, a number and
-//! a list until they fit.
+//! The type of a field decides how its values are read. When a name occurs several times, a list takes all values and any
+//! other type takes the last. Under `#[serde(flatten)]`, serde does not say which type it wants
+//! (`deserialize_any`), so the whole read is repeated with the value as a text, a number and a list, until it succeeds.
 
 use super::upload::Upload;
 use super::value::{Failure, Seen, Value};
@@ -15,20 +15,20 @@ use serde::forward_to_deserialize_any;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-/// How often values under `flatten` are tried as something else.
+/// Limit for how many times the read is repeated for values under `flatten`.
 const TRIES_MAX: usize = 100;
 
-/// What a field has.
+/// The content of a field.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
     Text(String),
     File(Upload),
 }
 
-/// Reads all fields as a `T`, or says which one does not fit.
+/// Deserializes all fields into a `T`. The error names the field that does not fit.
 pub(super) fn read<T: DeserializeOwned>(pairs: &[(String, Content)]) -> Result<T, String> {
     let fields = Fields::new(pairs);
-    // That of the value as it was written, rather than of what it was tried as afterwards.
+    // The failure to report: one about a value as it was written (a text), rather than about one of its other readings.
     let mut as_text = None;
     for _ in 0..TRIES_MAX {
         let failure = match T::deserialize(&fields) {
@@ -54,13 +54,13 @@ struct Fields<'de> {
     groups: Vec<Group<'de>>,
 }
 
-/// What has one name.
+/// All contents of one name.
 struct Group<'de> {
     name: &'de str,
     contents: Vec<&'de Content>,
-    /// As what it was given, when nobody said what it should be.
+    /// How the value was read in this attempt, if serde did not say which type it wants.
     given: Cell<Option<Reading>>,
-    /// As what else it has been given.
+    /// How many other readings have been tried.
     tried: Cell<usize>,
 }
 
@@ -91,7 +91,8 @@ impl<'de> Fields<'de> {
         Self { pairs, groups }
     }
 
-    /// Has a value that was seen as this be given as something else, the next time.
+    /// Finds the field that `seen` is a value of, and chooses its next reading for the next attempt. Returns whether there
+    /// was one.
     fn try_other(&self, seen: &Seen) -> bool {
         let mut candidates = self.groups.iter().filter(|group| group.was(seen));
         candidates.any(|group| {
@@ -104,7 +105,7 @@ impl<'de> Fields<'de> {
         })
     }
 
-    /// The failure with the name of the field that it is about.
+    /// The text of the failure, with the name of the field.
     fn named(&self, failure: &Failure) -> String {
         let text = failure.to_string();
         match failure {
@@ -126,7 +127,9 @@ fn of_field(name: &str, text: String) -> String {
 
 impl<'de> Group<'de> {
     fn last(&self) -> &'de Content {
-        self.contents.last().expect("a group has what made it one")
+        self.contents
+            .last()
+            .expect("a group is made with its first content")
     }
 
     fn readings(&self) -> [Reading; 4] {
@@ -142,7 +145,7 @@ impl<'de> Group<'de> {
         readings[self.tried.get().min(readings.len() - 1)]
     }
 
-    /// Whether a value that was seen as this is of this field.
+    /// Whether `seen` is a value of this field.
     fn was(&self, seen: &Seen) -> bool {
         let text = |content: &&Content, wanted: &str| matches!(content, Content::Text(text) if text == wanted);
         let typed = |content: &&Content, seen: &Seen| match (content, seen) {
@@ -169,7 +172,7 @@ impl<'de> Group<'de> {
     }
 }
 
-/// A text that is given as what it looks like.
+/// A text as the type that it looks like.
 enum Typed<'de> {
     Nothing,
     Unsigned(u64),
@@ -262,7 +265,7 @@ impl<'de> Deserializer<'de> for &Fields<'de> {
     }
 }
 
-/// A field as an element of a list: its name and its content.
+/// A field as one element of a list of pairs: its name and its content.
 struct Pair<'de>(&'de str, Single<'de>);
 
 impl<'de> IntoDeserializer<'de, Failure> for Pair<'de> {
@@ -308,7 +311,7 @@ impl<'de> SeqAccess<'de> for NameAndValue<'de> {
     }
 }
 
-/// The fields, one after the other.
+/// The fields in order, as a map for serde.
 struct Entries<'g, 'de> {
     rest: std::slice::Iter<'g, Group<'de>>,
     value: Option<&'g Group<'de>>,
@@ -328,7 +331,10 @@ impl<'de> MapAccess<'de> for Entries<'_, 'de> {
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Failure> {
-        let group = self.value.take().expect("a key was asked for before");
+        let group = self
+            .value
+            .take()
+            .expect("serde asks for a key before its value");
         seed.deserialize(group).map_err(|failure| match failure {
             Failure::Value(text) => Failure::Value(of_field(group.name, text)),
             other => other,
@@ -463,7 +469,7 @@ impl<'de> Single<'de> {
                 text,
             }),
             Content::File(_) => Err(Failure::Value(format!(
-                "`{}` is a file, which an `Upload` takes",
+                "`{}` is a file: its type must be `Upload`",
                 self.name
             ))),
         }
@@ -533,7 +539,7 @@ impl<'de> Deserializer<'de> for Single<'de> {
         match self.content {
             Content::File(file) => visitor.visit_map(parts(file)),
             Content::Text(_) => Err(Failure::Value(format!(
-                "`{}` is no file: the form needs `enctype=\"multipart/form-data\"`, and the field `type=\"file\"`",
+                "`{}` is not a file: the form needs `enctype=\"multipart/form-data\"`, and the field `type=\"file\"`",
                 self.name
             ))),
         }
@@ -562,7 +568,7 @@ impl<'de> Deserializer<'de> for Single<'de> {
 
 type Parts<'de> = MapDeserializer<'de, std::array::IntoIter<(&'static str, Part<'de>), 3>, Failure>;
 
-/// A file, as [`Upload`] reads it.
+/// The parts of a file, for the deserializer of [`Upload`].
 fn parts(file: &Upload) -> Parts<'_> {
     let parts = [
         ("file_name", Part::Text(&file.file_name)),

@@ -1,4 +1,4 @@
-//! Queries and forms, which share their encoding.
+//! Queries and forms. Both have the encoding `application/x-www-form-urlencoded`.
 
 use super::fields::{self, Content};
 use super::upload::Upload;
@@ -11,10 +11,10 @@ use ::http::StatusCode;
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
-/// The part of the URL after the `?`. What does not fit is refused with 400.
+/// The query: the part of the URL after the `?`. A query that does not fit the type is refused with 400.
 ///
-/// A field of type `Vec` takes a name that occurs several times, and one of type `Option` a missing one; see
-/// [`Form`] for the rest.
+/// A field of type `Vec` collects all values of its name. A field of type `Option` may be missing. [`Form`] describes how
+/// other types are read.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -46,10 +46,11 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
     }
 }
 
-/// The body of a form that was sent with POST, also of one with files.
+/// The body of a form sent with POST, with or without files.
 ///
-/// A request of another content type is refused with 415, one that is malformed or no UTF-8 with 400, and one that
-/// does not fit the type with 422 and a sentence that names the field. To answer that yourself, take `Result<Form<T>>`.
+/// A request of another content type is refused with 415. A body that is malformed or not UTF-8 is refused with 400. A form
+/// that does not fit the type is refused with 422 and a sentence that names the field. To answer these yourself, take
+/// `Result<Form<T>>`.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -67,15 +68,17 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 /// # assert_eq!(app.call::<sign>(post("/entries").form(&[("name", "Ann"), ("message", "Hi")])).status().as_u16(), 303);
 /// ```
 ///
-/// # What the fields are
+/// # How fields are read
 ///
-/// Where a name occurs several times, a `Vec` takes all of it and any other type the last: a hidden field before a
-/// checkbox is what the form says when the box is not ticked. A box without a value of its own is `on`, which a `bool`
-/// takes. An `Option` of a number is none when its field is left empty. `#[serde(flatten)]` takes fields of all types.
+/// - When a name occurs several times, a `Vec` takes all values and any other type takes the last. So a hidden field before
+///   a checkbox is the value of the box when it is not ticked.
+/// - A ticked checkbox without a `value` sends `on`, which a `bool` reads as `true`.
+/// - An `Option` of a number is `None` when its field is empty.
+/// - `#[serde(flatten)]` works with fields of all types.
 ///
 /// # Files
 ///
-/// A form with `enctype="multipart/form-data"` may have files, which an [`Upload`](crate::extract::Upload) takes:
+/// A form with `enctype="multipart/form-data"` may have files. Each is a field of type [`Upload`](crate::extract::Upload):
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -106,9 +109,8 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 /// # assert_eq!(app.call::<add_photo>(post("/photos").csrf_field().multipart(form)).text(), "Sea: 7 bytes");
 /// ```
 ///
-/// Such a form is in the view's memory as a whole: the server's `body_max_bytes` (8 MiB) limits it, and the module's
-/// setting `form_fields_max` (1,000) the number of its fields. [`Multipart`](crate::Multipart) reads larger ones piece
-/// by piece.
+/// The whole form is in the view's memory. The server's `body_max_bytes` (8 MiB) limits its size, and the module's setting
+/// `form_fields_max` (1,000) the number of its fields. [`Multipart`](crate::Multipart) reads larger forms in pieces.
 #[derive(Clone, Copy, Debug)]
 pub struct Form<T>(pub T);
 
@@ -138,7 +140,7 @@ impl<T: DeserializeOwned> FromRequest for Form<T> {
     }
 }
 
-/// The fields of a form or query, in their order.
+/// The fields of a form or query, in order.
 fn decode(encoded: &[u8], max: usize, what: &str) -> Result<Vec<(String, Content)>> {
     let text = |encoded: &[u8]| {
         let spaced: Vec<u8> = (encoded.iter())
@@ -164,14 +166,14 @@ fn decode(encoded: &[u8], max: usize, what: &str) -> Result<Vec<(String, Content
     Ok(pairs)
 }
 
-/// The same of a form that may have files.
+/// The fields of a form of the type `multipart/form-data`, in order.
 fn with_files(body: &[u8], boundary: &str, max: usize) -> Result<Vec<(String, Content)>> {
     let mut pairs = Vec::new();
     for (part, bytes) in multipart::parse(body, boundary, max)? {
         let content = match part.file_name {
-            // The page's author did not write it.
+            // `Csrf::field` has added this field; the view's type does not have it.
             _ if part.name == csrf::FIELD => continue,
-            // No file was chosen.
+            // Browsers send an empty file when no file was chosen.
             Some(name) if name.is_empty() && bytes.is_empty() => continue,
             Some(file_name) => Content::File(Upload {
                 file_name,

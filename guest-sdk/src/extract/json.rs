@@ -1,4 +1,4 @@
-//! JSON bodies.
+//! Bodies of JSON.
 
 use super::{BodyUse, FromRequest};
 use crate::context::Context;
@@ -8,10 +8,10 @@ use ::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-/// JSON: as a parameter of a view the body of the request, as its result the body of the response.
+/// JSON. As a parameter of a view, this is the body of the request; as its result, the body of the response.
 ///
-/// A request of another content type is refused with 415, one that is no JSON with 400, and one that does
-/// not fit the type with 422.
+/// A request of another content type is refused with 415, a body that is not valid JSON with 400, and JSON that does not fit
+/// the type with 422.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -48,7 +48,7 @@ impl<T: DeserializeOwned> FromRequest for Json<T> {
             .map_err(|error| match error.classify() {
                 Category::Data => Error::unprocessable(format!("the JSON does not fit: {error}")),
                 Category::Syntax | Category::Eof | Category::Io => {
-                    Error::bad_request(format!("the body is no JSON: {error}"))
+                    Error::bad_request(format!("the body is not valid JSON: {error}"))
                 }
             })
     }

@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, Visitor};
 
-/// The parameters of the path: one value, a tuple in the order of the pattern, or a struct by name. A
-/// value that does not fit is refused with 400.
+/// The parameters of the path: one value, a tuple in the order of the pattern, or a struct whose fields have the names of
+/// the parameters. A value that does not fit the type is refused with 400.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -54,7 +54,7 @@ fn misfit(request: &Request, text: &str) -> Error {
     ))
 }
 
-/// All parameters.
+/// All parameters of a path, as a deserializer.
 struct Params<'de>(&'de [(String, String)]);
 
 impl<'de> Params<'de> {

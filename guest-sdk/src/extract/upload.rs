@@ -3,18 +3,18 @@
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use std::fmt;
 
-/// A file that was sent with a form, as a field of the struct that [`Form`](crate::Form) reads.
+/// A file sent with a form: the type of a field of the struct that [`Form`](crate::Form) reads.
 ///
-/// A field of type `Option<Upload>` is none when no file was chosen, and `Vec<Upload>` has those of an input with
-/// `multiple`.
+/// A field of type `Option<Upload>` is `None` when no file was chosen. A `Vec<Upload>` takes the files of an input with the
+/// attribute `multiple`.
 #[derive(Clone, PartialEq)]
 pub struct Upload {
-    /// What the browser says the file is called: a name, never a path. Whoever sends the form chooses it, so do not
-    /// make it the name of a file.
+    /// The file's name according to the browser, without folders. The sender of the form chooses it, so do not use it as the
+    /// name of a file on disk.
     pub file_name: String,
-    /// What the browser says that it is, such as `image/png`. Look at the bytes where it matters.
+    /// The media type according to the browser, such as `image/png`. It may be wrong: check the bytes when it matters.
     pub content_type: String,
-    /// What is in it.
+    /// The content of the file.
     pub bytes: Vec<u8>,
 }
 

@@ -1,27 +1,27 @@
-//! One text of a request, read as the type that the view wants: a path parameter, a field of a form or query.
+//! Deserializes one text of a request into the view's type: a path parameter, or a field of a form or query.
 
 use serde::de::{self, Deserializer, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use std::fmt;
 
-/// Why something could not be read, and so whose fault it is.
+/// Why a value could not be read. The variant says whose fault it is.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The client's: a value is not what the view wants.
+    /// The client's fault: a value does not fit the view's type.
     Value(String),
-    /// The view's: it wants other parameters than its pattern has.
+    /// The view's fault: its type does not fit the parameters of its path pattern.
     Shape(String),
-    /// There is nothing of this name.
+    /// A field of this name is missing.
     Missing(&'static str),
-    /// A value was seen as this, where its type was not asked for, and something else was wanted.
+    /// serde did not say which type it wants, the value was read as `Seen`, and that is not what the view's type accepts.
     Type(Seen, String),
 }
 
-/// What a value was given as.
+/// How a value was read.
 #[derive(Debug, PartialEq)]
 pub(super) enum Seen {
     Text(String),
-    /// A number or truth value, as it was written.
+    /// A number or a truth value; the text is how it was written.
     Typed(String),
     List,
     Other,
@@ -66,7 +66,7 @@ impl de::Error for Failure {
     }
 }
 
-/// A text with its name.
+/// A text, and the name of its parameter or field.
 #[derive(Clone, Copy)]
 pub(super) struct Value<'de> {
     pub(super) name: &'de str,
@@ -75,7 +75,7 @@ pub(super) struct Value<'de> {
 
 impl Value<'_> {
     fn is_not(self, what: impl fmt::Display) -> Failure {
-        /// More of it helps nobody.
+        /// Longer texts are cut in error messages.
         const SHOWN: usize = 100;
         let shown: String = self.text.chars().take(SHOWN).collect();
         let rest = if shown.len() < self.text.len() {
@@ -86,7 +86,7 @@ impl Value<'_> {
         Failure::Value(format!("`{}` is {shown:?}{rest}, not {what}", self.name))
     }
 
-    /// Whether this is `None` as the optional type `T`: a field of a number that is left empty.
+    /// Whether an `Option<T>` is `None` for this text: it is empty, and `T` is a type that no empty text can be.
     pub(super) fn is_none_of<T>(self) -> bool {
         let inner = std::any::type_name::<T>()
             .strip_prefix("core::option::Option<")
@@ -133,7 +133,7 @@ impl<'de> Deserializer<'de> for Value<'de> {
         deserialize_char visit_char "one character"
     }
 
-    /// Browsers send `on` for a checkbox that has no value of its own.
+    /// Browsers send `on` for a checkbox without a `value`.
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
         match self.text {
             "true" | "on" | "1" => visitor.visit_bool(true),
@@ -175,7 +175,7 @@ impl<'de> Deserializer<'de> for Value<'de> {
     }
 }
 
-/// What an empty text is nothing of.
+/// Types that an empty text can never be.
 const PARSED: [&str; 15] = [
     "bool", "i8", "i16", "i32", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128", "usize",
     "f32", "f64",

@@ -1,5 +1,5 @@
-//! The stand-in for the host outside of a component. The `testing` feature provides what answers the
-//! calls; without it no context can be made, and views only type-check.
+//! The host in native builds. The feature `testing` implements [`Capabilities`]. Without that feature there is no way to make
+//! a context, so views are type-checked but cannot run.
 
 use super::{
     BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Answers what a view asks of its host. Nothing here waits, so one face serves both modes.
+/// The calls of the host. None of them waits in a test, so one trait serves both modes.
 pub(crate) trait Capabilities {
     fn config(&self, name: &str) -> Option<String>;
     fn request_id(&self) -> String;
@@ -23,16 +23,16 @@ pub(crate) trait Capabilities {
     fn remaining_ms(&self) -> u64;
     fn get(&self, name: &str) -> Option<String>;
     fn set(&self, name: &str, value: &str) -> Result<(), String>;
-    /// Where a granted folder is on this machine.
+    /// The folder on this machine that is granted under this path.
     fn directory(&self, name: &str) -> Result<PathBuf, String>;
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError>;
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     /// Runs a query whose result is read in pieces.
     fn open(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError>;
-    /// Begins a transaction, or a savepoint within it, and gives its depth: the first has 1.
+    /// Begins a transaction, or a savepoint within one. Returns its depth; that of a transaction is 1.
     fn begin(&self, name: &str) -> Result<u32, DatabaseError>;
-    /// Ends what `begin` began at this depth, and everything that was begun within it.
+    /// Ends the transaction or savepoint of this depth, and all within it.
     fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError>;
     /// Sends all statements of this database to one connection until [`Capabilities::unpin`].
     fn pin(&self, name: &str) -> Result<(), DatabaseError>;
@@ -40,9 +40,9 @@ pub(crate) trait Capabilities {
     fn set_rollback(&self);
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
-    /// What middleware is around.
+    /// The rest of the chain, for `Next`.
     fn rest(&self) -> Part;
-    /// Makes this what the next middleware is around.
+    /// Sets the function that the next middleware runs around.
     fn put_within(&self, run: fn(&Host, Request) -> Result<Response>);
     /// The view that a sub-request goes to.
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError>;
@@ -53,11 +53,11 @@ pub(crate) trait Capabilities {
 pub(crate) type Part = Box<dyn Fn(&Host, RawRequest) -> Result<RawResponse, ViewError>>;
 
 thread_local! {
-    /// Whose view is running on this thread, for log records, which are written without a context.
+    /// The host of the view that runs on this thread: log records are written without a context.
     static RUNNING: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// A handle to whatever answers.
+/// A handle to the implementation of the calls.
 #[derive(Clone)]
 pub(crate) struct Host(Rc<dyn Capabilities>);
 
@@ -73,7 +73,7 @@ impl Host {
         Self(capabilities)
     }
 
-    /// Makes this the host whose log takes the records of this thread while `work` runs.
+    /// Runs `work`, and sends the log records of this thread to this host meanwhile.
     #[cfg(feature = "testing")]
     pub(crate) fn while_running<T>(&self, work: impl FnOnce() -> T) -> T {
         struct Restore(Option<Host>);
@@ -132,7 +132,7 @@ impl Host {
     }
 }
 
-/// Goes to the running test, or to stderr when there is none.
+/// Writes a record to the running test, or to stderr when there is none.
 pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
     match RUNNING.with_borrow(Clone::clone) {
         Some(host) => host.0.log(level, message, fields),
@@ -146,7 +146,7 @@ pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
     }
 }
 
-/// A result, already read.
+/// A result. The test database has read it completely.
 pub struct Rows {
     columns: Vec<String>,
     rest: RefCell<std::vec::IntoIter<Values>>,
@@ -193,13 +193,13 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         if !self.ended {
-            // As in the host, nobody is left to hear of a failure.
+            // As in the host, a failed rollback has nobody to be reported to.
             let _ = self.host.0.end(&self.name, self.depth, false);
         }
     }
 }
 
-/// One connection, until dropped.
+/// A pinned connection. Dropping it returns the connection.
 pub struct Pinned {
     host: Host,
     name: String,
@@ -300,7 +300,7 @@ pub(crate) mod sync {
     }
 }
 
-/// Every call gives way once before it answers, so that joined calls take turns as they do on a host.
+/// Every call yields once before it returns, so that joined calls interleave as they do under the host.
 pub(crate) mod asynch {
     use super::*;
     pub(crate) use super::{Pinned, Rows, Transaction};
@@ -399,7 +399,7 @@ pub(crate) mod asynch {
         host.0.send(request)
     }
 
-    /// Tests do not wait: the time that would pass is no part of what a view computes.
+    /// Returns at once: tests do not wait.
     pub(crate) async fn sleep(_: &Host, _ms: u32) {
         give_way().await;
     }

@@ -1,4 +1,4 @@
-//! The imports of a component. What a view does not call, the linker leaves out.
+//! The host in a component: calls of its imports. The linker leaves out every import that no view calls.
 
 use super::{
     BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
@@ -8,7 +8,7 @@ use crate::bindings::amphi::view::{config, context, events, log};
 use crate::database::Value;
 use std::path::PathBuf;
 
-/// The host. There is one, so nothing is stored.
+/// The host. A component has exactly one, so nothing is stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Host;
 
@@ -43,7 +43,8 @@ impl Host {
         })
     }
 
-    /// A folder has the same path here as in the configuration. Looking whether it is there is a call that blocks.
+    /// A component sees a granted folder under the path `guest` of the configuration, so this returns the path unchanged. The
+    /// check whether it exists blocks, so it is only made when `may_block` is true.
     pub(crate) fn directory(&self, name: &str, may_block: bool) -> Result<PathBuf, String> {
         let path = PathBuf::from(name);
         if !may_block || path.is_dir() {

@@ -1,4 +1,4 @@
-//! What is in the cookie of a session: the values and when they end, as JSON, and a signature of both.
+//! The text of a session's cookie: the values and their end as JSON, and a signature of both, in base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,10 +9,10 @@ use sha2::Sha256;
 /// The values of a session, by name.
 pub(crate) type Values = serde_json::Map<String, serde_json::Value>;
 
-/// What is signed.
+/// The signed content.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Payload {
-    /// When it ends, in seconds since 1970.
+    /// When the session ends, in seconds since 1970.
     pub(super) end: u64,
     pub(super) values: Values,
 }
@@ -27,23 +27,23 @@ impl Payload {
         Ok(text)
     }
 
-    /// The payload, if this key signed it for this cookie.
+    /// The payload, if this key has signed it for a cookie of this name.
     pub(super) fn open(text: &str, name: &str, key: &str) -> Option<Self> {
         let (payload, signature) = text.split_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        // In constant time.
+        // This comparison takes constant time.
         signer(name, key, payload).verify_slice(&signature).ok()?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
     }
 }
 
-/// The name of the cookie is signed, too, so that no other cookie of the app passes for a session.
+/// The signature covers the name of the cookie, too, so that no other signed cookie of the app is valid as a session.
 fn signer(name: &str, key: &str, payload: &str) -> Hmac<Sha256> {
     let mut signer =
         Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("a key may be of any length");
     for part in ["amphi session 1", name, payload] {
         signer.update(part.as_bytes());
-        // No part has a zero, so nothing can move from one to the next.
+        // A zero ends each part. No part contains one, so no text can be split into parts in two ways.
         signer.update(&[0]);
     }
     signer

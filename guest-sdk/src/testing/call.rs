@@ -1,4 +1,4 @@
-//! One request's life in a test: what the host would keep for it.
+//! The state of one request in a test: what the host keeps for a request.
 
 use super::database::{TestDatabase, refused};
 use super::grants::{Limits, USER, is_topic};
@@ -28,19 +28,19 @@ pub(super) struct Call {
     deadline: Instant,
     /// Whether the view runs in a transaction.
     atomic: bool,
-    /// The databases in which that has begun, which is at the first statement.
+    /// The databases in which the transaction has begun. It begins at the first statement on a database.
     begun: RefCell<BTreeSet<String>>,
-    /// How many transactions and savepoints are around what runs.
+    /// How many transactions and savepoints are open.
     level: Cell<u32>,
-    /// Events that leave with the commit, and the level they were published in.
+    /// Events that are held until the commit, each with the level that it was published in.
     held: RefCell<Vec<(u32, Event)>>,
     /// Whether the view asked for a rollback, or a part of the request has failed.
     set_rollback: Rc<Cell<bool>>,
     /// Whether statements that write are refused.
     read_only: bool,
-    /// What the next middleware is around, the innermost first.
+    /// The functions that `Next` runs, the innermost first.
     within: RefCell<Vec<Inner>>,
-    /// Whether a view asks, to which the module's grants apply.
+    /// Whether a view makes this call. Then the grants of the module apply.
     of_view: bool,
     /// How many events have been published.
     published: Cell<usize>,
@@ -64,12 +64,12 @@ impl Call {
         }
     }
 
-    /// A call of no view, for tests of other code.
+    /// A call without a view, for tests of other functions.
     pub(super) fn alone(world: Rc<World>) -> Self {
         Self::new(world, Duration::from_secs(30))
     }
 
-    /// For the test itself, which may look into every database.
+    /// A call by the test itself, which may use every database.
     pub(super) fn of_test(world: Rc<World>) -> Self {
         Self {
             of_view: false,
@@ -97,7 +97,7 @@ impl Call {
         }
     }
 
-    /// Commits or rolls back, as the host does: a failed commit is a failed view.
+    /// Commits or rolls back, as the host does. When the commit fails, the view fails.
     pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
         let outcome = outcome.and_then(|response| {
             match unsendable(&response, &self.world.grants.borrow().limits) {
@@ -118,13 +118,13 @@ impl Call {
         outcome
     }
 
-    /// Lets go of all events that are held.
+    /// Publishes the events that are held.
     fn release(&self) {
         let held = self.held.take().into_iter().map(|(_, event)| event);
         self.world.published.borrow_mut().extend(held);
     }
 
-    /// The database, within the view's transaction if it has one.
+    /// Runs `work` on the database, in the view's transaction if it has one.
     fn database<T>(
         &self,
         name: &str,
@@ -164,7 +164,7 @@ impl Call {
     }
 }
 
-/// Why the host could not send this response.
+/// Why the host would refuse to send this response, if it would.
 fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
     let (bytes, max) = (response.body.len(), limits.response_max_bytes);
     if bytes > max {
@@ -205,9 +205,9 @@ fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
     })
 }
 
-/// What a header counts for beside its text.
+/// Bytes that the host counts for a header beside its text.
 const HEADER_BYTES: usize = 32;
-/// Headers about one connection.
+/// Headers that are about one connection, which only the host sets.
 const HOP_BY_HOP: [&str; 6] = [
     "connection",
     "keep-alive",
@@ -439,7 +439,7 @@ impl Capabilities for Call {
     }
 }
 
-/// A view as another guest function gets to see it. When it fails, nothing of the request is kept.
+/// A view, to be called by another guest function. When it fails, the request's transaction is rolled back.
 fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
     Box::new(move |host, request| match run(host, request.into()) {
         Ok(response) => {
@@ -459,7 +459,7 @@ fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
     })
 }
 
-/// What the client would get for this error.
+/// The response that the client would get for this error.
 pub(super) fn error_response(error: &Error) -> Response {
     let text = if error.status().is_server_error() {
         error

@@ -1,4 +1,4 @@
-//! SQLite in memory, with the transactions of the host.
+//! SQLite in memory, with transactions that behave like those of the host.
 
 use super::dialect;
 use crate::bindings::amphi::view::database_types::{Error, ErrorKind, Table, Violation};
@@ -9,12 +9,12 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A database, and how deep in transactions it is.
+/// A database and its open transactions.
 #[derive(Debug)]
 pub(super) struct TestDatabase {
     connection: Connection,
     depth: u32,
-    /// How deep the transaction was when a statement failed, and why that did.
+    /// The depth at which a statement failed, and its error.
     poisoned: Option<(u32, String)>,
     pinned: bool,
 }
@@ -35,7 +35,7 @@ impl Default for TestDatabase {
     }
 }
 
-/// The functions that tables and statements written for PostgreSQL usually call.
+/// Adds the functions that SQL written for PostgreSQL often calls.
 fn add_functions(connection: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8;
     let (now, uuid) = (
@@ -45,7 +45,7 @@ fn add_functions(connection: &Connection) -> rusqlite::Result<()> {
     );
     for (name, sql) in [("now", now), ("gen_random_uuid", uuid)] {
         connection.create_scalar_function(name, 0, flags, move |_| {
-            // SQLite knows the time, and has random numbers.
+            // SQLite itself provides the time and the random numbers.
             let connection = Connection::open_in_memory()?;
             connection.query_row(sql, (), |row| row.get::<_, String>(0))
         })?;
@@ -54,30 +54,30 @@ fn add_functions(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 impl TestDatabase {
-    /// Runs the statements of a test itself, which must not fail.
+    /// Runs statements of the test itself. A failure is a panic.
     pub(super) fn execute_batch(&self, sql: &str, place: &str) {
         self.connection
             .execute_batch(sql)
             .unwrap_or_else(|error| panic!("{place}: {error}"));
     }
 
-    /// Applies a migration, of SQLite's words or PostgreSQL's.
+    /// Applies a migration that is written for SQLite or PostgreSQL.
     pub(super) fn migrate(&self, sql: &str, place: &str) {
         for statement in dialect::statements(sql) {
             if let Err(error) = self.connection.execute_batch(&statement) {
                 panic!(
-                    "{place}: {error}: {statement}\nTests run on SQLite. What only PostgreSQL has belongs in migrations of its own; make the tables of the tests by `App::execute_batch` then"
+                    "{place}: {error}: {statement}\nTests run on SQLite. Put statements that only PostgreSQL accepts into migrations of their own, and make the tables of the tests with `App::execute_batch`"
                 );
             }
         }
     }
 
-    /// Whether statements that change the session are allowed.
+    /// Allows or refuses statements that change the session.
     pub(super) fn pin(&mut self, pinned: bool) {
         self.pinned = pinned;
     }
 
-    /// Runs one statement: its result, and how many rows it changed. One that fails poisons its transaction.
+    /// Runs one statement. Returns its result and how many rows it changed. When it fails, the transaction takes no more.
     pub(super) fn run(
         &mut self,
         sql: &str,
@@ -155,7 +155,7 @@ impl TestDatabase {
             }
         }
         drop(cursor);
-        // Statements that change definitions may write rows of SQLite's own.
+        // Statements that change the schema write rows of SQLite's own tables.
         let first = sql.trim_start().get(..4).unwrap_or_default();
         let defines = ["crea", "drop", "alte"]
             .iter()
@@ -167,7 +167,7 @@ impl TestDatabase {
         Ok((Table { columns, rows }, changed))
     }
 
-    /// Begins a transaction or savepoint, and gives its depth.
+    /// Begins a transaction or savepoint. Returns its depth.
     pub(super) fn begin(&mut self) -> Result<u32, Error> {
         self.check_sound()?;
         let sql = match self.depth {
@@ -179,7 +179,7 @@ impl TestDatabase {
         Ok(self.depth)
     }
 
-    /// Ends what began at this depth.
+    /// Ends the transaction or savepoint of this depth.
     pub(super) fn end(&mut self, depth: u32, commit: bool) -> Result<(), Error> {
         if depth > self.depth {
             return match commit {
@@ -210,7 +210,7 @@ impl TestDatabase {
             .map_err(error)
             .inspect_err(|_| {
                 if depth == 1 {
-                    // A commit can fail on a deferred constraint, and leaves the transaction open.
+                    // A commit that fails on a deferred constraint leaves the transaction open.
                     self.connection
                         .execute_batch("rollback")
                         .expect("an open transaction rolls back");
@@ -220,11 +220,11 @@ impl TestDatabase {
     }
 }
 
-/// The `V1__name.sql` files of a folder, in the order of their numbers, read.
+/// Reads the `V1__name.sql` files of a folder, in the order of their numbers.
 ///
 /// # Panics
 ///
-/// When there is no such folder, or it holds SQL files of other names.
+/// When there is no such folder, or a SQL file in it has another form of name.
 pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(folder)
         .unwrap_or_else(|error| panic!("migrations in {}: {error}", folder.display()));
@@ -256,7 +256,7 @@ pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// Refuses what the host refuses: transactions are begun through the context, sessions are the host's.
+/// Refuses statements that the host refuses: those that begin or end a transaction, and those that change the session.
 fn check_allowed(sql: &str, pinned: bool) -> Result<(), Error> {
     const REFUSED: [&str; 10] = [
         "begin",
@@ -330,15 +330,16 @@ fn from_sql(value: ValueRef<'_>) -> Result<Value, Error> {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Integer(number),
         ValueRef::Real(number) => Value::Real(number),
-        ValueRef::Text(bytes) => Value::Text(
-            String::from_utf8(bytes.to_vec())
-                .map_err(|_| refused(ErrorKind::Other, "a text in the result is no UTF-8"))?,
-        ),
+        ValueRef::Text(bytes) => {
+            Value::Text(String::from_utf8(bytes.to_vec()).map_err(|_| {
+                refused(ErrorKind::Other, "a text in the result is not valid UTF-8")
+            })?)
+        }
         ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
     })
 }
 
-/// An error of the host's.
+/// An error that the host itself would report.
 pub(super) fn refused(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error {
         kind,
@@ -366,7 +367,7 @@ fn error(error: rusqlite::Error) -> Error {
     }
 }
 
-/// Which constraint it is, by SQLite's extended code; as in the host.
+/// The kind of constraint, from SQLite's extended error code. The host does the same.
 fn constraint(extended: i32) -> ErrorKind {
     match extended {
         ffi::SQLITE_CONSTRAINT_UNIQUE
@@ -380,7 +381,7 @@ fn constraint(extended: i32) -> ErrorKind {
     }
 }
 
-/// What a change was refused by, in SQLite's words; as in the host.
+/// The constraint and the columns that SQLite's message names. The host does the same.
 fn violation(message: &str) -> Violation {
     let (before, rest) = match message.rsplit_once(" column ") {
         Some((before, column)) if before.starts_with("cannot store ") => (before, column),

@@ -1,7 +1,7 @@
-//! Migrations that are written for PostgreSQL, in the words of SQLite.
+//! Rewrites migrations for PostgreSQL so that SQLite accepts them.
 //!
-//! Not a translator of SQL: it knows the few things in which the tables of an app usually differ. What SQLite then does
-//! not take is an error that shows the statement.
+//! This is not a translator for SQL in general. It covers the few things in which table definitions usually differ. A
+//! statement that SQLite still does not accept is an error which shows the statement.
 
 /// A word, a quoted text or one other character.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ impl Token {
 /// The statements of a file, for SQLite.
 pub(super) fn statements(sql: &str) -> Vec<String> {
     let mut statements = vec![Vec::new()];
-    // The statements in a trigger's body are a part of it.
+    // Semicolons in the body of a trigger do not end the statement.
     let (mut is_trigger, mut depth) = (false, 0);
     for token in tokens(sql) {
         let statement = statements.last_mut().expect("there is one");
@@ -48,7 +48,7 @@ fn begins(statement: &[Token], words: &[&str]) -> bool {
         && (statement.iter().zip(words)).all(|(token, word)| token.is(word))
 }
 
-/// What SQLite has no use for: types have any name there, and there are no users.
+/// Whether SQLite has nothing for this statement, so that it is left out: extensions, comments, types, users.
 fn is_of_postgres_alone(statement: &[Token]) -> bool {
     let known: [&[&str]; 8] = [
         &["create", "extension"],
@@ -125,7 +125,7 @@ fn translated(tokens: Vec<Token>) -> Vec<Token> {
             push(&mut made, token, "integer");
             &rest[1..]
         } else if token.is("generated") && as_identity(rest).is_some() {
-            // The number of the row, which SQLite makes by itself for this type alone.
+            // SQLite numbers rows by itself only when the type is exactly `integer`.
             if let Some(kind) = made.iter_mut().rev().find(|token| is_integer(token)) {
                 kind.text = "integer".to_owned();
             }
@@ -170,7 +170,7 @@ fn is_index_method(token: &Token) -> bool {
         .any(|word| token.is(word))
 }
 
-/// What follows `generated … as identity`, with its options.
+/// The tokens after `generated … as identity` and its options.
 fn as_identity(rest: &[Token]) -> Option<&[Token]> {
     let rest = if begins(rest, &["generated", "always", "as", "identity"]) {
         &rest[4..]
@@ -187,7 +187,7 @@ fn is_call(rest: &[Token]) -> bool {
     rest.first().is_some_and(is_name) && rest.get(1).is_some_and(|token| token.is("("))
 }
 
-/// How many tokens are in the parentheses that begin here, with them; 0 when none do.
+/// How many tokens the parentheses that begin here have, including themselves; 0 when there are none.
 fn parenthesized(rest: &[Token]) -> usize {
     if !rest.first().is_some_and(|token| token.is("(")) {
         return 0;
@@ -206,7 +206,7 @@ fn parenthesized(rest: &[Token]) -> usize {
     rest.len()
 }
 
-/// What follows the type of a cast.
+/// The tokens after the type of a cast.
 fn after_type(rest: &[Token]) -> &[Token] {
     let mut rest = rest.get(1..).unwrap_or_default();
     for more in [

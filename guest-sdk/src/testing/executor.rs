@@ -1,15 +1,15 @@
-//! Runs one future to its end.
+//! A small executor for native tests.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
 
-/// Runs a future, such as the call of an async function, to its end.
+/// Runs a future to completion, such as the call of an async function with [`App::async_context`](super::App::async_context).
 ///
 /// # Panics
 ///
-/// When the future waits for something that nothing in the test will do.
+/// When the future waits for something other than calls of its context: nothing in a test would wake it.
 pub fn run<F: Future>(future: F) -> F::Output {
     let woken = Arc::new(Woken(AtomicBool::new(true)));
     let waker = woken.clone().into();

@@ -1,26 +1,26 @@
-//! What the app's `amphi.toml` grants to the crate that is tested, and the limits of its requests: enforced as the
-//! host does.
+//! The grants that the app's `amphi.toml` gives to the crate under test, and the limits of its requests. Tests enforce both
+//! as the host does.
 
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// The context value with the user's name, which only the host sets.
+/// The context value with the user's name. Only the host sets it.
 pub(super) const USER: &str = "user";
-/// Folders above the crate in which its `amphi.toml` is looked for.
+/// How many folders above the crate are searched for its `amphi.toml`.
 const FOLDERS_UP: usize = 4;
 
-/// What a module may do.
+/// The grants and limits of a module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Grants {
-    /// What the configuration says; none where there is no `amphi.toml`, and everything is granted then.
+    /// The module in the configuration. `None` when there is no `amphi.toml`: then everything is granted.
     module: Option<Configured>,
     /// `allowed_origins` of the app, as the host gives them to modules: with spaces between.
     allowed_origins: String,
     pub(super) limits: Limits,
-    /// Where the folders of the module are on this machine, by the path that views know.
+    /// The folders on this machine, by the paths that views use for them.
     pub(super) directories: HashMap<String, PathBuf>,
-    /// Whether a view is in a transaction where it does not say.
+    /// Whether a view runs in a transaction when its attribute does not say.
     pub(super) atomic: Atomic,
 }
 
@@ -31,7 +31,7 @@ struct Configured {
     table: Module,
 }
 
-/// The limits of a request that matter to a view, with the host's defaults.
+/// The limits of a request that a view can reach, with the host's defaults.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Limits {
@@ -69,7 +69,7 @@ impl Default for Limits {
 /// `atomic` of an app or module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Atomic {
-    /// Views of methods that change something.
+    /// Only views of methods that change something.
     #[default]
     UnsafeMethods,
     All,
@@ -96,7 +96,7 @@ impl From<&toml::Value> for Atomic {
     }
 }
 
-/// The parts of an `amphi.toml` that are of interest here. The host checks the rest.
+/// The parts of an `amphi.toml` that tests use. Unknown keys are ignored; the host checks them.
 #[derive(Deserialize)]
 struct Config {
     #[serde(default)]
@@ -139,7 +139,7 @@ struct Directory {
 }
 
 impl Grants {
-    /// Those of the crate that is tested, if there is an `amphi.toml` with a module of it in its folder or above.
+    /// Finds the `amphi.toml`, in the crate's folder or above, that has a module of the crate under test.
     pub(super) fn find() -> Self {
         let Some(crate_folder) = std::env::var_os("CARGO_MANIFEST_DIR") else {
             return Self::default();
@@ -150,7 +150,7 @@ impl Grants {
             .unwrap_or_default()
     }
 
-    /// Those of the module whose `path` is this crate.
+    /// Reads the grants of the module whose `path` is this crate.
     fn of(file: &Path, crate_folder: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(file).ok()?;
         let config: Config =
@@ -198,7 +198,7 @@ impl Grants {
         })
     }
 
-    /// Grants everything from here on.
+    /// Grants everything from now on.
     pub(super) fn grant_all(&mut self) {
         self.module = None;
     }
@@ -286,7 +286,7 @@ impl Grants {
         ))
     }
 
-    /// Where the folder that views know as `guest` is on this machine.
+    /// The folder on this machine that views reach by the path `guest`.
     pub(super) fn directory(&self, guest: &str) -> Result<PathBuf, String> {
         let known = |module: &Module| module.directories.iter().any(|dir| dir.guest == guest);
         if let Some(module) = self.denied(known) {
@@ -313,7 +313,7 @@ fn setting(name: &str, value: &toml::Value) -> String {
     }
 }
 
-/// Whether a topic, or pattern of topics, is about this one.
+/// Whether a granted topic, or pattern of topics, includes this topic.
 fn contains(granted: &str, topic: &str) -> bool {
     match granted.strip_suffix('*') {
         Some(beginning) => topic.starts_with(beginning) && topic.len() > beginning.len(),
@@ -321,7 +321,7 @@ fn contains(granted: &str, topic: &str) -> bool {
     }
 }
 
-/// Whether this is one topic, as the host has it.
+/// Whether this is a valid topic, by the same rule as in the host.
 pub(super) fn is_topic(text: &str) -> bool {
     let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     text.len() <= 1 << 10

@@ -1,4 +1,4 @@
-//! Scripted replies to outbound requests.
+//! Scripted responses to outbound requests.
 
 use crate::Headers;
 use crate::StatusCode;
@@ -7,11 +7,11 @@ use crate::http::ErrorKind;
 use serde::Serialize;
 use std::cell::RefCell;
 
-/// A scripted reply; see [`reply`] and [`failure`].
+/// A scripted response to an outbound request; see [`reply`], [`Reply::json`] and [`failure`].
 #[derive(Clone, Debug)]
 pub struct Reply(Result<InboundResponse, ErrorKind>);
 
-/// A reply with status 200 and this body.
+/// A response with status 200 and this body.
 pub fn reply(body: impl Into<Vec<u8>>) -> Reply {
     Reply(Ok(InboundResponse {
         status: 200,
@@ -20,13 +20,13 @@ pub fn reply(body: impl Into<Vec<u8>>) -> Reply {
     }))
 }
 
-/// A request that fails.
+/// The failure of an outbound request, instead of a response.
 pub fn failure(kind: ErrorKind) -> Reply {
     Reply(Err(kind))
 }
 
 impl Reply {
-    /// A reply with status 200 and the value as JSON.
+    /// A response with status 200 and the value as JSON.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Self {
         let body = serde_json::to_vec(value).expect("a reply of a test can be written as JSON");
         reply(body).header("content-type", "application/json")
@@ -52,9 +52,9 @@ impl Reply {
 /// An outbound request that a view has sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sent {
-    /// Upper-case.
+    /// The method, in upper case.
     pub method: String,
-    /// As the view wrote it.
+    /// The URL, as the view wrote it.
     pub url: String,
     /// The headers the view set.
     pub headers: Headers,
@@ -62,7 +62,7 @@ pub struct Sent {
     pub body: Vec<u8>,
 }
 
-/// The script, and what was sent.
+/// The scripted responses, and the requests that were sent.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
     script: RefCell<Vec<(String, String, Reply)>>,

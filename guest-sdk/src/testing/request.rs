@@ -1,4 +1,4 @@
-//! The requests of tests.
+//! Requests of tests.
 
 use crate::body::Content;
 use crate::csrf;
@@ -9,7 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// A request, from [`get`], [`post`] and so on.
+/// A request to a view, from [`get`], [`post`] and their siblings.
 #[derive(Clone, Debug)]
 pub struct TestRequest {
     method: String,
@@ -17,13 +17,13 @@ pub struct TestRequest {
     query: String,
     headers: Headers,
     body: Vec<u8>,
-    /// What its session has.
+    /// The values of its session.
     session: Values,
-    /// The token of its page, for a form to come.
+    /// The CSRF token, to be written into the form that follows.
     token: Option<String>,
 }
 
-/// A GET request of a path, with its query.
+/// A GET request for a path, which may have a query.
 pub fn get(path: &str) -> TestRequest {
     TestRequest::new("GET", path)
 }
@@ -96,7 +96,7 @@ impl Multipart {
     }
 }
 
-/// As browsers write names.
+/// Escapes a name as browsers do.
 fn escaped(name: &str) -> String {
     name.replace('"', "%22")
         .replace('\r', "%0D")
@@ -123,19 +123,18 @@ impl TestRequest {
         self
     }
 
-    /// Comes with a [`Session`](crate::Session) that has this value.
+    /// Adds a value to the [`Session`](crate::Session) of the request.
     ///
     /// # Panics
     ///
-    /// When the value cannot be written as JSON.
+    /// When the value cannot be serialized.
     pub fn session<T: Serialize + ?Sized>(mut self, name: &str, value: &T) -> Self {
         let value = serde_json::to_value(value).expect("a value of a test can be written as JSON");
         self.session.insert(name.into(), value);
         self
     }
 
-    /// Comes from a page of this app, with the token of its session: for views that take
-    /// [`Protected`](crate::Protected).
+    /// Adds the CSRF token of its session, in a header: for views that take [`Protected`](crate::Protected).
     pub fn csrf(self) -> Self {
         let (token, given) = csrf::pair();
         self.session(csrf::FIELD, &token)
@@ -143,8 +142,8 @@ impl TestRequest {
             .header("sec-fetch-site", "same-origin")
     }
 
-    /// The same for a form of a page, which has the token in its first field: to be followed by
-    /// [`form`](Self::form) or [`multipart`](Self::multipart).
+    /// Like [`csrf`](Self::csrf), with the token in the first field of the form. Call [`form`](Self::form) or
+    /// [`multipart`](Self::multipart) after this.
     pub fn csrf_field(self) -> Self {
         let (token, given) = csrf::pair();
         let request = self.session(csrf::FIELD, &token);
@@ -160,7 +159,7 @@ impl TestRequest {
         self
     }
 
-    /// Sends the value as a form does.
+    /// Sends the value as a form (`application/x-www-form-urlencoded`).
     pub fn form<T: Serialize + ?Sized>(self, value: &T) -> Self {
         let mut body = serde_html_form::to_string(value).expect("a form of a test can be written");
         if let Some(token) = &self.token {
@@ -197,7 +196,7 @@ impl TestRequest {
         &self.body
     }
 
-    /// The request as the host gives it to the view of this name.
+    /// The request as the host would pass it to the view of this name.
     pub(super) fn into_request(
         self,
         (view, kind): (&str, Kind),
@@ -301,7 +300,7 @@ fn matched(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     let path = path.strip_prefix(before)?;
     let (name, value) = match name.strip_prefix('*') {
         Some(name) => (name, path),
-        // A parameter reaches to what follows it in the segment, or to the segment's end.
+        // A parameter extends to the text that follows it in the segment, or to the segment's end.
         None => {
             let segment = &path[..path.find('/').unwrap_or(path.len())];
             let fixed = &after[..after.find(['/', '{']).unwrap_or(after.len())];

@@ -1,4 +1,4 @@
-//! The responses of tests.
+//! Responses of tests.
 
 use super::call::error_response;
 use crate::session::{Settings, Values};
@@ -6,17 +6,17 @@ use crate::{Error, Response, Result, StatusCode};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 
-/// What the client would get, and the error behind it.
+/// The response that the client would get, and the view's error if there was one.
 #[derive(Clone, Debug)]
 pub struct TestResponse {
     response: Response,
     error: Option<Error>,
-    /// What the session has from here on.
+    /// The values of the session after this response.
     session: Values,
 }
 
 impl TestResponse {
-    /// `session` is what the request's had.
+    /// `session` has the values of the request's session.
     pub(super) fn new(
         outcome: Result<Response>,
         view: &str,
@@ -33,7 +33,7 @@ impl TestResponse {
                 error: None,
             },
             Err(error) => {
-                // The test harness shows this when the test fails.
+                // The test harness prints this when the test fails.
                 eprintln!("the view `{view}` gave an error: {error}");
                 Self {
                     response: error_response(&error),
@@ -64,7 +64,7 @@ impl TestResponse {
         &self.response
     }
 
-    /// The error the view gave, when it gave one.
+    /// The error that the view returned, if it did.
     pub fn error(&self) -> Option<&Error> {
         self.error.as_ref()
     }
@@ -74,21 +74,21 @@ impl TestResponse {
         &self.response.body
     }
 
-    /// The body as a text.
+    /// The body as text.
     ///
     /// # Panics
     ///
-    /// When it is none.
+    /// When the body is not UTF-8.
     pub fn text(&self) -> &str {
         std::str::from_utf8(self.body())
-            .unwrap_or_else(|error| panic!("the body is no text: {error}"))
+            .unwrap_or_else(|error| panic!("the body is not valid UTF-8: {error}"))
     }
 
     /// The body, read as JSON.
     ///
     /// # Panics
     ///
-    /// When it is no JSON, or does not fit the type.
+    /// When the body is not valid JSON, or does not fit the type.
     pub fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_slice(self.body()).unwrap_or_else(|error| {
             panic!("the body is not the JSON wanted: {error}: {}", self.text())

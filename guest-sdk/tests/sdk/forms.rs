@@ -168,7 +168,8 @@ fn a_form_with_files_passes_with_the_token_in_it() {
         ]));
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert!(
-            response.text().contains("`photo` is no file") && response.text().contains("enctype"),
+            response.text().contains("`photo` is not a file")
+                && response.text().contains("enctype"),
             "{}",
             response.text()
         );

@@ -1,9 +1,10 @@
 //! `amphi build`: compiles each guest crate once for each mode that has views, and checks the components as the host
 //! would.
 //!
-//! Cargo does the work. A crate is compiled with the SDK's feature `sync` or `async`, which keeps the other
-//! mode's views out of the component. The SDK leaves a section in it that says whether any view is left, and which
-//! were listed.
+//! Cargo does the work. The crate itself is compiled with `--cfg amphi_mode="sync"` or `"async"`, for which the SDK's `views!`
+//! exports the views of that mode alone. Its dependencies do not see the mode, so both components share them. Both modes
+//! are compiled at the same time (`rustc.rs`). The SDK writes a section into each component that says which modes have
+//! views, and which views are listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,16 +16,22 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
+use super::rustc;
 use crate::app::module;
 use crate::config::{self, Config, Source};
 use crate::telemetry::stderr;
 use crate::view::Mode;
 
 const TARGET: &str = "wasm32-wasip2";
-/// What keeps the lines of the source in a component, whatever the crate's own profile says.
-const LINES: [(&str, &str); 2] = [
+/// Settings for `amphi up`, in place of those of the crate's profile: components keep the lines of their source, for the
+/// error page, and are built as quickly as possible.
+const QUICKLY: [(&str, &str); 6] = [
     ("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only"),
     ("CARGO_PROFILE_RELEASE_STRIP", "none"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ("CARGO_PROFILE_RELEASE_INCREMENTAL", "true"),
 ];
 /// Guests start with 4 MiB of memory, enough for most views, because growing memory later costs more.
 const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
@@ -32,7 +39,7 @@ const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
 /// What components are built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// With the lines of their source, for the error page.
+    /// Built quickly, with the lines of their source for the error page.
     Development,
     /// As small as the crate's own profile makes them.
     Production,
@@ -78,9 +85,8 @@ impl Built {
             persist(new, artifact)?;
         }
         for (artifact, component) in &self.components {
-            if component.is_none() && artifact.exists() {
-                std::fs::remove_file(artifact)
-                    .with_context(|| format!("removing {}", artifact.display()))?;
+            if component.is_none() {
+                remove(artifact)?;
             }
         }
         Ok(())
@@ -145,7 +151,8 @@ pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     Ok(packages.into_iter().collect())
 }
 
-/// Builds a crate for each mode. Returns the modes that it has views of.
+/// Builds a crate for each mode that it has views of, and returns these modes. The component that is built first says
+/// whether the other mode has views, too.
 fn build_crate(
     folder: &Path,
     metadata: &Metadata,
@@ -153,34 +160,49 @@ fn build_crate(
     waiting: &Path,
     purpose: Purpose,
 ) -> anyhow::Result<Vec<Mode>> {
+    let since = Instant::now();
+    let [sync, asynch] =
+        [Mode::Sync, Mode::Async].map(|mode| module::artifact(waiting, module, mode));
+    let (has_sync, has_async) = (sync.is_file(), asynch.is_file());
+    // A crate that had views of one mode only has them again, most likely: that mode is compiled first, and alone.
+    let (mode, other) = match has_async && !has_sync {
+        true => (Mode::Async, Mode::Sync),
+        false => (Mode::Sync, Mode::Async),
+    };
+    let compile = |mode, together| {
+        compile(folder, metadata, mode, purpose, together)
+            .with_context(|| format!("module `{module}` ({mode})"))
+    };
+    let first = compile(mode, has_sync == has_async)?;
+    let listing = Listing::of(&first.bytes);
+    let second = match listing.has(other) {
+        true => Some(match first.other(metadata, purpose)? {
+            Some(second) => second,
+            None => compile(other, false)?,
+        }),
+        false => None,
+    };
+    let first = listing.has(mode).then_some(first);
+    let built = match mode {
+        Mode::Sync => [(Mode::Sync, sync, first), (Mode::Async, asynch, second)],
+        Mode::Async => [(Mode::Sync, sync, second), (Mode::Async, asynch, first)],
+    };
     let mut modes = Vec::new();
-    let mut unlisted = Vec::new();
-    for mode in [Mode::Sync, Mode::Async] {
-        let since = Instant::now();
-        let artifact = module::artifact(waiting, module, mode);
-        let (component, fresh) = compile(folder, metadata, mode, purpose)
-            .with_context(|| format!("module `{module}` ({mode})"))?;
-        let bytes = std::fs::read(&component)
-            .with_context(|| format!("reading {}", component.display()))?;
-        let listing = Listing::of(&bytes);
-        unlisted = listing.unlisted;
-        if !listing.has_views {
-            if artifact.exists() {
-                std::fs::remove_file(&artifact)
-                    .with_context(|| format!("removing {}", artifact.display()))?;
-            }
+    for (mode, artifact, component) in built {
+        let Some(component) = component else {
+            remove(&artifact)?;
             continue;
-        }
-        copy(&component, &artifact)?;
+        };
+        copy(&component.file, &artifact)?;
         modes.push(mode);
-        if !fresh {
-            let (size, took) = (bytes.len().div_ceil(1024), since.elapsed());
+        if !component.fresh {
+            let (size, took) = (component.bytes.len().div_ceil(1024), since.elapsed());
             stderr::say(&format!(
                 "Built {module} ({mode}): {size} KiB in {took:.1?}"
             ));
         }
     }
-    for view in unlisted {
+    for view in listing.unlisted {
         stderr::say(&format!(
             "warning: {view} is in no `views![…]`, so the host does not know it: list it, or take its attribute away"
         ));
@@ -194,21 +216,64 @@ fn build_crate(
     Ok(modes)
 }
 
-/// What the SDK has left in a component about the views of its crate.
+/// A component that has been compiled.
+struct Compiled {
+    /// The name of its crate.
+    name: String,
+    file: PathBuf,
+    bytes: Vec<u8>,
+    /// Whether nothing had to be compiled.
+    fresh: bool,
+}
+
+impl Compiled {
+    fn read(name: String, file: PathBuf, fresh: bool) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        Ok(Self {
+            name,
+            file,
+            bytes,
+            fresh,
+        })
+    }
+
+    /// The component of the other mode, if it was compiled together with this one.
+    fn other(&self, metadata: &Metadata, purpose: Purpose) -> anyhow::Result<Option<Self>> {
+        let folder = metadata.other_components(purpose);
+        let file = rustc::other_component(&folder, &self.name, &self.bytes);
+        let read = |file| Self::read(self.name.clone(), file, self.fresh);
+        file.map(read).transpose()
+    }
+}
+
+fn remove(artifact: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(artifact) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", artifact.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The section that the SDK writes into a component.
 struct Listing {
-    /// Whether any is of the component's mode.
-    has_views: bool,
+    /// The modes that the crate has listed views of.
+    modes: Vec<Mode>,
     /// Views that were declared and are in no list, with their places.
     unlisted: Vec<String>,
 }
 
 impl Listing {
-    /// Components of other toolchains have no such section, and views.
+    fn has(&self, mode: Mode) -> bool {
+        self.modes.contains(&mode)
+    }
+
+    /// A component of another toolchain has no such section. It is taken to have views of both modes.
     fn of(component: &[u8]) -> Listing {
         /// The section's name, after a byte with its length.
         const SECTION: &[u8] = b"\x0bamphi-views";
         let (mut declared, mut listed) = (Vec::new(), BTreeSet::new());
-        let mut has_views = true;
+        let mut modes = vec![Mode::Sync, Mode::Async];
         let found = component
             .windows(SECTION.len())
             .position(|part| part == SECTION);
@@ -218,8 +283,9 @@ impl Listing {
                 .ok()
                 .map(|line| (line, line.split_once(' ')))
             {
-                Some(("none", _)) => has_views = false,
-                Some(("some", _)) => {}
+                Some((_, Some(("modes", names)))) => {
+                    modes.retain(|mode| names.split(' ').any(|name| name == mode.as_str()));
+                }
                 Some((_, Some(("view", rest)))) => {
                     if let Some((path, place)) = rest.split_once(' ') {
                         let name = path.split_once("::").map_or(path, |(_, name)| name);
@@ -237,7 +303,7 @@ impl Listing {
             .into_iter()
             .filter(|(name, _)| !listed.contains(name));
         Listing {
-            has_views,
+            modes,
             unlisted: missing
                 .map(|(name, place)| format!("`{name}` ({place})"))
                 .collect(),
@@ -302,13 +368,14 @@ fn written_beside(
     Ok(Some(new))
 }
 
-/// Compiles a crate for one mode; gives the component, and whether nothing had to be done.
+/// Compiles a crate for one mode; `together` with the other mode, see [`Compiled::other`].
 fn compile(
     folder: &Path,
     metadata: &Metadata,
     mode: Mode,
     purpose: Purpose,
-) -> anyhow::Result<(PathBuf, bool)> {
+    together: bool,
+) -> anyhow::Result<Compiled> {
     let colour = if std::io::stderr().is_terminal() {
         "always"
     } else {
@@ -320,8 +387,10 @@ fn compile(
     // again. If cargo ignores the variable one day, builds take longer, and nothing else changes.
     cargo.env("__CARGO_DEFAULT_LIB_METADATA", "amphi");
     if purpose == Purpose::Development {
-        cargo.envs(LINES);
+        cargo.envs(QUICKLY);
     }
+    let other = together.then(|| metadata.other_components(purpose));
+    rustc::wrap(&mut cargo, other.as_deref())?;
     let mut cargo = cargo
         .current_dir(folder)
         .args([
@@ -333,12 +402,7 @@ fn compile(
             "--target",
             TARGET,
         ])
-        .args([
-            "--features",
-            &format!("amphi-sdk/{mode}"),
-            "--color",
-            colour,
-        ])
+        .args(["--color", colour])
         .args([
             "--message-format",
             if colour == "always" {
@@ -350,6 +414,11 @@ fn compile(
         .arg("--target-dir")
         .arg(metadata.target_directory.join("amphi"))
         .args(["--", "-C", LINK_ARGUMENT])
+        .args(["--cfg", &rustc::mode_option(mode)])
+        .args([
+            "--check-cfg",
+            "cfg(amphi_mode, values(\"sync\", \"async\"))",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -357,19 +426,18 @@ fn compile(
         .context("cargo could not be started: install Rust with rustup")?;
     let progress = BufReader::new(cargo.stderr.take().expect("it is piped"));
     let progress = std::thread::spawn(move || show_progress(progress));
-    let (mut component, mut diagnostics, mut unchanged) = (None, String::new(), false);
+    let (mut component, mut diagnostics) = (None, String::new());
     for line in BufReader::new(cargo.stdout.take().expect("it is piped")).lines() {
         match serde_json::from_str(&line?) {
             Ok(Message::CompilerArtifact {
                 filenames,
                 manifest_path,
+                target,
                 fresh,
             }) if manifest_path == folder.join("Cargo.toml") => {
-                unchanged = fresh;
-                component = filenames.into_iter().find(|file| {
-                    file.extension()
-                        .is_some_and(|extension| extension == "wasm")
-                });
+                let mut files = filenames.into_iter();
+                let file = files.find(|file| file.extension() == Some("wasm".as_ref()));
+                component = file.map(|file| (target.name.replace('-', "_"), file, fresh));
             }
             Ok(Message::CompilerMessage { message }) => {
                 diagnostics.push_str(&message.rendered.unwrap_or_default());
@@ -382,7 +450,7 @@ fn compile(
     stderr::say(&diagnostics);
     if status.success() {
         return match component {
-            Some(component) => Ok((component, unchanged)),
+            Some((name, file, fresh)) => Compiled::read(name, file, fresh),
             None => bail!("cargo said nothing of a component"),
         };
     }
@@ -429,11 +497,17 @@ enum Message {
     CompilerArtifact {
         filenames: Vec<PathBuf>,
         manifest_path: PathBuf,
+        target: CargoTarget,
         fresh: bool,
     },
     CompilerMessage {
         message: Diagnostic,
     },
+}
+
+#[derive(Deserialize)]
+struct CargoTarget {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -484,6 +558,15 @@ impl Metadata {
         packages.any(|package| package.source.is_none() && package.manifest_path == manifest)
     }
 
+    /// The folder for components that are compiled together with those that cargo knows.
+    fn other_components(&self, purpose: Purpose) -> PathBuf {
+        let other = self.target_directory.join("amphi").join("other-mode");
+        other.join(match purpose {
+            Purpose::Development => "development",
+            Purpose::Production => "production",
+        })
+    }
+
     /// The folders of the packages on this machine.
     fn folders(&self) -> Vec<PathBuf> {
         let local = self
@@ -528,6 +611,7 @@ fn add_target(folder: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::{Listing, Metadata, NotCompiled, packages};
     use crate::config::Config;
+    use crate::view::Mode;
 
     /// The change that repairs a package is in that package, so the package has to be watched before it compiles.
     #[test]
@@ -564,20 +648,22 @@ mod tests {
                 b"\0other\nview a::b c:1\n",
             ]
             .concat();
-            let Listing {
-                has_views,
-                unlisted,
-            } = Listing::of(&component);
-            (has_views, unlisted)
+            let Listing { modes, unlisted } = Listing::of(&component);
+            (modes, unlisted)
         };
-        let lines = "view app::home src/lib.rs:3\nnone\nlisted home\nview app::a::b src/a b.rs:7\n";
-        assert_eq!(of(lines), (false, vec!["`a::b` (src/a b.rs:7)".to_owned()]));
+        let lines =
+            "view app::home src/lib.rs:3\nmodes none\nlisted home\nview app::a::b src/a b.rs:7\n";
         assert_eq!(
-            of("some\nview app::home src/lib.rs:3\nlisted home\n"),
-            (true, Vec::new())
+            of(lines),
+            (Vec::new(), vec!["`a::b` (src/a b.rs:7)".to_owned()])
         );
+        assert_eq!(
+            of("modes sync async\nview app::home src/lib.rs:3\nlisted home\n"),
+            (vec![Mode::Sync, Mode::Async], Vec::new())
+        );
+        assert_eq!(of("modes async\n"), (vec![Mode::Async], Vec::new()));
         let other = Listing::of(b"\0asm of another toolchain");
-        assert!(other.has_views && other.unlisted.is_empty());
+        assert!(other.modes.len() == 2 && other.unlisted.is_empty());
     }
 
     #[test]

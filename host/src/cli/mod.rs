@@ -6,6 +6,7 @@ mod inspect;
 mod migrate;
 mod new;
 mod routes;
+mod rustc;
 mod serve;
 mod up;
 
@@ -92,6 +93,9 @@ impl Serving {
 
 /// Runs the command line of this process: what `main` does.
 pub fn run() -> ExitCode {
+    if let Some(code) = rustc::run() {
+        return code;
+    }
     run_with(std::env::args_os())
 }
 

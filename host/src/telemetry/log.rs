@@ -11,10 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::stderr;
 
@@ -30,22 +32,29 @@ pub enum LogFormat {
 /// How long a panic of the host waits until its message is written. After that, the process may abort.
 const PANIC_WAIT: Duration = Duration::from_millis(100);
 
-/// Starts logging. `AMPHI_LOG` filters as tracing's `EnvFilter` does, e.g. `warn` or `info,amphi::guest=debug`.
+/// Starts logging. `AMPHI_LOG` filters by level and target, e.g. `warn` or `info,amphi::guest=debug`. (tracing's `EnvFilter`
+/// also filters by spans and fields, but takes a regex engine to compile.)
 pub fn start(format: LogFormat) {
     let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
     let (filter, mistake) = filter(wanted.as_deref());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
         // The writer never fails. Without this setting, tracing would report failures through `eprintln!`, which can
         // panic.
         .log_internal_errors(false)
+        .with_max_level(LevelFilter::TRACE)
         .with_ansi(colours);
     match format {
-        LogFormat::Text => (builder.with_writer(|| Stderr)).event_format(Lines).init(),
+        LogFormat::Text => (builder.with_writer(|| Stderr))
+            .event_format(Lines)
+            .finish()
+            .with(filter)
+            .init(),
         LogFormat::Json => (builder.with_writer(|| Json(Stderr)))
             .json()
             .flatten_event(true)
+            .finish()
+            .with(filter)
             .init(),
     }
     std::panic::set_hook(Box::new(panicked));
@@ -84,11 +93,11 @@ impl io::Write for Stderr {
 }
 
 /// Parses the filter. If it is invalid, returns the default and a sentence about the mistake.
-fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
-    let usual = || EnvFilter::new("info");
+fn filter(wanted: Option<&str>) -> (Targets, Option<String>) {
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
     match wanted {
         None | Some("") => (usual(), None),
-        Some(text) => match EnvFilter::try_new(text) {
+        Some(text) => match text.parse::<Targets>() {
             Ok(filter) => (filter, None),
             Err(error) => {
                 let mistake = format!(

@@ -57,12 +57,23 @@ pub fn misfit(name: &str) -> PathBuf {
     ))
 }
 
+/// The SDK's bindings of a world, as the build script of the misfits has generated them from `guest-sdk/wit`.
+pub fn generated_bindings(world: &str) -> PathBuf {
+    LazyLock::force(&GENERATED);
+    folder().join(format!("target/amphi/bindings/{world}.rs"))
+}
+
 static BUILT: LazyLock<()> =
     LazyLock::new(|| succeed(Command::new(AMPHI).arg("build").arg(folder())));
 
 /// Built by cargo alone, because `amphi build` would refuse them.
 static MISFITS: LazyLock<()> = LazyLock::new(|| {
     LazyLock::force(&BUILT);
+    LazyLock::force(&GENERATED);
+});
+
+/// The misfits do not need the SDK: they can be built when its bindings are missing or wrong.
+static GENERATED: LazyLock<()> = LazyLock::new(|| {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(folder().join("misfits"));
     // The same variable and target folder as `amphi build`, so that shared dependencies are compiled once.
