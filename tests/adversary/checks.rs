@@ -1,5 +1,5 @@
-//! What the rules say about the requests of a program, rows and events aside: values of the context, workers, errors
-//! and answers that something has to explain, time, and clients that have left.
+//! Checks of everything but rows and events: context values, workers, causes of errors and answers, durations, and clients
+//! that disconnect.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,20 +8,20 @@ use super::oracle::{Fault, Violation, is_answered};
 use super::program::{Client, Does, Program, Request, Step, ViewKind};
 use super::run::{Note, Reply, Seen, Told};
 
-/// How much longer than it sleeps a program may take. Less than anything waits for capacity before it gives up.
+/// Time that a program may take in addition to its sleeps. Shorter than the timeouts of all queues.
 const MARGIN: Duration = Duration::from_millis(3000);
-/// How long it may take until what computes is ended, on a busy machine.
+/// Time until a view that computes without end is ended, on a busy machine.
 const LOOP_MS: u64 = 1000;
-/// What a request is told that holds a connection and wants to pin or to read another one.
+/// The error of a request that holds a connection and asks for another one, to pin it or to read a result from it.
 const NO_ROOM: &str = "connections for pins and results: all";
-/// How long a request may go on when its client has left.
+/// Time that a request may go on after its client has disconnected, in seconds.
 const LEFT_MARGIN_S: f64 = 1.2;
 
-/// A request: all steps in it and in what it calls, with what they have noted.
+/// A request as a flat list: all its steps and those of its sub-requests, with what the log says of them.
 struct Flat<'a> {
     steps: Vec<(&'a Step, Option<&'a Note>)>,
     kinds: Vec<ViewKind>,
-    /// Whether several of its steps may run at once.
+    /// Whether several of its steps may run at the same time.
     joins: bool,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Flat<'a> {
         })
     }
 
-    /// R14: each value is what was set last, or at the same time as it was read.
+    /// R14: a step reads the value that was set last, or one that was set while it read.
     fn context(&self, texts: &mut Vec<(Fault, String)>) {
         let ended = |note: &Note| note.ended.as_ref().map_or(usize::MAX, |(line, ..)| *line);
         for (step, note) in self.begun() {
@@ -117,7 +117,7 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// R2: all sync parts run on one worker.
+    /// R2: all sync parts of a request run on one worker.
     fn workers(&self, texts: &mut Vec<(Fault, String)>) {
         let workers: BTreeSet<i64> = self.begun().filter_map(|(_, note)| note.worker).collect();
         if workers.len() > 1 {
@@ -128,7 +128,7 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Every error of a step has a reason.
+    /// Every error of a step has a cause in the program.
     fn errors(&self, program: &Program, client: Client, texts: &mut Vec<(Fault, String)>) {
         let limited = self.kinds.iter().any(|kind| kind.is_limited());
         let ends = self.has(|does| matches!(does, Does::End(_) | Does::Race(_)));
@@ -167,7 +167,7 @@ impl<'a> Flat<'a> {
                     Does::Pin(_) | Does::Stream { .. } | Does::Leak(_)
                 )
             });
-        // One that the database has seen ends the level it was in, like any other failure of a statement.
+        // A conflict ends the level of its statement, as any other failure of a statement does.
         let conflicts = self.failed().any(|(_, kind, _)| kind == "Conflict");
         let pins = pins.count();
         for (step, kind, text) in self.failed() {
@@ -191,7 +191,8 @@ impl<'a> Flat<'a> {
                 }
                 "Other" => undone || self.joins || ends || reads_only || calls && levels,
                 "Statement" => reads_only,
-                // Who holds a connection is refused at once when others pin or read theirs.
+                // A request that holds a connection is refused another one at once while others have theirs pinned or read
+                // results.
                 "Unavailable" if text.contains(NO_ROOM) => pins > 1,
                 "Unavailable" => {
                     texts.push((
@@ -211,7 +212,7 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Every answer that is no success has a reason.
+    /// Every answer that is not a success has a cause in the program.
     fn answer(&self, client: Client, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
         let Some(status) = reply.status else {
             if is_answered(client) {
@@ -248,8 +249,8 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Whether a block has ended while one that began later was open: all is rolled back then (R8), which nobody is told
-    /// when both were dropped.
+    /// Whether a block ended while a block that began later was still open. Then everything is rolled back (R8), and no step
+    /// gets an error if both blocks were dropped.
     fn blocks_overlap(&self) -> bool {
         let block = |(step, note): (&Step, &Note)| {
             let is_block = matches!(step.does, Does::Block(_) | Does::Dropped(_));
@@ -263,7 +264,7 @@ impl<'a> Flat<'a> {
         (blocks.iter()).any(|one| blocks.iter().any(|other| crosses(one, other)))
     }
 
-    /// R15: it ends soon after its client has left.
+    /// R15: a request ends soon after its client has disconnected.
     fn disconnect(&self, reply: &Reply, texts: &mut Vec<(Fault, String)>) {
         let Some(left_at) = reply.left_at else { return };
         let late = self.begun().filter_map(|(step, note)| {

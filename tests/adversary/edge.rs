@@ -1,5 +1,5 @@
-//! Everything at once that is meant to break the edge, against the guestbook with compression and basic-auth on, and a
-//! reader with the right password beside it who is measured.
+//! All attacks on the HTTP edge at the same time, against the guestbook with compression and basic-auth. Meanwhile the
+//! latency of a reader with the right password is measured.
 
 use std::fmt;
 use std::io::{Seek as _, Write as _};
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::siege::{Hello, flood, measure};
 use crate::harness::{App, Server};
 
-/// The hash of `secret`, at a cost that takes tens of milliseconds.
+/// The hash of `secret`, at a cost of tens of milliseconds for each check.
 const HASH: &str = "$2b$10$IlLa4SjrCagzpxKtJbWGw.6YUkYBI9gG2Aj00kXi34HgwkguHdxyW";
 const ADMIN_CONNECTIONS: usize = 1_100;
 const SLOW_CONNECTIONS: usize = 300;
@@ -25,7 +25,8 @@ const WRONG_MAX: usize = 10;
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Heads that no server may take for what they are not, each sent with what would be a second request behind it.
+/// Malformed and ambiguous heads. A second request is sent after each, to find heads that the server takes for longer or
+/// shorter than they are.
 const HEADS: [&str; 19] = [
     "GET http://u:p@evil/ HTTP/1.1\r\nhost: a\r\n\r\n",
     "GET / HTTP/1.1\r\n\r\n",
@@ -48,14 +49,14 @@ const HEADS: [&str; 19] = [
     "GET / HTTP/1.1\r\nhost: a\r\ncookie: session=bad; session=\"; =; x\r\nif-none-match: W/\"\", *, \"\r\n\r\n",
 ];
 
-/// How it went.
+/// The result.
 #[derive(Debug)]
 pub struct Report {
     reader: Hello,
-    /// Memory of the process in MiB: before, and the most.
+    /// Memory of the process in MiB: before the attacks, and the largest during them.
     memory_mib: [u64; 2],
     attacks: Vec<(&'static str, u64)>,
-    /// What was wrong: empty when all is well.
+    /// Everything that went wrong. Empty when nothing did.
     pub wrong: Vec<String>,
 }
 
@@ -74,7 +75,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The guestbook with what is attacked.
+/// Starts the guestbook with everything that is attacked.
 async fn serve() -> Server {
     let app = App::guestbook(&format!(
         r#"
@@ -92,7 +93,7 @@ async fn serve() -> Server {
     app.serve().await
 }
 
-/// Lays siege for so long.
+/// Attacks for this long.
 ///
 /// # Panics
 /// When the guestbook does not start.
@@ -131,10 +132,10 @@ pub async fn edge(time: Duration) -> Report {
     };
     let memory = most_memory(&server, until);
     let ((attacks, mut wrong), most, reader) = tokio::join!(attacks, memory, reading);
-    // The admin address has let go of those that held it when its own limits are over.
+    // After this time, the admin server has closed the connections that were held open, by its own time limit.
     tokio::time::sleep(PATIENCE).await;
     wrong.extend(super::run::quiet(&server).await);
-    // A panic alone is dozens of lines.
+    // One panic makes dozens of lines.
     wrong.truncate(WRONG_MAX);
     let again = from(2)
         .get(server.url("/"))
@@ -151,7 +152,7 @@ pub async fn edge(time: Duration) -> Report {
     }
 }
 
-/// A client of an address of its own.
+/// A client with the local address 127.0.0.`last`.
 fn from(last: u8) -> Client {
     Client::builder()
         .local_address(IpAddr::from(Ipv4Addr::new(127, 0, 0, last)))
@@ -169,7 +170,7 @@ async fn guess(server: &Server, number: usize, until: Instant) -> u64 {
             1 => (format!("nobody-{number}-{count}"), "secret".to_owned()),
             _ => ("ann".to_owned(), "x".repeat(20_000)),
         };
-        // Whatever comes of it.
+        // Any answer will do, also none.
         let request = client.get(server.url("/"));
         let _ = request.basic_auth(user, Some(password)).send().await;
         count += 1;
@@ -178,7 +179,7 @@ async fn guess(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Answers in every encoding, large and small.
+/// Requests for small and large answers in every encoding.
 async fn compressed(server: &Server, number: usize, until: Instant) -> u64 {
     let (client, mut count) = (from(2), 0);
     let encoding = ["br", "zstd", "gzip"][number % 3];
@@ -196,7 +197,7 @@ async fn compressed(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Heads that are not what they look like, with the password and without, from a proxy and from elsewhere.
+/// Sends the heads of [`HEADS`], with and without the password, from the trusted proxy and from another address.
 async fn heads(server: &Server, number: usize, until: Instant) -> u64 {
     const PASSWORD: &str = "\r\nauthorization: Basic YW5uOnNlY3JldA==\r\n\r\n";
     let mut count = 0;
@@ -227,7 +228,7 @@ async fn connect(server: &Server, last: u8) -> Option<TcpStream> {
     socket.connect(server.address).await.ok()
 }
 
-/// Connections to the admin address that ask and do not read.
+/// Connections to the admin address that send requests and do not read the answers.
 async fn admin(server: &Server, until: Instant) -> u64 {
     let (mut count, mut held) = (0, std::collections::VecDeque::new());
     let ask = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(50);
@@ -249,7 +250,7 @@ async fn admin(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// Connections that stop within a head, and ones that ask for a large file and do not read it.
+/// Connections that stop in the middle of a head, and connections that request a large file and do not read it.
 async fn slow(server: &Server, until: Instant) -> u64 {
     let (mut count, mut held) = (0_u64, std::collections::VecDeque::new());
     while Instant::now() < until {
@@ -272,8 +273,8 @@ async fn slow(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// A file that is written anew in place while it is read, on kept connections: how many answers came, and whether one
-/// was not what it should be.
+/// Requests on kept connections for a file that is overwritten in place meanwhile. Returns the number of answers, and a text
+/// for each wrong answer.
 async fn rewritten(
     server: &Server,
     changes: &Arc<AtomicU64>,
@@ -289,7 +290,7 @@ async fn rewritten(
         while Instant::now() < until {
             let change = writing.fetch_add(1, Relaxed);
             let length = [10, 84, 0, 5_000, 400_000][(change % 5) as usize];
-            // Nobody else writes it; what fails is tried again.
+            // This thread alone writes the file. A failed write is repeated by the next turn.
             let _ = file.set_len(0);
             let _ = file.rewind();
             let _ = file.write_all(&vec![b'x'; length]);
@@ -301,7 +302,7 @@ async fn rewritten(
         while Instant::now() < until {
             let request = client.get(server.url("/static/changing.txt"));
             let asked = request.basic_auth("ann", Some("secret")).send().await;
-            // An answer that ends too early is an error of the client's, and none of the server's.
+            // An answer may end too early, because the file has become shorter. The client sees that as an error.
             let Ok(answer) = asked else { continue };
             let status = answer.status();
             if let Ok(body) = answer.bytes().await

@@ -1,29 +1,29 @@
-//! Programs from seeds.
+//! Generates programs from seeds.
 //!
-//! Each program draws how likely every kind of step is, and has many of them not at all: a few kinds of steps in every
-//! combination find more than all kinds in each program. It is bounded in depth, in steps, in calls and in how long it
-//! sleeps, so that with free capacity it is over long before anything in it may have waited too long.
+//! Each program draws a weight for every kind of step, and leaves out many kinds: few kinds of steps in every combination
+//! find more than all kinds in each program. Depth, steps, calls and sleeps of a program are bounded, so that a program on an
+//! idle server ends long before any of its waits could time out.
 
 use fastrand::Rng;
 
 use super::program::{Around, Client, Does, Part, Program, Request, Shape, Step, View, ViewKind};
 
-/// Programs that share a server, one after the other.
+/// Number of programs that run on the same server, one after the other.
 pub const PER_SHAPE: u64 = 24;
 
-/// How deep views call each other.
+/// Depth to which views call each other.
 const DEPTH_MAX: u32 = 4;
-/// How deep steps are within steps of the same part.
+/// Depth to which steps of one part are nested.
 const NESTED_MAX: u32 = 3;
 /// Limits of one request.
 const STEPS_MAX: u32 = 40;
 const CALLS_MAX: u32 = 8;
-/// How long all requests of a program sleep, those not counted that are left.
+/// Time that all requests of a program sleep together, without those whose clients disconnect.
 const NAPS_MAX_MS: u64 = 600;
-/// How long a request sleeps that its client leaves: so long that going on is noticed.
+/// Time that a request sleeps whose client disconnects: long enough that a request which goes on is noticed.
 const LEFT_NAP_MS: u64 = 2200;
 
-/// What can be drawn, and how likely it is where it is not left out.
+/// Kinds of steps, with their weights where they are not left out.
 const KINDS: [(Kind, u32); 22] = [
     (Kind::Insert, 30),
     (Kind::Call, 30),
@@ -49,7 +49,7 @@ const KINDS: [(Kind, u32); 22] = [
     (Kind::Loop, 1),
 ];
 
-/// The same for programs about calls.
+/// Kinds of steps of programs about calls, with their weights.
 const CALLS: [(Kind, u32); 7] = [
     (Kind::Call, 40),
     (Kind::Join, 25),
@@ -86,7 +86,7 @@ enum Kind {
     Loop,
 }
 
-/// Where a step is.
+/// The position of a step in its program.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     depth: u32,
@@ -107,7 +107,8 @@ struct Generator {
     loops_left: u32,
 }
 
-/// The program of a seed. Steps whose kinds are named in `without` are left out, with `leaving` clients that leave.
+/// The program of a seed, without the kinds of steps that `without` names. The name `leaving` leaves out the requests whose
+/// clients disconnect.
 pub fn program(seed: u64, without: &[String]) -> Program {
     let mut random = Rng::with_seed(seed);
     let shape = shape(seed / PER_SHAPE);
@@ -116,7 +117,7 @@ pub fn program(seed: u64, without: &[String]) -> Program {
             .iter()
             .any(|name| name.eq_ignore_ascii_case(&format!("{kind:?}")))
     };
-    // Half of what there is, and inserts always. Of every third program, calls that are joined.
+    // One program in three is about joined calls. The others have about half of all kinds of steps, and inserts always.
     let weights: Vec<(Kind, u32)> = match random.u32(..3) {
         0 => CALLS.to_vec(),
         _ => {
@@ -164,7 +165,7 @@ pub fn program(seed: u64, without: &[String]) -> Program {
     }
 }
 
-/// The server of a number: small in some way or other.
+/// The configuration of a server, from a number: some of its limits are small.
 fn shape(number: u64) -> Shape {
     let mut random = Rng::with_seed(number ^ 0x005e_1ec7);
     let around = |is_async: bool, name: &str| Around {
@@ -196,7 +197,7 @@ fn shape(number: u64) -> Shape {
 impl Generator {
     fn requests(&mut self) -> Vec<Request> {
         let count = self.random.usize(1..=6);
-        // As often as not, some of them are the same: what is scarce is scarce for many who want the same.
+        // Every other program has several copies of one request: they compete for the same scarce resource.
         let copies = if self.random.bool() {
             self.random.usize(1..=count)
         } else {
@@ -206,7 +207,7 @@ impl Generator {
         while requests.len() < count {
             let request = self.request();
             let room = count - requests.len();
-            // What takes long is there once.
+            // A request that takes long is not copied.
             let copies = match request.naps_ms() > NAPS_MAX_MS / 4 || request.loops() > 0 {
                 true => 1,
                 false => copies,
@@ -275,7 +276,7 @@ impl Generator {
         }
     }
 
-    /// Steps with the rest of the chain among them: beside the others, or within one of them.
+    /// Steps of middleware. One of them, at the top level or nested in another step, calls the rest of the chain.
     fn middleware(&mut self, depth: u32) -> Vec<Step> {
         let mut steps = Vec::new();
         for _ in 0..self.random.u32(..3) {
@@ -309,7 +310,7 @@ impl Generator {
             let Some(mut step) = self.random_step(place) else {
                 continue;
             };
-            // What to look for is what this list has inserted.
+            // `See` counts the rows of an earlier insert of the same list.
             if let Does::See(id) = &mut step.does {
                 let inserted = steps.iter().rev().find(|step| step.does == Does::Insert);
                 let Some(inserted) = inserted else { continue };
@@ -345,7 +346,7 @@ impl Generator {
         Kind::Insert
     }
 
-    /// None: it would be over a limit.
+    /// `None` when the step would exceed a limit of the program.
     fn does(&mut self, kind: Kind, place: Place) -> Option<Does> {
         let deeper = Place {
             nested: place.nested + 1,
@@ -394,7 +395,8 @@ impl Generator {
             Kind::Get => Does::Get(self.name()),
             Kind::Fetch => Does::Fetch,
             Kind::Leak => {
-                // What waits for it beside it would wait for the end of the part, which waits for that.
+                // A leaked pin or block is released when the part ends. A step that runs at the same time could wait for it,
+                // and the part waits for that step: a deadlock. So only a result is leaked there.
                 let some = if place.at_once { 1 } else { 3 };
                 let what = ["rows", "pin", "begin"][self.random.usize(..some)];
                 Does::Leak(what.to_owned())
@@ -410,7 +412,7 @@ impl Generator {
         })
     }
 
-    /// What subscribers do begins with a step that tells that they were called.
+    /// An event. The first step of its subscribers reads a value, so that the log shows that they were called.
     fn event(&mut self) -> Does {
         let name = self.name();
         let mut steps = vec![self.step(Does::Get(name))];
@@ -436,7 +438,7 @@ impl Generator {
         }
     }
 
-    /// The same request with numbers of its own.
+    /// A copy of the request whose steps have new numbers.
     fn copied(&mut self, request: &Request) -> Request {
         let mut copy = request.clone();
         let offset = self.last_id;
@@ -448,7 +450,7 @@ impl Generator {
     }
 }
 
-/// Adds to the numbers of steps, and of those that they look for. As deep as the program is.
+/// Adds an offset to the numbers of steps, and to the numbers that `See` steps refer to. Recursive to the depth of the program.
 fn renumber(steps: &mut [Step], offset: u32) {
     for step in steps {
         step.id += offset;
@@ -472,7 +474,7 @@ fn takes_next(does: &Does) -> bool {
     )
 }
 
-/// The lists of steps in a part.
+/// The lists of steps in a part, as [`Part::lists`].
 pub fn lists_mut(part: &mut Part) -> impl Iterator<Item = &mut Vec<Step>> {
     part.around
         .iter_mut()
@@ -480,7 +482,7 @@ pub fn lists_mut(part: &mut Part) -> impl Iterator<Item = &mut Vec<Step>> {
         .chain([&mut part.steps])
 }
 
-/// See [`Step::inner`].
+/// The steps nested in a step, as [`Step::inner`].
 pub fn inner_mut(does: &mut Does) -> Option<&mut Vec<Step>> {
     match does {
         Does::Block(steps)

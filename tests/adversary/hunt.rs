@@ -1,4 +1,4 @@
-//! Runs the programs of many seeds, and makes those that fail small.
+//! Runs the programs of many seeds, and reduces those that fail.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -15,45 +15,45 @@ use super::show::Shown;
 use super::{generate, run, shrink};
 use crate::harness::{Kind, Server};
 
-/// How often a smaller program is tried before it is said not to fail.
+/// Number of runs without a failure after which a reduced program counts as one that does not fail.
 const TRIES: usize = 3;
 
-/// What to do.
+/// The settings of a hunt.
 #[derive(Debug, Clone)]
 pub struct Hunt {
     pub kind: Kind,
     pub seed: u64,
-    /// Programs at most.
+    /// The most programs to run.
     pub programs: u64,
     pub time: Duration,
-    /// Servers beside each other.
+    /// Number of servers that run programs at the same time.
     pub lanes: u64,
-    /// It is over after that many failures.
+    /// Ends after this number of failures.
     pub failures_max: usize,
-    /// How long one failure may be made smaller.
+    /// Time to reduce one failing program.
     pub shrink_time: Duration,
-    /// Kinds of faults to look for; none for all.
+    /// Kinds of faults to report. Empty for all.
     pub only: Vec<Fault>,
-    /// Kinds of steps to leave out.
+    /// Kinds of steps that programs do not have.
     pub without: Vec<String>,
 }
 
-/// How it went.
+/// The result of a hunt.
 #[derive(Debug)]
 pub struct Hunted {
     pub programs: u64,
     pub requests: u64,
-    /// Faults of time that were not seen again.
+    /// Number of programs with faults of time that did not occur again, and so do not count as failures.
     pub once: u64,
     pub failures: Vec<Failure>,
 }
 
-/// A program that breaks a rule, made small.
+/// A program that breaks a rule, reduced.
 #[derive(Debug)]
 pub struct Failure {
     pub kind: Kind,
     pub seed: u64,
-    /// Kinds of steps that were left out.
+    /// Kinds of steps that it was generated without.
     pub without: Vec<String>,
     pub program: Program,
     pub ran: Ran,
@@ -100,7 +100,7 @@ struct Shared {
     failures: Mutex<Vec<Failure>>,
 }
 
-/// Runs programs until there is no time left, or there are enough failures.
+/// Runs programs until the time is over or there are enough failures.
 pub fn hunt(hunt: Hunt) -> Hunted {
     let shared = Shared {
         since: Instant::now(),
@@ -124,7 +124,7 @@ pub fn hunt(hunt: Hunt) -> Hunted {
     }
 }
 
-/// Runs one program, several times if need be; what is wrong with it.
+/// Runs one program up to `times` times, until it breaks a rule. Returns the last run.
 pub fn replay(kind: Kind, program: &Program, times: usize) -> Ran {
     on_this_thread(async {
         let mut lane = Lane::new(kind);
@@ -155,7 +155,7 @@ impl Shared {
                 .is_ok_and(|all| all.len() >= self.hunt.failures_max)
     }
 
-    /// Takes one block of seeds after the other: they share a server.
+    /// Runs one block of seeds after the other. The programs of a block run on the same server.
     async fn lane(&self) {
         let Hunt {
             kind,
@@ -231,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// Runs a program some times, until it fails in one of these ways.
+    /// Runs a program up to [`TRIES`] times, until it has one of these faults again.
     async fn again(&self, lane: &mut Lane, program: &Program, faults: &[Fault]) -> Option<Ran> {
         for _ in 0..TRIES {
             let ran = self.wanted(lane.run(program).await);
@@ -242,7 +242,7 @@ impl Shared {
         None
     }
 
-    /// Tries programs that are smaller, as long as one of them fails in the same way.
+    /// Reduces a program: takes the first smaller program that has one of the same faults, until there is none.
     async fn shrink(&self, lane: &mut Lane, program: Program, ran: Ran) -> (Program, Ran) {
         let (since, faults) = (Instant::now(), ran.faults());
         let mut best = (program, ran);
@@ -261,11 +261,11 @@ impl Shared {
     }
 }
 
-/// How one run of a program went.
+/// The result of one run of a program.
 #[derive(Debug)]
 pub struct Ran {
     pub violations: Vec<Violation>,
-    /// None: the server was gone.
+    /// `None` when the server was gone.
     pub seen: Option<Seen>,
 }
 
@@ -278,7 +278,7 @@ impl Ran {
     }
 }
 
-/// Runs programs, one after the other.
+/// Runs programs one after the other, with one server at a time.
 struct Lane {
     kind: Kind,
     server: Option<(super::program::Shape, Server)>,
@@ -294,7 +294,7 @@ impl Lane {
         }
     }
 
-    /// Runs a program on a server of its shape. After a failure, the next one has a new server.
+    /// Runs a program on a server of its shape. After a failure, the next program gets a new server.
     async fn run(&mut self, program: &Program) -> Ran {
         let (shape, server) = match self.server.take() {
             Some((shape, server)) if shape == program.shape => (shape, server),
@@ -319,7 +319,7 @@ impl Lane {
                 seen: Some(seen),
             }
         };
-        // The harness panics when it is not answered.
+        // The harness panics when the server does not answer.
         let ran = AssertUnwindSafe(work)
             .catch_unwind()
             .await

@@ -1,19 +1,19 @@
-//! Levels: transactions and blocks, what has happened in them, and what became of them.
+//! Levels, which are transactions and blocks: what happened in them, and whether they were kept.
 
 use super::program::{Does, Part, Shape, Step};
 use super::run::{Note, Seen, Told};
 
-/// What became of what was done in a level, or in several within each other.
+/// Whether the changes made in a level, or in several nested levels, are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Kept,
     Undone,
-    /// It ended while nobody was there to tell, or it is not known whether it was around.
+    /// The level ended without reporting its result, or it is not known whether the change was made in it.
     Unknown,
 }
 
 impl Fate {
-    /// Within both.
+    /// The fate of a change that is inside both levels.
     pub(super) fn and(self, other: Fate) -> Fate {
         match (self, other) {
             (Fate::Undone, _) | (_, Fate::Undone) => Fate::Undone,
@@ -22,37 +22,40 @@ impl Fate {
         }
     }
 
-    /// Within this, and perhaps within others.
+    /// The fate of a change that is inside this level, and possibly inside others.
     pub(super) fn perhaps(self, others: impl IntoIterator<Item = Fate>) -> Fate {
         let kept = others.into_iter().all(|other| other == Fate::Kept);
         if kept { self } else { self.and(Fate::Unknown) }
     }
 }
 
-/// The parts of a request or sub-request: its middleware from the outside, then its view. None passes everything on.
+/// The chain of a request or sub-request: its middleware, the outermost first, then its view. For each link: whether it is
+/// async, and its steps; `None` for middleware that only calls the rest of the chain.
 pub(super) struct Links<'a>(Vec<(bool, Option<&'a [Step]>)>);
 
-/// What has happened in a transaction that makes it roll back.
+/// Reasons for which a transaction rolls back.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Troubles {
+    /// A part of it has failed.
     pub(super) failed: bool,
     /// A statement has failed.
     pub(super) poisoned: bool,
+    /// A step has asked for a rollback.
     pub(super) rollback: bool,
-    /// Something may have failed in it, or in a block within it.
+    /// Something may have failed directly in the transaction, or only in a block inside it.
     pub(super) perhaps: bool,
 }
 
-/// Where the steps are that may have made it roll back.
+/// The position, inside the transaction, of steps that may roll it back.
 #[derive(Debug, Clone, Copy)]
 struct Inside {
     is_async: bool,
     in_block: bool,
-    /// What became of the blocks around, all of them within the transaction.
+    /// The fate of the blocks between the transaction and the steps.
     blocks: Fate,
 }
 
-/// What is known of the levels of a program.
+/// Answers questions about the levels of a program.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Levels<'a> {
     pub(super) seen: &'a Seen,
@@ -72,7 +75,7 @@ impl<'a> Links<'a> {
         Links(links)
     }
 
-    /// The first link from `at` on that does something.
+    /// The first link from `at` on that has steps.
     pub(super) fn from(&self, at: usize) -> Option<(usize, bool, &'a [Step])> {
         let mut rest = self.0.iter().enumerate().skip(at);
         rest.find_map(|(at, (is_async, steps))| Some((at, *is_async, (*steps)?)))
@@ -80,7 +83,7 @@ impl<'a> Links<'a> {
 }
 
 impl<'a> Levels<'a> {
-    /// What is known of a step that is done once.
+    /// What the log says of a step that runs once.
     pub(super) fn note(&self, step: &Step) -> Option<&'a Note> {
         self.seen.notes.get(&step.id)?.first()
     }
@@ -89,7 +92,7 @@ impl<'a> Levels<'a> {
         self.note(step)?.ended.as_ref().map(|(_, _, told)| told)
     }
 
-    /// What has happened to the transaction that these links are in.
+    /// Reasons to roll back the transaction that these links run in.
     pub(super) fn troubles(&self, links: &Links<'a>, at: usize) -> Troubles {
         let mut troubles = Troubles::default();
         if let Some((at, is_async, steps)) = links.from(at) {
@@ -125,7 +128,7 @@ impl<'a> Levels<'a> {
                     }
                 }
                 Does::Call(part) => {
-                    // It may not even have begun when it was refused.
+                    // A refused call may not have begun, so that its transaction may go on.
                     let refused = matches!(told, Some(Told::Failed(kind, _)) if kind == "503" || kind == "508");
                     let sure = inside.blocks == Fate::Kept && !refused;
                     all.failed |= failed && sure;
@@ -154,7 +157,7 @@ impl<'a> Levels<'a> {
                         all,
                     )
                 }
-                // Beside a block, it may have been in it.
+                // Steps that run beside a block may have run inside it.
                 Does::Join(steps) | Does::Race(steps)
                     if inside.is_async && own(steps).any(is_block) =>
                 {
@@ -184,13 +187,13 @@ impl<'a> Levels<'a> {
         })
     }
 
-    /// The fate of the level that a step is, if it is one, by what it has noted.
+    /// The fate of the level that this step opens, by the step's result. `None` for a step that opens none.
     pub(super) fn level(&self, step: &Step) -> Option<Fate> {
         match &step.does {
             Does::Block(steps) => Some(match self.told(step) {
                 Some(Told::Ok(_)) => Fate::Kept,
                 Some(Told::Failed(..)) => Fate::Undone,
-                // It ended on the way: when all steps were done, perhaps while it was committed.
+                // The block did not report its end. If all its steps had ended, the block may have been committing.
                 None if steps.last().is_some_and(|last| self.told(last).is_none()) => Fate::Undone,
                 None => Fate::Unknown,
             }),
@@ -201,7 +204,7 @@ impl<'a> Levels<'a> {
     }
 }
 
-/// All steps of one part, those within steps included, and nothing of what they call.
+/// All steps of one part, nested ones included. The steps of sub-requests are not among them.
 pub(super) fn own(steps: &[Step]) -> impl Iterator<Item = &Step> {
     let mut open: Vec<&Step> = steps.iter().collect();
     std::iter::from_fn(move || {
@@ -215,8 +218,8 @@ pub(super) fn is_block(step: &Step) -> bool {
     matches!(step.does, Does::Block(_) | Does::Dropped(_))
 }
 
-/// Whether a call, or the rest of a chain, has not failed: `[200,…` or `200`. A step of another kind: whether it gave
-/// no error.
+/// Whether a step succeeded. The result of a call, or of the rest of a chain, begins with a status, as in `[200,…` or `200`:
+/// it is good below 500. A step of another kind is good when it gave no error.
 pub(super) fn is_good(told: &Told) -> bool {
     let Told::Ok(text) = told else { return false };
     let digits: String = text
@@ -229,7 +232,8 @@ pub(super) fn is_good(told: &Told) -> bool {
         .map_or(true, |status| !(500..600).contains(&status))
 }
 
-/// Whether the database has refused a change, which ends its level. A statement that did not get there ends nothing.
+/// Whether the database refused a statement, which ends the statement's level. A statement that failed before it reached the
+/// database ends no level.
 pub(super) fn is_broken(told: &Told) -> bool {
     matches!(told, Told::Failed(kind, _) if kind == "NotNull")
 }

@@ -1,6 +1,6 @@
 //! The adversary as a program: `cargo run -p amphi-tests --bin adversary -- --seed 1 --minutes 5 --database both`.
 //!
-//! It is the host as well, `adversary serve …`, so that no second binary has to be built before.
+//! The same binary is the host, as `adversary serve …`, so that no second binary has to be built.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,48 +16,48 @@ use amphi_tests::harness::Kind;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 
-/// Runs random programs against the real server, and makes those small that break a rule.
+/// Runs random programs against the real server. A program that breaks a rule is reduced to a small one that still does.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The first seed; without one, the clock's.
+    /// The first seed [default: from the clock].
     #[arg(long)]
     seed: Option<u64>,
-    /// How long, on each database.
+    /// For how many minutes programs run, on each database.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
-    /// How many programs at most, on each database.
+    /// The most programs to run, on each database.
     #[arg(long, default_value_t = u64::from(u32::MAX))]
     programs: u64,
     #[arg(long, value_enum, default_value_t = Databases::Both)]
     database: Databases,
-    /// Servers beside each other.
+    /// Number of servers that run programs at the same time.
     #[arg(long, default_value_t = 3)]
     lanes: u64,
-    /// Ends after that many failures.
+    /// Ends after this number of failures.
     #[arg(long, default_value_t = 5)]
     failures: usize,
-    /// How long a failure is made smaller.
+    /// For how many seconds a failing program is reduced.
     #[arg(long, default_value_t = 120)]
     shrink_seconds: u64,
-    /// Looks for faults of these kinds alone: `rows`, `time` …
+    /// Reports only faults of these kinds: `rows`, `time` …
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Leaves out steps of these kinds: `stream`, `pin` …
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
-    /// Prints the program of the seed and runs nothing.
+    /// Prints the program of the seed, without running it.
     #[arg(long)]
     print: bool,
-    /// Does everything at once that is meant to stop a host, and measures a small view beside it.
+    /// Runs all attacks on the host at the same time, and measures a small view meanwhile.
     #[arg(long)]
     siege: bool,
-    /// The same against the edge of the guestbook.
+    /// Runs all attacks on the HTTP edge of the guestbook, and measures a reader meanwhile.
     #[arg(long)]
     edge: bool,
-    /// How many clients besiege it.
+    /// Number of clients that run attacks with `--siege`.
     #[arg(long, default_value_t = 8)]
     clients: usize,
-    /// Runs the program in this file, ten times if need be.
+    /// Runs the program in this file, up to ten times until it breaks a rule.
     #[arg(long)]
     replay: Option<PathBuf>,
 }
@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all is well.
+/// Whether no rule was broken.
 fn adversary(options: &Options) -> anyhow::Result<bool> {
     let kinds: &[Kind] = match options.database {
         Databases::Sqlite => &[Kind::Sqlite],

@@ -1,10 +1,10 @@
 //! The adversary: random programs against the rules.
 //!
-//! A seed makes a program: requests that run at once, each a tree of middleware, views and sub-requests that do random
-//! steps ([`program`], [`generate`]). It is run against a real server that has little of everything ([`run`]), and what
-//! was seen is judged by a model of the rules ([`oracle`]). A program that breaks a rule is made smaller as long as it
-//! still does ([`shrink`]), and reported with its seed ([`hunt`]). [`siege`] does what is known to hurt, all at once,
-//! and [`edge`] what hurts servers of HTTP.
+//! A program is generated from a seed: requests that run at the same time, each a tree of middleware, views and
+//! sub-requests that do random steps ([`program`], [`generate`]). It runs against a real server with small limits ([`run`]),
+//! and a model of the rules judges what was observed ([`oracle`]). A program that breaks a rule is reduced while it still
+//! breaks that rule ([`shrink`]), and reported with its seed ([`hunt`]). [`siege`] runs all known attacks of guests at the
+//! same time, and [`edge`] all known attacks on HTTP servers.
 
 mod checks;
 pub mod edge;

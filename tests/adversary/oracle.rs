@@ -1,51 +1,53 @@
-//! What the rules allow: a model of them without threads, connections or time.
+//! The oracle: a model of the rules without threads, connections or time.
 //!
-//! The model goes through a program as it was written and asks, for each row, event and count, what may have become of
-//! it, given what the steps noted: see `Fate`. Three rules are all of it.
+//! The model walks through a program in the order of its text. For each row, event and increment it determines from the
+//! results of the steps whether the change must be there, must not be there, or may be either: see `Fate`. It has three
+//! rules.
 //!
-//! * A row is there when its statement said so and every level around it was kept. Levels are the transaction of an
-//!   atomic request, that of an atomic sub-request which was called outside of any, and the blocks of the parts.
-//! * A level was kept when it said so, and nothing that makes it roll back has happened in it.
-//! * Where steps of one async part run at once, a statement beside a block may be in that block: then only what is
-//!   true in both cases is asked for. No other part's blocks count (a view that is called beside a block excepted).
+//! * A row is there if its statement succeeded and every level around it was kept. A level is a block, the transaction of an
+//!   atomic request, or the transaction of an atomic sub-request that was called outside of any transaction.
+//! * A level was kept if it reported success, and if nothing happened in it that rolls it back.
+//! * Where steps of one async part run at the same time, a statement beside a block may run inside that block. Then the
+//!   model requires only what holds in both cases. Blocks of other parts do not matter, with one exception: a view that is
+//!   called beside a block.
 
 use super::checks;
 use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
 use super::program::{Client, Does, Part, Program, Request, Step};
 use super::run::{Reply, Seen, Told};
 
-/// What is wrong.
+/// One broken promise.
 #[derive(Debug, Clone)]
 pub struct Violation {
     pub fault: Fault,
     pub text: String,
 }
 
-/// What kind of promise was broken.
+/// The kind of a broken promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// A row that has to be there is not, or the other way round.
+    /// A row is missing that must be there, or there that must not be.
     Rows,
-    /// The same for events.
+    /// An event was not delivered that must be, or delivered that must not be.
     Events,
-    /// A value of the context that nobody set, or that had been replaced.
+    /// A context value was read that nobody had set, or that had been replaced.
     Context,
-    /// An answer or an error that nothing explains.
+    /// An answer or an error without a cause in the program.
     Answer,
-    /// Somebody was refused what was free, or would have been free in time.
+    /// A request or statement was refused for lack of capacity, although capacity was free or would have been in time.
     Capacity,
-    /// It took longer than there was a reason for.
+    /// A request took longer than its program explains.
     Time,
-    /// A request went on long after its client had left.
+    /// A request went on long after its client had disconnected.
     Disconnect,
     /// Sync parts of one request ran on several workers.
     Worker,
-    /// Something is still held, the host panicked, or it is gone.
+    /// A resource was not released, the host panicked, or it ended.
     Host,
 }
 
 impl Fault {
-    /// Whether a busy machine alone can make it look so: believed when it is seen again.
+    /// Whether a busy machine can cause the same observation. Such a fault counts only if it is seen again.
     pub fn is_about_time(self) -> bool {
         matches!(
             self,
@@ -54,36 +56,36 @@ impl Fault {
     }
 }
 
-/// Whether there is a transaction around.
+/// Whether a step runs in a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Around {
     Nothing,
-    /// A block beside it, in the same part.
+    /// A block of the same part runs at the same time, so that the step may be in it.
     Perhaps,
     Transaction,
 }
 
-/// Where a step is.
+/// The position of a step: what is around it and beside it.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     fate: Fate,
     around: Around,
     read_only: bool,
     is_async: bool,
-    /// Whether the steps of its list run at once.
+    /// Whether the steps of its list run at the same time.
     at_once: bool,
-    /// Whether a block of the same part may be open beside it: statements go to whichever is the innermost.
+    /// Whether a block of the same part may be open beside it. Statements go to the innermost open block.
     beside: bool,
 }
 
 struct Judge<'a> {
     levels: Levels<'a>,
     found: Vec<Violation>,
-    /// How often the counter was counted up, at least and at most.
+    /// Lower and upper bound of the increments of the shared counter.
     counted: (i64, i64),
 }
 
-/// Everything that is wrong with what was seen of a program.
+/// Judges the observations of a program: all violations.
 pub fn judge(program: &Program, seen: &Seen) -> Vec<Violation> {
     let levels = Levels {
         seen,
@@ -138,7 +140,7 @@ impl<'a> Judge<'a> {
         let troubles = self.levels.troubles(&links, 0);
         let good = match (reply.status, reply.transaction.as_deref()) {
             (Some(status), _) => Some(status < 500 && reply.is_told),
-            // Nobody was told: the log alone knows.
+            // No client has an answer, so only the log tells the outcome.
             (None, Some("committed")) => Some(true),
             (None, Some("rolled back")) => Some(false),
             (None, _) => None,
@@ -169,13 +171,13 @@ impl<'a> Judge<'a> {
         );
     }
 
-    /// The steps of the link at `at`, and of what it passes on to.
+    /// Judges the steps of the link at `at`, and of the links that it calls.
     fn link(&mut self, links: &Links<'a>, at: usize, place: Place) {
         let Some((at, is_async, steps)) = links.from(at) else {
             return;
         };
         let leaks = is_async && own(steps).any(|step| step.does == Does::Leak("begin".to_owned()));
-        // What comes after a block that was left open is in it.
+        // Steps after a leaked block may run inside it.
         let place = match leaks {
             true => Place {
                 fate: place.fate.perhaps([Fate::Unknown]),
@@ -293,7 +295,7 @@ impl<'a> Judge<'a> {
         if place.around == Around::Transaction || !part.view.kind.is_atomic() {
             return self.link(&links, 0, place);
         }
-        // A transaction of its own, unless it was called in a block: undone when it fails in either case.
+        // The view has its own transaction, or a savepoint if it was called in a block. If it fails, both undo its changes.
         let good = self.levels.told(step).map(is_good);
         let fate = place
             .fate
@@ -309,13 +311,13 @@ impl<'a> Judge<'a> {
         );
     }
 
-    /// What became of a block.
+    /// The fate of a block, by its result and by what happened in it.
     fn block(&mut self, step: &'a Step, place: Place) -> Fate {
         let fate = self.levels.level(step).unwrap_or(Fate::Unknown);
         let inner = step.inner();
         let failed = |step: &Step| self.levels.told(step).is_some_and(|told| !is_good(told));
-        // Those of a list that runs in turn, directly in this block. A call that has failed may also be the end of the
-        // transaction around.
+        // Looks at the steps directly in this block, which run in turn. A failed call inside a transaction rolls back that
+        // transaction, so it need not have failed this block.
         let why = inner.iter().find(|step| match step.does {
             Does::Broken => self.levels.told(step).is_some_and(is_broken) && !place.beside,
             Does::Call(_) => failed(step) && place.around == Around::Nothing,
@@ -328,14 +330,14 @@ impl<'a> Judge<'a> {
             );
             self.wrong(Fault::Answer, text);
         }
-        // Who asked for a rollback within a request that is not atomic may have meant this.
+        // In a request that is not atomic, a rollback that a step asked for may have applied to this block.
         match fate {
             Fate::Kept if self.levels.asks_for_rollback(inner) => Fate::Unknown,
             fate => fate,
         }
     }
 
-    /// How often the change of a statement is there, at least and at most.
+    /// Lower and upper bound of how often the change of a statement is there.
     fn bounds(&mut self, step: &Step, place: Place) -> (i64, i64) {
         let Some(note) = self.levels.note(step) else {
             return (0, 0);
@@ -360,7 +362,7 @@ impl<'a> Judge<'a> {
                     Fate::Unknown => (0, 1),
                 }
             }
-            // A statement that was given up may have been done.
+            // A cancelled statement may have been executed.
             (Some((_, _, Told::Failed(kind, _))), Fate::Kept | Fate::Unknown)
                 if kind == "Aborted" =>
             {
@@ -394,7 +396,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// A part sees what it has inserted just before.
+    /// A part must see the row that it inserted before.
     fn look(&mut self, step: &Step, id: u32, beside: &'a [Step]) {
         let inserted = beside
             .iter()
@@ -456,7 +458,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether the answer of a request can be read at all.
+/// Whether this client must get an answer. One that shuts down its sending side counts as disconnected, and may get none.
 pub(super) fn is_answered(client: Client) -> bool {
     client.leaves_after_ms().is_none() && client != Client::HalfCloses
 }

@@ -1,40 +1,40 @@
-//! What a program is: requests that run at once against one server, each a tree of parts, each part a list of steps.
+//! Programs: requests that run at the same time against one server, each a tree of parts, each part a list of steps.
 //!
-//! Every step has a number that is its own within the program. A row that it inserts, an event that it publishes and a
-//! value of the context that it sets carry that number, and the guest notes in the log when it begins and what it comes
-//! to: so the oracle knows of each row whose it is.
+//! Every step has a number that is unique within the program. The row that a step inserts, the event that it publishes and
+//! the context value that it sets carry that number, and the guest writes to the log when the step begins, and its result.
+//! So the oracle knows which step each row comes from.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{Kind, Mode};
 
-/// More rows than the SDK reads at once.
+/// A query whose result has more rows than the SDK reads at once.
 const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
 
-/// Requests that run at once.
+/// Requests that run at the same time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Program {
-    /// What it was generated from.
+    /// The seed that it was generated from.
     pub seed: u64,
     pub shape: Shape,
     pub requests: Vec<Request>,
 }
 
-/// The server that a program runs on: how little it has of what requests share, and which middleware is configured.
+/// The configuration of the server that a program runs on: small limits of what requests share, and the middleware.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     pub workers: u32,
     pub workers_max: u32,
     pub loops: u32,
     pub in_flight_max: u32,
-    /// PostgreSQL's.
+    /// For PostgreSQL.
     pub connections: u32,
-    /// SQLite's.
+    /// For SQLite.
     pub readers: u32,
     /// Middleware of the app, the outermost first.
     pub app: Vec<Around>,
-    /// Middleware of the module, within that of the app; the only one around sub-requests.
+    /// Middleware of the module, inside the app's. Sub-requests pass through this middleware only.
     pub module: Vec<Around>,
 }
 
@@ -47,35 +47,35 @@ pub struct Around {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// When it is sent, after the program's start.
+    /// Time from the program's start until the request is sent.
     pub delay_ms: u64,
     pub client: Client,
     pub part: Part,
 }
 
-/// What a client does beside sending its request.
+/// How a client behaves after it has sent its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Client {
-    /// Waits for its answer, on a connection that others have used before.
+    /// Waits for its answer, on a pooled connection that other requests use, too.
     Stays,
-    /// Sends another request behind this one at once, and waits for both answers.
+    /// Sends another request on the same connection without waiting for the first answer. Only the first answer is read.
     Pipelines,
-    /// Closes its connection after that many milliseconds.
+    /// Disconnects after this many milliseconds.
     Leaves { after_ms: u64 },
-    /// The same, with an empty line behind the request.
+    /// Sends an empty line after the request, then disconnects after this many milliseconds.
     LeavesBehindLine { after_ms: u64 },
-    /// The same, with a second request behind the first.
+    /// Sends a second request after the first, then disconnects after this many milliseconds.
     LeavesBehindRequest { after_ms: u64 },
-    /// Closes its sending side behind the request, and waits for the answer.
+    /// Shuts down its sending side after the request, and waits for the answer.
     HalfCloses,
 }
 
-/// A view with the middleware around it. Middleware that is not named here passes everything on.
+/// A view with the middleware around it. Middleware that is not listed here only calls the rest of the chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     pub view: View,
-    /// Steps of middleware, by its place in the configured list: the app's and then the module's for a request, the
-    /// module's for a sub-request.
+    /// Steps of middleware, by its index in the configured list. For a request, that list is the app's middleware followed
+    /// by the module's; for a sub-request, the module's alone.
     pub around: Vec<(usize, Vec<Step>)>,
     pub steps: Vec<Step>,
 }
@@ -92,9 +92,9 @@ pub enum ViewKind {
     Atomic,
     Read,
     ReadAtomic,
-    /// Atomic, with 10 ms of CPU time.
+    /// Atomic, with a limit of 10 ms of CPU time.
     Limited,
-    /// Atomic, with 250 ms in all.
+    /// Atomic, with a limit of 250 ms in all.
     Brief,
     Repeatable,
     Serializable,
@@ -103,29 +103,29 @@ pub enum ViewKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     pub id: u32,
-    /// Whether its failure is the part's own.
+    /// Whether a failure of the step fails the whole part.
     pub must: bool,
     pub does: Does,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Does {
-    /// Inserts the row of this step.
+    /// Inserts one row, with the step's number.
     Insert,
-    /// A statement that breaks a constraint.
+    /// Runs a statement that violates a constraint.
     Broken,
-    /// Adds one to a counter that all share.
+    /// Increments a counter that all programs share.
     Bump,
-    /// How many rows the step with this number has in the database.
+    /// Counts the rows of the step with this number.
     See(u32),
     Nap {
         ms: u64,
     },
     Block(Vec<Step>),
-    /// A block that is dropped without an end; in a sync view, one that fails.
+    /// An atomic block whose future is dropped before the block ends. In a sync view, a block that fails.
     Dropped(Vec<Step>),
     Pin(Vec<Step>),
-    /// A result of many rows, with a step after each of the first ones.
+    /// Reads a result of many rows in pieces, and does one of the steps after each of the first rows.
     Stream {
         steps: Vec<Step>,
         drain: bool,
@@ -133,14 +133,14 @@ pub enum Does {
     Join(Vec<Step>),
     Race(Vec<Step>),
     Call(Box<Part>),
-    /// An event whose subscribers do these steps.
+    /// Publishes an event whose subscribers do these steps.
     Publish(Vec<Step>),
-    /// Sets a value of this name.
+    /// Sets the context value of this name.
     Set(String),
     Get(String),
-    /// Middleware: the rest of the chain.
+    /// In middleware: calls the rest of the chain.
     Next,
-    /// An outbound request to this very server, for what it does not have.
+    /// Sends an outbound request to this server, for a path that does not exist.
     Fetch,
     Leak(String),
     Status(u16),
@@ -168,7 +168,7 @@ impl ViewKind {
         matches!(self, ViewKind::Read | ViewKind::ReadAtomic)
     }
 
-    /// Whether a limit may end it at any time.
+    /// Whether a limit may end the view at any time.
     pub fn is_limited(self) -> bool {
         matches!(self, ViewKind::Limited | ViewKind::Brief)
     }
@@ -194,7 +194,7 @@ impl View {
 }
 
 impl Client {
-    /// When it leaves, if it does.
+    /// Time until the client disconnects, if it does.
     pub fn leaves_after_ms(self) -> Option<u64> {
         match self {
             Client::Leaves { after_ms }
@@ -206,7 +206,7 @@ impl Client {
 }
 
 impl Request {
-    /// How long it takes at most, but for its work: what it sleeps, or until its client leaves.
+    /// Upper bound of the time that the request waits by design: its sleeps, cut short when its client disconnects.
     pub fn naps_ms(&self) -> u64 {
         let naps = self.steps().into_iter().map(|step| match step.does {
             Does::Nap { ms } => ms,
@@ -220,13 +220,13 @@ impl Request {
                 .map_or(naps, |after_ms| after_ms.min(naps))
     }
 
-    /// How often it computes until it is ended.
+    /// Number of steps that compute until a limit ends them.
     pub fn loops(&self) -> u64 {
         let is_loop = |step: &&Step| step.does == Does::End("loop".to_owned());
         self.steps().into_iter().filter(is_loop).count() as u64
     }
 
-    /// All steps in it and in what it calls; those of events are not its own.
+    /// All steps of the request and of its sub-requests. The steps of subscribers are not among them.
     pub fn steps(&self) -> Vec<&Step> {
         let mut steps: Vec<&Step> = self.part.lists().flatten().collect();
         let mut at = 0;
@@ -255,7 +255,8 @@ impl Around {
 }
 
 impl Shape {
-    /// What it adds to the `amphi.toml` of `rules`. Whatever waits too long is told so before a hang would be called one.
+    /// The configuration that is added to the `amphi.toml` of `rules`. All its timeouts are shorter than the time after which
+    /// a client calls a request hung, so that a timeout is seen as a timeout.
     pub fn config(&self, kind: Kind) -> String {
         let names = |around: &[Around]| {
             let names = around
@@ -278,9 +279,9 @@ impl Shape {
             r#"
             app.middleware = {app}
             modules.rules.middleware = {module}
-            # So that the log can be asked about each.
+            # Clients choose their request ids, by which the log is searched.
             server.trusted_proxies = ["127.0.0.1"]
-            # A kept connection is not closed while a busy machine has its client wait.
+            # On a busy machine, a client may leave a kept connection idle for long.
             server.header_timeout_ms = 120000
             limits = {{ cpu_ms = 200, timeout_ms = 7000, log_max_bytes = 1000000 }}
             sync_views = {{ workers = {workers}, workers_max = {workers_max}, queue_timeout_ms = 4000 }}
@@ -293,7 +294,7 @@ impl Shape {
         )
     }
 
-    /// All middleware around a request, or a sub-request.
+    /// All middleware around a request or a sub-request, the outermost first.
     pub fn around(&self, is_request: bool) -> Vec<&Around> {
         let app = self.app.iter().filter(|_| is_request);
         app.chain(&self.module).collect()
@@ -301,7 +302,7 @@ impl Shape {
 }
 
 impl Part {
-    /// The headers that tell its middleware what to do. `run` is the name of this run of the program.
+    /// The headers that carry the steps of its middleware. `run` is the name of this run of the program.
     pub fn headers(&self, shape: &Shape, is_request: bool, run: &str) -> Vec<(String, String)> {
         let all = shape.around(is_request);
         let known = self
@@ -313,7 +314,7 @@ impl Part {
             .collect()
     }
 
-    /// The lists of steps in it: of its middleware and its view.
+    /// The lists of steps in it: one for each middleware, and the view's.
     pub fn lists(&self) -> impl Iterator<Item = &Vec<Step>> {
         self.around
             .iter()
@@ -322,18 +323,18 @@ impl Part {
     }
 }
 
-/// Steps as the guest reads them.
+/// Steps in the JSON that the guest reads.
 pub fn script(steps: &[Step], shape: &Shape, run: &str) -> Value {
     steps.iter().map(|step| step.script(shape, run)).collect()
 }
 
-/// What a step's row, event and value are called in a run.
+/// The name that a step's row, event and value have in a run.
 pub fn tag(run: &str, id: u32) -> String {
     format!("{run}.{id}")
 }
 
 impl Step {
-    /// The steps within it, in the order in which they begin; those of a call are in its part.
+    /// The steps nested in this step, in the order in which they begin. A call has none: its steps are in its part.
     pub fn inner(&self) -> &[Step] {
         match &self.does {
             Does::Block(steps)

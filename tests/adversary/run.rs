@@ -1,4 +1,4 @@
-//! Runs a program against a server, and gathers what was seen of it.
+//! Runs a program against a server, and collects what clients, log and database show of it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,65 +11,66 @@ use super::program::{Client, Program, Request, Shape, script};
 use crate::harness::log::Line;
 use crate::harness::{App, Kind, Server};
 
-/// How long a client waits for an answer before it is called a hang.
+/// A request without an answer for this long counts as hung.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long what is in flight may take to be over, when nobody waits for it any more.
+/// Time in which everything in flight has to end after the last client has its answer or has disconnected.
 const QUIET: Duration = Duration::from_secs(12);
 
-/// What was seen of one run.
+/// The observations of one run.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// By the number of the step; those of an event have one per subscriber.
+    /// What the log says of each step, by the step's number. A step of a subscriber has one note for each subscriber.
     pub notes: HashMap<u32, Vec<Note>>,
     pub replies: Vec<Reply>,
-    /// How many rows there are, by the number of the step.
+    /// Number of rows in the database, by the number of the step that inserted them.
     pub rows: HashMap<u32, i64>,
-    /// How much the counter has grown.
+    /// How much the shared counter has grown.
     pub counted: i64,
-    /// What has not come back to how it was before.
+    /// Everything that was still in flight or open at the end, one text each.
     pub left: Vec<String>,
 }
 
-/// What a step noted in the log.
+/// What the log says of one step.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// Line of the log, and seconds of the day.
+    /// Line of the log, and time as seconds of the day.
     pub began: (usize, f64),
     pub ended: Option<(usize, f64, Told)>,
-    /// The view, middleware or subscriber that did it, and its worker if it is sync.
+    /// The view, middleware or subscriber that did the step.
     pub part: String,
+    /// The number of the worker that it ran on, if it is sync.
     pub worker: Option<i64>,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     Ok(String),
-    /// The kind of the error, or a status; and the words.
+    /// The kind of the error or a status, and the error's text.
     Failed(String, String),
 }
 
-/// What a client saw, and the log's line about the request.
+/// What a client saw, and what the log says of its request.
 #[derive(Debug, Default)]
 pub struct Reply {
-    /// None: it left, or its connection was closed.
+    /// `None` when the client disconnected, or when the server closed the connection.
     pub status: Option<u16>,
-    /// Whether the body is what a view answers, and no error.
+    /// Whether the body is the answer of a view, and not an error page.
     pub is_told: bool,
     pub took: Duration,
-    /// Seconds of the day.
+    /// When the client disconnected, as seconds of the day.
     pub left_at: Option<f64>,
-    /// The fate of the transaction as the log has it: `committed`, `rolled back`.
+    /// The end of the transaction by the log: `committed` or `rolled back`.
     pub transaction: Option<String>,
     pub why: String,
 }
 
-/// Starts a server of this shape.
+/// Starts a server with this configuration.
 pub async fn start(kind: Kind, shape: &Shape) -> Server {
     App::rules(kind, &shape.config(kind)).await.serve().await
 }
 
-/// Runs a program. `run` is a word that no other run on this server has.
+/// Runs a program. `run` is a name that no other run on this server has.
 pub async fn run(server: &Server, program: &Program, run: &str) -> Seen {
     let data = &server.app.data;
     let (mark, before) = (
@@ -116,7 +117,7 @@ pub async fn run(server: &Server, program: &Program, run: &str) -> Seen {
     seen
 }
 
-/// The number of the step that this is the tag of.
+/// The number of the step that has this tag.
 fn number_of(tag: &str, run: &str) -> Option<u32> {
     tag.strip_prefix(run)?.strip_prefix('.')?.parse().ok()
 }
@@ -146,7 +147,7 @@ fn notes(lines: &[Line], run: &str) -> HashMap<u32, Vec<Note>> {
             });
             continue;
         }
-        // A step is done once, but for the subscribers of both modes.
+        // A step runs once. Only subscribers' steps run twice: once in the sync subscriber, once in the async one.
         if let Some(note) = of_step
             .iter_mut()
             .find(|note| note.part == part && note.ended.is_none())
@@ -183,7 +184,7 @@ fn now() -> f64 {
     since.as_secs_f64() % 86_400.0
 }
 
-/// Waits until nothing is in flight any more; what is, when that takes too long.
+/// Waits until nothing is in flight any more. Returns what still is when the wait takes too long.
 pub(super) async fn quiet(server: &Server) -> Vec<String> {
     let since = Instant::now();
     loop {
@@ -213,7 +214,7 @@ pub(super) async fn quiet(server: &Server) -> Vec<String> {
     }
 }
 
-/// Whether a server answers at once, each kind of view, with a statement.
+/// Checks that a sync and an async view answer at once, each with a statement.
 pub async fn probe(server: &Server) -> Result<(), String> {
     for path in ["/sync/run", "/async/run/atomic"] {
         let since = Instant::now();
@@ -250,7 +251,7 @@ async fn send(server: &Server, shape: &Shape, request: &Request, run: &str, id: 
     }
 }
 
-/// On a connection that is kept for others.
+/// Sends a request on a pooled connection.
 async fn kept(server: &Server, path: &str, headers: &[(String, String)], body: String) -> Reply {
     let mut request = server.request("POST", path).body(body);
     for (name, value) in headers {
@@ -266,7 +267,7 @@ async fn kept(server: &Server, path: &str, headers: &[(String, String)], body: S
     }
 }
 
-/// On a connection of its own, byte by byte.
+/// Sends a request on a new connection, as bytes.
 async fn raw(
     server: &Server,
     client: Client,
@@ -297,7 +298,7 @@ async fn raw(
         return Reply::default();
     }
     if client == Client::HalfCloses {
-        // It may have been closed already.
+        // The server may have closed the connection already.
         let _ = stream.shutdown().await;
     }
     let Some(after_ms) = client.leaves_after_ms() else {
@@ -315,7 +316,7 @@ async fn raw(
     }
 }
 
-/// The first response on a connection.
+/// Reads the first response on a connection.
 async fn read(stream: &mut TcpStream) -> Reply {
     let mut bytes = Vec::new();
     let mut piece = [0; 8192];
@@ -330,7 +331,7 @@ async fn read(stream: &mut TcpStream) -> Reply {
     }
 }
 
-/// None: there is more to come.
+/// Parses a response. `None` while it is incomplete.
 fn parse(bytes: &[u8]) -> Option<Reply> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();

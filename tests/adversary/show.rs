@@ -1,14 +1,14 @@
-//! A program, and what was seen of it, as a few lines that a person can read.
+//! Prints a program and the observations of a run as text for people.
 
 use std::fmt;
 
 use super::program::{Client, Does, Part, Program, Shape, Step};
 use super::run::{Note, Seen, Told};
 
-/// A step that takes longer is shown with its time.
+/// Steps that take longer are shown with their duration.
 const LONG_S: f64 = 0.2;
 
-/// A program with what its steps told.
+/// A program, with the results of its steps if it has run.
 pub struct Shown<'a> {
     pub program: &'a Program,
     pub seen: Option<&'a Seen>,
@@ -60,7 +60,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 impl Shown<'_> {
-    /// As deep as parts call each other.
+    /// Recursive to the depth to which parts call each other.
     fn part(
         &self,
         f: &mut fmt::Formatter<'_>,
@@ -107,7 +107,7 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// What the log has of a step: the lines in which it began and ended, and what it told.
+    /// What the log says of a step: the lines in which it began and ended, and its result.
     fn told(&self, step: &Step) -> String {
         let Some(seen) = self.seen else {
             return String::new();

@@ -1,10 +1,10 @@
-//! Smaller programs that fail in the same way.
+//! Reduces programs: proposes smaller ones, of which one may fail in the same way.
 
 use super::generate::{inner_mut, lists_mut};
 use super::levels::own;
 use super::program::{Client, Does, Part, Program, Step, ViewKind};
 
-/// All programs that are one thing smaller, those that lose most first.
+/// All programs that are one reduction smaller. The reductions that remove most come first.
 pub fn smaller(program: &Program) -> Vec<Program> {
     let mut all = Vec::new();
     for number in 0..program.requests.len() {
@@ -53,7 +53,7 @@ pub fn smaller(program: &Program) -> Vec<Program> {
     all
 }
 
-/// As deep as parts call each other.
+/// Removes all middleware. Recursive to the depth to which parts call each other.
 fn without_middleware(part: &mut Part) {
     part.around.clear();
     let mut open: Vec<&mut Step> = part.steps.iter_mut().collect();
@@ -72,7 +72,7 @@ fn parts(part: &Part) -> Vec<Part> {
         less.around.remove(at);
         all.push(less);
     }
-    // What it calls, in its place.
+    // Each part that this part calls, in place of this part.
     let calls = part.lists().flat_map(|steps| own(steps));
     all.extend(calls.filter_map(|step| match &step.does {
         Does::Call(within) => Some(Part {
@@ -103,8 +103,8 @@ fn parts(part: &Part) -> Vec<Part> {
     all
 }
 
-/// Lists that are one thing smaller: without a step, with what is within a step in its place, with a smaller step. As
-/// deep as the program is.
+/// Lists that are one reduction smaller: a step is removed, replaced by the steps nested in it, or made smaller. Recursive to
+/// the depth of the program.
 fn lists_of(steps: &[Step]) -> Vec<Vec<Step>> {
     let mut all = Vec::new();
     for (at, step) in steps.iter().enumerate() {

@@ -1,9 +1,9 @@
-//! Everything at once that is meant to stop the host, with a small view beside it that is measured.
+//! All attacks on the host at the same time. Meanwhile the latency of a small view is measured.
 //!
-//! The guests are as hostile as their clients: statements that work long between two steps of the database, that nest as
-//! deep as they can, that leave handles, write logs and publish without end; bodies that never end, floods of headers,
-//! results and errors of many megabytes. What matters is that the host lives, stays within its memory, and that whoever
-//! does none of it hardly notices.
+//! Guests and clients are hostile. Guests run statements that compute for long without a point at which the database can
+//! interrupt them, statements that nest deeply, and loops that leak handles, write logs and publish events; they make
+//! results and errors of many megabytes. Clients send bodies without end and floods of headers. The host must stay alive
+//! and within its memory, and requests that do none of this must hardly become slower.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -19,36 +19,36 @@ use crate::harness::server::client;
 use crate::harness::steps::{execute_with, insert, pinned, publish, query, query_with};
 use crate::harness::{App, Kind, Server};
 
-/// How often the small view is asked.
+/// Pause between two requests for the small view.
 const EVERY: Duration = Duration::from_millis(10);
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an unfinished body stays.
+/// How long a client keeps a connection open whose body is unfinished.
 const HELD: Duration = Duration::from_secs(20);
-/// Clients that hold an unfinished body each.
+/// Number of clients that hold a connection with an unfinished body.
 const UNFINISHED: usize = 200;
 
-/// How it went.
+/// The result.
 #[derive(Debug)]
 pub struct Report {
     pub kind: Kind,
-    /// How the small view did, by its mode.
+    /// The latency of the small view, for each mode.
     hellos: Vec<Hello>,
-    /// Memory of the process in MiB: before, and the most.
+    /// Memory of the process in MiB: before the attacks, and the largest during them.
     pub before_mib: u64,
     pub most_mib: u64,
-    /// What was drawn from `memory_budget_mb`, at most.
+    /// The largest use of `memory_budget_mb`.
     drawn_mib: u64,
     attacks: [(&'static str, u64); 3],
-    /// What was wrong at the end: empty when all is well.
+    /// Everything that was wrong at the end. Empty when nothing was.
     pub wrong: Vec<String>,
 }
 
-/// The small view of one mode.
+/// Latency of the small view in one mode.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) name: &'static str,
-    /// Of those that were answered, the shortest first.
+    /// Durations of the answered requests, in ascending order.
     times: Vec<Duration>,
     pub(super) refused: usize,
 }
@@ -94,14 +94,14 @@ impl fmt::Display for Report {
     }
 }
 
-/// An attack: what is sent.
+/// A request that attacks.
 struct Attack {
     path: String,
     steps: Value,
 }
 
-/// Lays siege to a server of its own for so long.
-/// `clients` go through all attacks, each from another one on.
+/// Starts a server and attacks it for this long. Each of the `clients` repeats all attacks in turn, and begins with another
+/// one.
 pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let toml = format!(
         r#"
@@ -132,7 +132,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let bodies = join_all((0..UNFINISHED).map(|number| unfinished(&server, number, until)));
     let floods = join_all((0..4).map(|_| flood(&server, until)));
     let memory = most_memory(&server, until);
-    // In a thread of its own: the attackers' clients are busy.
+    // On threads of their own, since this thread is busy with the attacks.
     let hellos = [("async hello", "/async/run"), ("sync hello", "/sync/run")];
     let hellos = join_all(hellos.map(|(name, path)| {
         let (client, url) = (client(), server.url(path));
@@ -164,7 +164,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     }
 }
 
-/// Statements and steps of `rules`, each as a sync and as an async view.
+/// Attacks by the steps of the guest `rules`, each in a sync and in an async view.
 fn attacks(kind: Kind) -> Vec<Attack> {
     let repeat = |times: u32, step: Value| json!([{"do": "repeat", "times": times, "step": step}]);
     let leak = |what: &str| json!({"do": "leak", "what": what});
@@ -249,7 +249,7 @@ fn attacks(kind: Kind) -> Vec<Attack> {
         .collect()
 }
 
-/// What the views of `greedy` ask for.
+/// Attacks by the views of the guest `greedy`, which ask the host for too much.
 fn greed() -> Vec<Attack> {
     let all = [
         ("random", "ask/random/4/16000000"),
@@ -276,7 +276,7 @@ fn greed() -> Vec<Attack> {
         .collect()
 }
 
-/// One attack after the other; how many.
+/// Sends one attack after the other. Returns their number.
 async fn all_in_turn(
     server: &Server,
     attacks: impl Iterator<Item = &Attack> + Clone,
@@ -291,7 +291,7 @@ async fn all_in_turn(
             .request("POST", &attack.path)
             .timeout(PATIENCE)
             .body(attack.steps.to_string());
-        // Whatever comes of it.
+        // Any answer will do, also none.
         let _ = crate::harness::Reply::maybe(request).await;
         count += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -299,7 +299,7 @@ async fn all_in_turn(
     count
 }
 
-/// Clients whose bodies never end.
+/// A client that sends most of a body, and then nothing more. Returns the number of its requests.
 async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
     let mut count = 0;
     tokio::time::sleep(Duration::from_millis(10 * number as u64)).await;
@@ -318,7 +318,7 @@ async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Requests that are nothing but headers, one behind the other.
+/// Sends pipelined requests that are nothing but headers. Returns the number of connections.
 pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     let mut count = 0;
     let headers: String = (0..90)
@@ -339,7 +339,7 @@ pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// The most memory of the process, and the most that was drawn from the host's budget; in MiB.
+/// The largest memory of the process, and the largest use of the host's memory budget, in MiB.
 async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     let mut most = [0; 2];
     while Instant::now() < until {
@@ -351,7 +351,7 @@ async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     most
 }
 
-/// Asks for something small again and again.
+/// Sends the same small request again and again, and measures the latency.
 pub(super) async fn measure(
     name: &'static str,
     ask: impl Fn() -> RequestBuilder,

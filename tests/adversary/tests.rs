@@ -1,4 +1,4 @@
-//! The oracle notices what it is there for.
+//! The oracle finds each kind of fault, and accepts what the rules allow.
 
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ fn part(kind: ViewKind, steps: Vec<Step>) -> Part {
     }
 }
 
-/// A program of one request, and what is seen of it when all goes well: steps told what is given for them, in order.
+/// A program of one request, and the observations of a run without faults, in which the steps had the given results in this
+/// order.
 fn ran(part: Part, told: &[(u32, &str)]) -> (Program, Seen) {
     let shape = Shape {
         workers: 1,
@@ -105,7 +106,8 @@ fn a_row_that_was_kept_is_there_and_no_other() {
     assert_eq!(faults(&failed), [Fault::Rows], "its request has failed");
 }
 
-/// The caller's pin is no transaction, so an atomic view that it calls has its own.
+/// A pinned connection is not a transaction. So an atomic view that is called while the caller has one pinned has its own
+/// transaction.
 #[test]
 fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     let called = part(
@@ -123,7 +125,8 @@ fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     assert_eq!(faults(&seen), [Fault::Rows]);
 }
 
-/// In one part, a statement that is joined with a block may be in it: only the block's own rows are sure.
+/// In one part, a statement that is joined with a block may run inside the block or outside. Only the fate of the block's own
+/// rows is certain.
 #[test]
 fn beside_a_block_either_is_allowed() {
     let block = step(
@@ -263,7 +266,7 @@ fn a_seed_is_one_program_and_each_smaller_one_is_smaller() {
         let read: Program = serde_json::from_str(&json).expect("it is what was written");
         assert_eq!(read, program, "seed {seed}");
     }
-    // It comes to an end.
+    // Reducing a program comes to an end.
     let (mut program, mut times) = (generate::program(7, &[]), 0);
     while let Some(less) = smaller(&program).into_iter().next() {
         (program, times) = (less, times + 1);

@@ -1,15 +1,15 @@
-//! Fuzzing: every reader of bytes that clients, guests or database servers choose.
+//! Fuzzing of all parsers of bytes that clients, guests or database servers choose.
 //!
-//! Each target is a test. Under `cargo test` it takes a second; for longer, and one target alone:
+//! Each target is a test, which takes a second under `cargo test`. To run one target for longer:
 //!
 //! ```text
 //! FUZZ_SECONDS=300 cargo test -p amphi-tests --test fuzz -- statement
 //! ```
 //!
-//! It needs nothing but the stable toolchain: inputs are made from seeds that are nearly right ([`script`]), as random
-//! bytes are poor texts and the readers are too small to need guidance by coverage. What a target was given last is in
-//! `target/tmp/fuzz-NAME`, for inputs that end the process. (bolero would be the crate for this; it wants another version
-//! of a crate that wasmtime needs.)
+//! It needs only the stable toolchain. Inputs are made by changing seeds that are nearly valid ([`script`]): random bytes
+//! rarely get beyond the first check of a parser, and these parsers are too small to need guidance by coverage. The last
+//! input of a target is in `target/tmp/fuzz-NAME`, for the case that it ends the process. (The crate bolero would do all of
+//! this, but it needs another version of a crate than wasmtime does.)
 
 mod script;
 mod server;
@@ -22,14 +22,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
-/// How long an input may take, on a busy machine: what is not linear takes longer at 64 KiB.
+/// Time limit for one input, with a margin for a busy machine. A parser whose time is not linear in the input exceeds this at
+/// 64 KiB.
 const LIMIT: Duration = Duration::from_secs(2);
-/// The stack of a target. Loops and workers have more: what recurses by its input is noticed all the same.
+/// Stack size of a target: less than event loops and workers have. A parser whose recursion depth depends on the input
+/// overflows it.
 const STACK_BYTES: usize = 512 << 10;
-/// The longest script.
+/// The longest script, in bytes.
 const SCRIPT_MAX: usize = 200;
 
-/// How long a target takes.
+/// Time that each target runs.
 fn time() -> Duration {
     let wanted = std::env::var("FUZZ_SECONDS").ok();
     let seconds = wanted.and_then(|text| text.parse().ok());
@@ -49,7 +51,7 @@ fn scripts(mut random: Rng) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// A number that is another one each time.
+/// A seed from the clock.
 fn seed() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(1, |since| since.as_micros() as u64)

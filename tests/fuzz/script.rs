@@ -1,15 +1,15 @@
-//! Inputs that are nearly right: bytes as a script that changes a text.
+//! Inputs that are nearly valid: a script of bytes changes a seed.
 
-/// The longest input.
+/// The longest input, in bytes.
 const MAX: usize = 64 << 10;
 
-/// What most readers give a meaning to.
+/// Words and characters that have a meaning in most formats.
 const WORDS: [&str; 24] = [
     "(", ")", "[", "]", "{", "}", "\"", "'", "$$", "/*", "*/", "--", ";", ",", "=", ":", "\\",
     "\0", "\n", " ", "explain ", "select ", "e'", "\u{ff}",
 ];
 
-/// One of the seeds, changed as the bytes say: the first one chooses it, and three each are a change.
+/// Changes a seed by a script. The first byte of the script chooses the seed, and every three bytes after it are one change.
 pub(crate) fn changed(seeds: &[&str], script: &[u8]) -> Vec<u8> {
     let Some((first, rest)) = script.split_first() else {
         return Vec::new();
@@ -23,7 +23,7 @@ pub(crate) fn changed(seeds: &[&str], script: &[u8]) -> Vec<u8> {
         match what % 8 {
             0 => insert(&mut text, at, word),
             1 => insert(&mut text, at, seed(how)),
-            // So deep that it tells whether somebody recurses.
+            // Up to 32,768 times: nesting so deep that a recursive parser overflows the stack.
             2 => insert(&mut text, at, &word.repeat(1 << (how >> 4))),
             3 => {
                 let end = text.len().min(at + usize::from(how) + 1);

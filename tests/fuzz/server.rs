@@ -1,4 +1,4 @@
-//! A whole server and bytes that are nearly requests; and views whose responses are nearly responses.
+//! Fuzzing of a whole server: requests that are nearly valid, and views whose responses and statements are nearly valid.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const REQUESTS: [&str; 6] = [
     "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\u{6}\u{4}\0\0\0\0\0\0\u{3}\0\0\0d\0\0\u{4}\u{8}\0\0\0\0\0\0\u{1}\0\0",
 ];
 
-/// Values of headers, and bodies of statements, as a guest may give them.
+/// Values of headers and texts of statements that a guest may choose.
 const VALUES: [&str; 5] = [
     "text/html; charset=utf-8",
     "a=b; Path=/; HttpOnly",
@@ -44,7 +44,7 @@ async fn serve(toml: &str) -> Server {
     App::rules(Kind::Sqlite, toml).await.serve().await
 }
 
-/// The server is there, and nothing of what it was given is left in it.
+/// Checks that the server answers, and that it has released everything.
 async fn is_well(server: &Server) {
     assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
     assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
@@ -71,7 +71,7 @@ async fn request() {
     is_well(&server).await;
 }
 
-/// Statuses, headers and bodies of a guest.
+/// Responses of a guest with random statuses, headers and bodies.
 #[tokio::test]
 async fn response() {
     let server = serve("").await;
@@ -94,14 +94,14 @@ async fn response() {
         let length = body.len();
         raw.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")).await;
         let reply = raw.rest().await;
-        // Nothing that a guest says ends a response too early or begins a second one.
+        // No header or body of a guest can end a response early or begin a second one.
         assert!(reply.starts_with("HTTP/1.1 "), "{answer}: {reply:?}");
         assert_eq!(reply.matches("HTTP/1.1 ").count(), 1, "{answer}: {reply:?}");
     }
     is_well(&server).await;
 }
 
-/// Statements and their values.
+/// Statements of a guest with random texts and parameters.
 #[tokio::test]
 async fn values() {
     let server = serve("").await;

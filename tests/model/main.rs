@@ -1,13 +1,14 @@
-//! The worker hand-off (R2, R3, R15), model-checked: the real `handoff.rs` of the host, with a lock and a condition
-//! variable that try every interleaving of its threads, up to a bound on pre-emptions.
+//! Model checking of the worker hand-off (R2, R3, R15): the real `handoff.rs` of the host, with the lock and condition
+//! variable of loom, which tries every interleaving of the threads up to a bound on pre-emptions.
 //!
-//! A model that gets stuck is reported as a deadlock, so every test here also says: nobody waits for ever.
+//! loom reports a model in which no thread can go on as a deadlock. So every test here also checks that no thread waits
+//! for ever.
 
 #[path = "../../host/src/handoff.rs"]
 #[allow(unreachable_pub, reason = "it is a module of the host's library")]
 mod handoff;
 
-/// The lock and condition variable that `handoff.rs` is given here, with parking_lot's interface.
+/// loom's lock and condition variable with the interface of parking_lot, which `handoff.rs` uses.
 mod sync {
     use std::ops::{Deref, DerefMut};
 
@@ -71,7 +72,7 @@ use loom::thread;
 
 type Job = Box<dyn FnOnce(&Shared) + Send>;
 
-/// What the worker and the loop share: the hand-off, what the worker wants from the loop, and what has happened.
+/// What the worker and the event loop share: the hand-off, the calls that wait for the loop, and the steps so far.
 struct Shared {
     handoff: Handoff<Job>,
     wanted: sync::Mutex<Wanted>,
@@ -83,7 +84,7 @@ struct Shared {
 struct Wanted {
     calls: VecDeque<u64>,
     ended: usize,
-    /// The request is cancelled: a call finds nobody to take it.
+    /// The request is cancelled, so that no loop takes calls any more.
     gone: bool,
 }
 
@@ -97,7 +98,7 @@ impl Shared {
         })
     }
 
-    /// Submits a job that nothing has the worker for itself against.
+    /// Submits a job that no other job calls and that is part of no exclusion.
     fn submit(&self, job: Job) -> Result<(), Job> {
         self.handoff.submit(self.handoff.id(), Vec::new(), job)
     }
@@ -106,7 +107,7 @@ impl Shared {
         self.steps.lock().push(what);
     }
 
-    /// As `workers::serve`.
+    /// Runs jobs as `workers::serve` does.
     fn serve(&self, waiting_for: Option<u64>) {
         while let Next::Job(id, job) = self.handoff.next(waiting_for) {
             job(self);
@@ -114,7 +115,7 @@ impl Shared {
         }
     }
 
-    /// As `workers::await_call`, with a channel to the loop that ends with the request.
+    /// Calls the loop and waits, as `workers::await_call` does. When the request is cancelled, the call is settled at once.
     fn call(&self) {
         let call = self.handoff.id();
         let mut wanted = self.wanted.lock();
@@ -135,7 +136,7 @@ impl Shared {
         self.news.notify_all();
     }
 
-    /// The loop waits until the worker wants something, or as many jobs have ended. None: the latter.
+    /// The loop waits for the next call of the worker, or until `ended` jobs have ended. `None` in the latter case.
     fn wanted(&self, ended: usize) -> Option<u64> {
         let mut wanted = self.wanted.lock();
         loop {
@@ -149,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// What dropping the request's future does: calls lose their takers, the lease is dropped.
+    /// Does what dropping the request's future does: settles all calls that wait for the loop, and closes the hand-off.
     fn cancel(&self) {
         let mut wanted = self.wanted.lock();
         wanted.gone = true;
@@ -163,7 +164,7 @@ impl Shared {
 }
 
 fn check(model: impl Fn() + Sync + Send + 'static) {
-    // LOOM_MAX_PREEMPTIONS raises it; without any bound, all of this takes some minutes.
+    // LOOM_MAX_PREEMPTIONS sets another bound. Without a bound, all tests together take some minutes.
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(4));
     builder.check(model);
@@ -178,7 +179,7 @@ fn worker(shared: &Arc<Shared>) -> thread::JoinHandle<()> {
     thread::spawn(move || shared.serve(None))
 }
 
-/// sync → async → sync: the inner sync part runs on the worker while the outer one waits.
+/// sync → async → sync: the inner sync part runs on the same worker while the outer one waits.
 #[test]
 fn r3_a_waiting_worker_runs_what_comes_back_to_it() {
     check(|| {
@@ -211,7 +212,7 @@ fn r3_a_waiting_worker_runs_what_comes_back_to_it() {
     });
 }
 
-/// sync → async → sync → async → sync, with the answers in the order that nesting gives.
+/// sync → async → sync → async → sync: the calls end in the opposite order of their beginnings.
 #[test]
 fn r3_nesting_twice_ends_in_the_opposite_order() {
     check(|| {
@@ -239,7 +240,7 @@ fn r3_nesting_twice_ends_in_the_opposite_order() {
     });
 }
 
-/// Two parts of one scope at once, as sub-requests that are joined: one after the other, whoever comes first.
+/// Two parts of one scope at the same time, as joined sub-requests: both run, one after the other, in either order.
 #[test]
 fn r2_parts_at_once_share_the_worker_without_loss() {
     check(|| {
@@ -270,7 +271,8 @@ fn r2_parts_at_once_share_the_worker_without_loss() {
     });
 }
 
-/// Cancelling at any moment: whatever has begun ends, what has not does not, and the worker comes free.
+/// Cancelling at any moment: a part that has begun runs to its end, a part that has not never begins, and the worker becomes
+/// free.
 #[test]
 fn r15_cancelling_at_any_moment_frees_the_worker() {
     check(|| {
@@ -289,7 +291,7 @@ fn r15_cancelling_at_any_moment_frees_the_worker() {
     });
 }
 
-/// Cancelling while the inner part is submitted: the same, on both levels.
+/// The same on both levels of nesting, when the request is cancelled while the inner part is submitted.
 #[test]
 fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     check(|| {
@@ -309,7 +311,7 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
             shared.call();
             shared.step("2 ends");
         });
-        // The loop is within the inner part when the request is dropped: with it the call that it was to answer.
+        // The request is dropped while the loop waits for the inner part. That drops the outer part's call, too.
         let submitted = shared.submit(inner).is_ok();
         assert!(submitted, "nothing has closed it yet");
         shared.handoff.settle(call);
@@ -322,8 +324,8 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     });
 }
 
-/// A transaction that has the worker for itself begins while a job of its caller's waits, and another job is submitted at
-/// any moment: either that one is on the worker and the transaction waits, or it begins when the transaction has ended.
+/// A transaction asks for exclusive use of the worker while a job of its caller waits there, and another job is submitted at
+/// any moment. Either the other job runs first and the transaction waits, or the other job begins after the transaction.
 #[test]
 fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
     check(|| {
@@ -352,7 +354,7 @@ fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
         let exclusion = shared.handoff.id();
         let from = [outer_id];
         if !shared.handoff.try_exclude(exclusion, &from, false) {
-            // The other job is on top, and ends by itself.
+            // The other job is on top of the worker's stack. It ends without help.
             assert_eq!(shared.wanted(1), None);
             while !shared.handoff.try_exclude(exclusion, &from, false) {
                 thread::yield_now();
