@@ -1,10 +1,16 @@
-//! How fast Amphi is, next to others on the same machine in the same minutes.
+//! Measures Amphi beside other servers, on the same machine in the same minutes.
 //!
-//! `cargo run --profile dist -p amphi-tests --bin bench` measures every row of the table and prints it as Markdown;
-//! `… --bin bench -- --row PART` the rows whose names have that part. It needs `wrk`. Servers to compare with are
-//! installed when they are first needed (cargo, npm, Python), and those that cannot be are skipped by name.
+//! `cargo run --profile dist -p amphi-tests --bin bench` measures every row and prints the table as Markdown;
+//! `… --bin bench -- --row PART` measures the rows whose names contain that part. It needs `wrk`. Servers to compare with
+//! are installed when they are first needed (by cargo, npm and pip). The rows of a server that cannot be installed are
+//! skipped, and the table says why.
+//!
+//! It is a benchmark: it fails when it cannot measure, not when a target is missed.
 
+mod cpu;
+mod machine;
 mod native;
+mod page;
 mod peers;
 #[path = "../integration/harness/postgres/mod.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
@@ -12,35 +18,37 @@ mod postgres;
 mod probes;
 mod rows;
 mod servers;
+mod statistics;
 mod table;
 mod wrk;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 
+use machine::Run;
 use rows::{Bench, ROWS, Row};
 use servers::Data;
 
-/// Measures Amphi next to other servers.
+/// Measures Amphi beside other servers.
 #[derive(Parser)]
 struct Arguments {
-    /// Only rows whose names have this part.
+    /// Measures only the rows whose names contain this.
     #[arg(long)]
     row: Option<String>,
     /// Lists the rows.
     #[arg(long)]
     list: bool,
-    /// How often everything is measured.
+    /// How often each row is measured. Figures of fewer than five rounds are marked as a trial.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// How long a rate is measured.
+    /// How long each rate is measured.
     #[arg(long, default_value_t = 2)]
     seconds: u32,
-    /// Where other servers are installed. Default: `amphi-bench` in the user's cache folder.
+    /// Where other servers are installed [default: `amphi-bench` in the user's cache folder].
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -52,15 +60,15 @@ struct NativeArguments {
 }
 
 fn main() -> ExitCode {
-    let done = match std::env::args().nth(1).as_deref() {
-        // The servers are this program, too.
+    let result = match std::env::args().nth(1).as_deref() {
+        // This program is also both servers that are built here.
         Some("amphi") => return amphi::cli::run_with(std::env::args().skip(1)),
         Some("native") => {
             native::serve(&NativeArguments::parse_from(std::env::args().skip(1)).native)
         }
         _ => run(&Arguments::parse()),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -74,7 +82,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let rows: Vec<&Row> = ROWS.iter().filter(wanted).collect();
     ensure!(
         !rows.is_empty(),
-        "no row has this in its name: see `--list`"
+        "no row's name contains this: see `--list`"
     );
     if arguments.list {
         for row in rows {
@@ -82,7 +90,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let wrk = wrk::version()?;
+    wrk::version()?;
     let folder = match &arguments.folder {
         Some(folder) => folder.clone(),
         None => cache()?.join("amphi-bench"),
@@ -94,17 +102,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         seconds: arguments.seconds,
         folder: &folder,
         versions: Default::default(),
+        page: None,
     };
+    let run = Run::begin(arguments.rounds, arguments.seconds)?;
     let outcomes = bench.measure(&rows)?;
-    println!("{}\n", about_this_machine()?);
-    println!(
-        "{} rounds, {} s each, {wrk} with {} connections on the same cores; medians (min – max).\n",
-        bench.rounds,
-        bench.seconds,
-        wrk::CONNECTIONS
-    );
+    println!("{}\n", run.describe()?);
     let rows: Vec<_> = rows.into_iter().zip(outcomes).collect();
     table::print(&rows);
+    if let Some(page) = &bench.page {
+        println!("\n{page}");
+    }
     for (name, version) in &bench.versions {
         println!("\n{name}: {version}");
     }
@@ -133,31 +140,10 @@ fn cache() -> anyhow::Result<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     folder
         .or_else(home)
-        .context("no folder to install servers in: set HOME, or give `--folder`")
+        .context("there is no folder to install servers in: set HOME, or pass `--folder`")
 }
 
-fn about_this_machine() -> anyhow::Result<String> {
-    let said = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let cpu = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let cpu = cpu
-        .map(|name| name.trim_start_matches(['\t', ' ', ':']))
-        .unwrap_or("unknown CPU");
-    let cores = std::thread::available_parallelism()?;
-    Ok(format!(
-        "{}, {cores} cores of {cpu}, Linux {}, {}.",
-        said("date", "+%F")?,
-        said("uname", "-r")?,
-        said("rustc", "--version")?
-    ))
-}
-
-/// For `postgres`, as the tests have it.
+/// Waits until `look` succeeds. The module `postgres` calls it as it calls the one of the tests.
 async fn eventually<T, E: fmt::Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, E>,

@@ -1,5 +1,5 @@
-//! What Amphi is measured against first: the same answers from hyper alone, with one loop per core as Amphi has it
-//! and the same numbers of database connections.
+//! The native server that Amphi is compared with: hyper gives the same answers without a sandbox, with one event loop per
+//! core and as many database connections as Amphi has.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::NoTls;
 
-/// As Amphi's defaults have them.
+/// The numbers of connections are Amphi's defaults.
 const READERS: usize = 4;
 const POSTGRES_CONNECTIONS: usize = 10;
 
 const LARGE: &[u8] = &[b'x'; 1 << 20];
 
-/// Where the native server finds its data.
+/// Arguments of the native server.
 #[derive(clap::Args)]
 pub(crate) struct Native {
     /// Where to listen.
@@ -40,26 +40,26 @@ struct Data {
     postgres: Option<Arc<Pool<Postgres>>>,
 }
 
-/// A connection, and the statement that is prepared on it.
+/// A connection with the prepared statement that reads a row.
 type Postgres = (tokio_postgres::Client, tokio_postgres::Statement);
 
 /// Connections, each used by one request at a time.
 struct Pool<T> {
     free: Mutex<Vec<T>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-/// A connection, until dropped.
+/// A connection that goes back to the pool when this is dropped.
 struct Lent<T> {
     connection: Option<T>,
     pool: Arc<Pool<T>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<T> Pool<T> {
     fn new(connections: Vec<T>) -> Arc<Pool<T>> {
         Arc::new(Pool {
-            places: Arc::new(Semaphore::new(connections.len())),
+            permits: Arc::new(Semaphore::new(connections.len())),
             free: Mutex::new(connections),
         })
     }
@@ -69,11 +69,11 @@ impl<T> Pool<T> {
     }
 
     async fn lend(self: &Arc<Self>) -> anyhow::Result<Lent<T>> {
-        let place = Arc::clone(&self.places).acquire_owned().await?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await?;
         Ok(Lent {
             connection: self.free().pop(),
             pool: Arc::clone(self),
-            _place: place,
+            _permit: permit,
         })
     }
 }
@@ -82,7 +82,7 @@ impl<T> Lent<T> {
     fn get(&mut self) -> &mut T {
         self.connection
             .as_mut()
-            .expect("there is one for each place")
+            .expect("the pool has a connection for each permit")
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn serve(native: &Native) -> anyhow::Result<()> {
     })
 }
 
-/// A connection as Amphi makes them.
+/// Opens a connection with the settings that Amphi uses.
 fn open(file: &Path) -> anyhow::Result<Connection> {
     let connection = Connection::open(file)?;
     connection.pragma_update(None, "journal_mode", "wal")?;
@@ -157,7 +157,7 @@ fn one_loop(listener: TcpListener, data: &Arc<Data>) -> anyhow::Result<()> {
             let data = Arc::clone(data);
             tokio::spawn(async move {
                 let service = service_fn(|request| answer(request, Arc::clone(&data)));
-                // The client may go at any time.
+                // The client may disconnect at any time.
                 let _ = hyper::server::conn::http1::Builder::new()
                     .pipeline_flush(true)
                     .serve_connection(TokioIo::new(stream), service)
@@ -185,7 +185,7 @@ async fn answer(
     Ok(response.body(Full::new(body))?)
 }
 
-/// SQLite blocks, so that it runs on a thread that may.
+/// SQLite blocks, so it runs on a thread for blocking work.
 async fn read(data: Arc<Data>, id: i64) -> anyhow::Result<String> {
     let mut connection = data.readers.lend().await?;
     Ok(tokio::task::spawn_blocking(move || name(connection.get(), id)).await??)

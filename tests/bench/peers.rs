@@ -1,7 +1,7 @@
-//! The servers that the hello-world benchmark compares with: installs them and starts them on 127.0.0.1.
+//! The servers of others that Amphi is compared with: installs them, and starts them on 127.0.0.1.
 //!
-//! Versions are pinned here, so that a run tomorrow measures the same. What is installed or built goes to a folder
-//! that the caller names; the guests, apps and configurations are in `peers/`.
+//! Versions are pinned here, so that later runs measure the same programs. What is installed or built goes into a folder
+//! that the caller names; the guests, applications and configurations are in `peers/`.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -13,58 +13,60 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/peers");
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/peers");
+/// How long a server may take to its first answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const WASMTIME: &str = "=48.0.8";
 const WASMTIME_FEATURES: &str = "cache,component-model,component-model-async,cranelift,parallel-compilation,pooling-allocator,run,serve";
 const WORKERD: &str = "workerd@1.20261117.1";
-/// What pip installs. Python itself is the machine's, 3.10 or later.
-const PYTHON: [&str; 6] = [
+/// What pip installs: Django, the servers, and all that they depend on. Python is the machine's, 3.10 or later.
+const PYTHON: [&str; 11] = [
     "django==5.2.19",
     "asgiref==3.13.0",
+    "sqlparse==0.6.1",
+    "gunicorn==27.0.1",
+    "packaging==26.4",
     "granian==2.8.7",
     "uvicorn==0.54.0",
+    "click==8.5.1",
+    "h11==0.16.0",
     "uvloop==0.23.0",
     "httptools==0.9.0",
 ];
 const DJANGO_VERSION: &str = r#"
-import sys, platform, django, granian, uvicorn, uvloop, httptools
+import sys, platform, django, gunicorn, granian, uvicorn, uvloop, httptools
 from importlib.metadata import version
 server = sys.argv[1]
-print(f"Django {version('django')} on {server} {version(server)}, 2 workers, Python {platform.python_version()}")
+print(f"Django {version('django')}, {server} {version(server)}, Python {platform.python_version()}")
 "#;
 
-/// Keeps the memory and tables of instances, and asks the kernel which pages to reset. What else the pool can be told
-/// made no difference beyond noise.
+/// Memory and tables of instances stay resident, and the kernel says which pages have to be reset. Other settings of the
+/// pool made no difference beyond noise.
 const KEEP: &str = "-Opooling-memory-keep-resident=4194304,pooling-table-keep-resident=1048576,pooling-pagemap-scan=auto";
-/// Instances of WASI 0.3 serve many requests anyway: by default 128.
+/// Instances of WASI 0.3 serve many requests each: 128 by default.
 const REUSE: &str = "--max-instance-reuse-count=100000";
-/// Each serves one, as those of WASI 0.2 do.
+/// Each instance serves one request, as with WASI 0.2.
 const FRESH: &str = "--max-instance-reuse-count=1";
 
-/// Django is several times slower over ASGI, on granian as well. More threads would only wait for each other.
-const GRANIAN: [&str; 3] = [
-    "--interface=wsgi",
-    "--blocking-threads=1",
-    "wsgi:application",
-];
-const UVICORN: [&str; 5] = [
+/// On granian, Django is several times faster over WSGI than over ASGI. More threads per worker would only wait for
+/// Python's global lock.
+const GRANIAN: &[&str] = &["--interface=wsgi", "--blocking-threads=1"];
+/// The event loop and parser that `uvicorn[standard]` installs and prefers.
+const UVICORN: &[&str] = &[
     "--loop=uvloop",
     "--http=httptools",
     "--lifespan=off",
     "--no-access-log",
-    "asgi:application",
 ];
 
-/// Runs a server until it or the guard's input ends, then ends the whole process group: no server outlives us, even
-/// when we are killed.
+/// Runs a server until it ends or the guard's input is closed, then kills the whole process group: no server outlives
+/// this program, even when this program is killed.
 const GUARD: &str = r#"{ "$@" </dev/null; kill -KILL 0; } & read -r _; kill -KILL 0"#;
 
 /// A server to compare with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
-    /// What the table calls it.
     pub(crate) name: &'static str,
     server: Server,
 }
@@ -74,35 +76,36 @@ enum Server {
     /// `wasmtime serve`: the guest and flags.
     Wasmtime(&'static str, &'static [&'static str]),
     Workerd,
-    /// Two workers of an application server: its name and flags.
-    Django(&'static str, &'static [&'static str]),
+    /// An application server for Django, and the application.
+    Django(AppServer, &'static str),
+}
+
+/// An application server, with the number of workers that its documentation advises.
+#[derive(Debug, Clone, Copy)]
+enum AppServer {
+    /// 2 × cores + 1 sync workers. A sync worker closes the connection after each answer.
+    Gunicorn,
+    /// A worker for each core.
+    Granian,
+    /// A worker for each core.
+    Uvicorn,
 }
 
 /// All servers to compare with.
-pub(crate) const ALL: [Peer; 8] = [
-    Peer::new(
-        "wasmtime serve, WASI 0.2",
-        Server::Wasmtime("wasi-0.2", &[]),
-    ),
-    Peer::new(
-        "wasmtime serve, WASI 0.2, tuned",
-        Server::Wasmtime("wasi-0.2", &[KEEP]),
-    ),
-    Peer::new(
-        "wasmtime serve, WASI 0.3",
-        Server::Wasmtime("wasi-0.3", &[]),
-    ),
-    Peer::new(
-        "wasmtime serve, WASI 0.3, tuned",
-        Server::Wasmtime("wasi-0.3", &[KEEP, REUSE]),
-    ),
-    Peer::new(
-        "wasmtime serve, WASI 0.3, tuned, fresh",
-        Server::Wasmtime("wasi-0.3", &[KEEP, FRESH]),
-    ),
+#[rustfmt::skip]
+pub(crate) const ALL: [Peer; 12] = [
+    Peer::new("wasmtime serve, WASI 0.2", Server::Wasmtime("wasi-0.2", &[])),
+    Peer::new("wasmtime serve, WASI 0.2, tuned", Server::Wasmtime("wasi-0.2", &[KEEP])),
+    Peer::new("wasmtime serve, WASI 0.3", Server::Wasmtime("wasi-0.3", &[])),
+    Peer::new("wasmtime serve, WASI 0.3, tuned", Server::Wasmtime("wasi-0.3", &[KEEP, REUSE])),
+    Peer::new("wasmtime serve, WASI 0.3, tuned, fresh", Server::Wasmtime("wasi-0.3", &[KEEP, FRESH])),
     Peer::new("workerd", Server::Workerd),
-    Peer::new("Django on granian", Server::Django("granian", &GRANIAN)),
-    Peer::new("Django on uvicorn", Server::Django("uvicorn", &UVICORN)),
+    Peer::new("Django on gunicorn", Server::Django(AppServer::Gunicorn, "wsgi:application")),
+    Peer::new("Django on granian", Server::Django(AppServer::Granian, "wsgi:application")),
+    Peer::new("Django on uvicorn", Server::Django(AppServer::Uvicorn, "asgi:application")),
+    Peer::new("Django's page on gunicorn", Server::Django(AppServer::Gunicorn, "guestbook.wsgi:application")),
+    Peer::new("Django's page on granian", Server::Django(AppServer::Granian, "guestbook.wsgi:application")),
+    Peer::new("Django's page on uvicorn", Server::Django(AppServer::Uvicorn, "guestbook.asgi:application")),
 ];
 
 impl Peer {
@@ -110,16 +113,17 @@ impl Peer {
         Peer { name, server }
     }
 
-    /// Installs it into `folder`, unless it is there, starts it and waits until it says hello.
-    pub(crate) fn start(&self, folder: &Path) -> anyhow::Result<Running> {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        let folder = folder.canonicalize()?;
-        let folder = folder.to_str().context("the folder's path is not UTF-8")?;
+    /// Installs the server into `folder` if it is missing, starts it and waits for its first answer. The guestbook of
+    /// Django works on `database`.
+    pub(crate) fn start(&self, folder: &Path, database: &Path) -> anyhow::Result<Running> {
+        let folder = &existing(folder)?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let (version, mut command) = match self.server {
             Server::Wasmtime(guest, flags) => wasmtime(folder, &address, guest, flags),
             Server::Workerd => workerd(folder, &address),
-            Server::Django(server, flags) => django(folder, &address, server, flags),
+            Server::Django(server, application) => {
+                django(folder, &address, server, application, database)
+            }
         }?;
 
         let log = format!("{folder}/{}.log", self.name.replace(' ', "-"));
@@ -136,7 +140,7 @@ impl Peer {
             version,
             process,
         };
-        if let Err(error) = running.wait_for_hello(&address) {
+        if let Err(error) = running.wait_for_answer(&address) {
             let text = fs::read_to_string(&log).unwrap_or_default();
             bail!("{error:#}; {log} ends with: {}", end_of(&text));
         }
@@ -144,21 +148,26 @@ impl Peer {
     }
 }
 
-/// A server that answers; dropping it ends its processes.
+/// A running server. Dropping it ends its processes.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Where it says hello.
+    /// Where it answers.
     pub(crate) url: String,
-    /// What answers there, for the table.
+    /// Its version and, where it has settings, the command that started it.
     pub(crate) version: String,
     process: Child,
 }
 
 impl Running {
-    fn wait_for_hello(&mut self, address: &str) -> anyhow::Result<()> {
+    /// The process above all processes of the server.
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn wait_for_answer(&mut self, address: &str) -> anyhow::Result<()> {
         let since = Instant::now();
         loop {
-            let last = match hello(address) {
+            let last = match answer(address) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -166,7 +175,7 @@ impl Running {
                 bail!("it ended");
             }
             if since.elapsed() > PATIENCE {
-                return Err(last.context(format!("no hello within {PATIENCE:?}")));
+                return Err(last.context(format!("no answer within {PATIENCE:?}")));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -175,13 +184,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Closes its input first, which ends the group: see `GUARD`.
+        // `wait` closes the guard's input first, which ends the process group: see `GUARD`.
         let _ = self.process.wait();
     }
 }
 
-/// Asks for `/` as a client would.
-fn hello(address: &str) -> anyhow::Result<()> {
+/// Asks for `/`, and checks that it is one of the two pages that servers have there.
+fn answer(address: &str) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(
@@ -190,13 +199,37 @@ fn hello(address: &str) -> anyhow::Result<()> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    if !answer.starts_with("HTTP/1.1 200") || !answer.contains("Hello, World!") {
+    let is_known = ["Hello, World!", "Leave a word"]
+        .iter()
+        .any(|text| answer.contains(text));
+    if !answer.starts_with("HTTP/1.1 200") || !is_known {
         bail!("the answer was: {answer}");
     }
     Ok(())
 }
 
-/// Each of these installs a server and returns its version and what starts it.
+/// The SQL statements that Django's page runs for a request with these cookies. Django must be installed.
+pub(crate) fn django_statements(
+    folder: &Path,
+    database: &Path,
+    cookie: &str,
+) -> anyhow::Result<Vec<String>> {
+    let mut python = Command::new(format!("{}/django/bin/python", existing(folder)?));
+    let printed = run(in_django(&mut python, database)
+        .args(["-m", "guestbook.statements"])
+        .arg(cookie))?;
+    serde_json::from_str(&printed).with_context(|| format!("not a list of statements: {printed}"))
+}
+
+/// A folder, made if it is missing, by its full path.
+fn existing(folder: &Path) -> anyhow::Result<String> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    let folder = folder.to_str().context("the folder's path is not UTF-8")?;
+    Ok(folder.to_owned())
+}
+
+/// Installs a server; returns its version and the command that starts it.
 type Prepared = anyhow::Result<(String, Command)>;
 
 fn wasmtime(folder: &str, address: &str, guest: &str, flags: &[&str]) -> Prepared {
@@ -213,12 +246,12 @@ fn wasmtime(folder: &str, address: &str, guest: &str, flags: &[&str]) -> Prepare
     run(Command::new("cargo")
         .args(["build", "--release", "--locked"])
         .args(["--target", "wasm32-wasip2", "--target-dir", &target])
-        .args(["--manifest-path", &format!("{DATA}/{guest}/Cargo.toml")]))?;
+        .args(["--manifest-path", &format!("{SOURCES}/{guest}/Cargo.toml")]))?;
     let component = format!("{target}/wasm32-wasip2/release/hello.wasm");
 
     let mut serve = guarded(&program);
     serve
-        // What Rust's standard library imports.
+        // Rust's standard library imports the interfaces of WASI's `cli`.
         .args(["serve", "-S", "cli", "--addr", address])
         .args(flags)
         .arg(component);
@@ -247,37 +280,66 @@ fn workerd(folder: &str, address: &str) -> Prepared {
 
     let mut serve = guarded(&program);
     serve
-        .args(["serve", &format!("{DATA}/workerd/hello.capnp")])
+        .args(["serve", &format!("{SOURCES}/workerd/hello.capnp")])
         .args(["--socket-addr", &format!("http={address}")]);
     Ok((version, serve))
 }
 
-fn django(folder: &str, address: &str, server: &str, flags: &[&str]) -> Prepared {
+fn django(
+    folder: &str,
+    address: &str,
+    server: AppServer,
+    application: &str,
+    database: &Path,
+) -> Prepared {
+    let cores = std::thread::available_parallelism()?.get();
+    let (name, workers, flags) = match server {
+        AppServer::Gunicorn => ("gunicorn", 2 * cores + 1, [].as_slice()),
+        AppServer::Granian => ("granian", cores, GRANIAN),
+        AppServer::Uvicorn => ("uvicorn", cores, UVICORN),
+    };
     let root = format!("{folder}/django");
     let python = format!("{root}/bin/python");
     let mut venv = Command::new("python3");
     venv.args(["-m", "venv", "--clear", &root]);
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--disable-pip-version-check"])
-        .args(PYTHON);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ])
+    .args(PYTHON);
     let version = install(
         &root,
         &mut [venv, pip],
-        Command::new(&python).args(["-c", DJANGO_VERSION, server]),
+        Command::new(&python).args(["-c", DJANGO_VERSION, name]),
     )?;
 
+    let workers = format!("--workers={workers}");
+    let settings = [&[workers.as_str()], flags, &[application]].concat();
     let (host, port) = address.split_once(':').expect("an address has a port");
-    let mut serve = guarded(&format!("{root}/bin/{server}"));
-    serve
-        .current_dir(format!("{DATA}/django"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .args(["--workers", "2", "--log-level", "warning"])
-        .args(["--host", host, "--port", port])
-        .args(flags);
-    Ok((version, serve))
+    let mut serve = guarded(&format!("{root}/bin/{name}"));
+    in_django(&mut serve, database)
+        .args(&settings)
+        .arg("--log-level=warning");
+    match server {
+        AppServer::Gunicorn => serve.args(["--bind", address]),
+        AppServer::Granian | AppServer::Uvicorn => serve.args(["--host", host, "--port", port]),
+    };
+    Ok((format!("{version}: `{name} {}`", settings.join(" ")), serve))
 }
 
-/// Fills a folder by the steps, unless an earlier run came to their end; returns the version of what is there.
+/// Has a command find Django's applications and the database.
+fn in_django<'a>(command: &'a mut Command, database: &Path) -> &'a mut Command {
+    command
+        .current_dir(format!("{SOURCES}/django"))
+        .env("GUESTBOOK_DATABASE", database)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+}
+
+/// Fills a folder by running the steps, unless an earlier run finished the same steps; returns the installed version.
 fn install(root: &str, steps: &mut [Command], version: &mut Command) -> anyhow::Result<String> {
     let mark = format!("{root}/complete");
     let wanted = format!("{steps:?}");
@@ -295,7 +357,7 @@ fn install(root: &str, steps: &mut [Command], version: &mut Command) -> anyhow::
     Ok(version)
 }
 
-/// What a command prints until it ends.
+/// Runs a command to its end; returns what it prints.
 fn run(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| {
         let program = command.get_program().display();
@@ -318,7 +380,7 @@ fn guarded(program: &str) -> Command {
     command
 }
 
-/// The last lines.
+/// The last ten lines.
 fn end_of(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join("\n")

@@ -1,4 +1,4 @@
-//! Rows of the table that are more than a rate: times, latencies, memory.
+//! Rows of the table that are no rates: times, latencies, memory.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,23 +10,27 @@ use tokio::net::TcpStream;
 
 use crate::rows::Sample;
 use crate::servers::{Data, Server, get};
-use crate::wrk;
+use crate::statistics::p99;
+use crate::wrk::{Requests, Send};
 
-/// Connections of the clients here, and how many requests each makes for a latency.
+/// Clients that measure a latency, each on a connection of its own.
 const CLIENTS: usize = 64;
+/// Requests of each of these clients.
 const REQUESTS: u32 = 100;
-/// Each client asks once in this time: 2,000 requests a second, so that the machine is not busy with them alone.
+/// Time between two requests of a client. Together the clients send 2,000 requests per second, which leaves the machine
+/// mostly idle.
 const PACE: Duration = Duration::from_millis(32);
+/// Clients that send one request each, all at the same time.
 const CROWD: usize = 1_000;
 
-/// Ten calls of 100 ms at once: the whole, and the slowest of them, in ms.
+/// A view makes ten calls of 100 ms at the same time: duration of the request, and of the slowest call, in ms.
 pub(crate) fn ten_calls(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     let since = Instant::now();
     let slowest: f64 = get(amphi.address, "/async/calls")?.parse()?;
     Ok(Sample::pair(ms(since.elapsed()), slowest / 1000.0))
 }
 
-/// A thousand requests at once, each of which sleeps for 100 ms: until the last answer, in ms.
+/// A thousand requests at the same time, whose view sleeps for 100 ms: time until the last answer, in ms.
 pub(crate) fn crowd(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let clients = connected(amphi.address, CROWD).await?;
@@ -36,15 +40,18 @@ pub(crate) fn crowd(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// The 99th percentile of hello's latency while another view computes, and without, in ms.
+/// 99th percentile of the latency of hello while another async view computes without end, and without that, in ms.
 pub(crate) fn spinning(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let without = latency(amphi.address, "/async").await?;
         let spin = async {
             loop {
                 let mut client = Client::connect(amphi.address).await?;
-                // It is ended at its CPU limit.
-                ensure!(client.ask("/async/spin").await.is_err(), "it does not spin");
+                // Amphi ends the view at its CPU limit.
+                ensure!(
+                    client.ask("/async/spin").await.is_err(),
+                    "the view that spins has answered"
+                );
             }
         };
         let with = beside(spin, latency(amphi.address, "/async")).await?;
@@ -52,11 +59,11 @@ pub(crate) fn spinning(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// The same while every sync worker waits.
+/// 99th percentile of the latency of hello while every sync worker waits, and without that, in ms.
 pub(crate) fn blocked(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let without = latency(amphi.address, "/async").await?;
-        // As many as there are workers by default, and some who wait for one.
+        // By default there are 64 workers at most. The other 16 requests wait for one.
         let clients = connected(amphi.address, 80).await?;
         let measure = async {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -67,23 +74,26 @@ pub(crate) fn blocked(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// Answers for each second of the server's CPU time, times the cores it may use: two loops on two cores, and one on
-/// one. The client runs on the same cores, and what it takes of them is left out this way.
+/// Requests that the server could answer per second if it had its cores for itself: cores divided by the CPU time of a
+/// request, for two event loops on two cores and for one on one core. The load generator runs on the same cores, so that a
+/// plain rate would measure the load generator, too.
 pub(crate) fn loops(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     let rate = |loops: usize, cpus| {
         let server = data.pinned(loops, cpus)?;
-        let url = server.url("/async");
-        wrk::run(&url, wrk::Send::Get, 1, data.folder())?;
-        let (since, cpu) = (Instant::now(), server.cpu()?);
-        let rate = wrk::run(&url, wrk::Send::Get, 4, data.folder())?;
-        let answers = rate * since.elapsed().as_secs_f64();
-        let used = server.cpu()?.saturating_sub(cpu);
-        anyhow::Ok(answers / used.as_secs_f64() * loops as f64)
+        let requests = Requests {
+            url: server.url("/async"),
+            send: Send::Get,
+            cookie: None,
+            server: server.process(),
+            folder: data.folder(),
+        };
+        let load = requests.measure(4)?;
+        anyhow::Ok(loops as f64 * 1e6 / load.cpu_us)
     };
     Ok(Sample::pair(rate(2, "0,1")?, rate(1, "0")?))
 }
 
-/// Memory that a request takes while its view waits, in KB.
+/// Memory of the server for each request whose async view waits, in KB.
 pub(crate) fn memory(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     let server = data.amphi()?;
     block_on(async {
@@ -100,7 +110,7 @@ pub(crate) fn memory(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// From the start of `amphi serve` to its first answer, in ms. What it compiles is in the cache.
+/// Time from the start of `amphi serve` to its first answer, in ms. The compiled components are in wasmtime's cache.
 pub(crate) fn start(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     Ok(Sample::alone(ms(data.time_to_start()?)))
 }
@@ -116,18 +126,18 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .block_on(work)
 }
 
-/// The outcome of `work`, while something else goes on that never ends well.
+/// Does `work` while `other` runs, which is an error if it ends.
 async fn beside<T>(
     other: impl Future<Output = anyhow::Result<()>>,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
     tokio::select! {
         done = work => done,
-        failed = other => Err(failed.err().context("it ended")?),
+        ended = other => Err(ended.err().context("the load beside the measurement ended")?),
     }
 }
 
-/// A connection that is kept.
+/// A client with one connection, which it keeps.
 struct Client {
     stream: TcpStream,
     read: Vec<u8>,
@@ -137,7 +147,7 @@ async fn connected(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Clie
     try_join_all((0..count).map(|_| Client::connect(address))).await
 }
 
-/// Each asks once, all at the same time.
+/// Each client sends one request, all at the same time.
 async fn all_ask(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
     let asking = clients
         .into_iter()
@@ -145,10 +155,10 @@ async fn all_ask(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
     try_join_all(asking).await.map(drop)
 }
 
-/// The same of a view that does not answer in time.
+/// The same for a view that does not answer before the measurement is over.
 async fn all_wait(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
     all_ask(clients, path).await?;
-    bail!("{path} has answered, and it should wait")
+    bail!("{path} has answered, although its view waits")
 }
 
 impl Client {
@@ -161,12 +171,12 @@ impl Client {
         })
     }
 
-    /// Asks, and waits for a success.
+    /// Sends a request, and waits for an answer with status 200.
     async fn ask(&mut self, path: &str) -> anyhow::Result<()> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
         self.stream.write_all(request.as_bytes()).await?;
         self.read.clear();
-        // All that is asked for here has a body, which ends with this.
+        // The body of every answer here ends with this.
         while !self.read.ends_with(b"World!") {
             let read = self.stream.read_buf(&mut self.read).await?;
             ensure!(read > 0, "the connection was closed");
@@ -181,7 +191,7 @@ impl Client {
     }
 }
 
-/// The 99th percentile in ms.
+/// 99th percentile of the latency, in ms.
 async fn latency(address: SocketAddr, path: &str) -> anyhow::Result<f64> {
     let clients = connected(address, CLIENTS).await?;
     let start = tokio::time::Instant::now() + PACE;
@@ -195,7 +205,8 @@ async fn latency(address: SocketAddr, path: &str) -> anyhow::Result<f64> {
                 let due = first + PACE * turn;
                 let late = tokio::time::Instant::now() > due;
                 tokio::time::sleep_until(due).await;
-                // The timer's own millisecond does not count; a wait for the answer before does.
+                // A request that is late because the client waited for its previous answer counts from when it was due.
+                // Otherwise the timer's delay of up to a millisecond does not count.
                 let since = if late {
                     due
                 } else {
@@ -207,6 +218,5 @@ async fn latency(address: SocketAddr, path: &str) -> anyhow::Result<f64> {
             anyhow::Ok(took)
         });
     let mut took = try_join_all(asking).await?.concat();
-    took.sort_unstable();
-    Ok(ms(took[took.len() * 99 / 100]))
+    p99(&mut took).map(ms).context("no request was answered")
 }

@@ -1,108 +1,154 @@
-//! The table: what is measured against what, and how much is wanted.
+//! The rows of the table: what is measured, against what, and which figure is the target.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::page::{self, Compared, REUSED};
 use crate::peers::{self, Running};
 use crate::probes;
 use crate::servers::{Data, Server};
-use crate::wrk::{self, Send};
+use crate::wrk::{Load, Requests, Send};
+use Target::{AtMost, Beside, RatioAtLeast, RatioAtMost, SameWork};
 
 /// One row.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) target: Target,
-    what: What,
+    measurement: Measurement,
 }
 
-/// What is wanted.
-#[derive(Clone, Copy)]
+/// Which figure a row has to reach.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
-    /// Of Amphi's figure divided by the other.
-    AtLeast(f64),
+    /// Of Amphi's figure divided by the other one.
+    RatioAtLeast(f64),
     /// Of the same.
-    AtMost(f64),
+    RatioAtMost(f64),
     /// Of Amphi's figure itself.
-    NoMore(f64),
+    AtMost(f64),
+    /// None: both servers do the same work, and the ratio says what it costs them.
+    SameWork,
+    /// None, and no ratio: the servers do different work. The figures stand beside each other.
+    Beside,
 }
 
-enum What {
-    /// Requests a second of Amphi, and of another server.
-    Rates(Ask, Ask),
+enum Measurement {
+    /// Requests per second of Amphi and of another server.
+    Rates(Endpoint, Endpoint),
     /// Anything else.
     Probe(fn(&Data, &Server) -> anyhow::Result<Sample>),
 }
 
+/// What is asked of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Ask {
-    who: Who,
+struct Endpoint {
+    server: ServerName,
     path: &'static str,
     send: Send,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum ServerName {
     Amphi,
+    /// Amphi with the guestbook.
+    Guestbook,
     Native,
     Peer(&'static str),
 }
 
-/// One measurement: Amphi's figure, and the other.
-#[derive(Clone, Copy)]
+/// What one measurement says of one server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Figure {
+    /// In the unit of the row.
+    pub(crate) value: f64,
+    /// CPU time of the server for each request, in µs, where the value is a rate.
+    pub(crate) cpu_us: Option<f64>,
+}
+
+/// One measurement: Amphi's figure, and the other one.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sample {
-    pub(crate) ours: f64,
-    pub(crate) other: Option<f64>,
+    pub(crate) ours: Figure,
+    pub(crate) other: Option<Figure>,
+}
+
+impl From<Load> for Figure {
+    fn from(load: Load) -> Figure {
+        Figure {
+            value: load.rate,
+            cpu_us: Some(load.cpu_us),
+        }
+    }
+}
+
+impl From<f64> for Figure {
+    fn from(value: f64) -> Figure {
+        Figure {
+            value,
+            cpu_us: None,
+        }
+    }
 }
 
 impl Sample {
-    pub(crate) fn pair(ours: f64, other: f64) -> Sample {
+    pub(crate) fn pair(ours: impl Into<Figure>, other: impl Into<Figure>) -> Sample {
         Sample {
-            ours,
-            other: Some(other),
+            ours: ours.into(),
+            other: Some(other.into()),
         }
     }
 
     pub(crate) fn alone(ours: f64) -> Sample {
-        Sample { ours, other: None }
+        Sample {
+            ours: ours.into(),
+            other: None,
+        }
     }
 }
 
-/// What came of a row: a sample for each round, or why there is none.
+/// The result of a row: a sample for each round, or why there is none.
 pub(crate) type Outcome = anyhow::Result<Vec<Sample>>;
 
-const fn amphi(path: &'static str) -> Ask {
-    ask(Who::Amphi, path)
+const fn amphi(path: &'static str) -> Endpoint {
+    get(ServerName::Amphi, path)
 }
 
-const fn native(path: &'static str) -> Ask {
-    ask(Who::Native, path)
+const fn native(path: &'static str) -> Endpoint {
+    get(ServerName::Native, path)
 }
 
-const fn peer(name: &'static str) -> Ask {
-    ask(Who::Peer(name), "/")
+const fn peer(name: &'static str) -> Endpoint {
+    get(ServerName::Peer(name), "/")
 }
 
-const fn ask(who: Who, path: &'static str) -> Ask {
+const fn get(server: ServerName, path: &'static str) -> Endpoint {
     let send = Send::Get;
-    Ask { who, path, send }
+    Endpoint { server, path, send }
 }
 
-const fn post(ask: Ask, bytes: usize) -> Ask {
-    Ask {
+const fn post(endpoint: Endpoint, bytes: usize) -> Endpoint {
+    Endpoint {
         send: Send::Post(bytes),
-        ..ask
+        ..endpoint
     }
 }
 
-const fn rates(name: &'static str, ours: Ask, other: Ask, least: f64) -> Row {
+const fn visit(endpoint: Endpoint) -> Endpoint {
+    Endpoint {
+        send: Send::Visit,
+        ..endpoint
+    }
+}
+
+const fn rates(name: &'static str, ours: Endpoint, other: Endpoint, target: Target) -> Row {
     Row {
         name,
         unit: "/s",
-        target: Target::AtLeast(least),
-        what: What::Rates(ours, other),
+        target,
+        measurement: Measurement::Rates(ours, other),
     }
 }
 
@@ -116,47 +162,62 @@ const fn probe(
         name,
         unit,
         target,
-        what: What::Probe(probe),
+        measurement: Measurement::Probe(probe),
     }
 }
 
-const SYNC: Ask = amphi("/sync");
-const ASYNC: Ask = amphi("/async");
-const HELLO: Ask = native("/");
+const SYNC: Endpoint = amphi("/sync");
+const ASYNC: Endpoint = amphi("/async");
+const HELLO: Endpoint = native("/");
 const MEGABYTE: usize = 1 << 20;
+const PAGE: Endpoint = visit(get(ServerName::Guestbook, "/"));
+const PAGE_REUSED: Endpoint = visit(get(ServerName::Guestbook, REUSED));
 
-/// All rows. Neighbours that ask the same of the same server share those measurements.
+const GUNICORN: Endpoint = peer("Django on gunicorn");
+const GRANIAN: Endpoint = peer("Django on granian");
+const UVICORN: Endpoint = peer("Django on uvicorn");
+const PAGE_GUNICORN: Endpoint = visit(peer("Django's page on gunicorn"));
+const PAGE_GRANIAN: Endpoint = visit(peer("Django's page on granian"));
+const PAGE_UVICORN: Endpoint = visit(peer("Django's page on uvicorn"));
+
+/// All rows. Rows that follow each other and ask the same of the same server share that measurement.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
-    rates("hello, sync / native hyper", SYNC, HELLO, 0.65),
-    rates("hello, async / native hyper", ASYNC, HELLO, 0.50),
-    rates("hello, sync, reuse / native hyper", amphi("/reused/sync"), HELLO, 0.80),
-    rates("hello, async, reuse / native hyper", amphi("/reused/async"), HELLO, 0.80),
-    rates("hello, sync / `wasmtime serve` 0.2, default", SYNC, peer("wasmtime serve, WASI 0.2"), 3.0),
-    rates("hello, sync / `wasmtime serve` 0.2, tuned", SYNC, peer("wasmtime serve, WASI 0.2, tuned"), 3.0),
-    rates("hello, async / `wasmtime serve` 0.3, default", ASYNC, peer("wasmtime serve, WASI 0.3"), 1.5),
-    rates("hello, async / `wasmtime serve` 0.3, tuned", ASYNC, peer("wasmtime serve, WASI 0.3, tuned"), 1.0),
-    rates("hello, async / `wasmtime serve` 0.3, tuned, fresh instances", ASYNC, peer("wasmtime serve, WASI 0.3, tuned, fresh"), 1.5),
-    rates("hello, sync / workerd", SYNC, peer("workerd"), 2.0),
-    rates("hello, async / workerd", ASYNC, peer("workerd"), 2.0),
-    rates("hello, sync / Django on granian", SYNC, peer("Django on granian"), 30.0),
-    rates("hello, async / Django on granian", ASYNC, peer("Django on granian"), 30.0),
-    rates("hello, sync / Django on uvicorn", SYNC, peer("Django on uvicorn"), 30.0),
-    rates("SQLite, read a row, sync / hyper + rusqlite", amphi("/sync/items/500"), native("/items/500"), 0.75),
-    rates("SQLite, update a row, sync / hyper + rusqlite", post(amphi("/sync/items/500"), 0), post(native("/items/500"), 0), 0.85),
-    rates("SQLite, update a row, async / hyper + rusqlite", post(amphi("/async/items/500"), 0), post(native("/items/500"), 0), 0.85),
-    rates("PostgreSQL, read a row, async / hyper + tokio-postgres", amphi("/async/postgres/500"), native("/postgres/500"), 0.75),
-    rates("1 MB echoed, sync / native hyper", post(amphi("/sync/echo"), MEGABYTE), post(native("/echo"), MEGABYTE), 0.5),
-    rates("1 MB echoed, async / native hyper", post(amphi("/async/echo"), MEGABYTE), post(native("/echo"), MEGABYTE), 0.5),
-    rates("1 MB answered, sync / native hyper", amphi("/sync/large"), native("/large"), 0.5),
-    rates("1 MB answered, async / native hyper", amphi("/async/large"), native("/large"), 0.5),
-    probe("ten 100 ms calls at once / the slowest of them", "ms", Target::AtMost(1.1), probes::ten_calls),
-    probe("1,000 requests at once that sleep for 100 ms", "ms", Target::NoMore(500.0), probes::crowd),
-    probe("p99 of hello, async, while a view computes / without", "ms", Target::NoMore(4.0), probes::spinning),
-    probe("p99 of hello, async, while all workers wait / without", "ms", Target::AtMost(1.2), probes::blocked),
-    probe("two loops on two cores / one on one, client deducted", "/s", Target::AtLeast(1.8), probes::loops),
-    probe("memory of a waiting async request", "KB", Target::NoMore(48.0), probes::memory),
-    probe("`amphi serve` to its first answer, compiled before", "ms", Target::NoMore(100.0), probes::start),
+    rates("hello, sync / native hyper", SYNC, HELLO, RatioAtLeast(0.65)),
+    rates("hello, async / native hyper", ASYNC, HELLO, RatioAtLeast(0.50)),
+    rates("hello, sync, reuse / native hyper", amphi("/reused/sync"), HELLO, RatioAtLeast(0.80)),
+    rates("hello, async, reuse / native hyper", amphi("/reused/async"), HELLO, RatioAtLeast(0.80)),
+    rates("hello, sync / `wasmtime serve` 0.2, default", SYNC, peer("wasmtime serve, WASI 0.2"), RatioAtLeast(3.0)),
+    rates("hello, sync / `wasmtime serve` 0.2, tuned", SYNC, peer("wasmtime serve, WASI 0.2, tuned"), RatioAtLeast(3.0)),
+    rates("hello, async / `wasmtime serve` 0.3, default", ASYNC, peer("wasmtime serve, WASI 0.3"), RatioAtLeast(1.5)),
+    rates("hello, async / `wasmtime serve` 0.3, tuned", ASYNC, peer("wasmtime serve, WASI 0.3, tuned"), RatioAtLeast(1.0)),
+    rates("hello, async / `wasmtime serve` 0.3, tuned, fresh instances", ASYNC, peer("wasmtime serve, WASI 0.3, tuned, fresh"), RatioAtLeast(1.5)),
+    rates("hello, sync / workerd", SYNC, peer("workerd"), RatioAtLeast(2.0)),
+    rates("hello, async / workerd", ASYNC, peer("workerd"), RatioAtLeast(2.0)),
+    rates("hello, sync / Django on gunicorn, 2 × cores + 1 sync workers", SYNC, GUNICORN, Beside),
+    rates("hello, sync / Django on granian, WSGI, a worker per core", SYNC, GRANIAN, Beside),
+    rates("hello, async / Django on uvicorn, ASGI, a worker per core", ASYNC, UVICORN, Beside),
+    rates("guestbook's page, fresh instances / Django on gunicorn, 2 × cores + 1 sync workers", PAGE, PAGE_GUNICORN, SameWork),
+    rates("guestbook's page, fresh instances / Django on granian, WSGI, a worker per core", PAGE, PAGE_GRANIAN, SameWork),
+    rates("guestbook's page, fresh instances / Django on uvicorn, ASGI, a worker per core", PAGE, PAGE_UVICORN, SameWork),
+    rates("guestbook's page, reuse / Django on gunicorn, 2 × cores + 1 sync workers", PAGE_REUSED, PAGE_GUNICORN, SameWork),
+    rates("guestbook's page, reuse / Django on granian, WSGI, a worker per core", PAGE_REUSED, PAGE_GRANIAN, SameWork),
+    rates("guestbook's page, reuse / Django on uvicorn, ASGI, a worker per core", PAGE_REUSED, PAGE_UVICORN, SameWork),
+    rates("SQLite, read a row, sync / hyper + rusqlite", amphi("/sync/items/500"), native("/items/500"), RatioAtLeast(0.75)),
+    rates("SQLite, update a row, sync / hyper + rusqlite", post(amphi("/sync/items/500"), 0), post(native("/items/500"), 0), RatioAtLeast(0.85)),
+    rates("SQLite, update a row, async / hyper + rusqlite", post(amphi("/async/items/500"), 0), post(native("/items/500"), 0), RatioAtLeast(0.85)),
+    rates("PostgreSQL, read a row, async / hyper + tokio-postgres", amphi("/async/postgres/500"), native("/postgres/500"), RatioAtLeast(0.75)),
+    rates("1 MB echoed, sync / native hyper", post(amphi("/sync/echo"), MEGABYTE), post(native("/echo"), MEGABYTE), RatioAtLeast(0.5)),
+    rates("1 MB echoed, async / native hyper", post(amphi("/async/echo"), MEGABYTE), post(native("/echo"), MEGABYTE), RatioAtLeast(0.5)),
+    rates("1 MB answered, sync / native hyper", amphi("/sync/large"), native("/large"), RatioAtLeast(0.5)),
+    rates("1 MB answered, async / native hyper", amphi("/async/large"), native("/large"), RatioAtLeast(0.5)),
+    probe("ten 100 ms calls at once / the slowest of them", "ms", RatioAtMost(1.1), probes::ten_calls),
+    probe("1,000 requests at once that sleep for 100 ms", "ms", AtMost(500.0), probes::crowd),
+    probe("p99 of hello, async, while a view computes / without", "ms", AtMost(4.0), probes::spinning),
+    probe("p99 of hello, async, while all workers wait / without", "ms", RatioAtMost(1.2), probes::blocked),
+    probe("two loops on two cores / one on one, client deducted", "/s", RatioAtLeast(1.8), probes::loops),
+    probe("memory of a waiting async request", "KB", AtMost(48.0), probes::memory),
+    probe("`amphi serve` to its first answer, compiled before", "ms", AtMost(100.0), probes::start),
 ];
 
 /// Measures rows.
@@ -168,10 +229,26 @@ pub(crate) struct Bench<'a> {
     pub(crate) folder: &'a Path,
     /// The peers that ran, with their versions.
     pub(crate) versions: BTreeMap<&'static str, String>,
+    /// What the comparison of the guestbook's pages has shown, if there was one.
+    pub(crate) page: Option<String>,
+}
+
+/// The servers that some rows need.
+struct Servers<'a> {
+    /// Amphi with the benchmark's views, if a row needs it.
+    amphi: Option<Server>,
+    native: Option<Server>,
+    /// Amphi with the guestbook, if a row needs it.
+    guestbook: Option<Server>,
+    /// The peers that these rows need, by their names.
+    peers: Vec<(&'static str, anyhow::Result<Running>)>,
+    /// The visitors of the guestbooks, if a row needs them.
+    visitors: Option<anyhow::Result<Compared>>,
+    data: &'a Data,
 }
 
 impl Bench<'_> {
-    /// Measures these rows; those that compare with the same servers in turn, A B C A B C ….
+    /// Measures these rows. Rows that share a measurement are measured in turn, A B C A B C ….
     pub(crate) fn measure(&mut self, rows: &[&'static Row]) -> anyhow::Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for rows in rows.chunk_by(|one, next| one.shares_with(next)) {
@@ -181,53 +258,40 @@ impl Bench<'_> {
     }
 
     fn measure_in_turn(&mut self, rows: &[&'static Row]) -> anyhow::Result<Vec<Outcome>> {
-        let (amphi, native) = (self.data.amphi()?, self.data.native()?);
-        let mut peers: Vec<(&str, anyhow::Result<Running>)> = Vec::new();
-        for peer in peers::ALL {
-            let wanted = |row: &&Row| matches!(row.what, What::Rates(_, other) if other.who == Who::Peer(peer.name));
-            if rows.iter().any(wanted) {
-                eprintln!("{}: starting it", peer.name);
-                let running = peer.start(self.folder);
-                match &running {
-                    Ok(running) => drop(self.versions.insert(peer.name, running.version.clone())),
-                    Err(why) => eprintln!("{}: skipped: {why:#}", peer.name),
-                }
-                peers.push((peer.name, running));
+        let servers = Servers::start(&self.data, self.folder, rows)?;
+        for (name, peer) in &servers.peers {
+            match peer {
+                Ok(peer) => drop(self.versions.insert(name, peer.version.clone())),
+                Err(why) => eprintln!("{name}: skipped: {why:#}"),
             }
         }
-        let url = |ask: Ask| match ask.who {
-            Who::Amphi => Ok(amphi.url(ask.path)),
-            Who::Native => Ok(native.url(ask.path)),
-            Who::Peer(name) => match peers.iter().find(|(known, _)| *known == name) {
-                Some((_, Ok(running))) => Ok(running.url.clone()),
-                Some((_, Err(why))) => Err(anyhow::anyhow!("{why:#}")),
-                None => Err(anyhow::anyhow!("there is no peer `{name}`")),
-            },
-        };
+        if let Some(Ok(compared)) = &servers.visitors {
+            eprintln!("{}", compared.summary);
+            self.page = Some(compared.summary.clone());
+        }
         let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Ok(Vec::new())).collect();
         for round in 1..=self.rounds {
-            let mut rates: Vec<(Ask, f64)> = Vec::new();
-            let mut rate = |ask: Ask| {
-                if let Some((_, known)) = rates.iter().find(|(known, _)| *known == ask) {
+            let mut figures: Vec<(Endpoint, Figure)> = Vec::new();
+            let mut figure = |endpoint: Endpoint| {
+                if let Some((_, known)) = figures.iter().find(|(known, _)| *known == endpoint) {
                     return Ok(*known);
                 }
-                let url = url(ask)?;
-                // Whatever it keeps is there then.
-                wrk::run(&url, ask.send, 1, self.data.folder())?;
-                let rate = wrk::run(&url, ask.send, self.seconds, self.data.folder())?;
-                rates.push((ask, rate));
-                anyhow::Ok(rate)
+                let load = servers.requests(endpoint)?.measure(self.seconds)?;
+                figures.push((endpoint, load.into()));
+                anyhow::Ok(load.into())
             };
             for (row, outcome) in rows.iter().zip(&mut outcomes) {
                 let Ok(samples) = outcome else { continue };
                 eprintln!("round {round}: {}", row.name);
-                let sample = match row.what {
-                    What::Rates(ours, other) => {
-                        rate(other).and_then(|other| Ok(Sample::pair(rate(ours)?, other)))
+                let sample = match row.measurement {
+                    Measurement::Rates(ours, other) => {
+                        figure(other).and_then(|other| Ok(Sample::pair(figure(ours)?, other)))
                     }
-                    What::Probe(probe) => probe(&self.data, &amphi),
+                    Measurement::Probe(probe) => {
+                        started(&servers.amphi).and_then(|amphi| probe(&self.data, amphi))
+                    }
                 };
-                match sample.context(row.name) {
+                match sample {
                     Ok(sample) => samples.push(sample),
                     Err(why) => *outcome = Err(why),
                 }
@@ -237,14 +301,128 @@ impl Bench<'_> {
     }
 }
 
+impl<'a> Servers<'a> {
+    fn start(data: &'a Data, folder: &Path, rows: &[&Row]) -> anyhow::Result<Servers<'a>> {
+        let wanted = |name: ServerName| rows.iter().any(|row| row.needs(name));
+        let start = |name, start: fn(&Data) -> anyhow::Result<Server>| {
+            wanted(name).then(|| start(data)).transpose()
+        };
+        let guestbook = start(ServerName::Guestbook, Data::guestbook)?;
+        let mut peers = Vec::new();
+        for peer in peers::ALL {
+            if wanted(ServerName::Peer(peer.name)) {
+                eprintln!("{}: starting it", peer.name);
+                peers.push((peer.name, peer.start(folder, &data.django_database())));
+            }
+        }
+        let django: Vec<(&str, &str)> = (peers.iter())
+            .filter_map(|(name, peer)| Some((*name, peer.as_ref().ok()?.url.as_str())))
+            .collect();
+        let visitors = guestbook
+            .as_ref()
+            .map(|guestbook| page::compare(data, guestbook, &django, folder));
+        Ok(Servers {
+            amphi: start(ServerName::Amphi, Data::amphi)?,
+            native: start(ServerName::Native, Data::native)?,
+            guestbook,
+            peers,
+            visitors,
+            data,
+        })
+    }
+
+    /// The requests that measure an endpoint.
+    fn requests(&self, endpoint: Endpoint) -> anyhow::Result<Requests<'_>> {
+        let path = endpoint.path;
+        let own = |server| started(server).map(|server| (server.url(path), server.process()));
+        let (url, server) = match endpoint.server {
+            ServerName::Amphi => own(&self.amphi)?,
+            ServerName::Native => own(&self.native)?,
+            ServerName::Guestbook => own(&self.guestbook)?,
+            ServerName::Peer(name) => {
+                let peer = self.peers.iter().find(|(known, _)| *known == name);
+                let (_, peer) = peer.with_context(|| format!("there is no peer `{name}`"))?;
+                let peer = peer.as_ref().map_err(|why| anyhow::anyhow!("{why:#}"))?;
+                (peer.url.clone(), peer.process())
+            }
+        };
+        let cookie = match endpoint.send {
+            Send::Get | Send::Post(_) => None,
+            Send::Visit => {
+                let compared = self.visitors.as_ref().context("nobody visits")?;
+                let compared = compared
+                    .as_ref()
+                    .map_err(|why| anyhow::anyhow!("{why:#}"))?;
+                Some(match endpoint.server {
+                    ServerName::Guestbook => compared.amphi_cookie.as_str(),
+                    _ => compared.django_cookie.as_str(),
+                })
+            }
+        };
+        Ok(Requests {
+            url,
+            send: endpoint.send,
+            cookie,
+            server,
+            folder: self.data.folder(),
+        })
+    }
+}
+
 impl Row {
-    /// Whether they ask the same of some server.
+    /// Whether both ask the same of some server, or both show the guestbook, whose pages are compared with each other.
     fn shares_with(&self, next: &Row) -> bool {
-        match (&self.what, &next.what) {
-            (What::Rates(ours, other), What::Rates(next_ours, next_other)) => {
-                ours == next_ours || other == next_other
+        match (&self.measurement, &next.measurement) {
+            (Measurement::Rates(ours, other), Measurement::Rates(next_ours, next_other)) => {
+                let visits = ours.send == Send::Visit && next_ours.send == Send::Visit;
+                ours == next_ours || other == next_other || visits
             }
             _ => false,
         }
+    }
+
+    fn needs(&self, name: ServerName) -> bool {
+        match self.measurement {
+            Measurement::Rates(ours, other) => ours.server == name || other.server == name,
+            Measurement::Probe(_) => name == ServerName::Amphi,
+        }
+    }
+}
+
+fn started(server: &Option<Server>) -> anyhow::Result<&Server> {
+    server.as_ref().context("this server is not started")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_name_peers_that_there_are() {
+        for row in ROWS {
+            if let Measurement::Rates(_, other) = row.measurement
+                && let ServerName::Peer(name) = other.server
+            {
+                let known = peers::ALL.iter().any(|peer| peer.name == name);
+                assert!(known, "{}: there is no peer `{name}`", row.name);
+            }
+        }
+        for peer in peers::ALL {
+            let needed = ROWS
+                .iter()
+                .any(|row| row.needs(ServerName::Peer(peer.name)));
+            assert!(needed, "no row needs `{}`", peer.name);
+        }
+    }
+
+    #[test]
+    fn all_rows_of_the_guestbook_are_measured_in_turn() {
+        let visits = |row: &&Row| row.needs(ServerName::Guestbook);
+        let chunks = ROWS.chunk_by(|one, next| one.shares_with(next));
+        let with_guestbook = chunks.filter(|rows| rows.iter().any(|row| visits(&row)));
+        let counts: Vec<(usize, usize)> = with_guestbook
+            .map(|rows| (rows.len(), rows.iter().filter(visits).count()))
+            .collect();
+        assert_eq!(counts, [(6, 6)]);
     }
 }

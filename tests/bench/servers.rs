@@ -1,11 +1,14 @@
-//! The servers that are built here: Amphi and the native one, with their data.
+//! The servers that are built here, Amphi and the native one, and the data that all servers work on.
 
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+
+const BENCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench");
 
 const ITEMS: &str = "
     create table items (id integer primary key, name text not null, hits integer not null);
@@ -14,13 +17,28 @@ const ITEMS: &str = "
         select id, 'item ' || id, 0 from numbers;
 ";
 
-/// What all servers work on.
+/// The table of the guestbook, with two entries.
+const ENTRIES: &str = include_str!("../../examples/guestbook/migrations/V1__entries.sql");
+/// More entries, at fixed times.
+const MORE_ENTRIES: &str = "
+    insert into entries (name, message)
+        with recursive numbers (id) as (select 3 union all select id + 1 from numbers where id < 200)
+        select 'Guest ' || id || ' & friends',
+            'We came by <i>foot</i>, stayed for ' || id || ' minutes and liked what we saw. '
+            || 'The next time we bring the children, who would have liked it even more.'
+        from numbers;
+    update entries set signed_at = '2026-11-01T12:00:00Z';
+";
+
+/// What all servers work on: databases and configurations in a temporary folder.
 pub(crate) struct Data {
     folder: tempfile::TempDir,
     postgres: Option<String>,
+    /// Whether the guests of the app have been built.
+    is_built: Cell<bool>,
 }
 
-/// A server; it ends with this value.
+/// A running server. Dropping it ends the process.
 pub(crate) struct Server {
     /// Where it listens.
     pub(crate) address: SocketAddr,
@@ -28,29 +46,26 @@ pub(crate) struct Server {
 }
 
 impl Data {
-    /// Makes the data, and builds the guests.
+    /// Makes the databases.
     pub(crate) fn new(postgres: Option<String>) -> anyhow::Result<Data> {
         let folder = tempfile::tempdir()?;
         for name in ["amphi.db", "native.db"] {
             rusqlite::Connection::open(folder.path().join(name))?.execute_batch(ITEMS)?;
         }
-        let data = Data { folder, postgres };
-        let app = data.app("app", "")?;
-        let built = itself()?.args(["amphi", "build"]).arg(app).status()?;
-        if !built.success() {
-            bail!("the guests could not be built");
-        }
-        Ok(data)
+        Ok(Data {
+            folder,
+            postgres,
+            is_built: Cell::new(false),
+        })
     }
 
-    /// A folder for files that go with the data.
+    /// The folder of the data; other files may be added.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// An app with this name in a file of its own; `more` is added to its configuration.
+    /// Writes the configuration of the app into a file of this name, with `more` added to it.
     fn app(&self, name: &str, more: &str) -> anyhow::Result<PathBuf> {
-        let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
         let mut databases = vec!["sqlite"];
         let mut toml = format!(
             "[app]\nname = \"bench\"\n[databases.sqlite]\nsqlite = \"amphi.db\"\nsynchronous = \"normal\"\n{more}\n"
@@ -62,36 +77,39 @@ impl Data {
         toml += &format!(
             r#"
             [modules.hello]
-            path = "{0}/hello"
+            path = "{BENCH}/hello"
             [modules.reused]
-            path = "{0}/hello"
+            path = "{BENCH}/hello"
             mount = "/reused"
             instances = "reuse"
             [modules.views]
-            path = "{0}/views"
+            path = "{BENCH}/views"
             http = ["self"]
             databases = {databases:?}
-            "#,
-            guests.display(),
+            "#
         );
         let file = self.folder().join(format!("{name}.toml"));
         std::fs::write(&file, toml)?;
         Ok(file)
     }
 
-    /// Amphi as it is by default.
+    /// Amphi with default settings. The first call builds the guests.
     pub(crate) fn amphi(&self) -> anyhow::Result<Server> {
+        if !self.is_built.get() {
+            build(&self.app("app", "")?)?;
+            self.is_built.set(true);
+        }
         self.start_amphi("app", "", None)?.answering("/sync")
     }
 
-    /// Amphi with so many loops, on these CPUs (as `taskset` has them).
+    /// Amphi with this number of event loops, restricted to these CPUs (a list as `taskset` takes it).
     pub(crate) fn pinned(&self, loops: usize, cpus: &str) -> anyhow::Result<Server> {
         let more = format!("[async_views]\nloops = {loops}\n");
         self.start_amphi(&format!("loops-{loops}"), &more, Some(cpus))?
             .answering("/sync")
     }
 
-    /// Amphi from its start to its first answer.
+    /// Time from the start of Amphi to its first answer.
     pub(crate) fn time_to_start(&self) -> anyhow::Result<Duration> {
         let since = Instant::now();
         let server = self.start_amphi("app", "", None)?.answering("/sync")?;
@@ -102,20 +120,79 @@ impl Data {
 
     fn start_amphi(&self, name: &str, more: &str, cpus: Option<&str>) -> anyhow::Result<Server> {
         let app = self.app(name, more)?;
-        let address = free_address()?;
-        let mut command = match cpus {
+        let command = match cpus {
             None => itself()?,
             Some(cpus) => {
+                // It replaces itself by the server, which keeps its process id.
                 let mut pinned = Command::new("taskset");
                 pinned.args(["-c", cpus]).arg(std::env::current_exe()?);
                 pinned
             }
         };
-        command
-            .args(["amphi", "serve"])
-            .arg(app)
-            .args(["--listen", &address.to_string()]);
-        Server::start(address, &mut command)
+        Server::amphi(command, "serve", &app)
+    }
+
+    /// The guestbook of `examples/` on Amphi: at `/` with a fresh instance for each request, at `/reused` with reused
+    /// instances. Makes its database, and the same for Django.
+    pub(crate) fn guestbook(&self) -> anyhow::Result<Server> {
+        let folder = self.folder().join("guestbook");
+        std::fs::create_dir_all(&folder)?;
+        if !self.django_database().exists() {
+            let file = folder.join("amphi.db");
+            let database = rusqlite::Connection::open(&file)?;
+            database.pragma_update(None, "journal_mode", "wal")?;
+            database.execute_batch(ENTRIES)?;
+            database.execute_batch(MORE_ENTRIES)?;
+            // Closing it moves everything from the write-ahead log into the file.
+            database.close().map_err(|(_, error)| error)?;
+            std::fs::copy(file, self.django_database())?;
+        }
+        let modules = [
+            guestbook_module("fresh", "mount = \"/\""),
+            guestbook_module("reused", "mount = \"/reused\"\ninstances = \"reuse\""),
+        ];
+        let app = self.guestbook_app("amphi.toml", &modules.concat())?;
+        build(&app)?;
+        Server::amphi(itself()?, "serve", &app)?.answering("/")
+    }
+
+    /// The guestbook under `amphi up`, with middleware that fails each request for the list after the page has been made. The
+    /// answers to failures name the statements that the page has run. The server listens when it has been built, which takes
+    /// minutes.
+    pub(crate) fn guestbook_telling_statements(&self) -> anyhow::Result<Server> {
+        let module = format!("[modules.statements]\npath = \"{BENCH}/statements\"\n");
+        let list = guestbook_module(
+            "fresh",
+            "mount = \"/\"\nmiddleware = [\"statements::list\"]",
+        );
+        let app = self.guestbook_app("statements.toml", &(module + &list))?;
+        Server::amphi(itself()?, "up", &app)
+    }
+
+    fn guestbook_app(&self, file: &str, modules: &str) -> anyhow::Result<PathBuf> {
+        let file = self.folder().join("guestbook").join(file);
+        let app = "[app]\nname = \"guestbook\"\n[databases.default]\nsqlite = \"amphi.db\"\n";
+        std::fs::write(&file, format!("{app}{modules}"))?;
+        Ok(file)
+    }
+
+    /// Django's database of the guestbook.
+    pub(crate) fn django_database(&self) -> PathBuf {
+        self.folder().join("guestbook/django.db")
+    }
+
+    /// Gives the newest entry of both guestbooks the same time.
+    pub(crate) fn align_newest_entries(&self) -> anyhow::Result<()> {
+        for file in [
+            self.folder().join("guestbook/amphi.db"),
+            self.django_database(),
+        ] {
+            rusqlite::Connection::open(file)?.execute(
+                "update entries set signed_at = '2026-11-02T12:00:00Z' where id = (select max(id) from entries)",
+                (),
+            )?;
+        }
+        Ok(())
     }
 
     /// The native server.
@@ -131,6 +208,29 @@ impl Data {
     }
 }
 
+/// The configuration of a module with the guestbook's crate: these keys, and those that all such modules need.
+fn guestbook_module(name: &str, keys: &str) -> String {
+    format!(
+        r#"
+        [modules.{name}]
+        path = "{BENCH}/../../examples/guestbook"
+        {keys}
+        databases = ["default"]
+        http = ["self"]
+        settings = {{ title = "Guestbook" }}
+        secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
+        "#
+    )
+}
+
+/// Builds the components of an app.
+fn build(app: &Path) -> anyhow::Result<()> {
+    let built = itself()?.args(["amphi", "build"]).arg(app).status()?;
+    ensure!(built.success(), "the guests could not be built");
+    Ok(())
+}
+
+/// A command that runs this program, which is also Amphi and the native server.
 fn itself() -> anyhow::Result<Command> {
     Ok(Command::new(std::env::current_exe()?))
 }
@@ -140,6 +240,13 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 }
 
 impl Server {
+    /// Starts `amphi serve` or `amphi up`. `program` runs this program.
+    fn amphi(mut program: Command, subcommand: &str, app: &Path) -> anyhow::Result<Server> {
+        let address = free_address()?;
+        let command = program.args(["amphi", subcommand]).arg(app);
+        Server::start(address, command.args(["--listen", &address.to_string()]))
+    }
+
     fn start(address: SocketAddr, command: &mut Command) -> anyhow::Result<Server> {
         let process = command
             .env("AMPHI_LOG", "error")
@@ -153,9 +260,7 @@ impl Server {
     fn answering(mut self, path: &str) -> anyhow::Result<Server> {
         let since = Instant::now();
         while get(self.address, path).is_err() {
-            if let Some(status) = self.process.try_wait()? {
-                bail!("a server ended ({status}) before it answered");
-            }
+            self.ensure_running()?;
             if since.elapsed() > Duration::from_secs(60) {
                 bail!("a server does not answer at {}", self.address);
             }
@@ -169,20 +274,20 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// CPU time that it has used.
-    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The name may have spaces in it; user and system time are the 14th and 15th field (proc_pid_stat(5)).
-        let (_, fields) = stat.rsplit_once(')').context("an unknown form of stat")?;
-        let ticks: u64 = (fields.split_whitespace().skip(11).take(2))
-            .map(str::parse::<u64>)
-            .sum::<Result<_, _>>()?;
-        Ok(Duration::from_millis(
-            ticks * 1000 / rustix::param::clock_ticks_per_second(),
-        ))
+    /// The id of its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
     }
 
-    /// Memory that is its own, and its share of what it shares, in bytes.
+    /// Fails if the process has ended.
+    pub(crate) fn ensure_running(&mut self) -> anyhow::Result<()> {
+        match self.process.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("a server ended ({status}) before it answered"),
+        }
+    }
+
+    /// Its proportional set size in bytes: private pages, and a share of each shared page.
     pub(crate) fn memory(&self) -> anyhow::Result<u64> {
         let maps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.process.id()))?;
         let line = maps.lines().find_map(|line| line.strip_prefix("Pss:"));
@@ -193,13 +298,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Asks once, on a connection of its own; the body of a success.
+/// Sends one GET on a new connection; returns the body of a success.
 pub(crate) fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     use std::io::{Read as _, Write as _};
     let mut stream = TcpStream::connect(address)?;

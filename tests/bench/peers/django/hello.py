@@ -1,4 +1,4 @@
-"""What both hellos from Django are made of: one view and no middleware."""
+"""What both applications that say hello share: one view, no middleware."""
 
 from django.conf import settings
 from django.http import HttpResponse

@@ -1,10 +1,10 @@
-//! What the benchmark asks for beside hello: the least that a view can do of each kind.
+//! The views that the benchmark measures beside hello: each does the least that a view of its kind can do.
 
 use std::time::Instant;
 
 use amphi_sdk::prelude::*;
 
-/// What the clients wait for.
+/// The benchmark's clients take an answer as complete when it ends with this.
 const HELLO: &str = "Hello, World!";
 const READ: &str = "select name from items where id = $1";
 const COUNT: &str = "update items set hits = hits + 1 where id = $1";
@@ -65,7 +65,7 @@ async fn large_async(_: &Context) -> Vec<u8> {
     vec![b'x'; LARGE]
 }
 
-/// A thousand host calls.
+/// Makes a thousand host calls.
 #[view(get, "/sync/asks")]
 fn asks_sync(cx: &Context) -> &'static str {
     (0..1000).for_each(|_| drop(cx.get("nothing")));
@@ -78,7 +78,7 @@ async fn asks_async(cx: &Context) -> &'static str {
     HELLO
 }
 
-/// Ten calls at once, each of which takes 100 ms; answers with the microseconds that the slowest took.
+/// Makes ten calls of 100 ms at the same time; answers with the duration of the slowest, in µs.
 #[view(get, "/async/calls")]
 async fn calls(cx: &Context) -> Result<String> {
     let call = async |_| {
@@ -97,7 +97,7 @@ async fn sleep(cx: &Context) -> &'static str {
     HELLO
 }
 
-/// Waits until nobody wants the answer any more, or its time is over.
+/// Waits until the client disconnects or the time limit ends it.
 #[view(get, "/async/wait")]
 async fn wait_async(cx: &Context) -> &'static str {
     cx.sleep(Duration::from_secs(60)).await;
@@ -110,7 +110,7 @@ fn wait_sync(_: &Context) -> &'static str {
     HELLO
 }
 
-/// Computes as long as it may.
+/// Computes until the CPU limit ends it.
 #[view(get, "/async/spin")]
 async fn spin(_: &Context) -> &'static str {
     while std::hint::black_box(true) {}
