@@ -43,7 +43,8 @@ pub mod amphi {
             pub struct Request {
                 /// Upper-case, e.g. `GET`.
                 pub method: _rt::String,
-                /// The path as the client sent it, still percent-encoded.
+                /// The path, percent-encoded. However the client spelled it, one path is one text: only what may not stand in a
+                /// segment is encoded, with upper-case digits.
                 pub path: _rt::String,
                 /// The part after the `?`, still percent-encoded; empty when there is none.
                 pub query: _rt::String,
