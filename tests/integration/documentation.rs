@@ -216,7 +216,7 @@ async fn every_example_does_on_the_host_what_it_says() {
     browser.gets("/view_1/entries", "none").await;
     let closed = browser.ask("GET /response_1/door/false", FORM, "").await;
     closed.expect(StatusCode::FORBIDDEN);
-    browser.ask("GET /database_3/export", FORM, "").await.ok();
+    browser.ask("GET /database_1/export", FORM, "").await.ok();
     browser.ask("GET /http_1/both", FORM, "").await;
     assert_eq!(
         server.get("/around/member").await.status,

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -78,7 +79,9 @@ impl Built {
         let mut written = Vec::new();
         for (artifact, component) in &self.components {
             if let Some(component) = component {
-                written.push((artifact, written_beside(component, artifact)?));
+                let bytes = std::fs::read(component)
+                    .with_context(|| format!("reading {}", component.display()))?;
+                written.push((artifact, written_beside(&bytes, artifact)?));
             }
         }
         for (artifact, new) in written {
@@ -193,7 +196,7 @@ fn build_crate(
             remove(&artifact)?;
             continue;
         };
-        copy(&component.file, &artifact)?;
+        persist(written_beside(&component.bytes, &artifact)?, &artifact)?;
         modes.push(mode);
         if !component.fresh {
             let (size, took) = (component.bytes.len().div_ceil(1024), since.elapsed());
@@ -220,7 +223,7 @@ fn build_crate(
 struct Compiled {
     /// The name of its crate.
     name: String,
-    file: PathBuf,
+    /// Its content. Cargo gives the components of both modes the same path, so the file may be replaced.
     bytes: Vec<u8>,
     /// Whether nothing had to be compiled.
     fresh: bool,
@@ -229,12 +232,7 @@ struct Compiled {
 impl Compiled {
     fn read(name: String, file: PathBuf, fresh: bool) -> anyhow::Result<Self> {
         let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
-        Ok(Self {
-            name,
-            file,
-            bytes,
-            fresh,
-        })
+        Ok(Self { name, bytes, fresh })
     }
 
     /// The component of the other mode, if it was compiled together with this one.
@@ -337,10 +335,6 @@ impl fmt::Display for NotCompiled {
 impl std::error::Error for NotCompiled {}
 
 /// Replaces an artifact by a component, as a whole.
-fn copy(component: &Path, artifact: &Path) -> anyhow::Result<()> {
-    persist(written_beside(component, artifact)?, artifact)
-}
-
 fn persist(new: Option<tempfile::NamedTempFile>, artifact: &Path) -> anyhow::Result<()> {
     if let Some(new) = new {
         new.persist(artifact)
@@ -352,18 +346,21 @@ fn persist(new: Option<tempfile::NamedTempFile>, artifact: &Path) -> anyhow::Res
 /// Writes the component to a temporary file in the artifact's folder, and waits until it is on the disk. None: the
 /// artifact has the same content already.
 fn written_beside(
-    component: &Path,
+    component: &[u8],
     artifact: &Path,
 ) -> anyhow::Result<Option<tempfile::NamedTempFile>> {
-    let same = |a: &Path, b: &Path| Some(std::fs::read(a).ok()? == std::fs::read(b).ok()?);
-    if same(component, artifact) == Some(true) {
+    if std::fs::read(artifact).is_ok_and(|present| present == component) {
         return Ok(None);
     }
     let folder = artifact.parent().expect("an artifact is in a folder");
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let new = tempfile::NamedTempFile::new_in(folder)?;
-    std::fs::copy(component, new.path())
-        .with_context(|| format!("copying {}", component.display()))?;
+    // Readable for others as far as the umask allows, like any file that a build writes.
+    let readable = std::fs::Permissions::from_mode(0o666);
+    let new = tempfile::Builder::new()
+        .permissions(readable)
+        .tempfile_in(folder)?;
+    std::fs::write(new.path(), component)
+        .with_context(|| format!("writing {}", artifact.display()))?;
     new.as_file().sync_all()?;
     Ok(Some(new))
 }
