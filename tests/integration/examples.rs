@@ -1,5 +1,5 @@
-//! The complete apps that people begin with: the guestbook, and what `amphi new` makes. The to-dos have a file of their
-//! own for what their pages offer.
+//! The complete apps that people begin with: the guestbook, and what `amphi new` makes. The to-dos and the polls have files
+//! of their own for what their pages offer.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::app::{guestbook, todo};
+use crate::harness::app::{guestbook, polls, todo};
 use crate::harness::browser::FORM;
 use crate::harness::{App, Browser, Reply, Server, guests};
 
@@ -146,6 +146,11 @@ fn the_guestbook_passes_its_own_tests() {
 #[test]
 fn the_to_dos_pass_their_own_tests() {
     assert_own_tests_pass(&todo());
+}
+
+#[test]
+fn the_polls_pass_their_own_tests() {
+    assert_own_tests_pass(&polls());
 }
 
 #[test]

@@ -35,6 +35,7 @@ mod migrations;
 mod outbound;
 mod ownership;
 mod pinned;
+mod polls;
 mod pooler;
 mod postgres;
 mod protocol;

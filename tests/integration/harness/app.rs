@@ -34,6 +34,11 @@ pub fn todo() -> PathBuf {
     example("todo")
 }
 
+/// The folder of the polls.
+pub fn polls() -> PathBuf {
+    example("polls")
+}
+
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .with_file_name("examples")
@@ -139,16 +144,29 @@ impl App {
         App::changed(&base, toml)
     }
 
-    /// The to-dos, as their `amphi.toml` for this kind of database has them, with a database of the test. They have to
-    /// be built.
+    /// The to-dos, with a database of the test. They have to be built.
     pub async fn todo(kind: Kind) -> App {
+        App::example(kind, "todo", &["session_key"]).await
+    }
+
+    /// The polls, with a database of the test. They have to be built.
+    pub async fn polls(kind: Kind) -> App {
+        App::example(kind, "polls", &["session_key", "admin_password"]).await
+    }
+
+    /// An example as its `amphi.toml` for this kind of database has it, with a database and secrets of the test: each
+    /// secret is generated into the file of its name in the app's folder.
+    async fn example(kind: Kind, name: &str, secrets: &[&str]) -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::new(kind, folder.path().join("data/test.db")).await;
         let (own, migrations) = match kind {
             Kind::Sqlite => ("amphi.toml", "migrations"),
             Kind::Postgres => ("postgres/amphi.toml", "migrations-postgres"),
         };
-        let own = fs::read_to_string(todo().join(own)).expect("the example has one");
+        let own = fs::read_to_string(example(name).join(own)).expect("the example has one");
+        let secrets = secrets
+            .iter()
+            .map(|secret| format!("{secret} = {{ file = \"{secret}\", generate = true }}\n"));
         let here = format!(
             r#"
             [server]
@@ -156,15 +174,17 @@ impl App {
             admin = "127.0.0.1:0"
             [databases.default]
             {database}
-            migrations = "{todo}/{migrations}"
+            migrations = "{example}/{migrations}"
             [static]
-            dir = "{todo}/static"
-            [modules.todo]
-            path = "{todo}"
-            secrets = {{ session_key = {{ file = "session.key", generate = true }} }}
+            dir = "{example}/static"
+            [modules.{name}]
+            path = "{example}"
+            [modules.{name}.secrets]
+            {secrets}
             "#,
             database = data.config(),
-            todo = todo().display(),
+            example = example(name).display(),
+            secrets = secrets.collect::<String>(),
         );
         let app = App {
             folder,
