@@ -17,6 +17,7 @@ both_databases! {
         let server = app.serve().await;
 
         visitors(&server).await;
+        modes(&server).await;
         forgeries(&server).await;
         votes_at_once(&server).await;
         doors(&server).await;
@@ -98,6 +99,24 @@ async fn visitors(server: &Server) {
     let early = visitor.post("/polls/4/vote", "choice=12").await;
     early.expect(StatusCode::NOT_FOUND);
     assert_eq!((votes(server, 3).await, votes(server, 4).await), (1, 0));
+}
+
+/// The view that was flipped to async, and its neighbour.
+async fn modes(server: &Server) {
+    let mark = server.log.mark();
+    server.get("/polls/3/results").await.ok();
+    server.get("/polls/3").await.ok();
+    let lines = server.log.requests(mark, 2).await;
+    let seen = lines
+        .iter()
+        .map(|line| (line.text("view"), line.text("mode")));
+    assert_eq!(
+        seen.collect::<Vec<_>>(),
+        [
+            ("polls::pages::results", "async"),
+            ("polls::pages::detail", "sync")
+        ]
+    );
 }
 
 async fn forgeries(server: &Server) {

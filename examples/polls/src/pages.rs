@@ -126,11 +126,13 @@ fn bars(choices: Vec<Choice>) -> Vec<Bar> {
 }
 
 #[view(get, "/polls/{id}/results")]
-pub fn results(cx: &Context, Path(id): Path<i64>) -> Result<Html> {
+pub async fn results(cx: &Context, Path(id): Path<i64>) -> Result<Html> {
     let now = OffsetDateTime::now_utc();
-    let question = store::published(cx, id, now)?;
-    let choices = store::choices(cx, id)?;
-    let mut more = store::latest(cx, now, LATEST)?;
+    let (question, choices, mut more) = try_join!(
+        store::published(cx, id, now),
+        store::choices(cx, id),
+        store::latest(cx, now, LATEST),
+    )?;
     more.retain(|other| other.id != id);
     more.truncate(MORE);
     let page = Results {
