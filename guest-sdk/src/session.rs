@@ -374,7 +374,8 @@ impl Settings {
         (opened.0.end > now()).then_some(opened)
     }
 
-    /// The values of the session that a response sets; empty when the response ends the session.
+    /// The values of the session after a response, as its `set-cookie` says; empty when it ends the session. None: the response
+    /// leaves the session as it is.
     pub(crate) fn set_in(&self, response: &Response) -> Option<Values> {
         let cookie = (response.headers.get_all("set-cookie"))
             .filter_map(|text| Cookie::parse(text).ok())

@@ -306,7 +306,7 @@ fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
     (1..=statement.parameter_count()).map(slot).collect()
 }
 
-/// About what a value takes in a result.
+/// Roughly how many bytes a value takes in a result.
 fn size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Integer(_) | Value::Real(_) => 8,

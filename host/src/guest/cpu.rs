@@ -2,7 +2,7 @@
 //! kernel runs other threads.
 //!
 //! Reading the thread's CPU clock is a system call that takes a lock of the kernel's scheduler. So each thread reads it
-//! at most once in [`EXACT`]. An interval shorter than that counts as CPU time as a whole; for a longer one, the
+//! at most once in `EXACT`. An interval shorter than that counts as CPU time as a whole; for a longer one, the
 //! thread's CPU clock decides.
 
 use std::cell::Cell;

@@ -55,8 +55,8 @@ pub fn contract_request(
 }
 
 /// The request's headers in the form of the contract, the same for every version of HTTP. `host` is the authority that
-/// a trusted proxy reports, else the one in the request's target (RFC 9113, 8.3.1; RFC 9112, 3.2.2), else the header
-/// itself. Several `cookie` headers become one (RFC 9113, 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those
+/// a trusted proxy reports, else the one in the request's target (RFC 9113, 8.3.1; RFC 9112, 3.2.2), else the `host`
+/// header of the request. Several `cookie` headers become one (RFC 9113, 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those
 /// of a trusted proxy; what anybody else sent in them is removed.
 pub fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);

@@ -347,7 +347,8 @@ mod tests {
         }
     }
 
-    /// Pipes and files take each other's place while requests come. Opening a pipe that nobody writes to must not wait.
+    /// While requests for a path come, the file there is replaced by a pipe and back. Opening a pipe waits until somebody
+    /// writes to it, so the server must not open one like a file.
     #[test]
     fn what_is_no_file_is_neither_served_nor_waited_for() {
         let dir = tempfile::tempdir().expect("a temporary folder");

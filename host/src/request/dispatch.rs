@@ -6,7 +6,7 @@
 //! same loop.
 //!
 //! Everything that runs on the loop is part of one future ([`conduct`]). A function that calls another one sends a
-//! [`LoopTask`] to that future and waits for the answer. So dropping the future cancels all of the request (R15), and
+//! `LoopTask` to that future and waits for the answer. So dropping the future cancels all of the request (R15), and
 //! no store is worked on from within another store, which wasmtime does not allow. Going from the loop to the scope's
 //! worker is a job of the worker; while a sync function waits for a task, the worker runs the jobs that the task needs
 //! (R3).

@@ -2,7 +2,7 @@
 //!
 //! [`answer`] routes the request and receives its body. `attempt.rs` opens a scope, has `dispatch.rs` run the chain of
 //! guest functions, on a worker, on this loop or on both, and has `settle.rs` check the response and end the
-//! transaction. Whatever fails on the way comes back as a [`Failure`] and becomes a response in one place ([`around`]).
+//! transaction. Whatever fails on the way comes back as a [`Failure`] and becomes a response in one place (`around`).
 //! However the request ends, `access_log.rs` writes one line about it.
 
 pub mod access_log;

@@ -74,7 +74,7 @@ pub(super) async fn migrate(
     Ok(())
 }
 
-/// Waits for the lock, and returns the connection that holds it.
+/// Waits for the advisory lock on migrations, and returns the connection that holds it.
 async fn locked(server: &PostgresServer) -> anyhow::Result<Alone> {
     let keeper = postgres::connect_alone(server).await?;
     let mut told = false;

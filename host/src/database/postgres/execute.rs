@@ -62,9 +62,9 @@ impl From<Error> for Wrong {
 
 /// The cancellation of what the server runs on a connection.
 ///
-/// The server ends whatever runs when the cancellation arrives, and ignores it when nothing runs. If it ended the
-/// statements ahead of a statement instead, the statement itself would still run. So the cancellation is held back
-/// until the server has answered these.
+/// The server ends whatever runs when the cancellation arrives, and ignores it when nothing runs. The host may have sent
+/// statements of its own, such as `begin`, ahead of the guest's. If the server ended one of those, the guest's statement would
+/// run all the same. So the cancellation is held back until the server has answered the host's statements.
 pub(super) struct Cancel {
     token: CancelToken,
     database: Arc<Postgres>,

@@ -143,7 +143,8 @@ struct List<'l> {
 }
 
 impl List<'_> {
-    /// Each dimension is parsed once more than the one around it, so the limit on dimensions bounds stack and time.
+    /// An array within an array is text that is parsed again: an item in dimension n is parsed n times, each time one call
+    /// deeper. So the limit on dimensions bounds both stack and time.
     fn write(self, json: &str) -> Option<()> {
         if self.dimension > DIMENSIONS_MAX {
             return None;

@@ -9,7 +9,7 @@
 pub(super) enum Token<'a> {
     /// A word as it is written: a keyword or a name.
     Word(&'a str),
-    /// A name in double quotes, without the quotes. A quote in the name is doubled.
+    /// A name in double quotes: the text between them as it is written, in which a quote is still doubled.
     Quoted(&'a str),
     /// A name whose letters may be written as numbers: `U&"\0061"`.
     Escaped,

@@ -14,7 +14,7 @@ const MANGLED_MAX: usize = 4096;
 const NAME_MAX: usize = 512;
 
 /// The guest's functions, the innermost first. Files and lines are there when the component has debug information
-/// (`amphi up` builds with it) and the engine reads it. Functions of the standard library and of the SDK are left out,
+/// (`amphi up` builds with it) and the engine was set up to read it. Functions of the standard library and of the SDK are left out,
 /// unless there are no others.
 pub fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     let mut all = Vec::new();

@@ -125,7 +125,7 @@ struct Issued {
 /// A level whose end the guest has not asked for.
 struct OpenLevel {
     level: Level,
-    /// The member that began it; none: it is the whole transaction of an atomic view.
+    /// The member that began the level. None for the level that the transaction of an atomic view has from the start.
     owner: Option<u64>,
     /// The level that the member was in when it began this one.
     around: Option<Level>,

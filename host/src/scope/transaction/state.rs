@@ -33,7 +33,7 @@ struct Open {
 /// A level that was begun and has not ended.
 struct OpenLevel {
     level: Level,
-    /// The member that began the level; none: it is the whole transaction of an atomic view.
+    /// The member that began the level. None for the level that the transaction of an atomic view has from the start.
     owner: Option<u64>,
     /// The name of the database that the level was begun on.
     database: Option<String>,

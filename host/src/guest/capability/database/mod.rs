@@ -44,7 +44,7 @@ impl Guest {
     }
 }
 
-/// Puts what a call made into the guest's table, and returns the handle.
+/// Puts the resource that a call has created into the guest's table, and returns its handle.
 fn handed<T: Send + 'static>(
     table: &mut ResourceTable,
     made: Result<T, Error>,

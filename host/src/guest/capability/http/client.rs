@@ -14,10 +14,11 @@ use crate::config::{HttpGrant, Module};
 use crate::contract::http_types::Error;
 use crate::telemetry::error::shown;
 
-/// How many bytes an origin may send over HTTP/2 before the host has read them: for one response, and for the whole
-/// connection; and the most bytes of a response's headers.
+/// How many bytes of one response an origin may send over HTTP/2 before the host has read them.
 const HTTP2_STREAM_WINDOW: u32 = 256 << 10;
+/// Likewise for all responses of a connection.
 const HTTP2_WINDOW: u32 = 1 << 20;
+/// The most bytes of a response's headers over HTTP/2.
 const HTTP2_HEADERS: u32 = 64 << 10;
 /// The most idle connections that are kept to one origin.
 const IDLE_MAX: usize = 64;
