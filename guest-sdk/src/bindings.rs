@@ -13,6 +13,7 @@
     unreachable_pub,
     unsafe_code,
     clippy::all,
+    clippy::unwrap_used,
     clippy::allow_attributes_without_reason,
     reason = "the code in these files is generated"
 )]
