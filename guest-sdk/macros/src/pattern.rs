@@ -80,9 +80,9 @@ mod tests {
             ("/a b", "` `"),
             ("/{", "without a `}`"),
             ("/a}", "without a `{`"),
-            ("/{}", "no parameter"),
-            ("/{a{b}}", "no parameter"),
-            ("/{1a}", "no parameter"),
+            ("/{}", "is not a parameter"),
+            ("/{a{b}}", "is not a parameter"),
+            ("/{1a}", "is not a parameter"),
             ("/{*rest}/a", "nothing can follow"),
             ("/{a}/{a}", "twice"),
         ] {
