@@ -166,7 +166,7 @@ async fn r17_an_error_passes_through_middleware_as_it_is(mode: Mode) {
         assert_eq!(line.text("fault"), fault, "{line:?}");
         assert!(line.text("why").contains(why), "{line:?}");
         assert_eq!(line.text("transaction"), "rolled back");
-        let way: Vec<&str> = line.text("way").split(" → ").collect();
+        let way: Vec<&str> = line.text("call_path").split(" → ").collect();
         assert_eq!(
             way,
             [
@@ -617,7 +617,7 @@ async fn r17_a_failed_sub_request_is_named_with_the_way_there(mode: Mode) {
         "sync rules::sync_views::first → {mode} {} → async rules::async_views::run → sync rules::sync_views::run",
         mode.part("run")
     );
-    assert_eq!(line.text("way"), way, "{line:?}");
+    assert_eq!(line.text("call_path"), way, "{line:?}");
     server.assert_baseline().await;
 }
 both_modes!(r17_a_failed_sub_request_is_named_with_the_way_there);
