@@ -18,4 +18,4 @@ wasmtime::component::bindgen!({
     require_store_data_send: true,
 });
 
-pub use amphi::view::{body_types, database_types, http_types, types};
+pub use self::amphi::view::{body_types, database_types, http_types, types};
