@@ -36,10 +36,14 @@ async fn random_programs_keep_the_rules(kind: Kind) {
 both_databases!(random_programs_keep_the_rules);
 
 /// Programs that have found faults, by the names of their files.
-const FOUND: [(&str, &str); 4] = [
+const FOUND: [(&str, &str); 5] = [
     (
         "blocks_dropped_that_overlap",
         include_str!("../adversary/found/blocks_dropped_that_overlap.json"),
+    ),
+    (
+        "call_in_a_level_that_waits_for_the_worker",
+        include_str!("../adversary/found/call_in_a_level_that_waits_for_the_worker.json"),
     ),
     (
         "given_up_before_the_commit",

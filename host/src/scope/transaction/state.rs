@@ -66,7 +66,7 @@ pub(super) enum Place {
     Here,
     /// To neither of the two.
     Outside,
-    /// To a level that has a level of another member on top, or that has not begun yet: the statement waits.
+    /// To a level that has a level of another member on top: the statement waits.
     Later,
 }
 
@@ -110,11 +110,12 @@ impl State {
         if let Some(base) = base
             && !self.levels.iter().any(|begun| begun.level == base)
         {
-            // Either the level waits to begin, behind the level of another member; or it has ended.
-            return match self.effects.is_open(base) {
-                true => Ok(Place::Later),
-                false => Err(left_behind()),
-            };
+            // The level has ended, or it waits to begin. A statement must not wait for it to begin: the level may wait for the
+            // worker that this very view is on.
+            return Err(match self.effects.is_open(base) {
+                true => not_begun(),
+                false => left_behind(),
+            });
         }
         let within = self.levels.iter().any(is_own);
         if let Some(why) = self.lost.as_ref().filter(|_| within) {
@@ -663,6 +664,14 @@ pub(super) fn left_behind() -> Error {
     Error::new(
         ErrorKind::Denied,
         "the transaction that this view was called in has ended: whoever calls a view in a transaction waits for its answer before the transaction ends",
+    )
+}
+
+/// The error of a statement of a member that was called in a level which has not begun yet.
+fn not_begun() -> Error {
+    Error::new(
+        ErrorKind::Denied,
+        "the transaction that this view was called in has not begun: whoever begins a transaction waits until it has begun before a view is called in it",
     )
 }
 
