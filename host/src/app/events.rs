@@ -33,7 +33,7 @@ pub struct Bus {
     config: Config,
     /// The memory account of events that are held or wait.
     account: Arc<Account>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     running: Arc<Semaphore>,
     /// Deliveries that have not ended: of events that were published, not of those that are held.
     deliveries: TaskTracker,
@@ -63,7 +63,7 @@ pub struct Delivery {
     pub event: Arc<Event>,
     /// Limits how many deliveries run at once.
     pub running: Arc<Semaphore>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     _queued: GaugeGuard,
 }
 
@@ -74,7 +74,7 @@ impl Bus {
         Arc::new(Bus {
             sender,
             receiver: receiver.into(),
-            places: Arc::new(Semaphore::new(config.queue_max)),
+            permits: Arc::new(Semaphore::new(config.queue_max)),
             running: Arc::new(Semaphore::new(config.in_flight_max)),
             deliveries: TaskTracker::new(),
             account: budget::process().events(),
@@ -173,7 +173,7 @@ impl Bus {
         topic: &str,
         event: &Arc<Event>,
     ) -> Result<Delivery, NotPublished> {
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             METRICS.refused.with_label_values(&["events"]).inc();
             NotPublished::Full(format!(
                 "{} events wait already (`queue_max` of `[events]`): the event on `{topic}` was not published",
@@ -187,7 +187,7 @@ impl Bus {
             origin: Arc::clone(origin),
             topic: topic.to_owned(),
             event: Arc::clone(event),
-            _place: place,
+            _permit: permit,
             _queued: GaugeGuard::new(&METRICS.queued.with_label_values(&["events"])),
         })
     }

@@ -46,7 +46,7 @@ pub enum Received {
 /// A body that the host keeps, in memory or in a temporary file.
 pub struct Spooled {
     length: u64,
-    place: Storage,
+    storage: Storage,
 }
 
 enum Storage {
@@ -74,7 +74,7 @@ impl Spooled {
         if let Some(piece) = self.read_memory(offset, max) {
             return Ok(piece);
         }
-        let Storage::File(file, _) = &self.place else {
+        let Storage::File(file, _) = &self.storage else {
             unreachable!("it is not in memory")
         };
         let left = usize::try_from(self.length.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -85,7 +85,7 @@ impl Spooled {
 
     /// Like [`Spooled::read`] for a body in memory, without blocking. None: the body is in a file.
     pub fn read_memory(&self, offset: u64, max: u32) -> Option<Vec<u8>> {
-        let Storage::Memory(bytes, _) = &self.place else {
+        let Storage::Memory(bytes, _) = &self.storage else {
             return None;
         };
         let start = usize::try_from(offset)
@@ -184,12 +184,13 @@ where
         }
         None => Ok(Received::Kept(Spooled {
             length,
-            place: Storage::Memory(memory.bytes.freeze(), memory.room),
+            storage: Storage::Memory(memory.bytes.freeze(), memory.room),
         })),
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
-            let place = Storage::File(file.into_std().await, GaugeGuard::new(&METRICS.body_files));
-            Ok(Received::Kept(Spooled { length, place }))
+            let storage =
+                Storage::File(file.into_std().await, GaugeGuard::new(&METRICS.body_files));
+            Ok(Received::Kept(Spooled { length, storage }))
         }
     }
 }

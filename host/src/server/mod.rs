@@ -125,7 +125,7 @@ pub async fn serve(
         .map(|number| Loop::start(number, &host, &limits, &open, (&stop, &end)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let loops = Arc::new(loops);
-    let places = Arc::new(Places::new(sockets.connections_max));
+    let permits = Arc::new(ConnectionPermits::new(sockets.connections_max));
     let listeners = sockets.listeners.into_iter();
     let listeners = listeners.map(tokio::net::TcpListener::from_std);
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
@@ -135,7 +135,7 @@ pub async fn serve(
     endless.spawn(accept(
         listeners,
         Arc::clone(&loops),
-        Arc::clone(&places),
+        Arc::clone(&permits),
         closing.clone(),
     ));
     if let Some(admin) = sockets.admin {
@@ -149,7 +149,7 @@ pub async fn serve(
         Ok(listener) => drop(tokio::spawn(accept_own(
             listener,
             Arc::clone(&loops),
-            places,
+            permits,
             end.clone(),
         ))),
         Err(error) => {
@@ -233,7 +233,7 @@ enum Kind {
 /// Counts a connection, for its loop and for the process, until dropped.
 struct Counted {
     on_loop: Arc<AtomicUsize>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     _open: GaugeGuard,
 }
 
@@ -292,16 +292,16 @@ impl Loop {
 }
 
 /// Permits for `connections_max` connections.
-struct Places {
+struct ConnectionPermits {
     free: Arc<Semaphore>,
     max: usize,
     /// Whether the lack of permits was logged. While connections come and go at the limit, it is logged once.
     full: AtomicBool,
 }
 
-impl Places {
-    fn new(max: usize) -> Places {
-        Places {
+impl ConnectionPermits {
+    fn new(max: usize) -> ConnectionPermits {
+        ConnectionPermits {
             free: Arc::new(Semaphore::new(max)),
             max,
             full: AtomicBool::new(false),
@@ -328,13 +328,13 @@ impl Places {
 async fn accept(
     listeners: Vec<tokio::net::TcpListener>,
     loops: Arc<Vec<Loop>>,
-    places: Arc<Places>,
+    permits: Arc<ConnectionPermits>,
     stop: CancellationToken,
 ) {
     let mut turn = 0;
     loop {
-        let place = tokio::select! {
-            place = places.take() => place,
+        let permit = tokio::select! {
+            permit = permits.take() => permit,
             () = stop.cancelled() => return,
         };
         let accepted = tokio::select! {
@@ -343,7 +343,7 @@ async fn accept(
         };
         match accepted {
             Ok(connection) => {
-                if !hand_over(&loops, connection, Kind::Any, place).await {
+                if !hand_over(&loops, connection, Kind::Any, permit).await {
                     return;
                 }
             }
@@ -366,7 +366,7 @@ fn own_listener(host: &Host) -> anyhow::Result<tokio::net::TcpListener> {
 async fn accept_own(
     listener: tokio::net::TcpListener,
     loops: Arc<Vec<Loop>>,
-    places: Arc<Places>,
+    permits: Arc<ConnectionPermits>,
     end: CancellationToken,
 ) {
     loop {
@@ -382,7 +382,7 @@ async fn accept_own(
             }
         };
         tokio::select! {
-            place = places.take() => drop(hand_over(&loops, connection, Kind::Own, place).await),
+            permit = permits.take() => drop(hand_over(&loops, connection, Kind::Own, permit).await),
             () = end.cancelled() => return,
         }
     }
@@ -398,7 +398,7 @@ async fn hand_over(
     loops: &[Loop],
     (stream, peer): (tokio::net::TcpStream, SocketAddr),
     kind: Kind,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> bool {
     let least = loops
         .iter()
@@ -411,7 +411,7 @@ async fn hand_over(
     least.connections.fetch_add(1, Relaxed);
     let counted = Counted {
         on_loop: Arc::clone(&least.connections),
-        _place: place,
+        _permit: permit,
         _open: GaugeGuard::new(&METRICS.connections),
     };
     let connection = Connection {
@@ -473,7 +473,7 @@ async fn serve_connections(
 
 /// Serves health and metrics, on an address of their own.
 async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -483,11 +483,11 @@ async fn serve_admin(listener: tokio::net::TcpListener, stop: CancellationToken)
             tokio::time::sleep(OUT_OF_DESCRIPTORS).await;
             continue;
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             continue;
         };
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let service = service_fn(|request: Request<Incoming>| async move {
                 Ok::<_, Infallible>(admin(request.uri().path()))
             });
@@ -589,7 +589,12 @@ mod tests {
         };
         let stop = CancellationToken::new();
         let loops = Arc::new(vec![each]);
-        let accepting = accept(listeners, loops, Arc::new(Places::new(2)), stop.clone());
+        let accepting = accept(
+            listeners,
+            loops,
+            Arc::new(ConnectionPermits::new(2)),
+            stop.clone(),
+        );
         let accepting = tokio::spawn(accepting);
         let soon = Duration::from_secs(5);
         for address in &addresses {
@@ -599,7 +604,7 @@ mod tests {
                 let client = tokio::net::TcpStream::connect(address).await;
                 clients.push(client.expect("the kernel accepts it"));
                 let connection = tokio::time::timeout(soon, accepted.recv()).await;
-                open.push(connection.expect("there is a place").expect("it goes on"));
+                open.push(connection.expect("there is a permit").expect("it goes on"));
             }
             // A third connection waits until one closes.
             clients.push(
@@ -611,7 +616,7 @@ mod tests {
             assert!(third.await.is_err());
             open.pop();
             let third = tokio::time::timeout(soon, accepted.recv()).await;
-            open.push(third.expect("there is a place").expect("it goes on"));
+            open.push(third.expect("there is a permit").expect("it goes on"));
         }
         stop.cancel();
         accepting.await.expect("it ends");
@@ -620,16 +625,16 @@ mod tests {
     #[tokio::test]
     async fn being_full_is_told_once() {
         let told = || METRICS.refused.with_label_values(&["connections"]).get();
-        let places = Arc::new(Places::new(9));
+        let permits = Arc::new(ConnectionPermits::new(9));
         let before = told();
         let mut held = Vec::new();
         for _ in 0..9 {
-            held.push(places.take().await);
+            held.push(permits.take().await);
         }
         for _ in 0..20 {
             let waiting = tokio::spawn({
-                let places = Arc::clone(&places);
-                async move { places.take().await }
+                let permits = Arc::clone(&permits);
+                async move { permits.take().await }
             });
             tokio::task::yield_now().await;
             held.pop();
@@ -638,9 +643,9 @@ mod tests {
         assert_eq!(told(), before + 1);
         held.truncate(3);
         while held.len() < 9 {
-            held.push(places.take().await);
+            held.push(permits.take().await);
         }
-        let waiting = futures::FutureExt::now_or_never(places.take());
+        let waiting = futures::FutureExt::now_or_never(permits.take());
         assert!(waiting.is_none());
         assert_eq!(told(), before + 2);
     }

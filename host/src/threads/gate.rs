@@ -22,7 +22,7 @@ use crate::threads::wakeups::batched_wakeup;
 #[derive(Debug)]
 pub struct Gate {
     name: String,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     size: usize,
     queue_max: usize,
     timeout: Duration,
@@ -60,7 +60,7 @@ impl Gate {
         let name = name.into();
         let gauge = METRICS.queued.with_label_values(&[&name]);
         Gate {
-            places: Arc::new(Semaphore::new(size)),
+            permits: Arc::new(Semaphore::new(size)),
             size,
             queue_max,
             timeout,
@@ -75,19 +75,19 @@ impl Gate {
     /// # Errors
     /// [`Refused`] when the queue is full, the wait is too long or the request ends.
     pub async fn enter(&self, deadline: &Deadline) -> Result<Permit, Refused> {
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
-            return Ok(place);
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Ok(permit);
         }
         let _queued = self.queue()?;
         let since = Instant::now();
-        let place = tokio::select! {
+        let permit = tokio::select! {
             biased;
-            place = self.places.clone().acquire_owned() => Ok(place),
+            permit = self.permits.clone().acquire_owned() => Ok(permit),
             why = deadline.wait_until(since + self.timeout) => Err(why),
         };
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
-        match place {
-            Ok(place) => Ok(place.expect("the semaphore is never closed")),
+        match permit {
+            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(why) => Err(self.too_long(why)),
         }
     }
@@ -97,8 +97,8 @@ impl Gate {
     /// # Errors
     /// [`Refused`] when there is none.
     pub fn try_enter(&self) -> Result<Permit, Refused> {
-        let place = self.places.clone().try_acquire_owned();
-        place.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
+        let permit = self.permits.clone().try_acquire_owned();
+        permit.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
 
     /// Runs `work` on another runtime as soon as it has a permit, first come first served. The thread that gives a
@@ -117,14 +117,14 @@ impl Gate {
         work: impl FnOnce(Permit) -> T + Send + 'static,
     ) -> Result<T, Refused> {
         let since = Instant::now();
-        let queued = match self.places.available_permits() {
+        let queued = match self.permits.available_permits() {
             0 => Some(self.queue()?),
             _ => None,
         };
         let wanted = Arc::new(Mutex::new(Some((work, queued))));
         let (sender, mut done) = oneshot::channel();
         let taking = Arc::clone(&wanted);
-        let begin = move |place| {
+        let begin = move |permit| {
             let Some((work, queued)) = taking.lock().take() else {
                 return;
             };
@@ -133,9 +133,9 @@ impl Gate {
             }
             drop(queued);
             // The receiver is gone when the caller was dropped.
-            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(place))));
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(permit))));
         };
-        let turn = Turn::wait(runtime, Arc::clone(&self.places).acquire_owned(), begin);
+        let turn = Turn::wait(runtime, Arc::clone(&self.permits).acquire_owned(), begin);
         let waiting = Waiting { wanted, turn };
         let done = tokio::select! {
             biased;
@@ -209,11 +209,11 @@ impl Turn {
     /// Runs `work` on the runtime when the permit is there.
     fn wait(
         runtime: &Handle,
-        place: impl Future<Output = Result<Permit, AcquireError>> + Send + 'static,
+        permit: impl Future<Output = Result<Permit, AcquireError>> + Send + 'static,
         work: impl FnOnce(Permit) + Send + 'static,
     ) -> Arc<Turn> {
         // Outside of tokio's cooperative budget: when that is used up, tokio wakes the task from within its first poll.
-        let mut place = Box::pin(tokio::task::unconstrained(place));
+        let mut permit = Box::pin(tokio::task::unconstrained(permit));
         let turn = Arc::new(Turn {
             runtime: runtime.clone(),
             work: Mutex::new(None),
@@ -221,14 +221,14 @@ impl Turn {
         // Hold the lock, so that a wake during the first poll waits until the work is stored.
         let mut slot = turn.work.lock();
         let waker = Waker::from(Arc::clone(&turn));
-        let first = place.as_mut().poll(&mut Context::from_waker(&waker));
+        let first = permit.as_mut().poll(&mut Context::from_waker(&waker));
         let ready = first.is_ready();
         let working = async move {
-            let place = match first {
-                Poll::Ready(place) => place,
-                Poll::Pending => place.await,
+            let permit = match first {
+                Poll::Ready(permit) => permit,
+                Poll::Pending => permit.await,
             };
-            work(place.expect("the semaphore is never closed"));
+            work(permit.expect("the semaphore is never closed"));
         };
         match ready {
             true => drop(runtime.spawn(working)),
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(gate.gauge.get(), 1);
         drop(inside);
         assert_ne!(second.await, Ok(std::thread::current().id()));
-        assert_eq!((gate.gauge.get(), gate.places.available_permits()), (0, 1));
+        assert_eq!((gate.gauge.get(), gate.permits.available_permits()), (0, 1));
         elsewhere.shutdown_background();
     }
 
@@ -367,6 +367,6 @@ mod tests {
         assert_eq!(ended, Err(Refused::Ended(Ended::Disconnected)));
         drop(inside);
         tokio::task::yield_now().await;
-        assert_eq!(gate.places.available_permits(), 1);
+        assert_eq!(gate.permits.available_permits(), 1);
     }
 }

@@ -24,7 +24,7 @@ pub struct Lease {
     only_reads: bool,
     /// Whether the connection was ever pinned. Then it is closed after the lease.
     tainted: bool,
-    place: Option<Permit>,
+    permit: Option<Permit>,
     held: Option<GaugeGuard>,
 }
 
@@ -40,7 +40,7 @@ impl Lease {
     pub(super) fn new(
         handle: Handle,
         database: &Arc<Sqlite>,
-        place: Permit,
+        permit: Permit,
         deadline: Arc<Deadline>,
         writes: bool,
     ) -> Result<Lease, Error> {
@@ -51,7 +51,7 @@ impl Lease {
             writes,
             only_reads: false,
             tainted: false,
-            place: Some(place),
+            permit: Some(permit),
             held: Some(GaugeGuard::new(&database.in_use)),
         })
     }
@@ -248,7 +248,7 @@ impl Drop for Lease {
             database: Arc::clone(&self.database),
             writes: self.writes,
             tainted: self.tainted,
-            _place: self.place.take(),
+            _permit: self.permit.take(),
             _held: self.held.take(),
         };
         // A rollback may wait for the disk, and the lease may be dropped on a loop: so the rollback runs on another
@@ -268,7 +268,7 @@ struct Used {
     database: Arc<Sqlite>,
     writes: bool,
     tainted: bool,
-    _place: Option<Permit>,
+    _permit: Option<Permit>,
     _held: Option<GaugeGuard>,
 }
 

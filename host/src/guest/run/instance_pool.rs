@@ -23,7 +23,7 @@ pub(super) struct Instance<V> {
     since: Instant,
     requests: u32,
     /// The permit for a kept instance and its count in the metrics; none while the instance serves a request.
-    place: Option<(OwnedSemaphorePermit, GaugeGuard)>,
+    permit: Option<(OwnedSemaphorePermit, GaugeGuard)>,
 }
 
 impl<V> Instance<V> {
@@ -33,7 +33,7 @@ impl<V> Instance<V> {
             exports,
             since: Instant::now(),
             requests: 0,
-            place: None,
+            permit: None,
         }
     }
 }
@@ -45,20 +45,20 @@ pub(super) struct InstancePool<V> {
     /// The instances that were used last are at the end, and are taken first.
     idle: Mutex<Vec<Instance<V>>>,
     /// One permit for each kept instance, shared by all modules of the mode.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     gauge: IntGauge,
 }
 
 impl<V> InstancePool<V> {
     pub(super) fn new(
         reuse: Option<Reuse>,
-        places: &Arc<Semaphore>,
+        permits: &Arc<Semaphore>,
         gauge: IntGauge,
     ) -> InstancePool<V> {
         InstancePool {
             reuse,
             idle: Mutex::default(),
-            places: Arc::clone(places),
+            permits: Arc::clone(permits),
             gauge,
         }
     }
@@ -71,7 +71,7 @@ impl<V> InstancePool<V> {
         let kept = self.idle.lock().pop();
         match kept {
             Some(mut instance) if instance.since.elapsed() < reuse.age_max => {
-                instance.place = None;
+                instance.permit = None;
                 instance.store.data_mut().begin(work);
                 Ok(instance)
             }
@@ -99,8 +99,8 @@ impl<V> InstancePool<V> {
             recycled("requests");
         } else if instance.since.elapsed() >= reuse.age_max {
             recycled("age");
-        } else if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            instance.place = Some((place, GaugeGuard::new(&self.gauge)));
+        } else if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            instance.permit = Some((permit, GaugeGuard::new(&self.gauge)));
             self.idle.lock().push(instance);
         } else {
             recycled("full");

@@ -66,7 +66,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const SENT_BYTES: usize = 16 << 10;
 
 /// Permits for compressing on other threads than the event loops, one for each core. Further bodies wait.
-static PLACES: LazyLock<Semaphore> =
+static PERMITS: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 impl Encoding {
@@ -310,7 +310,7 @@ fn compressed(encoding: Encoding, whole: Bytes, mut room: Room) -> ResponseBody 
     let held = GaugeGuard::new(&METRICS.compressing);
     let made = async move {
         let _held = held;
-        let _place = PLACES.acquire().await.expect("it is never closed");
+        let _permit = PERMITS.acquire().await.expect("it is never closed");
         let made = tokio::task::spawn_blocking(move || encode::quickly(encoding, &whole)).await;
         let made = made.map_err(io::Error::other)?;
         let room = room.cut_to(made.capacity() as u64);

@@ -38,7 +38,7 @@ struct Call {
     request: reqwest::Request,
     module: Arc<Module>,
     scope: Arc<Scope>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     _held: CallBytes,
 }
 
@@ -106,7 +106,7 @@ impl Guest {
             module: Arc::clone(&self.grants),
             request,
             scope: Arc::clone(scope),
-            places: scope.outbound(),
+            permits: scope.outbound(),
             _held: held,
         })
     }
@@ -154,8 +154,8 @@ fn set_by_host(name: &HeaderName) -> bool {
 
 impl Call {
     async fn send(self) -> Result<InboundResponse, Error> {
-        let _place = self
-            .places
+        let _permit = self
+            .permits
             .acquire()
             .await
             .expect("the semaphore is never closed");

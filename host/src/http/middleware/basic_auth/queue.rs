@@ -72,7 +72,7 @@ pub(super) struct Turn {
 }
 
 /// A request's entry in the queue. Dropping it removes the entry, also when the request is cancelled.
-struct Place<'a> {
+struct Entry<'a> {
     queue: &'a FairQueue,
     id: u64,
 }
@@ -114,7 +114,7 @@ impl FairQueue {
             (id, turn)
         };
         let _queued = GaugeGuard::new(&self.gauge);
-        let _place = Place { queue: self, id };
+        let _entry = Entry { queue: self, id };
         let since = Instant::now();
         let turn = tokio::time::timeout(self.timeout, turn).await;
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
@@ -230,7 +230,7 @@ impl Drop for Turn {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.state.lock();
         state.waiting.retain(|waiter| waiter.id != self.id);

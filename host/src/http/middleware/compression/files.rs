@@ -9,7 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use parking_lot::Mutex;
 
-use super::{Compression, Encoding, PLACES, encode, is_compressible, is_fixed, weaken_tag};
+use super::{Compression, Encoding, PERMITS, encode, is_compressible, is_fixed, weaken_tag};
 use crate::budget;
 use crate::http::middleware::request_head::vary;
 use crate::http::static_files::{Content, StaticFiles};
@@ -147,7 +147,7 @@ impl Compression {
             Some(content) => content,
             None if self.files.max_bytes == 0 => return None,
             None => {
-                let _place = PLACES.try_acquire().ok()?;
+                let _permit = PERMITS.try_acquire().ok()?;
                 let made = encode::well(encoding, whole);
                 self.files.add(path, encoding, tag, made)
             }
