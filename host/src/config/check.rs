@@ -442,7 +442,9 @@ impl<'a> Checker<'a> {
             .collect::<Result<_, ConfigError>>()?;
         for (key, secret) in raw.secrets {
             let value = self.secret(&secret)?;
-            self.session_key(&secret, &key, &value)?;
+            if self.purpose == Purpose::Serve {
+                self.session_key(&secret, &key, &value)?;
+            }
             if settings.insert(key.clone(), value).is_some() {
                 return Err(self.error(
                     &secret,

@@ -169,9 +169,14 @@ fn secrets_are_needed_where_they_are_used() {
     };
     let sqlite = "sqlite = \"x.db\"";
     let generated = "session_key = { file = \"session.key\", generate = true }";
+    std::fs::write(folder.path().join("short.key"), "short").expect("writing a key");
+    let short = "session_key = { file = \"short.key\" }";
+    let error = read(short, sqlite, Purpose::Serve).expect_err("it is used");
+    assert!(error.contains("needs at least"), "{error}");
     for purpose in [Purpose::Check, Purpose::Migrate] {
         for missing in [
             generated,
+            short,
             "a = { file = \"none\" }",
             "a = { env = \"NOT_SET_ANYWHERE\" }",
         ] {
