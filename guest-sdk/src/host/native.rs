@@ -43,6 +43,7 @@ pub(crate) trait Capabilities {
     /// The rest of the chain, for `Next`.
     fn rest(&self) -> Part;
     /// Sets the function that the next middleware runs around.
+    #[cfg(feature = "testing")]
     fn put_within(&self, run: fn(&Host, Request) -> Result<Response>);
     /// The view that a sub-request goes to.
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError>;

@@ -65,13 +65,18 @@ impl Sockets {
     /// When an address is taken or not allowed; the text names it. When the process may not open enough files.
     pub fn bind(config: &Config) -> anyhow::Result<Sockets> {
         let all: Vec<SocketAddr> = config.listen.iter().chain(&config.admin).copied().collect();
-        let bind = |address: &SocketAddr| {
-            bind(*address, &all).with_context(|| format!("cannot listen on {address}"))
+        let bind = |address: &SocketAddr, key| {
+            bind(*address, &all).with_context(|| {
+                format!("cannot listen on {address} ({key}): give it an address that is free")
+            })
         };
+        let listen = |address| bind(address, "`listen`, or `--listen`");
         Ok(Sockets {
             connections_max: descriptors::connections(config, ADMIN_CONNECTIONS)?,
-            listeners: (config.listen.iter().map(bind)).collect::<anyhow::Result<_>>()?,
-            admin: config.admin.as_ref().map(bind).transpose()?,
+            listeners: (config.listen.iter().map(listen)).collect::<anyhow::Result<_>>()?,
+            admin: (config.admin.as_ref())
+                .map(|address| bind(address, "`admin`, which `--listen` leaves as it is"))
+                .transpose()?,
         })
     }
 
