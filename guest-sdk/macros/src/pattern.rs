@@ -16,6 +16,14 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
             bad.escape_default()
         ));
     }
+    // Other frameworks write parameters in these ways. Here, the segment would be taken as it stands, and the view would
+    // answer 404.
+    if let Some(foreign) = (pattern.split('/')).find(|segment| segment.starts_with([':', '*', '<']))
+    {
+        return Err(format!(
+            "`{foreign}` is not a parameter: write `{{id}}` for one segment, and `{{*rest}}` for all remaining segments"
+        ));
+    }
     let mut names = Vec::new();
     let mut rest = pattern;
     while let Some(at) = rest.find(['{', '}']) {
@@ -78,6 +86,9 @@ mod tests {
             ("entries", "\"/entries\""),
             ("/a?b", "`?`"),
             ("/a b", "` `"),
+            ("/x/:id", "`:id` is not a parameter"),
+            ("/x/<int:id>", "`<int:id>` is not a parameter"),
+            ("/files/*rest", "`*rest` is not a parameter"),
             ("/{", "without a `}`"),
             ("/a}", "without a `{`"),
             ("/{}", "is not a parameter"),
