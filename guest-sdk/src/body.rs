@@ -7,7 +7,7 @@ use ::http::StatusCode;
 use futures_util::stream::{Stream, try_unfold};
 use std::marker::PhantomData;
 
-/// Bytes per read from the host, which allows up to 1 MiB.
+/// How many bytes one read asks the host for. The host allows up to 1 MiB.
 const CHUNK: u32 = 256 * 1024;
 
 /// Where the body of a request is stored.
@@ -15,9 +15,10 @@ const CHUNK: u32 = 256 * 1024;
 pub(crate) enum Content {
     /// In the guest's memory.
     Bytes(Vec<u8>),
-    /// With the host; this is its length in bytes.
+    /// The host has the body. The number is the length of the body in bytes.
     Spooled(u64),
-    /// With the host; the first bytes have been read already. The number is the length of the whole body.
+    /// The host has the body, and its first bytes have also been read into memory. The number is the length of the
+    /// whole body in bytes.
     Begun(Vec<u8>, u64),
 }
 
@@ -76,7 +77,7 @@ pub struct Chunks<'a, M: Mode> {
     mode: PhantomData<M>,
 }
 
-/// What has not been returned yet.
+/// The part of the body that [`Chunks`] has not returned yet.
 #[derive(Debug)]
 enum Rest {
     Bytes(Vec<u8>),
@@ -99,7 +100,8 @@ impl<'a, M: Mode> Chunks<'a, M> {
         }
     }
 
-    /// The offset to read from; as the error, the next piece that is here without reading from the host (none at the end).
+    /// Returns `Ok` with the offset to read at when the host has the next piece. Otherwise, returns `Err` with the next
+    /// piece, which is in memory already, or `Err(None)` at the end of the body.
     fn ask(&mut self) -> Result<u64, Option<Vec<u8>>> {
         match std::mem::replace(&mut self.rest, Rest::Nothing) {
             Rest::Spooled { offset } => Ok(offset),
@@ -139,16 +141,16 @@ impl Iterator for Chunks<'_, Sync> {
 }
 
 impl Chunks<'_, Sync> {
-    /// The next piece, `None` at the end. For functions under [`both`](macro@crate::both), which are written with the
-    /// calls of an async view.
+    /// The next piece, `None` at the end. Functions under [`both`](macro@crate::both) call `try_next`, since this
+    /// method exists in both modes.
     pub fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
         self.next().transpose()
     }
 }
 
 impl<'a> Chunks<'a, Async> {
-    /// The same as [`next`](Self::next), under the name that it has in a sync view too: for functions under
-    /// [`both`](macro@crate::both).
+    /// The same as [`next`](Self::next). Functions under [`both`](macro@crate::both) call `try_next`, since this method
+    /// exists in both modes.
     pub async fn try_next(&mut self) -> Result<Option<Vec<u8>>> {
         self.next().await
     }
@@ -222,8 +224,8 @@ pub(crate) async fn begin_async(host: &Host, request: &mut Request) -> Result<()
     Ok(())
 }
 
-/// A body may be larger than the memory of the module. The client then gets an error, instead of the trap that a failed
-/// allocation would be.
+/// Allocates memory for a whole body. The body may be larger than the module's memory: then the client gets an error
+/// with status 413, where an ordinary allocation would trap.
 fn reserve(length: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     usize::try_from(length)

@@ -18,8 +18,8 @@ use std::time::Duration;
 /// The database that [`Context::db`] returns.
 const DEFAULT_DATABASE: &str = "default";
 
-/// The request's id, values and time limit, the databases, the settings, and outbound HTTP. In a view, write
-/// `cx: &Context`: this means [`sync::Context`](crate::sync::Context) in a `fn` and
+/// What a view can ask of the host: the request's id, values and time limit, the databases, the settings, outbound
+/// HTTP. In a view, write `cx: &Context`: this means [`sync::Context`](crate::sync::Context) in a `fn` and
 /// [`asynch::Context`](crate::asynch::Context) in an `async fn`. Both have the same methods.
 ///
 /// ```
@@ -63,7 +63,8 @@ impl<M: Mode> Context<M> {
         self.database(DEFAULT_DATABASE)
     }
 
-    /// Another database. The module needs a grant for it: `databases` in its table in `amphi.toml`.
+    /// The database of this name. The module needs a grant for the database: `databases` in the module's table in
+    /// `amphi.toml`.
     pub fn database<'a>(&'a self, name: &'a str) -> Database<'a, M> {
         Database::new(&self.host, name)
     }
@@ -80,8 +81,9 @@ impl<M: Mode> Context<M> {
 
     /// The folder that `directories` of the module's table in `amphi.toml` grants under the path `guest`.
     ///
-    /// Only for sync views: file access blocks. A view can also use the path directly. This method adds an error that
-    /// says which grant is missing, and in tests it returns the folder given to `testing::App::directory`.
+    /// Only for sync views: file access blocks. A view can also use the path directly. But only this method fails with
+    /// an error that says which grant is missing, and in tests it returns the folder given to
+    /// `testing::App::directory`.
     ///
     /// ```
     /// use amphi_sdk::prelude::*;
@@ -133,12 +135,12 @@ impl<M: Mode> Context<M> {
         self.host.get(name)
     }
 
-    /// Sets a value that everything later in this request can [`get`](Self::get): middleware, the view, its sub-requests
-    /// and subscribers of its events. The value ends with the request.
+    /// Sets a value of this request. Everything that runs later for the request can [`get`](Self::get) the value:
+    /// middleware, the view, its sub-requests, and the subscribers of its events. Other requests cannot.
     ///
     /// # Errors
-    /// When there are too many values, when this one is too large, or when `name` is reserved for the host: `user`, which
-    /// built-in middleware sets.
+    /// When there are too many values, when this one is too large, or when `name` is reserved for the host: `user`,
+    /// which built-in middleware sets, and the name of any value that the host has set for this request.
     pub fn set(&self, name: &str, value: &str) -> Result<()> {
         self.host
             .set(name, value)
@@ -192,7 +194,7 @@ impl Context<Sync> {
         host::sync::set_rollback(&self.host);
     }
 
-    /// Reads the whole body of the request into memory, for middleware: a large body is still with the host then, and
+    /// Reads the whole body of the request into memory. Middleware needs this: the host keeps a large body, and
     /// [`Request::body`] is empty before this call.
     pub fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load(&self.host, request)
@@ -213,7 +215,7 @@ impl Context<Async> {
         host::asynch::set_rollback(&self.host);
     }
 
-    /// Reads the whole body of the request into memory, for middleware: a large body is still with the host then, and
+    /// Reads the whole body of the request into memory. Middleware needs this: the host keeps a large body, and
     /// [`Request::body`] is empty before this call.
     pub async fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load_async(&self.host, request).await

@@ -1,9 +1,9 @@
 //! Forms that only the app's own pages can send.
 //!
-//! Browsers send an app's cookies with a form that another site has made, too (cross-site request forgery). So each form
-//! carries a token that only the app's own pages know: the token is in the session, which other sites cannot read. Each
-//! page shows the token under a different random mask, so that it cannot be guessed from the lengths of compressed pages
-//! (BREACH). A request is also refused when the browser's own headers say that another site sent it.
+//! Browsers send an app's cookies with a form that another site has made, too (cross-site request forgery). So each
+//! form carries a token that only the app's own pages know: the token is in the session, which other sites cannot read.
+//! Each page shows the token under a different random mask, so that the token cannot be guessed from the lengths of
+//! compressed pages (BREACH). A request is also refused when the browser's own headers say that another site sent it.
 
 use crate::extract::{Body, BodyUse, Settings};
 use crate::mode::Mode;
@@ -51,7 +51,7 @@ pub struct Csrf {
 }
 
 impl Csrf {
-    /// The token, under a random mask of this page.
+    /// The token under a random mask, which differs from page to page.
     pub fn token(&self) -> &str {
         &self.token
     }
@@ -106,12 +106,13 @@ impl maud::Render for CsrfField<'_> {
     }
 }
 
-/// Accepts only requests that the app's own pages have sent, and then runs the extractor within it:
-/// `Protected(Form(new)): Protected<Form<New>>`. Forms with files are `Protected<Form<…>>` too, or `Protected<Multipart>`.
-/// For a request whose body does not matter, write `_: Protected`.
+/// Accepts only requests that the app's own pages have sent, and then runs the extractor `T`:
+/// `Protected(Form(new)): Protected<Form<New>>`. For a form with files, write `Protected<Form<…>>` as well, or
+/// `Protected<Multipart>`. For a request whose body does not matter, write `_: Protected`.
 ///
-/// A request is refused with 403 when the browser's headers say that another site sent it, or when it does not carry the
-/// token of its session: in the field that [`Csrf::field`] makes, or in the header `x-csrf-token`.
+/// A request must carry the token of its session, in the field that [`Csrf::field`] makes or in the header
+/// `x-csrf-token`. A request without this token is refused with 403, and so is one that another site sent, according to
+/// the browser's headers.
 #[derive(Clone, Copy, Debug)]
 pub struct Protected<T = Body>(pub T);
 
@@ -196,7 +197,7 @@ fn check_site(headers: &Headers, allowed: &str) -> Result<()> {
     }
 }
 
-/// The host without its port: a proxy in front may listen on a different port.
+/// The host without its port. Ports are not compared, since a proxy in front may listen on a different port.
 fn without_port(authority: &str) -> &str {
     match authority.rfind(':') {
         Some(at) if !authority[at..].contains(']') => &authority[..at],
@@ -228,7 +229,8 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
             },
         );
     };
-    // A token that `Csrf`, as another parameter of the view, has just made is none that the form could have.
+    // The session may have a token only because `Csrf`, another parameter of the view, has just made it. The form
+    // cannot have such a token, so it does not count.
     let came = token_of(session).filter(|_| !session.was_missing(FIELD));
     let Some(wanted) = came else {
         let over_https = request.headers.get("x-forwarded-proto") == Some("https");
@@ -253,7 +255,7 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
     }
 }
 
-/// Removes the token from the form, so that `Form` reads only the fields that the page's author wrote.
+/// Removes the token from the form and returns it. So `Form` reads only the fields that the page's author wrote.
 fn take_field(request: &mut Request) -> Option<String> {
     let is_form =
         (request.headers).content_type_is(|name| name == "application/x-www-form-urlencoded");
@@ -308,7 +310,7 @@ fn revealed(text: &str) -> Option<Token> {
     token.try_into().ok()
 }
 
-/// A session value and a masked token that fits it, for tests.
+/// A new token, as the session value and as the masked token of a form, for tests.
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub(crate) fn pair() -> (String, String) {
     let token = random().expect("a native test has random numbers");

@@ -62,9 +62,9 @@ const BATCH: u32 = 256;
 /// # Transactions
 ///
 /// All statements of an atomic view run in one transaction. When one of them fails, the transaction takes no more
-/// statements ([`ErrorKind::Poisoned`]) until the failed part is rolled back, and a view that answers with success
-/// nevertheless ends with 500. Put a statement that may fail into [`atomic`](Database::atomic). Within a transaction,
-/// `atomic` is a savepoint, so the view can go on after the error:
+/// statements ([`ErrorKind::Poisoned`]) until the savepoint of the failed statement is rolled back. Without such a
+/// savepoint, the client gets a 500, even if the view returns a success. Put a statement that may fail into
+/// [`atomic`](Database::atomic). Within a transaction, `atomic` is a savepoint, so the view can go on after the error:
 ///
 /// ```
 /// use amphi_sdk::database::ErrorKind;
@@ -128,7 +128,7 @@ pub struct Database<'a, M: Mode> {
 }
 
 impl ErrorKind {
-    /// Whether a constraint refused the change: this is one of the kinds for constraints, or `DataType`.
+    /// Whether a constraint, or the data type of a column, refused the change.
     pub fn is_constraint(self) -> bool {
         matches!(
             self,
@@ -181,10 +181,11 @@ impl<'a> Database<'a, Sync> {
         Ok(Rows::new(host::sync::columns(&rows), rows))
     }
 
-    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their statements
-    /// on this database go to this connection, so statements that change its session are allowed: `set`, temporary tables.
-    /// After that, the session is reset. Views that are called in the meantime use other connections and do not see the
-    /// session. SQLite has only one connection that writes, so such views cannot write there.
+    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their
+    /// statements on this database run on this connection, so statements that change the session of the connection are
+    /// allowed: `set`, temporary tables. When the value is dropped, the session is reset. Views that are called in the
+    /// meantime (sub-requests) use other connections, so these changes do not affect them. A SQLite database has only
+    /// one connection that writes, so these views cannot write to the database.
     pub fn pin(self) -> Result<Pinned<'a, Sync>> {
         let handle = host::sync::pin(self.host, self.name).map_err(Error::from_database)?;
         Ok(Pinned {
@@ -246,10 +247,11 @@ impl<'a> Database<'a, Async> {
         Ok(Rows::new(host::asynch::columns(&rows), rows))
     }
 
-    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their statements
-    /// on this database go to this connection, so statements that change its session are allowed: `set`, temporary tables.
-    /// After that, the session is reset. Views that are called in the meantime use other connections and do not see the
-    /// session. SQLite has only one connection that writes, so such views cannot write there.
+    /// Reserves one connection for this view and its middleware. Until the returned value is dropped, all their
+    /// statements on this database run on this connection, so statements that change the session of the connection are
+    /// allowed: `set`, temporary tables. When the value is dropped, the session is reset. Views that are called in the
+    /// meantime (sub-requests) use other connections, so these changes do not affect them. A SQLite database has only
+    /// one connection that writes, so these views cannot write to the database.
     pub async fn pin(self) -> Result<Pinned<'a, Async>> {
         let handle = host::asynch::pin(self.host, self.name)
             .await
@@ -263,9 +265,10 @@ impl<'a> Database<'a, Async> {
     /// Runs `work` in a transaction. The transaction commits when `work` returns `Ok`, and rolls back when it returns an
     /// error or when the future is dropped. Within a transaction, this is a savepoint.
     ///
-    /// While the block is open, every statement of this view belongs to it, and so does every view that this one calls. So
-    /// do not `join!` two atomic blocks of one view: the host rolls back blocks that overlap. Blocks of different views
-    /// that are called at the same time do not overlap: each view has a transaction of its own.
+    /// While the block is open, every statement of this view belongs to the block, and so does every view that this
+    /// view calls. So do not `join!` two atomic blocks of one view: the host rolls back blocks that overlap. Blocks of
+    /// different views that run at the same time do not overlap: each view has a transaction of its own, or its block
+    /// waits for the end of the other block.
     ///
     /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await`: write `async |tx|`, because the future of
     /// `|tx| async move { … }` cannot borrow `tx`.
@@ -378,7 +381,8 @@ impl<T: FromRow, M: Mode> Rows<T, M> {
         Some(read(&self.columns, values))
     }
 
-    /// Stores a fetched batch. An empty batch is the end: the handle is dropped, so the host frees the result.
+    /// Stores a fetched batch. An empty batch means the end of the result: the handle is dropped, so the host frees the
+    /// result.
     fn refill(&mut self, batch: Vec<Values>) {
         if batch.is_empty() {
             self.handle = None;
@@ -407,16 +411,16 @@ impl<T: FromRow> Iterator for Rows<T, Sync> {
 }
 
 impl<T: FromRow> Rows<T, Sync> {
-    /// The next row, `None` at the end. For functions under [`both`](macro@crate::both), which are written with the calls
-    /// of an async view.
+    /// The next row, `None` at the end. Functions under [`both`](macro@crate::both) call `try_next`, since this method
+    /// exists in both modes.
     pub fn try_next(&mut self) -> Result<Option<T>> {
         self.next().transpose()
     }
 }
 
 impl<T: FromRow> Rows<T, Async> {
-    /// The same as [`next`](Self::next), under the name that it has in a sync view too: for functions under
-    /// [`both`](macro@crate::both).
+    /// The same as [`next`](Self::next). Functions under [`both`](macro@crate::both) call `try_next`, since this method
+    /// exists in both modes.
     pub async fn try_next(&mut self) -> Result<Option<T>> {
         self.next().await
     }

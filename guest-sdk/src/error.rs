@@ -1,9 +1,9 @@
-//! The one error of views.
+//! The error type of views.
 //!
-//! Views use `?` on everything: on calls of the context, on extractors, on the errors of other crates. All of these become
-//! an [`Error`], which has a status, a message for the client and a detail for the log. There is one type, so that
-//! `try_join!` and `atomic` need no type annotations. Code that reacts to a failure of the database or of an outbound
-//! request asks for its kind.
+//! Views use `?` on everything: on calls of the context, on extractors, on the errors of other crates. All of these
+//! become an [`Error`], which has a status, a message for the client and a detail for the log. There is only one error
+//! type, so that `try_join!` and `atomic` need no type annotations. Code that reacts to a failure of the database or of
+//! an outbound request asks the error for its kind.
 
 use crate::host::{BodyError, DatabaseError, EventError, HttpError, ViewError};
 use crate::{database, http};
@@ -104,7 +104,7 @@ impl Error {
         Self::failure(StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
 
-    /// Adds to the detail, which only the log shows.
+    /// Puts a text in front of the detail, which only the log shows.
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         self.detail = Some(match self.detail {
@@ -137,7 +137,7 @@ impl Error {
         }
     }
 
-    /// The constraint, and the columns, that refused a change. Databases differ in which of the names they report; see
+    /// The constraint that refused a change, and its columns. SQLite and PostgreSQL do not report the same names; see
     /// [`Violation`](database::Violation).
     ///
     /// ```
@@ -182,8 +182,9 @@ impl Error {
         .with_detail(detail)
     }
 
-    /// The status says whose fault a failure is. The client's: 409 when the request conflicts with existing data, 400 when a
-    /// value cannot be stored. Temporary failures: 503. The view's: 500.
+    /// The status says whose fault a failure is. The client is at fault for 409 (a conflict with existing data) and 400
+    /// (a value that cannot be stored). 503 stands for a temporary failure, and 504 for a request that is over. For all
+    /// other failures, the view is at fault: 500.
     pub(crate) fn from_database(error: DatabaseError) -> Self {
         use database::ErrorKind;
         let detail = format!("database: {}", error.message);
@@ -220,7 +221,7 @@ impl Error {
         }
     }
 
-    /// `what` names the request, e.g. `GET /weather`.
+    /// `what` is the text for the outbound request in the detail, e.g. `GET /weather`.
     pub(crate) fn from_http(error: HttpError, what: &str) -> Self {
         use http::ErrorKind;
         let (kind, status, text) = match error {
@@ -291,7 +292,8 @@ impl<E: std::error::Error> From<E> for Error {
     }
 }
 
-/// `Error` does not implement `std::error::Error`: then `?` could not convert every type that does.
+/// `Error` itself does not implement `std::error::Error`: if it did, Rust would not allow the `From` above, which lets
+/// `?` convert every type that implements `std::error::Error`.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.status, self.message)?;

@@ -24,7 +24,7 @@ use cookie::Cookie;
 /// How an extractor uses the body of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyUse {
-    /// It does not read the body.
+    /// The extractor does not read the body.
     Unused,
     /// The whole body is in memory when the extractor runs.
     Whole,
@@ -68,8 +68,8 @@ pub trait FromRequest: Sized {
     /// Reads the request. When this returns an error, the host answers with it and the view does not run.
     fn from_request<M: Mode>(cx: &Context<M>, request: &mut Request) -> Result<Self>;
 
-    /// Whether the extractor waits for the host, for a statement of a database say. Then [`load`](Self::load) is called
-    /// instead of `from_request`. [`extractor`](macro@crate::extractor) writes both.
+    /// Whether the extractor waits for the host, for example for a database statement. If so, [`load`](Self::load) is
+    /// called instead of `from_request`. The macro [`extractor`](macro@crate::extractor) implements both methods.
     const LOADS: bool = false;
 
     /// Like [`from_request`](Self::from_request), for extractors that wait for the host.
@@ -83,13 +83,14 @@ pub trait FromRequest: Sized {
         M::ready(Self::from_request(cx, request))
     }
 
-    /// Whether the request has nothing for this extractor. Then `Option` of it is `None`.
+    /// Whether the request has nothing for this extractor. If so, an `Option` of the extractor is `None`.
     fn is_absent(_request: &Request) -> bool {
         false
     }
 
-    /// Checks the settings and secrets of the module that the extractor needs. `setting` returns one by its name. This runs
-    /// when the host loads the module, so a missing setting fails the start or the reload, and not the first request.
+    /// Checks the settings and secrets of the module that the extractor needs. `setting` looks one up by its name. The
+    /// host runs this check when it loads the module, so a missing setting fails the start or the reload, not the first
+    /// request.
     fn check_settings(_setting: Settings<'_>) -> Result<()> {
         Ok(())
     }
@@ -197,14 +198,14 @@ impl Cookies {
 }
 
 impl FromRequest for Cookies {
-    /// Skips malformed cookies, because the client does not choose what its cookies contain.
+    /// Skips malformed cookies instead of refusing the request: a browser sends back whatever sites have set.
     fn from_request<M: Mode>(_: &Context<M>, request: &mut Request) -> Result<Self> {
         Ok(Self::of(&request.headers))
     }
 }
 
-/// `None` when the request has nothing for the extractor, or when the extractor refuses it with 401 (nobody is signed in).
-/// Any other refusal stays an error.
+/// `None` when the request has nothing for the extractor, or when the extractor refuses the request with 401 (nobody is
+/// signed in). Any other refusal stays an error.
 impl<T: FromRequest> FromRequest for Option<T> {
     const BODY: BodyUse = T::BODY;
 

@@ -1,7 +1,8 @@
-//! All calls of the host: imports in a component (`wasm`), a substitute in native tests (`native`).
+//! All calls to the host. In a component, they are calls of imports (`wasm`). In native tests, a substitute answers
+//! them (`native`).
 //!
-//! Both modules have the same items: `Host` with the calls that never wait, and the modules `sync` and `asynch` with the
-//! calls that wait, once for each mode.
+//! Both modules have the same items: `Host` with the calls that never wait, and the modules `sync` and `asynch` with
+//! the calls that wait, one module for each mode.
 
 #[cfg(target_arch = "wasm32")]
 mod wasm;

@@ -15,9 +15,9 @@ use std::time::Duration;
 pub enum ErrorKind {
     /// The module has no grant for this origin.
     Denied,
-    /// The request is malformed: URL, method or a header.
+    /// The request is malformed: its URL, its method or one of its headers.
     Invalid,
-    /// No response in time.
+    /// No response arrived in time.
     Timeout,
     /// No connection could be made, or the connection broke.
     Connection,
@@ -29,8 +29,8 @@ pub enum ErrorKind {
     Aborted,
 }
 
-/// Sends outbound requests, to the origins that `http` of the module's table in `amphi.toml` grants. A path, such as
-/// `/weather`, is a request to this same app and needs the grant `self`.
+/// Sends outbound requests to the origins that are listed in `http` of the module's table in `amphi.toml`. A request
+/// whose URL is only a path, such as `/weather`, goes to this same app and needs the grant `self`.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -109,7 +109,7 @@ impl<'a, M: Mode> Http<'a, M> {
 #[must_use = "a request does nothing until `send` is called"]
 pub struct RequestBuilder<'a, M: Mode> {
     host: &'a Host,
-    /// An error of building the request is kept here, and `send` returns it.
+    /// The request, or the first error that occurred while it was built. `send` returns that error.
     request: Result<OutboundRequest>,
     mode: PhantomData<M>,
 }
@@ -206,7 +206,7 @@ pub struct Response {
     pub headers: Headers,
     /// The body.
     pub body: Vec<u8>,
-    /// Method and URL of the request, for error messages.
+    /// The method and URL of the request, for error messages.
     request: String,
 }
 

@@ -1,8 +1,9 @@
 //! Write web views for the Amphi server.
 //!
-//! A view is a function from a request to a response. A `fn` is a sync view: each of its calls blocks until the result is
-//! there. An `async fn` is an async view: it can have many calls in flight, and does not block while it waits. One crate may
-//! have both. `amphi build` makes one WebAssembly component of the sync views and one of the async views.
+//! A view is a function from a request to a response. A `fn` is a sync view: each call that it makes to the host blocks
+//! until the result is there. An `async fn` is an async view: it can have many such calls in flight, and does not block
+//! while it waits. One crate may have both. `amphi build` makes one WebAssembly component of the sync views and one of
+//! the async views.
 //!
 //! ```
 //! use amphi_sdk::prelude::*;
@@ -38,10 +39,10 @@
 //! # }
 //! ```
 //!
-//! To make a view async, write `async` before its `fn`, and `.await` where the compiler asks for it. The contexts of both
-//! modes have the same methods, and those of an async view do not block.
+//! To make a view async, write `async` before its `fn`, and `.await` where the compiler asks for it. The contexts of
+//! both modes have the same methods. In an async view, these methods do not block.
 //!
-//! Middleware and subscribers of events are functions, too, of either mode, and are listed with the views:
+//! Middleware and subscribers of events are also functions of either mode. They are listed with the views:
 //!
 //! ```
 //! use amphi_sdk::prelude::*;
@@ -56,7 +57,8 @@
 //!     next.run(request)
 //! }
 //!
-//! /// In a transaction, for forms of this app's own pages (`Protected`). The event is delivered after the commit.
+//! /// Runs in a transaction. Accepts only forms of this app's own pages (`Protected`). The event is delivered after the
+//! /// commit.
 //! #[view(post, "/orders/{id}/pay", atomic, retries = 3)]
 //! async fn pay(cx: &Context, Path(id): Path<i64>, _: Protected) -> Result<Redirect> {
 //!     cx.db().execute("update orders set paid = 1 where id = $1", (id,)).await?;
@@ -64,7 +66,8 @@
 //!     Ok(Redirect::see_other("/"))
 //! }
 //!
-//! /// Runs in a request of its own, after the commit: the update is visible. Id and trace are those of the first request.
+//! /// Runs in a request of its own, after the commit, so it sees the update. The request id and the trace are those of
+//! /// the request that published the event.
 //! #[subscriber("orders.*")]
 //! fn on_order(cx: &Context, event: Event) -> Result<()> {
 //!     let id: i64 = event.json()?;
@@ -105,7 +108,7 @@
 //! | log | [`log`] |
 //! | test views natively | the module `testing`, with the feature `testing`; `cargo doc --features amphi-sdk/testing` in the app's folder shows it |
 
-// The generated code and the macros name this crate by its path, also within it.
+// The generated bindings and the macros refer to this crate as `amphi_sdk`, also where this crate itself uses them.
 extern crate self as amphi_sdk;
 
 #[doc = include_str!("../GUIDE.md")]
@@ -207,7 +210,7 @@ pub mod prelude {
     pub use std::time::Duration;
 }
 
-/// Items that the macros expand to. Not part of the public interface.
+/// Items that the expanded macros use. Not part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::bindings;

@@ -13,7 +13,7 @@ pub use crate::{
     __debug as debug, __error as error, __info as info, __trace as trace, __warn as warn,
 };
 
-/// Writes a record. The macros, such as [`info!`](crate::log::info), are shorter.
+/// Writes a log record. The macros, such as [`info!`](crate::log::info), are shorter to write.
 pub fn write(level: Level, message: &str, fields: &[(&str, &dyn std::fmt::Display)]) {
     let fields: Vec<(String, String)> = fields
         .iter()
@@ -22,7 +22,8 @@ pub fn write(level: Level, message: &str, fields: &[(&str, &dyn std::fmt::Displa
     crate::host::log(level, message, &fields);
 }
 
-/// `log!(Level, "message {inline}", field = value, …)`. There may be positional arguments instead of the fields.
+/// `log!(Level, "message {inline}", field = value, …)`. Instead of fields, there may be positional arguments for the
+/// message.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __log {

@@ -6,8 +6,9 @@ use crate::{Error, Request, Response, Result};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The rest of the chain: the middleware that comes next, and the view. [`middleware`](macro@crate::middleware) takes `Next`
-/// as its last parameter. It runs the rest once, or returns a response without it.
+/// The rest of the chain: the middleware that comes next, and the view. [`middleware`](macro@crate::middleware) takes
+/// `Next` as its last parameter. The middleware runs the rest of the chain with `run`, at most once, or returns a
+/// response of its own.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -35,13 +36,13 @@ use std::marker::PhantomData;
 /// # fn main() {}
 /// ```
 ///
-/// The app's configuration says which views middleware runs around: `middleware = ["auth::signed_in", "auth::timed"]` in
-/// `[app]`, for all views, or in the table of a module, for the views of the module. A view can also name middleware of its
-/// own crate: `#[view(get, "/admin", middleware = [signed_in])]`. Middleware can set any context value but `user`, which is
-/// reserved for the host.
+/// The app's configuration says which views middleware runs around: `middleware = ["auth::signed_in", "auth::timed"]`
+/// in `[app]`, for all views, or in the table of a module, for the views of the module. A view can also name middleware
+/// of its own crate: `#[view(get, "/admin", middleware = [signed_in])]`. Middleware can set every context value except
+/// `user`, which only the host sets.
 ///
-/// An error of the rest can be passed on with `?`. Once any part of the chain has failed, the request's transaction is
-/// rolled back, also when middleware turns the error into a response.
+/// Middleware can pass on an error of the rest with `?`. When any part of the chain has failed, the request's
+/// transaction is rolled back, even if middleware turns the error into a response.
 pub struct Next<M: Mode> {
     host: Host,
     mode: PhantomData<M>,
@@ -61,7 +62,7 @@ impl Next<Sync> {
     /// Runs the rest of the chain with this request.
     ///
     /// # Errors
-    /// The error that the rest returned, or a 500, 503 or 504 when it trapped or exceeded a limit.
+    /// The error that the rest returned, or a 500, 503 or 504 when the rest trapped or exceeded a limit.
     pub fn run(self, request: Request) -> Result<Response> {
         host::sync::go_on(&self.host, request.into())
             .map(Response::from)
@@ -73,7 +74,7 @@ impl Next<Async> {
     /// Runs the rest of the chain with this request.
     ///
     /// # Errors
-    /// The error that the rest returned, or a 500, 503 or 504 when it trapped or exceeded a limit.
+    /// The error that the rest returned, or a 500, 503 or 504 when the rest trapped or exceeded a limit.
     pub async fn run(self, request: Request) -> Result<Response> {
         host::asynch::go_on(&self.host, request.into())
             .await

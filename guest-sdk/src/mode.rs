@@ -1,8 +1,8 @@
 //! The two modes of a view, as types.
 //!
-//! Types of one mode have it as a parameter. `Context<Sync>` and `Context<Async>` have the same methods. Those that wait are
-//! plain functions on the first and `async` on the second. A function that never waits can take either context:
-//! `fn title<M: Mode>(cx: &Context<M>)`.
+//! A type that differs between the modes has the mode as a type parameter. `Context<Sync>` and `Context<Async>` have
+//! the same methods. The methods that wait are plain functions of `Context<Sync>` and `async` functions of
+//! `Context<Async>`. A function that never waits can take either context: `fn title<M: Mode>(cx: &Context<M>)`.
 
 use crate::{Context, host};
 use std::fmt::Debug;
@@ -25,7 +25,7 @@ pub trait Mode: Sealed + Copy + Debug + 'static {
     #[doc(hidden)]
     const WAITS: bool;
 
-    /// Makes an `Output` of a value that is there already.
+    /// Makes an `Output` from a value that is already there.
     #[doc(hidden)]
     fn ready<'a, T: 'a>(value: T) -> Self::Output<'a, T>;
 
@@ -33,7 +33,7 @@ pub trait Mode: Sealed + Copy + Debug + 'static {
     #[doc(hidden)]
     fn map<'a, T: 'a, U: 'a>(output: Self::Output<'a, T>, make: fn(T) -> U) -> Self::Output<'a, U>;
 
-    /// Runs the function of this mode. A component does not contain the other one.
+    /// Runs the closure of this mode, `sync` or `asynch`. A component contains only the closures of its own mode.
     #[doc(hidden)]
     fn choose<'a, A: 'a, T: 'a>(
         cx: &'a Context<Self>,
@@ -92,7 +92,7 @@ impl Mode for Async {
     }
 }
 
-/// The handles of the host's resources in a mode.
+/// The types of the handles to the host's resources, in one mode.
 pub trait Sealed {
     #[doc(hidden)]
     type Rows;

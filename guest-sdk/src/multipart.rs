@@ -1,7 +1,7 @@
-//! Forms with files: `multipart/form-data` (RFC 7578), read as it arrives.
+//! Parses forms with files (`multipart/form-data`, RFC 7578), whole or in pieces.
 //!
-//! The parser does no input: its caller feeds it bytes and asks for the next event. So one parser serves both modes, forms in
-//! memory, and bodies that are read from the host in pieces.
+//! The parser does not read the body itself: its caller feeds it bytes and asks for the next event. So one parser
+//! serves both modes, and both kinds of bodies: those in memory and those that are read from the host in pieces.
 
 use crate::body::{BodyReader, Chunks, Content};
 use crate::extract::BodyUse;
@@ -9,22 +9,22 @@ use crate::mode::{Async, Mode, Sync};
 use crate::{Context, Error, FromRequest, Headers, Request, Result, csrf};
 use ::http::StatusCode;
 
-/// Limit for the headers of a part.
+/// Limit for the headers of a part, in bytes.
 const HEAD_MAX: usize = 8 << 10;
-/// Limit for the name of a field, and for the name of a file.
+/// Limit for the name of a field, and for the name of a file, in bytes.
 const NAME_MAX: usize = 1 << 10;
 /// A boundary has at most 70 characters (RFC 2046, 5.1.1).
 const BOUNDARY_MAX: usize = 70;
-/// Limit for the fields of a form, unless the module's settings say otherwise.
+/// Limit for the number of fields of a form, unless the module has the setting [`FIELDS_MAX_SETTING`].
 const FIELDS_MAX: usize = 1_000;
-/// Limit for the content of a field that is read as text.
+/// Limit for the content of a field that is read as text, in bytes.
 const TEXT_MAX: usize = 1 << 20;
 
-/// The setting of the module that limits the fields of a form.
+/// The setting of the module that limits the number of fields of a form.
 pub(crate) const FIELDS_MAX_SETTING: &str = "form_fields_max";
 
-/// A form with files, read part by part while the host keeps its body: an extractor for files that are too large for the
-/// view's memory. For small files, use [`Form`](crate::Form) with [`Upload`](crate::extract::Upload).
+/// A form with files, read part by part while the host keeps the body: an extractor for files that are too large for
+/// the view's memory. For small files, use [`Form`](crate::Form) with [`Upload`](crate::extract::Upload).
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -60,9 +60,9 @@ pub(crate) const FIELDS_MAX_SETTING: &str = "form_fields_max";
 /// # assert_eq!(app.call::<measure_slowly>(post("/measure/slowly").csrf_field().multipart(files)).text(), "Hi");
 /// ```
 ///
-/// The server's `body_max_bytes` limits the size of the whole form, and the module's setting `form_fields_max` (1,000) the
-/// number of its parts; a larger form is refused with 413. With [`Protected`](crate::Protected), the field of
-/// [`Csrf::field`](crate::Csrf::field) must be in the first 64 KiB of the form: put it first.
+/// The server's `body_max_bytes` limits the size of the whole form, and the module's setting `form_fields_max` (default
+/// 1,000) limits the number of its parts. A larger form is refused with 413. With [`Protected`](crate::Protected), the
+/// token field that [`Csrf::field`](crate::Csrf::field) makes must be in the first 64 KiB of the form: put it first.
 #[derive(Debug)]
 pub struct Multipart {
     body: BodyReader,
@@ -96,7 +96,7 @@ fn not_multipart() -> Error {
     )
 }
 
-/// Limit for the fields of a form, from the module's settings.
+/// The limit for the number of fields of a form, from the module's settings.
 pub(crate) fn fields_max<M: Mode>(cx: &Context<M>) -> Result<usize> {
     let Some(text) = cx.config(FIELDS_MAX_SETTING) else {
         return Ok(FIELDS_MAX);
@@ -108,7 +108,7 @@ pub(crate) fn fields_max<M: Mode>(cx: &Context<M>) -> Result<usize> {
     })
 }
 
-/// A part of a form: what its headers say. [`Parts::chunk`] and its siblings read the content.
+/// The headers of a part of a form. [`Parts::chunk`], [`Parts::bytes`] and [`Parts::text`] read its content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// The name of the form's field.
@@ -136,11 +136,11 @@ impl<'a, M: Mode> Parts<'a, M> {
     }
 }
 
-/// Writes the methods once for both modes: with `async` and `.await` for the async one.
+/// Implements the methods of [`Parts`] for one mode. For the async mode, `async` and `.await` are passed as arguments.
 macro_rules! of_mode {
     ($mode:ident $(, $async:ident, $($wait:tt)+)?) => {
         impl Parts<'_, $mode> {
-            /// The next part, `None` at the end.
+            /// The next part; `None` at the end of the form.
             ///
             /// # Errors
             /// When the form is malformed or incomplete, or has too many parts.
@@ -148,7 +148,7 @@ macro_rules! of_mode {
             pub $($async)? fn next(&mut self) -> Result<Option<Part>> {
                 loop {
                     match self.event()$($($wait)+)?? {
-                        // `Csrf::field` has added this field; the view need not know it.
+                        // This part is the token that `Csrf::field` put into the form. The view does not get it.
                         Event::Part(part) if part.name == csrf::FIELD => {}
                         Event::Part(part) => return Ok(Some(part)),
                         Event::Data(_) | Event::PartEnd => {}
@@ -158,7 +158,7 @@ macro_rules! of_mode {
                 }
             }
 
-            /// The next piece of the content of the part that `next` returned last, `None` at its end.
+            /// The next piece of the content of the part that `next` returned last; `None` at the end of the content.
             ///
             /// # Errors
             /// When the form is malformed or incomplete.
@@ -175,7 +175,7 @@ macro_rules! of_mode {
             /// The whole content of the part that `next` returned last, of at most `max` bytes.
             ///
             /// # Errors
-            /// 413 when the content has more bytes.
+            /// 413 when the content has more than `max` bytes.
             pub $($async)? fn bytes(&mut self, max: usize) -> Result<Vec<u8>> {
                 let mut all = Vec::new();
                 while let Some(chunk) = self.chunk()$($($wait)+)?? {
@@ -187,10 +187,10 @@ macro_rules! of_mode {
                 Ok(all)
             }
 
-            /// The whole content as text, of at most 1 MiB.
+            /// The whole content of the part that `next` returned last, as text of at most 1 MiB.
             ///
             /// # Errors
-            /// 413 when the content has more bytes, 400 when it is not UTF-8.
+            /// 413 when the content has more than 1 MiB, 400 when the content is not UTF-8.
             pub $($async)? fn text(&mut self) -> Result<String> {
                 let bytes = self.bytes(TEXT_MAX)$($($wait)+)??;
                 String::from_utf8(bytes).map_err(|_| self.parser.no_text())
@@ -216,7 +216,7 @@ macro_rules! of_mode {
 of_mode!(Sync);
 of_mode!(Async, async, .await);
 
-/// All parts of a form in memory, with their contents.
+/// Parses a form that is in memory. Returns all parts with their contents.
 pub(crate) fn parse(
     body: &[u8],
     boundary: &str,
@@ -263,7 +263,7 @@ pub(crate) fn field(beginning: &[u8], boundary: &str, name: &str) -> Option<Stri
 /// The boundary between the parts; `None` when the content type is not `multipart/form-data`.
 ///
 /// # Errors
-/// When it is, but has no valid boundary.
+/// When the content type is `multipart/form-data`, but has no valid boundary.
 pub(crate) fn boundary(headers: &Headers) -> Result<Option<String>> {
     if !headers.content_type_is(|name| name == "multipart/form-data") {
         return Ok(None);
@@ -305,8 +305,9 @@ fn parameters(header: &str) -> Vec<(String, String)> {
     parameters
 }
 
-/// A quoted text up to its closing quote, and the rest. Browsers write a quote within the text as `%22`; other clients put a
-/// backslash before it; and some write paths with backslashes that escape nothing.
+/// The text up to the closing quote, and what follows that quote. Browsers write a quote within the text as `%22`.
+/// Other clients write a backslash before the quote. A backslash before any character except a quote or a backslash
+/// stands for itself, since some clients send Windows paths.
 fn unquoted(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut chars = text.char_indices().peekable();
@@ -326,14 +327,14 @@ fn unquoted(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Undoes what browsers escape in names (HTML standard, "multipart/form-data encoding algorithm").
+/// Replaces the escapes that browsers write in names (HTML standard, "multipart/form-data encoding algorithm").
 fn unescaped(name: &str) -> String {
     name.replace("%22", "\"")
         .replace("%0D", "\r")
         .replace("%0A", "\n")
 }
 
-/// The last part of a path, without control characters.
+/// The last part of a path, without control characters; empty if it is `.` or `..`.
 fn file_name(path: &str) -> String {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
@@ -370,7 +371,7 @@ struct Parser {
     /// The delimiter between parts: a line end, two dashes, the boundary.
     delimiter: Vec<u8>,
     buffer: Vec<u8>,
-    /// How many bytes of the buffer have been parsed.
+    /// How many bytes of the buffer have been parsed already.
     done: usize,
     state: State,
     parts: usize,
@@ -383,7 +384,8 @@ impl Parser {
     fn new(boundary: &str, parts_max: usize) -> Self {
         Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
-            // A delimiter begins with a line end. The first boundary may stand at the very beginning, without one.
+            // A delimiter begins with a line end. The form may begin with its first boundary, so the parser adds a line
+            // end before it.
             buffer: b"\r\n".to_vec(),
             done: 0,
             state: State::Preamble,
@@ -427,7 +429,8 @@ impl Parser {
                     let blanks = blanks.count();
                     match &rest[blanks..] {
                         [b'\r', b'\n', ..] => {
-                            // This line end is left for the headers: when there are none, it begins the empty line.
+                            // Leave this line end unread: in a part without headers, it begins the `\r\n\r\n` that ends
+                            // the headers.
                             self.done += blanks;
                             self.state = State::Head;
                         }
@@ -446,7 +449,8 @@ impl Parser {
                         return Err(malformed("a part has headers of more than 8 KiB"));
                     }
                     let part = head(&rest[..end])?;
-                    // Skip the empty line. The delimiter has a line end of its own, also after an empty content.
+                    // Skip the `\r\n\r\n`. The delimiter after the content begins with a line end of its own, even if
+                    // the content is empty.
                     self.done += end + 4;
                     self.state = State::Content;
                     self.parts += 1;
@@ -459,7 +463,7 @@ impl Parser {
                 State::Content => {
                     let (length, ends) = match find(rest, &self.delimiter) {
                         Some(at) => (at, true),
-                        // The last bytes may be the beginning of a delimiter: keep them for the next call.
+                        // The last bytes may be the beginning of a delimiter, so keep them until more bytes arrive.
                         None => (rest.len().saturating_sub(self.delimiter.len() - 1), false),
                     };
                     if length > 0 {
@@ -698,7 +702,7 @@ mod tests {
         assert_eq!(field(&FORM.as_bytes()[..60], "B", "a"), None);
     }
 
-    /// No bytes make it panic, or find more than there is.
+    /// No input makes the parser panic, or return more content than the input has bytes.
     #[test]
     fn any_bytes_are_read_or_refused() {
         let mut random = 0x2545_f491_4f6c_dd1d_u64;

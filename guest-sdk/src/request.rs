@@ -3,14 +3,14 @@
 use crate::bindings::amphi::view::types;
 use crate::body::Content;
 
-/// The whole request: an extractor for views that need more of it than the other extractors read.
+/// The whole request: an extractor for views that need something that no other extractor reads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Upper-case, e.g. `GET`.
+    /// The method in upper case, e.g. `GET`.
     pub method: String,
-    /// The path, percent-encoded. However the client spelled it, one path is one text: only what must not stand in a segment
-    /// is encoded, with upper-case digits. To decide by the view and not by the text, use
-    /// [`Context::route`](crate::Context::route).
+    /// The path, percent-encoded in one fixed way, however the client encoded it: only characters that a segment must
+    /// not contain are encoded, with upper-case hex digits. To find out which route the request matched, use
+    /// [`Context::route`](crate::Context::route) instead.
     pub path: String,
     /// The part after the `?`, still percent-encoded; empty when there is none.
     pub query: String,
@@ -52,12 +52,13 @@ impl Request {
         self.content = Content::Bytes(body.into());
     }
 
-    /// The body. In middleware, a large body is still with the host, and this is empty until
-    /// [`Context::load`](crate::Context::load) has read it.
+    /// The body. In middleware, a large body is still with the host. Then this is empty until
+    /// [`Context::load`](crate::Context::load) has read the body.
     pub fn body(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) => bytes,
-            // In a view with an extractor that reads the body, it has been loaded.
+            // The body is not in memory. This does not occur in a view with an extractor that reads the whole body: the
+            // body is loaded before the extractors run.
             Content::Spooled(_) | Content::Begun(..) => &[],
         }
     }
@@ -122,7 +123,8 @@ impl From<types::Request> for Request {
     }
 }
 
-/// The headers of a request or response, in order. Names are in lower case. As a parameter of a view, an extractor.
+/// The headers of a request or response, in order. Names are in lower case. This is also an extractor: as a parameter
+/// of a view, it has the headers of the request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Headers(Vec<(String, String)>);
 
@@ -152,14 +154,14 @@ impl Headers {
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Adds a header. Others of the same name stay.
+    /// Adds a header. Other headers of the same name stay.
     pub fn append(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let mut name = name.into();
         name.make_ascii_lowercase();
         self.0.push((name, value.into()));
     }
 
-    /// Sets a header, in place of all others of the same name.
+    /// Sets a header. It replaces all headers of the same name.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
         self.0

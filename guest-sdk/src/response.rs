@@ -50,7 +50,7 @@ impl From<Response> for types::Response {
 impl From<types::Response> for Response {
     fn from(response: types::Response) -> Self {
         Self {
-            // The response of another guest function may have an invalid status. The host checks the one that it sends.
+            // The response of another guest function may have an invalid status. It becomes 500 here.
             status: StatusCode::from_u16(response.status)
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             headers: response.headers.into(),
@@ -61,7 +61,7 @@ impl From<types::Response> for Response {
 
 /// A type that views can return.
 ///
-/// `into_response` makes the `Result<Response>` of a view. Call it when branches of a view return different types:
+/// `into_response` turns a value into a `Result<Response>`. Call it when branches of a view return different types:
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -110,7 +110,7 @@ pub trait IntoResponse: Sized {
     }
 }
 
-/// A response with added headers, from [`IntoResponse::with_header`] and [`IntoResponse::with_cookie`].
+/// A value with added headers, made by [`IntoResponse::with_header`] and [`IntoResponse::with_cookie`].
 #[derive(Clone, Debug)]
 pub struct With<T> {
     inner: T,
@@ -131,7 +131,8 @@ impl<T: IntoResponse> IntoResponse for With<T> {
     }
 }
 
-/// A page of HTML. The text is sent as it is: escape values that you insert, or use templates such as maud's, which do.
+/// A page of HTML. The text is sent as it is: escape the values that you insert, or use templates that escape them,
+/// such as maud's.
 #[derive(Clone, Copy, Debug)]
 pub struct Html<T = String>(pub T);
 
@@ -149,7 +150,7 @@ impl IntoResponse for maud::Markup {
     }
 }
 
-/// Plain text (`text/plain`). A view that returns `String` or `&str` returns the same.
+/// Plain text (`text/plain`). A view that returns `String` or `&str` sends the same response.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<T = String>(pub T);
 
@@ -197,7 +198,7 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// 303: the client goes there with a GET. Return this after the POST of a form.
+    /// 303: the client sends a GET request to the new URL. Return this after the POST of a form.
     pub fn see_other(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::SEE_OTHER,
@@ -205,7 +206,7 @@ impl Redirect {
         }
     }
 
-    /// 307: the client repeats this request there, this time only.
+    /// 307: the client repeats this request at the new URL, but uses the old URL for later requests.
     pub fn temporary(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::TEMPORARY_REDIRECT,
@@ -213,7 +214,7 @@ impl Redirect {
         }
     }
 
-    /// 308: the client repeats this request there, and may use the new URL from now on.
+    /// 308: the client repeats this request at the new URL, and may use the new URL from now on.
     pub fn permanent(location: impl Into<String>) -> Self {
         Self {
             status: StatusCode::PERMANENT_REDIRECT,

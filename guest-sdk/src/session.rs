@@ -19,17 +19,18 @@ use std::time::{Duration, SystemTime};
 /// Minimum length of a signing key: a shorter one can be guessed.
 const KEY_MIN_CHARACTERS: usize = 32;
 const DAYS_DEFAULT: u32 = 14;
-/// Browsers limit the lifetime of a cookie to this.
+/// Browsers limit the lifetime of a cookie to 400 days.
 const DAYS_MAX: u32 = 400;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Limit for the values of a session, as JSON. Browsers limit a cookie with its name to 4096 bytes, of which base64 and the
-/// signature take more than a quarter.
+/// Limit for the values of a session, written as JSON. Browsers limit a cookie, including its name, to 4096 bytes.
+/// Base64 and the signature take more than a quarter of these bytes.
 const VALUES_MAX_BYTES: usize = 2900;
 
-/// Values that belong to one browser and stay from request to request: an extractor for views and middleware of both modes.
+/// Values that belong to one browser and are kept from one request to the next: an extractor for views and middleware
+/// of both modes.
 ///
-/// The response takes the changes to the browser, in a cookie. When the view fails (an error, or a status of 500 and above),
-/// the changes are discarded, like those of its transaction.
+/// The response carries the changes to the browser in a cookie. When the view fails (an error, or a status of 500 or
+/// above), the changes of the session are discarded, like the changes of the view's transaction.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -55,22 +56,24 @@ const VALUES_MAX_BYTES: usize = 2900;
 /// # assert_eq!((left.status().as_u16(), left.session::<u32>("visits")), (303, None));
 /// ```
 ///
-/// The values are in a cookie. Its signature (HMAC-SHA256) prevents changes, but the values are not encrypted: the user of
-/// the browser can read them. There is room for a user's id, a language, a message for the next page. Put data that is
-/// larger, or that must be revocable at once, into a table, and its key into the session. When someone signs in or out,
-/// call [`clear`](Self::clear) first: it removes all values, and the CSRF token, of the previous user.
+/// The values are in a cookie. Its signature (HMAC-SHA256) prevents changes, but the values are not encrypted: the user
+/// of the browser can read them. There is room for a user's id, a language, a message for the next page. Put data that
+/// is larger, or that must be revocable immediately, into a table, and the key of its row into the session. When
+/// someone signs in or out, call [`clear`](Self::clear) first: it removes all values and the CSRF token of the previous
+/// user.
 ///
-/// Middleware and the view both read the cookie that came with the request, and one cookie with the changes of both goes
-/// back. So the view does not see a value that middleware sets in the session until the next request. To pass a value to
-/// the view in this request, use [`Context::set`]. A response that sets the cookie is `cache-control: private`, and so is the
-/// response of a view that takes the session and says nothing about caches: a cache in front must not give the session of one
-/// browser to another. A sub-request does not get the cookies of its caller.
+/// Middleware and the view both read the cookie that came with the request, and the response has one cookie with the
+/// changes of both. So a value that middleware sets in the session is not visible to the view before the next request.
+/// To pass a value to the view within this request, use [`Context::set`]. A response that sets the cookie is made
+/// `cache-control: private`, because a cache in front of the server must not give the session of one browser to
+/// another. The response of a view that takes the session is also made private, unless the view sets `cache-control`. A
+/// sub-request does not get the cookies of its caller.
 ///
 /// | setting or secret of the module | default | |
 /// |---|---|---|
 /// | `session_key` | — | The signing key, at least 32 characters: `secrets = { session_key = { file = "session.key", generate = true } }`. Modules with the same key share their sessions |
-/// | `session_key_previous` | none | The key before a change. Cookies signed with it stay valid, and are signed again with `session_key` |
-/// | `session_days` | 14 | Lifetime of the cookie in days. The cookie is renewed when half of that is over, so a session ends half to all of this time after its last use |
+/// | `session_key_previous` | none | The old key, after a change of `session_key`. Cookies signed with the old key stay valid, and are signed again with `session_key` |
+/// | `session_days` | 14 | Lifetime of the cookie in days. The cookie is renewed when half of its lifetime is over. So a session that is not used any more ends after at least half, and at most all, of this time |
 /// | `session_name` | `session` | The name of the cookie |
 /// | `session_secure` | `true`, but `false` under `amphi up` | Whether browsers send the cookie over HTTPS only. Without TLS in front of `amphi serve`, sessions work only when this is `false` |
 #[derive(Clone)]
@@ -79,11 +82,12 @@ pub struct Session(Rc<RefCell<State>>);
 struct State {
     settings: Settings,
     values: Values,
-    /// The view's changes of the values, in order.
+    /// The changes that this call has made to the values, in order.
     changes: Vec<Change>,
-    /// Whether the browser's cookie should be renewed: half of its lifetime is over, or the previous key has signed it.
+    /// Whether the browser's cookie should be renewed: half of its lifetime is over, or it was signed with the previous
+    /// key.
     outdated: bool,
-    /// Whether the request has a cookie of this name, valid or not.
+    /// Whether the request has a cookie with the name of the session's cookie, valid or not.
     has_cookie: bool,
 }
 
@@ -91,7 +95,8 @@ enum Change {
     Clear,
     Remove(String),
     Set(String, serde_json::Value),
-    /// Unless what is within middleware has set one: its page has that one.
+    /// Sets the value only if it is missing. In middleware, the rest of the chain may have set the value already, and
+    /// the page that the rest made contains that value.
     SetIfMissing(String, serde_json::Value),
 }
 
@@ -113,7 +118,8 @@ impl Change {
 }
 
 impl Session {
-    /// A value; `None` when there is none, or when its type is another one, as after a new version of the app.
+    /// The value of this name. `None` when there is none, or when it is not a `T`, e.g. because an older version of the
+    /// app set it.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         T::deserialize(self.0.borrow().values.get(name)?).ok()
     }
@@ -127,7 +133,8 @@ impl Session {
         self.change(name, serde_json::to_value(value)?, Change::Set)
     }
 
-    /// Sets a value that a view within this middleware may have set as well: then the view's counts.
+    /// Sets a value. If middleware calls this, and the rest of the chain sets a value of the same name, the value of
+    /// the rest is kept instead.
     pub(crate) fn set_if_missing(&self, name: &str, value: String) -> Result<()> {
         self.change(name, value.into(), Change::SetIfMissing)
     }
@@ -173,20 +180,21 @@ impl Session {
         state.changes.push(Change::Clear);
     }
 
-    /// Whether the value was set in this call because it was missing, and did not come with the request.
+    /// Whether [`set_if_missing`](Self::set_if_missing) set this value in this call. If so, it did not come with the
+    /// request.
     pub(crate) fn was_missing(&self, name: &str) -> bool {
         let is_it = |change: &Change| matches!(change, Change::SetIfMissing(set, _) if set == name);
         self.0.borrow().changes.iter().any(is_it)
     }
 
-    /// Whether the cookie may have been lost because the browser does not send it over plain HTTP: the request has none, and
-    /// the setting `session_secure` is on.
+    /// Whether the cookie may have been lost because the browser does not send it over plain HTTP: the request has no
+    /// session cookie, and the setting `session_secure` is on.
     pub(crate) fn may_be_lost(&self) -> bool {
         let state = self.0.borrow();
         !state.has_cookie && state.settings.secure
     }
 
-    /// The session of this call of a guest function. All extractors of the call share it.
+    /// The session in this call of a guest function. All extractors of the call share it.
     pub(crate) fn of<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         if let Some(session) = cx.session.get() {
             return Ok(session.clone());
@@ -219,7 +227,8 @@ impl State {
     fn read<M: Mode>(cx: &Context<M>, request: &Request) -> Result<Self> {
         let settings = Settings::read(|name| cx.config(name))?;
         let cookies = Cookies::of(&request.headers);
-        // A request may have several cookies of this name, from other paths or apps. Take the one whose signature is valid.
+        // A request may have several cookies of this name, set for other paths or by other apps. Take the first one
+        // whose signature is valid.
         let named = |(name, _): &(&str, &str)| *name == settings.name;
         let texts: Vec<&str> = (cookies.iter().filter(named))
             .map(|(_, text)| text)
@@ -241,7 +250,8 @@ impl State {
     }
 }
 
-/// Adds the cookie to the response, if it has to change.
+/// Adds the session's cookie to the response, if the cookie has to change. Also sets `vary` and, if missing,
+/// `cache-control`.
 fn write(session: &Session, response: &mut Response) -> Result<()> {
     let mut state = session.0.borrow_mut();
     let State {
@@ -251,7 +261,8 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
     if response.headers.get("cache-control").is_none() {
         response.headers.append("cache-control", "private");
     }
-    // In middleware, the response of the rest may set the session, too. Apply the changes of this function on top of it.
+    // In middleware, the rest of the chain may have set the session's cookie already. Then this call's changes are
+    // applied to the values in that cookie.
     let within = settings.set_in(response);
     if state.changes.is_empty() && (within.is_some() || !state.outdated) {
         return Ok(());
@@ -275,8 +286,8 @@ fn write(session: &Session, response: &mut Response) -> Result<()> {
     Ok(())
 }
 
-/// A response with a session's cookie is for one browser. A cache that gave it to others would have them share the
-/// session and its CSRF token, whatever the view says of its page.
+/// Adds `private` to `cache-control`, and removes what allows shared caches. A response with a session's cookie is for
+/// one browser: if a cache gave it to other browsers, they would share the session and its CSRF token.
 fn make_private(response: &mut Response) {
     let said: Vec<String> = (response.headers.get_all("cache-control"))
         .flat_map(|value| value.split(','))
@@ -289,7 +300,7 @@ fn make_private(response: &mut Response) {
     let mut kept: Vec<&str> = (said.iter().map(String::as_str))
         .filter(|directive| !directive.is_empty() && !named(directive, &["public", "s-maxage"]))
         .collect();
-    // `private="set-cookie"` is about that header alone.
+    // `private="set-cookie"` makes only that header private, not the whole response.
     let is_private =
         |directive: &&str| !directive.contains('=') && named(directive, &["private", "no-store"]);
     if !kept.iter().any(is_private) {
@@ -299,7 +310,7 @@ fn make_private(response: &mut Response) {
     response.headers.set("cache-control", kept);
 }
 
-/// Tells caches that the response depends on the cookie, so that they do not give it to others.
+/// Tells caches that the response depends on the cookies of the request, so that they do not give it to other browsers.
 fn add_vary(response: &mut Response) {
     let known = response
         .headers
@@ -374,8 +385,8 @@ impl Settings {
         (opened.0.end > now()).then_some(opened)
     }
 
-    /// The values of the session after a response, as its `set-cookie` says; empty when it ends the session. None: the response
-    /// leaves the session as it is.
+    /// The values in the session's cookie that the response sets; empty when that cookie ends the session. `None` when
+    /// the response does not set the session's cookie.
     pub(crate) fn set_in(&self, response: &Response) -> Option<Values> {
         let cookie = (response.headers.get_all("set-cookie"))
             .filter_map(|text| Cookie::parse(text).ok())
@@ -393,7 +404,7 @@ impl Settings {
         })
     }
 
-    /// The cookie for these values. Without values, a cookie that ends the session.
+    /// The cookie for these values. If there are no values, the cookie ends the session.
     pub(crate) fn cookie(&self, values: Values) -> Result<Cookie<'static>> {
         let lifetime = match values.is_empty() {
             true => Duration::ZERO,
@@ -433,8 +444,9 @@ fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Holds the session of a call, in its context, and the function that writes it. It stays empty in a view that uses no
-/// session. Since only [`Session::of`] names that function, a component without sessions has none of their code.
+/// The part of a context that holds the session of the call, and the function that writes the session into the
+/// response. It stays empty when the call uses no session. Only [`Session::of`] refers to that function, so a component
+/// that uses no sessions does not contain their code.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Place(Rc<RefCell<Option<(Session, Write)>>>);
 

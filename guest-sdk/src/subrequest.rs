@@ -6,14 +6,15 @@ use crate::{Error, Request, Response, Result};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A call of another view of this app within this request. It shares the context values and the time limit of its caller.
-/// The module needs `subrequests = true`.
+/// A call of another view of this app within this request. The called view shares the context values and the time limit
+/// of its caller. The caller's module needs `subrequests = true`.
 ///
 /// When the caller is in a transaction (it is an atomic view, or the call is in an
-/// [`atomic`](crate::database::Database::atomic) block), the called view takes part in it: if the view fails, the whole
-/// transaction is rolled back. The transaction cannot end before the view has answered. When the caller is in no
-/// transaction, an atomic view has a transaction of its own, which has committed when the response arrives. Views that are
-/// called at the same time have separate transactions. They do not use a connection that their caller has pinned.
+/// [`atomic`](crate::database::Database::atomic) block), the called view takes part in this transaction: if the view
+/// fails, the whole transaction is rolled back. The transaction cannot end before the view has answered. When the
+/// caller is in no transaction, a called atomic view has a transaction of its own, which has committed when the
+/// response arrives. Then views that are called at the same time have separate transactions. A called view does not use
+/// a connection that its caller has pinned.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -59,8 +60,8 @@ impl Subrequest<'_, Sync> {
     /// Calls the view and waits for its response.
     ///
     /// # Errors
-    /// The error that the view returned; a 500, 503 or 504 when it trapped or exceeded a limit; 404 when no view has this
-    /// path.
+    /// The error that the view returned; a 500, 503 or 504 when the view trapped or exceeded a limit; 404 when no view
+    /// has this path.
     pub fn send(self) -> Result<Response> {
         host::sync::subrequest(self.host, self.request.into())
             .map(Response::from)
@@ -72,8 +73,8 @@ impl Subrequest<'_, Async> {
     /// Calls the view and waits for its response.
     ///
     /// # Errors
-    /// The error that the view returned; a 500, 503 or 504 when it trapped or exceeded a limit; 404 when no view has this
-    /// path.
+    /// The error that the view returned; a 500, 503 or 504 when the view trapped or exceeded a limit; 404 when no view
+    /// has this path.
     pub async fn send(self) -> Result<Response> {
         host::asynch::subrequest(self.host, self.request.into())
             .await

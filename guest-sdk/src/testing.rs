@@ -58,8 +58,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// The app around the views of a test: databases, settings, scripted responses, and a record of what views did. Its data
-/// stays from call to call.
+/// The app that the views of a test run in: databases, settings, scripted responses, and a record of what views did.
+/// Its data is kept from one call to the next.
 #[derive(Clone, Debug, Default)]
 pub struct App(Rc<World>);
 
@@ -78,10 +78,10 @@ struct World {
     grants: RefCell<Grants>,
 }
 
-/// Runs a view that another guest function calls, on the same host.
+/// Runs a guest function that another guest function calls, with the same host.
 type Inner = fn(&Host, Request) -> Result<Response>;
 
-/// The view that [`App::around`] has named: `Next` runs it.
+/// The view that a test has passed to [`App::around`]. `Next` runs it.
 #[derive(Clone, Copy, Debug)]
 struct Around {
     kind: Kind,
@@ -160,7 +160,7 @@ impl App {
         app.setting("session_key", "the key of sessions in tests alone")
     }
 
-    /// Grants everything, whatever the crate's `amphi.toml` says. Its limits still apply.
+    /// Grants everything, whatever the crate's `amphi.toml` says. The limits of that file still apply.
     pub fn grant_all(self) -> Self {
         self.0.grants.borrow_mut().grant_all();
         self
@@ -175,9 +175,9 @@ impl App {
     /// Applies the `V1__name.sql` files of a folder to the default database, in the order of their
     /// numbers. The folder is relative to the crate.
     ///
-    /// The files may be written for PostgreSQL: types, `serial`, `now()`, casts such as `::text` and a few other things are
-    /// translated to SQLite. A statement that SQLite does not accept after that is an error which shows the statement. Keep
-    /// such statements in files of their own, or make the tables with [`execute_batch`](Self::execute_batch).
+    /// The files may be written for PostgreSQL: types, `serial`, `now()`, casts such as `::text` and a few other things
+    /// are translated to SQLite. If SQLite does not accept a translated statement, the test panics and shows the
+    /// statement. Then make the tables of the test with [`execute_batch`](Self::execute_batch) instead.
     pub fn migrations(self, folder: impl AsRef<Path>) -> Self {
         for (path, sql) in database::migrations(folder.as_ref()) {
             self.on_database("default", |database| {
@@ -192,7 +192,7 @@ impl App {
         self.execute_batch_on("default", sql)
     }
 
-    /// Runs statements on the database of this name, and creates the database before if there is none.
+    /// Runs statements on the database of this name, and creates this database first if it does not exist.
     pub fn execute_batch_on(self, name: &str, sql: &str) -> Self {
         self.on_database(name, |database| {
             database.execute_batch(sql, "execute_batch")
@@ -221,12 +221,13 @@ impl App {
         self.value(name, value)
     }
 
-    /// Scripts the response to outbound GET requests of this URL. A `*` at its end stands for any text.
+    /// Scripts the response to outbound GET requests to this URL. A `*` at the end of `url` stands for any text.
     pub fn on_get(self, url: impl Into<String>, reply: Reply) -> Self {
         self.on("GET", url, reply)
     }
 
-    /// Scripts the response to outbound requests of this method and URL. When several scripts match, the first one is used.
+    /// Scripts the response to outbound requests with this method and URL. A `*` at the end of `url` stands for any
+    /// text. When several scripts match, the first one is used.
     pub fn on(self, method: impl Into<String>, url: impl Into<String>, reply: Reply) -> Self {
         self.0.outbound.script(method.into(), url.into(), reply);
         self
@@ -285,7 +286,7 @@ impl App {
         self.0.published.borrow().clone()
     }
 
-    /// Runs a view, with its extractors and in its transaction: `app.call::<entry>(get("/entries/7"))`.
+    /// Runs a view with its extractors, in a transaction if the view is atomic: `app.call::<entry>(get("/entries/7"))`.
     ///
     /// # Panics
     ///
@@ -304,7 +305,7 @@ impl App {
             &self.0.settings.borrow(),
         );
         if bytes > max {
-            // The host answers this before the view runs.
+            // The host refuses such a request before the view runs.
             let refused = Error::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!("The request body has more than {max} bytes."),
@@ -322,12 +323,12 @@ impl App {
         TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow())
     }
 
-    /// A context, to call functions of sync views with.
+    /// A context for calling helper functions that take the context of a sync view.
     pub fn context(&self) -> sync::Context {
         sync::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
     }
 
-    /// A context, to call functions of async views with; run their futures with [`run`].
+    /// A context for calling helper functions that take the context of an async view. Run their futures with [`run`].
     pub fn async_context(&self) -> asynch::Context {
         asynch::Context::new(Host::new(Rc::new(Call::alone(self.0.clone()))))
     }

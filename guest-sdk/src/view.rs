@@ -1,8 +1,8 @@
-//! From `#[view]` functions to the exports of a component.
+//! Turns `#[view]` functions into the exports of a component.
 //!
 //! `views!` lists the views of a crate. The list becomes a table with one entry for every view. A build reads only the
 //! constant of its own mode from each view ([`View::SYNC`] or [`View::ASYNC`]), so a component has no code of the other
-//! mode's views. Since every view has an entry, both components of a crate give their views the same numbers.
+//! mode's views. Since every view has an entry, a view has the same number in both components of a crate.
 
 use crate::bindings::amphi::view::types;
 use crate::extract::Settings;
@@ -22,7 +22,7 @@ pub type SyncView = fn(Context<Sync>, Request) -> Result<Response>;
 /// An async view and its extractors, as one function.
 pub type AsyncView = fn(Context<Async>, Request) -> Outcome;
 
-/// Describes a view. `#[view]` implements this for the type that it adds beside the function.
+/// Describes a view. `#[view]` adds a type with the name of the function, and implements this trait for that type.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a view",
     note = "add `#[view(get, \"/path\")]` to the function of this name"
@@ -34,19 +34,19 @@ pub trait View {
     const KIND: Kind;
     /// Whether the host refuses statements that write.
     const READ_ONLY: bool = false;
-    /// Isolation level of its transaction.
+    /// Isolation level of the view's transaction.
     const ISOLATION: Option<types::Isolation> = None;
     /// How many times the request may be run again after a conflict.
     const RETRIES: u32 = 0;
-    /// Whether it runs in a transaction. `None`: the app's configuration decides.
+    /// Whether the view runs in a transaction. `None`: the app's configuration decides.
     const ATOMIC: Option<bool>;
-    /// Limit of its CPU time.
+    /// Limit of the view's CPU time in milliseconds. `None`: the module's limit applies.
     const CPU_MS: Option<u32>;
-    /// Limit of its wall-clock time.
+    /// Limit of the view's wall-clock time in milliseconds. `None`: the module's limit applies.
     const TIMEOUT_MS: Option<u32>;
-    /// The middleware that its attribute names, the outermost first.
+    /// The middleware that is listed in the view's attribute, the outermost first.
     const MIDDLEWARE: &'static [Layer] = &[];
-    /// The checks of the module's settings by its extractors.
+    /// The functions with which the view's extractors check the module's settings.
     const CHECKS: &'static [SettingsCheck] = &[];
     /// The function, if it is a `fn`.
     const SYNC: Option<SyncView> = None;
@@ -54,15 +54,15 @@ pub trait View {
     const ASYNC: Option<AsyncView> = None;
 }
 
-/// [`FromRequest::check_settings`](crate::FromRequest::check_settings) of an extractor.
+/// The function [`FromRequest::check_settings`](crate::FromRequest::check_settings) of an extractor.
 pub type SettingsCheck = fn(Settings<'_>) -> Result<()>;
 
-/// Middleware that a view's attribute names.
+/// Middleware that is listed in a view's attribute.
 #[derive(Clone, Copy)]
 pub struct Layer {
     /// The function's name, with its module.
     pub name: &'static str,
-    /// Runs it in a native test. In a component, the host calls the middleware.
+    /// Runs the middleware in a native test. In a component, the host calls the middleware.
     #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
     pub(crate) run: fn(&crate::host::Host, Request) -> Result<Response>,
 }
@@ -92,14 +92,14 @@ pub enum Kind {
         /// The path below the module's mount.
         pattern: &'static str,
     },
-    /// A request whose chain names the middleware.
+    /// A request whose chain contains this middleware.
     Middleware,
-    /// An event on this topic, or pattern of topics.
+    /// An event on this topic, or on a topic that this pattern includes.
     Subscriber(&'static str),
 }
 
 impl Kind {
-    /// The method of requests to the function.
+    /// The method of requests to the function. `GET` for middleware, which runs for all methods.
     pub const fn method(self) -> &'static str {
         match self {
             Kind::Route { method, .. } => method,
@@ -140,7 +140,7 @@ impl From<Kind> for types::ViewKind {
     }
 }
 
-/// An entry of the table. `view` is `None` for a view of the other mode.
+/// An entry of the table. `view` is `None` if the view is not of the mode that is built.
 pub struct Entry<V> {
     info: Info,
     view: Option<V>,
@@ -161,7 +161,7 @@ struct Info {
 }
 
 impl<F> Entry<F> {
-    /// The entry of `V`. `view` is its constant `SYNC` or `ASYNC`, by the mode that is built.
+    /// The entry of `V`. `view` is the constant `SYNC` or `ASYNC` of `V`, depending on the mode that is built.
     pub const fn new<V: View>(view: Option<F>) -> Self {
         let info = Info {
             name: V::NAME,
@@ -183,8 +183,8 @@ impl<F> Entry<F> {
 ///
 /// # Panics
 ///
-/// When an extractor of a view refuses the module's settings (`setting`). The host reports the panic's text and does not
-/// load the module.
+/// When an extractor of a view refuses the module's settings, which it reads with `setting`. The host reports the
+/// panic's text and does not load the module.
 pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<types::ViewInfo> {
     let listed = (0..).zip(table).filter(|(_, entry)| entry.view.is_some());
     let checked = listed.inspect(|(_, Entry { info, .. })| {
@@ -212,7 +212,7 @@ pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<typ
         .collect()
 }
 
-/// The export `describe` of a component. The settings are checked, unless the component is only inspected.
+/// The export `describe` of a component. The settings are not checked when the host only inspects the component.
 #[cfg(target_arch = "wasm32")]
 pub fn describe_component<V>(table: &[Entry<V>]) -> Vec<types::ViewInfo> {
     let host = crate::host::Host;
@@ -269,12 +269,13 @@ pub fn respond<M: Mode, R: IntoResponse>(cx: &Context<M>, output: R) -> Result<R
     Ok(response)
 }
 
-/// The first step of the function that `#[view]` makes, when an extractor reads the whole body.
+/// Loads the body into memory: the first step of the function that `#[view]` makes, if an extractor reads the whole
+/// body.
 pub fn load_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
     crate::body::load(&cx.host, request)
 }
 
-/// The same for an async view; `None` when the body is in memory already.
+/// [`load_body`] for an async view. `None` when the body is in memory already.
 pub fn load_body_async<'a>(
     cx: &'a Context<Async>,
     request: &'a mut Request,
@@ -284,12 +285,13 @@ pub fn load_body_async<'a>(
         .then(|| -> Loading<'a> { Box::pin(crate::body::load_async(&cx.host, request)) })
 }
 
-/// The first step of the function that `#[view]` makes, when an extractor looks at the beginning of the body.
+/// Reads the beginning of the body: the first step of the function that `#[view]` makes, if an extractor needs only the
+/// beginning.
 pub fn begin_body(cx: &Context<Sync>, request: &mut Request) -> Result<()> {
     crate::body::begin(&cx.host, request)
 }
 
-/// The same for an async view; `None` when the body is in memory already.
+/// [`begin_body`] for an async view. `None` when the body is in memory already.
 pub fn begin_body_async<'a>(
     cx: &'a Context<Async>,
     request: &'a mut Request,
@@ -312,13 +314,13 @@ pub const fn without_crate(path: &'static str) -> &'static str {
     path
 }
 
-/// Lists the views of a crate. The native version of this macro has the documentation.
+/// Lists the views of a crate. The documentation is at the native version of this macro.
 #[cfg(target_arch = "wasm32")]
 #[macro_export]
 macro_rules! views {
     ($($view:path),* $(,)?) => {
-        // `amphi build` passes `--cfg amphi_mode` for the crate that lists views, and for no other: so everything that this
-        // crate depends on is compiled once for both modes.
+        // `amphi build` passes `--cfg amphi_mode` only to the crate that calls `views!`. So the dependencies of that
+        // crate are compiled only once, for both modes.
         #[cfg(amphi_mode = "sync")]
         $crate::__export_sync_views!($($view),*);
         #[cfg(amphi_mode = "async")]
@@ -415,7 +417,8 @@ macro_rules! __export_async_views {
 /// # fn main() {}
 /// ```
 ///
-/// `amphi build` makes the components from this list. In a native build, the macro only checks that the names are views.
+/// `amphi build` makes the components from this list. In a native build, the macro only checks that each name in the
+/// list is a view.
 #[cfg(not(target_arch = "wasm32"))]
 #[macro_export]
 macro_rules! views {
@@ -426,8 +429,8 @@ macro_rules! views {
     };
 }
 
-/// Writes a line about a view into a custom section of the component. `amphi build` reads the section to find views that no
-/// `views!` lists.
+/// Writes a line about a view into a custom section of the component. `amphi build` reads the section to find views
+/// that are missing in `views!`.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 #[macro_export]
@@ -452,7 +455,7 @@ macro_rules! __declare_view {
     };
 }
 
-/// In a native build, the compiler warns of a view that is never used.
+/// Does nothing in a native build: there, the compiler warns about a view that is never used.
 #[cfg(not(target_arch = "wasm32"))]
 #[doc(hidden)]
 #[macro_export]
@@ -460,7 +463,8 @@ macro_rules! __declare_view {
     ($name:literal) => {};
 }
 
-/// Writes lines about the list into the same section: which modes have views, and each listed view.
+/// Writes lines about the list of `views!` into the section `amphi-views`: one about the modes that have views, and one
+/// for each listed view.
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 #[macro_export]
@@ -484,7 +488,7 @@ macro_rules! __list_views {
     };
 }
 
-/// The line that says which modes have views.
+/// The line of the section that says which modes have views.
 pub const fn modes(sync: bool, asynch: bool) -> &'static str {
     match (sync, asynch) {
         (true, true) => "modes sync async\n",
@@ -501,7 +505,7 @@ pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-/// The line `listed NAME`.
+/// The line `listed NAME` of the section, as bytes.
 pub const fn listed<const N: usize>(name: &str) -> [u8; N] {
     let mut line = [b'\n'; N];
     let (start, rest) = line.split_at_mut(7);

@@ -1,5 +1,5 @@
-//! What the compiler says about mistakes in views. The texts are part of the product: see
-//! `tests/macros/*.stderr`, and write them anew with `TRYBUILD=overwrite cargo test -p amphi-sdk`.
+//! What the compiler says about mistakes in views. Its messages are part of the product, so `tests/macros/*.stderr` has
+//! them word for word. `TRYBUILD=overwrite cargo test -p amphi-sdk` writes these files anew.
 
 #[test]
 fn mistakes_are_explained() {

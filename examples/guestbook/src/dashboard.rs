@@ -1,4 +1,4 @@
-//! The dashboard: an async view that asks a dozen slow stations at once.
+//! The dashboard: an async view that asks twelve slow weather stations at the same time.
 
 use crate::entries;
 use crate::layout::{Section, page};
@@ -6,20 +6,20 @@ use amphi_sdk::prelude::*;
 use maud::{Markup, html};
 use std::time::Instant;
 
-/// Each is one outbound request of about 100 milliseconds.
+/// The dashboard sends one outbound request for each city. A request takes about 100 milliseconds.
 const CITIES: [&str; 12] = [
     "Accra", "Berlin", "Dublin", "Hanoi", "Lima", "Lisbon", "Nairobi", "Oslo", "Quito", "Seoul",
     "Tunis", "Vienna",
 ];
 
-/// What a station says, as far as the dashboard shows it.
+/// The fields of a weather station's report that the dashboard shows.
 #[derive(Deserialize)]
 struct Report {
     celsius: i32,
     sky: String,
 }
 
-/// An answer or what went wrong, and how long that took.
+/// The report of one station, or the error of its request, and how long the request took.
 struct Answer {
     city: &'static str,
     report: Result<Report>,
@@ -57,7 +57,7 @@ pub async fn show(cx: &Context) -> Result<Markup> {
     Ok(page(cx, Section::Dashboard, "Dashboard", content))
 }
 
-/// A station that does not answer is no reason not to show the others.
+/// Asks one station. An error becomes part of the station's answer, so the other stations are shown all the same.
 async fn ask(cx: &asynch::Context, city: &'static str) -> Answer {
     let start = Instant::now();
     let report = report(cx, city).await;

@@ -1,22 +1,22 @@
-//! The entries: what they are, when they are acceptable, how they are stored. Views of both modes call these functions,
-//! which are written once.
+//! The entries of the guestbook: their types, the checks of a new entry, and the database statements. Functions under
+//! `#[both]` are written once, and views of both modes call them.
 
 use amphi_sdk::prelude::*;
 
 const NAME_MAX: usize = 60;
 const MESSAGE_MAX: usize = 1000;
 
-/// A signed entry.
+/// An entry, as the database stores it.
 #[derive(Debug, FromRow, Serialize)]
 pub struct Entry {
     pub id: i64,
     pub name: String,
     pub message: String,
-    /// In UTC, e.g. `2031-05-04T16:20:00Z`.
+    /// The time in UTC, e.g. `2031-05-04T16:20:00Z`.
     pub signed_at: String,
 }
 
-/// What a guest sends. Missing fields are empty ones, which `check` has a word for.
+/// What a visitor sends. A missing field is read as an empty text, which `check` refuses.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NewEntry {
@@ -34,7 +34,7 @@ pub struct Problems {
 }
 
 impl NewEntry {
-    /// Without surrounding space, and with one kind of line end.
+    /// Removes surrounding white space, and turns each `\r\n` into `\n`.
     pub fn tidy(self) -> Self {
         Self {
             name: self.name.trim().to_owned(),
@@ -42,7 +42,7 @@ impl NewEntry {
         }
     }
 
-    /// Whether this can be signed as it is.
+    /// Checks both fields. The error has a message for each field that is not acceptable.
     pub fn check(&self) -> Result<(), Problems> {
         let problems = Problems {
             name: problem(&self.name, NAME_MAX, "Please tell us your name."),
@@ -81,7 +81,7 @@ pub async fn count(cx: &Context) -> Result<u32> {
         .unwrap_or(0))
 }
 
-/// The newest entries, after leaving out some.
+/// The newest entries, at most `limit`, without the first `offset` of them.
 #[both]
 pub async fn newest(cx: &Context, limit: u32, offset: u32) -> Result<Vec<Entry>> {
     cx.db()
@@ -92,7 +92,7 @@ pub async fn newest(cx: &Context, limit: u32, offset: u32) -> Result<Vec<Entry>>
         .await
 }
 
-/// One entry.
+/// The entry with this id, if there is one.
 #[both]
 pub async fn find(cx: &Context, id: i64) -> Result<Option<Entry>> {
     cx.db()

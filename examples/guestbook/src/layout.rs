@@ -1,4 +1,4 @@
-//! What all pages share.
+//! The HTML that all pages share.
 
 use amphi_sdk::prelude::*;
 use maud::{DOCTYPE, Markup, html};
@@ -10,7 +10,7 @@ pub enum Section {
     Dashboard,
 }
 
-/// A whole page. It waits for nothing, so the views of both modes use it.
+/// Renders a whole page. The function waits for nothing, so it takes the context of either mode.
 pub fn page<M: Mode>(cx: &Context<M>, section: Section, title: &str, content: Markup) -> Markup {
     let site = cx.config("title").unwrap_or_else(|| "Guestbook".into());
     html! {

@@ -1,7 +1,7 @@
 //! A guestbook with pages, a JSON API and a dashboard.
 //!
 //! The sync views are in `pages` and `api`: they read and write the database, one statement after the
-//! other. The async view in `dashboard` asks a dozen slow endpoints at once.
+//! other. The async view in `dashboard` asks twelve slow endpoints at the same time.
 
 mod api;
 mod dashboard;

@@ -19,7 +19,7 @@ pub fn list(
     session: Session,
     csrf: Csrf,
 ) -> Result<Markup> {
-    // Who has signed before need not write the name again.
+    // The form is filled in with the name that this browser last signed with.
     let new = NewEntry {
         name: session.get("name").unwrap_or_default(),
         ..NewEntry::default()
@@ -55,8 +55,8 @@ pub fn detail(cx: &Context, Path(id): Path<i64>) -> Result<Response> {
     .into_response()
 }
 
-/// Runs in a transaction, which is committed before the guest hears of it. `Protected` lets only the form of this
-/// guestbook through.
+/// Runs in a transaction, which commits before the response goes out. `Protected` refuses forms that other sites have
+/// sent.
 #[view(post, "/entries", atomic)]
 pub fn sign(
     cx: &Context,
@@ -142,7 +142,7 @@ fn card(entry: &Entry) -> Markup {
         .name
         .bytes()
         .fold(0, |hue: u32, byte| (hue * 31 + u32::from(byte)) % 360);
-    // `2031-05-04T16:20:00Z` as `2031-05-04 16:20`.
+    // `2031-05-04T16:20:00Z` is shown as `2031-05-04 16:20`: with a space, and the first 16 characters only.
     let signed_at = entry.signed_at.replace('T', " ");
     html! {
         article.card #{ "entry-" (entry.id) } {

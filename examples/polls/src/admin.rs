@@ -1,4 +1,4 @@
-//! The pages for staff: a list with search and filter, a form for a question with its answers, and deleting.
+//! The pages for staff: the list of questions, the form for a question and its answers, and the page that deletes one.
 
 use crate::forms::{ChoiceForm, Errors, QuestionForm, Sent};
 use crate::search::{self, Filter, Line, PER_PAGE, When};
@@ -9,7 +9,7 @@ use amphi_sdk::prelude::*;
 use askama::Template;
 use time::OffsetDateTime;
 
-/// Empty rows for answers, of a new question and of one that has some.
+/// Empty rows for answers: `ROWS_OF_NEW` for a new question, `ROWS_MORE` for a form that has rows already.
 const ROWS_OF_NEW: usize = 4;
 const ROWS_MORE: usize = 2;
 
@@ -26,7 +26,7 @@ struct List<'a> {
     frame: Frame<'a>,
     notice: Option<String>,
     filter: &'a Filter,
-    /// The filter by time, each with whether the list is filtered by it.
+    /// The options of the filter by time, each with whether it is selected.
     times: [(When, bool); 5],
     rows: Vec<Row>,
     count: u32,
@@ -238,7 +238,7 @@ pub fn delete(
     done(&session, &format!("“{}” was deleted.", question.text))
 }
 
-/// Back to the list, which shows the notice once.
+/// Redirects to the list of questions, which shows the notice once.
 fn done(session: &Session, notice: &str) -> Result<Response> {
     session.set("notice", notice)?;
     Redirect::see_other(HOME).into_response()

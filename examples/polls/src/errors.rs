@@ -1,4 +1,4 @@
-//! The page for what fails.
+//! The error page.
 
 use crate::site;
 use amphi_sdk::prelude::*;
@@ -14,7 +14,7 @@ struct Page<'a> {
 
 #[view(get, "/error/{status}")]
 pub fn page(cx: &Context, Path(status): Path<u16>) -> Result<Html> {
-    // The host sets this value. Whoever asks for the page itself finds nothing.
+    // The host sets this value when a request has failed. A client that requests this path itself gets a 404.
     let Some(message) = cx.get("error.message") else {
         return Err(Error::not_found("There is no such page."));
     };

@@ -1,4 +1,4 @@
-//! The form of a question: read, checked by `garde`, and shown again with what is wrong beside each field.
+//! The form of a question: how it is read, how `garde` checks it, and the errors that the page shows beside the fields.
 
 use crate::store::{Choice, Question};
 use amphi_sdk::prelude::*;
@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
-/// As many characters as the tables take.
+/// Limit for the characters of a question or an answer. The tables check the same limit.
 pub const TEXT_MAX: usize = 200;
 const CHOICES_MIN: usize = 2;
 const CHOICES_MAX: usize = 50;
 
-/// What a browser sends. A name that occurs several times is a column of the rows of answers.
+/// What a browser sends. Each row for an answer has a `choice_id` and a `choice_text`, so these two occur repeatedly.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Sent {
@@ -20,32 +20,32 @@ pub struct Sent {
     pub_date: String,
     choice_id: Vec<String>,
     choice_text: Vec<String>,
-    /// The answers whose box is ticked.
+    /// The ids of the answers whose box “Remove” is ticked.
     remove: Vec<i64>,
-    /// Which button was pressed.
+    /// The value of the button that was pressed: `save` or `rows`.
     action: String,
 }
 
 impl Sent {
-    /// Whether the user asks for more rows, and has not finished yet.
+    /// Whether the user asks for more empty rows, instead of saving the form.
     pub fn wants_rows(&self) -> bool {
         self.action == "rows"
     }
 }
 
-/// A question as it is written.
+/// The form of one question, as the user has filled it in.
 #[derive(Clone, Debug, Default, Validate)]
 pub struct QuestionForm {
     #[garde(custom(line("Please write the question.")))]
     pub text: String,
-    /// As `<input type="datetime-local">` writes it, in UTC.
+    /// The time in UTC, in the format of `<input type="datetime-local">`.
     #[garde(custom(moment))]
     pub pub_date: String,
     #[garde(custom(enough), custom(distinct), dive)]
     pub choices: Vec<ChoiceForm>,
 }
 
-/// A row of the form.
+/// A row of the form, for one answer.
 #[derive(Clone, Debug, Default, Validate)]
 pub struct ChoiceForm {
     /// None for a new answer.
@@ -58,13 +58,13 @@ pub struct ChoiceForm {
 }
 
 impl ChoiceForm {
-    /// Whether the answer is there after saving. A new row that is left empty is none.
+    /// Whether the row is an answer once the form is saved. A removed answer and an empty new row are not.
     fn counts(&self) -> bool {
         !self.remove && (self.id.is_some() || !self.text.is_empty())
     }
 }
 
-/// A rule: some text of one line.
+/// A rule for `garde`: a text of one line that is not empty.
 fn line(when_empty: &'static str) -> impl FnOnce(&str, &()) -> garde::Result {
     move |text, _| match text.chars().count() {
         0 => Err(garde::Error::new(when_empty)),
@@ -113,7 +113,7 @@ fn distinct(choices: &[ChoiceForm], (): &()) -> garde::Result {
     Ok(())
 }
 
-/// The moment that a browser has sent, with or without seconds. The tables take these years on both databases.
+/// Reads the time that a browser sends, with or without seconds. SQLite and PostgreSQL both store years 1900 to 9998.
 fn parse(text: &str) -> Option<OffsetDateTime> {
     let format = format_description!(
         version = 2,
@@ -123,7 +123,7 @@ fn parse(text: &str) -> Option<OffsetDateTime> {
     (1900..=9998).contains(&moment.year()).then_some(moment)
 }
 
-/// A moment for `<input type="datetime-local">`.
+/// Formats a time for `<input type="datetime-local">`, in UTC.
 fn written(moment: OffsetDateTime) -> String {
     let format = format_description!(version = 2, "[year]-[month]-[day]T[hour]:[minute]");
     moment
@@ -137,18 +137,18 @@ fn written(moment: OffsetDateTime) -> String {
 pub struct Draft {
     pub text: String,
     pub pub_date: OffsetDateTime,
-    /// The answers that stay, by their ids.
+    /// The id and the text of each answer that stays.
     pub kept: Vec<(i64, String)>,
     pub added: Vec<String>,
     pub removed: Vec<i64>,
 }
 
-/// What is wrong, by the paths of the fields: `text`, `choices[2].text`.
+/// Error messages, each with the path of its field, such as `text` or `choices[2].text`.
 #[derive(Debug, Default)]
 pub struct Errors(Vec<(String, String)>);
 
 impl Errors {
-    /// The first thing that is wrong with a field.
+    /// The first error message of a field.
     pub fn of(&self, field: &str) -> Option<&str> {
         self.0
             .iter()
@@ -171,7 +171,7 @@ impl From<garde::Report> for Errors {
 }
 
 impl QuestionForm {
-    /// For a question that is to be written, published at once.
+    /// The form for a new question, with `now` as its time of publication.
     pub fn empty(now: OffsetDateTime) -> Self {
         Self {
             pub_date: written(now),
@@ -192,7 +192,7 @@ impl QuestionForm {
         }
     }
 
-    /// What was sent, without surrounding space.
+    /// Reads what the browser has sent, without surrounding white space.
     pub fn read(sent: Sent) -> Result<Self> {
         if sent.choice_id.len() != sent.choice_text.len() {
             return Err(Error::bad_request(
@@ -228,7 +228,7 @@ impl QuestionForm {
         self
     }
 
-    /// The question, or what is wrong with it.
+    /// Checks the form. Returns the question, or the errors.
     pub fn checked(&self) -> Result<Draft, Errors> {
         self.validate()?;
         let mut draft = Draft {

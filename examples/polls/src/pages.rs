@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 /// How many questions the first page shows.
 const LATEST: u32 = 5;
-/// How many other questions are below the results of one.
+/// How many other questions the page with the results of a question lists.
 const MORE: usize = 3;
 
 #[derive(Template)]
@@ -70,7 +70,7 @@ fn detail_page(
     Ok(Html(page.render()?))
 }
 
-/// None when nothing was chosen.
+/// The form of a vote. `choice` is `None` when the visitor has chosen no answer.
 #[derive(Deserialize)]
 pub struct Ballot {
     choice: Option<i64>,
@@ -89,7 +89,7 @@ pub fn vote(
         None => false,
     };
     if counted {
-        // After this, reloading the page does not vote again.
+        // With a redirect, the visitor can reload the next page without voting again.
         return Redirect::see_other(format!("/polls/{id}/results")).into_response();
     }
     let problem = Some("Please choose one of the answers.");

@@ -1,4 +1,4 @@
-//! The list of the admin pages: what it is filtered by varies, so `sea-query` puts the statement together.
+//! The list of questions for staff. The conditions depend on the filter, so `sea-query` builds the statements.
 
 use crate::store::shown;
 use amphi_sdk::database::{ToValue, Value};
@@ -12,13 +12,13 @@ pub const PER_PAGE: u32 = 10;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Filter {
-    /// What the question contains.
+    /// The text to search for in the questions.
     pub q: String,
     pub when: When,
     pub page: Option<u32>,
 }
 
-/// When questions are published.
+/// The filter by time of publication.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum When {
@@ -39,7 +39,7 @@ impl When {
         Self::Scheduled,
     ];
 
-    /// As the query of the URL has it.
+    /// The value in the query of the URL.
     pub fn value(self) -> &'static str {
         match self {
             Self::Any => "any",
@@ -105,7 +105,7 @@ impl Filter {
             select.cond_where(condition);
         }
         if !self.q.trim().is_empty() {
-            // Both databases lower the pattern as they lower the text: SQLite knows ASCII letters only.
+            // The database lowers the text and the pattern, so both change alike: SQLite lowers ASCII letters only.
             select.and_where(Expr::cust_with_values(
                 "lower(questions.text) like lower($1) escape '!'",
                 [pattern(&self.q)],
@@ -120,7 +120,7 @@ impl Filter {
         select
     }
 
-    /// One page of the list; the first has the number 1.
+    /// Selects one page of the list. Pages are numbered from 1.
     fn lines(&self, now: OffsetDateTime, page: u32) -> SelectStatement {
         let columns = [
             ("questions", "id"),
@@ -132,7 +132,7 @@ impl Filter {
         select
             .columns(columns)
             .expr_as(Expr::col(("choices", "id")).count(), "choices")
-            // PostgreSQL adds big integers up to a `numeric`.
+            // In PostgreSQL, the sum of `bigint` values has the type `numeric`.
             .expr_as(Expr::from(votes).cast_as("bigint"), "votes")
             .left_join(
                 "choices",
@@ -147,7 +147,7 @@ impl Filter {
     }
 }
 
-/// A pattern for LIKE with `!` as its escape. PostgreSQL takes no zero characters in texts, and no question has any.
+/// A pattern for LIKE with the escape character `!`. Zero characters are dropped, since PostgreSQL refuses them.
 fn pattern(search: &str) -> String {
     let mut pattern = String::from("%");
     for c in search.trim().chars().filter(|&c| c != '\0') {
@@ -159,14 +159,14 @@ fn pattern(search: &str) -> String {
     pattern + "%"
 }
 
-/// A statement with its parameters. What sea-query writes for PostgreSQL, with `$1`, `$2` …, SQLite takes as well.
+/// A statement and its parameters. SQLite, too, accepts the SQL that sea-query builds for PostgreSQL, with `$1`, `$2` …
 fn built(select: &SelectStatement) -> Result<(String, Vec<Value>)> {
     let (sql, values) = select.build(PostgresQueryBuilder);
     let values = values.0.into_iter().map(parameter);
     Ok((sql, values.collect::<Result<_>>()?))
 }
 
-/// A value of sea-query as a parameter. The statements here have no other types.
+/// Converts a value of sea-query into a parameter. The statements in this file use no other types than these three.
 fn parameter(value: sea_query::Value) -> Result<Value> {
     use sea_query::Value as Bound;
     match value {

@@ -1,4 +1,4 @@
-//! Who may use the admin pages: whoever knows the password that the host keeps in a file.
+//! The login for the admin pages. The host reads the password from a file.
 
 use crate::site;
 use amphi_sdk::prelude::*;
@@ -6,12 +6,12 @@ use askama::Template;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// A shorter password can be guessed.
+/// Minimum length of the password: a shorter one can be guessed.
 const PASSWORD_MIN: usize = 12;
-/// The first of the admin pages.
+/// The path of the first admin page.
 pub const HOME: &str = "/admin";
 
-/// A session that has logged in.
+/// The staff member who has logged in.
 #[derive(Clone, Debug)]
 pub struct Staff {
     pub name: String,
@@ -36,7 +36,7 @@ impl Account {
     }
 
     fn is_of(&self, given: &Credentials) -> bool {
-        // Digests have one length, so the time of the comparison tells nothing about the lengths of the texts either.
+        // All digests have the same length, so the time of the comparison does not reveal the lengths of the texts.
         let equal = |known: &str, given: &str| {
             let [known, given]: [[u8; 32]; 2] =
                 [known, given].map(|text| Sha256::digest(text).into());
@@ -45,7 +45,7 @@ impl Account {
         bool::from(equal(&self.name, &given.name) & equal(&self.password, &given.password))
     }
 
-    /// What a session of the account has. With another password the sessions before are over.
+    /// The value in a session that has logged in. It depends on the password, so a new password ends earlier sessions.
     fn mark(&self) -> String {
         let digest = Sha256::digest(format!("session of {}: {}", self.name, self.password));
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -61,7 +61,7 @@ pub async fn staff(cx: &Context, session: Session) -> Result<Staff> {
     }
 }
 
-/// Sends those who have not logged in to the page for that.
+/// Redirects clients that have not logged in to the login page.
 #[middleware]
 pub fn staff_only(staff: Option<Staff>, request: Request, next: Next) -> Result<Response> {
     if staff.is_some() {
@@ -70,7 +70,7 @@ pub fn staff_only(staff: Option<Staff>, request: Request, next: Next) -> Result<
             .with_header("cache-control", "no-store")
             .into_response();
     }
-    // A form that was sent is lost: the list is the place to begin anew.
+    // The content of a form that was sent is lost, so the login leads to the list and not to the path of the form.
     let back = match request.method.as_str() {
         "GET" | "HEAD" => way_back(&request.path),
         _ => HOME,
@@ -78,7 +78,7 @@ pub fn staff_only(staff: Option<Staff>, request: Request, next: Next) -> Result<
     Redirect::see_other(format!("/admin/login?next={back}")).into_response()
 }
 
-/// A page of the admin to go to after the login. Any other path is replaced: a link must not lead to another site.
+/// The admin page to show after the login. `HOME` replaces any other path: a link must not lead to another site.
 fn way_back(path: &str) -> &str {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '/';
     match path.strip_prefix(HOME) {

@@ -1,4 +1,4 @@
-//! Questions, their answers and the votes. `#[both]` writes each function once for views of both modes.
+//! Questions, their answers and the votes. Views of both modes can call the functions under `#[both]`.
 
 use crate::forms::Draft;
 use amphi_sdk::prelude::*;
@@ -29,7 +29,7 @@ impl Question {
         self.pub_date <= now
     }
 
-    /// Whether the question was published within the last day. A question of the future is not new.
+    /// Whether the question was published within the last day. A question that is not published yet is not new.
     pub fn is_new(&self, now: OffsetDateTime) -> bool {
         self.is_published(now) && now - self.pub_date < NEW
     }
@@ -39,7 +39,7 @@ impl Question {
     }
 }
 
-/// A moment as pages show it.
+/// Formats a time for the pages.
 pub fn shown(moment: OffsetDateTime) -> String {
     let format = format_description!(
         version = 2,
@@ -55,7 +55,7 @@ fn no_question() -> Error {
     Error::not_found("There is no such question.")
 }
 
-/// The questions that were published last.
+/// The most recently published questions.
 #[both]
 pub async fn latest(cx: &Context, now: OffsetDateTime, limit: u32) -> Result<Vec<Question>> {
     cx.db()
@@ -79,7 +79,7 @@ pub async fn published(cx: &Context, id: i64, now: OffsetDateTime) -> Result<Que
         .ok_or_else(no_question)
 }
 
-/// Any question, for staff.
+/// A question, published or not, for staff.
 #[both]
 pub async fn find(cx: &Context, id: i64) -> Result<Question> {
     cx.db()
@@ -101,8 +101,8 @@ pub async fn choices(cx: &Context, question: i64) -> Result<Vec<Choice>> {
         .await
 }
 
-/// Counts one vote, and tells whether the question has this answer. The database adds: of two votes at once, neither
-/// overwrites the other.
+/// Counts one vote. Returns whether the question has this answer. The database itself adds the vote to the number, so
+/// that two simultaneous votes do not overwrite each other.
 #[both]
 pub async fn vote(cx: &Context, question: i64, choice: i64) -> Result<bool> {
     let changed = cx
@@ -129,7 +129,7 @@ pub async fn insert(cx: &Context, draft: &Draft) -> Result<i64> {
     Ok(id)
 }
 
-/// Votes stay with the answers that stay.
+/// Changes a question. Answers that stay keep their votes.
 #[both]
 pub async fn change(cx: &Context, id: i64, draft: &Draft) -> Result<()> {
     let changed = cx
@@ -180,7 +180,7 @@ async fn write_choices(cx: &Context, question: i64, draft: &Draft) -> Result<()>
     Ok(())
 }
 
-/// The answers and votes of a question go with the question.
+/// Deletes a question. The database deletes its answers and votes as well (`on delete cascade`).
 #[both]
 pub async fn delete(cx: &Context, id: i64) -> Result<()> {
     let deleted = cx

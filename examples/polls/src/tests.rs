@@ -1,4 +1,4 @@
-//! The views, natively, on SQLite in memory.
+//! Native tests of the views, on a SQLite database in memory.
 
 use crate::{admin, errors, pages, staff, store};
 use amphi_sdk::StatusCode;
@@ -11,7 +11,7 @@ fn app() -> App {
     app_of("migrations")
 }
 
-/// An app without the questions of the migrations.
+/// An app with the tables of these migrations, but without the questions that they insert.
 fn app_of(migrations: &str) -> App {
     App::new()
         .migrations(migrations)
@@ -19,7 +19,7 @@ fn app_of(migrations: &str) -> App {
         .setting("admin_password", PASSWORD)
 }
 
-/// Puts a question there that is published after so many days, with the answers `Yes` and `No`. Gives its id.
+/// Inserts a question with the answers `Yes` and `No` that is published `days` days from now. Returns its id.
 fn question(app: &App, text: &str, days: i64) -> i64 {
     let pub_date = OffsetDateTime::now_utc() + Duration::days(days);
     let draft = crate::forms::Draft {
@@ -46,7 +46,7 @@ fn choice(app: &App, question: i64, text: &str) -> i64 {
     )[0]
 }
 
-/// The session of a browser that has logged in.
+/// The session value `staff` of a browser that has logged in.
 fn logged_in(app: &App) -> String {
     let answer = log_in(app, "admin", PASSWORD, "");
     answer.session("staff").expect("logged in")
@@ -163,7 +163,7 @@ fn a_vote_needs_an_answer_of_its_question_and_the_token() {
     );
 }
 
-/// A helper under `#[both]` does the same in both modes.
+/// `store::vote`, a function under `#[both]`, does the same in both modes.
 #[test]
 fn votes_count_in_both_modes() {
     let app = app();
@@ -400,7 +400,7 @@ fn a_question_is_changed_and_keeps_its_votes() {
         app.query::<(String, i64)>("select text, votes from choices order by id", ()),
         [("Yes, please".to_owned(), 1), ("Later".to_owned(), 0)]
     );
-    // An answer that is gone is not written, and nothing else of the form either.
+    // The form has an answer that has been deleted meanwhile, so nothing of the form is written.
     let late = send(&[(yes, "Yes"), (no, "No")], &[]);
     assert_eq!(late.status(), StatusCode::CONFLICT);
     assert_eq!(
@@ -444,7 +444,7 @@ fn failures_have_a_page() {
     );
 }
 
-/// The tables for PostgreSQL are the same ones, and both have the same examples.
+/// The migrations for PostgreSQL make the same tables and example questions as those for SQLite.
 #[test]
 fn both_kinds_of_tables_do() {
     for migrations in ["migrations", "migrations-postgres"] {

@@ -12,7 +12,7 @@ struct Page {
     todos: Vec<Todo>,
 }
 
-/// An answer in the words of RFC 9457, also to programs that do not say that they want JSON.
+/// An error response in the format of RFC 9457. It is always JSON, whatever the `accept` header of the request says.
 #[derive(Serialize)]
 pub struct Problem {
     pub status: u16,
@@ -28,7 +28,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Says how to log in where that is missing, as RFC 9110 wants.
+/// Adds `www-authenticate` to a 401, as RFC 9110 requires.
 #[middleware]
 pub fn challenge(_: &Context, request: Request, next: Next) -> Result<Response> {
     match next.run(request) {

@@ -1,4 +1,4 @@
-//! What has happened to the to-dos: written by a subscriber after each commit.
+//! The log of changes to the to-dos. A subscriber writes to the log after each commit.
 
 use crate::layout::page;
 use crate::store::Change;

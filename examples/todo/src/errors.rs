@@ -1,4 +1,4 @@
-//! The pages for what fails.
+//! The error pages.
 
 use crate::api::Problem;
 use crate::layout;
@@ -7,7 +7,7 @@ use maud::html;
 
 #[view(get, "/error/{status}")]
 pub fn page(cx: &Context, Path(status): Path<u16>) -> Result<Response> {
-    // The host sets these. Whoever asks for the page itself finds nothing.
+    // The host sets the `error.…` values when a request has failed. A client that requests this path itself gets a 404.
     let Some(message) = cx.get("error.message") else {
         return Err(Error::not_found("There is no such page."));
     };

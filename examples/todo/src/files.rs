@@ -41,7 +41,7 @@ pub fn upload(
             "The name of a file has no control characters.",
         ));
     }
-    // Whoever sends the form writes this, and it becomes a header again.
+    // The sender of the form chooses this text, and `download` sends it in a header: so only printable ASCII is kept.
     let content_type = match file.content_type {
         is if is.bytes().all(|byte| matches!(byte, b' '..=b'~')) => is,
         _ => "application/octet-stream".to_owned(),

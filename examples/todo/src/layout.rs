@@ -1,4 +1,4 @@
-//! What all pages share.
+//! The HTML that all pages share.
 
 use crate::users::User;
 use amphi_sdk::prelude::*;

@@ -1,4 +1,4 @@
-//! The pages of the list.
+//! The pages of the to-do list.
 
 use crate::files;
 use crate::layout::{field, page};
@@ -112,7 +112,7 @@ pub fn detail(cx: &Context, user: User, csrf: Csrf, Path(id): Path<i64>) -> Resu
     detail_page(cx, &user, &csrf, &todo, None)
 }
 
-/// An unticked box is not in the form.
+/// The form of a to-do. A browser does not send `done` when its box is not ticked.
 #[derive(Deserialize)]
 pub struct Edit {
     title: String,
@@ -141,7 +141,7 @@ pub fn edit(
             Redirect::see_other(format!("/todos/{id}")).into_response()
         }
         Err(problem) => {
-            // What was typed is kept.
+            // The page with the problem shows what the user has typed.
             let typed = Todo {
                 title: edit.title,
                 note: edit.note,

@@ -15,7 +15,7 @@ pub struct Todo {
     pub created_at: OffsetDateTime,
 }
 
-/// What a user writes.
+/// A to-do that a user wants to add.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct NewTodo {
     pub title: String,
@@ -23,7 +23,7 @@ pub struct NewTodo {
     pub note: String,
 }
 
-/// The event on `todos.…`.
+/// The payload of the events on the topics `todos.…`.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Change {
     pub user_id: i64,
@@ -31,7 +31,7 @@ pub struct Change {
     pub title: String,
 }
 
-/// What a user changes of a to-do; the rest stays.
+/// The fields of a to-do that a user changes. A field that is `None` stays as it is.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Changes {
     pub title: Option<String>,
@@ -40,7 +40,7 @@ pub struct Changes {
 }
 
 impl NewTodo {
-    /// Tidied, or what is wrong with it.
+    /// Checks the to-do and tidies its texts. The error says what is wrong.
     pub fn checked(self) -> Result<Self, &'static str> {
         Ok(Self {
             title: title(&self.title)?,
@@ -50,7 +50,7 @@ impl NewTodo {
 }
 
 impl Changes {
-    /// Tidied, or what is wrong with them.
+    /// Checks the changes and tidies their texts. The error says what is wrong.
     pub fn checked(self) -> Result<Self, &'static str> {
         Ok(Self {
             title: self.title.as_deref().map(title).transpose()?,
@@ -75,15 +75,15 @@ fn note(text: &str) -> Result<String, &'static str> {
     if note.chars().count() > 10_000 {
         Err("A note has at most 10,000 characters.")
     } else if note.contains('\0') {
-        // PostgreSQL takes none in texts.
+        // PostgreSQL refuses zero characters in texts.
         Err("A note has no zero characters.")
     } else {
         Ok(note)
     }
 }
 
-/// A pattern for LIKE with `!` as its escape. The statements leave `lower` to the database, so that pattern and text are
-/// treated alike: that of SQLite knows ASCII only. PostgreSQL takes no zero characters, and no to-do has any.
+/// A pattern for LIKE with the escape character `!`. The database lowers the text and the pattern, so both change
+/// alike: SQLite lowers ASCII letters only. Zero characters are dropped: PostgreSQL refuses them, and no to-do has any.
 fn pattern(search: &str) -> String {
     let mut pattern = String::from("%");
     for c in search.trim().chars().filter(|&c| c != '\0') {
@@ -156,7 +156,7 @@ pub async fn insert(cx: &Context, user: i64, new: &NewTodo) -> Result<Todo> {
     Ok(todo)
 }
 
-/// One statement, so that of two changes at once none is lost.
+/// Changes a to-do with a single statement, so that neither of two simultaneous changes is lost.
 #[both]
 pub async fn change(cx: &Context, user: i64, id: i64, changes: Changes) -> Result<Todo> {
     let todo: Option<Todo> = cx
@@ -200,7 +200,7 @@ pub async fn delete(cx: &Context, user: i64, id: i64) -> Result<()> {
     publish(cx, "todos.deleted", user, &todo.ok_or_else(none)?)
 }
 
-/// Tells the log. The views that call this are `atomic`, so what has not been committed is not told.
+/// Publishes an event for the audit log. All views that call this are `atomic`, so a rollback discards the event.
 pub fn publish<M: Mode>(cx: &Context<M>, topic: &str, user_id: i64, todo: &Todo) -> Result<()> {
     cx.publish(
         topic,

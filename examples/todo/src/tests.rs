@@ -1,4 +1,4 @@
-//! The views, natively.
+//! Native tests of the views.
 
 use crate::store::{self, Change, NewTodo};
 use crate::{api, audit, errors, files, pages, users};
@@ -6,7 +6,7 @@ use amphi_sdk::StatusCode;
 use amphi_sdk::testing::{App, Multipart, TestRequest, delete, get, patch, post, run};
 use serde_json::{Value, json};
 
-/// An app with two users, of whom the first has twelve to-dos, the newest with a file, and a token.
+/// An app with two users, Ann and Bob. Ann has twelve to-dos.
 fn app() -> App {
     app_of("migrations")
 }
@@ -88,7 +88,7 @@ fn who_has_no_account_waits_as_long() {
             (),
         )
         .remove(0);
-    // Algorithm, version, memory, passes, lanes: the cost is in all but the last two parts.
+    // `$algorithm$version$memory,passes,lanes$salt$digest`: the parts before the salt decide how long verifying takes.
     let cost = |hash: &str| hash.splitn(5, '$').take(4).collect::<Vec<_>>().join("$");
     assert_eq!(cost(&hash), cost(users::NOBODY));
     assert_eq!(hash.len(), users::NOBODY.len());
@@ -147,7 +147,7 @@ fn the_list_has_pages_and_a_search() {
     );
 }
 
-/// `lower` of SQLite knows ASCII only, so what is searched for must not have been through another one.
+/// `lower` of SQLite changes ASCII letters only, so Rust must not lower the text that is searched for.
 #[test]
 fn what_is_found_has_any_letters() {
     let app = app();
@@ -249,7 +249,7 @@ fn files_are_attached_and_come_back() {
     app.call::<files::upload>(ann(post("/todos/12/files")).csrf_field().multipart(odd));
     let odd = app.call::<files::download>(ann(get("/files/2")));
     assert_eq!(odd.header("content-type"), Some("application/octet-stream"));
-    // They go with their to-do.
+    // Deleting a to-do deletes its files.
     app.call::<pages::delete>(ann(post("/todos/12/delete")).csrf());
     assert_eq!(app.query::<i64>("select count(*) from files", ()), [0]);
 }
@@ -356,7 +356,7 @@ fn the_export_has_all() {
         "{}",
         export.text()
     );
-    // The helper serves both modes.
+    // `store::csv`, a function under `#[both]`, does the same in both modes.
     let sync = store::csv(&app.context(), 1).expect("sync");
     let cx = app.async_context();
     let asynch = run(async { store::csv(&cx, 1).await }).expect("async");
@@ -378,7 +378,7 @@ fn failures_have_pages() {
     );
 }
 
-/// The tables for PostgreSQL are the same ones.
+/// The migrations for PostgreSQL make the same tables as those for SQLite.
 #[test]
 fn both_kinds_of_tables_do() {
     let app = app_of("migrations-postgres");
@@ -407,7 +407,7 @@ fn both_kinds_of_tables_do() {
     );
 }
 
-/// Programs are told what they want to know, whatever they accept.
+/// The API sends `www-authenticate` when the token is missing. Errors are JSON, also without an `accept` header.
 #[test]
 fn the_api_fails_in_json() {
     let app = app().around::<api::list>();

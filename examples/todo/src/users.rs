@@ -1,4 +1,4 @@
-//! Who is asking: accounts, sessions of browsers, tokens of programs.
+//! Users: their accounts, the sessions of browsers, and the tokens of programs.
 
 use crate::layout::{field, page};
 use amphi_sdk::database::ErrorKind;
@@ -9,7 +9,7 @@ use maud::{Markup, html};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-/// The user of a page.
+/// The user who has logged in with the browser.
 #[derive(Clone, Debug, FromRow)]
 pub struct User {
     pub id: i64,
@@ -27,7 +27,7 @@ pub async fn user(cx: &Context, session: Session) -> Result<User> {
         .ok_or_else(|| Error::unauthorized("Please log in again."))
 }
 
-/// Sends those who are not logged in to the page for that.
+/// Redirects clients that have not logged in to the login page.
 #[middleware]
 pub fn signed_in(user: Option<User>, request: Request, next: Next) -> Result<Response> {
     match user {
@@ -36,7 +36,7 @@ pub fn signed_in(user: Option<User>, request: Request, next: Next) -> Result<Res
     }
 }
 
-/// The user of a token: `authorization: Bearer …`.
+/// The user whose token a program sends in `authorization: Bearer …`.
 pub struct Client {
     pub user_id: i64,
 }
@@ -68,8 +68,8 @@ fn digest(token: &str) -> Vec<u8> {
     Sha256::digest(token).to_vec()
 }
 
-/// The hash of no password, which takes as long to verify as those of users: so nobody can tell by the time which
-/// addresses have an account.
+/// A hash that fits no password, verified when an address has no account. This takes as long as verifying the hash of a
+/// user, so the time of the response does not reveal which addresses have an account.
 pub const NOBODY: &str = concat!(
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$",
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -86,7 +86,7 @@ pub fn sign_up_form(cx: &Context, csrf: Csrf) -> Markup {
     form(cx, &csrf, "Sign up", "/signup", "", None)
 }
 
-/// Without a transaction, which others would have to wait for while the password is hashed. There is one statement.
+/// Runs without a transaction, so that no other request waits while the password is hashed. One statement needs none.
 #[view(post, "/signup", atomic = false)]
 pub fn sign_up(
     cx: &Context,
@@ -140,7 +140,7 @@ pub fn log_in_form(cx: &Context, csrf: Csrf) -> Markup {
     form(cx, &csrf, "Log in", "/login", "", None)
 }
 
-/// Without a transaction, for the same reason.
+/// Runs without a transaction, as `sign_up` does: verifying a password takes as long as hashing it.
 #[view(post, "/login", atomic = false)]
 pub fn log_in(
     cx: &Context,

@@ -78,8 +78,8 @@ impl Parse for SubscriberAttribute {
     }
 }
 
-/// Whether this is a topic or a pattern of topics, by the same rule as in the host: words with dots between them; `.*` at the
-/// end stands for any further words.
+/// Whether the text is a topic, or a pattern of topics. A topic is words with dots between them. In a pattern, `.*` at
+/// the end stands for any further words, and `*` alone for every topic. The host checks topics by the same rule.
 fn is_topics(text: &str) -> bool {
     let word = |word: &str| {
         let of_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -109,7 +109,7 @@ const ISOLATIONS: [(&str, &str); 3] = [
 pub(crate) struct Options {
     pub(crate) atomic: Option<bool>,
     pub(crate) read_only: Option<bool>,
-    /// The name of the variant.
+    /// The variant of `Isolation`, the enum of the contract.
     pub(crate) isolation: Option<Ident>,
     pub(crate) retries: Option<u32>,
     pub(crate) cpu_ms: Option<u32>,
@@ -217,7 +217,8 @@ fn retries(input: ParseStream) -> syn::Result<u32> {
     }
 }
 
-/// An error at the end of the input. `Error::new`, since `ParseStream::error` would add words of syn's own there.
+/// The error for arguments that end too early. `ParseStream::error` is not used: at the end of the input, it would add
+/// words of syn's own.
 fn missing(what: &str) -> syn::Error {
     syn::Error::new(Span::call_site(), format!("{what}: {FORM}"))
 }

@@ -1,9 +1,9 @@
-//! `#[both]`, which makes a sync and an async function of one text; and `#[extractor]`, which makes an extractor of such a
-//! function.
+//! `#[both]` makes a sync and an async function of one function that the user writes. `#[extractor]` makes an extractor
+//! of a function that is written in the same way.
 //!
-//! The text is that of an async function. The sync function has the same tokens without `.await`, and without the `async` of
-//! closures. Both are nested in one function that is generic over the mode, so callers of both modes use one name. A
-//! component contains only the function of its own mode.
+//! The user writes the async function. The sync function has the same tokens without `.await`, and without the `async`
+//! of closures. Both functions are nested in one function that is generic over the mode, so callers of both modes use
+//! one name. A component contains only the function of its own mode.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::{ToTokens as _, format_ident, quote};
@@ -192,7 +192,7 @@ fn is_context(ty: &Type) -> bool {
     })
 }
 
-/// Gives the lifetime of the context to references without a lifetime.
+/// Gives the lifetime of the context, `'both`, to references without a lifetime.
 fn with_lifetimes(ty: &Type) -> syn::Result<Type> {
     syn::parse2(named(quote!(#ty)))
 }
@@ -214,7 +214,8 @@ fn named(tokens: TokenStream) -> TokenStream {
                 tokens.next();
                 made.extend(both().to_token_stream());
             }
-            // Elided lifetimes in `Fn(&T)` are those of that function. In a tuple, they are replaced like others.
+            // An elided lifetime in `Fn(&T)` belongs to that function type, so it stays. In a tuple, it becomes
+            // `'both`.
             TokenTree::Group(group) => {
                 let of_function = group.delimiter() == Delimiter::Parenthesis && after_name(&made);
                 let inner = match of_function {
@@ -236,7 +237,7 @@ fn after_name(tokens: &TokenStream) -> bool {
     matches!(tokens.clone().into_iter().last(), Some(TokenTree::Ident(_)))
 }
 
-/// The function's body for sync views.
+/// The tokens for the sync function: without `.await`, and without the `async` of closures.
 fn without_await(tokens: TokenStream) -> syn::Result<TokenStream> {
     let mut kept: Vec<TokenTree> = Vec::new();
     let mut tokens = tokens.into_iter().peekable();
@@ -287,7 +288,7 @@ fn next_is(tokens: &mut Tokens, wanted: &str) -> bool {
 fn is_closure(tokens: &mut Tokens) -> bool {
     match tokens.peek() {
         Some(TokenTree::Punct(bar)) => bar.as_char() == '|',
-        // `async move |…|` is a closure. A block would be a group.
+        // `async move |…|` is a closure. In the block `async move { … }`, a group in braces follows `move`.
         Some(TokenTree::Ident(word)) if word == "move" => {
             let mut rest = tokens.clone();
             rest.next();
@@ -297,7 +298,7 @@ fn is_closure(tokens: &mut Tokens) -> bool {
     }
 }
 
-/// The function, and the extractor that calls it.
+/// The output of `#[extractor]`: what `#[both]` makes of the function, and an extractor that calls the function.
 fn extractor(function: ItemFn) -> syn::Result<TokenStream> {
     let made = match &function.sig.output {
         ReturnType::Type(_, ty) => of_result(ty),

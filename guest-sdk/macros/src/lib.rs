@@ -20,15 +20,15 @@ use view::Role;
 /// |---|---|
 /// | `atomic`, `atomic = false` | whether the view runs in a transaction. Without this option, the app's configuration decides |
 /// | `read_only` | the host refuses statements that write |
-/// | `isolation = "serializable"` | isolation level of its transaction: `"read-committed"`, `"repeatable-read"` or `"serializable"` |
-/// | `retries = 3` | how many times the request is run again from the start, after a conflict with another transaction, unless something of it has left the host already (an outbound request, an event) |
-/// | `cpu_ms = 200` | limit of its CPU time |
-/// | `timeout_ms = 2000` | limit of its wall-clock time |
-/// | `middleware = [staff]` | middleware of this crate that runs around this view, inside the middleware of the app and the module. The first one is the outermost |
+/// | `isolation = "serializable"` | isolation level of the view's transaction: `"read-committed"`, `"repeatable-read"` or `"serializable"` |
+/// | `retries = 3` | how many times the request is run again from the start after a conflict with another transaction. A request is not run again when something of the request has left the host already (an outbound request, an event) |
+/// | `cpu_ms = 200` | limit of the view's CPU time |
+/// | `timeout_ms = 2000` | limit of the view's wall-clock time |
+/// | `middleware = [staff]` | middleware of this crate that runs around this view, inside the middleware of the app and the module. The first in the list is the outermost |
 ///
-/// A `fn` becomes a sync view and an `async fn` an async view. The first parameter may be `cx: &Context`: the context of
-/// that mode. Every other parameter is an extractor, a type that implements `FromRequest`. The result must implement
-/// `IntoResponse`.
+/// A `fn` becomes a sync view and an `async fn` an async view. The first parameter may be `cx: &Context`: the context
+/// of the view's mode. Every other parameter is an extractor, a type that implements `FromRequest`. The result must
+/// implement `IntoResponse`.
 ///
 /// The function itself does not change, so tests and other code can call it. The macro adds a type of the same name:
 /// `views!` and the module `testing` refer to the view by this type.
@@ -39,10 +39,10 @@ pub fn view(attribute: TokenStream, function: TokenStream) -> TokenStream {
 
 /// Makes a function middleware: `#[middleware] fn timed(cx: &Context, request: Request, next: Next) -> Result<Response>`.
 ///
-/// It runs around the views for which the app's configuration, or the attribute of the view, names it. It calls
-/// `next.run(request)` once to run the rest of the chain (with `.await` in an `async fn`), or returns a response without
-/// that. The options are `cpu_ms` and `timeout_ms`, as for `#[view]`. Between the context and the request, it can take
-/// extractors that do not read the body.
+/// The function runs around each view for which the app's configuration, or the attribute of the view, names the
+/// function as middleware. It calls `next.run(request)` once to run the rest of the chain (with `.await` in an
+/// `async fn`), or returns a response without calling `next`. The options are `cpu_ms` and `timeout_ms`, as for
+/// `#[view]`. Between the context and the request, the function can take extractors that do not read the body.
 #[proc_macro_attribute]
 pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Middleware, attribute.into(), function.into()).into()
@@ -50,7 +50,8 @@ pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream 
 
 /// Makes a function a subscriber: `#[subscriber("orders.*")] fn on_order(cx: &Context, event: Event) -> Result<()>`.
 ///
-/// The first argument is a topic; `orders.*` means all topics that begin with `orders.`. The options are those of `#[view]`.
+/// The first argument is a topic; `orders.*` means all topics that begin with `orders.`. The options are those of
+/// `#[view]`, except `middleware`.
 #[proc_macro_attribute]
 pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Subscriber, attribute.into(), function.into()).into()
@@ -79,11 +80,11 @@ pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream 
 /// ```
 ///
 /// For sync views, the macro removes each `.await` from the function, and `async` from its closures
-/// (`cx.atomic(async |tx| …)`). Code that waits for several things at once (`join!`), or that sleeps, has no sync form and is
-/// an error. Functions under `#[both]` call each other with `.await`. They read a result row by row with
-/// `rows.try_next().await?`.
+/// (`cx.atomic(async |tx| …)`). Code that waits for several things at the same time (`join!`), or that sleeps, has no
+/// sync form and is an error. Functions under `#[both]` call each other with `.await`. They read a result row by row
+/// with `rows.try_next().await?`.
 ///
-/// The attribute cannot be put on a method, nor together with `#[view]`.
+/// The attribute cannot be put on a method, and cannot be combined with `#[view]`.
 #[proc_macro_attribute]
 pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::without_arguments("both", attribute.into())
@@ -91,8 +92,8 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
         .into()
 }
 
-/// Makes a function an extractor for views of both modes. Unlike `FromRequest::from_request`, it can wait for the host, for
-/// example for a database.
+/// Makes a function an extractor for views of both modes. Unlike `FromRequest::from_request`, the function can wait for
+/// the host, for example for a database.
 ///
 /// ```ignore
 /// struct User { id: i64, name: String }
@@ -111,12 +112,12 @@ pub fn both(attribute: TokenStream, function: TokenStream) -> TokenStream {
 /// }
 /// ```
 ///
-/// Write it like a function under [`both`](macro@both). After the context, it can take extractors that read the head of the
-/// request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), or `request: &mut Request`. It cannot take an extractor
-/// that this macro makes: what two of them share is a function under [`both`](macro@both) that both call. It returns
-/// `Result<T>`; `T` is the type that views take, and must be a type of the same crate. A view may also take `Option<T>`, which
-/// is `None` when the extractor refuses with 401, or `Result<T>`. The extractor runs once for each view and each middleware
-/// that takes it.
+/// Write the function like one under [`both`](macro@both). After the context, it can take extractors that read the head
+/// of the request (`Path`, `Query`, `Headers`, `Cookies`, `Session`, `Csrf`), or `request: &mut Request`. It cannot
+/// take an extractor that this macro makes: put what two such extractors share into a function under
+/// [`both`](macro@both), and call that function from both. The function returns `Result<T>`; `T` is the type that views
+/// take, and must be a type of the same crate. A view may also take `Option<T>`, which is `None` when the extractor
+/// refuses with 401, or `Result<T>`. The extractor runs once for each view and each middleware that takes it.
 #[proc_macro_attribute]
 pub fn extractor(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::without_arguments("extractor", attribute.into())

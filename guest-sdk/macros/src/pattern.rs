@@ -16,8 +16,8 @@ pub(crate) fn check(pattern: &str) -> Result<(), String> {
             bad.escape_default()
         ));
     }
-    // Other frameworks write parameters in these ways. Here, the segment would be taken as it stands, and the view would
-    // answer 404.
+    // Other frameworks write parameters in these ways. Without this check, such a segment would match only its own
+    // text, so that requests for the view would get a 404.
     if let Some(foreign) = (pattern.split('/')).find(|segment| segment.starts_with([':', '*', '<']))
     {
         return Err(format!(

@@ -1,8 +1,8 @@
 //! `#[view]`: leaves the function unchanged, and adds a type of the same name that implements the trait `View`.
 //!
-//! The constant `SYNC` of a sync view, or `ASYNC` of an async view, is a function that runs the extractors and then the view.
-//! A component's table reads only the constant of its own mode. So views of the other mode are type-checked, but the
-//! component does not contain them.
+//! The constant `SYNC` of a sync view, or `ASYNC` of an async view, is a function that runs the extractors and then the
+//! view. A component's table of views uses only the constant of the component's mode. So views of the other mode are
+//! type-checked, but the component does not contain them.
 
 use crate::attribute::{MiddlewareAttribute, Options, SubscriberAttribute, ViewAttribute};
 use proc_macro2::{Span, TokenStream};
@@ -44,8 +44,8 @@ pub(crate) fn expand(role: Role, attribute: TokenStream, item: TokenStream) -> T
     }
 }
 
-/// After an error: the function, and an incomplete view of its name, so that the compiler reports no further errors about
-/// them.
+/// The output after an error in the attribute: the error, the function, and an incomplete view of the same name.
+/// Function and view are there so that the compiler reports no further errors about their absence.
 fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
     let mode = mode(&function);
     for argument in &mut function.sig.inputs {
@@ -88,7 +88,7 @@ fn broken(mut function: ItemFn, error: &syn::Error) -> TokenStream {
     }
 }
 
-/// The error when an attribute without arguments has some.
+/// The error for an attribute that takes no arguments but has some; `None` when it has none.
 pub(crate) fn without_arguments(name: &str, attribute: TokenStream) -> Option<TokenStream> {
     let first = attribute.into_iter().next()?;
     let text = format!("`#[{name}]` takes no arguments");
@@ -214,8 +214,8 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
     Ok(())
 }
 
-/// Replaces a first parameter `&Context` by the context of the function's mode, and `Next` by that of its mode. Returns
-/// whether there is a context.
+/// Replaces the types `&Context` (of the first parameter) and `Next` by the types of the function's mode, such as
+/// `&sync::Context`. Returns whether the function takes a context.
 fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
     let mode = mode(function);
     let mut takes_context = false;
@@ -320,7 +320,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     });
 
     take_rest(role, name, &mut extractors)?;
-    // Only the last parameter may read the body. In middleware, this is the request.
+    // In a view, only the last parameter may read the body. In middleware, no extractor may: `Request` has the body.
     let last = match role {
         Role::Middleware => extractors.len(),
         _ => extractors.len().saturating_sub(1),
@@ -357,7 +357,8 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
         let wants_body = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Whole));
         let wants_beginning = quote_spanned!(ty.span()=> ::core::matches!(#extractor::BODY, ::amphi_sdk::extract::BodyUse::Beginning));
         steps.extend(if is_async {
-            // `load_body_async` returns a boxed future: then a component whose views read no body has no code for it.
+            // `load_body_async` returns a boxed future, so a component whose views read no body has no code for reading
+            // one.
             quote! {
                 if #wants_body && let ::core::option::Option::Some(loading) =
                     ::amphi_sdk::__private::load_body_async(&#cx, &mut #request)

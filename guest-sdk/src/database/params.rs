@@ -11,7 +11,7 @@ use crate::Result;
     note = "each parameter must be an integer, float, `bool`, text, bytes, `Json`, an `Option` of these or a `Value`"
 )]
 pub trait Params {
-    /// The values; an error when one does not fit a type of the database.
+    /// The values for the database. An error when no type of the database can hold one of them.
     fn into_values(self) -> Result<Vec<Value>>;
 }
 

@@ -52,7 +52,7 @@ impl<'a> Row<'a> {
         self.take_for(column, "this view")
     }
 
-    /// Called by `derive(FromRow)`. `place` names the field that the value is for, in error messages.
+    /// Called by `derive(FromRow)`. `place` describes, in error messages, the field that gets the value.
     #[doc(hidden)]
     pub fn take_for<T: FromValue>(&mut self, column: &str, place: &str) -> Result<T> {
         match self.columns.iter().position(|name| name == column) {
@@ -88,7 +88,7 @@ impl<'a> Row<'a> {
     }
 }
 
-// The error texts are functions of their own, so that a component has one copy and not one for every type.
+// `missing` and `mismatch` are not generic, so a component has one copy of the error texts, and not one for every type.
 
 #[cold]
 fn missing(columns: &[String], column: &str, place: &str) -> Error {

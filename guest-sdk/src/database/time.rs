@@ -1,7 +1,8 @@
 //! Dates and times of the crate `time`, as ISO 8601 texts. PostgreSQL accepts and returns such texts for its own types.
 //!
-//! Parameters are written with six digits after the point, as many as PostgreSQL stores, and in UTC when they have a zone:
-//! so the texts in SQLite sort by time. Columns may hold shorter texts, such as SQLite's `current_timestamp`.
+//! A parameter is written with six digits after the decimal point, as many as PostgreSQL stores, and in UTC if its type
+//! has an offset from UTC. So the texts in SQLite sort by time. Columns may hold shorter texts, such as SQLite's
+//! `current_timestamp`.
 
 use super::{FromValue, ToValue, Value};
 use crate::{Error, Result};
@@ -104,7 +105,7 @@ fn read<T>(value: Value, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Val
     parsed.ok_or(value)
 }
 
-/// Between date and time stands a `T`, or a space as SQLite writes it.
+/// Reads a date and a time with a `T` or, as SQLite writes it, a space between them.
 fn date_time(text: &str) -> Option<PrimitiveDateTime> {
     let (date, time) = text.split_once(['T', ' '])?;
     let date = Date::parse(date, DATE).ok()?;

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
     note = "integers, floats, `bool`, `&str`, `String`, `&[u8]`, `Vec<u8>`, `Json`, `Option` of these and `Value` can"
 )]
 pub trait ToValue {
-    /// The value; an error when this does not fit a database type.
+    /// The value for the database. An error when no type of the database can hold it.
     fn to_value(self) -> Result<Value>;
 }
 

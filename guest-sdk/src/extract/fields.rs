@@ -1,8 +1,9 @@
 //! Deserializes the fields of a form or a query into the view's type.
 //!
-//! The type of a field decides how its values are read. When a name occurs several times, a list takes all values and any
-//! other type takes the last. Under `#[serde(flatten)]`, serde does not say which type it wants
-//! (`deserialize_any`), so the whole read is repeated with the value as a text, a number and a list, until it succeeds.
+//! The type of a field decides how its values are read. When a name occurs several times, a list takes all values and
+//! any other type takes the last. Under `#[serde(flatten)]`, serde does not say which type it wants
+//! (`deserialize_any`). So all fields are deserialized again with another reading of the value that did not fit (a
+//! text, a number or truth value, a list), until all values fit.
 
 use super::upload::Upload;
 use super::value::{Failure, Seen, Value};
@@ -15,7 +16,7 @@ use serde::forward_to_deserialize_any;
 use std::cell::Cell;
 use std::collections::HashMap;
 
-/// Limit for how many times the read is repeated for values under `flatten`.
+/// Limit for the number of attempts to read values under `flatten`.
 const TRIES_MAX: usize = 100;
 
 /// The content of a field.
@@ -28,7 +29,7 @@ pub(super) enum Content {
 /// Deserializes all fields into a `T`. The error names the field that does not fit.
 pub(super) fn read<T: DeserializeOwned>(pairs: &[(String, Content)]) -> Result<T, String> {
     let fields = Fields::new(pairs);
-    // The failure to report: one about a value as it was written (a text), rather than about one of its other readings.
+    // The failure to report: if possible, one about a value that was read as a text, which is how the client wrote it.
     let mut as_text = None;
     for _ in 0..TRIES_MAX {
         let failure = match T::deserialize(&fields) {
@@ -54,13 +55,13 @@ struct Fields<'de> {
     groups: Vec<Group<'de>>,
 }
 
-/// All contents of one name.
+/// All contents of the fields with one name.
 struct Group<'de> {
     name: &'de str,
     contents: Vec<&'de Content>,
-    /// How the value was read in this attempt, if serde did not say which type it wants.
+    /// How the value was read in this attempt; `None` if serde said which type it wants.
     given: Cell<Option<Reading>>,
-    /// How many other readings have been tried.
+    /// How many readings have failed: the index of the current one in `readings`.
     tried: Cell<usize>,
 }
 
@@ -91,8 +92,8 @@ impl<'de> Fields<'de> {
         Self { pairs, groups }
     }
 
-    /// Finds the field that `seen` is a value of, and chooses its next reading for the next attempt. Returns whether there
-    /// was one.
+    /// Finds a field that has the value `seen` and a reading that has not been tried, and selects this reading for the
+    /// next attempt. Returns whether there is such a field.
     fn try_other(&self, seen: &Seen) -> bool {
         let mut candidates = self.groups.iter().filter(|group| group.was(seen));
         candidates.any(|group| {
@@ -145,7 +146,7 @@ impl<'de> Group<'de> {
         readings[self.tried.get().min(readings.len() - 1)]
     }
 
-    /// Whether `seen` is a value of this field.
+    /// Whether serde may have seen `seen` as a value of this field, with the reading of this attempt.
     fn was(&self, seen: &Seen) -> bool {
         let text = |content: &&Content, wanted: &str| matches!(content, Content::Text(text) if text == wanted);
         let typed = |content: &&Content, seen: &Seen| match (content, seen) {
@@ -172,7 +173,7 @@ impl<'de> Group<'de> {
     }
 }
 
-/// A text as the type that it looks like.
+/// A text as a value of the type that it looks like: `7` as an integer, `on` as a truth value.
 enum Typed<'de> {
     Nothing,
     Unsigned(u64),

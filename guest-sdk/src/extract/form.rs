@@ -1,4 +1,5 @@
-//! Queries and forms. Both have the encoding `application/x-www-form-urlencoded`.
+//! Queries and forms. Both have the encoding `application/x-www-form-urlencoded`; a form with files is
+//! `multipart/form-data`.
 
 use super::fields::{self, Content};
 use super::upload::Upload;
@@ -48,9 +49,9 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 
 /// The body of a form sent with POST, with or without files.
 ///
-/// A request of another content type is refused with 415. A body that is malformed or not UTF-8 is refused with 400. A form
-/// that does not fit the type is refused with 422 and a sentence that names the field. To answer these yourself, take
-/// `Result<Form<T>>`.
+/// A request whose content type is not that of a form is refused with 415. A body that is malformed or not UTF-8 is
+/// refused with 400. A form that does not fit the type is refused with 422 and a sentence that says which field does
+/// not fit. To answer such requests yourself, take `Result<Form<T>>`.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -70,15 +71,16 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 ///
 /// # How fields are read
 ///
-/// - When a name occurs several times, a `Vec` takes all values and any other type takes the last. So a hidden field before
-///   a checkbox is the value of the box when it is not ticked.
+/// - When a name occurs several times, a `Vec` takes all values and any other type takes the last. So a hidden field
+///   before a checkbox, with the same name, sends the value for a box that is not ticked.
 /// - A ticked checkbox without a `value` sends `on`, which a `bool` reads as `true`.
-/// - An `Option` of a number is `None` when its field is empty.
+/// - An `Option` of a number or a `bool` is `None` when its field is empty.
 /// - `#[serde(flatten)]` works with fields of all types.
 ///
 /// # Files
 ///
-/// A form with `enctype="multipart/form-data"` may have files. Each is a field of type [`Upload`](crate::extract::Upload):
+/// A form with `enctype="multipart/form-data"` may have files. Each file is a field of type
+/// [`Upload`](crate::extract::Upload):
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -109,8 +111,9 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 /// # assert_eq!(app.call::<add_photo>(post("/photos").csrf_field().multipart(form)).text(), "Sea: 7 bytes");
 /// ```
 ///
-/// The whole form is in the view's memory. The server's `body_max_bytes` (8 MiB) limits its size, and the module's setting
-/// `form_fields_max` (1,000) the number of its fields. [`Multipart`](crate::Multipart) reads larger forms in pieces.
+/// The whole form is in the view's memory. The server's `body_max_bytes` (8 MiB) limits its size, and the module's
+/// setting `form_fields_max` (1,000) the number of its fields. For a form that is too large for the view's memory, take
+/// [`Multipart`](crate::Multipart), which reads the form in pieces.
 #[derive(Clone, Copy, Debug)]
 pub struct Form<T>(pub T);
 

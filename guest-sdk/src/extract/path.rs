@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, Visitor};
 
-/// The parameters of the path: one value, a tuple in the order of the pattern, or a struct whose fields have the names of
-/// the parameters. A value that does not fit the type is refused with 400.
+/// The parameters of the path. `T` is the type of a single parameter, a tuple in the order of the pattern, or a struct
+/// whose fields have the names of the parameters. A value that does not fit the type is refused with 400.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;

@@ -12,7 +12,8 @@ pub struct Upload {
     /// The file's name according to the browser, without folders. The sender of the form chooses it, so do not use it as the
     /// name of a file on disk.
     pub file_name: String,
-    /// The media type according to the browser, such as `image/png`. It may be wrong: check the bytes when it matters.
+    /// The media type according to the browser, such as `image/png`. The browser may be wrong: check the bytes when the
+    /// type matters.
     pub content_type: String,
     /// The content of the file.
     pub bytes: Vec<u8>,

@@ -1,4 +1,5 @@
-//! Deserializes one text of a request into the view's type: a path parameter, or a field of a form or query.
+//! Deserializes one text of a request (a path parameter, or a field of a form or query) into the type that the view
+//! declares.
 
 use serde::de::{self, Deserializer, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
@@ -9,19 +10,19 @@ use std::fmt;
 pub(super) enum Failure {
     /// The client's fault: a value does not fit the view's type.
     Value(String),
-    /// The view's fault: its type does not fit the parameters of its path pattern.
+    /// In a path, the view's fault: the type in `Path<…>` does not fit the parameters of the view's path pattern.
     Shape(String),
     /// A field of this name is missing.
     Missing(&'static str),
-    /// serde did not say which type it wants, the value was read as `Seen`, and that is not what the view's type accepts.
+    /// The view's type asked for a value of any type (`deserialize_any`), got the `Seen` value, and does not accept it.
     Type(Seen, String),
 }
 
-/// How a value was read.
+/// The value that the view's type got when it asked for a value of any type.
 #[derive(Debug, PartialEq)]
 pub(super) enum Seen {
     Text(String),
-    /// A number or a truth value; the text is how it was written.
+    /// A number or a truth value, as Rust formats it.
     Typed(String),
     List,
     Other,
@@ -75,7 +76,7 @@ pub(super) struct Value<'de> {
 
 impl Value<'_> {
     fn is_not(self, what: impl fmt::Display) -> Failure {
-        /// Longer texts are cut in error messages.
+        /// An error message shows at most this many characters of the text.
         const SHOWN: usize = 100;
         let shown: String = self.text.chars().take(SHOWN).collect();
         let rest = if shown.len() < self.text.len() {
@@ -86,7 +87,8 @@ impl Value<'_> {
         Failure::Value(format!("`{}` is {shown:?}{rest}, not {what}", self.name))
     }
 
-    /// Whether an `Option<T>` is `None` for this text: it is empty, and `T` is a type that no empty text can be.
+    /// Whether this text is read as `None`: the text is empty, and `T` is an `Option` of one of the types in
+    /// [`PARSED`].
     pub(super) fn is_none_of<T>(self) -> bool {
         let inner = std::any::type_name::<T>()
             .strip_prefix("core::option::Option<")
@@ -175,7 +177,7 @@ impl<'de> Deserializer<'de> for Value<'de> {
     }
 }
 
-/// Types that an empty text can never be.
+/// Types for which an empty text is never a valid value.
 const PARSED: [&str; 15] = [
     "bool", "i8", "i16", "i32", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128", "usize",
     "f32", "f64",

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// The calls of the host. None of them waits in a test, so one trait serves both modes.
+/// The calls to the host. None of them waits in a test, so one trait serves both modes.
 pub(crate) trait Capabilities {
     fn config(&self, name: &str) -> Option<String>;
     fn request_id(&self) -> String;
@@ -23,26 +23,27 @@ pub(crate) trait Capabilities {
     fn remaining_ms(&self) -> u64;
     fn get(&self, name: &str) -> Option<String>;
     fn set(&self, name: &str, value: &str) -> Result<(), String>;
-    /// The folder on this machine that is granted under this path.
+    /// The folder on this machine that is granted under the path `name`.
     fn directory(&self, name: &str) -> Result<PathBuf, String>;
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError>;
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     /// Runs a query whose result is read in pieces.
     fn open(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     fn execute(&self, name: &str, sql: &str, values: &[Value]) -> Result<u64, DatabaseError>;
-    /// Begins a transaction, or a savepoint within one. Returns its depth; that of a transaction is 1.
+    /// Begins a transaction, or a savepoint when a transaction is open. Returns the depth: 1 for a transaction, more
+    /// for a savepoint.
     fn begin(&self, name: &str) -> Result<u32, DatabaseError>;
-    /// Ends the transaction or savepoint of this depth, and all within it.
+    /// Ends the transaction or savepoint of this depth, and all savepoints within it.
     fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError>;
-    /// Sends all statements of this database to one connection until [`Capabilities::unpin`].
+    /// Sends all statements for this database to one connection until [`Capabilities::unpin`].
     fn pin(&self, name: &str) -> Result<(), DatabaseError>;
     fn unpin(&self, name: &str);
     fn set_rollback(&self);
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
-    /// The rest of the chain, for `Next`.
+    /// The rest of the chain, which `Next` runs.
     fn rest(&self) -> Part;
-    /// Sets the function that the next middleware runs around.
+    /// Adds a function to the rest of the chain. The function that was added last runs first.
     #[cfg(feature = "testing")]
     fn put_within(&self, run: fn(&Host, Request) -> Result<Response>);
     /// The view that a sub-request goes to.
@@ -50,15 +51,15 @@ pub(crate) trait Capabilities {
     fn log(&self, level: Level, message: &str, fields: &[(String, String)]);
 }
 
-/// A view that is called by another guest function, on the same host.
+/// A guest function that another guest function calls, with the same host.
 pub(crate) type Part = Box<dyn Fn(&Host, RawRequest) -> Result<RawResponse, ViewError>>;
 
 thread_local! {
-    /// The host of the view that runs on this thread: log records are written without a context.
+    /// The host of the view that runs on this thread. Stored here because views write log records without a context.
     static RUNNING: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// A handle to the implementation of the calls.
+/// A handle to the implementation of [`Capabilities`].
 #[derive(Clone)]
 pub(crate) struct Host(Rc<dyn Capabilities>);
 
@@ -74,7 +75,7 @@ impl Host {
         Self(capabilities)
     }
 
-    /// Runs `work`, and sends the log records of this thread to this host meanwhile.
+    /// Runs `work`. While `work` runs, the log records of this thread go to this host.
     #[cfg(feature = "testing")]
     pub(crate) fn while_running<T>(&self, work: impl FnOnce() -> T) -> T {
         struct Restore(Option<Host>);
@@ -133,7 +134,8 @@ impl Host {
     }
 }
 
-/// Writes a record to the running test, or to stderr when there is none.
+/// Passes a log record to the host of the view that runs on this thread. When no view runs, prints the record to
+/// stderr.
 pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
     match RUNNING.with_borrow(Clone::clone) {
         Some(host) => host.0.log(level, message, fields),
@@ -147,7 +149,7 @@ pub(crate) fn log(level: Level, message: &str, fields: &[(String, String)]) {
     }
 }
 
-/// A result. The test database has read it completely.
+/// The rows of a query. The test database has already read all of them.
 pub struct Rows {
     columns: Vec<String>,
     rest: RefCell<std::vec::IntoIter<Values>>,
@@ -166,7 +168,7 @@ impl Rows {
     }
 }
 
-/// Rolls back when dropped before its end.
+/// A transaction or savepoint. Rolls back when it is dropped before `end` is called.
 pub struct Transaction {
     host: Host,
     name: String,
@@ -194,7 +196,7 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         if !self.ended {
-            // As in the host, a failed rollback has nobody to be reported to.
+            // `drop` cannot return an error, so the error of a failed rollback is ignored. The host ignores it, too.
             let _ = self.host.0.end(&self.name, self.depth, false);
         }
     }
@@ -301,7 +303,7 @@ pub(crate) mod sync {
     }
 }
 
-/// Every call yields once before it returns, so that joined calls interleave as they do under the host.
+/// Every async function here yields once before it returns, so that joined calls interleave as they do under the host.
 pub(crate) mod asynch {
     use super::*;
     pub(crate) use super::{Pinned, Rows, Transaction};
@@ -400,7 +402,7 @@ pub(crate) mod asynch {
         host.0.send(request)
     }
 
-    /// Returns at once: tests do not wait.
+    /// Does not wait for the given time, so that tests are fast.
     pub(crate) async fn sleep(_: &Host, _ms: u32) {
         give_way().await;
     }

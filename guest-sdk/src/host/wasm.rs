@@ -1,4 +1,5 @@
-//! The host in a component: calls of its imports. The linker leaves out every import that no view calls.
+//! The host in a component: each function calls an import of the component. The linker leaves out every import that no
+//! view calls.
 
 use super::{
     BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
@@ -43,8 +44,8 @@ impl Host {
         })
     }
 
-    /// A component sees a granted folder under the path `guest` of the configuration, so this returns the path unchanged. The
-    /// check whether it exists blocks, so it is only made when `may_block` is true.
+    /// A component sees a granted folder under the path `guest` of the configuration, so this returns the path
+    /// unchanged. The check whether the folder exists may block, so this makes the check only when `may_block` is true.
     pub(crate) fn directory(&self, name: &str, may_block: bool) -> Result<PathBuf, String> {
         let path = PathBuf::from(name);
         if !may_block || path.is_dir() {

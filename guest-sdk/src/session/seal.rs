@@ -1,4 +1,5 @@
-//! The text of a session's cookie: the values and their end as JSON, and a signature of both, in base64.
+//! The text of a session's cookie: the values and the end of the session as JSON, then a signature of that JSON. Each
+//! of the two is in base64.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -27,7 +28,7 @@ impl Payload {
         Ok(text)
     }
 
-    /// The payload, if this key has signed it for a cookie of this name.
+    /// The payload, if it was signed with this key for a cookie of this name.
     pub(super) fn open(text: &str, name: &str, key: &str) -> Option<Self> {
         let (payload, signature) = text.split_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
@@ -37,13 +38,15 @@ impl Payload {
     }
 }
 
-/// The signature covers the name of the cookie, too, so that no other signed cookie of the app is valid as a session.
+/// Computes the signature. It also covers the name of the cookie, so that no other signed cookie of the app is valid as
+/// a session.
 fn signer(name: &str, key: &str, payload: &str) -> Hmac<Sha256> {
     let mut signer =
         Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("a key may be of any length");
     for part in ["amphi session 1", name, payload] {
         signer.update(part.as_bytes());
-        // A zero ends each part. No part contains one, so no text can be split into parts in two ways.
+        // A zero byte ends each part. No part contains a zero byte, so two different lists of parts never have the same
+        // signature.
         signer.update(&[0]);
     }
     signer
@@ -93,7 +96,8 @@ mod tests {
             let mut bytes = good.clone().into_bytes();
             bytes[index] ^= 1;
             let changed = String::from_utf8(bytes).expect("it was ASCII");
-            // The last character of base64 has bits that mean nothing; a decoder that took them would open it.
+            // The last character of base64 has unused bits. A decoder that ignored them would accept a change of these
+            // bits.
             assert!(
                 Payload::open(&changed, "session", KEY).is_none(),
                 "{changed}"

@@ -1,4 +1,4 @@
-//! The state of one request in a test: what the host keeps for a request.
+//! The state of one request in a test. It stands in for the state that the host keeps for a request.
 
 use super::database::{TestDatabase, refused};
 use super::grants::{Limits, USER, is_topic};
@@ -28,7 +28,7 @@ pub(super) struct Call {
     deadline: Instant,
     /// Whether the view runs in a transaction.
     atomic: bool,
-    /// The databases in which the transaction has begun. It begins at the first statement on a database.
+    /// The databases in which the transaction has begun. In each database, it begins at the first statement.
     begun: RefCell<BTreeSet<String>>,
     /// How many transactions and savepoints are open.
     level: Cell<u32>,
@@ -38,11 +38,11 @@ pub(super) struct Call {
     set_rollback: Rc<Cell<bool>>,
     /// Whether statements that write are refused.
     read_only: bool,
-    /// The functions that `Next` runs, the innermost first.
+    /// The functions that calls of `Next` have yet to run, the innermost first.
     within: RefCell<Vec<Inner>>,
-    /// Whether a view makes this call. Then the grants of the module apply.
+    /// Whether the module's grants apply: not for queries that the test itself makes.
     of_view: bool,
-    /// How many events have been published.
+    /// How many events have been published in this call, with those that are still held.
     published: Cell<usize>,
 }
 
@@ -64,12 +64,12 @@ impl Call {
         }
     }
 
-    /// A call without a view, for tests of other functions.
+    /// A call without a view, for tests of helper functions.
     pub(super) fn alone(world: Rc<World>) -> Self {
         Self::new(world, Duration::from_secs(30))
     }
 
-    /// A call by the test itself, which may use every database.
+    /// A call for queries of the test itself, which may use every database.
     pub(super) fn of_test(world: Rc<World>) -> Self {
         Self {
             of_view: false,
@@ -164,7 +164,7 @@ impl Call {
     }
 }
 
-/// Why the host would refuse to send this response, if it would.
+/// The reason why the host would refuse to send this response. `None` if the host would send it.
 fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
     let (bytes, max) = (response.body.len(), limits.response_max_bytes);
     if bytes > max {
@@ -205,9 +205,9 @@ fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
     })
 }
 
-/// Bytes that the host counts for a header beside its text.
+/// Bytes that the host counts for each header in addition to its name and value.
 const HEADER_BYTES: usize = 32;
-/// Headers that are about one connection, which only the host sets.
+/// Headers that concern a single connection. Only the host sets them.
 const HOP_BY_HOP: [&str; 6] = [
     "connection",
     "keep-alive",
@@ -439,7 +439,7 @@ impl Capabilities for Call {
     }
 }
 
-/// A view, to be called by another guest function. When it fails, the request's transaction is rolled back.
+/// Makes `run` callable by another guest function. When `run` fails, the request's transaction is rolled back.
 fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
     Box::new(move |host, request| match run(host, request.into()) {
         Ok(response) => {

@@ -72,12 +72,13 @@ impl TestDatabase {
         }
     }
 
-    /// Allows or refuses statements that change the session.
+    /// Sets whether the connection is pinned. While it is, statements that change the session (`pragma`) are allowed.
     pub(super) fn pin(&mut self, pinned: bool) {
         self.pinned = pinned;
     }
 
-    /// Runs one statement. Returns its result and how many rows it changed. When it fails, the transaction takes no more.
+    /// Runs one statement. Returns its result and how many rows it changed. When the statement fails within a
+    /// transaction, all further statements are refused until the level of the failed statement is rolled back.
     pub(super) fn run(
         &mut self,
         sql: &str,
@@ -155,7 +156,8 @@ impl TestDatabase {
             }
         }
         drop(cursor);
-        // Statements that change the schema write rows of SQLite's own tables.
+        // A statement that changes the schema changes rows of SQLite's own tables, so its count is not the count of the
+        // view's rows.
         let first = sql.trim_start().get(..4).unwrap_or_default();
         let defines = ["crea", "drop", "alte"]
             .iter()
@@ -179,7 +181,7 @@ impl TestDatabase {
         Ok(self.depth)
     }
 
-    /// Ends the transaction or savepoint of this depth.
+    /// Commits or rolls back the transaction or savepoint of this depth.
     pub(super) fn end(&mut self, depth: u32, commit: bool) -> Result<(), Error> {
         if depth > self.depth {
             return match commit {
@@ -224,7 +226,7 @@ impl TestDatabase {
 ///
 /// # Panics
 ///
-/// When there is no such folder, or a SQL file in it has another form of name.
+/// When there is no such folder, or the name of a SQL file in it has another form.
 pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(folder)
         .unwrap_or_else(|error| panic!("migrations in {}: {error}", folder.display()));
@@ -256,7 +258,8 @@ pub(super) fn migrations(folder: &Path) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// Refuses statements that the host refuses: those that begin or end a transaction, and those that change the session.
+/// Refuses the statements that the host refuses: those that begin or end a transaction, and those that change the
+/// session. On a pinned connection, `pragma` is allowed.
 fn check_allowed(sql: &str, pinned: bool) -> Result<(), Error> {
     const REFUSED: [&str; 10] = [
         "begin",
@@ -288,7 +291,8 @@ fn check_allowed(sql: &str, pinned: bool) -> Result<(), Error> {
     ))
 }
 
-/// Which value each parameter takes, counted from 1: `?` the next one, `?N` and `$N` the N-th. As in the host.
+/// The number of the value that each parameter takes, counted from 1: `?` takes the next value, `?N` and `$N` the N-th.
+/// The rule is the same in the host.
 fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
     let slot = |index: usize| match statement.parameter_name(index) {
         None => Ok(index),
@@ -306,7 +310,7 @@ fn slots(statement: &rusqlite::Statement<'_>) -> Result<Vec<usize>, Error> {
     (1..=statement.parameter_count()).map(slot).collect()
 }
 
-/// Roughly how many bytes a value takes in a result.
+/// About how many bytes a value takes in a result.
 fn size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Integer(_) | Value::Real(_) => 8,
@@ -339,7 +343,7 @@ fn from_sql(value: ValueRef<'_>) -> Result<Value, Error> {
     })
 }
 
-/// An error that the host itself would report.
+/// An error that comes from the host, not from the database.
 pub(super) fn refused(kind: ErrorKind, message: impl Into<String>) -> Error {
     Error {
         kind,
@@ -367,7 +371,7 @@ fn error(error: rusqlite::Error) -> Error {
     }
 }
 
-/// The kind of constraint, from SQLite's extended error code. The host does the same.
+/// The kind of a constraint, from SQLite's extended error code. The host uses the same mapping.
 fn constraint(extended: i32) -> ErrorKind {
     match extended {
         ffi::SQLITE_CONSTRAINT_UNIQUE
@@ -381,7 +385,7 @@ fn constraint(extended: i32) -> ErrorKind {
     }
 }
 
-/// The constraint and the columns that SQLite's message names. The host does the same.
+/// The constraint and the columns that are named in SQLite's message. The host reads the message in the same way.
 fn violation(message: &str) -> Violation {
     let (before, rest) = match message.rsplit_once(" column ") {
         Some((before, column)) if before.starts_with("cannot store ") => (before, column),

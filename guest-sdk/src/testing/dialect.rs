@@ -1,12 +1,12 @@
 //! Rewrites migrations for PostgreSQL so that SQLite accepts them.
 //!
-//! This is not a translator for SQL in general. It covers the few things in which table definitions usually differ. A
-//! statement that SQLite still does not accept is an error which shows the statement.
+//! This is not a translator for SQL in general. It covers the few things in which table definitions usually differ. If
+//! SQLite does not accept a rewritten statement, the test panics and shows the statement.
 
 /// A word, a quoted text or one other character.
 #[derive(Clone, Debug)]
 struct Token {
-    /// Whether space or a comment was before it.
+    /// Whether white space or a comment was before the token.
     spaced: bool,
     text: String,
 }
@@ -17,7 +17,7 @@ impl Token {
     }
 }
 
-/// The statements of a file, for SQLite.
+/// The statements of a file, rewritten for SQLite.
 pub(super) fn statements(sql: &str) -> Vec<String> {
     let mut statements = vec![Vec::new()];
     // Semicolons in the body of a trigger do not end the statement.
@@ -48,7 +48,8 @@ fn begins(statement: &[Token], words: &[&str]) -> bool {
         && (statement.iter().zip(words)).all(|(token, word)| token.is(word))
 }
 
-/// Whether SQLite has nothing for this statement, so that it is left out: extensions, comments, types, users.
+/// Whether SQLite has no equivalent of this statement, so that the statement is left out: those about extensions,
+/// types, schemas, comments, privileges, settings and locks.
 fn is_of_postgres_alone(statement: &[Token]) -> bool {
     let known: [&[&str]; 8] = [
         &["create", "extension"],
@@ -89,7 +90,7 @@ fn tokens(sql: &str) -> Vec<Token> {
     tokens
 }
 
-/// The length of a quoted text; a quote that is doubled is part of it.
+/// The length of the quoted text at the start of `text`, with its quotes. A doubled quote does not end the quoted text.
 fn quoted(text: &str, quote: char) -> usize {
     let mut at = 1;
     while let Some(found) = text[at..].find(quote) {
@@ -125,7 +126,7 @@ fn translated(tokens: Vec<Token>) -> Vec<Token> {
             push(&mut made, token, "integer");
             &rest[1..]
         } else if token.is("generated") && as_identity(rest).is_some() {
-            // SQLite numbers rows by itself only when the type is exactly `integer`.
+            // SQLite assigns row numbers itself only when the type is exactly `integer`.
             if let Some(kind) = made.iter_mut().rev().find(|token| is_integer(token)) {
                 kind.text = "integer".to_owned();
             }
@@ -170,7 +171,8 @@ fn is_index_method(token: &Token) -> bool {
         .any(|word| token.is(word))
 }
 
-/// The tokens after `generated … as identity` and its options.
+/// The tokens after the clause `generated … as identity` and its options. `None` when `rest` does not begin with such a
+/// clause.
 fn as_identity(rest: &[Token]) -> Option<&[Token]> {
     let rest = if begins(rest, &["generated", "always", "as", "identity"]) {
         &rest[4..]
@@ -187,7 +189,8 @@ fn is_call(rest: &[Token]) -> bool {
     rest.first().is_some_and(is_name) && rest.get(1).is_some_and(|token| token.is("("))
 }
 
-/// How many tokens the parentheses that begin here have, including themselves; 0 when there are none.
+/// The number of tokens from the parenthesis at the start of `rest` to its closing parenthesis, both included. 0 when
+/// `rest` does not start with a parenthesis.
 fn parenthesized(rest: &[Token]) -> usize {
     if !rest.first().is_some_and(|token| token.is("(")) {
         return 0;
@@ -206,7 +209,7 @@ fn parenthesized(rest: &[Token]) -> usize {
     rest.len()
 }
 
-/// The tokens after the type of a cast.
+/// The tokens after the type at the start of `rest`, which is the type of a cast.
 fn after_type(rest: &[Token]) -> &[Token] {
     let mut rest = rest.get(1..).unwrap_or_default();
     for more in [

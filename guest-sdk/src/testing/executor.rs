@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
 
-/// Runs a future to completion, such as the call of an async function with [`App::async_context`](super::App::async_context).
+/// Runs a future to completion, such as the future of an async function that was called with
+/// [`App::async_context`](super::App::async_context).
 ///
 /// # Panics
 ///
-/// When the future waits for something other than calls of its context: nothing in a test would wake it.
+/// When the future waits for something other than a call of its context. Nothing in a test would wake such a future.
 pub fn run<F: Future>(future: F) -> F::Output {
     let woken = Arc::new(Woken(AtomicBool::new(true)));
     let waker = woken.clone().into();

@@ -5,22 +5,24 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// The context value with the user's name. Only the host sets it.
+/// The name of the context value that holds the user's name. Only the host sets this value.
 pub(super) const USER: &str = "user";
-/// How many folders above the crate are searched for its `amphi.toml`.
+/// How many folders are searched for the `amphi.toml`: the crate's own folder and the folders above it.
 const FOLDERS_UP: usize = 4;
 
 /// The grants and limits of a module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Grants {
-    /// The module in the configuration. `None` when there is no `amphi.toml`: then everything is granted.
+    /// The module in the configuration. `None` when no `amphi.toml` has a module of this crate: then everything is
+    /// granted.
     module: Option<Configured>,
-    /// `allowed_origins` of the app, as the host gives them to modules: with spaces between.
+    /// `allowed_origins` of the app, in the form that the host gives to modules: one text with spaces between the
+    /// origins.
     allowed_origins: String,
     pub(super) limits: Limits,
     /// The folders on this machine, by the paths that views use for them.
     pub(super) directories: HashMap<String, PathBuf>,
-    /// Whether a view runs in a transaction when its attribute does not say.
+    /// Which views run in a transaction if their attribute does not say so itself.
     pub(super) atomic: Atomic,
 }
 
@@ -31,7 +33,7 @@ struct Configured {
     table: Module,
 }
 
-/// The limits of a request that a view can reach, with the host's defaults.
+/// Those limits of a request that a view can exceed. The defaults are those of the host.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Limits {
@@ -42,10 +44,10 @@ pub(super) struct Limits {
     pub(super) events_max: usize,
     pub(super) headers_max_bytes: usize,
     pub(super) timeout_ms: u64,
-    /// Of `[events]`.
+    /// From the table `[events]`; the limits above are from `[limits]`.
     #[serde(skip)]
     pub(super) payload_max_bytes: usize,
-    /// Of `[server]`.
+    /// From the table `[server]`.
     #[serde(skip)]
     pub(super) body_max_bytes: usize,
 }
@@ -66,10 +68,10 @@ impl Default for Limits {
     }
 }
 
-/// `atomic` of an app or module.
+/// The value of `atomic` in the table of the app or of a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Atomic {
-    /// Only views of methods that change something.
+    /// Only views whose method can change something: all methods except GET, HEAD, OPTIONS and TRACE.
     #[default]
     UnsafeMethods,
     All,
@@ -139,7 +141,7 @@ struct Directory {
 }
 
 impl Grants {
-    /// Finds the `amphi.toml`, in the crate's folder or above, that has a module of the crate under test.
+    /// Finds the first `amphi.toml`, in the crate's folder or above, that has the crate under test as a module.
     pub(super) fn find() -> Self {
         let Some(crate_folder) = std::env::var_os("CARGO_MANIFEST_DIR") else {
             return Self::default();
@@ -150,7 +152,8 @@ impl Grants {
             .unwrap_or_default()
     }
 
-    /// Reads the grants of the module whose `path` is this crate.
+    /// Reads the grants of the module whose `path` is this crate. `None` when the file does not exist or has no such
+    /// module.
     fn of(file: &Path, crate_folder: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(file).ok()?;
         let config: Config =
@@ -262,7 +265,7 @@ impl Grants {
         }
     }
 
-    /// Whether a request may be sent to this URL, or path of the app itself.
+    /// Checks whether a request may be sent to `url`, which is a URL or a path of the app itself.
     pub(super) fn http(&self, url: &str) -> Result<(), String> {
         let own = url.starts_with('/');
         let origin = match url.split_once("://") {
@@ -300,7 +303,7 @@ impl Grants {
     }
 }
 
-/// A setting as the host writes it: numbers as Rust does, not as TOML does.
+/// The text of a setting, as the host gives it to views: numbers are formatted by Rust, not copied from the TOML.
 fn setting(name: &str, value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),
@@ -313,7 +316,7 @@ fn setting(name: &str, value: &toml::Value) -> String {
     }
 }
 
-/// Whether a granted topic, or pattern of topics, includes this topic.
+/// Whether `granted`, a topic or a pattern of topics, includes this topic.
 fn contains(granted: &str, topic: &str) -> bool {
     match granted.strip_suffix('*') {
         Some(beginning) => topic.starts_with(beginning) && topic.len() > beginning.len(),
@@ -342,7 +345,7 @@ mod tests {
         Grants::of(&file, &folder).expect("it has the module")
     }
 
-    /// In one test, because all write one file.
+    /// All cases are in one test, because all of them write the same file.
     #[test]
     fn what_the_configuration_says_is_what_the_host_makes_of_it() {
         let text = "[app]\nname = \"a\"\nallowed_origins = [\"https://a.example\", \"app://b\"]\n\
@@ -364,7 +367,7 @@ mod tests {
             "f=16",
         ];
         assert_eq!(texts, host);
-        // As much as the host takes.
+        // The file does not set this limit, so it is the host's default.
         assert_eq!(found.limits.body_max_bytes, 8 << 20);
         let found = grants("[modules.a]\npath = \".\"\nsettings = { a = [1] }");
         let refused = std::panic::catch_unwind(|| found.settings().count());

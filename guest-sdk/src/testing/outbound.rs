@@ -56,7 +56,7 @@ pub struct Sent {
     pub method: String,
     /// The URL, as the view wrote it.
     pub url: String,
-    /// The headers the view set.
+    /// The headers that the view set.
     pub headers: Headers,
     /// The body.
     pub body: Vec<u8>,

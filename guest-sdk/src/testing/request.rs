@@ -17,9 +17,9 @@ pub struct TestRequest {
     query: String,
     headers: Headers,
     body: Vec<u8>,
-    /// The values of its session.
+    /// The values of the request's session.
     session: Values,
-    /// The CSRF token, to be written into the form that follows.
+    /// The CSRF token that `form` and `multipart` write into the form.
     token: Option<String>,
 }
 
@@ -57,7 +57,7 @@ pub fn request(method: &str, path: &str) -> TestRequest {
 #[derive(Clone, Debug, Default)]
 pub struct Multipart(Vec<u8>);
 
-/// The line between the parts.
+/// The boundary between the parts of a form.
 const BOUNDARY: &str = "the-boundary-of-a-test";
 
 impl Multipart {
@@ -134,7 +134,8 @@ impl TestRequest {
         self
     }
 
-    /// Adds the CSRF token of its session, in a header: for views that take [`Protected`](crate::Protected).
+    /// Adds a CSRF token to the request's session, and to a header: for views that take
+    /// [`Protected`](crate::Protected).
     pub fn csrf(self) -> Self {
         let (token, given) = csrf::pair();
         self.session(csrf::FIELD, &token)
@@ -142,8 +143,8 @@ impl TestRequest {
             .header("sec-fetch-site", "same-origin")
     }
 
-    /// Like [`csrf`](Self::csrf), with the token in the first field of the form. Call [`form`](Self::form) or
-    /// [`multipart`](Self::multipart) after this.
+    /// Like [`csrf`](Self::csrf), but with the token in the first field of the form instead of a header. Call
+    /// [`form`](Self::form) or [`multipart`](Self::multipart) after this.
     pub fn csrf_field(self) -> Self {
         let (token, given) = csrf::pair();
         let request = self.session(csrf::FIELD, &token);
@@ -244,7 +245,7 @@ impl TestRequest {
     }
 }
 
-/// What stands in a segment of a path as it is (RFC 3986, 3.3).
+/// The characters that are encoded in a segment of a path: all except those that RFC 3986, 3.3 allows there.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -264,7 +265,7 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b':')
     .remove(b'@');
 
-/// The one spelling of a path that the host gives to views, however a client spells it.
+/// The path, encoded in the one fixed way in which the host gives it to views, however the client encoded it.
 pub(super) fn normalized(path: &str) -> String {
     let segments = path.split('/').map(|segment| {
         let bytes: Vec<u8> = percent_decode_str(segment).collect();
@@ -273,10 +274,11 @@ pub(super) fn normalized(path: &str) -> String {
     segments.collect::<Vec<_>>().join("/")
 }
 
-/// Stands for an encoded slash in a decoded path: no character.
+/// Stands for an encoded slash in a decoded path. This code point is not a character, so paths do not contain it.
 const SLASH: char = '\u{10ffff}';
 
-/// A path or pattern decoded, so that only slashes as such separate segments.
+/// A path or pattern, decoded. An encoded slash becomes [`SLASH`], so that it does not separate segments. `None` when
+/// the text is not valid UTF-8.
 fn decoded(path: &str) -> Option<String> {
     let segments = path.split('/').map(|segment| {
         let text = percent_decode_str(segment).decode_utf8().ok()?;
@@ -285,7 +287,8 @@ fn decoded(path: &str) -> Option<String> {
     Some(segments.collect::<Option<Vec<_>>>()?.join("/"))
 }
 
-/// The parameters of a pattern in a path that matches it: both are compared decoded, as by the host.
+/// The names and values of the parameters, if the path matches the pattern. Both are decoded before they are compared,
+/// as in the host.
 pub(super) fn params(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     matched(&decoded(pattern)?, &decoded(path)?)
 }
@@ -300,7 +303,8 @@ fn matched(pattern: &str, path: &str) -> Option<Vec<(String, String)>> {
     let path = path.strip_prefix(before)?;
     let (name, value) = match name.strip_prefix('*') {
         Some(name) => (name, path),
-        // A parameter extends to the text that follows it in the segment, or to the segment's end.
+        // A parameter extends to the fixed text that follows it in the same segment of the pattern, or else to the
+        // segment's end.
         None => {
             let segment = &path[..path.find('/').unwrap_or(path.len())];
             let fixed = &after[..after.find(['/', '{']).unwrap_or(after.len())];
@@ -350,7 +354,7 @@ mod tests {
         assert_eq!(of("/f/{*rest}", "/f/a/b").as_deref(), Some("rest=a/b;"));
         assert_eq!(of("/{name}.html", "/a.html").as_deref(), Some("name=a;"));
         assert_eq!(of("/{name}.html", "/a.txt"), None);
-        // A path is the same however it is encoded; an encoded slash separates nothing.
+        // All encodings of a path match the same patterns. An encoded slash does not separate segments.
         for path in ["/caf\u{e9}/7", "/caf%C3%A9/7", "/%63af%c3%a9/%37"] {
             for pattern in ["/caf\u{e9}/{id}", "/caf%c3%a9/{id}"] {
                 assert_eq!(

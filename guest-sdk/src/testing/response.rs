@@ -16,7 +16,7 @@ pub struct TestResponse {
 }
 
 impl TestResponse {
-    /// `session` has the values of the request's session.
+    /// `session` holds the values that the session had in the request.
     pub(super) fn new(
         outcome: Result<Response>,
         view: &str,
@@ -49,7 +49,7 @@ impl TestResponse {
         self.response.status
     }
 
-    /// The first header of this name.
+    /// The value of the first header of this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.response.headers.get(name)
     }
@@ -64,7 +64,7 @@ impl TestResponse {
         &self.response
     }
 
-    /// The error that the view returned, if it did.
+    /// The error that the view returned, if it returned one.
     pub fn error(&self) -> Option<&Error> {
         self.error.as_ref()
     }

@@ -1,4 +1,4 @@
-//! Forms of `atomic` that do not work.
+//! Calls of `atomic` that do not compile: each passes the wrong kind of closure.
 use amphi_sdk::prelude::*;
 
 #[view(post, "/move")]

@@ -1,4 +1,4 @@
-//! What can be wrong in the parentheses.
+//! Mistakes in the arguments of `#[view(…)]`.
 use amphi_sdk::prelude::*;
 
 #[view]

@@ -1,4 +1,4 @@
-//! Helpers of both modes, and middleware by name.
+//! A function with `#[both]` that forgets `.await`, and a view that names middleware in quotes.
 use amphi_sdk::prelude::*;
 
 #[both]

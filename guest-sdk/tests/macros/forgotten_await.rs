@@ -1,4 +1,4 @@
-//! A future that nobody awaits is a warning, which this test turns into an error.
+//! A future that nobody awaits causes a warning. This test turns the warning into an error.
 #![deny(unused_must_use)]
 use amphi_sdk::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What cannot be a view.
+//! Items that cannot be views: structs, methods, and functions with parameters that views cannot have.
 use amphi_sdk::prelude::*;
 
 #[view(get, "/path")]

@@ -1,4 +1,4 @@
-//! What is no view cannot be listed.
+//! `views!` refuses items that are not views.
 use amphi_sdk::prelude::*;
 
 #[view(get, "/")]

@@ -1,4 +1,4 @@
-//! What can be wrong with middleware and subscribers, and with options.
+//! Mistakes in middleware, in subscribers, and in the options of views.
 use amphi_sdk::prelude::*;
 
 #[middleware]

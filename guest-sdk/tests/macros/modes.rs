@@ -1,4 +1,4 @@
-//! Code of one mode in a view of the other.
+//! Sync views that use async code, and async views that use blocking code.
 use amphi_sdk::prelude::*;
 
 #[view(post, "/sync")]

@@ -1,4 +1,4 @@
-//! Rows and parameters.
+//! Types that cannot be read from a row, and values that cannot be parameters of a statement.
 use amphi_sdk::prelude::*;
 
 #[derive(FromRow)]

@@ -1,4 +1,4 @@
-//! Parameters and results that are no extractors and no responses.
+//! Parameters that are not extractors or read the body too early, and results that are not responses.
 use amphi_sdk::prelude::*;
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! Bodies that the host keeps.
+//! Request bodies that the host keeps, and that views read in pieces or as a whole.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, post};

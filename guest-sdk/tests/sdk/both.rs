@@ -1,4 +1,4 @@
-//! Functions of both modes, extractors that ask the host, middleware of one view, other methods.
+//! Functions with `#[both]`, extractors that query the database, middleware of a single view, and unusual methods.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, get, request};
@@ -37,7 +37,7 @@ async fn check(cx: &Context, least: i64) -> Result<()> {
     .await
 }
 
-/// A result that borrows.
+/// Returns one of its parameters, so `#[both]` has to keep the lifetimes.
 #[both]
 async fn longest<'a>(_: &Context, one: &'a str, other: &'a str) -> &'a str {
     if one.len() > other.len() { one } else { other }

@@ -280,7 +280,7 @@ fn json_and_arrays_are_texts() {
     );
 }
 
-/// Run with `--features time,uuid`.
+/// Runs only with `--features time,uuid`.
 #[cfg(all(feature = "time", feature = "uuid"))]
 #[test]
 fn dates_times_and_uuids_are_values() {
@@ -331,7 +331,7 @@ fn dates_times_and_uuids_are_values() {
         (read.0, read.1, read.2, read.4),
         (written.0, written.1, written.2, id)
     );
-    // As databases write them.
+    // The same point in time in the forms in which databases write it.
     let at = |text: &str| {
         let row = cx
             .db()

@@ -1,4 +1,4 @@
-//! Extractors: what they read, and how they refuse.
+//! Extractors: what they read, and how they refuse a request.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, TestRequest, get, post};

@@ -1,4 +1,4 @@
-//! Forms: what their fields are, files, and what is refused.
+//! Forms: the types of their fields, uploaded files, and forms that are refused.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, Multipart as Files, TestRequest, post};
@@ -21,7 +21,7 @@ struct Search {
     exact: bool,
     #[serde(flatten)]
     paging: Paging,
-    /// It looks like a number, and is none.
+    /// Values that look like numbers stay texts here.
     #[serde(flatten)]
     rest: HashMap<String, String>,
 }
@@ -202,7 +202,7 @@ fn a_large_form_is_read_in_pieces() {
     let app = App::new().spool_over(100);
     let response = app.call::<add_in_pieces>(post("/photos/pieces").csrf_field().multipart(form()));
     assert_eq!(response.text(), "large=700000 note=4 ");
-    // The token may be in a header as well, and has to be near the beginning otherwise.
+    // The token may be in a header instead. In a form, it has to be within the first 64 KiB.
     let response = app.call::<add_in_pieces>(post("/photos/pieces").csrf().multipart(form()));
     assert_eq!(response.status(), StatusCode::OK);
     let late = form().text("csrf_token", "x");

@@ -1,4 +1,4 @@
-//! What the host would refuse is refused in tests, in the same words.
+//! Native tests refuse what the host would refuse, with the same messages.
 
 use amphi_sdk::database::ErrorKind;
 use amphi_sdk::prelude::*;

@@ -1,4 +1,4 @@
-//! Outbound requests, and what else a context gives.
+//! Outbound requests, and what else a view gets from its `Context`.
 
 use amphi_sdk::http::ErrorKind;
 use amphi_sdk::log::Level;

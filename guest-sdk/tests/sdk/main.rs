@@ -1,4 +1,4 @@
-//! What the SDK promises to views, tried natively.
+//! Tests of what the SDK promises to views. The views run natively, without WebAssembly.
 
 mod body;
 mod both;

@@ -1,4 +1,4 @@
-//! Sessions, and the forms that only their pages can send, in both modes.
+//! Sessions, and forms with a token of the session (CSRF), in both modes.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, TestRequest, TestResponse, get, post};
@@ -45,7 +45,7 @@ async fn form(Protected(Form(fields)): Protected<Form<Vec<(String, String)>>>) -
     format!("{fields:?}")
 }
 
-/// Shows the form again where it is wrong.
+/// Answers with the form again, so the view needs a token itself (`csrf`).
 #[view(post, "/form/again")]
 fn form_again(
     csrf: Csrf,
@@ -70,7 +70,7 @@ fn counted(session: Session, request: Request, next: Next) -> Result<Response> {
     next.run(request)
 }
 
-/// As a layout with a form of its own would.
+/// Asks for a token, like middleware that adds a form to every page.
 #[middleware]
 fn with_token(_: Csrf, request: Request, next: Next) -> Result<Response> {
     next.run(request)
@@ -89,7 +89,7 @@ fn change(name: &str, value: &str) -> TestRequest {
     post("/set").form(&[("name", name), ("value", value)])
 }
 
-/// `name=value` of the cookie that a response sets, for a request to send, and the attributes.
+/// The cookie that a response sets: `name=value`, which a request can send back, and the attributes.
 fn cookie(response: &TestResponse) -> (String, String) {
     let text = response.header("set-cookie").expect("it sets a cookie");
     let (pair, attributes) = text.split_once("; ").expect("it has attributes");
@@ -112,7 +112,7 @@ fn a_session_goes_to_the_browser_and_comes_back() {
         assert_eq!(response.header("vary"), Some("cookie"));
         let shown = app.call::<show>(get("/a").header("cookie", &pair));
         assert_eq!(shown.text(), "\"é\"");
-        // Nothing has changed, so nothing is sent.
+        // The session has not changed, so no cookie is sent.
         assert_eq!(shown.header("set-cookie"), None);
         let forged = format!("{pair}x");
         let shown = app.call::<show>(get("/a").header("cookie", forged));
@@ -152,7 +152,8 @@ fn of_several_cookies_the_one_that_is_good_counts() {
     assert_eq!(shown.text(), "null");
 }
 
-/// Over plain http, browsers keep no `Secure` cookie: the form's session is not there.
+/// Over plain http, browsers do not keep a `Secure` cookie. The form then arrives without a session, and the error says
+/// why.
 #[test]
 fn a_session_that_browsers_cannot_keep_is_told() {
     let form_of = |app: App, headers: &[(&str, &str)]| {
@@ -162,7 +163,7 @@ fn a_session_that_browsers_cannot_keep_is_told() {
                 request.header(*name, *value)
             })
         };
-        // Also when the view has made a token of its own before.
+        // The error is the same when the view has made a token before the check (`form_again`).
         let refused = [
             app.call::<form>(request("/form")),
             app.call::<form_again>(request("/form/again")),
@@ -290,7 +291,8 @@ fn what_sets_a_session_is_for_no_other_browser() {
         let all = response.response().headers.get_all("cache-control");
         all.map(str::to_owned).collect::<Vec<_>>().join("|")
     };
-    // Nothing is said: neither who gets a cookie nor who has one shares the page with others.
+    // These views set no `cache-control`. Their responses are private, whether they set the cookie or only read the
+    // session.
     assert_eq!(policy(&app.call::<page>(get("/page"))), "private");
     assert_eq!(policy(&app.call::<show>(get("/a"))), "private");
     let known = app.call::<show>(get("/a").session("a", "b"));
@@ -311,7 +313,7 @@ fn what_sets_a_session_is_for_no_other_browser() {
         let sets = app.call::<cached>(get(&path("%20b")));
         assert!(sets.header("set-cookie").is_some());
         assert_eq!(policy(&sets), sent, "{said}");
-        // Who sets nothing has said what is meant.
+        // A response that does not set the cookie keeps the `cache-control` of its view.
         let reads = app.call::<cached>(get(&path("")));
         assert_eq!(policy(&reads), said.replace(' ', ""), "{said}");
     }
@@ -320,7 +322,8 @@ fn what_sets_a_session_is_for_no_other_browser() {
     assert_eq!(policy(&response), "private");
 }
 
-/// On a first visit both make a token; the form is the view's.
+/// On a first visit, the middleware and the view both make a token. The form is on the view's page, so the view's token
+/// has to stay valid.
 #[test]
 fn middleware_with_a_token_leaves_the_form_of_the_view_valid() {
     let app = App::new().around::<page>();
@@ -333,7 +336,7 @@ fn middleware_with_a_token_leaves_the_form_of_the_view_valid() {
             .form(&[("a", "1")]),
     );
     assert_eq!(sent.status(), StatusCode::OK, "{:?}", sent.error());
-    // Where the view has none, the middleware's own counts.
+    // If the view makes no token, the session keeps the token of the middleware.
     let response = App::new()
         .around::<set>()
         .call::<with_token>(change("a", "b"));

@@ -1,4 +1,4 @@
-//! Transactions of views and within them, in both modes.
+//! Transactions of whole views and of `atomic` blocks, in both modes.
 
 use amphi_sdk::prelude::*;
 use amphi_sdk::testing::{App, post, run};

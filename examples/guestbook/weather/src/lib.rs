@@ -1,10 +1,10 @@
-//! Weather stations that take their time: every report comes after about 100 milliseconds.
+//! Simulated weather stations. Each report takes about 100 milliseconds.
 
 use amphi_sdk::prelude::*;
 
 const SKIES: [&str; 5] = ["clear", "fair", "cloudy", "rain", "fog"];
 
-/// What a station says.
+/// The report of one station.
 #[derive(Debug, PartialEq, Serialize)]
 struct Report {
     city: String,
@@ -25,7 +25,7 @@ async fn report(cx: &Context, Path(city): Path<String>) -> Json<Report> {
     })
 }
 
-/// The weather never changes here, so a city's name is enough to forecast it.
+/// A number made from the name of the city, so a city always has the same weather.
 fn seed(city: &str) -> u32 {
     city.bytes().fold(17, |seed: u32, byte| {
         seed.wrapping_mul(31).wrapping_add(byte.into())
