@@ -122,7 +122,8 @@ fn paths() -> Vec<String> {
     }
 }
 
-/// A whole request without HTTP itself: with the hand-off to a worker, and an instance that is fresh or kept.
+/// A whole request, from its parsed head to its response. The sync paths include the hand-off to a worker. Below
+/// `/reused`, instances are kept; elsewhere each request gets a fresh one.
 #[divan::bench(args = paths())]
 fn answer(bencher: Bencher<'_, '_>, path: &str) {
     let (host, on_loop) = (&*HOST, loop_of_its_own());
@@ -182,7 +183,7 @@ fn hand_off_to_a_worker(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// Begins a transaction on SQLite with a statement, and commits it.
+/// Begins a transaction on SQLite, runs one statement that writes or only reads, and commits.
 #[divan::bench(args = [false, true])]
 fn transaction_that_writes(bencher: Bencher<'_, '_>, writes: bool) {
     let app = HOST.app.load();

@@ -3,12 +3,14 @@
 //!
 //! Accounts form a tree: the process (`memory_budget_mb`), each connection, each request. Memory is drawn from an
 //! account and from all accounts above it, so neither one request nor one connection can use up the memory of all.
-//! Nothing waits for memory. A draw that does not fit is refused at once; the caller then answers 503, writes to a file
-//! instead, or does without. Memory is given back when a [`Room`], or the account itself, is dropped (R13).
+//! Nothing waits for memory. A draw that does not fit is refused immediately. The caller then answers 503, writes to a
+//! file instead, or goes on without the memory. Memory is given back when a [`Room`], or the account itself, is dropped
+//! (R13).
 //!
-//! A request prepays [`REQUEST_BYTES`] from the account above. Draws within that change only the request's own counter,
-//! so most requests cost the counters above one addition and one subtraction. The linear memory of guests is not part
-//! of the budget; it has limits of its own (`memory_mb`, and the number of instances).
+//! A request prepays [`REQUEST_BYTES`] from the account above. As long as its draws stay within these bytes, they
+//! change only the request's own counter, so most requests cost the counters above one addition and one subtraction.
+//! The linear memory of guests is not part of the budget; it has limits of its own (`memory_mb`, and the number of
+//! instances).
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -20,7 +22,8 @@ use http::StatusCode;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
 
-/// The bytes that every request prepays: for its head, its scope, its future, and small things that are kept for it.
+/// The bytes that every request prepays: for its head, its scope, its future, and small things that are kept for the
+/// request.
 pub const REQUEST_BYTES: u64 = 16 << 10;
 /// One connection, all its requests together, may use a quarter of the budget; one request an eighth.
 const CONNECTION_SHARE: u64 = 4;
@@ -29,13 +32,13 @@ const REQUEST_SHARE: u64 = 8;
 const EVENTS_SHARE: u64 = 8;
 /// When more than half of the budget is used, request bodies go to files, even those that are small enough for memory.
 const TIGHT: (u64, u64) = (1, 2);
-/// Smaller pieces of memory are not counted on their own.
+/// [`Account::keep`] does not count content of fewer bytes.
 const KEPT_MIN: usize = 1 << 10;
 
 /// A limit on memory, and the bytes that are drawn from it.
 pub struct Account {
     used: AtomicI64,
-    /// Drawn from the account above when this account was made.
+    /// The bytes that were drawn from the account above when this account was made.
     prepaid: u64,
     max: AtomicU64,
     whose: Whose,
@@ -156,8 +159,8 @@ impl Account {
         self.below(Whose::Request, REQUEST_SHARE, 0)
     }
 
-    /// A limit on the memory of all events. Events are drawn from the accounts of the requests that publish them as
-    /// well, so this account has none above it.
+    /// The account of all events together. It has no account above it, because each event is also drawn from the
+    /// account of the request that publishes the event.
     pub fn events(self: &Arc<Self>) -> Arc<Account> {
         let max = self.max.load(Relaxed) / EVENTS_SHARE;
         let mut events = Account::root(max);
@@ -166,15 +169,15 @@ impl Account {
         events
     }
 
-    /// Whether so much memory is used that bodies should go to files: of the whole budget, or of the account above this
-    /// one.
+    /// Whether so much memory is used that request bodies should go to files. The memory of the whole budget counts,
+    /// and that of the account above this one.
     pub fn is_tight(self: &Arc<Self>) -> bool {
         let tight =
             |account: &Account| account.used() > account.max.load(Relaxed) / TIGHT.1 * TIGHT.0;
         tight(self.root_of()) || self.above.as_ref().is_some_and(|above| tight(above))
     }
 
-    /// Draws memory until the result is dropped.
+    /// Draws memory until the returned [`Room`] is dropped.
     ///
     /// # Errors
     /// When this account, or one above it, has less left.
@@ -196,7 +199,8 @@ impl Account {
         })
     }
 
-    /// Draws the memory of `content` until its last part is dropped. hyper may hold such parts longest.
+    /// Draws the memory of `content` until the last part of the returned bytes is dropped, usually by hyper after
+    /// sending.
     ///
     /// # Errors
     /// As [`Account::draw`].
@@ -224,8 +228,8 @@ impl Account {
         if taken.is_err() {
             let before = self.used.fetch_sub(bytes, Relaxed);
             let undone = self.over(before - bytes) - self.over(before);
-            // The account above has not been charged with `asked`. Other threads may have drawn and given back
-            // meanwhile, so `asked` and `undone` can differ: the account above is corrected by their sum.
+            // The account above has not been charged with `asked`. If other threads have drawn or given back in
+            // between, `asked` and `undone` do not add up to 0, and the account above is corrected by their sum.
             if let Some(above) = &self.above {
                 above.adjust(asked + undone);
             }
@@ -254,8 +258,8 @@ impl Account {
     }
 }
 
-/// Counters are signed: when threads race, a return can reach the account above before the draw that it belongs to, and
-/// the counter is negative in between.
+/// Converts a number of bytes to the type of the counters. They are signed because threads race: memory can be given
+/// back to the account above before the draw of the same memory arrives there. In between, the counter is negative.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes)
         .unwrap_or(i64::MAX / 2)
@@ -277,7 +281,7 @@ impl fmt::Debug for Account {
     }
 }
 
-/// Memory that is drawn from an account until this is dropped.
+/// Memory that is drawn from an account until this value is dropped.
 #[derive(Debug)]
 pub struct Room {
     account: Arc<Account>,

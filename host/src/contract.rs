@@ -1,5 +1,5 @@
-//! The plain records of the contract with guests (`guest-sdk/wit/`), for the code below `guest/`: it uses them without
-//! the rest of the bindings.
+//! The plain records of the contract with guests (`guest-sdk/wit/`). They are for the parts of the host that must not
+//! import `guest/`, such as `scope/` and `database/`, so they come without the rest of the bindings.
 #![allow(missing_docs, clippy::all, reason = "generated code")]
 
 wasmtime::component::bindgen!({

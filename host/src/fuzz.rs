@@ -29,7 +29,7 @@ fn headers(data: &[u8]) -> HeaderMap {
     headers
 }
 
-/// Values of one header, one on each line.
+/// Makes values of one header, one value from each line.
 fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for value in data.split(|byte| *byte == b'\n') {
@@ -40,7 +40,7 @@ fn values(name: &HeaderName, data: &[u8]) -> HeaderMap {
     headers
 }
 
-/// `accept` and the other headers that are weighted lists.
+/// Reads `accept` as a weighted list. All headers that are weighted lists are read by the same function.
 pub fn accept(data: &[u8]) {
     let headers = values(&header::ACCEPT, data);
     for (name, weight) in accept_headers::weighted(&headers, header::ACCEPT) {
@@ -49,7 +49,7 @@ pub fn accept(data: &[u8]) {
     let _ = accept_headers::form(&headers);
 }
 
-/// `traceparent` in the first line, `tracestate` in the others.
+/// Reads a trace context: `traceparent` is in the first line, `tracestate` in the others.
 pub fn trace(data: &[u8]) {
     let mut lines = data.splitn(2, |byte| *byte == b'\n');
     let mut headers = values(&TRACEPARENT, lines.next().unwrap_or_default());
@@ -58,7 +58,7 @@ pub fn trace(data: &[u8]) {
     assert!(Trace::parse(&text).is_some());
 }
 
-/// `x-forwarded-for` and `forwarded` of a trusted proxy.
+/// Reads `x-forwarded-for` and `forwarded` of a trusted proxy, and the network of a proxy.
 pub fn proxies(data: &[u8]) {
     let peer = SocketAddr::from(([10, 0, 0, 1], 1));
     let network = Proxies::parse("10.0.0.0/8").expect("it is one");
@@ -78,7 +78,7 @@ pub fn proxies(data: &[u8]) {
     }
 }
 
-/// The target and the `host` of a request.
+/// Reads the `host` of a request, routes the target of a request, and adds a pattern to the router.
 pub fn target(data: &[u8]) {
     let _ = Host::parse(data);
     if let Ok(text) = std::str::from_utf8(data) {
@@ -91,7 +91,7 @@ pub fn target(data: &[u8]) {
     }
 }
 
-/// The headers of a request as views get them, from lines of `name: value`.
+/// Converts the headers of a request, from lines of `name: value`, to the form that views get.
 pub fn request_headers(data: &[u8]) {
     let (mut parts, ()) = http::Request::new(()).into_parts();
     parts.headers = headers(data);
@@ -99,7 +99,7 @@ pub fn request_headers(data: &[u8]) {
     assert!(given.len() <= parts.headers.len());
 }
 
-/// The name of a function in a component.
+/// Makes the name of a function in a component readable, as for a backtrace.
 pub fn function_name(data: &[u8]) {
     if let Ok(name) = std::str::from_utf8(data) {
         assert!(run::backtrace::demangled(name).len() <= 600);

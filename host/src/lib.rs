@@ -1,11 +1,12 @@
 //! Amphi: a server for sandboxed web views, sync and async, compiled to WebAssembly components.
 //!
 //! The library exists for the binary, the tests and the benchmarks; it makes no promise of stability.
-//! `request` tells the life of a request and is the place to start reading; ARCHITECTURE.md has the map.
+//! `request` shows the life of a request and is the place to start reading; ARCHITECTURE.md has the overview.
 
 use tikv_jemallocator::Jemalloc;
 
-// What a loop allocates, a worker often frees: measured to be a good deal cheaper than with the system's allocator.
+// Workers often free memory that a loop has allocated. In measurements, this is much cheaper with jemalloc than with
+// the allocator of the system.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -1,4 +1,4 @@
-//! What the host knows about a view: plain facts, read from its component when that is loaded.
+//! What the host knows about a view: plain facts, which it reads from the view's component when it loads the component.
 
 use std::fmt;
 use std::time::Duration;
@@ -40,9 +40,9 @@ pub enum Kind {
         /// The path pattern, with the module's mount before it.
         pattern: String,
     },
-    /// A request in whose chain it is.
+    /// A request whose chain contains the middleware.
     Middleware,
-    /// An event on a topic.
+    /// An event on one of these topics.
     Subscriber(Topics),
 }
 
@@ -53,7 +53,7 @@ pub struct Options {
     pub atomic: bool,
     /// Statements that write are refused, inside and outside of transactions.
     pub read_only: bool,
-    /// The isolation of its transactions; none: the database's default.
+    /// The isolation of the view's transactions. None: the database's default.
     pub isolation: Option<Isolation>,
 }
 
@@ -64,17 +64,17 @@ pub struct View {
     pub module: String,
     /// The function's name.
     pub name: String,
-    /// The number that the component knows the function by.
+    /// The number by which the component knows the function.
     pub id: u32,
     /// What makes the host call it.
     pub kind: Kind,
     /// Sync or async.
     pub mode: Mode,
-    /// The options of its transactions.
+    /// What the view asks of its transactions.
     pub transaction: Options,
     /// Middleware of its own module that the view names itself, the outermost first.
     pub middleware: Vec<String>,
-    /// The most times that its request may be run again after a conflict.
+    /// How often a request for the view may be run again after a conflict, at most.
     pub retries: u32,
     /// The CPU budget of one call.
     pub cpu: Duration,
@@ -83,7 +83,8 @@ pub struct View {
 }
 
 impl View {
-    /// A function that no request reaches, for inspecting a component. `limit`: its time limit.
+    /// A stand-in for a view, for the time in which the host calls `describe` of a component. No request reaches it.
+    /// `limit`: the time limit and the CPU budget.
     pub fn unrouted(module: &str, name: &str, mode: Mode, limit: Duration) -> View {
         View {
             module: module.to_owned(),
@@ -132,7 +133,7 @@ impl Topics {
     /// Reads a topic, or a pattern of topics.
     ///
     /// # Errors
-    /// With a sentence, when it is neither.
+    /// A sentence, when the text is neither.
     pub fn parse(text: &str) -> Result<Topics, String> {
         let fixed = text.strip_suffix(".*").unwrap_or(text);
         if text == "*" || is_topic(fixed) {
@@ -152,7 +153,7 @@ impl Topics {
         }
     }
 
-    /// Whether all topics of `other` are among these.
+    /// Whether all topics of `other` are among these topics.
     pub fn cover(&self, other: &Topics) -> bool {
         match other.0.strip_suffix('*') {
             Some(beginning) => {

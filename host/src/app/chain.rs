@@ -1,4 +1,4 @@
-//! The configured chain of a view: middleware around it, in any mix of modes.
+//! The chain of a view: the view itself and the guest middleware around the view, in any mix of modes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::view::{Mode, View};
 pub struct Link {
     /// The function.
     pub view: Arc<View>,
-    /// Its component.
+    /// The component that has the function.
     pub module: Arc<Module>,
 }
 
@@ -27,14 +27,14 @@ pub struct Chain {
     pub links: Vec<Link>,
 }
 
-/// Where a chain runs, with everything that it can call for.
+/// Where the guest functions of a chain run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// The whole chain is one job of one worker.
     Worker,
-    /// The chain is one async view, on the loop.
+    /// The chain is a single async view, and runs on the event loop.
     Loop,
-    /// Each link where its mode wants it.
+    /// Each sync function runs on a worker, each async function on the event loop.
     PerLink,
 }
 
@@ -56,7 +56,8 @@ impl Chain {
         self.links.len()
     }
 
-    /// Where it runs.
+    /// Where the functions of this chain run. A chain that can make sub-requests is run per link, because the views
+    /// that it calls may have any mode.
     pub fn placement(&self) -> Placement {
         match self.links.len() {
             _ if self.calls_others() => Placement::PerLink,
@@ -66,12 +67,12 @@ impl Chain {
         }
     }
 
-    /// Whether any link is async, or may call for an async view.
+    /// Whether any link is async, or may call an async view by a sub-request.
     pub fn needs_permit(&self) -> bool {
         self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Async)
     }
 
-    /// Whether any link is sync, or may call for a sync view.
+    /// Whether any link is sync, or may call a sync view by a sub-request.
     pub fn needs_worker(&self) -> bool {
         self.calls_others() || self.links.iter().any(|link| link.view.mode == Mode::Sync)
     }

@@ -1,9 +1,10 @@
 //! The queue of events on their way from views to subscribers.
 //!
 //! An event is an effect of the scope that publishes it: within a transaction the event is held until the commit (R10).
-//! Its places in the queue are taken when it is published, so that a committed event cannot be refused later. Each
-//! subscriber gets the event in a scope of its own, with the publisher's request id, trace and context (R14). An event
-//! is delivered at most once: failed subscribers are logged, and so are events that a stopping host could not deliver.
+//! Already when it is published, the event takes one place in the queue for each subscriber, so that a committed event
+//! cannot be refused later. Each subscriber gets the event in a scope of its own, with the publisher's request id,
+//! trace and context (R14). An event is delivered at most once: failed subscribers are logged, and so are events that a
+//! stopping host could not deliver.
 
 use std::sync::Arc;
 
@@ -23,21 +24,22 @@ use crate::telemetry::error::shown;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::view::is_topic;
 
-/// The longest topic.
+/// The most bytes of a topic.
 const TOPIC_BYTES_MAX: usize = 1 << 10;
-/// About how many bytes an event takes beside its payload.
+/// About how many bytes an event takes beside its payload, its topic and its context values.
 const EVENT_BYTES: u64 = 2 << 10;
 
 /// The queue of the process's events.
 pub struct Bus {
     config: Config,
-    /// The memory account of events that are held or wait.
+    /// The memory account of all events that are held for a commit, wait in the queue or are being delivered.
     account: Arc<Account>,
     permits: Arc<Semaphore>,
     running: Arc<Semaphore>,
-    /// Deliveries that have not ended: of events that were published, not of those that are held.
+    /// Deliveries that have not ended. Events that are still held for a commit are not among them.
     deliveries: TaskTracker,
-    /// What was published and waits to be begun; there are as many places at most as `queue_max`.
+    /// Deliveries that wait to begin. The channel has no limit of its own: `permits` limits their number to
+    /// `queue_max`.
     sender: mpsc::UnboundedSender<(Delivery, TaskTrackerToken)>,
     receiver: tokio::sync::Mutex<mpsc::UnboundedReceiver<(Delivery, TaskTrackerToken)>>,
 }
@@ -51,17 +53,17 @@ pub struct Event {
 
 /// One event for one subscriber.
 pub struct Delivery {
-    /// The app that it was published in.
+    /// The app that the event was published in.
     pub app: Arc<App>,
     /// The subscriber.
     pub chain: Arc<Chain>,
-    /// Whose event it is.
+    /// The identity and the context of the request that published the event.
     pub origin: Arc<Origin>,
-    /// Its topic.
+    /// The event's topic.
     pub topic: String,
-    /// The event.
+    /// The event's payload.
     pub event: Arc<Event>,
-    /// Limits how many deliveries run at once.
+    /// Limits how many deliveries run at the same time.
     pub running: Arc<Semaphore>,
     _permit: OwnedSemaphorePermit,
     _queued: GaugeGuard,
@@ -85,7 +87,7 @@ impl Bus {
     /// Publishes an event: now, or when the publisher's transaction commits.
     ///
     /// # Errors
-    /// When it cannot be published; then no subscriber gets it. The text says why.
+    /// When the event cannot be published; then no subscriber gets it. The text says why.
     pub fn publish(
         self: &Arc<Self>,
         (app, scope, member): (&Arc<App>, &Scope, &Member),
@@ -144,7 +146,7 @@ impl Bus {
             tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
             METRICS.events.with_label_values(&["published"]).inc();
             for delivery in deliveries {
-                // The receiver lives as long as the bus does, and with it the process.
+                // Sending does not fail: the receiver is part of the bus, which lives as long as the process.
                 let _ = sender.send((delivery, unended.token()));
             }
         }));
@@ -192,10 +194,11 @@ impl Bus {
         })
     }
 
-    /// The next delivery that is to begin, and what counts it until it has ended. Waits for one.
+    /// Waits for the next delivery that is to begin. The token that is returned with the delivery counts it as in
+    /// flight until the token is dropped.
     ///
     /// # Panics
-    /// Never: the bus itself can still send.
+    /// Never: the bus keeps a sender, so the channel stays open.
     pub async fn next(&self) -> (Delivery, TaskTrackerToken) {
         let delivery = self.receiver.lock().await.recv().await;
         delivery.expect("the bus has a sender of its own")
@@ -208,7 +211,7 @@ impl Bus {
         self.deliveries.reopen();
     }
 
-    /// Number of deliveries that have not ended; events that are still held do not count.
+    /// Number of deliveries that have not ended. Events that are still held for a commit do not count.
     pub fn in_flight(&self) -> usize {
         self.deliveries.len()
     }

@@ -1,4 +1,4 @@
-//! What the process has one of: the current app, engines, workers, the queue of events.
+//! What exists once in the process: the current app, the engines, the workers, the queue of events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,9 +19,9 @@ use crate::threads::workers::Workers;
 pub struct Host {
     /// The app that new requests get.
     pub app: ArcSwap<App>,
-    /// Where guests run.
+    /// The WebAssembly engines that run guests, one for each mode.
     pub engines: Engines,
-    /// Where sync views run.
+    /// The sync workers, which run sync guest functions.
     pub workers: Workers,
     /// The limit on requests that have async functions.
     pub instances: Gate,
@@ -29,15 +29,15 @@ pub struct Host {
     pub events: Arc<Bus>,
     /// Whether error pages show details (`amphi up`).
     pub development: bool,
-    /// In development: why the app could not be built from its current sources. Pages show it, because developers look
-    /// there.
+    /// In development: why the app could not be built from its current sources. It is shown in place of every page,
+    /// because developers look there.
     pub broken: ArcSwapOption<String>,
-    /// Set when the drain timeout is over: requests that are dropped from then on are ended by the shutdown.
+    /// Set when the drain timeout is over. From then on, [`Host::why_dropped`] names the shutdown as the reason.
     pub stopping: AtomicBool,
 }
 
 impl Host {
-    /// A host that serves `app` on the runtime that calls this.
+    /// A host that serves `app`. Must be called on the main runtime, which its workers use.
     pub fn new(app: App, engines: Engines, development: bool) -> Host {
         budget::process().set_max(app.config.server.memory_budget_mb << 20);
         let views = &app.config.async_views;
@@ -59,7 +59,7 @@ impl Host {
         }
     }
 
-    /// The reason for which a request is dropped now.
+    /// Why a request that is dropped now has ended: because of the shutdown, or because its client has gone.
     pub fn why_dropped(&self) -> Ended {
         match self.stopping.load(Relaxed) {
             true => Ended::Shutdown,

@@ -58,7 +58,8 @@ pub enum Target {
 pub struct Routed {
     /// For requests of clients: the middleware of the app, the middleware of the module, the view.
     pub chain: Arc<Chain>,
-    /// For sub-requests: as `chain`, without the middleware of the app, which the calling function runs in already.
+    /// For sub-requests: `chain` without the middleware of the app, because the function that makes the sub-request
+    /// already runs within that middleware.
     pub inner: Arc<Chain>,
 }
 
@@ -70,7 +71,7 @@ impl Routed {
 }
 
 impl Target {
-    /// The built-in middleware of the target's module.
+    /// The built-in middleware of the target's module; none for static files.
     pub fn builtins(&self) -> &[Arc<Builtin>] {
         match self {
             Target::View(routed) => routed.builtins(),
@@ -97,12 +98,12 @@ impl fmt::Display for Target {
 }
 
 impl App {
-    /// Loads the modules and lays out the routes, over databases that are open. `development`: the app is served by
-    /// `amphi up`. `previous`: the app that this one replaces, if any, whose outbound connections are taken over.
-    /// Blocks while modules compile.
+    /// Loads the modules and adds their routes. `databases`: the open databases of the app. `development`: the app is
+    /// served by `amphi up`. `previous`: the app that this one replaces, if any, whose outbound connections are taken
+    /// over. Blocks while modules compile.
     ///
     /// # Errors
-    /// With a sentence that names the module or route that is wrong.
+    /// When a module or a route is wrong. The text names the module or the view.
     pub fn load(
         config: Config,
         engines: &Engines,
@@ -236,7 +237,7 @@ impl App {
             );
         }
         let mut patterns = vec![pattern.to_owned()];
-        // The root of a mounted module has two paths: with and without the trailing slash.
+        // The root of a mounted module has two paths, one with a trailing slash and one without.
         if pattern == link.module.grants.mount && !pattern.is_empty() {
             patterns.push(format!("{pattern}/"));
         }
@@ -284,7 +285,7 @@ fn is_meant(wanted: &GuestMiddleware, link: &Link) -> bool {
     link.view.module == *module && (name == function || name.rsplit("::").next() == Some(function))
 }
 
-/// The view that `errors` names, checked.
+/// Finds the view that `errors` names, and checks its method and its pattern.
 fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
     let GuestMiddleware { module, function } = wanted;
     let name = format!("{module}::{function}");
@@ -306,7 +307,7 @@ fn error_view(wanted: &GuestMiddleware, all: &[Link]) -> anyhow::Result<Link> {
     Ok(link.clone())
 }
 
-/// The middleware that a view names itself, from its own module.
+/// The middleware that the view itself names. All of it is in the module of the view.
 fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &String| {
         let is_it = |link: &&Link| link.view.module == view.module && link.view.name == *wanted;
@@ -317,7 +318,7 @@ fn named_by_view(view: &View, known: &[Link]) -> anyhow::Result<Vec<Link>> {
     view.middleware.iter().map(find).collect()
 }
 
-/// The middleware that a list names. `place`: the table of `amphi.toml` with the list, for errors.
+/// The middleware that a list in `amphi.toml` names. `place`: the table that the list is in, for errors.
 fn named(list: &[GuestMiddleware], known: &[Link], place: &str) -> anyhow::Result<Vec<Link>> {
     let find = |wanted: &GuestMiddleware| {
         let GuestMiddleware { module, function } = wanted;

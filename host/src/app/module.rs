@@ -2,8 +2,8 @@
 //! is wrong with it.
 //!
 //! A component's mode is read from the type of its `handle` (R1). Its imports are checked against its mode and its
-//! grants before it is linked: these are the mistakes that people make, and a type error of the linker would not name
-//! them.
+//! grants before it is linked, because wrong imports are common mistakes, and the linker would only report a type
+//! error.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -138,7 +138,7 @@ impl Prepared {
         grants: &Arc<config::Module>,
         mode: Mode,
     ) -> anyhow::Result<Vec<Arc<View>>> {
-        // The failure's frames are left out: after a panic they show the panic handler only.
+        // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
         let described = self.describe(services, grants, mode).map_err(|failure| {
             let Failure { detail, .. } = failure;
             let seconds = DESCRIBE_LIMIT.as_secs();
@@ -174,7 +174,7 @@ impl Prepared {
 /// The component files of a module: the configured one, or those that `amphi build` has put into `artifacts`.
 ///
 /// # Errors
-/// When a crate has not been built.
+/// When the module is a crate that has not been built.
 pub fn files(module: &config::Module, artifacts: &Path) -> anyhow::Result<Vec<PathBuf>> {
     match &module.source {
         config::Source::Wasm(file) => Ok(vec![file.clone()]),
@@ -203,7 +203,7 @@ pub fn artifact(artifacts: &Path, module: &str, mode: Mode) -> PathBuf {
 /// Compiles the component in `file` (or takes it from the cache), and reads its mode and its imports.
 ///
 /// # Errors
-/// When the file is not a component, or not one with views.
+/// When the file is not a component, has no views, or has imports or exports of the other mode.
 pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     let bytes = std::fs::read(file).context("cannot be read")?;
     match bytes.get(..8) {
@@ -303,7 +303,7 @@ fn check_grants(inspection: &Inspection, grants: &config::Module) -> anyhow::Res
     Ok(())
 }
 
-/// Links the component. From here on, a new instance needs only memory.
+/// Links the component. This is done once, so that a new instance only needs memory.
 fn prepare(
     engines: &Engines,
     inspection: &Inspection,
@@ -391,7 +391,7 @@ fn views(
         .collect()
 }
 
-/// What makes the host call the function `name`; an error when the description is not valid.
+/// Checks the description of the function `name`, and returns its kind: what makes the host call the function.
 fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> anyhow::Result<Kind> {
     match described {
         types::ViewKind::Route(types::Route { method, pattern }) => {
@@ -434,7 +434,7 @@ fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> any
     }
 }
 
-/// The views of an inspected component, for `amphi inspect`: `grants` grant everything that the component imports.
+/// The views of an inspected component, for `amphi inspect`. The imports are not checked against `grants`.
 ///
 /// # Errors
 /// As [`Module::load`].

@@ -1,11 +1,11 @@
-//! The routing table of an app: method and path to a target.
+//! The routing table of an app: finds the target for a method and a path.
 //!
 //! The router knows neither views nor HTTP bodies: the type of targets is a parameter.
 //!
 //! Paths and patterns are compared in decoded form (RFC 3986, 6.2.2), so `/caf%c3%a9`, `/caf%C3%A9` and `/café` are the
 //! same. An encoded slash is data: it never separates segments. Nothing else is rewritten: as in axum and Django, dot
 //! segments are segments like others, and `/a` and `/a/` are two paths. Each method has a tree of its own, so a pattern
-//! never hides a less specific one that has the method.
+//! without a target for the method never hides a less specific pattern that has one.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -33,11 +33,12 @@ fn width(pattern: &str) -> Vec<u8> {
     segments.collect()
 }
 
-/// Stands for a method: matches every method that has no target of its own.
+/// The method of routes for every method. A route for the request's own method comes first, unless its pattern is wider
+/// ([`width`]).
 const ANY: &str = "*";
 
 struct Pattern<T> {
-    /// The pattern as its view wrote it.
+    /// The pattern as it was added, not decoded.
     written: String,
     /// The targets, by method.
     targets: BTreeMap<String, T>,
@@ -54,7 +55,7 @@ pub enum Route<'a, T> {
     MethodNotAllowed(Allowed<'a, T>),
     /// `OPTIONS` without a target of its own: the host answers.
     Options(Allowed<'a, T>),
-    /// The decoded path is not UTF-8.
+    /// The decoded path is not UTF-8, or contains the character U+10FFFF.
     NotText,
 }
 
@@ -111,8 +112,8 @@ impl<T> Default for Router<T> {
     }
 }
 
-/// The most parameters of a pattern: matchit names them by the letters of the alphabet, and panics when there are no
-/// more.
+/// The most parameters of a pattern: matchit names parameters by the letters of the alphabet, and panics when a pattern
+/// has more parameters than that.
 const BRACES_MAX: usize = 25;
 
 impl<T: fmt::Display> Router<T> {
@@ -227,11 +228,12 @@ impl<T> Router<T> {
     }
 }
 
-/// Replaces an encoded slash while paths are matched, so that only real slashes separate segments. It is not a
-/// character (Unicode, 23.7), and a path that contains it is refused.
+/// Takes the place of an encoded slash while paths are matched, so that only real slashes separate segments. U+10FFFF
+/// is reserved for such internal uses (Unicode, 23.7: noncharacters). A path that contains it is refused.
 const SLASH: char = '\u{10ffff}';
 
-/// The decoded form of a path, for matching; none when it is not UTF-8. Most paths have nothing to decode.
+/// The decoded form of a path, for matching; none when that is not UTF-8 or contains [`SLASH`]. Most paths have nothing
+/// to decode and are returned as they are.
 fn decoded(path: &str) -> Option<Cow<'_, str>> {
     if !path.bytes().any(|byte| byte == b'%' || byte >= 0x80) {
         return Some(Cow::Borrowed(path));
@@ -250,13 +252,13 @@ fn decoded(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
-/// The decoded form of a pattern, with its parameters unchanged; none when it is not UTF-8.
+/// The decoded form of a pattern, with its parameters unchanged; none when that is not UTF-8.
 fn decoded_pattern(pattern: &str) -> Option<String> {
     let mut text = String::with_capacity(pattern.len());
     let mut rest = pattern;
     while !rest.is_empty() {
         let literal = &rest[..rest.find(['{', '}']).unwrap_or(rest.len())];
-        // A doubled brace stands for the brace itself.
+        // Decoding can yield braces. In a pattern, a doubled brace stands for the brace itself.
         let literal_decoded = decoded(literal)?.replace('{', "{{").replace('}', "}}");
         text.push_str(&literal_decoded);
         rest = &rest[literal.len()..];
@@ -288,7 +290,7 @@ mod tests {
         router
     }
 
-    /// The methods that the path has instead.
+    /// Routes a request whose method the path does not have, and returns the methods that the path has.
     #[track_caller]
     fn not_allowed(router: &Router<String>, method: Method, path: &str) -> String {
         match router.route(&method, path) {
@@ -298,8 +300,9 @@ mod tests {
         }
     }
 
-    /// How well a pattern fits a path, segment by segment: literals before parameters before the rest. A router as
-    /// simple as possible, to compare with.
+    /// A router as simple as possible, to compare with: matches one pattern with the segments of a path. Returns the
+    /// width of each segment of the pattern (see [`width`]) and the values of the parameters. The least widths fit
+    /// best.
     fn fits(pattern: &str, path: &[String]) -> Option<(Vec<u8>, Vec<String>)> {
         let pattern: Vec<&str> = pattern.split('/').skip(1).collect();
         let (mut fit, mut params) = (Vec::new(), Vec::new());
@@ -327,7 +330,8 @@ mod tests {
         (path.len() == pattern.len()).then_some((fit, params))
     }
 
-    /// A segment, encoded in one of several ways.
+    /// A percent-encoded segment. `how` chooses the case of hex digits, and whether letters and digits are encoded,
+    /// too.
     fn encoded(segment: &str, how: u8) -> String {
         let byte = |byte: u8| match how {
             0 => format!("%{byte:02X}"),
@@ -436,7 +440,7 @@ mod tests {
             let route = router.route(&Method::GET, path);
             assert!(matches!(route, Route::Found(..)), "{path}: {route:?}");
         }
-        // An encoded slash is data. So is a text that looks encoded after decoding.
+        // An encoded slash does not separate segments, and what looks encoded after decoding is not decoded again.
         for path in ["/%2Fx:y+z", "/x%253ay+z", "/{a}%2F1", "/%2525a"] {
             assert_eq!(router.route(&Method::GET, path), Route::NotFound, "{path}");
         }
@@ -473,7 +477,7 @@ mod tests {
         );
     }
 
-    /// As in axum and Django: nothing but the encoding is rewritten.
+    /// As in axum and Django, nothing but the percent-encoding of a path is rewritten.
     #[test]
     fn slashes_and_dots_are_taken_as_they_are() {
         let router = router(&[
@@ -533,7 +537,7 @@ mod tests {
         router
             .add(&Method::POST, &long(25), "as many as can be".into())
             .expect("it has just as many");
-        // A literal segment beside a parameter is no conflict.
+        // A literal segment does not conflict with a parameter in the same position.
         router
             .add(&Method::GET, "/entries/new", "fifth".into())
             .expect("literal segments go first");
@@ -560,7 +564,7 @@ mod tests {
             prop_assert_eq!(found, Route::Found(&"GET /a/{b}".into(), expected));
         }
 
-        /// The best fitting pattern of those that have the method wins, and its parameters are right.
+        /// Of the patterns that have the method, the one that fits best wins, and its parameters are right.
         #[test]
         fn it_routes_as_the_simplest_router_does(
             patterns in prop::collection::vec(

@@ -1,10 +1,10 @@
 //! `amphi build`: compiles each guest crate once for each mode that has views, and checks the components as the host
 //! would.
 //!
-//! Cargo does the work. The crate itself is compiled with `--cfg amphi_mode="sync"` or `"async"`, for which the SDK's `views!`
-//! exports the views of that mode alone. Its dependencies do not see the mode, so both components share them. Both modes
-//! are compiled at the same time (`rustc.rs`). The SDK writes a section into each component that says which modes have
-//! views, and which views are listed.
+//! Cargo does the work. The crate itself is compiled with `--cfg amphi_mode="sync"` or `"async"`, for which the SDK's
+//! `views!` exports the views of that mode alone. Its dependencies do not see the mode, so they are compiled only once,
+//! for both components. Both modes are compiled at the same time (`rustc.rs`). The SDK writes a section into each
+//! component that says which modes have views, and which views are listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -42,7 +42,7 @@ const LINK_ARGUMENT: &str = "link-arg=--initial-memory=4194304";
 pub(super) enum Purpose {
     /// Built quickly, with the lines of their source for the error page.
     Development,
-    /// As small as the crate's own profile makes them.
+    /// Built with the settings of the crate's own profile.
     Production,
 }
 
@@ -63,9 +63,9 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Components that are built and have not replaced the previous ones yet.
+/// New components, which have not replaced the previous ones yet.
 pub(super) struct Built {
-    /// The folders of the local packages that they were built from.
+    /// The folders of the local packages that the components were built from.
     pub(super) packages: Vec<PathBuf>,
     /// For each module and mode: the final path, and the path of the new component. None: the mode has no views.
     components: Vec<(PathBuf, Option<PathBuf>)>,
@@ -114,12 +114,12 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
         let Source::Crate(folder) = &module.source else {
             continue;
         };
-        // The path as cargo writes it.
+        // Cargo reports canonical paths, and this path is compared with them.
         let folder = folder
             .canonicalize()
             .with_context(|| folder.display().to_string())?;
         add_target(&folder)?;
-        // All crates of a workspace have the same metadata.
+        // The metadata of one crate covers all crates of its workspace, so it is read once for them.
         let at = match known.iter().position(|metadata| metadata.has(&folder)) {
             Some(at) => at,
             None => {
@@ -142,8 +142,7 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
     Ok(built)
 }
 
-/// The folders of the local packages that the app's crates depend on, themselves included. The packages need not
-/// compile.
+/// The folders of the app's crates and of the local packages that they depend on. The packages need not compile.
 pub(super) fn packages(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     let mut packages = BTreeSet::new();
     for module in &config.modules {
@@ -167,7 +166,8 @@ fn build_crate(
     let [sync, asynch] =
         [Mode::Sync, Mode::Async].map(|mode| module::artifact(waiting, module, mode));
     let (has_sync, has_async) = (sync.is_file(), asynch.is_file());
-    // A crate that had views of one mode only has them again, most likely: that mode is compiled first, and alone.
+    // If the last build found views of only one mode, the same is likely now: that mode is compiled first, without the
+    // other one.
     let (mode, other) = match has_async && !has_sync {
         true => (Mode::Async, Mode::Sync),
         false => (Mode::Sync, Mode::Async),
@@ -223,9 +223,10 @@ fn build_crate(
 struct Compiled {
     /// The name of its crate.
     name: String,
-    /// Its content. Cargo gives the components of both modes the same path, so the file may be replaced.
+    /// Its content. It is read early, because cargo gives the components of both modes the same path, and the other one
+    /// may replace the file.
     bytes: Vec<u8>,
-    /// Whether nothing had to be compiled.
+    /// Whether cargo had compiled the component in an earlier run.
     fresh: bool,
 }
 
@@ -257,7 +258,7 @@ fn remove(artifact: &Path) -> anyhow::Result<()> {
 struct Listing {
     /// The modes that the crate has listed views of.
     modes: Vec<Mode>,
-    /// Views that were declared and are in no list, with their places.
+    /// Functions with an attribute such as `#[view]` that no `views![…]` lists, with their places in the source.
     unlisted: Vec<String>,
 }
 
@@ -266,7 +267,8 @@ impl Listing {
         self.modes.contains(&mode)
     }
 
-    /// A component of another toolchain has no such section. It is taken to have views of both modes.
+    /// Reads the section of a component. A component without the section comes from another toolchain, and counts as
+    /// having views of both modes.
     fn of(component: &[u8]) -> Listing {
         /// The section's name, after a byte with its length.
         const SECTION: &[u8] = b"\x0bamphi-views";
@@ -293,7 +295,7 @@ impl Listing {
                 Some((_, Some(("listed", name)))) => {
                     listed.insert(name.to_owned());
                 }
-                // The end of the section.
+                // Any other line is beyond the end of the section.
                 _ => break,
             }
         }
@@ -334,7 +336,7 @@ impl fmt::Display for NotCompiled {
 
 impl std::error::Error for NotCompiled {}
 
-/// Replaces an artifact by a component, as a whole.
+/// Replaces the artifact by the new component in one step, a rename. None: the artifact stays as it is.
 fn persist(new: Option<tempfile::NamedTempFile>, artifact: &Path) -> anyhow::Result<()> {
     if let Some(new) = new {
         new.persist(artifact)
@@ -354,7 +356,8 @@ fn written_beside(
     }
     let folder = artifact.parent().expect("an artifact is in a folder");
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    // Readable for others as far as the umask allows, like any file that a build writes.
+    // Other users may read the component as far as the umask allows. Without this, temporary files are readable for
+    // their owner only.
     let readable = std::fs::Permissions::from_mode(0o666);
     let new = tempfile::Builder::new()
         .permissions(readable)
@@ -365,7 +368,7 @@ fn written_beside(
     Ok(Some(new))
 }
 
-/// Compiles a crate for one mode; `together` with the other mode, see [`Compiled::other`].
+/// Compiles a crate for one mode. `together`: the other mode is compiled at the same time, for [`Compiled::other`].
 fn compile(
     folder: &Path,
     metadata: &Metadata,
@@ -555,7 +558,7 @@ impl Metadata {
         packages.any(|package| package.source.is_none() && package.manifest_path == manifest)
     }
 
-    /// The folder for components that are compiled together with those that cargo knows.
+    /// The folder for the components of second compilers (`rustc.rs`), which cargo does not know.
     fn other_components(&self, purpose: Purpose) -> PathBuf {
         let other = self.target_directory.join("amphi").join("other-mode");
         other.join(match purpose {
@@ -564,7 +567,7 @@ impl Metadata {
         })
     }
 
-    /// The folders of the packages on this machine.
+    /// The folders of the local packages.
     fn folders(&self) -> Vec<PathBuf> {
         let local = self
             .packages
@@ -610,7 +613,8 @@ mod tests {
     use crate::config::Config;
     use crate::view::Mode;
 
-    /// The change that repairs a package is in that package, so the package has to be watched before it compiles.
+    /// A package that does not compile is repaired by a change in its folder, so the folder must be known, and watched,
+    /// before the package compiles.
     #[test]
     fn packages_are_known_before_they_compile() {
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,4 +1,5 @@
-//! Identifies the file or folder that a path leads to, whatever its name.
+//! Identifies the file or folder that a path leads to, so that it can be told from another one that has taken its
+//! place.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -9,12 +10,13 @@ use std::time::SystemTime;
 pub(super) struct FileId {
     device: u64,
     inode: u64,
-    /// The time when it was made: the inode of a removed file is often reused for the next one.
+    /// The time when the file was made. The inode alone is not enough: a new file often gets the inode of a removed
+    /// one.
     created: Option<SystemTime>,
 }
 
 impl FileId {
-    /// The identity of the file or folder that the path leads to. None: there is none.
+    /// The identity of the file or folder that the path leads to. None: the path leads nowhere.
     pub(super) fn of(path: &Path) -> Option<FileId> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(FileId {

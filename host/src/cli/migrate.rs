@@ -1,4 +1,4 @@
-//! `amphi migrate`: brings an app's databases up to date.
+//! `amphi migrate`: applies the migrations that an app's databases do not have yet.
 
 use std::cell::RefCell;
 use std::path::Path;

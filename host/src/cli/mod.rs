@@ -118,7 +118,8 @@ pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> E
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The message can contain names that come from a component.
+            // The message can contain names that come from a component, so characters that control a terminal are
+            // escaped.
             let error = log::escaped(&format!("{error:#}"));
             stderr::say(&format!("error: {error}"));
             ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! `amphi new`: a small app that builds and runs at once.
+//! `amphi new`: makes a small app that can be built and run without a change.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,8 @@ use include_dir::{Dir, DirEntry, include_dir};
 
 use super::routes::print;
 
-/// The files of the new app. A file that cargo or git would use here, because of its name, has the extension `.tmpl`.
+/// The files of the new app. Files such as `Cargo.toml` have the additional extension `.tmpl`, because cargo and git
+/// would otherwise use them in this repository, too.
 static TEMPLATE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/new");
 
 #[derive(Args)]

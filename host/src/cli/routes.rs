@@ -17,7 +17,7 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
         let files = |module| module::files(module, artifacts);
         config.modules.iter().all(|module| files(module).is_ok())
     };
-    // An app that only `amphi up` has built yet.
+    // If only `amphi up` has built the app so far, its components are used.
     let development = config.artifacts().join("development");
     if !is_built(&config.artifacts()) && is_built(&development) {
         config.artifacts_in = Some(development);

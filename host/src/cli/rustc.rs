@@ -1,4 +1,4 @@
-//! Compiles the components of both modes at once.
+//! Compiles the components of both modes at the same time.
 //!
 //! One run of cargo compiles a crate for one mode. To use the other cores meanwhile, `amphi build` makes cargo run this
 //! program in place of rustc for the app's own crates (`RUSTC_WORKSPACE_WRAPPER`). For the crate with the views, [`run`]
@@ -18,8 +18,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use crate::view::Mode;
 
-/// Set for cargo, and so for the compilers that it starts: the folder for the components of second compilers. Empty when
-/// only one mode is to be compiled.
+/// The environment variable with the folder for the components of second compilers. It is set for cargo, which passes
+/// it on to the compilers that it starts. It is empty when only one mode is to be compiled.
 const FOLDER: &str = "AMPHI_OTHER_COMPONENTS";
 
 /// The option of rustc that chooses the mode; `views!` of the SDK reads it.
@@ -28,7 +28,8 @@ pub(super) fn mode_option(mode: Mode) -> String {
 }
 
 /// Makes cargo start this program in place of rustc. The component of the second compiler goes into `folder`; without a
-/// folder, there is no second compiler. Cargo would compile the crate anew if some of its runs had no wrapper.
+/// folder, there is no second compiler. The wrapper is set in both cases, because cargo compiles a crate anew whenever
+/// a wrapper is added or taken away.
 pub(super) fn wrap(cargo: &mut Command, folder: Option<&Path>) -> std::io::Result<()> {
     cargo
         .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
@@ -76,14 +77,16 @@ struct Second {
     name: String,
     /// The file of the first component.
     first: PathBuf,
-    /// The folder that this compiler writes into. Both compilers name their temporary files alike.
+    /// The folder that the second compiler writes into. It needs its own, because both compilers give their temporary
+    /// files the same names.
     work: PathBuf,
-    /// The folder for the component.
+    /// The folder that [`Second::keep`] moves the component to.
     folder: PathBuf,
 }
 
 impl Second {
-    /// The second compiler for a command of cargo's, if that is to compile a component.
+    /// The second compiler for a command line of cargo. None if cargo does not ask for a component, or only one mode is
+    /// to be compiled.
     fn of(arguments: &[OsString], folder: PathBuf) -> Option<Self> {
         let after = |option: &str| {
             let at = arguments.iter().position(|argument| argument == option)?;
@@ -115,7 +118,8 @@ impl Second {
             } else if text.starts_with("--emit=") {
                 "--emit=link".into()
             } else if text.starts_with("incremental=") {
-                // Each mode has its own cache: the compiler discards one that was made with other options.
+                // Each mode has its own incremental cache, because the compiler discards a cache that was made with
+                // other options.
                 format!("{text}-other").into()
             } else {
                 argument.clone()
@@ -134,7 +138,7 @@ impl Second {
     fn compile_with(&self, mut first: Command, rustc: &OsStr) -> std::io::Result<ExitCode> {
         std::fs::create_dir_all(&self.work)?;
         let mut first = first.spawn()?;
-        // Its messages would be those of the first compiler again.
+        // The messages of the second compiler are dropped, because they would repeat those of the first one.
         let mut second = Command::new(rustc)
             .args(&self.arguments)
             .env_remove(FOLDER)
@@ -150,12 +154,13 @@ impl Second {
             return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
         }
         let succeeded = second.wait()?.success();
-        // What goes wrong here costs time only: the mode is then compiled by cargo.
+        // An error here costs only time: without the second component, cargo compiles that mode later.
         let _ = self.keep(succeeded);
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Moves the second component to where [`other_component`] finds it, in place of an earlier one.
+    /// Removes the crate's earlier second components. If the compiler has `succeeded`, moves the new one to where
+    /// [`other_component`] finds it.
     fn keep(&self, succeeded: bool) -> std::io::Result<()> {
         let prefix = format!("{}-", self.name);
         for entry in std::fs::read_dir(&self.folder)? {

@@ -26,11 +26,12 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
     })
 }
 
-/// The most slots for instances of a mode that are made so that one request can run several guest functions at once.
+/// The most slots for the instances of one mode. If more requests than that may run at the same time, each has one
+/// slot.
 const INSTANCE_SLOTS: usize = 8_000;
 /// How often the kept instances are searched for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long the process waits at its end for threads that still wait for a disk.
+/// How long the process waits at its end for threads that still do blocking work, such as writing to a disk.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs a command on the main runtime, which does everything but requests: signals, accepting connections, watching
@@ -47,7 +48,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     done
 }
 
-/// An app that is loaded and listens.
+/// An app that is loaded, with sockets that listen.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
     /// The files that the app's databases have opened.
@@ -61,8 +62,8 @@ impl Running {
         stderr::set_queue_bytes(config.server.log_queue_bytes);
         let sockets = Sockets::bind(&config)?;
         let parts = config.calls_at_once();
-        // Address space is finite. Beyond this number, a request that runs many functions at once may find no slot, and
-        // gets 503.
+        // Every slot takes address space, so `INSTANCE_SLOTS` limits their number. A request that runs several
+        // functions at the same time may then find no free slot, and gets 503.
         let slots = |scopes: usize| (scopes * parts).min(INSTANCE_SLOTS).max(scopes);
         let (sync, r#async) = (&config.sync_views, &config.async_views);
         let sync = PoolSizes {
@@ -116,9 +117,9 @@ async fn sweep(host: Arc<Host>) {
 /// Whether the command applies migrations.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Migrations {
-    /// It applies them, in development.
+    /// The command applies them (`amphi up`).
     Apply,
-    /// It checks that `amphi migrate` has applied them.
+    /// The command checks that `amphi migrate` has applied them.
     Check,
 }
 
@@ -206,7 +207,8 @@ mod tests {
 
     use super::*;
 
-    /// After `rm data/app.db`, the next build makes another file.
+    /// When a developer removes the file of a database, the next reload makes a new file and does not keep the removed
+    /// one open.
     #[test]
     fn a_database_whose_file_was_removed_is_opened_anew() {
         let folder = tempfile::tempdir().expect("a temporary folder");

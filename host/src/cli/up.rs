@@ -69,7 +69,7 @@ async fn follow(
                 watching.add(&config, &packages);
             }
             Ok(Err(error)) => {
-                // The change that repairs the app may be in a new package.
+                // The change that repairs the app may be in a package that is not watched yet.
                 let again = Arc::clone(&rebuilding);
                 let packages = tokio::task::spawn_blocking(move || again.packages());
                 if let Ok(Ok((config, packages))) = packages.await {
@@ -179,7 +179,8 @@ struct Watching {
 struct Concern {
     /// Folders of the app, of packages and of components.
     folders: BTreeSet<PathBuf>,
-    /// Folders inside these that do not count: the app writes to them, or reads their files anew for each request.
+    /// Folders inside of `folders` that do not count, because the app writes to them, or reads their files anew for
+    /// each request.
     ignored: BTreeSet<PathBuf>,
     databases: BTreeSet<PathBuf>,
 }
@@ -193,7 +194,7 @@ impl Watching {
         let concern = Arc::new(RwLock::new(Concern::default()));
         let known = Arc::clone(&concern);
         let notice = move |event: notify::Result<notify::Event>| {
-            // Reading a file is an event, too, and compilers do so: only changes count.
+            // Compilers read files, and reading a file is an event, too. Only changes count.
             if event.is_ok_and(|event| {
                 let concern = known.read();
                 !event.kind.is_access() && event.paths.iter().any(|path| concern.includes(path))
@@ -269,7 +270,7 @@ impl Watching {
         match self.watched.insert(folder.to_owned(), id) {
             Some(known) if known == id => return,
             Some(_) => {
-                // Ends the watch of the former folder. The watcher may have ended it already.
+                // Ends the watch of the former folder with this path. The watcher may have ended that watch already.
                 let _ = self.watcher.unwatch(folder);
             }
             None => {}
@@ -316,8 +317,8 @@ impl Concern {
     }
 }
 
-/// Whether a path is the file of a database, a file that SQLite keeps beside it, or the folder that is made for the
-/// file.
+/// Whether a path is the file of a database, a file that SQLite or a migration keeps beside that file, or the folder
+/// that the file is in.
 fn is_of_database(path: &Path, database: &Path) -> bool {
     if database.parent() == Some(path) {
         return true;
@@ -330,7 +331,7 @@ fn is_of_database(path: &Path, database: &Path) -> bool {
     matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal" | b"-migrating")
 }
 
-/// The path without links and `..`, for comparisons. The last part need not exist yet.
+/// The path without links and `..`, for comparisons. The last parts of the path need not exist yet.
 fn real(path: &Path) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
@@ -377,7 +378,7 @@ mod tests {
         assert!(!includes("elsewhere/src/lib.rs"));
     }
 
-    /// As a change of branches in version control does it.
+    /// Version control can remove folders and make them anew, for example when it changes to another branch.
     #[tokio::test]
     async fn folders_that_are_made_anew_are_watched_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -398,7 +399,7 @@ mod tests {
         for path in [app.join("src"), library] {
             std::fs::remove_dir_all(&path).expect("removing a folder");
             make(path.strip_prefix(&app).map_or(&path, |_| &app));
-            // Take the events of the removal, so that nothing else is waiting.
+            // Wait for the events of the removal and take all of them, so that the next event is that of the new file.
             let soon = Duration::from_secs(10);
             let noticed = tokio::time::timeout(soon, watching.changed(&mut changes)).await;
             assert_eq!(noticed, Ok(true), "{}", path.display());

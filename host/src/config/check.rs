@@ -1,4 +1,5 @@
-//! From raw to checked: bounds, grants, paths. Every mistake is reported with its place in the file.
+//! Makes a checked [`Config`] from the configuration as written (`raw`): checks bounds, grants and paths. Every mistake
+//! is reported with its place in the file.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,30 +22,30 @@ use middleware::Builtins;
 
 mod middleware;
 
-/// Ranges of times, up to a day. `TIME_MS_OR_NONE` is for times where 0 has a meaning.
+/// Ranges of times in milliseconds, up to a day. `TIME_MS_OR_NONE` is for times that may be 0.
 pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
 pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
-/// The range of byte counts that the host only compares with.
+/// The range of limits in bytes for which the host reserves nothing: it only compares sizes with them.
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
 /// At least 4096, because a result without rows counts some bytes, too.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
-/// Kept instances take slots of the pooling allocator, as running ones do.
+/// The range of numbers of kept instances. Each takes a slot of the pooling allocator, just as a running instance.
 const KEPT: RangeInclusive<u64> = 0..=10_000;
 const MEMORY_MB: RangeInclusive<u64> = 1..=(MEMORY_BYTES_MAX >> 20) as u64;
-/// No more than a guest's memory can have.
+/// The range of `call_max_bytes`. A guest cannot pass more bytes than its memory can have.
 const CALL_BYTES: RangeInclusive<u64> = 65_536..=MEMORY_BYTES_MAX as u64;
 /// At least 64: with less, a response of the default size would not fit in the share of one request.
 const BUDGET_MB: RangeInclusive<u64> = 64..=1 << 20;
-/// At least room for usual lines.
+/// At least 4096, room for lines of usual length.
 const LOG_QUEUE_BYTES: RangeInclusive<u64> = 4096..=1 << 30;
 /// At least 8192, which the HTTP/1 parser needs. At most 16 MiB, which the parser may keep for each connection.
 const HEADERS_BYTES: RangeInclusive<u64> = 8192..=16 << 20;
-/// The headers of views, each of which counts 32 bytes. So there are at most 32,768 of them: a `HeaderMap` has no room
-/// for more.
+/// The range of `headers_max_bytes` in `[limits]`. Each header counts 32 bytes beside its text, so the upper end allows
+/// at most 32,768 headers, and a `HeaderMap` has no room for more.
 const VIEW_HEADERS_BYTES: RangeInclusive<u64> = 1024..=1 << 20;
 /// `HeaderMap` panics at 24,577 different names. The bound leaves room for headers that the host adds.
 const HEADERS: RangeInclusive<u64> = 1..=10_000;
-/// The URL parser accepts no longer ones.
+/// The URL parser accepts no longer URLs.
 const URI_BYTES: RangeInclusive<u64> = 1..=65_534;
 
 /// The least number of characters of a key that signs sessions. The SDK has the same limit.
@@ -272,7 +273,8 @@ impl<'a> Checker<'a> {
         self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)
     }
 
-    /// Refuses a number out of range here, at its line, before the host would fail with it later.
+    /// Refuses a number that is out of `range`, with its place in the file. Without this check, the host would fail
+    /// with it later.
     pub(super) fn within(
         &self,
         offset: usize,
@@ -584,7 +586,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// Refuses a short key for sessions at the start of the host, instead of at the first form.
+    /// Refuses a key for sessions that is too short. So the mistake shows when the host starts, not when the first
+    /// session is used.
     fn session_key<T>(&self, at: &Spanned<T>, name: &str, key: &str) -> Result<(), ConfigError> {
         let length = key.chars().count();
         let is_key = ["session_key", "session_key_previous"].contains(&name);
@@ -598,14 +601,14 @@ impl<'a> Checker<'a> {
 
     /// Refuses modules that set a session cookie of the same name with different keys. A browser keeps one cookie of a
     /// name, and each module takes a cookie with another key for forged: the modules would end each other's sessions.
-    /// `key_at` is where each module's key is written.
+    /// `key_at`: the position of each module's key in the file.
     fn session_cookies(
         &self,
         modules: &[Module],
         key_at: &[Option<usize>],
     ) -> Result<(), ConfigError> {
         if self.purpose != Purpose::Serve {
-            // A made-up key stands for an unknown one, which may be the same as another module's.
+            // The keys may be made up (`secret.rs`), so comparing them says nothing about the real ones.
             return Ok(());
         }
         let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
@@ -654,7 +657,7 @@ pub(super) fn is_page_origin(text: &str) -> bool {
     if origin.is_tuple() {
         return origin.ascii_serialization() == text;
     }
-    // The URL standard defines no origin for other schemes. Browsers write it in this form.
+    // The URL standard defines no origin for other schemes. Browsers send one in the following form.
     let host = url.host_str().filter(|host| !host.is_empty());
     let port = url.port().map(|port| format!(":{port}"));
     let port = port.unwrap_or_default();
@@ -670,7 +673,7 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// The defaults of modules.
+/// What modules get from the rest of the configuration: defaults, and the built-in middleware that they can name.
 struct Defaults {
     atomic: Atomic,
     limits: Limits,

@@ -76,11 +76,11 @@ pub enum Synchronous {
 pub struct PostgresServer {
     /// Host, database, user and further parameters. `Debug` hides the password.
     pub url: tokio_postgres::Config,
-    /// The most connections at once.
+    /// The most connections at the same time.
     pub connections: usize,
     /// How long a connection may take to open, from the first packet until the server is ready.
     pub connect_timeout: Duration,
-    /// The authorities whose certificates are trusted; none: those of the system.
+    /// The file with the certificate authorities that are trusted. None: those of the system.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -128,7 +128,8 @@ pub(super) struct RawDatabase {
     queue_max: Spanned<usize>,
     #[serde(default = "five_seconds")]
     acquire_timeout_ms: Spanned<u64>,
-    /// One text or blob, in a statement or a result, in bytes; a larger one is an error to the view. Default 16 MiB.
+    /// The most bytes of one text or blob, in a statement or a result. A larger one is an error to the view. Default 16
+    /// MiB.
     #[serde(default = "value_max_bytes")]
     value_max_bytes: Spanned<u64>,
 }
@@ -268,7 +269,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Refuses keys that mean nothing for this kind of database.
+    /// Refuses any of the `keys` that is set, because these keys are only for databases on `kind`.
     fn none_of(
         &self,
         keys: &[(&str, Option<std::ops::Range<usize>>)],

@@ -58,8 +58,8 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A line of the file for an error. Texts that the message does not name are hidden: they may be keys, hashes or
-/// passwords.
+/// The line of the file, as an error shows it. Quoted texts that the message does not contain are hidden, because they
+/// may be keys, hashes or passwords.
 fn without_values(source: &str, message: &str) -> String {
     let mut shown = String::new();
     let mut rest = source;
@@ -81,8 +81,8 @@ fn without_values(source: &str, message: &str) -> String {
     shown + rest
 }
 
-/// serde's message about a string where another type was expected has the string in it. It is taken out when the line
-/// may contain a secret.
+/// When a string is where another type was expected, serde's message quotes the string. The string is removed from the
+/// message when the line may contain a secret.
 fn without_secrets(message: &str, source: &str) -> String {
     let source = source.to_ascii_lowercase();
     let words = [
@@ -131,7 +131,7 @@ pub(super) fn with_suggestion(message: &str) -> String {
     }
 }
 
-/// The known name that was probably meant.
+/// The known name that was probably meant; none if no name is similar.
 pub(super) fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
     (known.iter())
         .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))

@@ -1,7 +1,7 @@
-//! `amphi.toml`: the text is read into `raw`, and checked into a [`Config`].
+//! `amphi.toml`: the text is read into the types of `raw.rs`, from which `check.rs` makes a [`Config`].
 //!
-//! Every limit of the host has its name, default and unit in this folder and nowhere else. A mistake is reported with
-//! file, line, column and what to write instead. Nothing is guessed, and no key is ignored.
+//! Every limit that can be configured has its name, default and unit in this folder and nowhere else. A mistake is
+//! reported with file, line, column and what to write instead. Nothing is guessed, and no key is ignored.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -27,10 +27,11 @@ mod secret;
 /// The most linear memory that an instance can be given, in bytes: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
 
-/// The most transactions, savepoints and pins that one request can have open at once.
+/// The most transactions, savepoints and pins that one request can have open at the same time.
 pub const LEVELS_MAX: usize = 64;
 
-/// The average number of sub-requests at once in requests that make some, for the sizes of the pools of instances.
+/// How many sub-requests a request is expected to have in flight at the same time, for the sizes of the pools of
+/// instances.
 const SUBREQUESTS_AT_ONCE: usize = 4;
 
 use error::{Location, with_suggestion};
@@ -62,7 +63,7 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     /// The folder of static files, if any.
     pub static_files: Option<StaticFiles>,
-    /// Proxies that are trusted to name clients, requests and users.
+    /// Proxies whose headers are trusted when they name the client's address, the request's id or the user.
     pub proxies: Proxies,
     /// Origins whose pages may send forms to the app, beside the app's own.
     pub allowed_origins: Vec<String>,
@@ -74,7 +75,8 @@ pub struct Config {
     pub errors: Option<GuestMiddleware>,
     /// Modules, in the order of their names.
     pub modules: Vec<Module>,
-    /// The folder of components that `amphi build` has compiled and not yet moved into place.
+    /// The folder to load components from, if it is not the usual one: `amphi build` checks new components before it
+    /// moves them there, and those of `amphi up` stay where they are.
     pub artifacts_in: Option<PathBuf>,
 }
 
@@ -111,11 +113,11 @@ pub struct Module {
     pub databases: Vec<String>,
     /// Origins that it may send requests to.
     pub http: Vec<HttpGrant>,
-    /// Networks that are not public and that requests may lead to.
+    /// Networks that are not public and that its outbound requests may reach all the same.
     pub http_private: Vec<IpNet>,
-    /// Built-in middleware around its views and their failures, the outermost first, inside of the app's.
+    /// Built-in middleware around its views and their failures, the outermost first. It is within the app's middleware.
     pub builtins: Vec<Arc<Builtin>>,
-    /// Middleware of guests around its views, the outermost first, inside of the app's.
+    /// Middleware of guests around its views, the outermost first. It is within the app's middleware.
     pub middleware: Vec<GuestMiddleware>,
     /// Topics that it may publish events on.
     pub publish: Vec<Topics>,
@@ -125,17 +127,17 @@ pub struct Module {
     pub subrequests: bool,
     /// Folders that it sees through WASI.
     pub directories: Vec<Directory>,
-    /// Whether its async component may make blocking WASI calls. They hold up the request that makes them, not the
-    /// loop.
+    /// Whether its async component may make blocking WASI calls. Such a call holds up the request that makes it, not
+    /// the event loop.
     pub blocking_wasi: bool,
     /// Whether its components may import capabilities that are not granted: each call is then denied. Without this, the
-    /// module is refused. For toolchains whose components import the whole world, whatever the code uses.
+    /// module is refused. This is for toolchains whose components import the whole WIT world, whatever the code uses.
     pub ungranted_imports: bool,
     /// Settings and secrets, as the `config` capability returns them.
     pub settings: BTreeMap<String, String>,
     /// The limits on instances that are kept for further requests; none: each request has a fresh instance (R16).
     pub reuse: Option<Reuse>,
-    /// The rule that makes views atomic when they do not say so themselves.
+    /// The rule for views that do not say themselves whether they are atomic.
     pub atomic: Atomic,
     /// The limits of one request.
     pub limits: Limits,
@@ -144,11 +146,11 @@ pub struct Module {
 /// Limits on an instance that is kept for further requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reuse {
-    /// The most requests that it serves.
+    /// The most requests that the instance serves.
     pub requests_max: u32,
-    /// Its greatest age.
+    /// The greatest age of the instance.
     pub age_max: Duration,
-    /// The most bytes of all its memories together.
+    /// The most bytes of all memories of the instance together.
     pub memory_max_bytes: u64,
 }
 
@@ -185,7 +187,7 @@ pub enum HttpGrant {
     Origin(String),
 }
 
-/// Which views are atomic when they do not say so themselves.
+/// Which views are atomic, of those that do not say it themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Atomic {
     /// Views whose method is not one of the safe methods of RFC 9110 (GET, HEAD, OPTIONS, TRACE).
@@ -209,7 +211,8 @@ pub enum Purpose {
 }
 
 impl Config {
-    /// Reads and checks the `amphi.toml` in `folder`, which can also be the file itself, to serve the app.
+    /// Reads and checks a configuration, in order to serve the app. `folder`: the folder with the `amphi.toml`, or the
+    /// file itself.
     ///
     /// # Errors
     /// When there is no such file, or when its contents are wrong.
@@ -306,8 +309,8 @@ impl Config {
             .collect()
     }
 
-    /// The number of guest functions of one request that the pools of instances have room for at once: the longest
-    /// chain, and `SUBREQUESTS_AT_ONCE`.
+    /// The number of guest functions of one request that the pools of instances have room for at the same time: those
+    /// of the longest chain that the configuration names, and `SUBREQUESTS_AT_ONCE` if a module may make sub-requests.
     pub fn calls_at_once(&self) -> usize {
         let own = |module: &Module| module.middleware.len();
         let middleware = self.middleware.len() + self.modules.iter().map(own).max().unwrap_or(0);
@@ -318,15 +321,16 @@ impl Config {
         (1 + middleware + others).min(CALL_SLOTS_MAX)
     }
 
-    /// The folder that `amphi build` puts components into.
+    /// The folder that components are built into and loaded from.
     pub fn artifacts(&self) -> PathBuf {
         let usual = || self.folder().join("target").join("amphi");
         self.artifacts_in.clone().unwrap_or_else(usual)
     }
 }
 
-/// A sentence that names an address that cannot be listened on, because it is the same as another one or included in
-/// it. `[::]` and `0.0.0.0` with the same port are allowed together: `[::]` then accepts IPv6 only.
+/// A sentence about two addresses that cannot both be listened on, because they are the same or one includes the other.
+/// None if there are no such addresses. `[::]` and `0.0.0.0` with the same port are allowed together: `[::]` then
+/// accepts IPv6 only.
 pub fn overlap(listen: &[SocketAddr], admin: Option<SocketAddr>) -> Option<String> {
     let own = listen.iter().map(|address| ("listen", *address));
     let all: Vec<_> = own.chain(admin.map(|admin| ("admin", admin))).collect();

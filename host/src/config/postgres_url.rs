@@ -39,7 +39,7 @@ pub(super) fn parse(text: &str) -> Result<tokio_postgres::Config, String> {
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme))
     else {
-        // Also accepted: `host=… user=…`. The parser's error may show part of a password, so it is dropped.
+        // Also accepted: `host=… user=…`. The parser's error may show part of a password, so it is not passed on.
         return (text.parse()).map_err(|_| format!("this is not a PostgreSQL URL: {FORM}"));
     };
     if rest.matches('@').count() > 1 {
@@ -71,13 +71,14 @@ pub(super) fn parse(text: &str) -> Result<tokio_postgres::Config, String> {
     })
 }
 
-/// The client's form of a parameter, if the parameter is known.
+/// Translates a parameter to the form that the client library takes.
 fn parameter(pair: &str) -> Result<String, String> {
     let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
     let key = percent_decode_str(key).decode_utf8_lossy();
     if key == "sslmode" {
         let mode = match value {
-            // libpq's name for what `require` does here: the certificate and the name in it are checked.
+            // `verify-full` is libpq's name for what `require` does here: the certificate and the name in it are
+            // checked.
             "verify-full" | "require" => "require",
             "disable" | "prefer" => value,
             _ => {
@@ -157,7 +158,7 @@ fn is_port(text: &str) -> bool {
     text[..end].parse::<u16>().is_ok()
 }
 
-/// The text with the value of every `password=…` replaced, in a URL or in a list of words.
+/// The text with the value of every `password=…` replaced, in a URL or in the form `host=… password=…`.
 fn without_parameter(text: &str) -> String {
     let Some(at) = text.find("password=") else {
         return text.to_owned();

@@ -71,37 +71,38 @@ pub struct Server {
     pub(super) admin: Option<Spanned<String>>,
     pub(super) trusted_proxies: Vec<Spanned<String>>,
     pub(super) client_address: Spanned<String>,
-    /// Names under which `amphi up` is reached, beside `localhost` and IP addresses. Only requests to one of all
-    /// these get the details of failures. Default none.
+    /// Names under which `amphi up` is reached, beside `localhost` and IP addresses. Requests to any other name do not
+    /// get the details of failures. Default none.
     pub development_hosts: Vec<String>,
     /// The most open connections; further ones wait in the kernel's queue. Default 10,000.
     pub connections_max: usize,
-    /// All headers of a request together, in bytes; more gets 431. Default 32 KiB.
+    /// The most bytes of all headers of a request together; a request with more gets 431. Default 32 KiB.
     pub headers_max_bytes: usize,
-    /// The number of headers of a request; more gets 431. Default 100.
+    /// The most headers of a request; a request with more gets 431. Default 100.
     pub headers_max: usize,
-    /// Path and query, in bytes; more gets 414. Default 8 KiB.
+    /// The most bytes of path and query; a request with more gets 414. Default 8 KiB.
     pub uri_max_bytes: usize,
     /// How long the headers of a request may take to arrive, counted from when the connection becomes idle: so this
     /// also ends idle connections. Default 10,000.
     pub header_timeout_ms: u64,
-    /// A request body, in bytes; more gets 413. Default 8 MiB, as for responses.
+    /// The most bytes of a request body; a request with more gets 413. Default 8 MiB, as for responses.
     pub body_max_bytes: u64,
-    /// A body of at most so many bytes is passed to the guest with the request. Default 64 KiB.
+    /// A body of at most this many bytes is passed to the guest with the request. Default 64 KiB.
     pub body_inline_bytes: u64,
-    /// A body of at most so many bytes is kept in memory, a larger one in a temporary file. Default 1 MiB.
+    /// A body of at most this many bytes is kept in memory, a larger one in a temporary file. Default 1 MiB.
     pub body_memory_bytes: u64,
-    /// How long a request body may take to arrive; longer gets 408. Default 30,000.
+    /// How long a request body may take to arrive; a request that takes longer gets 408. Default 30,000.
     pub body_timeout_ms: u64,
-    /// Memory that the host keeps for all requests together, in megabytes; more gets 503. Default 512.
+    /// The most memory that the host keeps for all requests together, in megabytes; a request that needs more gets 503.
+    /// Default 512.
     pub memory_budget_mb: u64,
-    /// How long a client may leave a response unread before its connection is closed. On HTTP/2, the other requests of
-    /// the connection have the same time again. Default 30,000.
+    /// How long a client may leave a response unread before its connection is closed. On HTTP/2, the connection then
+    /// takes no new requests, and those in flight have the same time again. Default 30,000.
     pub write_timeout_ms: u64,
-    /// The most requests at once on one HTTP/2 connection. Default 200.
+    /// The most requests at the same time on one HTTP/2 connection. Default 200.
     pub http2_streams_max: u32,
-    /// After SIGTERM: how long requests in flight may go on before they are cancelled; with 0, not at all. Default
-    /// 30,000.
+    /// After SIGTERM: how long requests in flight may go on before they are cancelled; with 0, they are cancelled
+    /// immediately. Default 30,000.
     pub drain_timeout_ms: u64,
     /// The most bytes of log lines that wait until standard error is read; further lines are lost. Default 1 MiB.
     pub log_queue_bytes: usize,
@@ -149,17 +150,18 @@ impl Default for Server {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SyncViews {
-    /// Workers that may compute at once. Default: the number of cores, at least 8: so a few requests that compute for
-    /// long share the cores with short ones, and do not keep them waiting.
+    /// Workers that may compute at the same time. Default: the number of cores, at least 8. With several workers for a
+    /// core, a few requests that compute for long do not keep the short ones waiting.
     pub workers: usize,
-    /// Workers in all: the pool grows up to this number while workers wait in host calls. Default 64.
+    /// Workers in all: the pool grows up to this number while workers wait in host calls. Default 64, or the number of
+    /// cores if that is more.
     pub workers_max: usize,
-    /// Requests that may wait for a worker; a further one gets 503 (with 0, none waits). Default 1,024.
+    /// The most requests that may wait for a worker; a further one gets 503 (with 0, none waits). Default 1,024.
     pub queue_max: usize,
     /// How long a request waits for a worker before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
-    /// Instances that are kept for further requests, of all modules with `instances = "reuse"` together; further ones
-    /// are dropped. Default 64.
+    /// The most instances that are kept for further requests, of all modules with `instances = "reuse"` together;
+    /// further instances are dropped after their request. Default 64.
     pub instances_kept_max: usize,
 }
 
@@ -193,14 +195,14 @@ impl Default for SyncViews {
 pub struct AsyncViews {
     /// Event loops, each a thread. Default: the number of cores.
     pub loops: usize,
-    /// Requests with async functions that run at once. Default 1,000.
+    /// The most requests with async functions that run at the same time. Default 1,000.
     pub in_flight_max: usize,
-    /// Requests that may wait to run; a further one gets 503 (with 0, none waits). Default 10,000.
+    /// The most requests that may wait to run; a further one gets 503 (with 0, none waits). Default 10,000.
     pub queue_max: usize,
     /// How long a request waits to run before it gets 503. Default 5,000.
     pub queue_timeout_ms: u64,
-    /// Instances that are kept for further requests, of all modules with `instances = "reuse"` together; further ones
-    /// are dropped. Default 256.
+    /// The most instances that are kept for further requests, of all modules with `instances = "reuse"` together;
+    /// further instances are dropped after their request. Default 256.
     pub instances_kept_max: usize,
 }
 
@@ -220,12 +222,12 @@ impl Default for AsyncViews {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
-    /// Events that are held, queued or being handled, counted once for each subscriber. A further one is an error to
-    /// the view that publishes it. Default 10,000.
+    /// The most events that are held, queued or being handled, counted once for each subscriber. A further one is an
+    /// error to the view that publishes it. Default 10,000.
     pub queue_max: usize,
-    /// Subscribers that run at once. Default 64.
+    /// The most subscribers that run at the same time. Default 64.
     pub in_flight_max: usize,
-    /// The payload of an event, in bytes. Default 64 KiB.
+    /// The most bytes of an event's payload. Default 64 KiB.
     pub payload_max_bytes: u64,
 }
 
@@ -239,7 +241,8 @@ impl Default for Events {
     }
 }
 
-/// Declares each limit once. The limits of the app have defaults; a module's own limits replace those that it names.
+/// Declares each limit once, for two structs: `Limits` has the limits that apply, each with a default; `OwnLimits` has
+/// those that a table names, which replace the others.
 macro_rules! limits {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
         /// `[limits]` and `[modules.NAME.limits]`: what one request may use.
@@ -269,49 +272,53 @@ macro_rules! limits {
 }
 
 limits! {
-    /// CPU time of one call of a guest function. Default 1,000, or `timeout_ms` if that is less.
+    /// The most CPU time of one call of a guest function, in milliseconds. Default 1,000, or `timeout_ms` if that is
+    /// less.
     cpu_ms: u64 = 1_000,
-    /// Time until the response, counted from when the whole request has arrived. Default 30,000.
+    /// The most time until the response, in milliseconds, counted from when the whole request has arrived. Default
+    /// 30,000.
     timeout_ms: u64 = 30_000,
-    /// Linear memory of an instance. Default 64, at most 1,024.
+    /// The most linear memory of an instance, in megabytes. Default 64, at most 1,024.
     memory_mb: u64 = 64,
-    /// A view's response body, in bytes. Default 8 MiB.
+    /// The most bytes of a view's response body. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
-    /// Bytes that a view passes to the host in one call. Default 8 MiB. Its response may be as large as
+    /// The most bytes that a view passes to the host in one call. Default 8 MiB. A view's response may be as large as
     /// `response_max_bytes`, if that is more.
     call_max_bytes: u64 = 8 << 20,
-    /// Events that one request publishes. Default 1,000.
+    /// The most events that one request publishes. Default 1,000.
     events_max: usize = 1_000,
-    /// The number of headers of a view's response, of an outbound request, and of the response to that. Default 256.
+    /// The most headers of a view's response, of an outbound request, or of the response to an outbound request.
+    /// Default 256.
     headers_max: usize = 256,
-    /// All headers of a view's response, of an outbound request, or of the response to that, in bytes; each header
-    /// counts 32 beside its text. Default 64 KiB.
+    /// The most bytes of all headers of a view's response, of an outbound request, or of the response to an outbound
+    /// request. Each header counts 32 bytes beside its text. Default 64 KiB.
     headers_max_bytes: u64 = 64 << 10,
-    /// The rows of one query that is read at once, in bytes (a result that is read in pieces has no such limit).
-    /// Default 8 MiB.
+    /// The most bytes of the rows of one query whose result is read as a whole (a result that is read in pieces has no
+    /// such limit). Default 8 MiB.
     rows_max_bytes: u64 = 8 << 20,
-    /// Outbound requests in flight at once, per request. Default 64.
+    /// The most outbound requests that one request has in flight at the same time. Default 64.
     outbound_max: usize = 64,
-    /// How deep requests of the app to itself may be nested. Default 8.
+    /// How many levels deep requests of the app to itself may be nested. Default 8.
     outbound_depth_max: u32 = 8,
-    /// The body of the response to an outbound request, in bytes. Default 8 MiB.
+    /// The most bytes of the body of the response to an outbound request. Default 8 MiB.
     outbound_response_max_bytes: u64 = 8 << 20,
-    /// Context values of a request. Default 64.
+    /// The most context values of a request. Default 64.
     context_values_max: usize = 64,
-    /// One context value with its name, in bytes. Default 8 KiB.
+    /// The most bytes of one context value with its name. Default 8 KiB.
     context_value_max_bytes: usize = 8 << 10,
-    /// Bytes that one guest function may log in one call; the rest is cut, and a note is logged. Default 64 KiB.
+    /// The most bytes that one guest function may log in one call; the rest is cut, and a note is logged. Default 64
+    /// KiB.
     log_max_bytes: usize = 64 << 10,
     /// With `instances = "reuse"`: the most requests that one instance serves. Default 10,000.
     reuse_requests_max: u32 = 10_000,
-    /// With `instances = "reuse"`: the greatest age of an instance. Default 60,000.
+    /// With `instances = "reuse"`: the greatest age of an instance, in milliseconds. Default 60,000.
     reuse_age_max_ms: u64 = 60_000,
-    /// With `instances = "reuse"`: the most linear memory of an instance that is kept. Default 32.
+    /// With `instances = "reuse"`: the most linear memory of an instance that is kept, in megabytes. Default 32.
     reuse_memory_max_mb: u64 = 32,
 }
 
 impl Limits {
-    /// The largest head of a view's response, of an outbound request, and of the response to that.
+    /// The largest head of a view's response, of an outbound request, or of the response to an outbound request.
     pub fn head_max(&self) -> HeadSize {
         HeadSize {
             headers: self.headers_max,
@@ -319,7 +326,7 @@ impl Limits {
         }
     }
 
-    /// The most bytes that a view can pass to the host at once.
+    /// The most bytes that a view can pass to the host in one call, or as its response.
     pub fn handed_over_max(&self) -> u64 {
         let answer = self
             .response_max_bytes

@@ -12,10 +12,10 @@ use super::check::Checker;
 use super::error::ConfigError;
 use super::raw::Secret;
 
-/// The random bytes of a secret that the host makes.
+/// The number of random bytes in a secret that the host makes.
 const GENERATED_BYTES: usize = 32;
 
-/// The value of a module's secret that is missing and not needed.
+/// The value of a module's secret, if the secret is missing and not needed.
 const MADE_UP: &str = "made up, because the secret is not there and nobody needs it";
 /// The URL of a database, if it is missing and not needed.
 const MADE_UP_URL: &str = "postgres://localhost/made-up";
@@ -37,8 +37,8 @@ impl Checker<'_> {
         self.secret_of(at, secret, made_up)
     }
 
-    /// The value of the secret that is written at `at`. `made_up` is there if the secret is not needed: a missing
-    /// secret then has this value, and no file is made.
+    /// The value of a secret. `at`: the secret's place in the configuration, for errors. `made_up`: given if the secret
+    /// is not needed; a missing secret then gets this value, and no file is made.
     fn secret_of<T>(
         &self,
         at: &Spanned<T>,
@@ -116,8 +116,8 @@ fn warn_if_shared(path: &Path) {
     }
 }
 
-/// Makes a file with a random text that only the host's user can read. When two hosts start at once, the text of the
-/// first one counts for both.
+/// Makes a file with a random text that only the host's user can read. When two hosts start at the same time, both use
+/// the text of the first one.
 fn make_if_missing(path: &Path) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());

@@ -1,10 +1,10 @@
-//! What people get wrong in an `amphi.toml`, and what they are told.
+//! Mistakes in an `amphi.toml`, and the messages about them.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// An app's folder with a guest crate, a component and a folder in it.
+/// The folder of an app: it has an empty `Cargo.toml`, and a folder `files`.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(folder.path().join("Cargo.toml"), "").expect("writing a manifest");
@@ -157,7 +157,8 @@ fn a_secret_is_made_once_and_for_its_user_alone() {
     assert_ne!(read(), key);
 }
 
-/// A container image is built where the secrets of production are not there, and no secret must be made for the image.
+/// A container image is built without the secrets of production. The build must neither need these secrets nor make new
+/// ones.
 #[test]
 fn secrets_are_needed_where_they_are_used() {
     let folder = folder();
@@ -183,7 +184,7 @@ fn secrets_are_needed_where_they_are_used() {
             read(missing, sqlite, purpose).unwrap_or_else(|error| panic!("{missing}: {error}"));
         }
         assert!(!made.exists());
-        // The form of a secret is checked all the same.
+        // How a secret is written is checked, even if its value is not needed.
         let error = read("a = { env = \"HOME\", file = \"x\" }", sqlite, purpose);
         assert!(error.expect_err("two places").contains("from one place"));
     }
@@ -193,7 +194,7 @@ fn secrets_are_needed_where_they_are_used() {
     read(generated, url, Purpose::Serve).expect_err("it is opened");
     let served = read(generated, sqlite, Purpose::Serve).expect("it is made");
     assert!(made.exists());
-    // A secret that is there is read.
+    // A secret that exists is read, even if its value is not needed.
     let checked = read(generated, sqlite, Purpose::Check).expect("it is there");
     assert_eq!(checked.modules[0].settings, served.modules[0].settings);
 }
@@ -505,7 +506,7 @@ proptest! {
     }
 }
 
-/// Everyone who sees the log, or the page under `amphi up`, sees the line of the file that an error shows.
+/// An error shows a line of the file, in the log and on the page of `amphi up`, so that line must not show a secret.
 #[test]
 fn no_secret_is_shown_with_an_error() {
     for (line, told) in [

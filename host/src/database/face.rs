@@ -1,5 +1,5 @@
-//! Where the work of a statement runs: on the caller's thread, on a thread that may block, or in the background once
-//! its caller is dropped.
+//! Where the work of a statement runs: on the caller's thread, on a thread that may block, or, after its caller is
+//! dropped, in the background.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -36,7 +36,7 @@ pub(super) fn unwound<T>(done: Result<T, JoinError>) -> T {
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// Work that a task finishes when this is dropped after its first poll.
+/// A future that is not lost when it is dropped: if it was polled before, a background task finishes its work.
 pub(super) struct Surviving<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     started: bool,

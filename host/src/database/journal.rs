@@ -8,7 +8,7 @@ use super::error::Error;
 use super::statement::short;
 use crate::telemetry::report::Statement;
 
-/// The most statements that are recorded; later ones are only counted.
+/// The most statements that are recorded. Further statements are only counted.
 const STATEMENTS_MAX: usize = 200;
 
 /// The statements of one request in the order in which they ended.

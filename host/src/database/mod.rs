@@ -2,8 +2,8 @@
 //!
 //! There are two kinds of database, SQLite and PostgreSQL. The code above sees one interface: it passes a statement and
 //! gets an outcome. Values, rows and errors are the plain records of the contract. The work of SQLite blocks, so it
-//! runs on a thread that may block. The work of PostgreSQL waits for the network, so it is a future; when its caller is
-//! dropped, a task finishes it. Either way, a statement that has begun runs to its end.
+//! runs on a thread that may block. The work of PostgreSQL waits for the network, so it is a future. When its caller is
+//! dropped, a task finishes the work. Either way, a statement that has begun runs to its end.
 
 mod error;
 mod face;
@@ -87,15 +87,15 @@ impl Database {
         }
     }
 
-    /// A permit for one more result that is read in pieces, on a connection of its own. None: pins and such results
-    /// have as many connections as they may.
+    /// A permit for one more result that is read in pieces, on a connection of its own. None: pins and results in
+    /// pieces have as many connections already as they may.
     pub fn stream_permit(&self) -> Option<Permit> {
         self.open_ended(true).try_enter()
     }
 
-    /// Waits for a permit for one more pinned connection. None: pins of this kind need no permit. With `at_once`, it
-    /// does not wait: that is for a request that has a pin already, because requests with pins must not wait for each
-    /// other.
+    /// Waits for a permit for one more pinned connection. None: pins of this kind need no permit. With `at_once`, this
+    /// does not wait and is an error when there is no permit. A request that has a pin already needs that, because
+    /// requests with pins must not wait for each other.
     ///
     /// # Errors
     /// When no permit comes free in time, or the request ends.
@@ -107,8 +107,8 @@ impl Database {
     ) -> Result<Option<Permit>, Error> {
         match self {
             _ if at_once => self.try_pin_permit(read_only),
-            // The only writing connection of a SQLite file needs no permit: a view that is called while it is pinned is
-            // refused if it writes, and never waits for it (`Database::connections`).
+            // The only writing connection of a SQLite file needs no permit. While it is pinned, nothing that the
+            // pinning view calls waits for it: a called view that writes is refused (`Database::connections`).
             Database::Sqlite(_) if !read_only => Ok(None),
             _ => Ok(Some(self.open_ended(read_only).gate.enter(deadline).await?)),
         }
@@ -135,7 +135,7 @@ impl Database {
         }
     }
 
-    /// Whether statements that only read have connections of their own.
+    /// Whether there are separate connections for statements that only read.
     pub fn has_readers(&self) -> bool {
         matches!(self, Database::Sqlite(_))
     }
@@ -189,8 +189,8 @@ impl Database {
         }
     }
 
-    /// Runs a statement outside of any transaction, and sends its result in pieces. Each row has at most `rows_max`
-    /// bytes.
+    /// Runs a statement outside of any transaction, and sends its result in pieces. `rows_max` of the statement limits
+    /// the bytes of each row.
     ///
     /// # Errors
     /// As [`Database::run`]. An error that comes later is the last item of the stream.
@@ -225,8 +225,8 @@ impl Database {
         }
     }
 
-    /// Runs the work of a statement where it may wait, to its end, even if its caller is dropped. `writes`: the work
-    /// uses a connection that writes.
+    /// Runs the work of a statement where it may wait: on SQLite on a thread that may block, on PostgreSQL as a future.
+    /// The work runs to its end, even if its caller is dropped. `writes`: the work uses a connection that writes.
     pub async fn carry<T: Send + 'static>(
         &self,
         face: Face,
@@ -277,8 +277,8 @@ impl Lease {
         }
     }
 
-    /// A statement of the host that must go before the next one of the transaction, after a statement with
-    /// `only_reads`.
+    /// After a statement with `only_reads`: the statement of the host that has to run before the next statement of the
+    /// transaction, if one is needed.
     pub fn end_of_reading(&self, in_transaction: bool) -> Option<String> {
         match self {
             Lease::Postgres(_) if in_transaction => Some(postgres::END_OF_READING.to_owned()),
@@ -319,7 +319,7 @@ impl Lease {
     /// Tells the connection whether the next statements are within a transaction.
     pub fn set_in_transaction(&mut self, within: bool) {
         match self {
-            // SQLite knows by itself.
+            // SQLite knows by itself whether there is a transaction.
             Lease::Sqlite(_) => {}
             Lease::Postgres(lease) => lease.set_in_transaction(within),
         }
@@ -334,8 +334,8 @@ impl Lease {
         }
     }
 
-    /// Whether the transaction that was begun on the connection still exists: databases roll back all of it after some
-    /// errors.
+    /// Whether the transaction that was begun on the connection still exists. After some errors, the database rolls
+    /// back the whole transaction by itself, and a lost connection ends it.
     pub fn in_transaction(&self) -> bool {
         match self {
             Lease::Sqlite(lease) => lease.in_transaction(),
@@ -343,7 +343,7 @@ impl Lease {
         }
     }
 
-    /// The error for a transaction that has ended without a statement that ends it.
+    /// The error for a transaction that the database has ended before a `commit` or `rollback` of the host.
     pub fn why_ended(&self) -> Error {
         match self {
             Lease::Sqlite(_) => Error::new(ErrorKind::Other, "the transaction has ended already"),

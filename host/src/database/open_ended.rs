@@ -9,11 +9,12 @@ use crate::threads::gate::Gate;
 /// and pins.
 ///
 /// If these could take all connections of a pool, requests would wait for each other in a circle (R4). So they take at
-/// most half of the connections. A statement or a transaction needs no permit, because it needs no further connection
-/// before it ends.
+/// most half of the connections, or the only one ([`OpenEnded::single`]). A statement or a transaction needs no permit,
+/// because it needs no further connection before it ends.
 pub(super) struct OpenEnded {
     pub(super) gate: Gate,
-    /// Whether the pool has one connection only. A pin may take it, a result in pieces may not.
+    /// Whether the pool has one connection only. A pin may take this connection. A result that is read in pieces may
+    /// not.
     single: bool,
 }
 
@@ -21,7 +22,7 @@ pub(super) struct OpenEnded {
 pub type Permit = OwnedSemaphorePermit;
 
 impl OpenEnded {
-    /// Permits for a pool of so many connections.
+    /// Permits for a pool that has so many `connections`.
     pub(super) fn of(config: &config::Database, connections: usize) -> OpenEnded {
         let name = format!(
             "database `{}`, connections for pins and results",

@@ -30,9 +30,9 @@ pub struct Outcome {
 pub enum Failed {
     /// The host refused the statement: nothing was sent to the database, not even the statements before it.
     Refused(Error),
-    /// A statement of the host that had to go before it failed.
+    /// The database failed a statement that the host runs before the guest's statement.
     Before(Error),
-    /// The database failed the statement.
+    /// The database failed the guest's statement.
     Statement(Error),
 }
 
@@ -65,18 +65,18 @@ pub struct Access {
     pub no_writer: bool,
 }
 
-/// A result that was to come in pieces.
+/// The result of a statement, if possible in pieces.
 pub enum Streamed {
     /// The result comes in pieces.
     Pieces(Stream),
-    /// The statement writes, so its result was read at once.
+    /// The statement writes, so the host has read the result as a whole.
     Whole(Table),
 }
 
 /// A piece of a streamed result ends at either limit, whichever is reached first.
 pub(super) const PIECE_ROWS: usize = 256;
 pub(super) const PIECE_BYTES: u64 = 64 << 10;
-/// About how many bytes a row takes beside its texts and blobs: for itself, and for each value.
+/// About how many bytes a row takes in addition to its texts and blobs: for the row itself, and for each value.
 pub(super) const ROW_BYTES: u64 = 24;
 pub(super) const VALUE_BYTES: u64 = 32;
 /// The most prepared statements that are kept for one connection.

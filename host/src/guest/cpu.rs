@@ -2,7 +2,7 @@
 //! kernel runs other threads.
 //!
 //! Reading the thread's CPU clock is a system call that takes a lock of the kernel's scheduler. So each thread reads it
-//! at most once in `EXACT`. An interval shorter than that counts as CPU time as a whole; for a longer one, the
+//! at most once in `EXACT`. An interval shorter than `EXACT` counts as CPU time as a whole; for a longer one, the
 //! thread's CPU clock decides.
 
 use std::cell::Cell;
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use rustix::time::ClockId;
 
-/// In nanoseconds. A count can be wrong by as much: an interval that is shorter by the wall clock counts in full; for a
-/// longer one, the thread's CPU clock is read.
+/// The precision of a count, in nanoseconds. If an interval is shorter than this by the wall clock, all of it counts.
+/// For a longer interval, the thread's CPU clock is read.
 const EXACT: u64 = 250_000;
 
 thread_local! {
-    /// The wall clock and the thread's CPU clock at the last reading of the latter.
+    /// The wall clock and the thread's CPU clock, both at the time when the CPU clock was last read.
     static READ: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
@@ -26,12 +26,12 @@ pub struct CpuTime {
     used_ns: AtomicU64,
     /// The wall clock when counting began; 0 while nothing is counted.
     since_ns: AtomicU64,
-    /// The thread's CPU clock when counting began, or its last reading before that: a lower bound.
+    /// A lower bound of the thread's CPU clock when counting began: read at that time, or less than `EXACT` earlier.
     floor_ns: AtomicU64,
 }
 
 impl CpuTime {
-    /// Counts until the result is dropped.
+    /// Counts CPU time until the result is dropped.
     pub fn count(&self) -> Counting<'_> {
         self.start();
         Counting(self)
@@ -78,7 +78,7 @@ impl CpuTime {
     }
 }
 
-/// CPU time is counted while this exists.
+/// Counts CPU time while this value exists.
 pub struct Counting<'a>(&'a CpuTime);
 
 impl Drop for Counting<'_> {
@@ -95,7 +95,7 @@ impl Drop for Resume<'_> {
     }
 }
 
-/// The CPU time that this thread has used. `now` is the wall clock.
+/// Reads the CPU time that this thread has used, and stores it in `READ` together with `now`, the wall clock.
 fn read_thread_clock(now: u64) -> u64 {
     let cpu = now_ns(ClockId::ThreadCPUTime);
     READ.set((now, cpu));

@@ -51,22 +51,22 @@ pub struct Services {
 
 /// The data of a store: everything that one instance can reach.
 pub struct Guest {
-    /// The call that the instance serves; none while it is kept for another request.
+    /// The call that the instance serves. None while the instance is kept for a later request.
     work: Option<Work>,
-    /// The grants of its module.
+    /// The grants of the guest's module.
     pub grants: Arc<Grants>,
     /// The services that all requests of the app share.
     pub services: Arc<Services>,
     /// The log of the instance: standard output, standard error and records, and the number of bytes that may still be
     /// logged.
     pub output: Output,
-    /// The limit on its linear memory.
+    /// The limit on the linear memory of the instance.
     pub memory: MemoryLimit,
     /// Host resources that the guest holds handles to in this request.
     pub(super) table: ResourceTable,
     /// Whether the guest has a folder that it may write to.
     pub(super) writes_files: bool,
-    /// Built when first used: most views never use WASI.
+    /// WASI. It is built when the guest first uses it, because most views never do.
     pub(super) wasi: Option<Wasi>,
 }
 
@@ -78,7 +78,7 @@ pub struct Work {
     pub view: Arc<View>,
     /// The function's membership in a transaction.
     pub member: Arc<Member>,
-    /// The functions that it can call, and the events that it can publish; none while its module is being checked.
+    /// Calls other functions and publishes events for the function. None while its module is being checked.
     pub call_chain: Option<Arc<dyn CallChain>>,
     /// The request's body, when the host keeps it for reading in pieces.
     pub body: Option<Arc<Spooled>>,
@@ -223,13 +223,13 @@ pub enum Callee {
     Subrequest,
 }
 
-/// What a guest can call for: other guest functions and events. Implemented by `request/dispatch.rs`, so that guests
-/// need not know about chains.
+/// The way for a guest to call other guest functions and to publish events. `request/dispatch.rs` implements it, so
+/// that this part of the code need not know about chains.
 pub trait CallChain: Send + Sync {
-    /// Calls another function from the scope's worker, and waits on that thread.
+    /// For a sync function: calls another function, and blocks the worker's thread until the answer.
     fn go(&self, to: Callee, request: Request) -> Result<Response, Error>;
 
-    /// Calls another function from a loop.
+    /// For an async function: calls another function.
     fn go_async(
         self: Arc<Self>,
         to: Callee,

@@ -1,8 +1,8 @@
-//! The host that a request is for. A request must name exactly one, well-formed, or it is refused (RFC 9112, 3.2; RFC
-//! 9113, 8.3.1).
+//! The host that a request is for. A request is refused if it names more than one host, a malformed one, or none (RFC
+//! 9112, 3.2; RFC 9113, 8.3.1). Only HTTP/1.0 may name none.
 //!
-//! Views build links and origins from `host`, and caches and proxies tell sites apart by it. A second `host`, or one
-//! with a user's name in it, could mean one site to them and another to the app.
+//! Views build links and origins from `host`, and caches and proxies tell sites apart by it. With a second `host`, or a
+//! user's name in `host`, a cache or a proxy could take the request for one site and the app for another.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ use crate::telemetry::error::Failure;
 /// Checks the authority that a request names.
 ///
 /// # Errors
-/// 400 when the request names no host, several, or a malformed one.
+/// 400 when the request names more than one host, a malformed one, or none although its version of HTTP requires one.
 pub fn check(parts: &Parts) -> Result<(), Failure> {
     let wrong = |text| Err(Failure::client(StatusCode::BAD_REQUEST, text));
     let target = parts.uri.authority().map(|authority| authority.as_str());
@@ -48,7 +48,8 @@ pub fn check(parts: &Parts) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The host that a request is for: of its target, else of its `host` header. None for HTTP/1.0 without either.
+/// The host that a request is for: the one in its target, else the one in its `host` header. None if a request of
+/// HTTP/1.0 has neither.
 pub fn host(parts: &Parts) -> Option<Host<'_>> {
     let header = parts.headers.get(header::HOST).map(HeaderValue::as_bytes);
     let target = parts

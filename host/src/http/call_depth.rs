@@ -2,7 +2,7 @@
 //! must not do so without end.
 //!
 //! The depth is sent in a header that the host sets on every outbound request, with an HMAC that only this process can
-//! make. So a client cannot choose the depth, and a header from another host does not count.
+//! make. So a client cannot choose the depth, and a header from another process does not count.
 
 use std::sync::LazyLock;
 

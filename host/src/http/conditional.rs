@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
-/// Facts about the response that a 304 replaces. An extension of the 304, read by `compression`, which must treat the
-/// headers of both alike.
+/// Facts about the response that a 304 replaces. The 304 carries them as an extension for the middleware `compression`,
+/// which must set the same headers on a 304 as on the full response.
 #[derive(Debug, Clone)]
 pub struct Unmodified {
     /// The media type of the response. None makes `compression` leave the 304 as it is.
@@ -76,7 +76,8 @@ pub fn apply<B: Default>(
     let modified = text(header::LAST_MODIFIED);
     let modified = modified.and_then(|date| httpdate::parse_http_date(date).ok());
     let tag = text(header::ETAG);
-    // `if-none-match: *` asks whether the resource exists at all. A response without a validator does not tell.
+    // `if-none-match: *` matches any version of the response. A response with neither `etag` nor `last-modified` does
+    // not show that the client has a current copy, so the response stays.
     if (tag.is_none() && modified.is_none()) || !is_known(headers, tag, modified) {
         return;
     }
@@ -92,7 +93,7 @@ pub fn apply<B: Default>(
         response.headers_mut().remove(name);
     }
     let left_out = Unmodified {
-        // A response that is encoded already is not compressed, so neither is its 304 changed.
+        // `compression` leaves an encoded response as it is, so it must leave the 304 as it is, too.
         content_type: content_type.filter(|_| !is_encoded),
         length,
     };

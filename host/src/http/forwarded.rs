@@ -23,8 +23,8 @@ impl Element {
         known.map(|(_, value)| value.as_slice())
     }
 
-    /// The address that was connected to the proxy. None, if the proxy does not tell or hides it. Port 0: the port is
-    /// not known.
+    /// The address that was connected to the proxy. None, if the proxy hides the address or does not report it. Port 0:
+    /// the port is not known.
     ///
     /// # Errors
     /// When `for` is not a node in the grammar of RFC 7239.

@@ -56,8 +56,8 @@ pub fn contract_request(
 
 /// The request's headers in the form of the contract, the same for every version of HTTP. `host` is the authority that
 /// a trusted proxy reports, else the one in the request's target (RFC 9113, 8.3.1; RFC 9112, 3.2.2), else the `host`
-/// header of the request. Several `cookie` headers become one (RFC 9113, 8.2.3). `x-forwarded-host` and `x-forwarded-proto` are those
-/// of a trusted proxy; what anybody else sent in them is removed.
+/// header of the request. Several `cookie` headers become one (RFC 9113, 8.2.3). `x-forwarded-host` and
+/// `x-forwarded-proto` have the values that a trusted proxy reports. The values that anybody else sent are removed.
 pub fn contract_headers(parts: &Parts, asked: &Asked) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::with_capacity(parts.headers.len() + 2);
     let named = parts.uri.authority().map(http::uri::Authority::as_str);
@@ -103,13 +103,13 @@ pub const HEADER_BYTES: u64 = 32;
 pub struct HeadSize {
     /// Number of headers.
     pub headers: usize,
-    /// Bytes of their names and values.
+    /// Bytes of the headers, as [`header_bytes`] counts them.
     pub bytes: u64,
 }
 
 impl HeadSize {
     /// Checks a head that a guest made or that another server sent: first its bytes, then its number of headers. Call
-    /// this before a `HeaderMap` is built: it panics at 24,577 different names.
+    /// this before a `HeaderMap` is built, because a `HeaderMap` panics at 24,577 different names.
     ///
     /// # Errors
     /// A sentence that names the limit.

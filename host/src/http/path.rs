@@ -1,12 +1,11 @@
-//! Rewrites paths to one spelling each (RFC 3986, 6.2.2), so that code that compares them as texts decides as the
-//! router does.
+//! Rewrites each path to one spelling (RFC 3986, 6.2.2). So code that compares paths as texts agrees with the router.
 //!
 //! The router compares decoded paths: `/admin` and `/%61dmin` are one route. Guests, built-in middleware, error pages
 //! and the log get the path as a text, and a guard such as `path.starts_with("/admin")` must not see two texts for one
 //! route. So the path of a request is rewritten before anything reads it. Characters that are allowed in a segment (RFC
 //! 3986, 3.3: letters, digits and ``-._~!$&'()*+,;=:@``) are written as they are; all others are percent-encoded with
-//! upper-case digits. An encoded slash is data and stays encoded. Dot segments are segments like others, for the router
-//! too.
+//! upper-case digits. An encoded slash is data and stays encoded. Dot segments (`.` and `..`) stay, because the router
+//! treats them like other segments, too.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -40,7 +39,7 @@ pub fn normalized(path: &str) -> Cow<'_, str> {
 /// Rewrites the path of a request's target.
 ///
 /// # Errors
-/// When the target becomes too long: each byte that was not encoded before may take three.
+/// When the target becomes too long: each byte that is percent-encoded here takes three bytes.
 pub fn normalize(uri: &mut Uri) -> Result<(), InvalidUri> {
     let Cow::Owned(path) = normalized(uri.path()) else {
         return Ok(());

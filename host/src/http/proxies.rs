@@ -12,17 +12,18 @@ use ipnet::IpNet;
 use crate::http::authority::Host;
 use crate::http::forwarded::{self, Malformed};
 
-/// The id of the request: accepted from trusted proxies, and sent in responses.
+/// The header with the id of the request. It is accepted from trusted proxies, and sent in responses and outbound
+/// requests.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// The authority that the client asked for, as a proxy reports it.
+/// The header with the authority that the client asked for, as a proxy reports it.
 pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// The scheme that the client used, as a proxy reports it.
+/// The header with the scheme that the client used, as a proxy reports it.
 pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The longest request id that is accepted from a proxy, in bytes.
 const REQUEST_ID_MAX: usize = 128;
 
-/// Networks whose hosts are trusted. None by default.
+/// The trusted proxies: all hosts of some networks. None by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     networks: Vec<IpNet>,
@@ -50,7 +51,7 @@ pub struct Asked {
 }
 
 impl Proxies {
-    /// Trusts all hosts of `networks`. They name the client in the header `addresses`.
+    /// Trusts all hosts of `networks`. `addresses` says in which header these proxies name the client.
     pub fn new(networks: Vec<IpNet>, addresses: Addresses) -> Proxies {
         Proxies {
             networks,
@@ -80,15 +81,16 @@ impl Proxies {
 
     /// Whether this is the address of a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
-        // A socket for both versions of IP reports IPv4 addresses as IPv6 addresses that map them.
+        // A socket for both versions of IP reports an IPv4 address as an IPv4-mapped IPv6 address.
         let address = address.to_canonical();
         self.networks
             .iter()
             .any(|network| network.contains(&address))
     }
 
-    /// The client's address: the first one that is no trusted proxy, from the connected `peer` back through the list of
-    /// the proxies. Port 0: the proxies did not report the port.
+    /// The client's address. The search begins with the connected `peer` and then goes through the list of the proxies
+    /// from its end, up to the first address that is no trusted proxy. The last address of the search is the client's.
+    /// Port 0: the proxies did not report the port.
     ///
     /// # Errors
     /// When a trusted proxy has passed on a malformed `forwarded`: nobody can tell then where the proxy's own element
@@ -171,16 +173,16 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The last value of a header that is a list. It is split off before it is decoded: bytes from the client, which come
-/// before it, may be no text.
+/// The last value of a header that is a list. The list is split before its last value is decoded: the values before it
+/// may come from the client and may not be UTF-8.
 fn last(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
     let line = headers.get_all(name).iter().next_back()?;
     let last = line.as_bytes().rsplit(|byte| *byte == b',').next()?;
     Some(last.trim_ascii().to_vec())
 }
 
-/// The addresses in `x-forwarded-for`. The list is split before it is decoded: bytes from the client may be no text,
-/// and must not spoil the address that a proxy appended.
+/// The addresses in `x-forwarded-for`. The list is split before it is decoded, so that a value from the client that is
+/// not UTF-8 does not spoil the address that a proxy appended.
 fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
     (headers.get_all(FORWARDED_FOR).iter())
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
@@ -341,7 +343,7 @@ mod tests {
         let others = proxies(&["192.168.0.0/16"], Addresses::XForwardedFor);
         assert_eq!(asked(&others, &sent), none);
         assert_eq!(asked(&Proxies::default(), &sent), none);
-        // Values that a client sent before the proxy's own.
+        // The client sent a value, and the proxy added its own after it.
         let list = [(&FORWARDED_HOST, "evil.example, shop.example")];
         assert_eq!(asked(&trusted, &list).0, "shop.example");
         let two = [(&FORWARDED_HOST, "evil.example"), (&FORWARDED_HOST, "a.b")];

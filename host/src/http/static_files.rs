@@ -1,4 +1,4 @@
-//! Serves the folder of static files. It is opened through cap-std: no path, link or race leads out of it.
+//! Serves the folder of static files. The folder is opened through cap-std, so no path, link or race leads out of it.
 
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
@@ -33,16 +33,16 @@ pub enum Content {
     Open(std::fs::File, u64),
 }
 
-/// The end of the year 9999, the last that an HTTP date can name.
+/// The end of the year 9999, as the time since 1970. An HTTP date cannot name a later year.
 const LATEST: Duration = Duration::from_secs(253_402_300_799);
-/// The largest file that is read at once, in bytes.
+/// The largest file that is read into memory as a whole, in bytes.
 pub const WHOLE_BYTES: u64 = 256 << 10;
 
 impl StaticFiles {
     /// Opens the folder. `hidden`: names that begin with a dot are served, too.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// When the folder cannot be opened.
     pub fn open(dir: &Path, hidden: bool) -> io::Result<StaticFiles> {
         Ok(StaticFiles {
             dir: Dir::open_ambient_dir(dir, ambient_authority())?,
@@ -103,18 +103,19 @@ impl StaticFiles {
     }
 
     fn file(&self, path: &str) -> io::Result<(File, Metadata)> {
-        // Such a path is another name for the same file. Caches would store the file once for each name.
+        // A path with an empty segment or a dot segment is another name for a file. Caches would store the file once
+        // for each name.
         if path.split('/').any(|name| ["", ".", ".."].contains(&name)) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // Clients look for files in `.well-known` (RFC 8615).
+        // `.well-known` is not hidden: clients look for files in it (RFC 8615).
         let is_hidden = |name: &str| name.starts_with('.') && name != ".well-known";
         if !self.hidden && path.split('/').any(is_hidden) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // Check the type before opening, because opening a device can have effects. Another file may take the place of
-        // this one in between: `NONBLOCK` keeps the opening of a pipe from waiting for its other end, and the type is
-        // checked again.
+        // Check the type before opening, because opening a device can have effects. Before the file is opened,
+        // something else may take its place. So the type is checked again afterwards, and `NONBLOCK` keeps the opening
+        // of a pipe from waiting for the other end of the pipe.
         if !self.dir.metadata(path)?.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -138,9 +139,9 @@ pub fn missing() -> Failure {
 /// How often a file is read at most if it changes while it is read.
 const READS: usize = 3;
 
-/// Reads a small file, and sets `metadata` to its state when it was read. None: the file is large. A file that changes
-/// all the time is returned as it was read, with its state from before: so no client takes the content for that of a
-/// later state.
+/// Reads a small file, and sets `metadata` to the file's state when it was read. None: the file is large. If the file
+/// changes during every one of several reads, the result is the content of the last read, with the state from before
+/// that read. So no client takes the content for that of a later state.
 fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>> {
     let (mut content, mut tries) = (Vec::new(), READS);
     while metadata.len() <= WHOLE_BYTES {
@@ -161,9 +162,9 @@ fn read(file: &mut File, metadata: &mut Metadata) -> io::Result<Option<Vec<u8>>>
     Ok(None)
 }
 
-/// The tag of a file that is read at once, a hash of its content: the same content has the same tag on every machine
-/// and after every deployment. Times do not suffice: in images and archives, all files of all versions often have one
-/// time.
+/// The tag of a file that is read as a whole: a hash of its content. The same content has the same tag on every machine
+/// and after every deployment. The time of modification is not enough: in images and archives, all files of all
+/// versions often have the same time.
 fn content_tag(content: &[u8]) -> String {
     // The hash need not resist attacks: whoever deploys the app chooses the files, and has no reason to look for two
     // files with one hash.
@@ -347,8 +348,8 @@ mod tests {
         }
     }
 
-    /// While requests for a path come, the file there is replaced by a pipe and back. Opening a pipe waits until somebody
-    /// writes to it, so the server must not open one like a file.
+    /// While requests for a path come, the file there is replaced by a pipe and back. Opening a pipe waits until
+    /// somebody writes to it, so the server must not open one like a file.
     #[test]
     fn what_is_no_file_is_neither_served_nor_waited_for() {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -392,7 +393,7 @@ mod tests {
         swapping.join().expect("it does not panic");
     }
 
-    /// A file that is overwritten in place: the length that is promised is the length that is sent.
+    /// While a file is overwritten in place, the length in the headers is the length of the content that is sent.
     #[test]
     fn the_length_is_that_of_what_was_read() {
         let dir = tempfile::tempdir().expect("a temporary folder");

@@ -1,8 +1,8 @@
 //! The W3C trace context: it links a request to a trace across several services.
 //!
 //! Amphi is one step of such a trace. It continues the trace that a request brings, or begins a new one. Each request
-//! gets a span id of its own, and each outbound request another one. Amphi records no spans: tools that do find the ids
-//! in the log and in the headers. <https://www.w3.org/TR/trace-context/>
+//! gets a span id of its own, and each outbound request another one. Amphi records no spans. Tools that record spans
+//! find the ids in the log and in the headers. <https://www.w3.org/TR/trace-context/>
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! The one line of log about a request or an event that has ended, its counts, and the value that watches a request to
-//! its end so that the line is written whatever that end is.
+//! The one line of log about a request or an event that has ended, and its counts. `Completion` watches a request to
+//! its end, so that the line is written however the request ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// The built-in response for a failure, which the line will name.
+    /// Makes the built-in response for a failure, and notes the failure for the line of log.
     pub(super) fn failed(&mut self, mut failure: Failure) -> Response<ResponseBody> {
         failure.detail = cut(failure.detail, DETAIL_MAX);
         let report = (self.host.development && self.may_see_details()).then(|| self.report());
@@ -102,14 +102,15 @@ impl<'a> Completion<'a> {
         response
     }
 
-    /// Notes the failure that the line names, where the response is made elsewhere.
+    /// Notes the failure for the line of log, when the response is made elsewhere.
     pub(super) fn note(&mut self, mut failure: Failure) {
         failure.detail = cut(failure.detail, DETAIL_MAX);
         self.failure = Some(failure);
     }
 
-    /// Whether the request names this machine: localhost, an address, or a configured name. A page from elsewhere could
-    /// read what an app under development answers if the page's own name were resolved to this machine (DNS rebinding).
+    /// Whether the request names this machine: localhost, an address, or a configured name. Without this check, a page
+    /// of another site could have its own name resolved to this machine (DNS rebinding), and then read what an app
+    /// under development answers.
     fn may_see_details(&self) -> bool {
         let names = &self.app.config.server.development_hosts;
         let host = authority::host(self.parts);
@@ -192,22 +193,22 @@ impl Drop for Completion<'_> {
             fault,
             ..Failure::view(Stop::from(why).to_string())
         });
-        // As nginx has it: the client closed the request.
+        // No response was sent. 499 is the status that nginx logs when the client has closed the connection.
         self.log(499);
     }
 }
 
-/// The facts of one line.
+/// The facts of one line of log.
 pub struct AccessLogEntry<'a> {
     /// The method, or `EVENT`.
     pub method: &'a str,
     /// The path, or the topic.
     pub path: &'a str,
-    /// The status of the response; 499 when the client disconnected before it.
+    /// The status of the response; 499 when the request was dropped before it had a response.
     pub status: u16,
     /// Time since the request arrived.
     pub took: Duration,
-    /// The view that it was routed to.
+    /// The view that the request was routed to.
     pub view: Option<&'a View>,
     /// The outcome of the chain, if it ran.
     pub settled: Option<&'a AttemptOutcome>,
@@ -218,8 +219,8 @@ pub struct AccessLogEntry<'a> {
 }
 
 impl AccessLogEntry<'_> {
-    /// Writes the line: as an error when the host is at fault, as a warning when a view is or a limit was hit, else as
-    /// information.
+    /// Writes the line: as an error when the host is at fault, as a warning when a view is at fault or a limit was
+    /// reached, else as information.
     pub fn write(&self) {
         let AccessLogEntry {
             method,
@@ -248,7 +249,7 @@ impl AccessLogEntry<'_> {
             return line!(info, "request");
         };
         let (fault, why) = (failure.fault.as_str(), &failure.detail);
-        // The line names the view already: a call path of one adds nothing.
+        // The line has the view already: a call path of one function adds nothing.
         let call_path = (failure.call_path.len() > 1).then(|| failure.call_path.join(" → "));
         METRICS.failures.with_label_values(&[fault]).inc();
         match failure.fault {

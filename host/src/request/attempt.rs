@@ -27,16 +27,16 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::workers;
 
-/// The longest wait before a request is run again for the first time; it doubles each time.
+/// The longest wait between the first attempt and the second. It doubles for each further attempt.
 const RETRY_WAIT: Duration = Duration::from_millis(8);
 
 /// A request whose body has arrived, and the chain that it is for.
 pub struct Attempt<'a> {
-    /// The process.
+    /// What all requests of the process share.
     pub host: &'a Arc<Host>,
-    /// The app it was routed in.
+    /// The app in which the request was routed.
     pub app: &'a Arc<App>,
-    /// Whose request it is.
+    /// The origin of the request: its id, its trace, its client and the first values of its context.
     pub origin: &'a Arc<Origin>,
     /// The chain.
     pub chain: &'a Arc<Chain>,
@@ -52,15 +52,15 @@ pub struct AttemptOutcome {
     pub response: Result<Response<Bytes>, Failure>,
     /// What became of the transaction.
     pub fate: Fate,
-    /// The scope that it ran in.
+    /// The scope of the last attempt.
     pub scope: Arc<Scope>,
-    /// How many attempts there were before this one.
+    /// The number of attempts before the last one.
     pub retries: u32,
 }
 
 impl Attempt<'_> {
-    /// Runs the chain and ends its transaction; after a conflict once more, as often as the view allows. Dropping the
-    /// future cancels everything (R15).
+    /// Runs the chain and ends its transaction. After a conflict, the chain is run again in a new scope, as often as
+    /// the view allows. Dropping the future cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
         let again = self.chain.view().view.retries;
@@ -133,7 +133,7 @@ impl Attempt<'_> {
             work: Some(work),
         };
         let (response, fate) = cancelling.await;
-        // Whatever the view left running cannot belong to the transaction any more, which has ended.
+        // The transaction has ended, so work that the view left running cannot belong to it any more and is cancelled.
         scope.deadline.cancel(Ended::Answered);
         AttemptOutcome {
             response,
@@ -145,7 +145,8 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
-    /// Whether the request can be run again: a conflict was the reason, and nobody can notice the attempt before.
+    /// Whether the request can be run again: it failed because of a conflict, and the attempt had no effect that others
+    /// can notice.
     fn may_run_again(&self) -> bool {
         let scope = &self.scope;
         let would_help = scope.transaction.conflict()
@@ -164,7 +165,8 @@ impl AttemptOutcome {
     }
 }
 
-/// Runs a chain and the end of its transaction on one worker: one hop there and one back.
+/// Runs a chain and the end of its transaction on one worker. The request changes threads only twice: from the loop to
+/// the worker and back.
 async fn on_worker(
     host: &Host,
     scope: &Arc<Scope>,
@@ -182,7 +184,7 @@ async fn on_worker(
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
 }
 
-/// Runs a chain from this loop, each link where its mode wants it.
+/// Runs a chain from this loop: async functions on the loop, sync functions on the scope's worker.
 async fn on_loop<F: Future<Output = LinkResult>>(
     host: &Host,
     scope: &Arc<Scope>,
@@ -197,14 +199,15 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Ok(_permit) => outcome().await,
         Err(refused) => Err(busy(refused)),
     };
-    // No function of the scope can begin any more. The scope itself may live on (for the page of its failure, the wait
-    // before the request runs again, or the access log). A scope that has ended keeps facts, and never capacity (R4).
+    // No function of the scope can begin any more, so the worker is released. The scope itself may live on (for the
+    // page of its failure, the wait before the request runs again, or the access log). A scope that has ended keeps
+    // information, but no worker and no permit (R4).
     scope.worker.release().await;
     settle(scope, Face::Async, outcome).await
 }
 
-/// The work of an attempt. Dropped before the work is done, it first cancels the deadline, so that everything that is
-/// dropped with the work sees why the request has ended.
+/// The work of an attempt. If it is dropped before the work is done, it first cancels the deadline. So everything that
+/// is dropped with the work sees why the request has ended.
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,

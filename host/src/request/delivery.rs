@@ -13,7 +13,7 @@ use crate::contract::types;
 use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 
-/// How long a delivery waits before it tries again when there was no capacity. Nobody waits for a delivery.
+/// How long a delivery waits before it tries again when there was no capacity. No client waits for a delivery.
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
 /// Begins the deliveries of events as they are published, until the process ends.
@@ -47,7 +47,7 @@ impl Delivery {
             };
             let settled = ready.run(self.request()).await;
             let mut failure = settled.response.as_ref().err().cloned();
-            // Nothing of the subscriber has run: there was no capacity.
+            // The subscriber has not begun to run, because there was no capacity.
             let busy = !settled.scope.has_begun()
                 && failure.as_ref().is_some_and(|failure| {
                     failure.fault == Fault::Limit

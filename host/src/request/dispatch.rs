@@ -1,14 +1,14 @@
-//! Who runs which guest function of a request, and where: middleware around a view, in any mix of modes.
+//! Runs the guest functions of a request: a chain of middleware around a view, sync and async in any mix.
 //!
-//! Every guest function runs in an instance of its own. Middleware calls the rest of its chain (`next`) as a host call
-//! and waits for it like for any other; so do views that call other views (sub-requests). The called function runs
-//! where its mode wants it, with as few hops as possible: sync from sync on the same thread, async from async on the
-//! same loop.
+//! Every guest function runs in an instance of its own. Middleware calls the rest of its chain with the host call
+//! `next`, and a view calls another view with a sub-request. The caller waits for the answer as for that of any other
+//! host call. The called function runs where its mode wants it, with as few changes between loop and worker (hops) as
+//! possible: sync from sync on the same thread, async from async on the same loop.
 //!
 //! Everything that runs on the loop is part of one future ([`conduct`]). A function that calls another one sends a
-//! `LoopTask` to that future and waits for the answer. So dropping the future cancels all of the request (R15), and
-//! no store is worked on from within another store, which wasmtime does not allow. Going from the loop to the scope's
-//! worker is a job of the worker; while a sync function waits for a task, the worker runs the jobs that the task needs
+//! `LoopTask` to that future and waits for the answer. So dropping the future cancels all of the request (R15), and no
+//! store is worked on from within another store, which wasmtime does not allow. What the loop needs from the scope's
+//! worker is sent there as a job. While a sync function waits for a task, the worker runs the jobs that the task needs
 //! (R3).
 
 mod loop_tasks;
@@ -51,11 +51,11 @@ pub struct ChainContext {
     host: Arc<Host>,
     /// The request's scope.
     pub scope: Arc<Scope>,
-    /// The request's body, when the host keeps it.
+    /// The request's body, if the host keeps it and guests read it piece by piece.
     body: Option<Arc<Spooled>>,
-    /// Where calls are sent that the loop has to run; none when the chain cannot call for others.
+    /// The queue of calls that the loop has to run. None: no function of the chain can make such a call.
     loop_queue: Option<Arc<LoopQueue>>,
-    /// The failure that passes through the chain now, and the error that middleware sees of it.
+    /// The last failure in the chain, and the error that its caller was shown for it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
 
@@ -63,7 +63,7 @@ pub struct ChainContext {
 pub type LinkResult = Result<types::Response, Failure>;
 
 impl ChainContext {
-    /// For a chain that is one job of a worker, or one async view.
+    /// The context of a chain that is one job of a worker, or one async view.
     pub fn whole(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
@@ -79,7 +79,7 @@ impl ChainContext {
         })
     }
 
-    /// For any chain: its links run one by one. The tasks are for [`conduct`].
+    /// The context of any chain, whose links run one by one, and the tasks of these links, which [`conduct`] runs.
     pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
@@ -112,7 +112,8 @@ impl ChainContext {
         }
     }
 
-    /// The error that middleware sees of a failure.
+    /// The error that a caller is shown for a failure. When the failure passes through several callers, all of them see
+    /// the same error.
     fn shown(&self, failure: Failure) -> types::Error {
         if let Some((shown, last)) = &*self.failure.lock()
             && last.detail == failure.detail
@@ -154,8 +155,8 @@ impl LinkCall {
         &self.chain.links[self.index]
     }
 
-    /// Whether no sync function can run after this call and those nested in it: the links around it are async, have
-    /// called `next` already and can call for nothing else.
+    /// Whether no sync function can run after this call and the calls nested in it: all links around this call are
+    /// async, and may make no call but `next`, which each of them has made already.
     fn is_last_sync(&self) -> bool {
         let done = |link: &Link| link.view.mode == Mode::Async && !link.module.grants.subrequests;
         self.call_path.iter().all(done)
@@ -191,7 +192,8 @@ impl LinkCall {
         }
     }
 
-    /// Whether this is the call of an atomic view outside of any transaction.
+    /// Whether this is a sub-request to an atomic view by a caller that is in no level: the view then needs a
+    /// transaction of its own.
     fn needs_own_transaction(&self) -> bool {
         !self.call_path.is_empty()
             && self.member.owns_transaction()
@@ -220,8 +222,7 @@ impl LinkCall {
         workers::await_call(ask).unwrap_or_else(|| Err(cancelled(&scope)))
     }
 
-    /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` with it,
-    /// unanswered.
+    /// Sends the call to the loop. When the request is cancelled, the task is dropped, and `caller` gets no answer.
     fn send(self, request: types::Request, caller: Caller) {
         let loop_queue = self.context.loop_queue.clone();
         let loop_queue = loop_queue.expect("a chain that may call for others runs link by link");
@@ -273,9 +274,8 @@ impl LinkCall {
         here.finished(answer)
     }
 
-    /// The request as the called function gets it. The path parameters are those that the host has read. The client's
-    /// body goes along if the request asks for it and the caller has it. The function can read no other body of the
-    /// client.
+    /// The request as the called function gets it. The path parameters are those of the function's own route. The
+    /// function can read the client's body only if the caller passed it on in the request and may read it itself.
     fn received(&mut self, request: types::Request) -> types::Request {
         let body = match request.body {
             types::Body::Bytes(bytes) => {
@@ -306,8 +306,8 @@ impl LinkCall {
         }
     }
 
-    /// The result of the link. When it failed, nothing that was done in its transaction is kept, whatever its callers
-    /// make of the failure (R9).
+    /// The result of the link. When the link has failed, its transaction rolls back, whatever the callers make of the
+    /// failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
         let outcome = match answer {
             Ok(Ok(response)) => Ok(response),
@@ -324,7 +324,8 @@ impl LinkCall {
         }
     }
 
-    /// The failure behind an error that the guest returned: the one that the guest was shown, or its own.
+    /// The failure behind an error that the guest returned. If the guest passed on the error that it was shown for a
+    /// call, this is the failure of that call. Any other error is a failure of the guest itself.
     fn returned(&self, error: types::Error) -> Failure {
         let mut last = self.context.failure.lock();
         if let Some((shown, failure)) = &*last
@@ -337,7 +338,8 @@ impl LinkCall {
         failure
     }
 
-    /// A failure of this call's guest, with its call path and a hint at what its module could do about it.
+    /// Adds to a failure of this call's guest the call path and, if there is one, a hint at the setting that the
+    /// failure is about.
     fn own(&self, failure: Failure) -> Failure {
         let mut detail = failure.detail;
         if let Some(hint) = file_hint(&detail, &self.link().module.grants) {
@@ -355,7 +357,7 @@ impl LinkCall {
         call_path.map(ToString::to_string).collect()
     }
 
-    /// Begins the guest function, unless its caller gave it up while it waited for the worker.
+    /// Begins the guest function. An error if the caller gave the call up while the call waited for the worker.
     fn begin(&self) -> Result<(), Failure> {
         match self.member.begins() {
             true => Ok(()),
@@ -376,7 +378,7 @@ impl LinkCall {
         ))
     }
 
-    /// The call that this call's guest asks for.
+    /// The call that this call's guest asks for: of the next link, or of another view.
     fn call_chain(
         &self,
         to: Callee,
@@ -386,7 +388,7 @@ impl LinkCall {
             Callee::Next => self.next(),
             // The slot is taken now, and not when the function begins: a waiting call takes memory, too.
             Callee::Subrequest => {
-                // As for requests of clients, the path is rewritten to its one spelling.
+                // The path is normalized, as the path of a client's request is.
                 if let Cow::Owned(path) = path::normalized(&request.path) {
                     request.path = path;
                 }
@@ -465,7 +467,7 @@ impl LinkCall {
     }
 }
 
-/// A call as its caller sees it.
+/// The caller's side of a call.
 struct Called {
     to: Callee,
     context: Arc<ChainContext>,
@@ -481,12 +483,13 @@ impl Called {
         }
     }
 
-    /// The result that the caller is shown. When the rest of the caller's own chain has failed, even by not beginning,
-    /// nothing of their transaction is kept, whatever the caller makes of the failure (R9).
+    /// The result that the caller is shown. When `next` has failed, even because the next link could not begin, the
+    /// transaction of the caller and the next link rolls back, whatever the caller makes of the failure (R9).
     fn shown(self, outcome: LinkResult) -> GuestResult {
         outcome.map_err(|failure| {
             if self.to == Callee::Next {
-                // An error says that the level is over: then the rest has failed for that reason already.
+                // An error says that the level ended before the call did. The level was rolled back then, so nothing is
+                // left to do.
                 let _ = self.member.end(true);
             }
             self.context.shown(failure)
@@ -509,8 +512,8 @@ impl CallChain for LinkCall {
         async move {
             let link_call = self.call_chain(to, &mut request)?;
             let called = Called::new(to, &link_call);
-            // Dropped with this future, when the guest drops its call: the transaction may be committed right after
-            // that, before the loop comes to the task.
+            // Gives the member up as soon as the guest drops its call, and this future with it. Later would be too
+            // late: the transaction may be committed before the loop gets to the task.
             let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
             let (sender, answer) = oneshot::channel();
             link_call.send(request, Caller::Loop(sender));
@@ -553,11 +556,11 @@ pub fn busy(refused: Refused) -> Failure {
     }
 }
 
-/// The most bytes of a view's error that a client is told.
+/// The most bytes of a view's error message that a client is sent.
 const CLIENT_TEXT_MAX: usize = 2 << 10;
 
-/// What to add to an error of the guest's files. The guest's own libc gives it, without a call of the host, for every
-/// path outside of the granted folders.
+/// The hint to add to a failure with `os error 44` (no such file). The guest's own libc returns this error, without a
+/// call of the host, for every path outside of the granted folders.
 fn file_hint(detail: &str, module: &crate::config::Module) -> Option<String> {
     if !detail.contains("(os error 44)") {
         return None;
@@ -574,7 +577,8 @@ fn file_hint(detail: &str, module: &crate::config::Module) -> Option<String> {
     ))
 }
 
-/// An error that a view returned on purpose: below 500 it is the client's doing, and the client is told.
+/// The failure for an error that a view returned on purpose. With a status of 400 to 499 it is the client's fault, and
+/// the client is sent the message.
 fn returned(error: &types::Error) -> Failure {
     let types::Error {
         status,

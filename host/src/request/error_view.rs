@@ -1,8 +1,8 @@
-//! Pages for failures that the app makes itself: a view of its own, named by `[app] errors`.
+//! Error pages that the app makes itself, with the view that `[app] errors` names.
 //!
-//! It runs as a request of its own would, in a scope of its own and without middleware, when what was asked for has
-//! failed already. So it is never the reason that a client gets no answer: when it fails, or the host has no room for
-//! more work, the client gets the built-in page.
+//! The view runs after the client's request has failed, in a scope of its own and without middleware. The client gets
+//! an answer in any case: when the view fails, or the host has no room for more work, the client gets the built-in
+//! page.
 
 use std::sync::Arc;
 
@@ -20,12 +20,12 @@ use crate::scope::Origin;
 use crate::scope::context::Value;
 use crate::telemetry::error::{Failure, Fault};
 
-/// Context values that tell the view what happened.
+/// The names of the context values that tell the view what happened.
 const ERROR_STATUS: &str = "error.status";
 const ERROR_MESSAGE: &str = "error.message";
 const ERROR_PATH: &str = "error.path";
 
-/// The response for a failure of what was asked for: the app's own page, or the built-in one.
+/// The response to a request that has failed: the app's own page, or the built-in one.
 pub(super) async fn respond(
     completion: &mut Completion<'_>,
     failure: Failure,
@@ -39,14 +39,14 @@ pub(super) async fn respond(
     }
 }
 
-/// The page of the app's own for this failure; none where the built-in one is to be sent.
+/// The app's own page for this failure. None: the built-in page is to be sent.
 async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response<ResponseBody>> {
     let Completion {
         host, app, parts, ..
     } = *completion;
     let chain = app.errors.as_ref()?;
-    // Who develops wants to know why; programs that ask for JSON get a problem that they can read; and without room
-    // for a request, there is none for another.
+    // The built-in page is better in three cases: in development it says why the request failed; programs that ask for
+    // JSON can read its problem document; and a host that had no room for the request (503) has none for another one.
     let is_told_better = (host.development && failure.fault != Fault::Client)
         || failure.status == StatusCode::SERVICE_UNAVAILABLE
         || form(&parts.headers) == Form::Json;
@@ -65,12 +65,12 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
     }
     let view = &chain.view().view;
     let headers = match failure.status {
-        // There are too many for anybody.
+        // The request was refused because of its headers, so the view does not get them either.
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Vec::new(),
         _ => {
             let asked = app.config.proxies.asked(completion.peer, &parts.headers);
             let mut headers = contract_headers(parts, &asked);
-            // The request for the page has no body, and is for the page as it is now.
+            // The request for the page has no body, and asks for the whole page without a condition (`if-…`, `range`).
             headers.retain(|(name, _)| !is_about_body(name));
             headers
         }
@@ -98,7 +98,8 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
         body: None,
     };
     let why = match ready.run(request).await.response {
-        // A view that sets the failure's status itself says what it would get anyway.
+        // A 5xx of the view means that the view failed, unless it is the status of the failure, which the page gets in
+        // any case.
         Ok(response)
             if !response.status().is_server_error() || response.status() == failure.status =>
         {
@@ -115,7 +116,7 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
     None
 }
 
-/// The page of the view, with the status of what failed.
+/// The response to the failed request: the page of the view, with the status of the failure.
 fn with_status(response: Response<bytes::Bytes>, status: StatusCode) -> Response<ResponseBody> {
     let mut response = response.map(|body| Either::Left(Full::new(body)));
     *response.status_mut() = status;
@@ -126,7 +127,7 @@ fn with_status(response: Response<bytes::Bytes>, status: StatusCode) -> Response
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    // Programs get something else.
+    // Programs that ask for JSON get another response.
     headers.append(header::VARY, header::ACCEPT.into());
     response
 }

@@ -35,16 +35,16 @@ use crate::request::attempt::Attempt;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
 
-/// A connection as its requests see it.
+/// What the requests of a connection need to know of it.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The client's address, or a proxy's.
+    /// The address at the other end of the connection: the client's, or that of a proxy in front of it.
     pub peer: SocketAddr,
     /// The memory account of the connection.
     pub account: Arc<Account>,
 }
 
-/// Answers one request. Dropping the future is what a disconnect means (R15).
+/// Answers one request. When the client disconnects, this future is dropped, which cancels the request (R15).
 pub async fn answer<B>(
     host: Arc<Host>,
     client: &Client,
@@ -59,7 +59,8 @@ where
     let too_long = path::normalize(&mut parts.uri).is_err();
     let app = host.app.load_full();
     let (account, refused) = account(client);
-    // The client's address and the host that is asked for must be clear before anything is decided by them.
+    // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
+    // them is unclear is refused first.
     let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
         Ok(_) if too_long => Some(Failure::client(
@@ -93,8 +94,8 @@ where
     response
 }
 
-/// The memory account of a request. Without memory for one more, the request gets an account without any, and is
-/// refused.
+/// The memory account of a request. When there is no memory for one more request, the second value is the reason to
+/// refuse the request, and its account has nothing prepaid.
 fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
     match client.account.request() {
         Ok(account) => (account, None),
@@ -102,8 +103,8 @@ fn account(client: &Client) -> (Arc<Account>, Option<Exhausted>) {
     }
 }
 
-/// Runs built-in middleware on the request, then `within`, then the middleware on the response. A failure becomes its
-/// response here, so that middleware sees that, too.
+/// Runs built-in middleware on the request, then `within`, then the middleware on the response. A failure is made a
+/// response in between, so that the middleware sees responses of failures, too.
 async fn around(
     builtins: &[Arc<Builtin>],
     completion: &mut Completion<'_>,
@@ -159,7 +160,7 @@ where
             text,
         ));
     }
-    // hyper checks its limit between reads, so one read can exceed it.
+    // hyper checks its limit on bytes only between reads, so the headers may exceed the limit by one read.
     let header_bytes =
         |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
     let bytes: usize = parts.headers.iter().map(header_bytes).sum();
@@ -173,7 +174,7 @@ where
             text,
         ));
     }
-    // Once for the host, once for the copy that guests get.
+    // The headers are charged twice: once for the host, and once for the copy that guests get.
     completion.origin.account.charge(bytes as u64 * 2)?;
     if parts.method == http::Method::OPTIONS && parts.uri.path() == "*" {
         return Ok(empty(StatusCode::NO_CONTENT));
@@ -237,7 +238,8 @@ async fn other_methods(
     around(first.map_or(&[], Target::builtins), completion, answer).await
 }
 
-/// In development, pages say that the app could not be built. Other requests get the answers of the build before.
+/// Fails, in development, when a page is requested and the app could not be built, so that the page shows why. Other
+/// requests are answered by the last build that worked.
 fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
     let Completion { host, parts, .. } = completion;
     if !host.development || form(&parts.headers) != Form::Html {
@@ -251,7 +253,8 @@ fn not_broken(completion: &Completion<'_>) -> Result<(), Failure> {
     }
 }
 
-/// The target that a CORS preflight asks about (Fetch, 4.8): its module's middleware decides.
+/// The target that a CORS preflight asks about (Fetch standard, 4.8). The middleware of the target's module decides
+/// what is allowed.
 fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Target> {
     let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
     let method = http::Method::from_bytes(method.as_bytes()).ok()?;

@@ -1,4 +1,5 @@
-//! The end of a chain: its response is checked, the transaction ends, and what it held is released (R9, R10).
+//! The end of a chain: its response is checked, the transaction ends, and the effects that the transaction held are
+//! released (R9, R10).
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -16,7 +17,8 @@ use crate::threads::deadline::Ended;
 /// What the client gets.
 pub type CheckedResponse = Result<Response<Bytes>, Failure>;
 
-/// Checks the response, then ends the transaction (R9): a client never sees a success that was not kept.
+/// Checks the response, then commits or rolls back the transaction. When the commit fails, so does the request: a
+/// client never sees a success whose changes were not kept (R9).
 pub(super) async fn settle(
     scope: &Scope,
     face: Face,
@@ -29,7 +31,7 @@ pub(super) async fn settle(
     if let Err(failure) = &mut response {
         blame_database(failure, scope);
         name_wait(failure, scope);
-        // Whatever the view left running is not waited for.
+        // Cancels what the view left running, so that the rollback need not wait for it.
         scope.deadline.cancel(Ended::Failed);
     }
     let success = matches!(&response, Ok(response) if !response.status().is_server_error());
@@ -49,7 +51,8 @@ pub(super) async fn settle(
     (response, fate)
 }
 
-/// A view that failed after its database could not be reached: the database is the reason.
+/// Makes a failure of the view a failure of the host (503) if a database could not be reached: that is taken for the
+/// reason.
 fn blame_database(failure: &mut Failure, scope: &Scope) {
     if failure.fault == Fault::View && scope.transaction.unavailable() {
         *failure = Failure {
@@ -63,7 +66,7 @@ fn blame_database(failure: &mut Failure, scope: &Scope) {
     }
 }
 
-/// Adds to a time-out what functions of the request waited for when the time was over.
+/// Adds to the failure of a time-out what functions of the request waited for when the time was over.
 fn name_wait(failure: &mut Failure, scope: &Scope) {
     if failure.status == StatusCode::GATEWAY_TIMEOUT
         && scope.deadline.ended() == Some(Ended::TimedOut)
@@ -102,7 +105,8 @@ pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
     })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let body = if bodiless { Vec::new() } else { response.body };
-    // Before the transaction is committed: a response that cannot be kept is a failure (R9).
+    // The memory for the body is drawn before the transaction is committed: when there is none, the request fails, and
+    // the transaction must roll back (R9).
     let body = scope.origin.account.keep(body)?;
     let mut checked = Response::new(body);
     *checked.status_mut() = status;
@@ -118,7 +122,7 @@ pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
                 "the response has the header `{key}`, which only the host can set"
             )));
         }
-        // The host sets the length itself: a wrong one would damage the connection.
+        // The host sets the length itself, because a wrong length would break the connection for the next response.
         if key == header::CONTENT_LENGTH {
             continue;
         }

@@ -1,4 +1,5 @@
-//! Requests for static files: read on a blocking thread, in memory that is drawn from the request's account.
+//! Requests for static files. A file is read on a blocking thread, into memory that is drawn from the request's
+//! account.
 
 use std::sync::Arc;
 
@@ -15,14 +16,15 @@ use crate::http::middleware::Builtin;
 use crate::http::static_files::{self, Content, StaticFiles, WHOLE_BYTES};
 use crate::telemetry::error::Failure;
 
-/// Answers with a file, or with the failure that there is no such one.
+/// Answers with a file. Fails with 404 when there is no such file.
 pub(super) async fn answer(
     app: &App,
     files: &Arc<StaticFiles>,
     (parts, account): (&Parts, &Arc<Account>),
     params: Vec<(String, String)>,
 ) -> Result<Response<ResponseBody>, Failure> {
-    // An encoded slash is data: a name in the folder has none, so no file has such a name.
+    // An encoded slash (`%2F`) is a part of a name, not a separator. No file has a name with a slash, so the file is
+    // missing.
     let mount = app.config.static_files.as_ref();
     let mount = mount.map_or(1, |files| files.mount.split('/').count());
     let mut names = parts.uri.path().split('/').skip(mount);
@@ -38,7 +40,7 @@ pub(super) async fn answer(
         .into_iter()
         .next()
         .map_or_else(String::new, |(_, path)| path);
-    // A file that is read at once is no larger.
+    // This is enough for a file that is read as a whole, and for the pieces of a larger file.
     let room = account.draw(WHOLE_BYTES)?;
     let builtins = app.config.builtins.clone();
     let read = tokio::task::spawn_blocking(move || {
@@ -74,8 +76,8 @@ pub(super) async fn answer(
     Ok(Response::from_parts(head, body))
 }
 
-/// How much of a file is read at once, and how many such pieces there are of it at the same time: one that tokio
-/// reads, one that the stream has room for, one that is cut into frames and one that waits for the client.
+/// The size of the pieces in which a large file is read, and how many pieces of it are in memory at the same time: one
+/// that tokio reads, one that the stream has room for, one that is cut into frames and one that waits for the client.
 const FILE_PIECE: usize = 64 << 10;
 const FILE_PIECES: u64 = 4;
 const _: () = assert!(FILE_PIECES * FILE_PIECE as u64 <= WHOLE_BYTES);

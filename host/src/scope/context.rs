@@ -10,7 +10,7 @@ use crate::config::Limits;
 use crate::http::middleware::USER;
 use crate::telemetry::error::shown;
 
-/// Context values by name. Whoever shares them has them as they were then.
+/// Context values by name. A map that is shared does not change any more: [`Context::set`] changes a copy.
 pub type Values = HashMap<Arc<str>, Value>;
 
 /// A context value.
@@ -18,9 +18,9 @@ pub type Values = HashMap<Arc<str>, Value>;
 pub struct Value {
     /// What was set.
     pub text: Arc<str>,
-    /// Whether the host has set it: guests cannot change it then (R14).
+    /// Whether the host has set the value. Guests cannot change such a value (R14).
     pub reserved: bool,
-    /// What it takes, as long as the request, or an event of its, has it.
+    /// The memory that is drawn for the value, until neither the request nor an event of the request has the value.
     _room: Option<Arc<Room>>,
 }
 
@@ -38,13 +38,13 @@ impl Value {
 /// Why a value was not set.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotSet {
-    /// Too many values, or this one is too large.
+    /// There are too many values, this value is too large, or there is no memory for it.
     TooLarge(String),
-    /// The host has set it.
+    /// The host has set the value.
     Reserved(String),
 }
 
-/// About what a context value takes of the host beside its texts.
+/// About how many bytes of the host's memory a context value takes besides its name and its text.
 const VALUE_BYTES: u64 = 128;
 
 /// The values of one request as they are now.
@@ -56,7 +56,7 @@ impl Context {
         Context(Mutex::new(Arc::clone(values)))
     }
 
-    /// A value that some part of this request has set.
+    /// The value with this name, if it is set.
     pub fn get(&self, name: &str) -> Option<String> {
         let value = self.0.lock().get(name).map(|value| Arc::clone(&value.text));
         value.map(|text| text.as_ref().to_owned())
@@ -70,7 +70,8 @@ impl Context {
     /// Sets a value for the later parts of this request.
     ///
     /// # Errors
-    /// A sentence, when there are too many values, this one is too large, or the host has set it.
+    /// When there are too many values, this value is too large, there is no memory for it, or the host has set it. The
+    /// text says which.
     pub fn set(
         &self,
         name: &str,

@@ -1,9 +1,9 @@
-//! What one request has on the host: identity, time limit, context, transaction, worker.
+//! What one attempt of a request has on the host: identity, time limit, context, transaction, worker.
 //!
-//! A scope is opened in one place (`request/attempt.rs`), shared by everything that works for the request, and dropped
-//! with the last of these. Dropping it releases whatever it holds, so no exit path can forget anything (R13): the
-//! transaction rolls back, connections and the worker go back to their pools, held events and temporary files are
-//! removed.
+//! A scope is opened in one place (`request/attempt.rs`) and shared by everything that works for the attempt. It is
+//! dropped when nothing uses it any more. Dropping it releases whatever it holds, so no exit path can forget anything
+//! (R13): the transaction rolls back, connections and the worker go back to their pools, held events and temporary
+//! files are removed.
 //!
 //! Resources are acquired in one order: a place among the async instances, a sync worker, a database connection.
 //! Whoever holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
@@ -32,7 +32,8 @@ use context::{Context, Values};
 use transaction::Transaction;
 use worker_lease::WorkerLease;
 
-/// Whose request it is. Known before the request is routed, and handed on to the events that it publishes (R14).
+/// Where a request comes from. Known before the request is routed, and handed on to the events that the request
+/// publishes (R14).
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The request's id, in logs and for its views.
@@ -50,7 +51,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// For what the host itself runs.
+    /// The origin of work that the host itself starts.
     pub fn host() -> Arc<Origin> {
         Arc::new(Origin {
             id: new_id(),
@@ -65,16 +66,16 @@ impl Origin {
 
 /// What an attempt gives to its scope.
 pub struct Setup {
-    /// When the request had arrived in full: its time limit starts there.
+    /// When the request had arrived in full. The time limit counts from then.
     pub arrived: Instant,
-    /// Leases a worker for a scope that may need one of its own.
+    /// The lease of a sync worker, for a scope that may need one of its own.
     pub worker: WorkerLease,
-    /// Records statements, in development.
+    /// Records the statements of the request, in development.
     pub journal: Journal,
 }
 
 impl Setup {
-    /// The time limit starts now; no worker, nothing recorded.
+    /// A setup whose time limit counts from now, without a worker and without a record of statements.
     pub fn now() -> Setup {
         Setup {
             arrived: Instant::now(),
@@ -84,9 +85,9 @@ impl Setup {
     }
 }
 
-/// What one request has. See the module.
+/// What one attempt of a request has: see the module's documentation.
 pub struct Scope {
-    /// Whose request it is.
+    /// Where the request comes from.
     pub origin: Arc<Origin>,
     /// The view that the request was routed to.
     pub view: Arc<View>,
@@ -94,7 +95,7 @@ pub struct Scope {
     pub limits: Limits,
     /// The time limit and the cancellation (R15).
     pub deadline: Arc<Deadline>,
-    /// The transaction of its view (R7).
+    /// The transaction of the view (R7).
     pub transaction: Arc<Transaction>,
     /// The statements of the request, when they are recorded.
     pub journal: Journal,
@@ -103,12 +104,12 @@ pub struct Scope {
     pub sent: AtomicBool,
     /// Set when a function that may write files has used WASI: the request cannot be run again.
     pub files: AtomicBool,
-    /// Results of queries that the host holds for it.
+    /// Counts the rows that the host has read ahead for the request.
     pub results: Results,
     hops: AtomicUsize,
-    /// Its sync worker.
+    /// The sync worker of the scope.
     pub worker: WorkerLease,
-    /// Number of call slots taken, and whether any ever was.
+    /// The number of call slots that are taken, and (in `begun`) whether any was ever taken.
     call_slots: AtomicUsize,
     begun: AtomicBool,
     /// Bytes that host calls in flight keep.
@@ -150,13 +151,13 @@ impl Scope {
         })
     }
 
-    /// The limit on outbound requests in flight.
+    /// The semaphore that limits how many outbound requests of this request are in flight.
     pub fn outbound(&self) -> Arc<Semaphore> {
         let places = || Arc::new(Semaphore::new(self.limits.outbound_max));
         Arc::clone(self.outbound.get_or_init(places))
     }
 
-    /// Takes a slot for one more guest function, unless too many are nested already.
+    /// Takes a slot for one more guest function. None: `CALL_SLOTS_MAX` functions of the request run or wait already.
     pub fn take_call_slot(self: &Arc<Self>) -> Option<CallSlot> {
         let taken = (self.call_slots).fetch_update(SeqCst, SeqCst, |taken| {
             Some(taken + 1).filter(|taken| *taken <= CALL_SLOTS_MAX)
@@ -170,11 +171,11 @@ impl Scope {
         self.begun.load(SeqCst)
     }
 
-    /// Counts what a host call keeps of its arguments until it ends. An async guest can have any number of calls in
-    /// flight, and their arguments are no longer in the guest's own memory.
+    /// Counts the bytes of its arguments that a host call keeps, until the call ends. An async guest can have any
+    /// number of calls in flight, and their arguments are no longer in the guest's own memory.
     ///
     /// # Errors
-    /// When all calls in flight together would keep too much; the text says so.
+    /// When all calls in flight together would keep too much, or there is no memory for this call. The text says which.
     pub fn hold_call(self: &Arc<Self>, bytes: u64) -> Result<CallBytes, String> {
         let (bytes, max) = (bytes + CALL_BYTES, self.limits.memory_mb << 20);
         if self.calls.fetch_add(bytes, SeqCst) + bytes > max {
@@ -193,23 +194,23 @@ impl Scope {
         drawn.map(|()| counted).map_err(|why| why.to_string())
     }
 
-    /// Counts one more event. Returns the number with it.
+    /// Counts one more published event. Returns the number of events, this one included.
     pub fn count_event(&self) -> usize {
         self.events.fetch_add(1, SeqCst) + 1
     }
 
-    /// Counts a change between a loop and a worker.
+    /// Counts one change from a loop to a worker or back.
     pub fn hop(&self) {
         self.hops.fetch_add(1, SeqCst);
     }
 
-    /// How often the request went from a loop to a worker or back for a link of its chain.
+    /// How often the request changed from a loop to a worker or back to run a guest function.
     pub fn hops(&self) -> usize {
         self.hops.load(SeqCst)
     }
 }
 
-/// About how many bytes of the host a call takes beside its arguments.
+/// About how many bytes of the host's memory a call takes besides its arguments.
 const CALL_BYTES: u64 = 4 << 10;
 
 /// The bytes that a call in flight keeps, counted until dropped.
@@ -234,15 +235,15 @@ impl Drop for CallSlot {
     }
 }
 
-/// Rows that are read ahead for results that views read in pieces.
+/// Counts rows that are read ahead for results that views read in pieces.
 #[derive(Default)]
 pub struct Results {
-    /// Their bytes.
+    /// The bytes of these rows.
     bytes: AtomicU64,
 }
 
 impl Results {
-    /// Adds bytes of rows, unless the sum would be more than `max`.
+    /// Adds bytes of rows. False, and nothing is added, when the sum would be more than `max`.
     pub fn hold(&self, bytes: u64, max: u64) -> bool {
         let taken = self.bytes.fetch_update(SeqCst, SeqCst, |held| {
             Some(held + bytes).filter(|sum| *sum <= max)

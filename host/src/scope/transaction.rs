@@ -5,20 +5,21 @@
 //! transaction, which middleware and the view share. A view that is called as a sub-request joins the transaction of
 //! its caller while the caller is in one of its levels, and has a transaction of its own otherwise.
 //!
-//! A transaction has levels. That of an atomic view has one from the start, and each `begin` adds one: the outermost
-//! level is the transaction itself, the levels within it are savepoints. A member belongs to the level that it was
-//! called in and to those that it began itself. Its statements run in the innermost of these; while a level of another
-//! member is open on top, they wait for the end of that. So the failure of one member undoes nothing of another member,
-//! and no member commits what another one has rolled back.
+//! A transaction has levels. The transaction of an atomic view has one level from the start, and each `begin` adds one:
+//! the outermost level is the transaction itself, the levels within it are savepoints. A member belongs to the level
+//! that it was called in and to those that it began itself. Its statements run in the innermost of these levels; while
+//! a level of another member is open on top, they wait for the end of that level. So the failure of one member undoes
+//! nothing of another member, and no member commits what another one has rolled back.
 //!
 //! Within a transaction every statement goes to one connection, one after the other, in the order of the guest's calls
-//! (R8). There is no way around the transaction, so nothing that a view joins or spawns escapes it. A level exists only
-//! in the host until a statement needs it: the database sees it in the same message as that statement. A statement that
-//! fails poisons its level: on every kind of database, nothing more runs there until the level is rolled back.
+//! (R8). There is no way around the transaction, so concurrent work of a view (joined or spawned futures) is part of
+//! it, too. A level exists only in the host until a statement needs it: the database sees it in the same message as
+//! that statement. A statement that fails poisons its level: on every kind of database, nothing more runs there until
+//! the level is rolled back.
 //!
-//! The connection is inside the lock of the state, and whoever runs a statement takes the lock along to the thread that
-//! runs it. So a caller that is cancelled leaves a finished statement behind, never a torn one. When the transaction is
-//! dropped, dropping the lease rolls back.
+//! The connection is part of the locked state, and whoever runs a statement takes the lock along to the thread that
+//! runs the statement. So the statement of a cancelled caller still runs to its end. Dropping the transaction drops the
+//! lease of its connection, which rolls back.
 //!
 //! Effects are held with the level that they were sent in (R10). Which level that is follows from the order of the
 //! guest's calls alone, so that sending never waits; see `effects`.
@@ -49,10 +50,10 @@ pub use effects::{Effect, StreamPermit};
 use effects::{Effects, History, Reason};
 use state::{Place, State, ended, left_behind};
 
-/// How the transactions of a scope ended: the last one that ended.
+/// How the last transaction of a scope ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fate {
-    /// There was none.
+    /// No transaction has ended.
     #[default]
     None,
     /// The changes are in the database.
@@ -74,12 +75,13 @@ impl fmt::Display for Fate {
 /// A transaction of a scope. The database may not have seen it yet.
 pub struct Transaction {
     options: Options,
-    /// Number of pins of its connection. A pin counts from the guest's call on.
+    /// Number of pins of its connection. A pin counts from the guest's call on, even while it waits for the connection.
     pins: AtomicUsize,
     /// The name of the database whose connection is pinned, or will be when a waiting pin gets it.
     pinned: Mutex<Option<String>>,
     last_id: AtomicU64,
-    /// Set when the transaction has ended: nothing more can be done in it, within a level or outside.
+    /// Set when the transaction has ended: its members can do nothing more, neither in a level nor outside of the
+    /// levels.
     over: AtomicBool,
     /// Set when a member has failed: the transaction of an atomic view then rolls back, whatever callers make of the
     /// failure.
@@ -89,9 +91,9 @@ pub struct Transaction {
     left: Mutex<Vec<Left>>,
     effects: Arc<Effects>,
     state: Arc<tokio::sync::Mutex<State>>,
-    /// Wakes members that wait for the level of another member.
+    /// Wakes members that wait for the end of another member's level.
     changed: Notify,
-    /// The transaction of the caller, when this view was called outside of any level.
+    /// The transaction of the caller, if this transaction is that of a view which was called outside of any level.
     around: Option<Arc<Transaction>>,
 }
 
@@ -116,7 +118,7 @@ impl fmt::Display for Level {
 pub struct Pin(());
 
 enum Left {
-    /// A level, with the counter of levels of the member that began it.
+    /// A level, with `Member::claims` of the member that began the level.
     Level(Level, Arc<AtomicUsize>),
     Pin,
     /// The whole transaction: its view was given up.
@@ -124,7 +126,7 @@ enum Left {
 }
 
 impl Transaction {
-    /// The first transaction of a scope. Nothing has begun yet.
+    /// The first transaction of a scope. No database has seen it yet.
     pub fn new(options: Options) -> Arc<Transaction> {
         Transaction::within(None, options, Arc::default())
     }
@@ -150,7 +152,7 @@ impl Transaction {
         })
     }
 
-    /// The membership of the function that the transaction is there for.
+    /// The membership of the function that the transaction was made for.
     pub fn first_member(self: &Arc<Self>) -> Member {
         let base = self.options.atomic.then_some(Level::WHOLE);
         Member::new(self, base, self.options.read_only, None)
@@ -191,15 +193,17 @@ impl Transaction {
         database.connections(read_only) == 1 && self.is_pinned_around(database, read_only)
     }
 
-    /// Ends a pin. The connection is given back at once if nothing runs on it and no level needs it.
+    /// Ends a pin. The connection is given back immediately if nothing runs on it and no level needs it.
     pub fn unpin(&self, Pin(()): Pin) {
         self.leave(Left::Pin);
     }
 
-    /// Ends the transaction of an atomic view: commits it, or rolls it back with everything still open in it.
+    /// Ends the transaction. With `keep`, the transaction of an atomic view is committed. Otherwise everything that is
+    /// still open is rolled back.
     ///
     /// # Errors
-    /// When it was to be committed and cannot be. Then nothing is committed (R9), and no effect is released.
+    /// When the transaction was to be committed and cannot be. Then no effect is released, and nothing is committed
+    /// (R9); if the connection is lost during the commit, it is unknown whether the database has committed.
     pub async fn finish(self: &Arc<Self>, face: Face, keep: bool) -> Result<Fate, Error> {
         let mut state = self.lock().await;
         self.over.store(true, SeqCst);
@@ -244,9 +248,10 @@ impl Transaction {
         locked
     }
 
-    /// Handles what the guest dropped, unless the lock is taken: then its owner does so when giving it back.
+    /// Handles the levels and pins that the guest dropped. If the lock is taken, the owner of the lock handles them
+    /// when it gives the lock back.
     fn see_to_the_rest(&self) {
-        // In a loop, because the guest may drop something between the look and the release of the lock.
+        // In a loop, because the guest may drop something after `see_to_left` and before the lock is given back.
         while !self.left.lock().is_empty() {
             let Ok(mut state) = self.state.try_lock() else {
                 return;
@@ -263,7 +268,7 @@ impl Transaction {
 
     fn see_to_left(&self, state: &mut State) {
         for left in std::mem::take(&mut *self.left.lock()) {
-            // The level was counted at the call, even if it has never begun.
+            // `claims` counts a level from the guest's call of `begin` on, so also one that never began.
             match left {
                 Left::Level(level, claims) => {
                     claims.fetch_sub(1, SeqCst);
@@ -282,14 +287,16 @@ impl Transaction {
     }
 }
 
-/// The lock of a transaction's state, or a wait for it. Dropping either handles what the guest dropped meanwhile: tokio
-/// hands the lock to the next waiter before that waiter is polled, and the waiter may be dropped in between.
+/// The lock of a transaction's state, or a wait for the lock. Dropping either handles the levels and pins that the
+/// guest dropped meanwhile. Dropping a wait must do so, because tokio hands the lock to the next waiter before it polls
+/// the waiter: a waiter that is dropped in between had the lock.
 ///
 /// Dropping the lock also wakes members that wait for a level, since the state may have changed. That includes locks
 /// that are dropped by work in the background whose caller is gone.
 struct Locked {
     state: Option<OwnedMutexGuard<State>>,
-    /// Unset by a member that only looked and goes on waiting: waiting members would wake each other without end.
+    /// Whether dropping the lock wakes the members that wait. A member that only looked and goes on waiting unsets
+    /// this: otherwise waiting members would wake each other without end.
     changes: bool,
     transaction: Arc<Transaction>,
 }
@@ -332,8 +339,8 @@ pub struct Member {
     /// The ids of the jobs and exclusions that the function is called from, and of its own exclusions: whatever it
     /// calls is called from these ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
-    /// Held by the call that is next to take the state's lock, so that those behind it keep their order while it waits
-    /// for another member's level.
+    /// Held by the call of the function that is the next to take the state's lock. Later calls wait for `order`, and so
+    /// keep their order, while that call waits for the end of another member's level.
     order: tokio::sync::Mutex<()>,
     /// The state of the function: `WAITS`, `RUNS` or `IS_OVER`.
     life: AtomicU8,
@@ -379,8 +386,8 @@ impl Member {
         next
     }
 
-    /// The membership of a view that the function calls now: in this transaction while the function is in one of its
-    /// levels, and in a new transaction otherwise.
+    /// The membership of a view that the function calls now. The view joins this transaction if the function is in one
+    /// of the transaction's levels. Otherwise the view gets a new transaction.
     pub fn call(&self, view: Options) -> Member {
         let read_only = self.read_only || view.read_only;
         let called = match self.level() {
@@ -396,7 +403,7 @@ impl Member {
         called
     }
 
-    /// Whether the transaction is there for this function.
+    /// Whether the transaction was made for this function: its first member has the id 1.
     pub fn owns_transaction(&self) -> bool {
         self.id == 1
     }
@@ -455,8 +462,8 @@ impl Member {
             || self.transaction.pins.load(SeqCst) > 0
     }
 
-    /// Marks the function as begun. False when it was given up before: it must not begin then, because its transaction
-    /// may be committed already.
+    /// Marks the function as begun. False when the function was given up before: then it must not begin, because its
+    /// transaction may be committed already.
     #[must_use]
     pub fn begins(&self) -> bool {
         let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
@@ -468,8 +475,8 @@ impl Member {
         self.life.load(SeqCst) == IS_OVER
     }
 
-    /// Nobody waits for the function any more. If it runs, it may be in the middle of its work, so the transaction that
-    /// it was called in rolls back.
+    /// Notes that nobody waits for the function any more. If the function runs, it may be in the middle of its work, so
+    /// the transaction that it was called in rolls back.
     pub fn give_up(&self) {
         let was = self.life.swap(IS_OVER, SeqCst);
         let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
@@ -478,7 +485,7 @@ impl Member {
         }
     }
 
-    /// The function has ended. If it failed, the transaction rolls back (R9).
+    /// Notes that the function has ended. If it failed, the transaction rolls back (R9).
     ///
     /// # Errors
     /// When the level that the function was called in has ended before: then nothing that the function did is kept.
@@ -500,12 +507,11 @@ impl Member {
         }
     }
 
-    /// Waits for the turn of a statement that is issued now, and before that for `ready`. None: the statement belongs
-    /// to no transaction and no pinned connection; then `ready` was not polled.
+    /// Waits for `ready`, then for the turn of a statement that is issued now. None: the statement belongs to no
+    /// transaction and no pinned connection; `ready` may not have been polled then.
     ///
     /// # Errors
-    /// When no connection can be had, the level is poisoned, or the transaction is on another database; that of
-    /// `ready`.
+    /// When no connection can be had, the level is poisoned, the transaction is on another database, or `ready` fails.
     pub async fn turn(
         &self,
         on: (&Database, &Arc<Deadline>),
@@ -515,7 +521,8 @@ impl Member {
             return self.outside();
         }
         let (database, deadline) = on;
-        // First of all waits: calls that the guest makes later, perhaps of `begin`, come after this statement.
+        // This wait comes before all others, so that calls which the guest makes later, perhaps of `begin`, take their
+        // turn after this statement.
         let order = deadline.bound(self.order.lock()).await?;
         ready.await?;
         let place = |state: &State| state.place(self.id, self.base, database);
@@ -531,7 +538,8 @@ impl Member {
         if let Database::Postgres(_) = database {
             state.connect(database, deadline).await?;
         }
-        // For SQLite, `Turn::run` acquires the connection later, on the thread that writes.
+        // For SQLite, `Turn::run` acquires the connection: for a write from a loop, the thread that writes must do
+        // that.
         Ok(Some(Turn {
             state,
             database: database.clone(),
@@ -540,7 +548,8 @@ impl Member {
         }))
     }
 
-    /// A statement that belongs to no transaction. An error when the transaction is over: nothing may run any more.
+    /// The result of [`Member::turn`] for a statement that belongs to no transaction. An error when the transaction is
+    /// over, because nothing may run then.
     fn outside(&self) -> Result<Option<Turn>, Error> {
         match self.transaction.over.load(SeqCst) {
             false => Ok(None),
@@ -548,7 +557,8 @@ impl Member {
         }
     }
 
-    /// The lock of the state, as soon as no level of another member is open on top. None: the call belongs outside.
+    /// Waits for the lock of the state until no level of another member is open on top. None: the call belongs to no
+    /// level and no pinned connection.
     async fn placed(
         &self,
         deadline: &Arc<Deadline>,
@@ -557,7 +567,7 @@ impl Member {
     ) -> Result<Option<Locked>, Error> {
         let mut waits = None;
         loop {
-            // Registered before the look, so that a change after the look is not missed.
+            // Registered before `place` looks at the state, so that no later change is missed.
             let changed = self.transaction.changed.notified();
             let mut state = self.transaction.locked(deadline).await?;
             match place(&state)? {
@@ -571,7 +581,7 @@ impl Member {
         }
     }
 
-    /// Checks that the joined transaction is as strict as the view asks for.
+    /// Checks that the isolation of the transaction is at least as strict as the function asks for.
     fn suits(&self, database: &Database) -> Result<(), Error> {
         let has = self.transaction.options.isolation;
         match (self.isolation, database) {
@@ -600,12 +610,12 @@ impl Member {
         }
     }
 
-    /// Begins a level on this database, as soon as `ready` is. Whatever the function issues after this call belongs to
-    /// the level.
+    /// Begins a level on this database, once `ready` is done. Whatever the function issues after this call belongs to
+    /// the level, even while the level waits to begin.
     ///
     /// # Errors
-    /// When the level it would be in is poisoned, the transaction is on another database, or too many are open; that of
-    /// `ready`.
+    /// When the level around the new one is poisoned, the transaction is on another database, too many levels are open,
+    /// or `ready` fails.
     pub async fn begin<R>(
         &self,
         (database, deadline): (&Database, &Arc<Deadline>),
@@ -615,7 +625,7 @@ impl Member {
         let order = deadline.bound(self.order.lock()).await?;
         let ready = ready.await?;
         let place = |state: &State| match state.place(self.id, self.base, database)? {
-            // The connection is in use by a level of another member.
+            // A level of another member uses the connection, so the new level waits for its end.
             Place::Outside if state.has_levels() => Ok(Place::Later),
             Place::Outside => Ok(Place::Here),
             place => Ok(place),
@@ -626,7 +636,8 @@ impl Member {
         Ok((beginning.done(), ready))
     }
 
-    /// Commits a level: what was done since it began is kept, for good when the level is the transaction itself.
+    /// Commits a level. For the outermost level this commits the transaction. For a savepoint, its changes become part
+    /// of the level around it.
     ///
     /// # Errors
     /// When something in the level has failed, or the database cannot commit. The level is rolled back then.
@@ -660,23 +671,25 @@ impl Member {
                 let ending = async move { state.end(taken, keep, torn).await };
                 database.carry(face, writes, ending).await
             }
-            // The database has seen nothing of the transaction.
+            // There is no connection: the database has seen nothing of the transaction, or the transaction is lost.
             None => state.end(taken, keep, torn).await,
         }
     }
 
-    /// Rolls back a level that the guest dropped: at once if nothing runs, else before the next statement.
+    /// Rolls back a level that the guest dropped. Does not wait: the database may roll back later, but before the next
+    /// statement runs.
     pub fn abandon(&self, level: Level) {
         self.transaction.effects.leave(level);
         let claims = Arc::clone(&self.claims);
         self.transaction.leave(Left::Level(level, claims));
     }
 
-    /// Sends all statements of the transaction's members on this database to one connection, until
-    /// [`Transaction::unpin`], as soon as `ready` is. Those that change the session are let through meanwhile.
+    /// Pins a connection of this database, once `ready` is done. Until [`Transaction::unpin`], all statements of the
+    /// transaction's members on this database go to that connection, and statements that change the session are
+    /// allowed.
     ///
     /// # Errors
-    /// When no connection can be had, or the transaction has one of another database; that of `ready`.
+    /// When no connection can be had, the transaction has a connection of another database, or `ready` fails.
     pub async fn pin<R>(
         &self,
         (database, deadline): (&Database, &Arc<Deadline>),
@@ -687,8 +700,9 @@ impl Member {
             return Err(Error::pinned_by_caller(&database.config().name));
         }
         let pinning = Pinning::new(&self.transaction)?;
-        // Set now, and not when the pin has its connection: a view that is called meanwhile would wait behind the pin,
-        // while the function that pins waits for the worker which that view has.
+        // The name is set before the pin has its connection, so that a view that is called meanwhile is refused the
+        // connection. Otherwise the view would wait behind the pin, while the function that pins waits for the worker
+        // that the view runs on.
         let name = || database.config().name.clone();
         self.transaction.pinned.lock().get_or_insert_with(name);
         let order = deadline.bound(self.order.lock()).await?;
@@ -701,9 +715,9 @@ impl Member {
         Ok((pinning.done(), ready))
     }
 
-    /// Does something that others will see: at once outside of a transaction, else when the transaction commits (R10).
-    /// The effect is dropped when its level is rolled back. False when the effect was refused, because the transaction
-    /// is over.
+    /// Does something that others will see: immediately outside of a transaction, otherwise when the transaction
+    /// commits (R10). When its level is rolled back, the effect is dropped. False when the effect was refused, because
+    /// the transaction is over.
     #[must_use]
     pub fn effect(&self, effect: Effect) -> bool {
         self.transaction.effects.add(self.level(), effect)
@@ -716,14 +730,15 @@ impl Member {
         }
     }
 
-    /// Notes that a statement runs outside of the transaction now. Its caller may be gone when it has run.
+    /// Notes that a statement runs outside of the transaction, so no rollback undoes it. This is noted before the
+    /// statement runs, because its caller may be gone afterwards.
     pub fn runs_outside(&self) {
         if !self.read_only {
             self.transaction.effects.history.lasts();
         }
     }
 
-    /// Notes how such a statement ended.
+    /// Notes how a statement outside of the transaction ended.
     pub fn note_outside(&self, ran: Result<(), &Error>) {
         if let Err(error) = ran {
             self.transaction.effects.history.note(error);
@@ -737,7 +752,8 @@ impl Drop for Member {
         let Transaction {
             around, options, ..
         } = &*self.transaction;
-        // Other transactions are ended by the code that began them.
+        // Only the transaction of a called view that is not atomic ends here. `settle` ends the first transaction of
+        // the scope, and `SubrequestTransaction` that of a called atomic view.
         if self.owns_transaction() && around.is_some() && !options.atomic {
             self.transaction.give_up();
         }
@@ -760,7 +776,7 @@ fn isolation_name(isolation: Option<Isolation>) -> &'static str {
     }
 }
 
-/// The turn of a statement: the lock of the transaction's state.
+/// The turn of a statement: the lock of the transaction's state, and what running the statement needs.
 pub struct Turn {
     state: Locked,
     database: Database,
@@ -799,7 +815,7 @@ impl Turn {
     }
 }
 
-/// A level that waits to begin or to end. Dropping the wait rolls the level back.
+/// A level that waits to begin or to end. Dropping this value before `done` rolls the level back.
 struct Waiting<'a> {
     member: &'a Member,
     level: Level,
@@ -858,14 +874,14 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A pin that waits for its connection.
+/// A pin that waits for its connection. The flag says whether it has one.
 struct Pinning<'a>(&'a Transaction, bool);
 
 impl Pinning<'_> {
     fn new(transaction: &Transaction) -> Result<Pinning<'_>, Error> {
         let others = transaction.pins.fetch_add(1, SeqCst);
         if others == 0 {
-            // The name that an earlier pin left behind.
+            // Forgets the name that an earlier pin left behind.
             *transaction.pinned.lock() = None;
         }
         if others >= LEVELS_MAX {

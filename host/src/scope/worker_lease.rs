@@ -13,7 +13,7 @@ enum Leased {
     #[default]
     NotYet,
     Now(Arc<Lease>),
-    /// The last sync function has ended.
+    /// The worker was given back, because the last sync function has ended.
     Over,
 }
 
@@ -27,7 +27,7 @@ pub struct WorkerLease {
 }
 
 impl WorkerLease {
-    /// For a scope that leases no worker.
+    /// The lease of a scope that needs no worker of its own.
     pub fn none() -> WorkerLease {
         WorkerLease {
             workers: None,
@@ -36,7 +36,7 @@ impl WorkerLease {
         }
     }
 
-    /// For a scope that leases a worker when it first needs one.
+    /// The lease of a scope that leases a worker when it first needs one.
     pub fn leased_from(workers: &Workers) -> WorkerLease {
         WorkerLease {
             workers: Some(workers.clone()),
@@ -47,10 +47,10 @@ impl WorkerLease {
     /// The scope's worker.
     ///
     /// # Errors
-    /// When none can be had.
+    /// When no worker can be had.
     ///
     /// # Panics
-    /// When the scope was said to need none.
+    /// When the lease was made by [`WorkerLease::none`].
     pub async fn get(&self, deadline: &Deadline) -> Result<Arc<Lease>, Refused> {
         let mut state = self.lease.lock().await;
         if let Leased::Now(lease) = &*state {
@@ -76,7 +76,7 @@ impl WorkerLease {
     /// worker (R4).
     ///
     /// # Errors
-    /// When none can be had.
+    /// When no worker can be had.
     pub async fn reserve(&self, deadline: &Deadline) -> Result<(), Refused> {
         if self.workers.is_none() || matches!(*self.lease.lock().await, Leased::Over) {
             return Ok(());

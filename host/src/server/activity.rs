@@ -42,7 +42,7 @@ struct State {
     /// taken more. None: the host has no more data ready.
     sending: HashMap<u64, Option<Instant>>,
     next_body: u64,
-    /// The time since which there are neither such requests nor such bodies.
+    /// The time since which no request waits for its response and no body is being sent.
     idle_since: Instant,
 }
 
@@ -131,10 +131,11 @@ impl Activity {
         }
     }
 
-    /// A body that stalls for `write_timeout_ms` closes the connection for further requests. The other requests have
-    /// the same time again before the connection ends. If nothing but stalled bodies is left, it ends at once.
+    /// A body that stalls for `write_timeout_ms` closes the connection for further requests. The other requests then
+    /// have another `write_timeout_ms` before the connection ends. When only stalled bodies are left, the connection
+    /// ends immediately.
     fn look_busy(&self, state: &State, now: Instant) -> IdleCheck {
-        // Anything that begins now has at least this time, so a check before it is of no use.
+        // Whatever begins now has time until `later` at least, so an earlier check for it is of no use.
         let later = now + self.header_timeout.min(self.write_timeout);
         let Some(longest) = state.sending.values().flatten().min() else {
             return IdleCheck::Later(later);
@@ -206,7 +207,7 @@ impl Drop for Answering {
 /// A body that hyper gets piece by piece.
 pub(super) struct Pieces {
     body: ResponseBody,
-    /// The rest of the body's last frame.
+    /// The part of the body's last frame that hyper does not have yet.
     rest: Bytes,
     number: u64,
     activity: Arc<Activity>,

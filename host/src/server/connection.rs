@@ -48,7 +48,7 @@ const HTTP2: &[u8] = b"PRI ";
 pub(super) struct Protocols {
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
-    /// For connections whose first bytes leave the protocol open.
+    /// For connections whose first bytes do not decide the protocol.
     either: auto::Builder<TokioExecutor>,
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn serve(
         peer,
         account: budget::process().connection(),
     };
-    // A connection whose first bytes leave the protocol open counts as HTTP/2.
+    // A connection whose first bytes do not decide the protocol counts as HTTP/2.
     if HTTP2.starts_with(&first[..seen]) && client.account.charge(HTTP2_BYTES).is_err() {
         return tracing::debug!(%peer, "a connection was ended: there is no memory for another one of HTTP/2");
     }

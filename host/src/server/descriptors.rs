@@ -14,11 +14,11 @@ use crate::config::{Config, Storage};
 
 /// Descriptors for outbound connections, components, the log and the like.
 const OTHERS: u64 = 128;
-/// Descriptors of an event loop, for waiting.
+/// Descriptors that an event loop needs for waiting (epoll and the like).
 const LOOP: u64 = 8;
 /// Descriptors of an SQLite connection: the database, its write-ahead log, the log's index and a file for sorting.
 const SQLITE: u64 = 4;
-/// The fewest connections that are worth serving.
+/// The fewest connections with which the server starts, unless `connections_max` is lower.
 const CONNECTIONS_MIN: u64 = 16;
 
 /// Raises the process's limit on open files, as far as the app needs it and the system allows. Returns the number of
@@ -47,8 +47,9 @@ pub(super) fn connections(config: &Config, admin_max: usize) -> anyhow::Result<u
     Ok(usize::try_from(room).unwrap_or(usize::MAX))
 }
 
-/// The number of connections that there is room for: of the descriptors that the others leave, a quarter is for bodies
-/// and static files. None: too few.
+/// The number of connections that there is room for when the process may have `limit` descriptors and needs `others`
+/// for everything else. A quarter of the rest is left for bodies and static files. None: there is room for too few
+/// connections.
 fn room(limit: u64, others: u64, wanted: u64) -> Option<u64> {
     let left = limit.saturating_sub(others);
     let room = min(wanted, left - left / 4);
@@ -58,7 +59,8 @@ fn room(limit: u64, others: u64, wanted: u64) -> Option<u64> {
 /// The descriptors for everything but client connections and their requests.
 fn others(config: &Config) -> u64 {
     let databases = config.databases.values().map(|it| match &it.storage {
-        // In addition to `readers`: the connection that writes, and the reader that results read in pieces leave free.
+        // Two more than `readers`: the connection that writes, and the reader that is added so that results read in
+        // pieces never take all.
         Storage::Sqlite(file) => (file.readers as u64 + 2) * SQLITE,
         Storage::Postgres(server) => server.connections as u64,
     });

@@ -37,7 +37,8 @@ mod connection;
 mod descriptors;
 mod socket;
 
-/// The most connections that wait in the kernel for being accepted, and the most that wait for their loop after that.
+/// The most connections that wait in the kernel until they are accepted, and the most that wait for their loop
+/// afterwards.
 const BACKLOG: i32 = 1024;
 /// The pause after a connection could not be accepted, which happens when no file descriptor is left.
 const OUT_OF_DESCRIPTORS: Duration = Duration::from_millis(50);
@@ -116,7 +117,7 @@ fn bind(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
 /// Serves until `stop`, then lets requests in flight finish, and cancels those that take too long.
 ///
 /// # Errors
-/// When a thread cannot be started.
+/// When a thread or a listener cannot be started, or the server cannot go on.
 pub async fn serve(
     host: Arc<Host>,
     sockets: Sockets,
@@ -172,7 +173,8 @@ pub async fn serve(
     let all_idle = async {
         loop {
             open.wait().await;
-            // The events that the last requests published. Their subscribers may send requests to the app, too.
+            // Waits for the events that the last requests published. Subscribers may have sent requests to the app, so
+            // `open` is checked again.
             host.events.idle().await;
             if open.is_empty() {
                 return;
@@ -215,7 +217,7 @@ async fn until_stopped(endless: &mut JoinSet<()>, stop: &CancellationToken) -> a
 struct Loop {
     incoming: mpsc::Sender<Connection>,
     connections: Arc<AtomicUsize>,
-    /// Cancelled when its runtime has ended.
+    /// Cancelled when the runtime of the loop has ended.
     ended: CancellationToken,
 }
 
@@ -231,7 +233,7 @@ struct Connection {
 enum Kind {
     /// Requests of anybody.
     Any,
-    /// One request that the app has sent to itself, because the server is stopping.
+    /// One request that the app sends to itself while the server is stopping.
     Own,
 }
 
@@ -300,7 +302,8 @@ impl Loop {
 struct ConnectionPermits {
     free: Arc<Semaphore>,
     max: usize,
-    /// Whether the lack of permits was logged. While connections come and go at the limit, it is logged once.
+    /// Whether the lack of permits was logged. While the number of connections stays near the limit, the lack is logged
+    /// once.
     full: AtomicBool,
 }
 
@@ -409,7 +412,8 @@ async fn hand_over(
         .iter()
         .min_by_key(|each| each.connections.load(Relaxed))
         .expect("there is at least one loop");
-    // The loop registers the stream with its own runtime, so that only the loop is woken for it.
+    // Takes the stream out of the runtime that accepted it. The loop registers the stream with its own runtime, so that
+    // only the loop is woken for it.
     let Ok(stream) = stream.into_std() else {
         return true;
     };

@@ -1,13 +1,14 @@
-//! A connection's socket. While a request is answered, it is watched for the end of what the client sends (R15).
+//! A connection's socket. While a request is being answered, this module watches for the end of what the client sends
+//! (R15).
 //!
 //! On HTTP/1, hyper notices that a client has disconnected when it reads the end of what the client sends. But hyper
-//! does not read while it has bytes that belong to no request yet: a pipelined request, or one line end too many. Then
-//! this module reads from the socket, to see the end, into a buffer that hyper gets later.
+//! does not read while it has bytes that belong to no request yet: a pipelined request, or one line end too many. In
+//! that case this module reads from the socket itself, to see the end, and hyper gets the bytes later.
 //!
 //! A client that closes its sending direction (`shutdown`) counts as disconnected, as it does for hyper when nothing
-//! follows the request. The buffer has a limit. A client that sends more than that after a complete request, before the
-//! response, can no longer be watched, and its connection is ended. On HTTP/2, hyper always reads, and nothing is done
-//! here.
+//! follows the request. There is a limit on the bytes that this module keeps for hyper. A client that sends more than
+//! that after a complete request, before the response, can no longer be watched, and its connection is ended. On
+//! HTTP/2, hyper always reads, and nothing is done here.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -27,10 +28,10 @@ use crate::budget::{Account, Room};
 
 /// The most bytes that a client may send after a request that is not answered yet.
 const AHEAD_MAX: usize = 256 << 10;
-/// The most bytes that are read ahead at once.
+/// The most bytes that are read ahead in one read.
 const AHEAD_STEP: usize = 16 << 10;
-/// The bytes that each connection has free: bytes that the client has sent, and that are not a request yet, are drawn
-/// from the budget only beyond this.
+/// How many bytes a client may have sent that are not a request yet, without memory being drawn from the budget. If
+/// there are more, all of them are drawn.
 const FREE: usize = 8 << 10;
 
 /// The socket as hyper uses it.
@@ -197,7 +198,7 @@ impl Socket {
             }
             self.ahead.extend_from_slice(piece.filled());
             self.take_room(self.ahead.len())?;
-            // hyper may wait for these bytes.
+            // Wakes hyper, which may wait for these bytes.
             cx.waker().wake_by_ref();
         }
         Err(io::Error::other(match self.ended {

@@ -55,7 +55,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The request is wrong. The text is for the client and for the log.
+    /// The failure of a request that is wrong. The text is for the client and for the log.
     pub fn client(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Failure {
         let client_text = text.into();
         Failure {
@@ -68,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// The guest code is wrong. `detail` is only for the log.
+    /// A failure of the guest code. `detail` is only for the log.
     pub fn view(detail: impl Into<String>) -> Failure {
         Failure {
             fault: Fault::View,
@@ -80,7 +80,7 @@ impl Failure {
         }
     }
 
-    /// A limit was hit. `detail` names it, only for the log.
+    /// The failure when a limit was hit. `detail` names the limit, and is only for the log.
     pub fn limit(status: StatusCode, detail: impl Into<String>) -> Failure {
         let client_text = match status {
             StatusCode::GATEWAY_TIMEOUT => "The server took too long to answer this request.",
@@ -97,7 +97,7 @@ impl Failure {
         }
     }
 
-    /// Amphi or its surroundings failed. `detail` is only for the log.
+    /// A failure of Amphi or its surroundings. `detail` is only for the log.
     pub fn host(detail: impl Into<String>) -> Failure {
         Failure {
             fault: Fault::Host,
@@ -127,8 +127,8 @@ pub fn cut(mut text: String, max: usize) -> String {
 }
 
 impl Failure {
-    /// A file could not be made, written or read. The status is 503 if the process or the system had no file descriptor
-    /// left, because a later request may succeed.
+    /// The failure when a file could not be made, written or read. The status is 503 if the process or the system had
+    /// no file descriptor left, because a later request may succeed.
     pub fn disk(what: &str, error: &io::Error) -> Failure {
         let failure = Failure::host(format!("{what}: {error}"));
         let none_left = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));

@@ -29,11 +29,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// How long a panic of the host waits until its message is written. After that, the process may abort.
+/// How long a panicking thread of the host waits at most until the message of the panic is written. After that, the
+/// process may abort.
 const PANIC_WAIT: Duration = Duration::from_millis(100);
 
-/// Starts logging. `AMPHI_LOG` filters by level and target, e.g. `warn` or `info,amphi::guest=debug`. (tracing's `EnvFilter`
-/// also filters by spans and fields, but takes a regex engine to compile.)
+/// Starts logging. `AMPHI_LOG` filters by level and target, e.g. `warn` or `info,amphi::guest=debug`. (tracing's
+/// `EnvFilter` also filters by spans and fields, but brings a regex engine into the build.)
 pub fn start(format: LogFormat) {
     let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
     let (filter, mistake) = filter(wanted.as_deref());
@@ -291,8 +292,8 @@ fn in_quotes(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-/// A writer for lines of JSON. Characters that control a terminal occur only inside strings, so they are written as
-/// `\uXXXX`.
+/// A writer for lines of JSON. Characters that control a terminal are written as `\uXXXX`, which JSON allows because
+/// they occur only inside strings.
 struct Json<W>(W);
 
 impl<W: io::Write> io::Write for Json<W> {
@@ -343,7 +344,8 @@ pub fn escaped_line(text: &str) -> String {
 }
 
 /// Whether a character is a control character, a separator of lines or paragraphs, a change of the writing direction,
-/// or another invisible formatting character (Unicode's Cf). Not the joiners, which words and emoji are written with.
+/// or another invisible formatting character (Unicode's Cf). The zero-width joiners are not among them, because words
+/// and emoji need them.
 fn steers(c: char) -> bool {
     c != '\n' && c.is_control()
         || matches!(c,

@@ -40,8 +40,8 @@ pub struct Metrics {
     pub database_connections: IntGaugeVec,
     /// Database connections pinned by a request, by database.
     pub database_pinned: IntGaugeVec,
-    /// Results that should have been read in pieces but were read at once, because too many connections were sending
-    /// others.
+    /// Query results that were read as a whole instead of in pieces, because too many connections were sending other
+    /// results.
     pub results_at_once: IntCounter,
     /// Transactions open.
     pub transactions: IntGauge,

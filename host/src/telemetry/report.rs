@@ -1,5 +1,5 @@
-//! Facts about a failed request beside its failure, for the error page in development. They are plain data. The code
-//! that knows a fact sets it.
+//! Facts about a failed request that its failure does not have, for the error page in development. They are plain data.
+//! The code that knows a fact sets it.
 
 use std::time::Duration;
 

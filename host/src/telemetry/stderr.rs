@@ -1,9 +1,9 @@
 //! Standard error, where the log goes. Writing to it never fails and never waits for a reader.
 //!
-//! A terminal, a pipe or a socket has a reader, and a reader can stall. Lines for it are put in a queue, which a thread
-//! of its own writes: when the reader stalls, the queue fills and further lines are lost, but no event loop and no
-//! worker waits. A regular file has no reader. A line for a file is written at once by the thread that logs it, so that
-//! the line of a request is in the file before its response is sent, even if the process is killed then.
+//! A terminal, a pipe or a socket has a reader, and a reader can stall. Lines for a reader are put in a queue, which a
+//! separate thread writes: when the reader stalls, the queue fills and further lines are lost, but no event loop and no
+//! worker waits. A regular file has no reader. A line for a file is written immediately by the thread that logs it, so
+//! that the line of a request is in the file before its response is sent, even if the process is killed then.
 //!
 //! Lines that are lost (full queue, closed pipe, full disk) are counted in `amphi_log_lost_lines_total`.
 
@@ -32,7 +32,7 @@ static QUEUE: Queue = Queue {
     written: Condvar::new(),
 };
 
-/// Whether a thread of its own writes the lines in the queue. Otherwise each thread writes its own lines.
+/// Whether lines are put in the queue, which a separate thread writes. Otherwise each thread writes its own lines.
 static IS_QUEUED: LazyLock<bool> = LazyLock::new(|| {
     let thread = std::thread::Builder::new().name("amphi-log".to_owned());
     !is_file() && thread.spawn(|| QUEUE.run(Retrying)).is_ok()
@@ -153,7 +153,7 @@ struct Retrying;
 impl io::Write for Retrying {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            // `std::io::stderr` has a lock, which a stalled write would hold against other threads.
+            // Not `write` of `std::io::stderr`: while it stalls, it holds a lock that other threads may wait for.
             match rustix::io::write(io::stderr(), bytes) {
                 Err(rustix::io::Errno::AGAIN) => std::thread::sleep(RETRY),
                 written => return Ok(written?),
@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader that takes a batch of lines each time it is told to.
+    /// A reader that takes one batch of lines for each message in `told`.
     struct Reader {
         told: mpsc::Receiver<()>,
         taken: Arc<Mutex<Vec<u8>>>,

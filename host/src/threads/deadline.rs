@@ -1,4 +1,5 @@
-//! The end of a request: its time limit, and its cancellation. Everything that waits for a request watches it.
+//! The end of a request: its time limit, and its cancellation. Everything that waits on behalf of a request watches the
+//! request's [`Deadline`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ pub enum Ended {
     Answered = 5,
 }
 
-/// What functions of a request wait for while another function of the request may hold it.
+/// What a function of a request may wait for while another function of the same request has it.
 #[derive(Debug, Clone, Copy)]
 pub enum Need {
     /// The end of a transaction or savepoint.
@@ -100,7 +101,7 @@ impl Deadline {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// Ends it now. The first reason stays.
+    /// Ends the request now. When it has ended already, the first reason stays.
     pub fn cancel(&self, why: Ended) {
         let _ = self
             .why
@@ -108,7 +109,7 @@ impl Deadline {
         self.cancelled.notify_waiters();
     }
 
-    /// Whether it has ended, and why.
+    /// Why the request has ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
         match self.why.load(Ordering::SeqCst) {
             1 => Some(Ended::Disconnected),
@@ -121,7 +122,7 @@ impl Deadline {
         }
     }
 
-    /// Waits until it has ended.
+    /// Waits until the request has ended.
     pub async fn wait(&self) -> Ended {
         match self.wait_until(self.at).await {
             Some(why) => why,
@@ -129,9 +130,9 @@ impl Deadline {
         }
     }
 
-    /// Waits until it has ended, or for `then` if that is earlier (none).
+    /// Waits until the request has ended, but at most until `then`. None: `then` came first.
     pub async fn wait_until(&self, then: Instant) -> Option<Ended> {
-        // Registered before the look, so that a cancellation after the look is not missed.
+        // Registered before `ended` is called, so that no later cancellation is missed.
         let cancelled = self.cancelled.notified();
         if let Some(why) = self.ended() {
             return Some(why);
@@ -143,10 +144,10 @@ impl Deadline {
         self.ended()
     }
 
-    /// Runs `work` unless this ends first.
+    /// Runs `work` unless the request ends first.
     ///
     /// # Errors
-    /// Why it ended; `work` is dropped then.
+    /// The reason why the request ended. `work` is dropped then.
     pub async fn bound<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
         tokio::select! {
             biased;

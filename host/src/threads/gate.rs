@@ -1,5 +1,6 @@
-//! A limit on what runs at once, with a bounded queue in front: it limits async instances, and connections of every
-//! kind. A caller that gets no permit in time gets an error; none is dropped silently.
+//! A limit on how many of something are in use at the same time (async instances, database connections of each kind),
+//! with a bounded queue of callers that wait. A caller that gets no permit in time gets an error; no caller is dropped
+//! silently.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,8 +27,8 @@ pub struct Gate {
     size: usize,
     queue_max: usize,
     timeout: Duration,
-    /// Callers that wait at this gate. Two gates with one name (of an app and of the app that replaces it) share the
-    /// gauge only.
+    /// The number of callers that wait at this gate. Gates with the same name (of an app and of the app that replaces
+    /// it) share only the gauge.
     queued: Arc<AtomicUsize>,
     gauge: IntGauge,
 }
@@ -54,8 +55,8 @@ impl fmt::Display for Refused {
 }
 
 impl Gate {
-    /// A gate with `size` permits; at most `queue_max` callers wait, each at most `timeout`. `name` is used in
-    /// sentences and metrics.
+    /// A gate with `size` permits; at most `queue_max` callers wait, each at most `timeout`. `name` is used in error
+    /// messages and metrics.
     pub fn new(name: impl Into<String>, size: usize, queue_max: usize, timeout: Duration) -> Gate {
         let name = name.into();
         let gauge = METRICS.queued.with_label_values(&[&name]);
@@ -101,9 +102,9 @@ impl Gate {
         permit.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
 
-    /// Runs `work` on another runtime as soon as it has a permit, first come first served. The thread that gives a
-    /// permit back there continues with the next work at once, without waking the caller first. Work that has not begun
-    /// when its caller is dropped never begins.
+    /// Runs `work` on another runtime as soon as it has a permit, first come first served. A thread of that runtime
+    /// that gives a permit back continues with the next work immediately; it does not wait until the caller of that
+    /// work is woken. Work that has not begun when its caller is dropped never begins.
     ///
     /// # Errors
     /// As [`Gate::enter`].
@@ -142,7 +143,7 @@ impl Gate {
             done = batched_wakeup(&mut done) => done,
             why = deadline.wait_until(since + self.timeout) => match waiting.give_up() {
                 true => return Err(self.too_long(why)),
-                // It has begun.
+                // The work has begun, so its result is waited for.
                 false => batched_wakeup(done).await,
             },
         };
@@ -199,7 +200,7 @@ impl Drop for Queued {
     }
 }
 
-/// A wait for a permit that keeps no thread awake: the permit wakes `runtime`, and nothing else does before.
+/// A wait for a permit that needs no task: the work is spawned on `runtime` only when the permit is there.
 struct Turn {
     runtime: Handle,
     work: Mutex<Option<BoxFuture<'static, ()>>>,
@@ -212,7 +213,8 @@ impl Turn {
         permit: impl Future<Output = Result<Permit, AcquireError>> + Send + 'static,
         work: impl FnOnce(Permit) + Send + 'static,
     ) -> Arc<Turn> {
-        // Outside of tokio's cooperative budget: when that is used up, tokio wakes the task from within its first poll.
+        // `unconstrained`, because tokio would otherwise call `wake` within the first poll when the task's cooperative
+        // budget is used up. `wake` would then wait for the lock that this thread holds below.
         let mut permit = Box::pin(tokio::task::unconstrained(permit));
         let turn = Arc::new(Turn {
             runtime: runtime.clone(),
@@ -253,7 +255,7 @@ struct Waiting<W> {
 }
 
 impl<W> Waiting<W> {
-    /// Whether it has not begun, and will not.
+    /// Withdraws the work. False: it has begun already.
     fn give_up(&self) -> bool {
         let wanted = self.wanted.lock().take();
         let queueing = self.turn.work.lock().take();
@@ -344,7 +346,7 @@ mod tests {
         assert!(
             matches!(third, Err(Refused::Busy(sentence)) if sentence.contains("2 requests wait"))
         );
-        // Whoever gives up leaves the queue, and nothing of it is left.
+        // A caller that gives up leaves the queue.
         drop(first);
         assert_eq!(gate.gauge.get(), 1);
         drop(inside);

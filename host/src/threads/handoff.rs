@@ -1,16 +1,18 @@
 //! How the sync functions of one scope share one thread (R2, R3).
 //!
 //! The thread runs jobs. A job may make calls that are answered elsewhere. While a job waits for an answer, the thread
-//! runs further jobs on top of the waiting one. So when the answer needs this thread, it gets it, and a scope never
-//! needs a second thread. Jobs end in the opposite order of their beginning, like calls on a stack.
+//! runs further jobs on top of the waiting one. So the thread is available for what must be done to give that answer,
+//! and a scope never needs a second thread. Jobs end in the opposite order of their beginning, like calls on a stack.
 //!
 //! So a job must not wait for something that a job below it on the stack holds, because the lower job cannot continue
-//! before the upper one ends. Functions of a scope wait for each other because of transactions and pinned connections
-//! only. So a function that holds one excludes others from the thread, but for what it calls
-//! ([`Handoff::try_exclude`]): other jobs begin when the exclusion has ended, and the exclusion begins only when the
-//! job on top of the stack is one that the function was called from, which waits for it anyway.
+//! before the upper one ends. Functions of a scope wait for each other only because of transactions and pinned
+//! connections. So a function that holds a transaction or a pinned connection excludes all jobs from the thread except
+//! those that it calls ([`Handoff::try_exclude`]). Other jobs begin when the exclusion has ended. The exclusion begins
+//! only when the job on top of the stack is one that the function was called from, because that job waits for the
+//! function anyway.
 //!
-//! Jobs and exclusions have ids. What is called from a job or an exclusion has the id of that in its list of ids.
+//! Jobs and exclusions have ids. Each comes with a list (`from`) of the ids of all jobs and exclusions that it is
+//! called from.
 //!
 //! This file uses nothing but a lock and a condition variable, so that a model checker can go through all its
 //! interleavings.
@@ -40,14 +42,14 @@ struct State<J> {
 
 /// What the thread does next.
 pub enum Next<J> {
-    /// Run this, and say when it has ended.
+    /// Run this job, and call [`Handoff::ended`] with its id when it has ended.
     Job(u64, J),
-    /// Go on: the call is settled, or, for a thread that waits for none, nothing will come any more.
+    /// Stop waiting: the call is settled. For a thread that waits for no call: the inbox is closed, and no job is left.
     Done,
 }
 
 impl<J> Handoff<J> {
-    /// There is nothing to do yet.
+    /// An inbox without jobs.
     #[allow(
         clippy::new_without_default,
         reason = "a letter box is made on purpose, with a thread that looks after it"
@@ -85,14 +87,14 @@ impl<J> Handoff<J> {
         Ok(())
     }
 
-    /// Says, on the thread, that a job has ended.
+    /// Notes that a job has ended. Called on the thread.
     pub fn ended(&self, id: u64) {
         self.state.lock().running.retain(|running| *running != id);
     }
 
-    /// Begins an exclusion: until [`Handoff::admit`], only jobs begin that are called from it. Refused while another
-    /// exclusion is the innermost, or another job on top of the stack, that the caller was not called from. On the
-    /// thread itself (`here`), the caller is the job on top.
+    /// Begins an exclusion: until [`Handoff::admit`], only jobs that are called from it begin. Returns false, and
+    /// begins none, unless the caller was called from every open exclusion and from the job on top of the stack
+    /// (`from`). On the thread itself (`here`), the caller is the job on top, so only the exclusions matter.
     pub fn try_exclude(&self, id: u64, from: &[u64], here: bool) -> bool {
         let mut state = self.state.lock();
         let top = state.running.last().filter(|_| !here);
@@ -113,7 +115,7 @@ impl<J> Handoff<J> {
         self.changed.notify_all();
     }
 
-    /// Says that a call is settled: answered, or dropped without an answer.
+    /// Notes that a call is settled: answered, or dropped without an answer.
     pub fn settle(&self, call: u64) {
         self.state.lock().settled.insert(call);
         self.changed.notify_all();
@@ -129,7 +131,8 @@ impl<J> Handoff<J> {
         left.into_iter().map(|(_, _, job)| job).collect()
     }
 
-    /// Waits, on the thread, for a job or for the end of a call (none: for the end of everything).
+    /// Waits, on the thread, for a job that may begin, or until the call `waiting_for` is settled. None: until the
+    /// inbox is closed.
     pub fn next(&self, waiting_for: Option<u64>) -> Next<J> {
         let mut state = self.state.lock();
         loop {

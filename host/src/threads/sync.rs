@@ -1,4 +1,4 @@
-//! The lock and the condition variable of [`handoff`](crate::threads::handoff), in one place so that a model checker
-//! can put its own in their stead.
+//! The lock and the condition variable of [`handoff`](crate::threads::handoff), in a file of their own so that a model
+//! checker can replace them.
 
 pub use parking_lot::{Condvar, Mutex};

@@ -1,8 +1,9 @@
-//! Wake-ups of a loop by other threads, several at a time.
+//! Batches the wake-ups that other threads send to the tasks of an event loop.
 //!
 //! Waking a task of a loop from another thread costs a system call, even when that loop is awake. Wake-ups that may
-//! come in numbers, as from workers that finish their jobs, are collected here: the first one wakes a task that runs on
-//! the loop, which then wakes the others from within the loop, without system calls.
+//! come in numbers, such as those of workers that finish their jobs, are collected here. The first wake-up wakes only
+//! one task of the loop, `pass_on`. This task then wakes all tasks that were collected, from within the loop and so
+//! without system calls.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -20,12 +21,12 @@ struct Collected {
 }
 
 thread_local! {
-    /// The collected wake-ups of the runtime that this thread belongs to.
+    /// The runtime of this thread, which is its event loop, and the wake-ups that are collected for it.
     static HERE: RefCell<Option<(tokio::runtime::Id, Arc<Collected>)>> = const { RefCell::new(None) };
 }
 
 impl Collected {
-    /// The collected wake-ups of this loop.
+    /// The collected wake-ups of this loop. The first call on a loop starts [`Collected::pass_on`] there.
     fn here() -> Arc<Collected> {
         let runtime = Handle::current();
         HERE.with_borrow_mut(|here| match here {
@@ -39,7 +40,7 @@ impl Collected {
         })
     }
 
-    /// Wakes what was collected; runs on the loop until the loop ends.
+    /// Wakes the collected tasks whenever there are new ones. Runs on the loop until the loop ends.
     async fn pass_on(self: Arc<Self>) {
         loop {
             self.came.notified().await;
@@ -75,13 +76,14 @@ impl Wake for Together {
     }
 }
 
-/// Runs `work`, whose wake-ups by other threads are batched.
+/// Runs `work` within the current task. Wake-ups of the task that come from `work` are batched with those of other
+/// tasks.
 ///
 /// # Panics
 /// Outside of a runtime.
 pub async fn batched_wakeup<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
-    // The waker of the last poll is used again while the task is the same.
+    // The batching waker of the last poll. It is used again as long as `work` is polled by the same task.
     let mut last: Option<(Arc<Together>, Waker)> = None;
     std::future::poll_fn(|context| -> Poll<T> {
         if !(last.as_ref()).is_some_and(|(one, _)| one.task.will_wake(context.waker())) {

@@ -1,13 +1,14 @@
 //! The pool of sync workers: OS threads that run sync guests (R2–R4).
 //!
 //! A job runs on one worker from beginning to end. A scope that has both sync and async functions leases a worker
-//! ([`Lease`]) and runs all its sync functions there, one job after the other, also while an earlier job waits. So
-//! everything that a scope does synchronously happens on one thread, and no other scope's work gets between.
+//! ([`Lease`]) and runs all its sync functions there, each as a job. While a job waits, a later job of the scope may
+//! run on top of it. So everything that a scope does synchronously happens on one thread, and no other scope's work
+//! gets between.
 //!
-//! `workers` of them compute at once. The pool grows beyond that number, up to `workers_max`, only while workers wait
-//! in host calls, which [`blocking`] counts: a view that waits must not keep another one from computing, and a view
-//! that computes gains nothing from more threads. Jobs that do not run yet wait in a bounded queue, in order, and are
-//! refused with an error when they have waited too long.
+//! At most `workers` workers compute at the same time. The pool starts more threads than that, up to `workers_max`,
+//! only while workers wait in host calls ([`blocking`] counts these workers): a view that waits must not keep another
+//! one from computing, and a view that computes gains nothing from more threads. Jobs that do not run yet wait in a
+//! bounded queue, in order, and are refused with an error when they have waited too long.
 //!
 //! This file knows nothing of WebAssembly or HTTP.
 
@@ -31,33 +32,33 @@ use crate::threads::gate::Refused;
 use crate::threads::handoff::{Handoff, Next};
 use crate::threads::wakeups::batched_wakeup;
 
-/// The most guest functions that can run within each other in one request: middleware, view, sub-requests. All of them
-/// may run on top of each other on one worker's stack.
+/// The most guest functions of one request that can be active at the same time, each called by the one before:
+/// middleware, view, sub-requests. All of them may be on the stack of one worker.
 pub const CALL_SLOTS_MAX: usize = 16;
 
 /// How many workers there are, and how many jobs wait for one.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolLimits {
-    /// Workers that compute at once.
+    /// How many workers compute at the same time at most.
     pub workers: usize,
-    /// Workers in all, those that wait in host calls with them.
+    /// How many workers there are at most, including those that wait in host calls.
     pub workers_max: usize,
-    /// Jobs that wait for a worker.
+    /// How many jobs wait for a worker at most.
     pub queue_max: usize,
     /// How long a job waits at most, in milliseconds.
     pub queue_timeout_ms: u64,
 }
 
-/// A worker beyond the basic number ends after this long without work.
+/// A worker beyond the number [`PoolLimits::workers`] ends after this long without work.
 const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
-/// A worker's stack: guests of one scope run on top of each other, each with a stack of its own
-/// (`guest/run/engine.rs`) and the host's frames below it, SQLite's among them. Only touched pages take memory.
+/// The size of a worker's stack. Guests of one scope run on top of each other. Each needs room for the guest's own
+/// stack (`guest/run/engine.rs`) and for the frames of the host, SQLite's among them. Only touched pages take memory.
 const STACK_BYTES: usize = CALL_SLOTS_MAX * (768 << 10) + (4 << 20);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The pool. Clones share it.
+/// The pool of sync workers. Clones share the same pool.
 #[derive(Clone)]
 pub struct Workers(Arc<Pool>);
 
@@ -66,9 +67,9 @@ struct Pool {
     runtime: Handle,
     state: Mutex<State>,
     work: Condvar,
-    /// Length of the queue, and number of workers that wait in host calls, both readable without the lock. A caller
-    /// adds to `queued` and then reads `blocked`; a worker that starts to wait does the reverse. So at least one of the
-    /// two sees that another worker is wanted.
+    /// The length of the queue. `blocked` is the number of workers that wait in host calls. Both can be read without
+    /// the lock. A caller adds to `queued` and then reads `blocked`; a worker that starts to wait adds to `blocked` and
+    /// then reads `queued`. So at least one of the two sees that another worker is wanted.
     queued: AtomicUsize,
     blocked: AtomicUsize,
     queued_gauge: IntGauge,
@@ -129,10 +130,10 @@ impl Workers {
         unwound(self.start(deadline, answering).await)
     }
 
-    /// Leases a worker to one scope, until the lease is dropped and the jobs that run on it have ended.
+    /// Leases a worker to one scope, until the lease is dropped and the scope's jobs on the worker have ended.
     ///
     /// # Errors
-    /// As [`Workers::run`].
+    /// [`Refused`] when the queue is full or no worker came free in time.
     pub async fn lease(&self, deadline: &Deadline) -> Result<Lease, Refused> {
         let serving = |answer: oneshot::Sender<_>| {
             let desk = Arc::new(Desk {
@@ -170,7 +171,7 @@ impl Workers {
             biased;
             answered = batched_wakeup(&mut answer) => answered,
             why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
-                // The job runs already: the worker watches the deadline.
+                // The job has left the queue. From now on, the code that it runs watches the deadline.
                 (false, _) => batched_wakeup(answer).await,
                 (true, Some(why)) => return Err(Refused::Ended(why)),
                 (true, None) => {
@@ -188,7 +189,7 @@ impl Workers {
         Ok(answered.expect("a job that was taken from the queue answers"))
     }
 
-    /// Lets idle workers end; running jobs finish.
+    /// Lets workers end as soon as they are idle. Jobs that run or wait in the queue are still finished.
     pub fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;
@@ -212,7 +213,7 @@ pub fn number() -> usize {
 /// The inbox of a leased worker, and a notification for loops that wait for the worker.
 struct Desk {
     handoff: Handoff<Job>,
-    /// A job or an exclusion has ended.
+    /// Notified when a job or an exclusion has ended.
     changed: Notify,
 }
 
@@ -225,8 +226,8 @@ pub struct Lease {
 
 impl Lease {
     /// Runs `job` on the worker: after the jobs before it, or on top of a job that waits for an answer
-    /// ([`await_call`]). `from`: the ids of the jobs and exclusions that `job` is called from. `job` gets its own id.
-    /// Dropping the future does not stop the job; its result is dropped.
+    /// ([`await_call`]). `from`: the ids of the jobs and exclusions that `job` is called from. `job` is passed its own
+    /// id. When the future is dropped, the job still runs, and its result is dropped.
     ///
     /// # Errors
     /// When the lease has ended.
@@ -249,12 +250,13 @@ impl Lease {
         unwound(batched_wakeup(answer).await.map_err(|_| gone()))
     }
 
-    /// Excludes other jobs of the scope from the worker until the result is dropped, but for what the caller calls. For
-    /// a caller that is about to hold what those jobs may wait for. `from`: the ids of the jobs and exclusions that the
-    /// caller is called from. Waits while another job of the scope is on top of the worker's stack.
+    /// Excludes other jobs of the scope from the worker, until the returned [`Exclusion`] is dropped. Only jobs that
+    /// the caller calls can begin in the meantime. A caller needs this before it takes something that other jobs of the
+    /// scope may wait for, such as a level or a pin. `from`: the ids of the jobs and exclusions that the caller is
+    /// called from. Waits while the job on top of the worker's stack, or another exclusion, is not one of them.
     ///
     /// # Errors
-    /// When the request ends before.
+    /// When the request ends before the exclusion begins.
     pub async fn exclude(&self, deadline: &Deadline, from: &[u64]) -> Result<Exclusion, Ended> {
         let id = self.desk.handoff.id();
         let here = LEASED_BY.with_borrow(|desk| {
@@ -282,10 +284,10 @@ impl Drop for Lease {
     }
 }
 
-/// The exclusive use of a scope's worker for one function and for what that calls, until dropped.
+/// The exclusive use of a scope's worker by one function and by the functions that it calls, until dropped.
 pub struct Exclusion {
     desk: Arc<Desk>,
-    /// Whatever the function calls has this id in its list.
+    /// Jobs and exclusions that are called from the function have this id in their `from`.
     pub id: u64,
 }
 
@@ -296,7 +298,7 @@ impl Drop for Exclusion {
     }
 }
 
-/// A call that a job on a leased worker waits for. It is answered or dropped.
+/// A call that a job on a leased worker waits for. The call is answered, or dropped without an answer.
 pub struct Call<T> {
     answer: Option<oneshot::Sender<T>>,
     desk: Arc<Desk>,
@@ -304,9 +306,9 @@ pub struct Call<T> {
 }
 
 impl<T> Call<T> {
-    /// Answers.
+    /// Answers the call. The job that waits for the call goes on.
     pub fn answer(mut self, answer: T) {
-        // The calling job waits for this answer only.
+        // Sending fails only when the calling job is gone. Then nobody needs the answer.
         let _ = self.answer.take().map(|waiting| waiting.send(answer));
     }
 }
@@ -337,7 +339,7 @@ pub fn await_call<T>(ask: impl FnOnce(Call<T>)) -> Option<T> {
     answer.try_recv().ok()
 }
 
-/// Runs the scope's jobs until the call is settled, or, without a call, until the lease ends.
+/// Runs the scope's jobs until the call `waiting_for` is settled, or, if there is no such call, until the lease ends.
 fn serve(desk: &Desk, waiting_for: Option<u64>) {
     while let Next::Job(id, job) = blocking(|| desk.handoff.next(waiting_for)) {
         job();
@@ -382,7 +384,7 @@ impl Pool {
         Ok(ticket)
     }
 
-    /// Takes a job out of the queue; whether it was still there.
+    /// Takes a job out of the queue. Returns whether the job was still there.
     fn withdraw(&self, ticket: u64) -> bool {
         if self.queued.load(SeqCst) == 0 {
             return false;
@@ -400,7 +402,7 @@ impl Pool {
             .set(i64::try_from(state.queue.len()).unwrap_or(i64::MAX));
     }
 
-    /// Whether one more worker may compute: those that wait in host calls do not count.
+    /// Whether one more worker may compute. Workers without a job and workers that wait in host calls do not count.
     fn may_compute(&self, state: &State) -> bool {
         let waiting = state.idle + self.blocked.load(SeqCst);
         state.threads.saturating_sub(waiting) < self.limits.workers
@@ -408,7 +410,7 @@ impl Pool {
 
     /// Starts a worker if one is wanted and allowed.
     fn grow(self: &Arc<Self>, state: &mut State) {
-        // Idle workers count: they are about to take jobs.
+        // Idle workers count as busy: they are about to take jobs.
         let busy = state.threads.saturating_sub(self.blocked.load(SeqCst));
         let wanted = state.queue.len() > state.idle;
         if !wanted || busy >= self.limits.workers || state.threads >= self.limits.workers_max {
@@ -481,9 +483,9 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Runs `work`, which waits. On a sync worker, the pool may start another worker meanwhile.
+/// Runs `wait`, which blocks this thread. If the thread is a sync worker, the pool may start another worker meanwhile.
 pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
-    // A worker that is within another wait counts as waiting already.
+    // This thread is no sync worker, or it is within another wait and so counts as waiting already.
     let Some(pool) = OWN_POOL.take() else {
         return wait();
     };
@@ -491,7 +493,7 @@ pub fn blocking<T>(wait: impl FnOnce() -> T) -> T {
     wait()
 }
 
-/// A worker that waits: it does not count as computing, until dropped.
+/// While this value exists, the worker that made it counts as waiting, not as computing.
 struct Blocked(Arc<Pool>);
 
 impl Blocked {
@@ -543,7 +545,7 @@ mod tests {
     #[tokio::test]
     async fn r4_grows_only_while_workers_wait_in_host_calls() {
         let workers = pool(1, 3, 10, 5_000);
-        // Three jobs that all wait for each other: they can only meet if the pool grows to three.
+        // Three jobs that all wait for each other: they can only meet if the pool grows to three workers.
         let meeting = Arc::new(Barrier::new(3));
         let (a, b, c) = (soon(), soon(), soon());
         let job = |meeting: Arc<Barrier>| move || blocking(|| meeting.wait().is_leader());

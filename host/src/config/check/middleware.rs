@@ -31,12 +31,13 @@ const NAMES: [&str; 7] = [
     "header-auth",
     "rate-limit",
 ];
-/// Times in seconds, up to two years: lists of https-only sites ask for that.
+/// The range of `hsts_max_age_s` in seconds, up to two years, which the lists of https-only sites in browsers
+/// recommend.
 const SECONDS: RangeInclusive<u64> = 0..=63_072_000;
-/// The range of numbers of things that are remembered or wait.
+/// The range of the options that limit how many requests wait, and how many passwords are remembered.
 const MANY: RangeInclusive<u64> = 0..=1_000_000;
 
-/// Built-in middleware by its name in lists: those with options, and those that need none.
+/// The built-in middleware that lists can name, with its options: from a table of `amphi.toml`, or the defaults.
 #[derive(Default)]
 pub(super) struct Builtins {
     by_name: BTreeMap<String, Arc<Builtin>>,
@@ -44,7 +45,7 @@ pub(super) struct Builtins {
 }
 
 impl Checker<'_> {
-    /// Everything built in that lists of middleware can name.
+    /// Makes the built-in middleware that lists can name. `tables`: the tables `[middleware.NAME]` with options.
     pub(super) fn builtins(
         &self,
         tables: BTreeMap<String, Spanned<Table>>,
@@ -59,7 +60,7 @@ impl Checker<'_> {
         for name in NAMES {
             if !by_name.contains_key(name) {
                 let table = Spanned::new(0..0, Table::new());
-                // Built-in middleware that needs options can be used only with them.
+                // An error means that this middleware needs options. Without its table, lists cannot name it.
                 if let Ok(builtin) = self.options(name, table).builtin(proxies) {
                     by_name.insert(name.to_owned(), Arc::new(builtin));
                 }
@@ -68,7 +69,7 @@ impl Checker<'_> {
         Ok(Builtins { by_name, modules })
     }
 
-    /// The middleware of a list: what is built in, and functions of guests.
+    /// The middleware that a list names: the built-in middleware, and the guest functions.
     pub(super) fn middleware(
         &self,
         raw: &[Spanned<String>],
@@ -173,7 +174,7 @@ fn meant(unknown: &str, known: &[&str]) -> String {
     }
 }
 
-/// The options of one table. They are taken out one by one; what is left is unknown.
+/// The options of one table. Each option is removed when it is read, so those that are left in the end are unknown.
 struct Options<'a> {
     checker: &'a Checker<'a>,
     name: String,

@@ -24,7 +24,7 @@ pub(super) struct File {
     pub(super) name: String,
     pub(super) path: PathBuf,
     pub(super) sql: String,
-    /// Whether the file is applied in one transaction with its record.
+    /// Whether the file and its record are applied in one transaction.
     pub(super) in_transaction: bool,
 }
 
@@ -69,7 +69,7 @@ impl File {
         hex
     }
 
-    /// Whether the SQL is the one that was recorded.
+    /// Whether `recorded` is a checksum of this SQL.
     pub(super) fn has_checksum(&self, recorded: &str) -> bool {
         match recorded.strip_prefix(REFINERY) {
             None => self.checksum() == recorded,
@@ -83,7 +83,7 @@ impl File {
         }
     }
 
-    /// An error at a byte offset of the SQL.
+    /// An error about the SQL. `at`: the byte offset of the mistake, which the error shows as a line.
     pub(super) fn error(&self, at: usize, sentence: &str) -> anyhow::Error {
         let line = self.line(at);
         let what_stays = match self.in_transaction {
@@ -252,7 +252,7 @@ mod tests {
         assert!(refused.to_string().contains("V1__a.sql:1"), "{refused}");
     }
 
-    /// Records as the crate `refinery` made them.
+    /// The checksum of a record that Amphi 0.1.0 made with the crate `refinery` is still compared correctly.
     #[test]
     fn records_of_earlier_versions_are_understood() {
         let file = |sql: &str| File {

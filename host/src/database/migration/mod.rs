@@ -1,6 +1,6 @@
-//! Migrations: a folder of `V1__name.sql`, `V2__…`. Each file is applied once, in order, in one transaction with its
-//! record. Hosts that start at the same time wait for each other: on PostgreSQL for an advisory lock, on SQLite for a
-//! lock file beside the database.
+//! Migrations: a folder of `V1__name.sql`, `V2__…`. Each file is applied once, in order. A file and its record are
+//! written in one transaction, unless the file says `-- amphi: no-transaction`. Hosts that start at the same time wait
+//! for each other: on PostgreSQL for an advisory lock, on SQLite for a lock file beside the database.
 //!
 //! `amphi migrate` and `amphi serve` compare files and records with the same function (`pending`), so neither asks for
 //! something that the other refuses.
@@ -40,9 +40,9 @@ pub fn paths(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Applies the new migrations of every database, calls `tell` with the database and the name of each, and returns their
-/// number. Migrations cannot be undone: call this last, when nothing else can fail. Blocks. Must run on a thread of a
-/// runtime.
+/// Applies the new migrations of every database, and returns their number. Calls `tell` after each, with the name of
+/// the database and that of the migration. Migrations cannot be undone: call this last, when nothing else can fail.
+/// Blocks. Must run on a thread of a runtime.
 ///
 /// # Errors
 /// When the name or SQL of a file is wrong, or the file differs from the one that was applied under its name. The text
@@ -186,7 +186,7 @@ mod tests {
         let files = [file(1, "a"), file(2, "b"), file(3, "c")];
         assert_eq!(planned(&files, &[]), Ok(vec![1, 2, 3]));
         assert_eq!(planned(&files, &[applied(1, "a")]), Ok(vec![2, 3]));
-        // An older app beside the records of a newer deploy.
+        // An older app is served again: there is a record of a newer deploy that it has no file for.
         let records = [1, 2, 3, 4]
             .map(|version| applied(version, ["", "a", "b", "c", "d"][version as usize]));
         assert_eq!(planned(&files, &records), Ok(vec![]));

@@ -1,8 +1,9 @@
 //! Migrations of a PostgreSQL database.
 //!
-//! There are two connections. One holds an advisory lock in a transaction that stays open until the end; the other one
-//! runs the files. So the lock also holds for files without a transaction, and behind a pooler. The lock is polled and
-//! not waited for, because `create index concurrently` waits for every connection that waits in a statement.
+//! One connection holds an advisory lock, in a transaction that stays open until the end. Other connections run the
+//! files. So the lock also holds while a file runs without a transaction, and when a pooler is in between. A host that
+//! does not get the lock asks for it again and again. It does not wait in a statement, because `create index
+//! concurrently` of the other host would wait for that statement.
 
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ pub(super) async fn applied(server: &PostgresServer) -> anyhow::Result<Vec<Appli
     }
 }
 
-/// Applies the new files.
+/// Applies the files that are not applied yet.
 pub(super) async fn migrate(
     server: &PostgresServer,
     files: &[File],
@@ -79,7 +80,8 @@ async fn locked(server: &PostgresServer) -> anyhow::Result<Alone> {
     let keeper = postgres::connect_alone(server).await?;
     let mut told = false;
     loop {
-        // A stricter isolation would keep a snapshot open, which `create index concurrently` waits for.
+        // With a stricter isolation, the transaction would keep a snapshot, and `create index concurrently` would wait
+        // for the end of the transaction.
         let begin = format!("begin isolation level read committed; {NO_TIME_LIMITS}");
         keeper.batch_execute(&begin).await?;
         let answer = first_row(&keeper, TRY_LOCK).await?;
@@ -217,7 +219,8 @@ async fn apply(
     history: &History,
 ) -> anyhow::Result<()> {
     let History { schema, .. } = history;
-    // The reset comes before the record: settings that the file has changed must not affect the record.
+    // The session is reset before the record is written, so that settings that the file has changed do not affect the
+    // record.
     let record = format!(
         "{}; insert into {schema}.{HISTORY} values ({}, '{}', '{}', pg_catalog.to_char(pg_catalog.now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))",
         postgres::RESET,
@@ -274,7 +277,7 @@ fn wrong(statement: &SqlStatement<'_>, error: &tokio_postgres::Error) -> (usize,
         _ => 0,
     };
     let more = match db.code().code() {
-        // active_sql_transaction
+        // The server's name of this error is `active_sql_transaction`.
         "25001" => ": write `-- amphi: no-transaction` as the file's first line",
         _ => "",
     };

@@ -22,7 +22,7 @@ pub(super) fn applied(sqlite: &SqliteFile) -> anyhow::Result<Vec<Applied>> {
     read(&open(sqlite)?)
 }
 
-/// Applies the new files.
+/// Applies the files that are not applied yet.
 pub(super) fn migrate(
     sqlite: &SqliteFile,
     files: &[File],
@@ -185,7 +185,7 @@ fn run(connection: &Connection, file: &File) -> anyhow::Result<()> {
             Ok(None) => return Ok(()),
             Err(error) => return Err(wrong(file, start, &error)),
         };
-        // SQLite returns the text that it has compiled: from the end of the last statement to the end of this one.
+        // The text that SQLite has compiled begins at the end of the last statement and ends with this one.
         end += statement.expanded_sql().map_or(0, |text| text.len());
         end = sql.floor_char_boundary(end);
         if statement.parameter_count() > 0 {
@@ -239,7 +239,7 @@ fn first_word(sql: &str) -> &str {
     &sql[..end.unwrap_or(sql.len())]
 }
 
-/// The bytes of blanks, comments and lone semicolons before a statement.
+/// The number of bytes that blanks, comments and lone semicolons take before a statement.
 fn blanks(sql: &str) -> usize {
     let mut rest = sql;
     loop {

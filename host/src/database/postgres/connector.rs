@@ -1,10 +1,10 @@
 //! Connections to a server: sockets, TLS on them if `sslmode` asks for it, and the limits on messages
 //! ([`super::wire`]).
 //!
-//! tokio-postgres negotiates TLS by itself: it passes a stream on for TLS, but a stream without TLS it uses as it is.
-//! The messages of both must be watched. So tokio-postgres is told that every stream has TLS from its first byte on.
-//! The function that it calls to set up TLS is the host's: it asks the server for TLS, sets TLS up or not, and returns
-//! a watched stream.
+//! The host must watch the messages of every stream, with TLS or without. But tokio-postgres negotiates TLS by itself,
+//! and lets the host wrap a stream only if the stream gets TLS. So tokio-postgres is told that every stream has TLS
+//! from its first byte on. To set TLS up, tokio-postgres calls a function of the host ([`Begin`]). This function asks
+//! the server for TLS, sets TLS up if the server has it, and returns a watched stream in both cases.
 
 use std::io;
 use std::path::Path;
@@ -51,7 +51,7 @@ impl Connector {
         let mut url = server.url.clone();
         let (mode, negotiation) = (url.get_ssl_mode(), url.get_ssl_negotiation());
         if socket_of(&url).is_none() {
-            // For TLS, an address without a host name stands for the name.
+            // TLS needs a host name. If the URL has addresses only, they are used as the names.
             if url.get_hosts().is_empty() {
                 let addresses = url.get_hostaddrs().to_vec();
                 for address in addresses {
@@ -71,7 +71,7 @@ impl Connector {
         })
     }
 
-    /// Opens a connection. Later changes of `limits` apply to it.
+    /// Opens a connection. Later changes of `limits` apply to the connection.
     pub(super) async fn connect(&self, limits: &Limits) -> anyhow::Result<(Client, Connecting)> {
         let make = Make {
             connector: self.clone(),
@@ -117,7 +117,7 @@ impl Connecting {
     }
 }
 
-/// The path of the Unix socket, if the server is reached by one.
+/// The path of the Unix socket, if the server is reached through a Unix socket.
 fn socket_of(url: &tokio_postgres::Config) -> Option<std::path::PathBuf> {
     let folder = |host: &Host| match host {
         Host::Unix(folder) => Some(folder.clone()),
@@ -157,7 +157,7 @@ impl MakeTlsConnect<Socket> for Make {
     }
 }
 
-/// The beginning of one stream: TLS is negotiated here.
+/// Negotiates TLS at the beginning of one stream.
 pub(super) struct Begin {
     handshake: Handshake,
     mode: SslMode,

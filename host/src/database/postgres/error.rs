@@ -7,7 +7,7 @@ use tokio_postgres::error::{DbError, SqlState};
 use super::super::error::{Error, ErrorKind, Violation};
 use crate::telemetry::error::cut;
 
-/// The most bytes of a constraint's name: the server's own names have 63.
+/// The most bytes that are kept of a constraint's name. PostgreSQL's names have at most 63 bytes.
 const NAME_MAX: usize = 256;
 
 /// The error of a statement on the database `name`.
@@ -25,14 +25,15 @@ pub(super) fn of_statement(name: &str, error: &tokio_postgres::Error) -> Error {
     }
 }
 
-/// Whether a prepared statement was refused because definitions have changed since: the columns of a table (`cached
-/// plan must not change result type`, in the server's language), or a type that was dropped, such as an enumeration.
+/// Whether the server refused a prepared statement because definitions have changed since the preparation: a table has
+/// other columns (`cached plan must not change result type`, which the server translates to its language), or a type,
+/// such as an enumeration, was dropped.
 pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|said| match said.code().code() {
             "0A000" => said.routine() == Some("RevalidateCachedQuery"),
-            // internal_error: these texts are not translated.
+            // internal_error. The server does not translate the texts of these errors.
             "XX000" => said.message().starts_with("cache lookup failed for "),
             // undefined_object
             "42704" => said.message().starts_with("type with OID "),
@@ -40,8 +41,9 @@ pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
         })
 }
 
-/// Whether an error may come from inside a statement, such as from a procedure that it calls. The server reports the
-/// context of such an error. For an error before the statement runs, it reports a context only if a parameter is wrong.
+/// Whether an error may come from inside a statement, such as from a procedure that it calls. The server reports a
+/// context with such an error. With an error that comes before the statement runs, the server reports a context only if
+/// a parameter is wrong.
 pub(super) fn is_within(error: &tokio_postgres::Error) -> bool {
     let place = error.as_db_error().and_then(DbError::where_);
     place.is_some_and(|place| {
@@ -104,7 +106,7 @@ fn violation(said: &DbError) -> Option<Violation> {
     })
 }
 
-/// The columns of `Key (a, "B c")=(1, 2) already exists.`; none when it has expressions.
+/// The columns that a detail such as `Key (a, "B c")=(1, 2) already exists.` names. Empty if the key has expressions.
 fn key_columns(detail: &str) -> Vec<String> {
     let key = (detail.strip_prefix("Key ("))
         .and_then(|rest| rest.split_once(")="))
@@ -136,7 +138,7 @@ pub(in super::super) fn sentence(said: &DbError) -> String {
     sentence
 }
 
-/// The parameter that the server could not read, if that is the error.
+/// The number of the parameter that the server could not read, if the error is about a parameter.
 fn parameter(said: &DbError) -> Option<&str> {
     let (_, rest) = said.where_()?.split_once("portal parameter $")?;
     let end = rest

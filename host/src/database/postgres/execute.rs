@@ -29,15 +29,16 @@ use super::{Postgres, error, types, wire};
 const WRITES: &str = "25006";
 pub(super) const FORGOTTEN: &str = "26000";
 
-/// The most bytes of a result that is too large which are read and dropped. After that, the statement is cancelled.
+/// When a result is over its limit, up to this many further bytes are read and dropped. Then the statement is
+/// cancelled.
 const DISCARD_BYTES: u64 = 4 << 20;
 
-/// Rows and values above this size are converted on another thread than a loop's; and a loop converts at most so many
-/// bytes in all without a break (R5).
+/// Rows and values above this size are not converted on the thread of an event loop, but on another thread. An event
+/// loop converts smaller rows itself, and yields each time it has converted this many bytes (R5).
 pub(super) const HEAVY_BYTES: usize = 64 << 10;
 
-/// Used like a code of the server's: the statement was prepared before definitions changed. It has not run, or the
-/// server has undone all that it did.
+/// A code of the host, used in place of the server's code: the statement was prepared before definitions changed. The
+/// statement has not run, or the server has undone all that it did.
 pub(super) const STALE: &str = "stale";
 /// Like [`STALE`], for a statement inside another one such as `call`, which may have committed before the error.
 pub(super) const STALE_WITHIN: &str = "stale within";
@@ -45,7 +46,7 @@ pub(super) const STALE_WITHIN: &str = "stale within";
 /// The first message of [`Execution::feed`], before any rows: the columns, or None if the statement writes.
 pub(super) type Head = Result<Option<Vec<String>>, Error>;
 
-/// The error of a statement, and the server's code for it; the code is empty when the error is the host's.
+/// The error of a statement, and the server's code of the error. The code is empty if the error comes from the host.
 struct Wrong {
     error: Error,
     code: String,
@@ -62,9 +63,10 @@ impl From<Error> for Wrong {
 
 /// The cancellation of what the server runs on a connection.
 ///
-/// The server ends whatever runs when the cancellation arrives, and ignores it when nothing runs. The host may have sent
-/// statements of its own, such as `begin`, ahead of the guest's. If the server ended one of those, the guest's statement would
-/// run all the same. So the cancellation is held back until the server has answered the host's statements.
+/// The server ends whatever runs when the cancellation arrives. If nothing runs, the server ignores the cancellation.
+/// The host may have sent statements of its own, such as `begin`, ahead of the guest's. If the server ended one of
+/// those, the guest's statement would run all the same. So the cancellation is held back until the server has answered
+/// the host's statements.
 pub(super) struct Cancel {
     token: CancelToken,
     database: Arc<Postgres>,
@@ -105,7 +107,8 @@ impl Cancel {
         self.wanted.load(Relaxed)
     }
 
-    /// Sends the cancellation, once. The only answer is that the statement ends.
+    /// Sends the cancellation at most once. A cancellation that is held back is sent by [`Cancel::release`]. The server
+    /// sends no answer to a cancellation, except that the statement ends.
     pub(super) fn send(&self) {
         self.wanted.store(true, Relaxed);
         if self.held.load(Relaxed) || self.sent.swap(true, Relaxed) {
@@ -153,7 +156,8 @@ impl Execution<'_> {
         let sql = &self.statement.sql;
         let mut known = session.statements.get(sql).map(|p| p.statement.clone());
         let (client, first) = (&session.client, known.is_none());
-        // What goes behind must be sent after the statement, so the statement is prepared first.
+        // `behind` must be sent after the statement. A statement that is not prepared yet would be sent after `behind`,
+        // so it is prepared here.
         if known.is_none() && behind.is_some() {
             known = Some(
                 self.prepare(client)
@@ -250,7 +254,8 @@ impl Execution<'_> {
         if !types::are_shallow(&prepared) {
             return Err(types::too_deep(client, &self.statement.sql).into());
         }
-        // The cancellation came too late for the preparation. It must not arrive later and hit the next statement.
+        // The statement was cancelled while it was prepared. The server may have ignored the cancellation, and then
+        // would not stop the statement, so the statement is not sent.
         if self.cancel.is_wanted() {
             let stopped = "the statement was stopped before it ran";
             return Err(Error::new(ErrorKind::Aborted, stopped).into());
@@ -281,7 +286,8 @@ impl Execution<'_> {
         unwound(runtime.spawn_blocking(work).await)
     }
 
-    /// What is sent with a statement, and the columns that come back, if they can be read.
+    /// What is sent with a statement, and the columns of its result. It is an error if the host cannot read the type of
+    /// a column.
     async fn given(&self, known: &Known) -> Result<Given<'_>, Error> {
         let columns = match self.statement.rows_max {
             Some(_) => columns(known)?,
@@ -370,8 +376,9 @@ impl Execution<'_> {
         })
     }
 
-    /// Sends a result in pieces, from a read-only transaction. Returns the server's code if the statement failed.
-    /// `read_only`: a statement that writes is an error. `open` is set while the transaction is open.
+    /// Runs the statement in a read-only transaction and sends its result in pieces. Returns the server's error code;
+    /// the code is empty if the statement succeeded. `read_only`: a statement that writes is an error. `open` is set
+    /// while the transaction is open.
     pub(super) async fn feed(
         &self,
         session: &mut Session,
@@ -420,8 +427,8 @@ impl Execution<'_> {
         let mut commit = pin!(futures::future::maybe_done(commit));
         let _ = commit.as_mut().now_or_never();
         open.store(read_only, Relaxed);
-        // The server checks whether a statement writes when it runs it. A first row shows that it has not written so
-        // far.
+        // The server notices that a statement writes only while the statement runs. A first row shows that the
+        // statement has not written so far.
         let first = stream.try_next().await;
         let writes = |error: &tokio_postgres::Error| {
             error.code().is_some_and(|state| state.code() == WRITES)
@@ -430,7 +437,7 @@ impl Execution<'_> {
             let _ = head.send(Ok(None));
             return WRITES.to_owned();
         }
-        // The receiver is gone when nobody reads the result any more.
+        // Sending fails when nobody reads the result any more. That is no error.
         let _ = head.send(Ok(Some(columns)));
         let mut first = Some(first);
         let max = self.statement.rows_max.unwrap_or(u64::MAX);
@@ -472,7 +479,8 @@ impl Execution<'_> {
                 }
             };
             let size = self.sent(&row);
-            // This runs as a task of its own, not on a loop.
+            // This runs in a task of the database's runtime and not on an event loop, so rows of any size are converted
+            // here.
             let read = match size <= max {
                 true => read(&row, self.value_max, max),
                 false => Ok(None),
@@ -565,7 +573,8 @@ impl Execution<'_> {
     }
 
     fn wrong(&self, error: &tokio_postgres::Error) -> Wrong {
-        // A statement that changes rows only runs nothing that commits: an error inside has undone all of it.
+        // A statement that only changes rows cannot run anything that commits, so an error inside of it has undone all
+        // of it.
         let within = !self.verdict.changes_rows_only && error::is_within(error);
         let code = match error.code() {
             Some(_) if error::is_stale(error) && within => STALE_WITHIN,
@@ -576,7 +585,7 @@ impl Execution<'_> {
         };
         let code = code.to_owned();
         let mut error = error::of_statement(self.name, error);
-        // syntax_error, undefined_function (an operator is one), ambiguous_function
+        // syntax_error, undefined_function (also reported for an unknown operator), ambiguous_function
         if matches!(&*code, "42601" | "42883" | "42725") && has_question_mark(&self.statement.sql) {
             error.message.push_str(
                 "; the statement has a `?`, which is an operator for PostgreSQL: write parameters as `$1`, `$2` … (SQLite takes them, too)",
@@ -596,7 +605,7 @@ fn late_write(sql: &str) -> Error {
     )
 }
 
-/// Whether a statement has a `?` outside of texts and comments.
+/// Whether a statement has a `?` outside of strings and comments.
 fn has_question_mark(sql: &str) -> bool {
     let operator = |token: &Token<'_>| matches!(token, Token::Operator(name) if name.contains('?'));
     tokens(sql).is_ok_and(|tokens| tokens.iter().any(operator))
@@ -613,7 +622,8 @@ fn columns(known: &Known) -> Result<Vec<String>, Error> {
         .collect()
 }
 
-/// Reads a row, in which one value may have `value_max` bytes. None: it has more than `room` bytes in all.
+/// Reads a row. It is an error if one value has more than `value_max` bytes. None: the row has more than `room` bytes
+/// in all.
 fn read(row: &PostgresRow, value_max: u64, room: u64) -> Result<Option<Row>, Error> {
     let mut values = Vec::with_capacity(row.len());
     let mut left = room;
@@ -637,7 +647,8 @@ fn read(row: &PostgresRow, value_max: u64, room: u64) -> Result<Option<Row>, Err
     Ok(Some(values))
 }
 
-/// Whether converting a row may take long: it is large, or has numbers that are short as sent and long as printed.
+/// Whether the conversion of a row may take long: the row is large, or has numbers that are short as sent and long as
+/// printed.
 fn is_heavy(row: &PostgresRow) -> bool {
     let columns = row.columns().iter();
     row.raw_size_bytes() > HEAVY_BYTES
@@ -647,7 +658,7 @@ fn is_heavy(row: &PostgresRow) -> bool {
             > 8
 }
 
-/// About how many bytes a row takes, before it is read.
+/// About how many bytes a row takes, estimated before its conversion.
 fn row_bytes(row: &PostgresRow) -> u64 {
     ROW_BYTES + VALUE_BYTES * row.len() as u64 + row.raw_size_bytes() as u64
 }

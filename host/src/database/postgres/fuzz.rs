@@ -7,14 +7,14 @@ use tokio_postgres::types::Type;
 use super::super::statement::Value;
 use super::{guard, params, values, wire};
 
-/// Judges a statement.
+/// Lets the guard judge a statement.
 pub fn statement(data: &[u8]) {
     if let Ok(sql) = std::str::from_utf8(data) {
         let _ = guard::judge(sql);
     }
 }
 
-/// Writes a JSON array as a literal of the server's: the first byte chooses the type.
+/// Converts a JSON array to an array literal of the server. The first byte chooses the type of the array.
 pub fn array_parameter(data: &[u8]) {
     const TYPES: [Type; 5] = [
         Type::INT4_ARRAY,
@@ -31,7 +31,7 @@ pub fn array_parameter(data: &[u8]) {
     }
 }
 
-/// Reads a value as the server sends it: the first byte chooses the type.
+/// Reads a value in the form that the server sends. The first byte chooses the type.
 pub fn value(data: &[u8]) {
     const TYPES: [Type; 20] = [
         Type::BOOL,
@@ -64,8 +64,10 @@ pub fn value(data: &[u8]) {
     }
 }
 
-/// Passes bytes of a server on to the client: the first byte says in which pieces, the second what was sent before.
+/// Passes bytes of a server on to tokio-postgres. The first byte chooses the length of the pieces that the bytes come
+/// in, the second byte what tokio-postgres has sent before.
 pub fn wire(data: &[u8]) {
-    // tokio-postgres gets the messages that came, one answer for the statements ahead, and some errors twice.
+    // tokio-postgres gets the server's messages, some errors twice, and short answers to the statements ahead. A row
+    // that is cut becomes one of nulls, which has up to four bytes for each of 65,535 columns.
     assert!(wire::fuzzed(data) <= 2 * data.len() + 300_000);
 }

@@ -1,9 +1,9 @@
 //! Which statements views may run, and what they may leave in a connection (R11).
 //!
 //! There are two lines of defence. First, a statement whose purpose is to change the session is refused by name,
-//! because the next statement may go to another connection: the refusal spares its author a long search. Second, a
-//! connection that ran anything is cleaned before somebody else gets it. That also covers what a function, a trigger or
-//! an odd spelling does without being seen by the guard.
+//! because the next statement may go to another connection. The refusal spares the author of the view a long search.
+//! Second, a connection that ran anything is cleaned before somebody else gets it. That also covers what a function, a
+//! trigger or an odd spelling does without being seen by the guard.
 //!
 //! The words of a statement never prove that it leaves the session unchanged: a table may be a view, an operator or a
 //! cast may be a function, and either may be replaced after it was checked. So the cleaning after a read of one table
@@ -31,7 +31,7 @@ pub(super) struct Verdict {
     pub(super) plain_read: Option<String>,
 }
 
-/// Where a statement may run. Elsewhere it is refused, with the sentence.
+/// Where a statement may run. Elsewhere the statement is refused, with the sentence in the variant as the message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Needs {
     /// Anywhere.
@@ -113,7 +113,8 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// The verb of a statement that begins with `with`. Some of the verbs may also be used as names there.
+    /// The verb of a statement that begins with `with`. Some verbs may also be the names of queries in `with`, so the
+    /// next token is looked at, too.
     fn verb_after_with(self) -> &'static str {
         let mut depth = 0_usize;
         for (index, token) in self.0.iter().enumerate() {
@@ -147,8 +148,8 @@ impl<'a> Words<'a> {
         Words(&self.0[self.0.iter().take_while(ahead).count()..])
     }
 
-    /// `select … from table …` without anything in it that names a function: no call, no cast (`name 'text'` is one),
-    /// no column of something (`a.b` may be a call), no second table.
+    /// The table of a statement `select … from table …`. None if anything in the statement may call a function or read
+    /// a second table: a call, a cast (`name 'text'` is a cast), a qualified name (`a.b` may be a call), and so on.
     fn plain_read(self) -> Option<String> {
         let (select, rest) = self.0.split_first()?;
         let from = rest.iter().position(|token| token.is("from"))?;
@@ -160,7 +161,7 @@ impl<'a> Words<'a> {
             [table, rest @ ..] => (table.name()?, rest),
             _ => return None,
         };
-        // An alias, and then a clause: no second table.
+        // An alias and a clause may follow the table. Anything else may be a second table.
         let clauses = match rest {
             [as_, alias, rest @ ..] if as_.is("as") && alias.is_name() => rest,
             [clause, ..] if CLAUSES.iter().any(|word| clause.is(word)) => rest,
@@ -220,7 +221,8 @@ impl<'a> Words<'a> {
         Words(rest)
     }
 
-    /// Names before an opening parenthesis (functions, and words of the language), with its place.
+    /// The names that stand before an opening parenthesis (functions and keywords), each with the index of the
+    /// parenthesis.
     fn calls(self) -> impl Iterator<Item = (&'a str, usize)> {
         self.0
             .windows(2)
@@ -285,7 +287,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// Whether it has a name whose letters are written as numbers: `U&"\0061"`.
+    /// Whether the statement has a name whose letters are written as numbers: `U&"\0061"`.
     fn is_escaped(self) -> bool {
         self.0.contains(&Token::Escaped)
     }
@@ -309,7 +311,7 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// Whether the call whose parenthesis closes there ends with `, true)`.
+    /// Whether the call whose closing parenthesis is at the index `end` ends with `, true)`.
     fn last_argument_is_true(self, end: usize) -> bool {
         end >= 2 && self.at(end - 1) == "true" && self.0[end - 2] == Token::Other(b',')
     }
@@ -332,7 +334,7 @@ fn ends(tokens: &[Token<'_>]) -> Vec<usize> {
     ends
 }
 
-/// Words after which a `select` reads more than one table, writes, or calls something.
+/// Words that a plain read must not have: with them, a `select` may read more than one table, write, or call something.
 const NOT_PLAIN: [&str; 12] = [
     "select",
     "from",
@@ -348,7 +350,7 @@ const NOT_PLAIN: [&str; 12] = [
     "cast",
 ];
 
-/// Words that begin what comes after the table.
+/// Words that begin a clause after the table.
 const CLAUSES: [&str; 8] = [
     "where", "group", "having", "order", "limit", "offset", "fetch", "for",
 ];
@@ -357,7 +359,7 @@ fn is_temporary(word: &str) -> bool {
     matches!(word, "temp" | "temporary")
 }
 
-/// Whether a setting is one of the transaction's.
+/// Whether a setting belongs to the transaction, such as `transaction_read_only`.
 fn of_transaction(name: &str) -> bool {
     name.starts_with("transaction")
 }
@@ -683,7 +685,7 @@ mod tests {
                 let sql = format!("{ahead}{}{behind}", unit.repeat(count));
                 let since = std::time::Instant::now();
                 let _ = judge(&sql);
-                // Linear is a few milliseconds without optimisation; quadratic would be minutes.
+                // Linear time is a few milliseconds without optimisation. Quadratic time would be minutes.
                 let took = since.elapsed();
                 assert!(
                     took.as_millis() < 2_000,

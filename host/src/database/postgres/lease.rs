@@ -1,8 +1,8 @@
 //! A leased connection, and how a statement runs on it.
 //!
-//! The request's deadline watches a statement. When the deadline ends, the server is asked to cancel the statement, and
-//! the outcome is still waited for: so the connection is known to be idle afterwards. Statements of the host that must
-//! go before it (`begin`, savepoints) are sent with it in one round trip.
+//! A statement may run until the request's deadline ends. Then the server is asked to cancel the statement, and the
+//! host still waits for the outcome, so that the connection is known to be idle afterwards. Statements of the host that
+//! must go before a statement (`begin`, savepoints) are sent together with it, in one round trip.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,10 +23,11 @@ use super::session::{CLOSING_TIMEOUT, Session};
 use super::{Holds, Postgres, error};
 use crate::threads::deadline::Deadline;
 
-/// The time limit of the host's own transaction statements: a commit may wait for a disk or for a replica. When it is
-/// over, the connection is closed.
+/// The time limit of the host's own transaction statements: a commit may wait for a disk or for a replica. When this
+/// time is over, the connection is closed.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);
-/// A leased connection. Dropping it rolls back what is open on it, and gives it back clean (R11).
+/// A leased connection. Dropping the lease rolls back what is open on the connection, and gives the connection back
+/// clean (R11).
 pub struct Lease {
     session: Option<Session>,
     database: Arc<Postgres>,
@@ -37,7 +38,7 @@ pub struct Lease {
     /// Whether the connection was ever pinned, or may not be used again for another reason. Then it is closed after the
     /// lease.
     tainted: bool,
-    /// Whether a statement has run that may have left something in the session: then it must be cleaned.
+    /// Whether a statement has run that may have left something in the session. Then the session must be cleaned.
     used: bool,
     /// Whether it is unknown what the server does on the connection.
     broken: bool,
@@ -51,17 +52,17 @@ pub(in super::super) const END_OF_READING: &str = "release savepoint amphi_readi
 
 const QUERY_CANCELED: &str = "57014";
 
-/// Before a statement is sent: whether it will leave something in the session.
+/// What is known, before a statement is sent, about what the statement will leave in the session.
 enum Read {
     /// It leaves nothing, unless definitions change meanwhile.
     Plain(Watch),
-    /// It may leave nothing: the server is asked, with the statement.
+    /// It may leave nothing or something. The server is asked in the round trip that sends the statement.
     Unknown(Watch, Check),
     /// It may leave something.
     Other,
 }
 
-/// Registers a connection that may change definitions, until dropped; see `plain`.
+/// Registers a connection as one that may change definitions, until this value is dropped (see `plain`).
 struct Changing {
     database: Arc<Postgres>,
     /// Whether the server is asked first whether the statement is a plain read.
@@ -141,8 +142,9 @@ impl Lease {
         let read = self.plain_read(was_used, statement, &verdict);
         let mut ran = self.run_once(before, statement, &verdict, &read).await;
         // Definitions have changed since the statement was prepared, or the prepared statement is gone. The statement
-        // has not run, or all that it did is undone, so it runs again, prepared anew. Not if it may have committed, or
-        // if its transaction began earlier: that has failed and cannot go on.
+        // has not run, or all that it did is undone, so it runs again, prepared anew. The statement does not run again
+        // if it may have committed, or if its transaction began with an earlier statement: that transaction has failed
+        // and cannot go on.
         let begins = before.first().is_some_and(|sql| sql.starts_with("begin"));
         if let Err((_, code @ (STALE | STALE_WITHIN | FORGOTTEN))) =
             ran.as_ref().map_err(|(f, c)| (f, &**c))
@@ -182,9 +184,9 @@ impl Lease {
         Ok(outcome)
     }
 
-    /// As [`Lease::run`], for a statement that must only read on a connection that may write. Within a transaction it
-    /// runs inside of a savepoint: `set transaction read only` holds until the savepoint is released
-    /// ([`END_OF_READING`]).
+    /// Does what [`Lease::run`] does, for a statement that must only read, on a connection that may write. Within a
+    /// transaction, the statement runs inside of a savepoint: `set transaction read only` holds until the savepoint is
+    /// released ([`END_OF_READING`]).
     pub(in super::super) async fn run_reading(
         &mut self,
         before: &[String],
@@ -251,8 +253,8 @@ impl Lease {
         }
     }
 
-    /// Forgets all prepared statements of this connection. The statements that the client looks up types with may be
-    /// gone, too, so the connection is closed after the lease.
+    /// Forgets all prepared statements of this connection. The server may have lost the statements with which
+    /// tokio-postgres looks up types, too, so the connection is closed after the lease.
     fn forget_statements(&mut self) {
         self.tainted = true;
         if let Some(session) = &mut self.session {
@@ -352,11 +354,13 @@ impl Lease {
             Ok(_) => "",
             Err((_, code)) => code,
         };
-        // If the cancellation did not end the statement, the server may apply it to whatever runs next. It does not say
-        // what ended the statement, so the connection is closed after the lease in any case.
+        // If the cancellation did not end the statement, the server may apply the cancellation to whatever runs next,
+        // so nothing more may run. The code `QUERY_CANCELED` does not prove that this cancellation ended the statement,
+        // so the connection is closed after the lease in any case.
         self.broken |= cancel.is_sent() && code != QUERY_CANCELED;
         self.tainted |= cancel.is_sent();
-        // The statement ended before the cancellation arrived. Nothing may follow it, because the request has ended.
+        // If the statement ended before the cancellation arrived, its outcome is an error all the same, because the
+        // request has ended.
         let ran = match (ran, self.deadline.ended()) {
             (Ok(_), Some(why)) if cancel.is_sent() => {
                 Err((Failed::Statement(why.into()), String::new()))
@@ -398,7 +402,7 @@ impl Lease {
     }
 
     /// Runs a statement outside of any transaction of the request, and sends its result in pieces. None: the statement
-    /// writes, and has not run.
+    /// writes, and has changed nothing.
     ///
     /// The statement runs in a read-only transaction, so that functions that it calls cannot write either.
     pub(super) async fn stream(
@@ -481,8 +485,8 @@ impl Drop for Lease {
             return;
         }
         let (runtime, in_transaction) = (database.runtime.clone(), self.in_transaction);
-        // The permits are given back when the connection is clean or closed. This is done in the background, because
-        // nobody needs to wait for it. It costs one round trip, and the server about as much work as two small reads.
+        // The connection is cleaned or closed in the background, because nobody needs to wait for that. Then its
+        // permits are given back. Cleaning costs one round trip, and the server about as much work as two small reads.
         let mut session = session;
         runtime.spawn(async move {
             if closes {

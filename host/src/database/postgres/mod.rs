@@ -57,9 +57,9 @@ pub struct Postgres {
     open_ended: OpenEnded,
     free: Mutex<Vec<Session>>,
     definitions: Definitions,
-    /// Counts how often a prepared statement turned out to be older than a change of definitions. After that, every
-    /// connection drops its prepared statements when it is leased: so one change is noticed once, and not once for each
-    /// connection.
+    /// Counts how often a prepared statement turned out to be older than a change of definitions. When the count has
+    /// changed, a connection that is leased drops its prepared statements. So a change of definitions makes one
+    /// statement fail, and not one for each connection.
     plans: AtomicU64,
     runtime: Handle,
 }
@@ -68,8 +68,8 @@ pub struct Postgres {
 type Holds = (Permit, GaugeGuard);
 
 impl Postgres {
-    /// Opens the database and connects once, so that a wrong address or password is reported at once. Blocks. Must run
-    /// on a thread of the runtime that the connections are to live on.
+    /// Opens the database and connects once, so that a wrong address or password is reported immediately. Blocks. Must
+    /// run on a thread of the runtime that the connections are to live on.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses the user.
@@ -98,7 +98,7 @@ impl Postgres {
         }))
     }
 
-    /// The configuration it was opened with.
+    /// The configuration that the database was opened with.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -145,8 +145,8 @@ impl Postgres {
         }
     }
 
-    /// Opens a connection. If the caller is dropped meanwhile, the connection is opened nevertheless, under its permit,
-    /// and is free then.
+    /// Opens a connection. If the caller is dropped meanwhile, the connection is opened nevertheless and becomes a free
+    /// one of the pool. Its permit is held until then.
     async fn connect(
         self: &Arc<Self>,
         deadline: &Deadline,
@@ -194,7 +194,8 @@ impl Postgres {
         self.plans.load(Relaxed)
     }
 
-    /// Closes a connection. When the server's process goes on all the same, another connection has the server end it.
+    /// Closes a connection. If the server's process of this connection does not end, another connection asks the server
+    /// to end it.
     async fn close(&self, session: Session) {
         const END: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
             where pid::pg_catalog.oid = $1 and datname = current_database() and usename = current_user";
@@ -220,8 +221,8 @@ impl Postgres {
     }
 
     /// Runs a statement outside of any transaction of the request, and sends its result in pieces. None: the statement
-    /// writes, and has not run. Its rows would arrive before its commit, and a guest that does not read all rows would
-    /// undo the statement (R9).
+    /// writes, and has changed nothing. It is not run like this because its rows would arrive before its commit, and a
+    /// guest that does not read all rows would undo the statement (R9).
     pub(super) async fn stream(
         self: &Arc<Self>,
         deadline: &Arc<Deadline>,

@@ -1,4 +1,5 @@
-//! `numeric` from its binary form: digits in base 10,000, most significant first.
+//! Converts a `numeric` from its binary form to text. The binary form has digits in base 10,000, most significant
+//! first.
 
 /// The number as the server prints it. None: the bytes are not a `numeric`.
 pub(super) fn text(raw: &[u8]) -> Option<String> {
@@ -18,7 +19,7 @@ pub(super) fn text(raw: &[u8]) -> Option<String> {
     let digits: Vec<i16> = (0..usize::try_from(count).ok()?)
         .map(|index| word(4 + index).filter(|digit| (0..10_000).contains(digit)))
         .collect::<Option<_>>()?;
-    // The digit that stands for 10,000^power.
+    // The digit whose place value is 10,000^power.
     let digit = |power: i32| {
         usize::try_from(i32::from(weight) - power)
             .ok()
@@ -53,7 +54,8 @@ pub(super) fn text(raw: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Adds four decimal digits. A number may have tens of thousands of them.
+/// Adds the four decimal digits of one digit in base 10,000. `format!` would be too slow, because a number may have
+/// tens of thousands of digits.
 fn four(digit: i16, text: &mut String) {
     for place in [1000, 100, 10, 1] {
         let digit = u8::try_from(digit / place % 10).unwrap_or(0);

@@ -25,8 +25,9 @@ pub(super) enum Param<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The parameters of a statement that expects these `types`, as many as there are types. `long`: the literals of long
-/// arrays, by their index, which were converted on another thread; none: the array could not be converted.
+/// Converts the parameters of a statement that expects these `types`. There must be as many `values` as types. `long`:
+/// the literals of long arrays, which were converted on another thread, by the index of the parameter. A literal is
+/// None if the array could not be converted.
 pub(super) fn params<'a>(
     values: &'a [Value],
     types: &[Type],

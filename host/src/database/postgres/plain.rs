@@ -10,7 +10,7 @@
 //!   `insert` and the like). While the database has functions that users have written, every statement may, because it
 //!   may call them. From before such a statement is sent until its connection is clean, no read counts as plain, and no
 //!   older answer counts afterwards.
-//! * Changes by other programs are not seen. They are noticed within the second.
+//! * The host does not see changes by other programs. After such a change, older answers hold for at most one second.
 //!
 //! In every doubtful case the connection is cleaned.
 
@@ -24,8 +24,8 @@ const HOLDS: Duration = Duration::from_secs(1);
 /// The question to the server, about the table `$1` (name) and `$2` (oid). First column: whether reading the table runs
 /// no code that users have written. Second column: whether the database has functions that may change definitions.
 ///
-/// The first is true when all of this holds. The table has rows of its own: it is no view, nothing inherits from it,
-/// and it has no policies and no rules. The types of its columns have output functions of the server's or of an
+/// The first column is true when all of this holds. The table has rows of its own: it is no view, nothing inherits from
+/// it, and it has no policies and no rules. The types of its columns have output functions of the server's or of an
 /// extension's. Whatever the server evaluates while it plans the read (indexes, constraints, statistics) uses only the
 /// server's own functions. Every operator and cast in the database is the server's or an extension's. All names have
 /// their schema, because a role's search path may put another schema first.
@@ -106,14 +106,15 @@ struct State {
     generation: u64,
     /// The number of connections that may be changing definitions right now.
     changing: usize,
-    /// The number of these that have only asked about their read and have no answer yet. They do not keep each other
-    /// from learning: an answer that allows changes makes all other answers invalid.
+    /// The number of these connections that send [`CHECK`] with their read. They do not keep each other from using the
+    /// server's answers: a connection whose read turns out not to be plain makes all answers invalid when it is
+    /// unregistered.
     asking: usize,
-    /// When the database had no functions that may change definitions; none: that is not known.
+    /// When the database was last known to have no functions that may change definitions. None: that is not known.
     without_functions: Option<Instant>,
 }
 
-/// Proof that a read leaves nothing. See [`Plain::holds`].
+/// Proof that a read leaves nothing in the session. See [`Plain::holds`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plain {
     generation: u64,
@@ -124,9 +125,9 @@ pub(super) struct Plain {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watch {
     generation: u64,
-    /// No other connection may have been changing definitions.
+    /// No other connection was registered as one that may change definitions.
     quiet: bool,
-    /// No other connection may have been, except for those that have only asked.
+    /// All registered connections are counted in [`State::asking`], so an answer of the server can be used.
     learns: bool,
     since: Instant,
 }
@@ -155,7 +156,7 @@ impl Definitions {
         known.is_none_or(|at| at.elapsed() > HOLDS)
     }
 
-    /// Takes note of the server's answer. Returns the proof that the read is plain, if it is.
+    /// Takes note of the server's answer. Returns the proof that the read is plain, if the read is plain.
     pub(super) fn learn(&self, watch: &Watch, checked: Checked) -> Option<Plain> {
         let mut state = self.0.lock();
         let unchanged =
@@ -217,7 +218,8 @@ mod tests {
             .learn(&watch, NO_FUNCTIONS)
             .expect("it is plain");
         assert!(plain.holds(&definitions.watch(false)) && !definitions.may_call());
-        // A connection changes something while a read is sent: before it, during it, after it.
+        // Another connection may change something after the read `during` has begun and before the read `within`
+        // begins.
         let during = definitions.watch(false);
         definitions.begin(false);
         assert!(!plain.holds(&definitions.watch(false)));
@@ -250,7 +252,7 @@ mod tests {
         definitions.end(true, false);
         definitions.end(true, false);
         assert!(plain.holds(&definitions.watch(false)));
-        // A connection with another answer makes invalid what the others have learnt.
+        // A connection whose read is not plain makes invalid what the others have learnt.
         definitions.begin(true);
         definitions.end(true, true);
         assert!(!plain.holds(&definitions.watch(false)));

@@ -22,14 +22,16 @@ use crate::config::PostgresServer;
 /// How long a server may take to end a connection that the host has closed, or to answer a cancellation.
 pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Resets the settings that statements have left, so that none of them (a time limit, read-only transactions) affects
-/// what follows. It is sent as a message, and so a transaction, of its own.
+/// Resets the settings that statements have left. [`Session::clean`] sends it as a message of its own, which the server
+/// runs as a transaction of its own. So the old settings (a time limit, read-only transactions) do not affect
+/// [`CLEAN`].
 pub(in super::super) const RESET: &str = "set session authorization default; reset role; reset all";
 
-/// Removes everything else that statements can leave in a connection, except for prepared statements: as `discard all`,
-/// without dropping the statements that the host has prepared. The result has the number of statements that were
-/// prepared in SQL, and of those that the host has prepared, without those that the client looks up types with. All
-/// names have their schema, because a view may have chosen the search path.
+/// Removes everything else that statements can leave in a connection, except for prepared statements. It does what
+/// `discard all` does, but keeps the statements that the host has prepared. The result has the number of statements
+/// that were prepared in SQL, the number of statements that the host has prepared (without those with which
+/// tokio-postgres looks up types), and the number of the server's process. All names have their schema, because a view
+/// may have chosen the search path.
 const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
     select pg_catalog.pg_advisory_unlock_all(), \
     pg_catalog.count(*) filter (where from_sql), \
@@ -52,10 +54,10 @@ pub(super) struct Session {
     pub(super) limits: Limits,
     /// [`CHECK`], prepared by the first cleaning.
     check: Option<tokio_postgres::Statement>,
-    /// Ends when the connection is closed.
+    /// The task of the connection, which ends when the connection is closed.
     connection: JoinHandle<()>,
     pub(super) statements: LruCache<String, Prepared>,
-    /// The number of the server's process, as `pg_backend_pid()` says.
+    /// The number of the server's process, which `pg_backend_pid()` returns.
     process: u32,
     /// The value of [`Postgres::plans`] when the kept statements were last dropped.
     plans: u64,
@@ -66,13 +68,14 @@ pub(super) struct Session {
 pub(super) struct Prepared {
     pub(super) statement: tokio_postgres::Statement,
     pub(super) verdict: Arc<Verdict>,
-    /// Since when the statement is known to leave nothing in a session; none: it is not known.
+    /// The proof that the statement leaves nothing in a session. None: the statement may leave something.
     pub(super) plain: Option<Plain>,
 }
 
 impl Prepared {
-    /// The question to the server by which a plain read can be known to leave nothing: about the one table that all its
-    /// columns are of. None: by its words or its columns, the statement may leave something.
+    /// The question whether the statement leaves nothing in a session. The server is asked about the one table that the
+    /// columns of the result belong to. None: the words or the columns of the statement show already that it may leave
+    /// something.
     pub(super) fn check(&self) -> Option<Check> {
         let name = self.verdict.plain_read.clone()?;
         let mut tables = (self.statement.columns().iter()).filter_map(|column| column.table_oid());
@@ -127,11 +130,11 @@ impl Session {
     /// Makes sure that the connection leads to the same process of the server for as long as it exists.
     ///
     /// A pooler between host and server (such as PgBouncer) reports a process number of its own when a connection
-    /// begins; that is noticed here. A pooler that pools by transaction gives the process to other clients after every
-    /// transaction. Then prepared statements of one client would be looked up where another client has prepared others
-    /// under the same names, and the answers would be those of other statements. So a second connection is opened: the
-    /// two must never have the same process, and while the second one keeps a process in a transaction, the first must
-    /// still have its own.
+    /// begins. `pg_backend_pid()` then returns another number, which shows that there is a pooler. A pooler that pools
+    /// by transaction gives the process to other clients after every transaction. Then prepared statements of one
+    /// client would be looked up where another client has prepared others under the same names, and the answers would
+    /// be those of other statements. So a second connection is opened: the two must never have the same process, and
+    /// while the second one keeps a process in a transaction, the first must still have its own.
     async fn is_its_own(&self, connector: &Connector, surely: bool) -> anyhow::Result<()> {
         if self.process == self.limits.process() {
             return Ok(());
@@ -152,7 +155,7 @@ impl Session {
                     "between Amphi and the server is a pooler, such as PgBouncer, that has not given a second connection within {} ms, which is needed to find out whether it pools by session: let it have more connections (`default_pool_size`), or connect to the server itself",
                     POOLER_TIMEOUT.as_millis()
                 ),
-                // There is no second connection in time: a pooler that pools by session has none left to give.
+                // No second connection came in time: the pooler probably pools by session and has no connection left.
                 Err(_) => return Ok(()),
             }
         }
@@ -222,7 +225,7 @@ impl Session {
         // A new seed is the only way to undo `setseed`: the next user of the connection must not get numbers that an
         // earlier one has chosen.
         let clean = CLEAN.replace("SEED", &(fastrand::f64() * 2.0 - 1.0).to_string());
-        // Both are sent at once.
+        // Both messages are sent together, without waiting for the first answer.
         let cleaned = futures::future::try_join(
             self.client.batch_execute(&reset),
             self.client.simple_query(&clean),
@@ -231,8 +234,8 @@ impl Session {
         let Ok(Ok(((), messages))) = cleaned else {
             return false;
         };
-        // A statement that a view has prepared in SQL would be there for the next user of the connection. If one of the
-        // host's is gone, its next use would fail.
+        // A statement that a view has prepared in SQL would be there for the next user of the connection. If a prepared
+        // statement of the host is gone, its next use would fail. So the connection is clean in neither case.
         let ours = self.statements.len() + usize::from(self.check.is_some());
         let counts = |message: &SimpleQueryMessage| match message {
             SimpleQueryMessage::Row(row) => Some((
@@ -254,8 +257,8 @@ impl Session {
         true
     }
 
-    /// Closes the connection, and waits until the server has ended it. Returns the number of the server's process when
-    /// that goes on: what it runs ignores cancellations.
+    /// Closes the connection, and waits until the server has ended it. Returns the number of the server's process if
+    /// the process goes on, because what it runs ignores cancellations.
     pub(super) async fn close(self) -> Option<u32> {
         let Session {
             client,
@@ -274,7 +277,7 @@ impl Session {
     }
 }
 
-/// The process of the server that answers.
+/// The number of the server's process that answers on this connection.
 async fn process(client: &Client) -> anyhow::Result<u32> {
     let messages = client
         .simple_query("select pg_catalog.pg_backend_pid()")
@@ -289,7 +292,7 @@ async fn process(client: &Client) -> anyhow::Result<u32> {
 /// A connection for the host's own business, beside the pool. Closed when dropped.
 pub(in super::super) struct Alone(Session);
 
-/// Connects beside the pool.
+/// Opens a connection beside the pool.
 pub(in super::super) async fn connect_alone(server: &PostgresServer) -> anyhow::Result<Alone> {
     let connector = Connector::new(server)?;
     let connect = Session::connect(&connector, true);

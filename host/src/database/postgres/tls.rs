@@ -1,5 +1,6 @@
-//! TLS to the server, as the URL's `sslmode` says. `prefer` uses TLS if the server offers it, with any certificate:
-//! that keeps others from listening, and no more. `require` needs a certificate that is valid for the host.
+//! TLS to the server, as the URL's `sslmode` says. `prefer` uses TLS if the server offers it. Without a `ca_file`,
+//! `prefer` accepts any certificate: others cannot listen, but may pose as the server. `require` needs a certificate
+//! that is valid for the server's host name.
 
 use std::sync::Arc;
 

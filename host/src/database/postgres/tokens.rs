@@ -1,8 +1,8 @@
 //! The tokens of a statement, as PostgreSQL's own scanner finds them.
 //!
-//! Only as far as the guard needs them: words, names, and the ends of strings and comments. The scanner makes one pass
-//! over the bytes, without recursion: nested comments are counted. A string without an end is an error, so that no part
-//! of it is scanned twice. Bytes beyond ASCII are letters, as they are for the server.
+//! The scanner here finds only what the guard needs: words, names, and the ends of strings and comments. It makes one
+//! pass over the bytes, without recursion: nested comments are counted. A string without an end is an error, so that no
+//! part of it is scanned twice. Bytes beyond ASCII are letters, as they are for the server.
 
 /// One token. Blanks and comments are not tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum Token<'a> {
 }
 
 impl Token<'_> {
-    /// Whether it is this word (in lower case).
+    /// Whether the token is the word `wanted`, which must be given in lower case.
     pub(super) fn is(&self, wanted: &str) -> bool {
         matches!(self, Token::Word(word) if word.eq_ignore_ascii_case(wanted))
     }
@@ -48,7 +48,7 @@ impl Token<'_> {
 /// The tokens of a statement.
 ///
 /// # Errors
-/// If the statement ends within a string, a quoted name or a comment: the name of that.
+/// If the statement ends within a string, a quoted name or a comment. The error says within which of them.
 pub(super) fn tokens(sql: &str) -> Result<Vec<Token<'_>>, &'static str> {
     let mut scanner = Scanner {
         sql,
@@ -80,12 +80,12 @@ impl SqlStatement<'_> {
         }
     }
 
-    /// Whether the statement has this word (in lower case).
+    /// Whether the statement has this word, which must be given in lower case.
     pub(in crate::database) fn has(&self, word: &str) -> bool {
         self.tokens.iter().any(|token| token.is(word))
     }
 
-    /// Whether the statement makes a function or procedure, whose body may have statements.
+    /// Whether the statement creates a function or procedure, whose body may contain statements.
     fn is_routine(&self) -> bool {
         let kind = match (&*self.word(1), &*self.word(2)) {
             ("or", "replace") => self.word(3),
@@ -99,7 +99,7 @@ impl SqlStatement<'_> {
 /// `begin` and `end` of a function's body.
 ///
 /// # Errors
-/// If the text ends within a string, a quoted name or a comment: the name of that.
+/// If the text ends within a string, a quoted name or a comment. The error says within which of them.
 pub(in crate::database) fn statements(sql: &str) -> Result<Vec<SqlStatement<'_>>, &'static str> {
     let mut scanner = Scanner {
         sql,
@@ -147,7 +147,8 @@ pub(in crate::database) fn statements(sql: &str) -> Result<Vec<SqlStatement<'_>>
 struct Scanner<'a> {
     sql: &'a str,
     at: usize,
-    /// Up to this offset there are signs (`+`, `-`) that the operator before them did not take: each is a token.
+    /// Up to this offset there are signs (`+`, `-`) that the operator before them did not take. Each of these signs is
+    /// a token of its own.
     signs: usize,
 }
 
@@ -266,7 +267,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `E'…'`: a backslash escapes the next byte, and the string may go on in the next line.
+    /// Skips the rest of `E'…'`. A backslash escapes the next byte, and the string may go on in the next line.
     fn escaped_text(&mut self) -> Result<(), &'static str> {
         loop {
             match self.rest() {
@@ -348,8 +349,8 @@ impl<'a> Scanner<'a> {
         self.take(digits);
     }
 
-    /// Takes the bytes of one operator. `--` and `/*` begin a comment in it, and an operator may end with a sign only
-    /// if it has one of certain characters.
+    /// Takes the bytes of one operator, which ends before a comment (`--` or `/*`). As in PostgreSQL, an operator of
+    /// several characters ends with a sign (`+` or `-`) only if it also has a character such as `~` or `@`.
     fn operator(&mut self) {
         let start = self.at;
         if start < self.signs {

@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 32;
 /// The most types that one type may consist of.
 const PARTS_MAX: usize = 10_000;
 
-/// The result of a preparation. None: it looks up too many types.
+/// The result of a preparation. None: the preparation looks up too many types.
 pub(super) async fn bounded(
     preparation: impl Future<Output = Result<Known, ClientError>>,
 ) -> Option<Result<Known, ClientError>> {
@@ -63,7 +63,8 @@ fn is_shallow(ty: &Type) -> bool {
     true
 }
 
-/// The refusal. Clears the client's cache of types, so that another attempt does not start from what was looked up.
+/// Returns the error. Clears the client's cache of types, so that another attempt does not go on from the types that
+/// were looked up.
 pub(super) fn too_deep(client: &Client, sql: &str) -> Error {
     client.clear_type_cache();
     Error::new(
@@ -90,7 +91,7 @@ mod tests {
         assert!(is_shallow(&Type::INT4_ARRAY));
         assert!(is_shallow(&domains(DEPTH_MAX - 1)));
         assert!(!is_shallow(&domains(DEPTH_MAX)));
-        // Each has the one before it twice.
+        // Each type has two fields of the type before it.
         let field = |ty: &Type| tokio_postgres::types::Field::new("a".into(), ty.clone());
         let doubled = (0..30).fold(Type::INT4, |inner, _| {
             let fields = vec![field(&inner), field(&inner)];

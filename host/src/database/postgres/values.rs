@@ -1,9 +1,9 @@
 //! Converts values that the server sends to values of the contract: see `row` in `database.wit`.
 //!
 //! Results arrive in the binary format. A type that is not listed here is refused before the statement runs, with the
-//! advice to cast it to text. An array becomes JSON text: in it, truth values are `true` and `false`, integers and
-//! floating-point numbers are numbers, JSON is as it is, and everything else is the text that it would be outside of an
-//! array.
+//! advice to cast it to text. An array becomes JSON text. In this text, truth values are `true` and `false`, integers
+//! and floating-point numbers are numbers, JSON is as it is, and every other value is a string: the text that the value
+//! is outside of an array.
 
 use std::fmt::Write as _;
 
@@ -108,7 +108,8 @@ pub(super) fn element(ty: &Type) -> Option<&Type> {
     }
 }
 
-/// How much work a value of this type may be beyond its length: a `numeric` is printed with all its zeros.
+/// How much more work the conversion of a value of this type may be than its length suggests: a `numeric` is printed
+/// with all its zeros. `is_heavy` adds these weights up.
 pub(super) fn weight(ty: &Type) -> usize {
     match element(ty).map(reading) {
         Some(Some(Reading::Numeric)) => 100,
@@ -185,7 +186,7 @@ fn scalar(reading: Reading, raw: &[u8]) -> Option<Value> {
     })
 }
 
-/// The server counts days and times from here.
+/// The date from which the server counts days and times.
 const EPOCH: Date = match Date::from_calendar_date(2000, Month::January, 1) {
     Ok(date) => date,
     Err(_) => panic!("it is a date"),
@@ -199,7 +200,7 @@ fn date(days: i32) -> Option<String> {
     }
 }
 
-/// Years before the first have no common form, so they are not converted.
+/// None for years before the year 1, because there is no common form for them.
 fn printed(date: Date) -> Option<String> {
     let (year, month, day) = date.to_calendar_date();
     (year > 0).then(|| format!("{year:04}-{:02}-{day:02}", u8::from(month)))
@@ -239,7 +240,7 @@ fn fraction(micros: i64) -> String {
     }
 }
 
-/// In ISO 8601: `P1Y2M3DT4H5M6.7S`.
+/// An interval in ISO 8601, such as `P1Y2M3DT4H5M6.7S`.
 fn interval(raw: &[u8]) -> Option<String> {
     let micros = i64::from_be_bytes(raw.get(..8)?.try_into().ok()?);
     let days = i32::from_be_bytes(raw.get(8..12)?.try_into().ok()?);
@@ -411,7 +412,7 @@ mod tests {
         }
     }
 
-    /// Ten bytes as they are sent, 131,072 digits as they are printed.
+    /// The number of this test has ten bytes as it is sent, and 131,072 digits as it is printed.
     #[test]
     fn values_that_are_longer_printed_than_sent_are_bounded() {
         let words = [1_i16, i16::MAX, 0, 0, 1];

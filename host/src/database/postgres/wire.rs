@@ -1,8 +1,8 @@
 //! The messages between tokio-postgres and the server, watched on their way.
 //!
 //! tokio-postgres buffers a whole message before it parses it, however long it is. And it ends every request with a
-//! `Sync`, after which the server forgets that an earlier statement failed. Both are corrected here, where the messages
-//! pass:
+//! `Sync`, after which the server forgets that an earlier statement failed. Both problems are solved here, where the
+//! messages pass:
 //!
 //! * Every message of the server is bounded. A row over the statement's limit is passed on without its values
 //!   ([`Limits::is_cut`]). The text of an error is cut. Notices and other messages beside answers are dropped when they
@@ -37,14 +37,15 @@ const CHUNK: usize = 16 << 10;
 const AHEAD: &[u8] = b"/* ahead */ ";
 const BETWEEN: char = '\u{1}';
 
-/// The text of a simple query for statements that go ahead of the next request, which the server skips when one of them
-/// fails. A request must follow: after an error, the server skips everything up to the `Sync` of that request.
+/// The text of a simple query for statements that go ahead of the next request. When one of the statements fails, the
+/// server skips that request. A request must follow: after an error, the server skips everything up to the `Sync` of
+/// that request.
 pub(super) fn ahead(statements: &[String]) -> String {
     let mark = std::str::from_utf8(AHEAD).expect("it is ASCII");
     format!("{mark}{}", statements.join(&BETWEEN.to_string()))
 }
 
-/// What the owner of a connection and its stream tell each other.
+/// What the owner of a connection and the connection's stream ([`Watched`]) tell each other.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
     /// The most bytes of one row.
@@ -75,7 +76,7 @@ impl Limits {
         self.cuts.store(false, Relaxed);
     }
 
-    /// Whether a row was over the limit, so that it has no values.
+    /// Whether a row was over the limit, so that it was passed on without its values.
     pub(super) fn is_cut(&self, row: &tokio_postgres::Row) -> bool {
         self.cuts.load(Relaxed) && row.raw_size_bytes() == 4 * row.len()
     }
@@ -90,14 +91,15 @@ enum Expected {
     Ahead(usize),
 }
 
-/// The server's messages, as they are changed for tokio-postgres.
+/// Reads the server's messages and changes them for tokio-postgres.
 pub(super) struct Incoming {
     limits: Limits,
     expected: Arc<Mutex<VecDeque<Expected>>>,
     head: [u8; 5],
     head_length: usize,
     body: Body,
-    /// The error of a statement ahead: the server skips the next request, and this is its answer.
+    /// The error of a statement ahead. The server skips the next request, so this error becomes the answer to that
+    /// request.
     skips: Option<BytesMut>,
     /// Bytes that tokio-postgres can read now.
     ready: BytesMut,
@@ -109,7 +111,8 @@ enum Body {
     None,
     Pass(usize),
     Drop(usize),
-    /// A row over the limit: the bytes that are left, and its first two bytes, which have the number of columns.
+    /// A row over the limit: how many bytes are left, and the first two bytes of the row, which are the number of
+    /// columns.
     Cut(usize, Vec<u8>),
     /// The number and the key of the server's process, as far as they have arrived.
     Key(Vec<u8>),
@@ -271,8 +274,8 @@ impl Incoming {
                 let (error, of_ahead) = (error_message(kept), *of_ahead);
                 self.ready.extend_from_slice(&error);
                 if of_ahead {
-                    // The sender of the statements ahead has its answer with this. The request after them has the same
-                    // error as its answer, before the server's `ReadyForQuery`.
+                    // This `ReadyForQuery` completes the answer to the statements ahead. The request after them is
+                    // answered with the same error, right before the server's own `ReadyForQuery`.
                     self.ready.put_slice(b"Z\0\0\0\x05E");
                     self.expected.lock().pop_front();
                     self.skips = Some(error);
@@ -284,12 +287,12 @@ impl Incoming {
     }
 }
 
-/// A message with an error. `fields` may be cut at the end.
+/// The message of an error with these `fields`, which may be cut at the end.
 fn error_message(fields: &[u8]) -> BytesMut {
     let mut fields = fields;
     let whole = fields.len() < ERROR_MAX;
     if !whole {
-        // The last field is cut at the boundary of a character, and with room for the note at its end.
+        // The last field is cut at the boundary of a character, and leaves room for the ` …` that marks the cut.
         let end = fields.len().min(ERROR_MAX) - 8;
         let text = &fields[..end];
         let boundary = (text.iter().rposition(|byte| byte & 0xc0 != 0x80)).unwrap_or(0);
@@ -309,7 +312,7 @@ fn invalid(sentence: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, sentence)
 }
 
-/// The messages of tokio-postgres, as they are changed for the server.
+/// Follows the messages of tokio-postgres and changes them for the server.
 struct Outgoing {
     expected: Arc<Mutex<VecDeque<Expected>>>,
     /// Whether the first message has passed. It has no tag.
@@ -317,7 +320,7 @@ struct Outgoing {
     head: [u8; 5],
     head_length: usize,
     left: usize,
-    /// Bytes that are not sent yet.
+    /// Changed messages that are not sent yet.
     out: BytesMut,
 }
 
@@ -395,7 +398,7 @@ impl Outgoing {
             self.out.put_slice(b"E\0\0\0\x09\0\0\0\0\0");
             count += 1;
         }
-        // `Flush`: the server is to send the answers at once.
+        // `Flush`: the server is to send the answers without waiting for a `Sync`.
         self.out.put_slice(b"H\0\0\0\x04");
         self.expected.lock().push_back(Expected::Ahead(count));
         Ok(length)
@@ -505,8 +508,8 @@ impl<S: TlsStream + Unpin> TlsStream for Watched<S> {
     }
 }
 
-/// For fuzzing: passes bytes of a server on, in pieces whose length the first byte chooses, after what the client has
-/// sent. Returns how many bytes the client gets.
+/// For fuzzing: passes bytes of a server on to tokio-postgres. The first byte chooses the length of the pieces that the
+/// bytes come in, the second byte what tokio-postgres has sent before. Returns how many bytes tokio-postgres gets.
 pub(super) fn fuzzed(data: &[u8]) -> usize {
     let Some(([piece, requests], bytes)) = data.split_first_chunk() else {
         return 0;
@@ -539,7 +542,7 @@ mod tests {
         Incoming::new(Limits::new(), Arc::new(Mutex::new(expected)))
     }
 
-    /// What the client gets, however the bytes come in pieces.
+    /// What tokio-postgres gets. The test fails if that depends on the pieces that the bytes come in.
     fn passed(expected: &[Expected], bytes: &[u8]) -> Vec<u8> {
         let mut seen = None;
         for piece in [1, 3, 7, bytes.len()] {
@@ -612,7 +615,7 @@ mod tests {
         let statement = [message(b'2', b""), complete.clone(), ready.clone()].concat();
         let sent = [&one[..], &one, &statement].concat();
         assert_eq!(passed(&both, &sent), [&ready[..], &statement].concat());
-        // The second of them fails: the statement is skipped.
+        // The second statement ahead fails: the server skips the request after it.
         let error = message(b'E', b"SERROR\0C57014\0Mno\0\0");
         let idle = message(b'Z', b"I");
         let sent = [&one[..], &error, &idle, &statement].concat();
@@ -631,7 +634,8 @@ mod tests {
         let startup = [&9_u32.to_be_bytes()[..], b"\0\x03\0\0\0"].concat();
         let (bind, sync) = (message(b'B', &[9; 40]), message(b'S', b""));
         let all = [&bind[..], &sync, &query, &bind, &sync].concat();
-        // In pieces that end anywhere but within the message that goes ahead, as the client sends them.
+        // The message that goes ahead is written whole, with other messages before and behind it: so tokio-postgres
+        // writes it.
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.expect("it can be made").block_on(async {
             use tokio::io::AsyncWriteExt as _;

@@ -23,8 +23,8 @@ use crate::config::{Database as Config, SqliteFile, Synchronous};
 use crate::telemetry::error::cut;
 use crate::threads::deadline::Deadline;
 
-/// The most memory that SQLite may allocate for all databases of the process together, including its caches. It can be
-/// set once.
+/// The most memory that SQLite may allocate for all databases of the process together, its caches included. A
+/// connection can lower this limit, but not raise it.
 const HEAP_BYTES_MAX: i64 = 512 << 20;
 /// The WAL file is cut to this size when its content has been written to the database file.
 const LOG_BYTES_KEPT: i64 = 16 << 20;
@@ -46,7 +46,7 @@ pub(super) struct Handle {
     /// The value of the schema counter when the kept statements were compiled.
     schema: Cell<u64>,
     writes: bool,
-    /// The state of the connection when it was lent, for telling apart what earlier borrowers did.
+    /// The state of the connection when it was lent, to tell what this borrower does from what earlier borrowers did.
     before: Cell<Before>,
     /// Whether this borrower has run a statement that may insert.
     inserts: Cell<bool>,
@@ -57,14 +57,14 @@ pub(super) struct Handle {
 struct Before {
     rowid: i64,
     changes: u64,
-    /// Whether they were reset since, so that nothing of earlier borrowers can be seen.
+    /// Whether both were reset since then, so that nothing of earlier borrowers can be seen.
     is_reset: bool,
 }
 
 /// A statement that was compiled for this call, or was kept from an earlier one.
 pub(super) struct Prepared<'a> {
     statement: Option<CachedStatement<'a>>,
-    /// Whether the statement may be kept. One that has to be checked again at its next call is not.
+    /// Whether the statement may be kept. A statement that has to be checked again at its next call is not kept.
     keeps: bool,
     pub(super) changes_schema: bool,
     /// The value that the statement sets `pragma case_sensitive_like` to.
@@ -126,7 +126,7 @@ impl Handle {
                 Synchronous::Normal => "normal",
             },
         )?;
-        // With a fixed size of the kept log, bytes beyond it show how much was written (`watch`).
+        // The WAL file is cut to a fixed size, so its growth beyond that size shows how much was written (`watch`).
         connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         let guard = Arc::new(Guard {
@@ -169,7 +169,7 @@ impl Handle {
         });
         self.inserts.set(false);
         if self.writes {
-            // Another process may hold the file's lock. Waiting for that ends with the request, too.
+            // Another process may hold the file's lock. The wait for this lock ends with the request, too.
             let busy = self.busy_timeout.min(deadline.remaining());
             (self.connection.busy_timeout(busy)).map_err(|error| self.error(&error))?;
         }
@@ -177,8 +177,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Runs a statement of the host. It is never put into the cache of prepared statements: a view with the same SQL
-    /// would find it there, past the authorizer.
+    /// Runs a statement of the host. The statement is never put into the cache of prepared statements: a view with the
+    /// same SQL would find it there and run it without the authorizer.
     pub(super) fn host(&self, sql: &str) -> Result<(), Error> {
         let ran = self.as_host(|connection| connection.prepare(sql)?.raw_execute());
         ran.map(drop).map_err(|error| self.error(&error))
@@ -367,8 +367,9 @@ impl Handle {
         self.inserts.set(self.inserts.get() | inserts);
     }
 
-    /// Prepares an answer about what the last statements on the connection did. From the first such question on, every
-    /// borrower's connection is reset first ([`Handle::reset`]).
+    /// Prepares the connection for a statement that asks what the last statements on the connection did, such as
+    /// `select changes()`. Once any view has asked, each borrower's connection is reset before its first statement
+    /// ([`Handle::reset`]).
     fn ask(&self, rowid: bool) -> Result<(), Error> {
         self.guard.shared.asked.store(true, Relaxed);
         let before = self.before.get();
@@ -376,7 +377,8 @@ impl Handle {
         if !before.is_reset && !wrote {
             self.reset()?;
         } else if !before.is_reset && rowid && self.connection.last_insert_rowid() == before.rowid {
-            // The borrower's own row may have the same id as the row of an earlier borrower: they cannot be told apart.
+            // The borrower's own row may have the same id as the row of an earlier borrower. The two cannot be told
+            // apart.
             if self.inserts.get() {
                 return Err(Error::new(
                     ErrorKind::Denied,

@@ -1,10 +1,10 @@
-//! Functions that replace SQLite's own ones: those whose time grows with the product of two values, and those that
-//! recurse by a pattern (LIKE, GLOB, `instr`, `replace`, `trim` with characters, `unhex` with characters, `concat`,
-//! `concat_ws`).
+//! Functions that replace SQLite's own ones (LIKE, GLOB, `instr`, `replace`, `trim` with characters, `unhex` with
+//! characters, `concat`, `concat_ws`). The time of SQLite's own ones grows with the product of two values, or they
+//! recurse along a pattern.
 //!
 //! They return the same results as SQLite's. Their time is linear in their values where that is possible; elsewhere
-//! they check the interrupt flag. They never make a value that is larger than allowed. These LIKE and GLOB do not use
-//! indexes.
+//! they check the interrupt flag. They never make a value that is larger than allowed. SQLite uses no index for a LIKE
+//! or GLOB that is replaced.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
@@ -57,7 +57,8 @@ pub(super) fn register(connection: &Connection, guard: &Arc<Guard>) -> Result<()
     register_like(connection, guard, false)
 }
 
-/// Registers LIKE. `pragma case_sensitive_like` does the same in SQLite: it registers another function of that name.
+/// Registers LIKE. SQLite's `pragma case_sensitive_like` registers a LIKE of SQLite's own, so LIKE is registered again
+/// after this pragma.
 pub(super) fn register_like(
     connection: &Connection,
     guard: &Arc<Guard>,
@@ -112,7 +113,7 @@ impl Work<'_> {
 }
 
 impl Guard {
-    /// Ends the function if the request has ended.
+    /// Fails if the request has ended, which ends the function that is running.
     fn check(&self) -> Result<()> {
         match self.over.load(Relaxed) {
             false => Ok(()),
@@ -154,7 +155,7 @@ fn text<'a>(
     }))
 }
 
-/// A real number as SQLite prints it. SQLite's format is its own, so SQLite is asked.
+/// A real number as SQLite prints it. SQLite has a format of its own, so a connection in memory makes the text.
 fn real(number: f64) -> Result<String> {
     thread_local! {
         static WRITER: RefCell<Option<Connection>> = const { RefCell::new(None) };
@@ -235,7 +236,8 @@ fn instr(context: &Context<'_>, guard: &Guard) -> Result<Value> {
         work.step(found - from + part.len())?;
         from = found + 1;
     };
-    // SQLite counts the first byte as a character, whatever it is.
+    // For SQLite, the first byte begins a character, even if it is a continuation byte. Each later byte that begins a
+    // character shows that one more character has ended.
     let characters = (text[..found].iter().skip(1))
         .chain(text.get(found))
         .filter(|byte| !is_continuation(byte));
@@ -395,7 +397,8 @@ fn joined(context: &Context<'_>, guard: &Guard, from: usize, separator: &[u8]) -
     made(all)
 }
 
-/// The special characters of a pattern. None: there is no such character, because it is the escape character.
+/// The special characters of a pattern. `any` or `one` is None if the pattern uses its character as the escape
+/// character.
 struct Wildcards {
     any: Option<u32>,
     one: Option<u32>,
@@ -501,7 +504,8 @@ impl Wildcards {
                 return Ok(true);
             }
             match retry {
-                // When the rest of the pattern did not match more of the text, it does not match less of it.
+                // If the text ended before the pattern did, another try further on would have even less text, so it is
+                // not made.
                 Some((behind, tried)) if begin < text.len() && tried < text.len() => {
                     let further = character(text, tried).1;
                     at = behind;
@@ -561,7 +565,8 @@ impl Wildcards {
     }
 }
 
-/// Whether a character is in the set that begins here, after its `[`; and the index after the set.
+/// Whether the character `wanted` is in a set such as `[a-z]`, and the index after the set. `at` is the index after the
+/// `[`.
 fn set(pattern: &[u8], mut at: usize, wanted: u32) -> (bool, usize) {
     let read = |at: &mut usize| match *at < pattern.len() {
         true => {

@@ -1,7 +1,8 @@
 //! The SQL that views may run. SQLite calls the authorizer here for every part of a statement while it compiles the
 //! statement.
 //!
-//! What is not on the list is refused. Where people will meet a refusal, its text says what to do instead.
+//! Everything that [`Guard::authorize`] does not list as allowed is refused. The text of a refusal that authors of
+//! views are likely to meet says what to do instead.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub(super) struct Guard {
     /// The number of rows that the borrower has changed, for `total_changes()`.
     pub(super) total_changes: AtomicI64,
     pub(super) shared: Shared,
-    /// Set when a statement was compiled, and not taken from the kept ones.
+    /// Set when SQLite compiles a statement. A statement that is taken from the kept ones is not compiled.
     pub(super) compiled: AtomicBool,
     /// What the authorizer saw of the statement that was compiled last.
     pub(super) found: Mutex<Found>,
@@ -48,22 +49,24 @@ pub(super) struct Shared {
     pub(super) asked: Arc<AtomicBool>,
 }
 
-/// What the authorizer sees of a statement while it is compiled, with the views and triggers that it uses.
+/// What the authorizer sees of a statement while SQLite compiles the statement, together with the triggers and views of
+/// the schema that the statement uses.
 #[derive(Default)]
 pub(super) struct Found {
     /// Calls of functions.
     pub(super) weight: Weight,
-    /// Tables that it writes to.
+    /// Tables that the statement writes to.
     pub(super) written: BTreeSet<String>,
     /// Whether the statement has the operator MATCH, or marks the matches of a search.
     pub(super) searches: bool,
     /// Tables of which the statement reads a column that has the table's name: comparing that with a text is a
     /// full-text search.
     pub(super) searched: BTreeSet<String>,
-    /// Whether the statement asks what the last statements on the connection did; and whether it asks for the row id.
+    /// Whether the statement asks what the last statements on the connection did (`session`), and whether it asks for
+    /// the id of the last inserted row (`rowid`).
     pub(super) session: bool,
     pub(super) rowid: bool,
-    /// Whether it changes the schema.
+    /// Whether the statement changes the schema.
     pub(super) changes_schema: bool,
     /// The value that `pragma case_sensitive_like` is set to.
     pub(super) like_case: Option<bool>,
@@ -117,7 +120,8 @@ impl Guard {
             | CreateTempView { .. }
             | CreateTempTrigger { .. }
             | CreateTempIndex { .. } => TEMPORARY.to_owned(),
-            // For the authorizer, `create table temp.name` makes an ordinary table.
+            // SQLite reports `create table temp.name` as `CreateTable` in the database `temp`, not as
+            // `CreateTempTable`.
             _ if context.database_name == Some("temp") => TEMPORARY.to_owned(),
             AlterTable { .. }
             | Analyze { .. }
@@ -137,7 +141,7 @@ impl Guard {
             | Recursive
             | Reindex { .. }
             | Update { .. } => return Authorization::Allow,
-            // Such as `attach` with a parameter for the file's name.
+            // Other actions, such as that of `attach` with a parameter for the file's name.
             other => format!("a statement was refused because it is not of the kinds that views may run ({other:?}); `attach`, `detach` and `vacuum` never are"),
         };
         *self.refused.lock() = Some(Error::new(ErrorKind::Denied, refused));
@@ -150,7 +154,8 @@ impl Guard {
         rusqlite::Error::UserFunctionError("refused".into())
     }
 
-    /// Why a function may not be called, if it may not. `within`: the trigger or view that has the call.
+    /// The sentence that refuses the call of a function. None: the function may be called. `within`: the trigger or
+    /// view of the schema that has the call in its definition.
     fn function(&self, name: &str, within: Option<&str>) -> Option<String> {
         match name.to_ascii_lowercase().as_str() {
             // `fts3_tokenizer` takes and returns pointers into the host's memory.
@@ -326,7 +331,7 @@ const VIRTUAL_TABLES: &[&str] = &["fts5", "fts4", "fts3", "rtree"];
 
 const TEMPORARY: &str = "a temporary table, view, trigger or index was refused: it would exist on one connection of the pool and be lost for the next statement; use `pin` to keep one connection for several";
 
-/// Whether the action concerns something that exists on this connection only.
+/// Whether the action is about something temporary, which exists on this connection only.
 fn is_temporary(context: &AuthContext<'_>) -> bool {
     use AuthAction::{CreateTempIndex, CreateTempTable, CreateTempTrigger, CreateTempView};
     let makes_one = matches!(

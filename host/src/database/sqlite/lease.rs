@@ -15,7 +15,8 @@ use crate::telemetry::metrics::GaugeGuard;
 use crate::threads::deadline::Deadline;
 use crate::threads::gate::Permit;
 
-/// A leased connection. Dropping it rolls back what is open on it, and gives it back clean (R11).
+/// A leased connection. Dropping the lease rolls back what is open on the connection, and gives the connection back
+/// clean (R11).
 pub struct Lease {
     handle: Option<Handle>,
     database: Arc<Sqlite>,
@@ -30,7 +31,7 @@ pub struct Lease {
 
 /// Whether a statement can run on the connection that it was tried on.
 pub enum Tried<T> {
-    /// It ran.
+    /// The statement ran.
     Done(T),
     /// The statement writes, and this connection only reads.
     Writes,
@@ -65,7 +66,8 @@ impl Lease {
     /// Runs a statement.
     ///
     /// # Errors
-    /// The error of the database, `too-large` over the limit, `aborted` when the request ends meanwhile.
+    /// The error of the database, `too-large` if the rows exceed the statement's limit, `aborted` if the request ends
+    /// meanwhile.
     pub fn run(&self, statement: &Statement) -> Result<Tried<Outcome>, Error> {
         let Statement {
             sql,
@@ -88,7 +90,8 @@ impl Lease {
         let changes = handle.connection.total_changes();
         {
             let mut cursor = prepared.raw_query();
-            // The statement runs only while its rows are stepped through, wanted or not.
+            // A statement runs only while its rows are stepped through, so this is done even if the rows are not
+            // wanted.
             while let Some(row) = cursor.next().map_err(|error| handle.error(&error))? {
                 if rows_max.is_none() {
                     continue;
@@ -101,7 +104,7 @@ impl Lease {
             }
         }
         // After a statement that changes no rows, `changes` still has the number of an earlier statement. A statement
-        // that changes the schema may write rows of SQLite's own tables.
+        // that changes the schema may write rows of SQLite's own tables, which do not count.
         let changes_rows = handle.connection.total_changes() != changes && !prepared.changes_schema;
         let changed = match changes_rows {
             true => handle.connection.changes(),
@@ -148,7 +151,7 @@ impl Lease {
     pub(in crate::database) fn set_pinned(&mut self, pinned: bool) {
         self.tainted = true;
         let handle = self.handle();
-        // Statements that are prepared already would not pass the authorizer again.
+        // The authorizer would not see statements again that are prepared already, so they are dropped.
         handle.connection.flush_prepared_statement_cache();
         let bounded = match pinned {
             true => handle.bound_temporary(),
@@ -162,7 +165,8 @@ impl Lease {
                 "a session's temporary tables cannot be bounded"
             );
         }
-        // Without a limit on their size, no temporary tables are allowed. Statements that need a pin are refused then.
+        // If the size of temporary tables cannot be limited, the guard goes on as if there were no pin: it refuses
+        // temporary tables, and all other statements that need a pin.
         handle
             .guard
             .pinned
@@ -230,7 +234,7 @@ impl Lease {
                     break false;
                 }
             };
-            // The receiver is gone when nobody reads the result any more.
+            // Sending fails when nobody reads the result any more.
             if (!piece.is_empty() && pieces.blocking_send(Ok(piece)).is_err()) || end {
                 return;
             }
@@ -274,8 +278,8 @@ struct Used {
 
 impl Used {
     fn give_back(self) {
-        // A pinned connection is closed by dropping its handle, which rolls back what is open. Another one is opened
-        // when it is needed.
+        // A pinned connection is closed by dropping its handle, which rolls back what is open. Another connection is
+        // opened when one is needed.
         if self.tainted {
             return;
         }

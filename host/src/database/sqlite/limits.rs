@@ -25,15 +25,16 @@ const LIMITS: &[(Limit, i32)] = &[
     (Limit::SQLITE_LIMIT_COLUMN, 2_000),
     // About 550 bytes of stack for each level.
     (Limit::SQLITE_LIMIT_EXPR_DEPTH, 500),
-    // Entries of the parser's stack, which is on the heap. The tree that it builds (subqueries in FROM) is walked by
-    // recursion, which takes stack.
+    // Entries of the parser's stack, which is on the heap. But the tree that the parser builds (subqueries in FROM) is
+    // walked by recursion, which takes the thread's stack.
     (Limit::SQLITE_LIMIT_PARSER_DEPTH, 1_000),
     (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 250),
     // SQLite doubles its memory for instructions, so the limit is in effect 172,032 instructions.
     (Limit::SQLITE_LIMIT_VDBE_OP, 250_000),
     (Limit::SQLITE_LIMIT_FUNCTION_ARG, 100),
     (Limit::SQLITE_LIMIT_ATTACHED, 0),
-    // LIKE and GLOB are the host's (`functions`). This limit is for internal callers of SQLite's own ones.
+    // The host replaces LIKE and GLOB (`functions`). This limit is for SQLite's own LIKE and GLOB, where SQLite calls
+    // them internally.
     (Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
     (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 32_766),
     // About 1.5 KiB of stack for each level when the statement is compiled. Cascading foreign keys have the same limit.
@@ -45,7 +46,7 @@ const LIMITS: &[(Limit, i32)] = &[
     (Limit::SQLITE_LIMIT_TRIGGER_STEPS, 1_000),
 ];
 
-/// Sets all of them.
+/// Sets all [`LIMITS`] on a connection.
 pub(super) fn set(connection: &Connection) -> rusqlite::Result<()> {
     (LIMITS.iter()).try_for_each(|(limit, max)| connection.set_limit(*limit, *max).map(drop))
 }
@@ -65,19 +66,21 @@ pub(super) struct Weight {
     pub(super) highlights: bool,
 }
 
-/// The slowest functions that are counted (JSON) take 10 ns for each byte.
+/// The most bytes that all calls of a statement may work on together. The slowest functions that are counted (JSON)
+/// take 10 ns for each byte, so the calls take at most a second.
 const CALL_BYTES: u64 = 100_000_000;
 /// Two values of this size keep a quadratic function busy for about half a second.
 const QUADRATIC_BYTES: u64 = 64 << 10;
-/// An instruction takes about 200 bytes of memory, operands included, and 1.5 ns for each byte that it copies.
+/// The largest product of a program's memory and the size of its values. An instruction takes about 200 bytes of
+/// memory, operands included, and 1.5 ns for each byte that it copies, so all instructions take about a second at most.
 const PROGRAM_BYTES: u64 = 160_000_000_000;
 /// The longest search that `search` allows takes less than a second in one text of this size.
 const INDEXED_BYTES: u64 = 512 << 10;
 /// `highlight` copies its whole result for each mark that it adds. With the longest marks that `search` allows, that
 /// takes a second for one text of this size.
 const HIGHLIGHTED_BYTES: u64 = 64 << 10;
-/// Values of this size are always allowed: a statement with the most instructions would take seconds, but only in
-/// theory.
+/// Values of this size are always allowed, unless quadratic functions work on them. In theory, a statement with the
+/// most instructions could then take seconds.
 const VALUES_MIN: u64 = 64 << 10;
 
 /// The most bytes of a text or blob that a statement may have, read or make.
@@ -106,7 +109,7 @@ pub(super) fn values_max(configured: u64, weight: Weight) -> u64 {
 }
 
 /// The number of calls of slow functions in the definition of a table or index: in checks, generated columns and
-/// indexed expressions. They run when the table is written to, without being seen by the authorizer.
+/// indexed expressions. These functions run when the table is written to, but the authorizer does not see them.
 pub(super) fn calls(definition: &str) -> u32 {
     let slow = Words(definition).filter(|word| {
         let name = word.trim_matches(['"', '`', '[', ']']).to_ascii_lowercase();
@@ -229,7 +232,7 @@ mod tests {
                 "{limit:?}"
             );
         }
-        // `LENGTH` is the one limit that is not listed, and this is SQLite's last one.
+        // SQLite numbers its limits from 0, and this limit is the last one. Only `LENGTH` is not listed.
         let last = Limit::SQLITE_LIMIT_TRIGGER_STEPS as usize;
         assert_eq!(LIMITS.len(), last);
     }

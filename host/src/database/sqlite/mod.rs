@@ -3,8 +3,8 @@
 //! SQLite lets one connection write at a time. Here writers queue for the one writing connection, in order and with a
 //! time limit, so that they do not collide inside of SQLite. Readers see the last commit and never wait for the writer.
 //!
-//! Loops write on a thread of the database's own ([`Sqlite::write`]). When that thread has ended a transaction, it goes
-//! on with the next one, and no other thread has to be woken between the two.
+//! For event loops, a thread of the database's own writes ([`Sqlite::write`]). When this thread has ended a
+//! transaction, it goes on with the next one, and no other thread has to be woken between the two.
 //!
 //! Views must not run statements that change the connection (`BEGIN`, `PRAGMA`, `ATTACH`, temporary tables …). The next
 //! statement may go to another connection, so the change would be lost, and `ATTACH` would reach other files. SQLite's
@@ -55,7 +55,7 @@ pub struct Sqlite {
     thread: Thread,
 }
 
-/// The thread that writes for loops. It ends when this is dropped.
+/// The thread that writes for event loops. The thread ends when this value is dropped.
 struct Thread {
     runtime: runtime::Handle,
     _end: oneshot::Sender<()>,
@@ -106,7 +106,8 @@ impl Sqlite {
         }))
     }
 
-    /// Runs blocking work for a loop on the thread that writes. The work is finished even if its caller is dropped.
+    /// Runs blocking work for an event loop, on the thread that writes for event loops. The work is finished even if
+    /// its caller is dropped.
     pub(super) async fn go_on<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -140,7 +141,7 @@ impl Sqlite {
     /// Leases the writing connection.
     ///
     /// # Errors
-    /// When it does not come free in time, or the request ends.
+    /// When this connection does not come free in time, or the request ends.
     pub async fn writer(self: &Arc<Self>, deadline: &Arc<Deadline>) -> Result<Lease, Error> {
         self.lease(deadline, true).await
     }
@@ -166,8 +167,8 @@ impl Sqlite {
         Lease::new(handle, self, place, Arc::clone(deadline), writes)
     }
 
-    /// Runs `work` with the writing connection as soon as that is free, on the thread that writes for loops. `work` may
-    /// block there. It is dropped when its caller is dropped before it has begun.
+    /// Runs `work` with the writing connection as soon as this connection is free, on the thread that writes for event
+    /// loops. `work` may block. If the caller is dropped before `work` has begun, `work` does not run.
     ///
     /// # Errors
     /// When the connection does not come free in time, or the request ends.
@@ -188,7 +189,7 @@ impl Sqlite {
         gate.enter_on(&self.thread.runtime, deadline, begin).await?
     }
 
-    /// Opens a connection to replace one that could not be cleaned. Blocks.
+    /// Opens a connection to replace one that was closed after its lease. Blocks.
     fn reopen(&self, writes: bool) -> Result<Handle, Error> {
         Handle::open(&self.config, &self.file, &self.shared, writes).map_err(|error| {
             let name = &self.config.name;
@@ -243,7 +244,7 @@ impl Sqlite {
         }
     }
 
-    /// As [`Sqlite::run`], with the result in pieces if the statement only reads.
+    /// Does what [`Sqlite::run`] does, but returns the result in pieces if the statement only reads.
     pub(super) async fn stream(
         self: &Arc<Self>,
         face: Face,

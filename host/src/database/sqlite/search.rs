@@ -1,8 +1,9 @@
 //! The limits on full-text searches.
 //!
-//! FTS compares every word of a phrase with every word of a text, without a check of the interrupt flag. The text is
-//! bounded where it is written (`limits`), the search here. After MATCH, a statement may have only literals and
-//! parameters, joined by `||`: so the length of the search is known before it runs.
+//! FTS compares every word of a phrase with every word of a text, without a check of the interrupt flag. The size of
+//! the text is limited when the text is written (`limits`). The length of the search is limited here. After MATCH, a
+//! statement may have only literals and parameters, joined by `||`: so the length of the search is known before it
+//! runs.
 
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::Value;
@@ -93,7 +94,7 @@ fn operand(words: &mut Words<'_>) -> Result<(), Error> {
         let mut next = words.clone();
         match next.next().unwrap_or_default() {
             "||" => *words = next,
-            // An operator that binds more closely would change what is searched for.
+            // These operators bind more closely than `match`, so they would change what is searched for.
             "->" | "->>" | "+" | "-" | "*" | "/" | "%" | "<<" | ">>" | "&" | "|" => {
                 return Err(Error::new(
                     ErrorKind::Denied,

@@ -1,4 +1,4 @@
-//! Tests of hostile SQL, and of the errors that it gets.
+//! Tests of hostile SQL, and of the errors that wrong SQL gets.
 
 use std::time::{Duration, Instant};
 
@@ -242,7 +242,7 @@ const SLOW: &[&str] = &[
     "insert into checked select big from long",
 ];
 
-/// R13: nothing holds a connection longer than its time limit and one second.
+/// R13: no statement holds a connection for more than one second after its time limit.
 #[test]
 fn r13_any_statement_ends_with_its_request() {
     let runtime = runtime();

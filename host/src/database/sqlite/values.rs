@@ -6,15 +6,15 @@ use rusqlite::{Statement, ToSql};
 use super::super::error::{Error, ErrorKind};
 use super::super::statement::{ROW_BYTES, Row, VALUE_BYTES, Value, short};
 
-/// The names of a result's columns, and about how many bytes they take. None: more than `max_bytes`.
+/// The names of a result's columns, and about how many bytes the names take. None: they take more than `max_bytes`.
 pub(super) fn columns(statement: &Statement<'_>, max_bytes: u64) -> Option<(Vec<String>, u64)> {
     let names = || statement.column_names();
-    // Measured before the names are copied: a name may be as long as the statement that made the table.
+    // The names are measured before they are copied: a name may be as long as the statement that made the table.
     let bytes = names().map(|name| ROW_BYTES + name.len() as u64).sum();
     (bytes <= max_bytes).then(|| (names().map(str::to_owned).collect(), bytes))
 }
 
-/// A row, and about how many bytes it takes. None: more than `max_bytes`.
+/// A row, and about how many bytes the row takes. None: it takes more than `max_bytes`.
 pub(super) fn read_row(
     row: &rusqlite::Row<'_>,
     width: usize,
@@ -26,7 +26,7 @@ pub(super) fn read_row(
         let value = row
             .get_ref(index)
             .map_err(|error| Error::new(ErrorKind::Other, error.to_string()))?;
-        // Measured before the value is copied.
+        // The value is measured before it is copied.
         if let ValueRef::Text(content) | ValueRef::Blob(content) = value {
             bytes += content.len() as u64;
         }

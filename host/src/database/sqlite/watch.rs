@@ -2,7 +2,8 @@
 //! ms, and sets SQLite's interrupt flag.
 //!
 //! SQLite checks the flag wherever its virtual machine jumps, and the host's own functions check it, too. A progress
-//! handler would be called only every so many instructions, and any number of slow functions can run between two calls.
+//! handler would not do: SQLite calls it only after a certain number of instructions, and each of these instructions
+//! may call a slow function.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -21,7 +22,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// The thread sleeps after so many checks in a row without a leased connection. The next lease wakes it.
 const IDLE_TICKS: u32 = 100;
 
-/// One connection, as the watching thread sees it.
+/// What the watching thread knows of one connection.
 pub(super) struct Watched {
     interrupt: InterruptHandle,
     guard: Arc<Guard>,
@@ -76,7 +77,7 @@ impl Watched {
         self.guard.over.store(false, SeqCst);
     }
 
-    /// Whether the request has ended. A statement that began now would not be interrupted at once.
+    /// Whether the request has ended. A statement that began now would run until the next check interrupts it.
     pub(super) fn is_over(&self) -> bool {
         self.guard.over.load(SeqCst)
     }
@@ -98,8 +99,8 @@ impl Watched {
         }
         if is_over || self.guard.writes_too_much.load(SeqCst) {
             self.guard.over.store(true, SeqCst);
-            // Sent under the lock: so the connection cannot be given back meanwhile, and the host cannot start a
-            // statement of its own.
+            // The interrupt is sent under the lock. So the connection cannot be given back meanwhile, and the host
+            // cannot start a statement of its own.
             if !loan.host {
                 self.interrupt.interrupt();
             }
@@ -152,8 +153,9 @@ fn watch() {
             std::thread::sleep(TICK);
             continue;
         }
-        // A lease that begins now wakes this thread: either the thread sees the lease, or the lease sees that the
-        // thread sleeps.
+        // The first time, only the flag `sleeps` is set, and all connections are checked once more. The thread parks if
+        // the flag is still set after that. So a lease that begins meanwhile is seen by this check, or sees the flag
+        // and wakes the thread.
         match WATCH.sleeps.swap(true, SeqCst) {
             false => {}
             true => std::thread::park(),

@@ -8,7 +8,7 @@ use crate::guest::store::Guest;
 use crate::threads::deadline::Ended;
 use crate::threads::workers;
 
-/// The most bytes one call gives.
+/// The most bytes that one call of `read` returns.
 const PIECE_MAX: u32 = 1 << 20;
 
 impl From<Ended> for Error {

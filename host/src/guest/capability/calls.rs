@@ -15,7 +15,7 @@ fn nowhere() -> Error {
     refused(500, sentence.to_owned())
 }
 
-/// Counts the bytes that the host keeps of the called function's request until the call returns.
+/// Counts the bytes of the called function's request, which the host keeps until the call returns.
 fn held(scope: &Arc<Scope>, request: &Request) -> Result<CallBytes, Error> {
     let headers = header_bytes(&request.headers);
     let texts = (request.method.len() + request.path.len() + request.query.len()) as u64;
@@ -39,7 +39,7 @@ impl Guest {
     fn go(&self, to: Callee, request: Request) -> Result<Response, Error> {
         let call_chain = self.work().call_chain.as_ref().ok_or_else(nowhere)?;
         let _held = held(&self.work().scope, &request)?;
-        // The called functions have CPU budgets of their own.
+        // The called functions have CPU budgets of their own, so the caller's budget is not used meanwhile.
         self.work().cpu.pause(|| call_chain.go(to, request))
     }
 }

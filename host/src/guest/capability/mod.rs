@@ -1,4 +1,5 @@
-//! The capabilities: one thin adapter for each WIT interface, with a sync and an async face over one service.
+//! The capabilities: one thin adapter for each WIT interface. Most capabilities that wait have two interfaces over one
+//! service: a sync face and an async face.
 //!
 //! A sync face waits on the worker's thread, and the pool counts the worker as waiting (R4). An async face is a future
 //! on the loop. Both call the same service, and the request's scope decides what is allowed.
@@ -26,11 +27,12 @@ use crate::guest::store::Guest;
 
 /// A capability that guests can import: one interface of `amphi:view`, or two, one for each mode.
 pub struct Capability {
-    /// The name of the interface. The async one has `-async` after it.
+    /// The name of the interface. If there are two interfaces, the async one has `-async` after this name.
     pub name: &'static str,
     /// Its interfaces.
     pub faces: Faces,
-    /// The line of `amphi.toml` that grants the capability, when a module lacks the grant.
+    /// For a module that lacks the grant: the line of `amphi.toml` that grants the capability. None: nothing is
+    /// missing.
     pub missing_grant: fn(&Module) -> Option<&'static str>,
 }
 
@@ -38,7 +40,7 @@ pub struct Capability {
 pub enum Faces {
     /// One interface for both modes, whose functions never wait.
     Shared(Link),
-    /// Two interfaces: the functions of one block, those of the other are async.
+    /// Two interfaces: one with blocking functions, one with async functions.
     PerMode {
         /// For sync components.
         sync: Link,
@@ -57,7 +59,7 @@ macro_rules! link {
     };
 }
 
-/// For a capability that needs no grant.
+/// The [`Capability::missing_grant`] of a capability that needs no grant.
 fn none(_: &Module) -> Option<&'static str> {
     None
 }
@@ -140,14 +142,14 @@ pub const CAPABILITIES: &[Capability] = &[
     },
 ];
 
-/// The interface of `amphi:view` that an import names: `database-async` for `amphi:view/database-async@0.1.0`.
+/// The interface that is imported from `amphi:view`: `database-async` for the import `amphi:view/database-async@0.1.0`.
 pub fn interface(import: &str) -> Option<&str> {
     let name = import.strip_prefix("amphi:view/")?;
     Some(name.split_once('@').map_or(name, |(name, _)| name))
 }
 
-/// The capability that an interface belongs to, and whether the interface is the async one. None: the interface has
-/// types only, or is unknown.
+/// The capability that an interface belongs to, and whether the interface's name ends in `-async`. None: the interface
+/// has types only, or is unknown.
 pub fn capability(interface: &str) -> Option<(&'static Capability, bool)> {
     let name = interface.strip_suffix("-async");
     let is_async = name.is_some();
@@ -156,10 +158,10 @@ pub fn capability(interface: &str) -> Option<(&'static Capability, bool)> {
     Some((known, is_async))
 }
 
-/// Adds what sync components may import.
+/// Adds to `linker` everything that sync components may import.
 ///
 /// # Errors
-/// Never, unless two interfaces clash.
+/// When two interfaces have the same name, which would be a mistake in the host.
 pub fn link_sync(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_sync(linker)?;
     wasi::bound_waits(linker)?;
@@ -170,10 +172,11 @@ pub fn link_sync(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     })
 }
 
-/// Adds what async components may import. Without `blocking_wasi`, blocking WASI calls trap with their name.
+/// Adds to `linker` everything that async components may import. Without `blocking_wasi`, every blocking function of
+/// WASI traps, and the error contains the name of the function.
 ///
 /// # Errors
-/// Never, unless two interfaces clash.
+/// When two interfaces have the same name, which would be a mistake in the host.
 pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     if !blocking_wasi {

@@ -1,8 +1,8 @@
-//! What a guest writes to standard output, standard error and `log`: all of it becomes records of the host's log, line
-//! by line.
+//! The output of a guest: each line of standard output and of standard error, and each record of the capability `log`,
+//! becomes a record of the host's log.
 //!
-//! One limit (`log_max_bytes`) bounds all of it for one call. The message of a panic on standard error is kept, because
-//! it becomes part of the one line that the host logs about the trap.
+//! One limit (`log_max_bytes`) bounds the whole output of one call. The message of a panic on standard error is kept,
+//! because it becomes part of the one line that the host logs about the trap.
 
 use std::sync::Arc;
 
@@ -21,9 +21,10 @@ use crate::view::View;
 
 /// The most bytes of a panic's message that are kept.
 const PANIC_BYTES: usize = 4 << 10;
-/// The bytes that a record counts beside its text, for the time, view and request that the host adds.
+/// The bytes that a record counts for in addition to its text, because the host adds the time, the view and the
+/// request.
 const RECORD_BYTES: usize = 100;
-/// The most bytes that a guest can write in one call, and the longest line: a longer one is split.
+/// The most bytes that a guest can write to a stream in one call. A line that is longer than that is split.
 const WRITE_BYTES: usize = 64 << 10;
 
 /// The log of one instance. Clones share its state.
@@ -31,7 +32,7 @@ const WRITE_BYTES: usize = 64 << 10;
 pub struct Output(Arc<Mutex<State>>);
 
 struct State {
-    /// The call that the instance serves; none while it is kept for another request.
+    /// The call that the instance serves. None while the instance is kept for a later request.
     work: Option<(Arc<Scope>, Arc<View>)>,
     max_bytes: usize,
     left: usize,
@@ -57,8 +58,8 @@ impl State {
         &mut self.lines[usize::from(level == Level::WARN)]
     }
 
-    /// Whether a line of standard error belongs to a panic's message; if so, the line is kept. A guest that panics
-    /// ends.
+    /// Whether a line of standard error belongs to a panic's message. Such a line is kept instead of being logged.
+    /// After the first line of a panic, all lines belong to the message, because a guest that panics does nothing else.
     fn panicking(&mut self, line: &str) -> bool {
         if self.panic.is_none()
             && let Some((_, place)) = line
@@ -88,7 +89,7 @@ impl Output {
         Output(Arc::new(Mutex::new(State::new(max_bytes))))
     }
 
-    /// Starts a call: what is written from now on is logged as that of `view` in `scope`.
+    /// Starts a call: output from now on is logged with `view` and with the request of `scope`.
     pub(in crate::guest) fn begin(&self, scope: &Arc<Scope>, view: &Arc<View>) {
         let mut state = self.0.lock();
         *state = State {
@@ -103,7 +104,7 @@ impl Output {
         self.flush(Level::WARN);
         let panic = self.0.lock().panic.take();
         if let Some(panic) = panic {
-            // No trap followed, so the text was not that of a panic: it is logged like any other.
+            // The guest has not trapped, so the text only looked like a panic. It is logged like other output.
             self.record(Level::WARN, &panic);
         }
         let mut state = self.0.lock();
@@ -134,7 +135,7 @@ impl Output {
         }
         state.left -= size;
         drop(state);
-        // For a sync function: the worker that it runs on.
+        // The number of the sync worker that the function runs on. None for an async function.
         let worker = Some(workers::number()).filter(|number| *number > 0);
         match level {
             Level::TRACE => {

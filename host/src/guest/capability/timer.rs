@@ -1,4 +1,4 @@
-//! `timer`: sleeps as a future of the loop.
+//! `timer`: lets async guests sleep. A sleep is a future on the event loop.
 
 use std::time::Duration;
 

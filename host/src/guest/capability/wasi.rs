@@ -1,8 +1,9 @@
-//! WASI 0.2 for both kinds of guest: clocks, random numbers, standard output to the log, granted folders.
-//! No sockets, no environment, no arguments.
+//! WASI 0.2 for sync and async guests: clocks, random numbers, standard output to the log, granted folders. There are
+//! no sockets, no environment and no arguments.
 //!
-//! A call that waits ends with the request on a sync worker. In an async guest it is refused, because it would hold up
-//! everything else that the view has in flight.
+//! In a sync guest, a call that waits ends with the request at the latest. In an async guest, such a call is refused
+//! (unless the module has `blocking_wasi = true`), because it would hold up everything else that the view has in
+//! flight.
 
 mod files;
 
@@ -24,7 +25,8 @@ use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
 use crate::threads::workers;
 use crate::view::Mode;
 
-/// Must be the version that wasmtime-wasi links: only then do these definitions replace the ones of wasmtime-wasi.
+/// The version of WASI that wasmtime-wasi links. With another version, the definitions here would not replace those of
+/// wasmtime-wasi.
 const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
@@ -66,7 +68,7 @@ impl Guest {
     }
 }
 
-/// The waits of a sync guest: bounded by the request's deadline, and counted by the worker pool.
+/// A sync guest whose waits end at the request's deadline at the latest and count as waiting in the worker pool.
 struct Bounded<'a>(&'a mut Guest);
 
 impl HasData for Bounded<'static> {
@@ -95,7 +97,7 @@ impl Bounded<'_> {
         cpu.pause(|| workers::blocking(|| work(&mut files)))
     }
 
-    /// Runs work on streams, which may belong to files.
+    /// Runs work on streams. A stream may belong to a file, so the work counts as waiting, not as CPU time.
     fn in_streams<T>(&mut self, work: impl FnOnce(&mut ResourceTable) -> T) -> T {
         let cpu = Arc::clone(&self.0.work().cpu);
         let table = self.table();
@@ -134,7 +136,7 @@ pub(super) fn bound_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// Replaces every WASI call that blocks by a call that traps with its name.
+/// Replaces every blocking function of WASI by one that traps. The error contains the name of the function.
 pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     for (interface, functions) in BLOCKING {
@@ -151,7 +153,7 @@ pub(super) fn refuse_waits(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// The calls that wait: for time, for data, or for a disk.
+/// The functions of WASI that can block: they wait for time, for data, or for a disk.
 const BLOCKING: &[(&str, &[&str])] = &[
     ("wasi:io/poll", &["poll", "[method]pollable.block"]),
     (

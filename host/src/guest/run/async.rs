@@ -1,7 +1,7 @@
-//! Async guests: a future on the loop, preempted by epoch (R5).
+//! Async guests: each call is a future on the event loop. A guest that computes for long is preempted by epoch (R5).
 //!
 //! Each call in flight has a store of its own. Dropping the store cancels everything that the guest has in flight
-//! (R15). Only between stores can one guest be preempted in favour of another.
+//! (R15). The host can preempt a guest in favour of another one only because the two have different stores.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -27,8 +27,8 @@ use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 thread_local! {
-    /// One permit for each loop: of the guests that the loop has preempted, one at a time goes on, in the order of
-    /// their preemption.
+    /// A semaphore for each loop, with one permit. Of the guests that the loop has preempted, only the one with the
+    /// permit goes on. They get the permit in the order of their preemption.
     static PREEMPTED: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
@@ -46,7 +46,8 @@ struct Exports {
 }
 
 impl AsyncComponent {
-    /// A component whose instances are kept as `reuse` says; none: each call has a fresh instance.
+    /// `reuse` has the limits on the instances that are kept for further requests. None: each call has a fresh
+    /// instance.
     pub fn new(
         engines: &Engines,
         views: AsyncViewsPre<Guest>,
@@ -56,10 +57,10 @@ impl AsyncComponent {
         AsyncComponent { views, pool }
     }
 
-    /// Runs a view until the request's deadline at most. `guest` makes the store data of a fresh instance.
+    /// Runs a view, until the request's deadline at most. `guest` makes the store data if a fresh instance is needed.
     ///
     /// # Errors
-    /// A trap, a limit or an ended request, explained.
+    /// A failure that explains the trap, the limit that was reached, or why the request has ended.
     pub async fn call(
         &self,
         work: Work,
@@ -82,7 +83,7 @@ impl AsyncComponent {
             };
             let done = store.run_concurrent(handle).await.flatten();
             let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
-            // A call that the guest has not waited for would end during another request.
+            // An instance with an unfinished call is not clean: the call would end during another request.
             let clean = done && store.concurrent_state_table_size() == exports.idle;
             self.pool.give_back(instance, clean);
             Ok(bounded(answer))
@@ -135,16 +136,16 @@ impl AsyncComponent {
     }
 }
 
-/// Waits until a preempted guest may go on: after the guests that its loop preempted earlier, and after the loop has
-/// polled its sockets and run the tasks that are ready. So a guest that has computed little waits for one slice of one
-/// other guest, however many guests compute on its loop (R5).
+/// Waits until a preempted guest may go on. The guests that its loop preempted earlier go first. Then the loop polls
+/// its sockets and runs the tasks that are ready. So a guest that has not been preempted yet waits for one slice of one
+/// preempted guest, however many guests compute on its loop (R5).
 async fn turn(turns: Arc<Semaphore>) {
     let _turn = turns.acquire().await;
     // tokio polls the sockets of the loop when a task yields this way.
     tokio::task::yield_now().await;
 }
 
-/// Whether the guest has no tasks left after its answer. Tasks that go on end with the store.
+/// Whether the guest has no tasks left after its answer. If it has some, they end when the store is dropped.
 async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
     poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
 }

@@ -1,4 +1,4 @@
-//! The stack of a guest that failed: functions of its own source, without those of libraries and of the compiler (R17).
+//! The stack of a guest that failed, without the functions of the standard library, the SDK and the compiler (R17).
 
 use std::fmt::{self, Write};
 
@@ -8,22 +8,23 @@ use crate::telemetry::report::Frame;
 
 /// The most frames that are kept, from the innermost.
 const FRAMES_MAX: usize = 32;
-/// The longest mangled name that is demangled, and the most bytes of a name that are kept. A component can have names
+/// The longest mangled name that is demangled, and the most bytes of any name that are kept. A component can have names
 /// of any length, and a short mangled name can stand for a very long one.
 const MANGLED_MAX: usize = 4096;
 const NAME_MAX: usize = 512;
 
-/// The guest's functions, the innermost first. Files and lines are there when the component has debug information
-/// (`amphi up` builds with it) and the engine was set up to read it. Functions of the standard library and of the SDK are left out,
-/// unless there are no others.
+/// The guest's functions, the innermost first. A frame has a file and a line if the component has debug information
+/// (`amphi up` builds with it) and the engine reads it ([`super::Engines::for_development`]). Functions of the standard
+/// library and of the SDK are left out, unless there are no others.
 pub fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     let mut all = Vec::new();
     for frame in backtrace.frames() {
-        // The functions that the compiler inlined, the innermost first, then the function itself.
+        // The functions that the compiler inlined into this one, the innermost first, then the function itself.
         let symbols = frame.symbols();
         let name = frame.func_name();
         for (index, symbol) in symbols.iter().enumerate() {
-            // The line tables have short names. The component's own names have the full name of the function itself.
+            // The debug information has short names only. `name` is the full name of the function itself, not of
+            // inlined ones.
             let whole = name.filter(|_| index + 1 == symbols.len());
             let frame = Frame {
                 function: demangled(whole.or(symbol.name()).unwrap_or("?")),
@@ -45,7 +46,8 @@ pub fn frames(backtrace: &WasmBacktrace) -> Vec<Frame> {
     own(all)
 }
 
-/// The frames of the guest's own source. The flag of a frame says whether its name is the full one.
+/// The frames of the guest's own source, or all frames if none is. The flag of a frame says whether its name is the
+/// full one.
 fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     let (own, machinery): (Vec<_>, Vec<_>) =
         (all.into_iter()).partition(|(frame, whole)| !is_machinery(frame, *whole));
@@ -54,8 +56,8 @@ fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     for (mut frame, _) in some.into_iter().take(FRAMES_MAX) {
         if let Some(view) = view(&frame.function) {
             frame.function = view.to_owned();
-            // The compiler inlined the view into its wrapper: both frames are one function, so keep the wrapper's
-            // longer name.
+            // The compiler inlined the view into the SDK's wrapper around it. Both frames stand for one view, so keep
+            // one frame, with the wrapper's longer name.
             if let Some(before) = kept.last_mut()
                 && frame.function.rsplit("::").next() == Some(&before.function)
             {
@@ -68,13 +70,13 @@ fn own(all: Vec<(Frame, bool)>) -> Vec<Frame> {
     kept
 }
 
-/// The view that the SDK calls in a function of this name: `shop::cart` for `<shop::cart as …::View>::SYNC::call`.
+/// The view in the name of the SDK function that calls it: `shop::cart` for `<shop::cart as …::View>::SYNC::call`.
 fn view(function: &str) -> Option<&str> {
     let (view, rest) = function.strip_prefix('<')?.split_once(" as amphi_sdk::")?;
     rest.starts_with("view::View>").then_some(view)
 }
 
-/// The functions on the way to the failure, at most four, as a suffix: ` (in shop::price ← shop::cart)`.
+/// The innermost functions, at most four, as a suffix for a sentence: ` (in shop::price ← shop::cart)`.
 pub fn way(frames: &[Frame]) -> String {
     let names: Vec<&str> = frames
         .iter()
@@ -100,7 +102,7 @@ pub(crate) fn demangled(name: &str) -> String {
     short.0
 }
 
-/// Takes at most `NAME_MAX` bytes, then fails: that ends a demangling that would produce more.
+/// A text of at most `NAME_MAX` bytes. Writing more fails, and so ends the demangling of a name that would be longer.
 struct Shortened(String);
 
 impl Write for Shortened {
@@ -115,7 +117,8 @@ impl Write for Shortened {
     }
 }
 
-/// Whether a frame belongs to the standard library, to what the compiler adds or to the SDK.
+/// Whether a frame belongs to the standard library, to the SDK or to what the compiler adds. `whole`: the frame has the
+/// full name of its function.
 fn is_machinery(frame: &Frame, whole: bool) -> bool {
     let file = frame.file.as_deref().unwrap_or_default();
     let foreign = ["/rustc/", "/rust/deps/", "wasisdk://"];
@@ -136,7 +139,7 @@ fn is_machinery(frame: &Frame, whole: bool) -> bool {
         "wit_bindgen",
         "amphi_sdk::",
     ];
-    // Functions of C, exports and what the compiler adds have no path.
+    // The names of C functions, of exports and of functions that the compiler adds have no path.
     (whole && !path.contains("::")) || foreign.iter().any(|prefix| path.starts_with(prefix))
 }
 
@@ -144,7 +147,7 @@ fn is_machinery(frame: &Frame, whole: bool) -> bool {
 mod tests {
     use super::*;
 
-    /// A function with its whole name, where nothing else is known.
+    /// A frame with the full name of its function, but without file and line.
     fn whole(function: &str) -> (Frame, bool) {
         let function = function.to_owned();
         let frame = Frame {
@@ -154,7 +157,7 @@ mod tests {
         (frame, true)
     }
 
-    /// One that the compiler has put into the next.
+    /// A frame of a function that the compiler has inlined into the function of the next frame.
     fn inlined(function: &str, file: &str) -> (Frame, bool) {
         let (frame, _) = whole(function);
         let file = Some(file.to_owned());
@@ -208,7 +211,8 @@ mod tests {
         let cut = demangled(&plain);
         assert!(cut.len() <= NAME_MAX + '…'.len_utf8() && cut.ends_with('…'));
         assert_eq!(demangled("_RNvC4shop4cart"), "shop::cart");
-        // Each type is a pair of the one before it, twice: a name of 2^40 parts.
+        // Each type is a pair, and both members are the type before it: the name of the last type would have 2^40
+        // parts.
         let mut doubling = "_RINvC4shop4cartTmm".to_owned();
         for _ in 0..40 {
             doubling.push_str("TBf_Bf_E");

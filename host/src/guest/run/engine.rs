@@ -24,8 +24,8 @@ pub(super) const FRAMES_MAX: usize = 40;
 
 /// The most core instances of one component. Guests in Python or JavaScript have up to fourteen.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 20;
-/// The most stack of a guest. Sync guests run on their worker's stack; async guests have a stack of `ASYNC_STACK_BYTES`
-/// each, on which the host functions that they call run, too.
+/// The most stack of a guest, in bytes. Sync guests run on the stack of their worker. Each async guest has a stack of
+/// `ASYNC_STACK_BYTES`, and the host functions that it calls run on that stack, too.
 const WASM_STACK_BYTES: usize = 512 << 10;
 const ASYNC_STACK_BYTES: usize = 1 << 20;
 /// The bytes of memory, table and stack that a slot keeps when its instance ends. The next instance in the slot need
@@ -41,7 +41,7 @@ pub struct Engines {
     pub sync: Engine,
     /// For async components.
     pub r#async: Engine,
-    /// The limits on instances that are kept for further requests.
+    /// Permits for instances that are kept for further requests, one for each kept instance.
     pub(super) sync_kept: Arc<Semaphore>,
     pub(super) async_kept: Arc<Semaphore>,
 }
@@ -49,7 +49,7 @@ pub struct Engines {
 /// The number of instances of one mode that the pool has slots for.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolSizes {
-    /// Instances that run.
+    /// Instances that run at the same time.
     pub at_once: usize,
     /// Instances that are kept for further requests.
     pub kept: usize,
@@ -64,7 +64,7 @@ impl Engines {
         Engines::with(sync, r#async, false)
     }
 
-    /// Engines for development: backtraces of traps have lines of the guest's source. Collecting them takes
+    /// Engines for development: backtraces of traps have the lines of the guest's source. Collecting a backtrace takes
     /// milliseconds.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ fn engine(
     lines: bool,
     cache: Option<Cache>,
 ) -> anyhow::Result<Engine> {
-    // One more slot, so that a module can be described while all other slots are in use.
+    // One more slot, so that a new module can be asked for its views while all other slots are in use.
     let instances = u32::try_from(room.at_once + room.kept + 1).context("too many instances")?;
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(instances)

@@ -11,7 +11,7 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{self, Guest, RANDOM_BYTES_MAX};
 use crate::telemetry::error::{Failure, Fault};
 
-/// The failure behind the error of a call.
+/// The failure that explains the error of a call.
 pub(super) fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     if let Some(stop) = error.downcast_ref::<Stop>() {
         let mut failure = Failure::from(stop);
@@ -40,7 +40,8 @@ pub(super) fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
     }
 }
 
-/// The sentence for a limit of a host call, if the guest trapped because it exceeded one.
+/// The sentence about the limit, if the guest trapped because it exceeded a limit of host calls. None: the trap has
+/// another reason.
 fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
     if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
         return Some(format!(
@@ -95,7 +96,8 @@ fn trapped(error: &wasmtime::Error, guest: &Guest, frames: &str) -> Failure {
             exit.0
         ));
     }
-    // Rust guests keep part of their stack in linear memory, and usually run out of that part first.
+    // Rust guests keep part of their stack in linear memory, and usually run out of that part first. Then they trap
+    // with an access that is out of bounds.
     let depth = error
         .downcast_ref::<WasmBacktrace>()
         .map_or(0, |backtrace| backtrace.frames().len());

@@ -44,7 +44,7 @@ pub(super) struct InstancePool<V> {
     reuse: Option<Reuse>,
     /// The instances that were used last are at the end, and are taken first.
     idle: Mutex<Vec<Instance<V>>>,
-    /// One permit for each kept instance, shared by all modules of the mode.
+    /// Permits, one for each kept instance. All modules of a mode share them.
     permits: Arc<Semaphore>,
     gauge: IntGauge,
 }
@@ -63,7 +63,8 @@ impl<V> InstancePool<V> {
         }
     }
 
-    /// Takes a kept instance and starts `work` in it. Returns `work` when there is none.
+    /// Takes a kept instance for `work`. Returns `work` if no instance is kept, or if the one that was taken is too
+    /// old.
     pub(super) fn take(&self, work: Work) -> Result<Instance<V>, Work> {
         let Some(reuse) = &self.reuse else {
             return Err(work);

@@ -15,8 +15,9 @@ pub(super) const HANDLES_MAX: usize = 10_000;
 /// The most bytes of each text of an error that a view returns.
 const ERROR_TEXT_MAX: usize = 16 << 10;
 
-/// Limits the memory, the bytes that the guest can pass in one call (hostcall fuel), and the handles. Copying arguments
-/// and dropping handles with the store are work that no epoch interrupts (R5).
+/// Limits the guest's memory, the bytes that it can pass in one call (hostcall fuel), and its handles. The host copies
+/// the bytes, and drops the handles with the store. No epoch interrupts this work of the host, so it has to be bounded
+/// (R5).
 pub(super) fn limit(store: &mut Store<Guest>) {
     store.limiter(|guest| &mut guest.memory);
     let call_max = store.data().grants.limits.handed_over_max();

@@ -1,4 +1,4 @@
-//! Sync guests: a plain call on the worker's thread.
+//! Sync guests: each call is a plain function call on the thread of a sync worker.
 
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ pub struct SyncComponent {
 }
 
 impl SyncComponent {
-    /// A component whose instances are kept as `reuse` says; none: each call has a fresh instance.
+    /// `reuse` has the limits on the instances that are kept for further requests. None: each call has a fresh
+    /// instance.
     pub fn new(
         engines: &Engines,
         views: SyncViewsPre<Guest>,
@@ -36,11 +37,11 @@ impl SyncComponent {
         SyncComponent { views, pool }
     }
 
-    /// Runs a view on this thread, which is that of a sync worker, and blocks it. `guest` makes the store data of a
-    /// fresh instance.
+    /// Runs a view on this thread and blocks the thread, which has to be that of a sync worker. `guest` makes the store
+    /// data if a fresh instance is needed.
     ///
     /// # Errors
-    /// A trap, a limit or an ended request, explained.
+    /// A failure that explains the trap, the limit that was reached, or why the request has ended.
     pub fn call(
         &self,
         work: Work,

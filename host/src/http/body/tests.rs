@@ -53,7 +53,7 @@ async fn bodies_are_drawn_from_the_budget_and_go_to_files_when_it_is_tight() {
     };
     assert!(in_file.read_memory(0, 1).is_none());
     assert_eq!(in_file.read(299_999, 10).expect("it can be read"), [7]);
-    // A small body takes less memory than the buffer of a file.
+    // A small body stays in memory, because it takes less memory than the buffer of a file.
     let (small, _) = drawn_for(1000, &account).await;
     assert!(matches!(small, Received::Inline(_)));
     let _rest = root.draw(root_left(&root, 64 * MB)).expect("there is room");

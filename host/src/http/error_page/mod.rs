@@ -131,7 +131,7 @@ impl Failed<'_> {
     }
 }
 
-/// The content security policy of the page: its own style, and nothing else.
+/// The content security policy of the page. It allows the style in the page, and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_static(
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -10,7 +10,8 @@ use crate::telemetry::report::Frame;
 const AROUND: u32 = 4;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const LINE_BYTES_MAX: usize = 300;
-/// Extensions of the files that are read. A component itself names the files, so it must not be able to show others.
+/// The extensions of the files that are read. The name of a file comes from the component, so the page must not show
+/// any file that is no source.
 const LANGUAGES: [&str; 12] = [
     "rs", "py", "js", "ts", "c", "cc", "cpp", "h", "go", "zig", "cs", "swift",
 ];
@@ -23,7 +24,7 @@ pub(super) struct Line {
     pub(super) here: bool,
 }
 
-/// The lines around a frame's location. Empty if there is no such file, or if it has become shorter since.
+/// The lines around a frame's location. Empty if there is no such file, or if the file has too few lines now.
 pub(super) fn around(frame: &Frame) -> Vec<Line> {
     let (Some(file), Some(line)) = (&frame.file, frame.line) else {
         return Vec::new();

@@ -1,8 +1,9 @@
 //! `basic-auth`: requires a name and a password, which the browser asks the user for (RFC 7617).
 //!
-//! Checking a password takes long on purpose. It runs on other threads than the event loops, a bounded number at a
-//! time, and a bounded queue in front of it is fair to client addresses (`queue.rs`). Credentials that were right are
-//! remembered for a while, by a keyed digest only. A request with such credentials does not wait in the queue.
+//! Checking a password takes long on purpose. Checks run on other threads than the event loops, a bounded number at a
+//! time. Requests wait for a check in a bounded queue that is fair to client addresses (`queue.rs`). Credentials that
+//! were right are remembered for a while, as a keyed digest only. A request with remembered credentials does not wait
+//! in the queue.
 //!
 //! The time until a password is refused does not depend on the name. Hashes may differ in cost, so a wrong password is
 //! checked once against a hash of each cost, whether the name is known or not.
@@ -43,7 +44,7 @@ pub struct BasicAuth {
     key: hmac::Key,
 }
 
-/// The bytes of a password that bcrypt reads. It would accept any longer password that begins alike.
+/// The bytes of a password that bcrypt reads. Of a longer password, bcrypt compares only the beginning.
 const BCRYPT_BYTES_MAX: usize = 72;
 
 /// The users by name, and one hash of each cost that occurs.
@@ -62,7 +63,8 @@ impl Users {
         }
     }
 
-    /// Whether the password is this user's. A refusal takes the same time for every name. Blocks the thread.
+    /// Whether `password` is the password of the user `name`. A refusal takes the same time for every name. Blocks the
+    /// thread.
     fn check(&self, name: &str, password: &str) -> bool {
         let known = self.by_name.get(name);
         if known.is_some_and(|hash| hash.fits(password)) {
@@ -92,11 +94,11 @@ impl Users {
 /// Limits on checking passwords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// The most passwords that are checked at once.
+    /// The most passwords that are checked at the same time.
     pub checks_max: usize,
     /// The most requests that wait for a check.
     pub queue_max: usize,
-    /// How long a request waits for a check.
+    /// How long a request waits for a check at most.
     pub queue_timeout: Duration,
     /// The most credentials that are remembered. With 0, every request is checked.
     pub remember_max: usize,
@@ -128,7 +130,7 @@ impl Password {
         }
     }
 
-    /// The cost of a check. Equal texts mean equal effort.
+    /// The cost of a check, as a text. Checks with equal texts take the same effort.
     fn cost(&self) -> String {
         match self {
             Password::Bcrypt(hash) => {
@@ -146,8 +148,8 @@ impl Password {
             Password::Bcrypt(hash) => {
                 let bytes = password.as_bytes();
                 let seen = &bytes[..bytes.len().min(BCRYPT_BYTES_MAX)];
-                // bcrypt repeats a password with a NUL in between. With a NUL inside, two passwords could have the same
-                // hash.
+                // bcrypt reads a short password several times, with a NUL after each time. So a password that has a NUL
+                // inside could have the same hash as a shorter one.
                 let fits = bcrypt::verify(seen, hash).unwrap_or(false);
                 fits && seen.len() == bytes.len() && !bytes.contains(&0)
             }

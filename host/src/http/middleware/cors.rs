@@ -61,7 +61,7 @@ impl Cors {
     }
 
     /// Adds the headers that allow the page to read the response, also to the answer to a preflight. If a view has set
-    /// them, they stay as they are.
+    /// `access-control-allow-origin`, only `vary` is added.
     pub(super) fn after(&self, request: &Parts, headers: &mut HeaderMap) {
         if self.origins != Origins::Any {
             vary(headers, &header::ORIGIN);

@@ -1,8 +1,8 @@
 //! Built-in middleware: host code that runs around guests, static files and error responses.
 //!
-//! It sees the head of a request before a guest or a static file answers it, and may change the head and body of the
-//! response afterwards, whatever made the response. So a request is authorized, and its user is known, before any guest
-//! runs.
+//! Middleware sees the head of a request before a guest or a static file answers the request. Afterwards, it may change
+//! the head and the body of the response, whatever made the response. So a request is authorized, and its user is
+//! known, before any guest runs.
 
 pub mod basic_auth;
 pub mod compression;
@@ -64,15 +64,15 @@ impl Builtin {
 /// The result of running a list of built-in middleware on a request.
 #[derive(Debug)]
 pub struct RequestOutcome {
-    /// How many of the list have seen the request, counted from the first. [`on_response`] gets only these.
+    /// How many middleware of the list have seen the request, counted from the first. [`on_response`] gets only these.
     pub seen: usize,
-    /// The response or the refusal of the last one that saw the request. None: the request goes on.
+    /// The response or the refusal, if a middleware answered or refused the request. None: the request goes on.
     pub answer: Option<Result<Response<ResponseBody>, Refused>>,
-    /// Context values that they have set.
+    /// The context values that the middleware have set.
     pub values: Vec<(String, String)>,
 }
 
-/// Runs the list on a request, in order, up to the first that answers or refuses the request.
+/// Runs the middleware of a list on a request, in order, until one of them answers or refuses the request.
 pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> RequestOutcome {
     let (mut values, mut seen) = (Vec::new(), 0);
     for builtin in builtins {
@@ -121,8 +121,8 @@ pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> Req
     }
 }
 
-/// Runs the list on a response, in reverse order. `builtins` has only those that have [`RequestOutcome::seen`] the
-/// request.
+/// Runs the middleware of a list on a response, in reverse order. `builtins` has only those that have
+/// [`RequestOutcome::seen`] the request.
 pub fn on_response(
     builtins: &[Arc<Builtin>],
     head: RequestHead<'_>,

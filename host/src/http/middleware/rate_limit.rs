@@ -38,7 +38,7 @@ pub struct Options {
     pub by: By,
     /// The time after which one more request is allowed.
     pub period: Duration,
-    /// The most requests at once, which is the size of a bucket.
+    /// The size of a bucket: the most requests that a client or user can send without a pause.
     pub burst: u32,
     /// The most buckets that are kept.
     pub keys_max: usize,
@@ -47,10 +47,10 @@ pub struct Options {
 /// Whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    /// Those of a client, by its address (of IPv6, its /64 network).
+    /// The requests of one client: of one IPv4 address, or of one /64 network of IPv6.
     Address,
-    /// Those of a user, by the name that authentication before this middleware has found. Without a user, those of the
-    /// client.
+    /// The requests of one user, whose name an earlier authentication middleware has found. Without a user, the
+    /// requests of one client.
     User,
 }
 

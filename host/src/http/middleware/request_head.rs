@@ -23,7 +23,7 @@ pub struct RequestHead<'a> {
     pub peer: SocketAddr,
     /// The client's address, as trusted proxies report it.
     pub client: IpAddr,
-    /// The user's name, if middleware around this list has found it.
+    /// The user's name, if an earlier list of middleware has found it.
     pub user: Option<&'a str>,
     /// The account that the memory for the response is drawn from.
     pub account: &'a Arc<Account>,
@@ -34,7 +34,7 @@ pub struct RequestHead<'a> {
 pub struct Refused {
     /// The failure, with its texts for the client and for the log.
     pub failure: Failure,
-    /// Further headers of the response. They replace those of the failure's response with the same names.
+    /// Further headers of the response. They replace headers of the same names in the response for the failure.
     pub headers: HeaderMap,
 }
 
@@ -53,7 +53,7 @@ impl Refused {
     }
 }
 
-/// Adds the name of a request header to `vary`, unless it or `*` is in there already.
+/// Adds the name of a request header to `vary`, unless `vary` has the name or `*` already.
 pub(super) fn vary(headers: &mut HeaderMap, name: &HeaderName) {
     let known = headers.get_all(header::VARY).iter().any(|value| {
         let names = value.to_str().unwrap_or_default().split(',').map(str::trim);

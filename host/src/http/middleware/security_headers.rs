@@ -40,7 +40,7 @@ pub struct Choices {
     pub csp: Option<HeaderValue>,
     /// For how many seconds browsers use https only (`strict-transport-security`). 0: no such header.
     pub hsts_max_age_s: u64,
-    /// Whether browsers use https only for all subdomains, too.
+    /// Whether `hsts_max_age_s` applies to all subdomains, too.
     pub hsts_subdomains: bool,
 }
 

@@ -1,4 +1,4 @@
-//! A list of middleware as a whole: on the request, and back on the response.
+//! A whole list of middleware: its effects on a request, and then on the response.
 
 use std::sync::LazyLock;
 

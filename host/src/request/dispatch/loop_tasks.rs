@@ -1,4 +1,4 @@
-//! Calls that guest functions of a request send to its loop.
+//! Calls that guest functions of a request send to the event loop of the request.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -30,7 +30,7 @@ pub(super) enum Caller {
     Worker(Call<LinkResult>),
 }
 
-/// The tasks that wait. Their number is limited by the call slots of the scope.
+/// The tasks that wait for the loop. The call slots of the scope limit their number.
 #[derive(Default)]
 pub(super) struct LoopQueue {
     /// None: the queue is closed.
@@ -106,7 +106,8 @@ pub async fn conduct(
     }
 }
 
-/// Gives a member up when dropped: nobody waits for its function any more. Without effect when the function has ended.
+/// Gives a member up when dropped, because nobody waits for its function any more. Does nothing if the function has
+/// ended.
 pub(super) struct GiveUpOnDrop(pub(super) Arc<Member>);
 
 impl Drop for GiveUpOnDrop {
@@ -122,8 +123,8 @@ impl LoopTask {
             request,
             caller,
         } = self;
-        // Dropped with this future, also while a sync function of the call goes on on the worker with nobody waiting
-        // for it.
+        // Gives the member up when this future is dropped. A sync function of the call may then still run on the
+        // worker, although nobody waits for it any more.
         let _given_up = GiveUpOnDrop(Arc::clone(&link_call.member));
         let outcome = async {
             match SubrequestTransaction::begin(&link_call).await? {
@@ -133,7 +134,7 @@ impl LoopTask {
         };
         match caller {
             Caller::Worker(call) => call.answer(outcome.await),
-            // A call ends with its caller.
+            // The call is cancelled when its caller stops waiting.
             Caller::Loop(mut sender) => tokio::select! {
                 biased;
                 outcome = outcome => drop(sender.send(outcome)),

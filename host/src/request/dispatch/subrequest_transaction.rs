@@ -8,15 +8,15 @@ use crate::scope::transaction::{Transaction, not_kept};
 use crate::telemetry::error::Failure;
 use crate::threads::workers::Exclusion;
 
-/// Such a transaction, from the beginning of its view to the end. Dropping it before the end rolls back.
+/// The transaction of a called atomic view, while the view runs. Dropping it before `end` rolls back.
 pub(super) struct SubrequestTransaction {
     transaction: Arc<Transaction>,
     _exclusion: Option<Exclusion>,
 }
 
 impl SubrequestTransaction {
-    /// Begins one if the called view needs it, as soon as no other function of the request that the view could wait for
-    /// is on the scope's worker.
+    /// Begins a transaction if the called view needs one of its own. Waits first until no function that the view could
+    /// have to wait for is on the scope's worker.
     pub(super) async fn begin(
         link_call: &LinkCall,
     ) -> Result<Option<SubrequestTransaction>, Failure> {
@@ -33,7 +33,7 @@ impl SubrequestTransaction {
         }))
     }
 
-    /// Commits the transaction, or rolls it back when anything in it has failed, whatever its callers made of the
+    /// Commits the transaction, or rolls it back when anything in it has failed, even if a caller has handled the
     /// failure.
     pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
         let keep = outcome.is_ok() && !self.transaction.has_failed();

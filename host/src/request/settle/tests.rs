@@ -1,4 +1,4 @@
-//! What may come back from a guest.
+//! Tests of `checked`: which responses of a guest are sent, and which are refused.
 
 use std::sync::Arc;
 use std::time::Duration;

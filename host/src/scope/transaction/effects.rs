@@ -1,5 +1,6 @@
-//! Effects: what the members of a transaction send to others, held until the commit of the level that it was sent in
-//! (R10). And what members want of the transaction without waiting for its lock.
+//! Effects: what the members of a transaction send to others. An effect is held until the commit of the level that it
+//! was sent in (R10). This module also keeps what must be noted without waiting for the transaction's lock: which
+//! levels the guests have begun, and which transactions must roll back.
 //!
 //! The levels here are those that guests have begun and not yet asked to end, in the order of the guests' calls. The
 //! levels in `state` follow when the calls get their turn; then the effects that are held here are released, dropped,
@@ -14,7 +15,7 @@ use super::{Fate, Level};
 use crate::config::LEVELS_MAX;
 use crate::database::{Error, ErrorKind, Permit};
 
-/// Something that others will see. Must not fail and not wait.
+/// An action that others will see. It must neither fail nor wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
 
 /// What has happened in the transactions of a scope.
@@ -41,7 +42,7 @@ impl History {
 
     /// Whether there was a conflict with another transaction, and nothing of this scope is or may become lasting.
     pub(super) fn can_begin_again(&self) -> bool {
-        // In this order: a commit that ends between the two loads has set `lasting`.
+        // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
         self.conflict.load(SeqCst) && self.running.load(SeqCst) == 0 && !self.lasting.load(SeqCst)
     }
 
@@ -64,7 +65,7 @@ impl History {
         }
     }
 
-    /// Counts a held connection, together with its permit.
+    /// Counts a connection that is held for a result in pieces or for a pin, until the result is dropped.
     pub(super) fn keeps(self: &Arc<Self>, permit: Permit) -> StreamPermit {
         self.kept.fetch_add(1, SeqCst);
         StreamPermit {
@@ -73,7 +74,8 @@ impl History {
         }
     }
 
-    /// Whether the scope holds any such connection: then it must not wait for a further one (R4).
+    /// Whether the scope holds any connection for results in pieces or for pins. If so, it must not wait for another
+    /// one (R4).
     pub(super) fn keeps_any(&self) -> bool {
         self.kept.load(SeqCst) > 0
     }
@@ -87,7 +89,7 @@ impl History {
     }
 }
 
-/// See [`History::runs`].
+/// Something that runs and that a rollback would not undo, counted until dropped.
 pub(super) struct Running(Arc<History>);
 
 impl Drop for Running {
@@ -136,7 +138,7 @@ struct OpenLevel {
 /// Why a transaction is rolled back although it was to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// A guest wants it so.
+    /// A guest called `set-rollback`.
     SetRollback,
     /// A view that was called in it has failed.
     MemberFailed,
@@ -145,8 +147,8 @@ pub(super) enum Reason {
 }
 
 impl Issued {
-    /// Marks the transaction of a level for rollback: the outermost level around this one, not that of another member
-    /// which waits for its turn or has it.
+    /// Marks the transaction of a level for rollback: the outermost level that is around this level. Levels of other
+    /// members that are not around this level may be open or wait for their turn, and are not marked.
     fn mark(&mut self, level: Level, reason: Reason) {
         if !self.levels.iter().any(|begun| begun.level == level) {
             return;
@@ -191,8 +193,8 @@ impl Effects {
         }
     }
 
-    /// Holds the effect with its level, or runs it at once when it has none. False when the effect is refused, because
-    /// the transaction is over, or because the level has ended before the member that was called in it.
+    /// Holds the effect with its level, or runs the effect immediately when there is no level. False: the effect is
+    /// refused, because the transaction is over, or because the level has ended before a member that was called in it.
     pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
         let mut issued = self.issued.lock();
         match level {
@@ -211,7 +213,7 @@ impl Effects {
         }
     }
 
-    /// A guest begins a level within the level `around`. False when too many levels are open.
+    /// Notes that a guest begins a level within the level `around`. False when too many levels are open.
     pub(super) fn begin(&self, level: Level, owner: u64, around: Option<Level>) -> bool {
         let one_more = |open: usize| (open < LEVELS_MAX).then_some(open + 1);
         if (self.history.levels)
@@ -229,7 +231,8 @@ impl Effects {
         true
     }
 
-    /// A guest asks for the end of the level. Returns whether a member that was called in it still runs.
+    /// Notes that a guest asks for the end of the level. Returns whether a member that was called in the level has not
+    /// ended.
     pub(super) fn leave(&self, level: Level) -> bool {
         let mut issued = self.issued.lock();
         let Some(index) = (issued.levels.iter()).position(|begun| begun.level == level) else {
@@ -239,21 +242,21 @@ impl Effects {
         issued.levels.remove(index).members > 0
     }
 
-    /// Whether a guest has begun the level, which may still wait for its turn, and has not asked for its end.
+    /// Whether a guest has begun the level and has not asked for its end. The level may still wait for its turn.
     pub(super) fn is_open(&self, level: Level) -> bool {
         let issued = self.issued.lock();
         issued.levels.iter().any(|begun| begun.level == level)
     }
 
-    /// A member is called in this level.
+    /// Notes that a member is called in this level.
     pub(super) fn join(&self, level: Level) {
         let mut issued = self.issued.lock();
         let begun = issued.levels.iter_mut().find(|begun| begun.level == level);
         begun.into_iter().for_each(|begun| begun.members += 1);
     }
 
-    /// A member that was called in this level has ended; `failed`: why the transaction must roll back. False when the
-    /// level had ended before the member.
+    /// Notes that a member that was called in this level has ended. `failed`: the reason why the transaction must roll
+    /// back. False when the level had ended before the member.
     pub(super) fn part(&self, level: Level, failed: Option<Reason>) -> bool {
         let mut issued = self.issued.lock();
         let Some(begun) = issued.levels.iter_mut().find(|begun| begun.level == level) else {
@@ -290,7 +293,7 @@ impl Effects {
         mark.map(|(_, reason)| *reason)
     }
 
-    /// The level was released: its effects belong to the enclosing level.
+    /// Gives the effects of a level that was released to the level around it.
     pub(super) fn hand_on(&self, level: Level, around: Level) {
         for (held_in, _) in &mut self.issued.lock().held {
             if *held_in == level {
@@ -299,7 +302,7 @@ impl Effects {
         }
     }
 
-    /// The level was committed: its effects are released, in their order.
+    /// Releases the effects of a level that was committed, in the order in which they were sent.
     pub(super) fn release(&self, level: Level) {
         let held = std::mem::take(&mut self.issued.lock().held);
         let (released, kept): (Vec<_>, Vec<_>) = (held.into_iter()).partition(|(l, _)| *l == level);
@@ -309,7 +312,7 @@ impl Effects {
         }
     }
 
-    /// These levels were rolled back: their effects are dropped.
+    /// Drops the effects of levels that were rolled back.
     pub(super) fn forget(&self, levels: &[Level]) {
         let held = std::mem::take(&mut self.issued.lock().held);
         let kept: Vec<_> = (held.into_iter())
@@ -322,12 +325,12 @@ impl Effects {
             .retain(|(level, _)| !levels.contains(level));
     }
 
-    /// The transaction is over: effects are refused from now on.
+    /// Refuses all further effects, because the transaction is over.
     pub(super) fn end(&self) {
         self.issued.lock().ended = true;
     }
 
-    /// Likewise, and all held effects are dropped.
+    /// Refuses all further effects, and drops the held effects and all levels.
     pub(super) fn clear(&self) {
         let mut issued = self.issued.lock();
         issued.ended = true;

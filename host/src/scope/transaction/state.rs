@@ -24,7 +24,7 @@ pub(super) struct State {
 struct Open {
     lease: Lease,
     database: Database,
-    /// Statements of the host's that go before the next statement: ends of levels.
+    /// Statements of the host that end levels. They are sent before the next statement.
     pending: Vec<String>,
     /// Set while the database knows of the transaction.
     begun: Option<GaugeGuard>,
@@ -39,7 +39,7 @@ struct OpenLevel {
     database: Option<String>,
     /// Whether the database knows of the level.
     known: bool,
-    /// The first statement that failed in it.
+    /// The error of the first statement that failed in the level.
     failed: Option<Error>,
 }
 
@@ -49,7 +49,7 @@ struct Pins {
     held: Option<GaugeGuard>,
     /// The permit, where the number of pinned connections is limited.
     kept: Option<StreamPermit>,
-    /// Why the pinned connection is no more.
+    /// Why the pinned connection was lost.
     lost: Option<Error>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Taken {
 pub(super) enum Place {
     /// To the innermost level, or to the pinned connection.
     Here,
-    /// To neither of the two.
+    /// To neither a level nor the pinned connection.
     Outside,
     /// To a level that has a level of another member on top: the statement waits.
     Later,
@@ -91,7 +91,7 @@ impl State {
         self.open.as_ref().map(|open| open.database.clone())
     }
 
-    /// Whether any level has begun.
+    /// Whether any level is open.
     pub(super) fn has_levels(&self) -> bool {
         !self.levels.is_empty()
     }
@@ -110,8 +110,8 @@ impl State {
         if let Some(base) = base
             && !self.levels.iter().any(|begun| begun.level == base)
         {
-            // The level has ended, or it waits to begin. A statement must not wait for it to begin: the level may wait for the
-            // worker that this very view is on.
+            // The level `base` has ended, or it waits to begin. The statement must not wait for that, because the level
+            // may wait for the worker that this very view is on.
             return Err(match self.effects.is_open(base) {
                 true => not_begun(),
                 false => left_behind(),
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// Whether the connection is one that writes.
+    /// Whether the transaction needs a connection that can write.
     pub(super) fn writes(&self) -> bool {
         !self.options.read_only
     }
@@ -233,8 +233,8 @@ impl State {
         Ok(())
     }
 
-    /// Runs a statement in the transaction, which the database sees from then on, or on the pinned connection.
-    /// `read_only`: the statement may not write, even if the transaction may.
+    /// Runs a statement in the transaction or on the pinned connection. Levels that the database does not know yet
+    /// begin in the same message. `read_only`: the statement may not write, even if the transaction may.
     pub(super) async fn run(
         &mut self,
         statement: &Statement,
@@ -283,7 +283,8 @@ impl State {
             Err(failed) => failed,
         };
         if matches!(&failed, Failed::Before(error) if !is_undone(error)) {
-            // The statement may have run without the statements that were to go before it.
+            // The database may have run the statement although a statement before it failed, and so outside of the
+            // transaction.
             self.effects.history.lasts();
         }
         let begun = self.levels.first().is_some_and(|outermost| outermost.known);
@@ -380,7 +381,8 @@ impl State {
         }
     }
 
-    /// Rolls back a level that the guest dropped. Does not run anything: the rollback goes before the next statement.
+    /// Rolls back a level that the guest dropped. Runs nothing now: the rollback is sent before the next statement, or
+    /// done by giving the connection back.
     pub(super) fn abandon(&mut self, level: Level) {
         self.effects.forget(&[level]);
         let Some(Taken { begun, depth }) = self.take(level) else {
@@ -418,8 +420,8 @@ impl State {
         database: &Database,
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
-        // Within a transaction no permit is needed: called views use the same connection. Otherwise one is, also for a
-        // connection that replaces a lost pinned one.
+        // Within a transaction a pin needs no permit, because called views use the same connection. Outside, it needs
+        // one, also when its connection replaces a pinned connection that was lost.
         let mut kept = None;
         if self.levels.is_empty() && self.pins.kept.is_none() {
             let history = self.effects.history.clone();
@@ -506,7 +508,8 @@ impl State {
         }
     }
 
-    /// Ends the transaction in the database, if that knows of it, and gives the connection back unless it is pinned.
+    /// Ends the transaction in the database, if the database knows of it, and gives the connection back unless it is
+    /// pinned.
     async fn close(&mut self, known: bool, commit: bool) -> Result<(), Error> {
         let Some(mut open) = self.open.take() else {
             return Ok(());
@@ -564,7 +567,8 @@ impl State {
         }
     }
 
-    /// Two levels overlap: which statement belongs to which cannot be told, so all of them are rolled back.
+    /// Rolls back all levels, because a level ended before a level or a view within it did. Which statement belongs to
+    /// which level cannot be told then.
     fn overlap(&mut self, ended: OpenLevel, why: Error) {
         let levels: Vec<Level> = (self.levels.iter().map(|begun| begun.level))
             .chain([ended.level])
@@ -587,7 +591,7 @@ impl State {
         }
     }
 
-    /// A view may begin a new transaction when all its levels have ended.
+    /// Forgets a lost transaction once all its levels have ended, so that the view may begin a new one.
     fn forget_loss(&mut self) {
         if self.levels.is_empty() {
             self.lost = None;
@@ -675,7 +679,7 @@ fn not_begun() -> Error {
     )
 }
 
-/// The error of the end of a level in which a member still runs.
+/// The error of ending a level while a view that was called in it still runs.
 fn torn_apart() -> Error {
     Error::new(
         ErrorKind::Denied,
@@ -701,7 +705,8 @@ fn marked_for_rollback(reason: Reason) -> Error {
     }
 }
 
-/// Statements of one guest function do not say which level they are for, so levels that overlap cannot be told apart.
+/// The error of levels that overlap. Statements of a guest function do not say which level they are for, so it is
+/// unknown to which of these levels they belong.
 fn overlap() -> Error {
     Error::new(
         ErrorKind::Denied,

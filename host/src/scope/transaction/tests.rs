@@ -1,4 +1,4 @@
-//! The state machine against a model, on a real SQLite file.
+//! Tests of transactions on a real SQLite file: random steps compared with a model, and single cases.
 
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ impl Fixture {
         Ok(ran.await?.changed)
     }
 
-    /// What anybody else sees.
+    /// The numbers in the table as other connections see it.
     async fn committed(&self) -> Vec<i64> {
         let all = query("select n from t order by n");
         let read = self.database.run(Face::Async, &self.deadline, READS, all);
@@ -84,7 +84,7 @@ impl Fixture {
         table.rows.into_iter().map(number).collect()
     }
 
-    /// The connection that writes is free, and nothing is open on it.
+    /// Checks that the connection that writes is free, and that no transaction is open on it.
     async fn assert_clean(&self) {
         let lease = self.database.lease(&self.deadline, false).await;
         assert!(!lease.expect("the writer is free").in_transaction());
@@ -114,7 +114,8 @@ fn new(atomic: bool) -> Member {
     Transaction::new(options).first_member()
 }
 
-/// What a view can do with its transaction. Levels are named by how deep they are when used.
+/// What a view can do with its transaction. `Commit`, `Rollback` and `Abandon` end the innermost level that the view
+/// has begun.
 #[derive(Debug, Clone)]
 enum Step {
     Insert,
@@ -148,7 +149,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..40)
 }
 
-/// What is done in one level, as the model has it.
+/// What was done in one level, according to [`Model`].
 #[derive(Default, Clone)]
 struct Done {
     inserted: Vec<i64>,
@@ -180,7 +181,7 @@ impl Model {
         self.open.last().is_some_and(|level| level.poisoned)
     }
 
-    /// Ends the innermost level; whether a commit of it works.
+    /// Ends the innermost level. Returns whether its changes are kept.
     fn end(&mut self, keep: bool) -> bool {
         let level = self.open.pop().expect("a level is open");
         let marked = self.open.is_empty() && std::mem::take(&mut self.marked);
@@ -192,8 +193,8 @@ impl Model {
     }
 }
 
-/// Runs the steps and the same on a stack of lists; both must agree on what is in the database afterwards, on what
-/// others have been told, and on everything the view was told on the way.
+/// Runs the steps on a transaction and on [`Model`]. Both must agree on what is in the database afterwards, on which
+/// effects were released, and on the result of each step.
 async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
     let fixture = Fixture::new();
     let transaction = new(atomic);
@@ -375,7 +376,7 @@ async fn a_caller_that_is_cancelled_does_not_tear_the_transaction() {
         .insert(&transaction, Face::Async, 1)
         .await
         .expect("it is inserted");
-    // Polled once, so that the statement is on its way, and dropped.
+    // The caller of this statement waits for 1 ms and is dropped while the statement runs.
     let slow = "insert into t with recursive r(n) as (select 100 union all select n + 1 from r where n < 50000) select n from r";
     let cancelled = async {
         let turn = turn(&transaction, fixture.on()).await?;
@@ -490,7 +491,7 @@ async fn levels_end_from_the_inside_out() {
     );
 }
 
-/// Nobody can tell whose statements were whose, so nothing is kept, and everybody is told so.
+/// Nobody can tell which statement belongs to which level, so nothing is kept, and every further call gets an error.
 #[tokio::test]
 async fn r8_levels_that_overlap_are_undone_together() {
     for (atomic, abandon) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -514,7 +515,8 @@ async fn r8_levels_that_overlap_are_undone_together() {
                 assert!(error.message.contains("overlapped"), "{}", error.message);
             }
         }
-        // The second one does not know yet: nothing it does may run outside.
+        // The guest still believes the second level to be open: nothing that it does there may run outside of a
+        // transaction.
         let error = fixture
             .insert(&transaction, Face::Async, 2)
             .await
@@ -554,7 +556,8 @@ async fn r8_levels_that_overlap_are_undone_together() {
     }
 }
 
-/// SQLite undoes everything after some errors; what the guest then does in the block must not run outside of it.
+/// After some errors, SQLite rolls the whole transaction back. What the guest then does in its block must not run
+/// outside of a transaction.
 #[tokio::test]
 async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
     let fixture = Fixture::new();
@@ -589,7 +592,7 @@ async fn r9_a_lost_transaction_stays_lost_until_its_block_ends() {
     assert_eq!(fixture.committed().await, [] as [i64; 0]);
 }
 
-/// A statement that was issued while a block was ending waits for it, and then runs outside.
+/// A statement that is issued while a block ends waits for that end, and then runs outside of any transaction.
 #[tokio::test]
 async fn a_statement_that_waited_for_the_end_runs_outside() {
     let fixture = Fixture::new();
@@ -603,7 +606,7 @@ async fn a_statement_that_waited_for_the_end_runs_outside() {
     assert!(turn.expect("all is well").is_none());
 }
 
-/// A part that has not noticed yet that its request is over must not write outside of the transaction that was
+/// A function that has not noticed yet that its request is over must not write outside of the transaction, which was
 /// rolled back.
 #[tokio::test]
 async fn r9_nothing_goes_by_outside_when_the_scope_is_over() {
@@ -628,7 +631,7 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     let transaction = new(false);
     let soon = Duration::from_micros(50);
     for _ in 0..50 {
-        // Whether it has begun by then or not.
+        // The level may or may not have begun by then.
         let begun = tokio::time::timeout(soon, begin_on(&transaction, fixture.on())).await;
         if let Ok(Ok(level)) = begun {
             transaction.abandon(level);
@@ -659,7 +662,8 @@ async fn a_begin_that_is_cancelled_or_fails_leaves_no_transaction() {
     fixture.assert_clean().await;
 }
 
-/// A view that gives up waiting for its commit must not leave a level behind that swallows later ones.
+/// A view that gives up waiting for its commit must not leave the level open, because later levels would then be
+/// savepoints in it that never commit.
 #[tokio::test]
 async fn r9_an_end_that_is_cancelled_is_undone() {
     let fixture = Fixture::new();
@@ -669,7 +673,7 @@ async fn r9_an_end_that_is_cancelled_is_undone() {
         .insert(&transaction, Face::Async, 1)
         .await
         .expect("it is inserted");
-    // Somebody else's turn, so that the commit has to wait.
+    // Takes the lock of the state, so that the commit has to wait.
     let turn = Arc::clone(&transaction.transaction.state)
         .lock_owned()
         .await;
@@ -833,7 +837,7 @@ async fn a_read_only_scope_refuses_to_write() {
     }
 }
 
-/// R11: what a pinned connection is told is gone with it.
+/// R11: what statements change in the session of a pinned connection is gone when the pin ends.
 #[tokio::test]
 async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
     for atomic in [false, true] {
@@ -879,7 +883,7 @@ async fn r11_a_pinned_connection_may_be_changed_and_is_replaced() {
     }
 }
 
-/// What a guest has in flight or in its hands.
+/// A call that a guest has in flight, or a pin, level or turn that it has.
 enum Piece<'a> {
     Pinning(BoxFuture<'a, Result<Pin, Error>>),
     Beginning(BoxFuture<'a, Result<Level, Error>>),
@@ -890,7 +894,7 @@ enum Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// As a guest does that has lost interest.
+    /// Drops the piece in the way in which the bindings of a guest drop it.
     fn drop_in(self, member: &Member) {
         match self {
             Piece::Pin(pin) => member.transaction().unpin(pin),
@@ -899,7 +903,7 @@ impl Piece<'_> {
         }
     }
 
-    /// What it has become; none: an error.
+    /// Polls a call in flight. Returns what the call has become, or none if it has failed or holds nothing.
     fn polled(self) -> Option<Self> {
         fn next<'a, T>(
             poll: Poll<Result<T, Error>>,
@@ -950,7 +954,7 @@ enum Move {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// R13: whatever is dropped, at whatever moment, the connection comes back without the end of the transaction.
+    /// R13: whatever is dropped, and whenever, the connection is given back before the transaction ends.
     #[test]
     fn r13_what_is_dropped_in_any_order_gives_the_connection_back(
         moves in proptest::collection::vec(prop_oneof![
@@ -993,8 +997,8 @@ proptest! {
     }
 }
 
-/// R9: what is given up before it begins, perhaps because its worker was busy, does nothing to the transaction that it
-/// was called in, and does not run after it.
+/// R9: a function that is given up before it begins, perhaps because its worker was busy, does not make the transaction
+/// that it was called in roll back, and never begins.
 #[tokio::test]
 async fn r9_what_was_given_up_before_it_began_never_begins() {
     let caller = new(true);
@@ -1008,7 +1012,7 @@ async fn r9_what_was_given_up_before_it_began_never_begins() {
     assert!(marked().is_some());
 }
 
-/// R13: the connection of a transaction that was given up comes free when the statement ends that was running.
+/// R13: a transaction that is given up while a statement runs gives its connection back when the statement ends.
 #[tokio::test]
 async fn r13_what_is_given_up_during_a_statement_gives_its_connection_back() {
     let fixture = Fixture::new();
@@ -1023,7 +1027,7 @@ async fn r13_what_is_given_up_during_a_statement_gives_its_connection_back() {
     assert!(fixture.committed().await.is_empty());
 }
 
-/// R10: a commit that is on its way when its view is given up is followed by what it releases.
+/// R10: a commit that runs while its view is given up still releases its effects.
 #[tokio::test]
 async fn r10_a_commit_is_told_also_when_its_view_was_given_up_meanwhile() {
     let fixture = Fixture::new();
@@ -1037,7 +1041,7 @@ async fn r10_a_commit_is_told_also_when_its_view_was_given_up_meanwhile() {
     let mut committing = member.commit(Face::Async, level).boxed();
     let mut context = std::task::Context::from_waker(Waker::noop());
     let committed = match committing.as_mut().poll(&mut context) {
-        // On a quick disk it may be over already.
+        // On a fast disk, the commit may be over already.
         Poll::Ready(committed) => committed,
         Poll::Pending => {
             member.transaction().give_up();
@@ -1049,7 +1053,7 @@ async fn r10_a_commit_is_told_also_when_its_view_was_given_up_meanwhile() {
     assert!(told.load(SeqCst));
 }
 
-/// R9: what fails in the transaction of one member does not undo that of another, and does undo its own.
+/// R9: a failure rolls back the transaction in which it happens, and not the transaction of another member.
 #[tokio::test]
 async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
     let fixture = Fixture::new();
@@ -1058,7 +1062,8 @@ async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
     let first = begin(&around, &fixture).await;
     let inserted = fixture.insert(&around, Face::Async, 1).await;
     inserted.expect("it is inserted");
-    // It waits for the other one's end, and a view that is called now belongs to it.
+    // The level that `view` begins waits for the end of `first`. A view that `view` calls now belongs to the waiting
+    // level.
     let mut beginning = begin_on(&view, fixture.on()).boxed();
     let polled = beginning
         .as_mut()
@@ -1088,7 +1093,7 @@ async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
     committed.expect_err("it is not to be kept");
 }
 
-/// R4: a pin that finds no connection leaves the room for the next one.
+/// R4: a pin that gets no connection gives its permit back, so that the next pin can have it.
 #[tokio::test]
 async fn r4_a_pin_that_fails_keeps_no_room() {
     let fixture = Fixture::new();
@@ -1108,7 +1113,7 @@ async fn r4_a_pin_that_fails_keeps_no_room() {
     pinned.expect("there is room");
 }
 
-/// A call, polled once: it waits for something then.
+/// Polls a call once. The call must wait for something.
 async fn waits<F: Future + Unpin>(call: &mut F) {
     let polled = std::future::poll_fn(|context| Poll::Ready(call.poll_unpin(context)));
     assert!(polled.await.is_pending(), "it waits for the level");
@@ -1175,7 +1180,7 @@ async fn r4_a_pin_that_outlives_its_level_has_room_of_its_own() {
     }
 }
 
-/// Waiting would be a circle: the level may wait for the worker that the called view is on.
+/// The called view must not wait for the level to begin: the level may wait for the worker that the view is on.
 #[tokio::test]
 async fn r8_a_view_that_is_called_in_a_level_which_has_not_begun_is_told_so() {
     let fixture = Fixture::new();

@@ -58,7 +58,7 @@ fn add(
     Ok(Redirect::see_other("/"))
 }
 
-/// Waits for several things at once. Other requests go on meanwhile.
+/// Waits for several things at the same time. Other requests go on meanwhile.
 #[view(get, "/wait")]
 async fn wait(cx: &Context) -> Result<Markup> {
     let ((), (), count) = join!(
@@ -81,7 +81,7 @@ async fn count(cx: &Context) -> Result<i64> {
     Ok(count.unwrap_or(0))
 }
 
-/// Never waits, so it takes the context of either mode.
+/// Makes the page around `content`. This function never waits, so it takes the context of either mode.
 fn page<M: Mode>(cx: &Context<M>, content: Markup) -> Markup {
     let title = cx.config("title").unwrap_or_default();
     html! {

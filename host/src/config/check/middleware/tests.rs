@@ -1,4 +1,4 @@
-//! What people get wrong about middleware, and what they are told.
+//! Mistakes in the configuration of middleware, and the messages about them.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::http::middleware::cors::Origins;
 
 const HASH: &str = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
 
-/// Parses an app with the modules `auth` and `shop`, and `more`. `app` lists the app's middleware, `shop` that of the
-/// module.
+/// Parses the configuration of an app with the modules `auth` and `shop`. `app`: the list of the app's middleware.
+/// `shop`: the list of the module `shop`. `more`: further tables.
 fn parse(app: &str, shop: &str, more: &str) -> Result<Config, String> {
     let text = format!(
         "{more}\n[app]\nname = \"x\"\nmiddleware = {app}\n[modules.auth]\npath = \"auth.wasm\"\n[modules.shop]\npath = \"shop.wasm\"\nmiddleware = {shop}\n"

@@ -1,4 +1,4 @@
-//! The functions return the same results as SQLite's own ones.
+//! Tests that the functions return the same results as SQLite's own ones, and that they end in time.
 
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ fn they_give_what_those_of_sqlite_give() {
     }
 }
 
-/// Each call takes less time than the square of its values would.
+/// No call takes as long as it would if its time grew with the square of its values.
 #[test]
 fn long_values_take_no_long_time() {
     let (connection, _) = own();
@@ -117,7 +117,7 @@ fn long_values_take_no_long_time() {
     }
 }
 
-/// Functions that cannot be quick can be interrupted.
+/// Functions that cannot be quick end when the request has ended.
 #[test]
 fn they_end_with_the_request() {
     for sql in [

@@ -1,7 +1,8 @@
 //! `database`: SQL for both kinds of guest, over one service.
 //!
-//! Both faces turn a call into the same future. A sync guest waits for it on its worker, an async guest on the loop.
-//! The transaction decides which connection a statement runs on (R8), not the guest.
+//! Both faces, the interfaces `database` and `database-async`, turn a call into the same future. A sync guest waits for
+//! this future on its worker, an async guest on the event loop. Not the guest but the transaction decides which
+//! connection a statement runs on (R8).
 
 pub mod session;
 

@@ -16,7 +16,7 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::Deadline;
 use crate::threads::workers::Exclusion;
 
-/// What a call on a database starts from, with either face.
+/// What a call on a database needs, with the sync or the async face.
 pub struct Session {
     pub(super) scope: Arc<Scope>,
     pub(super) member: Arc<Member>,
@@ -40,9 +40,9 @@ impl Session {
     }
 
     /// Opens a result that is read in pieces. Outside a transaction, the result has a connection of its own, which
-    /// sends its rows piece by piece. Inside, the one connection must stay free for other statements, so the result is
-    /// read at once. The same is done when as many results as allowed have a connection already, because the requests
-    /// that read them may need further connections (R4).
+    /// sends the rows piece by piece. Inside a transaction, the connection must stay free for other statements, so the
+    /// host reads the whole result before it returns. The host does the same when as many results as allowed have a
+    /// connection already, because the requests that read these results may need further connections (R4).
     pub(super) async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         let statement = self.statement(sql, params);
         let _held = self.hold_call(&statement)?;
@@ -87,7 +87,7 @@ impl Session {
         }
     }
 
-    /// Runs a statement to its end: in the function's transaction if it is in one, else on a connection of its own.
+    /// Runs a statement to its end: in the function's transaction if there is one, else on a connection of its own.
     async fn run(&self, statement: Statement) -> Result<Outcome, Error> {
         let scope = &self.scope;
         let _held = self.hold_call(&statement)?;
@@ -106,8 +106,8 @@ impl Session {
         ran
     }
 
-    /// Counts the bytes that the host keeps of a statement until it has ended, together with those of all calls in
-    /// flight.
+    /// Counts the bytes of a statement, which the host keeps until the statement has ended. All calls of the request
+    /// that are in flight share one limit.
     fn hold_call(&self, statement: &Statement) -> Result<CallBytes, Error> {
         let values = statement.params.iter().map(value_bytes).sum::<u64>();
         let held = (self.scope).hold_call(statement.sql.len() as u64 + values);
@@ -141,7 +141,7 @@ impl Session {
         (&self.database, &self.scope.deadline)
     }
 
-    /// Counts a result that was read at once until the guest has read all of it.
+    /// Counts the bytes of a result that the host has read as a whole, until the guest has read all of it.
     fn hold(&self, table: Table) -> Result<Rows, Error> {
         let bytes = size(&table);
         if !self.scope.results.hold(bytes, self.max_bytes()) {
@@ -177,9 +177,9 @@ impl Session {
         })
     }
 
-    /// Excludes other functions of the scope from its worker, but for what this function calls. The function is about
-    /// to hold a transaction or a pin, which the others may come to wait for (R3). The exclusion comes first, because a
-    /// function that holds a connection must never wait for a worker (R4).
+    /// Keeps the scope's worker for this function and for the functions that it calls, and excludes all others. This
+    /// function is about to hold a transaction or a pin, and the others may come to wait for that (R3). The exclusion
+    /// comes first, because a function that holds a connection must never wait for a worker (R4).
     async fn own_worker(&self) -> Result<OwnWorker, Error> {
         let Session { scope, member, .. } = self;
         let exclusion = scope.worker.exclude(&scope.deadline, &member.from()).await;
@@ -274,7 +274,7 @@ impl Drop for HeldRows {
     }
 }
 
-/// The exclusive use of the scope's worker for one function and for what that calls, until dropped.
+/// The exclusive use of the scope's worker, for one function and for the functions that it calls, until dropped.
 struct OwnWorker {
     member: Arc<Member>,
     exclusion: Option<Exclusion>,
@@ -322,7 +322,8 @@ pub(super) async fn next(
     Ok(rows)
 }
 
-/// A level, that is a transaction or savepoint, that the guest holds. Dropping it without an end rolls it back.
+/// A level (a transaction or savepoint) that the guest holds. Dropping the handle before the level has ended rolls the
+/// level back.
 pub struct TransactionHandle {
     member: Arc<Member>,
     level: Option<Level>,
@@ -347,7 +348,8 @@ impl Drop for TransactionHandle {
     }
 }
 
-/// A pin that the guest holds: all its statements run on one connection until it is dropped.
+/// A pin that the guest holds. Until the pin is dropped, all statements of the guest function on the database run on
+/// one connection.
 pub struct Pinned {
     member: Arc<Member>,
     pin: Option<Pin>,

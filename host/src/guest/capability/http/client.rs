@@ -22,8 +22,8 @@ const HTTP2_WINDOW: u32 = 1 << 20;
 const HTTP2_HEADERS: u32 = 64 << 10;
 /// The most idle connections that are kept to one origin.
 const IDLE_MAX: usize = 64;
-/// How long an idle connection is kept. Many servers close idle connections after five seconds, at any moment, also
-/// while a request is on its way: the host closes them earlier.
+/// How long an idle connection is kept. Many servers close a connection that has been idle for five seconds, even while
+/// a request is on its way. So the host closes idle connections earlier.
 const IDLE_TIME: Duration = Duration::from_secs(4);
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
@@ -33,7 +33,8 @@ pub struct Client {
     /// Whether the system has certificates of authorities. Without them, no https server can be checked.
     certificates: bool,
     own: OnceLock<SocketAddr>,
-    /// The address for the same requests while the server stops and its other addresses are closed.
+    /// The address for requests to `/…`, that is to this app, while the server stops and its other addresses are
+    /// closed.
     own_while_stopping: OnceLock<SocketAddr>,
 }
 
@@ -61,7 +62,8 @@ impl Connections {
         };
         let build = |idle_max| match builder(idle_max).build() {
             Ok(client) => Ok((client, true)),
-            // Built without certificates. If this fails, too, the missing certificates were not the reason.
+            // The client is built again without certificates. If that fails, too, missing certificates were not the
+            // reason.
             Err(_) => Ok((builder(idle_max).tls_certs_only([]).build()?, false)),
         };
         let ((kept, certificates), (fresh, _)) = (build(IDLE_MAX)?, build(0)?);
@@ -101,7 +103,7 @@ impl Client {
     /// # Errors
     /// When TLS cannot be set up. Missing certificates are no error: then only https requests fail.
     pub fn new() -> anyhow::Result<Client> {
-        // Fails when another app of the process has installed the provider: it is the same provider.
+        // Fails when another app of the process has installed the provider. That is no error: the provider is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let public = Allowed::default();
         let (connections, certificates) = Connections::new(&public)?;
@@ -116,7 +118,7 @@ impl Client {
     /// Builds the connections that this module's requests need, so that no request has to wait for them.
     ///
     /// # Errors
-    /// As [`Client::new`].
+    /// When TLS cannot be set up.
     pub fn prepare(&self, module: &Module) -> anyhow::Result<()> {
         let allowed = Allowed::new(&module.http_private);
         let local = module.http.iter().any(|grant| match grant {
@@ -140,7 +142,7 @@ impl Client {
         Ok(new)
     }
 
-    /// Why https requests cannot be sent, if they cannot.
+    /// The reason why https requests cannot be sent. None: they can be sent.
     pub fn without_https(&self) -> Option<&'static str> {
         let why = "the machine has no certificates of authorities to check https servers with: install the package `ca-certificates` (or name a file in SSL_CERT_FILE), then restart";
         (!self.certificates).then_some(why)
@@ -172,8 +174,8 @@ impl Client {
         let _ = self.own_while_stopping.set(address);
     }
 
-    /// The `host` header for a request to the app itself while it stops: the address in the URL is not the one that
-    /// clients use.
+    /// The `host` header for a request to the app itself while the app stops. Then the address in the URL is not the
+    /// address that clients use.
     pub(super) fn host(&self, url: &Url) -> Option<HeaderValue> {
         let stopping = self.own_while_stopping.get()?;
         let is_own = url.authority() == stopping.to_string();
@@ -282,7 +284,7 @@ impl From<reqwest::Error> for Error {
             return Error::Timeout;
         }
         // The innermost cause says what happened ("connection refused"); the outermost text says only that something
-        // did.
+        // went wrong.
         let text = causes(&error)
             .map(ToString::to_string)
             .last()
@@ -325,7 +327,7 @@ mod tests {
         assert!(matches!(error, Error::Denied(_)), "{error:?}");
     }
 
-    /// The part that needs no DNS.
+    /// Tests the checks that need no DNS.
     #[test]
     fn addresses_that_are_not_public_have_grants_of_their_own() {
         let client = Client::new().expect("a client");

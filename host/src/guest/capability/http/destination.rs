@@ -1,11 +1,12 @@
-//! Where outbound requests may lead. A granted origin is a name, and a name can resolve to any address: also to the
-//! machine itself, to its private network, or to the address where clouds serve credentials.
+//! The addresses that outbound requests may go to. A granted origin has a name, and DNS can resolve a name to any
+//! address: for example to the machine itself, to its private network, or to the address where clouds serve
+//! credentials.
 //!
 //! Addresses that are not public are allowed in two cases only: a grant has the address itself
 //! (`http://127.0.0.1:8080`, or `localhost`, which always means the machine itself), or the address is in
-//! `http_private`. Names are checked when they are resolved for a connection, and the connection goes to the addresses
-//! that were checked: so a second answer of DNS cannot replace them. Modules with different `http_private` share no
-//! connections.
+//! `http_private`. A name is resolved for each new connection. Its addresses are checked then, and the connection goes
+//! to one of the checked addresses, so a different answer of DNS later has no effect. Modules with different
+//! `http_private` share no connections.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -35,10 +36,10 @@ const NOT_PUBLIC_V4: [&str; 16] = [
     // Azure's services for its virtual machines.
     "168.63.129.16/32",
 ];
-/// The public part of IPv6 is in `2000::/3`, except for the networks below.
+/// Public IPv6 addresses are those in this network that are not in [`NOT_PUBLIC_V6`].
 const PUBLIC_V6: &str = "2000::/3";
 const NOT_PUBLIC_V6: [&str; 4] = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"];
-/// IPv4 addresses behind a translator (RFC 6052): public if the IPv4 address is.
+/// IPv6 addresses that contain an IPv4 address, for a translator (RFC 6052). They are public if the IPv4 address is.
 const TRANSLATED: &str = "64:ff9b::/96";
 
 static NOT_PUBLIC: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
@@ -64,7 +65,7 @@ impl Allowed {
         Allowed(networks.to_vec())
     }
 
-    /// The same, and the machine itself.
+    /// Also allows the addresses of the machine itself.
     pub(super) fn with_loopback(mut self) -> Allowed {
         self.0.extend(*LOOPBACK);
         self
@@ -89,7 +90,7 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The IP address that a URL has instead of a name.
+/// The IP address in a URL. None: the URL has a name.
 pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     let v6 = (host.strip_prefix('[')).and_then(|host| host.strip_suffix(']'));
@@ -136,7 +137,7 @@ pub(super) struct NotAllowed {
 }
 
 impl NotAllowed {
-    /// The sentence for the view of a module.
+    /// The error text for a view of this module.
     pub(super) fn sentence(&self, module: &str) -> String {
         let NotAllowed { name, address } = self;
         let leads = match name.is_empty() {

@@ -29,10 +29,10 @@ use client::{Connections, not_sent};
 
 /// The most bytes of a URL.
 const URL_BYTES_MAX: usize = 64 << 10;
-/// The bytes that an outbound request takes beside its texts, including a connection.
+/// The bytes that an outbound request counts for in addition to its texts and its body. They include a connection.
 const CLIENT_BYTES: u64 = 32 << 10;
 
-/// One outbound request with everything it needs, for both faces.
+/// An outbound request and everything that is needed to send it. The sync and the async interface both use it.
 struct Call {
     connections: Connections,
     request: reqwest::Request,
@@ -113,7 +113,7 @@ impl Guest {
 }
 
 impl Guest {
-    /// Adds the headers that tell the server the request's id, trace and call depth (R14).
+    /// Adds the headers that tell the called server the id, the trace and the call depth of the request (R14).
     fn add_context(&self, headers: &mut HeaderMap) {
         let origin = &self.work().scope.origin;
         let trace = origin.trace.child();
@@ -134,9 +134,10 @@ impl Guest {
     }
 }
 
-/// Headers about the connection, the length, the origin and the context, which only the host sets. A `host` of the
-/// guest's could reach another site behind a granted address. A trace of the guest's could pass for that of another
-/// request. Headers of proxies could pass for those of another client, where this app trusts its neighbours.
+/// Whether only the host may set this header. This is the case for headers about the connection, the length, the origin
+/// and the context. With a `host` header, a guest could reach another site at a granted address. With a trace header,
+/// it could pretend to be part of the trace of another request. With the headers of proxies, it could pretend to be
+/// another client, if the called server trusts this machine as a proxy.
 fn set_by_host(name: &HeaderName) -> bool {
     HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH

@@ -1,4 +1,5 @@
-//! Files and streams of sync guests: the functions of wasmtime-wasi, which the worker pool counts as waiting (R4).
+//! The functions on files and streams for sync guests. They call the functions of wasmtime-wasi. Meanwhile, the worker
+//! pool counts the calling worker as waiting (R4).
 //!
 //! wasmtime-wasi runs these functions on the calling thread. A disk or a network mount may take any time, so a worker
 //! that runs such a function must not count as a worker that computes.
@@ -18,7 +19,8 @@ use streams::{InputStream, OutputStream};
 
 use super::Bounded;
 
-/// Implements the functions of a trait by calling the same functions on what `$of` provides.
+/// Implements a trait for `Bounded`. Each function calls the function of the same name on the value that `$of` (a
+/// method of `Bounded`) provides.
 macro_rules! carried {
     ($trait:path, $of:ident: $($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
         impl $trait for Bounded<'_> {

@@ -1,10 +1,10 @@
-//! The queue for password checks. Turns are distributed by client address.
+//! The queue for password checks. It shares the turns fairly between client addresses.
 //!
 //! Checks take long on purpose, and anybody can ask for them. With a first-come queue, a client that sends enough wrong
 //! passwords would lock everybody out. So the next turn goes to the address that has had the fewest turns. When the
 //! queue is full, the newest request of the address with the most waiting requests has to leave. Requests of one
-//! address may belong to many users (behind one router, or an untrusted proxy): among them, the same two rules apply to
-//! the names that they give.
+//! address may belong to many users (behind one router, or an untrusted proxy). Among the requests of one address, the
+//! same two rules apply to the names in the requests.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 /// The most pairs of address and name whose turns are counted. Beyond that, all counts begin anew.
 const TURNS_MAX: usize = 10_000;
 
-/// A bounded number of checks at once, with a bounded queue.
+/// Lets a bounded number of checks run at the same time. Further requests wait in a bounded queue.
 pub(super) struct FairQueue {
     state: Arc<Mutex<State>>,
     checks_max: usize,
@@ -33,7 +33,7 @@ pub(super) struct FairQueue {
 /// The client address and the name that a check is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Asker {
-    /// The address; of IPv6, the client's /64 network.
+    /// The client's address; for IPv6, the /64 network of the address.
     address: IpAddr,
     /// A hash of the name in the request.
     name: u64,
@@ -53,7 +53,7 @@ struct State {
     running: usize,
     /// In the order of arrival.
     waiting: Vec<Waiter>,
-    /// The turns of each address, running ones included, since the queue was last idle.
+    /// The number of turns that each address has had since the queue was last idle. Running checks are included.
     turns: HashMap<IpAddr, usize>,
     turns_by_name: HashMap<Asker, usize>,
     next_id: u64,
@@ -91,7 +91,7 @@ impl FairQueue {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// A sentence, when the queue is full and no other address or name has more requests in it, or when the wait takes
+    /// A sentence, when the queue is full and this request has to leave it or cannot enter it, or when the wait takes
     /// too long.
     pub(super) async fn enter(&self, asker: Asker) -> Result<Turn, String> {
         let (id, turn) = {
@@ -120,7 +120,7 @@ impl FairQueue {
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
         match turn {
             Ok(Ok(turn)) => Ok(turn),
-            // The request had to leave the full queue for one with fewer requests in it.
+            // The request had to leave the full queue in favour of an address or a name with fewer requests.
             Ok(Err(_)) => Err(self.full()),
             Err(_) => {
                 METRICS
@@ -163,8 +163,8 @@ impl State {
         }
     }
 
-    /// Takes the request whose address has had the fewest turns, then whose name has; of several, the one that came
-    /// first.
+    /// Takes the next request out of the queue: that of the address with the fewest turns. Among several such requests,
+    /// the name with the fewest turns decides, then the order of arrival.
     fn next(&mut self) -> Option<Waiter> {
         let turns = |waiter: &Waiter| {
             let address = self.turns.get(&waiter.asker.address);
@@ -176,8 +176,10 @@ impl State {
         Some(self.waiting.remove(index))
     }
 
-    /// Makes room in a full queue: removes the newest request of the address with the most requests in it, or, if that
-    /// is the address of `asker`, of the name. An error, if `asker` would then have as many itself.
+    /// Makes room if the queue is full. Of the address with the most requests, it takes the name with the most requests
+    /// and removes the newest request of that name. It is an error if the address of `asker` would then have at least
+    /// as many requests as that address has now. If the two addresses are the same, the names are compared in the same
+    /// way.
     fn make_room(&mut self, asker: Asker, max: usize) -> Result<(), ()> {
         if self.waiting.len() < max {
             return Ok(());

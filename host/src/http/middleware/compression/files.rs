@@ -134,7 +134,8 @@ impl Compression {
         Response::from_parts(head, compressed)
     }
 
-    /// The compressed form that the cache has, or that is made now. None, if that is switched off or no permit is free.
+    /// The compressed form from the cache, or else one that is made now. None, if the cache has no room at all
+    /// (`max_bytes` is 0), or if no permit for compressing is free.
     fn made(
         &self,
         path: &str,
@@ -157,7 +158,7 @@ impl Compression {
     }
 }
 
-/// The compressed file beside the original, unless the original is newer.
+/// The compressed file beside the original (`style.css.br`), unless the original is newer.
 fn beside(
     files: &StaticFiles,
     (method, path): (&Method, &str),
