@@ -1,5 +1,5 @@
-//! Checks of a program's requests beside rows and events: context values, workers, time, disconnects, and a reason for every
-//! error and every response that is not a success.
+//! Checks everything in a program's requests except rows and events: context values, workers, time and disconnects; and
+//! that every error and every response that is not a success has a reason.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,16 +8,18 @@ use super::oracle::{Fault, Violation, is_answered};
 use super::program::{Client, Does, Program, Request, Step, ViewKind};
 use super::run::{Note, Reply, Seen, Told};
 
-/// How much longer than its sleeps a program may take: less than any wait for capacity before it is refused.
+/// How much longer than its sleeps a program may take. A request that waits for capacity is refused only after a longer
+/// time, so such a refusal also counts as a request that takes too long.
 const MARGIN: Duration = Duration::from_millis(3000);
-/// How long it may take to end a function that computes, on a busy machine.
+/// How long the host may take to end a function that computes without end, on a busy machine.
 const LOOP_MS: u64 = 1000;
-/// The error of a request that holds a connection and wants to pin or read on another one.
+/// Part of the error that a request gets when it holds a connection, wants another one and none is left.
 const NO_ROOM: &str = "connections for pins and results: all";
 /// How long a request may go on after its client has disconnected.
 const LEFT_MARGIN_S: f64 = 1.2;
 
-/// A request: all steps of its functions and of the views that it calls, with what they noted.
+/// One request as a flat list: all steps of its functions and of the views that it calls, each with what it noted in
+/// the log.
 struct Flat<'a> {
     steps: Vec<(&'a Step, Option<&'a Note>)>,
     kinds: Vec<ViewKind>,
@@ -87,7 +89,7 @@ impl<'a> Flat<'a> {
         })
     }
 
-    /// R14: each value that is read was set last, or is set at the same time.
+    /// R14: each value that a step reads is the one that was set last, or one that is set at the same time.
     fn context(&self, texts: &mut Vec<(Fault, String)>) {
         let ended = |note: &Note| note.ended.as_ref().map_or(usize::MAX, |(line, ..)| *line);
         for (step, note) in self.begun() {
@@ -167,7 +169,7 @@ impl<'a> Flat<'a> {
                     Does::Pin(_) | Does::Stream { .. } | Does::Leak(_)
                 )
             });
-        // A conflict that the database reported ends its level, like any other failed statement.
+        // A conflict that the database reports is a failed statement, and its level takes no more statements.
         let conflicts = self.failed().any(|(_, kind, _)| kind == "Conflict");
         let pins = pins.count();
         for (step, kind, text) in self.failed() {
@@ -191,7 +193,8 @@ impl<'a> Flat<'a> {
                 }
                 "Other" => undone || self.joins || ends || reads_only || calls && levels,
                 "Statement" => reads_only,
-                // A request that holds a connection is refused another one at once when the others are taken by pins and results.
+                // A request that holds a connection does not wait for another one while pins and results take all
+                // others: it is refused immediately.
                 "Unavailable" if text.contains(NO_ROOM) => pins > 1,
                 "Unavailable" => {
                     texts.push((
@@ -248,8 +251,8 @@ impl<'a> Flat<'a> {
         }
     }
 
-    /// Whether a block has ended while a block that began later was open. Then all is rolled back (R8), and if both blocks were
-    /// dropped, no step is told.
+    /// Whether a block has ended while a block that began later was still open. Then the host rolls everything back
+    /// (R8). If both blocks were dropped, no step tells an error.
     fn blocks_overlap(&self) -> bool {
         let block = |(step, note): (&Step, &Note)| {
             let is_block = matches!(step.does, Does::Block(_) | Does::Dropped(_));

@@ -1,5 +1,6 @@
-//! Attacks on the HTTP edge, all at once, against the guestbook with compression and basic-auth. A reader with the right
-//! password is measured meanwhile.
+//! Attacks on how the host handles HTTP, all at the same time. The app is the guestbook of `examples/`, with the
+//! middleware compression and basic-auth. Meanwhile, the response times of a client with the right password are
+//! measured.
 
 use std::fmt;
 use std::io::{Seek as _, Write as _};
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use super::siege::{Hello, flood, measure};
 use crate::harness::{App, Server};
 
-/// The hash of `secret`, at a cost that takes tens of milliseconds.
+/// The hash of the password `secret`, with a cost at which a check takes tens of milliseconds.
 const HASH: &str = "$2b$10$IlLa4SjrCagzpxKtJbWGw.6YUkYBI9gG2Aj00kXi34HgwkguHdxyW";
 const ADMIN_CONNECTIONS: usize = 1_100;
 const SLOW_CONNECTIONS: usize = 300;
@@ -25,7 +26,8 @@ const WRONG_MAX: usize = 10;
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Request heads that are malformed or ambiguous. Each is sent with bytes behind it that could be read as a second request.
+/// Request heads that are malformed or ambiguous. Each is sent with bytes after it that could be read as a second
+/// request.
 const HEADS: [&str; 19] = [
     "GET http://u:p@evil/ HTTP/1.1\r\nhost: a\r\n\r\n",
     "GET / HTTP/1.1\r\n\r\n",
@@ -48,14 +50,14 @@ const HEADS: [&str; 19] = [
     "GET / HTTP/1.1\r\nhost: a\r\ncookie: session=bad; session=\"; =; x\r\nif-none-match: W/\"\", *, \"\r\n\r\n",
 ];
 
-/// The result.
+/// The result of [`edge`].
 #[derive(Debug)]
 pub struct Report {
     reader: Hello,
     /// Resident memory in MiB: before the attack, and the maximum.
     memory_mib: [u64; 2],
     attacks: Vec<(&'static str, u64)>,
-    /// What was wrong: empty if nothing was.
+    /// What was wrong. Empty if nothing was wrong.
     pub wrong: Vec<String>,
 }
 
@@ -74,7 +76,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The guestbook, configured with everything that is attacked.
+/// Serves the guestbook, with every feature configured that is attacked.
 async fn serve() -> Server {
     let app = App::guestbook(&format!(
         r#"
@@ -92,7 +94,7 @@ async fn serve() -> Server {
     app.serve().await
 }
 
-/// Runs all attacks for this long.
+/// Runs all attacks at the same time, for as long as `time`.
 ///
 /// # Panics
 /// When the guestbook does not start.
@@ -131,10 +133,10 @@ pub async fn edge(time: Duration) -> Report {
     };
     let memory = most_memory(&server, until);
     let ((attacks, mut wrong), most, reader) = tokio::join!(attacks, memory, reading);
-    // After its own time limits, the admin address has closed the connections that held it.
+    // The admin address has time limits of its own. After this long, it has closed the connections that occupied it.
     tokio::time::sleep(PATIENCE).await;
     wrong.extend(super::run::quiet(&server).await);
-    // Shortened, since one panic has dozens of lines.
+    // One panic of the host has dozens of lines, each of them an entry.
     wrong.truncate(WRONG_MAX);
     let again = from(2)
         .get(server.url("/"))
@@ -151,7 +153,7 @@ pub async fn edge(time: Duration) -> Report {
     }
 }
 
-/// A client with an address of its own.
+/// A client that connects from the address 127.0.0.`last`.
 fn from(last: u8) -> Client {
     Client::builder()
         .local_address(IpAddr::from(Ipv4Addr::new(127, 0, 0, last)))
@@ -160,7 +162,7 @@ fn from(last: u8) -> Client {
         .expect("a client can be made")
 }
 
-/// Wrong passwords of known and unknown users, from a few addresses.
+/// Sends wrong passwords for known and unknown users, from three addresses. Returns how many.
 async fn guess(server: &Server, number: usize, until: Instant) -> u64 {
     let (client, mut count) = (from(3 + (number % 3) as u8), 0);
     while Instant::now() < until {
@@ -196,7 +198,7 @@ async fn compressed(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Sends the malformed heads, with and without the password, as a trusted proxy and as another client.
+/// Sends the malformed heads with and without the password, from a trusted proxy's address and from another one.
 async fn heads(server: &Server, number: usize, until: Instant) -> u64 {
     const PASSWORD: &str = "\r\nauthorization: Basic YW5uOnNlY3JldA==\r\n\r\n";
     let mut count = 0;
@@ -227,7 +229,7 @@ async fn connect(server: &Server, last: u8) -> Option<TcpStream> {
     socket.connect(server.address).await.ok()
 }
 
-/// Connections to the admin address that send requests and do not read.
+/// Opens connections to the admin address that send requests and do not read the answers. Returns how many.
 async fn admin(server: &Server, until: Instant) -> u64 {
     let (mut count, mut held) = (0, std::collections::VecDeque::new());
     let ask = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n".repeat(50);
@@ -249,7 +251,8 @@ async fn admin(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// Connections that stop within a head, and connections that request a large file and do not read it.
+/// Opens connections that stop within a head, and connections that request a large file and do not read it. Returns how
+/// many.
 async fn slow(server: &Server, until: Instant) -> u64 {
     let (mut count, mut held) = (0_u64, std::collections::VecDeque::new());
     while Instant::now() < until {
@@ -272,8 +275,8 @@ async fn slow(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// Reads a file on kept connections while it is rewritten in place. Returns the number of responses, and whether one of them
-/// was wrong.
+/// Requests a static file again and again while a thread rewrites the file in place. Returns the number of responses,
+/// and a sentence about each of the first three that were wrong.
 async fn rewritten(
     server: &Server,
     changes: &Arc<AtomicU64>,
@@ -289,7 +292,7 @@ async fn rewritten(
         while Instant::now() < until {
             let change = writing.fetch_add(1, Relaxed);
             let length = [10, 84, 0, 5_000, 400_000][(change % 5) as usize];
-            // Nobody else writes the file; a write that fails is tried again.
+            // A write that fails does not matter: the next round writes the whole file again.
             let _ = file.set_len(0);
             let _ = file.rewind();
             let _ = file.write_all(&vec![b'x'; length]);
@@ -301,7 +304,8 @@ async fn rewritten(
         while Instant::now() < until {
             let request = client.get(server.url("/static/changing.txt"));
             let asked = request.basic_auth("ann", Some("secret")).send().await;
-            // A response that breaks off is an error for the client, and correct for a file that became shorter.
+            // A response that breaks off is an error for the client. The server is right to break it off when the file
+            // has become shorter, so it is not counted.
             let Ok(answer) = asked else { continue };
             let status = answer.status();
             if let Ok(body) = answer.bytes().await

@@ -1,29 +1,30 @@
-//! Generates the program of a seed.
+//! Generates a program from a seed.
 //!
-//! Each program first draws how likely each kind of step is, and leaves many kinds out: few kinds in many combinations find
-//! more faults than all kinds in each program. Depth, steps, calls and sleeps of a program are bounded, so that with free
-//! capacity it ends long before any of its waits could time out.
+//! For each program, the generator first draws how likely each kind of step is, and leaves many kinds out: few kinds in
+//! many combinations find more faults than all kinds in each program. Depth, steps, calls and sleeps of a program are
+//! bounded. So a program that gets the capacity it needs ends long before any of its waits could time out.
 
 use fastrand::Rng;
 
 use super::program::{Around, Client, Does, Part, Program, Request, Shape, Step, View, ViewKind};
 
-/// How many programs share a server, one after the other.
+/// How many programs run on the same server, one after the other.
 pub const PER_SHAPE: u64 = 24;
 
 /// How deep calls of views are nested.
 const DEPTH_MAX: u32 = 4;
 /// How deep steps are nested within one function.
 const NESTED_MAX: u32 = 3;
-/// Limits of one request.
+/// Limits of one request: its steps, and its calls of views.
 const STEPS_MAX: u32 = 40;
 const CALLS_MAX: u32 = 8;
-/// How long all requests of a program sleep together, without those whose client disconnects.
+/// How long all requests of a program sleep in all, without [`LEFT_NAP_MS`].
 const NAPS_MAX_MS: u64 = 600;
-/// How long a request sleeps whose client disconnects: long enough to notice that it goes on.
+/// A sleep that is added to each request whose client disconnects: long enough to notice a request that goes on
+/// afterwards.
 const LEFT_NAP_MS: u64 = 2200;
 
-/// The kinds of steps, and how likely each is where it is not left out.
+/// The kinds of steps, and how likely each is in a program that does not leave it out.
 const KINDS: [(Kind, u32); 22] = [
     (Kind::Insert, 30),
     (Kind::Call, 30),
@@ -49,7 +50,7 @@ const KINDS: [(Kind, u32); 22] = [
     (Kind::Loop, 1),
 ];
 
-/// The same, for programs about calls.
+/// The kinds of steps in a program about calls of views, and how likely each is.
 const CALLS: [(Kind, u32); 7] = [
     (Kind::Call, 40),
     (Kind::Join, 25),
@@ -117,7 +118,7 @@ pub fn program(seed: u64, without: &[String]) -> Program {
             .iter()
             .any(|name| name.eq_ignore_ascii_case(&format!("{kind:?}")))
     };
-    // Half of the kinds, and inserts always. Every third program is about joined calls.
+    // One program of three is about joined calls. The others have about half of the kinds, and always inserts.
     let weights: Vec<(Kind, u32)> = match random.u32(..3) {
         0 => CALLS.to_vec(),
         _ => {
@@ -197,7 +198,7 @@ fn shape(number: u64) -> Shape {
 impl Generator {
     fn requests(&mut self) -> Vec<Request> {
         let count = self.random.usize(1..=6);
-        // Half of the time some requests are copies, since capacity gets scarce when many requests want the same.
+        // In half of the programs, some requests are copies: capacity gets scarce when many requests want the same.
         let copies = if self.random.bool() {
             self.random.usize(1..=count)
         } else {
@@ -310,7 +311,7 @@ impl Generator {
             let Some(mut step) = self.random_step(place) else {
                 continue;
             };
-            // A count step looks for a row that this list has inserted.
+            // `Does::See` counts the rows of an insert that comes earlier in this list.
             if let Does::See(id) = &mut step.does {
                 let inserted = steps.iter().rev().find(|step| step.does == Does::Insert);
                 let Some(inserted) = inserted else { continue };
@@ -346,7 +347,7 @@ impl Generator {
         Kind::Insert
     }
 
-    /// None if the step would exceed a limit.
+    /// A random step of this kind. None if the step would exceed a limit.
     fn does(&mut self, kind: Kind, place: Place) -> Option<Does> {
         let deeper = Place {
             nested: place.nested + 1,
@@ -395,7 +396,8 @@ impl Generator {
             Kind::Get => Does::Get(self.name()),
             Kind::Fetch => Does::Fetch,
             Kind::Leak => {
-                // A step that runs at the same time would wait for the end of the function, which waits for that step.
+                // A leaked pin or block stays open until the function ends. A step that runs at the same time would
+                // wait for the end of the function, and the function for that step. So only results are leaked there.
                 let some = if place.at_once { 1 } else { 3 };
                 let what = ["rows", "pin", "begin"][self.random.usize(..some)];
                 Does::Leak(what.to_owned())
@@ -411,7 +413,8 @@ impl Generator {
         })
     }
 
-    /// The steps of subscribers begin with one that notes that they were called.
+    /// A step that publishes an event. The subscribers' steps begin with one that only shows, by its note in the log,
+    /// that the subscriber was called.
     fn event(&mut self) -> Does {
         let name = self.name();
         let mut steps = vec![self.step(Does::Get(name))];
@@ -449,7 +452,8 @@ impl Generator {
     }
 }
 
-/// Adds to the numbers of steps, and to the numbers that count steps look for. Recursion is as deep as the program.
+/// Adds `offset` to the numbers of the steps, and to those in `Does::See`. The recursion is as deep as the program is
+/// nested.
 fn renumber(steps: &mut [Step], offset: u32) {
     for step in steps {
         step.id += offset;
@@ -473,7 +477,7 @@ fn takes_next(does: &Does) -> bool {
     )
 }
 
-/// The lists of steps of a function.
+/// The lists of steps of a view and of the middleware around it.
 pub fn lists_mut(part: &mut Part) -> impl Iterator<Item = &mut Vec<Step>> {
     part.around
         .iter_mut()
@@ -481,7 +485,7 @@ pub fn lists_mut(part: &mut Part) -> impl Iterator<Item = &mut Vec<Step>> {
         .chain([&mut part.steps])
 }
 
-/// See [`Step::inner`].
+/// The steps nested in a step, as [`Step::inner`] has them, to be changed. None for a step that cannot have any.
 pub fn inner_mut(does: &mut Does) -> Option<&mut Vec<Step>> {
     match does {
         Does::Block(steps)

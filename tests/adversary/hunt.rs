@@ -23,12 +23,12 @@ const TRIES: usize = 3;
 pub struct Hunt {
     pub kind: Kind,
     pub seed: u64,
-    /// The most programs.
+    /// How many programs to run at most.
     pub programs: u64,
     pub time: Duration,
     /// How many servers run programs at the same time.
     pub lanes: u64,
-    /// Ends after this many failures.
+    /// The hunt ends after this many failures.
     pub failures_max: usize,
     /// How long to look for a smaller program for one failure.
     pub shrink_time: Duration,
@@ -38,12 +38,12 @@ pub struct Hunt {
     pub without: Vec<String>,
 }
 
-/// The result.
+/// The result of [`hunt`].
 #[derive(Debug)]
 pub struct Hunted {
     pub programs: u64,
     pub requests: u64,
-    /// Faults that a busy machine can cause, and that did not happen again.
+    /// How many programs had only faults that a busy machine can cause, and had none when they were run again.
     pub once: u64,
     pub failures: Vec<Failure>,
 }
@@ -100,7 +100,7 @@ struct Shared {
     failures: Mutex<Vec<Failure>>,
 }
 
-/// Runs programs until there is no time left, or there are enough failures.
+/// Runs programs until all have run, the time is over, or there are enough failures.
 pub fn hunt(hunt: Hunt) -> Hunted {
     let shared = Shared {
         since: Instant::now(),
@@ -124,7 +124,7 @@ pub fn hunt(hunt: Hunt) -> Hunted {
     }
 }
 
-/// Runs one program until it fails, at most so many times. Returns the last run.
+/// Runs one program until it fails, at most `times` times. Returns the last run.
 pub fn replay(kind: Kind, program: &Program, times: usize) -> Ran {
     on_this_thread(async {
         let mut lane = Lane::new(kind);
@@ -155,7 +155,7 @@ impl Shared {
                 .is_ok_and(|all| all.len() >= self.hunt.failures_max)
     }
 
-    /// Runs one block of seeds after the other. The programs of a block share a server.
+    /// Takes one block of seeds after the other, and runs its programs. The programs of a block share a server.
     async fn lane(&self) {
         let Hunt {
             kind,
@@ -265,7 +265,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Ran {
     pub violations: Vec<Violation>,
-    /// None if the server was gone.
+    /// None if the harness panicked, as it does when the server is gone.
     pub seen: Option<Seen>,
 }
 
@@ -278,7 +278,7 @@ impl Ran {
     }
 }
 
-/// Runs programs, one after the other.
+/// Runs programs one after the other, and keeps the server for programs that need the same one.
 struct Lane {
     kind: Kind,
     server: Option<(super::program::Shape, Server)>,

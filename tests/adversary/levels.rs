@@ -1,4 +1,4 @@
-//! Levels, which are transactions and atomic blocks: what happened in each, and whether it was kept.
+//! Levels (transactions and atomic blocks): what happened in each level, and whether the work in it was kept.
 
 use super::program::{Does, Part, Shape, Step};
 use super::run::{Note, Seen, Told};
@@ -8,12 +8,13 @@ use super::run::{Note, Seen, Told};
 pub(super) enum Fate {
     Kept,
     Undone,
-    /// Unknown: the level ended after its function was given up, or it is uncertain whether the work was in it.
+    /// The level ended after its function was given up, so no note tells how; or it is uncertain whether the work was
+    /// in the level.
     Unknown,
 }
 
 impl Fate {
-    /// The fate of work that is within both levels.
+    /// The fate of work that is in two levels: `self` and `other` are the fates of the levels.
     pub(super) fn and(self, other: Fate) -> Fate {
         match (self, other) {
             (Fate::Undone, _) | (_, Fate::Undone) => Fate::Undone,
@@ -22,25 +23,25 @@ impl Fate {
         }
     }
 
-    /// The fate of work that is within this level, and perhaps within others.
+    /// The fate of work that is in a level with the fate `self`, and perhaps also in levels with the fates `others`.
     pub(super) fn perhaps(self, others: impl IntoIterator<Item = Fate>) -> Fate {
         let kept = others.into_iter().all(|other| other == Fate::Kept);
         if kept { self } else { self.and(Fate::Unknown) }
     }
 }
 
-/// The functions of a request or sub-request: its middleware from the outermost on, then its view. `None` is a middleware
-/// that only runs the rest.
+/// The functions of a request or sub-request: its middleware from the outermost on, then its view. For each function,
+/// whether it is async, and its steps. A middleware without steps (`None`) only runs the rest of the chain.
 pub(super) struct Links<'a>(Vec<(bool, Option<&'a [Step]>)>);
 
-/// Whether something happened in a transaction that makes it roll back.
+/// What happened in a transaction that makes the transaction roll back.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Troubles {
     pub(super) failed: bool,
     /// A statement failed.
     pub(super) poisoned: bool,
     pub(super) rollback: bool,
-    /// Something may have failed in the transaction, or only in a block within it.
+    /// Perhaps something failed in the transaction: nothing tells, or it may have failed only in a block within it.
     pub(super) perhaps: bool,
 }
 
@@ -53,7 +54,7 @@ struct Inside {
     blocks: Fate,
 }
 
-/// What the run's notes tell about the levels of a program.
+/// Finds out what became of a program's levels, from the notes of its run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Levels<'a> {
     pub(super) seen: &'a Seen,
@@ -73,7 +74,7 @@ impl<'a> Links<'a> {
         Links(links)
     }
 
-    /// The first function from `at` on that has steps.
+    /// The first function from `at` on that has steps: its place in the chain, whether it is async, and its steps.
     pub(super) fn from(&self, at: usize) -> Option<(usize, bool, &'a [Step])> {
         let mut rest = self.0.iter().enumerate().skip(at);
         rest.find_map(|(at, (is_async, steps))| Some((at, *is_async, (*steps)?)))
@@ -81,7 +82,7 @@ impl<'a> Links<'a> {
 }
 
 impl<'a> Levels<'a> {
-    /// The note of a step that is done once.
+    /// The note of a step. Only the steps of events have several, one for each subscriber.
     pub(super) fn note(&self, step: &Step) -> Option<&'a Note> {
         self.seen.notes.get(&step.id)?.first()
     }
@@ -90,7 +91,7 @@ impl<'a> Levels<'a> {
         self.note(step)?.ended.as_ref().map(|(_, _, told)| told)
     }
 
-    /// What happened in the transaction that these functions are in.
+    /// What happened in the transaction of the functions from `at` on.
     pub(super) fn troubles(&self, links: &Links<'a>, at: usize) -> Troubles {
         let mut troubles = Troubles::default();
         if let Some((at, is_async, steps)) = links.from(at) {
@@ -155,7 +156,7 @@ impl<'a> Levels<'a> {
                         all,
                     )
                 }
-                // At the same time as a block, the step may have been in the block.
+                // Steps that are joined with a block may have run within the block.
                 Does::Join(steps) | Does::Race(steps)
                     if inside.is_async && own(steps).any(is_block) =>
                 {
@@ -185,7 +186,7 @@ impl<'a> Levels<'a> {
         })
     }
 
-    /// The fate of the level that a step opens, if it opens one, by the step's note.
+    /// The fate of the level that a step opens, according to the step's note. None if the step opens no level.
     pub(super) fn level(&self, step: &Step) -> Option<Fate> {
         match &step.does {
             Does::Block(steps) => Some(match self.told(step) {
@@ -216,7 +217,8 @@ pub(super) fn is_block(step: &Step) -> bool {
     matches!(step.does, Does::Block(_) | Does::Dropped(_))
 }
 
-/// Whether a step succeeded. A call, and the rest of a chain, succeed with a status below 500: `[200,…` or `200`.
+/// Whether a step succeeded. A step that calls a view or runs the rest of a chain tells a status (`[200,…` or `200`),
+/// and succeeds if the status is not 5xx.
 pub(super) fn is_good(told: &Told) -> bool {
     let Told::Ok(text) = told else { return false };
     let digits: String = text
@@ -229,7 +231,8 @@ pub(super) fn is_good(told: &Told) -> bool {
         .map_or(true, |status| !(500..600).contains(&status))
 }
 
-/// Whether the database itself refused a statement, which ends its level. A statement that the host refused ends nothing.
+/// Whether the database itself refused a statement: then the statement's level takes no more statements. A statement
+/// that the host refused changes nothing for its level.
 pub(super) fn is_broken(told: &Told) -> bool {
     matches!(told, Told::Failed(kind, _) if kind == "NotNull")
 }

@@ -1,6 +1,6 @@
 //! The adversary as a program: `cargo run -p amphi-tests --bin adversary -- --seed 1 --minutes 5 --database both`.
 //!
-//! The same binary is the host, `adversary serve …`, so that no second one has to be built.
+//! The same binary is also the host (`adversary serve …`), so that no second binary has to be built.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,14 +1,15 @@
 //! The oracle: a model of the rules without threads, connections or time.
 //!
-//! The model walks through a program and asks for each row, event and count what may have become of it, given what the
-//! steps noted: see `Fate`. It consists of three rules.
+//! The model walks through a program. For each row, event and count, it says what may have become of it (see `Fate`),
+//! given what the steps noted in the log. It consists of three rules.
 //!
 //! * A row exists if its statement succeeded and every level around it was kept. Levels are the transaction of an atomic
 //!   request, the transaction of an atomic sub-request that was called outside any, and the functions' atomic blocks.
 //! * A level was kept if its end succeeded and nothing happened in it that makes it roll back.
-//! * Where steps of one async function run at once, a statement may be in a block that comes before it in their list. Then
-//!   the model asks only for what holds in both cases. A statement is never in a block that comes after it, nor in one of
-//!   another function, unless that function calls the view.
+//! * Where steps of one async function run at the same time, a statement may be in a block that comes before it in
+//!   their list. Then the model demands only what holds whether or not the statement was in the block. A statement is
+//!   never in a block that comes after it, nor in a block of another function, unless that function calls the
+//!   statement's view.
 
 use super::checks;
 use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
@@ -25,17 +26,17 @@ pub struct Violation {
 /// The kind of promise that was broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// A row that must exist does not, or the other way round.
+    /// A row that must exist does not exist, or a row exists that must not.
     Rows,
-    /// The same for events.
+    /// An event that must be delivered was not delivered, or one was delivered that must not be.
     Events,
-    /// A context value that was never set, or that had been replaced, was read.
+    /// A step read a context value that was never set, or that had been replaced before.
     Context,
     /// A response or an error that nothing explains.
     Answer,
-    /// A request was refused capacity that was free, or would have been in time.
+    /// A request was refused for lack of capacity, although capacity was free or would have become free in time.
     Capacity,
-    /// A program took longer than anything explains.
+    /// A request took longer than the steps of its program explain.
     Time,
     /// A request went on long after its client had disconnected.
     Disconnect,
@@ -46,7 +47,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether a busy machine can cause this fault: then it counts only if it happens again.
+    /// Whether a busy machine can cause this fault. Such a fault counts only if it happens again.
     pub fn is_about_time(self) -> bool {
         matches!(
             self,
@@ -71,9 +72,10 @@ struct Place {
     around: Around,
     read_only: bool,
     is_async: bool,
-    /// Whether the steps of its list run at once.
+    /// Whether the steps of its list run at the same time.
     at_once: bool,
-    /// Whether a block of the same function may be open at the same time: statements go to the innermost open block.
+    /// Whether a block of the same function may be open at the same time. If one is, statements go to the innermost
+    /// open block.
     beside: bool,
 }
 
@@ -84,7 +86,7 @@ struct Judge<'a> {
     counted: (i64, i64),
 }
 
-/// All faults in what was seen of a program's run.
+/// Compares what was seen of a program's run with the model. Returns all faults.
 pub fn judge(program: &Program, seen: &Seen) -> Vec<Violation> {
     let levels = Levels {
         seen,
@@ -298,8 +300,8 @@ impl<'a> Judge<'a> {
         if place.around == Around::Transaction || !part.view.kind.is_atomic() {
             return self.link(&links, 0, place);
         }
-        // The view has a transaction of its own, unless it was called in a block. If it fails, its rows are rolled back in both
-        // cases.
+        // The view has a transaction of its own, unless it was perhaps called in a block. If the view fails, its rows
+        // are rolled back in either case.
         let good = self.levels.told(step).map(is_good);
         let fate = place
             .fate
@@ -320,8 +322,8 @@ impl<'a> Judge<'a> {
         let fate = self.levels.level(step).unwrap_or(Fate::Unknown);
         let inner = step.inner();
         let failed = |step: &Step| self.levels.told(step).is_some_and(|told| !is_good(told));
-        // Only steps of a list that runs in turn, directly in this block. A failed call may also have ended the transaction
-        // around the block.
+        // Only steps directly in the block count: they run in turn, so they were certainly in the block. If there is a
+        // transaction around the block, a failed call may have ended that transaction instead of the block.
         let why = inner.iter().find(|step| match step.does {
             Does::Broken => self.levels.told(step).is_some_and(is_broken) && !place.beside,
             Does::Call(_) => failed(step) && place.around == Around::Nothing,
@@ -334,14 +336,14 @@ impl<'a> Judge<'a> {
             );
             self.wrong(Fault::Answer, text);
         }
-        // `set-rollback` in a request that is not atomic may apply to this block.
+        // In a request that is not atomic, `set-rollback` may apply to this block.
         match fate {
             Fate::Kept if self.levels.asks_for_rollback(inner) => Fate::Unknown,
             fate => fate,
         }
     }
 
-    /// How often a statement's change exists, at least and at most.
+    /// How often the change that a statement made can be in the database, at least and at most: 0 or 1.
     fn bounds(&mut self, step: &Step, place: Place) -> (i64, i64) {
         let Some(note) = self.levels.note(step) else {
             return (0, 0);
@@ -400,7 +402,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// A function sees the row that it has inserted before.
+    /// Checks that a function sees the row that it has inserted before. `id` is the step that inserted the row.
     fn look(&mut self, step: &Step, id: u32, beside: &'a [Step]) {
         let inserted = beside
             .iter()
@@ -462,7 +464,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether the response of a request can be read at all.
+/// Whether a client of this kind must get a response.
 pub(super) fn is_answered(client: Client) -> bool {
     client.leaves_after_ms().is_none() && client != Client::HalfCloses
 }

@@ -1,8 +1,8 @@
-//! Programs: requests that run at once against one server. Each request is a tree of guest functions, and each function (here
-//! *part*) is a list of steps.
+//! Programs: requests that run at the same time against one server. Each request is a tree of guest functions, and each
+//! function is a list of steps. A view together with the middleware around it is a *part*.
 //!
-//! Every step has a number that is unique within the program. The row that a step inserts, the event that it publishes and
-//! the context value that it sets carry the number, and the guest logs when the step begins and what it tells. So the oracle
+//! Every step has a number that is unique within the program. The row that a step inserts and the context value that it
+//! sets carry the number. The guest logs when the step begins, and its result (what the step *tells*). So the oracle
 //! knows the step of each row.
 
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,10 @@ use crate::harness::{Kind, Mode};
 /// A query with more rows than the SDK fetches in one call.
 const SOME_ROWS: &str = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 600) select n from c";
 
-/// Requests that run at once.
+/// Requests that run at the same time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Program {
-    /// The seed that it was generated from.
+    /// The seed that the program was generated from.
     pub seed: u64,
     pub shape: Shape,
     pub requests: Vec<Request>,
@@ -48,7 +48,7 @@ pub struct Around {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// When it is sent, after the program's start.
+    /// When the request is sent, counted from the program's start.
     pub delay_ms: u64,
     pub client: Client,
     pub part: Part,
@@ -59,19 +59,19 @@ pub struct Request {
 pub enum Client {
     /// Waits for the response, on a connection that is shared with other requests.
     Stays,
-    /// Sends a second request at once (pipelining), and waits for the first response.
+    /// Sends a second request without waiting for the first response (pipelining), then waits for the first response.
     Pipelines,
     /// Closes the connection after this many milliseconds.
     Leaves { after_ms: u64 },
-    /// The same, with an empty line sent after the request.
+    /// Sends an empty line after the request, and closes the connection after this many milliseconds.
     LeavesBehindLine { after_ms: u64 },
-    /// The same, with a second request sent after the first.
+    /// Sends a second request after the first, and closes the connection after this many milliseconds.
     LeavesBehindRequest { after_ms: u64 },
     /// Closes its direction of the connection after the request, and waits for a response.
     HalfCloses,
 }
 
-/// A view with the middleware around it. Middleware without steps here only runs the rest of the chain.
+/// A view with the middleware around it. Middleware that is not in `around` only runs the rest of the chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     pub view: View,
@@ -95,7 +95,7 @@ pub enum ViewKind {
     ReadAtomic,
     /// Atomic, with 10 ms of CPU time.
     Limited,
-    /// Atomic, with 250 ms in all.
+    /// Atomic, with a time limit of 250 ms.
     Brief,
     Repeatable,
     Serializable,
@@ -117,7 +117,7 @@ pub enum Does {
     Broken,
     /// Adds one to a counter that all requests share.
     Bump,
-    /// How many rows the step with this number has in the database.
+    /// Counts the rows in the database that the step with this number has inserted.
     See(u32),
     Nap {
         ms: u64,
@@ -126,7 +126,7 @@ pub enum Does {
     /// A block that is dropped before it ends; in a sync view, a block that fails.
     Dropped(Vec<Step>),
     Pin(Vec<Step>),
-    /// A result of many rows that is read in pieces, with a step after each of the first rows.
+    /// Reads a result of many rows in pieces: one row before each step, then the others (`drain`) or no more.
     Stream {
         steps: Vec<Step>,
         drain: bool,
@@ -207,7 +207,7 @@ impl Client {
 }
 
 impl Request {
-    /// The sum of its sleeps, or the time until its client disconnects if that is less.
+    /// The request's delay, plus the sum of its sleeps or the time until its client disconnects, whichever is less.
     pub fn naps_ms(&self) -> u64 {
         let naps = self.steps().into_iter().map(|step| match step.does {
             Does::Nap { ms } => ms,
@@ -221,7 +221,7 @@ impl Request {
                 .map_or(naps, |after_ms| after_ms.min(naps))
     }
 
-    /// How often it computes without end, until a limit ends it.
+    /// How many of its steps compute without end, until a limit ends them.
     pub fn loops(&self) -> u64 {
         let is_loop = |step: &&Step| step.does == Does::End("loop".to_owned());
         self.steps().into_iter().filter(is_loop).count() as u64
@@ -256,7 +256,8 @@ impl Around {
 }
 
 impl Shape {
-    /// The keys that this shape adds to the `amphi.toml` of `rules`. All waits time out before the run would be called a hang.
+    /// The keys that this shape adds to the `amphi.toml` of `rules`. All waits of the server time out earlier than the
+    /// client gives up on a request.
     pub fn config(&self, kind: Kind) -> String {
         let names = |around: &[Around]| {
             let names = around
@@ -328,7 +329,7 @@ pub fn script(steps: &[Step], shape: &Shape, run: &str) -> Value {
     steps.iter().map(|step| step.script(shape, run)).collect()
 }
 
-/// The tag of a step's row, event and context value in a run.
+/// The text that marks the row, the context value and the notes of a step in a run.
 pub fn tag(run: &str, id: u32) -> String {
     format!("{run}.{id}")
 }

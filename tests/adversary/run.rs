@@ -19,7 +19,7 @@ const QUIET: Duration = Duration::from_secs(12);
 /// What was seen of one run.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Notes by the number of the step. Steps of an event have one for each subscriber.
+    /// Notes by the number of the step. Steps of an event have a note for each subscriber.
     pub notes: HashMap<u32, Vec<Note>>,
     pub replies: Vec<Reply>,
     /// The number of rows, by the number of the step.
@@ -33,7 +33,7 @@ pub struct Seen {
 /// What a step noted in the log.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// Line of the log, and seconds of the day.
+    /// The number of the line in the log, and the time in seconds of the day.
     pub began: (usize, f64),
     pub ended: Option<(usize, f64, Told)>,
     /// The view, middleware or subscriber that did the step, and its worker if it is sync.
@@ -57,9 +57,9 @@ pub struct Reply {
     /// Whether the body is a view's answer, and not an error page.
     pub is_told: bool,
     pub took: Duration,
-    /// Seconds of the day.
+    /// When the client disconnected, in seconds of the day.
     pub left_at: Option<f64>,
-    /// The log's `transaction`: `committed`, `rolled back`.
+    /// The field `transaction` of the log's line: `committed`, `rolled back`.
     pub transaction: Option<String>,
     pub why: String,
 }
@@ -146,7 +146,8 @@ fn notes(lines: &[Line], run: &str) -> HashMap<u32, Vec<Note>> {
             });
             continue;
         }
-        // A step is done once, except by subscribers, of which there is one in each mode.
+        // A step is done once, except that each subscriber does the steps of an event. There is one subscriber in each
+        // mode.
         if let Some(note) = of_step
             .iter_mut()
             .find(|note| note.part == part && note.ended.is_none())
@@ -183,7 +184,8 @@ fn now() -> f64 {
     since.as_secs_f64() % 86_400.0
 }
 
-/// Waits until nothing is in flight any more. Returns what still is, if that takes too long.
+/// Waits until nothing is in flight any more, but not longer than [`QUIET`]. Returns what is still in flight then, and
+/// what the host has printed outside its log.
 pub(super) async fn quiet(server: &Server) -> Vec<String> {
     let since = Instant::now();
     loop {
@@ -213,7 +215,7 @@ pub(super) async fn quiet(server: &Server) -> Vec<String> {
     }
 }
 
-/// Checks that the server answers quickly: views of each kind, with a statement each.
+/// Checks that the server quickly answers a sync view and an async view that run a statement each.
 pub async fn probe(server: &Server) -> Result<(), String> {
     for path in ["/sync/run", "/async/run/atomic"] {
         let since = Instant::now();
@@ -266,7 +268,7 @@ async fn kept(server: &Server, path: &str, headers: &[(String, String)], body: S
     }
 }
 
-/// Sends a request on a connection of its own, as bytes.
+/// Writes a request as bytes on a connection of its own, then does what this kind of client does.
 async fn raw(
     server: &Server,
     client: Client,

@@ -5,7 +5,7 @@ use std::fmt;
 use super::program::{Client, Does, Part, Program, Shape, Step};
 use super::run::{Note, Seen, Told};
 
-/// A step that takes longer is shown with its time.
+/// A step that takes longer than this, in seconds, is shown with its time.
 const LONG_S: f64 = 0.2;
 
 /// A program with what its steps told.
@@ -60,7 +60,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 impl Shown<'_> {
-    /// Recursion is as deep as calls are nested.
+    /// Shows a view and its middleware. The recursion is as deep as calls are nested.
     fn part(
         &self,
         f: &mut fmt::Formatter<'_>,

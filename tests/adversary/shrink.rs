@@ -1,10 +1,10 @@
-//! Smaller programs that fail in the same way.
+//! Makes smaller variants of a failing program. The hunt looks for one among them that still fails in the same way.
 
 use super::generate::{inner_mut, lists_mut};
 use super::levels::own;
 use super::program::{Client, Does, Part, Program, Step, ViewKind};
 
-/// All programs with one thing less, those with the largest part removed first.
+/// All variants of a program that have one thing less. The variants with the most removed come first.
 pub fn smaller(program: &Program) -> Vec<Program> {
     let mut all = Vec::new();
     for number in 0..program.requests.len() {
@@ -53,7 +53,7 @@ pub fn smaller(program: &Program) -> Vec<Program> {
     all
 }
 
-/// Recursion is as deep as calls are nested.
+/// Removes the steps of all middleware. The recursion is as deep as calls are nested.
 fn without_middleware(part: &mut Part) {
     part.around.clear();
     let mut open: Vec<&mut Step> = part.steps.iter_mut().collect();
@@ -72,7 +72,7 @@ fn parts(part: &Part) -> Vec<Part> {
         less.around.remove(at);
         all.push(less);
     }
-    // The called view in place of the caller.
+    // Each called view in place of its caller.
     let calls = part.lists().flat_map(|steps| own(steps));
     all.extend(calls.filter_map(|step| match &step.does {
         Does::Call(within) => Some(Part {
@@ -103,8 +103,8 @@ fn parts(part: &Part) -> Vec<Part> {
     all
 }
 
-/// Lists with one thing less: without a step, with a step's nested steps in its place, or with a smaller step. Recursion is as
-/// deep as the program.
+/// Variants of a list with one thing less: without a step, with a step's nested steps in its place, or with a smaller
+/// step. The recursion is as deep as the program is nested.
 fn lists_of(steps: &[Step]) -> Vec<Vec<Step>> {
     let mut all = Vec::new();
     for (at, step) in steps.iter().enumerate() {

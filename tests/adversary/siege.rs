@@ -1,8 +1,10 @@
-//! Attacks on the host by guests and clients, all at once, while a small view is measured.
+//! Attacks on the host by guests and clients, all at the same time. Meanwhile, the response times of a small view are
+//! measured.
 //!
-//! Guests run statements that take long between two checks of the database or nest as deep as they can; they leak handles, and
-//! log and publish without end. Clients send bodies that never end and floods of headers. Results and errors have many
-//! megabytes. The host has to stay alive and within its memory, and the small view has to be answered quickly.
+//! Guests run statements that compute for long before the database looks whether it has to stop, and statements that
+//! nest deeply. They leak handles, and log and publish without end. Clients send bodies that never end and floods of
+//! headers. Results and errors have many megabytes. The host has to stay alive and within its memory, and the small
+//! view has to be answered quickly.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -18,32 +20,32 @@ use crate::harness::server::client;
 use crate::harness::steps::{execute_with, insert, pinned, publish, query, query_with};
 use crate::harness::{App, Kind, Server};
 
-/// How often the small view is requested.
+/// The pause between two requests to the small view.
 const EVERY: Duration = Duration::from_millis(10);
 /// How long a client waits for a response.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long an unfinished body stays.
+/// How long a client holds an unfinished body.
 const HELD: Duration = Duration::from_secs(20);
-/// Clients that hold an unfinished body each.
+/// How many clients hold an unfinished body each.
 const UNFINISHED: usize = 200;
 
-/// The result.
+/// The result of [`siege`].
 #[derive(Debug)]
 pub struct Report {
     pub kind: Kind,
-    /// The small view's times, by its mode.
+    /// The times of the small view, as an async and as a sync view.
     hellos: Vec<Hello>,
     /// Resident memory in MiB: before the attacks, and the maximum.
     pub before_mib: u64,
     pub most_mib: u64,
-    /// The maximum that was drawn from `memory_budget_mb`.
+    /// The most memory that requests took from the budget `memory_budget_mb`, in MiB.
     drawn_mib: u64,
     attacks: [(&'static str, u64); 3],
-    /// What was wrong at the end: empty if nothing was.
+    /// What was wrong at the end. Empty if nothing was wrong.
     pub wrong: Vec<String>,
 }
 
-/// The times of the small view of one mode.
+/// The response times of one small view.
 #[derive(Debug)]
 pub(super) struct Hello {
     pub(super) name: &'static str,
@@ -100,7 +102,7 @@ struct Attack {
 }
 
 /// Starts a server and attacks it for this long.
-/// Each of the `clients` goes through all attacks, beginning with another one.
+/// Each of the `clients` goes through all attacks, and each begins with a different attack.
 pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let toml = format!(
         r#"
@@ -131,7 +133,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     let bodies = join_all((0..UNFINISHED).map(|number| unfinished(&server, number, until)));
     let floods = join_all((0..4).map(|_| flood(&server, until)));
     let memory = most_memory(&server, until);
-    // In a thread of its own, since the attackers keep this one busy.
+    // Measured in threads of their own, since the attackers keep this thread busy.
     let hellos = [("async hello", "/async/run"), ("sync hello", "/sync/run")];
     let hellos = join_all(hellos.map(|(name, path)| {
         let (client, url) = (client(), server.url(path));
@@ -163,7 +165,7 @@ pub async fn siege(kind: Kind, time: Duration, clients: usize) -> Report {
     }
 }
 
-/// Statements and steps of `rules`, each as a sync and as an async view.
+/// Steps for the views of `rules`: each attack on a sync view and on an async view.
 fn attacks(kind: Kind) -> Vec<Attack> {
     let repeat = |times: u32, step: Value| json!([{"do": "repeat", "times": times, "step": step}]);
     let leak = |what: &str| json!({"do": "leak", "what": what});
@@ -248,7 +250,7 @@ fn attacks(kind: Kind) -> Vec<Attack> {
         .collect()
 }
 
-/// Requests to the views of `greedy`.
+/// Requests to the views of `greedy`: each attack on a sync view and on an async view.
 fn greed() -> Vec<Attack> {
     let all = [
         ("random", "ask/random/4/16000000"),
@@ -275,7 +277,7 @@ fn greed() -> Vec<Attack> {
         .collect()
 }
 
-/// Sends one attack after the other. Returns how many.
+/// Sends one attack after the other, from the first again after the last. Returns how many it has sent.
 async fn all_in_turn(
     server: &Server,
     attacks: impl Iterator<Item = &Attack> + Clone,
@@ -298,7 +300,7 @@ async fn all_in_turn(
     count
 }
 
-/// Clients whose bodies never end.
+/// A client that sends a body without its last byte, waits, and begins again. Returns how many bodies it has sent.
 async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
     let mut count = 0;
     tokio::time::sleep(Duration::from_millis(10 * number as u64)).await;
@@ -317,7 +319,8 @@ async fn unfinished(server: &Server, number: usize, until: Instant) -> u64 {
     count
 }
 
-/// Requests with as many headers as allowed, one after the other.
+/// Sends requests with nearly as many headers as the server allows, twenty on each connection. Returns the number of
+/// connections.
 pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     let mut count = 0;
     let headers: String = (0..90)
@@ -338,7 +341,7 @@ pub(super) async fn flood(server: &Server, until: Instant) -> u64 {
     count
 }
 
-/// The maximum of resident memory, and of what was drawn from the host's budget, in MiB.
+/// The most resident memory, and the most memory that requests took from the host's budget, in MiB.
 async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     let mut most = [0; 2];
     while Instant::now() < until {
@@ -350,7 +353,7 @@ async fn most_memory(server: &Server, until: Instant) -> [u64; 2] {
     most
 }
 
-/// Requests something small again and again, and measures each request.
+/// Sends the request that `ask` makes again and again, and measures each response time.
 pub(super) async fn measure(
     name: &'static str,
     ask: impl Fn() -> RequestBuilder,

@@ -28,7 +28,8 @@ fn part(kind: ViewKind, steps: Vec<Step>) -> Part {
     }
 }
 
-/// A program of one request, and what is seen of it when nothing fails: its steps tell the given values, in order.
+/// A program of one request, and what is seen of a run in which its steps tell the given values, in this order, and the
+/// response is 200.
 fn ran(part: Part, told: &[(u32, &str)]) -> (Program, Seen) {
     let shape = Shape {
         workers: 1,
@@ -105,7 +106,8 @@ fn a_row_that_was_kept_is_there_and_no_other() {
     assert_eq!(faults(&failed), [Fault::Rows], "its request has failed");
 }
 
-/// A caller's pin is not a transaction, so an atomic view that is called meanwhile has one of its own.
+/// A pin of the caller is not a transaction. So an atomic view that is called while the pin is held has a transaction
+/// of its own.
 #[test]
 fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     let called = part(
@@ -123,7 +125,8 @@ fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     assert_eq!(faults(&seen), [Fault::Rows]);
 }
 
-/// In one function, a statement that is joined with a block may be in the block: only the block's own rows are certain.
+/// A statement that is joined with a block of the same function may or may not be in the block. Only the fate of the
+/// block's own rows is certain.
 #[test]
 fn beside_a_block_either_is_allowed() {
     let block = step(
@@ -263,7 +266,7 @@ fn a_seed_is_one_program_and_each_smaller_one_is_smaller() {
         let read: Program = serde_json::from_str(&json).expect("it is what was written");
         assert_eq!(read, program, "seed {seed}");
     }
-    // Making programs smaller ends.
+    // A program cannot be made smaller without end.
     let (mut program, mut times) = (generate::program(7, &[]), 0);
     while let Some(less) = smaller(&program).into_iter().next() {
         (program, times) = (less, times + 1);

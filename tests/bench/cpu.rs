@@ -42,8 +42,8 @@ impl Process {
         let after_name = stat.rsplit_once(')').map(|(_, fields)| fields);
         let fields: Vec<&str> = after_name.unwrap_or_default().split_whitespace().collect();
         let fields = fields.get(..15).context("an unknown form of stat")?;
-        // By proc_pid_stat(5), field 4 is the parent, and fields 14 to 17 are utime, stime, cutime and cstime. The first
-        // field here is field 3. The times of children are signed there, although they cannot be negative.
+        // By proc_pid_stat(5), field 4 is the parent, and fields 14 to 17 are utime, stime, cutime and cstime. `fields`
+        // begins with field 3. The manual page has the times of children as signed, but they cannot be negative.
         let ticks = fields[11..15].iter().map(|ticks| ticks.parse::<u64>());
         Ok(Process {
             parent: fields[1].parse()?,
@@ -66,17 +66,17 @@ fn ticks_of_tree(processes: &BTreeMap<u32, Process>, root: u32) -> Option<u64> {
     )
 }
 
-/// CPU time of the whole machine since it started, in clock ticks.
+/// CPU time of the whole machine (all CPUs together) since it started, in clock ticks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Machine {
     total: u64,
     idle: u64,
-    /// Time in which the machine wanted to run and its host ran another virtual machine.
+    /// Time in which this machine, a virtual one, could have run, but its host ran another virtual machine.
     stolen: u64,
 }
 
 impl Machine {
-    /// The times up to now.
+    /// The CPU times up to now.
     pub(crate) fn now() -> anyhow::Result<Machine> {
         Machine::parse(&std::fs::read_to_string("/proc/stat")?)
     }
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(ticks_of_tree(&processes, 99), None);
     }
 
-    /// A shell that only waits, with a worker that computes.
+    /// The server of this test is a shell that only waits. Its worker is a child process that computes.
     #[test]
     fn the_time_of_a_real_worker_is_read() {
         let since = Instant::now();
@@ -172,7 +172,7 @@ mod tests {
         let _ = Command::new("kill").arg(worker.trim()).status();
         server.wait().expect("it ends after its worker");
         assert!(used >= Duration::from_millis(100), "{used:?}");
-        // One process that computes uses one CPU at most; ticks are rounded.
+        // One process that computes uses one CPU at most. The 50 ms are for the rounding of ticks.
         assert!(
             used <= elapsed + Duration::from_millis(50),
             "{used:?} in {elapsed:?}"

@@ -1,4 +1,5 @@
-//! What the table has to say about the machine and the run, so that nobody has to add it by hand.
+//! Writes the paragraph about the machine and the run that stands above the table, so that nobody has to add it by
+//! hand.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,22 +7,22 @@ use std::time::Duration;
 use crate::cpu::Machine;
 use crate::wrk;
 
-/// Fewer rounds make a trial: one disturbed round would move the median.
+/// A run of fewer rounds is only a trial: one disturbed round would move the median.
 const ROUNDS_MIN: usize = 5;
 /// A machine that is busier than this before the first row disturbs what is measured.
 const BUSY_MAX: f64 = 0.05;
 
-/// Machine and load from the first row to the last.
+/// One run of the benchmark: its settings, and the machine's load before it.
 pub(crate) struct Run {
     rounds: usize,
     seconds: u32,
     before: Machine,
-    /// Share of the CPU that was in use while nothing was measured yet.
+    /// Share of the CPU that was in use before the first measurement, from 0 to 1.
     busy_before: f64,
 }
 
 impl Run {
-    /// Looks for three seconds how busy the machine is, and takes the time.
+    /// Measures for three seconds how busy the machine is. The run begins after these three seconds.
     pub(crate) fn begin(rounds: usize, seconds: u32) -> anyhow::Result<Run> {
         let idle = Machine::now()?;
         std::thread::sleep(Duration::from_secs(3));
@@ -34,7 +35,7 @@ impl Run {
         })
     }
 
-    /// A paragraph about the machine and the run, which is over.
+    /// A paragraph about the machine and the run. To be called when the run is over.
     pub(crate) fn describe(&self) -> anyhow::Result<String> {
         let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
         let cpu = cpus
@@ -79,7 +80,7 @@ impl Run {
     }
 }
 
-/// Why figures say little about the servers.
+/// The reasons why the figures of a run say little about the servers. Empty for a good run.
 fn reasons_not_to_publish(rounds: usize, busy_before: f64, debug_build: bool) -> Vec<String> {
     let mut reasons = Vec::new();
     if rounds < ROUNDS_MIN {

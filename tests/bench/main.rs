@@ -5,7 +5,7 @@
 //! are installed when they are first needed (by cargo, npm and pip). The rows of a server that cannot be installed are
 //! skipped, and the table says why.
 //!
-//! It is a benchmark: it fails when it cannot measure, not when a target is missed.
+//! The program fails when it cannot measure, but not when a target is missed.
 
 mod cpu;
 mod machine;
@@ -61,7 +61,7 @@ struct NativeArguments {
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
-        // This program is also both servers that are built here.
+        // The benchmark runs this program also as two of the servers: as Amphi, and as the native server.
         Some("amphi") => return amphi::cli::run_with(std::env::args().skip(1)),
         Some("native") => {
             native::serve(&NativeArguments::parse_from(std::env::args().skip(1)).native)
@@ -143,7 +143,8 @@ fn cache() -> anyhow::Result<PathBuf> {
         .context("there is no folder to install servers in: set HOME, or pass `--folder`")
 }
 
-/// Waits until `look` succeeds. The module `postgres` calls it as it calls the one of the tests.
+/// Waits until `look` succeeds. The module `postgres`, which belongs to the integration tests, expects a function of
+/// this name in the module around it.
 async fn eventually<T, E: fmt::Debug>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, E>,

@@ -49,7 +49,7 @@ struct Pool<T> {
     permits: Arc<Semaphore>,
 }
 
-/// A connection that goes back to the pool when this is dropped.
+/// A connection that is lent from a pool. Dropping this gives the connection back to the pool.
 struct Lent<T> {
     connection: Option<T>,
     pool: Arc<Pool<T>>,
@@ -93,7 +93,7 @@ impl<T> Drop for Lent<T> {
     }
 }
 
-/// Serves until it is killed.
+/// Runs the server until the process is killed.
 pub(crate) fn serve(native: &Native) -> anyhow::Result<()> {
     let listener = TcpListener::bind(&native.address)?;
     listener.set_nonblocking(true)?;
@@ -185,7 +185,7 @@ async fn answer(
     Ok(response.body(Full::new(body))?)
 }
 
-/// SQLite blocks, so it runs on a thread for blocking work.
+/// Reads a row. SQLite blocks its thread, so the statement runs on one of tokio's threads for blocking work.
 async fn read(data: Arc<Data>, id: i64) -> anyhow::Result<String> {
     let mut connection = data.readers.lend().await?;
     Ok(tokio::task::spawn_blocking(move || name(connection.get(), id)).await??)

@@ -15,11 +15,11 @@ use serde_json::Value;
 use crate::peers;
 use crate::servers::{Data, Server};
 
-/// Path of the list in reused instances.
+/// The path at which Amphi shows the list with reused instances.
 pub(crate) const REUSED: &str = "/reused";
-/// Of the entries, the list shows so many.
+/// How many entries the list shows.
 const ENTRIES_SHOWN: usize = 8;
-/// How far the sizes of the pages may be from each other.
+/// How much the sizes of two pages may differ, as a share of the first page's size.
 const SIZE_DIFFERENCE_MAX: f64 = 0.1;
 /// How long Amphi may take to build the guestbook for development.
 const BUILD_TIME_MAX: Duration = Duration::from_secs(900);
@@ -57,7 +57,7 @@ async fn compare_pages(
     let (_, first) = django.first().context("no server shows Django's page")?;
     let amphi_cookie = sign(&amphi.url("/")).await.context("Amphi")?;
     let django_cookie = sign(first).await.context("Django")?;
-    // The visitors have not signed in the same second.
+    // The page shows when an entry was signed, and the two visitors may have signed in different seconds.
     data.align_newest_entries()?;
 
     let amphi_page = Page::open(&amphi.url("/"), &amphi_cookie).await?;
@@ -105,7 +105,7 @@ async fn compare_pages(
     })
 }
 
-/// Number and texts of statements.
+/// The number and the texts of the statements, for the summary.
 fn list(statements: &[String]) -> String {
     format!(
         "{} statements (`{}`)",
@@ -151,9 +151,9 @@ async fn status(request: RequestBuilder) -> anyhow::Result<StatusCode> {
     Ok(request.send().await?.status())
 }
 
-/// A client that follows no redirect, and keeps no connection that a server may close.
+/// A client that follows no redirect and opens a new connection for each request, since a server may close kept ones.
 fn client() -> anyhow::Result<Client> {
-    // Another one may be installed already.
+    // Fails if a provider is installed already, which is all right.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Ok(Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -162,7 +162,7 @@ fn client() -> anyhow::Result<Client> {
         .build()?)
 }
 
-/// Adds the cookies that an answer sets.
+/// Adds the cookies that an answer sets to `cookies`.
 fn keep_cookies(
     headers: &header::HeaderMap,
     cookies: &mut BTreeMap<String, String>,
@@ -187,7 +187,7 @@ fn cookie_header(cookies: &BTreeMap<String, String>) -> String {
     pairs.join("; ")
 }
 
-/// Name and value of the hidden field.
+/// Name and value of the form's hidden field, which has the token.
 fn token(page: &str) -> Option<(&str, &str)> {
     let (_, rest) = page.split_once(r#"<input type="hidden" name=""#)?;
     let (name, rest) = rest.split_once(r#"" value=""#)?;
@@ -195,7 +195,7 @@ fn token(page: &str) -> Option<(&str, &str)> {
     Some((name, value))
 }
 
-/// The statements that the list has run, by the journal of Amphi under development.
+/// The statements that Amphi's page runs for a request with these cookies, as Amphi's development server lists them.
 async fn amphi_statements(data: &Data, cookie: &str) -> anyhow::Result<Vec<String>> {
     let (mut server, since) = (data.guestbook_telling_statements()?, Instant::now());
     let client = client()?;
@@ -219,7 +219,7 @@ async fn amphi_statements(data: &Data, cookie: &str) -> anyhow::Result<Vec<Strin
     (statements.iter().map(text).collect::<Option<_>>()).context("a statement has no text")
 }
 
-/// A page as far as it is compared.
+/// What is compared of a page.
 #[derive(Debug, PartialEq)]
 struct Page {
     bytes: usize,
@@ -230,8 +230,9 @@ struct Page {
 }
 
 impl Page {
-    /// Opens a page with a visitor's cookies. The form must have the visitor's name, which is in the session. (Django renews
-    /// its CSRF cookie with each page that has a form; Amphi's session has a token until it ends.)
+    /// Requests a page with a visitor's cookies, and checks that its form has the visitor's name, which is in the
+    /// session. Cookies that the response sets are not kept. (Django sets its CSRF cookie anew with each page that has
+    /// a form. Amphi keeps one token in the session until the session ends.)
     async fn open(url: &str, cookie: &str) -> anyhow::Result<Page> {
         let request = client()?.get(url).header(header::COOKIE, cookie);
         let html = request.send().await?.error_for_status()?.text().await?;

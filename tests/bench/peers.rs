@@ -1,4 +1,4 @@
-//! The servers of others that Amphi is compared with: installs them, and starts them on 127.0.0.1.
+//! Installs the servers of other projects (peers) that Amphi is compared with, and starts them on 127.0.0.1.
 //!
 //! Versions are pinned here, so that later runs measure the same programs. What is installed or built goes into a folder
 //! that the caller names; the guests, applications and configurations are in `peers/`.
@@ -41,10 +41,10 @@ server = sys.argv[1]
 print(f"Django {version('django')}, {server} {version(server)}, Python {platform.python_version()}")
 "#;
 
-/// Memory and tables of instances stay resident, and the kernel says which pages have to be reset. Other settings of the
-/// pool made no difference beyond noise.
+/// Settings of wasmtime's pool of instances: memories and tables stay resident, and the kernel says which pages have to
+/// be reset. Other settings of the pool made no difference beyond noise.
 const KEEP: &str = "-Opooling-memory-keep-resident=4194304,pooling-table-keep-resident=1048576,pooling-pagemap-scan=auto";
-/// Instances of WASI 0.3 serve many requests each: 128 by default.
+/// Each instance of WASI 0.3 serves up to 100,000 requests. wasmtime's default is 128.
 const REUSE: &str = "--max-instance-reuse-count=100000";
 /// Each instance serves one request, as with WASI 0.2.
 const FRESH: &str = "--max-instance-reuse-count=1";
@@ -60,8 +60,8 @@ const UVICORN: &[&str] = &[
     "--no-access-log",
 ];
 
-/// Runs a server until it ends or the guard's input is closed, then kills the whole process group: no server outlives
-/// this program, even when this program is killed.
+/// A shell script, the guard. Runs a server until the server ends or the guard's input is closed, then kills the whole
+/// process group. So no server outlives this program, even when this program is killed.
 const GUARD: &str = r#"{ "$@" </dev/null; kill -KILL 0; } & read -r _; kill -KILL 0"#;
 
 /// A server to compare with.
@@ -151,7 +151,7 @@ impl Peer {
 /// A running server. Dropping it ends its processes.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Where it answers.
+    /// The URL at which it answers.
     pub(crate) url: String,
     /// Its version and, where it has settings, the command that started it.
     pub(crate) version: String,
@@ -159,7 +159,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The process above all processes of the server.
+    /// The id of the process that all processes of the server descend from.
     pub(crate) fn process(&self) -> u32 {
         self.process.id()
     }
@@ -189,7 +189,7 @@ impl Drop for Running {
     }
 }
 
-/// Asks for `/`, and checks that it is one of the two pages that servers have there.
+/// Requests `/`, and checks that the answer is one of the two pages that the servers have at this path.
 fn answer(address: &str) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -221,7 +221,7 @@ pub(crate) fn django_statements(
     serde_json::from_str(&printed).with_context(|| format!("not a list of statements: {printed}"))
 }
 
-/// A folder, made if it is missing, by its full path.
+/// Makes a folder if it is missing. Returns its full path.
 fn existing(folder: &Path) -> anyhow::Result<String> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let folder = folder.canonicalize()?;
@@ -229,7 +229,7 @@ fn existing(folder: &Path) -> anyhow::Result<String> {
     Ok(folder.to_owned())
 }
 
-/// Installs a server; returns its version and the command that starts it.
+/// A server that is installed: its version, and the command that starts it.
 type Prepared = anyhow::Result<(String, Command)>;
 
 fn wasmtime(folder: &str, address: &str, guest: &str, flags: &[&str]) -> Prepared {
@@ -331,7 +331,7 @@ fn django(
     Ok((format!("{version}: `{name} {}`", settings.join(" ")), serve))
 }
 
-/// Has a command find Django's applications and the database.
+/// Sets a command's folder and environment so that it finds the Django applications and the guestbook's database.
 fn in_django<'a>(command: &'a mut Command, database: &Path) -> &'a mut Command {
     command
         .current_dir(format!("{SOURCES}/django"))
@@ -339,7 +339,8 @@ fn in_django<'a>(command: &'a mut Command, database: &Path) -> &'a mut Command {
         .env("PYTHONDONTWRITEBYTECODE", "1")
 }
 
-/// Fills a folder by running the steps, unless an earlier run finished the same steps; returns the installed version.
+/// Fills the folder `root` by running the steps, unless an earlier run has finished the same steps. Returns what the
+/// command `version` prints.
 fn install(root: &str, steps: &mut [Command], version: &mut Command) -> anyhow::Result<String> {
     let mark = format!("{root}/complete");
     let wanted = format!("{steps:?}");

@@ -1,4 +1,5 @@
-//! Rows of the table that are no rates: times, latencies, memory.
+//! Measures the rows of the table that are not plain rates of requests: times, latencies, memory, and the gain by a
+//! second event loop.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -40,7 +41,8 @@ pub(crate) fn crowd(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// 99th percentile of the latency of hello while another async view computes without end, and without that, in ms.
+/// 99th percentile of the latency of the async hello view while another async view computes without end, and without
+/// that load, in ms.
 pub(crate) fn spinning(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let without = latency(amphi.address, "/async").await?;
@@ -59,7 +61,7 @@ pub(crate) fn spinning(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     })
 }
 
-/// 99th percentile of the latency of hello while every sync worker waits, and without that, in ms.
+/// 99th percentile of the latency of the async hello view while every sync worker waits, and without that load, in ms.
 pub(crate) fn blocked(_: &Data, amphi: &Server) -> anyhow::Result<Sample> {
     block_on(async {
         let without = latency(amphi.address, "/async").await?;
@@ -93,7 +95,7 @@ pub(crate) fn loops(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     Ok(Sample::pair(rate(2, "0,1")?, rate(1, "0")?))
 }
 
-/// Memory of the server for each request whose async view waits, in KB.
+/// Memory that the server needs for each request whose async view waits, in KB.
 pub(crate) fn memory(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     let server = data.amphi()?;
     block_on(async {
@@ -126,7 +128,7 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
         .block_on(work)
 }
 
-/// Does `work` while `other` runs, which is an error if it ends.
+/// Does `work` while `other` runs. It is an error when `other` ends first.
 async fn beside<T>(
     other: impl Future<Output = anyhow::Result<()>>,
     work: impl Future<Output = anyhow::Result<T>>,
@@ -155,7 +157,8 @@ async fn all_ask(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
     try_join_all(asking).await.map(drop)
 }
 
-/// The same for a view that does not answer before the measurement is over.
+/// Each client sends one request, all at the same time, to a view that waits for longer than the measurement takes. An
+/// answer is an error.
 async fn all_wait(clients: Vec<Client>, path: &str) -> anyhow::Result<()> {
     all_ask(clients, path).await?;
     bail!("{path} has answered, although its view waits")
@@ -176,7 +179,7 @@ impl Client {
         let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
         self.stream.write_all(request.as_bytes()).await?;
         self.read.clear();
-        // The body of every answer here ends with this.
+        // The body of every answer that is asked for here ends with `World!`.
         while !self.read.ends_with(b"World!") {
             let read = self.stream.read_buf(&mut self.read).await?;
             ensure!(read > 0, "the connection was closed");
@@ -191,7 +194,7 @@ impl Client {
     }
 }
 
-/// 99th percentile of the latency, in ms.
+/// 99th percentile of the latency of a path, in ms. Each client sends its requests at fixed times.
 async fn latency(address: SocketAddr, path: &str) -> anyhow::Result<f64> {
     let clients = connected(address, CLIENTS).await?;
     let start = tokio::time::Instant::now() + PACE;
@@ -205,8 +208,9 @@ async fn latency(address: SocketAddr, path: &str) -> anyhow::Result<f64> {
                 let due = first + PACE * turn;
                 let late = tokio::time::Instant::now() > due;
                 tokio::time::sleep_until(due).await;
-                // A request that is late because the client waited for its previous answer counts from when it was due.
-                // Otherwise the timer's delay of up to a millisecond does not count.
+                // A request that is late because the client waited for its previous answer is measured from when it was
+                // due. Any other request is measured from when it is sent, so that the timer's delay of up to 1 ms does
+                // not count.
                 let since = if late {
                     due
                 } else {

@@ -23,26 +23,26 @@ pub(crate) struct Row {
 /// Which figure a row has to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
-    /// Of Amphi's figure divided by the other one.
+    /// Amphi's figure divided by the other one is at least this.
     RatioAtLeast(f64),
-    /// Of the same.
+    /// Amphi's figure divided by the other one is at most this.
     RatioAtMost(f64),
-    /// Of Amphi's figure itself.
+    /// Amphi's figure is at most this.
     AtMost(f64),
-    /// None: both servers do the same work, and the ratio says what it costs them.
+    /// There is no target. Both servers do the same work, and the ratio says how much faster one does it.
     SameWork,
-    /// None, and no ratio: the servers do different work. The figures stand beside each other.
+    /// There is no target and no ratio, since the servers do different work. Their figures are only shown side by side.
     Beside,
 }
 
 enum Measurement {
     /// Requests per second of Amphi and of another server.
     Rates(Endpoint, Endpoint),
-    /// Anything else.
+    /// Any other measurement, which this function makes.
     Probe(fn(&Data, &Server) -> anyhow::Result<Sample>),
 }
 
-/// What is asked of a server.
+/// A server, and the request that is sent to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Endpoint {
     server: ServerName,
@@ -59,10 +59,10 @@ enum ServerName {
     Peer(&'static str),
 }
 
-/// What one measurement says of one server.
+/// The result of one measurement of one server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Figure {
-    /// In the unit of the row.
+    /// The figure, in the unit of the row.
     pub(crate) value: f64,
     /// CPU time of the server for each request, in µs, where the value is a rate.
     pub(crate) cpu_us: Option<f64>,
@@ -180,7 +180,7 @@ const PAGE_GUNICORN: Endpoint = visit(peer("Django's page on gunicorn"));
 const PAGE_GRANIAN: Endpoint = visit(peer("Django's page on granian"));
 const PAGE_UVICORN: Endpoint = visit(peer("Django's page on uvicorn"));
 
-/// All rows. Rows that follow each other and ask the same of the same server share that measurement.
+/// All rows. Consecutive rows that send the same request to the same server share the measurement of that server.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
     rates("hello, sync / native hyper", SYNC, HELLO, RatioAtLeast(0.65)),
@@ -248,7 +248,7 @@ struct Servers<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures these rows. Rows that share a measurement are measured in turn, A B C A B C ….
+    /// Measures these rows. Rows A, B and C that share a measurement are measured in turn: A B C, A B C and so on.
     pub(crate) fn measure(&mut self, rows: &[&'static Row]) -> anyhow::Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for rows in rows.chunk_by(|one, next| one.shares_with(next)) {
@@ -370,7 +370,8 @@ impl<'a> Servers<'a> {
 }
 
 impl Row {
-    /// Whether both ask the same of some server, or both show the guestbook, whose pages are compared with each other.
+    /// Whether both rows send the same request to one of their servers, or both measure the guestbook's page. (The
+    /// pages of all servers are compared with each other, so these servers run at the same time.)
     fn shares_with(&self, next: &Row) -> bool {
         match (&self.measurement, &next.measurement) {
             (Measurement::Rates(ours, other), Measurement::Rates(next_ours, next_other)) => {

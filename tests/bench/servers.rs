@@ -1,4 +1,4 @@
-//! The servers that are built here, Amphi and the native one, and the data that all servers work on.
+//! The two servers that are part of this program, Amphi and the native server, and the data that all servers work on.
 
 use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -59,7 +59,7 @@ impl Data {
         })
     }
 
-    /// The folder of the data; other files may be added.
+    /// The temporary folder of the data. Callers may add other files to it.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -123,7 +123,7 @@ impl Data {
         let command = match cpus {
             None => itself()?,
             Some(cpus) => {
-                // It replaces itself by the server, which keeps its process id.
+                // `taskset` replaces itself by the server, so the server has the process id of `taskset`.
                 let mut pinned = Command::new("taskset");
                 pinned.args(["-c", cpus]).arg(std::env::current_exe()?);
                 pinned
@@ -133,7 +133,7 @@ impl Data {
     }
 
     /// The guestbook of `examples/` on Amphi: at `/` with a fresh instance for each request, at `/reused` with reused
-    /// instances. Makes its database, and the same for Django.
+    /// instances. Makes the guestbook's database, and a copy of it for Django.
     pub(crate) fn guestbook(&self) -> anyhow::Result<Server> {
         let folder = self.folder().join("guestbook");
         std::fs::create_dir_all(&folder)?;
@@ -143,7 +143,7 @@ impl Data {
             database.pragma_update(None, "journal_mode", "wal")?;
             database.execute_batch(ENTRIES)?;
             database.execute_batch(MORE_ENTRIES)?;
-            // Closing it moves everything from the write-ahead log into the file.
+            // Closing the database moves everything from the write-ahead log into the file.
             database.close().map_err(|(_, error)| error)?;
             std::fs::copy(file, self.django_database())?;
         }
@@ -156,9 +156,9 @@ impl Data {
         Server::amphi(itself()?, "serve", &app)?.answering("/")
     }
 
-    /// The guestbook under `amphi up`, with middleware that fails each request for the list after the page has been made. The
-    /// answers to failures name the statements that the page has run. The server listens when it has been built, which takes
-    /// minutes.
+    /// The guestbook under `amphi up`, with a middleware that makes each request fail after its page has been made. The
+    /// answer to a failed request names the statements that the page has run. The server listens only after the
+    /// guestbook has been built, which takes minutes.
     pub(crate) fn guestbook_telling_statements(&self) -> anyhow::Result<Server> {
         let module = format!("[modules.statements]\npath = \"{BENCH}/statements\"\n");
         let list = guestbook_module(
@@ -208,7 +208,7 @@ impl Data {
     }
 }
 
-/// The configuration of a module with the guestbook's crate: these keys, and those that all such modules need.
+/// The configuration of a module with the guestbook's crate: `keys`, and the keys that every such module needs.
 fn guestbook_module(name: &str, keys: &str) -> String {
     format!(
         r#"
@@ -230,7 +230,7 @@ fn build(app: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A command that runs this program, which is also Amphi and the native server.
+/// A command that runs this program, which can also run as Amphi or as the native server.
 fn itself() -> anyhow::Result<Command> {
     Ok(Command::new(std::env::current_exe()?))
 }
@@ -240,7 +240,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 }
 
 impl Server {
-    /// Starts `amphi serve` or `amphi up`. `program` runs this program.
+    /// Starts `amphi serve` or `amphi up`. `program` is a command that runs this program.
     fn amphi(mut program: Command, subcommand: &str, app: &Path) -> anyhow::Result<Server> {
         let address = free_address()?;
         let command = program.args(["amphi", subcommand]).arg(app);
@@ -256,7 +256,7 @@ impl Server {
         Ok(Server { address, process })
     }
 
-    /// Waits until it answers.
+    /// Waits until the server answers a request for `path` with success.
     fn answering(mut self, path: &str) -> anyhow::Result<Server> {
         let since = Instant::now();
         while get(self.address, path).is_err() {

@@ -56,7 +56,7 @@ fn line(name: &str, unit: &str, target: Target, outcome: &Outcome) -> String {
     format!("| {name} | {} | {wanted} | {met} |", cells.join(" | "))
 }
 
-/// Median, minimum and maximum; nothing where nothing was measured.
+/// Median, minimum and maximum as text. Empty where nothing was measured.
 fn shown(spread: Option<Spread>, unit: &str) -> String {
     let Some(Spread { median, min, max }) = spread else {
         return String::new();
@@ -69,9 +69,9 @@ fn shown(spread: Option<Spread>, unit: &str) -> String {
     format!("{median}{space}{unit} ({min} – {max})")
 }
 
-/// A figure with at least three digits.
+/// A figure as text, with at least three digits.
 fn digits(figure: f64) -> String {
-    // By what is shown: 99.96 is shown as 100, and not as 100.0.
+    // The limits are those of the rounded figures: 99.96 is shown as `100`, not as `100.0`.
     match figure {
         999.5.. => {
             let whole = figure.round() as u64;

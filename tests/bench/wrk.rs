@@ -1,4 +1,5 @@
-//! The load generator `wrk`, and what it and the server's CPU clocks say of one server.
+//! Runs the load generator `wrk` against one server, and measures how many requests the server answers and how much CPU
+//! time it uses.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ pub(crate) const CONNECTIONS: &str = "64";
 pub(crate) enum Send {
     /// GET.
     Get,
-    /// POST, with a body of so many bytes.
+    /// POST, with a body of this many bytes.
     Post(usize),
     /// GET, with the cookies of a visitor of the guestbook.
     Visit,
@@ -27,7 +28,7 @@ pub(crate) struct Requests<'a> {
     pub(crate) send: Send,
     /// The value of the header `cookie`, if there is one.
     pub(crate) cookie: Option<&'a str>,
-    /// The process that answers; its workers are processes below it.
+    /// The id of the process that answers. Its child processes count as part of the server.
     pub(crate) server: u32,
     /// A folder for wrk's scripts.
     pub(crate) folder: &'a Path,
@@ -56,7 +57,7 @@ impl Requests<'_> {
         })
     }
 
-    /// Number of answers, and answers per second.
+    /// Runs wrk for `seconds`. Returns the number of answers, and answers per second.
     fn send(&self, seconds: u32) -> anyhow::Result<(u64, f64)> {
         let mut command = Command::new("wrk");
         command.args(["-t2", "-c", CONNECTIONS, "-d", &format!("{seconds}s")]);
@@ -95,7 +96,7 @@ fn parse(text: &str) -> anyhow::Result<(u64, f64)> {
     requests.zip(rate).context("the counts are missing")
 }
 
-/// The version, for the table.
+/// The name and version of wrk, for the text above the table. An error if wrk is not installed.
 pub(crate) fn version() -> anyhow::Result<String> {
     let output = Command::new("wrk").arg("-v").output().context(MISSING)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

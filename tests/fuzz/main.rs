@@ -1,15 +1,16 @@
 //! Fuzzing of everything that reads bytes of clients, guests or database servers.
 //!
-//! Each target is a test. Under `cargo test` it takes a second; for longer, and one target alone:
+//! Each target is a test. Under `cargo test`, each target runs for a second. This command runs one target alone, for
+//! five minutes:
 //!
 //! ```text
 //! FUZZ_SECONDS=300 cargo test -p amphi-tests --test fuzz -- statement
 //! ```
 //!
-//! It needs only the stable toolchain. Inputs are valid texts with random changes ([`script`]), since purely random bytes are
-//! rejected early; the readers are small enough to do without guidance by coverage. The last input of a target is in
-//! `target/tmp/fuzz-NAME`, also if it ended the process. (The crate bolero needs another version of a crate that wasmtime
-//! needs.)
+//! Only the stable toolchain is needed. Inputs are valid texts with random changes ([`script`]), since purely random
+//! bytes are rejected early. The functions under test are small enough to do without guidance by coverage. The last
+//! input of a target is in `target/tmp/fuzz-NAME`, even if it ended the process. (The fuzzing crate bolero cannot be
+//! used: it needs another version of a crate that wasmtime needs.)
 
 mod script;
 mod server;
@@ -22,11 +23,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
-/// How long an input may take, on a busy machine. A reader that is not linear takes longer for 64 KiB.
+/// How long an input may take, on a busy machine. A reader whose time is not linear in the length takes longer for 64
+/// KiB.
 const LIMIT: Duration = Duration::from_secs(2);
-/// The stack of a target: less than loops and workers have, so that recursion over the input is noticed.
+/// The stack of a target. It is smaller than those of event loops and sync workers, so that recursion over the input is
+/// noticed.
 const STACK_BYTES: usize = 512 << 10;
-/// The length of the longest script.
+/// All scripts are shorter than this, in bytes.
 const SCRIPT_MAX: usize = 200;
 
 /// How long each target runs.

@@ -1,9 +1,9 @@
 //! Makes inputs that are nearly valid: random bytes are a script of changes to a valid text.
 
-/// The length of the longest input.
+/// The length of the longest input, in bytes.
 const MAX: usize = 64 << 10;
 
-/// Texts that have a meaning for many readers.
+/// Texts that have a meaning in many of the formats that are fuzzed.
 const WORDS: [&str; 24] = [
     "(", ")", "[", "]", "{", "}", "\"", "'", "$$", "/*", "*/", "--", ";", ",", "=", ":", "\\",
     "\0", "\n", " ", "explain ", "select ", "e'", "\u{ff}",
@@ -23,7 +23,7 @@ pub(crate) fn changed(seeds: &[&str], script: &[u8]) -> Vec<u8> {
         match what % 8 {
             0 => insert(&mut text, at, word),
             1 => insert(&mut text, at, seed(how)),
-            // Up to 32,768 times: deep enough to find recursion.
+            // The word up to 32,768 times: nesting that is deep enough to find recursion.
             2 => insert(&mut text, at, &word.repeat(1 << (how >> 4))),
             3 => {
                 let end = text.len().min(at + usize::from(how) + 1);

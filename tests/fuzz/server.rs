@@ -18,7 +18,7 @@ const REQUESTS: [&str; 6] = [
     "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\u{6}\u{4}\0\0\0\0\0\0\u{3}\0\0\0d\0\0\u{4}\u{8}\0\0\0\0\0\0\u{1}\0\0",
 ];
 
-/// Values of headers, and statements, as a guest may give them to the host.
+/// Values of headers and statements that a guest may pass to the host.
 const VALUES: [&str; 5] = [
     "text/html; charset=utf-8",
     "a=b; Path=/; HttpOnly",
@@ -44,7 +44,7 @@ async fn serve(toml: &str) -> Server {
     App::rules(Kind::Sqlite, toml).await.serve().await
 }
 
-/// Checks that the server answers, and holds nothing of earlier requests.
+/// Checks that the server answers, and that it holds no resources of earlier requests.
 async fn is_well(server: &Server) {
     assert_eq!(server.steps("/sync/run", json!([])).await.status, 200);
     assert_eq!(server.steps("/async/run", json!([])).await.status, 200);
@@ -71,7 +71,7 @@ async fn request() {
     is_well(&server).await;
 }
 
-/// Statuses, headers and bodies of a guest.
+/// A guest answers with random statuses and nearly valid headers.
 #[tokio::test]
 async fn response() {
     let server = serve("").await;
@@ -101,7 +101,7 @@ async fn response() {
     is_well(&server).await;
 }
 
-/// Statements and their values.
+/// A guest runs nearly valid statements with random parameters.
 #[tokio::test]
 async fn values() {
     let server = serve("").await;

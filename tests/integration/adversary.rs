@@ -1,5 +1,5 @@
-//! A fixed number of the adversary's programs, from a fixed seed. New programs each time: `cargo run -p amphi-tests --bin
-//! adversary`.
+//! Runs a fixed number of the adversary's programs, generated from fixed seeds. To run new programs each time:
+//! `cargo run -p amphi-tests --bin adversary`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::harness::Kind;
 
 const PROGRAMS: u64 = 240;
 const SEED: u64 = 20_261_128;
-/// How long they may take; a slow machine runs fewer programs.
+/// How long all programs may take together. A slow machine runs fewer programs in this time.
 const TIME: Duration = Duration::from_secs(60);
 
 async fn random_programs_keep_the_rules(kind: Kind) {
@@ -35,7 +35,7 @@ async fn random_programs_keep_the_rules(kind: Kind) {
 }
 both_databases!(random_programs_keep_the_rules);
 
-/// Programs that have found faults, by the names of their files.
+/// Programs that once found faults, with the names of their files.
 const FOUND: [(&str, &str); 5] = [
     (
         "blocks_dropped_that_overlap",

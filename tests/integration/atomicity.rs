@@ -1,4 +1,5 @@
-//! Views that insert and then fail, in every way there is: no row is kept, and neither host nor database holds anything.
+//! Views that insert a row and then fail in every possible way: no row is kept, and neither the host nor the database
+//! keeps a resource of the request.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ struct Way {
     last: fn() -> Value,
     /// The status that the client gets; none if the client disconnects.
     status: Option<u16>,
-    /// Whether requests hold connections for so long that others time out while they wait for one.
+    /// Whether requests hold connections for so long that other requests time out while they wait for a connection.
     slow: bool,
 }
 
@@ -78,7 +79,7 @@ const WAYS: [Way; 7] = [
 async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, kind: Kind) {
     let server = App::rules(kind, &limits(kind)).await.serve().await;
     for way in &WAYS {
-        // Measured each time, because the load by other tests changes.
+        // The time is measured for each way, because the load that other tests cause changes.
         let patience = time_to_insert(&server, mode).await;
         let mark = server.log.mark();
         let ends: Vec<Option<u16>> = stream::iter(0..REQUESTS)
@@ -125,7 +126,8 @@ async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, ki
 }
 both_modes_and_databases!(r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing);
 
-/// The request ends on the loop while its sync view still writes on a worker: no write comes after the rollback.
+/// The time limit ends a request on the event loop while the request's view still writes (a sync view writes on a
+/// worker). Nothing is written after the rollback.
 async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
     let toml = format!(
         "app.middleware = [\"rules::async_views::first\"]\n{}",
@@ -148,8 +150,8 @@ async fn r9_r15_nothing_is_written_after_the_end(mode: Mode, kind: Kind) {
 }
 both_modes_and_databases!(r9_r15_nothing_is_written_after_the_end);
 
-/// What a statement outside of a transaction writes is there when its first row is, and stays when the others are
-/// left.
+/// A statement outside of a transaction has written everything by the time its first row is read. The writes are kept
+/// even if the view never reads the other rows.
 async fn r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read(
     mode: Mode,
     kind: Kind,
@@ -179,8 +181,8 @@ async fn r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read(
 }
 both_modes_and_databases!(r9_what_a_statement_writes_is_kept_however_few_of_its_rows_are_read);
 
-/// The first statement of a transaction is issued just before the time limit: rows are kept exactly for the requests that
-/// were answered with a success.
+/// The first statement of a transaction is issued just before the time limit: rows are kept exactly for the requests
+/// that were answered with a success.
 async fn r9_r15_a_statement_at_the_last_moment_is_not_kept_alone(mode: Mode, kind: Kind) {
     let server = App::rules(kind, &limits(kind)).await.serve().await;
     let mut kept = 0;
@@ -259,7 +261,8 @@ fn limits(kind: Kind) -> String {
     format!("sync_views = {{ workers_max = 64 }}\n{database}")
 }
 
-/// How long it takes to insert in all requests at once, on this machine at this time.
+/// How long it takes until `AT_ONCE` simultaneous requests have each inserted a row, on this machine under the present
+/// load.
 async fn time_to_insert(server: &Server, mode: Mode) -> Duration {
     let path = format!("/{mode}/run/atomic");
     let since = Instant::now();
@@ -270,7 +273,7 @@ async fn time_to_insert(server: &Server, mode: Mode) -> Duration {
     since.elapsed()
 }
 
-/// Sends one request. Returns its status; none if the client disconnects.
+/// Sends one request. Returns its status, or `None` if the client disconnects.
 async fn fail(
     server: &Server,
     mode: Mode,
@@ -289,7 +292,7 @@ async fn fail(
     match way.status {
         Some(_) => Some(Reply::of(request).await.status),
         None => {
-            // Mostly after the insertion.
+            // The client disconnects mostly after the insertion.
             let patience =
                 patience.max(Duration::from_millis(60)) + Duration::from_millis(number as u64 % 60);
             let answered = tokio::time::timeout(patience, Reply::maybe(request)).await;

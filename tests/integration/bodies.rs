@@ -26,8 +26,8 @@ fn chunked(body: &[u8]) -> Body {
     Body::wrap_stream(futures::stream::iter(pieces))
 }
 
-/// Bodies that go along with the request, that the host keeps in memory, and that it keeps in a file; sent with a length
-/// and in chunks; read as a whole and piece by piece.
+/// Bodies of three kinds (handed over with the request, kept by the host in memory, kept by the host in a file) are
+/// sent with a length and in chunks, and read as a whole and piece by piece.
 async fn bodies_arrive_as_they_were_sent(mode: Mode) {
     let server = App::new(SIZES).serve().await;
     for length in [
@@ -148,7 +148,8 @@ async fn forms_are_checked(mode: Mode) {
 }
 both_modes!(forms_are_checked);
 
-/// A view has the client's body only when the request that it was handed says so, and its length is the host's word.
+/// A called view can read the client's body only if each caller passed that body on. The host says how long the body
+/// is, whatever length the caller claims.
 async fn a_called_view_reads_the_clients_body_only_when_it_was_passed_on(mode: Mode) {
     let component = guests::misfit(&format!("{mode}_courier"));
     let module = format!("{SIZES}\n[modules.courier]\npath = {component:?}\nsubrequests = true");

@@ -11,7 +11,8 @@ use crate::harness::{App, Mode, Server, eventually, guests};
 
 /// The smallest budget that can be configured, in MiB.
 const BUDGET_MB: u64 = 64;
-/// What the process takes beside the budget, in MiB: code, stacks, pools, buffers of connections, the allocator's reserve.
+/// What the process takes beside the budget, in MiB: code, stacks, pools, buffers of connections, the allocator's
+/// reserve.
 const FIXED_MB: u64 = 120;
 
 /// An app with the guest `greedy`, a large static file, compression and the smallest budget.
@@ -35,7 +36,7 @@ async fn greedy(toml: &str) -> Server {
     app.serve_alone().await
 }
 
-/// Like [`stays_within_the_budget`], and checks that the attack has drawn much of the budget.
+/// Does what [`stays_within_the_budget`] does, and checks that the attack has drawn at least a tenth of the budget.
 async fn within_the_budget<T>(server: &Server, attack: impl Future<Output = T>) {
     let drawn = stays_within_the_budget(server, attack).await;
     assert!(
@@ -83,9 +84,10 @@ async fn stays_within_the_budget<T>(server: &Server, attack: impl Future<Output 
     drop(held);
     eventually("all memory to come back", async || {
         match server.metrics().await.get("amphi_memory_bytes") {
-            // Requests for metrics are not counted: they go to the admin address.
+            // Requests for metrics draw nothing from the budget, because they go to the admin address.
             0.0 => Ok(()),
-            // The connection of the test's own client (320 kB if it is HTTP/2), and its last request.
+            // What may still be drawn for a moment: the connection of the test's own client (320 kB if it is HTTP/2),
+            // and the client's last request.
             left => Err(left),
         }
     })
@@ -114,7 +116,7 @@ async fn r13_publishers_stay_within_the_budget(mode: Mode) {
     let path = format!("/{mode}/hold/1000/60000/1500");
     let publishers = async {
         for reply in join_all((0..12).map(|_| server.post(&path, ""))).await {
-            // Each could publish some events, and was told why no more.
+            // Each request could publish some events, and its view was told why it could publish no more.
             match reply.status {
                 200 => assert!(
                     reply.text().contains("`memory_budget_mb`"),
@@ -150,7 +152,7 @@ async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
         refused.text()
     );
     drop(server);
-    // Headers of a kilobyte each.
+    // The view sends headers of a kilobyte each: 900 of them have few enough bytes, but are too many headers.
     let server = greedy("limits.headers_max_bytes = 1048576").await;
     let refused = server.get(&format!("/{mode}/fetch/1/900000")).await;
     assert!(
@@ -163,7 +165,7 @@ async fn r13_outbound_requests_stay_within_the_budget(mode: Mode) {
     let path = format!("/{mode}/fetch/200/30000");
     let requests = join_all((0..12).map(|_| server.get(&path)));
     match mode {
-        // Twelve views, each with one outbound request at a time: too few to reach the budget's end.
+        // Twelve views, each with one outbound request at a time: too few to use up the budget.
         Mode::Sync => drop(stays_within_the_budget(&server, requests).await),
         Mode::Async => within_the_budget(&server, requests).await,
     }
@@ -172,7 +174,7 @@ both_modes!(r13_outbound_requests_stay_within_the_budget);
 
 /// A response that the client does not read is drawn from the budget until it is sent or dropped.
 async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
-    // Linear memory of guests is not part of the budget, so few of them run at once.
+    // The linear memory of guests is not part of the budget, so only a few guests may run at the same time.
     let server = greedy("async_views.in_flight_max = 20").await;
     let view = format!("/{mode}/ask/body/1/700000");
     for what in [
@@ -182,7 +184,7 @@ async fn r13_responses_that_are_not_read_stay_within_the_budget(mode: Mode) {
     ] {
         let readers = async {
             let (held, statuses) = attack::slow_readers(&server, what, (5, 100)).await;
-            // Compressed, this response is so small that all of them fit.
+            // Compressed with zstd, a response is so small that all responses fit into the budget.
             let refused = what.2 == "zstd" || statuses.contains(&503);
             assert!(statuses.contains(&200) && refused, "{what:?}: {statuses:?}");
             held
@@ -219,7 +221,7 @@ async fn r13_a_connection_of_many_requests_holds_no_more_than_one_of_few() {
     }
 }
 
-/// All attacks at once.
+/// All attacks at the same time.
 #[tokio::test]
 async fn r13_everything_at_once_stays_within_the_budget() {
     let server = greedy("").await;

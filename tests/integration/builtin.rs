@@ -19,7 +19,8 @@ async fn serve(toml: &str) -> Server {
     app.serve().await
 }
 
-/// `basic-auth`: checking a password takes long and anybody may send wrong ones, so checks queue, and the queue is fair.
+/// `basic-auth`: checking a password takes long and anybody may send wrong ones, so checks queue, and the queue is
+/// fair.
 #[tokio::test]
 async fn who_sends_many_wrong_passwords_locks_nobody_out() {
     let toml = r#"
@@ -51,7 +52,7 @@ async fn who_sends_many_wrong_passwords_locks_nobody_out() {
         assert_eq!(reply.status, 200, "of another address: {reply:?}");
         let reply = ask("203.0.113.7", "bob", "secret").await;
         assert_eq!(reply.status, 200, "by another name: {reply:?}");
-        // This password was checked before and is remembered: no check, no queue.
+        // This password was checked before and is remembered, so the request needs no check and does not queue.
         let reply = ask("203.0.113.7", "ann", "secret").await;
         assert_eq!(reply.status, 200, "remembered: {reply:?}");
         server.metrics().await.get("amphi_queued")
@@ -169,7 +170,7 @@ async fn answers_are_compressed_for_those_who_can_read_it(mode: Mode) {
 }
 both_modes!(answers_are_compressed_for_those_who_can_read_it);
 
-/// A client that has a page or file already gets 304, with the same headers about caching as 200.
+/// A client that already has the present version of a page or file gets 304, with the same caching headers as with 200.
 async fn what_has_not_changed_is_not_sent_again(mode: Mode) {
     let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"static\" }");
     app.write("static/page.html", "<p>hello</p>".repeat(1_000));
@@ -297,7 +298,7 @@ async fn failures_have_pages_of_the_app(mode: Mode) {
     let lines = server.log.requests(mark, 1).await;
     assert_eq!(lines[0].number("status"), 404, "{lines:?}");
     assert_eq!(ask("HEAD", "/nowhere", browser).await.status, 404);
-    // A view that sets the failure's status itself, also one of 500, has not failed.
+    // An error view that sets the status itself, even 500, has not failed: its page is sent.
     let failing = server.request("GET", &format!("/{mode}/fail/error"));
     let failing = failing.header("accept", browser);
     let page = Reply::of(failing.header("accept-language", "own-status")).await;
@@ -405,7 +406,7 @@ async fn r14_the_user_is_set_by_the_host_alone(mode: Mode) {
 }
 both_modes!(r14_the_user_is_set_by_the_host_alone);
 
-/// Who is not signed in learns nothing of a module's routes, neither by OPTIONS nor by 405.
+/// A client that is not signed in does not learn the methods of a module's routes, neither by OPTIONS nor by 405.
 async fn methods_behind_authentication_are_not_told_to_others(mode: Mode) {
     let toml = r#"
             modules.rules.middleware = ["basic-auth"]
@@ -508,8 +509,7 @@ async fn other_origins_are_let_in_by_name(mode: Mode) {
 }
 both_modes!(other_origins_are_let_in_by_name);
 
-/// A request continues the client's trace, a malformed one is replaced by a new trace, and outbound requests carry the
-/// trace on.
+/// A request continues the trace that the client sends. A malformed `traceparent` is replaced by a new trace.
 async fn r14_the_trace_goes_on(mode: Mode) {
     let server = serve("").await;
     let view = format!("/{mode}/run");
@@ -544,7 +544,7 @@ async fn r14_the_trace_goes_on(mode: Mode) {
             "{broken}: {new}"
         );
     }
-    // The view sends a request to its own app: another scope, the same trace.
+    // The view sends a request to its own app: the log has both requests.
     let fetched = crate::harness::steps::fetch("/nowhere");
     let mark = server.log.mark();
     let request = server.request("POST", &view).header("traceparent", known);
@@ -555,7 +555,7 @@ async fn r14_the_trace_goes_on(mode: Mode) {
 }
 both_modes!(r14_the_trace_goes_on);
 
-/// Only a trusted proxy can give a request its id and its user.
+/// Only a trusted proxy can give a request its id and the client's address.
 async fn r14_a_request_is_called_what_a_trusted_proxy_says(mode: Mode) {
     for (trusted, id, peer) in [
         ("127.0.0.1", "from-the-proxy", "203.0.113.7:0"),

@@ -1,4 +1,5 @@
-//! Mistakes in `amphi.toml`: every command that reads it names the mistake, its line and column, and what to write instead.
+//! Mistakes in `amphi.toml`: every command that reads it names the mistake, its line and column, and what to write
+//! instead.
 
 use crate::harness::App;
 

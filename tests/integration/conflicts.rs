@@ -8,7 +8,8 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Reply};
 
-/// Concurrent increments: the counter has exactly the successes, and with `retries` every request succeeds.
+/// Concurrent increments: the counter equals the number of requests that succeeded, and with `retries` every request
+/// succeeds.
 async fn r9_requests_are_run_again_after_a_conflict(mode: Mode, kind: Kind) {
     let connections = if kind == Kind::Postgres {
         "databases.default.connections = 16"
@@ -88,7 +89,7 @@ async fn r9_read_only_views_cannot_write(mode: Mode, kind: Kind) {
         ),
         (0, 0)
     );
-    // The connection is read-only for nobody else afterwards.
+    // Afterwards the connections are no longer read-only: other views can write.
     for _ in 0..8 {
         assert_eq!(
             server
@@ -132,8 +133,8 @@ async fn r9_a_conflict_is_a_503_and_undone(mode: Mode) {
 }
 both_modes!(r9_a_conflict_is_a_503_and_undone);
 
-/// A request that has sent an outbound request is not run again. One that has published an event is, and the event is
-/// delivered once.
+/// A request that has sent an outbound request is not run again. A request that has published an event is run again,
+/// and the event is delivered once.
 async fn r10_what_has_sent_something_is_not_run_again(mode: Mode) {
     let server = App::rules(Kind::Postgres, "databases.default.connections = 16")
         .await

@@ -74,7 +74,8 @@ async fn r14_only_a_trusted_proxy_names_host_and_scheme(mode: Mode) {
 }
 both_modes!(r14_only_a_trusted_proxy_names_host_and_scheme);
 
-/// The id of a request is the host's, whatever `x-request-id` the client sends. Views get the header as it is.
+/// The host gives each request its id, whatever `x-request-id` the client sends. Views get the client's header
+/// unchanged.
 async fn r14_the_identity_of_a_request_cannot_be_forged(mode: Mode) {
     let server = App::new("").serve().await;
     let mark = server.log.mark();

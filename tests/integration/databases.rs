@@ -28,7 +28,7 @@ const READS: Access = Access {
 
 /// A PostgreSQL database, opened as the host opens it.
 struct Fixture {
-    /// The database on the server: dropped, with its sessions, after the host's side.
+    /// The database on the server. Dropping it ends the host's sessions in it by force.
     on_server: Option<postgres::Database>,
     database: Database,
     deadline: Arc<Deadline>,
@@ -58,7 +58,7 @@ impl Fixture {
             acquire_timeout: Duration::from_secs(10),
             value_max_bytes: 1 << 20,
         };
-        // On a thread that may block, as the host does it.
+        // A database is opened on a thread that may block, in the tests as in the host.
         let opened = tokio::task::spawn_blocking(move || Database::open(&config)).await;
         Fixture {
             on_server: None,
@@ -98,7 +98,7 @@ impl Fixture {
         ran.err().unwrap_or_else(|| panic!("{sql} ran"))
     }
 
-    /// Opens a result of so many thousand rows, to be read in pieces.
+    /// Opens a result of `thousands` × 1,000 rows, to be read in pieces.
     async fn pieces(&self, thousands: u64, read_only: bool) -> Stream {
         let sql = format!(
             "select n, repeat('x', 100) from generate_series(1, 1000) n, generate_series(1, {thousands}) m"
@@ -309,7 +309,8 @@ async fn what_does_not_fit_is_explained() {
     }
 }
 
-/// A read of a table needs no cleaning. When a view has taken the table's name, it does.
+/// After a plain read of a table, the session needs no cleaning. The session does need cleaning when a view has taken
+/// the table's name, or when the table has a policy: both can call functions.
 #[tokio::test]
 async fn r11_what_looks_like_a_plain_read_is_not_believed() {
     let fixture = Fixture::new(1).await;
@@ -398,7 +399,8 @@ async fn r11_functions_and_triggers_leave_nothing() {
             .expect("it commits");
         assert_eq!(show(&fixture.one(state, &[]).await), before, "{sql}");
     }
-    // A statement that SQL has prepared cannot be removed alone: the connection is replaced.
+    // A statement that was prepared in SQL (by `prepare`) cannot be removed by itself, so the host replaces the
+    // connection.
     fixture
         .table(
             "do $$ begin execute 'prepare mine as select 1'; end $$",
@@ -535,7 +537,7 @@ async fn r9_what_lasts_is_not_done_again() {
         let rolled_back = transaction.rollback(Face::Async, level).await;
         rolled_back.expect("it ends");
     };
-    // A statement on a pinned connection, outside a transaction.
+    // What lasts here: an insertion on a pinned connection, outside a transaction.
     let transaction = Transaction::new(Options::default()).first_member();
     let pin = pin_on(&transaction, fixture.on_it())
         .await
@@ -546,7 +548,7 @@ async fn r9_what_lasts_is_not_done_again() {
     inserted.await.expect("it is inserted");
     assert!(!transaction.transaction().conflict());
     transaction.transaction().unpin(pin);
-    // A commit whose answer is lost with the connection.
+    // What may last here: a commit whose answer is lost with the connection.
     let transaction = atomic();
     let pid = fixture
         .within(&transaction, "select pg_backend_pid()")
@@ -746,8 +748,8 @@ async fn r9_r13_a_server_that_restarts_is_found_again() {
     }
 }
 
-/// A function that begins to write behind its first rows, which are read already: the statement fails instead of ending
-/// unfinished when its reader leaves.
+/// A function begins to write after the first rows of its statement have been read. The statement fails, because
+/// otherwise it could end unfinished, with a part of its writes, when its reader leaves.
 #[tokio::test]
 async fn r9_a_statement_that_comes_to_write_after_its_first_rows_is_refused() {
     let fixture = Fixture::new(2).await;
@@ -778,7 +780,7 @@ async fn r9_a_statement_that_comes_to_write_after_its_first_rows_is_refused() {
     }
 }
 
-/// What a statement does that writes no row, such as `pg_notify`, is kept when its rows are read.
+/// A statement that writes no row but has consequences, such as `pg_notify`, is committed when its rows are read.
 #[tokio::test]
 async fn r9_what_only_reads_commits_when_its_rows_are_read() {
     let fixture = Fixture::new(2).await;
@@ -800,8 +802,8 @@ async fn r9_what_only_reads_commits_when_its_rows_are_read() {
     }
 }
 
-/// Errors by which the server says that a prepared statement cannot be used any more come from within procedures, too,
-/// which may have committed by then.
+/// The errors by which the server says that a prepared statement can no longer be used may also come from within a
+/// procedure. The procedure may have committed by then, so the statement is not run again.
 #[tokio::test]
 async fn r9_what_may_have_committed_is_not_run_again() {
     for (code, message) in [
@@ -829,7 +831,7 @@ async fn r9_what_may_have_committed_is_not_run_again() {
     }
 }
 
-/// A domain takes what the type below it takes.
+/// A parameter of a domain takes the same values as a parameter of the type that the domain is made of.
 #[tokio::test]
 async fn parameters_of_domains_are_those_of_the_type_below() {
     let fixture = Fixture::new(1).await;

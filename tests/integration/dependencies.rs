@@ -1,4 +1,4 @@
-//! The packages of others that Amphi, its guests and its examples are made of: licences, bans and sources, by `deny.toml`.
+//! Checks the third-party packages of Amphi, its guests and its examples by `deny.toml`: licences, bans and sources.
 //!
 //! `cargo deny` checks the same, and known advisories; this test needs nothing but cargo.
 
@@ -64,7 +64,7 @@ fn dependencies_have_the_licences_and_sources_that_deny_toml_allows() {
     let mut count = 0;
     for workspace in workspaces() {
         let packages = packages(&workspace, &rules.graph.targets);
-        // Those without a source are this repository's own.
+        // Packages without a source are this repository's own.
         for package in packages.iter().filter(|package| package.source.is_some()) {
             count += 1;
             wrong.extend(fault(package, &rules));
@@ -174,7 +174,8 @@ fn one(words: &mut Words<'_>, allow: &BTreeSet<String>) -> bool {
     }
 }
 
-/// The workspaces of this repository but those of the benchmark's peers, which are compiled for the benchmark alone.
+/// The workspaces of this repository, except those that are compiled for the benchmark alone: the benchmark's peers,
+/// and `tests/bench/statements`.
 fn workspaces() -> Vec<PathBuf> {
     let examples = root().join("examples").read_dir().expect("it is there");
     let examples = examples.map(|entry| entry.expect("it can be listed").path());

@@ -161,7 +161,8 @@ fn descriptions_that_cannot_be_are_refused() {
     }
 }
 
-/// Settings and secrets that a view cannot run without are missed at the start, not at the first request for the view.
+/// A setting or secret that a view cannot run without is reported as missing at the start, not at the first request for
+/// the view.
 #[test]
 fn a_secret_that_a_view_cannot_do_without_is_missed_at_the_start() {
     let grants = "databases = [\"default\"]\nhttp = [\"self\"]\nsubrequests = true\npublish = [\"*\"]\nsubscribe = [\"*\"]\n";
@@ -326,7 +327,7 @@ async fn routes_descriptions_and_behaviour_agree() {
         (34, 38)
     );
     for row in views {
-        // With any other method, each route answers 405 with `allow`.
+        // To OPTIONS, each route answers 204 with its methods in `allow`.
         let path = row[1].replace(['{', '}'], "");
         let reply = crate::harness::Reply::of(server.request("OPTIONS", &path)).await;
         assert_eq!(reply.status, 204, "{path}");
@@ -399,7 +400,8 @@ fn inspect_shows_mode_views_and_imports() {
     );
 }
 
-/// A module may be granted more than its component imports.
+/// The path of a module may be one component, of either mode. The module may be granted more than this component
+/// imports.
 #[tokio::test]
 async fn r1_a_module_may_be_one_file_of_either_mode() {
     for mode in [Mode::Sync, Mode::Async] {
@@ -418,7 +420,8 @@ async fn r1_a_module_may_be_one_file_of_either_mode() {
     }
 }
 
-/// `ungranted_imports` loads components of toolchains that import everything; calls without a grant are denied.
+/// With `ungranted_imports`, the host loads a component although some of its imports are not granted, because some
+/// toolchains import everything. Calls of these imports are denied.
 #[tokio::test]
 async fn imports_that_are_not_granted_can_be_let_in_and_are_denied() {
     let app =
@@ -436,7 +439,7 @@ async fn imports_that_are_not_granted_can_be_let_in_and_are_denied() {
     server.assert_baseline().await;
 }
 
-/// `amphi new` makes a folder with the template, and refuses names and folders that exist.
+/// `amphi new` makes a folder with the template. It refuses invalid names, and folders that exist already.
 #[test]
 fn new_makes_an_app_and_overwrites_nothing() {
     let folder = tempfile::tempdir().expect("there is room");
@@ -473,7 +476,8 @@ fn new_makes_an_app_and_overwrites_nothing() {
     }
 }
 
-/// An image with an app is built without the secrets of production: nothing but serving the app makes or needs them.
+/// A container image with an app is built without the secrets of production: only serving the app makes or needs
+/// secrets.
 #[tokio::test]
 async fn secrets_are_made_where_the_app_is_served() {
     let app = App::new(
@@ -494,7 +498,8 @@ async fn secrets_are_made_where_the_app_is_served() {
     assert!(line.text("file").ends_with("session.key"), "{line:?}");
 }
 
-/// rustup chooses the compiler by the folder: that of the crate, wherever `amphi build` is called.
+/// rustup chooses the compiler by the current folder. So `amphi build` runs rustup and rustc in the crate's folder,
+/// wherever `amphi build` itself is called.
 #[test]
 fn the_target_is_added_to_the_compiler_of_the_crate() {
     let app = App::written("[app]\nname = \"a\"\n[modules.a]\npath = \"guest\"\n");

@@ -1,4 +1,4 @@
-//! Granted folders.
+//! Folders of the host that are granted to modules (`directories`).
 
 use std::time::Duration;
 
@@ -110,7 +110,8 @@ async fn without_a_grant_there_are_no_files(mode: Mode) {
 }
 both_modes!(without_a_grant_there_are_no_files);
 
-/// Files are refused in async views: a read may wait for the disk, and would hold up everything that the view has in flight.
+/// Without `blocking_wasi`, files are refused in async views: a read may wait for the disk, and would hold up
+/// everything that the view has in flight.
 #[tokio::test]
 async fn a_file_read_in_an_async_view_is_a_synchronous_only_operation() {
     let server = app(&GRANTS.replace("blocking_wasi = true", "blocking_wasi = false"))
@@ -129,8 +130,8 @@ async fn a_file_read_in_an_async_view_is_a_synchronous_only_operation() {
     server.assert_baseline().await;
 }
 
-/// A worker that waits for a file does not keep another one from computing. The file is a pipe: to open it waits until
-/// somebody opens its other end.
+/// A worker that waits for a file does not keep another worker from computing. The file is a pipe: opening a pipe waits
+/// until somebody opens its other end.
 #[tokio::test]
 async fn r4_the_pool_grows_for_views_that_wait_for_files() {
     let toml = format!(

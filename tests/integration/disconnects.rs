@@ -92,8 +92,8 @@ async fn inserted(server: &Server, mark: u64) {
     .await;
 }
 
-/// A disconnect is noticed whatever bytes follow the request: none, a line end, another request, much of one, bytes beyond
-/// the body.
+/// A disconnect is noticed whatever bytes follow the request: none, a line end, one byte, another request, a part of a
+/// large request, bytes after a chunked body.
 async fn r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent(mode: Mode) {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
     let request = request(mode);
@@ -123,8 +123,8 @@ async fn r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent(mode: Mode)
 }
 both_modes!(r15_a_client_that_leaves_is_noticed_behind_what_it_has_sent);
 
-/// A client that sends more after its request than the host reads ahead is disconnected, since the host could not notice
-/// its disconnect.
+/// A client that sends more bytes after its request than the host reads ahead is disconnected, because the host could
+/// not notice when such a client leaves.
 async fn r15_a_client_that_floods_a_request_is_left(mode: Mode) {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
     let mark = server.log.mark();
@@ -203,7 +203,7 @@ async fn r15_streams_and_connections_of_http2_that_end_are_noticed(mode: Mode) {
         200
     );
 
-    // Through a proxy that can break the connection.
+    // The next requests go through a proxy that can break the connection.
     let (proxy, breaks) = broken_proxy(&server).await;
     let client = client_http2();
     let mark = server.log.mark();
@@ -279,7 +279,8 @@ async fn r15_a_client_that_leaves_the_queue_is_noticed(mode: Mode) {
 }
 both_modes!(r15_a_client_that_leaves_the_queue_is_noticed);
 
-/// A body that breaks off never reaches its view. A disconnect after an event is published does not stop its subscribers.
+/// A body that breaks off never reaches its view. A disconnect after an event is published does not stop the event's
+/// subscribers.
 async fn r15_leaving_early_or_late_changes_nothing_else(mode: Mode) {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
     let request = request(mode);
@@ -343,7 +344,7 @@ async fn r15_leaving_early_or_late_changes_nothing_else(mode: Mode) {
 }
 both_modes!(r15_leaving_early_or_late_changes_nothing_else);
 
-/// A proxy to the server. Aborting the returned task breaks its connections.
+/// A proxy to the server, for one connection. Aborting the returned task breaks the connection.
 async fn broken_proxy(server: &Server) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await

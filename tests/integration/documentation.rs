@@ -1,5 +1,5 @@
-//! The examples of the README, of the SDK's pages and of its documentation, on the real server: they are taken from
-//! there as they stand (`tests/guests/docs/build.rs`).
+//! Runs the examples of the README, of the SDK's pages and of the SDK's documentation on the real server.
+//! `tests/guests/docs/build.rs` takes the examples from there, unchanged.
 
 use std::collections::BTreeSet;
 

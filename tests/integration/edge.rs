@@ -133,7 +133,7 @@ async fn r14_a_malformed_forwarded_of_a_proxy_is_refused() {
 /// Clients of the admin address that do not read their responses take no connections from the app.
 #[tokio::test]
 async fn the_admin_address_does_not_hold_up_the_others() {
-    // File descriptors of the test process itself.
+    // The test process itself needs many file descriptors.
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     setrlimit(Resource::Nofile, files).expect("it may be raised so far");
@@ -176,8 +176,8 @@ async fn the_admin_address_does_not_hold_up_the_others() {
     eventually("the admin address to answer", ask).await;
 }
 
-/// The host raises its limit of open files as far as it may. If that is too little, it accepts fewer connections, so that
-/// files and databases keep working.
+/// The host raises its limit of open files as far as it may. If that is too little, it accepts fewer connections, so
+/// that files and databases keep working.
 #[tokio::test]
 async fn there_are_no_more_connections_than_files_can_be_opened() {
     let server = App::new("").with_files(64, 4000).serve().await;

@@ -8,7 +8,8 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Server, eventually};
 
-/// What the subscribers of both modes have logged since a mark: topics and what they told.
+/// What the subscribers of both modes have logged since a mark: for each delivered event, the topic and what the
+/// subscriber's steps told.
 fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     let lines = server.log.since(mark);
     let texts = lines
@@ -18,7 +19,7 @@ fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
         .map(|text| {
             let (topic, told) = text.split_once(" told=").expect("it tells");
             let read = |text: &str| serde_json::from_str(text).expect("what is told is JSON");
-            // The log quotes texts with spaces or quotes.
+            // The log writes a text that has spaces or quotes as a JSON string.
             let told = match read(told) {
                 Value::String(quoted) => read(&quoted),
                 told => told,
@@ -28,7 +29,7 @@ fn heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Like `heard`, after all events are delivered.
+/// Waits until all events are delivered, and then returns what `heard` returns.
 async fn all_heard(server: &Server, mark: u64) -> Vec<(String, Value)> {
     server.assert_baseline().await;
     heard(server, mark)
@@ -94,7 +95,7 @@ async fn r10_events_of_what_is_rolled_back_are_dropped(mode: Mode, kind: Kind) {
         ("run/atomic", json!([event(), insert("a"), orphan])),
         ("limited", json!([event(), insert("a"), end("loop")])),
         ("brief", json!([event(), insert("a"), nap(60_000)])),
-        // Also in a transaction without a statement.
+        // The events of a transaction without a statement are dropped, too.
         ("run/atomic", json!([event(), end("panic")])),
     ] {
         server.steps(&format!("/{mode}/{view}"), steps).await;
@@ -148,7 +149,7 @@ async fn r10_events_of_an_undone_block_are_dropped_and_others_kept(mode: Mode, k
 }
 both_modes_and_databases!(r10_events_of_an_undone_block_are_dropped_and_others_kept);
 
-/// Outside a transaction an event is delivered at once, whatever becomes of its view.
+/// Outside a transaction, an event is delivered immediately, whatever becomes of the view that published it.
 async fn r10_outside_of_a_transaction_events_go_at_once(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     let mark = server.log.mark();
@@ -284,7 +285,7 @@ async fn events_need_a_grant_a_topic_and_room(mode: Mode) {
             .is_some_and(|told| told.contains("`payload_max_bytes`")),
         "{large}"
     );
-    // Two subscribers: each event counts twice.
+    // There are two subscribers, so each event takes two places in the queue.
     let event = publish("orders.new", json!([]));
     let full = told(json!([event, event, event])).await;
     assert_eq!((&full[0], &full[1]), (&Value::Null, &Value::Null));

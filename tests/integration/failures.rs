@@ -1,4 +1,5 @@
-//! Views that fail in every way: what the client gets, what the log says, what is rolled back, and that nothing is left.
+//! Views that fail in every way: what the client gets, what the log says, what is rolled back, and that nothing is
+//! left.
 
 use crate::harness::{App, Mode, Reply, Server, eventually};
 
@@ -12,7 +13,7 @@ struct Case {
     fault: &'static str,
     /// Parts of the log's `why`.
     why: &'static [&'static str],
-    /// The log's `transaction`: what became of it.
+    /// The log's `transaction`: what became of the transaction.
     transaction: &'static str,
 }
 
@@ -152,7 +153,7 @@ async fn r9_r15_a_client_that_leaves_has_its_request_undone(mode: Mode) {
             "{how}: {:?}",
             lines[0]
         );
-        // Soon, and not after the minute that the view wanted to sleep.
+        // The request ends soon, not only after the minute that the view wanted to sleep.
         server.assert_baseline().await;
         assert_eq!(server.rows(), 0, "{how}");
     }
@@ -336,7 +337,7 @@ async fn a_blocking_sleep_in_an_async_view_is_a_synchronous_only_operation() {
     server.assert_baseline().await;
 }
 
-/// With `blocking_wasi = true` the call is allowed; the time limit still ends it.
+/// With `blocking_wasi = true`, an async view may call `std::thread::sleep`. The time limit still ends the view.
 #[tokio::test]
 async fn blocking_wasi_can_be_granted_to_an_async_view() {
     let toml = format!("{LIMITS}\n[modules.behaviour]\nblocking_wasi = true");

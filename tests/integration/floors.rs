@@ -128,7 +128,7 @@ fn modules() -> BTreeMap<String, (String, String)> {
     modules
 }
 
-/// The paths of a tree such as `crate::a::{b, c::{self, D}}`.
+/// The paths of an import tree such as `crate::a::{b, c::{self, D}}`.
 fn flatten(tree: &str) -> Vec<String> {
     let Some((before, rest)) = tree.split_once('{') else {
         return vec![tree.to_owned()];
@@ -150,7 +150,8 @@ fn flatten(tree: &str) -> Vec<String> {
     paths
 }
 
-/// What a file names of the host: its imports, and paths from the root within its code.
+/// The paths by which a file names modules of the host: its imports, and the paths in its code that begin with
+/// `crate::`.
 fn named(code: &str) -> Vec<String> {
     let mut paths = Vec::new();
     let mut rest = code;
@@ -173,7 +174,7 @@ fn named(code: &str) -> Vec<String> {
     paths
 }
 
-/// Which modules each one imports from.
+/// For each module, the modules that it imports from.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let modules = modules();
     let resolve = |from: &str, path: &str| {
@@ -185,7 +186,7 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
         match words.peek() {
             Some(&"crate") => at.clear(),
             Some(&"super" | &"self") => {}
-            // A child's name, if there is one.
+            // The path may begin with the name of a child module.
             Some(first) if modules.contains_key(&format!("{from}::{first}")) => {}
             _ => return None,
         }
@@ -209,7 +210,7 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
     all.collect()
 }
 
-/// The modules that can be reached from one by following imports.
+/// The modules that can be reached from the module `from` by following imports.
 fn reachable<'a>(
     from: &'a str,
     imports: &'a BTreeMap<String, BTreeSet<String>>,

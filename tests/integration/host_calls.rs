@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{App, Mode, Server, guests};
 
-/// More names than a `HeaderMap` can hold.
+/// The limit for the bytes of headers. More names fit into it than a `HeaderMap` can hold.
 const HEADERS_BYTES: u64 = 1 << 20;
 
 async fn greedy(toml: &str, alone: bool) -> Server {
@@ -27,8 +27,8 @@ async fn greedy(toml: &str, alone: bool) -> Server {
     }
 }
 
-/// Requests to `greedy`: what the view asks for, how often, in pieces of how many bytes; the status; and a text that the
-/// response or the log must have.
+/// Requests to `greedy`. The path says what the view asks the host for, how often, and in pieces of how many bytes.
+/// Then follow the expected status, and a text that the response or the log must have.
 const ASKED: [(&str, u16, &str); 26] = [
     ("fields/10/100", 200, "logged"),
     ("fields/600/12000", 200, "logged"),
@@ -95,7 +95,7 @@ async fn r5_host_calls_that_ask_for_too_much_are_refused_by_name(mode: Mode) {
 }
 both_modes!(r5_host_calls_that_ask_for_too_much_are_refused_by_name);
 
-/// A view can have only so many calls in flight at once.
+/// The number of calls that a view has in flight at the same time is limited.
 #[tokio::test]
 async fn r5_calls_in_flight_are_bounded() {
     let server = greedy("", false).await;
@@ -114,7 +114,8 @@ async fn r5_calls_in_flight_are_bounded() {
     server.assert_baseline().await;
 }
 
-/// On the only loop, other views are answered quickly while a view makes the largest host calls allowed, again and again.
+/// With a single event loop, other views are answered quickly while a view makes the largest host calls allowed, again
+/// and again.
 #[tokio::test]
 async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     let server = greedy("async_views.loops = 1", true).await;
@@ -126,7 +127,7 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
         "panic/1/3000000",
         "output/100/65536",
         "lines/20000/1",
-        // Not more headers, because the tests' client reads no longer heads.
+        // The headers are not larger, because the tests' client reads no longer response head.
         "headers/90/3000",
         "pollables/400/0",
         "get/1/8000000",
@@ -140,7 +141,8 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     }
     for asked in most {
         let path = format!("/async/ask/{asked}");
-        // The shortest of several tries, since each contains the host's own work, and not each the load by others.
+        // The shortest of several tries counts: the host's own work is in every try, the load of other processes only
+        // in some.
         let mut held = Duration::MAX;
         for attempt in 1..=16 {
             held = held.min(slowest_beside(&server, &path).await);
@@ -154,10 +156,10 @@ async fn r5_host_calls_at_their_limits_do_not_hold_the_loop() {
     server.assert_baseline().await;
 }
 
-/// The limit for one call in the tests' unoptimised host, together with another view's answer.
+/// How long another view's answer may take while one host call is made, in the unoptimised host of the tests.
 const HELD_MAX: Duration = Duration::from_millis(25);
 
-/// The slowest answer of another view while this request is answered.
+/// How long the slowest answer of another view takes while the request to `path` is answered.
 async fn slowest_beside(server: &Server, path: &str) -> Duration {
     let mut slowest = Duration::ZERO;
     let mut asking = std::pin::pin!(server.post(path, ""));

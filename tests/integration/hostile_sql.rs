@@ -1,5 +1,5 @@
-//! Hostile SQL: deep, long, huge, slow, recursive, or changing the session. Each statement ends with a result or an error
-//! within the time limit plus a second, the host keeps running, and other requests are answered meanwhile.
+//! Hostile SQL: deep, long, huge, slow, recursive, or changing the session. Each statement ends with a result or an
+//! error within the time limit plus a second, the host keeps running, and other requests are answered meanwhile.
 
 mod sqlite;
 
@@ -15,9 +15,9 @@ use crate::harness::{App, Kind, Mode, Server, eventually};
 const LIMIT: Duration = Duration::from_millis(300);
 /// How much longer a statement may take to end.
 const BEYOND: Duration = Duration::from_secs(1);
-/// Added for the request itself, on a machine that may compile at the same time.
+/// A further allowance for the request itself, on a machine that may compile at the same time.
 const MARGIN: Duration = Duration::from_millis(500);
-/// How long the neighbour may wait for each answer.
+/// How long the neighbour (a second client, which reads) may wait for each answer.
 const NEIGHBOUR: Duration = Duration::from_secs(1);
 
 /// The hostile statements for one kind of database.
@@ -80,7 +80,7 @@ async fn survive(mode: Mode, corpus: Corpus) {
         "the neighbour waited {longest:?}, {} times asked",
         waits.len()
     );
-    // The connection that writes is free.
+    // The connection that writes is free again.
     let path = format!("/{mode}/run/atomic");
     assert_eq!(
         server.told(&path, json!([insert("after")])).await,
@@ -138,7 +138,8 @@ async fn r13_hostile_sql_on_sqlite_ends_in_time(mode: Mode) {
 }
 both_modes!(r13_hostile_sql_on_sqlite_ends_in_time);
 
-/// A LIKE pattern as long as the text, with a `%` at every other place. SQLite's own LIKE ended the process here.
+/// A LIKE pattern that is as long as the text, with a `%` at every other place. With such a pattern, SQLite's own
+/// implementation of LIKE ended the process.
 async fn a_search_of_any_length_ends_nothing(mode: Mode) {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
     let path = format!("/{mode}/run");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::steps::{get, query_with, set};
 use crate::harness::{App, Kind, Mode, Server};
 
-/// How many requests run at once.
+/// How many requests run at the same time.
 const SCOPES: usize = 8;
 /// How often each request reads its context value and lets the others run: 200,000 times in all.
 const TIMES: usize = 25_000;
@@ -40,7 +40,7 @@ fn check(told: &Value, name: &str, write: bool) {
         assert_eq!(seen[0], true, "{name} in round {round} lost its value");
         assert_eq!(seen[1], name, "in round {round}");
         assert_eq!(seen[2], json!([[name]]), "in round {round}");
-        // Each transaction sees all of its own rows, and none of another one's.
+        // Each transaction sees all of its own rows, and no rows of another transaction.
         let rows = if write {
             json!([[round + 1, 1]])
         } else {
@@ -66,8 +66,8 @@ async fn r8_r14_scopes_beside_each_other_see_nothing_of_each_other(mode: Mode, k
         "{database}\nlimits = {{ cpu_ms = 100000, timeout_ms = 300000 }}\nasync_views.loops = 1"
     );
     let server = App::rules(kind, &toml).await.serve().await;
-    // With repeatable reads, each sees what was committed before it began. SQLite has one writer at a time, so there
-    // all but one only read.
+    // With repeatable reads, each request sees what was committed before the request began. SQLite has one writer at a
+    // time, so on SQLite all requests but one only read.
     let writes = |scope: usize| kind == Kind::Postgres || scope == 0;
     let scopes = join_all((0..SCOPES).map(|scope| {
         let view = if writes(scope) {

@@ -1,4 +1,4 @@
-//! Views that compute or wait: other requests are answered meanwhile, and limits end them.
+//! Views that compute or wait: other requests are answered meanwhile, and limits end the views.
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,8 @@ async fn r5_a_spinning_async_view_does_not_hold_up_others() {
     server.assert_baseline().await;
 }
 
-/// Several async views that compute take turns of one slice each, and after each slice what is ready runs first.
+/// Several async views that compute take turns, each for one time slice. After each slice, other tasks that are ready
+/// run first.
 #[tokio::test]
 async fn r5_many_spinning_async_views_hold_up_others_no_longer_than_one_does() {
     let toml = "[async_views]\nloops = 1\n[limits]\ncpu_ms = 5000";
@@ -68,7 +69,7 @@ async fn r5_many_spinning_async_views_hold_up_others_no_longer_than_one_does() {
     .await;
 }
 
-/// A sync view that computes holds up no async view, and is ended at its CPU limit.
+/// Sync views that compute hold up no async view.
 #[tokio::test]
 async fn r5_spinning_sync_views_do_not_hold_up_async_views() {
     let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\n[limits]\ncpu_ms = 5000";
@@ -96,7 +97,7 @@ async fn r5_spinning_sync_views_do_not_hold_up_async_views() {
     .await;
 }
 
-/// While all sync workers wait, async views answer at once, and queued sync requests get 503 at their deadline.
+/// While all sync workers wait, async views answer immediately, and queued sync requests get 503 at their deadline.
 #[tokio::test]
 async fn r4_queued_sync_requests_are_refused_at_their_deadline() {
     let toml = "[sync_views]\nworkers = 2\nworkers_max = 2\nqueue_timeout_ms = 300";
@@ -271,7 +272,7 @@ async fn r4_async_views_queue_for_their_instances() {
     server.assert_baseline().await;
 }
 
-/// Many requests at once: each gets its own response.
+/// Many requests at the same time: each gets its own response.
 async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
     let server = App::new("").serve().await;
     let all = join_all((0..200).map(|number| {
@@ -285,8 +286,9 @@ async fn r14_answers_do_not_get_mixed_up(mode: Mode) {
 }
 both_modes!(r14_answers_do_not_get_mixed_up);
 
-/// All results that a view has open in the host together may be as large as one result (`rows_max_bytes`). Outside a
-/// transaction, results on half of the four reading connections are read in pieces, and do not count.
+/// All results that a view has open in the host may together be as large as one result may be (`rows_max_bytes`).
+/// Outside a transaction, results on half of the four reading connections are read in pieces, and those results do not
+/// count.
 async fn r13_open_results_share_a_limit(mode: Mode) {
     let server = App::new("").serve().await;
     assert_eq!(
@@ -304,7 +306,7 @@ async fn r13_open_results_share_a_limit(mode: Mode) {
 }
 both_modes!(r13_open_results_share_a_limit);
 
-/// Requests that are ended in every way, at once and together with requests that succeed.
+/// Requests that are ended in every way, at the same time as requests that succeed.
 async fn r13_a_storm_of_failures_leaves_every_gauge_at_its_baseline(mode: Mode) {
     let toml =
         "[limits]\ncpu_ms = 50\ntimeout_ms = 200\nmemory_mb = 16\n[sync_views]\nworkers_max = 16";

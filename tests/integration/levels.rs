@@ -13,7 +13,8 @@ fn failed(told: &Value, kind: &str) -> bool {
         .is_some_and(|told| told.starts_with(&format!("{kind}: ")))
 }
 
-/// The kind of a constraint that fails is told to the view, and its status to the client if the view passes the error on.
+/// When a constraint fails, the view is told the constraint's kind. If the view passes the error on, the client gets
+/// the status for that kind.
 async fn constraints_are_told_apart(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     let strict = if kind == Kind::Sqlite { "strict" } else { "" };
@@ -233,7 +234,7 @@ async fn r9_a_poisoned_transaction_is_no_success(mode: Mode, kind: Kind) {
 }
 both_modes_and_databases!(r9_a_poisoned_transaction_is_no_success);
 
-/// Outside a transaction, a failed statement affects no other.
+/// Outside a transaction, a failed statement affects no other statement.
 async fn r7_without_a_transaction_a_failed_statement_is_alone(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     let told = server
@@ -251,7 +252,7 @@ both_modes_and_databases!(r7_without_a_transaction_a_failed_statement_is_alone);
 /// Joined statements of a transaction run in the order in which they were issued, and all within the transaction.
 async fn r8_joined_statements_keep_their_order(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
-    // More statements than tokio lets one task poll before it yields.
+    // More statements than tokio lets one task poll before the task yields.
     let tags: Vec<String> = (0..200).map(|number| format!("{number:03}")).collect();
     let inserts: Value = tags.iter().map(|tag| insert(tag)).collect();
     let counts: Value = (0..200)
@@ -284,8 +285,8 @@ async fn r8_joined_statements_keep_their_order(mode: Mode, kind: Kind) {
 }
 both_modes_and_databases!(r8_joined_statements_keep_their_order);
 
-/// A statement that was issued before a block began is not rolled back with the block, although the statement waits for the
-/// request's worker.
+/// A statement that was issued before a block began is not rolled back with the block, even if the statement had to
+/// wait for the request's worker.
 async fn r8_a_statement_that_was_issued_before_a_block_is_not_in_it(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     let block = atomic(json!([must(broken())]));
@@ -319,8 +320,8 @@ async fn one_statement_serves_both_databases(mode: Mode, kind: Kind) {
 }
 both_modes_and_databases!(one_statement_serves_both_databases);
 
-/// Three statements joined in a transaction, of which the second fails: PostgreSQL's log shows one session and a rollback,
-/// and the error names the second.
+/// Three statements are joined in a transaction, and the second fails: PostgreSQL's log shows one session and a
+/// rollback, and the request fails with the error of the second statement.
 async fn r8_joined_statements_of_a_transaction_have_one_session(mode: Mode) {
     let app = App::rules(Kind::Postgres, "").await;
     app.data.postgres().expect("it is").log_statements().await;
@@ -372,7 +373,7 @@ async fn r8_joined_statements_of_a_transaction_have_one_session(mode: Mode) {
 }
 both_modes!(r8_joined_statements_of_a_transaction_have_one_session);
 
-/// The same join without a transaction runs in several sessions at once.
+/// The same three statements, joined outside a transaction, run in several sessions at the same time.
 #[tokio::test]
 async fn r12_joined_statements_outside_of_a_transaction_have_several_sessions() {
     let app = App::rules(Kind::Postgres, "").await;

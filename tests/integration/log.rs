@@ -1,5 +1,5 @@
-//! A log that cannot be written: standard error is full, closed, or a pipe that nobody reads. Lines are lost and counted;
-//! requests, commits, events and the orderly end are not.
+//! A log that cannot be written: standard error is full, closed, or a pipe that nobody reads. Lines are lost and
+//! counted. Requests and commits are not lost, and the server still stops in order.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -98,7 +98,8 @@ impl Drop for Served {
     }
 }
 
-/// Commits are answered, failures too, events are delivered, lines that are lost are counted, and SIGTERM drains.
+/// Checks that commits and failures are answered, that lost lines are counted, and that the server stops in order after
+/// SIGTERM.
 async fn assert_unharmed(stderr: Stdio) {
     let mut served = Served::start(stderr).await;
     let client = client();
@@ -170,7 +171,7 @@ async fn a_pipe_that_nobody_reads_costs_lines_and_nothing_else() {
     drop(reader);
 }
 
-/// Whoever runs `amphi migrate | head -1` has seen enough; the migrations are all applied.
+/// All migrations are applied even if the reader of their names leaves early, as in `amphi migrate | head -1`.
 #[test]
 fn migrations_are_applied_whoever_reads_their_names() {
     let app = App::written(
@@ -192,7 +193,8 @@ fn migrations_are_applied_whoever_reads_their_names() {
     database
         .execute_batch("select * from t1, t2, t3")
         .expect("all are applied");
-    // A disk that is full is another matter: nobody can know what was applied.
+    // If standard output is on a full disk, the command fails: otherwise nobody would know which migrations were
+    // applied.
     let ran = migrate(full_disk().into());
     assert!(!ran.status.success(), "{ran:?}");
     let said = String::from_utf8_lossy(&ran.stderr);

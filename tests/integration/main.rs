@@ -1,7 +1,7 @@
-//! The real server, started as its users start it and spoken to over HTTP.
+//! Tests of the real server: each starts the server as users do, and speaks HTTP to it.
 //!
-//! One file per subject. Tests for both modes of views are written once, with [`both_modes!`]. A name that begins with
-//! `r9_` is about rule R9: see `tests/RULES.md`.
+//! There is one file per subject. Tests for both modes of views are written once, with [`both_modes!`]. A test whose
+//! name begins with `r9_` is about rule R9: see `tests/RULES.md`.
 
 #[macro_use]
 extern crate amphi_tests;

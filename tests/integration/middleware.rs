@@ -8,7 +8,7 @@ use crate::harness::steps::{
 };
 use crate::harness::{App, Kind, Mode, Reply, Server};
 
-/// Sync, async, sync, async.
+/// Four middleware functions of alternating modes: sync, async, sync, async.
 const MIXED: &str = r#"
     app.middleware = ["rules::sync_views::first", "rules::async_views::first", "rules::sync_views::second", "rules::async_views::second"]
 "#;
@@ -79,7 +79,7 @@ async fn r3_the_middleware_of_a_module_is_within_that_of_the_app(mode: Mode) {
 }
 both_modes!(r3_the_middleware_of_a_module_is_within_that_of_the_app);
 
-/// A middleware that does not run the rest answers itself, and nothing of the rest runs.
+/// A middleware that does not run the rest of the chain answers the request itself, and no function of the rest runs.
 async fn middleware_can_answer_itself(mode: Mode) {
     let server = serve_with_first(mode).await;
     let steps = json!([status(403), get("nothing")]);
@@ -183,7 +183,7 @@ async fn r17_an_error_passes_through_middleware_as_it_is(mode: Mode) {
 }
 both_modes!(r17_an_error_passes_through_middleware_as_it_is);
 
-/// Middleware sees limits and traps of the rest as errors with the status that the client would get.
+/// A middleware sees a limit or trap in the rest of the chain as an error with the status that the client would get.
 async fn middleware_sees_failures_of_the_rest(mode: Mode) {
     let server = serve_with_first(mode).await;
     let around = [(mode.header("first"), json!([next(), status(200)]))];
@@ -244,7 +244,7 @@ async fn r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same(mode:
 }
 both_modes!(r9_a_failure_that_middleware_converts_is_rolled_back_all_the_same);
 
-/// A rest of the chain that cannot begin rolls the transaction back, too.
+/// When the rest of a chain cannot begin, the transaction is rolled back, too.
 async fn r9_a_rest_that_cannot_begin_is_a_failure_like_others(mode: Mode) {
     let toml = format!(
         "modules.rules.middleware = [{:?}, {:?}]",
@@ -253,7 +253,8 @@ async fn r9_a_rest_that_cannot_begin_is_a_failure_like_others(mode: Mode) {
     );
     let server = App::rules(Kind::Sqlite, &toml).await.serve().await;
     let converts = json!([next(), status(200)]).to_string();
-    // Each call nests three guest functions and at most sixteen may be nested: of the sixth call, only the first runs.
+    // Each call nests three guest functions (two middleware functions and the view), and at most sixteen may be nested:
+    // of the sixth call, only the first function runs.
     let mut call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {mode.header("first"): converts}, "steps": []});
     for _ in 0..4 {
         call = json!({"do": "call", "path": format!("/{mode}/run"), "headers": {}, "steps": [insert("a"), call]});
@@ -353,7 +354,7 @@ async fn r7_middleware_and_view_share_the_transaction(mode: Mode) {
 }
 both_modes!(r7_middleware_and_view_share_the_transaction);
 
-/// Statements of middleware are in the view's transaction if the view is atomic, and otherwise commit at once.
+/// Statements of middleware are in the view's transaction if the view is atomic. Otherwise they commit immediately.
 async fn r7_the_view_decides_whether_its_middleware_is_atomic(mode: Mode) {
     let server = serve_with_first(mode).await;
     for view_mode in [Mode::Sync, Mode::Async] {
@@ -377,7 +378,7 @@ async fn r7_the_view_decides_whether_its_middleware_is_atomic(mode: Mode) {
 }
 both_modes!(r7_the_view_decides_whether_its_middleware_is_atomic);
 
-/// `next` runs the rest once, and is refused to views, which have no rest.
+/// `next` is an error in a view, because a view has no rest of the chain.
 async fn the_rest_runs_once_and_for_middleware_only(mode: Mode) {
     let server = serve_with_first(mode).await;
     let told = server.told(&format!("/{mode}/run"), json!([next()])).await;
@@ -414,7 +415,8 @@ async fn r16_every_part_of_a_chain_is_a_fresh_instance(mode: Mode) {
 }
 both_modes!(r16_every_part_of_a_chain_is_a_fresh_instance);
 
-/// Context values reach later functions of the chain and of sub-requests, in either mode, and middleware after the view.
+/// Context values reach later functions of the chain and of sub-requests, in either mode, and middleware after the
+/// view.
 async fn r14_values_follow_the_request_through_all_its_parts(mode: Mode) {
     let server = serve(MIXED).await;
     let around = [
@@ -522,7 +524,7 @@ async fn sub_requests_have_the_middleware_of_their_module(mode: Mode) {
 }
 both_modes!(sub_requests_have_the_middleware_of_their_module);
 
-/// A sub-request is in the transaction of its caller. If it fails, all is rolled back.
+/// A sub-request is in the transaction of its caller. If the sub-request fails, the whole transaction is rolled back.
 async fn r7_r9_sub_requests_share_the_transaction(mode: Mode) {
     let server = serve("").await;
     for other in [Mode::Sync, Mode::Async] {
@@ -545,7 +547,7 @@ async fn r7_r9_sub_requests_share_the_transaction(mode: Mode) {
                 view(&format!("/{other}/run"), json!([insert("b"), end]))
             ]);
             let reply = server.steps(&path, undone).await;
-            // The view makes a response of its own of the failure; the transaction is rolled back all the same.
+            // The calling view answers 200 in spite of the failure. The transaction is rolled back all the same.
             assert_eq!(reply.status, 200, "{}", reply.text());
             assert_eq!(
                 server.log.requests(mark, 1).await[0].text("transaction"),
@@ -558,7 +560,7 @@ async fn r7_r9_sub_requests_share_the_transaction(mode: Mode) {
 }
 both_modes!(r7_r9_sub_requests_share_the_transaction);
 
-/// An atomic view that is called outside a transaction has one of its own.
+/// An atomic view that is called outside a transaction has a transaction of its own.
 async fn r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction(mode: Mode) {
     let server = serve("").await;
     for other in [Mode::Sync, Mode::Async] {
@@ -577,8 +579,8 @@ async fn r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction(mode: M
 }
 both_modes!(r7_an_atomic_sub_request_of_a_view_that_is_not_is_a_transaction);
 
-/// Atomic views that are called at once have a transaction each: each is kept whole or not at all, whatever the others
-/// do.
+/// Atomic views that are called at the same time have a transaction each: each is kept whole or not at all, whatever
+/// the others do.
 async fn r7_joined_atomic_sub_requests_have_a_transaction_each(mode: Mode) {
     let server = serve("").await;
     for other in [Mode::Sync, Mode::Async] {

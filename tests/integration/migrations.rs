@@ -38,7 +38,7 @@ async fn an_app_with_pending_migrations_is_not_served(kind: Kind) {
 }
 both_databases!(an_app_with_pending_migrations_is_not_served);
 
-/// Several `amphi migrate` at once: one applies the migrations, the others find them applied.
+/// Several `amphi migrate` at the same time: one applies the migrations, the others find them applied.
 async fn several_hosts_can_migrate_at_once(kind: Kind) {
     let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
     let many: String = (1..40)
@@ -93,7 +93,7 @@ async fn a_migration_that_fails_is_undone(kind: Kind) {
 }
 both_databases!(a_migration_that_fails_is_undone);
 
-/// A file that ends its own transaction is refused: it could be applied in part, and not be recorded.
+/// A file that ends its own transaction is refused: otherwise it could be applied in part without being recorded.
 async fn a_migration_cannot_end_its_transaction(kind: Kind) {
     let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
     app.write(
@@ -134,7 +134,7 @@ async fn a_late_migration_is_refused_by_name(kind: Kind) {
     .expect("it can be renamed");
     assert!(app.run("migrate").success);
     assert!(exists(&app, kind, "b").await);
-    // A file that was applied and is missing, and one that was changed since.
+    // An applied file that is missing is an error, and so is an applied file that was changed.
     std::fs::remove_file(app.path("migrations/V3__c.sql")).expect("it can be removed");
     let ran = app.run("migrate");
     assert!(ran.error().contains("bring back V3__c.sql"), "{ran:?}");
@@ -143,7 +143,7 @@ async fn a_late_migration_is_refused_by_name(kind: Kind) {
         let ran = app.run(command);
         assert!(ran.error().contains("V3__c.sql was changed"), "{ran:?}");
     }
-    // Line ends may change, since version control may change them.
+    // With its original text, the file is accepted again.
     app.write("migrations/V3__c.sql", "create table c (a integer);");
     assert!(app.run("migrate").success);
 }
@@ -176,7 +176,7 @@ async fn misnamed_migrations_are_refused(kind: Kind) {
 }
 both_databases!(misnamed_migrations_are_refused);
 
-/// An error names file and line once.
+/// An error names file and line, and quotes the wrong word only once.
 async fn errors_of_migrations_have_file_and_line(kind: Kind) {
     let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
     app.write(
@@ -240,7 +240,7 @@ async fn a_migration_can_do_without_a_transaction(kind: Kind) {
 }
 both_databases!(a_migration_can_do_without_a_transaction);
 
-/// Settings that a file leaves in the session do no harm to the next one: `pg_dump`, for one, empties the search path.
+/// Settings that a file leaves in the session do no harm to the next file: `pg_dump`, for one, empties the search path.
 async fn a_migration_leaves_nothing_in_the_session(kind: Kind) {
     let app = App::rules(kind, "databases.default.migrations = \"migrations\"").await;
     let sql = match kind {
@@ -278,7 +278,7 @@ async fn records_of_earlier_versions_are_taken_over(kind: Kind) {
             .contains("V1__a.sql was changed after it was applied (2026-11-01"),
         "{ran:?}"
     );
-    // The hash of the crate `refinery`, which is the standard library's.
+    // The checksum of the crate `refinery` is a hash by the standard library's `DefaultHasher`.
     let mut hasher = DefaultHasher::new();
     ("a", 1_i32, "create table a (a integer);").hash(&mut hasher);
     let checksum = hasher.finish();

@@ -1,4 +1,4 @@
-//! Outbound requests: many at once, only to granted addresses, within limits.
+//! Outbound requests: many at the same time, only to granted addresses, within limits.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use crate::harness::{App, Mode, Reply, best_of_three, eventually};
 
-/// A second module, whose slow views the first one requests.
+/// A second module, whose slow views the module `behaviour` requests.
 const SLOW_MODULE: &str = r#"
     [modules.slow]
     path = "GUESTS/behaviour"
@@ -23,7 +23,8 @@ fn slow_module() -> String {
     )
 }
 
-/// A server that answers every connection with these bytes, or never if there are none.
+/// Starts a server that answers every connection with `answer`, or never if `answer` is empty. Returns the server's
+/// origin.
 async fn origin(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
@@ -37,7 +38,7 @@ async fn origin(answer: &'static [u8]) -> String {
                 if answer.is_empty() {
                     std::future::pending::<()>().await;
                 }
-                // The client may close the connection before it has read all of it.
+                // The client may close the connection before it has read the whole answer.
                 let _ = stream.write_all(answer).await;
             });
         }
@@ -61,7 +62,7 @@ async fn r6_ten_calls_of_100_ms_take_little_more_than_one() {
     server.assert_baseline().await;
 }
 
-/// The same with requests to sync views: their workers wait in host calls, so the pool grows.
+/// Ten requests at the same time to sync views: the workers of these views wait in host calls, so the pool grows.
 #[tokio::test]
 async fn r6_ten_calls_of_100_ms_to_sync_views_take_little_more_than_one() {
     let server = App::new(&slow_module()).serve_alone().await;
@@ -91,7 +92,7 @@ async fn calls_of_a_sync_view_come_one_after_the_other() {
     assert!(before.elapsed() >= Duration::from_millis(200));
 }
 
-/// Requests beyond `outbound_max` wait.
+/// Requests beyond `outbound_max` wait until another request ends.
 #[tokio::test]
 async fn outbound_requests_in_flight_are_limited() {
     let server = App::new("[limits]\noutbound_max = 2").serve().await;
@@ -238,7 +239,8 @@ async fn addresses_that_are_not_public_are_granted_by_themselves(mode: Mode) {
 }
 both_modes!(addresses_that_are_not_public_are_granted_by_themselves);
 
-/// A server may close a kept connection just when it is used again: the request is sent once more.
+/// A server may close a kept connection just when the host uses the connection again: the host then sends the request
+/// once more.
 async fn a_kept_connection_that_was_closed_is_no_failure(mode: Mode) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await

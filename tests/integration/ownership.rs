@@ -1,5 +1,5 @@
 //! Which transaction a statement belongs to while several guest functions of a request run: pins, blocks and sibling
-//! views (called at once) affect only their own rows, and none waits for a function that waits for it.
+//! views (called at the same time) affect only their own rows, and no function waits for a function that waits for it.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ async fn tags(server: &Server) -> Vec<String> {
     tags
 }
 
-/// A step that reads rows one by one and does another step after each.
+/// A step that reads rows one by one and does other steps after each row.
 fn stream(steps: Value) -> Value {
     let sql = "with recursive c (n) as (select 1 union all select n + 1 from c where n < 2000) select n from c";
     json!({"do": "stream", "sql": sql, "steps": steps, "drain": true})
@@ -61,8 +61,8 @@ async fn r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction(mode: Mo
 }
 both_modes_and_databases!(r7_r9_an_atomic_view_called_with_a_pin_has_its_own_transaction);
 
-/// A view without a transaction whose statements need the connection that its caller has pinned: they are refused at once
-/// and do not wait.
+/// A view without a transaction is called while its caller has a pin. The view's statements that need the pinned
+/// connection are refused immediately, and do not wait.
 async fn r3_a_write_never_waits_for_the_pin_of_its_caller(mode: Mode, kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     for other in BOTH {
@@ -327,9 +327,10 @@ async fn r13_open_levels_and_pins_are_bounded(mode: Mode, kind: Kind) {
 }
 both_modes_and_databases!(r13_open_levels_and_pins_are_bounded);
 
-/// A possible circle on the scope's worker: an atomic sync view waits for an async view. Meanwhile a plain sync sibling runs on
-/// top of it on the same worker, and calls an atomic view, which needs the first one's connection. The host must not
-/// let the sibling begin on top of the view that holds a transaction.
+/// A possible deadlock on the scope's worker: an atomic sync view waits for an async view. Meanwhile a sync sibling
+/// without a transaction begins on top of the atomic view on the same worker, and calls another atomic view, which
+/// needs the connection of the first atomic view. So the host must not let a sibling begin on top of a view that holds
+/// a transaction.
 async fn r3_a_transaction_is_not_buried_under_its_siblings(kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     let waits = view("/async/run", json!([nap(30)]));
@@ -390,8 +391,7 @@ async fn r3_a_transaction_is_not_buried_under_its_siblings(kind: Kind) {
 }
 both_databases!(r3_a_transaction_is_not_buried_under_its_siblings);
 
-/// A caller drops its call while the called view still runs. The view's rows are rolled back, and so is the transaction that
-/// it is part of.
+/// A caller drops its call while the called view still runs. The transaction that the view is part of is rolled back.
 async fn r9_a_view_that_is_given_up_is_not_kept(kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     for path in [
@@ -421,7 +421,8 @@ async fn r9_a_view_that_is_given_up_is_not_kept(kind: Kind) {
 }
 both_databases!(r9_a_view_that_is_given_up_is_not_kept);
 
-/// A block that ends before a view that was called in it is rolled back, since it would depend on luck which rows are in it.
+/// A block ends while a view that was called in it still runs. The block is rolled back, because otherwise chance would
+/// decide which of the view's rows are in the block.
 async fn r9_a_block_does_not_end_before_a_view_that_was_called_in_it(kind: Kind) {
     let server = App::rules(kind, "").await.serve().await;
     for path in ["/async/run", "/async/run/atomic", "/sync/run"] {
@@ -514,8 +515,8 @@ async fn r7_a_view_is_not_run_with_less_isolation_than_it_asks_for(mode: Mode) {
 }
 both_modes!(r7_a_view_is_not_run_with_less_isolation_than_it_asks_for);
 
-/// R3: a sync view whose caller has dropped the call is ended, also while it computes, so that the scope's worker is free for
-/// the others.
+/// R3: a sync view whose caller has dropped the call is ended, even while it computes, so that the scope's worker is
+/// free for other functions.
 #[tokio::test]
 async fn r3_a_view_that_is_given_up_gives_the_worker_back() {
     let server = App::rules(Kind::Sqlite, "").await.serve().await;
@@ -534,8 +535,8 @@ async fn r3_a_view_that_is_given_up_gives_the_worker_back() {
     server.assert_baseline().await;
 }
 
-/// A view waits, within a transaction, for a view that it called before the transaction began. That view waits for the end of
-/// the transaction, so the time limit ends both, and the log says what was waited for.
+/// A view waits, within a transaction, for a view that it called before the transaction began. That view waits for the
+/// end of the transaction, so the time limit ends both, and the log says what was waited for.
 #[tokio::test]
 async fn r3_what_a_request_waited_for_is_named_when_its_time_is_over() {
     let late = |mode: Mode, view_steps: Value| {

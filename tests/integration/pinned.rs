@@ -58,7 +58,7 @@ async fn serve_with_one_connection() -> Server {
         .await
 }
 
-/// The refusal names the statement, and what to do instead.
+/// A statement that changes the session is refused. The refusal names the statement, and what to do instead.
 async fn r11_statements_that_change_the_session_are_refused_outside_a_pinned_one(mode: Mode) {
     let server = serve_with_one_connection().await;
     let before = server
@@ -167,7 +167,7 @@ async fn r11_a_pinned_session_leaves_nothing_to_the_next_borrower(mode: Mode) {
             assert_eq!(after, before, "after {last} {atomic}");
         }
     }
-    // A disconnect, and a time limit.
+    // A disconnect and a time limit leave nothing to the next borrower, either.
     let steps = json!([pinned(json!([
         execute("set timezone = 'Europe/Vienna'"),
         nap(60_000)
@@ -243,7 +243,8 @@ async fn r11_a_connection_comes_back_without_a_transaction(mode: Mode, kind: Kin
 }
 both_modes_and_databases!(r11_a_connection_comes_back_without_a_transaction);
 
-/// A pinned session takes no more of SQLite's memory than others, and so much of the disk: what all share is left for others.
+/// A pinned session cannot take more of SQLite's memory than other sessions, and its temporary tables may take only
+/// `transaction_max_bytes` of the disk. So it cannot use up what all sessions share.
 async fn r11_a_pinned_session_has_bounded_temporary_tables(mode: Mode) {
     let toml = "databases.default.transaction_max_bytes = 8388608";
     let server = App::rules(Kind::Sqlite, toml).await.serve().await;

@@ -1,4 +1,4 @@
-//! The polls of `examples/polls`, through all that their pages offer, on both kinds of databases.
+//! The example `polls`: everything that its pages offer, on both kinds of databases.
 
 use futures::future::{join, join_all};
 use reqwest::StatusCode;
@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use crate::harness::browser::{Browser, FORM};
 use crate::harness::{App, Kind, Reply, Server};
 
-/// How many vote at once.
+/// How many visitors vote at the same time.
 const VOTERS: usize = 50;
 
 async fn the_polls_do_what_their_pages_offer(kind: Kind) {
@@ -35,7 +35,7 @@ async fn the_polls_do_what_their_pages_offer(kind: Kind) {
 }
 both_databases!(the_polls_do_what_their_pages_offer);
 
-/// Where a form has led to.
+/// The address that a form redirects to.
 #[track_caller]
 fn led_to(reply: &Reply) -> &str {
     assert_eq!(reply.status, StatusCode::SEE_OTHER, "{reply:?}");
@@ -86,13 +86,13 @@ async fn visitors(server: &Server) {
     let results = visitor.get("/polls/3/results").await;
     assert_shows(&results, &["1 vote since", "100 %"]);
 
-    // Nothing chosen, an answer of another question, one that does not exist.
+    // Nothing is chosen, or an answer of another question, or an answer that does not exist.
     for ballot in ["", "choice=", "choice=1", "choice=999"] {
         let refused = visitor.post("/polls/3/vote", ballot).await;
         let page = refused.expect(StatusCode::UNPROCESSABLE_ENTITY);
         assert!(page.contains("Please choose one of the answers."), "{page}");
     }
-    // The question of the future, and what does not exist.
+    // A question that is not published yet, and pages that do not exist.
     for path in ["/polls/4", "/polls/4/results", "/polls/999", "/nope"] {
         let page = visitor.get(path).await;
         let text = page.expect(StatusCode::NOT_FOUND);
@@ -103,7 +103,7 @@ async fn visitors(server: &Server) {
     assert_eq!((votes(server, 3).await, votes(server, 4).await), (1, 0));
 }
 
-/// The view that was flipped to async, and its neighbour.
+/// In this example, the view `results` is async and the view `detail` is sync.
 async fn modes(server: &Server) {
     let mark = server.log.mark();
     server.get("/polls/3/results").await.ok();
@@ -142,7 +142,7 @@ async fn forgeries(server: &Server) {
     assert_eq!(votes(server, 1).await, 0);
 }
 
-/// Each of many votes at once is counted, while others read the results.
+/// Many visitors vote at the same time: each vote is counted, while others read the results.
 async fn votes_at_once(server: &Server) {
     let voters = join_all((0..VOTERS).map(|_| Browser::at(server, "/polls/2"))).await;
     let voted = join_all(voters.into_iter().map(|mut voter| async move {
@@ -231,7 +231,7 @@ async fn mistakes(server: &Server, staff: &mut Browser<'_>) {
     ] {
         assert!(page.contains(shown), "{shown}: {page}");
     }
-    // An answer that has an id and no text, in a form that is right but for that.
+    // An answer that has an id and no text, in a form without other mistakes.
     let fields =
         "text=Why%3F&pub_date=2026-01-01T00:00&choice_id=1&choice_text=&choice_id=2&choice_text=B";
     let refused = staff.post("/admin/questions/1", fields).await;
@@ -296,7 +296,7 @@ async fn questions(server: &Server, staff: &mut Browser<'_>) {
         "/polls/5/results"
     );
 
-    // A form from before, with the answer that is gone.
+    // A form that was opened before the change, and still has the removed answer.
     let rows = "choice_id=14&choice_text=Black+tea&choice_id=15&choice_text=x";
     let late = format!("text=Late%3F&pub_date=2026-01-01T00:00&{rows}");
     let late = staff.post("/admin/questions/5", &late).await;

@@ -53,8 +53,8 @@ async fn r11_a_pooler_by_session_serves_what_a_server_does(mode: Mode) {
 }
 both_modes!(r11_a_pooler_by_session_serves_what_a_server_does);
 
-/// A pooler that gives a session's connection to others between its statements would mix up their answers, so the host does
-/// not start.
+/// A pooler that gives a session's connection to others between its statements would mix up their answers, so the host
+/// does not start.
 #[tokio::test]
 async fn r11_a_pooler_by_transaction_is_refused() {
     for pool_mode in ["transaction", "statement"] {
@@ -67,7 +67,7 @@ async fn r11_a_pooler_by_transaction_is_refused() {
             let ran = app.run(command);
             assert!(ran.error().contains("pool_mode = session"), "{ran:?}");
         }
-        // No migration was applied, and without the pooler they are.
+        // No migration was applied through the pooler. Without the pooler, the migrations are applied.
         app.write(
             "amphi.toml",
             std::fs::read_to_string(app.path("amphi.toml"))

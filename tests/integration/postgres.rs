@@ -129,7 +129,7 @@ async fn what_does_not_fit_is_said(mode: Mode) {
 }
 both_modes!(what_does_not_fit_is_said);
 
-/// The kinds of errors that views can ask for.
+/// The kinds of errors that views can tell apart.
 async fn errors_have_their_kinds(mode: Mode) {
     let server = App::rules(Kind::Postgres, "").await.serve().await;
     for (sql, kind, part) in [
@@ -205,7 +205,8 @@ async fn a_changed_definition_is_noticed_without_a_failure(mode: Mode) {
     let writes = execute_with("update shapes set m = $1", json!(["a"]));
     let open = json!({"do": "open", "sql": "select * from shapes", "rows": 10});
     let paths = ["run", "run/atomic", "retried"].map(|path| format!("/{mode}/{path}"));
-    // In a transaction only the first statement can be run again without a conflict, so there is one.
+    // In a transaction, only the first statement can be run again without a conflict, so the transaction has only one
+    // statement.
     let steps = |path: &str| match path.rsplit('/').next() {
         Some("run") => json!([reads, writes, open]),
         Some("atomic") => json!([reads]),
@@ -238,7 +239,8 @@ async fn a_changed_definition_is_noticed_without_a_failure(mode: Mode) {
 }
 both_modes!(a_changed_definition_is_noticed_without_a_failure);
 
-/// Behind another statement of a transaction, a changed definition is a conflict, which `retries` hides.
+/// When a changed definition is noticed after another statement of the same transaction, that is a conflict: with
+/// `retries`, the request is run again and succeeds.
 async fn r9_a_changed_definition_within_a_transaction_is_a_conflict(mode: Mode) {
     let server = App::rules(Kind::Postgres, "databases.default.connections = 4")
         .await
@@ -256,7 +258,7 @@ async fn r9_a_changed_definition_within_a_transaction_is_a_conflict(mode: Mode) 
         replies.iter().all(|reply| reply.status == 200),
         "{replies:#?}"
     );
-    // Without `retries`, one request fails, not one for each connection.
+    // Without `retries`, at most one request fails, not one for each connection.
     data.execute("alter table shapes add column c integer")
         .await;
     let mut failed = 0;

@@ -71,8 +71,8 @@ async fn methods_without_a_view_are_answered_by_the_host(mode: Mode) {
 }
 both_modes!(methods_without_a_view_are_answered_by_the_host);
 
-/// A less specific pattern serves a method that the more specific one lacks; literals match in any encoding (RFC 3986,
-/// 6.2.2).
+/// A less specific pattern serves a method that the more specific pattern lacks. Literals match in any encoding
+/// (RFC 3986, 6.2.2).
 async fn patterns_match_whatever_the_encoding_and_hide_no_other(mode: Mode) {
     let server = App::new("").serve().await;
     let path = format!("/{mode}/greet/everybody");
@@ -266,7 +266,7 @@ async fn connections_are_kept(mode: Mode) {
 }
 both_modes!(connections_are_kept);
 
-/// After SIGTERM requests in flight finish, no new ones begin, and the process ends with success.
+/// After SIGTERM, requests in flight finish, no new requests begin, and the process ends with success.
 async fn a_request_in_flight_finishes_when_the_server_stops(mode: Mode) {
     let mut server = App::new("").serve().await;
     let mut idle = Raw::connect(&server).await;
@@ -404,7 +404,8 @@ async fn bodies_that_are_wrong_are_answered(mode: Mode) {
         let answer = raw.until_or_closed("\r\n\r\n").await;
         assert!(expected.contains(&status(&answer)), "{what}: {answer}");
     }
-    // Whichever of the two lengths counts, there is one request: its body must not be read as a second one.
+    // The request has both a length and chunks. Whichever of them the server uses, the body must not be read as a
+    // second request.
     let smuggled = "GET /async/hello HTTP/1.1\r\nhost: a\r\n\r\n";
     let request = format!(
         "{}0\r\n\r\n{smuggled}",
@@ -750,7 +751,8 @@ async fn a_client_may_ask_before_it_sends_its_body() {
     assert_well(&server).await;
 }
 
-/// What is in flight may go on to send requests to the app itself, and so may the subscribers of what it publishes.
+/// While the server stops, requests in flight can still send requests to the app itself. So can the subscribers of the
+/// events that they publish.
 async fn requests_in_flight_reach_their_own_app_while_the_server_stops(mode: Mode) {
     let mut server = App::rules(Kind::Sqlite, "").await.serve().await;
     let event = publish("orders.new", json!([nap(300), fetch("/nowhere")]));
@@ -776,7 +778,7 @@ async fn requests_in_flight_reach_their_own_app_while_the_server_stops(mode: Mod
 }
 both_modes!(requests_in_flight_reach_their_own_app_while_the_server_stops);
 
-/// Where the app reaches itself while it stops, nobody else is served.
+/// A stopping app listens on another port for its own requests. Requests of other clients to this port get 503.
 #[tokio::test]
 async fn others_are_not_served_where_a_stopping_app_reaches_itself() {
     let mut server = App::rules(Kind::Sqlite, "").await.serve().await;

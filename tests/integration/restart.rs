@@ -12,7 +12,7 @@ use crate::harness::{App, Mode, Server, eventually};
 
 const CLIENTS: usize = 16;
 
-/// Waits until so many requests were answered with a status.
+/// Waits until `count` requests were answered with `status`.
 async fn answers(server: &Server, mark: u64, status: i64, count: usize) {
     eventually("answers", async || {
         let lines = server.log.requests_now(mark);
@@ -84,7 +84,8 @@ async fn r9_r13_a_database_that_restarts_is_a_503_until_it_is_back(mode: Mode) {
         )
         .expect("it counts");
         assert_eq!(halves % 2, 0, "all of a request or nothing");
-        // If the answer to a commit is lost with the connection, the commit may have happened: at most one per client.
+        // If the answer to a commit is lost with the connection, the commit may have happened: at most one such commit
+        // per client.
         assert!(
             (2 * done..=2 * done + 2 * CLIENTS).contains(&halves),
             "{halves} rows of {done} requests"

@@ -112,7 +112,7 @@ async fn r13_r16_an_instance_that_did_not_end_well_is_not_kept(mode: Mode) {
 }
 both_modes!(r13_r16_an_instance_that_did_not_end_well_is_not_kept);
 
-/// After errors that a view returns, the instance is kept and their transactions are rolled back.
+/// After an error that a view returns, the instance is kept and the request's transaction is rolled back.
 async fn r9_r16_a_kept_instance_keeps_nothing_of_a_transaction(mode: Mode) {
     let server = reusing("").await;
     for how in ["error", "status-500", "refuse"] {
@@ -149,8 +149,8 @@ async fn r14_r16_lines_of_a_kept_instance_belong_to_their_requests(mode: Mode) {
 }
 both_modes!(r14_r16_lines_of_a_kept_instance_belong_to_their_requests);
 
-/// Unfinished lines and text that looks like a panic belong to the request that wrote them, and do not appear in the log
-/// of a later request on the same instance.
+/// Unfinished lines and text that looks like a panic belong to the request that wrote them, and do not appear in the
+/// log of a later request on the same instance.
 async fn r16_what_one_request_writes_is_not_told_of_another(mode: Mode) {
     let base = format!(
         "[modules.greedy]\npath = \"{}/greedy\"\ninstances = \"reuse\"\npublish = [\"greed.*\"]\nsubscribe = [\"greed.*\"]\nhttp = [\"self\"]",

@@ -1,7 +1,7 @@
 //! Checks that `tests/RULES.md` names every test of a rule, and no other.
 //!
-//! The name of a rule's test begins with the rule's number; `r9_r13_…` is about two rules. Integration tests are found by
-//! this binary's `--list`, unit tests in the sources.
+//! The name of a rule's test begins with the rule's number; `r9_r13_…` is about two rules. Integration tests are found
+//! by this binary's `--list`, unit tests in the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,13 +70,13 @@ fn the_table_of_rules_names_every_test_of_a_rule_and_no_other() {
 }
 
 impl About {
-    /// Whether a row agrees with the variants. Where the variants say nothing, the row may say anything but nothing.
+    /// Whether a row agrees with the variants. Where the variants say nothing, the row agrees if its cell has any text.
     fn agrees(&self, row: &About) -> bool {
         let agree = |known: &str, said: &str| known == said || known.is_empty() && !said.is_empty();
         agree(&self.modes, &row.modes) && agree(&self.databases, &row.databases)
     }
 
-    /// From the names of a test's variants, which the macros of the harness make.
+    /// The modes and databases in the names of a test's variants, which the macros of the harness make.
     fn of(variants: &BTreeSet<String>) -> About {
         let has = |word: &str| {
             variants

@@ -30,8 +30,8 @@ async fn serve() -> Server {
     app.serve().await
 }
 
-/// A compressed file beside a static file is sent, unless the file is newer; other small files are compressed once and
-/// kept.
+/// A compressed file beside a static file is sent, unless the static file is newer. Other small files are compressed
+/// once, and the result is kept.
 #[tokio::test]
 async fn compressed_files_are_sent_as_they_are() {
     let app = App::new("app.middleware = [\"compression\"]\nstatic = { dir = \"public\" }");
@@ -237,7 +237,8 @@ async fn nothing_outside_of_the_folder_is_served() {
     server.assert_baseline().await;
 }
 
-/// A file that is changed in place while it is sent: on a kept connection, the next response begins where this one ends.
+/// A file is changed in place while it is sent. On a kept connection, the next response still begins where the present
+/// response ends.
 #[tokio::test]
 async fn a_file_that_changes_does_not_spoil_the_connection() {
     let server = serve().await;
@@ -275,8 +276,8 @@ async fn a_file_that_changes_does_not_spoil_the_connection() {
     server.assert_baseline().await;
 }
 
-/// A file that becomes shorter while it is sent ends the connection (or the HTTP/2 stream), so that the client does not take
-/// the part for the whole.
+/// A file that becomes shorter while it is sent ends the connection (or the HTTP/2 stream), so that the client does not
+/// take the part for the whole.
 #[tokio::test]
 async fn a_file_that_becomes_shorter_breaks_its_response_off() {
     const LENGTH: usize = 64 << 20;
@@ -359,7 +360,8 @@ async fn a_pipe_in_the_folder_is_no_file() {
     assert_eq!(server.get("/static/pipe").await.status, 404);
 }
 
-/// An app with a secret, users, a database or `amphi.toml` in its static folder does not start, also if links lead there.
+/// An app with a secret, users, a database or `amphi.toml` in its static folder does not start, even if only a link
+/// leads there.
 #[tokio::test]
 async fn what_is_private_is_not_in_a_folder_that_is_served() {
     for (toml, files, named) in [

@@ -83,8 +83,8 @@ fn workers(lines: &[Line]) -> BTreeMap<String, Vec<i64>> {
     workers
 }
 
-/// Middleware of both modes, view and nested sub-requests run their sync code on one worker; 64 such requests at once on two
-/// workers all succeed.
+/// Middleware of both modes, view and nested sub-requests run their sync code on one worker. 64 such requests at the
+/// same time, on two workers, all succeed.
 async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
     let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
     let mark = server.log.mark();
@@ -118,7 +118,7 @@ async fn r2_r3_all_sync_parts_of_a_request_run_on_its_worker(mode: Mode) {
 }
 both_modes!(r2_r3_all_sync_parts_of_a_request_run_on_its_worker);
 
-/// Sub-requests that are joined run their sync code on that worker, too.
+/// Joined sub-requests run their sync code on the worker of their request, too.
 async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
     let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
     let mark = server.log.mark();
@@ -151,7 +151,7 @@ async fn r2_r3_joined_sync_parts_share_the_worker(mode: Mode) {
 }
 both_modes!(r2_r3_joined_sync_parts_share_the_worker);
 
-/// With one worker and one connection for all requests, which need them in different orders, all requests succeed.
+/// All requests share one worker and one connection, and need the two in different orders. All requests succeed.
 async fn r4_scopes_wait_for_capacity_and_never_for_each_other(mode: Mode) {
     let toml = r#"
             app.middleware = ["rules::async_views::first", "rules::sync_views::first"]
@@ -191,7 +191,7 @@ async fn r3_r15_cancelling_at_any_point_never_hangs(mode: Mode) {
     const CANCELLED: usize = 10_000;
     let seed = 0x5eed;
     let server = App::rules(Kind::Sqlite, TWO_WORKERS).await.serve().await;
-    // How long as many requests at once take without cancelling.
+    // How long 64 requests at the same time take when none is cancelled.
     let since = std::time::Instant::now();
     join_all((0..64).map(|_| post(&server, mode, nested(mode)))).await;
     let whole = since.elapsed();
@@ -249,7 +249,7 @@ async fn r4_a_request_that_waits_for_its_repetition_has_no_worker(mode: Mode) {
 }
 both_modes!(r4_a_request_that_waits_for_its_repetition_has_no_worker);
 
-/// The page for failures gets the worker that the failed request had.
+/// The view of the error page gets the worker that the failed request had.
 #[tokio::test]
 async fn r4_the_page_for_a_failure_does_not_wait_for_the_failed_request() {
     let toml = r#"

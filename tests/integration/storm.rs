@@ -101,7 +101,7 @@ impl Plan {
             middle,
             inner,
         ];
-        // Two middleware functions and three views insert a row each: these are ROWS.
+        // Two middleware functions and three views insert a row each: `ROWS` rows in all.
         let mut leaves_after = None;
         let kill = match end {
             End::Well => None,
@@ -121,7 +121,7 @@ impl Plan {
             part.insert(random.usize(..=part.len()), kill);
         }
         let [first, second, third, fourth, mut outer, mut middle, inner] = parts;
-        // Views that are called by views.
+        // Puts the steps of a called view into the step that calls it.
         let nest = |steps: &mut Vec<Value>, within: Vec<Value>| {
             let at = steps
                 .iter()
@@ -229,7 +229,8 @@ fn config(kind: Kind) -> String {
 #[derive(Debug, Clone, Copy)]
 struct Left {
     threads: u64,
-    /// Without connections to the database, whose number varies: they are replaced after a cancelled statement.
+    /// Open files without connections to the database: the number of connections varies, because a connection is
+    /// replaced after a cancelled statement.
     files: usize,
     memory_kib: u64,
 }
@@ -249,7 +250,7 @@ impl Left {
     }
 }
 
-/// Sends requests, and checks that all rows of each were kept, or none.
+/// Sends requests, and checks for each request that either all of its rows were kept or none.
 async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fastrand::Rng) {
     // Its connections are closed at the end of the storm.
     let client = client();
@@ -292,7 +293,7 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
             }
             // The time limit or a queue ended the request.
             (End::Well, Some(503 | 504)) => kept == 0,
-            // The caller of a view that fails may answer 200, and all is rolled back.
+            // The caller of a view that fails may answer 200, but everything is rolled back.
             (End::Rollback | End::FiveHundred, Some(200 | 503 | 504)) => kept == 0,
             (
                 End::Trap | End::Error | End::FiveHundred | End::Cpu | End::Wall,

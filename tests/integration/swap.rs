@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::harness::raw::exchange;
 use crate::harness::{App, Reply, eventually, guests};
 
-/// An app with a copy of the guest `versions` in its folder `crate`. All copies share a target folder, so each package has
-/// a name of its own.
+/// An app with a copy of the guest `versions` in its folder `crate`. All copies share a target folder, so each package
+/// has a name of its own.
 fn app_with_copy(package: &str, module: &str) -> App {
     let toml = |word: &str| {
         format!(
@@ -96,7 +96,7 @@ async fn an_edited_view_is_swapped_with_no_failed_request() {
     assert_eq!(server.get("/sync").await.ok(), "2");
     assert_eq!(server.get("/async").await.ok(), "2");
 
-    // If a version does not compile, the log says so and the version before goes on.
+    // If a version does not compile, the log says so, and the version before stays in use.
     let mark = server.log.mark();
     edit(&server.app, "3");
     eventually("an error about the build", async || {
@@ -182,7 +182,7 @@ fn a_crate_may_be_outside_of_the_apps_folder() {
     );
 }
 
-/// A mode without views has no component: the earlier one is removed.
+/// A mode without views has no component: the component of this mode from an earlier build is removed.
 #[test]
 fn a_crate_of_one_mode_has_one_component() {
     let app = app_with_copy("one-mode", "path = \"crate\"");
@@ -232,8 +232,9 @@ fn a_crate_of_one_mode_has_one_component() {
     );
 }
 
-/// One run of cargo compiles both: the second component is built beside the one that cargo asks for. Without its file, that
-/// mode is compiled by itself.
+/// One run of cargo compiles the components of both modes: besides the component that cargo asks for, this run builds
+/// the component of the other mode and keeps it in a file. When this file is missing, the other mode is compiled by
+/// itself.
 #[test]
 fn both_modes_are_compiled_at_once() {
     let app = app_with_copy("at-once", "path = \"crate\"");
@@ -266,7 +267,7 @@ fn both_modes_are_compiled_at_once() {
     assert!(alone.windows(text.len()).any(|bytes| bytes == text));
 }
 
-/// `amphi build` compiles only what has changed, in both modes, for development and for production.
+/// `amphi build` compiles a crate only when the crate's source has changed.
 #[test]
 fn only_what_has_changed_is_built() {
     let app = app_with_copy("unchanged", "path = \"crate\"");

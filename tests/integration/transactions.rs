@@ -187,7 +187,8 @@ async fn r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction(mode:
 }
 both_modes!(r9_a_failed_statement_in_a_savepoint_does_not_end_the_transaction);
 
-/// Statements that change one connection of the pool, or that begin and end transactions, are refused with a sentence.
+/// Statements that change one connection of the pool, or that begin and end transactions, are refused with an
+/// explanation.
 async fn r11_statements_that_change_the_connection_are_refused(mode: Mode) {
     let app = App::new("");
     let outside = app.path("outside.db");
@@ -233,7 +234,7 @@ async fn r11_statements_that_change_the_connection_are_refused(mode: Mode) {
             "/atomic?with=query",
         ] {
             let said = sql(&server, mode, with, statement).await;
-            // Refused by SQLite itself, within a transaction.
+            // Within a transaction, SQLite itself refuses `vacuum`.
             if statement.starts_with("vacuum") && said.contains("from within a transaction") {
                 continue;
             }
@@ -330,7 +331,7 @@ async fn wrong_statements_are_told_apart(mode: Mode) {
 }
 both_modes!(wrong_statements_are_told_apart);
 
-/// A transaction is on one database: statements on another are refused.
+/// A transaction is on one database: statements on another database are refused.
 async fn r8_a_transaction_does_not_reach_over_two_databases(mode: Mode) {
     let toml = r#"
             databases.second = { sqlite = "data/second.db" }
@@ -405,7 +406,7 @@ async fn r15_a_long_statement_ends_with_its_request(mode: Mode) {
 }
 both_modes!(r15_a_long_statement_ends_with_its_request);
 
-/// A client that disconnects while its view reads a large result: the connection is given back.
+/// The CPU limit ends a view while it reads a large result: the connection is given back.
 async fn r13_a_result_that_is_not_read_to_its_end_is_let_go(mode: Mode) {
     let server = App::new("[limits]\ncpu_ms = 100\n[databases.default]\nreaders = 1")
         .serve()
@@ -459,8 +460,8 @@ async fn r8_joined_statements_of_an_atomic_view_are_serialised() {
     server.assert_baseline().await;
 }
 
-/// Atomic blocks that overlap cannot both be savepoints. Whatever becomes of them, the rows that are kept are those of the
-/// blocks that were reported as successful.
+/// Atomic blocks that overlap cannot both be savepoints. Whatever becomes of them, the rows that are kept are those of
+/// the blocks that were reported as successful.
 #[tokio::test]
 async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
     let server = App::new("").serve().await;
@@ -505,7 +506,7 @@ async fn r8_atomic_blocks_that_overlap_are_kept_whole_or_not_at_all() {
     server.assert_baseline().await;
 }
 
-/// Outside a transaction, joined reads run at once, each on a connection of its own.
+/// Outside a transaction, joined reads run at the same time, each on a connection of its own.
 #[tokio::test]
 async fn r12_joined_reads_outside_of_a_transaction_overlap() {
     let server = App::new("[limits]\ncpu_ms = 10000").serve().await;
@@ -531,7 +532,7 @@ async fn r12_joined_reads_outside_of_a_transaction_overlap() {
     server.assert_baseline().await;
 }
 
-/// More joined reads than there are connections: the others wait.
+/// There are more joined reads than connections: the other reads wait.
 #[tokio::test]
 async fn r12_more_joined_reads_than_connections_wait_for_one() {
     let server = App::new("[databases.default]\nreaders = 2").serve().await;

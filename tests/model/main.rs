@@ -106,7 +106,7 @@ impl Shared {
         self.steps.lock().push(what);
     }
 
-    /// Runs jobs as `workers::serve` does.
+    /// Runs jobs like `serve` in `host/src/threads/workers.rs`.
     fn serve(&self, waiting_for: Option<u64>) {
         while let Next::Job(id, job) = self.handoff.next(waiting_for) {
             job(self);
@@ -114,8 +114,8 @@ impl Shared {
         }
     }
 
-    /// Waits for a call as `workers::await_call` does. The list of calls stands for the channel to the loop, which ends with
-    /// the request.
+    /// Waits for a call like `await_call` in `host/src/threads/workers.rs`. The list of calls stands for the channel to
+    /// the event loop. The channel is closed when the request ends: then `gone` is set.
     fn call(&self) {
         let call = self.handoff.id();
         let mut wanted = self.wanted.lock();
@@ -136,7 +136,8 @@ impl Shared {
         self.news.notify_all();
     }
 
-    /// On the loop: waits for a call of the worker, or until so many jobs have ended. None in the second case.
+    /// On the loop: waits for a call of the worker, or until `ended` jobs have ended. Returns `None` in the second
+    /// case.
     fn wanted(&self, ended: usize) -> Option<u64> {
         let mut wanted = self.wanted.lock();
         loop {
@@ -212,7 +213,7 @@ fn r3_a_waiting_worker_runs_what_comes_back_to_it() {
     });
 }
 
-/// sync → async → sync → async → sync, with the answers in the order that nesting gives.
+/// sync → async → sync → async → sync: the inner call is answered before the outer call.
 #[test]
 fn r3_nesting_twice_ends_in_the_opposite_order() {
     check(|| {
@@ -240,7 +241,8 @@ fn r3_nesting_twice_ends_in_the_opposite_order() {
     });
 }
 
-/// Two sync functions of one scope at once, as in joined sub-requests: they run one after the other, in either order.
+/// Two sync functions of one scope at the same time, as in joined sub-requests: they run one after the other, in either
+/// order.
 #[test]
 fn r2_parts_at_once_share_the_worker_without_loss() {
     check(|| {
@@ -290,7 +292,7 @@ fn r15_cancelling_at_any_moment_frees_the_worker() {
     });
 }
 
-/// Cancelling while the inner job is submitted: the same holds on both levels.
+/// Cancelling while the inner job is submitted: the outer job ends, and the inner job either ends or never begins.
 #[test]
 fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     check(|| {
@@ -310,7 +312,8 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
             shared.call();
             shared.step("2 ends");
         });
-        // The loop works on the inner function when the request is dropped, and with it the call that it was to answer.
+        // The loop works on the inner function when the request is dropped. The call that this function was to answer
+        // is dropped with the request.
         let submitted = shared.submit(inner).is_ok();
         assert!(submitted, "nothing has closed it yet");
         shared.handoff.settle(call);
@@ -323,8 +326,9 @@ fn r15_cancelling_within_a_nested_part_frees_the_worker() {
     });
 }
 
-/// A transaction takes the worker for itself while its caller's job waits there, and another job is submitted at any moment.
-/// Either that job is on the worker and the transaction waits for it, or it begins after the transaction has ended.
+/// A transaction takes the worker for itself while its caller's job waits there, and another job is submitted at any
+/// moment. Either the other job is on the worker already and the transaction waits for its end, or the other job begins
+/// after the transaction has ended.
 #[test]
 fn r3_no_job_begins_on_top_of_what_has_the_worker_for_itself() {
     check(|| {

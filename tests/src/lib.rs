@@ -1,4 +1,4 @@
-//! The harness, and the adversary: for the integration tests and for the adversary's own binary.
+//! The harness and the adversary, as a library for the integration tests and for the adversary's own binary.
 
 #[macro_use]
 #[path = "../integration/harness/mod.rs"]

@@ -1,4 +1,4 @@
-//! Takes the examples with views out of the README, the SDK's pages and the SDK's documentation.
+//! Copies the examples with views from the README, the SDK's pages and the SDK's documentation into one source file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The blocks of Rust code that have views (or middleware, or subscribers) and import the prelude.
+/// The blocks of Rust code in a page that have views, middleware or subscribers, and that import the prelude.
 fn examples(text: &str, in_comments: bool) -> Vec<String> {
     let mut found = Vec::new();
     // The block that is being read: whether it is Rust code, and its text.
@@ -89,7 +89,7 @@ fn examples(text: &str, in_comments: bool) -> Vec<String> {
     found.into_iter().filter(is_of_views).collect()
 }
 
-/// The example without its native test and with the module's name before its paths; and its functions, for `views!`.
+/// The example without its native test, its paths beginning with the module's name; and its functions, for `views!`.
 fn prepared(example: &str, module: &str) -> (String, Vec<String>) {
     let (mut code, mut names, mut marked) = (String::new(), Vec::new(), false);
     let mut within = String::new();
@@ -121,7 +121,7 @@ fn prepared(example: &str, module: &str) -> (String, Vec<String>) {
         };
         if marked && let Some((_, rest)) = line.split_once("fn ") {
             names.push(within.clone() + rest.split('(').next().unwrap_or(rest));
-            // `views!` names the function from outside the module.
+            // The function is public, since `views!` names it from outside the module.
             if !line.trim_start().starts_with("pub ") {
                 code += "pub ";
             }

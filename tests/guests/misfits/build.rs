@@ -1,5 +1,5 @@
-//! Generates the bindings of the SDK from `guest-sdk/wit`, for the test that compares them with those that are checked in
-//! (`tests/integration/bindings.rs`). The generator is compiled here, because the misfits need it anyway.
+//! Generates the bindings of the SDK from `guest-sdk/wit`. The test `tests/integration/bindings.rs` compares them with
+//! the bindings that are checked in. The generator is compiled for this package, because the misfits need it anyway.
 
 use std::fs;
 use std::path::Path;
@@ -58,7 +58,7 @@ fn generate(wit: &Path, world: &str) -> String {
     String::from_utf8(code.to_vec()).expect("source code is UTF-8")
 }
 
-/// Every interface that the world imports, with the module that has its code: the bindings of the world `imports`.
+/// Every interface that the world imports, each with the module of the world `imports` that has the interface's code.
 fn from_imports(resolve: &Resolve, world: WorldId) -> Vec<(String, WithOption)> {
     let imports = resolve.worlds[world].imports.values();
     imports

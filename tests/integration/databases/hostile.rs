@@ -1,4 +1,4 @@
-//! Hostile statements, each while a neighbour reads.
+//! Hostile statements, each run while a neighbour (another client of the same server) reads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ mod corpus;
 const TIME: Duration = Duration::from_millis(500);
 /// How much longer the statement may take to end: the server has to cancel it, and other tests use the machine, too.
 const MARGIN: Duration = Duration::from_secs(12);
-/// How long the neighbour may wait while a statement runs. The host takes milliseconds of it, the server the rest.
+/// How long the neighbour may wait while a statement runs. Of this time, the host takes milliseconds, and the server
+/// the rest.
 const NEIGHBOUR: Duration = Duration::from_secs(4);
 
-/// Each statement of the corpus ends within its time, every fourth as in a read-only view, while a neighbour is answered.
+/// Each statement of the corpus ends within its time while a neighbour is answered. Every fourth statement runs with
+/// the access of a read-only view.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_statements_end_within_their_limits_and_leave_the_neighbours_alone() {
     // A server of its own, so that the load is not on the server of the other tests.

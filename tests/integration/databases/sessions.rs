@@ -5,7 +5,7 @@ use amphi::database::{Access, ErrorKind, Failed, Value};
 use super::{Fixture, atomic, pin_on, query, show, text};
 use crate::harness::postgres::Postgres;
 
-/// A query for all that the next borrower could notice of a session, but for its number.
+/// A query for everything of a session that the next borrower could notice, except for the session's process id.
 const STATE: &str = "select pg_catalog.concat_ws(' ', current_user, session_user, \
     (select pg_catalog.string_agg(name || '=' || setting, ',') from pg_catalog.pg_settings \
      where source = 'session' and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')), \
@@ -17,7 +17,8 @@ const STATE: &str = "select pg_catalog.concat_ws(' ', current_user, session_user
 
 const READ: &str = "select a from plain where a > $1";
 
-/// Statements that change a session in every way there is, also what names mean in it.
+/// A function that changes its session in every way there is. It also changes which table the name `plain` means in the
+/// session.
 const EVIL: &str = "create function evil() returns integer language plpgsql volatile as $$ begin \
     perform set_config('search_path', 'public, elsewhere', false); \
     perform set_config('role', 'mallory', false); \
@@ -37,7 +38,7 @@ impl Fixture {
         show(&self.one(STATE, &[]).await)
     }
 
-    /// Runs the plain read some times, whatever comes of it.
+    /// Runs [`READ`] some times, whether it succeeds or not.
     async fn read(&self) {
         for _ in 0..4 {
             let _ = self.run(READ, &[Value::Integer(0)]).await;
@@ -47,7 +48,7 @@ impl Fixture {
 
 async fn prepared() -> Fixture {
     let fixture = Fixture::new(1).await;
-    // Roles are shared by all databases of a server, so their names must be unique.
+    // Roles are shared by all databases of a server, so another test may have created the role already.
     let role = "do $$ begin create role mallory; exception when duplicate_object then null; when unique_violation then null; end $$";
     let tables = [
         role,
@@ -62,9 +63,9 @@ async fn prepared() -> Fixture {
     fixture
 }
 
-/// A plain read begins to call functions, since its table becomes a view, or gets a policy, an index or statistics, or
-/// since a schema earlier in the path gets the name. However that came about, the next borrower finds nothing of what
-/// the functions did.
+/// A plain read begins to call functions, because its table becomes a view, or gets a policy, an index or statistics,
+/// or because a schema that is earlier in the search path gets a view of the same name. In each case, the next borrower
+/// finds nothing of what the functions did.
 #[tokio::test]
 async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
     let swap = "alter table plain rename to kept; create view plain as select evil() as a";
@@ -132,7 +133,7 @@ async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
         let fixture = prepared().await;
         let before = fixture.state().await;
         fixture.table(EVIL, &[]).await;
-        // The host has confirmed the read just before the change.
+        // The host confirms the table of the read just before the change.
         fixture.read().await;
         let (last, first) = statements.split_last().expect("there are some");
         fixture.all(first).await;
@@ -145,7 +146,8 @@ async fn r11_what_a_read_calls_leaves_nothing_however_it_came_to_be_called() {
     }
 }
 
-/// A database whose search path has user-defined operators before the server's own.
+/// The search path of this database has user-defined operators and casts before the server's own. Whatever they change
+/// in a session is gone for the next borrower.
 #[tokio::test]
 async fn r11_operators_and_casts_that_are_somebodys_leave_nothing() {
     let locks = "create operator evil.> (leftarg = integer, rightarg = integer, function = pg_catalog.pg_try_advisory_lock)";
@@ -198,7 +200,7 @@ async fn r11_operators_and_casts_that_are_somebodys_leave_nothing() {
     }
 }
 
-/// Settings that could hinder the cleaning (timeouts, read-only, the search path) do not.
+/// Settings that could hinder the cleaning of a session (timeouts, read-only, the search path) do not hinder it.
 #[tokio::test]
 async fn r11_settings_do_not_keep_a_connection_from_being_cleaned() {
     let fixture = prepared().await;
@@ -239,7 +241,7 @@ async fn r11_settings_do_not_keep_a_connection_from_being_cleaned() {
     }
 }
 
-/// When the host's prepared statements are deallocated, it prepares them again, and no request fails.
+/// When the host's prepared statements are deallocated, the host prepares them again, and no request fails.
 #[tokio::test]
 async fn r11_statements_that_were_forgotten_are_prepared_again() {
     let fixture = prepared().await;
@@ -247,7 +249,7 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
     for block in [
         "do $$ begin execute 'deallocate all'; end $$",
         "do $$ begin execute 'discard plans'; execute 'deallocate all'; end $$",
-        // One prepared statement alone.
+        // This block deallocates only one prepared statement.
         "do $$ begin execute (select 'deallocate ' || min(name) from pg_prepared_statements where not from_sql); end $$",
     ] {
         let first = show(&fixture.one(pid, &[]).await);
@@ -257,7 +259,7 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
             assert_eq!(show(&read), "integer 1", "{block}");
         }
         assert_ne!(show(&fixture.one(pid, &[]).await), first, "{block}");
-        // The request that did it goes on, too: on a pinned connection, and in a transaction after it.
+        // After that, a statement in a transaction on a pinned connection runs, too.
         let transaction = atomic();
         let pin = pin_on(&transaction, fixture.on_it())
             .await
@@ -273,6 +275,8 @@ async fn r11_statements_that_were_forgotten_are_prepared_again() {
             .await
             .expect("it ends");
     }
+    // A request that deallocates the statements itself goes on with the same connection, outside a transaction and in
+    // one.
     let mut lease = (fixture.database.lease(&fixture.deadline, false).await).expect("it is free");
     let select = query("select a from plain", &[]);
     for begin in [&[][..], &["begin".to_owned()]] {
@@ -424,7 +428,7 @@ async fn what_is_too_large_never_arrives() {
         assert_eq!(error.kind, ErrorKind::TooLarge, "{sql}: {}", error.message);
         fixture.one(pid, &[]).await;
     }
-    // The rows are not read.
+    // Rows that the caller does not want are not read, so that their size does not matter.
     let mut unwanted = query(
         "select repeat('x', 3000000) from generate_series(1, 20)",
         &[],
@@ -458,8 +462,8 @@ async fn what_is_too_large_never_arrives() {
     fixture.one(pid, &[]).await;
 }
 
-/// A plain read of a table is one statement for the server: the table is checked once a second, and the session is not
-/// cleaned after it.
+/// For the server, a plain read of a table is one statement: the host checks the table only once a second, and does not
+/// clean the session after the read.
 #[tokio::test]
 async fn a_plain_read_costs_nothing_beside_itself() {
     let on_server = Postgres::shared().database().await;
@@ -474,7 +478,8 @@ async fn a_plain_read_costs_nothing_beside_itself() {
     for _ in 0..reads {
         fixture.one(READ, &[Value::Integer(0)]).await;
     }
-    // Statements are logged in order: once a later one of another session is there, the others are, too.
+    // The log has the statements in order. When this later statement of another session has run, the log has all
+    // earlier statements.
     on_server.count("select 1::bigint").await;
     let ran = on_server.logged(mark);
     let checks = usize::try_from(since.elapsed().as_secs()).expect("it is short") + 2;

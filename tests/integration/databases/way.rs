@@ -116,7 +116,8 @@ async fn pass(
     tokio::join!(there, back);
 }
 
-/// A cancellation must not hit the `begin`, or the statement after it would run, and commit, outside the transaction.
+/// A cancellation must not hit the `begin`: otherwise the statement after the `begin` would run outside the
+/// transaction, and commit.
 #[tokio::test]
 async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     let way = Way::new().await;
@@ -153,7 +154,7 @@ async fn r9_nothing_is_cancelled_before_its_transaction_has_begun() {
     assert_eq!(show(&count), "integer 1");
 }
 
-/// A connection that is being made counts for `connections`, also when whoever waited for it has given up.
+/// A connection that is being opened counts towards `connections`, even if the request that waited for it has given up.
 #[tokio::test]
 async fn r13_a_connection_that_is_being_made_has_its_place() {
     let way = Way::new().await;
@@ -183,7 +184,7 @@ async fn r13_a_connection_that_is_being_made_has_its_place() {
     }
     assert_eq!(way.connections(), 2);
     way.holds.send_replace(false);
-    // The connection is used once it is there.
+    // The connection is used as soon as it is open.
     assert_eq!(show(&fixture.one("select 1", &[]).await), "integer 1");
     assert_eq!(way.connections(), 2);
 }

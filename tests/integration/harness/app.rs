@@ -115,7 +115,8 @@ impl App {
         app
     }
 
-    /// The guestbook with a database of its own. The values of `toml` replace those here. The test has to build it.
+    /// The guestbook with a database of its own. The values of `toml` replace those here. The test has to run
+    /// `amphi build` on the app.
     pub fn guestbook(toml: &str) -> App {
         let base = format!(
             r#"
@@ -144,19 +145,20 @@ impl App {
         App::changed(&base, toml)
     }
 
-    /// The example `todo` with its own `amphi.toml` for this kind of database, on a database of the test. The test has to
-    /// build it.
+    /// The example `todo` with its own `amphi.toml` for this kind of database, on a database of the test. The test has
+    /// to run `amphi build` on the app.
     pub async fn todo(kind: Kind) -> App {
         App::example(kind, "todo", &["session_key"]).await
     }
 
-    /// The polls, with a database of the test. They have to be built.
+    /// The example `polls` with its own `amphi.toml` for this kind of database, on a database of the test. The test has
+    /// to run `amphi build` on the app.
     pub async fn polls(kind: Kind) -> App {
         App::example(kind, "polls", &["session_key", "admin_password"]).await
     }
 
-    /// An example as its `amphi.toml` for this kind of database has it, with a database and secrets of the test: each
-    /// secret is generated into the file of its name in the app's folder.
+    /// An example with its own `amphi.toml` for this kind of database, but with a database and secrets of the test.
+    /// Each secret is generated into a file in the app's folder that has the secret's name.
     async fn example(kind: Kind, name: &str, secrets: &[&str]) -> App {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::new(kind, folder.path().join("data/test.db")).await;
@@ -310,7 +312,8 @@ impl App {
         Ran::new(output)
     }
 
-    /// Limits the open files of its server: `soft` is the limit at the start, which the server may raise to `hard`.
+    /// Limits the open files of the app's server: `soft` is the limit at the start, which the server may raise to
+    /// `hard`.
     pub fn with_files(mut self, soft: u32, hard: u32) -> App {
         self.files = Some((soft, hard));
         self

@@ -48,7 +48,7 @@ pub async fn unfinished_bodies(server: &Server, path: &str, clients: usize, byte
     held
 }
 
-/// The same on the streams of a few HTTP/2 connections.
+/// Does the same as [`unfinished_bodies`], on the streams of a few HTTP/2 connections.
 pub fn unfinished_streams(
     server: &Server,
     path: &str,
@@ -72,8 +72,8 @@ pub fn unfinished_streams(
     held
 }
 
-/// Requests a page on each stream of some HTTP/2 connections, and reads one byte of each response. Returns the
-/// statuses.
+/// Requests a page on each stream of some HTTP/2 connections, and accepts only one byte of each response. Returns the
+/// connections, still open, and the statuses.
 pub async fn slow_readers(
     server: &Server,
     (method, path, encoding): (&'static str, &str, &'static str),

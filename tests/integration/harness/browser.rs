@@ -42,7 +42,7 @@ impl<'a> Browser<'a> {
         browser
     }
 
-    /// A request with its session.
+    /// A request with the browser's session.
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let request = self.server.request(method, path);
         match self.cookie.as_str() {

@@ -1,4 +1,5 @@
-//! The database of an app, as a test sees it: by connections of its own, beside the server's.
+//! The database of an app, as a test sees it: through connections of the test's own, independent of the server's
+//! connections.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ pub enum Kind {
     Postgres,
 }
 
-/// As paths and names of folders write it: `sqlite`, `postgres`.
+/// Writes the kind as paths and names of folders do: `sqlite`, `postgres`.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

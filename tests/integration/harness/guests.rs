@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 
 use super::Mode;
 
-/// The program under test: `amphi-under-test`, which cargo builds beside the tests. In the adversary it is the
-/// adversary's own binary, which has the same commands, so that `cargo run` builds only one.
+/// The program under test: `amphi-under-test`, which cargo builds beside the tests. In `tests/adversary`, it is the
+/// adversary's own binary, which has the same commands, so that `cargo run` builds only one binary.
 pub const AMPHI: Amphi = Amphi;
 
 /// The type of [`AMPHI`]: it can be used as the path of a program.

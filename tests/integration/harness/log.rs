@@ -50,7 +50,7 @@ impl Log {
             .collect()
     }
 
-    /// Waits until there are `count` lines about finished requests since a mark.
+    /// Waits until there are `count` lines about finished requests since a mark, and checks that there are no more.
     pub async fn requests(&self, mark: u64, count: usize) -> Vec<Line> {
         let lines = eventually("a line per request", async || {
             let lines = self.requests_now(mark);

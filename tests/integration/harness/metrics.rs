@@ -1,6 +1,6 @@
 //! The metrics of a server.
 
-/// The text of `/metrics`.
+/// The metrics that `/metrics` shows.
 #[derive(Debug)]
 pub struct Metrics(Vec<(String, f64)>);
 
@@ -38,7 +38,7 @@ impl Metrics {
             .sum()
     }
 
-    /// The metrics of that list that are not zero.
+    /// The metrics of `GAUGES` that are not zero.
     pub fn in_flight(&self) -> Vec<(&'static str, f64)> {
         GAUGES
             .iter()

@@ -30,7 +30,7 @@ pub enum Mode {
     Async,
 }
 
-/// As paths, file names and the log write it: `sync`, `async`.
+/// Writes the mode as paths, file names and the log do: `sync`, `async`.
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,7 +46,8 @@ impl Mode {
         format!("rules::{}::{name}", self.file())
     }
 
-    /// The header that carries the steps of a middleware of `rules`, and in the response what it told.
+    /// The header that carries the steps of a middleware of `rules` in the request, and what the steps told in the
+    /// response.
     pub fn header(self, name: &str) -> String {
         format!("x-{self}-{name}")
     }
@@ -155,10 +156,10 @@ pub async fn eventually<T, E: fmt::Debug>(
     }
 }
 
-/// Measures up to three times, until one measurement is below the limit: a busy machine can spoil single ones.
+/// Measures up to three times, until one measurement is below the limit: a busy machine can spoil a single measurement.
 ///
 /// # Panics
-/// When none is below the limit.
+/// When no measurement is below the limit.
 pub async fn best_of_three(limit: Duration, mut measure: impl AsyncFnMut() -> Duration) {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -18,7 +18,8 @@ use super::eventually;
 use super::log::Log;
 use super::metrics::Metrics;
 
-/// Locked for reading by every test that runs a server, and for writing by those that measure time.
+/// Locked for reading by every test that runs a server, and for writing by the tests that need the machine for
+/// themselves, because they measure time or memory.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// An environment variable of the server, for apps with a secret.
@@ -62,7 +63,7 @@ impl Server {
             true => Share::Alone {
                 _guard: MACHINE.write(),
             },
-            // Recursive, because a test may run two servers.
+            // The lock is taken recursively, because a test may run two servers.
             false => Share::Shared {
                 _guard: MACHINE.read_recursive(),
             },
@@ -134,7 +135,7 @@ impl Server {
         self.post(path, steps.to_string()).await
     }
 
-    /// Like [`Server::steps`], many times at once.
+    /// Does what [`Server::steps`] does, `count` times at the same time.
     pub async fn many_steps(&self, count: usize, path: &str, steps: Value) -> Vec<Reply> {
         join_all((0..count).map(|_| self.steps(path, steps.clone()))).await
     }
@@ -236,7 +237,7 @@ impl Server {
     pub fn listening(&self) -> Vec<u16> {
         let process = format!("/proc/{}", self.process.id());
         let files = std::fs::read_dir(format!("{process}/fd")).expect("Linux says so");
-        // A file that was closed meanwhile is none.
+        // A file that was closed in the meantime is left out.
         let sockets: Vec<_> = files
             .filter_map(|file| std::fs::read_link(file.ok()?.path()).ok())
             .collect();

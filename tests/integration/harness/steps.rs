@@ -1,4 +1,5 @@
-//! JSON of the steps that the guest `rules` can do. Its `steps.rs` says what each does, and what it tells.
+//! JSON of the steps that the guest `rules` can do. The guest's own `steps.rs` says what each step does, and what the
+//! step tells: the value that it adds to the answer.
 
 use serde_json::{Value, json};
 
@@ -47,7 +48,7 @@ pub fn pinned(steps: Value) -> Value {
     json!({"do": "pinned", "steps": steps})
 }
 
-/// Steps that async views do at once, and sync views one after the other.
+/// Steps that async views do at the same time, and sync views one after the other.
 pub fn join(steps: Value) -> Value {
     json!({"do": "join", "steps": steps})
 }
@@ -122,7 +123,7 @@ pub fn append(path: &str, line: &str) -> Value {
     json!({"do": "append", "path": path, "line": line})
 }
 
-/// Reads so many rows of a result, and leaves the rest.
+/// Reads this many rows of a result, and leaves the rest unread.
 pub fn open(sql: &str, rows: usize) -> Value {
     json!({"do": "open", "sql": sql, "rows": rows})
 }

@@ -1,4 +1,4 @@
-//! The least a view can do, in both modes.
+//! The simplest view, as a sync and as an async one.
 
 use amphi_sdk::prelude::*;
 

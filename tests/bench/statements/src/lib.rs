@@ -1,8 +1,9 @@
-//! Makes the development server tell which statements a page has run.
+//! A middleware that makes Amphi's development server tell which statements a page has run.
 
 use amphi_sdk::prelude::*;
 
-/// Fails after the page has been made: an answer to a failure lists the statements of its request, in development.
+/// Fails after the page has been made: under `amphi up`, the answer to a request that fails lists the request's
+/// statements.
 #[middleware]
 fn list(_: &Context, request: Request, next: Next) -> Result<Response> {
     next.run(request)?;

@@ -1,10 +1,11 @@
-//! The views that the benchmark measures beside hello: each does the least that a view of its kind can do.
+//! The views that the benchmark measures in addition to those of the module `hello`. Each does only what it is named
+//! after.
 
 use std::time::Instant;
 
 use amphi_sdk::prelude::*;
 
-/// The benchmark's clients take an answer as complete when it ends with this.
+/// The benchmark's clients regard an answer as complete when it ends with this text.
 const HELLO: &str = "Hello, World!";
 const READ: &str = "select name from items where id = $1";
 const COUNT: &str = "update items set hits = hits + 1 where id = $1";

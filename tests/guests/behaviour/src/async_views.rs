@@ -14,7 +14,7 @@ pub async fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
-/// Its pattern is more specific than that of `greet`, but for another method.
+/// This pattern is more specific than the pattern of `greet`, but is for another method.
 #[view(post, "/async/greet/everybody")]
 pub async fn greet_everybody() -> &'static str {
     "hello everybody"
@@ -22,7 +22,7 @@ pub async fn greet_everybody() -> &'static str {
 
 #[view(get, "/async/grüße/{name}")]
 pub async fn greet_in_german(Path(name): Path<String>, request: Request) -> impl IntoResponse {
-    // And the path as a guard sees it.
+    // The header has the path as the host passes it to guests.
     format!("hallo {name}").with_header("x-path", request.path)
 }
 
@@ -31,7 +31,7 @@ pub async fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)
 }
 
-/// Inserts a row, and then ends as its path names it: see `deeds::end`.
+/// Inserts a row, then ends in the way that its path names: see `deeds::end`.
 #[view(post, "/async/fail/{how}")]
 pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     cx.db()
@@ -55,7 +55,7 @@ pub async fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     }
 }
 
-/// Ends as its path names it, without touching the database.
+/// Ends in the way that its path names, without touching the database.
 #[view(get, "/async/fail/{how}")]
 pub async fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
     deeds::end(&how)
@@ -145,7 +145,7 @@ async fn count(cx: &asynch::Context, sql: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// Runs the query in its body several times at once.
+/// Runs the query in its body `count` times, all at the same time.
 #[view(post, "/async/joined/{count}", atomic = false)]
 pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
@@ -153,7 +153,7 @@ pub async fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> 
     Ok(all.into_iter().flatten().sum::<i64>().to_string())
 }
 
-/// Inserts rows in one transaction, all at once, each joined with a read; then ends as its path names it.
+/// Inserts 20 rows at the same time in one transaction, each joined with a read. Then ends as its path names it.
 #[view(post, "/async/joined-atomic/{how}", atomic)]
 pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     let counts = try_join_all((1..=20).map(|number: i64| async move {
@@ -174,7 +174,7 @@ pub async fn joined_atomic(cx: &Context, Path(how): Path<String>) -> Result<Resp
     deeds::end(&how)
 }
 
-/// Two atomic blocks and a statement at once, in one transaction. Fails if one of them does.
+/// Runs two atomic blocks and a statement at the same time, in one transaction. Fails if one of the three fails.
 #[view(post, "/async/interleaved", atomic)]
 pub async fn interleaved(cx: &Context) -> Result<String> {
     let (a, b, c) = three_at_once(cx).await;
@@ -184,7 +184,7 @@ pub async fn interleaved(cx: &Context) -> Result<String> {
     Ok("all".into())
 }
 
-/// Like `interleaved`, but answers 200 with which of the three succeeded.
+/// Like `interleaved`, but always answers 200. The body says which of the three succeeded.
 #[view(post, "/async/interleaved-and-ignored", atomic)]
 pub async fn interleaved_and_ignored(cx: &Context) -> String {
     let (a, b, c) = three_at_once(cx).await;
@@ -216,7 +216,7 @@ async fn three_at_once(cx: &asynch::Context) -> (Result<()>, Result<()>, Result<
     )
 }
 
-/// Reads every row piece by piece.
+/// Reads all rows from a result that is fetched piece by piece.
 #[view(get, "/async/export")]
 pub async fn export(cx: &Context) -> Result<String> {
     let (mut count, mut sum) = (0, 0);
@@ -231,7 +231,7 @@ pub async fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
-/// Opens results of a megabyte each and keeps them open. Answers with how many it could open.
+/// Opens `count` results of a megabyte each and keeps them open. Answers with how many it could open.
 #[view(post, "/async/hoard/{count}")]
 pub async fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     let mut open = Vec::new();
@@ -254,7 +254,7 @@ pub async fn hoard_outside(cx: &Context, path: Path<usize>) -> String {
     hoard(cx, path).await
 }
 
-/// Sleeps many times for a millisecond, and computes nothing.
+/// Sleeps `count` times for a millisecond, and computes nothing.
 #[view(get, "/async/naps/{count}")]
 pub async fn naps(cx: &Context, Path(count): Path<usize>) -> String {
     for _ in 0..count {
@@ -297,7 +297,7 @@ pub async fn fetch(cx: &Context, Query(fetch): Query<Fetch>) -> String {
     )
 }
 
-/// Sends the same request several times at once.
+/// Sends the same request several times, all at the same time.
 #[view(get, "/async/fan")]
 pub async fn fan(cx: &Context, Query(fetch): Query<Fetch>) -> Result<String> {
     let calls = (0..fetch.count.unwrap_or(10))
@@ -317,7 +317,7 @@ pub async fn digest(cx: &Context, body: BodyReader) -> Result<String> {
     Ok(digest.text())
 }
 
-/// Reads its whole body at once.
+/// Reads its whole body in one piece.
 #[view(post, "/async/whole", atomic = false)]
 pub async fn whole(Body(body): Body) -> String {
     let mut digest = Digest::default();
@@ -347,8 +347,8 @@ pub async fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
     Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
 }
 
-/// The app's error page. It fails itself for paths that end with `broken`, and sets the status itself when the language is
-/// `own-status`.
+/// The app's error page. The page itself fails for paths that end with `broken`. It sets the status itself when the
+/// header `accept-language` is `own-status`.
 #[view(get, "/async/error/{status}")]
 pub async fn error_page(
     cx: &Context,

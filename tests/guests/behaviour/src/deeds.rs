@@ -1,4 +1,4 @@
-//! What views of both modes share: everything that never waits.
+//! What the sync and the async views share: everything that never waits.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -6,23 +6,23 @@ use std::time::Instant;
 
 use amphi_sdk::prelude::*;
 
-/// Counts the calls of this instance: it is kept from request to request only if the instance is.
+/// Counts the calls of [`calls`] in this instance. The count outlives a request only if the instance is reused.
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// A form.
+/// The form that the view `submit` reads.
 #[derive(Deserialize)]
 pub struct Entry {
     pub name: String,
     pub age: u8,
 }
 
-/// How a statement is run: `/sql?with=query`.
+/// How the view `sql` runs a statement: `/sql?with=query`.
 #[derive(Deserialize)]
 pub struct With {
     pub with: Option<String>,
 }
 
-/// An outbound request: `/fetch?url=/slow`.
+/// The outbound request that the view `fetch` sends: `/fetch?url=/slow`.
 #[derive(Deserialize)]
 pub struct Fetch {
     pub url: String,
@@ -30,7 +30,7 @@ pub struct Fetch {
     pub timeout_ms: Option<u64>,
 }
 
-/// Where a file is: `/file?path=/files/a.txt`.
+/// The file that a view reads or writes: `/file?path=/files/a.txt`.
 #[derive(Deserialize)]
 pub struct File {
     pub path: String,
@@ -94,7 +94,7 @@ fn recurse(depth: u64) -> u64 {
     }
 }
 
-/// Computes until so many milliseconds have passed on the clock.
+/// Computes until `ms` milliseconds have passed on the clock.
 pub fn spin(ms: u64) -> String {
     let since = Instant::now();
     let mut rounds = 0_u64;
@@ -123,7 +123,7 @@ pub fn told<T: ToString>(result: Result<T>) -> String {
     }
 }
 
-/// How many calls this instance has had.
+/// How often this function has been called in this instance, with this call.
 pub fn calls() -> String {
     (CALLS.fetch_add(1, Relaxed) + 1).to_string()
 }

@@ -1,6 +1,6 @@
-//! Views that behave well and badly, each as a sync view below `/sync` and as an async view below `/async`.
+//! Views that behave well and badly: sync views below `/sync` and async views below `/async`.
 //!
-//! What both modes share is in `deeds`; `sync_views` and `async_views` differ in `async` and `.await` alone.
+//! What both modes share is in `deeds`. A view in `sync_views` has its counterpart of the same name in `async_views`.
 
 use amphi_sdk::views;
 

@@ -14,7 +14,7 @@ pub fn greet(Path(name): Path<String>) -> String {
     format!("hello {name}")
 }
 
-/// Its pattern is more specific than that of `greet`, but for another method.
+/// This pattern is more specific than the pattern of `greet`, but is for another method.
 #[view(post, "/sync/greet/everybody")]
 pub fn greet_everybody() -> &'static str {
     "hello everybody"
@@ -22,7 +22,7 @@ pub fn greet_everybody() -> &'static str {
 
 #[view(get, "/sync/grüße/{name}")]
 pub fn greet_in_german(Path(name): Path<String>, request: Request) -> impl IntoResponse {
-    // And the path as a guard sees it.
+    // The header has the path as the host passes it to guests.
     format!("hallo {name}").with_header("x-path", request.path)
 }
 
@@ -31,7 +31,7 @@ pub fn submit(Form(entry): Form<Entry>) -> String {
     format!("{} is {}", entry.name, entry.age)
 }
 
-/// Inserts a row, and then ends as its path names it: see `deeds::end`.
+/// Inserts a row, then ends in the way that its path names: see `deeds::end`.
 #[view(post, "/sync/fail/{how}")]
 pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     cx.db()
@@ -53,7 +53,7 @@ pub fn fail(cx: &Context, Path(how): Path<String>) -> Result<Response> {
     }
 }
 
-/// Ends as its path names it, without touching the database.
+/// Ends in the way that its path names, without touching the database.
 #[view(get, "/sync/fail/{how}")]
 pub fn fail_plainly(Path(how): Path<String>) -> Result<Response> {
     deeds::end(&how)
@@ -133,7 +133,7 @@ fn count(cx: &sync::Context, sql: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// Runs the query in its body several times, one after the other.
+/// Runs the query in its body `count` times, one after the other.
 #[view(post, "/sync/joined/{count}", atomic = false)]
 pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result<String> {
     let sql = String::from_utf8(sql)?;
@@ -143,7 +143,7 @@ pub fn joined(cx: &Context, Path(count): Path<usize>, Body(sql): Body) -> Result
     Ok(all.iter().sum::<i64>().to_string())
 }
 
-/// Reads every row piece by piece.
+/// Reads all rows from a result that is fetched piece by piece.
 #[view(get, "/sync/export")]
 pub fn export(cx: &Context) -> Result<String> {
     let (mut count, mut sum) = (0, 0);
@@ -158,7 +158,7 @@ pub fn export(cx: &Context) -> Result<String> {
     Ok(format!("{count} {sum}"))
 }
 
-/// Opens results of a megabyte each and keeps them open. Answers with how many it could open.
+/// Opens `count` results of a megabyte each and keeps them open. Answers with how many it could open.
 #[view(post, "/sync/hoard/{count}")]
 pub fn hoard(cx: &Context, Path(count): Path<usize>) -> String {
     let mut open = Vec::new();
@@ -231,7 +231,7 @@ pub fn digest(cx: &Context, body: BodyReader) -> Result<String> {
     Ok(digest.text())
 }
 
-/// Reads its whole body at once.
+/// Reads its whole body in one piece.
 #[view(post, "/sync/whole", atomic = false)]
 pub fn whole(Body(body): Body) -> String {
     let mut digest = Digest::default();
@@ -261,8 +261,8 @@ pub fn tagged(Path(tag): Path<String>) -> impl IntoResponse {
     Html("<p>tagged</p>".repeat(300)).with_header("etag", format!("\"{tag}\""))
 }
 
-/// The app's error page. It fails itself for paths that end with `broken`, and sets the status itself when the language is
-/// `own-status`.
+/// The app's error page. The page itself fails for paths that end with `broken`. It sets the status itself when the
+/// header `accept-language` is `own-status`.
 #[view(get, "/sync/error/{status}")]
 pub fn error_page(
     cx: &Context,

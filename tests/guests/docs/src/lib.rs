@@ -1,5 +1,5 @@
-//! The examples of the README, of the SDK's pages and of its documentation, taken from there by `build.rs`: each in a
-//! module of its own, its paths below the module's name.
+//! The examples of the README, of the SDK's pages and of the SDK's documentation, copied by `build.rs`. Each example is
+//! in a module of its own, and its paths begin with the module's name.
 #![allow(
     dead_code,
     private_interfaces,
@@ -9,13 +9,13 @@
 
 use amphi_sdk::prelude::*;
 
-/// Signs in, for examples that ask for the user.
+/// Signs a user in, for examples that need a signed-in user.
 #[view(get, "/sign-in")]
 fn sign_in(session: Session) -> Result<()> {
     session.set("user", "ann")
 }
 
-/// Requested by examples of outbound requests.
+/// The view that the examples of outbound requests call.
 #[view(get, "/slow/{n}")]
 async fn slow(Path(n): Path<u32>) -> String {
     n.to_string()
@@ -26,7 +26,7 @@ fn fragment(Path(name): Path<String>) -> String {
     name
 }
 
-/// Shows the context value that the middleware of examples sets.
+/// Shows the context value `member`, which the middleware of some examples sets.
 #[view(get, "/member")]
 fn member(cx: &Context) -> String {
     cx.get("member").unwrap_or_default()

@@ -19,8 +19,8 @@ pub async fn ask(
     deeds::ask(values, &what, times, bytes)
 }
 
-/// Publishes events of `bytes` bytes within its transaction, up to `times`, then waits. Answers with how many it could
-/// publish, and why no more.
+/// Publishes up to `times` events of `bytes` bytes within its transaction, then waits. Answers with how many it could
+/// publish, and with the error that stopped it, if one did.
 #[view(post, "/async/hold/{times}/{bytes}/{ms}", atomic)]
 pub async fn hold(
     cx: &Context,
@@ -37,7 +37,7 @@ pub async fn hold(
     Ok(got)
 }
 
-/// Sends requests with headers of `bytes` bytes, all at once. Answers with the result of the last one.
+/// Sends `times` requests with headers of `bytes` bytes, all at the same time. Answers with the result of the last one.
 #[view(get, "/async/fetch/{times}/{bytes}")]
 pub async fn fetch(cx: &Context, Path((times, bytes)): Path<(usize, usize)>) -> String {
     let sent = (0..times).map(async |_| {
@@ -54,7 +54,7 @@ pub async fn fetch(cx: &Context, Path((times, bytes)): Path<(usize, usize)>) -> 
     join_all(sent).await.pop().unwrap_or_default()
 }
 
-/// Sleeps many times at once.
+/// Sleeps `times` times, all at the same time.
 #[view(get, "/async/sleep/{times}/{ms}")]
 pub async fn sleep(cx: &Context, Path((times, ms)): Path<(usize, u64)>) -> String {
     join_all((0..times).map(async |_| cx.sleep(Duration::from_millis(ms)).await)).await;

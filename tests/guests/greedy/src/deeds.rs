@@ -1,4 +1,4 @@
-//! What views of both modes share: everything that never waits.
+//! What the sync and the async views share: everything that never waits.
 
 use std::io::Write as _;
 
@@ -62,7 +62,7 @@ pub fn ask(
             std::io::stdout().flush()?;
             "written".into_response()
         }
-        // What the standard library prints for a panic, without a panic.
+        // Prints what the standard library prints for a panic, without a panic.
         "panicked" => {
             eprintln!("thread 'main' (1) panicked at src/secret.rs:{bytes}:1:\nSECRET {bytes}");
             "went on".into_response()
@@ -128,8 +128,8 @@ pub fn ask(
     }
 }
 
-/// Publishes events of `bytes` bytes, up to `times`, each after a change of the context's values. Answers with how many
-/// it could publish, and why no more.
+/// Publishes up to `times` events of `bytes` bytes, each after a change of the context's values. Returns how many it
+/// could publish, and the error that stopped it, if one did.
 pub fn publish(
     set: impl Fn(&str) -> Result<()>,
     publish: impl Fn(&[u8]) -> Result<()>,
@@ -146,7 +146,7 @@ pub fn publish(
     Ok(times.to_string())
 }
 
-/// Adds headers of `bytes` bytes in all to a request, each of at most a kilobyte.
+/// Adds headers of about `bytes` bytes in all to a request, each of at most a kilobyte.
 pub fn headers<R>(bytes: usize, request: R, add: impl Fn(R, String, String) -> R) -> R {
     (0..bytes.div_ceil(1000)).fold(request, |request, number| {
         add(request, format!("x-{number}"), "h".repeat(bytes.min(1000)))

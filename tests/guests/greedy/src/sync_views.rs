@@ -19,8 +19,8 @@ pub fn ask(
     deeds::ask(values, &what, times, bytes)
 }
 
-/// Publishes events of `bytes` bytes within its transaction, up to `times`, then waits. Answers with how many it could
-/// publish, and why no more.
+/// Publishes up to `times` events of `bytes` bytes within its transaction, then waits. Answers with how many it could
+/// publish, and with the error that stopped it, if one did.
 #[view(post, "/sync/hold/{times}/{bytes}/{ms}", atomic)]
 pub fn hold(cx: &Context, Path((times, bytes, ms)): Path<(usize, usize, u64)>) -> Result<String> {
     let set = |value: &str| cx.set("value", value);
@@ -34,7 +34,7 @@ pub fn hold(cx: &Context, Path((times, bytes, ms)): Path<(usize, usize, u64)>) -
     Ok(got)
 }
 
-/// Sends requests with headers of `bytes` bytes, one after the other. Answers with the result of the last one.
+/// Sends `times` requests with headers of `bytes` bytes, one after the other. Answers with the result of the last one.
 #[view(get, "/sync/fetch/{times}/{bytes}")]
 pub fn fetch(cx: &Context, Path((times, bytes)): Path<(usize, usize)>) -> String {
     let mut last = String::new();

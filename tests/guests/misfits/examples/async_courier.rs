@@ -1,5 +1,5 @@
-//! An async view that calls another one with a body of its choice, and one that asks the host for the request's body
-//! whatever it was handed.
+//! An async view that calls another view with a body of its choice, and an async view that asks the host for the
+//! client's body, whatever body its own request has.
 
 wit_bindgen::generate!({
     inline: "
@@ -43,7 +43,7 @@ impl Guest for Courier {
         vec![view(1, "/async/send"), view(2, "/async/read")]
     }
 
-    /// `/send?own` hands the body on, `/send?other` another one, `/send?other-own` another one to itself, to hand that on.
+    /// `/send?own` hands on the client's body, `/send?other` other bytes; `/send?other-own` sends those to `/send?own`.
     async fn handle(view: u32, request: Request) -> Result<Response, Error> {
         if view == 1 {
             let (body, query) = match request.query.split_once('-') {

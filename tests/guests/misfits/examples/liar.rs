@@ -1,4 +1,4 @@
-//! A component whose `describe` and `handle` answer what its settings say, also what the contract does not allow.
+//! A component whose `describe` and `handle` return what its settings say, including what the contract does not allow.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,4 +1,4 @@
-//! A component whose `handle` has another type than the contract says.
+//! A component whose `handle` does not have the type that the contract says.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,5 +1,5 @@
-//! A sync view that calls another one with a body of its choice, and one that asks the host for the request's body
-//! whatever it was handed.
+//! A sync view that calls another view with a body of its choice, and a sync view that asks the host for the client's
+//! body, whatever body its own request has.
 
 wit_bindgen::generate!({
     inline: "
@@ -43,7 +43,7 @@ impl Guest for Courier {
         vec![view(1, "/sync/send"), view(2, "/sync/read")]
     }
 
-    /// `/send?own` hands the body on, `/send?other` another one, `/send?other-own` another one to itself, to hand that on.
+    /// `/send?own` hands on the client's body, `/send?other` other bytes; `/send?other-own` sends those to `/send?own`.
     fn handle(view: u32, request: Request) -> Result<Response, Error> {
         if view == 1 {
             let (body, query) = match request.query.split_once('-') {

@@ -1,4 +1,4 @@
-//! A sync component that imports the timer, which is for async components.
+//! A sync component that imports the timer, which only async components may import.
 
 wit_bindgen::generate!({
     inline: "

@@ -1,1 +1,1 @@
-//! Empty: each misfit is an example of this package, and so a component of its own.
+//! This library is empty. Each misfit is an example of this package, so that each becomes a component of its own.

@@ -21,7 +21,7 @@ struct Part<'a> {
     /// The response of the rest of the chain.
     response: RefCell<Option<Response>>,
     status: Cell<Option<StatusCode>>,
-    /// Headers for the view's response.
+    /// Headers to add to the view's response.
     more: RefCell<Vec<(String, String)>>,
 }
 
@@ -311,7 +311,7 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// A future of an atomic block that has begun and done its steps. It never completes: dropping it ends the block.
+    /// Begins an atomic block and does the steps in it. The returned future never ends: dropping it ends the block.
     async fn begun<'s>(&'s self, steps: &'s [Step]) -> Result<LocalBoxFuture<'s, Result<()>>> {
         let done = Rc::new(Cell::new(false));
         let here = Rc::clone(&done);

@@ -1,6 +1,6 @@
 //! Views, middleware and subscribers that do the steps that a test sends them.
 //!
-//! What both modes share is in `steps`; `sync_views` and `async_views` differ in `async`, `.await` and what is joined.
+//! What both modes share is in `steps`. `sync_views` and `async_views` have the same functions, one file for each mode.
 
 use amphi_sdk::views;
 

@@ -34,90 +34,90 @@ pub enum Step {
         #[serde(default)]
         params: Vec<Json>,
     },
-    /// Opens a result, reads at most so many rows and drops it; tells how many rows it read.
+    /// Opens a result, reads at most `rows` rows and drops the result; tells how many rows it read.
     Open { sql: String, rows: usize },
     /// Reads a counter, and writes it back plus one.
     Increment { name: String },
-    /// Steps in a transaction or savepoint; tells what the last step tells.
+    /// Does the steps in a transaction or savepoint; tells what the last of them tells.
     Atomic { steps: Vec<Step> },
-    /// Steps while a connection is pinned; tells what they tell.
+    /// Does the steps while a connection is pinned; tells what they tell.
     Pinned { steps: Vec<Step> },
-    /// Steps that an async function does at once, and a sync one in turn; tells what they tell.
+    /// Does the steps: an async function all at the same time, a sync function in turn. Tells what they tell.
     Join { steps: Vec<Step> },
-    /// A step whose failure makes the function fail.
+    /// Does the step. If the step fails, the function fails.
     Must { step: Box<Step> },
-    /// A step so many times, or until it fails.
+    /// Does the step `times` times, or until it fails.
     Repeat { times: u32, step: Box<Step> },
-    /// Has the transaction rolled back at the end.
+    /// Asks for the transaction to be rolled back at its end.
     Rollback,
     /// Sets a value of the context.
     Set { name: String, value: String },
     /// Tells a value of the context.
     Get { name: String },
-    /// Tells what else the context knows: `request-id`, `route`, `peer`, `traceparent`, `remaining`.
+    /// Tells what the context knows of the request: `request-id`, `route`, `peer`, `traceparent` or `remaining`.
     About { what: String },
-    /// Tells a header of the request, all values of it with commas between.
+    /// Tells all values of a header of the request, with commas between them.
     Header { name: String },
-    /// Publishes an event, whose subscribers do these steps.
+    /// Publishes an event. Its subscribers do these steps.
     Publish { topic: String, steps: Vec<Step> },
-    /// Calls a view of this app; tells its status and what it answers.
+    /// Calls a view of this app, which does these steps; tells the status and the body of its response.
     View { path: String, steps: Vec<Step> },
-    /// Sends a request; tells the status.
+    /// Sends an outbound request; tells the status of the response.
     Fetch { url: String },
     /// In middleware: runs the rest of the chain; tells the status of its response.
     Next,
     /// Writes a line into the log.
     Log { text: String },
-    /// Waits.
+    /// Waits for `ms` milliseconds.
     Nap { ms: u64 },
-    /// Sets a value of the context again and again, lets other requests run, and reads it; tells whether it always read
-    /// what it had set.
+    /// Sets a value of the context, lets other requests run and reads the value, `times` times. Tells whether it always
+    /// read what it had set.
     Keep {
         name: String,
         value: String,
         times: u32,
     },
-    /// Tells how many calls this instance has had.
+    /// Tells how many steps of this kind this instance has done.
     Calls,
-    /// Answers with this status.
+    /// Makes the function answer with this status.
     Status { code: u16 },
-    /// Answers with this status and these headers as well.
+    /// Makes the view answer with this status, and with these headers in addition to its own.
     Answer {
         code: u16,
         headers: Vec<(String, String)>,
     },
-    /// Ends the function: `error`, `refuse`, `panic`, `loop`.
+    /// Ends the function in the way that `how` names: `error`, `refuse`, `panic` or `loop`.
     End { how: String },
-    /// A step whose beginning and result are written into the log: `note 7 began`, `note 7 told 1`.
+    /// Does the step, and writes its beginning and its result into the log: `note 7 began`, `note 7 told 1`.
     Note { id: String, step: Box<Step> },
-    /// [`Step::View`] with headers.
+    /// Like [`Step::View`], with headers for the request.
     Call {
         path: String,
         headers: BTreeMap<String, String>,
         steps: Vec<Step>,
     },
-    /// Opens a result, and does the steps, each after reading one row; then reads the other rows (`drain`) or drops the
-    /// result; tells how many rows it read.
+    /// Opens a result, and does the steps, each after reading one row. Then reads the other rows (with `drain`) or
+    /// drops the result. Tells how many rows it read.
     Stream {
         sql: String,
         steps: Vec<Step>,
         drain: bool,
     },
-    /// Steps in a transaction or savepoint that is dropped before it ends.
+    /// Does the steps in a transaction or savepoint, and drops the transaction or savepoint before its end.
     Dropped { steps: Vec<Step> },
-    /// Forgets something without closing it, so that it stays open until the function ends: `pin`, `rows`, `begin`.
+    /// Opens a pin (`pin`), a result (`rows`) or a transaction (`begin`), and leaves it open until the function ends.
     Leak { what: String },
-    /// In async functions: `step` begins before a transaction or savepoint, and is awaited within it, after `steps`. In sync
-    /// functions: all in turn. Tells what `step` tells.
+    /// In async functions: begins `step`. If it still runs 20 ms later, does `steps` in a transaction or savepoint,
+    /// then awaits `step` there. In sync functions: does `steps`, then `step`, in one. Tells what `step` tells.
     Late { step: Box<Step>, steps: Vec<Step> },
     /// Adds a line to a file.
     Append { path: String, line: String },
-    /// In async functions: steps at once; when one has ended, the others are dropped. In sync functions: the first step
-    /// alone.
+    /// In async functions: does the steps at the same time. When one has ended, the others are dropped. In sync
+    /// functions: does the first step alone.
     Race { steps: Vec<Step> },
 }
 
-/// Steps from JSON; none from an empty text.
+/// Reads steps from JSON. An empty text has no steps.
 pub fn parse(json: &[u8]) -> Result<Vec<Step>> {
     match json {
         [] => Ok(Vec::new()),
@@ -125,7 +125,7 @@ pub fn parse(json: &[u8]) -> Result<Vec<Step>> {
     }
 }
 
-/// The steps of a middleware: those in its header, or else to run the rest of the chain.
+/// The steps of a middleware: those in its header or, without this header, one that runs the rest of the chain.
 pub fn of_middleware(request: &Request, name: &str) -> Result<Vec<Step>> {
     match request.headers.get(&header(name)) {
         Some(json) => parse(json.as_bytes()),
@@ -135,7 +135,7 @@ pub fn of_middleware(request: &Request, name: &str) -> Result<Vec<Step>> {
     }
 }
 
-/// The header of a middleware: in the request its steps, in the response what it told.
+/// The name of a middleware's header. In the request it has the middleware's steps, in the response what they told.
 pub fn header(name: &str) -> String {
     format!("x-{name}")
 }
@@ -171,7 +171,7 @@ pub fn note_end(id: &str, result: &Result<Json>) {
     log::info!("note {id} {text}");
 }
 
-/// Does a step that never waits, in either mode. None if the step is another one.
+/// Does a step that never waits, which is the same in both modes. None if the step is of another kind.
 pub fn at_once<M: Mode>(cx: &Context<M>, headers: &Headers, step: &Step) -> Option<Result<Json>> {
     Some(match step {
         Step::Set { name, value } => cx.set(name, value).map(|()| Json::Null),
@@ -251,7 +251,7 @@ pub fn values(params: &[Json]) -> Result<Vec<Value>> {
     params.iter().map(value).collect()
 }
 
-/// A row of any number of columns.
+/// A row with any number of columns.
 pub struct Cells(pub Vec<Json>);
 
 impl FromRow for Cells {
@@ -270,15 +270,15 @@ impl FromRow for Cells {
     }
 }
 
-/// The response of a view: what it told.
+/// The response of a view. The body is what its steps told.
 pub fn answer(status: StatusCode, told: &[Json]) -> Result<Response> {
     let mut response = amphi_sdk::Json(told).into_response()?;
     response.status = status;
     Ok(response)
 }
 
-/// The response of a middleware: that of the rest of the chain, if the rest ran. A header has what the middleware told, and
-/// `x-passed` has the names of the middleware that the response passed, the innermost first.
+/// The response of a middleware: the response of the rest of the chain, if the rest ran. The middleware's header has
+/// what its steps told, and `x-passed` has the names of all middleware that the response passed, the innermost first.
 pub fn passed_on(
     rest: Option<Response>,
     status: Option<StatusCode>,
@@ -299,7 +299,7 @@ pub fn passed_on(
     Ok(response)
 }
 
-/// What a call of another view tells: status and body of its response.
+/// What a step that calls another view tells: the status and the body of that view's response.
 pub fn answered(response: &Response) -> Json {
     let text = || String::from_utf8_lossy(&response.body).into();
     let body: Json = serde_json::from_slice(&response.body).unwrap_or_else(|_| text());

@@ -17,7 +17,7 @@ struct Part<'a> {
     /// The response of the rest of the chain.
     response: RefCell<Option<Response>>,
     status: Cell<Option<StatusCode>>,
-    /// Headers for the view's response.
+    /// Headers to add to the view's response.
     more: RefCell<Vec<(String, String)>>,
 }
 
@@ -265,7 +265,7 @@ impl<'a> Part<'a> {
                 match what.as_str() {
                     "pin" => std::mem::forget(cx.db().pin()?),
                     "rows" => std::mem::forget(cx.db().rows::<Cells>(steps::SOME_ROWS, ())?),
-                    // In sync code a block ends with its closure: it cannot be left open.
+                    // `begin`: in sync code a block ends with its closure, so it cannot be left open.
                     _ => {}
                 }
                 Json::Null

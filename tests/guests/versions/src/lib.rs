@@ -1,4 +1,4 @@
-//! Views that answer with a version. The tests copy this crate, edit the version, and see when it is served.
+//! Views that answer with a version. The tests copy this crate, edit the version, and look when the new one is served.
 
 use amphi_sdk::prelude::*;
 

@@ -8,8 +8,8 @@ use std::process::Command;
 /// Where Debian and its relatives keep the programs: a folder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// Debian's package `postgresql` creates and starts a server of its own, unless the configuration of `postgresql-common`
-/// says otherwise. So that configuration is changed first, and restored afterwards.
+/// Debian's package `postgresql` creates and starts a server of its own, unless the configuration of
+/// `postgresql-common` says otherwise. So that configuration is changed first, and restored afterwards.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive

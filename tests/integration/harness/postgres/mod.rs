@@ -1,6 +1,7 @@
 //! PostgreSQL for the tests: installed when it is missing, run in a temporary folder, gone when the tests end.
 //!
-//! All tests share one server and have databases of their own in it; a test that stops its server runs another.
+//! All tests share one server and have databases of their own in it. A test that stops its server starts a server of
+//! its own.
 
 mod install;
 pub mod pooler;
@@ -43,7 +44,7 @@ pub struct Database {
 pub struct Logged {
     /// The session that ran the statement.
     pub session: String,
-    /// Its text.
+    /// The statement's text.
     pub sql: String,
 }
 
@@ -114,7 +115,7 @@ impl Database {
         format!("postgres://{USER}@127.0.0.1:{}/{}", self.port, self.name)
     }
 
-    /// The URL with the host as `localhost`, for which the certificate is.
+    /// The URL with `localhost` as its host, because the server's certificate is for this name.
     pub fn url_by_name(&self) -> String {
         format!("postgres://{USER}@localhost:{}/{}", self.port, self.name)
     }
@@ -183,7 +184,7 @@ impl Database {
         fs::metadata(&self.log).expect("there is a log").len()
     }
 
-    /// The statements that others have run in this database since a mark, oldest first; see
+    /// The statements that the host has run in this database since a mark, oldest first. Needs
     /// [`Database::log_statements`].
     pub fn logged(&self, mark: u64) -> Vec<Logged> {
         let text = fs::read(&self.log).expect("there is a log");
@@ -214,7 +215,7 @@ impl Database {
 }
 
 impl Drop for Database {
-    /// In a thread of its own, because the test's runtime cannot be blocked on here.
+    /// `drop database` runs in a thread of its own, because the test's runtime cannot be blocked on here.
     fn drop(&mut self) {
         let (port, sql) = (
             self.port,

@@ -11,7 +11,8 @@ use super::install::{find_program, run_as_root};
 use super::process::{self, Process, free_port};
 use super::{Database, Postgres, USER};
 
-/// Debian's package starts a service, unless `policy-rc.d` forbids it.
+/// Debian's package starts a service, unless `policy-rc.d` forbids it. So the script forbids it during the
+/// installation.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive

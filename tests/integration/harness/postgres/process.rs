@@ -1,8 +1,8 @@
 //! The process of a server.
 //!
 //! A server has to end with the test process, although statics are not dropped and the process may be killed. So a
-//! shell starts each server and reads from a pipe whose other end only the test process has. When the pipe is closed, for
-//! whatever reason, the shell ends the server and removes its folder.
+//! shell starts each server and reads from a pipe whose other end only the test process has. When the pipe is closed,
+//! for whatever reason, the shell ends the server and removes its folder.
 
 use std::fs;
 use std::io::Write as _;
@@ -26,8 +26,9 @@ const DATA: &str = "data";
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(60);
 
-/// `$1` is the folder, `$2` the signal that ends the server for good, the rest is the server's command. A line on the pipe
-/// names a signal that stops the server and leaves its folder; the end of the pipe ends the server and removes the folder.
+/// `$1` is the folder, `$2` the signal that ends the server for good, the rest is the server's command. A line on the
+/// pipe names a signal that stops the server and leaves its folder; the end of the pipe ends the server and removes the
+/// folder.
 const WATCH: &str = r#"
 folder=$1
 end=$2

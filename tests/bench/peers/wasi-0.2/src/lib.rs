@@ -1,4 +1,4 @@
-//! Hello from WASI 0.2.
+//! A component of WASI 0.2 that answers every request with `Hello, World!`.
 
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{
@@ -24,7 +24,7 @@ impl Guest for Hello {
         ResponseOutparam::set(outparam, Ok(response));
 
         let stream = body.write().expect("the stream is taken once");
-        // The client may have gone.
+        // The client may have disconnected.
         let _ = stream.blocking_write_and_flush(b"Hello, World!");
         drop(stream);
         let _ = OutgoingBody::finish(body, None);

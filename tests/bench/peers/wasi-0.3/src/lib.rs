@@ -1,4 +1,4 @@
-//! Hello from WASI 0.3.
+//! A component of WASI 0.3 that answers every request with `Hello, World!`.
 
 use wasip3::exports::http::handler::Guest;
 use wasip3::http::types::{ErrorCode, Fields, Request, Response};
