@@ -178,6 +178,12 @@ impl<'a> Levels<'a> {
         }
     }
 
+    /// Whether the view of a call may have returned: its last step is done.
+    pub(super) fn has_returned(&self, part: &Part) -> bool {
+        let last = part.steps.last();
+        last.is_none_or(|last| self.told(last).is_some())
+    }
+
     pub(super) fn asks_for_rollback(&self, steps: &'a [Step]) -> bool {
         own(steps).any(|step| match &step.does {
             Does::Rollback | Does::Next => true,
@@ -229,6 +235,11 @@ pub(super) fn is_good(told: &Told) -> bool {
     digits
         .parse::<u32>()
         .map_or(true, |status| !(500..600).contains(&status))
+}
+
+/// Whether a call was answered before it had ended, because the client of the request has gone.
+pub(super) fn is_cut_off(told: &Told) -> bool {
+    matches!(told, Told::Failed(kind, text) if kind == "503" && text.contains("the client has gone"))
 }
 
 /// Whether the database itself refused a statement: then the statement's level takes no more statements. A statement

@@ -12,7 +12,7 @@
 //!   statement's view.
 
 use super::checks;
-use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_good, own};
+use super::levels::{Fate, Levels, Links, fate_of, is_broken, is_cut_off, is_good, own};
 use super::program::{Client, Does, Part, Program, Request, Step};
 use super::run::{Reply, Seen, Told};
 
@@ -302,7 +302,12 @@ impl<'a> Judge<'a> {
         }
         // The view has a transaction of its own, unless it was perhaps called in a block. If the view fails, its rows
         // are rolled back in either case.
-        let good = self.levels.told(step).map(is_good);
+        let good = match self.levels.told(step) {
+            // The client left while the transaction of a view that had returned was being committed: the caller waits no
+            // longer.
+            Some(told) if is_cut_off(told) && self.levels.has_returned(part) => None,
+            told => told.map(is_good),
+        };
         let fate = place
             .fate
             .and(fate_of(good, self.levels.troubles(&links, 0)));

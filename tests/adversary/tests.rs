@@ -125,6 +125,27 @@ fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     assert_eq!(faults(&seen), [Fault::Rows]);
 }
 
+/// A commit that is on its way when the client leaves goes on to its end, and the caller is told at once that the client has
+/// gone. A view that has not returned is never committed.
+#[test]
+fn a_commit_that_the_caller_did_not_wait_for_is_allowed() {
+    let called = part(
+        ViewKind::Atomic,
+        vec![step(1, Does::Insert), step(2, Does::Insert)],
+    );
+    let call = step(3, Does::Call(Box::new(called)));
+    let told = [(3, "failed 503"), (1, "1"), (2, "1")];
+    let mut seen = ran(part(ViewKind::Plain, vec![call]), &told);
+    seen.1.rows = [(1, 1), (2, 1)].into();
+    assert_eq!(faults(&seen), [Fault::Rows; 2], "the view has failed");
+    let gone = Told::Failed("503".to_owned(), "the client has gone".to_owned());
+    let note = &mut seen.1.notes.get_mut(&3).expect("it was called")[0];
+    note.ended.as_mut().expect("it was answered").2 = gone;
+    assert_eq!(faults(&seen), []);
+    seen.1.notes.get_mut(&2).expect("it began")[0].ended = None;
+    assert_eq!(faults(&seen), [Fault::Rows; 2], "it has not returned");
+}
+
 /// A statement that is joined with a block of the same function may or may not be in the block. Only the fate of the
 /// block's own rows is certain.
 #[test]

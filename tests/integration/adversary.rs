@@ -36,7 +36,7 @@ async fn random_programs_keep_the_rules(kind: Kind) {
 both_databases!(random_programs_keep_the_rules);
 
 /// Programs that once found faults, with the names of their files.
-const FOUND: [(&str, &str); 5] = [
+const FOUND: [(&str, &str); 6] = [
     (
         "blocks_dropped_that_overlap",
         include_str!("../adversary/found/blocks_dropped_that_overlap.json"),
@@ -44,6 +44,10 @@ const FOUND: [(&str, &str); 5] = [
     (
         "call_in_a_level_that_waits_for_the_worker",
         include_str!("../adversary/found/call_in_a_level_that_waits_for_the_worker.json"),
+    ),
+    (
+        "commit_that_the_caller_did_not_wait_for",
+        include_str!("../adversary/found/commit_that_the_caller_did_not_wait_for.json"),
     ),
     (
         "given_up_before_the_commit",
