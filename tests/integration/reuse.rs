@@ -115,9 +115,11 @@ both_modes!(r13_r16_an_instance_that_did_not_end_well_is_not_kept);
 /// After an error that a view returns, the instance is kept and the request's transaction is rolled back.
 async fn r9_r16_a_kept_instance_keeps_nothing_of_a_transaction(mode: Mode) {
     let server = reusing("").await;
+    count(&server, mode).await;
     for how in ["error", "status-500", "refuse"] {
         server.post(&format!("/{mode}/fail/{how}"), "").await;
     }
+    assert_ne!(count(&server, mode).await, 1, "the instance is kept");
     assert_eq!(server.rows(), 0);
     server.post(&format!("/{mode}/rows/kept"), "").await;
     assert_eq!(server.tags(), ["kept"]);
