@@ -127,8 +127,7 @@ impl<'a> Levels<'a> {
                     }
                 }
                 Does::Call(part) => {
-                    // The call may have been refused before the view began.
-                    let refused = matches!(told, Some(Told::Failed(kind, _)) if kind == "503" || kind == "508");
+                    let refused = told.is_some_and(|told| self.is_refused(told, part));
                     let sure = inside.blocks == Fate::Kept && !refused;
                     all.failed |= failed && sure;
                     all.perhaps |= told.is_none() || failed && !sure;
@@ -176,6 +175,20 @@ impl<'a> Levels<'a> {
                 _ => self.troubles_of(step.inner(), links, at, inside, all),
             }
         }
+    }
+
+    /// Whether a call that failed may have been refused before any of its functions began.
+    fn is_refused(&self, told: &Told, part: &Part) -> bool {
+        let Told::Failed(kind, text) = told else {
+            return false;
+        };
+        // A call that is refused because of the number of functions has the status of such a failure within its chain.
+        let is_too_many = text.contains("guest functions would run within each other");
+        let has_begun = || {
+            let mut steps = part.lists().flat_map(|steps| own(steps));
+            steps.any(|step| self.note(step).is_some())
+        };
+        kind == "503" || kind == "508" || is_too_many && !has_begun()
     }
 
     /// Whether the view of a call may have returned: its last step is done.

@@ -125,6 +125,26 @@ fn an_atomic_view_that_fails_leaves_no_row_whoever_calls_it() {
     assert_eq!(faults(&seen), [Fault::Rows]);
 }
 
+/// A call that is refused before any of its functions begins is up to its caller. One that fails later is not, even with
+/// the same words.
+#[test]
+fn a_call_that_was_refused_undoes_nothing() {
+    let called = part(ViewKind::Plain, vec![step(1, Does::Insert)]);
+    let steps = vec![step(2, Does::Insert), step(3, Does::Call(Box::new(called)))];
+    let told = [(2, "1"), (3, "failed 500")];
+    let mut seen = ran(part(ViewKind::Atomic, steps), &told);
+    seen.1.rows.insert(2, 1);
+    assert_eq!(faults(&seen), [Fault::Rows], "the call has failed");
+    let text = "more than 16 guest functions would run within each other or at once";
+    let refused = Told::Failed("500".to_owned(), text.to_owned());
+    let note = &mut seen.1.notes.get_mut(&3).expect("it was called")[0];
+    note.ended.as_mut().expect("it was answered").2 = refused;
+    assert_eq!(faults(&seen), []);
+    let began = ran(part(ViewKind::Plain, Vec::new()), &[(1, "failed 500")]);
+    seen.1.notes.extend(began.1.notes);
+    assert_eq!(faults(&seen), [Fault::Rows], "it has begun");
+}
+
 /// A commit that is on its way when the client leaves goes on to its end, and the caller is told at once that the client has
 /// gone. A view that has not returned is never committed.
 #[test]
