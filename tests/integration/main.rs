@@ -44,6 +44,7 @@ mod polls;
 mod pooler;
 mod postgres;
 mod protocol;
+mod python;
 mod restart;
 mod reuse;
 mod rules;

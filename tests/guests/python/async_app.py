@@ -1,33 +1,34 @@
-"""An async view in Python: three waits at once. Build it with componentize-py 0.25.1, from this folder:
+"""Async views in Python. The tests build them with componentize-py, as one would by hand, from this folder:
 
 componentize-py -d ../../../guest-sdk/wit -w async-views componentize async_app -o async.wasm
 
-Its module needs `ungranted_imports = true` in amphi.toml, since every import of the world is in the component.
+The module needs `ungranted_imports = true` in amphi.toml, since every import of the world is in the component.
 """
 import asyncio
 
+from shared import VIEWS, text
 from wit_world import WitWorld
-from wit_world.imports import timer
-from wit_world.imports.types import Request, Response, Route, ViewInfo, ViewKind_Route
+from wit_world.imports import context, database_async, timer
+from wit_world.imports.database_types import Value_Text
+from wit_world.imports.types import Request, Response
 
 
 class WitWorld(WitWorld):
     def describe(self):
-        hello = ViewInfo(
-            id=0,
-            name="hello",
-            kind=ViewKind_Route(Route("GET", "/hello/{name}")),
-            atomic=None,
-            read_only=False,
-            isolation=None,
-            retries=0,
-            cpu_ms=None,
-            timeout_ms=None,
-            middleware=[],
-        )
-        return [hello]
+        return VIEWS
 
     async def handle(self, view: int, request: Request) -> Response:
-        await asyncio.gather(*(timer.sleep(100) for _ in range(3)))
-        text = f"Hello {dict(request.params)['name']} from async Python\n"
-        return Response(200, [("content-type", "text/plain; charset=utf-8")], text.encode())
+        params = dict(request.params)
+        match VIEWS[view].name:
+            case "hello":
+                # Three waits at the same time.
+                await asyncio.gather(*(timer.sleep(100) for _ in range(3)))
+                return text(f"Hello {params['name']} from async Python, {context.route()}\n")
+            case "insert":
+                tag = params["tag"]
+                await database_async.execute("default", "insert into rows (tag) values (?)", [Value_Text(tag)])
+                table = await database_async.query("default", "select count(*) from rows", [])
+                # The transaction is rolled back with the status.
+                return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
+            case _:
+                raise ValueError("this view fails on purpose")

@@ -1,30 +1,30 @@
-"""A sync view in Python. Build it with componentize-py 0.25.1, from this folder:
+"""Sync views in Python. The tests build them with componentize-py, as one would by hand, from this folder:
 
 componentize-py -d ../../../guest-sdk/wit -w sync-views componentize sync_app -o sync.wasm
 
-Its module needs `ungranted_imports = true` in amphi.toml, since every import of the world is in the component.
+The module needs `ungranted_imports = true` in amphi.toml, since every import of the world is in the component.
 """
+from shared import VIEWS, text
 from wit_world import WitWorld
-from wit_world.imports import context
-from wit_world.imports.types import Request, Response, Route, ViewInfo, ViewKind_Route
+from wit_world.imports import context, database
+from wit_world.imports.database_types import Value_Text
+from wit_world.imports.types import Request, Response
 
 
 class WitWorld(WitWorld):
     def describe(self):
-        hello = ViewInfo(
-            id=0,
-            name="hello",
-            kind=ViewKind_Route(Route("GET", "/hello/{name}")),
-            atomic=None,
-            read_only=False,
-            isolation=None,
-            retries=0,
-            cpu_ms=None,
-            timeout_ms=None,
-            middleware=[],
-        )
-        return [hello]
+        return VIEWS
 
     def handle(self, view: int, request: Request) -> Response:
-        text = f"Hello {dict(request.params)['name']} from sync Python, {context.route()}\n"
-        return Response(200, [("content-type", "text/plain; charset=utf-8")], text.encode())
+        params = dict(request.params)
+        match VIEWS[view].name:
+            case "hello":
+                return text(f"Hello {params['name']} from sync Python, {context.route()}\n")
+            case "insert":
+                tag = params["tag"]
+                database.execute("default", "insert into rows (tag) values (?)", [Value_Text(tag)])
+                table = database.query("default", "select count(*) from rows", [])
+                # The transaction is rolled back with the status.
+                return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
+            case _:
+                raise ValueError("this view fails on purpose")

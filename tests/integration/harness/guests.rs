@@ -90,8 +90,16 @@ static GENERATED: LazyLock<()> = LazyLock::new(|| {
     succeed(&mut cargo);
 });
 
-fn succeed(command: &mut Command) {
-    let output = command.output().expect("it can be started");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} failed:\n{said}");
+/// Runs a command that has to succeed.
+pub(super) fn succeed(command: &mut Command) {
+    run(command).unwrap_or_else(|said| panic!("{command:?} failed:\n{said}"));
+}
+
+/// Runs a command. An error is what the command has written to standard error.
+pub(super) fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }

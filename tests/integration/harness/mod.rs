@@ -8,6 +8,7 @@ pub mod guests;
 pub mod log;
 pub mod metrics;
 pub mod postgres;
+pub mod python;
 pub mod raw;
 pub mod server;
 pub mod steps;

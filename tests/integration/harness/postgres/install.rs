@@ -78,7 +78,7 @@ pub(super) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// Runs a script as root. An error is what the script has written to standard error.
-pub(super) fn run_as_root(script: &str) -> Result<(), String> {
+pub fn run_as_root(script: &str) -> Result<(), String> {
     let mut command = match rustix::process::geteuid().is_root() {
         true => Command::new("sh"),
         false => {
