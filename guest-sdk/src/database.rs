@@ -266,9 +266,10 @@ impl<'a> Database<'a, Async> {
     /// error or when the future is dropped. Within a transaction, this is a savepoint.
     ///
     /// While the block is open, every statement of this view belongs to the block, and so does every view that this
-    /// view calls. So do not `join!` two atomic blocks of one view: the host rolls back blocks that overlap. Blocks of
-    /// different views that run at the same time do not overlap: each view has a transaction of its own, or its block
-    /// waits for the end of the other block.
+    /// view calls. So do not `join!` two atomic blocks of one view: the host rolls back blocks that overlap. Views that
+    /// are called at the same time (sub-requests under `join!`) may each have blocks. If their caller is in no
+    /// transaction, each of these views has a transaction of its own. If it is in one, the block of one view begins
+    /// when the block of the other has ended.
     ///
     /// `cx.atomic(async |tx| { tx.execute(…).await?; … }).await`: write `async |tx|`, because the future of
     /// `|tx| async move { … }` cannot borrow `tx`.
