@@ -421,6 +421,28 @@ async fn r9_a_view_that_is_given_up_is_not_kept(kind: Kind) {
 }
 both_databases!(r9_a_view_that_is_given_up_is_not_kept);
 
+/// A view that is given up right after it has begun, behind middleware of both modes, leaves nothing of its block: neither
+/// in the block nor, through a view that it calls, outside.
+async fn r9_nothing_is_kept_of_a_view_that_is_given_up_early(kind: Kind) {
+    let toml = "modules.rules.middleware = [\"rules::async_views::second\", \"rules::sync_views::second\"]";
+    let server = App::rules(kind, toml).await.serve().await;
+    for path in ["/async/run", "/sync/run"] {
+        let called = view("/sync/run", json!([insert("undone")]));
+        let block = atomic(json!([view("/async/run", json!([])), called, nap(30)]));
+        let given_up = view(path, json!([block]));
+        let race = json!({"do": "race", "steps": [given_up, view("/async/run/atomic", json!([]))]});
+        for _ in 0..10 {
+            let told = server.told("/async/run", json!([race])).await;
+            // The view may also be the first to answer. Then its row is kept.
+            let kept = usize::from(told[0][0] == 0);
+            server.app.data.assert_quiet().await;
+            assert_eq!(tags(&server).await.len(), kept, "{path}: {told}");
+        }
+    }
+    server.assert_baseline().await;
+}
+both_databases!(r9_nothing_is_kept_of_a_view_that_is_given_up_early);
+
 /// A block ends while a view that was called in it still runs. The block is rolled back, because otherwise chance would
 /// decide which of the view's rows are in the block.
 async fn r9_a_block_does_not_end_before_a_view_that_was_called_in_it(kind: Kind) {

@@ -449,6 +449,7 @@ impl LinkCall {
                 }
                 let view = routed.inner.view().view.transaction;
                 let member = self.member.call(view);
+                let member = member.map_err(|why| self.context.shown((&Stop::from(why)).into()))?;
                 Ok(self.within(&routed.inner, 0, params.into(), member))
             }
             Route::NotText => Err(refused(

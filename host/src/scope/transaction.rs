@@ -155,7 +155,7 @@ impl Transaction {
     /// The membership of the function that the transaction was made for.
     pub fn first_member(self: &Arc<Self>) -> Member {
         let base = self.options.atomic.then_some(Level::WHOLE);
-        Member::new(self, base, self.options.read_only, None)
+        Member::new(self, base, self.options.read_only, None, None)
     }
 
     fn next_id(&self) -> u64 {
@@ -342,8 +342,22 @@ pub struct Member {
     /// Held by the call of the function that is the next to take the state's lock. Later calls wait for `order`, and so
     /// keep their order, while that call waits for the end of another member's level.
     order: tokio::sync::Mutex<()>,
-    /// The state of the function: `WAITS`, `RUNS` or `IS_OVER`.
-    life: AtomicU8,
+    life: Arc<Life>,
+}
+
+/// Whether a function may still do something. A function that was given up takes along all functions that it has called,
+/// directly or not: they may run on another thread, or be waited for by one that does not know yet.
+struct Life {
+    /// `WAITS`, `RUNS` or `IS_OVER`.
+    state: AtomicU8,
+    caller: Option<Arc<Life>>,
+}
+
+impl Life {
+    fn is_over(&self) -> bool {
+        std::iter::successors(Some(self), |life| life.caller.as_deref())
+            .any(|life| life.state.load(SeqCst) == IS_OVER)
+    }
 }
 
 const WAITS: u8 = 0;
@@ -357,6 +371,7 @@ impl Member {
         base: Option<Level>,
         read_only: bool,
         isolation: Option<Isolation>,
+        caller: Option<&Member>,
     ) -> Member {
         if let Some(base) = base {
             transaction.effects.join(base);
@@ -370,7 +385,10 @@ impl Member {
             claims: Arc::default(),
             from: Mutex::default(),
             order: tokio::sync::Mutex::default(),
-            life: AtomicU8::new(WAITS),
+            life: Arc::new(Life {
+                state: AtomicU8::new(WAITS),
+                caller: caller.map(|caller| Arc::clone(&caller.life)),
+            }),
         }
     }
 
@@ -381,6 +399,7 @@ impl Member {
             self.level(),
             self.read_only,
             self.isolation,
+            Some(self),
         );
         next.called_from(self.from());
         next
@@ -388,19 +407,31 @@ impl Member {
 
     /// The membership of a view that the function calls now. The view joins this transaction if the function is in one
     /// of the transaction's levels. Otherwise the view gets a new transaction.
-    pub fn call(&self, view: Options) -> Member {
+    ///
+    /// # Errors
+    /// When the function was given up. Its levels are gone then, and what the view does would be outside of them.
+    pub fn call(&self, view: Options) -> Result<Member, Ended> {
         let read_only = self.read_only || view.read_only;
-        let called = match self.level() {
-            Some(level) => Member::new(&self.transaction, Some(level), read_only, view.isolation),
+        let caller = Some(self);
+        let level = self.level();
+        // Looked at after the level: whoever gives a function up says so before its levels are dropped.
+        self.is_alive()?;
+        let called = match level {
+            Some(level) => {
+                let isolation = view.isolation;
+                Member::new(&self.transaction, Some(level), read_only, isolation, caller)
+            }
             None => {
                 let options = Options { read_only, ..view };
                 let around = Some(Arc::clone(&self.transaction));
                 let history = Arc::clone(&self.transaction.effects.history);
-                Transaction::within(around, options, history).first_member()
+                let own = Transaction::within(around, options, history);
+                let base = options.atomic.then_some(Level::WHOLE);
+                Member::new(&own, base, read_only, None, caller)
             }
         };
         called.called_from(self.from());
-        called
+        Ok(called)
     }
 
     /// Whether the transaction was made for this function: its first member has the id 1.
@@ -466,19 +497,39 @@ impl Member {
     /// transaction may be committed already.
     #[must_use]
     pub fn begins(&self) -> bool {
-        let begun = self.life.compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
-        begun.is_ok()
+        let begun = self
+            .life
+            .state
+            .compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
+        begun.is_ok() && self.is_awaited()
     }
 
-    /// Whether the function has ended, or nobody waits for it any more.
+    /// Whether the function has ended, or nobody waits for it any more, or for a function that called it.
     pub fn is_over(&self) -> bool {
-        self.life.load(SeqCst) == IS_OVER
+        self.life.is_over()
+    }
+
+    /// Whether the function that called this one, and those that called that one, still wait.
+    pub fn is_awaited(&self) -> bool {
+        !self
+            .life
+            .caller
+            .as_ref()
+            .is_some_and(|caller| caller.is_over())
+    }
+
+    /// An error when the function, or its transaction, is over: then it can do nothing more.
+    fn is_alive(&self) -> Result<(), Ended> {
+        match self.is_over() || self.transaction.over.load(SeqCst) {
+            false => Ok(()),
+            true => Err(Ended::Answered),
+        }
     }
 
     /// Notes that nobody waits for the function any more. If the function runs, it may be in the middle of its work, so
     /// the transaction that it was called in rolls back.
     pub fn give_up(&self) {
-        let was = self.life.swap(IS_OVER, SeqCst);
+        let was = self.life.state.swap(IS_OVER, SeqCst);
         let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
         if let Some(base) = self.base.filter(|_| was != IS_OVER) {
             self.transaction.effects.part(base, reason);
@@ -496,7 +547,7 @@ impl Member {
         if failed {
             transaction.failed.store(true, SeqCst);
         }
-        let was = self.life.swap(IS_OVER, SeqCst);
+        let was = self.life.state.swap(IS_OVER, SeqCst);
         let Some(base) = base.filter(|_| was != IS_OVER) else {
             return Ok(());
         };
@@ -517,8 +568,9 @@ impl Member {
         on: (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<(), Error>>,
     ) -> Result<Option<Turn>, Error> {
+        self.is_alive()?;
         if !self.is_active() {
-            return self.outside();
+            return Ok(None);
         }
         let (database, deadline) = on;
         // This wait comes before all others, so that calls which the guest makes later, perhaps of `begin`, take their
@@ -527,7 +579,8 @@ impl Member {
         ready.await?;
         let place = |state: &State| state.place(self.id, self.base, database);
         let Some(mut state) = self.placed(deadline, order, place).await? else {
-            return self.outside();
+            self.is_alive()?;
+            return Ok(None);
         };
         if state.has_levels() {
             self.suits(database)?;
@@ -546,15 +599,6 @@ impl Member {
             deadline: Arc::clone(deadline),
             read_only: self.read_only,
         }))
-    }
-
-    /// The result of [`Member::turn`] for a statement that belongs to no transaction. An error when the transaction is
-    /// over, because nothing may run then.
-    fn outside(&self) -> Result<Option<Turn>, Error> {
-        match self.transaction.over.load(SeqCst) {
-            false => Ok(None),
-            true => Err(Ended::Answered.into()),
-        }
     }
 
     /// Waits for the lock of the state until no level of another member is open on top. None: the call belongs to no
@@ -621,6 +665,7 @@ impl Member {
         (database, deadline): (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<R, Error>>,
     ) -> Result<(Level, R), Error> {
+        self.is_alive()?;
         let beginning = Waiting::to_begin(self)?;
         let order = deadline.bound(self.order.lock()).await?;
         let ready = ready.await?;
@@ -642,6 +687,10 @@ impl Member {
     /// # Errors
     /// When something in the level has failed, or the database cannot commit. The level is rolled back then.
     pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
+        if let Err(over) = self.is_alive() {
+            self.abandon(level);
+            return Err(over.into());
+        }
         self.end_level(face, level, true).await
     }
 

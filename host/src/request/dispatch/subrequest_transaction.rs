@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{LinkCall, LinkResult, busy};
 use crate::database::Face;
-use crate::scope::transaction::{Transaction, not_kept};
+use crate::scope::transaction::{Member, not_kept};
 use crate::telemetry::error::Failure;
 use crate::threads::workers::Exclusion;
 
 /// The transaction of a called atomic view, while the view runs. Dropping it before `end` rolls back.
 pub(super) struct SubrequestTransaction {
-    transaction: Arc<Transaction>,
+    member: Arc<Member>,
     _exclusion: Option<Exclusion>,
 }
 
@@ -28,16 +28,17 @@ impl SubrequestTransaction {
         let exclusion = exclusion.map_err(busy)?;
         member.called_from(exclusion.as_ref().map(|exclusion| exclusion.id));
         Ok(Some(SubrequestTransaction {
-            transaction: Arc::clone(member.transaction()),
+            member: Arc::clone(member),
             _exclusion: exclusion,
         }))
     }
 
-    /// Commits the transaction, or rolls it back when anything in it has failed, even if a caller has handled the
-    /// failure.
+    /// Commits the transaction. It is rolled back when anything in it has failed, even if a caller has handled the
+    /// failure, and when nobody waits for the view any more.
     pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
-        let keep = outcome.is_ok() && !self.transaction.has_failed();
-        match self.transaction.finish(Face::Async, keep).await {
+        let transaction = self.member.transaction();
+        let keep = outcome.is_ok() && !transaction.has_failed() && self.member.is_awaited();
+        match transaction.finish(Face::Async, keep).await {
             Err(error) if keep => Err(not_kept(&error)),
             _ => outcome,
         }
@@ -46,6 +47,6 @@ impl SubrequestTransaction {
 
 impl Drop for SubrequestTransaction {
     fn drop(&mut self) {
-        self.transaction.give_up();
+        self.member.transaction().give_up();
     }
 }
