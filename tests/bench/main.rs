@@ -60,6 +60,9 @@ struct NativeArguments {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = amphi::cli::run_as_rustc() {
+        return code;
+    }
     let result = match std::env::args().nth(1).as_deref() {
         // The benchmark runs this program also as two of the servers: as Amphi, and as the native server.
         Some("amphi") => return amphi::cli::run_with(std::env::args().skip(1)),

@@ -91,9 +91,15 @@ impl Serving {
     }
 }
 
+/// Compiles, if cargo has started this program in place of rustc, as `amphi build` asks it to. A program that calls
+/// [`run_with`] calls this first.
+pub fn run_as_rustc() -> Option<ExitCode> {
+    rustc::run()
+}
+
 /// Runs the command line of this process: what `main` does.
 pub fn run() -> ExitCode {
-    if let Some(code) = rustc::run() {
+    if let Some(code) = run_as_rustc() {
         return code;
     }
     run_with(std::env::args_os())
