@@ -1174,7 +1174,7 @@ async fn r8_the_end_of_a_level_is_told_also_when_nobody_waits_for_it() {
             }
         });
         // Polled once and dropped, so that the level ends without a caller. On a fast disk, it may have ended already.
-        std::future::poll_fn(|context| Poll::Ready(drop(end.poll_unpin(context)))).await;
+        let _polled = std::future::poll_fn(|context| Poll::Ready(end.poll_unpin(context))).await;
         drop(end);
         let begun = tokio::time::timeout(Duration::from_secs(5), begins).await;
         let begun = begun.expect("it is told that the level has ended");
