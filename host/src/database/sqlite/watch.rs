@@ -58,9 +58,10 @@ impl Watched {
         watched
     }
 
-    /// Starts a lease: statements are interrupted when `deadline` ends.
+    /// Starts a lease: statements are interrupted when `deadline` ends. If it has ended already, because the connection
+    /// came free at that very moment, none begins.
     pub(super) fn lend(&self, deadline: Arc<Deadline>) {
-        self.guard.over.store(false, SeqCst);
+        self.guard.over.store(deadline.ended().is_some(), SeqCst);
         self.guard.writes_too_much.store(false, SeqCst);
         *self.loan.lock() = Loan {
             deadline: Some(deadline),

@@ -1049,6 +1049,24 @@ async fn r9_what_is_given_up_takes_along_what_it_called() {
     }
 }
 
+/// R13: a statement whose connection comes free when its request has ended already does not run.
+#[tokio::test]
+async fn r13_no_statement_begins_after_the_end_of_its_request() {
+    let fixture = Fixture::new();
+    let over = Arc::new(Deadline::new(Instant::now()));
+    let access = Access {
+        read_only: false,
+        ..READS
+    };
+    for face in [Face::Async, Face::Sync] {
+        let insert = execute("insert into t (n) values (1)");
+        let ran = fixture.database.run(face, &over, access, insert).await;
+        let kind = ran.err().map(|error| error.kind);
+        assert_eq!(kind, Some(ErrorKind::Aborted), "{face:?}");
+    }
+    assert!(fixture.committed().await.is_empty());
+}
+
 /// R13: a transaction that is given up while a statement runs gives its connection back when the statement ends.
 #[tokio::test]
 async fn r13_what_is_given_up_during_a_statement_gives_its_connection_back() {
