@@ -154,8 +154,12 @@ impl Transaction {
 
     /// The membership of the function that the transaction was made for.
     pub fn first_member(self: &Arc<Self>) -> Member {
+        self.first_member_called_by(None)
+    }
+
+    fn first_member_called_by(self: &Arc<Self>, caller: Option<&Member>) -> Member {
         let base = self.options.atomic.then_some(Level::WHOLE);
-        Member::new(self, base, self.options.read_only, None, None)
+        Member::new(self, base, self.options.read_only, None, caller)
     }
 
     fn next_id(&self) -> u64 {
@@ -415,7 +419,7 @@ impl Member {
         let caller = Some(self);
         let level = self.level();
         // Looked at after the level: whoever gives a function up says so before its levels are dropped.
-        self.is_alive()?;
+        self.check_alive()?;
         let called = match level {
             Some(level) => {
                 let isolation = view.isolation;
@@ -425,9 +429,7 @@ impl Member {
                 let options = Options { read_only, ..view };
                 let around = Some(Arc::clone(&self.transaction));
                 let history = Arc::clone(&self.transaction.effects.history);
-                let own = Transaction::within(around, options, history);
-                let base = options.atomic.then_some(Level::WHOLE);
-                Member::new(&own, base, read_only, None, caller)
+                Transaction::within(around, options, history).first_member_called_by(caller)
             }
         };
         called.called_from(self.from());
@@ -497,11 +499,11 @@ impl Member {
     /// transaction may be committed already.
     #[must_use]
     pub fn begins(&self) -> bool {
-        let begun = self
-            .life
-            .state
-            .compare_exchange(WAITS, RUNS, SeqCst, SeqCst);
-        begun.is_ok() && self.is_awaited()
+        let begins = || {
+            let state = &self.life.state;
+            state.compare_exchange(WAITS, RUNS, SeqCst, SeqCst).is_ok()
+        };
+        self.is_awaited() && begins()
     }
 
     /// Whether the function has ended, or nobody waits for it any more, or for a function that called it.
@@ -511,15 +513,12 @@ impl Member {
 
     /// Whether the function that called this one, and those that called that one, still wait.
     pub fn is_awaited(&self) -> bool {
-        !self
-            .life
-            .caller
-            .as_ref()
-            .is_some_and(|caller| caller.is_over())
+        let caller = self.life.caller.as_ref();
+        caller.is_none_or(|caller| !caller.is_over())
     }
 
     /// An error when the function, or its transaction, is over: then it can do nothing more.
-    fn is_alive(&self) -> Result<(), Ended> {
+    fn check_alive(&self) -> Result<(), Ended> {
         match self.is_over() || self.transaction.over.load(SeqCst) {
             false => Ok(()),
             true => Err(Ended::Answered),
@@ -568,7 +567,7 @@ impl Member {
         on: (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<(), Error>>,
     ) -> Result<Option<Turn>, Error> {
-        self.is_alive()?;
+        self.check_alive()?;
         if !self.is_active() {
             return Ok(None);
         }
@@ -579,7 +578,7 @@ impl Member {
         ready.await?;
         let place = |state: &State| state.place(self.id, self.base, database);
         let Some(mut state) = self.placed(deadline, order, place).await? else {
-            self.is_alive()?;
+            self.check_alive()?;
             return Ok(None);
         };
         if state.has_levels() {
@@ -665,7 +664,7 @@ impl Member {
         (database, deadline): (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<R, Error>>,
     ) -> Result<(Level, R), Error> {
-        self.is_alive()?;
+        self.check_alive()?;
         let beginning = Waiting::to_begin(self)?;
         let order = deadline.bound(self.order.lock()).await?;
         let ready = ready.await?;
@@ -687,7 +686,7 @@ impl Member {
     /// # Errors
     /// When something in the level has failed, or the database cannot commit. The level is rolled back then.
     pub async fn commit(&self, face: Face, level: Level) -> Result<(), Error> {
-        if let Err(over) = self.is_alive() {
+        if let Err(over) = self.check_alive() {
             self.abandon(level);
             return Err(over.into());
         }
@@ -766,10 +765,11 @@ impl Member {
 
     /// Does something that others will see: immediately outside of a transaction, otherwise when the transaction
     /// commits (R10). When its level is rolled back, the effect is dropped. False when the effect was refused, because
-    /// the transaction is over.
+    /// the function or the transaction is over.
     #[must_use]
     pub fn effect(&self, effect: Effect) -> bool {
-        self.transaction.effects.add(self.level(), effect)
+        let level = self.level();
+        self.check_alive().is_ok() && self.transaction.effects.add(level, effect)
     }
 
     /// Makes sure that the transaction which the function is in rolls back.

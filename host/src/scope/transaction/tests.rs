@@ -1018,7 +1018,7 @@ async fn r9_what_was_given_up_before_it_began_never_begins() {
 }
 
 /// R9: a function that is given up takes along those that it has called, also when one of them runs on another thread
-/// and does not know yet: it calls no other view, runs no statement, and commits nothing.
+/// and does not know yet: it calls no other view, runs no statement, commits nothing, and sends nothing.
 #[tokio::test]
 async fn r9_what_is_given_up_takes_along_what_it_called() {
     let fixture = Fixture::new();
@@ -1041,6 +1041,7 @@ async fn r9_what_is_given_up_takes_along_what_it_called() {
         assert_eq!(kind(begun.err()), Some(ErrorKind::Aborted));
         let committed = last.commit(Face::Async, level).await;
         assert_eq!(kind(committed.err()), Some(ErrorKind::Aborted));
+        assert!(!last.effect(Box::new(|| panic!("its level is gone"))));
         drop((never, last, caller));
         let finished = request.transaction().finish(Face::Async, false).await;
         finished.expect("nothing can fail");
