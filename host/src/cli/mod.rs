@@ -22,6 +22,8 @@ use crate::config::{Config, overlap};
 use crate::telemetry::log::{self, LogFormat};
 use crate::telemetry::stderr;
 
+pub use rustc::run as run_as_rustc;
+
 /// Amphi serves web views, sync and async, compiled to sandboxed WebAssembly components.
 #[derive(Parser)]
 #[command(
@@ -89,12 +91,6 @@ impl Serving {
         }
         Ok(config)
     }
-}
-
-/// Compiles, if cargo has started this program in place of rustc, as `amphi build` asks it to. A program that calls
-/// [`run_with`] calls this first.
-pub fn run_as_rustc() -> Option<ExitCode> {
-    rustc::run()
 }
 
 /// Runs the command line of this process: what `main` does.

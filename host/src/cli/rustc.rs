@@ -48,8 +48,9 @@ fn file_name(name: &str, component: &[u8]) -> String {
     format!("{name}-{:016x}.wasm", digest.finish())
 }
 
-/// When cargo has started this program in place of rustc: compiles, and returns the exit code. Otherwise `None`.
-pub(super) fn run() -> Option<ExitCode> {
+/// When cargo has started this program in place of rustc, as `amphi build` asks it to: compiles, and returns the exit
+/// code. Otherwise `None`. A program that calls [`run_with`](super::run_with) calls this first.
+pub fn run() -> Option<ExitCode> {
     let folder = PathBuf::from(std::env::var_os(FOLDER)?);
     let mut arguments = std::env::args_os().skip(1);
     let rustc = arguments.next()?;
