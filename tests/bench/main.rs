@@ -7,6 +7,9 @@
 //!
 //! The program fails when it cannot measure, but not when a target is missed.
 
+#[path = "../integration/harness/command.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod command;
 mod cpu;
 mod machine;
 mod native;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use super::Mode;
+use super::command::succeed;
 
 /// The program under test: `amphi-under-test`, which cargo builds beside the tests. In `tests/adversary`, it is the
 /// adversary's own binary, which has the same commands, so that `cargo run` builds only one binary.
@@ -89,17 +90,3 @@ static GENERATED: LazyLock<()> = LazyLock::new(|| {
     ]);
     succeed(&mut cargo);
 });
-
-/// Runs a command that has to succeed.
-pub(super) fn succeed(command: &mut Command) {
-    run(command).unwrap_or_else(|said| panic!("{command:?} failed:\n{said}"));
-}
-
-/// Runs a command. An error is what the command has written to standard error.
-pub(super) fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}

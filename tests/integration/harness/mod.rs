@@ -3,6 +3,7 @@
 pub mod app;
 pub mod attack;
 pub mod browser;
+pub mod command;
 pub mod data;
 pub mod guests;
 pub mod log;

@@ -6,19 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use super::Mode;
-use super::guests;
-use super::postgres::install::run_as_root;
+use super::command::{install, run, succeed};
+use super::{Mode, guests};
 
 const COMPONENTIZE: &str = "componentize-py==0.25.1";
 
 /// Debian's Python cannot make virtual environments without this package.
-const INSTALL: &str = r#"
-set -eu
-export DEBIAN_FRONTEND=noninteractive
-apt-get update
-apt-get install --yes --no-install-recommends python3-venv
-"#;
+const INSTALL: &str = "apt-get install --yes --no-install-recommends python3-venv";
 
 /// The component with the views of `mode`.
 ///
@@ -59,16 +53,10 @@ fn build() -> Result<(), String> {
     for mode in [Mode::Sync, Mode::Async] {
         // With the least priority, because other tests that measure time run beside it.
         let mut command = Command::new("nice");
-        command.arg("-n19").arg(&componentize);
-        command
-            .current_dir(&sources)
-            .env("PYTHONDONTWRITEBYTECODE", "1");
-        command
-            .arg("-d")
-            .arg(&wit)
-            .args(["-w", &format!("{mode}-views")]);
+        command.arg("-n19").arg(&componentize).arg("-d").arg(&wit);
+        command.args(["-w", &format!("{mode}-views")]);
         command.args(["componentize", &format!("{mode}_app"), "-o"]);
-        guests::succeed(command.arg(component(mode)));
+        succeed(command.arg(component(mode)).current_dir(&sources));
     }
     fs::write(stamp, built_from).expect("there is room");
     Ok(())
@@ -94,18 +82,18 @@ fn installed(target: &Path) -> Result<PathBuf, String> {
     }
     let make = || {
         let mut python = Command::new("python3");
-        guests::run(python.args(["-m", "venv", "--clear"]).arg(&environment))
+        run(python.args(["-m", "venv", "--clear"]).arg(&environment))
     };
     if make().is_err() {
         eprintln!("installing Python's virtual environments for the tests");
-        (run_as_root(INSTALL).and_then(|()| make())).map_err(|said| {
+        (install(INSTALL).and_then(|()| make())).map_err(|said| {
             format!(
                 "`python3 -m venv` does not work here, and apt-get could not install it: {said}"
             )
         })?;
     }
     let mut pip = Command::new(environment.join("bin/pip"));
-    guests::run(pip.args([
+    run(pip.args([
         "install",
         "--quiet",
         "--disable-pip-version-check",

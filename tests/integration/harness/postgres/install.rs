@@ -3,7 +3,8 @@
 use std::env;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use super::super::command;
 
 /// Where Debian and its relatives keep the programs: a folder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -11,9 +12,6 @@ const DEBIAN: &str = "/usr/lib/postgresql";
 /// Debian's package `postgresql` creates and starts a server of its own, unless the configuration of
 /// `postgresql-common` says otherwise. So that configuration is changed first, and restored afterwards.
 const INSTALL: &str = r#"
-set -eu
-export DEBIAN_FRONTEND=noninteractive
-apt-get update
 apt-get install --yes --no-install-recommends postgresql-common
 config=/etc/postgresql-common/createcluster.conf
 cp -p "$config" "$config.before-tests"
@@ -62,7 +60,7 @@ fn find() -> Option<PathBuf> {
 
 fn install() {
     eprintln!("installing PostgreSQL for the tests");
-    if let Err(said) = run_as_root(INSTALL) {
+    if let Err(said) = command::install(INSTALL) {
         panic!(
             "the tests need PostgreSQL's `initdb` and `postgres`, in the PATH or below {DEBIAN}, and could not install them: \
              install PostgreSQL (with apt-get: the package `postgresql`), or run the tests as a user who may, by sudo \
@@ -75,23 +73,4 @@ fn install() {
 pub(super) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     (env::split_paths(&path).map(|folder| folder.join(name))).find(|program| program.is_file())
-}
-
-/// Runs a script as root. An error is what the script has written to standard error.
-pub fn run_as_root(script: &str) -> Result<(), String> {
-    let mut command = match rustix::process::geteuid().is_root() {
-        true => Command::new("sh"),
-        false => {
-            let mut sudo = Command::new("sudo");
-            sudo.args(["-n", "sh"]);
-            sudo
-        }
-    };
-    command.args(["-c", script]).output().map_or_else(
-        |error| Err(error.to_string()),
-        |output| match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        },
-    )
 }

@@ -3,7 +3,7 @@
 //! All tests share one server and have databases of their own in it. A test that stops its server starts a server of
 //! its own.
 
-pub mod install;
+mod install;
 pub mod pooler;
 mod process;
 

@@ -7,16 +7,14 @@ use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
-use super::install::{find_program, run_as_root};
+use super::super::command;
+use super::install::find_program;
 use super::process::{self, Process, free_port};
 use super::{Database, Postgres, USER};
 
 /// Debian's package starts a service, unless `policy-rc.d` forbids it. So the script forbids it during the
 /// installation.
 const INSTALL: &str = r#"
-set -eu
-export DEBIAN_FRONTEND=noninteractive
-apt-get update
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -94,7 +92,7 @@ fn program() -> PathBuf {
         lock.lock().expect("the lock comes free");
         if find().is_none() {
             eprintln!("installing PgBouncer for the tests");
-            if let Err(said) = run_as_root(INSTALL) {
+            if let Err(said) = command::install(INSTALL) {
                 panic!(
                     "the tests need `pgbouncer` in the PATH, and could not install it: install it (with apt-get: the package `pgbouncer`), or run the tests as a user who may, by sudo without a password.\n{said}"
                 );
