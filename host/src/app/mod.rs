@@ -237,6 +237,12 @@ impl App {
             );
         }
         let mut patterns = vec![pattern.to_owned()];
+        // A component of `wasi:http` gets every request below its mount, and those to the mount itself.
+        if link.module.is_plain() {
+            let mount = &link.module.grants.mount;
+            patterns.push(format!("{mount}/"));
+            patterns.extend((!mount.is_empty()).then(|| mount.clone()));
+        }
         // The root of a mounted module has two paths, one with a trailing slash and one without.
         if pattern == link.module.grants.mount && !pattern.is_empty() {
             patterns.push(format!("{pattern}/"));

@@ -11,16 +11,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use futures::stream;
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime_wasi_http::{Error as WasiError, WasiBody};
 
 use crate::config;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViewsPre, SyncViewsPre};
-use crate::guest::capability::{Faces, capability, interface, link_async, link_sync};
-use crate::guest::run::{AsyncComponent, Engines, GuestResult, SyncComponent};
+use crate::guest::capability::{
+    Faces, capability, interface, link_async, link_handler, link_incoming_handler, link_sync,
+};
+use crate::guest::run::{
+    AsyncComponent, Engines, GuestResult, Handler, Incoming, IncomingHandler, SyncComponent,
+};
 use crate::guest::store::{Guest, Services, Work};
+use crate::http::body::Spooled;
+use crate::http::proxies::FORWARDED_PROTO;
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
 use crate::view::{Kind, Mode, Options, Topics, View};
@@ -43,12 +55,25 @@ pub struct Module {
 enum Prepared {
     Sync(SyncComponent),
     Async(AsyncComponent),
+    IncomingHandler(Arc<IncomingHandler>),
+    Handler(Arc<Handler>),
+}
+
+/// Which functions of a component the host calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum World {
+    /// Those of the contract: `describe` and `handle`.
+    Views,
+    /// That of `wasi:http`: one view for every method and path below the module's mount.
+    WasiHttp,
 }
 
 /// What a component's types say, before anything is granted to it.
 pub struct Inspection {
     /// Sync or async.
     pub mode: Mode,
+    /// Whether it is a component of the contract or of `wasi:http`.
+    pub world: World,
     /// The names of all its imports.
     pub imports: Vec<String>,
     component: Component,
@@ -72,7 +97,7 @@ impl Module {
         check_grants(&inspection, grants).with_context(place)?;
         let component = prepare(engines, &inspection, grants).with_context(place)?;
         let views = component
-            .views(services, grants, inspection.mode)
+            .views(services, grants, &inspection)
             .with_context(place)?;
         Ok(Module {
             grants: Arc::clone(grants),
@@ -82,21 +107,35 @@ impl Module {
         })
     }
 
-    /// Calls a view of a sync module on this thread.
+    /// Calls a view of a sync module on this thread. `streams`: whether the body of the response may be produced while
+    /// it is sent.
     ///
     /// # Errors
     /// A trap or a limit, explained.
     ///
     /// # Panics
     /// When the module is async.
-    pub fn call_sync(&self, work: Work, request: &types::Request) -> Result<GuestResult, Failure> {
+    pub fn call_sync(
+        self: &Arc<Self>,
+        work: Work,
+        request: types::Request,
+        streams: bool,
+    ) -> Result<GuestResult, Failure> {
         match &self.component {
-            Prepared::Sync(component) => component.call(work, |work| self.guest(work), request),
-            Prepared::Async(_) => unreachable!("the view says that it is async"),
+            Prepared::Sync(component) => {
+                component.call(work, |work| self.guest(work, true), &request)
+            }
+            Prepared::IncomingHandler(component) => {
+                let request = wasi_request(request, work.body.clone())?;
+                component.call(work, self.plain_guest(), request, streams)
+            }
+            Prepared::Async(_) | Prepared::Handler(_) => {
+                unreachable!("the view says that it is async")
+            }
         }
     }
 
-    /// Calls a view of an async module on this loop.
+    /// Calls a view of an async module on this loop. `streams`: as for [`Module::call_sync`].
     ///
     /// # Errors
     /// A trap or a limit, explained.
@@ -104,21 +143,44 @@ impl Module {
     /// # Panics
     /// When the module is sync.
     pub async fn call_async(
-        &self,
+        self: &Arc<Self>,
         work: Work,
         request: types::Request,
+        streams: bool,
     ) -> Result<GuestResult, Failure> {
         match &self.component {
             Prepared::Async(component) => {
-                let guest = |work| self.guest(work);
+                let guest = |work| self.guest(work, false);
                 component.call(work, guest, request).await
             }
-            Prepared::Sync(_) => unreachable!("the view says that it is sync"),
+            Prepared::Handler(component) => {
+                let request = wasi_request(request, work.body.clone())?;
+                let call = component.call(work, self.plain_guest(), request, streams);
+                // Boxed, so that the other kind of call does not take its room.
+                Box::pin(call).await
+            }
+            Prepared::Sync(_) | Prepared::IncomingHandler(_) => {
+                unreachable!("the view says that it is sync")
+            }
         }
     }
 
-    fn guest(&self, work: Work) -> Guest {
-        Guest::new(work, &self.grants, &self.services)
+    fn guest(&self, work: Work, blocks: bool) -> Guest {
+        Guest::new(work, blocks, &self.grants, &self.services)
+    }
+
+    /// Makes the store data of a plain component, whose call may go on after its answer.
+    fn plain_guest(self: &Arc<Self>) -> impl FnOnce(Work) -> Guest + Send + 'static {
+        let module = Arc::clone(self);
+        move |work| module.guest(work, false)
+    }
+
+    /// Whether its component is one of `wasi:http`.
+    pub fn is_plain(&self) -> bool {
+        matches!(
+            self.component,
+            Prepared::IncomingHandler(_) | Prepared::Handler(_)
+        )
     }
 
     /// Drops kept instances that are too old.
@@ -126,6 +188,8 @@ impl Module {
         match &self.component {
             Prepared::Sync(component) => component.sweep(),
             Prepared::Async(component) => component.sweep(),
+            Prepared::IncomingHandler(component) => component.sweep(),
+            Prepared::Handler(component) => component.sweep(),
         }
     }
 }
@@ -136,8 +200,12 @@ impl Prepared {
         &self,
         services: &Arc<Services>,
         grants: &Arc<config::Module>,
-        mode: Mode,
+        inspection: &Inspection,
     ) -> anyhow::Result<Vec<Arc<View>>> {
+        let mode = inspection.mode;
+        if inspection.world == World::WasiHttp {
+            return views(&[every_request()], grants, mode);
+        }
         // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
         let described = self.describe(services, grants, mode).map_err(|failure| {
             let Failure { detail, .. } = failure;
@@ -161,11 +229,15 @@ impl Prepared {
         ));
         let scope = Scope::open(&Origin::host(), &view, &grants.limits, Setup::now());
         let member = Arc::new(scope.transaction.first_member());
-        let guest = Guest::new(Work::new(scope, view, member), grants, services);
+        let blocks = mode == Mode::Sync;
+        let guest = Guest::new(Work::new(scope, view, member), blocks, grants, services);
         match self {
             Prepared::Sync(component) => component.describe(guest),
             Prepared::Async(component) => {
                 tokio::runtime::Handle::current().block_on(component.describe(guest))
+            }
+            Prepared::IncomingHandler(_) | Prepared::Handler(_) => {
+                unreachable!("a component of wasi:http describes nothing")
             }
         }
     }
@@ -233,16 +305,26 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
         .map(|(name, _)| name.to_owned())
         .collect();
     let mut exports = Vec::new();
-    let mut handle = None;
+    let (mut handle, mut plain) = (None, None);
     for (name, item) in component_type.exports(engine) {
         exports.push(format!("`{name}`"));
         if let ("handle", ComponentItem::ComponentFunc(function)) = (name, &item.ty) {
             handle = Some(function.async_());
         }
+        // A component that has both is one of the later version.
+        if name.starts_with(HANDLER) {
+            plain = Some(true);
+        } else if name.starts_with(INCOMING_HANDLER) {
+            plain = plain.or(Some(false));
+        }
     }
-    let Some(is_async) = handle else {
+    let world = match handle {
+        Some(_) => World::Views,
+        None => World::WasiHttp,
+    };
+    let Some(is_async) = handle.or(plain) else {
         bail!(
-            "the component has no views: it exports {}, and not the `handle` of amphi:view's worlds `sync-views` and `async-views`",
+            "the component has no views: it exports {}, and neither the `handle` of amphi:view's worlds `sync-views` and `async-views` nor `wasi:http/incoming-handler@0.2` or `wasi:http/handler@0.3`",
             if exports.is_empty() {
                 "nothing".into()
             } else {
@@ -254,11 +336,12 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     check_mode(mode, &imports)?;
     if mode == Mode::Sync && !Engine::same(engine, &engines.sync) {
         bail!(
-            "its `handle` is sync, but something else in it is async, so it cannot run on a sync worker: build it against the world `sync-views`"
+            "what it exports for requests is sync, but something else in it is async, so it cannot run on a sync worker: build it against the world `sync-views`, or export `wasi:http/handler@0.3`"
         );
     }
     Ok(Inspection {
         mode,
+        world,
         imports,
         component,
     })
@@ -312,34 +395,144 @@ fn prepare(
     let known = |import: &str| import.starts_with("wasi:") || interface(import).is_some();
     if let Some(unknown) = inspection.imports.iter().find(|import| !known(import)) {
         bail!(
-            "the component imports `{unknown}`, which Amphi does not provide: it has `amphi:view/*` and WASI 0.2 (clocks, random, stdio, granted folders)"
+            "the component imports `{unknown}`, which Amphi does not provide: it has `amphi:view/*`, WASI (clocks, random, stdio, granted folders) and, for components of `wasi:http`, outbound requests"
         );
     }
     let component = &inspection.component;
-    let prepared = match inspection.mode {
-        Mode::Sync => {
+    let reuse = grants.reuse.clone();
+    let prepared = match (inspection.world, inspection.mode) {
+        (World::WasiHttp, Mode::Sync) => {
+            let mut linker = Linker::new(&engines.sync);
+            link_incoming_handler(&mut linker)?;
+            linker
+                .instantiate_pre(component)
+                .and_then(ProxyPre::new)
+                .map(|pre| Prepared::IncomingHandler(IncomingHandler::new(engines, pre, reuse)))
+        }
+        (World::WasiHttp, Mode::Async) => {
+            let mut linker = Linker::new(&engines.r#async);
+            link_handler(&mut linker, grants.blocking_wasi)?;
+            linker
+                .instantiate_pre(component)
+                .and_then(ServicePre::new)
+                .map(|pre| Prepared::Handler(Handler::new(engines, pre, reuse)))
+        }
+        (World::Views, Mode::Sync) => {
             let mut linker = Linker::new(&engines.sync);
             link_sync(&mut linker)?;
             linker
                 .instantiate_pre(component)
                 .and_then(SyncViewsPre::new)
-                .map(|pre| Prepared::Sync(SyncComponent::new(engines, pre, grants.reuse.clone())))
+                .map(|pre| Prepared::Sync(SyncComponent::new(engines, pre, reuse)))
         }
-        Mode::Async => {
+        (World::Views, Mode::Async) => {
             let mut linker = Linker::new(&engines.r#async);
             link_async(&mut linker, grants.blocking_wasi)?;
             linker
                 .instantiate_pre(component)
                 .and_then(AsyncViewsPre::new)
-                .map(|pre| Prepared::Async(AsyncComponent::new(engines, pre, grants.reuse.clone())))
+                .map(|pre| Prepared::Async(AsyncComponent::new(engines, pre, reuse)))
         }
     };
-    prepared.map_err(anyhow::Error::from).with_context(|| {
-        format!(
-            "the component does not fit the world `{}-views` of amphi:view@0.1.0",
-            inspection.mode
-        )
-    })
+    prepared
+        .map_err(anyhow::Error::from)
+        .with_context(|| match inspection.world {
+            World::Views => format!(
+                "the component does not fit the world `{}-views` of amphi:view@0.1.0",
+                inspection.mode
+            ),
+            World::WasiHttp => "the component wants more than Amphi provides to components of `wasi:http`, or another version of it".to_owned(),
+        })
+}
+
+/// The exports of components of `wasi:http`, without the rest of their versions.
+const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2.";
+const HANDLER: &str = "wasi:http/handler@0.3.";
+
+/// The one view of a component of `wasi:http`.
+fn every_request() -> types::ViewInfo {
+    types::ViewInfo {
+        id: 0,
+        name: "handler".to_owned(),
+        kind: types::ViewKind::Route(types::Route {
+            method: "*".to_owned(),
+            pattern: "/{*rest}".to_owned(),
+        }),
+        atomic: None,
+        read_only: false,
+        isolation: None,
+        retries: 0,
+        cpu_ms: None,
+        timeout_ms: None,
+        middleware: Vec::new(),
+    }
+}
+
+/// The request of a component of `wasi:http`.
+fn wasi_request(request: types::Request, kept: Option<Arc<Spooled>>) -> Result<Incoming, Failure> {
+    let refused = |error: http::Error| {
+        let sentence = format!("a component cannot get this request: {error}");
+        Failure::client(http::StatusCode::BAD_REQUEST, sentence)
+    };
+    let header = |wanted: &str| {
+        let mut headers = request.headers.iter();
+        let found = headers.find(|(name, _)| name == wanted);
+        found.map(|(_, value)| &**value)
+    };
+    let path = match request.query.as_str() {
+        "" => request.path.clone(),
+        query => format!("{}?{query}", request.path),
+    };
+    let scheme = match header(FORWARDED_PROTO.as_str()) {
+        Some("https") => "https",
+        _ => "http",
+    };
+    let uri = http::Uri::builder()
+        .scheme(scheme)
+        // A request of HTTP/1.0 may name no host.
+        .authority(header("host").unwrap_or("localhost"))
+        .path_and_query(path);
+    let mut built = http::Request::builder()
+        .method(&*request.method)
+        .uri(uri.build().map_err(refused)?);
+    for (name, value) in &request.headers {
+        built = built.header(name, value);
+    }
+    let body = match (request.body, kept) {
+        (types::Body::Spooled(_), Some(kept)) => kept_body(kept),
+        (types::Body::Bytes(bytes), _) => Full::new(bytes.into())
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+        (types::Body::Spooled(_), None) => Full::default()
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    };
+    built.body(body).map_err(refused)
+}
+
+/// The most bytes of a kept body that a component gets at once.
+const PIECE_BYTES: u32 = 64 << 10;
+
+/// A kept body, read piece by piece.
+fn kept_body(kept: Arc<Spooled>) -> WasiBody {
+    let pieces = stream::try_unfold((kept, 0), async |(kept, offset)| {
+        let piece = match kept.read_memory(offset, PIECE_BYTES) {
+            Some(piece) => piece,
+            None => {
+                let kept = Arc::clone(&kept);
+                let read = move || kept.read(offset, PIECE_BYTES);
+                let read = tokio::task::spawn_blocking(read).await;
+                let failed =
+                    |error: std::io::Error| WasiError::InternalError(Some(error.to_string()));
+                read.map_err(std::io::Error::other)
+                    .flatten()
+                    .map_err(failed)?
+            }
+        };
+        let next = offset + piece.len() as u64;
+        Ok((!piece.is_empty()).then(|| (Frame::data(piece.into()), (kept, next))))
+    });
+    StreamBody::new(pieces).boxed_unsync()
 }
 
 fn views(
@@ -444,5 +637,5 @@ pub fn describe(
     inspection: &Inspection,
     grants: &Arc<config::Module>,
 ) -> anyhow::Result<Vec<Arc<View>>> {
-    prepare(engines, inspection, grants)?.views(services, grants, inspection.mode)
+    prepare(engines, inspection, grants)?.views(services, grants, inspection)
 }

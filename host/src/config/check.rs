@@ -302,6 +302,14 @@ impl<'a> Checker<'a> {
         self.within(at, "timeout_ms", limits.timeout_ms, TIME_MS)?;
         self.within(at, "memory_mb", limits.memory_mb, MEMORY_MB)?;
         self.within(at, "response_max_bytes", limits.response_max_bytes, BYTES)?;
+        self.within(
+            at,
+            "stream_max_bytes",
+            limits.stream_max_bytes,
+            1..=u64::MAX,
+        )?;
+        self.within(at, "stream_timeout_ms", limits.stream_timeout_ms, TIME_MS)?;
+        self.within(at, "stream_cpu_ms", limits.stream_cpu_ms, TIME_MS)?;
         self.within(at, "call_max_bytes", limits.call_max_bytes, CALL_BYTES)?;
         self.within(at, "events_max", limits.events_max, 0..=1_000_000)?;
         self.within(

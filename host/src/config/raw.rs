@@ -282,6 +282,13 @@ limits! {
     memory_mb: u64 = 64,
     /// The most bytes of a view's response body. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
+    /// The most bytes of a response body that its view produces while it is sent. Default 16 GiB.
+    stream_max_bytes: u64 = 16 << 30,
+    /// The most time for producing a response body while it is sent, in milliseconds, counted from the response's head.
+    /// Default 3,600,000 (an hour).
+    stream_timeout_ms: u64 = 3_600_000,
+    /// The most CPU time for a response whose body is produced while it is sent, in milliseconds. Default 60,000.
+    stream_cpu_ms: u64 = 60_000,
     /// The most bytes that a view passes to the host in one call. Default 8 MiB. A view's response may be as large as
     /// `response_max_bytes`, if that is more.
     call_max_bytes: u64 = 8 << 20,

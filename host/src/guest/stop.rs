@@ -12,6 +12,8 @@ use crate::threads::deadline::Ended;
 pub enum Stop {
     /// The guest used up its CPU budget, in milliseconds.
     Cpu(u128),
+    /// The guest used up its CPU budget while it produced a body, in milliseconds.
+    StreamCpu(u64),
     /// The request ended.
     Ended(Ended),
     /// An async guest made this blocking call.
@@ -28,6 +30,10 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Stop::Cpu(ms) => write!(f, "the view used up its CPU time of {ms} ms (`cpu_ms`)"),
+            Stop::StreamCpu(ms) => write!(
+                f,
+                "the view used up its CPU time of {ms} ms while it produced its body (`stream_cpu_ms`)"
+            ),
             Stop::Ended(Ended::TimedOut) => {
                 f.write_str("the view took longer than its time limit (`timeout_ms`)")
             }
@@ -61,7 +67,7 @@ impl std::error::Error for Stop {}
 impl From<&Stop> for Failure {
     fn from(stop: &Stop) -> Failure {
         match stop {
-            Stop::Cpu(_) | Stop::Ended(Ended::TimedOut) => {
+            Stop::Cpu(_) | Stop::StreamCpu(_) | Stop::Ended(Ended::TimedOut) => {
                 Failure::limit(StatusCode::GATEWAY_TIMEOUT, stop.to_string())
             }
             Stop::Ended(_) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, stop.to_string()),

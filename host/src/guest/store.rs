@@ -1,18 +1,22 @@
 //! The data of a store: everything that one instance of a guest can reach.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::HeaderName;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::config::Module as Grants;
 use crate::contract::types::{Error, Request, Response};
 use crate::database::Databases;
 use crate::guest::capability::http::client::Client;
+use crate::guest::capability::http::wasi::Hooks;
 use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
+use crate::guest::stop::Stop;
 use crate::http::body::Spooled;
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
@@ -66,6 +70,8 @@ pub struct Guest {
     pub(super) table: ResourceTable,
     /// Whether the guest has a folder that it may write to.
     pub(super) writes_files: bool,
+    /// Whether its work on files blocks the thread that it runs on.
+    pub(super) blocks: bool,
     /// WASI. It is built when the guest first uses it, because most views never do.
     pub(super) wasi: Option<Wasi>,
 }
@@ -91,6 +97,8 @@ pub struct Work {
 pub(super) struct Wasi {
     pub(super) ctx: WasiCtx,
     pub(super) table: ResourceTable,
+    pub(super) http: WasiHttpCtx,
+    pub(super) hooks: Hooks,
 }
 
 impl Work {
@@ -106,6 +114,25 @@ impl Work {
         }
     }
 
+    /// Checks that CPU time is left. A function that produces a body has time for that, too.
+    ///
+    /// # Errors
+    /// When it is used up.
+    pub fn check_cpu(&self) -> Result<(), Stop> {
+        let (used, limit) = (self.cpu.used(), self.view.cpu);
+        if used < limit {
+            return Ok(());
+        }
+        if !self.scope.is_streaming() {
+            return Err(Stop::Cpu(limit.as_millis()));
+        }
+        let limit = self.scope.limits.stream_cpu_ms;
+        match used < Duration::from_millis(limit) {
+            true => Ok(()),
+            false => Err(Stop::StreamCpu(limit)),
+        }
+    }
+
     /// Why the function must end now, if it must: the request has ended, or its caller no longer waits for it.
     pub fn ended(&self) -> Option<Ended> {
         let given_up = || self.member.is_over().then_some(Ended::Answered);
@@ -115,7 +142,9 @@ impl Work {
 
 impl Guest {
     /// The store data of a new instance.
-    pub fn new(work: Work, grants: &Arc<Grants>, services: &Arc<Services>) -> Guest {
+    ///
+    /// `blocks`: whether its work on files blocks the thread that it runs on.
+    pub fn new(work: Work, blocks: bool, grants: &Arc<Grants>, services: &Arc<Services>) -> Guest {
         let output = Output::new(grants.limits.log_max_bytes);
         output.begin(&work.scope, &work.view);
         Guest {
@@ -127,6 +156,7 @@ impl Guest {
                 reached: false,
             },
             work: Some(work),
+            blocks,
             writes_files: grants.directories.iter().any(|folder| folder.write),
             grants: Arc::clone(grants),
             services: Arc::clone(services),
@@ -154,7 +184,16 @@ impl Guest {
     /// Starts the next call.
     pub fn begin(&mut self, work: Work) {
         self.output.begin(&work.scope, &work.view);
+        if let Some(wasi) = &mut self.wasi {
+            wasi.hooks.scope = Arc::clone(&work.scope);
+        }
         self.work = Some(work);
+    }
+
+    /// Number of handles that the guest holds to resources of WASI.
+    pub(super) fn wasi_handles(&mut self) -> usize {
+        let wasi = self.wasi.as_mut();
+        wasi.map_or(0, |wasi| wasi.table.iter_mut().count())
     }
 
     /// Waits for `work` on the thread of a sync worker, until the request's deadline at most. The wait does not count

@@ -12,4 +12,5 @@ pub mod middleware;
 pub mod path;
 pub mod proxies;
 pub mod static_files;
+pub mod stream;
 pub mod trace_context;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
 use super::attempt::AttemptOutcome;
 use crate::app::App;
@@ -16,6 +16,7 @@ use crate::guest::stop::Stop;
 use crate::http::error_page::Failed;
 use crate::http::message::ResponseBody;
 use crate::http::middleware::{self, RequestHead};
+use crate::http::stream::StreamEnd;
 use crate::http::trace_context::Trace;
 use crate::http::{authority, call_depth};
 use crate::scope::context::Value;
@@ -150,13 +151,29 @@ impl<'a> Completion<'a> {
         }
     }
 
+    /// Writes the line of log; for a response whose body is still being produced, when that has ended.
     pub(super) fn finish(&mut self, status: StatusCode) {
         self.done = true;
         METRICS.requests.of(status).inc();
         METRICS
             .duration
             .observe(self.arrived.elapsed().as_secs_f64());
-        self.log(status.as_u16());
+        let settled = self.settled.as_mut();
+        let Some(stream) = settled.and_then(|settled| settled.stream.take()) else {
+            return self.log(status.as_u16());
+        };
+        let streamed = Streamed {
+            host: Arc::clone(self.host),
+            method: self.parts.method.clone(),
+            path: self.parts.uri.path().to_owned(),
+            status,
+            arrived: self.arrived,
+            view: self.view.take(),
+            settled: self.settled.take(),
+            request: self.origin.id.clone(),
+            failure: self.failure.take(),
+        };
+        stream.when_over(move |end| streamed.log(end));
     }
 
     fn log(&self, status: u16) {
@@ -184,17 +201,67 @@ impl Drop for Completion<'_> {
             self.failure = Some(Failure::host(sentence));
             return self.log(500);
         }
-        let why = self.host.why_dropped();
-        let fault = match why {
-            Ended::Shutdown => Fault::Limit,
-            _ => Fault::Client,
-        };
-        self.failure = Some(Failure {
-            fault,
-            ..Failure::view(Stop::from(why).to_string())
-        });
+        self.failure = Some(dropped(self.host));
         // No response was sent. 499 is the status that nginx logs when the client has closed the connection.
         self.log(499);
+    }
+}
+
+/// A request whose response has begun, for its line of log when the response has ended.
+struct Streamed {
+    host: Arc<Host>,
+    method: Method,
+    path: String,
+    status: StatusCode,
+    arrived: Instant,
+    view: Option<Arc<View>>,
+    settled: Option<AttemptOutcome>,
+    request: String,
+    failure: Option<Failure>,
+}
+
+impl Streamed {
+    fn log(self, end: StreamEnd) {
+        let bodiless = self.method == Method::HEAD
+            || matches!(
+                self.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        let (outcome, failure) = match end {
+            StreamEnd::Complete => ("complete", None),
+            StreamEnd::NotWanted if bodiless => ("complete", None),
+            StreamEnd::NotWanted => ("abandoned", Some(dropped(&self.host))),
+            StreamEnd::Failed(failure) => ("failed", Some(failure)),
+        };
+        METRICS.streams_ended.with_label_values(&[outcome]).inc();
+        let failure = failure.or(self.failure).map(|failure| Failure {
+            detail: cut(failure.detail, DETAIL_MAX),
+            ..failure
+        });
+        let line = AccessLogEntry {
+            method: self.method.as_str(),
+            path: &self.path,
+            status: self.status.as_u16(),
+            took: self.arrived.elapsed(),
+            view: self.view.as_deref(),
+            settled: self.settled.as_ref(),
+            request: &self.request,
+            failure: failure.as_ref(),
+        };
+        line.write();
+    }
+}
+
+/// The failure of a request that was dropped before it had been answered.
+fn dropped(host: &Host) -> Failure {
+    let why = host.why_dropped();
+    let fault = match why {
+        Ended::Shutdown => Fault::Limit,
+        _ => Fault::Client,
+    };
+    Failure {
+        fault,
+        ..Failure::view(Stop::from(why).to_string())
     }
 }
 

@@ -7,25 +7,24 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
-use http::Response;
 
 use super::dispatch::{ChainContext, LinkCall, LinkResult, busy, conduct};
-use super::settle::{CheckedResponse, settle};
+use super::settle::{CheckedBody, CheckedResponse, settle};
 use crate::app::App;
 use crate::app::chain::{Chain, Placement};
 use crate::app::host::Host;
 use crate::contract::types;
 use crate::database::{Face, Journal};
+use crate::guest::run::ReplyBody;
 use crate::http::body::Spooled;
+use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
-use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
-use crate::threads::workers;
+use crate::threads::workers::{self, Answer};
 
 /// The longest wait between the first attempt and the second. It doubles for each further attempt.
 const RETRY_WAIT: Duration = Duration::from_millis(8);
@@ -44,12 +43,16 @@ pub struct Attempt<'a> {
     pub params: Arc<[(String, String)]>,
     /// The body, when the host keeps it.
     pub body: Option<Arc<Spooled>>,
+    /// Whether the body of the response may be produced while it is sent.
+    pub streams: bool,
 }
 
 /// How a request ended.
 pub struct AttemptOutcome {
     /// What the client gets.
-    pub response: Result<Response<Bytes>, Failure>,
+    pub response: CheckedResponse,
+    /// The way to learn how the body ends, if it is produced while it is sent.
+    pub stream: Option<StreamWatch>,
     /// What became of the transaction.
     pub fate: Fate,
     /// The scope of the last attempt.
@@ -111,11 +114,13 @@ impl Attempt<'_> {
         let params = Arc::clone(&self.params);
         let work = match chain.placement() {
             Placement::Worker => {
-                let start = ChainContext::whole(on, &scope, body).start(chain, params);
+                let start = ChainContext::whole(on, &scope, body, self.streams);
+                let start = start.start(chain, params);
                 on_worker(host, &scope, start, request).boxed()
             }
             Placement::Loop => {
-                let start = ChainContext::whole(on, &scope, body).start(chain, params);
+                let start = ChainContext::whole(on, &scope, body, self.streams);
+                let start = start.start(chain, params);
                 let outcome = || start.on_loop(request);
                 on_loop(host, &scope, chain, outcome).boxed()
             }
@@ -133,10 +138,21 @@ impl Attempt<'_> {
             work: Some(work),
         };
         let (response, fate) = cancelling.await;
+        let stream = match &response {
+            Ok(response) => match response.body() {
+                CheckedBody::Stream(body) => Some(body.watch()),
+                CheckedBody::Whole(..) => None,
+            },
+            Err(_) => None,
+        };
         // The transaction has ended, so work that the view left running cannot belong to it any more and is cancelled.
-        scope.deadline.cancel(Ended::Answered);
+        // What produces the body of the response goes on.
+        if !scope.is_streaming() {
+            scope.deadline.cancel(Ended::Answered);
+        }
         AttemptOutcome {
             response,
+            stream,
             fate,
             scope,
             retries: 0,
@@ -168,25 +184,29 @@ impl AttemptOutcome {
 /// Runs a chain and the end of its transaction on one worker. The request changes threads only twice: from the loop to
 /// the worker and back.
 async fn on_worker(
-    host: &Host,
+    host: &Arc<Host>,
     scope: &Arc<Scope>,
     link_call: LinkCall,
     request: types::Request,
 ) -> (CheckedResponse, Fate) {
     scope.hop();
-    let settling = Arc::clone(scope);
-    let job = move || {
+    let (settling, running) = (Arc::clone(scope), Arc::clone(host));
+    let job = move |answer: Answer<_>| {
         settling.worker.runs_on(workers::number());
         let outcome = link_call.on_worker(request);
-        workers::block_on(settle(&settling, Face::Sync, outcome))
+        let settled = workers::block_on(settle(&settling, Face::Sync, outcome));
+        answer.give((settled.response, settled.fate));
+        if let Some(streaming) = settled.streaming {
+            workers::drive(streaming.run(settling, running));
+        }
     };
-    let done = host.workers.run(&scope.deadline, job).await;
+    let done = host.workers.run_on(&scope.deadline, job).await;
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
 }
 
 /// Runs a chain from this loop: async functions on the loop, sync functions on the scope's worker.
 async fn on_loop<F: Future<Output = LinkResult>>(
-    host: &Host,
+    host: &Arc<Host>,
     scope: &Arc<Scope>,
     chain: &Chain,
     outcome: impl FnOnce() -> F,
@@ -195,15 +215,28 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         true => host.instances.enter(&scope.deadline).await.map(Some),
         false => Ok(None),
     };
-    let outcome = match permit {
-        Ok(_permit) => outcome().await,
-        Err(refused) => Err(busy(refused)),
+    let (outcome, permit) = match permit {
+        Ok(permit) => (outcome().await, permit),
+        Err(refused) => (Err(busy(refused)), None),
+    };
+    // A stream keeps its place among the async requests.
+    let permit = match &outcome {
+        Ok(reply) if matches!(reply.body, ReplyBody::Stream(_)) => permit,
+        _ => None,
     };
     // No function of the scope can begin any more, so the worker is released. The scope itself may live on (for the
     // page of its failure, the wait before the request runs again, or the access log). A scope that has ended keeps
     // information, but no worker and no permit (R4).
     scope.worker.release().await;
-    settle(scope, Face::Async, outcome).await
+    let settled = settle(scope, Face::Async, outcome).await;
+    if let Some(streaming) = settled.streaming {
+        let running = streaming.run(Arc::clone(scope), Arc::clone(host));
+        tokio::spawn(async move {
+            running.await;
+            drop(permit);
+        });
+    }
+    (settled.response, settled.fate)
 }
 
 /// The work of an attempt. If it is dropped before the work is done, it first cancels the deadline. So everything that

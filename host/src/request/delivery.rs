@@ -44,6 +44,7 @@ impl Delivery {
                 chain: &self.chain,
                 params: Arc::default(),
                 body: None,
+                streams: false,
             };
             let settled = ready.run(self.request()).await;
             let mut failure = settled.response.as_ref().err().cloned();

@@ -28,7 +28,7 @@ use crate::app::host::Host;
 use crate::app::router::Route;
 use crate::app::{App, Target};
 use crate::contract::types;
-use crate::guest::run::GuestResult;
+use crate::guest::run::{GuestResult, Reply, ReplyBody};
 use crate::guest::stop::Stop;
 use crate::guest::store::{CallChain, Callee, NotPublished, Work};
 use crate::http::body::Spooled;
@@ -55,19 +55,23 @@ pub struct ChainContext {
     body: Option<Arc<Spooled>>,
     /// The queue of calls that the loop has to run. None: no function of the chain can make such a call.
     loop_queue: Option<Arc<LoopQueue>>,
+    /// Whether the body of the response may be produced while it is sent.
+    streams: bool,
     /// The last failure in the chain, and the error that its caller was shown for it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
 
 /// Result of one link of the chain, including everything nested in it.
-pub type LinkResult = Result<types::Response, Failure>;
+pub type LinkResult = Result<Reply, Failure>;
 
 impl ChainContext {
-    /// The context of a chain that is one job of a worker, or one async view.
+    /// The context of a chain that is one job of a worker, or one async view. `streams`: whether the body of the
+    /// response may be produced while it is sent.
     pub fn whole(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<Arc<Spooled>>,
+        streams: bool,
     ) -> Arc<ChainContext> {
         Arc::new(ChainContext {
             app: Arc::clone(app),
@@ -75,6 +79,7 @@ impl ChainContext {
             scope: Arc::clone(scope),
             body,
             loop_queue: None,
+            streams,
             failure: Mutex::default(),
         })
     }
@@ -86,7 +91,7 @@ impl ChainContext {
         body: Option<Arc<Spooled>>,
     ) -> (Arc<ChainContext>, LoopTasks) {
         let queue = Arc::new(LoopQueue::open());
-        let mut context = ChainContext::whole(on, scope, body);
+        let mut context = ChainContext::whole(on, scope, body, false);
         Arc::get_mut(&mut context)
             .expect("it has just been made")
             .loop_queue = Some(Arc::clone(&queue));
@@ -260,7 +265,8 @@ impl LinkCall {
         let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_sync(here.work(), &request);
+        let streams = here.may_stream();
+        let answer = module.call_sync(here.work(), request, streams);
         here.finished(answer)
     }
 
@@ -270,7 +276,8 @@ impl LinkCall {
         let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
-        let answer = module.call_async(here.work(), request).await;
+        let streams = here.may_stream();
+        let answer = module.call_async(here.work(), request, streams).await;
         here.finished(answer)
     }
 
@@ -306,6 +313,15 @@ impl LinkCall {
         }
     }
 
+    /// Whether the function may produce the body of its response while it is sent: it is all of its chain, and nothing
+    /// of it waits for a commit (R9).
+    fn may_stream(&self) -> bool {
+        self.context.streams
+            && self.chain.len() == 1
+            && self.call_path.is_empty()
+            && !self.chain.view().view.transaction.atomic
+    }
+
     /// The result of the link. When the link has failed, its transaction rolls back, whatever the callers make of the
     /// failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
@@ -315,6 +331,14 @@ impl LinkCall {
             Err(failure) => Err(self.own(failure)),
         };
         let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
+        if let Ok(Reply {
+            body: ReplyBody::Stream(_),
+            ..
+        }) = &outcome
+        {
+            // The function goes on.
+            return outcome;
+        }
         match self.member.end(failed) {
             Err(error) if !failed => Err(Failure {
                 call_path: self.call_path_here(),
@@ -486,7 +510,8 @@ impl Called {
 
     /// The result that the caller is shown. When `next` has failed, even because the next link could not begin, the
     /// transaction of the caller and the next link rolls back, whatever the caller makes of the failure (R9).
-    fn shown(self, outcome: LinkResult) -> GuestResult {
+    fn shown(self, outcome: LinkResult) -> Result<types::Response, types::Error> {
+        let outcome = outcome.map(Reply::into_contract);
         outcome.map_err(|failure| {
             if self.to == Callee::Next {
                 // An error says that the level ended before the call did. The level was rolled back then, so nothing is
@@ -499,7 +524,7 @@ impl Called {
 }
 
 impl CallChain for LinkCall {
-    fn go(&self, to: Callee, mut request: types::Request) -> GuestResult {
+    fn go(&self, to: Callee, mut request: types::Request) -> Result<types::Response, types::Error> {
         let link_call = self.call_chain(to, &mut request)?;
         let called = Called::new(to, &link_call);
         called.shown(link_call.on_worker(request))
@@ -509,7 +534,7 @@ impl CallChain for LinkCall {
         self: Arc<Self>,
         to: Callee,
         mut request: types::Request,
-    ) -> BoxFuture<'static, GuestResult> {
+    ) -> BoxFuture<'static, Result<types::Response, types::Error>> {
         async move {
             let link_call = self.call_chain(to, &mut request)?;
             let called = Called::new(to, &link_call);

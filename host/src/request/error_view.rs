@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
-use http_body_util::{Either, Full};
 
 use super::access_log::Completion;
 use super::attempt::Attempt;
+use super::settle::CheckedBody;
 use crate::app::STATUS;
 use crate::contract::types;
 use crate::http::accept::{Form, form};
@@ -96,6 +96,7 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
         chain,
         params: params.into(),
         body: None,
+        streams: false,
     };
     let why = match ready.run(request).await.response {
         // A 5xx of the view means that the view failed, unless it is the status of the failure, which the page gets in
@@ -117,8 +118,8 @@ async fn page(completion: &Completion<'_>, failure: &Failure) -> Option<Response
 }
 
 /// The response to the failed request: the page of the view, with the status of the failure.
-fn with_status(response: Response<bytes::Bytes>, status: StatusCode) -> Response<ResponseBody> {
-    let mut response = response.map(|body| Either::Left(Full::new(body)));
+fn with_status(response: Response<CheckedBody>, status: StatusCode) -> Response<ResponseBody> {
+    let mut response = response.map(ResponseBody::from);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     for name in [header::ETAG, header::LAST_MODIFIED] {

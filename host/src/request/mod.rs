@@ -12,6 +12,7 @@ pub mod dispatch;
 mod error_view;
 pub mod settle;
 mod static_file;
+mod streaming;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{Either, Full};
 use hyper::body::Body;
 
 use crate::app::host::Host;
@@ -292,13 +292,14 @@ where
         chain: &routed.chain,
         params: params.into(),
         body: kept,
+        streams: true,
     };
     let mut settled = ready.run(request).await;
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
     let mut response = response?;
-    let length = response.body().len() as u64;
+    let length = response.body().length();
     let asked = (&parts.method, &parts.headers);
-    conditional::apply(asked, Some(length), &mut response);
-    Ok(response.map(|body| Either::Left(Full::new(body))))
+    conditional::apply(asked, length, &mut response);
+    Ok(response.map(ResponseBody::from))
 }

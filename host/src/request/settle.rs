@@ -1,30 +1,86 @@
 //! The end of a chain: its response is checked, the transaction ends, and the effects that the transaction held are
 //! released (R9, R10).
 
+use std::io;
+
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use futures::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{Either, Full, StreamBody as Frames};
 
 use super::dispatch::LinkResult;
-use crate::contract::types;
+use super::streaming::Streaming;
 use crate::database::Face;
+use crate::guest::run::{Reply, ReplyBody};
 use crate::guest::stop::Stop;
-use crate::http::message::{HOP_BY_HOP, HeadSize, header_bytes};
+use crate::http::message::{HEADER_BYTES, HOP_BY_HOP, HeadSize, ResponseBody};
+use crate::http::stream::{StreamBody, stream as new_stream};
 use crate::scope::Scope;
 use crate::scope::transaction::{Fate, not_kept};
 use crate::telemetry::error::{Failure, Fault, shown};
 use crate::threads::deadline::Ended;
 
 /// What the client gets.
-pub type CheckedResponse = Result<Response<Bytes>, Failure>;
+pub type CheckedResponse = Result<Response<CheckedBody>, Failure>;
+
+/// A response and what has become of the transaction.
+pub(super) struct Settled {
+    pub(super) response: CheckedResponse,
+    pub(super) fate: Fate,
+    /// The rest of the work, if the body is produced while it is sent. The request goes on until it has ended.
+    pub(super) streaming: Option<Streaming>,
+}
+
+/// The body of a checked response.
+pub enum CheckedBody {
+    /// All of it, with the trailers that follow it, if any.
+    Whole(Bytes, Option<HeaderMap>),
+    /// A body that is produced while it is sent.
+    Stream(StreamBody),
+}
+
+impl Default for CheckedBody {
+    fn default() -> CheckedBody {
+        CheckedBody::Whole(Bytes::new(), None)
+    }
+}
+
+impl CheckedBody {
+    /// Its length in bytes, if it is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            CheckedBody::Whole(bytes, _) => Some(bytes.len() as u64),
+            CheckedBody::Stream(_) => None,
+        }
+    }
+}
+
+impl From<CheckedBody> for ResponseBody {
+    fn from(body: CheckedBody) -> ResponseBody {
+        match body {
+            CheckedBody::Whole(bytes, None) => Either::Left(Full::new(bytes)),
+            CheckedBody::Whole(bytes, Some(trailers)) => {
+                let frames = [Frame::data(bytes), Frame::trailers(trailers)];
+                let frames = frames.map(io::Result::Ok);
+                Either::Right(BoxBody::new(Frames::new(stream::iter(frames))))
+            }
+            CheckedBody::Stream(body) => Either::Right(BoxBody::new(body)),
+        }
+    }
+}
 
 /// Checks the response, then commits or rolls back the transaction. When the commit fails, so does the request: a
 /// client never sees a success whose changes were not kept (R9).
-pub(super) async fn settle(
-    scope: &Scope,
-    face: Face,
-    outcome: LinkResult,
-) -> (CheckedResponse, Fate) {
-    let mut response = outcome.and_then(|response| checked(response, scope));
+pub(super) async fn settle(scope: &Scope, face: Face, outcome: LinkResult) -> Settled {
+    let mut streaming = None;
+    let mut response = outcome
+        .and_then(|reply| checked(reply, scope))
+        .map(|(response, rest)| {
+            streaming = rest;
+            response
+        });
     if let (Ok(_), Some(why)) = (&response, scope.deadline.ended()) {
         response = Err((&Stop::from(why)).into());
     }
@@ -33,6 +89,16 @@ pub(super) async fn settle(
         name_wait(failure, scope);
         // Cancels what the view left running, so that the rollback need not wait for it.
         scope.deadline.cancel(Ended::Failed);
+    }
+    if response.is_ok() && streaming.is_some() {
+        // The function goes on, and nothing of it waits for a commit. What it leaves open is rolled back when it has
+        // ended.
+        scope.begin_stream();
+        return Settled {
+            response,
+            fate: Fate::None,
+            streaming,
+        };
     }
     let success = matches!(&response, Ok(response) if !response.status().is_server_error());
     let fate = match scope
@@ -48,7 +114,11 @@ pub(super) async fn settle(
             Fate::RolledBack
         }
     };
-    (response, fate)
+    Settled {
+        response,
+        fate,
+        streaming: None,
+    }
 }
 
 /// Makes a failure of the view a failure of the host (503) if a database could not be reached: that is taken for the
@@ -76,41 +146,46 @@ fn name_wait(failure: &mut Failure, scope: &Scope) {
     }
 }
 
-/// The response that the view made, if it can be sent.
+/// The response that the view made, if it can be sent, and the rest of the work if its body is produced while it is
+/// sent.
 ///
 /// # Errors
 /// When its body is too large, or its status or a header is not valid.
-pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
+pub(super) fn checked(
+    reply: Reply,
+    scope: &Scope,
+) -> Result<(Response<CheckedBody>, Option<Streaming>), Failure> {
     let max = scope.limits.response_max_bytes;
-    if response.body.len() as u64 > max {
+    if let ReplyBody::Bytes(body) = &reply.body
+        && body.len() as u64 > max
+    {
         return Err(Failure::view(format!(
             "the response has {} bytes; `response_max_bytes` is {max}",
-            response.body.len()
+            body.len()
         )));
     }
+    let size = |(name, value): &(String, Vec<u8>)| (name.len() + value.len()) as u64 + HEADER_BYTES;
     let head = HeadSize {
-        headers: response.headers.len(),
-        bytes: header_bytes(&response.headers),
+        headers: reply.headers.len(),
+        bytes: reply.headers.iter().map(size).sum(),
     };
     let checked = head.check("response", scope.limits.head_max());
     checked.map_err(Failure::view)?;
-    let status = StatusCode::from_u16(response.status)
+    let status = StatusCode::from_u16(reply.status)
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()));
     let status = status.ok_or_else(|| {
         Failure::view(format!(
             "the response has the status {}: a view answers with 200 to 599",
-            response.status
+            reply.status
         ))
     })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = if bodiless { Vec::new() } else { response.body };
-    // The memory for the body is drawn before the transaction is committed: when there is none, the request fails, and
-    // the transaction must roll back (R9).
-    let body = scope.origin.account.keep(body)?;
-    let mut checked = Response::new(body);
+    let account = &scope.origin.account;
+    let mut length = None;
+    let mut checked = Response::new(());
     *checked.status_mut() = status;
-    for (name, value) in response.headers {
+    for (name, value) in reply.headers {
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
             Failure::view(format!(
                 "the response has a header whose name is not valid: {:?}",
@@ -122,14 +197,18 @@ pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
                 "the response has the header `{key}`, which only the host can set"
             )));
         }
-        // The host sets the length itself, because a wrong length would break the connection for the next response.
+        // The host sets the length itself, because a wrong length would break the connection for the next response. The
+        // length that the head of a stream declares is checked while the stream is sent.
         if key == header::CONTENT_LENGTH {
+            length = std::str::from_utf8(&value)
+                .ok()
+                .and_then(|text| text.parse().ok());
             continue;
         }
-        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
+        let value = HeaderValue::from_maybe_shared(Bytes::from(value.clone())).map_err(|_| {
             Failure::view(format!(
                 "the response header `{key}` has a value that is not valid: {:?}",
-                shown(&value)
+                shown(&String::from_utf8_lossy(&value))
             ))
         })?;
         if checked.headers_mut().try_append(key, value).is_err() {
@@ -138,7 +217,29 @@ pub fn checked(response: types::Response, scope: &Scope) -> CheckedResponse {
             ));
         }
     }
-    Ok(checked)
+    // The memory for the body is drawn before the transaction is committed: when there is none, the request fails, and
+    // the transaction must roll back (R9).
+    let (body, streaming) = match reply.body {
+        ReplyBody::Bytes(body) => {
+            let body = if bodiless { Vec::new() } else { body };
+            let body = CheckedBody::Whole(account.keep(body)?, reply.trailers);
+            (body, None)
+        }
+        ReplyBody::Stream(producer) => {
+            let (writer, body) = new_stream(account, scope.limits.stream_max_bytes, length)?;
+            if let Some(length) = length {
+                checked
+                    .headers_mut()
+                    .insert(header::CONTENT_LENGTH, length.into());
+            }
+            let streaming = Streaming::new(producer, writer);
+            match bodiless {
+                true => (CheckedBody::default(), Some(streaming)),
+                false => (CheckedBody::Stream(body), Some(streaming)),
+            }
+        }
+    };
+    Ok((checked.map(|()| body), streaming))
 }
 
 #[cfg(test)]

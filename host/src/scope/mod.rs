@@ -15,7 +15,7 @@ pub mod worker_lease;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -100,6 +100,8 @@ pub struct Scope {
     /// The statements of the request, when they are recorded.
     pub journal: Journal,
     outbound: OnceLock<Arc<Semaphore>>,
+    /// Set when the head of the response has been made and its body is being produced.
+    streaming: AtomicBool,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
     /// Set when a function that may write files has used WASI: the request cannot be run again.
@@ -136,6 +138,7 @@ impl Scope {
             transaction: Transaction::new(view.transaction),
             journal: setup.journal,
             outbound: OnceLock::new(),
+            streaming: AtomicBool::new(false),
             sent: AtomicBool::new(false),
             files: AtomicBool::new(false),
             view: Arc::clone(view),
@@ -149,6 +152,18 @@ impl Scope {
             events: AtomicUsize::new(0),
             _open: GaugeGuard::new(&METRICS.scopes),
         })
+    }
+
+    /// Notes that the head of the response is made: from now on the limits for streams apply.
+    pub fn begin_stream(&self) {
+        self.streaming.store(true, SeqCst);
+        let time = Duration::from_millis(self.limits.stream_timeout_ms);
+        self.deadline.restart(time);
+    }
+
+    /// Whether the head of the response is made and its body is being produced.
+    pub fn is_streaming(&self) -> bool {
+        self.streaming.load(SeqCst)
     }
 
     /// The semaphore that limits how many outbound requests of this request are in flight.

@@ -53,6 +53,10 @@ pub struct Metrics {
     pub body_files: IntGauge,
     /// Responses that are being compressed.
     pub compressing: IntGauge,
+    /// Responses that their views produce while they are sent.
+    pub streams: IntGauge,
+    /// Such responses that have ended, by how.
+    pub streams_ended: IntCounterVec,
     /// Passwords that basic-auth is checking.
     pub password_checks: IntGauge,
     /// Credentials that basic-auth remembers as right.
@@ -151,6 +155,15 @@ impl Metrics {
             compressing: gauge(
                 "compressing",
                 "Responses that are compressed while they are sent",
+            ),
+            streams: gauge(
+                "streams",
+                "Responses that their views produce while they are sent",
+            ),
+            streams_ended: counters(
+                "streams_total",
+                "Responses that their views produced while they were sent",
+                "outcome",
             ),
             password_checks: gauge("password_checks", "Passwords that basic-auth checks"),
             credentials: gauge(

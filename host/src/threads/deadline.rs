@@ -2,7 +2,7 @@
 //! request's [`Deadline`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -37,7 +37,9 @@ pub enum Need {
 /// The end of one request, by time or by cancellation.
 #[derive(Debug)]
 pub struct Deadline {
-    at: Instant,
+    made: Instant,
+    /// When the time is over, in nanoseconds since `made`.
+    at_ns: AtomicU64,
     why: AtomicU8,
     cancelled: Notify,
     /// How many functions wait for each [`Need`], or still did when the time was over.
@@ -61,12 +63,25 @@ impl Drop for Waits {
 impl Deadline {
     /// A deadline at `at`.
     pub fn new(at: Instant) -> Deadline {
+        let made = Instant::now();
         Deadline {
-            at,
+            made,
+            at_ns: AtomicU64::new(nanoseconds(at.saturating_duration_since(made))),
             why: AtomicU8::new(0),
             cancelled: Notify::new(),
             waiting: Default::default(),
         }
+    }
+
+    /// Gives the request this much time from now on, in place of the time that it had left: its response has begun, and
+    /// streams have a time limit of their own.
+    pub fn restart(&self, time: Duration) {
+        let at = self.made.elapsed() + time;
+        self.at_ns.store(nanoseconds(at), Ordering::SeqCst);
+    }
+
+    fn at(&self) -> Instant {
+        self.made + Duration::from_nanos(self.at_ns.load(Ordering::SeqCst))
     }
 
     /// Counts a function of the request that waits, until the result is dropped.
@@ -98,7 +113,7 @@ impl Deadline {
 
     /// Time left; zero when over.
     pub fn remaining(&self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
+        self.at().saturating_duration_since(Instant::now())
     }
 
     /// Ends the request now. When it has ended already, the first reason stays.
@@ -117,16 +132,18 @@ impl Deadline {
             3 => Some(Ended::Shutdown),
             4 => Some(Ended::Failed),
             5 => Some(Ended::Answered),
-            _ if Instant::now() >= self.at => Some(Ended::TimedOut),
+            _ if Instant::now() >= self.at() => Some(Ended::TimedOut),
             _ => None,
         }
     }
 
     /// Waits until the request has ended.
     pub async fn wait(&self) -> Ended {
-        match self.wait_until(self.at).await {
-            Some(why) => why,
-            None => Ended::TimedOut,
+        loop {
+            // None: the deadline was moved while it was waited for.
+            if let Some(why) = self.wait_until(self.at()).await {
+                return why;
+            }
         }
     }
 
@@ -139,7 +156,7 @@ impl Deadline {
         }
         tokio::select! {
             () = cancelled => {}
-            () = tokio::time::sleep_until(then.min(self.at).into()) => {}
+            () = tokio::time::sleep_until(then.min(self.at()).into()) => {}
         }
         self.ended()
     }
@@ -155,4 +172,8 @@ impl Deadline {
             why = self.wait() => Err(why),
         }
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

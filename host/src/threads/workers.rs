@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -130,6 +131,29 @@ impl Workers {
         unwound(self.start(deadline, answering).await)
     }
 
+    /// Runs `job` on a worker, as [`Workers::run`] does, and passes it the way to answer: the caller goes on as soon as
+    /// the job has answered, and the job goes on, too.
+    ///
+    /// # Errors
+    /// As [`Workers::run`].
+    ///
+    /// # Panics
+    /// When the job panics before it has answered: its panic is passed on to the caller.
+    pub async fn run_on<T: Send + 'static>(
+        &self,
+        deadline: &Deadline,
+        job: impl FnOnce(Answer<T>) + Send + 'static,
+    ) -> Result<T, Refused> {
+        let answering = |answer: oneshot::Sender<_>| {
+            let answer = Answer(Arc::new(Mutex::new(Some(answer))));
+            let running = AssertUnwindSafe(|| job(answer.clone()));
+            if let Err(panic) = catch_unwind(running) {
+                answer.send(Err(panic));
+            }
+        };
+        unwound(self.start(deadline, answering).await)
+    }
+
     /// Leases a worker to one scope, until the lease is dropped and the scope's jobs on the worker have ended.
     ///
     /// # Errors
@@ -194,6 +218,29 @@ impl Workers {
         let mut state = self.0.state.lock();
         state.closed = true;
         state.waking += self.0.work.notify_all();
+    }
+}
+
+/// The way for a job to answer its caller before the job has ended.
+pub struct Answer<T>(Arc<Mutex<Option<oneshot::Sender<std::thread::Result<T>>>>>);
+
+impl<T> Clone for Answer<T> {
+    fn clone(&self) -> Answer<T> {
+        Answer(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Answer<T> {
+    /// Answers. Only the first answer counts.
+    pub fn give(&self, answer: T) {
+        self.send(Ok(answer));
+    }
+
+    fn send(&self, answer: std::thread::Result<T>) {
+        if let Some(sender) = self.0.lock().take() {
+            // The receiver is gone when the request was cancelled: the answer is not wanted then.
+            let _ = sender.send(answer);
+        }
     }
 }
 
@@ -480,6 +527,47 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     match work.as_mut().now_or_never() {
         Some(done) => done,
         None => blocking(|| Handle::current().block_on(work)),
+    }
+}
+
+/// Polls `work` on this thread until it is done. The thread counts as waiting between two polls, and as computing during
+/// a poll: `work` is a guest that runs. During a poll, the guest may wait with [`block_on`].
+pub fn drive<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(done) = work.as_mut().poll(&mut context) {
+            return done;
+        }
+        if !std::mem::take(&mut *woken.is.lock()) {
+            blocking(|| woken.wait());
+        }
+    }
+}
+
+/// Whether a future that a thread drives has been woken since its last poll.
+#[derive(Default)]
+struct Woken {
+    is: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Woken {
+    fn wait(&self) {
+        let mut is = self.is.lock();
+        while !*is {
+            self.changed.wait(&mut is);
+        }
+        *is = false;
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        *self.is.lock() = true;
+        self.changed.notify_one();
     }
 }
 

@@ -190,6 +190,32 @@ pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::
     })
 }
 
+/// Adds to `linker` everything that components may import that export `wasi:http/incoming-handler` 0.2. They run on
+/// sync workers, as futures: what waits in WASI yields to what drives them, and Amphi's capabilities block.
+///
+/// # Errors
+/// As [`link_sync`].
+pub fn link_incoming_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    link_types(linker)?;
+    CAPABILITIES.iter().try_for_each(|it| match it.faces {
+        Faces::Shared(link) | Faces::PerMode { sync: link, .. } => link(linker),
+        Faces::AsyncOnly(_) => Ok(()),
+    })
+}
+
+/// Adds to `linker` everything that components may import that export `wasi:http/handler` 0.3.
+///
+/// # Errors
+/// As [`link_async`].
+pub fn link_handler(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::Result<()> {
+    link_async(linker, blocking_wasi)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(linker)
+}
+
 /// Adds the interfaces that have types only.
 fn link_types(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     contract::types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;

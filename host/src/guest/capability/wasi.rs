@@ -19,11 +19,13 @@ use wasmtime_wasi::p2::bindings::sync::filesystem::types as blocking_files;
 use wasmtime_wasi::p2::bindings::sync::io::poll as blocking_waits;
 use wasmtime_wasi::p2::bindings::sync::io::streams as blocking_streams;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::WasiHttpCtx;
+
+use crate::guest::capability::http::wasi::Hooks;
 
 use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
 use crate::threads::workers;
-use crate::view::Mode;
 
 /// The version of WASI that wasmtime-wasi links. With another version, the definitions here would not replace those of
 /// wasmtime-wasi.
@@ -36,12 +38,22 @@ impl WasiView for Guest {
             self.work().scope.files.store(true, Relaxed);
         }
         if self.wasi.is_none() {
+            let scope = &self.work().scope;
+            // `headers_max_bytes` counts headers as this limit does not, and is checked when a head is complete.
+            let mut http = WasiHttpCtx::new();
+            http.set_field_size_limit(scope.limits.headers_max_bytes as usize);
             self.wasi = Some(Wasi {
                 ctx: self.new_wasi(),
                 table: table(),
+                http,
+                hooks: Hooks {
+                    services: Arc::clone(&self.services),
+                    grants: Arc::clone(&self.grants),
+                    scope: Arc::clone(scope),
+                },
             });
         }
-        let Wasi { ctx, table } = self.wasi.as_mut().expect("it was just built");
+        let Wasi { ctx, table, .. } = self.wasi.as_mut().expect("it was just built");
         WasiCtxView { ctx, table }
     }
 }
@@ -52,7 +64,8 @@ impl Guest {
         wasi.stdout(self.output.stream(Level::INFO))
             .stderr(self.output.stream(Level::WARN));
         wasi.max_random_size(RANDOM_BYTES_MAX);
-        wasi.allow_blocking_current_thread(self.work().view.mode == Mode::Sync);
+        // A plain component is a future, also on a worker: its blocking work on files goes to other threads.
+        wasi.allow_blocking_current_thread(self.blocks);
         for dir in &self.grants.directories {
             let permissions = if dir.write {
                 FsPerms::ReadWrite

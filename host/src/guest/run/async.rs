@@ -4,7 +4,7 @@
 //! (R15). The host can preempt a guest in favour of another one only because the two have different stores.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -15,14 +15,12 @@ use wasmtime::{Store, UpdateDeadline};
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{GuestResult, bounded, limit};
+use super::limits::{bounded, in_time, limit};
+use super::reply::GuestResult;
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
-use crate::guest::cpu::CpuTime;
-use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, Work};
-use crate::scope::Scope;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
@@ -118,14 +116,7 @@ impl AsyncComponent {
         let mut store = Store::new(self.views.engine(), guest);
         limit(&mut store);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|store| {
-            let Work { view, cpu, .. } = store.data().work();
-            if cpu.used() >= view.cpu {
-                return Err(Stop::Cpu(view.cpu.as_millis()).into());
-            }
-            let turns = PREEMPTED.with(Arc::clone);
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns))))
-        });
+        store.epoch_deadline_callback(|store| preempt(store.data()));
         match self.views.instantiate_async(&mut store).await {
             Ok(views) => {
                 let idle = store.concurrent_state_table_size();
@@ -134,6 +125,13 @@ impl AsyncComponent {
             Err(error) => Err(explain(&error, store.data())),
         }
     }
+}
+
+/// Ends a guest that has used up its CPU time, or makes way for what else its loop has to do.
+pub(super) fn preempt(guest: &Guest) -> wasmtime::Result<UpdateDeadline> {
+    guest.work().check_cpu()?;
+    let turns = PREEMPTED.with(Arc::clone);
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns))))
 }
 
 /// Waits until a preempted guest may go on. The guests that its loop preempted earlier go first. Then the loop polls
@@ -148,22 +146,4 @@ async fn turn(turns: Arc<Semaphore>) {
 /// Whether the guest has no tasks left after its answer. If it has some, they end when the store is dropped.
 async fn runs_nothing(accessor: &Accessor<Guest>) -> bool {
     poll_fn(|context| Poll::Ready(accessor.poll_no_interesting_tasks(context).is_ready())).await
-}
-
-/// Polls `work` until the request's deadline at most, and counts the CPU time of each poll. Time between polls does not
-/// count.
-async fn in_time<T>(
-    scope: &Scope,
-    cpu: &CpuTime,
-    mut work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
-) -> Result<T, Failure> {
-    let metered = poll_fn(|context| {
-        let _counting = cpu.count();
-        work.as_mut().poll(context)
-    });
-    // The deadline is checked outside of the store: a check inside would have to wait until the guest yields.
-    match scope.deadline.bound(metered).await {
-        Ok(done) => done,
-        Err(why) => Err((&Stop::from(why)).into()),
-    }
 }

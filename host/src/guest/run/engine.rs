@@ -165,12 +165,12 @@ fn engine(
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK_BYTES)
         .memory_init_cow(true);
+    // In the sync engine, only components of `wasi:http` 0.2 have stacks of their own.
+    pool.total_stacks(instances)
+        .async_stack_keep_resident(KEPT_STACK_BYTES);
+    config.async_stack_size(ASYNC_STACK_BYTES);
     if concurrent {
-        pool.total_stacks(instances)
-            .async_stack_keep_resident(KEPT_STACK_BYTES);
-        config
-            .wasm_component_model_async(true)
-            .async_stack_size(ASYNC_STACK_BYTES);
+        config.wasm_component_model_async(true);
     }
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config).map_err(anyhow::Error::from).with_context(|| {

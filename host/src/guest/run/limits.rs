@@ -1,13 +1,17 @@
 //! Limits on what an instance can take from the host, and on the texts that it returns.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+
 use wasmtime::Store;
 
+use super::reply::{GuestResult, Reply};
 use crate::contract::types;
+use crate::guest::cpu::CpuTime;
+use crate::guest::stop::Stop;
 use crate::guest::store::Guest;
-use crate::telemetry::error::cut;
-
-/// What a guest answers to a request: its response, or the error that it returned.
-pub type GuestResult = Result<types::Response, types::Error>;
+use crate::scope::Scope;
+use crate::telemetry::error::{Failure, cut};
 
 /// The most handles that an instance can have: to resources of its components, and, in an async instance, to tasks,
 /// calls in flight and streams.
@@ -28,11 +32,37 @@ pub(super) fn limit(store: &mut Store<Guest>) {
     }
 }
 
-/// Cuts the texts of an error that the guest returned.
-pub(super) fn bounded(answer: GuestResult) -> GuestResult {
-    answer.map_err(|error| types::Error {
+/// The answer of a guest. The texts of an error that it returned are cut.
+pub(super) fn bounded(answer: Result<types::Response, types::Error>) -> GuestResult {
+    let answer = answer.map_err(|error| types::Error {
         message: cut(error.message, ERROR_TEXT_MAX),
         detail: error.detail.map(|detail| cut(detail, ERROR_TEXT_MAX)),
         ..error
+    });
+    answer.map(Reply::from)
+}
+
+/// Polls `work` until the request's deadline at most, and counts the CPU time of each poll. Time between polls does not
+/// count.
+pub(super) async fn in_time<T>(
+    scope: &Scope,
+    cpu: &CpuTime,
+    work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
+) -> Result<T, Failure> {
+    // The deadline is checked outside of the store: a check inside would have to wait until the guest yields.
+    match scope.deadline.bound(metered(cpu, work)).await {
+        Ok(done) => done,
+        Err(why) => Err((&Stop::from(why)).into()),
+    }
+}
+
+/// Counts the CPU time of each poll of `work`.
+pub(super) fn metered<T>(
+    cpu: &CpuTime,
+    mut work: Pin<&mut impl Future<Output = T>>,
+) -> impl Future<Output = T> {
+    poll_fn(move |context| {
+        let _counting = cpu.count();
+        work.as_mut().poll(context)
     })
 }

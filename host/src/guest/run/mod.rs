@@ -6,9 +6,12 @@ mod engine;
 mod failure;
 mod instance_pool;
 mod limits;
+mod reply;
 mod sync;
+mod wasi_http;
 
 pub use r#async::AsyncComponent;
 pub use engine::{Engines, PoolSizes};
-pub use limits::GuestResult;
+pub use reply::{GuestResult, Producer, Reply, ReplyBody};
 pub use sync::SyncComponent;
+pub use wasi_http::{Handler, Incoming, IncomingHandler};

@@ -7,7 +7,8 @@ use wasmtime::{Store, UpdateDeadline};
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{GuestResult, bounded, limit};
+use super::limits::{bounded, limit};
+use super::reply::GuestResult;
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{SyncViews, SyncViewsPre};
@@ -17,7 +18,7 @@ use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// How many ticks of the epoch pass between two checks of a computing guest's limits: the limits are exact to 5 ms.
-const TICKS_BETWEEN_LOOKS: u64 = 5;
+pub(super) const TICKS_BETWEEN_LOOKS: u64 = 5;
 
 /// A component with sync views, ready to be called. Its instances may be reused.
 pub struct SyncComponent {
@@ -87,20 +88,26 @@ impl SyncComponent {
         let mut store = Store::new(self.views.engine(), guest);
         limit(&mut store);
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
-        store.epoch_deadline_callback(|store| {
-            let work = store.data().work();
-            if let Some(why) = work.ended() {
-                return Err(Stop::from(why).into());
-            }
-            let Work { view, cpu, .. } = work;
-            if cpu.used() >= view.cpu {
-                return Err(Stop::Cpu(view.cpu.as_millis()).into());
-            }
-            Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
-        });
+        store.epoch_deadline_callback(|store| look(store.data()));
         match self.views.instantiate(&mut store) {
             Ok(views) => Ok(Instance::fresh(store, views)),
             Err(error) => Err(explain(&error, store.data())),
         }
     }
+}
+
+/// As [`look`], for a guest that is a future: what polls it looks after the body that the guest writes.
+pub(super) fn look_and_yield(guest: &Guest) -> wasmtime::Result<UpdateDeadline> {
+    look(guest)?;
+    Ok(UpdateDeadline::Yield(TICKS_BETWEEN_LOOKS))
+}
+
+/// Ends a guest that computes on a worker although its request has ended, or its CPU time is used up.
+fn look(guest: &Guest) -> wasmtime::Result<UpdateDeadline> {
+    let work = guest.work();
+    if let Some(why) = work.ended() {
+        return Err(Stop::from(why).into());
+    }
+    work.check_cpu()?;
+    Ok(UpdateDeadline::Continue(TICKS_BETWEEN_LOOKS))
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod destination;
+pub mod wasi;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -21,7 +22,7 @@ use crate::http::call_depth::{self, CALL_DEPTH};
 use crate::http::message::{HEADER_BYTES, HOP_BY_HOP, HeadSize, header_bytes, text};
 use crate::http::proxies::REQUEST_ID;
 use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
-use crate::scope::{CallBytes, Scope};
+use crate::scope::{CallBytes, Origin, Scope};
 use crate::telemetry::error::shown;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Ended;
@@ -65,12 +66,7 @@ impl Guest {
         let held = held.map_err(Error::Unavailable)?;
         let client = &self.services.http;
         let (url, allowed) = client.destination(&wanted.url, &self.grants)?;
-        let (depth, most) = (scope.origin.depth, scope.limits.outbound_depth_max);
-        if depth >= most {
-            return Err(Error::Denied(format!(
-                "this request is within {depth} others that the app has sent to itself, as many as `outbound_depth_max` of `[limits]` allows: views call each other in a circle, or the limit is too low"
-            )));
-        }
+        not_too_deep(scope)?;
         let invalid = |what: &str, error: &dyn std::fmt::Display| {
             Error::Invalid(format!("{}: {error}", shown(what)))
         };
@@ -92,7 +88,7 @@ impl Guest {
         if let Some(host) = client.host(request.url()) {
             request.headers_mut().insert(header::HOST, host);
         }
-        self.add_context(request.headers_mut());
+        add_context(&scope.origin, request.headers_mut());
         let left = scope.deadline.remaining();
         let asked = wanted
             .timeout_ms
@@ -112,33 +108,38 @@ impl Guest {
     }
 }
 
-impl Guest {
-    /// Adds the headers that tell the called server the id, the trace and the call depth of the request (R14).
-    fn add_context(&self, headers: &mut HeaderMap) {
-        let origin = &self.work().scope.origin;
-        let trace = origin.trace.child();
-        let values = [
-            (TRACEPARENT, Some(trace.to_string())),
-            (TRACESTATE, trace.state().map(str::to_owned)),
-            (REQUEST_ID, Some(origin.id.clone())),
-        ];
-        for (name, value) in values {
-            if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
-                headers.insert(name, value);
-            }
-        }
-        headers.insert(
-            CALL_DEPTH,
-            call_depth::sealed(self.work().scope.origin.depth + 1),
-        );
+/// Checks that the app's requests to itself are not nested too deep.
+pub(super) fn not_too_deep(scope: &Scope) -> Result<(), Error> {
+    let (depth, most) = (scope.origin.depth, scope.limits.outbound_depth_max);
+    match depth < most {
+        true => Ok(()),
+        false => Err(Error::Denied(format!(
+            "this request is within {depth} others that the app has sent to itself, as many as `outbound_depth_max` of `[limits]` allows: views call each other in a circle, or the limit is too low"
+        ))),
     }
+}
+
+/// Adds the headers that tell the called server the id, the trace and the call depth of the request (R14).
+pub(super) fn add_context(origin: &Origin, headers: &mut HeaderMap) {
+    let trace = origin.trace.child();
+    let values = [
+        (TRACEPARENT, Some(trace.to_string())),
+        (TRACESTATE, trace.state().map(str::to_owned)),
+        (REQUEST_ID, Some(origin.id.clone())),
+    ];
+    for (name, value) in values {
+        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(CALL_DEPTH, call_depth::sealed(origin.depth + 1));
 }
 
 /// Whether only the host may set this header. This is the case for headers about the connection, the length, the origin
 /// and the context. With a `host` header, a guest could reach another site at a granted address. With a trace header,
 /// it could pretend to be part of the trace of another request. With the headers of proxies, it could pretend to be
 /// another client, if the called server trusts this machine as a proxy.
-fn set_by_host(name: &HeaderName) -> bool {
+pub(super) fn set_by_host(name: &HeaderName) -> bool {
     HOP_BY_HOP.contains(name)
         || *name == header::CONTENT_LENGTH
         || [

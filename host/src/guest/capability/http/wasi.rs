@@ -1,0 +1,230 @@
+//! `wasi:http` for plain components: outbound requests, under the same grants and limits as those of the capability
+//! `http`. Their bodies stream both ways.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use http::HeaderName;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, BodyStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime_wasi::WasiView as _;
+use wasmtime_wasi_http::{
+    Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+};
+
+use super::client::{Connections, not_sent};
+use super::{add_context, not_too_deep, set_by_host};
+use crate::config::Module as Grants;
+use crate::contract::http_types;
+use crate::guest::store::{Guest, Services};
+use crate::http::message::{HEADER_BYTES, HeadSize};
+use crate::scope::Scope;
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
+
+/// What the outbound requests of a component need.
+pub struct Hooks {
+    pub(in crate::guest) services: Arc<Services>,
+    pub(in crate::guest) grants: Arc<Grants>,
+    /// The scope of the request that the instance serves.
+    pub(in crate::guest) scope: Arc<Scope>,
+}
+
+/// The rest of the work on a request whose response has begun. reqwest does it by itself.
+type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.ctx();
+        let wasi = self.wasi.as_mut().expect("it has just been built");
+        WasiHttpCtxView {
+            hooks: &mut wasi.hooks,
+            table: &mut wasi.table,
+            ctx: &mut wasi.http,
+        }
+    }
+}
+
+impl WasiHttpHooks for Hooks {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Io,
+    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Io), Error>> + Send> {
+        let outbound = self.outbound(request, options.unwrap_or_default());
+        Box::new(async move {
+            let response = outbound?.send().await?;
+            Ok((response, Box::new(async { Ok(()) }) as Io))
+        })
+    }
+}
+
+/// An outbound request, and what is needed to send it.
+struct Outbound {
+    connections: Connections,
+    request: reqwest::Request,
+    options: RequestOptions,
+    grants: Arc<Grants>,
+    scope: Arc<Scope>,
+    permits: Arc<Semaphore>,
+}
+
+impl Hooks {
+    fn outbound(
+        &self,
+        request: http::Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Outbound, Error> {
+        let scope = &self.scope;
+        let (parts, body) = request.into_parts();
+        let size = |(name, value): (&HeaderName, &http::HeaderValue)| {
+            (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
+        };
+        let head = HeadSize {
+            headers: parts.headers.len(),
+            bytes: parts.headers.iter().map(size).sum(),
+        };
+        let checked = head.check("request", scope.limits.head_max());
+        checked.map_err(|_| Error::HttpRequestHeaderSectionSize(None))?;
+        let client = &self.services.http;
+        let to = client.destination(&parts.uri.to_string(), &self.grants);
+        let (url, allowed) = to.map_err(|why| self.told(why))?;
+        not_too_deep(scope).map_err(|why| self.told(why))?;
+        let mut request = reqwest::Request::new(parts.method, url);
+        // What only the host may set is replaced or left out: a component's libraries may set such headers by
+        // themselves.
+        let trusted = &self.services.trusted_headers;
+        for (name, value) in &parts.headers {
+            let kept = *name == http::header::CONTENT_LENGTH
+                || !(set_by_host(name) || trusted.contains(name));
+            if kept {
+                request.headers_mut().append(name.clone(), value.clone());
+            }
+        }
+        if let Some(host) = client.host(request.url()) {
+            request.headers_mut().insert(http::header::HOST, host);
+        }
+        add_context(&scope.origin, request.headers_mut());
+        if !body.is_end_stream() && body.size_hint().upper() != Some(0) {
+            let data = BodyStream::new(body)
+                .try_filter_map(async |frame| Ok(frame.into_data().ok()))
+                .map_err(|error| std::io::Error::other(format!("{error:?}")));
+            *request.body_mut() = Some(reqwest::Body::wrap_stream(data));
+        }
+        Ok(Outbound {
+            connections: (client.connections(allowed))
+                .map_err(|error| Error::InternalError(Some(error.to_string())))?,
+            request,
+            options,
+            grants: Arc::clone(&self.grants),
+            scope: Arc::clone(scope),
+            permits: scope.outbound(),
+        })
+    }
+
+    /// The component's error for a request that is not sent. Its error codes have no text, so the log has the sentence.
+    fn told(&self, why: http_types::Error) -> Error {
+        let (view, request) = (&self.scope.view, &self.scope.origin.id);
+        let (error, sentence) = error(why);
+        tracing::warn!(%view, request, why = sentence, "an outbound request was not sent");
+        error
+    }
+}
+
+/// The error code of `wasi:http` for an error of the capability `http`, and its sentence.
+fn error(why: http_types::Error) -> (Error, String) {
+    use http_types::Error as From;
+    match why {
+        From::Denied(text) => (Error::HttpRequestDenied, text),
+        From::Invalid(text) => (Error::HttpRequestUriInvalid, text),
+        From::Timeout => (Error::ConnectionTimeout, "time-out".to_owned()),
+        From::TooLarge(text) => (Error::HttpResponseHeaderSectionSize(None), text),
+        From::Connection(text) => match text.contains("refused") {
+            true => (Error::ConnectionRefused, text),
+            false => (Error::DestinationUnavailable, text),
+        },
+        From::Unavailable(text) => (Error::ConnectionLimitReached, text),
+        From::Aborted => (
+            Error::ConnectionTerminated,
+            "the request has ended".to_owned(),
+        ),
+    }
+}
+
+impl Outbound {
+    async fn send(self) -> Result<http::Response<WasiBody>, Error> {
+        let Outbound {
+            connections,
+            mut request,
+            options,
+            grants,
+            scope,
+            permits,
+        } = self;
+        let permit = permits.acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        let counted = GaugeGuard::new(&METRICS.outbound);
+        scope.sent.store(true, SeqCst);
+        let left = scope.deadline.remaining();
+        let head = options
+            .first_byte_timeout
+            .map_or(left, |time| time.min(left));
+        *request.timeout_mut() = None;
+        let sent = tokio::time::timeout(head, connections.execute(request)).await;
+        let response = match sent {
+            Err(_) => return Err(Error::HttpResponseTimeout),
+            Ok(Err(failed)) => return Err(error(not_sent(failed, &grants)).0),
+            Ok(Ok(response)) => http::Response::<reqwest::Body>::from(response),
+        };
+        let (parts, body) = response.into_parts();
+        let between = options.between_bytes_timeout.unwrap_or(left);
+        let body = Received {
+            body: Box::pin(body),
+            between,
+            wait: Box::pin(tokio::time::sleep(between)),
+            _in_flight: (permit, counted),
+        };
+        Ok(http::Response::from_parts(parts, body.boxed_unsync()))
+    }
+}
+
+/// The body of the response to an outbound request, which counts as in flight until it is dropped.
+struct Received {
+    body: std::pin::Pin<Box<reqwest::Body>>,
+    between: Duration,
+    wait: std::pin::Pin<Box<tokio::time::Sleep>>,
+    _in_flight: (OwnedSemaphorePermit, GaugeGuard),
+}
+
+impl http_body::Body for Received {
+    type Data = bytes::Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
+        use std::task::Poll;
+        if let Poll::Ready(frame) = self.body.as_mut().poll_frame(context) {
+            let until = tokio::time::Instant::now() + self.between;
+            self.wait.as_mut().reset(until);
+            let broken = |_| Error::HttpResponseIncomplete;
+            return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
+        }
+        match self.wait.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

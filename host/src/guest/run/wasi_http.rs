@@ -1,0 +1,687 @@
+//! Plain components of `wasi:http`. One that exports `incoming-handler` of version 0.2 runs on a sync worker, and one
+//! that exports `handler` of version 0.3 on an event loop.
+//!
+//! Such a component sets the head of its response in the middle of its call, and writes the body while it goes on. So a
+//! call is a future that is polled until the response is whole ([`answer`]): by the worker's thread
+//! ([`workers::drive`]), or as part of the loop's work. If it may stream, and waits for anything after its head, it is
+//! left there: the rest of the call becomes the [`Producer`] of the body.
+//!
+//! A body is complete when the component has finished it. A component that traps, or ends before, has failed.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::{BoxFuture, FutureExt as _};
+use http::response::Parts;
+use http::{HeaderMap, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use wasmtime::Store;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
+use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _, p3};
+
+use super::r#async::preempt;
+use super::engine::Engines;
+use super::failure::explain;
+use super::instance_pool::{Instance, InstancePool};
+use super::limits::{in_time, limit, metered};
+use super::reply::{GuestResult, Producer, Reply, ReplyBody, failed, in_stream_time};
+use super::sync::{TICKS_BETWEEN_LOOKS, look_and_yield};
+use crate::budget::Room;
+use crate::config::Reuse;
+use crate::guest::cpu::CpuTime;
+use crate::guest::store::{Guest, Work};
+use crate::http::stream::{NotWritten, StreamWriter};
+use crate::scope::Scope;
+use crate::telemetry::error::Failure;
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::threads::workers;
+use crate::view::Mode;
+
+/// The most bytes of a body that are collected before it is streamed.
+const FIRST_BYTES: usize = 64 << 10;
+
+/// A request as the component gets it.
+pub type Incoming = http::Request<WasiBody>;
+
+/// A component that exports `wasi:http/incoming-handler` 0.2.
+pub struct IncomingHandler {
+    proxy: ProxyPre<Guest>,
+    pool: InstancePool<Exports<Proxy>>,
+}
+
+/// A component that exports `wasi:http/handler` 0.3.
+pub struct Handler {
+    service: ServicePre<Guest>,
+    pool: InstancePool<Exports<Service>>,
+}
+
+/// The exports of an instance.
+struct Exports<T> {
+    handler: T,
+    /// Number of WASI's handles, and of tasks, calls and streams in the store's table, while the instance is idle.
+    idle: (usize, usize),
+}
+
+impl<T> Exports<T> {
+    fn new(handler: T, store: &mut Store<Guest>) -> Exports<T> {
+        let idle = (
+            store.data_mut().wasi_handles(),
+            store.concurrent_state_table_size(),
+        );
+        Exports { handler, idle }
+    }
+
+    /// Whether nothing of a request is left in the store.
+    fn is_idle(&self, store: &mut Store<Guest>) -> bool {
+        let (handles, concurrent) = self.idle;
+        store.data_mut().wasi_handles() <= handles
+            && store.concurrent_state_table_size() == concurrent
+    }
+}
+
+impl IncomingHandler {
+    /// `reuse` has the limits on the instances that are kept for further requests. None: each call has a fresh
+    /// instance.
+    pub fn new(
+        engines: &Engines,
+        proxy: ProxyPre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> Arc<IncomingHandler> {
+        let pool = InstancePool::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
+        Arc::new(IncomingHandler { proxy, pool })
+    }
+
+    /// Answers a request on this thread, which has to be that of a sync worker. `streams`: whether the body may be
+    /// produced while it is sent.
+    ///
+    /// # Errors
+    /// A failure that explains the trap, the limit that was reached, why the request has ended, or what is wrong with
+    /// the answer.
+    pub fn call(
+        self: &Arc<Self>,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest + Send + 'static,
+        request: Incoming,
+        streams: bool,
+    ) -> Result<GuestResult, Failure> {
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let head = Arc::new(Head::default());
+        let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head));
+        let running = Running::new(running, &cpu, head, None, &METRICS.sync_instances);
+        let answer = pin!(answer(running, &scope, streams, Mode::Sync));
+        workers::drive(in_time(&scope, &CpuTime::default(), answer))
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: Incoming,
+        head: Arc<Head>,
+    ) -> Ended {
+        let taken = match self.pool.take(work) {
+            Ok(kept) => Ok(kept),
+            Err(work) => self.fresh(guest(work)).await,
+        };
+        let mut instance = match taken {
+            Ok(instance) => instance,
+            Err(failure) => return Ended::without_instance(failure),
+        };
+        let Instance { store, exports, .. } = &mut instance;
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        let scheme = match request.uri().scheme_str() {
+            Some("https") => Scheme::Https,
+            _ => Scheme::Http,
+        };
+        let set = move |answer: Result<http::Response<WasiBody>, _>| {
+            head.set(answer.map_err(|code| format!("{code:?}")));
+        };
+        let answered = async {
+            let mut http = store.data_mut().http();
+            let request = http.new_incoming_request(scheme, request)?;
+            let answer = http.new_response_outparam_from_callback(set)?;
+            let handler = exports.handler.wasi_http_incoming_handler();
+            handler.call_handle(&mut *store, request, answer).await
+        };
+        let failure = answered.await.err();
+        let failure = failure.map(|error| explain(&error, store.data()));
+        Ended::new(failure, move || {
+            let clean = instance.exports.is_idle(&mut instance.store);
+            self.pool.give_back(instance, clean);
+        })
+    }
+
+    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Proxy>>, Failure> {
+        let mut store = Store::new(self.proxy.engine(), guest);
+        limit(&mut store);
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        store.epoch_deadline_callback(|store| look_and_yield(store.data()));
+        match self.proxy.instantiate_async(&mut store).await {
+            Ok(proxy) => {
+                let exports = Exports::new(proxy, &mut store);
+                Ok(Instance::fresh(store, exports))
+            }
+            Err(error) => Err(explain(&error, store.data())),
+        }
+    }
+
+    /// Drops the kept instances that are too old.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+}
+
+impl Handler {
+    /// `reuse`: as for [`IncomingHandler::new`].
+    pub fn new(
+        engines: &Engines,
+        service: ServicePre<Guest>,
+        reuse: Option<Reuse>,
+    ) -> Arc<Handler> {
+        let pool = InstancePool::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
+        Arc::new(Handler { service, pool })
+    }
+
+    /// Answers a request on this loop. `streams`: whether the body may be produced while it is sent.
+    ///
+    /// # Errors
+    /// As [`IncomingHandler::call`].
+    pub async fn call(
+        self: &Arc<Self>,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest + Send + 'static,
+        request: Incoming,
+        streams: bool,
+    ) -> Result<GuestResult, Failure> {
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let head = Arc::new(Head::default());
+        let (over, is_over) = oneshot::channel();
+        let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head), is_over);
+        let running = Running::new(running, &cpu, head, Some(over), &METRICS.async_instances);
+        let answer = pin!(answer(running, &scope, streams, Mode::Async));
+        in_time(&scope, &CpuTime::default(), answer).await
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        work: Work,
+        guest: impl FnOnce(Work) -> Guest,
+        request: Incoming,
+        head: Arc<Head>,
+        is_over: oneshot::Receiver<()>,
+    ) -> Ended {
+        let taken = match self.pool.take(work) {
+            Ok(kept) => Ok(kept),
+            Err(work) => self.fresh(guest(work)).await,
+        };
+        let mut instance = match taken {
+            Ok(instance) => instance,
+            Err(failure) => return Ended::without_instance(failure),
+        };
+        let Instance { store, exports, .. } = &mut instance;
+        store.set_epoch_deadline(1);
+        let (request, _taken) = p3::Request::from_http(store.data_mut().http().hooks, request);
+        let handled = store.run_concurrent(async |accessor| {
+            match exports.handler.handle(accessor, request).await? {
+                Ok(response) => {
+                    let response = accessor
+                        .with(|mut store| response.into_http(&mut store, async { Ok(()) }))?;
+                    head.set(Ok(response));
+                    // The component's writes are passed on only while this future exists.
+                    let _ = is_over.await;
+                }
+                Err(code) => head.set(Err(format!("{code:?}"))),
+            }
+            poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+            wasmtime::Result::Ok(())
+        });
+        let failure = handled.await.flatten().err();
+        let failure = failure.map(|error| explain(&error, store.data()));
+        Ended::new(failure, move || {
+            let clean = instance.exports.is_idle(&mut instance.store);
+            self.pool.give_back(instance, clean);
+        })
+    }
+
+    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Service>>, Failure> {
+        let mut store = Store::new(self.service.engine(), guest);
+        limit(&mut store);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| preempt(store.data()));
+        match self.service.instantiate_async(&mut store).await {
+            Ok(service) => {
+                let exports = Exports::new(service, &mut store);
+                Ok(Instance::fresh(store, exports))
+            }
+            Err(error) => Err(explain(&error, store.data())),
+        }
+    }
+
+    /// Drops the kept instances that are too old.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+}
+
+/// The answer of a component, once it has been set.
+#[derive(Default)]
+struct Head(Mutex<Option<Result<http::Response<WasiBody>, String>>>);
+
+impl Head {
+    fn set(&self, answer: Result<http::Response<WasiBody>, String>) {
+        *self.0.lock() = Some(answer);
+    }
+}
+
+/// A call that has ended. Its instance exists until the body has ended, too: when the store is dropped, what the
+/// component has written looks like a finished body.
+struct Ended {
+    /// Why the call has failed, if it has.
+    failure: Option<Failure>,
+    /// Gives the instance back. The instance of a call that has failed is dropped with this value.
+    give_back: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Ended {
+    fn new(failure: Option<Failure>, give_back: impl FnOnce() + Send + 'static) -> Ended {
+        Ended {
+            failure,
+            give_back: Some(Box::new(give_back)),
+        }
+    }
+
+    fn without_instance(failure: Failure) -> Ended {
+        Ended {
+            failure: Some(failure),
+            give_back: None,
+        }
+    }
+}
+
+/// A call, and how it has ended.
+struct Running {
+    guest: Guests,
+    head: Arc<Head>,
+    /// Tells a component of version 0.3 that its body has ended.
+    over: Option<oneshot::Sender<()>>,
+    _counted: GaugeGuard,
+}
+
+enum Guests {
+    Runs(BoxFuture<'static, Ended>),
+    Ended(Ended),
+}
+
+impl Running {
+    fn new(
+        guest: impl Future<Output = Ended> + Send + 'static,
+        cpu: &Arc<CpuTime>,
+        head: Arc<Head>,
+        over: Option<oneshot::Sender<()>>,
+        gauge: &prometheus::IntGauge,
+    ) -> Running {
+        let cpu = Arc::clone(cpu);
+        let guest = async move {
+            let guest = pin!(guest);
+            metered(&cpu, guest).await
+        };
+        Running {
+            guest: Guests::Runs(guest.boxed()),
+            head,
+            over,
+            _counted: GaugeGuard::new(gauge),
+        }
+    }
+
+    /// Runs the component until it waits, or has ended. Returns whether it has ended.
+    fn poll_guest(&mut self, context: &mut Context<'_>) -> bool {
+        if let Guests::Runs(guest) = &mut self.guest
+            && let Poll::Ready(ended) = guest.as_mut().poll(context)
+        {
+            self.guest = Guests::Ended(ended);
+        }
+        matches!(self.guest, Guests::Ended(_))
+    }
+
+    /// The failure of the call, if it has ended with one. Only the first caller gets it.
+    fn failure(&mut self) -> Option<Failure> {
+        match &mut self.guest {
+            Guests::Ended(ended) => ended.failure.take(),
+            Guests::Runs(_) => None,
+        }
+    }
+
+    /// Notes that the body has ended.
+    fn body_over(&mut self) {
+        // The receiver is gone when the component does not wait for it.
+        let _ = self.over.take().map(|over| over.send(()));
+    }
+
+    /// Gives the instance back. The call has ended without a failure, and so has the body.
+    fn give_back(self) {
+        if let Guests::Ended(ended) = self.guest
+            && let Some(give_back) = ended.give_back
+        {
+            give_back();
+        }
+    }
+}
+
+/// The part of an answer that has come.
+struct Collected {
+    parts: Parts,
+    body: WasiBody,
+    bytes: BytesMut,
+    trailers: Option<HeaderMap>,
+    room: Room,
+    /// Whether the body has ended.
+    ended: bool,
+}
+
+impl Collected {
+    fn new(
+        answer: Result<http::Response<WasiBody>, String>,
+        scope: &Scope,
+    ) -> Result<Collected, Failure> {
+        let answer = answer
+            .map_err(|code| Failure::view(format!("the component answered with the error {code}")));
+        let (parts, body) = answer?.into_parts();
+        Ok(Collected {
+            parts,
+            body,
+            bytes: BytesMut::new(),
+            trailers: None,
+            room: Room::empty(&scope.origin.account),
+            ended: false,
+        })
+    }
+
+    /// Takes what there is of the body, up to `max` bytes. Returns whether there was anything.
+    fn poll_body(
+        &mut self,
+        context: &mut Context<'_>,
+        max: usize,
+        held: u64,
+    ) -> Result<bool, Failure> {
+        let mut any = false;
+        while !self.ended && self.bytes.len() < max {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+                break;
+            };
+            any = true;
+            match frame {
+                None => self.ended = true,
+                Some(frame) => match frame.map_err(broke_off)?.into_data() {
+                    Ok(data) => self.keep(&data, held)?,
+                    Err(frame) => self.trailers = frame.into_trailers().ok(),
+                },
+            }
+        }
+        Ok(any)
+    }
+
+    fn keep(&mut self, data: &[u8], held: u64) -> Result<(), Failure> {
+        let length = self.bytes.len() + data.len();
+        if length as u64 > held {
+            return Err(Failure::view(format!(
+                "the response has more than {held} bytes (`response_max_bytes`)"
+            )));
+        }
+        if length > self.bytes.capacity() {
+            let capacity = length.max(self.bytes.capacity() * 2);
+            self.room.grow_to(capacity as u64)?;
+            self.bytes.reserve(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(data);
+        Ok(())
+    }
+}
+
+fn broke_off(error: Error) -> Failure {
+    Failure::view(format!(
+        "the component's response broke off: {error:?} (a body has to be finished, with as many bytes as `content-length` declares)"
+    ))
+}
+
+fn unfinished() -> Failure {
+    Failure::view("the component has ended without finishing the body of its response")
+}
+
+const NO_ANSWER: &str =
+    "the component has ended without an answer (it never set its `response-outparam`)";
+
+/// How far an answer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answered {
+    /// It is whole, and the call has ended.
+    Whole,
+    /// It is whole, but the call has failed after it.
+    WithoutInstance,
+    /// The rest of its body is to be streamed.
+    Begun,
+}
+
+/// Logs the failure of a component that was still running when its answer was whole.
+pub(super) fn after_answer(scope: &Scope, failure: &Failure) {
+    let (view, request) = (&scope.view, &scope.origin.id);
+    tracing::warn!(%view, request, why = failure.detail, "the component went on after its answer, and failed");
+}
+
+/// Runs a call until its answer is whole, or, if it may stream, until it waits for something after its head.
+async fn answer(
+    running: Running,
+    scope: &Arc<Scope>,
+    streams: bool,
+    mode: Mode,
+) -> Result<GuestResult, Failure> {
+    let mut running = Some(running);
+    let mut collected: Option<Collected> = None;
+    // Without streaming, the whole body is kept until the call has ended.
+    let (most, held) = match streams {
+        true => (FIRST_BYTES, u64::MAX),
+        false => (usize::MAX, scope.limits.response_max_bytes),
+    };
+    let answered = poll_fn(|context| {
+        let running = running.as_mut().expect("it is there until it is done");
+        loop {
+            let over = running.poll_guest(context);
+            if collected.is_none()
+                && let Some(answer) = running.head.0.lock().take()
+            {
+                collected = Some(Collected::new(answer, scope)?);
+            }
+            let Some(collected) = &mut collected else {
+                let silent = || Failure::view(NO_ANSWER);
+                return match over {
+                    true => Poll::Ready(Err(running.failure().unwrap_or_else(silent))),
+                    false => Poll::Pending,
+                };
+            };
+            let any = collected.poll_body(context, most, held)?;
+            if collected.ended {
+                running.body_over();
+            }
+            if over {
+                let failure = running.failure();
+                return match (collected.ended, failure) {
+                    // What has not waited for a commit may be sent, as it would have been if it had begun earlier.
+                    (true, Some(failure)) if streams => {
+                        after_answer(scope, &failure);
+                        Poll::Ready(Ok(Answered::WithoutInstance))
+                    }
+                    (true, None) => Poll::Ready(Ok(Answered::Whole)),
+                    (_, Some(failure)) => Poll::Ready(Err(failure)),
+                    (false, None) if any => continue,
+                    (false, None) if collected.bytes.len() >= most => {
+                        Poll::Ready(Ok(Answered::Begun))
+                    }
+                    (false, None) => Poll::Ready(Err(unfinished())),
+                };
+            }
+            match any {
+                _ if collected.bytes.len() >= most => return Poll::Ready(Ok(Answered::Begun)),
+                // The component may have waited for room in its body.
+                true => {}
+                false if streams => return Poll::Ready(Ok(Answered::Begun)),
+                false => return Poll::Pending,
+            }
+        }
+    });
+    let answered = answered.await?;
+    let running = running.expect("it is not taken elsewhere");
+    let collected = collected.expect("there is a head when there is an answer");
+    Ok(Ok(reply(running, collected, answered, scope, mode)))
+}
+
+/// The answer of a component, with the rest of its call as the producer of the body if it is not whole.
+fn reply(
+    running: Running,
+    collected: Collected,
+    answered: Answered,
+    scope: &Arc<Scope>,
+    mode: Mode,
+) -> Reply {
+    let whole = answered != Answered::Begun;
+    let Collected {
+        parts,
+        body,
+        bytes,
+        trailers,
+        room,
+        ended,
+    } = collected;
+    let headers = parts.headers.iter();
+    let headers = headers
+        .filter(|(name, _)| !is_dropped(name, whole && trailers.is_none()))
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()));
+    let headers = headers.collect();
+    let running = match answered {
+        Answered::Begun => Some(running),
+        Answered::Whole => {
+            running.give_back();
+            None
+        }
+        Answered::WithoutInstance => None,
+    };
+    let (body, trailers) = match running {
+        None => (ReplyBody::Bytes(bytes.into()), trailers),
+        Some(running) => {
+            let rest = Rest {
+                running,
+                first: room.hold(bytes.freeze()),
+                body: (!ended).then_some(body),
+                trailers,
+                scope: Arc::clone(scope),
+            };
+            let producer = Producer::new(mode, |writer| rest.produce(writer));
+            (ReplyBody::Stream(producer), None)
+        }
+    };
+    Reply {
+        status: parts.status.as_u16(),
+        headers,
+        body,
+        trailers,
+    }
+}
+
+/// Whether a header of the component is dropped: it is about a connection, or about the end of a body that has none.
+fn is_dropped(name: &http::HeaderName, without_trailers: bool) -> bool {
+    *name == header::TE || (*name == header::TRAILER && without_trailers)
+}
+
+/// The rest of a call that streams.
+struct Rest {
+    running: Running,
+    /// What has come of the body before the head went out.
+    first: Bytes,
+    /// None: the body has ended.
+    body: Option<WasiBody>,
+    trailers: Option<HeaderMap>,
+    scope: Arc<Scope>,
+}
+
+impl Rest {
+    /// Passes the body on to the client while the component goes on, until both have ended.
+    async fn produce(self, writer: StreamWriter) -> Result<(), Failure> {
+        let Rest {
+            mut running,
+            first,
+            body,
+            trailers,
+            scope,
+        } = self;
+        let handle = writer.handle();
+        let waits = AtomicBool::new(false);
+        let mut passing = pin!(pass_on(writer, first, body, trailers, &waits));
+        let mut passed = false;
+        let produced = poll_fn(|context| {
+            loop {
+                let over = running.poll_guest(context);
+                if passed && over {
+                    return Poll::Ready(running.failure().map_or(Ok(()), Err));
+                }
+                if passed {
+                    return Poll::Pending;
+                }
+                match passing.as_mut().poll(context) {
+                    Poll::Ready(done) => {
+                        done?;
+                        passed = true;
+                        running.body_over();
+                    }
+                    Poll::Pending if over && waits.load(SeqCst) => {
+                        let failure = running.failure();
+                        return Poll::Ready(Err(failure.unwrap_or_else(unfinished)));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
+        let produced = in_stream_time(&scope, produced).await;
+        // The failure is told before the end of the body can be taken for its finish.
+        produced.map_err(|failure| failed(&handle, failure))?;
+        running.give_back();
+        Ok(())
+    }
+}
+
+/// Passes a body on to the client. `waits` is set while it waits for the component, and not for the client.
+async fn pass_on(
+    mut writer: StreamWriter,
+    first: Bytes,
+    body: Option<WasiBody>,
+    mut trailers: Option<HeaderMap>,
+    waits: &AtomicBool,
+) -> Result<(), Failure> {
+    let written = |why: NotWritten| match why {
+        NotWritten::Gone => Failure::client(
+            http::StatusCode::BAD_REQUEST,
+            "The client took no more of the response.",
+        ),
+        NotWritten::TooLong(why) => Failure::view(why),
+    };
+    writer.write(first).await.map_err(written)?;
+    if let Some(mut body) = body {
+        loop {
+            waits.store(true, SeqCst);
+            let frame = body.frame().await;
+            waits.store(false, SeqCst);
+            let Some(frame) = frame else { break };
+            match frame.map_err(broke_off)?.into_data() {
+                Ok(data) => writer.write(data).await.map_err(written)?,
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+    }
+    writer.finish(trailers).await.map_err(Failure::view)
+}
