@@ -197,6 +197,14 @@ impl<'a> Levels<'a> {
         last.is_none_or(|last| self.told(last).is_some())
     }
 
+    /// Whether nothing of a block was left to do but its commit.
+    fn is_done(&self, steps: &[Step]) -> bool {
+        steps.last().is_none_or(|last| {
+            let told = self.told(last);
+            told.is_some_and(|told| is_good(told) || !last.must)
+        })
+    }
+
     pub(super) fn asks_for_rollback(&self, steps: &'a [Step]) -> bool {
         own(steps).any(|step| match &step.does {
             Does::Rollback | Does::Next => true,
@@ -210,6 +218,8 @@ impl<'a> Levels<'a> {
         match &step.does {
             Does::Block(steps) => Some(match self.told(step) {
                 Some(Told::Ok(_)) => Fate::Kept,
+                // The client left while the block was being committed: its function waits no longer.
+                Some(told) if was_aborted(told) && self.is_done(steps) => Fate::Unknown,
                 Some(Told::Failed(..)) => Fate::Undone,
                 // The function ended within the block. If all steps were done, the block may have been committed.
                 None if steps.last().is_some_and(|last| self.told(last).is_none()) => Fate::Undone,
@@ -253,6 +263,11 @@ pub(super) fn is_good(told: &Told) -> bool {
 /// Whether a call was answered before it had ended, because the client of the request has gone.
 pub(super) fn is_cut_off(told: &Told) -> bool {
     matches!(told, Told::Failed(kind, text) if kind == "503" && text.contains("the client has gone"))
+}
+
+/// Whether the host stopped waiting for the database, because the client of the request has gone.
+fn was_aborted(told: &Told) -> bool {
+    matches!(told, Told::Failed(kind, text) if kind == "Aborted" && text.contains("the client has gone"))
 }
 
 /// Whether the database itself refused a statement: then the statement's level takes no more statements. A statement

@@ -166,6 +166,24 @@ fn a_commit_that_the_caller_did_not_wait_for_is_allowed() {
     assert_eq!(faults(&seen), [Fault::Rows; 2], "it has not returned");
 }
 
+/// A block whose commit is on its way when the client leaves may be committed, although its function is told that it was
+/// aborted. A block with steps left to do is never committed.
+#[test]
+fn a_block_that_was_being_committed_when_the_client_left_may_be_kept() {
+    let inner = vec![step(1, Does::Insert), step(2, Does::Insert)];
+    let block = step(3, Does::Block(inner));
+    let told = [(3, "failed Poisoned"), (1, "1"), (2, "1")];
+    let mut seen = ran(part(ViewKind::Plain, vec![block]), &told);
+    seen.1.rows = [(1, 1), (2, 1)].into();
+    assert_eq!(faults(&seen), [Fault::Rows; 2], "the block has failed");
+    let gone = Told::Failed("Aborted".to_owned(), "the client has gone".to_owned());
+    let note = &mut seen.1.notes.get_mut(&3).expect("it began")[0];
+    note.ended.as_mut().expect("it was answered").2 = gone;
+    assert_eq!(faults(&seen), []);
+    seen.1.notes.get_mut(&2).expect("it began")[0].ended = None;
+    assert_eq!(faults(&seen), [Fault::Rows; 2], "a step was left to do");
+}
+
 /// A statement that is joined with a block of the same function may or may not be in the block. Only the fate of the
 /// block's own rows is certain.
 #[test]
