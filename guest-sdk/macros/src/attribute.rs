@@ -150,7 +150,7 @@ impl Options {
             return Err(syn::Error::new(name.span(), text));
         }
         match text.as_str() {
-            "body" => once(&mut self.stream_body, body(input)?, &name),
+            "body" => once(&mut self.stream_body, body(input, &name)?, &name),
             "middleware" => once(&mut self.middleware, paths(input)?, &name),
             "atomic" => once(&mut self.atomic, flag(input)?, &name),
             "read_only" => once(&mut self.read_only, flag(input)?, &name),
@@ -171,13 +171,15 @@ fn flag(input: ParseStream) -> syn::Result<bool> {
 }
 
 /// Reads `= "stream"`.
-fn body(input: ParseStream) -> syn::Result<bool> {
+fn body(input: ParseStream, name: &Ident) -> syn::Result<bool> {
+    let form = "write `body = \"stream\"`: the view starts at once and reads the body while it arrives; without this option, the host receives the whole body first";
+    if !input.peek(Token![=]) {
+        return Err(syn::Error::new(name.span(), form));
+    }
     input.parse::<Token![=]>()?;
     match input.fork().parse::<LitStr>() {
         Ok(text) if text.value() == "stream" => input.parse::<LitStr>().map(|_| true),
-        _ => Err(input.error(
-            "write `body = \"stream\"`: the view starts at once and reads the body while it arrives; without this option, the host receives the whole body first",
-        )),
+        _ => Err(input.error(form)),
     }
 }
 
