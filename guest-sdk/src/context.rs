@@ -195,7 +195,7 @@ impl Context<Sync> {
     }
 
     /// Reads the whole body of the request into memory. Middleware needs this: the host keeps a large body, and
-    /// [`Request::body`] is empty before this call.
+    /// [`Request::body`] is empty before this call. Of a body that arrives (`body = "stream"`), this waits for the end.
     pub fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load(&self.host, request)
     }
@@ -216,7 +216,7 @@ impl Context<Async> {
     }
 
     /// Reads the whole body of the request into memory. Middleware needs this: the host keeps a large body, and
-    /// [`Request::body`] is empty before this call.
+    /// [`Request::body`] is empty before this call. Of a body that arrives (`body = "stream"`), this waits for the end.
     pub async fn load(&self, request: &mut Request) -> Result<()> {
         crate::body::load_async(&self.host, request).await
     }

@@ -259,7 +259,7 @@ fn check_token(session: &Session, request: &mut Request) -> Result<()> {
 fn take_field(request: &mut Request) -> Option<String> {
     let is_form =
         (request.headers).content_type_is(|name| name == "application/x-www-form-urlencoded");
-    if !is_form || request.is_spooled() {
+    if !is_form || request.is_with_host() {
         return None;
     }
     let body = request.body();

@@ -278,6 +278,16 @@ impl Error {
             BodyError::Aborted => Self::failure(StatusCode::GATEWAY_TIMEOUT, "the request is over"),
         }
     }
+
+    pub(crate) fn from_writer(error: BodyError) -> Self {
+        match error {
+            BodyError::Io(text) => Self::internal(format!("writing the response body: {text}")),
+            BodyError::Aborted => Self::failure(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the client has gone, or a limit has ended the stream",
+            ),
+        }
+    }
 }
 
 impl<E: std::error::Error> From<E> for Error {

@@ -103,6 +103,7 @@
 //! | read a request | [`extract`] |
 //! | keep a session, and accept only the app's own forms | [`Session`], [`Csrf`], [`Protected`] |
 //! | return a response or an error | [`IntoResponse`], [`Error`] |
+//! | send a body while it is made, or read one while it arrives | [`Stream`], [`BodyReader`] |
 //! | find recipes for what most apps need | [`guide`] |
 //! | begin from Django, Spin or axum | [`guide::from_django`], [`guide::from_spin_and_axum`] |
 //! | log | [`log`] |
@@ -136,6 +137,7 @@ mod multipart;
 mod request;
 mod response;
 mod session;
+mod stream;
 mod subrequest;
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub mod testing;
@@ -159,6 +161,7 @@ pub use multipart::{Multipart, Part, Parts};
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
 pub use session::Session;
+pub use stream::{BodyWriter, Stream};
 pub use subrequest::Subrequest;
 
 /// The types of sync views.
@@ -177,6 +180,8 @@ pub mod sync {
     pub type Next = crate::Next<Sync>;
     /// The rows of a result, in a sync view.
     pub type Rows<T> = crate::database::Rows<T, Sync>;
+    /// What a sync view writes the body of a response with.
+    pub type BodyWriter = crate::BodyWriter<Sync>;
 }
 
 /// The types of async views.
@@ -195,6 +200,8 @@ pub mod asynch {
     pub type Next = crate::Next<Async>;
     /// The rows of a result, in an async view.
     pub type Rows<T> = crate::database::Rows<T, Async>;
+    /// What an async view writes the body of a response with.
+    pub type BodyWriter = crate::BodyWriter<Async>;
 }
 
 /// The names that most files with views need: `use amphi_sdk::prelude::*;`.
@@ -203,8 +210,9 @@ pub mod prelude {
     pub use crate::{
         Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, Form, FromRequest, FromRow,
         Headers, Html, IntoResponse, Json, Multipart, Next, Path, Protected, Query, Redirect,
-        Request, Response, Result, Session, StatusCode, Text, Upload, asynch, both, extractor,
-        join, join_all, log, middleware, subscriber, sync, try_join, try_join_all, view, views,
+        Request, Response, Result, Session, StatusCode, Stream, Text, Upload, asynch, both,
+        extractor, join, join_all, log, middleware, subscriber, sync, try_join, try_join_all, view,
+        views,
     };
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;
@@ -221,6 +229,6 @@ pub mod __private {
         without_crate,
     };
     #[cfg(target_arch = "wasm32")]
-    pub use crate::view::{describe_component, handle, handle_async};
+    pub use crate::view::{describe_component, handle, handle_async, produce, produce_async};
     pub use wit_bindgen;
 }

@@ -1,7 +1,7 @@
 //! A request, and the headers of requests and responses.
 
 use crate::bindings::amphi::view::types;
-use crate::body::Content;
+use crate::body::{Content, Source};
 
 /// The whole request: an extractor for views that need something that no other extractor reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,14 +52,14 @@ impl Request {
         self.content = Content::Bytes(body.into());
     }
 
-    /// The body. In middleware, a large body is still with the host. Then this is empty until
+    /// The body. In middleware, a large body, or one that arrives, is still with the host. Then this is empty until
     /// [`Context::load`](crate::Context::load) has read the body.
     pub fn body(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) => bytes,
             // The body is not in memory. This does not occur in a view with an extractor that reads the whole body: the
             // body is loaded before the extractors run.
-            Content::Spooled(_) | Content::Begun(..) => &[],
+            Content::Host(_) | Content::Begun(..) => &[],
         }
     }
 
@@ -67,24 +67,28 @@ impl Request {
     pub fn take_body(&mut self) -> Vec<u8> {
         match std::mem::replace(&mut self.content, Content::Bytes(Vec::new())) {
             Content::Bytes(bytes) => bytes,
-            Content::Spooled(_) | Content::Begun(..) => Vec::new(),
+            Content::Host(_) | Content::Begun(..) => Vec::new(),
         }
     }
 
-    pub(crate) fn is_spooled(&self) -> bool {
-        matches!(self.content, Content::Spooled(_) | Content::Begun(..))
+    pub(crate) fn is_with_host(&self) -> bool {
+        !matches!(self.content, Content::Bytes(_))
     }
 
     /// The part of the body that is in memory.
     pub(crate) fn beginning(&self) -> &[u8] {
         match &self.content {
             Content::Bytes(bytes) | Content::Begun(bytes, _) => bytes,
-            Content::Spooled(_) => &[],
+            Content::Host(_) => &[],
         }
     }
 
     pub(crate) fn has_body(&self) -> bool {
-        !matches!(&self.content, Content::Bytes(bytes) if bytes.is_empty())
+        match &self.content {
+            Content::Bytes(bytes) => !bytes.is_empty(),
+            Content::Host(source) => *source != Source::Arriving(Some(0)),
+            Content::Begun(..) => true,
+        }
     }
 }
 
@@ -98,9 +102,10 @@ impl From<Request> for types::Request {
             params: request.params,
             body: match request.content {
                 Content::Bytes(bytes) => types::Body::Bytes(bytes),
-                Content::Spooled(length) | Content::Begun(_, length) => {
-                    types::Body::Spooled(length)
-                }
+                Content::Host(source) | Content::Begun(_, source) => match source {
+                    Source::Spooled(length) => types::Body::Spooled(length),
+                    Source::Arriving(length) => types::Body::Arriving(length),
+                },
             },
         }
     }
@@ -110,7 +115,8 @@ impl From<types::Request> for Request {
     fn from(request: types::Request) -> Self {
         let content = match request.body {
             types::Body::Bytes(bytes) => Content::Bytes(bytes),
-            types::Body::Spooled(length) => Content::Spooled(length),
+            types::Body::Spooled(length) => Content::Host(Source::Spooled(length)),
+            types::Body::Arriving(length) => Content::Host(Source::Arriving(length)),
         };
         Self {
             method: request.method,

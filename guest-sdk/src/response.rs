@@ -1,20 +1,31 @@
 //! Responses: the results of views.
 
 use crate::bindings::amphi::view::types;
+#[cfg(any(target_arch = "wasm32", feature = "testing"))]
+use crate::host::Host;
+use crate::stream::{Producer, Streamed};
 use crate::{Error, Headers, Result};
 use ::http::StatusCode;
 use cookie::Cookie;
 use serde::Serialize;
 
+/// The type of a body that says nothing about its content.
+const BYTES: &str = "application/octet-stream";
+
 /// A response: status, headers and body.
+///
+/// Middleware, and views that make sub-requests, also get responses whose body streams ([`Stream`](crate::Stream)).
+/// They can change status and headers and pass the response on, and can replace its body, but cannot read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
     /// The status.
     pub status: StatusCode,
     /// The headers.
     pub headers: Headers,
-    /// The body.
+    /// The body. When it streams ([`is_stream`](Self::is_stream)), this is empty; bytes that are put here replace the
+    /// stream.
     pub body: Vec<u8>,
+    stream: Option<Streamed>,
 }
 
 impl Response {
@@ -24,6 +35,72 @@ impl Response {
             status,
             headers: Headers::new(),
             body: Vec::new(),
+            stream: None,
+        }
+    }
+
+    /// Whether the body streams. A stream can be returned once; of several clones of a response, only one.
+    pub fn is_stream(&self) -> bool {
+        self.stream.is_some() && self.body.is_empty()
+    }
+
+    /// The body.
+    ///
+    /// # Errors
+    /// When the body streams.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        if self.is_stream() {
+            return Err(Error::internal(
+                "the body of this response streams, so it cannot be read here: a response that streams can only be passed on",
+            ));
+        }
+        Ok(&self.body)
+    }
+
+    /// The body as text.
+    ///
+    /// # Errors
+    /// When the body streams, or is not UTF-8.
+    pub fn text(&self) -> Result<&str> {
+        Ok(std::str::from_utf8(self.bytes()?)?)
+    }
+
+    /// Replaces the body. A stream that it replaces is dropped.
+    pub fn set_body(&mut self, body: impl Into<Vec<u8>>) {
+        self.body = body.into();
+        self.stream = None;
+    }
+
+    pub(crate) fn streaming(producer: Producer) -> Self {
+        Self {
+            stream: Some(Streamed::own(producer)),
+            ..Self::of_type(BYTES, Vec::new())
+        }
+    }
+
+    /// Takes the stream out of the response. `None` when the body is in memory.
+    #[cfg(any(target_arch = "wasm32", feature = "testing"))]
+    pub(crate) fn take_stream(&mut self) -> Option<Streamed> {
+        self.stream.take().filter(|_| self.body.is_empty())
+    }
+
+    /// The response as the host gets it. The host, or the instance for it, keeps the function of a stream.
+    #[cfg(any(target_arch = "wasm32", feature = "testing"))]
+    pub(crate) fn into_raw(mut self, host: &Host) -> types::Response {
+        let body = match self.take_stream() {
+            None => types::ResponseBody::Bytes(self.body),
+            Some(Streamed::PassedOn(number)) => types::ResponseBody::Stream(number),
+            Some(Streamed::Own(producer)) => {
+                let producer = producer.take();
+                types::ResponseBody::Stream(
+                    host.keep(producer.expect("a function returns one response, once")),
+                )
+            }
+        };
+        types::Response {
+            status: self.status.as_u16(),
+            headers: self.headers.into_inner(),
+            body,
         }
     }
 
@@ -37,24 +114,19 @@ impl Response {
     }
 }
 
-impl From<Response> for types::Response {
-    fn from(response: Response) -> Self {
-        Self {
-            status: response.status.as_u16(),
-            headers: response.headers.into_inner(),
-            body: response.body,
-        }
-    }
-}
-
 impl From<types::Response> for Response {
     fn from(response: types::Response) -> Self {
+        let (body, stream) = match response.body {
+            types::ResponseBody::Bytes(bytes) => (bytes, None),
+            types::ResponseBody::Stream(number) => (Vec::new(), Some(Streamed::PassedOn(number))),
+        };
         Self {
             // The response of another guest function may have an invalid status. It becomes 500 here.
             status: StatusCode::from_u16(response.status)
                 .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             headers: response.headers.into(),
-            body: response.body,
+            body,
+            stream,
         }
     }
 }
@@ -80,7 +152,7 @@ impl From<types::Response> for Response {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a view cannot return `{Self}`",
-    note = "views return `Html`, `Json`, `Text`, `&str`, `String`, `Redirect`, `StatusCode`, `()`, `Response`, \
+    note = "views return `Html`, `Json`, `Text`, `&str`, `String`, `Redirect`, `Stream`, `StatusCode`, `()`, `Response`, \
             `(StatusCode, …)`, `([(\"name\", value)], …)`, or a `Result` of one of these"
 )]
 pub trait IntoResponse: Sized {
@@ -177,7 +249,7 @@ impl IntoResponse for &'static str {
 
 impl IntoResponse for Vec<u8> {
     fn into_response(self) -> Result<Response> {
-        Ok(Response::of_type("application/octet-stream", self))
+        Ok(Response::of_type(BYTES, self))
     }
 }
 

@@ -14,7 +14,8 @@ use std::marker::PhantomData;
 /// fails, the whole transaction is rolled back. The transaction cannot end before the view has answered. When the
 /// caller is in no transaction, a called atomic view has a transaction of its own, which has committed when the
 /// response arrives. Then views that are called at the same time have separate transactions. A called view does not use
-/// a connection that its caller has pinned.
+/// a connection that its caller has pinned. When the called view answers with a [`Stream`](crate::Stream), the caller can
+/// return the response, but not read its body.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;
@@ -25,7 +26,7 @@ use std::marker::PhantomData;
 ///         cx.subrequest("GET", "/fragments/cart").send(),
 ///         cx.subrequest("GET", "/fragments/news?latest=3").send(),
 ///     )?;
-///     Ok(Html(String::from_utf8([cart.body, news.body].concat())?))
+///     Ok(Html(format!("{}{}", cart.text()?, news.text()?)))
 /// }
 /// ```
 pub struct Subrequest<'a, M: Mode> {

@@ -88,6 +88,7 @@ struct Around {
     run: Inner,
     atomic: bool,
     read_only: bool,
+    stream_body: bool,
 }
 
 impl World {
@@ -96,6 +97,14 @@ impl World {
         match (V::KIND, *self.inner.borrow()) {
             (Kind::Middleware, Some(around)) => around.kind,
             (kind, _) => kind,
+        }
+    }
+
+    /// Whether the body arrives while a call of `V` runs.
+    fn arrives<V: View>(&self) -> bool {
+        match (V::KIND, *self.inner.borrow()) {
+            (Kind::Middleware, Some(around)) => around.stream_body,
+            _ => V::STREAM_BODY,
         }
     }
 }
@@ -247,6 +256,7 @@ impl App {
             run: run_view::<V>,
             atomic: is_atomic::<V>(&self.0),
             read_only: V::READ_ONLY,
+            stream_body: V::STREAM_BODY,
         }));
         self
     }
@@ -287,6 +297,7 @@ impl App {
     }
 
     /// Runs a view with its extractors, in a transaction if the view is atomic: `app.call::<entry>(get("/entries/7"))`.
+    /// The body of a [`Stream`](crate::Stream) is written, after the transaction has ended, before this returns.
     ///
     /// # Panics
     ///
@@ -301,6 +312,7 @@ impl App {
         let spool_over = *self.0.spool_over.borrow();
         let request = request.into_request(
             (V::NAME, self.0.routed::<V>()),
+            self.0.arrives::<V>(),
             spool_over,
             &self.0.settings.borrow(),
         );
@@ -319,8 +331,17 @@ impl App {
         let call = Rc::new(call);
         let host = Host::new(call.clone());
         let outcome = host.while_running(|| run_view::<V>(&host, request));
-        let outcome = call.finish(outcome);
-        TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow())
+        let mut outcome = call.finish(outcome);
+        let ended = match &mut outcome {
+            Ok(response) => host.while_running(|| call.produce(response)),
+            Err(_) => Ok(()),
+        };
+        let trailers = call.end();
+        TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow()).after(
+            V::NAME,
+            ended,
+            trailers,
+        )
     }
 
     /// A context for calling helper functions that take the context of a sync view.

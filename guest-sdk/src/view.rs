@@ -7,6 +7,8 @@
 use crate::bindings::amphi::view::types;
 use crate::extract::Settings;
 use crate::mode::{Async, Mode, Sync};
+#[cfg(target_arch = "wasm32")]
+use crate::stream::Producer;
 use crate::{Context, IntoResponse, Request, Response, Result};
 use std::pin::Pin;
 
@@ -40,6 +42,8 @@ pub trait View {
     const RETRIES: u32 = 0;
     /// Whether the view runs in a transaction. `None`: the app's configuration decides.
     const ATOMIC: Option<bool>;
+    /// Whether the view reads the body of its request while it arrives.
+    const STREAM_BODY: bool = false;
     /// Limit of the view's CPU time in milliseconds. `None`: the module's limit applies.
     const CPU_MS: Option<u32>;
     /// Limit of the view's wall-clock time in milliseconds. `None`: the module's limit applies.
@@ -156,6 +160,7 @@ struct Info {
     retries: u32,
     cpu_ms: Option<u32>,
     timeout_ms: Option<u32>,
+    stream_body: bool,
     middleware: &'static [Layer],
     checks: &'static [SettingsCheck],
 }
@@ -172,6 +177,7 @@ impl<F> Entry<F> {
             retries: V::RETRIES,
             cpu_ms: V::CPU_MS,
             timeout_ms: V::TIMEOUT_MS,
+            stream_body: V::STREAM_BODY,
             middleware: V::MIDDLEWARE,
             checks: V::CHECKS,
         };
@@ -205,6 +211,7 @@ pub fn describe<V>(table: &[Entry<V>], setting: Option<Settings<'_>>) -> Vec<typ
             retries: info.retries,
             cpu_ms: info.cpu_ms,
             timeout_ms: info.timeout_ms,
+            stream_body: info.stream_body,
             middleware: (info.middleware.iter())
                 .map(|layer| layer.name.into())
                 .collect(),
@@ -228,6 +235,8 @@ pub fn handle(
     request: types::Request,
 ) -> Result<types::Response, types::Error> {
     let view = find(table, view);
+    // An instance that is used again may still have the stream of a response that was not sent.
+    drop(crate::host::kept());
     answer(view(Context::new(crate::host::Host), request.into()))
 }
 
@@ -239,8 +248,30 @@ pub async fn handle_async(
     request: types::Request,
 ) -> Result<types::Response, types::Error> {
     let view = find(table, view);
+    drop(crate::host::kept());
     answer(view(Context::new(crate::host::Host), request.into()).await)
 }
+
+/// The export `produce` of a sync component.
+#[cfg(target_arch = "wasm32")]
+pub fn produce() -> Result<(), types::Error> {
+    match crate::host::kept() {
+        Some(Producer::Sync(work)) => work().map_err(raw),
+        _ => unreachable!("{NO_STREAM}"),
+    }
+}
+
+/// The export `produce` of an async component.
+#[cfg(target_arch = "wasm32")]
+pub async fn produce_async() -> Result<(), types::Error> {
+    match crate::host::kept() {
+        Some(Producer::Async(work)) => work().await.map_err(raw),
+        _ => unreachable!("{NO_STREAM}"),
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+const NO_STREAM: &str = "the host calls `produce` once, after `handle` has returned a stream";
 
 #[cfg(target_arch = "wasm32")]
 fn find<V: Copy>(table: &[Entry<V>], view: u32) -> V {
@@ -252,14 +283,19 @@ fn find<V: Copy>(table: &[Entry<V>], view: u32) -> V {
 
 #[cfg(target_arch = "wasm32")]
 fn answer(outcome: Result<Response>) -> Result<types::Response, types::Error> {
-    outcome.map(types::Response::from).map_err(|error| {
-        let (status, message, detail) = error.into_parts();
-        types::Error {
-            status: status.as_u16(),
-            message,
-            detail,
-        }
-    })
+    outcome
+        .map(|response| response.into_raw(&crate::host::Host))
+        .map_err(raw)
+}
+
+#[cfg(target_arch = "wasm32")]
+fn raw(error: crate::Error) -> types::Error {
+    let (status, message, detail) = error.into_parts();
+    types::Error {
+        status: status.as_u16(),
+        message,
+        detail,
+    }
 }
 
 /// The last step of the function that `#[view]` makes: turns the view's result into a response.
@@ -281,7 +317,7 @@ pub fn load_body_async<'a>(
     request: &'a mut Request,
 ) -> Option<Loading<'a>> {
     request
-        .is_spooled()
+        .is_with_host()
         .then(|| -> Loading<'a> { Box::pin(crate::body::load_async(&cx.host, request)) })
 }
 
@@ -297,7 +333,7 @@ pub fn begin_body_async<'a>(
     request: &'a mut Request,
 ) -> Option<Loading<'a>> {
     request
-        .is_spooled()
+        .is_with_host()
         .then(|| -> Loading<'a> { Box::pin(crate::body::begin_async(&cx.host, request)) })
 }
 
@@ -355,6 +391,10 @@ macro_rules! __export_sync_views {
                 ) -> ::core::result::Result<private::types::Response, private::types::Error> {
                     private::handle(TABLE, view, request)
                 }
+
+                fn produce() -> ::core::result::Result<(), private::types::Error> {
+                    private::produce()
+                }
             }
 
             private::bindings::sync_views::export_sync!(Views with_types_in $crate::__private::bindings::sync_views);
@@ -386,6 +426,10 @@ macro_rules! __export_async_views {
                     request: private::types::Request,
                 ) -> ::core::result::Result<private::types::Response, private::types::Error> {
                     private::handle_async(TABLE, view, request).await
+                }
+
+                async fn produce() -> ::core::result::Result<(), private::types::Error> {
+                    private::produce_async().await
                 }
             }
 

@@ -73,7 +73,7 @@ impl Parse for SubscriberAttribute {
         }
         Ok(Self {
             topic,
-            options: Options::after_comma(input, &VIEW_OPTIONS[1..])?,
+            options: Options::after_comma(input, &VIEW_OPTIONS[2..])?,
         })
     }
 }
@@ -88,7 +88,8 @@ fn is_topics(text: &str) -> bool {
     text == "*" || text.strip_suffix(".*").unwrap_or(text).split('.').all(word)
 }
 
-const VIEW_OPTIONS: [&str; 7] = [
+const VIEW_OPTIONS: [&str; 8] = [
+    "body",
     "middleware",
     "atomic",
     "read_only",
@@ -107,6 +108,8 @@ const ISOLATIONS: [(&str, &str); 3] = [
 /// The options after the first arguments, in any order.
 #[derive(Default)]
 pub(crate) struct Options {
+    /// Whether the view reads the body of its request while it arrives.
+    pub(crate) stream_body: Option<bool>,
     pub(crate) atomic: Option<bool>,
     pub(crate) read_only: Option<bool>,
     /// The variant of `Isolation`, the enum of the contract.
@@ -147,6 +150,7 @@ impl Options {
             return Err(syn::Error::new(name.span(), text));
         }
         match text.as_str() {
+            "body" => once(&mut self.stream_body, body(input, &name)?, &name),
             "middleware" => once(&mut self.middleware, paths(input)?, &name),
             "atomic" => once(&mut self.atomic, flag(input)?, &name),
             "read_only" => once(&mut self.read_only, flag(input)?, &name),
@@ -164,6 +168,19 @@ fn flag(input: ParseStream) -> syn::Result<bool> {
     }
     input.parse::<Token![=]>()?;
     Ok(input.parse::<LitBool>()?.value)
+}
+
+/// Reads `= "stream"`.
+fn body(input: ParseStream, name: &Ident) -> syn::Result<bool> {
+    let form = "write `body = \"stream\"`: the view starts at once and reads the body while it arrives; without this option, the host receives the whole body first";
+    if !input.peek(Token![=]) {
+        return Err(syn::Error::new(name.span(), form));
+    }
+    input.parse::<Token![=]>()?;
+    match input.fork().parse::<LitStr>() {
+        Ok(text) if text.value() == "stream" => input.parse::<LitStr>().map(|_| true),
+        _ => Err(input.error(form)),
+    }
 }
 
 /// Reads `= [staff, auth::signed_in]`, or one path without brackets.

@@ -24,6 +24,7 @@ use view::Role;
 /// | `retries = 3` | how many times the request is run again from the start after a conflict with another transaction. A request is not run again when something of the request has left the host already (an outbound request, an event) |
 /// | `cpu_ms = 200` | limit of the view's CPU time |
 /// | `timeout_ms = 2000` | limit of the view's wall-clock time |
+/// | `body = "stream"` | the view starts when the head of the request is there, and reads the body while it arrives: with `BodyReader`, or with `Multipart`. Without this option, the host receives the whole body first, so that a slow client holds nothing of the app's |
 /// | `middleware = [staff]` | middleware of this crate that runs around this view, inside the middleware of the app and the module. The first in the list is the outermost |
 ///
 /// A `fn` becomes a sync view and an `async fn` an async view. The first parameter may be `cx: &Context`: the context
@@ -51,7 +52,7 @@ pub fn middleware(attribute: TokenStream, function: TokenStream) -> TokenStream 
 /// Makes a function a subscriber: `#[subscriber("orders.*")] fn on_order(cx: &Context, event: Event) -> Result<()>`.
 ///
 /// The first argument is a topic; `orders.*` means all topics that begin with `orders.`. The options are those of
-/// `#[view]`, except `middleware`.
+/// `#[view]`, except `body` and `middleware`.
 #[proc_macro_attribute]
 pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream {
     view::expand(Role::Subscriber, attribute.into(), function.into()).into()

@@ -141,6 +141,7 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
         options.read_only.unwrap_or(false),
         options.retries.unwrap_or(0),
     );
+    let stream_body = options.stream_body.unwrap_or(false);
     let isolation = option(
         (options.isolation).map(|level| quote!(::amphi_sdk::__private::types::Isolation::#level)),
     );
@@ -178,6 +179,7 @@ fn describe(role: Role, attribute: TokenStream, mut function: ItemFn) -> syn::Re
             const ATOMIC: ::core::option::Option<bool> = #atomic;
             const CPU_MS: ::core::option::Option<u32> = #cpu_ms;
             const TIMEOUT_MS: ::core::option::Option<u32> = #timeout_ms;
+            const STREAM_BODY: bool = #stream_body;
             const MIDDLEWARE: &'static [::amphi_sdk::__private::Layer] = &[#layers];
             #glue
         }

@@ -18,13 +18,16 @@ pub mod amphi {
             /// A header: its name in lower case, and its value. The value of a request header that is not UTF-8 is read as
             /// ISO-8859-1.
             pub type Header = (_rt::String, _rt::String);
-            /// A request body. The host has received the whole body before the view starts.
+            /// A request body. The host has received the whole body before the view starts, unless it is `arriving`.
             #[derive(Clone, PartialEq)]
             pub enum Body {
                 /// A small body.
                 Bytes(_rt::Vec<u8>),
                 /// A larger body, which the host keeps. The number is its length in bytes. The interface `body` reads it.
                 Spooled(u64),
+                /// A body that arrives while the view runs (`view-info.stream-body`). The number is the length that the client has
+                /// announced. The interface `body` reads it, once, from the start to the end.
+                Arriving(::core::option::Option<u64>),
             }
             impl ::core::fmt::Debug for Body {
                 fn fmt(
@@ -35,6 +38,9 @@ pub mod amphi {
                         Body::Bytes(e) => f.debug_tuple("Body::Bytes").field(e).finish(),
                         Body::Spooled(e) => {
                             f.debug_tuple("Body::Spooled").field(e).finish()
+                        }
+                        Body::Arriving(e) => {
+                            f.debug_tuple("Body::Arriving").field(e).finish()
                         }
                     }
                 }
@@ -70,10 +76,33 @@ pub mod amphi {
                 }
             }
             #[derive(Clone, PartialEq)]
+            pub enum ResponseBody {
+                Bytes(_rt::Vec<u8>),
+                /// `stream(0)` is a body that this function produces itself: when the response has gone through all middleware, and
+                /// the transaction has been committed, the host calls `produce` of the same instance. Any other number is the stream
+                /// of a response that the function got from `next` or from a sub-request, and passes on. Each can be passed on once.
+                Stream(u32),
+            }
+            impl ::core::fmt::Debug for ResponseBody {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        ResponseBody::Bytes(e) => {
+                            f.debug_tuple("ResponseBody::Bytes").field(e).finish()
+                        }
+                        ResponseBody::Stream(e) => {
+                            f.debug_tuple("ResponseBody::Stream").field(e).finish()
+                        }
+                    }
+                }
+            }
+            #[derive(Clone, PartialEq)]
             pub struct Response {
                 pub status: u16,
                 pub headers: _rt::Vec<Header>,
-                pub body: _rt::Vec<u8>,
+                pub body: ResponseBody,
             }
             impl ::core::fmt::Debug for Response {
                 fn fmt(
@@ -227,6 +256,9 @@ pub mod amphi {
                 /// Limits of CPU time and wall-clock time, in milliseconds. They can lower the module's limits, but not raise them.
                 pub cpu_ms: ::core::option::Option<u32>,
                 pub timeout_ms: ::core::option::Option<u32>,
+                /// Whether the view starts when the head of the request is there, and reads the body while it arrives
+                /// (`body.arriving`). Only a route can.
+                pub stream_body: bool,
                 /// Middleware of this module, in either of its components, that runs around the view, inside the middleware that the
                 /// configuration names. The first one is the outermost.
                 pub middleware: _rt::Vec<_rt::String>,
@@ -246,6 +278,7 @@ pub mod amphi {
                         .field("retries", &self.retries)
                         .field("cpu-ms", &self.cpu_ms)
                         .field("timeout-ms", &self.timeout_ms)
+                        .field("stream-body", &self.stream_body)
                         .field("middleware", &self.middleware)
                         .finish()
                 }
@@ -259,9 +292,9 @@ pub mod amphi {
             use super::super::super::_rt;
             #[derive(Clone, PartialEq)]
             pub enum Error {
-                /// The body could not be read back; the text says why.
+                /// The body could not be read or written; the text is a sentence that says why.
                 Io(_rt::String),
-                /// The client has disconnected, or the request's time limit is over.
+                /// The client has disconnected, or a limit of the request or of its stream has ended it.
                 Aborted,
             }
             impl ::core::fmt::Debug for Error {
@@ -285,7 +318,7 @@ pub mod amphi {
             }
             impl ::core::error::Error for Error {}
         }
-        /// Reads a request body that the host keeps (`body.spooled`).
+        /// Reads a request body that the host keeps (`body.spooled`), or that arrives (`body.arriving`).
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod body {
             #[used]
@@ -294,8 +327,9 @@ pub mod amphi {
             use super::super::super::_rt;
             pub type Error = super::super::super::amphi::view::body_types::Error;
             #[allow(unused_unsafe, clippy::all)]
-            /// Reads at most `max` bytes at `offset`. It returns fewer only at the end of the body, and none at or after the end. The
-            /// host limits `max` to 1 MiB.
+            /// Reads at most `max` bytes at `offset`. Of a spooled body, it returns fewer only at the end, and none at or after the
+            /// end. Of an arriving body, it waits for more and returns what is there; no bytes are the end, and `offset` has to be
+            /// where the last read ended. The host limits `max` to 1 MiB.
             #[allow(async_fn_in_trait)]
             pub fn read(
                 offset: u64,
@@ -315,7 +349,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/body@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/body@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "read"]
                         fn wit_import1(_: i64, _: i32, _: *mut u8);
@@ -382,7 +416,7 @@ pub mod amphi {
                 }
             }
         }
-        /// Reads a request body that the host keeps (`body.spooled`).
+        /// Reads a request body that the host keeps (`body.spooled`), or that arrives (`body.arriving`).
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod body_async {
             #[used]
@@ -391,8 +425,9 @@ pub mod amphi {
             use super::super::super::_rt;
             pub type Error = super::super::super::amphi::view::body_types::Error;
             #[allow(unused_unsafe, clippy::all)]
-            /// Reads at most `max` bytes at `offset`. It returns fewer only at the end of the body, and none at or after the end. The
-            /// host limits `max` to 1 MiB.
+            /// Reads at most `max` bytes at `offset`. Of a spooled body, it returns fewer only at the end, and none at or after the
+            /// end. Of an arriving body, it waits for more and returns what is there; no bytes are the end, and `offset` has to be
+            /// where the last read ended. The host limits `max` to 1 MiB.
             #[allow(async_fn_in_trait)]
             pub async fn read(
                 offset: u64,
@@ -428,7 +463,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/body-async@0.1.0")]
+                            #[link(wasm_import_module = "amphi:view/body-async@0.2.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]read"]
                                 fn call(_: i64, _: i32, _: *mut u8) -> i32;
@@ -533,6 +568,462 @@ pub mod amphi {
                 }
             }
         }
+        /// Writes the body of a response, within `produce`.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod body_writer {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            pub type Error = super::super::super::amphi::view::body_types::Error;
+            pub type Header = super::super::super::amphi::view::types::Header;
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends the next bytes of the body. It waits while the client is slow. `aborted`: the client has gone, or a limit has
+            /// ended the stream. `io`: anything else, such as a call outside of `produce`, or more bytes than `stream_max_bytes`.
+            #[allow(async_fn_in_trait)]
+            pub fn write(data: &[u8]) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = data;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/body-writer@0.2.0")]
+                    unsafe extern "C" {
+                        #[link_name = "write"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result9 = match l3 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l4 = i32::from(
+                                    *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::body_types::Error as V8;
+                                let v8 = match l4 {
+                                    0 => {
+                                        let e8 = {
+                                            let l5 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l6 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len7 = l6;
+                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                l5.cast(),
+                                                len7,
+                                                len7,
+                                            );
+                                            _rt::string_lift(bytes7)
+                                        };
+                                        V8::Io(e8)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                        V8::Aborted
+                                    }
+                                };
+                                v8
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result9
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// The fields that are sent after the body, where the protocol has them. The last call counts.
+            #[allow(async_fn_in_trait)]
+            pub fn set_trailers(
+                trailers: &[Header],
+            ) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec3 = trailers;
+                    let len3 = vec3.len();
+                    let layout3 = _rt::alloc::Layout::from_size_align(
+                            vec3.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        )
+                        .unwrap();
+                    let (result3, _cleanup3) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                        layout3,
+                    );
+                    for (i, e) in vec3.into_iter().enumerate() {
+                        let base = result3
+                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                        {
+                            let (t0_0, t0_1) = e;
+                            let vec1 = t0_0;
+                            let ptr1 = vec1.as_ptr().cast::<u8>();
+                            let len1 = vec1.len();
+                            *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len1;
+                            *base.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+                            let vec2 = t0_1;
+                            let ptr2 = vec2.as_ptr().cast::<u8>();
+                            let len2 = vec2.len();
+                            *base
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len2;
+                            *base
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>() = ptr2.cast_mut();
+                        }
+                    }
+                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/body-writer@0.2.0")]
+                    unsafe extern "C" {
+                        #[link_name = "set-trailers"]
+                        fn wit_import5(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import5(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import5(result3, len3, ptr4);
+                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+                    let result12 = match l6 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = i32::from(
+                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::body_types::Error as V11;
+                                let v11 = match l7 {
+                                    0 => {
+                                        let e11 = {
+                                            let l8 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V11::Io(e11)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                        V11::Aborted
+                                    }
+                                };
+                                v11
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result12
+                }
+            }
+        }
+        /// Writes the body of a response, within `produce`.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod body_writer_async {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            pub type Error = super::super::super::amphi::view::body_types::Error;
+            pub type Header = super::super::super::amphi::view::types::Header;
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends the next bytes of the body. It waits while the client is slow. `aborted`: the client has gone, or a limit has
+            /// ended the stream. `io`: anything else, such as a call outside of `produce`, or more bytes than `stream_max_bytes`.
+            #[allow(async_fn_in_trait)]
+            pub async fn write(data: _rt::Vec<u8>) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[derive(Copy, Clone)]
+                    struct ParamsLower(*mut u8, usize);
+                    unsafe impl Send for ParamsLower {}
+                    use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                    struct _MySubtask<'a> {
+                        _unused: core::marker::PhantomData<&'a ()>,
+                    }
+                    #[allow(unused_parens)]
+                    unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                        type Params = (_rt::Vec<u8>,);
+                        type Results = ::core::result::Result<(), Error>;
+                        type ParamsLower = ParamsLower;
+                        fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                            unsafe {
+                                ::core::alloc::Layout::from_size_align_unchecked(
+                                    (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                )
+                            }
+                        }
+                        fn results_offset(&mut self) -> usize {
+                            0
+                        }
+                        unsafe fn call_import(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                            _results: *mut u8,
+                        ) -> u32 {
+                            #[cfg(target_arch = "wasm32")]
+                            #[link(
+                                wasm_import_module = "amphi:view/body-writer-async@0.2.0"
+                            )]
+                            unsafe extern "C" {
+                                #[link_name = "[async-lower]write"]
+                                fn call(_: *mut u8, _: usize, _: *mut u8) -> i32;
+                            }
+                            #[cfg(not(target_arch = "wasm32"))]
+                            unsafe extern "C" fn call(
+                                _: *mut u8,
+                                _: usize,
+                                _: *mut u8,
+                            ) -> i32 {
+                                unreachable!()
+                            }
+                            unsafe { call(_params.0, _params.1, _results) as u32 }
+                        }
+                        unsafe fn params_dealloc_lists(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let base0 = _params.0;
+                                let len0 = _params.1;
+                                _rt::cabi_dealloc(base0, len0 * 1, 1);
+                            }
+                        }
+                        unsafe fn params_dealloc_lists_and_own(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let base0 = _params.0;
+                                let len0 = _params.1;
+                                _rt::cabi_dealloc(base0, len0 * 1, 1);
+                            }
+                        }
+                        unsafe fn params_lower(
+                            &mut self,
+                            (_lower0,): Self::Params,
+                            _ptr: *mut u8,
+                        ) -> Self::ParamsLower {
+                            unsafe {
+                                let vec0 = <_ as Into<_rt::Vec<_>>>::into(_lower0)
+                                    .into_boxed_slice();
+                                let ptr0 = vec0.as_ptr().cast::<u8>();
+                                let len0 = vec0.len();
+                                ::core::mem::forget(vec0);
+                                ParamsLower(ptr0.cast_mut(), len0)
+                            }
+                        }
+                        unsafe fn results_lift(
+                            &mut self,
+                            _ptr: *mut u8,
+                        ) -> Self::Results {
+                            unsafe {
+                                let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                match l0 {
+                                    0 => {
+                                        let e = ();
+                                        Ok(e)
+                                    }
+                                    1 => {
+                                        let e = {
+                                            let l1 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::body_types::Error as V5;
+                                            let v5 = match l1 {
+                                                0 => {
+                                                    let e5 = {
+                                                        let l2 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l3 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len4 = l3;
+                                                        let bytes4 = _rt::Vec::from_raw_parts(
+                                                            l2.cast(),
+                                                            len4,
+                                                            len4,
+                                                        );
+                                                        _rt::string_lift(bytes4)
+                                                    };
+                                                    V5::Io(e5)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    V5::Aborted
+                                                }
+                                            };
+                                            v5
+                                        };
+                                        Err(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                }
+                            }
+                        }
+                    }
+                    _MySubtask {
+                        _unused: core::marker::PhantomData,
+                    }
+                        .call((data,))
+                        .await
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// The fields that are sent after the body, where the protocol has them. The last call counts.
+            #[allow(async_fn_in_trait)]
+            pub fn set_trailers(
+                trailers: &[Header],
+            ) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec3 = trailers;
+                    let len3 = vec3.len();
+                    let layout3 = _rt::alloc::Layout::from_size_align(
+                            vec3.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        )
+                        .unwrap();
+                    let (result3, _cleanup3) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                        layout3,
+                    );
+                    for (i, e) in vec3.into_iter().enumerate() {
+                        let base = result3
+                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                        {
+                            let (t0_0, t0_1) = e;
+                            let vec1 = t0_0;
+                            let ptr1 = vec1.as_ptr().cast::<u8>();
+                            let len1 = vec1.len();
+                            *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len1;
+                            *base.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+                            let vec2 = t0_1;
+                            let ptr2 = vec2.as_ptr().cast::<u8>();
+                            let len2 = vec2.len();
+                            *base
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len2;
+                            *base
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>() = ptr2.cast_mut();
+                        }
+                    }
+                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/body-writer-async@0.2.0")]
+                    unsafe extern "C" {
+                        #[link_name = "set-trailers"]
+                        fn wit_import5(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import5(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import5(result3, len3, ptr4);
+                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+                    let result12 = match l6 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = i32::from(
+                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::body_types::Error as V11;
+                                let v11 = match l7 {
+                                    0 => {
+                                        let e11 = {
+                                            let l8 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V11::Io(e11)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                        V11::Aborted
+                                    }
+                                };
+                                v11
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result12
+                }
+            }
+        }
         /// The module's settings and secrets. They are in memory, so both worlds import the same plain functions.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod config {
@@ -563,7 +1054,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/config@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/config@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "get"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -655,7 +1146,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "request-id"]
                         fn wit_import1(_: *mut u8);
@@ -693,7 +1184,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "route"]
                         fn wit_import1(_: *mut u8);
@@ -731,7 +1222,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "peer"]
                         fn wit_import1(_: *mut u8);
@@ -769,7 +1260,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "traceparent"]
                         fn wit_import1(_: *mut u8);
@@ -795,7 +1286,7 @@ pub mod amphi {
             pub fn remaining_ms() -> u64 {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "remaining-ms"]
                         fn wit_import0() -> i64;
@@ -829,7 +1320,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "get"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -889,7 +1380,7 @@ pub mod amphi {
                     let len1 = vec1.len();
                     let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "set"]
                         fn wit_import3(
@@ -1213,7 +1704,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]rows"]
                         fn drop(_: i32);
@@ -1253,7 +1744,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]transaction"]
                         fn drop(_: i32);
@@ -1295,7 +1786,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]pinned"]
                         fn drop(_: i32);
@@ -1327,7 +1818,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.columns"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -1394,7 +1885,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.next"]
                             fn wit_import1(_: i32, _: i32, _: *mut u8);
@@ -1631,7 +2122,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                         unsafe extern "C" {
                             #[link_name = "[static]transaction.commit"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -1775,7 +2266,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                         unsafe extern "C" {
                             #[link_name = "[static]transaction.rollback"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -1977,7 +2468,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "query"]
                         fn wit_import7(
@@ -2329,7 +2820,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "execute"]
                         fn wit_import7(
@@ -2555,7 +3046,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "open"]
                         fn wit_import7(
@@ -2727,7 +3218,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "begin"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -2875,7 +3366,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "pin"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -3009,7 +3500,7 @@ pub mod amphi {
             pub fn set_rollback() -> () {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "set-rollback"]
                         fn wit_import0();
@@ -3064,7 +3555,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]rows"]
                         fn drop(_: i32);
@@ -3104,7 +3595,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]transaction"]
                         fn drop(_: i32);
@@ -3146,7 +3637,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]pinned"]
                         fn drop(_: i32);
@@ -3178,7 +3669,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database-async@0.1.0")]
+                        #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.columns"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -3262,7 +3753,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.1.0"
+                                    wasm_import_module = "amphi:view/database-async@0.2.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][method]rows.next"]
@@ -3555,7 +4046,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.1.0"
+                                    wasm_import_module = "amphi:view/database-async@0.2.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][static]transaction.commit"]
@@ -3751,7 +4242,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.1.0"
+                                    wasm_import_module = "amphi:view/database-async@0.2.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][static]transaction.rollback"]
@@ -3949,7 +4440,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.1.0"
+                                wasm_import_module = "amphi:view/database-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]query"]
@@ -4479,7 +4970,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.1.0"
+                                wasm_import_module = "amphi:view/database-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]execute"]
@@ -4882,7 +5373,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.1.0"
+                                wasm_import_module = "amphi:view/database-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]open"]
@@ -5286,7 +5777,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.1.0"
+                                wasm_import_module = "amphi:view/database-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]begin"]
@@ -5497,7 +5988,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.1.0"
+                                wasm_import_module = "amphi:view/database-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]pin"]
@@ -5678,7 +6169,7 @@ pub mod amphi {
             pub fn set_rollback() -> () {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "set-rollback"]
                         fn wit_import0();
@@ -5763,7 +6254,7 @@ pub mod amphi {
                     let len1 = vec1.len();
                     let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/events@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/events@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "publish"]
                         fn wit_import3(
@@ -6049,7 +6540,7 @@ pub mod amphi {
                     };
                     let ptr9 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/http@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/http@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "send"]
                         fn wit_import10(
@@ -6321,7 +6812,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/http-async@0.1.0")]
+                            #[link(wasm_import_module = "amphi:view/http-async@0.2.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]send"]
                                 fn call(_: *mut u8, _: *mut u8) -> i32;
@@ -6854,7 +7345,7 @@ pub mod amphi {
                         }
                     }
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/log@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/log@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "write"]
                         fn wit_import5(
@@ -6900,7 +7391,7 @@ pub mod amphi {
             pub type Error = super::super::super::amphi::view::types::Error;
             #[allow(unused_unsafe, clippy::all)]
             /// Runs the rest with this request. Only middleware can call it, and only once. The rest sees a changed method or path, but
-            /// the route stays the same. The body `spooled` stands for the body of the original request.
+            /// the route stays the same. The bodies `spooled` and `arriving` stand for that of the original request.
             #[allow(async_fn_in_trait)]
             pub fn next(request: &Request) -> ::core::result::Result<Response, Error> {
                 unsafe {
@@ -6998,9 +7489,9 @@ pub mod amphi {
                                 .cast::<*mut u8>() = ptr10.cast_mut();
                         }
                     }
-                    use super::super::super::amphi::view::types::Body as V13;
-                    let (result14_0, result14_1, result14_2) = match body0 {
-                        V13::Bytes(e) => {
+                    use super::super::super::amphi::view::types::Body as V14;
+                    let (result15_0, result15_1, result15_2) = match body0 {
+                        V14::Bytes(e) => {
                             let vec12 = e;
                             let ptr12 = vec12.as_ptr().cast::<u8>();
                             let len12 = vec12.len();
@@ -7011,23 +7502,34 @@ pub mod amphi {
                                     t.as_mut_ptr().cast::<*mut u8>().write(ptr12.cast_mut());
                                     t
                                 },
-                                len12,
+                                len12 as i64,
                             )
                         }
-                        V13::Spooled(e) => {
+                        V14::Spooled(e) => {
                             (
                                 1i32,
                                 ::core::mem::MaybeUninit::new(_rt::as_i64(e) as u64),
-                                0usize,
+                                0i64,
+                            )
+                        }
+                        V14::Arriving(e) => {
+                            let (result13_0, result13_1) = match e {
+                                Some(e) => (1i32, _rt::as_i64(e)),
+                                None => (0i32, 0i64),
+                            };
+                            (
+                                2i32,
+                                ::core::mem::MaybeUninit::new(i64::from(result13_0) as u64),
+                                result13_1,
                             )
                         }
                     };
-                    let ptr15 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    let ptr16 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/middleware@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/middleware@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "next"]
-                        fn wit_import16(
+                        fn wit_import17(
                             _: *mut u8,
                             _: usize,
                             _: *mut u8,
@@ -7040,12 +7542,12 @@ pub mod amphi {
                             _: usize,
                             _: i32,
                             _: ::core::mem::MaybeUninit<u64>,
-                            _: usize,
+                            _: i64,
                             _: *mut u8,
                         );
                     }
                     #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import16(
+                    unsafe extern "C" fn wit_import17(
                         _: *mut u8,
                         _: usize,
                         _: *mut u8,
@@ -7058,12 +7560,12 @@ pub mod amphi {
                         _: usize,
                         _: i32,
                         _: ::core::mem::MaybeUninit<u64>,
-                        _: usize,
+                        _: i64,
                         _: *mut u8,
                     ) {
                         unreachable!()
                     }
-                    wit_import16(
+                    wit_import17(
                         ptr1.cast_mut(),
                         len1,
                         ptr2.cast_mut(),
@@ -7074,125 +7576,149 @@ pub mod amphi {
                         len7,
                         result11,
                         len11,
-                        result14_0,
-                        result14_1,
-                        result14_2,
-                        ptr15,
+                        result15_0,
+                        result15_1,
+                        result15_2,
+                        ptr16,
                     );
-                    let l17 = i32::from(*ptr15.add(0).cast::<u8>());
-                    let result39 = match l17 {
+                    let l18 = i32::from(*ptr16.add(0).cast::<u8>());
+                    let result43 = match l18 {
                         0 => {
                             let e = {
-                                let l18 = i32::from(
-                                    *ptr15
+                                let l19 = i32::from(
+                                    *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l19 = *ptr15
+                                let l20 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l20 = *ptr15
+                                let l21 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let base27 = l19;
-                                let len27 = l20;
-                                let mut result27 = _rt::Vec::with_capacity(len27);
-                                for i in 0..len27 {
-                                    let base = base27
+                                let base28 = l20;
+                                let len28 = l21;
+                                let mut result28 = _rt::Vec::with_capacity(len28);
+                                for i in 0..len28 {
+                                    let base = base28
                                         .add(i * (4 * ::core::mem::size_of::<*const u8>()));
-                                    let e27 = {
-                                        let l21 = *base.add(0).cast::<*mut u8>();
-                                        let l22 = *base
+                                    let e28 = {
+                                        let l22 = *base.add(0).cast::<*mut u8>();
+                                        let l23 = *base
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        let len23 = l22;
-                                        let bytes23 = _rt::Vec::from_raw_parts(
-                                            l21.cast(),
-                                            len23,
-                                            len23,
+                                        let len24 = l23;
+                                        let bytes24 = _rt::Vec::from_raw_parts(
+                                            l22.cast(),
+                                            len24,
+                                            len24,
                                         );
-                                        let l24 = *base
+                                        let l25 = *base
                                             .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>();
-                                        let l25 = *base
+                                        let l26 = *base
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        let len26 = l25;
-                                        let bytes26 = _rt::Vec::from_raw_parts(
-                                            l24.cast(),
-                                            len26,
-                                            len26,
+                                        let len27 = l26;
+                                        let bytes27 = _rt::Vec::from_raw_parts(
+                                            l25.cast(),
+                                            len27,
+                                            len27,
                                         );
-                                        (_rt::string_lift(bytes23), _rt::string_lift(bytes26))
+                                        (_rt::string_lift(bytes24), _rt::string_lift(bytes27))
                                     };
-                                    result27.push(e27);
+                                    result28.push(e28);
                                 }
                                 _rt::cabi_dealloc(
-                                    base27,
-                                    len27 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    base28,
+                                    len28 * (4 * ::core::mem::size_of::<*const u8>()),
                                     ::core::mem::size_of::<*const u8>(),
                                 );
-                                let l28 = *ptr15
-                                    .add(4 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<*mut u8>();
-                                let l29 = *ptr15
-                                    .add(5 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>();
-                                let len30 = l29;
+                                let l29 = i32::from(
+                                    *ptr16
+                                        .add(4 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::types::ResponseBody as V34;
+                                let v34 = match l29 {
+                                    0 => {
+                                        let e34 = {
+                                            let l30 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l31 = *ptr16
+                                                .add(6 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len32 = l31;
+                                            <_ as From<
+                                                _rt::Vec<_>,
+                                            >>::from(_rt::Vec::from_raw_parts(l30.cast(), len32, len32))
+                                        };
+                                        V34::Bytes(e34)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                        let e34 = {
+                                            let l33 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<i32>();
+                                            l33 as u32
+                                        };
+                                        V34::Stream(e34)
+                                    }
+                                };
                                 super::super::super::amphi::view::types::Response {
-                                    status: l18 as u16,
-                                    headers: result27,
-                                    body: <_ as From<
-                                        _rt::Vec<_>,
-                                    >>::from(_rt::Vec::from_raw_parts(l28.cast(), len30, len30)),
+                                    status: l19 as u16,
+                                    headers: result28,
+                                    body: v34,
                                 }
                             };
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l31 = i32::from(
-                                    *ptr15
+                                let l35 = i32::from(
+                                    *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l32 = *ptr15
+                                let l36 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l33 = *ptr15
+                                let l37 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let len34 = l33;
-                                let bytes34 = _rt::Vec::from_raw_parts(
-                                    l32.cast(),
-                                    len34,
-                                    len34,
+                                let len38 = l37;
+                                let bytes38 = _rt::Vec::from_raw_parts(
+                                    l36.cast(),
+                                    len38,
+                                    len38,
                                 );
-                                let l35 = i32::from(
-                                    *ptr15
+                                let l39 = i32::from(
+                                    *ptr16
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
                                 super::super::super::amphi::view::types::Error {
-                                    status: l31 as u16,
-                                    message: _rt::string_lift(bytes34),
-                                    detail: match l35 {
+                                    status: l35 as u16,
+                                    message: _rt::string_lift(bytes38),
+                                    detail: match l39 {
                                         0 => None,
                                         1 => {
                                             let e = {
-                                                let l36 = *ptr15
+                                                let l40 = *ptr16
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l37 = *ptr15
+                                                let l41 = *ptr16
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let len38 = l37;
-                                                let bytes38 = _rt::Vec::from_raw_parts(
-                                                    l36.cast(),
-                                                    len38,
-                                                    len38,
+                                                let len42 = l41;
+                                                let bytes42 = _rt::Vec::from_raw_parts(
+                                                    l40.cast(),
+                                                    len42,
+                                                    len42,
                                                 );
-                                                _rt::string_lift(bytes38)
+                                                _rt::string_lift(bytes42)
                                             };
                                             Some(e)
                                         }
@@ -7204,7 +7730,7 @@ pub mod amphi {
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result39
+                    result43
                 }
             }
         }
@@ -7223,7 +7749,7 @@ pub mod amphi {
             pub type Error = super::super::super::amphi::view::types::Error;
             #[allow(unused_unsafe, clippy::all)]
             /// Runs the rest with this request. Only middleware can call it, and only once. The rest sees a changed method or path, but
-            /// the route stays the same. The body `spooled` stands for the body of the original request.
+            /// the route stays the same. The bodies `spooled` and `arriving` stand for that of the original request.
             #[allow(async_fn_in_trait)]
             pub async fn next(
                 request: Request,
@@ -7244,13 +7770,13 @@ pub mod amphi {
                         fn abi_layout(&mut self) -> ::core::alloc::Layout {
                             unsafe {
                                 ::core::alloc::Layout::from_size_align_unchecked(
-                                    (16 + 18 * ::core::mem::size_of::<*const u8>()),
+                                    (32 + 16 * ::core::mem::size_of::<*const u8>()),
                                     8,
                                 )
                             }
                         }
                         fn results_offset(&mut self) -> usize {
-                            (8 + 12 * ::core::mem::size_of::<*const u8>())
+                            (24 + 10 * ::core::mem::size_of::<*const u8>())
                         }
                         unsafe fn call_import(
                             &mut self,
@@ -7259,7 +7785,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/middleware-async@0.1.0"
+                                wasm_import_module = "amphi:view/middleware-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]next"]
@@ -7386,6 +7912,7 @@ pub mod amphi {
                                         let len23 = l22;
                                         _rt::cabi_dealloc(base23, len23 * 1, 1);
                                     }
+                                    1 => {}
                                     _ => {}
                                 }
                             }
@@ -7505,6 +8032,7 @@ pub mod amphi {
                                         let len23 = l22;
                                         _rt::cabi_dealloc(base23, len23 * 1, 1);
                                     }
+                                    1 => {}
                                     _ => {}
                                 }
                             }
@@ -7666,6 +8194,26 @@ pub mod amphi {
                                             .add(8 + 10 * ::core::mem::size_of::<*const u8>())
                                             .cast::<i64>() = _rt::as_i64(e);
                                     }
+                                    V13::Arriving(e) => {
+                                        *_param_ptr
+                                            .add(10 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        match e {
+                                            Some(e) => {
+                                                *_param_ptr
+                                                    .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (1i32) as u8;
+                                                *_param_ptr
+                                                    .add(16 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<i64>() = _rt::as_i64(e);
+                                            }
+                                            None => {
+                                                *_param_ptr
+                                                    .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (0i32) as u8;
+                                            }
+                                        };
+                                    }
                                 }
                             }
                             ParamsLower(_ptr)
@@ -7726,65 +8274,89 @@ pub mod amphi {
                                                 len10 * (4 * ::core::mem::size_of::<*const u8>()),
                                                 ::core::mem::size_of::<*const u8>(),
                                             );
-                                            let l11 = *_ptr
-                                                .add(4 * ::core::mem::size_of::<*const u8>())
-                                                .cast::<*mut u8>();
-                                            let l12 = *_ptr
-                                                .add(5 * ::core::mem::size_of::<*const u8>())
-                                                .cast::<usize>();
-                                            let len13 = l12;
+                                            let l11 = i32::from(
+                                                *_ptr
+                                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::types::ResponseBody as V16;
+                                            let v16 = match l11 {
+                                                0 => {
+                                                    let e16 = {
+                                                        let l12 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l13 = *_ptr
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len14 = l13;
+                                                        <_ as From<
+                                                            _rt::Vec<_>,
+                                                        >>::from(_rt::Vec::from_raw_parts(l12.cast(), len14, len14))
+                                                    };
+                                                    V16::Bytes(e16)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e16 = {
+                                                        let l15 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<i32>();
+                                                        l15 as u32
+                                                    };
+                                                    V16::Stream(e16)
+                                                }
+                                            };
                                             super::super::super::amphi::view::types::Response {
                                                 status: l1 as u16,
                                                 headers: result10,
-                                                body: <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l11.cast(), len13, len13)),
+                                                body: v16,
                                             }
                                         };
                                         Ok(e)
                                     }
                                     1 => {
                                         let e = {
-                                            let l14 = i32::from(
+                                            let l17 = i32::from(
                                                 *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u16>(),
                                             );
-                                            let l15 = *_ptr
+                                            let l18 = *_ptr
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l16 = *_ptr
+                                            let l19 = *_ptr
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len17 = l16;
-                                            let bytes17 = _rt::Vec::from_raw_parts(
-                                                l15.cast(),
-                                                len17,
-                                                len17,
+                                            let len20 = l19;
+                                            let bytes20 = _rt::Vec::from_raw_parts(
+                                                l18.cast(),
+                                                len20,
+                                                len20,
                                             );
-                                            let l18 = i32::from(
+                                            let l21 = i32::from(
                                                 *_ptr
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
                                             super::super::super::amphi::view::types::Error {
-                                                status: l14 as u16,
-                                                message: _rt::string_lift(bytes17),
-                                                detail: match l18 {
+                                                status: l17 as u16,
+                                                message: _rt::string_lift(bytes20),
+                                                detail: match l21 {
                                                     0 => None,
                                                     1 => {
                                                         let e = {
-                                                            let l19 = *_ptr
+                                                            let l22 = *_ptr
                                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<*mut u8>();
-                                                            let l20 = *_ptr
+                                                            let l23 = *_ptr
                                                                 .add(6 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<usize>();
-                                                            let len21 = l20;
-                                                            let bytes21 = _rt::Vec::from_raw_parts(
-                                                                l19.cast(),
-                                                                len21,
-                                                                len21,
+                                                            let len24 = l23;
+                                                            let bytes24 = _rt::Vec::from_raw_parts(
+                                                                l22.cast(),
+                                                                len24,
+                                                                len24,
                                                             );
-                                                            _rt::string_lift(bytes21)
+                                                            _rt::string_lift(bytes24)
                                                         };
                                                         Some(e)
                                                     }
@@ -7823,8 +8395,8 @@ pub mod amphi {
             pub type Response = super::super::super::amphi::view::types::Response;
             pub type Error = super::super::super::amphi::view::types::Error;
             #[allow(unused_unsafe, clippy::all)]
-            /// Routes `path` like the path of a client's request; `params` are ignored. The body `spooled` stands for the body of the
-            /// original request.
+            /// Routes `path` like the path of a client's request; `params` are ignored. The bodies `spooled` and
+            /// `arriving` stand for that of the original request.
             #[allow(async_fn_in_trait)]
             pub fn send(request: &Request) -> ::core::result::Result<Response, Error> {
                 unsafe {
@@ -7922,9 +8494,9 @@ pub mod amphi {
                                 .cast::<*mut u8>() = ptr10.cast_mut();
                         }
                     }
-                    use super::super::super::amphi::view::types::Body as V13;
-                    let (result14_0, result14_1, result14_2) = match body0 {
-                        V13::Bytes(e) => {
+                    use super::super::super::amphi::view::types::Body as V14;
+                    let (result15_0, result15_1, result15_2) = match body0 {
+                        V14::Bytes(e) => {
                             let vec12 = e;
                             let ptr12 = vec12.as_ptr().cast::<u8>();
                             let len12 = vec12.len();
@@ -7935,23 +8507,34 @@ pub mod amphi {
                                     t.as_mut_ptr().cast::<*mut u8>().write(ptr12.cast_mut());
                                     t
                                 },
-                                len12,
+                                len12 as i64,
                             )
                         }
-                        V13::Spooled(e) => {
+                        V14::Spooled(e) => {
                             (
                                 1i32,
                                 ::core::mem::MaybeUninit::new(_rt::as_i64(e) as u64),
-                                0usize,
+                                0i64,
+                            )
+                        }
+                        V14::Arriving(e) => {
+                            let (result13_0, result13_1) = match e {
+                                Some(e) => (1i32, _rt::as_i64(e)),
+                                None => (0i32, 0i64),
+                            };
+                            (
+                                2i32,
+                                ::core::mem::MaybeUninit::new(i64::from(result13_0) as u64),
+                                result13_1,
                             )
                         }
                     };
-                    let ptr15 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    let ptr16 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/subrequest@0.1.0")]
+                    #[link(wasm_import_module = "amphi:view/subrequest@0.2.0")]
                     unsafe extern "C" {
                         #[link_name = "send"]
-                        fn wit_import16(
+                        fn wit_import17(
                             _: *mut u8,
                             _: usize,
                             _: *mut u8,
@@ -7964,12 +8547,12 @@ pub mod amphi {
                             _: usize,
                             _: i32,
                             _: ::core::mem::MaybeUninit<u64>,
-                            _: usize,
+                            _: i64,
                             _: *mut u8,
                         );
                     }
                     #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import16(
+                    unsafe extern "C" fn wit_import17(
                         _: *mut u8,
                         _: usize,
                         _: *mut u8,
@@ -7982,12 +8565,12 @@ pub mod amphi {
                         _: usize,
                         _: i32,
                         _: ::core::mem::MaybeUninit<u64>,
-                        _: usize,
+                        _: i64,
                         _: *mut u8,
                     ) {
                         unreachable!()
                     }
-                    wit_import16(
+                    wit_import17(
                         ptr1.cast_mut(),
                         len1,
                         ptr2.cast_mut(),
@@ -7998,125 +8581,149 @@ pub mod amphi {
                         len7,
                         result11,
                         len11,
-                        result14_0,
-                        result14_1,
-                        result14_2,
-                        ptr15,
+                        result15_0,
+                        result15_1,
+                        result15_2,
+                        ptr16,
                     );
-                    let l17 = i32::from(*ptr15.add(0).cast::<u8>());
-                    let result39 = match l17 {
+                    let l18 = i32::from(*ptr16.add(0).cast::<u8>());
+                    let result43 = match l18 {
                         0 => {
                             let e = {
-                                let l18 = i32::from(
-                                    *ptr15
+                                let l19 = i32::from(
+                                    *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l19 = *ptr15
+                                let l20 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l20 = *ptr15
+                                let l21 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let base27 = l19;
-                                let len27 = l20;
-                                let mut result27 = _rt::Vec::with_capacity(len27);
-                                for i in 0..len27 {
-                                    let base = base27
+                                let base28 = l20;
+                                let len28 = l21;
+                                let mut result28 = _rt::Vec::with_capacity(len28);
+                                for i in 0..len28 {
+                                    let base = base28
                                         .add(i * (4 * ::core::mem::size_of::<*const u8>()));
-                                    let e27 = {
-                                        let l21 = *base.add(0).cast::<*mut u8>();
-                                        let l22 = *base
+                                    let e28 = {
+                                        let l22 = *base.add(0).cast::<*mut u8>();
+                                        let l23 = *base
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        let len23 = l22;
-                                        let bytes23 = _rt::Vec::from_raw_parts(
-                                            l21.cast(),
-                                            len23,
-                                            len23,
+                                        let len24 = l23;
+                                        let bytes24 = _rt::Vec::from_raw_parts(
+                                            l22.cast(),
+                                            len24,
+                                            len24,
                                         );
-                                        let l24 = *base
+                                        let l25 = *base
                                             .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>();
-                                        let l25 = *base
+                                        let l26 = *base
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        let len26 = l25;
-                                        let bytes26 = _rt::Vec::from_raw_parts(
-                                            l24.cast(),
-                                            len26,
-                                            len26,
+                                        let len27 = l26;
+                                        let bytes27 = _rt::Vec::from_raw_parts(
+                                            l25.cast(),
+                                            len27,
+                                            len27,
                                         );
-                                        (_rt::string_lift(bytes23), _rt::string_lift(bytes26))
+                                        (_rt::string_lift(bytes24), _rt::string_lift(bytes27))
                                     };
-                                    result27.push(e27);
+                                    result28.push(e28);
                                 }
                                 _rt::cabi_dealloc(
-                                    base27,
-                                    len27 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    base28,
+                                    len28 * (4 * ::core::mem::size_of::<*const u8>()),
                                     ::core::mem::size_of::<*const u8>(),
                                 );
-                                let l28 = *ptr15
-                                    .add(4 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<*mut u8>();
-                                let l29 = *ptr15
-                                    .add(5 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>();
-                                let len30 = l29;
+                                let l29 = i32::from(
+                                    *ptr16
+                                        .add(4 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::types::ResponseBody as V34;
+                                let v34 = match l29 {
+                                    0 => {
+                                        let e34 = {
+                                            let l30 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l31 = *ptr16
+                                                .add(6 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len32 = l31;
+                                            <_ as From<
+                                                _rt::Vec<_>,
+                                            >>::from(_rt::Vec::from_raw_parts(l30.cast(), len32, len32))
+                                        };
+                                        V34::Bytes(e34)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                        let e34 = {
+                                            let l33 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<i32>();
+                                            l33 as u32
+                                        };
+                                        V34::Stream(e34)
+                                    }
+                                };
                                 super::super::super::amphi::view::types::Response {
-                                    status: l18 as u16,
-                                    headers: result27,
-                                    body: <_ as From<
-                                        _rt::Vec<_>,
-                                    >>::from(_rt::Vec::from_raw_parts(l28.cast(), len30, len30)),
+                                    status: l19 as u16,
+                                    headers: result28,
+                                    body: v34,
                                 }
                             };
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l31 = i32::from(
-                                    *ptr15
+                                let l35 = i32::from(
+                                    *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l32 = *ptr15
+                                let l36 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l33 = *ptr15
+                                let l37 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let len34 = l33;
-                                let bytes34 = _rt::Vec::from_raw_parts(
-                                    l32.cast(),
-                                    len34,
-                                    len34,
+                                let len38 = l37;
+                                let bytes38 = _rt::Vec::from_raw_parts(
+                                    l36.cast(),
+                                    len38,
+                                    len38,
                                 );
-                                let l35 = i32::from(
-                                    *ptr15
+                                let l39 = i32::from(
+                                    *ptr16
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
                                 super::super::super::amphi::view::types::Error {
-                                    status: l31 as u16,
-                                    message: _rt::string_lift(bytes34),
-                                    detail: match l35 {
+                                    status: l35 as u16,
+                                    message: _rt::string_lift(bytes38),
+                                    detail: match l39 {
                                         0 => None,
                                         1 => {
                                             let e = {
-                                                let l36 = *ptr15
+                                                let l40 = *ptr16
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l37 = *ptr15
+                                                let l41 = *ptr16
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let len38 = l37;
-                                                let bytes38 = _rt::Vec::from_raw_parts(
-                                                    l36.cast(),
-                                                    len38,
-                                                    len38,
+                                                let len42 = l41;
+                                                let bytes42 = _rt::Vec::from_raw_parts(
+                                                    l40.cast(),
+                                                    len42,
+                                                    len42,
                                                 );
-                                                _rt::string_lift(bytes38)
+                                                _rt::string_lift(bytes42)
                                             };
                                             Some(e)
                                         }
@@ -8128,7 +8735,7 @@ pub mod amphi {
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result39
+                    result43
                 }
             }
         }
@@ -8148,8 +8755,8 @@ pub mod amphi {
             pub type Response = super::super::super::amphi::view::types::Response;
             pub type Error = super::super::super::amphi::view::types::Error;
             #[allow(unused_unsafe, clippy::all)]
-            /// Routes `path` like the path of a client's request; `params` are ignored. The body `spooled` stands for the body of the
-            /// original request.
+            /// Routes `path` like the path of a client's request; `params` are ignored. The bodies `spooled` and
+            /// `arriving` stand for that of the original request.
             #[allow(async_fn_in_trait)]
             pub async fn send(
                 request: Request,
@@ -8170,13 +8777,13 @@ pub mod amphi {
                         fn abi_layout(&mut self) -> ::core::alloc::Layout {
                             unsafe {
                                 ::core::alloc::Layout::from_size_align_unchecked(
-                                    (16 + 18 * ::core::mem::size_of::<*const u8>()),
+                                    (32 + 16 * ::core::mem::size_of::<*const u8>()),
                                     8,
                                 )
                             }
                         }
                         fn results_offset(&mut self) -> usize {
-                            (8 + 12 * ::core::mem::size_of::<*const u8>())
+                            (24 + 10 * ::core::mem::size_of::<*const u8>())
                         }
                         unsafe fn call_import(
                             &mut self,
@@ -8185,7 +8792,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/subrequest-async@0.1.0"
+                                wasm_import_module = "amphi:view/subrequest-async@0.2.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]send"]
@@ -8312,6 +8919,7 @@ pub mod amphi {
                                         let len23 = l22;
                                         _rt::cabi_dealloc(base23, len23 * 1, 1);
                                     }
+                                    1 => {}
                                     _ => {}
                                 }
                             }
@@ -8431,6 +9039,7 @@ pub mod amphi {
                                         let len23 = l22;
                                         _rt::cabi_dealloc(base23, len23 * 1, 1);
                                     }
+                                    1 => {}
                                     _ => {}
                                 }
                             }
@@ -8592,6 +9201,26 @@ pub mod amphi {
                                             .add(8 + 10 * ::core::mem::size_of::<*const u8>())
                                             .cast::<i64>() = _rt::as_i64(e);
                                     }
+                                    V13::Arriving(e) => {
+                                        *_param_ptr
+                                            .add(10 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        match e {
+                                            Some(e) => {
+                                                *_param_ptr
+                                                    .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (1i32) as u8;
+                                                *_param_ptr
+                                                    .add(16 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<i64>() = _rt::as_i64(e);
+                                            }
+                                            None => {
+                                                *_param_ptr
+                                                    .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (0i32) as u8;
+                                            }
+                                        };
+                                    }
                                 }
                             }
                             ParamsLower(_ptr)
@@ -8652,65 +9281,89 @@ pub mod amphi {
                                                 len10 * (4 * ::core::mem::size_of::<*const u8>()),
                                                 ::core::mem::size_of::<*const u8>(),
                                             );
-                                            let l11 = *_ptr
-                                                .add(4 * ::core::mem::size_of::<*const u8>())
-                                                .cast::<*mut u8>();
-                                            let l12 = *_ptr
-                                                .add(5 * ::core::mem::size_of::<*const u8>())
-                                                .cast::<usize>();
-                                            let len13 = l12;
+                                            let l11 = i32::from(
+                                                *_ptr
+                                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::types::ResponseBody as V16;
+                                            let v16 = match l11 {
+                                                0 => {
+                                                    let e16 = {
+                                                        let l12 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l13 = *_ptr
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len14 = l13;
+                                                        <_ as From<
+                                                            _rt::Vec<_>,
+                                                        >>::from(_rt::Vec::from_raw_parts(l12.cast(), len14, len14))
+                                                    };
+                                                    V16::Bytes(e16)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e16 = {
+                                                        let l15 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<i32>();
+                                                        l15 as u32
+                                                    };
+                                                    V16::Stream(e16)
+                                                }
+                                            };
                                             super::super::super::amphi::view::types::Response {
                                                 status: l1 as u16,
                                                 headers: result10,
-                                                body: <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l11.cast(), len13, len13)),
+                                                body: v16,
                                             }
                                         };
                                         Ok(e)
                                     }
                                     1 => {
                                         let e = {
-                                            let l14 = i32::from(
+                                            let l17 = i32::from(
                                                 *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u16>(),
                                             );
-                                            let l15 = *_ptr
+                                            let l18 = *_ptr
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l16 = *_ptr
+                                            let l19 = *_ptr
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len17 = l16;
-                                            let bytes17 = _rt::Vec::from_raw_parts(
-                                                l15.cast(),
-                                                len17,
-                                                len17,
+                                            let len20 = l19;
+                                            let bytes20 = _rt::Vec::from_raw_parts(
+                                                l18.cast(),
+                                                len20,
+                                                len20,
                                             );
-                                            let l18 = i32::from(
+                                            let l21 = i32::from(
                                                 *_ptr
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
                                             super::super::super::amphi::view::types::Error {
-                                                status: l14 as u16,
-                                                message: _rt::string_lift(bytes17),
-                                                detail: match l18 {
+                                                status: l17 as u16,
+                                                message: _rt::string_lift(bytes20),
+                                                detail: match l21 {
                                                     0 => None,
                                                     1 => {
                                                         let e = {
-                                                            let l19 = *_ptr
+                                                            let l22 = *_ptr
                                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<*mut u8>();
-                                                            let l20 = *_ptr
+                                                            let l23 = *_ptr
                                                                 .add(6 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<usize>();
-                                                            let len21 = l20;
-                                                            let bytes21 = _rt::Vec::from_raw_parts(
-                                                                l19.cast(),
-                                                                len21,
-                                                                len21,
+                                                            let len24 = l23;
+                                                            let bytes24 = _rt::Vec::from_raw_parts(
+                                                                l22.cast(),
+                                                                len24,
+                                                                len24,
                                                             );
-                                                            _rt::string_lift(bytes21)
+                                                            _rt::string_lift(bytes24)
                                                         };
                                                         Some(e)
                                                     }
@@ -8770,7 +9423,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/timer@0.1.0")]
+                            #[link(wasm_import_module = "amphi:view/timer@0.2.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]sleep"]
                                 fn call(_: i32) -> i32;
@@ -8916,6 +9569,16 @@ mod _rt {
             unsafe { core::hint::unreachable_unchecked() }
         }
     }
+    pub use alloc_crate::alloc;
+    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+        if size == 0 {
+            return;
+        }
+        unsafe {
+            let layout = alloc::Layout::from_size_align_unchecked(size, align);
+            alloc::dealloc(ptr, layout);
+        }
+    }
     use core::fmt;
     use core::marker;
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -8990,15 +9653,6 @@ mod _rt {
             }
         }
     }
-    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-        if size == 0 {
-            return;
-        }
-        unsafe {
-            let layout = alloc::Layout::from_size_align_unchecked(size, align);
-            alloc::dealloc(ptr, layout);
-        }
-    }
     pub fn as_f64<T: AsF64>(t: T) -> f64 {
         t.as_f64()
     }
@@ -9016,116 +9670,123 @@ mod _rt {
             self as f64
         }
     }
-    pub use alloc_crate::alloc;
     extern crate alloc as alloc_crate;
 }
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.63.0:amphi:view@0.1.0:imports-with-all-of-its-exports-removed:encoded world"
+    link_section = "component-type:wit-bindgen:0.63.0:amphi:view@0.2.0:imports-with-all-of-its-exports-removed:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 4103] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe9\x1e\x01A\x02\x01\
-A2\x01B\x1b\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01q\x02\x05bytes\x01\x02\0\
-\x07spooled\x01w\0\x04\0\x04body\x03\0\x03\x01p\x01\x01o\x02ss\x01p\x06\x01r\x06\
-\x06methods\x04paths\x05querys\x07headers\x05\x06params\x07\x04body\x04\x04\0\x07\
-request\x03\0\x08\x01r\x03\x06status{\x07headers\x05\x04body\x02\x04\0\x08respon\
-se\x03\0\x0a\x01ks\x01r\x03\x06status{\x07messages\x06detail\x0c\x04\0\x05error\x03\
-\0\x0d\x01r\x02\x06methods\x07patterns\x04\0\x05route\x03\0\x0f\x01q\x03\x05rout\
-e\x01\x10\0\x0amiddleware\0\0\x0asubscriber\x01s\0\x04\0\x09view-kind\x03\0\x11\x01\
-m\x03\x0eread-committed\x0frepeatable-read\x0cserializable\x04\0\x09isolation\x03\
-\0\x13\x01k\x7f\x01k\x14\x01ky\x01ps\x01r\x0a\x02idy\x04names\x04kind\x12\x06ato\
-mic\x15\x09read-only\x7f\x09isolation\x16\x07retriesy\x06cpu-ms\x17\x0atimeout-m\
-s\x17\x0amiddleware\x18\x04\0\x09view-info\x03\0\x19\x03\0\x16amphi:view/types@0\
-.1.0\x05\0\x01B\x02\x01q\x02\x02io\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\0\x03\
-\0\x1bamphi:view/body-types@0.1.0\x05\x01\x02\x03\0\x01\x05error\x01B\x06\x02\x03\
-\x02\x01\x02\x04\0\x05error\x03\0\0\x01p}\x01j\x01\x02\x01\x01\x01@\x02\x06offse\
-tw\x03maxy\0\x03\x04\0\x04read\x01\x04\x03\0\x15amphi:view/body@0.1.0\x05\x03\x01\
-B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x01p}\x01j\x01\x02\x01\x01\x01C\
-\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\x04\x03\0\x1bamphi:view/body-asy\
-nc@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\x04names\0\0\x04\0\x03get\x01\x01\x03\0\
-\x17amphi:view/config@0.1.0\x05\x05\x01B\x0f\x01q\x02\x09too-large\x01s\0\x08res\
-erved\x01s\0\x04\0\x05error\x03\0\0\x01@\0\0s\x04\0\x0arequest-id\x01\x02\x04\0\x05\
-route\x01\x02\x04\0\x04peer\x01\x02\x04\0\x0btraceparent\x01\x02\x01@\0\0w\x04\0\
-\x0cremaining-ms\x01\x03\x01ks\x01@\x01\x04names\0\x04\x04\0\x03get\x01\x05\x01j\
-\0\x01\x01\x01@\x02\x04names\x05values\0\x06\x04\0\x03set\x01\x07\x03\0\x18amphi\
-:view/context@0.1.0\x05\x06\x01B\x11\x01p}\x01q\x05\x04null\0\0\x07integer\x01x\0\
-\x04real\x01u\0\x04text\x01s\0\x04blob\x01\0\0\x04\0\x05value\x03\0\x01\x01p\x02\
-\x04\0\x03row\x03\0\x03\x01ps\x01p\x04\x01r\x02\x07columns\x05\x04rows\x06\x04\0\
-\x05table\x03\0\x07\x01m\x0e\x06denied\x09statement\x06unique\x0bforeign-key\x08\
-not-null\x05check\x09data-type\x0aconstraint\x08conflict\x09too-large\x08poisone\
-d\x0bunavailable\x07aborted\x05other\x04\0\x0aerror-kind\x03\0\x09\x01ks\x01r\x02\
-\x0aconstraint\x0b\x07columns\x05\x04\0\x09violation\x03\0\x0c\x01k\x0d\x01r\x03\
-\x04kind\x0a\x07messages\x09violation\x0e\x04\0\x05error\x03\0\x0f\x03\0\x1famph\
-i:view/database-types@0.1.0\x05\x07\x02\x03\0\x06\x05value\x02\x03\0\x06\x03row\x02\
-\x03\0\x06\x05table\x02\x03\0\x06\x05error\x01B,\x02\x03\x02\x01\x08\x04\0\x05va\
-lue\x03\0\0\x02\x03\x02\x01\x09\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0a\x04\0\
-\x05table\x03\0\x04\x02\x03\x02\x01\x0b\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\
-\x01\x04\0\x0btransaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\
-\x04self\x0b\0\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\
-\x07\x01@\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\
-\x01j\0\x01\x07\x01@\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.c\
-ommit\x01\x13\x04\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\
-\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\
-\x01j\x01w\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07ex\
-ecute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01@\x03\x08databases\x03sqls\x06par\
-ams\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\x08databases\0\
-\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\x08databases\0\
-\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x19amphi\
-:view/database@0.1.0\x05\x0c\x01B,\x02\x03\x02\x01\x08\x04\0\x05value\x03\0\0\x02\
-\x03\x02\x01\x09\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0a\x04\0\x05table\x03\0\
-\x04\x02\x03\x02\x01\x0b\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0b\
-transaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\
-\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01C\x02\
-\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\
-\x07\x01C\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\
-\x04\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01\
-C\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\
-\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01\
-i\x08\x01j\x01\x19\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\
-\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01C\x01\x08databases\0\x1c\x04\0\x05beg\
-in\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01C\x01\x08databases\0\x1f\x04\0\x03pi\
-n\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x1famphi:view/database-a\
-sync@0.1.0\x05\x0d\x01B\x06\x01q\x03\x06denied\x01s\0\x09too-large\x01s\0\x04ful\
-l\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01j\0\x01\x01\x01@\x02\x05topics\x07paylo\
-ad\x02\0\x03\x04\0\x07publish\x01\x04\x03\0\x17amphi:view/events@0.1.0\x05\x0e\x02\
-\x03\0\0\x06header\x01B\x0b\x02\x03\x02\x01\x0f\x04\0\x06header\x03\0\0\x01p\x01\
-\x01p}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04body\x03\x0atimeout-m\
-s\x04\x04\0\x10outbound-request\x03\0\x05\x01r\x03\x06status{\x07headers\x02\x04\
-body\x03\x04\0\x10inbound-response\x03\0\x07\x01q\x07\x06denied\x01s\0\x07invali\
-d\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-large\x01s\0\x0bunavailable\x01\
-s\0\x07aborted\0\0\x04\0\x05error\x03\0\x09\x03\0\x1bamphi:view/http-types@0.1.0\
-\x05\x10\x02\x03\0\x0a\x10outbound-request\x02\x03\0\x0a\x10inbound-response\x02\
-\x03\0\x0a\x05error\x01B\x09\x02\x03\x02\x01\x11\x04\0\x10outbound-request\x03\0\
-\0\x02\x03\x02\x01\x12\x04\0\x10inbound-response\x03\0\x02\x02\x03\x02\x01\x13\x04\
-\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04\
-send\x01\x07\x03\0\x15amphi:view/http@0.1.0\x05\x14\x01B\x09\x02\x03\x02\x01\x11\
-\x04\0\x10outbound-request\x03\0\0\x02\x03\x02\x01\x12\x04\0\x10inbound-response\
-\x03\0\x02\x02\x03\x02\x01\x13\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01\
-C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x1bamphi:view/http-async@\
-0.1.0\x05\x15\x01B\x06\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\
-\x05level\x03\0\0\x01o\x02ss\x01p\x02\x01@\x03\x05level\x01\x07messages\x06field\
-s\x03\x01\0\x04\0\x05write\x01\x04\x03\0\x14amphi:view/log@0.1.0\x05\x16\x02\x03\
-\0\0\x07request\x02\x03\0\0\x08response\x02\x03\0\0\x05error\x01B\x09\x02\x03\x02\
-\x01\x17\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x18\x04\0\x08response\x03\0\x02\
-\x02\x03\x02\x01\x19\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07r\
-equest\x01\0\x06\x04\0\x04next\x01\x07\x03\0\x1bamphi:view/middleware@0.1.0\x05\x1a\
-\x01B\x09\x02\x03\x02\x01\x17\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x18\x04\0\
-\x08response\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x05error\x03\0\x04\x01j\x01\x03\
-\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\0!amphi:view/mi\
-ddleware-async@0.1.0\x05\x1b\x01B\x09\x02\x03\x02\x01\x17\x04\0\x07request\x03\0\
-\0\x02\x03\x02\x01\x18\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x05\
-error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04send\
-\x01\x07\x03\0\x1bamphi:view/subrequest@0.1.0\x05\x1c\x01B\x09\x02\x03\x02\x01\x17\
-\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x18\x04\0\x08response\x03\0\x02\x02\x03\
-\x02\x01\x19\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\
-\0\x06\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.1.0\x05\x1d\x01\
-B\x02\x01C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/timer@0.1.0\
-\x05\x1e\x04\08amphi:view/imports-with-all-of-its-exports-removed@0.1.0\x04\0\x0b\
--\x01\0'imports-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cp\
-rocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 4444] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xbe!\x01A\x02\x01A6\x01\
+B\x1e\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01kw\x01q\x03\x05bytes\x01\x02\0\
+\x07spooled\x01w\0\x08arriving\x01\x03\0\x04\0\x04body\x03\0\x04\x01p\x01\x01o\x02\
+ss\x01p\x07\x01r\x06\x06methods\x04paths\x05querys\x07headers\x06\x06params\x08\x04\
+body\x05\x04\0\x07request\x03\0\x09\x01q\x02\x05bytes\x01\x02\0\x06stream\x01y\0\
+\x04\0\x0dresponse-body\x03\0\x0b\x01r\x03\x06status{\x07headers\x06\x04body\x0c\
+\x04\0\x08response\x03\0\x0d\x01ks\x01r\x03\x06status{\x07messages\x06detail\x0f\
+\x04\0\x05error\x03\0\x10\x01r\x02\x06methods\x07patterns\x04\0\x05route\x03\0\x12\
+\x01q\x03\x05route\x01\x13\0\x0amiddleware\0\0\x0asubscriber\x01s\0\x04\0\x09vie\
+w-kind\x03\0\x14\x01m\x03\x0eread-committed\x0frepeatable-read\x0cserializable\x04\
+\0\x09isolation\x03\0\x16\x01k\x7f\x01k\x17\x01ky\x01ps\x01r\x0b\x02idy\x04names\
+\x04kind\x15\x06atomic\x18\x09read-only\x7f\x09isolation\x19\x07retriesy\x06cpu-\
+ms\x1a\x0atimeout-ms\x1a\x0bstream-body\x7f\x0amiddleware\x1b\x04\0\x09view-info\
+\x03\0\x1c\x03\0\x16amphi:view/types@0.2.0\x05\0\x01B\x02\x01q\x02\x02io\x01s\0\x07\
+aborted\0\0\x04\0\x05error\x03\0\0\x03\0\x1bamphi:view/body-types@0.2.0\x05\x01\x02\
+\x03\0\x01\x05error\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x01p}\x01\
+j\x01\x02\x01\x01\x01@\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\x04\x03\0\x15\
+amphi:view/body@0.2.0\x05\x03\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\
+\x01p}\x01j\x01\x02\x01\x01\x01C\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\x04\
+\x03\0\x1bamphi:view/body-async@0.2.0\x05\x04\x02\x03\0\0\x06header\x01B\x0b\x02\
+\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\
+\x02\x01p}\x01j\0\x01\x01\x01@\x01\x04data\x04\0\x05\x04\0\x05write\x01\x06\x01p\
+\x03\x01@\x01\x08trailers\x07\0\x05\x04\0\x0cset-trailers\x01\x08\x03\0\x1camphi\
+:view/body-writer@0.2.0\x05\x06\x01B\x0b\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\
+\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\x02\x01p}\x01j\0\x01\x01\x01C\x01\x04\
+data\x04\0\x05\x04\0\x05write\x01\x06\x01p\x03\x01@\x01\x08trailers\x07\0\x05\x04\
+\0\x0cset-trailers\x01\x08\x03\0\"amphi:view/body-writer-async@0.2.0\x05\x07\x01\
+B\x03\x01ks\x01@\x01\x04names\0\0\x04\0\x03get\x01\x01\x03\0\x17amphi:view/confi\
+g@0.2.0\x05\x08\x01B\x0f\x01q\x02\x09too-large\x01s\0\x08reserved\x01s\0\x04\0\x05\
+error\x03\0\0\x01@\0\0s\x04\0\x0arequest-id\x01\x02\x04\0\x05route\x01\x02\x04\0\
+\x04peer\x01\x02\x04\0\x0btraceparent\x01\x02\x01@\0\0w\x04\0\x0cremaining-ms\x01\
+\x03\x01ks\x01@\x01\x04names\0\x04\x04\0\x03get\x01\x05\x01j\0\x01\x01\x01@\x02\x04\
+names\x05values\0\x06\x04\0\x03set\x01\x07\x03\0\x18amphi:view/context@0.2.0\x05\
+\x09\x01B\x11\x01p}\x01q\x05\x04null\0\0\x07integer\x01x\0\x04real\x01u\0\x04tex\
+t\x01s\0\x04blob\x01\0\0\x04\0\x05value\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\
+\x01ps\x01p\x04\x01r\x02\x07columns\x05\x04rows\x06\x04\0\x05table\x03\0\x07\x01\
+m\x0e\x06denied\x09statement\x06unique\x0bforeign-key\x08not-null\x05check\x09da\
+ta-type\x0aconstraint\x08conflict\x09too-large\x08poisoned\x0bunavailable\x07abo\
+rted\x05other\x04\0\x0aerror-kind\x03\0\x09\x01ks\x01r\x02\x0aconstraint\x0b\x07\
+columns\x05\x04\0\x09violation\x03\0\x0c\x01k\x0d\x01r\x03\x04kind\x0a\x07messag\
+es\x09violation\x0e\x04\0\x05error\x03\0\x0f\x03\0\x1famphi:view/database-types@\
+0.2.0\x05\x0a\x02\x03\0\x08\x05value\x02\x03\0\x08\x03row\x02\x03\0\x08\x05table\
+\x02\x03\0\x08\x05error\x01B,\x02\x03\x02\x01\x0b\x04\0\x05value\x03\0\0\x02\x03\
+\x02\x01\x0c\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0d\x04\0\x05table\x03\0\x04\
+\x02\x03\x02\x01\x0e\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btra\
+nsaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\
+\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01@\x02\x04\
+self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\
+\x01@\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\x04\
+\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01@\x03\
+\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\x07\
+\x01@\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\
+\x08\x01j\x01\x19\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\
+\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\x08databases\0\x1c\x04\0\x05begin\
+\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\x08databases\0\x1f\x04\0\x03pin\x01\
+\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x19amphi:view/database@0.2.0\x05\
+\x0f\x01B,\x02\x03\x02\x01\x0b\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x0c\x04\0\x03\
+row\x03\0\x02\x02\x03\x02\x01\x0d\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x0e\x04\
+\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06\
+pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.c\
+olumns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\
+\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\x01C\x01\x0btransaction\x11\
+\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\x04\0\x1c[static]transaction.\
+rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01C\x03\x08databases\x03sqls\x06\
+params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\x07\x01C\x03\x08databases\x03\
+sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01\
+C\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\
+\x01\x07\x01C\x01\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\
+\x01\x07\x01C\x01\x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0c\
+set-rollback\x01!\x03\0\x1famphi:view/database-async@0.2.0\x05\x10\x01B\x06\x01q\
+\x03\x06denied\x01s\0\x09too-large\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01\
+p}\x01j\0\x01\x01\x01@\x02\x05topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\
+\x03\0\x17amphi:view/events@0.2.0\x05\x11\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x06\
+header\x03\0\0\x01p\x01\x01p}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04\
+body\x03\x0atimeout-ms\x04\x04\0\x10outbound-request\x03\0\x05\x01r\x03\x06statu\
+s{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x07\x01q\x07\x06de\
+nied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-large\x01\
+s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x09\x03\0\x1bamphi\
+:view/http-types@0.2.0\x05\x12\x02\x03\0\x0c\x10outbound-request\x02\x03\0\x0c\x10\
+inbound-response\x02\x03\0\x0c\x05error\x01B\x09\x02\x03\x02\x01\x13\x04\0\x10ou\
+tbound-request\x03\0\0\x02\x03\x02\x01\x14\x04\0\x10inbound-response\x03\0\x02\x02\
+\x03\x02\x01\x15\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07reque\
+st\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x15amphi:view/http@0.2.0\x05\x16\x01B\x09\
+\x02\x03\x02\x01\x13\x04\0\x10outbound-request\x03\0\0\x02\x03\x02\x01\x14\x04\0\
+\x10inbound-response\x03\0\x02\x02\x03\x02\x01\x15\x04\0\x05error\x03\0\x04\x01j\
+\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x1bam\
+phi:view/http-async@0.2.0\x05\x17\x01B\x06\x01m\x05\x05trace\x05debug\x04info\x04\
+warn\x05error\x04\0\x05level\x03\0\0\x01o\x02ss\x01p\x02\x01@\x03\x05level\x01\x07\
+messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\x03\0\x14amphi:view/log@0.2.\
+0\x05\x18\x02\x03\0\0\x07request\x02\x03\0\0\x08response\x02\x03\0\0\x05error\x01\
+B\x09\x02\x03\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08\
+response\x03\0\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\
+\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\0\x1bamphi:view/mid\
+dleware@0.2.0\x05\x1c\x01B\x09\x02\x03\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\
+\x02\x01\x1a\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\
+\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\
+\0!amphi:view/middleware-async@0.2.0\x05\x1d\x01B\x09\x02\x03\x02\x01\x19\x04\0\x07\
+request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1b\
+\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\
+\0\x04send\x01\x07\x03\0\x1bamphi:view/subrequest@0.2.0\x05\x1e\x01B\x09\x02\x03\
+\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08response\x03\0\
+\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07\
+request\x01\0\x06\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.2.0\x05\
+\x1f\x01B\x02\x01C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/tim\
+er@0.2.0\x05\x20\x04\08amphi:view/imports-with-all-of-its-exports-removed@0.2.0\x04\
+\0\x0b-\x01\0'imports-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\
+\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -7,6 +7,8 @@ use super::{
 };
 use crate::bindings::amphi::view::log::Level;
 use crate::database::Value;
+#[cfg(feature = "testing")]
+use crate::stream::Producer;
 use crate::{Request, Response, Result};
 use std::cell::RefCell;
 use std::fmt;
@@ -26,6 +28,11 @@ pub(crate) trait Capabilities {
     /// The folder on this machine that is granted under the path `name`.
     fn directory(&self, name: &str) -> Result<PathBuf, String>;
     fn read_body(&self, offset: u64, max: u32) -> Result<Vec<u8>, BodyError>;
+    fn write(&self, data: &[u8]) -> Result<(), BodyError>;
+    fn set_trailers(&self, trailers: &[(String, String)]) -> Result<(), BodyError>;
+    /// Keeps the function that writes the body of a response. Returns the number of the stream.
+    #[cfg(feature = "testing")]
+    fn keep(&self, producer: Producer) -> u32;
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
     /// Runs a query whose result is read in pieces.
     fn open(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError>;
@@ -91,6 +98,11 @@ impl Host {
     #[cfg(feature = "testing")]
     pub(crate) fn put_within(&self, run: fn(&Host, Request) -> Result<Response>) {
         self.0.put_within(run);
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn keep(&self, producer: Producer) -> u32 {
+        self.0.keep(producer)
     }
 
     pub(crate) fn config(&self, name: &str) -> Option<String> {
@@ -248,6 +260,17 @@ pub(crate) mod sync {
         host.0.read_body(offset, max)
     }
 
+    pub(crate) fn write(host: &Host, data: &[u8]) -> Result<(), BodyError> {
+        host.0.write(data)
+    }
+
+    pub(crate) fn set_trailers(
+        host: &Host,
+        trailers: &[(String, String)],
+    ) -> Result<(), BodyError> {
+        host.0.set_trailers(trailers)
+    }
+
     pub(crate) fn query(
         host: &Host,
         name: &str,
@@ -338,6 +361,18 @@ pub(crate) mod asynch {
     ) -> Result<Vec<u8>, BodyError> {
         give_way().await;
         host.0.read_body(offset, max)
+    }
+
+    pub(crate) async fn write(host: &Host, data: Vec<u8>) -> Result<(), BodyError> {
+        give_way().await;
+        host.0.write(&data)
+    }
+
+    pub(crate) fn set_trailers(
+        host: &Host,
+        trailers: &[(String, String)],
+    ) -> Result<(), BodyError> {
+        host.0.set_trailers(trailers)
     }
 
     pub(crate) async fn query(

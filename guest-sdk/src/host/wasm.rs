@@ -7,6 +7,8 @@ use super::{
 };
 use crate::bindings::amphi::view::{config, context, events, log};
 use crate::database::Value;
+use crate::stream::Producer;
+use std::cell::Cell;
 use std::path::PathBuf;
 
 /// The host. A component has exactly one, so nothing is stored.
@@ -60,9 +62,25 @@ impl Host {
         context::traceparent()
     }
 
+    /// Keeps the function that writes the body of this instance's response. Returns the number of the stream.
+    pub(crate) fn keep(&self, producer: Producer) -> u32 {
+        KEPT.set(Some(producer));
+        0
+    }
+
     pub(crate) fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
         events::publish(topic, payload)
     }
+}
+
+thread_local! {
+    /// The function that [`Host::keep`] keeps.
+    static KEPT: Cell<Option<Producer>> = const { Cell::new(None) };
+}
+
+/// Takes the function that this instance keeps.
+pub(crate) fn kept() -> Option<Producer> {
+    KEPT.take()
 }
 
 pub(crate) fn log(level: log::Level, message: &str, fields: &[(String, String)]) {
@@ -71,11 +89,19 @@ pub(crate) fn log(level: log::Level, message: &str, fields: &[(String, String)])
 
 pub(crate) mod sync {
     use super::*;
-    use crate::bindings::amphi::view::{body, database, http, middleware, subrequest};
+    use crate::bindings::amphi::view::{body, body_writer, database, http, middleware, subrequest};
     pub(crate) use database::{Pinned, Rows, Transaction};
 
     pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body::read(offset, max)
+    }
+
+    pub(crate) fn write(_: &Host, data: &[u8]) -> Result<(), BodyError> {
+        body_writer::write(data)
+    }
+
+    pub(crate) fn set_trailers(_: &Host, trailers: &[(String, String)]) -> Result<(), BodyError> {
+        body_writer::set_trailers(trailers)
     }
 
     pub(crate) fn query(
@@ -149,12 +175,21 @@ pub(crate) mod sync {
 pub(crate) mod asynch {
     use super::*;
     use crate::bindings::amphi::view::{
-        body_async, database_async, http_async, middleware_async, subrequest_async, timer,
+        body_async, body_writer_async, database_async, http_async, middleware_async,
+        subrequest_async, timer,
     };
     pub(crate) use database_async::{Pinned, Rows, Transaction};
 
     pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body_async::read(offset, max).await
+    }
+
+    pub(crate) async fn write(_: &Host, data: Vec<u8>) -> Result<(), BodyError> {
+        body_writer_async::write(data).await
+    }
+
+    pub(crate) fn set_trailers(_: &Host, trailers: &[(String, String)]) -> Result<(), BodyError> {
+        body_writer_async::set_trailers(trailers)
     }
 
     pub(crate) async fn query(

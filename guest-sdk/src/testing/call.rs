@@ -10,8 +10,9 @@ use crate::host::{
     OutboundRequest, Part, RawRequest, Table, ViewError,
 };
 use crate::log::Level;
+use crate::stream::{Producer, Streamed};
 use crate::view::{Kind, View};
-use crate::{Error, Event, Response, Result, StatusCode};
+use crate::{Error, Event, Response, Result};
 use ::http::{HeaderName, HeaderValue};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -24,10 +25,12 @@ pub(super) struct Call {
     world: Rc<World>,
     route: &'static str,
     body: Vec<u8>,
+    /// How much of the body has been read, if it arrives while the view runs.
+    arrived: Option<Cell<usize>>,
     values: RefCell<HashMap<String, String>>,
     deadline: Instant,
-    /// Whether the view runs in a transaction.
-    atomic: bool,
+    /// Whether the view runs in a transaction. No longer when the transaction has ended.
+    atomic: Cell<bool>,
     /// The databases in which the transaction has begun. In each database, it begins at the first statement.
     begun: RefCell<BTreeSet<String>>,
     /// How many transactions and savepoints are open.
@@ -44,6 +47,11 @@ pub(super) struct Call {
     of_view: bool,
     /// How many events have been published in this call, with those that are still held.
     published: Cell<usize>,
+    /// The functions that write the bodies of responses, each at the number of its stream less 1.
+    streams: RefCell<Vec<Option<Producer>>>,
+    /// The body that such a function is writing.
+    written: RefCell<Option<Vec<u8>>>,
+    trailers: RefCell<Vec<(String, String)>>,
 }
 
 impl Call {
@@ -58,7 +66,8 @@ impl Call {
             read_only,
             route: world.routed::<V>().pattern(),
             body: body.to_vec(),
-            atomic,
+            arrived: world.arrives::<V>().then(Cell::default),
+            atomic: Cell::new(atomic),
             level: Cell::new(atomic.into()),
             ..Self::new(world, timeout)
         }
@@ -83,9 +92,10 @@ impl Call {
             world,
             route: "/",
             body: Vec::new(),
+            arrived: None,
             values,
             deadline: Instant::now() + timeout,
-            atomic: false,
+            atomic: Cell::new(false),
             begun: RefCell::default(),
             level: Cell::new(0),
             held: RefCell::default(),
@@ -94,6 +104,9 @@ impl Call {
             of_view: true,
             within: RefCell::default(),
             published: Cell::new(0),
+            streams: RefCell::default(),
+            written: RefCell::default(),
+            trailers: RefCell::default(),
         }
     }
 
@@ -107,15 +120,58 @@ impl Call {
         });
         let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error())
             && !self.set_rollback.get();
+        self.atomic.set(false);
+        self.level.set(0);
         for name in self.begun.take() {
             let mut databases = self.world.databases.borrow_mut();
             let database = databases.get_mut(&name).expect("it has begun there");
             database.end(1, succeeded).map_err(Error::from_database)?;
         }
-        if succeeded {
-            self.release();
+        match succeeded {
+            true => self.release(),
+            false => self.held.borrow_mut().clear(),
         }
         outcome
+    }
+
+    /// Writes the body of a response that streams, as the host has it done when the transaction has ended.
+    ///
+    /// # Errors
+    /// When the body breaks off. The response has what was written before.
+    pub(super) fn produce(&self, response: &mut Response) -> Result<()> {
+        let producer = match response.take_stream() {
+            None => return Ok(()),
+            Some(Streamed::Own(producer)) => producer.take(),
+            Some(Streamed::PassedOn(number)) => {
+                let index = (number as usize).wrapping_sub(1);
+                let mut streams = self.streams.borrow_mut();
+                streams.get_mut(index).and_then(Option::take)
+            }
+        };
+        let producer = producer.ok_or_else(|| {
+            Error::internal("the stream of this response has been passed on already")
+        })?;
+        self.written.replace(Some(Vec::new()));
+        let ended = match producer {
+            Producer::Sync(work) => work(),
+            Producer::Async(work) => super::run(work()),
+        };
+        response.body = self.written.take().unwrap_or_default();
+        ended?;
+        let (announced, bytes) = (response.headers.get("content-length"), response.body.len());
+        match announced {
+            Some(announced) if announced != bytes.to_string() => Err(Error::internal(format!(
+                "the body has {bytes} bytes, and its header `content-length` says {announced}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops what the call still keeps. Returns the trailers that were set.
+    pub(super) fn end(&self) -> Vec<(String, String)> {
+        // The functions of streams have contexts, which keep this call.
+        drop(self.streams.take());
+        self.trailers.take()
     }
 
     /// Publishes the events that are held.
@@ -144,7 +200,7 @@ impl Call {
                 ),
             )
         })?;
-        if self.atomic && self.begun.borrow_mut().insert(name.to_owned()) {
+        if self.atomic.get() && self.begun.borrow_mut().insert(name.to_owned()) {
             database.begin()?;
         }
         work(database)
@@ -205,6 +261,8 @@ fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
     })
 }
 
+/// How many bytes of a body that arrives are there at a time.
+const ARRIVING_BYTES: usize = 16 << 10;
 /// Bytes that the host counts for each header in addition to its name and value.
 const HEADER_BYTES: usize = 32;
 /// Headers that concern a single connection. Only the host sets them.
@@ -276,7 +334,39 @@ impl Capabilities for Call {
             .ok()
             .and_then(|offset| self.body.get(offset..))
             .unwrap_or_default();
-        Ok(rest[..rest.len().min(max as usize)].to_vec())
+        let Some(arrived) = &self.arrived else {
+            return Ok(rest[..rest.len().min(max as usize)].to_vec());
+        };
+        if offset != arrived.get() as u64 {
+            return Err(BodyError::Io(format!(
+                "this body arrives while the view runs: the next byte to read is {}, not {offset}",
+                arrived.get()
+            )));
+        }
+        let piece = rest[..rest.len().min(max as usize).min(ARRIVING_BYTES)].to_vec();
+        arrived.set(arrived.get() + piece.len());
+        Ok(piece)
+    }
+
+    fn write(&self, data: &[u8]) -> Result<(), BodyError> {
+        let mut written = self.written.borrow_mut();
+        let written = written.as_mut().ok_or_else(not_producing)?;
+        written.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn set_trailers(&self, trailers: &[(String, String)]) -> Result<(), BodyError> {
+        if self.written.borrow().is_none() {
+            return Err(not_producing());
+        }
+        self.trailers.replace(trailers.to_vec());
+        Ok(())
+    }
+
+    fn keep(&self, producer: Producer) -> u32 {
+        let mut streams = self.streams.borrow_mut();
+        streams.push(Some(producer));
+        u32::try_from(streams.len()).expect("a test has few streams")
     }
 
     fn query(&self, name: &str, sql: &str, values: &[Value]) -> Result<Table, DatabaseError> {
@@ -446,7 +536,7 @@ fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
             if response.status.is_server_error() {
                 set_rollback.set(true);
             }
-            Ok(response.into())
+            Ok(response.into_raw(host))
         }
         Err(error) => {
             set_rollback.set(true);
@@ -457,6 +547,12 @@ fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
             })
         }
     })
+}
+
+fn not_producing() -> BodyError {
+    BodyError::Io(
+        "a body is written by the function of a `Stream`, when the view has returned".into(),
+    )
 }
 
 /// The response that the client would get for this error.
@@ -470,9 +566,7 @@ pub(super) fn error_response(error: &Error) -> Response {
     } else {
         error.message().to_owned()
     };
-    let status: StatusCode = error.status();
-    Response {
-        body: text.into_bytes(),
-        ..Response::new(status)
-    }
+    let mut response = Response::new(error.status());
+    response.set_body(text);
+    response
 }

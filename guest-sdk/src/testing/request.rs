@@ -1,6 +1,6 @@
 //! Requests of tests.
 
-use crate::body::Content;
+use crate::body::{Content, Source};
 use crate::csrf;
 use crate::session::{Settings, Values};
 use crate::view::Kind;
@@ -201,6 +201,7 @@ impl TestRequest {
     pub(super) fn into_request(
         self,
         (view, kind): (&str, Kind),
+        arrives: bool,
         spool_over: Option<usize>,
         settings: &HashMap<String, String>,
     ) -> Request {
@@ -231,7 +232,10 @@ impl TestRequest {
             )
         });
         let content = match spool_over {
-            Some(limit) if body.len() > limit => Content::Spooled(body.len() as u64),
+            _ if arrives && !body.is_empty() => {
+                Content::Host(Source::Arriving(Some(body.len() as u64)))
+            }
+            Some(limit) if body.len() > limit => Content::Host(Source::Spooled(body.len() as u64)),
             _ => Content::Bytes(body),
         };
         Request {

@@ -2,7 +2,7 @@
 
 use super::call::error_response;
 use crate::session::{Settings, Values};
-use crate::{Error, Response, Result, StatusCode};
+use crate::{Error, Headers, Response, Result, StatusCode};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 
@@ -13,6 +13,9 @@ pub struct TestResponse {
     error: Option<Error>,
     /// The values of the session after this response.
     session: Values,
+    /// Why the body breaks off.
+    broken: Option<Error>,
+    trailers: Headers,
 }
 
 impl TestResponse {
@@ -31,6 +34,8 @@ impl TestResponse {
                     .unwrap_or(session),
                 response,
                 error: None,
+                broken: None,
+                trailers: Headers::new(),
             },
             Err(error) => {
                 // The test harness prints this when the test fails.
@@ -39,8 +44,28 @@ impl TestResponse {
                     response: error_response(&error),
                     error: Some(error),
                     session,
+                    broken: None,
+                    trailers: Headers::new(),
                 }
             }
+        }
+    }
+
+    /// The response after its body has been written. `ended` says whether the function that wrote it came to its end.
+    pub(super) fn after(
+        self,
+        view: &str,
+        ended: Result<()>,
+        trailers: Vec<(String, String)>,
+    ) -> Self {
+        let broken = ended.err();
+        if let Some(error) = &broken {
+            eprintln!("the body that the view `{view}` streams broke off: {error}");
+        }
+        Self {
+            broken,
+            trailers: trailers.into(),
+            ..self
         }
     }
 
@@ -67,6 +92,17 @@ impl TestResponse {
     /// The error that the view returned, if it returned one.
     pub fn error(&self) -> Option<&Error> {
         self.error.as_ref()
+    }
+
+    /// The error with which the function of a [`Stream`](crate::Stream) ended. The client sees a body that breaks off.
+    /// [`body`](Self::body) is what was written before.
+    pub fn broken(&self) -> Option<&Error> {
+        self.broken.as_ref()
+    }
+
+    /// The value of a field that was sent after the body.
+    pub fn trailer(&self, name: &str) -> Option<&str> {
+        self.trailers.get(name)
     }
 
     /// The body.

@@ -37,4 +37,21 @@ fn said_twice() {}
 #[view(get, "/path", cpu_ms = 0)]
 fn no_time() {}
 
+#[view(post, "/path", body = "streams")]
+fn no_such_body() {}
+
+#[view(post, "/path", body = stream)]
+fn unquoted_body() {}
+
+#[view(post, "/path", body)]
+fn no_body() {}
+
+#[middleware(body = "stream")]
+fn body_of_middleware(request: Request, next: Next) -> Result<Response> {
+    next.run(request)
+}
+
+#[subscriber("orders.*", body = "stream")]
+fn body_of_an_event(_: Event) {}
+
 fn main() {}

@@ -10,4 +10,5 @@ mod grants;
 mod http;
 mod response;
 mod session;
+mod stream;
 mod transaction;
