@@ -74,6 +74,8 @@ pub struct View {
     pub transaction: Options,
     /// Middleware of its own module that the view names itself, the outermost first.
     pub middleware: Vec<String>,
+    /// Whether the view begins when the head of a request is there, and reads the body while it arrives.
+    pub stream_body: bool,
     /// How often a request for the view may be run again after a conflict, at most.
     pub retries: u32,
     /// The CPU budget of one call.
@@ -94,6 +96,7 @@ impl View {
             mode,
             transaction: Options::default(),
             middleware: Vec::new(),
+            stream_body: false,
             retries: 0,
             cpu: limit,
             timeout: limit,

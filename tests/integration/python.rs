@@ -48,6 +48,8 @@ async fn views_in_python_are_views(mode: Mode) {
             "rolled back"
         );
         assert_eq!(server.post("/rows/kept", "").await.ok(), "2 rows\n");
+        let lines: String = (0..1000).map(|line| format!("line {line}\n")).collect();
+        assert_eq!(server.get("/lines/1000").await.ok(), lines);
         let mark = server.log.mark();
         assert_eq!(server.get("/fail").await.status, 500);
         server.log.requests(mark, 1).await;

@@ -23,6 +23,9 @@ pub struct Host {
     pub engines: Engines,
     /// The sync workers, which run sync guest functions.
     pub workers: Workers,
+    /// The limit on the memory of guests, in kB. A request takes what the functions of its chain usually have, before it
+    /// takes anything else.
+    pub guest_memory: Gate,
     /// The limit on requests that have async functions.
     pub instances: Gate,
     /// The queue of events.
@@ -45,6 +48,12 @@ impl Host {
         Host {
             engines,
             workers: Workers::new(app.config.sync_views.pool(), Handle::current()),
+            guest_memory: Gate::new(
+                "kB of guest memory",
+                usize::try_from(app.config.server.guest_memory_mb << 10).unwrap_or(usize::MAX),
+                views.queue_max,
+                wait,
+            ),
             instances: Gate::new(
                 "async instances",
                 views.in_flight_max,

@@ -6,11 +6,13 @@
 //! error.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
 use futures::stream;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -30,8 +32,8 @@ use crate::guest::capability::{
 use crate::guest::run::{
     AsyncComponent, Engines, GuestResult, Handler, Incoming, IncomingHandler, SyncComponent,
 };
-use crate::guest::store::{Guest, Services, Work};
-use crate::http::body::Spooled;
+use crate::guest::store::{Guest, Services, UsualMemory, Work};
+use crate::http::body::RequestBody;
 use crate::http::proxies::FORWARDED_PROTO;
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
@@ -48,13 +50,15 @@ pub struct Module {
     pub grants: Arc<config::Module>,
     /// Its views.
     pub views: Vec<Arc<View>>,
+    /// The memory that its instances usually have.
+    pub usual_memory: Arc<UsualMemory>,
     services: Arc<Services>,
     component: Prepared,
 }
 
 enum Prepared {
-    Sync(SyncComponent),
-    Async(AsyncComponent),
+    Sync(Arc<SyncComponent>),
+    Async(Arc<AsyncComponent>),
     IncomingHandler(Arc<IncomingHandler>),
     Handler(Arc<Handler>),
 }
@@ -96,10 +100,12 @@ impl Module {
         let inspection = inspect(engines, file).with_context(place)?;
         check_grants(&inspection, grants).with_context(place)?;
         let component = prepare(engines, &inspection, grants).with_context(place)?;
+        let usual_memory = Arc::new(UsualMemory::default());
         let views = component
-            .views(services, grants, &inspection)
+            .views((services, grants), &usual_memory, &inspection)
             .with_context(place)?;
         Ok(Module {
+            usual_memory,
             grants: Arc::clone(grants),
             services: Arc::clone(services),
             views,
@@ -166,7 +172,13 @@ impl Module {
     }
 
     fn guest(&self, work: Work, blocks: bool) -> Guest {
-        Guest::new(work, blocks, &self.grants, &self.services)
+        Guest::new(
+            work,
+            blocks,
+            &self.usual_memory,
+            &self.grants,
+            &self.services,
+        )
     }
 
     /// Makes the store data of a plain component, whose call may go on after its answer.
@@ -195,32 +207,14 @@ impl Module {
 }
 
 impl Prepared {
-    /// Asks the component for its views, and checks them.
+    /// Asks the component for its views, and checks them. A component of `wasi:http` has one, and is only instantiated.
     fn views(
         &self,
-        services: &Arc<Services>,
-        grants: &Arc<config::Module>,
+        (services, grants): (&Arc<Services>, &Arc<config::Module>),
+        usual_memory: &Arc<UsualMemory>,
         inspection: &Inspection,
     ) -> anyhow::Result<Vec<Arc<View>>> {
         let mode = inspection.mode;
-        if inspection.world == World::WasiHttp {
-            return views(&[every_request()], grants, mode);
-        }
-        // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
-        let described = self.describe(services, grants, mode).map_err(|failure| {
-            let Failure { detail, .. } = failure;
-            let seconds = DESCRIBE_LIMIT.as_secs();
-            anyhow!("`describe` failed: {detail} (it has {seconds} s)")
-        })?;
-        views(&described, grants, mode)
-    }
-
-    fn describe(
-        &self,
-        services: &Arc<Services>,
-        grants: &Arc<config::Module>,
-        mode: Mode,
-    ) -> Result<Vec<types::ViewInfo>, Failure> {
         let view = Arc::new(View::unrouted(
             &grants.name,
             "describe",
@@ -229,17 +223,33 @@ impl Prepared {
         ));
         let scope = Scope::open(&Origin::host(), &view, &grants.limits, Setup::now());
         let member = Arc::new(scope.transaction.first_member());
-        let blocks = mode == Mode::Sync;
-        let guest = Guest::new(Work::new(scope, view, member), blocks, grants, services);
-        match self {
+        let blocks = mode == Mode::Sync && inspection.world == World::Views;
+        let work = Work::new(scope, view, member);
+        let guest = Guest::new(work, blocks, usual_memory, grants, services);
+        let wait = tokio::runtime::Handle::current();
+        let described = match self {
             Prepared::Sync(component) => component.describe(guest),
-            Prepared::Async(component) => {
-                tokio::runtime::Handle::current().block_on(component.describe(guest))
+            Prepared::Async(component) => wait.block_on(component.describe(guest)),
+            Prepared::IncomingHandler(component) => {
+                let tried = wait.block_on(component.try_out(guest));
+                tried.map(|()| vec![every_request(grants)])
             }
-            Prepared::IncomingHandler(_) | Prepared::Handler(_) => {
-                unreachable!("a component of wasi:http describes nothing")
+            Prepared::Handler(component) => {
+                let tried = wait.block_on(component.try_out(guest));
+                tried.map(|()| vec![every_request(grants)])
             }
-        }
+        };
+        // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
+        let described = described.map_err(|failure| {
+            let Failure { detail, .. } = failure;
+            let seconds = DESCRIBE_LIMIT.as_secs();
+            let what = match inspection.world {
+                World::Views => "`describe`",
+                World::WasiHttp => "its start",
+            };
+            anyhow!("{what} failed: {detail} (it has {seconds} s)")
+        })?;
+        views(&described, grants, mode)
     }
 }
 
@@ -332,6 +342,7 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
             },
         );
     };
+    check_version(&imports)?;
     let mode = if is_async { Mode::Async } else { Mode::Sync };
     check_mode(mode, &imports)?;
     if mode == Mode::Sync && !Engine::same(engine, &engines.sync) {
@@ -345,6 +356,22 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
         imports,
         component,
     })
+}
+
+/// The version of the contract. It changes with every record, variant and function of it.
+const CONTRACT: &str = "0.2.0";
+
+fn check_version(imports: &[String]) -> anyhow::Result<()> {
+    let versions = imports.iter().filter_map(|import| {
+        let (_, version) = import.strip_prefix("amphi:view/")?.split_once('@')?;
+        Some((import, version))
+    });
+    for (import, version) in versions.filter(|(_, version)| *version != CONTRACT) {
+        bail!(
+            "the component imports `{import}`: it was built for version {version} of the contract, and this host has version {CONTRACT}; build it with the SDK, or the WIT, of this host's version"
+        );
+    }
+    Ok(())
 }
 
 fn check_mode(mode: Mode, imports: &[String]) -> anyhow::Result<()> {
@@ -438,7 +465,7 @@ fn prepare(
         .map_err(anyhow::Error::from)
         .with_context(|| match inspection.world {
             World::Views => format!(
-                "the component does not fit the world `{}-views` of amphi:view@0.1.0",
+                "the component does not fit the world `{}-views` of amphi:view@{CONTRACT}",
                 inspection.mode
             ),
             World::WasiHttp => "the component wants more than Amphi provides to components of `wasi:http`, or another version of it".to_owned(),
@@ -450,7 +477,7 @@ const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2.";
 const HANDLER: &str = "wasi:http/handler@0.3.";
 
 /// The one view of a component of `wasi:http`.
-fn every_request() -> types::ViewInfo {
+fn every_request(grants: &config::Module) -> types::ViewInfo {
     types::ViewInfo {
         id: 0,
         name: "handler".to_owned(),
@@ -464,12 +491,13 @@ fn every_request() -> types::ViewInfo {
         retries: 0,
         cpu_ms: None,
         timeout_ms: None,
+        stream_body: grants.stream_bodies,
         middleware: Vec::new(),
     }
 }
 
 /// The request of a component of `wasi:http`.
-fn wasi_request(request: types::Request, kept: Option<Arc<Spooled>>) -> Result<Incoming, Failure> {
+fn wasi_request(request: types::Request, kept: Option<RequestBody>) -> Result<Incoming, Failure> {
     let refused = |error: http::Error| {
         let sentence = format!("a component cannot get this request: {error}");
         Failure::client(http::StatusCode::BAD_REQUEST, sentence)
@@ -499,11 +527,11 @@ fn wasi_request(request: types::Request, kept: Option<Arc<Spooled>>) -> Result<I
         built = built.header(name, value);
     }
     let body = match (request.body, kept) {
-        (types::Body::Spooled(_), Some(kept)) => kept_body(kept),
+        (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => read_body(kept),
         (types::Body::Bytes(bytes), _) => Full::new(bytes.into())
             .map_err(|never| match never {})
             .boxed_unsync(),
-        (types::Body::Spooled(_), None) => Full::default()
+        (types::Body::Spooled(_) | types::Body::Arriving(_), None) => Full::default()
             .map_err(|never| match never {})
             .boxed_unsync(),
     };
@@ -513,24 +541,25 @@ fn wasi_request(request: types::Request, kept: Option<Arc<Spooled>>) -> Result<I
 /// The most bytes of a kept body that a component gets at once.
 const PIECE_BYTES: u32 = 64 << 10;
 
-/// A kept body, read piece by piece.
-fn kept_body(kept: Arc<Spooled>) -> WasiBody {
-    let pieces = stream::try_unfold((kept, 0), async |(kept, offset)| {
-        let piece = match kept.read_memory(offset, PIECE_BYTES) {
-            Some(piece) => piece,
-            None => {
-                let kept = Arc::clone(&kept);
-                let read = move || kept.read(offset, PIECE_BYTES);
-                let read = tokio::task::spawn_blocking(read).await;
-                let failed =
-                    |error: std::io::Error| WasiError::InternalError(Some(error.to_string()));
-                read.map_err(std::io::Error::other)
-                    .flatten()
-                    .map_err(failed)?
-            }
+/// A body that the component reads piece by piece.
+fn read_body(body: RequestBody) -> WasiBody {
+    let pieces = stream::try_unfold((body, 0), async |(body, offset)| {
+        let piece = match &body {
+            RequestBody::Arriving(body) => body.read(None, PIECE_BYTES).await,
+            RequestBody::Spooled(body) => match body.read_memory(offset, PIECE_BYTES) {
+                Some(piece) => Ok(piece.into()),
+                None => {
+                    let body = Arc::clone(body);
+                    let read = move || body.read(offset, PIECE_BYTES);
+                    let read = tokio::task::spawn_blocking(read).await;
+                    read.map_err(io::Error::other).flatten().map(Bytes::from)
+                }
+            },
         };
+        let failed = |error: io::Error| WasiError::InternalError(Some(error.to_string()));
+        let piece = piece.map_err(failed)?;
         let next = offset + piece.len() as u64;
-        Ok((!piece.is_empty()).then(|| (Frame::data(piece.into()), (kept, next))))
+        Ok((!piece.is_empty()).then(|| (Frame::data(piece), (body, next))))
     });
     StreamBody::new(pieces).boxed_unsync()
 }
@@ -576,6 +605,7 @@ fn views(
                 },
                 kind,
                 middleware: info.middleware.clone(),
+                stream_body: info.stream_body,
                 retries: info.retries.min(RETRIES_MAX),
                 cpu: lowered(info.cpu_ms, limits.cpu_ms),
                 timeout: lowered(info.timeout_ms, limits.timeout_ms),
@@ -637,5 +667,7 @@ pub fn describe(
     inspection: &Inspection,
     grants: &Arc<config::Module>,
 ) -> anyhow::Result<Vec<Arc<View>>> {
-    prepare(engines, inspection, grants)?.views(services, grants, inspection)
+    let usual_memory = Arc::default();
+    let component = prepare(engines, inspection, grants)?;
+    component.views((services, grants), &usual_memory, inspection)
 }

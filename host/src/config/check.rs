@@ -241,6 +241,7 @@ impl<'a> Checker<'a> {
         self.within(at, "headers_max", s.headers_max, HEADERS)?;
         self.within(at, "uri_max_bytes", s.uri_max_bytes, URI_BYTES)?;
         self.within(at, "memory_budget_mb", s.memory_budget_mb, BUDGET_MB)?;
+        self.within(at, "guest_memory_mb", s.guest_memory_mb, BUDGET_MB)?;
         self.within(at, "http2_streams_max", s.http2_streams_max, 1..=10_000)?;
         self.within(at, "header_timeout_ms", s.header_timeout_ms, TIME_MS)?;
         self.within(at, "body_timeout_ms", s.body_timeout_ms, TIME_MS)?;
@@ -487,6 +488,7 @@ impl<'a> Checker<'a> {
             subrequests: raw.subrequests,
             directories,
             blocking_wasi: raw.blocking_wasi,
+            stream_bodies: raw.stream_bodies,
             ungranted_imports: raw.ungranted_imports,
             settings,
             atomic: atomic.unwrap_or(defaults.atomic),

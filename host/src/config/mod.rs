@@ -130,6 +130,8 @@ pub struct Module {
     /// Whether its async component may make blocking WASI calls. Such a call holds up the request that makes it, not
     /// the event loop.
     pub blocking_wasi: bool,
+    /// Whether a component of `wasi:http` gets the bodies of requests while they arrive. An SDK's view says so itself.
+    pub stream_bodies: bool,
     /// Whether its components may import capabilities that are not granted: each call is then denied. Without this, the
     /// module is refused. This is for toolchains whose components import the whole WIT world, whatever the code uses.
     pub ungranted_imports: bool,
@@ -281,6 +283,10 @@ impl Config {
                 now.header_timeout_ms != then.header_timeout_ms,
             ),
             (
+                "guest_memory_mb",
+                now.guest_memory_mb != then.guest_memory_mb,
+            ),
+            (
                 "memory_budget_mb",
                 now.memory_budget_mb != then.memory_budget_mb,
             ),
@@ -384,6 +390,7 @@ impl Module {
             subrequests: false,
             directories: Vec::new(),
             blocking_wasi: false,
+            stream_bodies: false,
             ungranted_imports: false,
             settings: BTreeMap::new(),
             reuse: None,

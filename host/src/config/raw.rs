@@ -96,6 +96,9 @@ pub struct Server {
     /// The most memory that the host keeps for all requests together, in megabytes; a request that needs more gets 503.
     /// Default 512.
     pub memory_budget_mb: u64,
+    /// The most memory of guests that run at the same time, in megabytes: further requests wait for a place, or get 503.
+    /// What counts is what a module's instances usually have. Default 4,096, at least 64.
+    pub guest_memory_mb: u64,
     /// How long a client may leave a response unread before its connection is closed. On HTTP/2, the connection then
     /// takes no new requests, and those in flight have the same time again. Default 30,000.
     pub write_timeout_ms: u64,
@@ -138,6 +141,7 @@ impl Default for Server {
             body_memory_bytes: 1 << 20,
             body_timeout_ms: 30_000,
             memory_budget_mb: 512,
+            guest_memory_mb: 4_096,
             write_timeout_ms: 30_000,
             http2_streams_max: 200,
             drain_timeout_ms: 30_000,
@@ -380,6 +384,8 @@ pub(super) struct Module {
     pub(super) directories: Vec<Spanned<super::Directory>>,
     #[serde(default)]
     pub(super) blocking_wasi: bool,
+    #[serde(default)]
+    pub(super) stream_bodies: bool,
     #[serde(default)]
     pub(super) ungranted_imports: bool,
     #[serde(default)]

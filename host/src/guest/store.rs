@@ -1,6 +1,7 @@
 //! The data of a store: everything that one instance of a guest can reach.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -12,12 +13,13 @@ use wasmtime_wasi_http::WasiHttpCtx;
 use crate::config::Module as Grants;
 use crate::contract::types::{Error, Request, Response};
 use crate::database::Databases;
+use crate::guest::capability::body_writer::BodyWriter;
 use crate::guest::capability::http::client::Client;
 use crate::guest::capability::http::wasi::Hooks;
 use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
 use crate::guest::stop::Stop;
-use crate::http::body::Spooled;
+use crate::http::body::RequestBody;
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
 use crate::threads::deadline::Ended;
@@ -87,7 +89,9 @@ pub struct Work {
     /// Calls other functions and publishes events for the function. None while its module is being checked.
     pub call_chain: Option<Arc<dyn CallChain>>,
     /// The request's body, when the host keeps it for reading in pieces.
-    pub body: Option<Arc<Spooled>>,
+    pub body: Option<RequestBody>,
+    /// The body of the response, while the function produces it.
+    pub writer: Option<Arc<BodyWriter>>,
     /// The CPU time that the call has used.
     pub cpu: Arc<CpuTime>,
 }
@@ -110,6 +114,7 @@ impl Work {
             member,
             call_chain: None,
             body: None,
+            writer: None,
             cpu: Arc::default(),
         }
     }
@@ -144,12 +149,19 @@ impl Guest {
     /// The store data of a new instance.
     ///
     /// `blocks`: whether its work on files blocks the thread that it runs on.
-    pub fn new(work: Work, blocks: bool, grants: &Arc<Grants>, services: &Arc<Services>) -> Guest {
+    pub fn new(
+        work: Work,
+        blocks: bool,
+        usual_memory: &Arc<UsualMemory>,
+        grants: &Arc<Grants>,
+        services: &Arc<Services>,
+    ) -> Guest {
         let output = Output::new(grants.limits.log_max_bytes);
         output.begin(&work.scope, &work.view);
         Guest {
             output,
             memory: MemoryLimit {
+                usual: Arc::clone(usual_memory),
                 max: grants.limits.memory_mb << 20,
                 size: 0,
                 growth: 0,
@@ -208,8 +220,34 @@ impl Guest {
     }
 }
 
+/// The memory that the instances of a module usually have: as much as the largest of late.
+#[derive(Debug, Default)]
+pub struct UsualMemory(AtomicU64);
+
+impl UsualMemory {
+    /// The usual memory in kB.
+    pub fn kb(&self) -> usize {
+        usize::try_from(self.0.load(Relaxed) >> 10).unwrap_or(usize::MAX)
+    }
+
+    /// Notes the memory of an instance, in bytes. A larger one counts at once, smaller ones little by little. When two
+    /// threads do so at once, one of them may be lost.
+    fn note(&self, bytes: u64) {
+        let usual = self.0.load(Relaxed);
+        let next = match bytes >= usual {
+            true => bytes,
+            false => usual - (usual - bytes) / 64,
+        };
+        if next != usual {
+            self.0.store(next, Relaxed);
+        }
+    }
+}
+
 /// Limit on the linear memory of an instance, all its memories together.
 pub struct MemoryLimit {
+    /// Where the size of the memory is noted at the end.
+    usual: Arc<UsualMemory>,
     max: u64,
     /// The size of all memories together, in bytes.
     pub size: u64,
@@ -217,6 +255,12 @@ pub struct MemoryLimit {
     growth: u64,
     /// Set when a growth was refused. Most guests then trap, and the failure names this limit.
     pub reached: bool,
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        self.usual.note(self.size);
+    }
 }
 
 impl wasmtime::ResourceLimiter for MemoryLimit {
@@ -301,6 +345,7 @@ mod tests {
     #[test]
     fn all_memories_of_an_instance_share_its_limit() {
         let mut limit = MemoryLimit {
+            usual: Arc::default(),
             max: 10 << 16,
             size: 0,
             growth: 0,
@@ -324,6 +369,7 @@ mod tests {
     fn memory_that_could_not_grow_is_not_counted() {
         let engine = wasmtime::Engine::default();
         let limit = MemoryLimit {
+            usual: Arc::default(),
             max: 100 << 16,
             size: 0,
             growth: 0,

@@ -1,5 +1,5 @@
 //! Request bodies. A body is received completely before a view starts, so that a slow client never holds a worker, an
-//! instance or a transaction. A small body is handed to the guest with the request, a larger one is kept in memory, the
+//! instance or a transaction, unless the view asks for the body as it arrives ([`Arriving`]). A small body is handed to the guest with the request, a larger one is kept in memory, the
 //! largest in a temporary file that is deleted with the request. Memory is drawn from the request's account as bytes
 //! arrive; the announced length is not trusted. When memory is tight, or the request's share is used up, a body goes to
 //! a file earlier.
@@ -14,10 +14,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Body;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::budget::{Account, Room};
+use crate::contract::types;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
@@ -40,7 +42,113 @@ pub enum Received {
     /// Handed to the guest with the request.
     Inline(Vec<u8>),
     /// Kept by the host. The guest reads it piece by piece.
-    Kept(Spooled),
+    Kept(RequestBody),
+}
+
+/// A body that the guest reads piece by piece.
+#[derive(Clone)]
+pub enum RequestBody {
+    /// It has been received.
+    Spooled(Arc<Spooled>),
+    /// It arrives while the guest runs.
+    Arriving(Arc<Arriving>),
+}
+
+impl RequestBody {
+    /// The body in the form of the contract.
+    pub fn contract(&self) -> types::Body {
+        match self {
+            RequestBody::Spooled(body) => types::Body::Spooled(body.length()),
+            RequestBody::Arriving(body) => types::Body::Arriving(body.announced),
+        }
+    }
+}
+
+/// A body that arrives while the guest reads it, from the start to the end. Nothing of it is kept but a piece that has
+/// not been read to its end.
+pub struct Arriving {
+    /// The length that the client has announced.
+    announced: Option<u64>,
+    max_bytes: u64,
+    timeout: Duration,
+    state: tokio::sync::Mutex<Arrived>,
+}
+
+struct Arrived {
+    body: UnsyncBoxBody<Bytes, io::Error>,
+    piece: Bytes,
+    /// How much has been read.
+    read: u64,
+    /// How much has arrived.
+    length: u64,
+}
+
+impl Arriving {
+    /// The body of a request whose head has arrived.
+    ///
+    /// # Errors
+    /// 413 when its announced length is too large.
+    pub fn new<B>(body: B, limits: &BodyLimits) -> Result<Arc<Arriving>, Failure>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        let hint = body.size_hint();
+        if hint.lower() > limits.max_bytes {
+            return Err(too_large(limits.max_bytes));
+        }
+        let broken = |error: B::Error| io::Error::other(format!("the body broke off: {error}"));
+        Ok(Arc::new(Arriving {
+            announced: hint.exact(),
+            max_bytes: limits.max_bytes,
+            timeout: Duration::from_millis(limits.timeout_ms),
+            state: tokio::sync::Mutex::new(Arrived {
+                body: body.map_err(broken).boxed_unsync(),
+                piece: Bytes::new(),
+                read: 0,
+                length: 0,
+            }),
+        }))
+    }
+
+    /// Reads at most `max` bytes: what there is, or, when there is nothing, what arrives next. No bytes: the end.
+    /// `offset` is where the last read ended; None: there.
+    ///
+    /// # Errors
+    /// When `offset` is elsewhere, the body is too large or breaks off, or nothing arrives within `body_timeout_ms`.
+    pub async fn read(&self, offset: Option<u64>, max: u32) -> io::Result<Bytes> {
+        let mut state = self.state.lock().await;
+        if offset.is_some_and(|offset| offset != state.read) {
+            let sentence = "a body that arrives is read once, from its start to its end";
+            return Err(io::Error::other(sentence));
+        }
+        while state.piece.is_empty() {
+            let frame = tokio::time::timeout(self.timeout, state.body.frame()).await;
+            let frame = frame.map_err(|_| {
+                let ms = self.timeout.as_millis();
+                io::Error::other(format!(
+                    "nothing of the body arrived for {ms} ms (`body_timeout_ms`)"
+                ))
+            })?;
+            let Some(frame) = frame else {
+                return Ok(Bytes::new());
+            };
+            let Ok(data) = frame?.into_data() else {
+                continue;
+            };
+            state.length += data.len() as u64;
+            if state.length > self.max_bytes {
+                let max = self.max_bytes;
+                return Err(io::Error::other(format!(
+                    "the body has more than {max} bytes (`body_max_bytes`)"
+                )));
+            }
+            state.piece = data;
+        }
+        let most = state.piece.len().min(max as usize);
+        state.read += most as u64;
+        Ok(state.piece.split_to(most))
+    }
 }
 
 /// A body that the host keeps, in memory or in a temporary file.
@@ -182,7 +290,7 @@ where
             account.charge(length)?;
             Ok(Received::Inline(memory.bytes.into()))
         }
-        None => Ok(Received::Kept(Spooled {
+        None => Ok(kept(Spooled {
             length,
             storage: Storage::Memory(memory.bytes.freeze(), memory.room),
         })),
@@ -190,9 +298,13 @@ where
             file.flush().await.map_err(disk)?;
             let storage =
                 Storage::File(file.into_std().await, GaugeGuard::new(&METRICS.body_files));
-            Ok(Received::Kept(Spooled { length, storage }))
+            Ok(kept(Spooled { length, storage }))
         }
     }
+}
+
+fn kept(body: Spooled) -> Received {
+    Received::Kept(RequestBody::Spooled(Arc::new(body)))
 }
 
 /// The part of a body that has arrived, as long as the body is in memory.

@@ -1,7 +1,6 @@
 //! HTTP messages: the size of heads, requests in the form of the contract, and small changes to responses.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -9,7 +8,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full, combinators::BoxBody};
 use hyper::body::Body as _;
 
-use super::body::{Received, Spooled};
+use super::body::{Received, RequestBody};
 use super::call_depth::CALL_DEPTH;
 use super::proxies::{Asked, FORWARDED_HOST, FORWARDED_PROTO};
 use crate::contract::types;
@@ -33,14 +32,11 @@ pub fn contract_request(
     parts: &Parts,
     asked: &Asked,
     received: Received,
-) -> (types::Request, Option<Arc<Spooled>>) {
+) -> (types::Request, Option<RequestBody>) {
     let headers = contract_headers(parts, asked);
     let (body, kept) = match received {
         Received::Inline(bytes) => (types::Body::Bytes(bytes), None),
-        Received::Kept(spooled) => (
-            types::Body::Spooled(spooled.length()),
-            Some(Arc::new(spooled)),
-        ),
+        Received::Kept(body) => (body.contract(), Some(body)),
     };
     let request = types::Request {
         method: parts.method.as_str().to_owned(),

@@ -72,6 +72,8 @@ struct State {
     gone: bool,
     /// Called once, when the client's end is dropped.
     watcher: Option<Watcher>,
+    /// Called once, when the client's end is dropped before the body is finished.
+    abandoned: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// What is told of the end of a stream: see [`StreamWatch::when_over`].
@@ -263,17 +265,18 @@ impl StreamHandle {
         matches!(self.0.state.lock().end, End::Finished | End::Sent)
     }
 
-    /// Waits until the connection takes no more of a body that is not finished: the client has gone, or wants no body.
-    pub async fn until_abandoned(&self) {
-        loop {
-            let changed = self.0.changed.notified();
-            {
-                let state = self.0.state.lock();
-                if state.gone && matches!(state.end, End::Open | End::Failed(_)) {
-                    return;
-                }
-            }
-            changed.await;
+    /// Has `then` called when the connection takes no more of a body that is not finished, because the client has gone
+    /// or wants no body; now, if that is so already.
+    pub fn when_abandoned(&self, then: impl FnOnce() + Send + 'static) {
+        let mut state = self.0.state.lock();
+        if !state.gone {
+            state.abandoned = Some(Box::new(then));
+            return;
+        }
+        let is_finished = matches!(state.end, End::Finished | End::Sent);
+        drop(state);
+        if !is_finished {
+            then();
         }
     }
 }
@@ -342,8 +345,13 @@ impl Drop for StreamBody {
         if matches!(state.end, End::Finished) && state.waiting == 0 {
             state.end = End::Sent;
         }
+        let is_finished = matches!(state.end, End::Finished | End::Sent);
+        let abandoned = state.abandoned.take().filter(|_| !is_finished);
         let told = state.watcher.take().map(|watcher| (watcher, state.ended()));
         drop(state);
+        if let Some(abandoned) = abandoned {
+            abandoned();
+        }
         self.pipe.changed.notify_waiters();
         if let Some((watcher, end)) = told {
             watcher(end);
@@ -429,7 +437,12 @@ mod tests {
         drop(body);
         let (written, writer) = writing.await;
         assert_eq!(written, Err(NotWritten::Gone));
-        writer.handle().until_abandoned().await;
+        let told = Arc::new(Mutex::new(false));
+        let telling = Arc::clone(&told);
+        writer
+            .handle()
+            .when_abandoned(move || *telling.lock() = true);
+        assert!(*told.lock());
     }
 
     #[tokio::test]

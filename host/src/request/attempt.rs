@@ -16,15 +16,17 @@ use crate::app::chain::{Chain, Placement};
 use crate::app::host::Host;
 use crate::contract::types;
 use crate::database::{Face, Journal};
-use crate::guest::run::ReplyBody;
-use crate::http::body::Spooled;
+use crate::guest::run::{Reply, ReplyBody};
+use crate::http::body::RequestBody;
 use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
+use crate::threads::gate::{Permit, Refused};
 use crate::threads::workers::{self, Answer};
+use crate::view::Mode;
 
 /// The longest wait between the first attempt and the second. It doubles for each further attempt.
 const RETRY_WAIT: Duration = Duration::from_millis(8);
@@ -42,7 +44,7 @@ pub struct Attempt<'a> {
     /// The path parameters.
     pub params: Arc<[(String, String)]>,
     /// The body, when the host keeps it.
-    pub body: Option<Arc<Spooled>>,
+    pub body: Option<RequestBody>,
     /// Whether the body of the response may be produced while it is sent.
     pub streams: bool,
 }
@@ -66,7 +68,11 @@ impl Attempt<'_> {
     /// the view allows. Dropping the future cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
         let arrived = Instant::now();
-        let again = self.chain.view().view.retries;
+        // A body that has been read while it arrived is not there for another attempt.
+        let again = match self.body {
+            Some(RequestBody::Arriving(_)) => 0,
+            _ => self.chain.view().view.retries,
+        };
         let mut request = Some(request);
         let mut retries = 0;
         loop {
@@ -116,7 +122,7 @@ impl Attempt<'_> {
             Placement::Worker => {
                 let start = ChainContext::whole(on, &scope, body, self.streams);
                 let start = start.start(chain, params);
-                on_worker(host, &scope, start, request).boxed()
+                on_worker(host, &scope, chain, start, request).boxed()
             }
             Placement::Loop => {
                 let start = ChainContext::whole(on, &scope, body, self.streams);
@@ -186,9 +192,14 @@ impl AttemptOutcome {
 async fn on_worker(
     host: &Arc<Host>,
     scope: &Arc<Scope>,
+    chain: &Chain,
     link_call: LinkCall,
     request: types::Request,
 ) -> (CheckedResponse, Fate) {
+    let memory = match guest_memory(host, scope, chain).await {
+        Ok(memory) => memory,
+        Err(refused) => return (Err(busy(refused)), Fate::None),
+    };
     scope.hop();
     let (settling, running) = (Arc::clone(scope), Arc::clone(host));
     let job = move |answer: Answer<_>| {
@@ -199,9 +210,18 @@ async fn on_worker(
         if let Some(streaming) = settled.streaming {
             workers::drive(streaming.run(settling, running));
         }
+        drop(memory);
     };
     let done = host.workers.run_on(&scope.deadline, job).await;
     done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
+}
+
+/// Takes the memory that the functions of the chain usually have. It comes before everything else that a request waits
+/// for: whoever has it may wait for a place, a worker or a connection, and nobody who has one of these waits for memory
+/// (R4).
+async fn guest_memory(host: &Host, scope: &Scope, chain: &Chain) -> Result<Permit, Refused> {
+    let kb = chain.usual_memory_kb();
+    host.guest_memory.enter_with(kb, &scope.deadline).await
 }
 
 /// Runs a chain from this loop: async functions on the loop, sync functions on the scope's worker.
@@ -211,18 +231,28 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     chain: &Chain,
     outcome: impl FnOnce() -> F,
 ) -> (CheckedResponse, Fate) {
-    let permit = match chain.needs_permit() {
-        true => host.instances.enter(&scope.deadline).await.map(Some),
-        false => Ok(None),
+    let permits = async {
+        let memory = guest_memory(host, scope, chain).await?;
+        let place = match chain.needs_permit() {
+            true => Some(host.instances.enter(&scope.deadline).await?),
+            false => None,
+        };
+        Ok((memory, place))
     };
-    let (outcome, permit) = match permit {
-        Ok(permit) => (outcome().await, permit),
+    let (outcome, permits) = match permits.await {
+        Ok(permits) => (outcome().await, Some(permits)),
         Err(refused) => (Err(busy(refused)), None),
     };
-    // A stream keeps its place among the async requests.
-    let permit = match &outcome {
-        Ok(reply) if matches!(reply.body, ReplyBody::Stream(_)) => permit,
-        _ => None,
+    // A stream keeps its memory, its place among the async requests, and its worker.
+    let (permits, lease) = match &outcome {
+        Ok(Reply {
+            body: ReplyBody::Stream(producer),
+            ..
+        }) => match producer.mode {
+            Mode::Sync => (permits, scope.worker.take().await),
+            Mode::Async => (permits, None),
+        },
+        _ => (None, None),
     };
     // No function of the scope can begin any more, so the worker is released. The scope itself may live on (for the
     // page of its failure, the wait before the request runs again, or the access log). A scope that has ended keeps
@@ -232,8 +262,14 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     if let Some(streaming) = settled.streaming {
         let running = streaming.run(Arc::clone(scope), Arc::clone(host));
         tokio::spawn(async move {
-            running.await;
-            drop(permit);
+            match lease {
+                Some(lease) => {
+                    // The lease is not closed by anybody else, so the job runs.
+                    let _ = lease.run(Vec::new(), |_| workers::drive(running)).await;
+                }
+                None => running.await,
+            }
+            drop(permits);
         });
     }
     (settled.response, settled.fate)

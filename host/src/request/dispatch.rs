@@ -15,8 +15,9 @@ mod loop_tasks;
 mod subrequest_transaction;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{Method, StatusCode};
@@ -28,10 +29,10 @@ use crate::app::host::Host;
 use crate::app::router::Route;
 use crate::app::{App, Target};
 use crate::contract::types;
-use crate::guest::run::{GuestResult, Reply, ReplyBody};
+use crate::guest::run::{GuestResult, Producer, Reply, ReplyBody};
 use crate::guest::stop::Stop;
 use crate::guest::store::{CallChain, Callee, NotPublished, Work};
-use crate::http::body::Spooled;
+use crate::http::body::RequestBody;
 use crate::http::path;
 use crate::scope::transaction::{Member, not_kept};
 use crate::scope::{CallSlot, Scope};
@@ -52,11 +53,15 @@ pub struct ChainContext {
     /// The request's scope.
     pub scope: Arc<Scope>,
     /// The request's body, if the host keeps it and guests read it piece by piece.
-    body: Option<Arc<Spooled>>,
+    body: Option<RequestBody>,
     /// The queue of calls that the loop has to run. None: no function of the chain can make such a call.
     loop_queue: Option<Arc<LoopQueue>>,
-    /// Whether the body of the response may be produced while it is sent.
-    streams: bool,
+    /// Whether the body of a plain component's response may be produced while it is sent.
+    may_stream: bool,
+    /// The producers of the responses that functions have got from others and not passed on, by the numbers of their
+    /// streams. The call slots of the scope limit how many there are.
+    streams: Mutex<BTreeMap<u32, Producer>>,
+    last_stream: AtomicU32,
     /// The last failure in the chain, and the error that its caller was shown for it.
     failure: Mutex<Option<(types::Error, Failure)>>,
 }
@@ -65,13 +70,13 @@ pub struct ChainContext {
 pub type LinkResult = Result<Reply, Failure>;
 
 impl ChainContext {
-    /// The context of a chain that is one job of a worker, or one async view. `streams`: whether the body of the
-    /// response may be produced while it is sent.
+    /// The context of a chain that is one job of a worker, or one async view. `may_stream`: whether the body of a
+    /// plain component's response may be produced while it is sent.
     pub fn whole(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
-        body: Option<Arc<Spooled>>,
-        streams: bool,
+        body: Option<RequestBody>,
+        may_stream: bool,
     ) -> Arc<ChainContext> {
         Arc::new(ChainContext {
             app: Arc::clone(app),
@@ -79,7 +84,9 @@ impl ChainContext {
             scope: Arc::clone(scope),
             body,
             loop_queue: None,
-            streams,
+            may_stream,
+            streams: Mutex::default(),
+            last_stream: AtomicU32::new(0),
             failure: Mutex::default(),
         })
     }
@@ -88,7 +95,7 @@ impl ChainContext {
     pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
-        body: Option<Arc<Spooled>>,
+        body: Option<RequestBody>,
     ) -> (Arc<ChainContext>, LoopTasks) {
         let queue = Arc::new(LoopQueue::open());
         let mut context = ChainContext::whole(on, scope, body, false);
@@ -115,6 +122,13 @@ impl ChainContext {
             slot: None,
             member: Arc::new(self.scope.transaction.first_member()),
         }
+    }
+
+    /// Keeps the producer of a response that a function gets from another one, and numbers it.
+    fn keep(&self, producer: Producer) -> u32 {
+        let number = self.last_stream.fetch_add(1, SeqCst) + 1;
+        self.streams.lock().insert(number, producer);
+        number
     }
 
     /// The error that a caller is shown for a failure. When the failure passes through several callers, all of them see
@@ -144,7 +158,7 @@ pub struct LinkCall {
     params: Arc<[(String, String)]>,
     /// The client's body, if the host keeps it and this function may read it: a function may read at most what its
     /// caller may.
-    body: Option<Arc<Spooled>>,
+    body: Option<RequestBody>,
     /// The links that the call is nested in, the outermost first.
     call_path: Vec<Link>,
     /// Whether the function has called `next`.
@@ -250,7 +264,15 @@ impl LinkCall {
             self.run_sync(request)
         };
         let outcome = lease.run(from, job).await;
-        if last {
+        // What produces the body of the response runs on the same worker.
+        let streams = matches!(
+            &outcome,
+            Ok(Ok(Reply {
+                body: ReplyBody::Stream(_),
+                ..
+            }))
+        );
+        if last && !streams {
             scope.worker.release().await;
         }
         outcome.map_err(busy)?
@@ -260,25 +282,25 @@ impl LinkCall {
         if let Some(why) = self.scope().deadline.ended() {
             return Err((&Stop::from(why)).into());
         }
-        let _slot = self.take_slot()?;
+        let slot = self.take_slot()?;
         self.begin()?;
         let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
         let streams = here.may_stream();
         let answer = module.call_sync(here.work(), request, streams);
-        here.finished(answer)
+        here.finished(with_slot(answer, slot))
     }
 
     async fn run_async(mut self, request: types::Request) -> LinkResult {
-        let _slot = self.take_slot()?;
+        let slot = self.take_slot()?;
         self.begin()?;
         let request = self.received(request);
         let here = Arc::new(self);
         let module = &here.link().module;
         let streams = here.may_stream();
         let answer = module.call_async(here.work(), request, streams).await;
-        here.finished(answer)
+        here.finished(with_slot(answer, slot))
     }
 
     /// The request as the called function gets it. The path parameters are those of the function's own route. The
@@ -289,8 +311,8 @@ impl LinkCall {
                 self.body = None;
                 types::Body::Bytes(bytes)
             }
-            types::Body::Spooled(_) => match &self.body {
-                Some(body) => types::Body::Spooled(body.length()),
+            types::Body::Spooled(_) | types::Body::Arriving(_) => match &self.body {
+                Some(body) => body.contract(),
                 None => types::Body::Bytes(Vec::new()),
             },
         };
@@ -316,7 +338,7 @@ impl LinkCall {
     /// Whether the function may produce the body of its response while it is sent: it is all of its chain, and nothing
     /// of it waits for a commit (R9).
     fn may_stream(&self) -> bool {
-        self.context.streams
+        self.context.may_stream
             && self.chain.len() == 1
             && self.call_path.is_empty()
             && !self.chain.view().view.transaction.atomic
@@ -326,15 +348,16 @@ impl LinkCall {
     /// failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
         let outcome = match answer {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(reply)) => self.with_stream(reply),
             Ok(Err(error)) => Err(self.returned(error)),
             Err(failure) => Err(self.own(failure)),
         };
         let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
         if let Ok(Reply {
-            body: ReplyBody::Stream(_),
+            body: ReplyBody::Stream(producer),
             ..
         }) = &outcome
+            && producer.is_rest()
         {
             // The function goes on.
             return outcome;
@@ -346,6 +369,23 @@ impl LinkCall {
             }),
             _ => outcome,
         }
+    }
+
+    /// The reply, with the stream that it passes on, if it passes one on.
+    fn with_stream(&self, reply: Reply) -> LinkResult {
+        let ReplyBody::PassedOn(number) = reply.body else {
+            return Ok(reply);
+        };
+        let producer = self.context.streams.lock().remove(&number);
+        let producer = producer.ok_or_else(|| {
+            self.own(Failure::view(format!(
+                "the view passes on the stream {number}, which it did not get, or has passed on already"
+            )))
+        })?;
+        Ok(Reply {
+            body: ReplyBody::Stream(producer),
+            ..reply
+        })
     }
 
     /// The failure behind an error that the guest returned. If the guest passed on the error that it was shown for a
@@ -511,7 +551,8 @@ impl Called {
     /// The result that the caller is shown. When `next` has failed, even because the next link could not begin, the
     /// transaction of the caller and the next link rolls back, whatever the caller makes of the failure (R9).
     fn shown(self, outcome: LinkResult) -> Result<types::Response, types::Error> {
-        let outcome = outcome.map(Reply::into_contract);
+        let context = Arc::clone(&self.context);
+        let outcome = outcome.map(|reply| reply.into_contract(|stream| context.keep(stream)));
         outcome.map_err(|failure| {
             if self.to == Callee::Next {
                 // An error says that the level ended before the call did. The level was rolled back then, so nothing is
@@ -556,6 +597,19 @@ impl CallChain for LinkCall {
         host.events
             .publish((app, scope, &self.member), topic, payload)
     }
+}
+
+/// Leaves the slot of a call to what produces the body of its response; gives the slot back if nothing does.
+fn with_slot(answer: Result<GuestResult, Failure>, slot: CallSlot) -> Result<GuestResult, Failure> {
+    let mut answer = answer?;
+    if let Ok(Reply {
+        body: ReplyBody::Stream(producer),
+        ..
+    }) = &mut answer
+    {
+        producer.slot = Some(slot);
+    }
+    Ok(answer)
 }
 
 fn refused(status: StatusCode, message: String) -> types::Error {

@@ -27,9 +27,10 @@ use crate::app::router::{Allowed, Route};
 use crate::app::{App, Routed, Target};
 use crate::budget::{Account, Exhausted};
 use crate::http::accept::{Form, form};
+use crate::http::body::{self, Arriving, Received, RequestBody};
 use crate::http::message::{ResponseBody, contract_request, empty, with_allow, without_body};
 use crate::http::middleware::{self, Builtin};
-use crate::http::{authority, body, conditional, path};
+use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
 use crate::scope::context::Value;
@@ -51,7 +52,7 @@ pub async fn answer<B>(
     request: Request<B>,
 ) -> Response<ResponseBody>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
     let (mut parts, body) = request.into_parts();
@@ -136,7 +137,7 @@ async fn route<B>(
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
     let Completion { app, parts, .. } = *completion;
@@ -271,18 +272,17 @@ async fn view<B>(
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
     let Completion {
         host, app, parts, ..
     } = *completion;
-    let received = body::receive(
-        body,
-        &app.config.server.body_limits(),
-        &completion.origin.account,
-    )
-    .await?;
+    let limits = app.config.server.body_limits();
+    let received = match routed.chain.view().view.stream_body {
+        true => Received::Kept(RequestBody::Arriving(Arriving::new(body, &limits)?)),
+        false => body::receive(body, &limits, &completion.origin.account).await?,
+    };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
     let ready = Attempt {

@@ -90,7 +90,7 @@ pub(super) async fn settle(scope: &Scope, face: Face, outcome: LinkResult) -> Se
         // Cancels what the view left running, so that the rollback need not wait for it.
         scope.deadline.cancel(Ended::Failed);
     }
-    if response.is_ok() && streaming.is_some() {
+    if response.is_ok() && streaming.as_ref().is_some_and(Streaming::is_rest) {
         // The function goes on, and nothing of it waits for a commit. What it leaves open is rolled back when it has
         // ended.
         scope.begin_stream();
@@ -115,9 +115,9 @@ pub(super) async fn settle(scope: &Scope, face: Face, outcome: LinkResult) -> Se
         }
     };
     Settled {
+        streaming: streaming.filter(|_| response.is_ok()),
         response,
         fate,
-        streaming: None,
     }
 }
 
@@ -225,6 +225,11 @@ pub(super) fn checked(
             let body = CheckedBody::Whole(account.keep(body)?, reply.trailers);
             (body, None)
         }
+        ReplyBody::PassedOn(number) => {
+            return Err(Failure::view(format!(
+                "the response is the stream {number}, which there is not"
+            )));
+        }
         ReplyBody::Stream(producer) => {
             let (writer, body) = new_stream(account, scope.limits.stream_max_bytes, length)?;
             if let Some(length) = length {
@@ -232,7 +237,7 @@ pub(super) fn checked(
                     .headers_mut()
                     .insert(header::CONTENT_LENGTH, length.into());
             }
-            let streaming = Streaming::new(producer, writer);
+            let streaming = Streaming { producer, writer };
             match bodiless {
                 true => (CheckedBody::default(), Some(streaming)),
                 false => (CheckedBody::Stream(body), Some(streaming)),

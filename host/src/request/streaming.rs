@@ -1,44 +1,64 @@
-//! The rest of a request whose response has begun: its function produces the body until it has ended.
+//! The rest of a request whose response has begun: its function produces the body.
 
 use std::sync::Arc;
 
 use crate::app::host::Host;
 use crate::database::Face;
-use crate::guest::run::Producer;
-use crate::guest::stop::Stop;
+use crate::guest::capability::body_writer::BodyWriter;
+use crate::guest::run::{Producer, Run};
+use crate::guest::store::Work;
 use crate::http::stream::StreamWriter;
-use crate::scope::Scope;
+use crate::scope::{Origin, Scope, Setup};
 use crate::threads::deadline::Ended;
-use crate::view::Mode;
+use crate::view::{Mode, Options, View};
 
 /// A producer, and the body that it writes.
 pub(super) struct Streaming {
-    producer: Producer,
-    writer: StreamWriter,
+    pub(super) producer: Producer,
+    pub(super) writer: StreamWriter,
 }
 
 impl Streaming {
-    pub(super) fn new(producer: Producer, writer: StreamWriter) -> Streaming {
-        Streaming { producer, writer }
+    /// Whether the call that has made the head goes on. Its scope is then that of the whole request.
+    pub(super) fn is_rest(&self) -> bool {
+        self.producer.is_rest()
     }
 
-    /// Produces the body until the function has ended, or the client has gone. Then the request has ended.
+    /// Produces the body until the function has ended, or must end because the client has gone. `scope`: the scope in
+    /// which the head was made. The future blocks its thread when the producer is sync.
     pub(super) async fn run(self, scope: Arc<Scope>, host: Arc<Host>) {
         let Streaming { producer, writer } = self;
         let face = match producer.mode {
             Mode::Sync => Face::Sync,
             Mode::Async => Face::Async,
         };
+        let scope = match &producer.run {
+            Run::Rest(_) => scope,
+            Run::Call(_) => own_scope(&scope),
+        };
         let handle = writer.handle();
-        let produced = tokio::select! {
-            biased;
-            produced = producer.run(writer) => produced,
-            () = handle.until_abandoned() => {
-                let why = host.why_dropped();
-                scope.deadline.cancel(why);
-                Err((&Stop::from(why)).into())
+        let deadline = Arc::clone(&scope.deadline);
+        handle.when_abandoned(move || deadline.cancel(host.why_dropped()));
+        let produced = match producer.run {
+            Run::Rest(run) => run(writer).await,
+            Run::Call(run) => {
+                let member = Arc::new(scope.transaction.first_member());
+                let begun = member.begins();
+                debug_assert!(begun, "nobody else knows the member");
+                let writer = BodyWriter::new(writer);
+                let work = Work {
+                    writer: Some(Arc::clone(&writer)),
+                    ..Work::new(Arc::clone(&scope), Arc::clone(&scope.view), member)
+                };
+                let produced = match run(work).await {
+                    Ok(()) => writer.finish().await,
+                    Err(failure) => Err(failure),
+                };
+                // Here, and not when the writer is dropped: the failure has to be known by then.
+                produced.inspect_err(|failure| handle.fail(failure))
             }
         };
+        drop(producer.slot);
         if let Err(failure) = produced
             && handle.is_finished()
         {
@@ -52,4 +72,27 @@ impl Streaming {
             tracing::warn!(%view, request, error = error.message, "what a stream left open could not be rolled back");
         }
     }
+}
+
+/// The scope of a function that produces a body: the request's transaction has ended, its context goes on.
+fn own_scope(scope: &Scope) -> Arc<Scope> {
+    let origin = Origin {
+        values: scope.context.all(),
+        ..Origin::clone(&scope.origin)
+    };
+    let view = View {
+        transaction: Options {
+            atomic: false,
+            ..scope.view.transaction
+        },
+        ..View::clone(&scope.view)
+    };
+    let own = Scope::open(
+        &Arc::new(origin),
+        &Arc::new(view),
+        &scope.limits,
+        Setup::now(),
+    );
+    own.begin_stream();
+    own
 }

@@ -72,6 +72,15 @@ impl WorkerLease {
         *self.lease.lock().await = Leased::Over;
     }
 
+    /// Gives the worker to the caller, who keeps it. No sync function may follow. None: the scope has none.
+    pub async fn take(&self) -> Option<Arc<Lease>> {
+        self.workers.as_ref()?;
+        match std::mem::replace(&mut *self.lease.lock().await, Leased::Over) {
+            Leased::Now(lease) => Some(lease),
+            Leased::NotYet | Leased::Over => None,
+        }
+    }
+
     /// Leases the worker now if the scope may need one later: a scope that holds a connection must not wait for a
     /// worker (R4).
     ///

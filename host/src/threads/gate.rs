@@ -76,14 +76,23 @@ impl Gate {
     /// # Errors
     /// [`Refused`] when the queue is full, the wait is too long or the request ends.
     pub async fn enter(&self, deadline: &Deadline) -> Result<Permit, Refused> {
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+        self.enter_with(1, deadline).await
+    }
+
+    /// Takes several permits at once, as [`Gate::enter`] takes one. More than there are count as all.
+    ///
+    /// # Errors
+    /// As [`Gate::enter`].
+    pub async fn enter_with(&self, permits: usize, deadline: &Deadline) -> Result<Permit, Refused> {
+        let permits = u32::try_from(permits.min(self.size)).unwrap_or(u32::MAX);
+        if let Ok(permit) = self.permits.clone().try_acquire_many_owned(permits) {
             return Ok(permit);
         }
         let _queued = self.queue()?;
         let since = Instant::now();
         let permit = tokio::select! {
             biased;
-            permit = self.permits.clone().acquire_owned() => Ok(permit),
+            permit = self.permits.clone().acquire_many_owned(permits) => Ok(permit),
             why = deadline.wait_until(since + self.timeout) => Err(why),
         };
         METRICS.queue_wait.observe(since.elapsed().as_secs_f64());

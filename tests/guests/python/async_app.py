@@ -6,9 +6,9 @@ The module needs `ungranted_imports = true` in amphi.toml, since every import of
 """
 import asyncio
 
-from shared import VIEWS, text
+from shared import VIEWS, stream, text
 from wit_world import WitWorld
-from wit_world.imports import context, database_async, timer
+from wit_world.imports import body_writer_async, context, database_async, timer
 from wit_world.imports.database_types import Value_Text
 from wit_world.imports.types import Request, Response
 
@@ -30,5 +30,12 @@ class WitWorld(WitWorld):
                 table = await database_async.query("default", "select count(*) from rows", [])
                 # The transaction is rolled back with the status.
                 return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
+            case "lines":
+                self.count = int(params["count"])
+                return stream()
             case _:
                 raise ValueError("this view fails on purpose")
+
+    async def produce(self):
+        for line in range(self.count):
+            await body_writer_async.write(f"line {line}\n".encode())

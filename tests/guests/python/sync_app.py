@@ -4,9 +4,9 @@ componentize-py -d ../../../guest-sdk/wit -w sync-views componentize sync_app -o
 
 The module needs `ungranted_imports = true` in amphi.toml, since every import of the world is in the component.
 """
-from shared import VIEWS, text
+from shared import VIEWS, stream, text
 from wit_world import WitWorld
-from wit_world.imports import context, database
+from wit_world.imports import body_writer, context, database
 from wit_world.imports.database_types import Value_Text
 from wit_world.imports.types import Request, Response
 
@@ -26,5 +26,12 @@ class WitWorld(WitWorld):
                 table = database.query("default", "select count(*) from rows", [])
                 # The transaction is rolled back with the status.
                 return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
+            case "lines":
+                self.count = int(params["count"])
+                return stream()
             case _:
                 raise ValueError("this view fails on purpose")
+
+    def produce(self):
+        for line in range(self.count):
+            body_writer.write(f"line {line}\n".encode())

@@ -5,6 +5,7 @@ use wasmtime::component::{Accessor, HasSelf};
 use crate::contract::body_types::Error;
 use crate::guest::bindings::{body, body_async};
 use crate::guest::store::Guest;
+use crate::http::body::RequestBody;
 use crate::threads::deadline::Ended;
 use crate::threads::workers;
 
@@ -25,7 +26,14 @@ impl body::Host for Guest {
         if self.work().ended().is_some() {
             return Ok(Err(Error::Aborted));
         }
-        let piece = workers::blocking(|| body.read(offset, max.min(PIECE_MAX)));
+        let max = max.min(PIECE_MAX);
+        let piece = match body {
+            RequestBody::Spooled(body) => workers::blocking(|| body.read(offset, max)),
+            RequestBody::Arriving(body) => match self.wait(body.read(Some(offset), max)) {
+                Ok(piece) => piece.map(Vec::from),
+                Err(why) => return Ok(Err(why.into())),
+            },
+        };
         Ok(piece.map_err(|error| Error::Io(error.to_string())))
     }
 }
@@ -50,10 +58,13 @@ impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
             Ok(held) => held,
             Err(sentence) => return Ok(Err(Error::Io(sentence))),
         };
-        if let Some(piece) = body.read_memory(offset, max) {
-            return Ok(Ok(piece));
-        }
-        let piece = tokio::task::spawn_blocking(move || body.read(offset, max)).await?;
+        let piece = match body {
+            RequestBody::Arriving(body) => body.read(Some(offset), max).await.map(Vec::from),
+            RequestBody::Spooled(body) => match body.read_memory(offset, max) {
+                Some(piece) => Ok(piece),
+                None => tokio::task::spawn_blocking(move || body.read(offset, max)).await?,
+            },
+        };
         Ok(piece.map_err(|error| Error::Io(error.to_string())))
     }
 }

@@ -21,7 +21,7 @@ fn held(scope: &Arc<Scope>, request: &Request) -> Result<CallBytes, Error> {
     let texts = (request.method.len() + request.path.len() + request.query.len()) as u64;
     let body = match &request.body {
         Body::Bytes(bytes) => bytes.len() as u64,
-        Body::Spooled(_) => 0,
+        Body::Spooled(_) | Body::Arriving(_) => 0,
     };
     let held = scope.hold_call(headers + texts + body);
     held.map_err(|sentence| refused(503, sentence))

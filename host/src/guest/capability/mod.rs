@@ -7,6 +7,7 @@
 //! [`CAPABILITIES`] lists all capabilities: what a component may import, in which mode, and with which grant.
 
 mod body;
+pub mod body_writer;
 mod calls;
 pub mod config;
 mod context;
@@ -71,6 +72,14 @@ pub const CAPABILITIES: &[Capability] = &[
         faces: Faces::PerMode {
             sync: link!(body),
             r#async: link!(body_async),
+        },
+        missing_grant: none,
+    },
+    Capability {
+        name: "body-writer",
+        faces: Faces::PerMode {
+            sync: link!(body_writer),
+            r#async: link!(body_writer_async),
         },
         missing_grant: none,
     },

@@ -15,14 +15,15 @@ use wasmtime::{Store, UpdateDeadline};
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{bounded, in_time, limit};
-use super::reply::GuestResult;
+use super::limits::{bounded, in_time, limit, metered};
+use super::reply::{GuestResult, Producer, in_stream_time, reply, returned};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
 use crate::guest::store::{Guest, Work};
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::view::Mode;
 
 thread_local! {
     /// A semaphore for each loop, with one permit. Of the guests that the loop has preempted, only the one with the
@@ -50,9 +51,9 @@ impl AsyncComponent {
         engines: &Engines,
         views: AsyncViewsPre<Guest>,
         reuse: Option<Reuse>,
-    ) -> AsyncComponent {
+    ) -> Arc<AsyncComponent> {
         let pool = InstancePool::new(reuse, &engines.async_kept, METRICS.async_kept.clone());
-        AsyncComponent { views, pool }
+        Arc::new(AsyncComponent { views, pool })
     }
 
     /// Runs a view, until the request's deadline at most. `guest` makes the store data if a fresh instance is needed.
@@ -60,7 +61,7 @@ impl AsyncComponent {
     /// # Errors
     /// A failure that explains the trap, the limit that was reached, or why the request has ended.
     pub async fn call(
-        &self,
+        self: &Arc<Self>,
         work: Work,
         guest: impl FnOnce(Work) -> Guest,
         request: types::Request,
@@ -83,10 +84,38 @@ impl AsyncComponent {
             let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
             // An instance with an unfinished call is not clean: the call would end during another request.
             let clean = done && store.concurrent_state_table_size() == exports.idle;
-            self.pool.give_back(instance, clean);
-            Ok(bounded(answer))
+            let give_back = |instance| self.pool.give_back(instance, clean);
+            Ok(reply(bounded(answer), instance, give_back, |instance| {
+                let this = Arc::clone(self);
+                Producer::call(Mode::Async, |work| this.produce(work, instance))
+            }))
         });
         in_time(&scope, &cpu, handled).await
+    }
+
+    /// Has the instance produce the body of its response.
+    async fn produce(
+        self: Arc<Self>,
+        work: Work,
+        mut instance: Instance<Exports>,
+    ) -> Result<(), Failure> {
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let _held = GaugeGuard::new(&METRICS.async_instances);
+        let produced = pin!(async {
+            let Instance { store, exports, .. } = &mut instance;
+            store.data_mut().begin(work);
+            store.set_epoch_deadline(1);
+            let produce = async |accessor: &_| {
+                let produced = exports.views.call_produce(accessor).await?;
+                wasmtime::Result::Ok((produced, runs_nothing(accessor).await))
+            };
+            let done = store.run_concurrent(produce).await.flatten();
+            let (produced, done) = done.map_err(|error| explain(&error, store.data()))?;
+            let clean = done && store.concurrent_state_table_size() == exports.idle;
+            self.pool.give_back(instance, clean);
+            bounded(produced).map_err(|error| returned(&error))
+        });
+        in_stream_time(&scope, metered(&cpu, produced)).await
     }
 
     /// Asks the component for its views.

@@ -5,7 +5,6 @@ use std::pin::Pin;
 
 use wasmtime::Store;
 
-use super::reply::{GuestResult, Reply};
 use crate::contract::types;
 use crate::guest::cpu::CpuTime;
 use crate::guest::stop::Stop;
@@ -33,13 +32,12 @@ pub(super) fn limit(store: &mut Store<Guest>) {
 }
 
 /// The answer of a guest. The texts of an error that it returned are cut.
-pub(super) fn bounded(answer: Result<types::Response, types::Error>) -> GuestResult {
-    let answer = answer.map_err(|error| types::Error {
+pub(super) fn bounded<T>(answer: Result<T, types::Error>) -> Result<T, types::Error> {
+    answer.map_err(|error| types::Error {
         message: cut(error.message, ERROR_TEXT_MAX),
         detail: error.detail.map(|detail| cut(detail, ERROR_TEXT_MAX)),
         ..error
-    });
-    answer.map(Reply::from)
+    })
 }
 
 /// Polls `work` until the request's deadline at most, and counts the CPU time of each poll. Time between polls does not

@@ -3,11 +3,13 @@
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, StatusCode};
 
+use super::instance_pool::Instance;
 use crate::contract::types;
 use crate::guest::stop::Stop;
+use crate::guest::store::Work;
 use crate::http::message::text;
 use crate::http::stream::{StreamHandle, StreamWriter};
-use crate::scope::Scope;
+use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::Failure;
 use crate::threads::deadline::Ended;
 use crate::view::Mode;
@@ -33,52 +35,88 @@ pub enum ReplyBody {
     Bytes(Vec<u8>),
     /// A body that is produced while it is sent.
     Stream(Producer),
-}
-
-impl From<types::Response> for Reply {
-    fn from(response: types::Response) -> Reply {
-        let headers = response.headers.into_iter();
-        Reply {
-            status: response.status,
-            headers: headers
-                .map(|(name, value)| (name, value.into_bytes()))
-                .collect(),
-            body: ReplyBody::Bytes(response.body),
-            trailers: None,
-        }
-    }
+    /// The stream, by its number, of a response that the function got from another function.
+    PassedOn(u32),
 }
 
 impl Reply {
-    /// The response in the form of the contract, for a guest that has called the function that answered. It has no
-    /// trailers.
-    ///
-    /// # Panics
-    /// When the body is a stream: a function that another one has called answers with a whole body.
-    pub fn into_contract(self) -> types::Response {
-        let ReplyBody::Bytes(body) = self.body else {
-            unreachable!("only the one function of a chain may stream")
-        };
+    /// The reply in the form of the contract, for the guest that has called the function. `keep` keeps the producer of
+    /// a body that is a stream, and returns the stream's number.
+    pub fn into_contract(self, keep: impl FnOnce(Producer) -> u32) -> types::Response {
         let headers = self.headers.into_iter();
         types::Response {
             status: self.status,
             headers: headers.map(|(name, value)| (name, text(&value))).collect(),
-            body,
+            body: match self.body {
+                ReplyBody::Bytes(bytes) => types::ResponseBody::Bytes(bytes),
+                ReplyBody::Stream(producer) => types::ResponseBody::Stream(keep(producer)),
+                ReplyBody::PassedOn(number) => types::ResponseBody::Stream(number),
+            },
         }
     }
+}
+
+/// The reply of a view whose call has ended, with its instance in one of two places: `give_back`, or in the producer of
+/// the body.
+pub(super) fn reply<V>(
+    answer: Result<types::Response, types::Error>,
+    instance: Instance<V>,
+    give_back: impl FnOnce(Instance<V>),
+    producer: impl FnOnce(Instance<V>) -> Producer,
+) -> GuestResult {
+    let response = match answer {
+        Ok(response) => response,
+        Err(error) => {
+            give_back(instance);
+            return Err(error);
+        }
+    };
+    let body = match response.body {
+        types::ResponseBody::Stream(0) => ReplyBody::Stream(producer(instance)),
+        types::ResponseBody::Stream(number) => {
+            give_back(instance);
+            ReplyBody::PassedOn(number)
+        }
+        types::ResponseBody::Bytes(bytes) => {
+            give_back(instance);
+            ReplyBody::Bytes(bytes)
+        }
+    };
+    let headers = response.headers.into_iter();
+    Ok(Reply {
+        status: response.status,
+        headers: headers
+            .map(|(name, value)| (name, value.into_bytes()))
+            .collect(),
+        body,
+        trailers: None,
+    })
 }
 
 /// What is left of a guest function after its head: it writes the body, and ends.
 pub struct Producer {
     /// Where it has to run: on a sync worker, or on the loop.
     pub mode: Mode,
-    run: Box<dyn FnOnce(StreamWriter) -> BoxFuture<'static, Result<(), Failure>> + Send>,
+    /// How it runs.
+    pub run: Run,
+    /// The slot among the functions of its request that it keeps.
+    pub slot: Option<CallSlot>,
 }
 
+/// How a [`Producer`] runs. The future has to be polled where [`Producer::mode`] says; it may block there.
+pub enum Run {
+    /// As the rest of the call that has made the head. It ends the body with a failure when it returns one.
+    Rest(Box<dyn FnOnce(StreamWriter) -> Producing + Send>),
+    /// As another call of the instance, with a scope of its own.
+    Call(Box<dyn FnOnce(Work) -> Producing + Send>),
+}
+
+/// The future of a producer.
+pub(super) type Producing = BoxFuture<'static, Result<(), Failure>>;
+
 impl Producer {
-    /// A producer that runs `run`, the rest of the call that has made the head. When `run` returns a failure, it has
-    /// failed the body itself.
-    pub(super) fn new<F>(
+    /// The rest of the call that has made the head.
+    pub(super) fn rest<F>(
         mode: Mode,
         run: impl FnOnce(StreamWriter) -> F + Send + 'static,
     ) -> Producer
@@ -87,14 +125,39 @@ impl Producer {
     {
         Producer {
             mode,
-            run: Box::new(|writer| run(writer).boxed()),
+            run: Run::Rest(Box::new(|writer| run(writer).boxed())),
+            slot: None,
         }
     }
 
-    /// Writes the body. The future has to be polled where [`Producer::mode`] says.
-    pub fn run(self, writer: StreamWriter) -> BoxFuture<'static, Result<(), Failure>> {
-        (self.run)(writer)
+    /// Another call of the instance that has made the head.
+    pub(super) fn call<F>(mode: Mode, run: impl FnOnce(Work) -> F + Send + 'static) -> Producer
+    where
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        Producer {
+            mode,
+            run: Run::Call(Box::new(|work| run(work).boxed())),
+            slot: None,
+        }
     }
+
+    /// Whether the call that has made the head goes on.
+    pub fn is_rest(&self) -> bool {
+        matches!(self.run, Run::Rest(_))
+    }
+}
+
+/// The failure of a producer that has returned this error.
+pub(super) fn returned(error: &types::Error) -> Failure {
+    let types::Error {
+        message, detail, ..
+    } = error;
+    let detail = detail.as_ref().map(|detail| format!(": {detail}"));
+    Failure::view(format!(
+        "the view returned an error while it produced its body: {message}{}",
+        detail.unwrap_or_default()
+    ))
 }
 
 /// Runs what produces a body, until the time limit of streams at most.

@@ -8,7 +8,7 @@ use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
 use super::limits::{bounded, limit};
-use super::reply::GuestResult;
+use super::reply::{GuestResult, Producer, reply, returned};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{SyncViews, SyncViewsPre};
@@ -16,6 +16,7 @@ use crate::guest::stop::Stop;
 use crate::guest::store::{Guest, Work};
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::view::Mode;
 
 /// How many ticks of the epoch pass between two checks of a computing guest's limits: the limits are exact to 5 ms.
 pub(super) const TICKS_BETWEEN_LOOKS: u64 = 5;
@@ -33,9 +34,9 @@ impl SyncComponent {
         engines: &Engines,
         views: SyncViewsPre<Guest>,
         reuse: Option<Reuse>,
-    ) -> SyncComponent {
+    ) -> Arc<SyncComponent> {
         let pool = InstancePool::new(reuse, &engines.sync_kept, METRICS.sync_kept.clone());
-        SyncComponent { views, pool }
+        Arc::new(SyncComponent { views, pool })
     }
 
     /// Runs a view on this thread and blocks the thread, which has to be that of a sync worker. `guest` makes the store
@@ -44,7 +45,7 @@ impl SyncComponent {
     /// # Errors
     /// A failure that explains the trap, the limit that was reached, or why the request has ended.
     pub fn call(
-        &self,
+        self: &Arc<Self>,
         work: Work,
         guest: impl FnOnce(Work) -> Guest,
         request: &types::Request,
@@ -60,8 +61,25 @@ impl SyncComponent {
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         let answer = exports.call_handle(&mut *store, view, request);
         let answer = answer.map_err(|error| explain(&error, store.data()))?;
+        let give_back = |instance| self.pool.give_back(instance, true);
+        Ok(reply(bounded(answer), instance, give_back, |instance| {
+            let this = Arc::clone(self);
+            Producer::call(Mode::Sync, async move |work| this.produce(work, instance))
+        }))
+    }
+
+    /// Has the instance produce the body of its response, and blocks the thread, as [`SyncComponent::call`] does.
+    fn produce(&self, work: Work, mut instance: Instance<SyncViews>) -> Result<(), Failure> {
+        let cpu = Arc::clone(&work.cpu);
+        let _counting = cpu.count();
+        let _held = GaugeGuard::new(&METRICS.sync_instances);
+        let Instance { store, exports, .. } = &mut instance;
+        store.data_mut().begin(work);
+        store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
+        let produced = exports.call_produce(&mut *store);
+        let produced = produced.map_err(|error| explain(&error, store.data()))?;
         self.pool.give_back(instance, true);
-        Ok(bounded(answer))
+        bounded(produced).map_err(|error| returned(&error))
     }
 
     /// Asks the component for its views.

@@ -160,6 +160,17 @@ impl IncomingHandler {
         })
     }
 
+    /// Instantiates the component once, to see that it can be.
+    ///
+    /// # Errors
+    /// A failure that explains the trap, or the limit that was reached.
+    pub async fn try_out(&self, guest: Guest) -> Result<(), Failure> {
+        let Work { scope, cpu, .. } = guest.work();
+        let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
+        let fresh = pin!(self.fresh(guest));
+        in_time(&scope, &cpu, fresh).await.map(drop)
+    }
+
     async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Proxy>>, Failure> {
         let mut store = Store::new(self.proxy.engine(), guest);
         limit(&mut store);
@@ -250,6 +261,17 @@ impl Handler {
             let clean = instance.exports.is_idle(&mut instance.store);
             self.pool.give_back(instance, clean);
         })
+    }
+
+    /// Instantiates the component once, to see that it can be.
+    ///
+    /// # Errors
+    /// A failure that explains the trap, or the limit that was reached.
+    pub async fn try_out(&self, guest: Guest) -> Result<(), Failure> {
+        let Work { scope, cpu, .. } = guest.work();
+        let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
+        let fresh = pin!(self.fresh(guest));
+        in_time(&scope, &cpu, fresh).await.map(drop)
     }
 
     async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Service>>, Failure> {
@@ -582,7 +604,7 @@ fn reply(
                 trailers,
                 scope: Arc::clone(scope),
             };
-            let producer = Producer::new(mode, |writer| rest.produce(writer));
+            let producer = Producer::rest(mode, |writer| rest.produce(writer));
             (ReplyBody::Stream(producer), None)
         }
     };

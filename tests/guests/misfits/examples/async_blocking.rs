@@ -4,10 +4,11 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world async-blocking {
-            import amphi:view/database@0.1.0;
-            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            import amphi:view/database@0.2.0;
+            use amphi:view/types@0.2.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: async func(view: u32, request: request) -> result<response, error>;
+            export produce: async func() -> result<_, error>;
         }
     ",
     path: "../../../guest-sdk/wit",
@@ -15,9 +16,15 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+use amphi::view::types::ResponseBody;
+
 struct Misfit;
 
 impl Guest for Misfit {
+    async fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         Vec::new()
     }
@@ -27,7 +34,7 @@ impl Guest for Misfit {
         Ok(Response {
             status: if changed.is_ok() { 200 } else { 500 },
             headers: Vec::new(),
-            body: Vec::new(),
+            body: ResponseBody::Bytes(Vec::new()),
         })
     }
 }

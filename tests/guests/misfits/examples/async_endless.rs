@@ -9,6 +9,10 @@ wit_bindgen::generate!({
 struct Endless;
 
 impl Guest for Endless {
+    async fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         loop {
             std::hint::black_box(());

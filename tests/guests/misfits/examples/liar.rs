@@ -4,10 +4,11 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world liar {
-            import amphi:view/config@0.1.0;
-            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            import amphi:view/config@0.2.0;
+            use amphi:view/types@0.2.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
+            export produce: func() -> result<_, error>;
         }
     ",
     path: "../../../guest-sdk/wit",
@@ -16,7 +17,7 @@ wit_bindgen::generate!({
 });
 
 use amphi::view::config;
-use amphi::view::types::{Route, ViewKind};
+use amphi::view::types::{ResponseBody, Route, ViewKind};
 
 struct Liar;
 
@@ -28,6 +29,10 @@ fn route(method: &str, pattern: &str) -> ViewKind {
 }
 
 impl Guest for Liar {
+    fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         let view = |id, pattern: &str| ViewInfo {
             id,
@@ -39,6 +44,7 @@ impl Guest for Liar {
             retries: 0,
             cpu_ms: None,
             timeout_ms: None,
+            stream_body: false,
             middleware: Vec::new(),
         };
         match config::get("describe").as_deref() {
@@ -55,6 +61,7 @@ impl Guest for Liar {
                 vec![ViewInfo {
                     cpu_ms: Some(u32::MAX),
                     timeout_ms: Some(u32::MAX),
+            stream_body: false,
                     ..view(1, "/loop")
                 }]
             }
@@ -79,7 +86,7 @@ impl Guest for Liar {
             (1, _) => Ok(Response {
                 status: number("status"),
                 headers: Vec::new(),
-                body: Vec::new(),
+                body: ResponseBody::Bytes(Vec::new()),
             }),
             _ => Err(Error {
                 status: number("error"),

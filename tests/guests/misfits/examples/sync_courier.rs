@@ -5,11 +5,12 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world sync-courier {
-            import amphi:view/body@0.1.0;
-            import amphi:view/subrequest@0.1.0;
-            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            import amphi:view/body@0.2.0;
+            import amphi:view/subrequest@0.2.0;
+            use amphi:view/types@0.2.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
+            export produce: func() -> result<_, error>;
         }
     ",
     path: "../../../guest-sdk/wit",
@@ -19,11 +20,15 @@ wit_bindgen::generate!({
 
 use amphi::view::body;
 use amphi::view::subrequest;
-use amphi::view::types::{Body, Route, ViewKind};
+use amphi::view::types::{Body, ResponseBody, Route, ViewKind};
 
 struct Courier;
 
 impl Guest for Courier {
+    fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         let view = |id, pattern: &str| ViewInfo {
             id,
@@ -38,6 +43,7 @@ impl Guest for Courier {
             retries: 0,
             cpu_ms: None,
             timeout_ms: None,
+            stream_body: false,
             middleware: Vec::new(),
         };
         vec![view(1, "/sync/send"), view(2, "/sync/read")]
@@ -64,6 +70,7 @@ impl Guest for Courier {
         let told = match request.body {
             Body::Bytes(bytes) => format!("bytes {}", bytes.len()),
             Body::Spooled(length) => format!("spooled {length}"),
+            Body::Arriving(length) => format!("arriving {length:?}"),
         };
         let read = body::read(0, 100_000);
         let read = read.map_or_else(
@@ -73,7 +80,7 @@ impl Guest for Courier {
         Ok(Response {
             status: 200,
             headers: Vec::new(),
-            body: format!("{told}, read {read}").into_bytes(),
+            body: ResponseBody::Bytes(format!("{told}, read {read}").into_bytes()),
         })
     }
 }

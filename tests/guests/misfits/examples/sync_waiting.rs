@@ -4,10 +4,11 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world sync-waiting {
-            import amphi:view/database-async@0.1.0;
-            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            import amphi:view/database-async@0.2.0;
+            use amphi:view/types@0.2.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
+            export produce: func() -> result<_, error>;
         }
     ",
     path: "../../../guest-sdk/wit",
@@ -15,9 +16,15 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+use amphi::view::types::ResponseBody;
+
 struct Misfit;
 
 impl Guest for Misfit {
+    fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         Vec::new()
     }
@@ -32,7 +39,7 @@ impl Guest for Misfit {
         Ok(Response {
             status: if changed.is_ok() { 200 } else { 500 },
             headers: Vec::new(),
-            body: Vec::new(),
+            body: ResponseBody::Bytes(Vec::new()),
         })
     }
 }

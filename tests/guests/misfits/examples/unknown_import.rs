@@ -8,9 +8,10 @@ wit_bindgen::generate!({
         }
         world unknown-import {
             import weather;
-            use amphi:view/types@0.1.0.{request, response, error, view-info};
+            use amphi:view/types@0.2.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
+            export produce: func() -> result<_, error>;
         }
     ",
     path: "../../../guest-sdk/wit",
@@ -18,9 +19,15 @@ wit_bindgen::generate!({
     generate_all,
 });
 
+use amphi::view::types::ResponseBody;
+
 struct Misfit;
 
 impl Guest for Misfit {
+    fn produce() -> Result<(), Error> {
+        Ok(())
+    }
+
     fn describe() -> Vec<ViewInfo> {
         Vec::new()
     }
@@ -34,7 +41,7 @@ impl Guest for Misfit {
         Ok(Response {
             status,
             headers: Vec::new(),
-            body: Vec::new(),
+            body: ResponseBody::Bytes(Vec::new()),
         })
     }
 }
