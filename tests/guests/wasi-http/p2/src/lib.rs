@@ -55,36 +55,40 @@ impl wasip2::exports::http::incoming_handler::Guest for Component {
             "rows" => Answer::text(out, &insert(&target)),
             "rows-fail" => {
                 insert(&target);
-                fail(target.text("how"), out);
+                fail(target.text("how"), &target, out);
             }
-            other => fail(other, out),
+            other => fail(other, &target, out),
         }
     }
 }
 
-/// The ways to break the contract, and to fail.
-fn fail(how: &str, out: ResponseOutparam) {
+/// The ways to break the contract, and to fail. With `ms` in the query, some time passes before the failure, so that
+/// the client may have a part of the answer by then.
+fn fail(how: &str, target: &Target, out: ResponseOutparam) {
     match how {
         "trap-before" => panic!("a trap before the answer, on purpose"),
         "trap-middle" => {
             let answer = Answer::begin(out, 200, &[]);
             let _ = answer.write("the first half\n");
+            sleep(target);
             panic!("a trap in the middle of the answer, on purpose");
         }
         "trap-after" => {
             Answer::text(out, "the whole answer\n");
+            sleep(target);
             panic!("a trap after the answer, on purpose");
         }
-        "length-short" => declared(out, b"12345"),
-        "length-long" => declared(out, b"123456789012345"),
+        "length-short" => declared(target, out, b"12345"),
+        "length-long" => declared(target, out, b"123456789012345"),
         // Dropping the parameter is one way of never using it, forgetting it another.
         "noset" => drop(out),
         "noset-leaked" => std::mem::forget(out),
-        "no-finish" => drop(unfinished(out)),
-        "no-finish-leaked" => std::mem::forget(unfinished(out)),
+        "no-finish" => drop(unfinished(target, out)),
+        "no-finish-leaked" => std::mem::forget(unfinished(target, out)),
         "spin" => spin(),
         "spin-after" => {
             Answer::text(out, "the whole answer\n");
+            sleep(target);
             spin();
         }
         "error-code" => {
@@ -149,16 +153,18 @@ impl Answer {
 }
 
 /// Answers with these bytes, and says that they are ten.
-fn declared(out: ResponseOutparam, bytes: &[u8]) {
+fn declared(target: &Target, out: ResponseOutparam, bytes: &[u8]) {
     let answer = Answer::begin(out, 200, &[("content-length", "10")]);
     let _ = answer.write(bytes);
+    sleep(target);
     answer.finish(None);
 }
 
 /// Answers, and does not say that the body has ended.
-fn unfinished(out: ResponseOutparam) -> OutgoingBody {
+fn unfinished(target: &Target, out: ResponseOutparam) -> OutgoingBody {
     let answer = Answer::begin(out, 200, &[]);
     let _ = answer.write("the whole answer\n");
+    sleep(target);
     answer.body
 }
 

@@ -18,7 +18,7 @@ use wasip3::http::client;
 use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
 use wasip3::random::random;
 use wasip3::{spawn_local, wit_future, wit_stream};
-use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter};
+use wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
 
 /// How a body ends.
 type End = Result<Option<Fields>, ErrorCode>;
@@ -60,36 +60,53 @@ impl wasip3::exports::http::handler::Guest for Component {
             "rows" => text(insert(&target).await),
             "rows-fail" => {
                 insert(&target).await;
-                fail(target.text("how"))
+                let how = target.text("how").to_owned();
+                fail(&how, target)
             }
-            other => fail(other),
+            other => {
+                let how = other.to_owned();
+                fail(&how, target)
+            }
         }
     }
 }
 
-/// The ways to break the contract, and to fail.
-fn fail(how: &str) -> Result<Response, ErrorCode> {
+/// The ways to break the contract, and to fail. With `ms` in the query, some time passes before the failure, so that
+/// the client may have a part of the answer by then.
+fn fail(how: &str, target: Target) -> Result<Response, ErrorCode> {
     match how {
         "trap-before" => panic!("a trap before the answer, on purpose"),
-        "trap-middle" => answer(200, &[], async |body| {
+        "trap-middle" => answer(200, &[], async move |body| {
             write(body, "the first half\n").await;
+            sleep(&target).await;
             panic!("a trap in the middle of the answer, on purpose")
         }),
-        "trap-after" => then(|| panic!("a trap after the answer, on purpose")),
-        "length-short" => declared(b"12345"),
-        "length-long" => declared(b"123456789012345"),
-        // Nobody ever says how the body ends.
-        "no-finish-leaked" => answer(200, &[], async |body| {
+        "trap-after" => then(target, || panic!("a trap after the answer, on purpose")),
+        "length-short" => declared(target, b"12345"),
+        "length-long" => declared(target, b"123456789012345"),
+        // Nobody ever says how the body ends: the one who would waits for ever, or has forgotten it.
+        "no-finish" => answer(200, &[], async |body| {
             write(body, "the whole answer\n").await;
-            std::future::pending().await
+            monotonic_clock::wait_for(u64::MAX).await;
+            Ok(None)
         }),
-        "end-error" => answer(200, &[], async |body| {
+        "no-finish-leaked" => {
+            let (response, mut body, end) = begin(200, &[]);
+            std::mem::forget(end);
+            spawn_local(async move {
+                write(&mut body, "the whole answer\n").await;
+                sleep(&target).await;
+            });
+            Ok(response)
+        }
+        "end-error" => answer(200, &[], async move |body| {
             write(body, "the first half\n").await;
+            sleep(&target).await;
             let why = "an error in the middle of the answer, on purpose";
             Err(ErrorCode::InternalError(Some(why.into())))
         }),
         "spin" => spin(),
-        "spin-after" => then(|| spin()),
+        "spin-after" => then(target, || spin()),
         "error-code" => {
             let why = "an error on purpose";
             Err(ErrorCode::InternalError(Some(why.into())))
@@ -99,21 +116,27 @@ fn fail(how: &str) -> Result<Response, ErrorCode> {
     }
 }
 
+/// An answer, and what writes its body and says how it ends.
+fn begin(status: u16, headers: &[(&str, &str)]) -> (Response, StreamWriter<u8>, FutureWriter<End>) {
+    let (body, contents) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Ok(None));
+    (respond(status, headers, contents, trailers), body, end)
+}
+
 /// An answer with the body that `write` writes, once the head is out.
 fn answer(
     status: u16,
     headers: &[(&str, &str)],
     write: impl AsyncFnOnce(&mut StreamWriter<u8>) -> End + 'static,
 ) -> Result<Response, ErrorCode> {
-    let (mut body, contents) = wit_stream::new();
-    let (end, trailers) = wit_future::new(|| Ok(None));
+    let (response, mut body, end) = begin(status, headers);
     spawn_local(async move {
         let how = write(&mut body).await;
         drop(body);
         // An error: nobody wants to know any more.
         let _ = end.write(how).await;
     });
-    respond(status, headers, contents, trailers)
+    Ok(response)
 }
 
 fn respond(
@@ -121,7 +144,7 @@ fn respond(
     headers: &[(&str, &str)],
     contents: StreamReader<u8>,
     trailers: FutureReader<End>,
-) -> Result<Response, ErrorCode> {
+) -> Response {
     let fields = Fields::new();
     for (name, value) in headers {
         fields
@@ -132,7 +155,7 @@ fn respond(
     response
         .set_status_code(status)
         .expect("the host takes this status");
-    Ok(response)
+    response
 }
 
 /// Returns whether somebody still reads the body.
@@ -153,25 +176,30 @@ fn whole(
 }
 
 fn text(text: impl Into<Vec<u8>>) -> Result<Response, ErrorCode> {
-    whole(200, &[("content-type", "text/plain; charset=utf-8")], text)
+    let headers = [("content-type", "text/plain; charset=utf-8")];
+    whole(200, &headers, text)
 }
 
 /// Answers, and does this when the answer is complete.
-fn then(after: impl FnOnce() + 'static) -> Result<Response, ErrorCode> {
-    let (mut body, contents) = wit_stream::new();
-    let (end, trailers) = wit_future::new(|| Ok(None));
+fn then(target: Target, after: impl FnOnce() + 'static) -> Result<Response, ErrorCode> {
+    let (response, mut body, end) = begin(200, &[]);
     spawn_local(async move {
         write(&mut body, "the whole answer\n").await;
         drop(body);
         let _ = end.write(Ok(None)).await;
+        sleep(&target).await;
         after();
     });
-    respond(200, &[], contents, trailers)
+    Ok(response)
 }
 
 /// Answers with these bytes, and says that they are ten.
-fn declared(bytes: &'static [u8]) -> Result<Response, ErrorCode> {
-    whole(200, &[("content-length", "10")], bytes)
+fn declared(target: Target, bytes: &'static [u8]) -> Result<Response, ErrorCode> {
+    answer(200, &[("content-length", "10")], async move |body| {
+        write(body, bytes).await;
+        sleep(&target).await;
+        Ok(None)
+    })
 }
 
 /// What the guest gets to see of the request, but for its body.
@@ -257,7 +285,7 @@ fn echo(request: Request) -> Result<Response, ErrorCode> {
 /// Makes the body of the request that of the answer, without reading it.
 fn pass(request: Request) -> Result<Response, ErrorCode> {
     let (incoming, end) = body_of(request);
-    respond(200, &[], incoming, end)
+    Ok(respond(200, &[], incoming, end))
 }
 
 async fn upload(request: Request) -> Result<Response, ErrorCode> {
@@ -337,7 +365,7 @@ async fn outbound(target: &Target, incoming: Option<Request>) -> Result<Response
             let status = response.get_status_code();
             let (_, read) = wit_future::new(|| Ok(()));
             let (contents, end) = Response::consume_body(response, read);
-            respond(status, &[], contents, end)
+            Ok(respond(status, &[], contents, end))
         }
     }
 }
