@@ -1,0 +1,412 @@
+//! A component of `wasi:http` 0.3 that does, by the last segment of the path, all that a host has to cope with.
+
+#[path = "../../target.rs"]
+mod target;
+
+wit_bindgen::generate!({
+    path: "../../../../guest-sdk/wit",
+    world: "amphi:view/imports",
+    generate_all,
+});
+
+use amphi::view::database_async as database;
+use amphi::view::database_types::Value;
+use futures::future::join_all;
+use target::{Target, hex, parts, spin};
+use wasip3::clocks::monotonic_clock;
+use wasip3::http::client;
+use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
+use wasip3::random::random;
+use wasip3::{spawn_local, wit_future, wit_stream};
+use wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
+
+/// How a body ends.
+type End = Result<Option<Fields>, ErrorCode>;
+
+struct Component;
+
+wasip3::http::service::export!(Component);
+
+impl wasip3::exports::http::handler::Guest for Component {
+    async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        let target = Target::new(request.get_path_with_query());
+        match target.name() {
+            "hello" => text("Hello from wasi:http 0.3\n"),
+            "headers" => headers(&request),
+            "status" => status(&target),
+            "env" => env(),
+            "random" => text(hex(&random::get_random_bytes(16))),
+            "count" => count(),
+            "print" => print(&target),
+            "sleep" => {
+                sleep(&target).await;
+                text("slept\n")
+            }
+            "concurrent" => {
+                join_all((0..target.number("n", 5)).map(|_| sleep(&target))).await;
+                text("slept\n")
+            }
+            "echo" => echo(request),
+            "pass" => pass(request),
+            "upload" => upload(request).await,
+            "trailers" => trailers(request).await,
+            "drip" => drip(target),
+            "big" => big(target.number("mb", 1) << 20),
+            "endless" => big(u64::MAX),
+            "huge-headers" => huge_headers(&target),
+            "many-headers" => many_headers(&target),
+            "outbound" => outbound(&target, None).await,
+            "outbound-post" => outbound(&target, Some(request)).await,
+            "rows" => text(insert(&target).await),
+            "rows-fail" => {
+                insert(&target).await;
+                let how = target.text("how").to_owned();
+                fail(&how, target)
+            }
+            other => {
+                let how = other.to_owned();
+                fail(&how, target)
+            }
+        }
+    }
+}
+
+/// The ways to break the contract, and to fail. With `ms` in the query, some time passes before the failure, so that
+/// the client may have a part of the answer by then.
+fn fail(how: &str, target: Target) -> Result<Response, ErrorCode> {
+    match how {
+        "trap-before" => panic!("a trap before the answer, on purpose"),
+        "trap-middle" => answer(200, &[], async move |body| {
+            write(body, "the first half\n").await;
+            sleep(&target).await;
+            panic!("a trap in the middle of the answer, on purpose")
+        }),
+        "trap-after" => then(target, || panic!("a trap after the answer, on purpose")),
+        "length-short" => declared(target, b"12345"),
+        "length-long" => declared(target, b"123456789012345"),
+        // Nobody ever says how the body ends: the one who would waits for ever, or has forgotten it.
+        "no-finish" => answer(200, &[], async |body| {
+            write(body, "the whole answer\n").await;
+            monotonic_clock::wait_for(u64::MAX).await;
+            Ok(None)
+        }),
+        "no-finish-leaked" => {
+            let (response, mut body, end) = begin(200, &[]);
+            std::mem::forget(end);
+            spawn_local(async move {
+                write(&mut body, "the whole answer\n").await;
+                sleep(&target).await;
+            });
+            Ok(response)
+        }
+        "end-error" => answer(200, &[], async move |body| {
+            write(body, "the first half\n").await;
+            sleep(&target).await;
+            let why = "an error in the middle of the answer, on purpose";
+            Err(ErrorCode::InternalError(Some(why.into())))
+        }),
+        "spin" => spin(),
+        "spin-after" => then(target, || spin()),
+        "error-code" => {
+            let why = "an error on purpose";
+            Err(ErrorCode::InternalError(Some(why.into())))
+        }
+        "500" => whole(500, &[], "a failure on purpose\n"),
+        _ => whole(404, &[], "no such path\n"),
+    }
+}
+
+/// An answer, and what writes its body and says how it ends.
+fn begin(status: u16, headers: &[(&str, &str)]) -> (Response, StreamWriter<u8>, FutureWriter<End>) {
+    let (body, contents) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Ok(None));
+    (respond(status, headers, contents, trailers), body, end)
+}
+
+/// An answer with the body that `write` writes, once the head is out.
+fn answer(
+    status: u16,
+    headers: &[(&str, &str)],
+    write: impl AsyncFnOnce(&mut StreamWriter<u8>) -> End + 'static,
+) -> Result<Response, ErrorCode> {
+    let (response, mut body, end) = begin(status, headers);
+    spawn_local(async move {
+        let how = write(&mut body).await;
+        drop(body);
+        // An error: nobody wants to know any more.
+        let _ = end.write(how).await;
+    });
+    Ok(response)
+}
+
+fn respond(
+    status: u16,
+    headers: &[(&str, &str)],
+    contents: StreamReader<u8>,
+    trailers: FutureReader<End>,
+) -> Response {
+    let fields = Fields::new();
+    for (name, value) in headers {
+        fields
+            .append(name, value.as_bytes())
+            .expect("the host takes this header");
+    }
+    let (response, _sent) = Response::new(fields, Some(contents), trailers);
+    response
+        .set_status_code(status)
+        .expect("the host takes this status");
+    response
+}
+
+/// Returns whether somebody still reads the body.
+async fn write(body: &mut StreamWriter<u8>, bytes: impl Into<Vec<u8>>) -> bool {
+    body.write_all(bytes.into()).await.is_empty()
+}
+
+fn whole(
+    status: u16,
+    headers: &[(&str, &str)],
+    text: impl Into<Vec<u8>>,
+) -> Result<Response, ErrorCode> {
+    let text = text.into();
+    answer(status, headers, async move |body| {
+        write(body, text).await;
+        Ok(None)
+    })
+}
+
+fn text(text: impl Into<Vec<u8>>) -> Result<Response, ErrorCode> {
+    let headers = [("content-type", "text/plain; charset=utf-8")];
+    whole(200, &headers, text)
+}
+
+/// Answers, and does this when the answer is complete.
+fn then(target: Target, after: impl FnOnce() + 'static) -> Result<Response, ErrorCode> {
+    let (response, mut body, end) = begin(200, &[]);
+    spawn_local(async move {
+        write(&mut body, "the whole answer\n").await;
+        drop(body);
+        let _ = end.write(Ok(None)).await;
+        sleep(&target).await;
+        after();
+    });
+    Ok(response)
+}
+
+/// Answers with these bytes, and says that they are ten.
+fn declared(target: Target, bytes: &'static [u8]) -> Result<Response, ErrorCode> {
+    answer(200, &[("content-length", "10")], async move |body| {
+        write(body, bytes).await;
+        sleep(&target).await;
+        Ok(None)
+    })
+}
+
+/// What the guest gets to see of the request, but for its body.
+fn headers(request: &Request) -> Result<Response, ErrorCode> {
+    let told = format!(
+        "method: {:?}\ntarget: {:?}\nscheme: {:?}\nauthority: {:?}\n",
+        request.get_method(),
+        request.get_path_with_query(),
+        request.get_scheme(),
+        request.get_authority(),
+    );
+    text(told + &lines(&request.get_headers()))
+}
+
+fn lines(fields: &Fields) -> String {
+    let line = |(name, value): (String, Vec<u8>)| format!("{name}={}\n", value.escape_ascii());
+    fields.copy_all().into_iter().map(line).collect()
+}
+
+fn status(target: &Target) -> Result<Response, ErrorCode> {
+    let code = target.number("code", 200) as u16;
+    let (_, trailers) = wit_future::new(|| Ok(None));
+    let (response, _sent) = Response::new(Fields::new(), None, trailers);
+    match response.set_status_code(code) {
+        Ok(()) => Ok(response),
+        Err(()) => text("no such status\n"),
+    }
+}
+
+fn env() -> Result<Response, ErrorCode> {
+    text(format!(
+        "variables: {:?}\narguments: {:?}\nfolders: {}\n",
+        std::env::vars().collect::<Vec<_>>(),
+        std::env::args().collect::<Vec<_>>(),
+        u8::from(std::fs::read_dir("/").is_ok()),
+    ))
+}
+
+/// How many requests this instance has had.
+fn count() -> Result<Response, ErrorCode> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static REQUESTS: AtomicU32 = AtomicU32::new(0);
+    let before = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    text(format!("{}\n", before + 1))
+}
+
+fn print(target: &Target) -> Result<Response, ErrorCode> {
+    println!("printed {}", target.text("text"));
+    eprintln!("complained {}", target.text("text"));
+    text("printed\n")
+}
+
+async fn sleep(target: &Target) {
+    monotonic_clock::wait_for(target.number("ms", 0) * 1_000_000).await;
+}
+
+/// The body of a request, and what tells how it ends.
+fn body_of(request: Request) -> (StreamReader<u8>, FutureReader<End>) {
+    let (_, read) = wit_future::new(|| Ok(()));
+    Request::consume_body(request, read)
+}
+
+/// The next bytes of a body, if there are any.
+async fn read(body: &mut StreamReader<u8>) -> Option<Vec<u8>> {
+    let (result, bytes) = body.read(Vec::with_capacity(65_536)).await;
+    let more = !bytes.is_empty() || matches!(result, StreamResult::Complete(_));
+    more.then_some(bytes)
+}
+
+/// Sends the body back as it is read.
+fn echo(request: Request) -> Result<Response, ErrorCode> {
+    let (mut incoming, end) = body_of(request);
+    answer(200, &[], async move |body| {
+        while let Some(bytes) = read(&mut incoming).await {
+            if !write(body, bytes).await {
+                return Ok(None);
+            }
+        }
+        end.await.map(|_trailers| None)
+    })
+}
+
+/// Makes the body of the request that of the answer, without reading it.
+fn pass(request: Request) -> Result<Response, ErrorCode> {
+    let (incoming, end) = body_of(request);
+    Ok(respond(200, &[], incoming, end))
+}
+
+async fn upload(request: Request) -> Result<Response, ErrorCode> {
+    let (mut incoming, end) = body_of(request);
+    let mut length = 0;
+    while let Some(bytes) = read(&mut incoming).await {
+        length += bytes.len();
+    }
+    end.await?;
+    text(format!("{length} bytes\n"))
+}
+
+/// Tells the trailers of the request, and sends some.
+async fn trailers(request: Request) -> Result<Response, ErrorCode> {
+    let (mut incoming, end) = body_of(request);
+    while read(&mut incoming).await.is_some() {}
+    let received = match end.await {
+        Ok(Some(fields)) => lines(&fields),
+        Ok(None) => "none\n".into(),
+        Err(error) => format!("{error:?}\n"),
+    };
+    answer(200, &[("trailer", "x-sum")], async move |body| {
+        write(body, received).await;
+        let sent = Fields::new();
+        sent.append("x-sum", b"42")
+            .expect("the host takes this header");
+        Ok(Some(sent))
+    })
+}
+
+/// Lines, with some time before each.
+fn drip(target: Target) -> Result<Response, ErrorCode> {
+    answer(200, &[], async move |body| {
+        for line in 1..=target.number("n", 3) {
+            sleep(&target).await;
+            if !write(body, format!("line {line}\n")).await {
+                break;
+            }
+        }
+        Ok(None)
+    })
+}
+
+fn big(length: u64) -> Result<Response, ErrorCode> {
+    const PIECE: u64 = 65_536;
+    answer(200, &[], async move |body| {
+        let mut left = length;
+        while left > 0 {
+            let now = left.min(PIECE);
+            if !write(body, vec![b'.'; now as usize]).await {
+                break;
+            }
+            left -= now;
+        }
+        Ok(None)
+    })
+}
+
+fn huge_headers(target: &Target) -> Result<Response, ErrorCode> {
+    let value = "x".repeat(target.number("kb", 100) as usize * 1024);
+    whole(200, &[("x-huge", &value)], "huge\n")
+}
+
+fn many_headers(target: &Target) -> Result<Response, ErrorCode> {
+    let names: Vec<String> = (0..target.number("n", 300))
+        .map(|index| format!("x-{index}"))
+        .collect();
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "1")).collect();
+    whole(200, &headers, "many\n")
+}
+
+/// Sends GET, or POST with the body of this request, and passes the answer on.
+async fn outbound(target: &Target, incoming: Option<Request>) -> Result<Response, ErrorCode> {
+    match fetch(target.text("url"), incoming).await {
+        Err(error) => whole(502, &[], format!("{error:?}\n")),
+        Ok(response) => {
+            let status = response.get_status_code();
+            let (_, read) = wit_future::new(|| Ok(()));
+            let (contents, end) = Response::consume_body(response, read);
+            Ok(respond(status, &[], contents, end))
+        }
+    }
+}
+
+async fn fetch(url: &str, incoming: Option<Request>) -> Result<Response, ErrorCode> {
+    let (scheme, authority, path) = parts(url).ok_or(ErrorCode::HttpRequestUriInvalid)?;
+    let scheme = match scheme {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        other => Scheme::Other(other.into()),
+    };
+    let (method, contents, trailers) = match incoming {
+        Some(incoming) => {
+            let (contents, trailers) = body_of(incoming);
+            (Method::Post, Some(contents), trailers)
+        }
+        None => (Method::Get, None, wit_future::new(|| Ok(None)).1),
+    };
+    let (request, _sent) = Request::new(Fields::new(), contents, trailers, None);
+    let set = request
+        .set_method(&method)
+        .and_then(|()| request.set_scheme(Some(&scheme)))
+        .and_then(|()| request.set_authority(Some(authority)))
+        .and_then(|()| request.set_path_with_query(Some(path)));
+    set.map_err(|()| ErrorCode::HttpRequestUriInvalid)?;
+    client::send(request).await
+}
+
+/// Inserts a row, and tells how many there are.
+async fn insert(target: &Target) -> String {
+    let tag = Value::Text(target.text("tag").into());
+    let sql = "insert into rows (tag) values (?)";
+    if let Err(error) = database::execute("default".into(), sql.into(), vec![tag]).await {
+        return format!("{:?}: {}\n", error.kind, error.message);
+    }
+    let sql = "select count(*) from rows";
+    match database::query("default".into(), sql.into(), Vec::new()).await {
+        Ok(table) => match table.rows.first().and_then(|row| row.first()) {
+            Some(Value::Integer(count)) => format!("{count} rows\n"),
+            other => format!("{other:?}\n"),
+        },
+        Err(error) => format!("{:?}: {}\n", error.kind, error.message),
+    }
+}
