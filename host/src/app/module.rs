@@ -23,7 +23,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use wasmtime_wasi_http::{Error as WasiError, WasiBody};
 
-use crate::config;
+use crate::config::{self, Atomic};
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViewsPre, SyncViewsPre};
 use crate::guest::capability::{
@@ -232,11 +232,11 @@ impl Prepared {
             Prepared::Async(component) => wait.block_on(component.describe(guest)),
             Prepared::IncomingHandler(component) => {
                 let tried = wait.block_on(component.try_out(guest));
-                tried.map(|()| vec![every_request(grants)])
+                tried.map(|()| every_request(grants, &inspection.imports))
             }
             Prepared::Handler(component) => {
                 let tried = wait.block_on(component.try_out(guest));
-                tried.map(|()| vec![every_request(grants)])
+                tried.map(|()| every_request(grants, &inspection.imports))
             }
         };
         // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
@@ -476,24 +476,43 @@ fn prepare(
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2.";
 const HANDLER: &str = "wasi:http/handler@0.3.";
 
-/// The one view of a component of `wasi:http`.
-fn every_request(grants: &config::Module) -> types::ViewInfo {
-    types::ViewInfo {
-        id: 0,
-        name: "handler".to_owned(),
-        kind: types::ViewKind::Route(types::Route {
-            method: "*".to_owned(),
-            pattern: "/{*rest}".to_owned(),
-        }),
-        atomic: None,
-        read_only: false,
-        isolation: None,
-        retries: 0,
-        cpu_ms: None,
-        timeout_ms: None,
-        stream_body: grants.stream_bodies,
-        middleware: Vec::new(),
-    }
+/// The views of a component of `wasi:http`, which gets every request. Where `atomic` depends on the method, there is one
+/// for each of the safe methods. A component that imports nothing that a transaction would be for is atomic only if the
+/// configuration says so of all views.
+fn every_request(grants: &config::Module, imports: &[String]) -> Vec<types::ViewInfo> {
+    let has_effects = imports.iter().any(|import| {
+        let name = interface(import)
+            .and_then(capability)
+            .map(|(it, _)| it.name);
+        matches!(name, Some("database" | "events" | "subrequest"))
+    });
+    let atomic = match grants.atomic {
+        Atomic::UnsafeMethods if !has_effects => Some(false),
+        _ => None,
+    };
+    let methods: &[&str] = match grants.atomic {
+        Atomic::UnsafeMethods if has_effects => &["GET", "HEAD", "OPTIONS", "*"],
+        _ => &["*"],
+    };
+    let numbered = methods.iter().zip(0..);
+    numbered
+        .map(|(method, id)| types::ViewInfo {
+            id,
+            name: "handler".to_owned(),
+            kind: types::ViewKind::Route(types::Route {
+                method: (*method).to_owned(),
+                pattern: "/{*rest}".to_owned(),
+            }),
+            atomic,
+            read_only: false,
+            isolation: None,
+            retries: 0,
+            cpu_ms: None,
+            timeout_ms: None,
+            stream_body: grants.stream_bodies,
+            middleware: Vec::new(),
+        })
+        .collect()
 }
 
 /// The request of a component of `wasi:http`.

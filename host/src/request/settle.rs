@@ -182,6 +182,7 @@ pub(super) fn checked(
     })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let account = &scope.origin.account;
+    let has_trailers = reply.trailers.is_some() || matches!(reply.body, ReplyBody::Stream(_));
     let mut length = None;
     let mut checked = Response::new(());
     *checked.status_mut() = status;
@@ -192,7 +193,9 @@ pub(super) fn checked(
                 shown(&name)
             ))
         })?;
-        if HOP_BY_HOP.contains(&key) {
+        // Over HTTP/1, only the trailers that this header announces are sent.
+        let announces = key == header::TRAILER && has_trailers;
+        if HOP_BY_HOP.contains(&key) && !announces {
             return Err(Failure::view(format!(
                 "the response has the header `{key}`, which only the host can set"
             )));

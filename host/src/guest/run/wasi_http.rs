@@ -73,19 +73,25 @@ struct Exports<T> {
 
 impl<T> Exports<T> {
     fn new(handler: T, store: &mut Store<Guest>) -> Exports<T> {
-        let idle = (
-            store.data_mut().wasi_handles(),
-            store.concurrent_state_table_size(),
-        );
+        let idle = open(store);
         Exports { handler, idle }
     }
 
     /// Whether nothing of a request is left in the store.
     fn is_idle(&self, store: &mut Store<Guest>) -> bool {
-        let (handles, concurrent) = self.idle;
-        store.data_mut().wasi_handles() <= handles
-            && store.concurrent_state_table_size() == concurrent
+        let (handles, concurrent) = open(store);
+        handles <= self.idle.0 && concurrent == self.idle.1
     }
+}
+
+/// Number of WASI's handles, and of tasks, calls and streams, that a store has.
+fn open(store: &mut Store<Guest>) -> (usize, usize) {
+    let concurrent = match store.concurrent_resource_table() {
+        Some(_) => store.concurrent_state_table_size(),
+        // The sync engine has no such table.
+        None => 0,
+    };
+    (store.data_mut().wasi_handles(), concurrent)
 }
 
 impl IncomingHandler {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::{LinkCall, LinkResult, busy};
 use crate::database::Face;
+use crate::guest::stop::Stop;
 use crate::scope::transaction::{Member, not_kept};
 use crate::telemetry::error::Failure;
+use crate::threads::deadline::Ended;
 use crate::threads::workers::Exclusion;
 
 /// The transaction of a called atomic view, while the view runs. Dropping it before `end` rolls back.
@@ -34,12 +36,14 @@ impl SubrequestTransaction {
     }
 
     /// Commits the transaction. It is rolled back when anything in it has failed, even if a caller has handled the
-    /// failure, and when nobody waits for the view any more.
+    /// failure, and when nobody waits for the view any more: then its caller, which may still run, is told so.
     pub(super) async fn end(self, outcome: LinkResult) -> LinkResult {
         let transaction = self.member.transaction();
-        let keep = outcome.is_ok() && !transaction.has_failed() && self.member.is_awaited();
+        let awaited = self.member.is_awaited();
+        let keep = outcome.is_ok() && !transaction.has_failed() && awaited;
         match transaction.finish(Face::Async, keep).await {
             Err(error) if keep => Err(not_kept(&error)),
+            _ if outcome.is_ok() && !awaited => Err((&Stop::from(Ended::Answered)).into()),
             _ => outcome,
         }
     }
