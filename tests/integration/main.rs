@@ -51,6 +51,7 @@ mod rules;
 mod static_files;
 mod sticky;
 mod storm;
+mod streams;
 mod swap;
 mod todo;
 mod transactions;

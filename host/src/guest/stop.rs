@@ -13,7 +13,7 @@ pub enum Stop {
     /// The guest used up its CPU budget, in milliseconds.
     Cpu(u128),
     /// The guest used up its CPU budget while it produced a body, in milliseconds.
-    StreamCpu(u64),
+    StreamCpu(u128),
     /// The request ended.
     Ended(Ended),
     /// An async guest made this blocking call.
@@ -32,7 +32,7 @@ impl fmt::Display for Stop {
             Stop::Cpu(ms) => write!(f, "the view used up its CPU time of {ms} ms (`cpu_ms`)"),
             Stop::StreamCpu(ms) => write!(
                 f,
-                "the view used up its CPU time of {ms} ms while it produced its body (`stream_cpu_ms`)"
+                "the view used up its CPU time of {ms} ms: it produced the body of its response (`stream_cpu_ms`), or went on after it (`cpu_ms`)"
             ),
             Stop::Ended(Ended::TimedOut) => {
                 f.write_str("the view took longer than its time limit (`timeout_ms`)")

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::HeaderName;
@@ -128,13 +127,10 @@ impl Work {
         if used < limit {
             return Ok(());
         }
-        if !self.scope.is_streaming() {
-            return Err(Stop::Cpu(limit.as_millis()));
-        }
-        let limit = self.scope.limits.stream_cpu_ms;
-        match used < Duration::from_millis(limit) {
-            true => Ok(()),
-            false => Err(Stop::StreamCpu(limit)),
+        match self.scope.stream_cpu() {
+            None => Err(Stop::Cpu(limit.as_millis())),
+            Some(limit) if used < limit => Ok(()),
+            Some(limit) => Err(Stop::StreamCpu(limit.as_millis())),
         }
     }
 

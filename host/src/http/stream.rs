@@ -205,14 +205,16 @@ impl StreamWriter {
     ///
     /// # Errors
     /// When the body is shorter than its head declares: it has failed then.
-    pub async fn finish(mut self, trailers: Option<HeaderMap>) -> Result<(), String> {
+    pub async fn finish(mut self, trailers: Option<HeaderMap>) -> Result<(), Failure> {
         if let Some(length) = self.length
             && self.written != length
         {
-            return Err(format!(
+            let failure = Failure::view(format!(
                 "the body has {} bytes, and not the {length} that `content-length` declares",
                 self.written
             ));
+            self.handle().fail(&failure);
+            return Err(failure);
         }
         if let Some(mut last) = self.last.take() {
             while !last.is_empty() {

@@ -153,7 +153,7 @@ impl Attempt<'_> {
         };
         // The transaction has ended, so work that the view left running cannot belong to it any more and is cancelled.
         // What produces the body of the response goes on.
-        if !scope.is_streaming() {
+        if scope.stream_cpu().is_none() {
             scope.deadline.cancel(Ended::Answered);
         }
         AttemptOutcome {

@@ -100,8 +100,8 @@ pub struct Scope {
     /// The statements of the request, when they are recorded.
     pub journal: Journal,
     outbound: OnceLock<Arc<Semaphore>>,
-    /// Set when the head of the response has been made and its body is being produced.
-    streaming: AtomicBool,
+    /// The CPU time that is left for producing the body of the response, in nanoseconds. 0: its head is not made yet.
+    stream_cpu_ns: AtomicU64,
     /// Set when an outbound request has been sent: the request cannot be run again.
     pub sent: AtomicBool,
     /// Set when a function that may write files has used WASI: the request cannot be run again.
@@ -138,7 +138,7 @@ impl Scope {
             transaction: Transaction::new(view.transaction),
             journal: setup.journal,
             outbound: OnceLock::new(),
-            streaming: AtomicBool::new(false),
+            stream_cpu_ns: AtomicU64::new(0),
             sent: AtomicBool::new(false),
             files: AtomicBool::new(false),
             view: Arc::clone(view),
@@ -156,14 +156,24 @@ impl Scope {
 
     /// Notes that the head of the response is made: from now on the limits for streams apply.
     pub fn begin_stream(&self) {
-        self.streaming.store(true, SeqCst);
+        let cpu = Duration::from_millis(self.limits.stream_cpu_ms);
+        self.stream_cpu_ns.store(nanoseconds(cpu), SeqCst);
         let time = Duration::from_millis(self.limits.stream_timeout_ms);
         self.deadline.restart(time);
     }
 
-    /// Whether the head of the response is made and its body is being produced.
-    pub fn is_streaming(&self) -> bool {
-        self.streaming.load(SeqCst)
+    /// Notes that the body of the response is finished. A function that goes on has as much time and CPU time for that
+    /// as for its answer. `used`: the CPU time that it has used.
+    pub fn end_stream(&self, used: Duration) {
+        let cpu = nanoseconds(used + self.view.cpu);
+        self.stream_cpu_ns.fetch_min(cpu, SeqCst);
+        self.deadline.restart(self.view.timeout);
+    }
+
+    /// The CPU time for producing the body of the response. None: its head is not made yet.
+    pub fn stream_cpu(&self) -> Option<Duration> {
+        let ns = self.stream_cpu_ns.load(SeqCst);
+        (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
     /// The semaphore that limits how many outbound requests of this request are in flight.
@@ -270,6 +280,10 @@ impl Results {
     pub fn release(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, SeqCst);
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A new request id. Ids sort by time and are unique across hosts.

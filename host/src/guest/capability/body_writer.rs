@@ -49,7 +49,7 @@ impl BodyWriter {
     pub async fn finish(&self) -> Result<(), Failure> {
         let trailers = self.trailers.lock().take();
         match self.writer.lock().await.take() {
-            Some(writer) => writer.finish(trailers).await.map_err(Failure::view),
+            Some(writer) => writer.finish(trailers).await,
             None => Ok(()),
         }
     }

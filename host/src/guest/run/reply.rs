@@ -60,7 +60,7 @@ impl Reply {
 /// the body.
 pub(super) fn reply<V>(
     answer: Result<types::Response, types::Error>,
-    instance: Instance<V>,
+    mut instance: Instance<V>,
     give_back: impl FnOnce(Instance<V>),
     producer: impl FnOnce(Instance<V>) -> Producer,
 ) -> GuestResult {
@@ -72,7 +72,12 @@ pub(super) fn reply<V>(
         }
     };
     let body = match response.body {
-        types::ResponseBody::Stream(0) => ReplyBody::Stream(producer(instance)),
+        types::ResponseBody::Stream(0) => {
+            // What it leaves unclean is noticed at the end of the next call. The instance must not keep its call: the
+            // call may keep the instance.
+            let _ = instance.store.data_mut().finish();
+            ReplyBody::Stream(producer(instance))
+        }
         types::ResponseBody::Stream(number) => {
             give_back(instance);
             ReplyBody::PassedOn(number)
@@ -167,14 +172,21 @@ pub(super) async fn in_stream_time<T>(
 ) -> Result<T, Failure> {
     match scope.deadline.bound(work).await {
         Ok(done) => done,
-        Err(Ended::TimedOut) => Err(Failure::limit(
+        Err(why) => Err(stream_ended(scope, why)),
+    }
+}
+
+/// The failure of what produces a body when its request has ended.
+pub(super) fn stream_ended(scope: &Scope, why: Ended) -> Failure {
+    match why {
+        Ended::TimedOut => Failure::limit(
             StatusCode::GATEWAY_TIMEOUT,
             format!(
                 "the body of the response took longer than {} ms (`stream_timeout_ms`)",
                 scope.limits.stream_timeout_ms
             ),
-        )),
-        Err(why) => Err((&Stop::from(why)).into()),
+        ),
+        why => (&Stop::from(why)).into(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
 use super::limits::{bounded, limit};
-use super::reply::{GuestResult, Producer, reply, returned};
+use super::reply::{GuestResult, Producer, reply, returned, stream_ended};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{SyncViews, SyncViewsPre};
@@ -70,14 +70,18 @@ impl SyncComponent {
 
     /// Has the instance produce the body of its response, and blocks the thread, as [`SyncComponent::call`] does.
     fn produce(&self, work: Work, mut instance: Instance<SyncViews>) -> Result<(), Failure> {
-        let cpu = Arc::clone(&work.cpu);
+        let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
         let _counting = cpu.count();
         let _held = GaugeGuard::new(&METRICS.sync_instances);
         let Instance { store, exports, .. } = &mut instance;
         store.data_mut().begin(work);
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         let produced = exports.call_produce(&mut *store);
-        let produced = produced.map_err(|error| explain(&error, store.data()))?;
+        let produced = match (produced, scope.deadline.ended()) {
+            (Ok(produced), _) => produced,
+            (Err(_), Some(why)) => return Err(stream_ended(&scope, why)),
+            (Err(error), None) => return Err(explain(&error, store.data())),
+        };
         self.pool.give_back(instance, true);
         bounded(produced).map_err(|error| returned(&error))
     }

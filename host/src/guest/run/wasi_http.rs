@@ -341,6 +341,7 @@ struct Running {
     head: Arc<Head>,
     /// Tells a component of version 0.3 that its body has ended.
     over: Option<oneshot::Sender<()>>,
+    cpu: Arc<CpuTime>,
     _counted: GaugeGuard,
 }
 
@@ -357,12 +358,13 @@ impl Running {
         over: Option<oneshot::Sender<()>>,
         gauge: &prometheus::IntGauge,
     ) -> Running {
-        let cpu = Arc::clone(cpu);
+        let metering = Arc::clone(cpu);
         let guest = async move {
             let guest = pin!(guest);
-            metered(&cpu, guest).await
+            metered(&metering, guest).await
         };
         Running {
+            cpu: Arc::clone(cpu),
             guest: Guests::Runs(guest.boxed()),
             head,
             over,
@@ -648,9 +650,12 @@ impl Rest {
             trailers,
             scope,
         } = self;
+        let cpu = Arc::clone(&running.cpu);
         let handle = writer.handle();
         let waits = AtomicBool::new(false);
-        let mut passing = pin!(pass_on(writer, first, body, trailers, &waits));
+        // Dropped only when a failure has been told.
+        let mut writer = Some(writer);
+        let mut passing = pin!(pass_on(&mut writer, first, body, trailers, &waits));
         let mut passed = false;
         let produced = poll_fn(|context| {
             loop {
@@ -666,6 +671,7 @@ impl Rest {
                         done?;
                         passed = true;
                         running.body_over();
+                        scope.end_stream(cpu.used());
                     }
                     Poll::Pending if over && waits.load(SeqCst) => {
                         let failure = running.failure();
@@ -685,7 +691,7 @@ impl Rest {
 
 /// Passes a body on to the client. `waits` is set while it waits for the component, and not for the client.
 async fn pass_on(
-    mut writer: StreamWriter,
+    to: &mut Option<StreamWriter>,
     first: Bytes,
     body: Option<WasiBody>,
     mut trailers: Option<HeaderMap>,
@@ -698,6 +704,7 @@ async fn pass_on(
         ),
         NotWritten::TooLong(why) => Failure::view(why),
     };
+    let writer = to.as_mut().expect("it is there until it is finished");
     writer.write(first).await.map_err(written)?;
     if let Some(mut body) = body {
         loop {
@@ -711,5 +718,6 @@ async fn pass_on(
             }
         }
     }
-    writer.finish(trailers).await.map_err(Failure::view)
+    let writer = to.take().expect("it was just written to");
+    writer.finish(trailers).await
 }
