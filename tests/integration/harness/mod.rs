@@ -3,6 +3,7 @@
 pub mod app;
 pub mod attack;
 pub mod browser;
+pub mod built;
 pub mod command;
 pub mod data;
 pub mod guests;
@@ -13,6 +14,7 @@ pub mod python;
 pub mod raw;
 pub mod server;
 pub mod steps;
+pub mod wasi_http;
 
 use std::fmt;
 use std::time::{Duration, Instant};
