@@ -7,6 +7,7 @@ pub mod built;
 pub mod command;
 pub mod data;
 pub mod guests;
+pub mod javascript;
 pub mod log;
 pub mod metrics;
 pub mod postgres;
