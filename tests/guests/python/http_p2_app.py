@@ -3,11 +3,10 @@ crate `wasip2`, as one would by hand, from this folder:
 
 componentize-py -d WIT -w wasi:http/proxy componentize http_p2_app -o http.wasm
 """
-from componentize_py_types import Ok
+from componentize_py_types import Err, Ok
 from wit_world import exports
 from wit_world.imports.streams import StreamError_Closed
 from wit_world.imports.types import Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam
-from componentize_py_types import Err
 
 COUNT = 0
 

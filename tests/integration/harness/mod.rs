@@ -10,6 +10,7 @@ pub mod guests;
 pub mod javascript;
 pub mod log;
 pub mod metrics;
+pub mod mirror;
 pub mod postgres;
 pub mod python;
 pub mod raw;
