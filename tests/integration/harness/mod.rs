@@ -3,16 +3,20 @@
 pub mod app;
 pub mod attack;
 pub mod browser;
+pub mod built;
 pub mod command;
 pub mod data;
 pub mod guests;
+pub mod javascript;
 pub mod log;
 pub mod metrics;
+pub mod mirror;
 pub mod postgres;
 pub mod python;
 pub mod raw;
 pub mod server;
 pub mod steps;
+pub mod wasi_http;
 
 use std::fmt;
 use std::time::{Duration, Instant};

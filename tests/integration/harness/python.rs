@@ -1,12 +1,12 @@
 //! The guests in Python, under `tests/guests/python`: built once by componentize-py, which the tests install into a virtual
 //! environment of their own.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
 
+use super::built::{once, text_of};
 use super::command::{install, run, succeed};
+use super::wasi_http::{self, Version};
 use super::{Mode, guests};
 
 const COMPONENTIZE: &str = "componentize-py==0.25.1";
@@ -22,55 +22,45 @@ const INSTALL: &str = "apt-get install --yes --no-install-recommends python3-ven
 /// # Panics
 /// When a guest cannot be built.
 pub fn built(mode: Mode) -> Result<PathBuf, String> {
-    /// Builds both components, unless they were built from the same sources before.
-    static BUILT: LazyLock<Result<(), String>> = LazyLock::new(build);
-    BUILT.clone().map(|()| component(mode))
-}
-
-fn component(mode: Mode) -> PathBuf {
-    target().join(format!("{mode}.wasm"))
-}
-
-/// The folder of the environment and the components.
-fn target() -> PathBuf {
-    guests::folder().join("target/python")
-}
-
-fn build() -> Result<(), String> {
-    let target = target();
-    fs::create_dir_all(&target).expect("the folder can be made");
-    // Another process of the tests may be building them.
-    let lock = File::create(target.join("lock")).expect("there is room for a lock");
-    lock.lock().expect("the lock comes free");
-    let sources = guests::folder().join("python");
     let wit = guests::folder().join("../../guest-sdk/wit");
-    let built_from = [COMPONENTIZE.to_owned(), text_of(&sources), text_of(&wit)].concat();
-    let stamp = target.join("built-from");
-    if fs::read_to_string(&stamp).is_ok_and(|known| known == built_from) {
-        return Ok(());
-    }
-    let componentize = installed(&target)?;
-    for mode in [Mode::Sync, Mode::Async] {
+    let world = format!("{mode}-views");
+    component(&mode.to_string(), &wit, &text_of(&wit), &world)
+}
+
+/// The component of this version of `wasi:http`.
+///
+/// # Errors
+/// As [`built`].
+///
+/// # Panics
+/// As [`built`].
+pub fn http(version: Version) -> Result<PathBuf, String> {
+    let wit = wasi_http::wit(version);
+    let world = match version {
+        Version::P2 => "wasi:http/proxy",
+        Version::P3 => "wasi:http/service",
+    };
+    // The folder's name has the version, which is all that its texts depend on.
+    let texts = wit.display().to_string();
+    component(&format!("http_{version}"), &wit, &texts, world)
+}
+
+/// The component of the module `{name}_app`, for this world of the WIT in a folder.
+fn component(name: &str, wit: &Path, texts: &str, world: &str) -> Result<PathBuf, String> {
+    let target = guests::folder().join("target/python");
+    let sources = guests::folder().join("python");
+    let component = target.join(format!("{name}.wasm"));
+    let built_from = [COMPONENTIZE, world, &text_of(&sources), texts].concat();
+    once(&target, name, &built_from, || {
+        let componentize = installed(&target)?;
         // With the least priority, because other tests that measure time run beside it.
         let mut command = Command::new("nice");
-        command.arg("-n19").arg(&componentize).arg("-d").arg(&wit);
-        command.args(["-w", &format!("{mode}-views")]);
-        command.args(["componentize", &format!("{mode}_app"), "-o"]);
-        succeed(command.arg(component(mode)).current_dir(&sources));
-    }
-    fs::write(stamp, built_from).expect("there is room");
-    Ok(())
-}
-
-/// The texts of all files in a folder.
-fn text_of(folder: &Path) -> String {
-    let entries = folder.read_dir().expect("the folder is there");
-    let mut files: Vec<PathBuf> = (entries.map(|file| file.expect("it can be listed").path()))
-        .filter(|file| file.is_file())
-        .collect();
-    files.sort();
-    let texts = files.iter().map(fs::read_to_string);
-    texts.map(|text| text.expect("it is a text")).collect()
+        command.arg("-n19").arg(&componentize).arg("-d").arg(wit);
+        command.args(["-w", world, "componentize", &format!("{name}_app"), "-o"]);
+        succeed(command.arg(&component).current_dir(&sources));
+        Ok(())
+    })?;
+    Ok(component)
 }
 
 /// The program componentize-py, in a virtual environment below `target`.
