@@ -185,6 +185,9 @@ impl Guest {
     /// was reached, and the guest has dropped all handles to host resources.
     pub fn finish(&mut self) -> bool {
         let ended = (self.work.take()).is_none_or(|work| work.scope.deadline.ended().is_some());
+        if let Some(wasi) = &mut self.wasi {
+            wasi.hooks.scope = None;
+        }
         let limited = self.output.finish() || self.memory.reached;
         !ended && !limited && self.table.is_empty()
     }
@@ -193,7 +196,7 @@ impl Guest {
     pub fn begin(&mut self, work: Work) {
         self.output.begin(&work.scope, &work.view);
         if let Some(wasi) = &mut self.wasi {
-            wasi.hooks.scope = Arc::clone(&work.scope);
+            wasi.hooks.scope = Some(Arc::clone(&work.scope));
         }
         self.work = Some(work);
     }

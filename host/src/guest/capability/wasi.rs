@@ -49,7 +49,7 @@ impl WasiView for Guest {
                 hooks: Hooks {
                     services: Arc::clone(&self.services),
                     grants: Arc::clone(&self.grants),
-                    scope: Arc::clone(scope),
+                    scope: Some(Arc::clone(scope)),
                 },
             });
         }

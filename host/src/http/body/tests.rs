@@ -11,7 +11,8 @@ async fn received(body: Vec<u8>, limits: &BodyLimits) -> Result<Vec<u8>, StatusC
     let account = Account::root(u64::MAX);
     match receive(Full::<Bytes>::from(body), limits, &account).await {
         Ok(Received::Inline(bytes)) => Ok(bytes),
-        Ok(Received::Kept(kept)) => {
+        Ok(Received::Kept(RequestBody::Arriving(_))) => unreachable!("it was received"),
+        Ok(Received::Kept(RequestBody::Spooled(kept))) => {
             let mut all = Vec::new();
             loop {
                 let piece = kept.read(all.len() as u64, 1000).expect("it can be read");
@@ -48,7 +49,7 @@ async fn bodies_are_drawn_from_the_budget_and_go_to_files_when_it_is_tight() {
     let others = root.draw(40 * MB).expect("there is room");
     let (in_file, drawn) = drawn_for(300_000, &account).await;
     assert!(drawn <= 64 << 10, "a file needs a buffer: {drawn}");
-    let Received::Kept(in_file) = in_file else {
+    let Received::Kept(RequestBody::Spooled(in_file)) = in_file else {
         panic!("it is too large to be handed over at once")
     };
     assert!(in_file.read_memory(0, 1).is_none());

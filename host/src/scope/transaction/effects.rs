@@ -239,7 +239,15 @@ impl Effects {
             return false;
         };
         self.history.levels.fetch_sub(1, SeqCst);
-        issued.levels.remove(index).members > 0
+        let left = issued.levels.remove(index);
+        // Levels that began in it may outlast it. From now on they are in the level around it: that one is marked when
+        // something in them fails.
+        for begun in &mut issued.levels {
+            if begun.around == Some(level) {
+                begun.around = left.around;
+            }
+        }
+        left.members > 0
     }
 
     /// Whether a guest has begun the level and has not asked for its end. The level may still wait for its turn.

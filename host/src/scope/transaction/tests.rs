@@ -1149,6 +1149,30 @@ async fn r9_a_failure_undoes_the_transaction_that_it_happened_in() {
     committed.expect_err("it is not to be kept");
 }
 
+/// R9: `set-rollback` in a level marks the whole transaction, also when the level in which that level was asked for has
+/// been given up meanwhile.
+#[tokio::test]
+async fn r9_a_mark_passes_a_level_that_was_given_up() {
+    let fixture = Fixture::new();
+    let member = new(true);
+    let inserted = fixture.insert(&member, Face::Async, 1).await;
+    inserted.expect("it is inserted");
+    let turn = turn_now(&member, &fixture).await.expect("it is free");
+    let mut first = begin_on(&member, fixture.on()).boxed();
+    waits(&mut first).await;
+    let mut second = begin_on(&member, fixture.on()).boxed();
+    waits(&mut second).await;
+    drop(first);
+    drop(turn);
+    let second = second.await.expect("it begins");
+    member.set_rollback();
+    let released = member.commit(Face::Async, second).await;
+    released.expect("it is a savepoint");
+    let finished = member.transaction().finish(Face::Async, true).await;
+    assert_eq!(finished, Ok(Fate::RolledBack));
+    assert!(fixture.committed().await.is_empty());
+}
+
 /// R4: a pin that gets no connection gives its permit back, so that the next pin can have it.
 #[tokio::test]
 async fn r4_a_pin_that_fails_keeps_no_room() {

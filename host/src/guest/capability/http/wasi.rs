@@ -28,8 +28,8 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 pub struct Hooks {
     pub(in crate::guest) services: Arc<Services>,
     pub(in crate::guest) grants: Arc<Grants>,
-    /// The scope of the request that the instance serves.
-    pub(in crate::guest) scope: Arc<Scope>,
+    /// The scope of the request that the instance serves. None while it is kept for a later one.
+    pub(in crate::guest) scope: Option<Arc<Scope>>,
 }
 
 /// The rest of the work on a request whose response has begun. reqwest does it by itself.
@@ -73,12 +73,16 @@ struct Outbound {
 }
 
 impl Hooks {
+    fn scope(&self) -> &Arc<Scope> {
+        self.scope.as_ref().expect("a guest runs for a request")
+    }
+
     fn outbound(
         &self,
         request: http::Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Outbound, Error> {
-        let scope = &self.scope;
+        let scope = self.scope();
         let (parts, body) = request.into_parts();
         let size = |(name, value): (&HeaderName, &http::HeaderValue)| {
             (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
@@ -127,7 +131,8 @@ impl Hooks {
 
     /// The component's error for a request that is not sent. Its error codes have no text, so the log has the sentence.
     fn told(&self, why: http_types::Error) -> Error {
-        let (view, request) = (&self.scope.view, &self.scope.origin.id);
+        let Scope { view, origin, .. } = &**self.scope();
+        let request = &origin.id;
         let (error, sentence) = error(why);
         tracing::warn!(%view, request, why = sentence, "an outbound request was not sent");
         error
