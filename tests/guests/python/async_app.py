@@ -12,6 +12,9 @@ from wit_world.imports import body_writer_async, context, database_async, timer
 from wit_world.imports.database_types import Value_Text
 from wit_world.imports.types import Request, Response
 
+# Each call has a `WitWorld` of its own: what `produce` needs of `handle` is kept here.
+STREAMED = {}
+
 
 class WitWorld(WitWorld):
     def describe(self):
@@ -31,11 +34,11 @@ class WitWorld(WitWorld):
                 # The transaction is rolled back with the status.
                 return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
             case "lines":
-                self.count = int(params["count"])
+                STREAMED["lines"] = int(params["count"])
                 return stream()
             case _:
                 raise ValueError("this view fails on purpose")
 
     async def produce(self):
-        for line in range(self.count):
+        for line in range(STREAMED.pop("lines")):
             await body_writer_async.write(f"line {line}\n".encode())

@@ -10,6 +10,9 @@ from wit_world.imports import body_writer, context, database
 from wit_world.imports.database_types import Value_Text
 from wit_world.imports.types import Request, Response
 
+# Each call has a `WitWorld` of its own: what `produce` needs of `handle` is kept here.
+STREAMED = {}
+
 
 class WitWorld(WitWorld):
     def describe(self):
@@ -27,11 +30,11 @@ class WitWorld(WitWorld):
                 # The transaction is rolled back with the status.
                 return text(f"{table.rows[0][0].value} rows\n", 500 if tag == "undone" else 200)
             case "lines":
-                self.count = int(params["count"])
+                STREAMED["lines"] = int(params["count"])
                 return stream()
             case _:
                 raise ValueError("this view fails on purpose")
 
     def produce(self):
-        for line in range(self.count):
+        for line in range(STREAMED.pop("lines")):
             body_writer.write(f"line {line}\n".encode())
