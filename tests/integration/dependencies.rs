@@ -180,7 +180,13 @@ fn workspaces() -> Vec<PathBuf> {
     let examples = root().join("examples").read_dir().expect("it is there");
     let examples = examples.map(|entry| entry.expect("it can be listed").path());
     let examples = examples.filter(|folder| folder.join("Cargo.toml").is_file());
-    let others = ["", "tests/guests", "tests/bench/hello", "tests/bench/views"];
+    let others = [
+        "",
+        "tests/guests",
+        "tests/guests/wasi-http",
+        "tests/bench/hello",
+        "tests/bench/views",
+    ];
     others
         .iter()
         .map(|folder| root().join(folder))

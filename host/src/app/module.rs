@@ -362,11 +362,11 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
 const CONTRACT: &str = "0.2.0";
 
 fn check_version(imports: &[String]) -> anyhow::Result<()> {
-    let versions = imports.iter().filter_map(|import| {
+    let mut versions = imports.iter().filter_map(|import| {
         let (_, version) = import.strip_prefix("amphi:view/")?.split_once('@')?;
         Some((import, version))
     });
-    for (import, version) in versions.filter(|(_, version)| *version != CONTRACT) {
+    if let Some((import, version)) = versions.find(|(_, version)| *version != CONTRACT) {
         bail!(
             "the component imports `{import}`: it was built for version {version} of the contract, and this host has version {CONTRACT}; build it with the SDK, or the WIT, of this host's version"
         );

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
 
 use super::rustc;
@@ -53,6 +53,7 @@ pub(super) enum Purpose {
 /// When a guest cannot be built or served. The compiler's messages are printed.
 pub fn run(folder: &Path) -> anyhow::Result<()> {
     let mut config = Config::load_for(folder, config::Purpose::Check)?;
+    run_commands(&config)?;
     let built = build(&mut config, Purpose::Production)?;
     let app = super::routes::check(config)?;
     built.place()?;
@@ -60,6 +61,27 @@ pub fn run(folder: &Path) -> anyhow::Result<()> {
     stderr::say(&format!(
         "Checked {count} views; `amphi serve` will take them"
     ));
+    Ok(())
+}
+
+/// Runs the command `build` of each module that has one, in the folder of the app.
+///
+/// # Errors
+/// When a command cannot be run, or fails.
+pub(super) fn run_commands(config: &Config) -> anyhow::Result<()> {
+    for module in &config.modules {
+        let Some(command) = &module.build else {
+            continue;
+        };
+        let place = || format!("module `{}`: its `build`, `{command}`", module.name);
+        stderr::say(&format!("Building {}: {command}", module.name));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).current_dir(config.folder());
+        let status = shell.status().with_context(place)?;
+        if !status.success() {
+            return Err(anyhow!("it ended with {status}")).with_context(place);
+        }
+    }
     Ok(())
 }
 

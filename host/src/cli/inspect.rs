@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::routes::{print, table};
-use crate::app::module;
+use crate::app::module::{self, World};
 use crate::config::Module;
 use crate::database::Databases;
 use crate::guest::capability::config::INSPECTED;
@@ -50,6 +50,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ..Module::without_grants("inspected", file)
     });
     let mode = inspection.mode;
+    let world = match inspection.world {
+        World::Views => "amphi:view",
+        World::WasiHttp => "wasi:http",
+    };
     let views = super::serve::block_on(async {
         tokio::task::spawn_blocking(move || {
             module::describe(&engines, &services, &inspection, &grants)
@@ -72,5 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ]
     });
     let views = table(["METHOD", "PATH", "VIEW", "MODE", "ATOMIC"], rows.collect());
-    print(&format!("mode     {mode}\nimports  {imports}\n\n{views}"))
+    print(&format!(
+        "mode     {mode}\nexports  {world}\nimports  {imports}\n\n{views}"
+    ))
 }

@@ -28,6 +28,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
     let mut config = serving.config()?;
+    // Once: what they write would be another change.
+    build::run_commands(&config)?;
     let built = build::build(&mut config, Purpose::Development)?;
     block_on(async {
         let (changed, changes) = mpsc::channel(1);

@@ -421,6 +421,7 @@ impl<'a> Checker<'a> {
         }
         let raw = raw.into_inner();
         let source = self.source(&raw.path)?;
+        let build = self.build_command(raw.build.as_ref(), &source)?;
         for database in &raw.databases {
             if !databases.contains_key(database.get_ref()) {
                 let known: Vec<&str> = databases.keys().map(String::as_str).collect();
@@ -488,6 +489,7 @@ impl<'a> Checker<'a> {
             subrequests: raw.subrequests,
             directories,
             blocking_wasi: raw.blocking_wasi,
+            build,
             stream_bodies: raw.stream_bodies,
             ungranted_imports: raw.ungranted_imports,
             settings,
@@ -500,6 +502,21 @@ impl<'a> Checker<'a> {
             limits,
             name,
         })
+    }
+
+    fn build_command(
+        &self,
+        command: Option<&Spanned<String>>,
+        source: &Source,
+    ) -> Result<Option<String>, ConfigError> {
+        let Some(command) = command else {
+            return Ok(None);
+        };
+        if matches!(source, Source::Crate(_)) {
+            let sentence = "`build` is for components that another build system makes: `path` names a crate, which `amphi build` builds itself";
+            return Err(self.error(command, sentence.to_owned()));
+        }
+        Ok(Some(command.get_ref().clone()))
     }
 
     fn source(&self, path: &Spanned<PathBuf>) -> Result<Source, ConfigError> {

@@ -105,6 +105,8 @@ pub struct StaticFiles {
 pub struct Module {
     /// Its name in the configuration.
     pub name: String,
+    /// The command that makes its component, for a component that another build system makes.
+    pub build: Option<String>,
     /// Its components.
     pub source: Source,
     /// The URL path before its patterns; empty for the root.
@@ -378,6 +380,7 @@ impl Module {
     pub fn without_grants(name: &str, file: &Path) -> Module {
         Module {
             name: name.to_owned(),
+            build: None,
             source: Source::Wasm(file.to_owned()),
             mount: String::new(),
             databases: Vec::new(),

@@ -364,6 +364,7 @@ fn static_mount() -> Spanned<String> {
 #[serde(deny_unknown_fields)]
 pub(super) struct Module {
     pub(super) path: Spanned<PathBuf>,
+    pub(super) build: Option<Spanned<String>>,
     #[serde(default = "root")]
     pub(super) mount: Spanned<String>,
     #[serde(default)]

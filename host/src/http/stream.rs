@@ -496,8 +496,7 @@ mod tests {
                 let _ = body.frame().now_or_never();
             }
             drop(body);
-            let told = told.lock().clone();
-            told
+            told.lock().clone()
         };
         let finish = |writer: StreamWriter| {
             let finished = writer.finish(None).now_or_never();

@@ -5,7 +5,8 @@
 //! (R13): the transaction rolls back, connections and the worker go back to their pools, held events and temporary
 //! files are removed.
 //!
-//! Resources are acquired in one order: a place among the async instances, a sync worker, a database connection.
+//! Resources are acquired in one order: guest memory, a place among the async instances, a sync worker, a database
+//! connection.
 //! Whoever holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 pub mod context;
