@@ -11,9 +11,8 @@ use amphi::app::host::Host;
 use amphi::app::{App, Target};
 use amphi::budget;
 use amphi::config::{Config, Limits};
-use amphi::contract::types;
 use amphi::database::{self, Databases, Face, Statement};
-use amphi::guest::run::{Engines, PoolSizes};
+use amphi::guest::run::{Engines, PoolSizes, Reply, ReplyBody};
 use amphi::http::body::Received;
 use amphi::http::message;
 use amphi::request::settle;
@@ -232,10 +231,11 @@ fn request_conversion(bencher: Bencher<'_, '_>) {
 /// The conversion of a response from the contract to HTTP.
 #[divan::bench]
 fn response_conversion(bencher: Bencher<'_, '_>) {
-    let response = || types::Response {
+    let response = || Reply {
         status: 200,
-        headers: vec![("content-type".into(), "text/plain; charset=utf-8".into())],
-        body: b"Hello, World!".to_vec(),
+        headers: vec![("content-type".into(), b"text/plain; charset=utf-8".to_vec())],
+        body: ReplyBody::Bytes(b"Hello, World!".to_vec()),
+        trailers: None,
     };
     let scope = opening()();
     bencher

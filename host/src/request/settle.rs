@@ -151,7 +151,7 @@ fn name_wait(failure: &mut Failure, scope: &Scope) {
 ///
 /// # Errors
 /// When its body is too large, or its status or a header is not valid.
-pub(super) fn checked(
+pub fn checked(
     reply: Reply,
     scope: &Scope,
 ) -> Result<(Response<CheckedBody>, Option<Streaming>), Failure> {

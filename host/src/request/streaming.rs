@@ -13,7 +13,7 @@ use crate::threads::deadline::Ended;
 use crate::view::{Mode, Options, View};
 
 /// A producer, and the body that it writes.
-pub(super) struct Streaming {
+pub struct Streaming {
     pub(super) producer: Producer,
     pub(super) writer: StreamWriter,
 }

@@ -61,7 +61,7 @@ impl Guest for Liar {
                 vec![ViewInfo {
                     cpu_ms: Some(u32::MAX),
                     timeout_ms: Some(u32::MAX),
-            stream_body: false,
+                    stream_body: false,
                     ..view(1, "/loop")
                 }]
             }
