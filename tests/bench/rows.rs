@@ -168,6 +168,8 @@ const fn probe(
 
 const SYNC: Endpoint = amphi("/sync");
 const ASYNC: Endpoint = amphi("/async");
+const WASI_0_2: Endpoint = amphi("/wasi-0.2/");
+const WASI_0_3: Endpoint = amphi("/wasi-0.3/");
 const HELLO: Endpoint = native("/");
 const MEGABYTE: usize = 1 << 20;
 const PAGE: Endpoint = visit(get(ServerName::Guestbook, "/"));
@@ -189,6 +191,10 @@ pub(crate) const ROWS: &[Row] = &[
     rates("hello, async, reuse / native hyper", amphi("/reused/async"), HELLO, RatioAtLeast(0.80)),
     rates("hello, sync / `wasmtime serve` 0.2, default", SYNC, peer("wasmtime serve, WASI 0.2"), RatioAtLeast(3.0)),
     rates("hello, sync / `wasmtime serve` 0.2, tuned", SYNC, peer("wasmtime serve, WASI 0.2, tuned"), RatioAtLeast(3.0)),
+    rates("hello, wasi:http 0.2 / `wasmtime serve` 0.2, tuned", WASI_0_2, peer("wasmtime serve, WASI 0.2, tuned"), RatioAtLeast(1.5)),
+    rates("hello, wasi:http 0.3 / `wasmtime serve` 0.3, tuned, fresh instances", WASI_0_3, peer("wasmtime serve, WASI 0.3, tuned, fresh"), RatioAtLeast(1.5)),
+    rates("hello, wasi:http 0.2 / hello, sync", WASI_0_2, SYNC, SameWork),
+    rates("hello, wasi:http 0.3 / hello, async", WASI_0_3, ASYNC, SameWork),
     rates("hello, async / `wasmtime serve` 0.3, default", ASYNC, peer("wasmtime serve, WASI 0.3"), RatioAtLeast(1.5)),
     rates("hello, async / `wasmtime serve` 0.3, tuned", ASYNC, peer("wasmtime serve, WASI 0.3, tuned"), RatioAtLeast(1.0)),
     rates("hello, async / `wasmtime serve` 0.3, tuned, fresh instances", ASYNC, peer("wasmtime serve, WASI 0.3, tuned, fresh"), RatioAtLeast(1.5)),

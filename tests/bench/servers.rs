@@ -88,6 +88,23 @@ impl Data {
             databases = {databases:?}
             "#
         );
+        // The same components that `wasmtime serve` serves.
+        for version in ["0.2", "0.3"] {
+            let manifest = format!("{BENCH}/peers/wasi-{version}/Cargo.toml");
+            let (target, component) = (
+                format!("wasi-{version}"),
+                "wasm32-wasip2/release/hello.wasm",
+            );
+            toml += &format!(
+                r#"
+                [modules.wasi-{version}]
+                path = "{target}/{component}"
+                mount = "/wasi-{version}"
+                build = "cargo build --release --locked --target wasm32-wasip2 --target-dir {target} --manifest-path {manifest}"
+                "#
+            )
+            .replace("[modules.wasi-0.", "[modules.wasi-0-");
+        }
         let file = self.folder().join(format!("{name}.toml"));
         std::fs::write(&file, toml)?;
         Ok(file)

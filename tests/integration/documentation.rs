@@ -124,6 +124,18 @@ async fn every_example_does_on_the_host_what_it_says() {
         .posts("/readme_1/entries", (FORM, "message=Tea"), 303, "")
         .await;
     browser.gets("/readme_1/dashboard", "10 replies").await;
+    browser.gets("/readme_1/entries.csv", "7,Hi").await;
+    browser.gets("/guide_2/entries.csv", "7,Ann").await;
+    browser
+        .posts("/guide_2/uploads", (FORM, "four"), 200, "4 bytes")
+        .await;
+    let mut clock = server.request("GET", "/guide_2/clock").send().await;
+    let second = clock.as_mut().expect("it begins").chunk().await;
+    let second = second.expect("it goes on").expect("it has a first second");
+    assert_eq!(second, "data: 0\n\n");
+    browser.seen.insert("GET /guide_2/clock".to_owned());
+    browser.gets("/stream_1/entries.csv", "7,Ann").await;
+    browser.gets("/stream_1/ticks/1", "tick 1").await;
     browser
         .posts("/body_1/uploads", (FORM, "a\0b"), 200, "1 zeros")
         .await;

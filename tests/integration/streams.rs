@@ -109,6 +109,25 @@ async fn no_client_takes_a_part_for_the_whole(mode: Mode) {
 }
 both_modes!(no_client_takes_a_part_for_the_whole);
 
+/// A client of HTTP/1.0 takes the end of the connection for the end of the body, so it gets a stream as a whole.
+async fn old_clients_get_streams_as_a_whole(mode: Mode) {
+    let server = serve("").await;
+    for (rest, status, end) in [
+        ("lines?count=2", 200, "line 1\n"),
+        ("ends/error", 500, "request.\n"),
+    ] {
+        let request = format!("GET {} HTTP/1.0\r\nhost: a\r\n\r\n", path(mode, rest));
+        let answer = raw::exchange(&server, request).await;
+        assert_eq!(raw::status(&answer), status, "{answer}");
+        assert!(
+            answer.contains("content-length: ") && answer.ends_with(end),
+            "{answer}"
+        );
+    }
+    server.assert_baseline().await;
+}
+both_modes!(old_clients_get_streams_as_a_whole);
+
 /// The transaction of the request has been committed before the first byte of the body is sent.
 async fn r9_a_stream_begins_after_the_commit(mode: Mode) {
     let server = serve("").await;

@@ -267,6 +267,15 @@ impl App {
         wanted.map(|(_, chain)| chain)
     }
 
+    /// The modules whose instances have at least this much memory, in kB, and are fresh for each request: their names and
+    /// the memory.
+    pub fn fresh_with(&self, kb: usize) -> impl Iterator<Item = (&str, usize)> {
+        let modules = self.modules.iter();
+        let fresh = modules.filter(|module| module.grants.reuse.is_none());
+        let sizes = fresh.map(|module| (&*module.grants.name, module.usual_memory.kb()));
+        sizes.filter(move |(_, size)| *size >= kb)
+    }
+
     /// Drops kept instances that are too old.
     pub fn sweep(&self) {
         for module in &self.modules {

@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
 use crate::app::host::Host;
 use crate::app::router::{Allowed, Route};
 use crate::app::{App, Routed, Target};
-use crate::budget::{Account, Exhausted};
+use crate::budget::{Account, Exhausted, Room};
 use crate::http::accept::{Form, form};
 use crate::http::body::{self, Arriving, Received, RequestBody};
 use crate::http::message::{ResponseBody, contract_request, empty, with_allow, without_body};
@@ -33,6 +34,7 @@ use crate::http::middleware::{self, Builtin};
 use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
+use crate::request::settle::CheckedBody;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
 
@@ -301,5 +303,38 @@ where
     let length = response.body().length();
     let asked = (&parts.method, &parts.headers);
     conditional::apply(asked, length, &mut response);
-    Ok(response.map(ResponseBody::from))
+    match response.body() {
+        CheckedBody::Stream(_) if parts.version < Version::HTTP_11 => {
+            received_whole(response, routed, &completion.origin.account).await
+        }
+        _ => Ok(response.map(ResponseBody::from)),
+    }
+}
+
+/// The response with all of its body. A client of HTTP/1.0 takes the end of the connection for the end of the body, so
+/// it would take a part for the whole.
+async fn received_whole(
+    response: Response<CheckedBody>,
+    routed: &Routed,
+    account: &Arc<Account>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let max = routed.chain.view().module.grants.limits.response_max_bytes;
+    let (head, body) = response.into_parts();
+    let mut body = ResponseBody::from(body);
+    let (mut whole, mut room) = (Vec::new(), Room::empty(account));
+    while let Some(frame) = body.frame().await {
+        let incomplete = |_| Failure::view("the body of the response could not be completed");
+        let Ok(data) = frame.map_err(incomplete)?.into_data() else {
+            continue;
+        };
+        if (whole.len() + data.len()) as u64 > max {
+            return Err(Failure::view(format!(
+                "the response has more than {max} bytes (`response_max_bytes`), and is for a client of HTTP/1.0, which gets streams as a whole"
+            )));
+        }
+        room.grow_to((whole.len() + data.len()) as u64 * 2)?;
+        whole.extend_from_slice(&data);
+    }
+    let whole = CheckedBody::Whole(room.hold(whole), None);
+    Ok(Response::from_parts(head, whole.into()))
 }

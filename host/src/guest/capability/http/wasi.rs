@@ -47,7 +47,18 @@ impl WasiHttpView for Guest {
     }
 }
 
+/// The most bytes of a body that a component hands over at once. Two such pieces of each body wait at most.
+const PIECE_BYTES: usize = 64 << 10;
+
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        PIECE_BYTES
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        PIECE_BYTES
+    }
+
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
