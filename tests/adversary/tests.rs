@@ -175,7 +175,8 @@ fn a_block_that_was_being_committed_when_the_client_left_may_be_kept() {
     let told = [(3, "failed Poisoned"), (1, "1"), (2, "1")];
     let mut seen = ran(part(ViewKind::Plain, vec![block]), &told);
     seen.1.rows = [(1, 1), (2, 1)].into();
-    assert_eq!(faults(&seen), [Fault::Rows; 2], "the block has failed");
+    let rolled_back = [Fault::Rows, Fault::Rows, Fault::Answer];
+    assert_eq!(faults(&seen), rolled_back, "the block has failed");
     let gone = Told::Failed("Aborted".to_owned(), "the client has gone".to_owned());
     let note = &mut seen.1.notes.get_mut(&3).expect("it began")[0];
     note.ended.as_mut().expect("it was answered").2 = gone;

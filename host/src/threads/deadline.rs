@@ -177,3 +177,25 @@ impl Deadline {
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_that_is_moved_is_waited_for_anew() {
+        let soon = Duration::from_millis(20);
+        let deadline = Arc::new(Deadline::new(Instant::now() + soon));
+        let waiting = tokio::spawn({
+            let deadline = Arc::clone(&deadline);
+            async move { (deadline.wait().await, Instant::now()) }
+        });
+        tokio::task::yield_now().await;
+        let moved = Instant::now();
+        deadline.restart(soon * 5);
+        let (why, then) = waiting.await.expect("it ends");
+        assert_eq!(why, Ended::TimedOut);
+        assert!(then >= moved + soon * 5, "{:?}", then - moved);
+        assert_eq!(deadline.remaining(), Duration::ZERO);
+    }
+}

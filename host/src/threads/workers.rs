@@ -653,6 +653,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn r4_a_driven_future_waits_between_its_polls() {
+        let workers = pool(1, 2, 10, 5_000);
+        let (sender, receiver) = oneshot::channel();
+        let (a, b) = (soon(), soon());
+        // The first job ends only when the second one has run: the pool has to grow.
+        let (received, sent) = tokio::join!(
+            workers.run(&a, move || drive(receiver)),
+            workers.run(&b, move || sender.send(7)),
+        );
+        assert_eq!((received, sent), (Ok(Ok(7)), Ok(Ok(()))));
+    }
+
+    #[tokio::test]
+    async fn a_job_can_answer_before_it_has_ended() {
+        let workers = pool(1, 1, 10, 5_000);
+        let (sender, receiver) = oneshot::channel::<()>();
+        let deadline = soon();
+        let job = |answer: Answer<u32>| {
+            answer.give(7);
+            answer.give(8);
+            let _ = block_on(receiver);
+        };
+        assert_eq!(workers.run_on(&deadline, job).await, Ok(7));
+        assert_eq!(workers.0.state.lock().idle, 0);
+        drop(sender);
+        assert_eq!(workers.run(&soon(), || 1).await, Ok(1));
+    }
+
+    #[tokio::test]
     async fn r4_computing_jobs_do_not_make_the_pool_grow() {
         let workers = pool(1, 8, 10, 5_000);
         let deadlines: Vec<Deadline> = (0..6).map(|_| soon()).collect();
