@@ -118,7 +118,10 @@ async fn old_clients_get_streams_as_a_whole(mode: Mode) {
     ] {
         let request = format!("GET {} HTTP/1.0\r\nhost: a\r\n\r\n", path(mode, rest));
         let answer = raw::exchange(&server, request).await;
-        assert_eq!(raw::status(&answer), status, "{answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.0 {status} ")),
+            "{answer}"
+        );
         assert!(
             answer.contains("content-length: ") && answer.ends_with(end),
             "{answer}"

@@ -12,13 +12,12 @@ use wasmtime_wasi_http::WasiHttpCtx;
 use crate::config::Module as Grants;
 use crate::contract::types::{Error, Request, Response};
 use crate::database::Databases;
-use crate::guest::capability::body_writer::BodyWriter;
 use crate::guest::capability::http::client::Client;
-use crate::guest::capability::http::wasi::Hooks;
 use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
 use crate::guest::stop::Stop;
 use crate::http::body::RequestBody;
+use crate::http::stream::BodyWriter;
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
 use crate::threads::deadline::Ended;
@@ -101,7 +100,15 @@ pub(super) struct Wasi {
     pub(super) ctx: WasiCtx,
     pub(super) table: ResourceTable,
     pub(super) http: WasiHttpCtx,
-    pub(super) hooks: Hooks,
+    pub(super) outbound: OutboundHttp,
+}
+
+/// What the outbound requests of a component of `wasi:http` need.
+pub(super) struct OutboundHttp {
+    pub(super) services: Arc<Services>,
+    pub(super) grants: Arc<Grants>,
+    /// The scope of the request that the instance serves. None while it is kept for a later one.
+    pub(super) scope: Option<Arc<Scope>>,
 }
 
 impl Work {
@@ -186,7 +193,7 @@ impl Guest {
     pub fn finish(&mut self) -> bool {
         let ended = (self.work.take()).is_none_or(|work| work.scope.deadline.ended().is_some());
         if let Some(wasi) = &mut self.wasi {
-            wasi.hooks.scope = None;
+            wasi.outbound.scope = None;
         }
         let limited = self.output.finish() || self.memory.reached;
         !ended && !limited && self.table.is_empty()
@@ -196,7 +203,7 @@ impl Guest {
     pub fn begin(&mut self, work: Work) {
         self.output.begin(&work.scope, &work.view);
         if let Some(wasi) = &mut self.wasi {
-            wasi.hooks.scope = Some(Arc::clone(&work.scope));
+            wasi.outbound.scope = Some(Arc::clone(&work.scope));
         }
         self.work = Some(work);
     }

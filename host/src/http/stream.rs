@@ -136,6 +136,8 @@ pub enum NotWritten {
     Gone,
     /// The body has more bytes than it may have, or than its head declares. The text says which.
     TooLong(String),
+    /// The body is finished already.
+    Finished,
 }
 
 /// The guest's end of a body. When it is dropped before [`StreamWriter::finish`], the body is not complete.
@@ -245,6 +247,51 @@ impl Drop for StreamWriter {
             state.end = End::Failed(None);
         }
         state.wake();
+    }
+}
+
+/// The guest's end of a body, for several callers at once: what they write is sent in the order of their calls.
+pub struct BodyWriter {
+    /// None: the body is finished.
+    writer: tokio::sync::Mutex<Option<StreamWriter>>,
+    trailers: Mutex<Option<HeaderMap>>,
+}
+
+impl BodyWriter {
+    /// The body that `writer` writes.
+    pub fn new(writer: StreamWriter) -> Arc<BodyWriter> {
+        Arc::new(BodyWriter {
+            writer: tokio::sync::Mutex::new(Some(writer)),
+            trailers: Mutex::default(),
+        })
+    }
+
+    /// Writes `data`, as [`StreamWriter::write`] does.
+    ///
+    /// # Errors
+    /// As [`StreamWriter::write`], or when the body is finished.
+    pub async fn write(&self, data: Bytes) -> Result<(), NotWritten> {
+        match &mut *self.writer.lock().await {
+            Some(writer) => writer.write(data).await,
+            None => Err(NotWritten::Finished),
+        }
+    }
+
+    /// Sets the trailers, in place of those that were set before.
+    pub fn set_trailers(&self, trailers: HeaderMap) {
+        *self.trailers.lock() = Some(trailers);
+    }
+
+    /// Completes the body.
+    ///
+    /// # Errors
+    /// As [`StreamWriter::finish`].
+    pub async fn finish(&self) -> Result<(), Failure> {
+        let trailers = self.trailers.lock().take();
+        match self.writer.lock().await.take() {
+            Some(writer) => writer.finish(trailers).await,
+            None => Ok(()),
+        }
     }
 }
 

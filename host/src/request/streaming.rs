@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use crate::app::host::Host;
 use crate::database::Face;
-use crate::guest::capability::body_writer::BodyWriter;
 use crate::guest::run::{Producer, Run};
 use crate::guest::store::Work;
-use crate::http::stream::StreamWriter;
+use crate::http::stream::{BodyWriter, StreamWriter};
 use crate::scope::{Origin, Scope, Setup};
 use crate::threads::deadline::Ended;
 use crate::view::{Mode, Options, View};

@@ -2,55 +2,22 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use parking_lot::Mutex;
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::contract::body_types::Error;
 use crate::guest::bindings::{body_writer, body_writer_async};
 use crate::guest::store::{Guest, Work};
 use crate::http::message::{HOP_BY_HOP, HeadSize, header_bytes};
-use crate::http::stream::{NotWritten, StreamWriter};
-use crate::telemetry::error::{Failure, shown};
+use crate::http::stream::{BodyWriter, NotWritten};
+use crate::telemetry::error::shown;
 
-/// The body that a function produces.
-pub struct BodyWriter {
-    /// None: the body is finished.
-    writer: tokio::sync::Mutex<Option<StreamWriter>>,
-    trailers: Mutex<Option<HeaderMap>>,
-}
-
-impl BodyWriter {
-    /// The body that `writer` writes.
-    pub fn new(writer: StreamWriter) -> Arc<BodyWriter> {
-        Arc::new(BodyWriter {
-            writer: tokio::sync::Mutex::new(Some(writer)),
-            trailers: Mutex::default(),
-        })
-    }
-
-    async fn write(&self, data: Vec<u8>) -> Result<(), Error> {
-        let mut writer = self.writer.lock().await;
-        let writer = writer.as_mut().ok_or_else(nothing_to_write)?;
-        writer
-            .write(Bytes::from(data))
-            .await
-            .map_err(|why| match why {
-                NotWritten::Gone => Error::Aborted,
-                NotWritten::TooLong(why) => Error::Io(why),
-            })
-    }
-
-    /// Completes the body: its function has ended.
-    ///
-    /// # Errors
-    /// When it has not the length that its head declares.
-    pub async fn finish(&self) -> Result<(), Failure> {
-        let trailers = self.trailers.lock().take();
-        match self.writer.lock().await.take() {
-            Some(writer) => writer.finish(trailers).await,
-            None => Ok(()),
+impl From<NotWritten> for Error {
+    fn from(why: NotWritten) -> Error {
+        match why {
+            NotWritten::Gone => Error::Aborted,
+            NotWritten::TooLong(sentence) => Error::Io(sentence),
+            NotWritten::Finished => nothing_to_write(),
         }
     }
 }
@@ -87,7 +54,7 @@ impl Work {
                 .map_err(|_| invalid("has a value that is not valid"))?;
             map.append(key, value);
         }
-        *writer.trailers.lock() = Some(map);
+        writer.set_trailers(map);
         Ok(())
     }
 }
@@ -98,9 +65,10 @@ impl body_writer::Host for Guest {
             Ok(writer) => writer,
             Err(error) => return Ok(Err(error)),
         };
-        Ok(self
-            .wait(writer.write(data))
-            .unwrap_or_else(|why| Err(why.into())))
+        Ok(match self.wait(writer.write(data.into())) {
+            Ok(written) => written.map_err(Error::from),
+            Err(why) => Err(why.into()),
+        })
     }
 
     fn set_trailers(
@@ -134,6 +102,6 @@ impl body_writer_async::HostWithStore<Guest> for HasSelf<Guest> {
             (Err(error), _) => return Ok(Err(error)),
             (_, Err(sentence)) => return Ok(Err(Error::Io(sentence))),
         };
-        Ok(writer.write(data).await)
+        Ok(writer.write(data.into()).await.map_err(Error::from))
     }
 }

@@ -7,7 +7,7 @@
 //! [`CAPABILITIES`] lists all capabilities: what a component may import, in which mode, and with which grant.
 
 mod body;
-pub mod body_writer;
+mod body_writer;
 mod calls;
 pub mod config;
 mod context;

@@ -21,10 +21,8 @@ use wasmtime_wasi::p2::bindings::sync::io::streams as blocking_streams;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
 
-use crate::guest::capability::http::wasi::Hooks;
-
 use crate::guest::stop::Stop;
-use crate::guest::store::{Guest, RANDOM_BYTES_MAX, Wasi, table};
+use crate::guest::store::{Guest, OutboundHttp, RANDOM_BYTES_MAX, Wasi, table};
 use crate::threads::workers;
 
 /// The version of WASI that wasmtime-wasi links. With another version, the definitions here would not replace those of
@@ -46,7 +44,7 @@ impl WasiView for Guest {
                 ctx: self.new_wasi(),
                 table: table(),
                 http,
-                hooks: Hooks {
+                outbound: OutboundHttp {
                     services: Arc::clone(&self.services),
                     grants: Arc::clone(&self.grants),
                     scope: Some(Arc::clone(scope)),

@@ -703,6 +703,7 @@ async fn pass_on(
             "The client took no more of the response.",
         ),
         NotWritten::TooLong(why) => Failure::view(why),
+        NotWritten::Finished => unreachable!("only this future writes to it"),
     };
     let writer = to.as_mut().expect("it is there until it is finished");
     writer.write(first).await.map_err(written)?;

@@ -19,18 +19,10 @@ use super::client::{Connections, not_sent};
 use super::{add_context, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
-use crate::guest::store::{Guest, Services};
+use crate::guest::store::{Guest, OutboundHttp};
 use crate::http::message::{HEADER_BYTES, HeadSize};
 use crate::scope::Scope;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
-
-/// What the outbound requests of a component need.
-pub struct Hooks {
-    pub(in crate::guest) services: Arc<Services>,
-    pub(in crate::guest) grants: Arc<Grants>,
-    /// The scope of the request that the instance serves. None while it is kept for a later one.
-    pub(in crate::guest) scope: Option<Arc<Scope>>,
-}
 
 /// The rest of the work on a request whose response has begun. reqwest does it by itself.
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -40,7 +32,7 @@ impl WasiHttpView for Guest {
         self.ctx();
         let wasi = self.wasi.as_mut().expect("it has just been built");
         WasiHttpCtxView {
-            hooks: &mut wasi.hooks,
+            hooks: &mut wasi.outbound,
             table: &mut wasi.table,
             ctx: &mut wasi.http,
         }
@@ -50,7 +42,7 @@ impl WasiHttpView for Guest {
 /// The most bytes of a body that a component hands over at once. Two such pieces of each body wait at most.
 const PIECE_BYTES: usize = 64 << 10;
 
-impl WasiHttpHooks for Hooks {
+impl WasiHttpHooks for OutboundHttp {
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         PIECE_BYTES
     }
@@ -83,7 +75,7 @@ struct Outbound {
     permits: Arc<Semaphore>,
 }
 
-impl Hooks {
+impl OutboundHttp {
     fn scope(&self) -> &Arc<Scope> {
         self.scope.as_ref().expect("a guest runs for a request")
     }
