@@ -114,7 +114,7 @@ async fn old_clients_get_streams_as_a_whole(mode: Mode) {
     let server = serve("").await;
     for (rest, status, end) in [
         ("lines?count=2", 200, "line 1\n"),
-        ("ends/error", 500, "request.\n"),
+        ("ends/error", 500, "could not answer"),
     ] {
         let request = format!("GET {} HTTP/1.0\r\nhost: a\r\n\r\n", path(mode, rest));
         let answer = raw::exchange(&server, request).await;
@@ -123,7 +123,7 @@ async fn old_clients_get_streams_as_a_whole(mode: Mode) {
             "{answer}"
         );
         assert!(
-            answer.contains("content-length: ") && answer.ends_with(end),
+            answer.contains("content-length: ") && answer.contains(end),
             "{answer}"
         );
     }
