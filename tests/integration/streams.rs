@@ -81,6 +81,7 @@ async fn no_client_takes_a_part_for_the_whole(mode: Mode) {
     for (how, why) in [
         ("error", "the stream fails on purpose"),
         ("panic", "the stream panics on purpose"),
+        ("declares-0", "more bytes than the 0"),
         ("declares-5", "more bytes than the 5"),
         ("declares-9", "7 bytes, and not the 9"),
     ] {
@@ -172,6 +173,15 @@ async fn r15_a_client_that_leaves_ends_the_stream(mode: Mode) {
         assert_eq!(line.text("fault"), "client", "{rest}: {line:?}");
         server.assert_baseline().await;
     }
+    // Another request that waits in the socket does not hide it.
+    let mut both = raw::Raw::connect(&server).await;
+    for rest in ["ends/sleep", "lines?count=1"] {
+        let request = format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", path(mode, rest));
+        both.send(request).await;
+    }
+    both.until("a line").await;
+    drop(both);
+    server.assert_baseline().await;
 }
 both_modes!(r15_a_client_that_leaves_ends_the_stream);
 

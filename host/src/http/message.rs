@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full, combinators::BoxBody};
 use hyper::body::Body as _;
 
@@ -93,6 +93,34 @@ pub fn header_bytes(headers: &[(String, String)]) -> u64 {
 
 /// The bytes that a header counts for in addition to its name and value.
 pub const HEADER_BYTES: u64 = 32;
+
+/// The size of these headers.
+pub fn head_size(headers: &HeaderMap) -> HeadSize {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
+    };
+    HeadSize {
+        headers: headers.len(),
+        bytes: headers.iter().map(size).sum(),
+    }
+}
+
+/// Checks trailers that a guest made.
+///
+/// # Errors
+/// A sentence: they are too many or too large, or one is about the connection or the framing of the message.
+pub fn check_trailers(trailers: &HeaderMap, max: HeadSize) -> Result<(), String> {
+    let hosts = |name: &&HeaderName| {
+        HOP_BY_HOP.contains(*name)
+            || [header::CONTENT_LENGTH, header::HOST, header::SET_COOKIE].contains(*name)
+    };
+    if let Some(name) = trailers.keys().find(hosts) {
+        return Err(format!(
+            "the response has the trailer `{name}`, which cannot be one"
+        ));
+    }
+    head_size(trailers).check("response", max)
+}
 
 /// The size of a head, or the limit on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -395,6 +395,10 @@ impl Drop for StreamBody {
             state.end = End::Sent;
         }
         let is_finished = matches!(state.end, End::Finished | End::Sent);
+        // What the writer fails with from now on is only that nobody wants the body.
+        if matches!(state.end, End::Open) {
+            state.end = End::Failed(None);
+        }
         let abandoned = state.abandoned.take().filter(|_| !is_finished);
         let told = state.watcher.take().map(|watcher| (watcher, state.ended()));
         drop(state);

@@ -235,7 +235,9 @@ pub fn checked(
         }
         ReplyBody::Stream(producer) => {
             let (writer, body) = new_stream(account, scope.limits.stream_max_bytes, length)?;
-            if let Some(length) = length {
+            // Not a length of 0: the client would take the head alone for a complete response, before the body is
+            // finished.
+            if let Some(length @ 1..) = length {
                 checked
                     .headers_mut()
                     .insert(header::CONTENT_LENGTH, length.into());

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, StatusCode};
+use http_body_util::Either;
+use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Kind;
 use super::activity::{Activity, IdleCheck};
-use super::socket::{Socket, Watched};
+use super::socket::{AnsweringBody, Socket, Watched};
 use crate::app::host::Host;
 use crate::budget;
 use crate::config::Server as Limits;
@@ -148,7 +150,12 @@ pub(super) async fn serve(
                 false => request::answer(host, &client, request).await,
                 true => empty(StatusCode::SERVICE_UNAVAILABLE),
             };
-            drop(watched);
+            let response = response.map(|body| match body {
+                Either::Left(whole) => Either::Left(whole),
+                Either::Right(body) => {
+                    Either::Right(BoxBody::new(AnsweringBody::new(body, watched)))
+                }
+            });
             Ok::<_, Infallible>(answering.send(response))
         }
     });

@@ -125,6 +125,42 @@ impl Drop for Watched {
     }
 }
 
+/// The body of a response that takes time to send. Its request counts as being answered until the body is dropped: the
+/// client may leave while it waits for more.
+pub(super) struct AnsweringBody<B> {
+    body: B,
+    _watched: Watched,
+}
+
+impl<B> AnsweringBody<B> {
+    pub(super) fn new(body: B, watched: Watched) -> AnsweringBody<B> {
+        AnsweringBody {
+            body,
+            _watched: watched,
+        }
+    }
+}
+
+impl<B: Body + Unpin> Body for AnsweringBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A body that notes when it has arrived completely.
 pub(super) struct WatchedBody<B> {
     body: B,

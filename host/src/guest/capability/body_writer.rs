@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::contract::body_types::Error;
 use crate::guest::bindings::{body_writer, body_writer_async};
 use crate::guest::store::{Guest, Work};
-use crate::http::message::{HOP_BY_HOP, HeadSize, header_bytes};
+use crate::http::message::{HeadSize, check_trailers, header_bytes};
 use crate::http::stream::{BodyWriter, NotWritten};
 use crate::telemetry::error::shown;
 
@@ -47,13 +47,11 @@ impl Work {
             let invalid = |what: &str| Error::Io(format!("the trailer `{}` {what}", shown(name)));
             let key = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| invalid("has a name that is not valid"))?;
-            if HOP_BY_HOP.contains(&key) || key == header::CONTENT_LENGTH {
-                return Err(invalid("is one that only the host can set"));
-            }
             let value = HeaderValue::from_str(value)
                 .map_err(|_| invalid("has a value that is not valid"))?;
             map.append(key, value);
         }
+        check_trailers(&map, self.scope.limits.head_max()).map_err(Error::Io)?;
         writer.set_trailers(map);
         Ok(())
     }

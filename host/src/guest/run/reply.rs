@@ -182,8 +182,9 @@ pub(super) fn stream_ended(scope: &Scope, why: Ended) -> Failure {
         Ended::TimedOut => Failure::limit(
             StatusCode::GATEWAY_TIMEOUT,
             format!(
-                "the body of the response took longer than {} ms (`stream_timeout_ms`)",
-                scope.limits.stream_timeout_ms
+                "the body of the response took longer than {} ms (`stream_timeout_ms`), or the view went on for longer than {} ms after it (`timeout_ms`)",
+                scope.limits.stream_timeout_ms,
+                scope.view.timeout.as_millis()
             ),
         ),
         why => (&Stop::from(why)).into(),

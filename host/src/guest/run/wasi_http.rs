@@ -39,6 +39,7 @@ use crate::budget::Room;
 use crate::config::Reuse;
 use crate::guest::cpu::CpuTime;
 use crate::guest::store::{Guest, Work};
+use crate::http::message::{HeadSize, check_trailers};
 use crate::http::stream::{NotWritten, StreamWriter};
 use crate::scope::Scope;
 use crate::telemetry::error::Failure;
@@ -569,6 +570,9 @@ async fn answer(
     let answered = answered.await?;
     let running = running.expect("it is not taken elsewhere");
     let collected = collected.expect("there is a head when there is an answer");
+    if let Some(trailers) = &collected.trailers {
+        check_trailers(trailers, scope.limits.head_max()).map_err(Failure::view)?;
+    }
     Ok(Ok(reply(running, collected, answered, scope, mode)))
 }
 
@@ -655,7 +659,14 @@ impl Rest {
         let waits = AtomicBool::new(false);
         // Dropped only when a failure has been told.
         let mut writer = Some(writer);
-        let mut passing = pin!(pass_on(&mut writer, first, body, trailers, &waits));
+        let head_max = scope.limits.head_max();
+        let mut passing = pin!(pass_on(
+            &mut writer,
+            first,
+            (body, trailers),
+            head_max,
+            &waits
+        ));
         let mut passed = false;
         let produced = poll_fn(|context| {
             loop {
@@ -693,8 +704,8 @@ impl Rest {
 async fn pass_on(
     to: &mut Option<StreamWriter>,
     first: Bytes,
-    body: Option<WasiBody>,
-    mut trailers: Option<HeaderMap>,
+    (body, mut trailers): (Option<WasiBody>, Option<HeaderMap>),
+    head_max: HeadSize,
     waits: &AtomicBool,
 ) -> Result<(), Failure> {
     let written = |why: NotWritten| match why {
@@ -718,6 +729,9 @@ async fn pass_on(
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
+    }
+    if let Some(trailers) = &trailers {
+        check_trailers(trailers, head_max).map_err(Failure::view)?;
     }
     let writer = to.take().expect("it was just written to");
     writer.finish(trailers).await

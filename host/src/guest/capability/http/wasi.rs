@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use http::HeaderName;
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, BodyStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,7 +19,7 @@ use super::{add_context, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
 use crate::guest::store::{Guest, OutboundHttp};
-use crate::http::message::{HEADER_BYTES, HeadSize};
+use crate::http::message::head_size;
 use crate::scope::Scope;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
@@ -87,14 +86,7 @@ impl OutboundHttp {
     ) -> Result<Outbound, Error> {
         let scope = self.scope();
         let (parts, body) = request.into_parts();
-        let size = |(name, value): (&HeaderName, &http::HeaderValue)| {
-            (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
-        };
-        let head = HeadSize {
-            headers: parts.headers.len(),
-            bytes: parts.headers.iter().map(size).sum(),
-        };
-        let checked = head.check("request", scope.limits.head_max());
+        let checked = head_size(&parts.headers).check("request", scope.limits.head_max());
         checked.map_err(|_| Error::HttpRequestHeaderSectionSize(None))?;
         let client = &self.services.http;
         let to = client.destination(&parts.uri.to_string(), &self.grants);
@@ -188,6 +180,8 @@ impl Outbound {
             Ok(Ok(response)) => http::Response::<reqwest::Body>::from(response),
         };
         let (parts, body) = response.into_parts();
+        let checked = head_size(&parts.headers).check("response", scope.limits.head_max());
+        checked.map_err(|_| Error::HttpResponseHeaderSectionSize(None))?;
         let between = options.between_bytes_timeout.unwrap_or(left);
         let body = Received {
             body: Box::pin(body),
