@@ -175,14 +175,18 @@ fn a_block_that_was_being_committed_when_the_client_left_may_be_kept() {
     let told = [(3, "failed Poisoned"), (1, "1"), (2, "1")];
     let mut seen = ran(part(ViewKind::Plain, vec![block]), &told);
     seen.1.rows = [(1, 1), (2, 1)].into();
-    let rolled_back = [Fault::Rows, Fault::Rows, Fault::Answer];
-    assert_eq!(faults(&seen), rolled_back, "the block has failed");
+    // Another check may ask why the block failed.
+    let of_rows = |seen: &_| {
+        let faults = faults(seen).into_iter();
+        faults.filter(|fault| *fault == Fault::Rows).count()
+    };
+    assert_eq!(of_rows(&seen), 2, "the block has failed");
     let gone = Told::Failed("Aborted".to_owned(), "the client has gone".to_owned());
     let note = &mut seen.1.notes.get_mut(&3).expect("it began")[0];
     note.ended.as_mut().expect("it was answered").2 = gone;
-    assert_eq!(faults(&seen), []);
+    assert_eq!(of_rows(&seen), 0);
     seen.1.notes.get_mut(&2).expect("it began")[0].ended = None;
-    assert_eq!(faults(&seen), [Fault::Rows; 2], "a step was left to do");
+    assert_eq!(of_rows(&seen), 2, "a step was left to do");
 }
 
 /// A statement that is joined with a block of the same function may or may not be in the block. Only the fate of the
