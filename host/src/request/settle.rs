@@ -208,7 +208,7 @@ pub fn checked(
                 .and_then(|text| text.parse().ok());
             continue;
         }
-        let value = HeaderValue::from_maybe_shared(Bytes::from(value.clone())).map_err(|_| {
+        let value = HeaderValue::from_bytes(&value).map_err(|_| {
             Failure::view(format!(
                 "the response header `{key}` has a value that is not valid: {:?}",
                 shown(&String::from_utf8_lossy(&value))
