@@ -89,8 +89,13 @@ async fn no_client_takes_a_part_for_the_whole(mode: Mode) {
         let mark = server.log.mark();
         let sent = exchange(&server, &path).await;
         assert!(!sent.ends_with("0\r\n\r\n"), "{how}: {sent}");
-        let declares = sent.contains("content-length");
-        assert!(!(declares && sent.ends_with("a line\n")), "{how}: {sent}");
+        // The connection may end before anything of the response is sent.
+        let (head, body) = sent.split_once("\r\n\r\n").unwrap_or_default();
+        let mut lines = head.lines();
+        let declared = lines.find_map(|line| line.strip_prefix("content-length: "));
+        if let Some(length) = declared.map(|text| text.parse().expect("it is a number")) {
+            assert!(body.len() < length, "{how}: {sent}");
+        }
         let line = &server.log.requests(mark, 1).await[0];
         assert!(line.text("why").contains(why), "{how}: {line:?}");
         let http2 = client_http2();
