@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::app::host::Host;
 use crate::database::Face;
-use crate::guest::run::{Producer, Run};
+use crate::guest::run::{Producer, Run, after_answer};
 use crate::guest::store::Work;
 use crate::http::stream::{BodyWriter, StreamWriter};
 use crate::scope::{Origin, Scope, Setup};
@@ -61,8 +61,7 @@ impl Streaming {
         if let Err(failure) = produced
             && handle.is_finished()
         {
-            let (view, request) = (&scope.view, &scope.origin.id);
-            tracing::warn!(%view, request, why = failure.detail, "the view went on after its answer, and failed");
+            after_answer(&scope, &failure);
         }
         scope.deadline.cancel(Ended::Answered);
         // Rolls back what the function has left open.

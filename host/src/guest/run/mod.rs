@@ -14,4 +14,4 @@ pub use r#async::AsyncComponent;
 pub use engine::{Engines, PoolSizes};
 pub use reply::{GuestResult, Producer, Reply, ReplyBody, Run};
 pub use sync::SyncComponent;
-pub use wasi_http::{Handler, Incoming, IncomingHandler};
+pub use wasi_http::{Handler, Incoming, IncomingHandler, after_answer};

@@ -501,10 +501,10 @@ enum Answered {
     Begun,
 }
 
-/// Logs the failure of a component that was still running when its answer was whole.
-pub(super) fn after_answer(scope: &Scope, failure: &Failure) {
+/// Logs the failure of a function that was still running when its answer was whole.
+pub fn after_answer(scope: &Scope, failure: &Failure) {
     let (view, request) = (&scope.view, &scope.origin.id);
-    tracing::warn!(%view, request, why = failure.detail, "the component went on after its answer, and failed");
+    tracing::warn!(%view, request, why = failure.detail, "the view went on after its answer, and failed");
 }
 
 /// Runs a call until its answer is whole, or, if it may stream, until it waits for something after its head.
