@@ -57,3 +57,4 @@ mod swap;
 mod todo;
 mod transactions;
 mod wasi_http;
+mod wasi_middleware;

@@ -133,6 +133,7 @@ impl App {
             http: client,
             development,
             allowed_origins: config.allowed_origins.join(" "),
+            body_limits: config.server.body_limits(),
             trusted_headers: (config.builtins.iter())
                 .chain(config.modules.iter().flat_map(|module| &module.builtins))
                 .filter_map(|builtin| builtin.trusted_header())

@@ -27,10 +27,12 @@ use crate::config::{self, Atomic};
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViewsPre, SyncViewsPre};
 use crate::guest::capability::{
-    Faces, capability, interface, link_async, link_handler, link_incoming_handler, link_sync,
+    Faces, capability, interface, link_async, link_handler, link_incoming_handler,
+    link_next_handler, link_sync,
 };
 use crate::guest::run::{
-    AsyncComponent, Engines, GuestResult, Handler, Incoming, IncomingHandler, SyncComponent,
+    AsyncComponent, Engines, GuestResult, Handler, Incoming, IncomingHandler, MayStream,
+    SyncComponent,
 };
 use crate::guest::store::{Guest, Services, UsualMemory, Work};
 use crate::http::body::RequestBody;
@@ -83,6 +85,13 @@ pub struct Inspection {
     component: Component,
 }
 
+impl Inspection {
+    /// Whether it is middleware of `wasi:http`: a handler that calls a handler.
+    fn is_plain_middleware(&self) -> bool {
+        self.world == World::WasiHttp && self.imports.iter().any(|it| it.starts_with(HANDLER))
+    }
+}
+
 impl Module {
     /// Loads the component in `file` with the given grants, and asks it for its views. Blocks while the component
     /// compiles.
@@ -113,8 +122,8 @@ impl Module {
         })
     }
 
-    /// Calls a view of a sync module on this thread. `streams`: whether the body of the response may be produced while
-    /// it is sent.
+    /// Calls a view of a sync module on this thread. `streams`: whether the call of a plain component may go on after
+    /// its head.
     ///
     /// # Errors
     /// A trap or a limit, explained.
@@ -125,7 +134,7 @@ impl Module {
         self: &Arc<Self>,
         work: Work,
         request: types::Request,
-        streams: bool,
+        streams: MayStream,
     ) -> Result<GuestResult, Failure> {
         match &self.component {
             Prepared::Sync(component) => {
@@ -152,7 +161,7 @@ impl Module {
         self: &Arc<Self>,
         work: Work,
         request: types::Request,
-        streams: bool,
+        streams: MayStream,
     ) -> Result<GuestResult, Failure> {
         match &self.component {
             Prepared::Async(component) => {
@@ -232,11 +241,11 @@ impl Prepared {
             Prepared::Async(component) => wait.block_on(component.describe(guest)),
             Prepared::IncomingHandler(component) => {
                 let tried = wait.block_on(component.try_out(guest));
-                tried.map(|()| every_request(grants, &inspection.imports))
+                tried.map(|()| plain_views(grants, inspection))
             }
             Prepared::Handler(component) => {
                 let tried = wait.block_on(component.try_out(guest));
-                tried.map(|()| every_request(grants, &inspection.imports))
+                tried.map(|()| plain_views(grants, inspection))
             }
         };
         // The stack frames of the failure are left out: after a panic they show nothing but the panic handler.
@@ -439,6 +448,9 @@ fn prepare(
         (World::WasiHttp, Mode::Async) => {
             let mut linker = Linker::new(&engines.r#async);
             link_handler(&mut linker, grants.blocking_wasi)?;
+            if inspection.is_plain_middleware() {
+                link_next_handler(&mut linker)?;
+            }
             linker
                 .instantiate_pre(component)
                 .and_then(ServicePre::new)
@@ -475,6 +487,26 @@ fn prepare(
 /// The exports of components of `wasi:http`, without the rest of their versions.
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2.";
 const HANDLER: &str = "wasi:http/handler@0.3.";
+
+/// The functions of a component of `wasi:http`: middleware, or views.
+fn plain_views(grants: &config::Module, inspection: &Inspection) -> Vec<types::ViewInfo> {
+    if !inspection.is_plain_middleware() {
+        return every_request(grants, &inspection.imports);
+    }
+    vec![types::ViewInfo {
+        id: 0,
+        name: "handler".to_owned(),
+        kind: types::ViewKind::Middleware,
+        atomic: None,
+        read_only: false,
+        isolation: None,
+        retries: 0,
+        cpu_ms: None,
+        timeout_ms: None,
+        stream_body: false,
+        middleware: Vec::new(),
+    }]
+}
 
 /// The views of a component of `wasi:http`, which gets every request. Where `atomic` depends on the method, there is one
 /// for each of the safe methods. A component that imports nothing that a transaction would be for is atomic only if the

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::routes::{print, table};
 use crate::app::module::{self, World};
-use crate::config::Module;
+use crate::config::{Module, Server};
 use crate::database::Databases;
 use crate::guest::capability::config::INSPECTED;
 use crate::guest::capability::http::client::Client;
@@ -40,6 +40,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         http: Arc::new(Client::new()?),
         development: false,
         allowed_origins: String::new(),
+        body_limits: Server::default().body_limits(),
         trusted_headers: Vec::new(),
     });
     // The views are only listed and never called, so the component may import everything, and its settings are not

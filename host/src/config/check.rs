@@ -491,6 +491,7 @@ impl<'a> Checker<'a> {
             blocking_wasi: raw.blocking_wasi,
             build,
             stream_bodies: raw.stream_bodies,
+            commit_at_head: raw.commit_at_head,
             ungranted_imports: raw.ungranted_imports,
             settings,
             atomic: atomic.unwrap_or(defaults.atomic),

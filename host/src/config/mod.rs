@@ -134,6 +134,10 @@ pub struct Module {
     pub blocking_wasi: bool,
     /// Whether a component of `wasi:http` gets the bodies of requests while they arrive. An SDK's view says so itself.
     pub stream_bodies: bool,
+    /// Whether the transaction of an atomic component of `wasi:http` is committed when the head of its response is there,
+    /// and not when its call has ended. The body streams then, and what the component does after the head is outside of
+    /// the transaction.
+    pub commit_at_head: bool,
     /// Whether its components may import capabilities that are not granted: each call is then denied. Without this, the
     /// module is refused. This is for toolchains whose components import the whole WIT world, whatever the code uses.
     pub ungranted_imports: bool,
@@ -394,6 +398,7 @@ impl Module {
             directories: Vec::new(),
             blocking_wasi: false,
             stream_bodies: false,
+            commit_at_head: false,
             ungranted_imports: false,
             settings: BTreeMap::new(),
             reuse: None,

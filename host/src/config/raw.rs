@@ -388,6 +388,8 @@ pub(super) struct Module {
     #[serde(default)]
     pub(super) stream_bodies: bool,
     #[serde(default)]
+    pub(super) commit_at_head: bool,
+    #[serde(default)]
     pub(super) ungranted_imports: bool,
     #[serde(default)]
     pub(super) settings: BTreeMap<String, Spanned<toml::Value>>,

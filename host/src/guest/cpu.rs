@@ -6,7 +6,7 @@
 //! thread's CPU clock decides.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::time::ClockId;
@@ -28,9 +28,32 @@ pub struct CpuTime {
     since_ns: AtomicU64,
     /// A lower bound of the thread's CPU clock when counting began: read at that time, or less than `EXACT` earlier.
     floor_ns: AtomicU64,
+    /// Whether the guest has been preempted, and waits to compute on.
+    wants_turn: AtomicBool,
+}
+
+/// A preempted guest that waits for its turn, until dropped.
+pub struct WantsTurn<'a>(&'a CpuTime);
+
+impl Drop for WantsTurn<'_> {
+    fn drop(&mut self) {
+        self.0.wants_turn.store(false, Relaxed);
+    }
 }
 
 impl CpuTime {
+    /// Notes that the guest has been preempted, until the result is dropped.
+    pub fn wants_turn(&self) -> WantsTurn<'_> {
+        self.wants_turn.store(true, Relaxed);
+        WantsTurn(self)
+    }
+
+    /// Whether the guest has been preempted and waits for its turn. It has to be polled until it has computed on: others
+    /// wait behind it.
+    pub fn is_preempted(&self) -> bool {
+        self.wants_turn.load(Relaxed)
+    }
+
     /// Counts CPU time until the result is dropped.
     pub fn count(&self) -> Counting<'_> {
         self.start();

@@ -1,10 +1,11 @@
 //! The data of a store: everything that one instance of a guest can reach.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use futures::future::BoxFuture;
 use http::HeaderName;
+use parking_lot::Mutex;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 use wasmtime_wasi_http::WasiHttpCtx;
@@ -16,10 +17,11 @@ use crate::guest::capability::http::client::Client;
 use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
 use crate::guest::stop::Stop;
-use crate::http::body::RequestBody;
-use crate::http::stream::BodyWriter;
+use crate::http::body::{BodyLimits, RequestBody};
+use crate::http::stream::{BodyWriter, StreamBody};
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
+use crate::telemetry::error::Failure;
 use crate::threads::deadline::Ended;
 use crate::threads::workers;
 use crate::view::View;
@@ -49,6 +51,8 @@ pub struct Services {
     pub development: bool,
     /// The origins of `allowed_origins`, separated by spaces: pages of these origins may send forms to the app.
     pub allowed_origins: String,
+    /// How the bodies of requests are received.
+    pub body_limits: BodyLimits,
     /// Headers that the app believes when a trusted proxy sends them. Guests cannot set them on outbound requests.
     pub trusted_headers: Vec<HeaderName>,
 }
@@ -90,6 +94,8 @@ pub struct Work {
     pub body: Option<RequestBody>,
     /// The body of the response, while the function produces it.
     pub writer: Option<Arc<BodyWriter>>,
+    /// What middleware of `wasi:http` has got from the rest of its chain.
+    pub next: Option<Arc<Next>>,
     /// The CPU time that the call has used.
     pub cpu: Arc<CpuTime>,
 }
@@ -111,6 +117,16 @@ pub(super) struct OutboundHttp {
     pub(super) scope: Option<Arc<Scope>>,
 }
 
+/// What middleware of `wasi:http` has got from the rest of its chain.
+#[derive(Default)]
+pub struct Next {
+    /// Whether the body of the response is a stream. It begins after the commit, so the middleware has to answer before
+    /// it can read the body.
+    pub streams: AtomicBool,
+    /// The error, if it was one. The middleware sees an error code in its place.
+    pub error: Mutex<Option<Error>>,
+}
+
 impl Work {
     /// A call without a chain and without a kept body.
     pub fn new(scope: Arc<Scope>, view: Arc<View>, member: Arc<Member>) -> Work {
@@ -121,6 +137,7 @@ impl Work {
             call_chain: None,
             body: None,
             writer: None,
+            next: None,
             cpu: Arc::default(),
         }
     }
@@ -318,12 +335,21 @@ pub trait CallChain: Send + Sync {
     /// For a sync function: calls another function, and blocks the worker's thread until the answer.
     fn go(&self, to: Callee, request: Request) -> Result<Response, Error>;
 
-    /// For an async function: calls another function.
+    /// For an async function: calls another function. `body`: the body that the called function may read, in place of
+    /// the client's.
     fn go_async(
         self: Arc<Self>,
         to: Callee,
         request: Request,
+        body: Option<RequestBody>,
     ) -> BoxFuture<'static, Result<Response, Error>>;
+
+    /// The body of a response that the function got from another one, by the number of its stream. It is produced when
+    /// the head of the function's own response has gone out. `length`: the length that the response declares.
+    ///
+    /// # Errors
+    /// When the function has answered already, or there is no memory.
+    fn read_stream(&self, number: u32, length: Option<u64>) -> Result<StreamBody, Failure>;
 
     /// Publishes an event.
     fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), NotPublished>;

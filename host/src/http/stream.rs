@@ -314,6 +314,11 @@ impl StreamHandle {
         matches!(self.0.state.lock().end, End::Finished | End::Sent)
     }
 
+    /// Whether nobody reads the body any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.state.lock().gone
+    }
+
     /// Has `then` called when the connection takes no more of a body that is not finished, because the client has gone
     /// or wants no body; now, if that is so already.
     pub fn when_abandoned(&self, then: impl FnOnce() + Send + 'static) {

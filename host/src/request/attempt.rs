@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
 
-use super::dispatch::{ChainContext, LinkCall, LinkResult, busy, conduct};
+use super::dispatch::{ChainContext, KeptStreams, LinkCall, LinkResult, busy, conduct};
 use super::settle::{CheckedBody, CheckedResponse, settle};
+use super::streaming::Streams;
 use crate::app::App;
 use crate::app::chain::{Chain, Placement};
 use crate::app::host::Host;
 use crate::contract::types;
 use crate::database::{Face, Journal};
-use crate::guest::run::{Reply, ReplyBody};
+use crate::guest::run::Reply;
 use crate::http::body::RequestBody;
 use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
@@ -120,21 +121,22 @@ impl Attempt<'_> {
         let params = Arc::clone(&self.params);
         let work = match chain.placement() {
             Placement::Worker => {
-                let start = ChainContext::whole(on, &scope, body, self.streams);
-                let start = start.start(chain, params);
-                on_worker(host, &scope, chain, start, request).boxed()
+                let (context, kept) = ChainContext::whole(on, &scope, body, self.streams);
+                let start = context.start(chain, params);
+                on_worker(host, &scope, chain, (start, kept), request).boxed()
             }
             Placement::Loop => {
-                let start = ChainContext::whole(on, &scope, body, self.streams);
-                let start = start.start(chain, params);
+                let (context, kept) = ChainContext::whole(on, &scope, body, self.streams);
+                let start = context.start(chain, params);
                 let outcome = || start.on_loop(request);
-                on_loop(host, &scope, chain, outcome).boxed()
+                on_loop(host, &scope, (chain, kept), outcome).boxed()
             }
             Placement::PerLink => {
-                let (context, loop_tasks) = ChainContext::per_link(on, &scope, body);
+                let streams = self.streams;
+                let (context, kept, tasks) = ChainContext::per_link(on, &scope, body, streams);
                 let start = context.start(chain, params);
-                let outcome = || conduct(start, request, loop_tasks);
-                on_loop(host, &scope, chain, outcome).boxed()
+                let outcome = || conduct(start, request, tasks);
+                on_loop(host, &scope, (chain, kept), outcome).boxed()
             }
         };
         let deadline = Arc::clone(&scope.deadline);
@@ -193,7 +195,7 @@ async fn on_worker(
     host: &Arc<Host>,
     scope: &Arc<Scope>,
     chain: &Chain,
-    link_call: LinkCall,
+    (link_call, kept): (LinkCall, KeptStreams),
     request: types::Request,
 ) -> (CheckedResponse, Fate) {
     let memory = match guest_memory(host, scope, chain).await {
@@ -205,6 +207,7 @@ async fn on_worker(
     let job = move |answer: Answer<_>| {
         settling.worker.runs_on(workers::number());
         let outcome = link_call.on_worker(request);
+        drop(kept);
         let settled = workers::block_on(settle(&settling, Face::Sync, outcome));
         answer.give((settled.response, settled.fate));
         if let Some(streaming) = settled.streaming {
@@ -228,7 +231,7 @@ async fn guest_memory(host: &Host, scope: &Scope, chain: &Chain) -> Result<Permi
 async fn on_loop<F: Future<Output = LinkResult>>(
     host: &Arc<Host>,
     scope: &Arc<Scope>,
-    chain: &Chain,
+    (chain, kept): (&Chain, KeptStreams),
     outcome: impl FnOnce() -> F,
 ) -> (CheckedResponse, Fate) {
     let permits = async {
@@ -244,31 +247,37 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         Err(refused) => (Err(busy(refused)), None),
     };
     // A stream keeps its memory, its place among the async requests, and its worker.
-    let (permits, lease) = match &outcome {
-        Ok(Reply {
-            body: ReplyBody::Stream(producer),
-            ..
-        }) => match producer.mode {
-            Mode::Sync => (permits, scope.worker.take().await),
-            Mode::Async => (permits, None),
-        },
-        _ => (None, None),
+    let mut inner = Vec::new();
+    let (permits, worker) = match outcome.as_ref().ok().and_then(Reply::producer) {
+        Some(producer) => {
+            inner = kept.inner();
+            let modes = inner.iter().map(|inner| inner.producer.mode);
+            let is_sync = modes.chain([producer.mode]).any(|mode| mode == Mode::Sync);
+            let worker = match is_sync {
+                true => scope.worker.take().await,
+                false => None,
+            };
+            (permits, worker)
+        }
+        None => {
+            drop(kept);
+            (None, None)
+        }
     };
     // No function of the scope can begin any more, so the worker is released. The scope itself may live on (for the
     // page of its failure, the wait before the request runs again, or the access log). A scope that has ended keeps
     // information, but no worker and no permit (R4).
     scope.worker.release().await;
     let settled = settle(scope, Face::Async, outcome).await;
-    if let Some(streaming) = settled.streaming {
-        let running = streaming.run(Arc::clone(scope), Arc::clone(host));
+    if let Some(body) = settled.streaming {
+        let streams = Streams {
+            body,
+            inner,
+            worker,
+        };
+        let running = streams.run(Arc::clone(scope), Arc::clone(host));
         tokio::spawn(async move {
-            match lease {
-                Some(lease) => {
-                    // The lease is not closed by anybody else, so the job runs.
-                    let _ = lease.run(Vec::new(), |_| workers::drive(running)).await;
-                }
-                None => running.await,
-            }
+            running.await;
             drop(permits);
         });
     }

@@ -17,7 +17,7 @@ mod subrequest_transaction;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{Method, StatusCode};
@@ -29,11 +29,12 @@ use crate::app::host::Host;
 use crate::app::router::Route;
 use crate::app::{App, Target};
 use crate::contract::types;
-use crate::guest::run::{GuestResult, Producer, Reply, ReplyBody};
+use crate::guest::run::{GuestResult, MayStream, Producer, Reply, ReplyBody};
 use crate::guest::stop::Stop;
 use crate::guest::store::{CallChain, Callee, NotPublished, Work};
 use crate::http::body::RequestBody;
 use crate::http::path;
+use crate::http::stream::{StreamBody, stream};
 use crate::scope::transaction::{Member, not_kept};
 use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::{Failure, cut};
@@ -42,6 +43,7 @@ use crate::threads::gate::Refused;
 use crate::threads::workers::{self, CALL_SLOTS_MAX, Call};
 use crate::view::Mode;
 
+use super::streaming::Streaming;
 use loop_tasks::{Caller, GiveUpOnDrop, LoopQueue, LoopTask};
 pub use loop_tasks::{LoopTasks, conduct};
 
@@ -58,51 +60,98 @@ pub struct ChainContext {
     loop_queue: Option<Arc<LoopQueue>>,
     /// Whether the body of a plain component's response may be produced while it is sent.
     may_stream: bool,
-    /// The producers of the responses that functions have got from others and not passed on, by the numbers of their
-    /// streams. The call slots of the scope limit how many there are.
-    streams: Mutex<BTreeMap<u32, Producer>>,
-    last_stream: AtomicU32,
+    streams: Mutex<Streams>,
     /// The last failure in the chain, and the error that its caller was shown for it.
     failure: Mutex<Option<(types::Error, Failure)>>,
+}
+
+/// The bodies that wait to be produced. The call slots of the scope limit how many there are.
+enum Streams {
+    /// While the chain runs.
+    Open {
+        /// Those of the responses that functions have got from others and not passed on, by their numbers.
+        kept: BTreeMap<u32, Producer>,
+        last: u32,
+        /// Those that plain components read, as part of their own.
+        inner: Vec<Streaming>,
+    },
+    Closed,
+}
+
+/// The streams of a chain. They are dropped with this value: a stream may hold its call, and the call holds the chain.
+pub struct KeptStreams(Arc<ChainContext>);
+
+impl KeptStreams {
+    /// The bodies that plain components read, to be produced now. All other streams are dropped.
+    pub fn inner(self) -> Vec<Streaming> {
+        match self.close() {
+            Streams::Open { inner, .. } => inner,
+            Streams::Closed => Vec::new(),
+        }
+    }
+
+    fn close(&self) -> Streams {
+        std::mem::replace(&mut *self.0.streams.lock(), Streams::Closed)
+    }
+}
+
+impl Drop for KeptStreams {
+    fn drop(&mut self) {
+        drop(self.close());
+    }
 }
 
 /// Result of one link of the chain, including everything nested in it.
 pub type LinkResult = Result<Reply, Failure>;
 
 impl ChainContext {
-    /// The context of a chain that is one job of a worker, or one async view. `may_stream`: whether the body of a
-    /// plain component's response may be produced while it is sent.
+    /// The context of a chain that is one job of a worker, or one async view; and its streams. `may_stream`: whether the
+    /// body of a plain component's response may be produced while it is sent.
     pub fn whole(
-        (host, app): (&Arc<Host>, &Arc<App>),
+        on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<RequestBody>,
         may_stream: bool,
-    ) -> Arc<ChainContext> {
-        Arc::new(ChainContext {
+    ) -> (Arc<ChainContext>, KeptStreams) {
+        ChainContext::new(on, scope, body, (may_stream, None))
+    }
+
+    fn new(
+        (host, app): (&Arc<Host>, &Arc<App>),
+        scope: &Arc<Scope>,
+        body: Option<RequestBody>,
+        (may_stream, loop_queue): (bool, Option<Arc<LoopQueue>>),
+    ) -> (Arc<ChainContext>, KeptStreams) {
+        let context = Arc::new(ChainContext {
             app: Arc::clone(app),
             host: Arc::clone(host),
             scope: Arc::clone(scope),
             body,
-            loop_queue: None,
+            loop_queue,
             may_stream,
-            streams: Mutex::default(),
-            last_stream: AtomicU32::new(0),
+            streams: Mutex::new(Streams::Open {
+                kept: BTreeMap::new(),
+                last: 0,
+                inner: Vec::new(),
+            }),
             failure: Mutex::default(),
-        })
+        });
+        let kept = KeptStreams(Arc::clone(&context));
+        (context, kept)
     }
 
-    /// The context of any chain, whose links run one by one, and the tasks of these links, which [`conduct`] runs.
+    /// The context of any chain, whose links run one by one, its streams, and the tasks of its links, which
+    /// [`conduct`] runs.
     pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
         body: Option<RequestBody>,
-    ) -> (Arc<ChainContext>, LoopTasks) {
+        may_stream: bool,
+    ) -> (Arc<ChainContext>, KeptStreams, LoopTasks) {
         let queue = Arc::new(LoopQueue::open());
-        let mut context = ChainContext::whole(on, scope, body, false);
-        Arc::get_mut(&mut context)
-            .expect("it has just been made")
-            .loop_queue = Some(Arc::clone(&queue));
-        (context, LoopTasks(queue))
+        let loop_queue = Some(Arc::clone(&queue));
+        let (context, kept) = ChainContext::new(on, scope, body, (may_stream, loop_queue));
+        (context, kept, LoopTasks(queue))
     }
 
     /// The call of the first link of `chain`.
@@ -124,11 +173,25 @@ impl ChainContext {
         }
     }
 
-    /// Keeps the producer of a response that a function gets from another one, and numbers it.
+    /// Keeps the producer of a response that a function gets from another one, and numbers it. When the chain has
+    /// ended, the producer is dropped.
     fn keep(&self, producer: Producer) -> u32 {
-        let number = self.last_stream.fetch_add(1, SeqCst) + 1;
-        self.streams.lock().insert(number, producer);
-        number
+        match &mut *self.streams.lock() {
+            Streams::Open { kept, last, .. } => {
+                *last += 1;
+                kept.insert(*last, producer);
+                *last
+            }
+            Streams::Closed => u32::MAX,
+        }
+    }
+
+    /// Takes the producer with this number, if there is one.
+    fn take(&self, number: u32) -> Option<Producer> {
+        match &mut *self.streams.lock() {
+            Streams::Open { kept, .. } => kept.remove(&number),
+            Streams::Closed => None,
+        }
     }
 
     /// The error that a caller is shown for a failure. When the failure passes through several callers, all of them see
@@ -265,14 +328,8 @@ impl LinkCall {
         };
         let outcome = lease.run(from, job).await;
         // What produces the body of the response runs on the same worker.
-        let streams = matches!(
-            &outcome,
-            Ok(Ok(Reply {
-                body: ReplyBody::Stream(_),
-                ..
-            }))
-        );
-        if last && !streams {
+        let streams = |reply: &Reply| reply.producer().is_some();
+        if last && !matches!(&outcome, Ok(Ok(reply)) if streams(reply)) {
             scope.worker.release().await;
         }
         outcome.map_err(busy)?
@@ -335,34 +392,35 @@ impl LinkCall {
         }
     }
 
-    /// Whether the function may produce the body of its response while it is sent: it is all of its chain, and nothing
-    /// of it waits for a commit (R9).
-    fn may_stream(&self) -> bool {
-        self.context.may_stream
-            && self.chain.len() == 1
-            && self.call_path.is_empty()
-            && !self.chain.view().view.transaction.atomic
+    /// Whether the call of a plain component may go on after its head, to produce the body while it is sent.
+    fn may_stream(&self) -> MayStream {
+        // What belongs to a transaction waits for the commit (R9), which the configuration can move to the head.
+        let commits = !self.member.is_in_level() || self.link().module.grants.commit_at_head;
+        let is_alone = self.call_path.is_empty() && !self.member.is_in_level();
+        match self.context.may_stream {
+            false => MayStream::Never,
+            true if !commits => MayStream::ToReadStream,
+            true if !is_alone => MayStream::HoldingNothing,
+            true => MayStream::Always,
+        }
     }
 
     /// The result of the link. When the link has failed, its transaction rolls back, whatever the callers make of the
     /// failure (R9).
     fn finished(&self, answer: Result<GuestResult, Failure>) -> LinkResult {
+        let goes_on = |reply: &Reply| reply.producer().is_some_and(Producer::is_rest);
+        let goes_on = matches!(&answer, Ok(Ok(reply)) if goes_on(reply));
         let outcome = match answer {
             Ok(Ok(reply)) => self.with_stream(reply),
             Ok(Err(error)) => Err(self.returned(error)),
             Err(failure) => Err(self.own(failure)),
         };
         let failed = outcome.as_ref().map_or(500, |response| response.status) >= 500;
-        if let Ok(Reply {
-            body: ReplyBody::Stream(producer),
-            ..
-        }) = &outcome
-            && producer.is_rest()
-        {
-            // The function goes on.
-            return outcome;
-        }
-        match self.member.end(failed) {
+        let ended = match goes_on {
+            true => self.member.goes_on(failed),
+            false => self.member.end(failed),
+        };
+        match ended {
             Err(error) if !failed => Err(Failure {
                 call_path: self.call_path_here(),
                 ..not_kept(&error)
@@ -376,8 +434,7 @@ impl LinkCall {
         let ReplyBody::PassedOn(number) = reply.body else {
             return Ok(reply);
         };
-        let producer = self.context.streams.lock().remove(&number);
-        let producer = producer.ok_or_else(|| {
+        let producer = self.context.take(number).ok_or_else(|| {
             self.own(Failure::view(format!(
                 "the view passes on the stream {number}, which it did not get, or has passed on already"
             )))
@@ -575,9 +632,13 @@ impl CallChain for LinkCall {
         self: Arc<Self>,
         to: Callee,
         mut request: types::Request,
+        body: Option<RequestBody>,
     ) -> BoxFuture<'static, Result<types::Response, types::Error>> {
         async move {
-            let link_call = self.call_chain(to, &mut request)?;
+            let mut link_call = self.call_chain(to, &mut request)?;
+            if body.is_some() {
+                link_call.body = body;
+            }
             let called = Called::new(to, &link_call);
             // Gives the member up as soon as the guest drops its call, and this future with it. Later would be too
             // late: the transaction may be committed before the loop gets to the task.
@@ -588,6 +649,19 @@ impl CallChain for LinkCall {
             called.shown(outcome.unwrap_or_else(|_| Err(cancelled(self.scope()))))
         }
         .boxed()
+    }
+
+    fn read_stream(&self, number: u32, length: Option<u64>) -> Result<StreamBody, Failure> {
+        let ChainContext { scope, streams, .. } = &*self.context;
+        let gone = || Failure::view("the request is answered already");
+        let producer = self.context.take(number).ok_or_else(gone)?;
+        let (account, max) = (&scope.origin.account, scope.limits.stream_max_bytes);
+        let (writer, body) = stream(account, max, length)?;
+        match &mut *streams.lock() {
+            Streams::Open { inner, .. } => inner.push(Streaming { producer, writer }),
+            Streams::Closed => return Err(gone()),
+        }
+        Ok(body)
     }
 
     fn publish(&self, topic: &str, payload: Vec<u8>) -> Result<(), NotPublished> {

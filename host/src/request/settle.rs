@@ -90,9 +90,9 @@ pub(super) async fn settle(scope: &Scope, face: Face, outcome: LinkResult) -> Se
         // Cancels what the view left running, so that the rollback need not wait for it.
         scope.deadline.cancel(Ended::Failed);
     }
-    if response.is_ok() && streaming.as_ref().is_some_and(Streaming::is_rest) {
-        // The function goes on, and nothing of it waits for a commit. What it leaves open is rolled back when it has
-        // ended.
+    let goes_on = response.is_ok() && streaming.as_ref().is_some_and(Streaming::is_rest);
+    if goes_on && !scope.view.transaction.atomic {
+        // Nothing of the function waits for a commit. What it leaves open is rolled back when it has ended.
         scope.begin_stream();
         return Settled {
             response,
@@ -114,6 +114,9 @@ pub(super) async fn settle(scope: &Scope, face: Face, outcome: LinkResult) -> Se
             Fate::RolledBack
         }
     };
+    if goes_on && response.is_ok() {
+        scope.begin_stream();
+    }
     Settled {
         streaming: streaming.filter(|_| response.is_ok()),
         response,

@@ -340,6 +340,8 @@ pub struct Member {
     isolation: Option<Isolation>,
     /// Number of levels that the function has begun. A level counts from the guest's call on until it has ended.
     claims: Arc<AtomicUsize>,
+    /// Number of calls of the function on a database that are in flight.
+    calls: AtomicUsize,
     /// The ids of the jobs and exclusions that the function is called from, and of its own exclusions: whatever it
     /// calls is called from these ([`crate::threads::handoff`]).
     from: Mutex<Vec<u64>>,
@@ -352,15 +354,22 @@ pub struct Member {
 /// Whether a function may still do something. A function that was given up takes along all functions that it has called,
 /// directly or not: they may run on another thread, or be waited for by one that does not know yet.
 struct Life {
-    /// `WAITS`, `RUNS` or `IS_OVER`.
+    /// `WAITS`, `RUNS`, `GOES_ON` or `IS_OVER`.
     state: AtomicU8,
     caller: Option<Arc<Life>>,
 }
 
 impl Life {
     fn is_over(&self) -> bool {
-        std::iter::successors(Some(self), |life| life.caller.as_deref())
-            .any(|life| life.state.load(SeqCst) == IS_OVER)
+        for life in std::iter::successors(Some(self), |life| life.caller.as_deref()) {
+            match life.state.load(SeqCst) {
+                IS_OVER => return true,
+                // Whether its callers have ended does not matter to it any more.
+                GOES_ON => return false,
+                _ => {}
+            }
+        }
+        false
     }
 }
 
@@ -368,6 +377,8 @@ const WAITS: u8 = 0;
 const RUNS: u8 = 1;
 /// The function has ended, or nobody waits for it any more.
 const IS_OVER: u8 = 2;
+/// The function has answered, and goes on to produce the body of the response. Its callers do not wait for it.
+const GOES_ON: u8 = 3;
 
 impl Member {
     fn new(
@@ -387,6 +398,7 @@ impl Member {
             read_only,
             isolation,
             claims: Arc::default(),
+            calls: AtomicUsize::new(0),
             from: Mutex::default(),
             order: tokio::sync::Mutex::default(),
             life: Arc::new(Life {
@@ -528,11 +540,55 @@ impl Member {
     /// Notes that nobody waits for the function any more. If the function runs, it may be in the middle of its work, so
     /// the transaction that it was called in rolls back.
     pub fn give_up(&self) {
-        let was = self.life.state.swap(IS_OVER, SeqCst);
+        let is_over = |was| (was != GOES_ON).then_some(IS_OVER);
+        let Ok(was) = (self.life.state).fetch_update(SeqCst, SeqCst, is_over) else {
+            return;
+        };
         let reason = (was == RUNS).then_some(Reason::MemberGivenUp);
         if let Some(base) = self.base.filter(|_| was != IS_OVER) {
             self.transaction.effects.part(base, reason);
         }
+    }
+
+    /// Notes that the function has answered and goes on, to produce the body of its response. It leaves the level that
+    /// it was called in: what it does from now on is outside of that level, and nobody can give it up. If it failed, the
+    /// transaction rolls back (R9).
+    ///
+    /// # Errors
+    /// When the function was given up, or its level has ended before: then nothing that it did is kept.
+    pub fn goes_on(&self, failed: bool) -> Result<(), Error> {
+        let Member {
+            transaction, base, ..
+        } = self;
+        let state = &self.life.state;
+        let runs = state.compare_exchange(RUNS, GOES_ON, SeqCst, SeqCst);
+        runs.map_err(|_| Error::from(Ended::Answered))?;
+        if failed {
+            transaction.failed.store(true, SeqCst);
+        }
+        let reason = failed.then_some(Reason::MemberFailed);
+        match base.is_none_or(|base| transaction.effects.part(base, reason)) {
+            true => Ok(()),
+            false => Err(left_behind()),
+        }
+    }
+
+    /// Counts a call of the function on a database that is in flight, until the result is dropped.
+    pub fn in_flight(&self) -> InFlight<'_> {
+        self.calls.fetch_add(1, SeqCst);
+        InFlight(self)
+    }
+
+    /// Whether the function has a transaction, a savepoint or a pin open, or a call on a database in flight: others of
+    /// the request may have to wait for it.
+    pub fn holds_any(&self) -> bool {
+        let pins = self.transaction.pins.load(SeqCst);
+        pins > 0 || self.claims.load(SeqCst) > 0 || self.calls.load(SeqCst) > 0
+    }
+
+    /// Whether the function was called in a level of a transaction.
+    pub fn is_in_level(&self) -> bool {
+        self.base.is_some()
     }
 
     /// Notes that the function has ended. If it failed, the transaction rolls back (R9).
@@ -792,6 +848,15 @@ impl Member {
         if let Err(error) = ran {
             self.transaction.effects.history.note(error);
         }
+    }
+}
+
+/// A call on a database that is in flight, until dropped.
+pub struct InFlight<'a>(&'a Member);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, SeqCst);
     }
 }
 

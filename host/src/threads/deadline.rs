@@ -32,6 +32,8 @@ pub enum Need {
     Worker,
     /// A connection of a database.
     Connection,
+    /// The stream of another function's response.
+    Stream,
 }
 
 /// The end of one request, by time or by cancellation.
@@ -43,7 +45,7 @@ pub struct Deadline {
     why: AtomicU8,
     cancelled: Notify,
     /// How many functions wait for each [`Need`], or still did when the time was over.
-    waiting: [AtomicUsize; 3],
+    waiting: [AtomicUsize; 4],
 }
 
 /// A function that waits for something, counted until dropped.
@@ -106,6 +108,10 @@ impl Deadline {
             )
         } else if wanted(Need::Connection) {
             Some("a statement waited for a connection of its database")
+        } else if wanted(Need::Stream) {
+            Some(
+                "middleware of `wasi:http` waited for a body that is produced while it is sent, after the commit: let it answer before it reads the body",
+            )
         } else {
             None
         }

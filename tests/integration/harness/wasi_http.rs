@@ -27,7 +27,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The component of a guest: `p2`, `p3`, `spin` or `wstd`.
+/// The component of a guest: `middleware`, `p2`, `p3`, `spin` or `wstd`.
 pub fn built(guest: &str) -> PathBuf {
     LazyLock::force(&BUILT);
     guests::folder().join(format!(

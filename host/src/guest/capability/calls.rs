@@ -1,5 +1,7 @@
 //! `middleware` and `subrequest`: calls of other guest functions of the same request.
 
+pub(super) mod wasi;
+
 use std::sync::Arc;
 
 use wasmtime::component::{Accessor, HasSelf};
@@ -65,7 +67,7 @@ async fn go(accessor: &Async, to: Callee, request: Request) -> Result<Response, 
     });
     let call_chain = call_chain.ok_or_else(nowhere)?;
     let _held = held(&scope, &request)?;
-    call_chain.go_async(to, request).await
+    call_chain.go_async(to, request, None).await
 }
 
 impl middleware_async::Host for Guest {}

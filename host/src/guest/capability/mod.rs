@@ -225,6 +225,14 @@ pub fn link_handler(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime
     wasmtime_wasi_http::p3::add_to_linker(linker)
 }
 
+/// Adds to `linker` what middleware of `wasi:http` imports in addition: the rest of its chain.
+///
+/// # Errors
+/// As [`link_sync`].
+pub fn link_next_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    calls::wasi::link(linker)
+}
+
 /// Adds the interfaces that have types only.
 fn link_types(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     contract::types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;

@@ -20,6 +20,7 @@ use super::reply::{GuestResult, Producer, in_stream_time, reply, returned};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
+use crate::guest::cpu::CpuTime;
 use crate::guest::store::{Guest, Work};
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
@@ -158,15 +159,17 @@ impl AsyncComponent {
 
 /// Ends a guest that has used up its CPU time, or makes way for what else its loop has to do.
 pub(super) fn preempt(guest: &Guest) -> wasmtime::Result<UpdateDeadline> {
-    guest.work().check_cpu()?;
-    let turns = PREEMPTED.with(Arc::clone);
-    Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns))))
+    let work = guest.work();
+    work.check_cpu()?;
+    let (turns, cpu) = (PREEMPTED.with(Arc::clone), Arc::clone(&work.cpu));
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(turn(turns, cpu))))
 }
 
 /// Waits until a preempted guest may go on. The guests that its loop preempted earlier go first. Then the loop polls
 /// its sockets and runs the tasks that are ready. So a guest that has not been preempted yet waits for one slice of one
 /// preempted guest, however many guests compute on its loop (R5).
-async fn turn(turns: Arc<Semaphore>) {
+async fn turn(turns: Arc<Semaphore>, cpu: Arc<CpuTime>) {
+    let _wants = cpu.wants_turn();
     let _turn = turns.acquire().await;
     // tokio polls the sockets of the loop when a task yields this way.
     tokio::task::yield_now().await;

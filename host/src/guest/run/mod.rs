@@ -12,6 +12,6 @@ mod wasi_http;
 
 pub use r#async::AsyncComponent;
 pub use engine::{Engines, PoolSizes};
-pub use reply::{GuestResult, Producer, Reply, ReplyBody, Run};
+pub use reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, Run};
 pub use sync::SyncComponent;
 pub use wasi_http::{Handler, Incoming, IncomingHandler, after_answer};

@@ -40,6 +40,14 @@ pub enum ReplyBody {
 }
 
 impl Reply {
+    /// What produces its body, if the body is produced while it is sent.
+    pub fn producer(&self) -> Option<&Producer> {
+        match &self.body {
+            ReplyBody::Stream(producer) => Some(producer),
+            ReplyBody::Bytes(_) | ReplyBody::PassedOn(_) => None,
+        }
+    }
+
     /// The reply in the form of the contract, for the guest that has called the function. `keep` keeps the producer of
     /// a body that is a stream, and returns the stream's number.
     pub fn into_contract(self, keep: impl FnOnce(Producer) -> u32) -> types::Response {
@@ -108,10 +116,26 @@ pub struct Producer {
     pub slot: Option<CallSlot>,
 }
 
+/// Whether the call of a plain component may go on after its head, to produce the body while it is sent. Without that,
+/// the whole body is kept until the call has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayStream {
+    /// Not at all.
+    Never,
+    /// Only to read the stream of another function, which begins after the commit.
+    ToReadStream,
+    /// Only while it has no transaction and no pin open, and no call on a database in flight: the end of the request's
+    /// transaction, and other functions of the request, would wait for these.
+    HoldingNothing,
+    /// Whatever it has open.
+    Always,
+}
+
 /// How a [`Producer`] runs. The future has to be polled where [`Producer::mode`] says; it may block there.
 pub enum Run {
-    /// As the rest of the call that has made the head. It ends the body with a failure when it returns one.
-    Rest(Box<dyn FnOnce(StreamWriter) -> Producing + Send>),
+    /// As the rest of the call that has made the head. It ends the body with a failure when it returns one. The second
+    /// argument: whether the body is the one that the client gets.
+    Rest(Box<dyn FnOnce(StreamWriter, bool) -> Producing + Send>),
     /// As another call of the instance, with a scope of its own.
     Call(Box<dyn FnOnce(Work) -> Producing + Send>),
 }
@@ -123,14 +147,14 @@ impl Producer {
     /// The rest of the call that has made the head.
     pub(super) fn rest<F>(
         mode: Mode,
-        run: impl FnOnce(StreamWriter) -> F + Send + 'static,
+        run: impl FnOnce(StreamWriter, bool) -> F + Send + 'static,
     ) -> Producer
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         Producer {
             mode,
-            run: Run::Rest(Box::new(|writer| run(writer).boxed())),
+            run: Run::Rest(Box::new(|writer, to_client| run(writer, to_client).boxed())),
             slot: None,
         }
     }

@@ -33,19 +33,21 @@ use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
 use super::limits::{in_time, limit, metered};
-use super::reply::{GuestResult, Producer, Reply, ReplyBody, failed, in_stream_time};
+use super::reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, failed, in_stream_time};
 use super::sync::{TICKS_BETWEEN_LOOKS, look_and_yield};
 use crate::budget::Room;
 use crate::config::Reuse;
+use crate::contract::types;
 use crate::guest::cpu::CpuTime;
-use crate::guest::store::{Guest, Work};
+use crate::guest::store::{Guest, Next, Work};
 use crate::http::message::{HeadSize, check_trailers};
 use crate::http::stream::{NotWritten, StreamWriter};
 use crate::scope::Scope;
+use crate::scope::transaction::Member;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::workers;
-use crate::view::Mode;
+use crate::view::{Kind, Mode};
 
 /// The most bytes of a body that are collected before it is streamed.
 const FIRST_BYTES: usize = 64 << 10;
@@ -107,8 +109,7 @@ impl IncomingHandler {
         Arc::new(IncomingHandler { proxy, pool })
     }
 
-    /// Answers a request on this thread, which has to be that of a sync worker. `streams`: whether the body may be
-    /// produced while it is sent.
+    /// Answers a request on this thread, which has to be that of a sync worker.
     ///
     /// # Errors
     /// A failure that explains the trap, the limit that was reached, why the request has ended, or what is wrong with
@@ -118,9 +119,10 @@ impl IncomingHandler {
         work: Work,
         guest: impl FnOnce(Work) -> Guest + Send + 'static,
         request: Incoming,
-        streams: bool,
+        may_stream: MayStream,
     ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        let streams = Streams::new(&work, may_stream);
         let head = Arc::new(Head::default());
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head));
         let running = Running::new(running, &cpu, head, None, &METRICS.sync_instances);
@@ -150,7 +152,7 @@ impl IncomingHandler {
             _ => Scheme::Http,
         };
         let set = move |answer: Result<http::Response<WasiBody>, _>| {
-            head.set(answer.map_err(|code| format!("{code:?}")));
+            head.set(answer.map_err(|code| refused(&format!("{code:?}"))));
         };
         let answered = async {
             let mut http = store.data_mut().http();
@@ -209,18 +211,22 @@ impl Handler {
         Arc::new(Handler { service, pool })
     }
 
-    /// Answers a request on this loop. `streams`: whether the body may be produced while it is sent.
+    /// Answers a request on this loop.
     ///
     /// # Errors
     /// As [`IncomingHandler::call`].
     pub async fn call(
         self: &Arc<Self>,
-        work: Work,
+        mut work: Work,
         guest: impl FnOnce(Work) -> Guest + Send + 'static,
         request: Incoming,
-        streams: bool,
+        may_stream: MayStream,
     ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
+        if work.view.kind == Kind::Middleware {
+            work.next = Some(Arc::default());
+        }
+        let streams = Streams::new(&work, may_stream);
         let head = Arc::new(Head::default());
         let (over, is_over) = oneshot::channel();
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head), is_over);
@@ -257,7 +263,15 @@ impl Handler {
                     // The component's writes are passed on only while this future exists.
                     let _ = is_over.await;
                 }
-                Err(code) => head.set(Err(format!("{code:?}"))),
+                Err(code) => {
+                    // The component has passed the error of the rest of its chain on.
+                    let next = accessor.with(|mut store| store.get().work().next.clone());
+                    let error = next.and_then(|next| next.error.lock().take());
+                    head.set(Err(match error {
+                        Some(error) => Refusal::PassedOn(error),
+                        None => refused(&format!("{code:?}")),
+                    }));
+                }
             }
             poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
             wasmtime::Result::Ok(())
@@ -303,11 +317,57 @@ impl Handler {
 
 /// The answer of a component, once it has been set.
 #[derive(Default)]
-struct Head(Mutex<Option<Result<http::Response<WasiBody>, String>>>);
+struct Head(Mutex<Option<Answer>>);
+
+type Answer = Result<http::Response<WasiBody>, Refusal>;
+
+/// What a component answers in place of a response.
+enum Refusal {
+    /// An error code of its own.
+    Own(Failure),
+    /// The error that it got from the rest of its chain.
+    PassedOn(types::Error),
+}
+
+fn refused(code: &str) -> Refusal {
+    let sentence = format!("the component answered with the error {code}");
+    Refusal::Own(Failure::view(sentence))
+}
 
 impl Head {
-    fn set(&self, answer: Result<http::Response<WasiBody>, String>) {
+    fn set(&self, answer: Answer) {
         *self.0.lock() = Some(answer);
+    }
+}
+
+/// Whether a call may go on after its head.
+struct Streams {
+    may: MayStream,
+    member: Arc<Member>,
+    next: Option<Arc<Next>>,
+}
+
+impl Streams {
+    fn new(work: &Work, may: MayStream) -> Streams {
+        Streams {
+            may,
+            member: Arc::clone(&work.member),
+            next: work.next.clone(),
+        }
+    }
+
+    /// Whether the call may go on now.
+    fn may(&self) -> bool {
+        let reads_stream = || {
+            let next = self.next.as_ref();
+            next.is_some_and(|next| next.streams.load(SeqCst))
+        };
+        match self.may {
+            MayStream::Never => false,
+            MayStream::ToReadStream => reads_stream() && !self.member.holds_any(),
+            MayStream::HoldingNothing => !self.member.holds_any(),
+            MayStream::Always => true,
+        }
     }
 }
 
@@ -419,21 +479,16 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(
-        answer: Result<http::Response<WasiBody>, String>,
-        scope: &Scope,
-    ) -> Result<Collected, Failure> {
-        let answer = answer
-            .map_err(|code| Failure::view(format!("the component answered with the error {code}")));
-        let (parts, body) = answer?.into_parts();
-        Ok(Collected {
+    fn new(answer: http::Response<WasiBody>, scope: &Scope) -> Collected {
+        let (parts, body) = answer.into_parts();
+        Collected {
             parts,
             body,
             bytes: BytesMut::new(),
             trailers: None,
             room: Room::empty(&scope.origin.account),
             ended: false,
-        })
+        }
     }
 
     /// Takes what there is of the body, up to `max` bytes. Returns whether there was anything.
@@ -491,7 +546,7 @@ const NO_ANSWER: &str =
     "the component has ended without an answer (it never set its `response-outparam`)";
 
 /// How far an answer has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq)]
 enum Answered {
     /// It is whole, and the call has ended.
     Whole,
@@ -499,6 +554,8 @@ enum Answered {
     WithoutInstance,
     /// The rest of its body is to be streamed.
     Begun,
+    /// It is the error of the rest of the chain.
+    WithError(types::Error),
 }
 
 /// Logs the failure of a function that was still running when its answer was whole.
@@ -511,16 +568,11 @@ pub fn after_answer(scope: &Scope, failure: &Failure) {
 async fn answer(
     running: Running,
     scope: &Arc<Scope>,
-    streams: bool,
+    streams: Streams,
     mode: Mode,
 ) -> Result<GuestResult, Failure> {
     let mut running = Some(running);
     let mut collected: Option<Collected> = None;
-    // Without streaming, the whole body is kept until the call has ended.
-    let (most, held) = match streams {
-        true => (FIRST_BYTES, u64::MAX),
-        false => (usize::MAX, scope.limits.response_max_bytes),
-    };
     let answered = poll_fn(|context| {
         let running = running.as_mut().expect("it is there until it is done");
         loop {
@@ -528,8 +580,20 @@ async fn answer(
             if collected.is_none()
                 && let Some(answer) = running.head.0.lock().take()
             {
-                collected = Some(Collected::new(answer, scope)?);
+                match answer {
+                    Ok(answer) => collected = Some(Collected::new(answer, scope)),
+                    Err(Refusal::Own(failure)) => return Poll::Ready(Err(failure)),
+                    Err(Refusal::PassedOn(error)) => {
+                        return Poll::Ready(Ok(Answered::WithError(error)));
+                    }
+                }
             }
+            let streams = streams.may();
+            // Without streaming, the whole body is kept until the call has ended.
+            let (most, held) = match streams {
+                true => (FIRST_BYTES, u64::MAX),
+                false => (usize::MAX, scope.limits.response_max_bytes),
+            };
             let Some(collected) = &mut collected else {
                 let silent = || Failure::view(NO_ANSWER);
                 return match over {
@@ -558,16 +622,23 @@ async fn answer(
                     (false, None) => Poll::Ready(Err(unfinished())),
                 };
             }
+            // Whoever is left while it waits for its turn to compute holds up all others on its loop (R5).
+            let may_be_left = streams && !running.cpu.is_preempted();
             match any {
-                _ if collected.bytes.len() >= most => return Poll::Ready(Ok(Answered::Begun)),
+                _ if collected.bytes.len() >= most && may_be_left => {
+                    return Poll::Ready(Ok(Answered::Begun));
+                }
                 // The component may have waited for room in its body.
                 true => {}
-                false if streams => return Poll::Ready(Ok(Answered::Begun)),
+                false if may_be_left => return Poll::Ready(Ok(Answered::Begun)),
                 false => return Poll::Pending,
             }
         }
     });
-    let answered = answered.await?;
+    let answered = match answered.await? {
+        Answered::WithError(error) => return Ok(Err(error)),
+        answered => answered,
+    };
     let running = running.expect("it is not taken elsewhere");
     let collected = collected.expect("there is a head when there is an answer");
     if let Some(trailers) = &collected.trailers {
@@ -604,7 +675,7 @@ fn reply(
             running.give_back();
             None
         }
-        Answered::WithoutInstance => None,
+        Answered::WithoutInstance | Answered::WithError(_) => None,
     };
     let (body, trailers) = match running {
         None => (ReplyBody::Bytes(bytes.into()), trailers),
@@ -616,7 +687,8 @@ fn reply(
                 trailers,
                 scope: Arc::clone(scope),
             };
-            let producer = Producer::rest(mode, |writer| rest.produce(writer));
+            let produce = |writer, to_client| rest.produce(writer, to_client);
+            let producer = Producer::rest(mode, produce);
             (ReplyBody::Stream(producer), None)
         }
     };
@@ -645,8 +717,8 @@ struct Rest {
 }
 
 impl Rest {
-    /// Passes the body on to the client while the component goes on, until both have ended.
-    async fn produce(self, writer: StreamWriter) -> Result<(), Failure> {
+    /// Passes the body on while the component goes on, until both have ended.
+    async fn produce(self, writer: StreamWriter, to_client: bool) -> Result<(), Failure> {
         let Rest {
             mut running,
             first,
@@ -682,7 +754,10 @@ impl Rest {
                         done?;
                         passed = true;
                         running.body_over();
-                        scope.end_stream(cpu.used());
+                        // A function that reads this body may still write its own.
+                        if to_client {
+                            scope.end_stream(cpu.used());
+                        }
                     }
                     Poll::Pending if over && waits.load(SeqCst) => {
                         let failure = running.failure();

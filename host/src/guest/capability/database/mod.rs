@@ -185,14 +185,16 @@ async fn end(
     commit: bool,
 ) -> wasmtime::Result<Result<(), Error>> {
     let begun = accessor.with(|mut store| store.get().table.delete(transaction))?;
-    Ok(in_turn(begun.end(Face::Async, commit)).await)
+    Ok(in_turn(accessor, begun.end(Face::Async, commit)).await)
 }
 
 /// Runs a call outside of tokio's cooperative budget. A call takes its place in the order of the guest's calls (R8)
 /// when it is first polled. With a used-up budget, tokio would make that poll wait, and calls that came later could
 /// overtake it.
-fn in_turn<T>(call: impl Future<Output = T>) -> impl Future<Output = T> {
-    tokio::task::unconstrained(call)
+async fn in_turn<T>(accessor: &Async, call: impl Future<Output = T>) -> T {
+    let member = accessor.with(|mut store| Arc::clone(&store.get().work().member));
+    let _in_flight = member.in_flight();
+    tokio::task::unconstrained(call).await
 }
 
 impl database_async::Host for Guest {
@@ -208,7 +210,10 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         sql: String,
         params: Vec<Value>,
     ) -> wasmtime::Result<Result<Table, Error>> {
-        Ok(in_turn(async { session(accessor, &name)?.query(sql, params).await }).await)
+        Ok(in_turn(accessor, async {
+            session(accessor, &name)?.query(sql, params).await
+        })
+        .await)
     }
 
     async fn execute(
@@ -217,7 +222,10 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         sql: String,
         params: Vec<Value>,
     ) -> wasmtime::Result<Result<u64, Error>> {
-        Ok(in_turn(async { session(accessor, &name)?.execute(sql, params).await }).await)
+        Ok(in_turn(accessor, async {
+            session(accessor, &name)?.execute(sql, params).await
+        })
+        .await)
     }
 
     async fn open(
@@ -226,7 +234,10 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         sql: String,
         params: Vec<Value>,
     ) -> wasmtime::Result<Result<Resource<Rows>, Error>> {
-        let rows = in_turn(async { session(accessor, &name)?.open(sql, params).await }).await;
+        let rows = in_turn(accessor, async {
+            session(accessor, &name)?.open(sql, params).await
+        })
+        .await;
         accessor.with(|mut store| handed(&mut store.get().table, rows))
     }
 
@@ -234,7 +245,7 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         accessor: &Async,
         name: String,
     ) -> wasmtime::Result<Result<Resource<TransactionHandle>, Error>> {
-        let level = in_turn(async { session(accessor, &name)?.begin().await }).await;
+        let level = in_turn(accessor, async { session(accessor, &name)?.begin().await }).await;
         accessor.with(|mut store| handed(&mut store.get().table, level))
     }
 
@@ -242,7 +253,7 @@ impl database_async::HostWithStore<Guest> for HasSelf<Guest> {
         accessor: &Async,
         name: String,
     ) -> wasmtime::Result<Result<Resource<Pinned>, Error>> {
-        let pinned = in_turn(async { session(accessor, &name)?.pin().await }).await;
+        let pinned = in_turn(accessor, async { session(accessor, &name)?.pin().await }).await;
         accessor.with(|mut store| handed(&mut store.get().table, pinned))
     }
 }

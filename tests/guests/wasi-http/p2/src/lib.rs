@@ -53,6 +53,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Component {
             "outbound" => outbound(&target, None, out),
             "outbound-post" => outbound(&target, Some(&request), out),
             "rows" => Answer::text(out, &insert(&target)),
+            "rows-late" => rows_late(&target, out),
             "rows-fail" => {
                 insert(&target);
                 fail(target.text("how"), &target, out);
@@ -279,6 +280,18 @@ fn drip(target: &Target, out: ResponseOutparam) {
         }
     }
     answer.finish(None);
+}
+
+/// Inserts a row when the head of the answer is out, and tells how many there are.
+fn rows_late(target: &Target, out: ResponseOutparam) {
+    let answer = Answer::begin(out, 200, &[]);
+    if answer.write("begun\n".to_owned()).is_err() {
+        return;
+    }
+    sleep(target);
+    if answer.write(insert(target)).is_ok() {
+        answer.finish(None);
+    }
 }
 
 /// Writes as programs do that do not block in the stream: as much as there is room for, then waits for more room.

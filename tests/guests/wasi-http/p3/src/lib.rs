@@ -58,6 +58,7 @@ impl wasip3::exports::http::handler::Guest for Component {
             "outbound" => outbound(&target, None).await,
             "outbound-post" => outbound(&target, Some(request)).await,
             "rows" => text(insert(&target).await),
+            "rows-late" => rows_late(target),
             "rows-fail" => {
                 insert(&target).await;
                 let how = target.text("how").to_owned();
@@ -325,6 +326,16 @@ fn drip(target: Target) -> Result<Response, ErrorCode> {
                 break;
             }
         }
+        Ok(None)
+    })
+}
+
+/// Inserts a row when the head of the answer is out, and tells how many there are.
+fn rows_late(target: Target) -> Result<Response, ErrorCode> {
+    answer(200, &[], async move |body| {
+        write(body, "begun\n").await;
+        sleep(&target).await;
+        write(body, insert(&target).await).await;
         Ok(None)
     })
 }
