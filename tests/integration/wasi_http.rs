@@ -330,6 +330,24 @@ async fn r15_a_client_that_leaves_ends_the_component(version: Version) {
 }
 both_versions!(r15_a_client_that_leaves_ends_the_component);
 
+/// Also when there is something in the socket that the component does not read.
+async fn r15_a_client_that_leaves_its_upload_ends_the_component(version: Version) {
+    let server = serve(version, "stream_bodies = true\natomic = false").await;
+    for body in [100, 40_000] {
+        let mark = server.log.mark();
+        let mut raw = Raw::connect(&server).await;
+        let head = "POST /x/sleep?ms=60000 HTTP/1.1\r\nhost: a\r\ncontent-length: 3000000\r\n\r\n";
+        raw.send(head).await;
+        raw.send("x".repeat(body)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(raw);
+        let lines = server.log.requests(mark, 1).await;
+        assert_eq!(lines[0].number("status"), 499, "{lines:#?}");
+        server.assert_baseline().await;
+    }
+}
+both_versions!(r15_a_client_that_leaves_its_upload_ends_the_component);
+
 async fn heads_have_limits(version: Version) {
     let server = serve(version, "").await;
     for code in [200, 204, 304, 404, 418, 503, 599] {

@@ -6,9 +6,11 @@
 //! that case this module reads from the socket itself, to see the end, and hyper gets the bytes later.
 //!
 //! A client that closes its sending direction (`shutdown`) counts as disconnected, as it does for hyper when nothing
-//! follows the request. There is a limit on the bytes that this module keeps for hyper. A client that sends more than
-//! that after a complete request, before the response, can no longer be watched, and its connection is ended. On
-//! HTTP/2, hyper always reads, and nothing is done here.
+//! follows the request. While a view gets its body as it arrives, the end may lie behind bytes that the view does not
+//! read. Then this module asks the kernel from time to time; the kernel knows the end once all bytes before it have
+//! arrived. There is a limit on the bytes that this module keeps for hyper. A client that sends more than that after a
+//! complete request, before the response, can no longer be watched, and its connection is ended. On HTTP/2, hyper always
+//! reads, and nothing is done here.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -16,18 +18,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use http::{Request, Version};
 use hyper::body::{Body, Frame, SizeHint};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_io_timeout::TimeoutStream;
 
 use crate::budget::{Account, Room};
 
 /// The most bytes that a client may send after a request that is not answered yet.
 const AHEAD_MAX: usize = 256 << 10;
+/// How often the kernel is asked whether the client is there, while a body arrives that nobody reads.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The most bytes that are read ahead in one read.
 const AHEAD_STEP: usize = 16 << 10;
 /// How many bytes a client may have sent that are not a request yet, without memory being drawn from the budget. If
@@ -44,6 +51,8 @@ pub(super) struct Socket {
     ended: bool,
     /// Whether hyper waits for the socket to become readable, and so sees the end itself.
     hyper_waits: bool,
+    /// When the kernel is to be asked next whether the client is there.
+    ask: Option<Pin<Box<Sleep>>>,
     /// The number of bytes read of the head of the next request. `known` is the number of requests before it.
     head: usize,
     known: u32,
@@ -203,6 +212,7 @@ impl Socket {
             ahead: BytesMut::new(),
             ended: false,
             hyper_waits: false,
+            ask: None,
             head: 0,
             known: 0,
             room: Room::empty(account),
@@ -221,10 +231,13 @@ impl Socket {
         if std::mem::take(&mut self.hyper_waits) {
             return Ok(());
         }
-        // Until a request has arrived completely, there is no view to cancel, and hyper reads.
-        if self.watch.stage() != WHOLE {
-            return Ok(());
+        match self.watch.stage() {
+            WHOLE => {}
+            BODY => return self.ask(cx),
+            // There is no view to cancel, and hyper reads.
+            _ => return Ok(()),
         }
+        self.ask = None;
         while !self.ended && self.ahead.len() < AHEAD_MAX {
             let mut piece = [MaybeUninit::uninit(); AHEAD_STEP];
             let mut piece = ReadBuf::uninit(&mut piece);
@@ -243,6 +256,23 @@ impl Socket {
                 "the client has sent more than 256 kB behind a request that is not answered yet"
             }
         }))
+    }
+
+    /// Asks the kernel whether the client has disconnected, if it is time to: hyper does not read, because the view does
+    /// not read its body.
+    fn ask(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let next = || Box::pin(tokio::time::sleep(ASK_EVERY));
+        let ask = self.ask.get_or_insert_with(next);
+        while ask.as_mut().poll(cx).is_ready() {
+            let socket = self.stream.get_ref();
+            let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+            let now = Timespec::default();
+            if rustix::event::poll(&mut asked, Some(&now))? > 0 {
+                return Err(io::Error::other("the client has gone"));
+            }
+            ask.set(tokio::time::sleep(ASK_EVERY));
+        }
+        Ok(())
     }
 
     /// Checks for the client while a write is pending: hyper does not flush then, so `poll_flush` makes no check.
