@@ -372,6 +372,13 @@ async fn heads_have_limits(version: Version) {
 both_versions!(heads_have_limits);
 
 async fn trailers_are_passed_on(version: Version) {
+    for streams in [false, true] {
+        let server = serve(version, &format!("stream_bodies = {streams}")).await;
+        let request = "POST /x/trailers HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: x-digest\r\n\r\n2\r\nhi\r\n0\r\nx-digest: abc\r\n\r\n";
+        let answer = exchange(&server, request).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(answer.contains("x-digest=abc\n"), "{answer}");
+    }
     for atomic in [false, true] {
         let server = serve(version, &format!("atomic = {atomic}")).await;
         let request = "POST /x/trailers HTTP/1.1\r\nhost: a\r\nconnection: close, te\r\nte: trailers\r\ncontent-length: 2\r\n\r\nhi";

@@ -594,7 +594,10 @@ const PIECE_BYTES: u32 = 64 << 10;
 
 /// A body that the component reads piece by piece.
 fn read_body(body: RequestBody) -> WasiBody {
-    let pieces = stream::try_unfold((body, 0), async |(body, offset)| {
+    let pieces = stream::try_unfold(Some((body, 0)), async |at| {
+        let Some((body, offset)) = at else {
+            return Ok(None);
+        };
         let piece = match &body {
             RequestBody::Arriving(body) => body.read(None, PIECE_BYTES).await,
             RequestBody::Spooled(body) => match body.read_memory(offset, PIECE_BYTES) {
@@ -609,8 +612,12 @@ fn read_body(body: RequestBody) -> WasiBody {
         };
         let failed = |error: io::Error| WasiError::InternalError(Some(error.to_string()));
         let piece = piece.map_err(failed)?;
+        if piece.is_empty() {
+            let trailers = body.trailers().await;
+            return Ok(trailers.map(|trailers| (Frame::trailers(trailers), None)));
+        }
         let next = offset + piece.len() as u64;
-        Ok((!piece.is_empty()).then(|| (Frame::data(piece), (body, next))))
+        Ok(Some((Frame::data(piece), Some((body, next)))))
     });
     StreamBody::new(pieces).boxed_unsync()
 }

@@ -1,6 +1,7 @@
 //! Request bodies. A body is received completely before a view starts, so that a slow client never holds a worker, an
-//! instance or a transaction, unless the view asks for the body as it arrives ([`Arriving`]). A small body is handed to the guest with the request, a larger one is kept in memory, the
-//! largest in a temporary file that is deleted with the request. Memory is drawn from the request's account as bytes
+//! instance or a transaction, unless the view asks for the body as it arrives ([`Arriving`]). A small body is handed to
+//! the guest with the request, a larger one, or one with trailers, is kept in memory, the largest in a temporary file
+//! that is deleted with the request. Memory is drawn from the request's account as bytes
 //! arrive; the announced length is not trusted. When memory is tight, or the request's share is used up, a body goes to
 //! a file earlier.
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Body;
@@ -62,6 +63,14 @@ impl RequestBody {
             RequestBody::Arriving(body) => types::Body::Arriving(body.announced),
         }
     }
+
+    /// The trailers, if there are any. Those of a body that arrives are there when it has been read to its end.
+    pub async fn trailers(&self) -> Option<HeaderMap> {
+        match self {
+            RequestBody::Spooled(body) => body.trailers.clone(),
+            RequestBody::Arriving(body) => body.state.lock().await.trailers.clone(),
+        }
+    }
 }
 
 /// A body that arrives while the guest reads it, from the start to the end. Nothing of it is kept but a piece that has
@@ -81,6 +90,7 @@ struct Arrived {
     read: u64,
     /// How much has arrived.
     length: u64,
+    trailers: Option<HeaderMap>,
 }
 
 impl Arriving {
@@ -107,6 +117,7 @@ impl Arriving {
                 piece: Bytes::new(),
                 read: 0,
                 length: 0,
+                trailers: None,
             }),
         }))
     }
@@ -133,8 +144,12 @@ impl Arriving {
             let Some(frame) = frame else {
                 return Ok(Bytes::new());
             };
-            let Ok(data) = frame?.into_data() else {
-                continue;
+            let data = match frame?.into_data() {
+                Ok(data) => data,
+                Err(frame) => {
+                    state.trailers = frame.into_trailers().ok();
+                    continue;
+                }
             };
             state.length += data.len() as u64;
             if state.length > self.max_bytes {
@@ -154,6 +169,7 @@ impl Arriving {
 /// A body that the host keeps, in memory or in a temporary file.
 pub struct Spooled {
     length: u64,
+    trailers: Option<HeaderMap>,
     storage: Storage,
 }
 
@@ -251,6 +267,7 @@ where
     let mut memory = Memory::new(account);
     let mut file: Option<tokio::fs::File> = None;
     let mut length = 0;
+    let mut trailers = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             Failure::client(
@@ -258,8 +275,12 @@ where
                 format!("The request body broke off: {error}."),
             )
         })?;
-        let Ok(data) = frame.into_data() else {
-            continue;
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok();
+                continue;
+            }
         };
         length += data.len() as u64;
         if length > limits.max_bytes {
@@ -285,20 +306,25 @@ where
         }
     }
     match file {
-        None if length <= limits.inline_bytes => {
+        None if length <= limits.inline_bytes && trailers.is_none() => {
             // Counted until the request ends: the guest may hold copies of the body until then.
             account.charge(length)?;
             Ok(Received::Inline(memory.bytes.into()))
         }
         None => Ok(kept(Spooled {
             length,
+            trailers,
             storage: Storage::Memory(memory.bytes.freeze(), memory.room),
         })),
         Some(mut file) => {
             file.flush().await.map_err(disk)?;
             let storage =
                 Storage::File(file.into_std().await, GaugeGuard::new(&METRICS.body_files));
-            Ok(kept(Spooled { length, storage }))
+            Ok(kept(Spooled {
+                length,
+                trailers,
+                storage,
+            }))
         }
     }
 }
