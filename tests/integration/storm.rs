@@ -1,16 +1,18 @@
-//! Ten thousand requests that are ended at a random host call, and what the host still holds afterwards.
+//! Ten thousand requests that are ended at a random host call, and as many whose bodies stream and break off, and what the
+//! host still holds afterwards.
 
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use crate::harness::server::client;
+use crate::harness::server::{client, client_http2};
 use crate::harness::steps::{
     atomic, end, fetch, get, insert, join, must, nap, next, publish, query, rollback, set, status,
     view,
 };
 use crate::harness::{App, Kind, Reply, Server, eventually};
+use crate::wasi_middleware;
 
 const REQUESTS: usize = 10_000;
 const AT_ONCE: usize = 64;
@@ -314,4 +316,139 @@ async fn storm(server: &Server, numbers: std::ops::Range<usize>, random: &mut fa
     }
     assert!(well > 0, "some come to their end");
     server.app.data.execute("delete from rows").await;
+}
+
+/// A request whose body or whose response's body streams.
+struct Streamed {
+    path: String,
+    what: &'static str,
+    upload: Vec<u8>,
+    /// The body of a complete answer. None: there is no complete answer with a status below 500.
+    whole: Option<Vec<u8>>,
+    leaves_after: Option<Duration>,
+}
+
+impl Streamed {
+    fn new(random: &mut fastrand::Rng, with_middleware: bool) -> Streamed {
+        let mode = ["sync", "async"][random.usize(..2)];
+        let version = ["p2", "p3"][random.usize(..2)];
+        let (count, ms) = (random.usize(1..20), random.u64(..4));
+        let lines = |from: usize| {
+            let lines = (from..from + count).map(|line| format!("line {line}\n"));
+            Some(lines.collect::<String>().into_bytes())
+        };
+        let mut upload = Vec::new();
+        let (path, whole) = match random.usize(..9) {
+            0 => (
+                format!("/streams/{mode}/lines?count={count}&ms={ms}"),
+                lines(0),
+            ),
+            1 => (format!("/{version}/drip?n={count}&ms={ms}"), lines(1)),
+            2 => (
+                format!("/streams/{mode}/big?mb=1"),
+                Some(vec![b'x'; 1 << 20]),
+            ),
+            3 => (format!("/{version}/big?mb=1"), Some(vec![b'.'; 1 << 20])),
+            4 => {
+                upload = vec![b'u'; random.usize(..200_000)];
+                (format!("/{version}/echo"), Some(upload.clone()))
+            }
+            5 => (format!("/streams/{mode}/endless"), None),
+            6 => {
+                let how = ["panic", "error", "declares-5", "declares-9"][random.usize(..4)];
+                (format!("/streams/{mode}/ends/{how}"), None)
+            }
+            _ => {
+                let how =
+                    ["trap-middle", "length-short", "no-finish", "endless"][random.usize(..4)];
+                (format!("/{version}/{how}?ms={ms}"), None)
+            }
+        };
+        let what = match with_middleware {
+            true => ["", "", "upper", "trap-middle", "trap-after"][random.usize(..5)],
+            false => "",
+        };
+        let whole = match what {
+            "upper" => whole.map(|body| body.to_ascii_uppercase()),
+            "trap-middle" | "trap-after" => None,
+            _ => whole,
+        };
+        let leaves = whole.is_none() || random.bool();
+        Streamed {
+            path,
+            what,
+            upload,
+            whole,
+            leaves_after: leaves.then(|| Duration::from_micros(random.u64(..60_000))),
+        }
+    }
+
+    /// Sends the request. A complete answer is the right one. Returns whether there was one.
+    async fn run(&self, server: &Server, client: &reqwest::Client) -> bool {
+        let method = if self.upload.is_empty() {
+            "GET"
+        } else {
+            "POST"
+        };
+        let method = method.parse().expect("it is one");
+        let request = client.request(method, server.url(&self.path));
+        let request = request.header("x-do", self.what).body(self.upload.clone());
+        let answered = Reply::maybe(request);
+        let answered = match self.leaves_after {
+            Some(patience) => tokio::time::timeout(patience, answered).await.ok(),
+            None => Some(answered.await),
+        };
+        let Some(Ok(reply)) = answered else {
+            return false;
+        };
+        let (path, what) = (&self.path, self.what);
+        match &self.whole {
+            _ if reply.status >= 500 => {}
+            Some(whole) => assert!(reply.body == *whole, "{path} {what}: another body"),
+            None => panic!("{path} {what}: a complete answer, {}", reply.status),
+        }
+        reply.status < 500
+    }
+}
+
+/// Clients that leave, functions that trap and lengths that lie, in the middle of bodies, over HTTP/1.1 and HTTP/2: no
+/// client takes a part for the whole, and nothing is left.
+#[tokio::test]
+async fn r16_a_storm_of_broken_streams_leaves_nothing_behind() {
+    let seed = 20_261_129;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let around = [&[][..], &["outer::handler", "sync::around", "mw::handler"]];
+    for around in around {
+        let plain = "atomic = false\nstream_bodies = true";
+        let server = wasi_middleware::serve(around, plain).await;
+        streams(&server, REQUESTS / 10, !around.is_empty(), &mut random).await;
+        let before = Left::of(&server).await;
+        streams(&server, REQUESTS / 2, !around.is_empty(), &mut random).await;
+        eventually("threads and files as before", async || {
+            let after = Left::of(&server).await;
+            match after.threads <= before.threads && after.files <= before.files {
+                true => Ok(()),
+                false => Err((before, after)),
+            }
+        })
+        .await;
+        let after = Left::of(&server).await;
+        assert!(
+            after.memory_kib < before.memory_kib + (64 << 10),
+            "memory: {before:?}, {after:?} (seed {seed})"
+        );
+    }
+}
+
+async fn streams(server: &Server, count: usize, around: bool, random: &mut fastrand::Rng) {
+    let clients = [client(), client_http2()];
+    let requests: Vec<Streamed> = (0..count).map(|_| Streamed::new(random, around)).collect();
+    let runs = requests.iter().enumerate();
+    let runs = runs.map(|(at, request)| request.run(server, &clients[at % 2]));
+    let whole = stream::iter(runs).buffer_unordered(AT_ONCE);
+    let whole = whole
+        .filter(|whole| std::future::ready(*whole))
+        .count()
+        .await;
+    assert!(whole > count / 10 && whole < count, "{whole} of {count}");
 }

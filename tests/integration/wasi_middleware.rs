@@ -12,7 +12,7 @@ use crate::harness::{App, Mode, Reply, Server, guests};
 /// An app with the views of `tests/guests/streams` in both modes, and plain components of both versions below `/p2` and
 /// `/p3`; `mw` is middleware of `wasi:http`, and `outer` is the same once more. `around` is around all of them, outermost
 /// first. `plain`: further keys of the plain components.
-async fn serve(around: &[&str], plain: &str) -> Server {
+pub(crate) async fn serve(around: &[&str], plain: &str) -> Server {
     let mut toml = format!(
         r#"
         [app]
