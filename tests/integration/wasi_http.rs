@@ -371,6 +371,55 @@ async fn heads_have_limits(version: Version) {
 }
 both_versions!(heads_have_limits);
 
+/// A response that is all head declares the length of what is not sent.
+async fn heads_without_bodies_declare_lengths(version: Version) {
+    for atomic in [false, true] {
+        let server = serve(version, &format!("atomic = {atomic}")).await;
+        for (method, code, length) in [
+            ("HEAD", 200, Some("100")),
+            ("HEAD", 404, Some("100")),
+            ("GET", 304, None),
+            ("GET", 204, None),
+        ] {
+            let what = format!("{method} {code}, atomic = {atomic}");
+            let request = server.request(method, &format!("/x/declares?code={code}"));
+            let reply = Reply::of(request).await;
+            assert_eq!((reply.status, reply.body.len()), (code, 0), "{what}");
+            let told = reply.headers("content-length");
+            assert_eq!(told.first().copied(), length, "{what}");
+        }
+        assert_eq!(server.get("/x/declares").await.status, 500);
+        server.assert_baseline().await;
+    }
+}
+both_versions!(heads_without_bodies_declare_lengths);
+
+/// Bytes that are no UTF-8, too.
+async fn header_values_arrive_as_they_are(version: Version) {
+    let server = serve(version, "").await;
+    let request = b"GET /x/headers HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-a: Zo\xeb\r\nx-c: Zo\xc3\xab\r\nx-b: \xff\xfe\x80\r\n\r\n";
+    let answer = exchange(&server, request).await;
+    for line in [
+        "x-a=Zo\\xeb\n",
+        "x-c=Zo\\xc3\\xab\n",
+        "x-b=\\xff\\xfe\\x80\n",
+    ] {
+        assert!(answer.contains(line), "{line} in {answer}");
+    }
+}
+both_versions!(header_values_arrive_as_they_are);
+
+/// What the standard library of Rust does when a program sleeps.
+async fn a_component_may_block_in_wasi(version: Version) {
+    let server = serve(version, "").await;
+    let naps = join_all((0..5).map(|_| server.get("/x/nap?ms=300")));
+    let (naps, hello) = futures::future::join(naps, server.get("/x/hello")).await;
+    assert!(naps.iter().all(|nap| nap.ok() == "slept\n"));
+    hello.ok();
+    server.assert_baseline().await;
+}
+both_versions!(a_component_may_block_in_wasi);
+
 async fn trailers_are_passed_on(version: Version) {
     for streams in [false, true] {
         let server = serve(version, &format!("stream_bodies = {streams}")).await;

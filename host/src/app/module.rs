@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use futures::stream;
+use http::{HeaderName, HeaderValue};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use wasmtime::Engine;
@@ -36,6 +37,7 @@ use crate::guest::run::{
 };
 use crate::guest::store::{Guest, Services, UsualMemory, Work};
 use crate::http::body::RequestBody;
+use crate::http::message::text;
 use crate::http::proxies::FORWARDED_PROTO;
 use crate::scope::{Origin, Scope, Setup};
 use crate::telemetry::error::Failure;
@@ -141,7 +143,7 @@ impl Module {
                 component.call(work, |work| self.guest(work, true), &request)
             }
             Prepared::IncomingHandler(component) => {
-                let request = wasi_request(request, work.body.clone())?;
+                let request = wasi_request(request, &work)?;
                 component.call(work, self.plain_guest(), request, streams)
             }
             Prepared::Async(_) | Prepared::Handler(_) => {
@@ -169,7 +171,7 @@ impl Module {
                 component.call(work, guest, request).await
             }
             Prepared::Handler(component) => {
-                let request = wasi_request(request, work.body.clone())?;
+                let request = wasi_request(request, &work)?;
                 let call = component.call(work, self.plain_guest(), request, streams);
                 // Boxed, so that the other kind of call does not take its room.
                 Box::pin(call).await
@@ -428,7 +430,12 @@ fn prepare(
     inspection: &Inspection,
     grants: &config::Module,
 ) -> anyhow::Result<Prepared> {
-    let known = |import: &str| import.starts_with("wasi:") || interface(import).is_some();
+    let known = |import: &str| {
+        let package = import
+            .strip_prefix("wasi:")
+            .and_then(|it| it.split_once('/'));
+        package.is_some_and(|(package, _)| WASI.contains(&package)) || interface(import).is_some()
+    };
     if let Some(unknown) = inspection.imports.iter().find(|import| !known(import)) {
         bail!(
             "the component imports `{unknown}`, which Amphi does not provide: it has `amphi:view/*`, WASI (clocks, random, stdio, granted folders) and, for components of `wasi:http`, outbound requests"
@@ -447,7 +454,7 @@ fn prepare(
         }
         (World::WasiHttp, Mode::Async) => {
             let mut linker = Linker::new(&engines.r#async);
-            link_handler(&mut linker, grants.blocking_wasi)?;
+            link_handler(&mut linker)?;
             if inspection.is_plain_middleware() {
                 link_next_handler(&mut linker)?;
             }
@@ -483,6 +490,17 @@ fn prepare(
             World::WasiHttp => "the component wants more than Amphi provides to components of `wasi:http`, or another version of it".to_owned(),
         })
 }
+
+/// The packages of WASI that components may import. Sockets are there, and refused when they are used.
+const WASI: [&str; 7] = [
+    "cli",
+    "clocks",
+    "filesystem",
+    "http",
+    "io",
+    "random",
+    "sockets",
+];
 
 /// The exports of components of `wasi:http`, without the rest of their versions.
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2.";
@@ -547,8 +565,9 @@ fn every_request(grants: &config::Module, imports: &[String]) -> Vec<types::View
         .collect()
 }
 
-/// The request of a component of `wasi:http`.
-fn wasi_request(request: types::Request, kept: Option<RequestBody>) -> Result<Incoming, Failure> {
+/// The request of a component of `wasi:http`. A header that is not UTF-8 has its bytes again, unless middleware has
+/// changed it.
+fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failure> {
     let refused = |error: http::Error| {
         let sentence = format!("a component cannot get this request: {error}");
         Failure::client(http::StatusCode::BAD_REQUEST, sentence)
@@ -575,9 +594,16 @@ fn wasi_request(request: types::Request, kept: Option<RequestBody>) -> Result<In
         .method(&*request.method)
         .uri(uri.build().map_err(refused)?);
     for (name, value) in &request.headers {
-        built = built.header(name, value);
+        let mut binary = work.binary.iter();
+        let is_it = |(key, bytes): &&(HeaderName, HeaderValue)| {
+            key == name.as_str() && text(bytes.as_bytes()) == *value
+        };
+        built = match binary.find(is_it) {
+            Some((key, bytes)) => built.header(key, bytes),
+            None => built.header(name, value),
+        };
     }
-    let body = match (request.body, kept) {
+    let body = match (request.body, work.body.clone()) {
         (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => read_body(kept),
         (types::Body::Bytes(bytes), _) => Full::new(bytes.into())
             .map_err(|never| match never {})

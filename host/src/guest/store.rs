@@ -18,6 +18,7 @@ use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
 use crate::guest::stop::Stop;
 use crate::http::body::{BodyLimits, RequestBody};
+use crate::http::message::BinaryHeaders;
 use crate::http::stream::{BodyWriter, StreamBody};
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
@@ -92,6 +93,8 @@ pub struct Work {
     pub call_chain: Option<Arc<dyn CallChain>>,
     /// The request's body, when the host keeps it for reading in pieces.
     pub body: Option<RequestBody>,
+    /// The request's headers whose values are not UTF-8.
+    pub binary: BinaryHeaders,
     /// The body of the response, while the function produces it.
     pub writer: Option<Arc<BodyWriter>>,
     /// What middleware of `wasi:http` has got from the rest of its chain.
@@ -136,6 +139,7 @@ impl Work {
             member,
             call_chain: None,
             body: None,
+            binary: Arc::default(),
             writer: None,
             next: None,
             cpu: Arc::default(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
 
-use super::dispatch::{ChainContext, KeptStreams, LinkCall, LinkResult, busy, conduct};
+use super::dispatch::{ChainContext, KeptStreams, LinkCall, LinkResult, Received, busy, conduct};
 use super::settle::{CheckedBody, CheckedResponse, settle};
 use super::streaming::Streams;
 use crate::app::App;
@@ -19,6 +19,7 @@ use crate::contract::types;
 use crate::database::{Face, Journal};
 use crate::guest::run::Reply;
 use crate::http::body::RequestBody;
+use crate::http::message::BinaryHeaders;
 use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
 use crate::scope::worker_lease::WorkerLease;
@@ -46,6 +47,8 @@ pub struct Attempt<'a> {
     pub params: Arc<[(String, String)]>,
     /// The body, when the host keeps it.
     pub body: Option<RequestBody>,
+    /// The headers whose values are not UTF-8.
+    pub binary: BinaryHeaders,
     /// Whether the body of the response may be produced while it is sent.
     pub streams: bool,
 }
@@ -117,7 +120,11 @@ impl Attempt<'_> {
             journal,
         };
         let scope = Scope::open(self.origin, &link.view, limits, setup);
-        let (on, body) = ((host, self.app), self.body.clone());
+        let on = (host, self.app);
+        let body = Received {
+            body: self.body.clone(),
+            binary: Arc::clone(&self.binary),
+        };
         let params = Arc::clone(&self.params);
         let work = match chain.placement() {
             Placement::Worker => {

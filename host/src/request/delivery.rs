@@ -44,6 +44,7 @@ impl Delivery {
                 chain: &self.chain,
                 params: Arc::default(),
                 body: None,
+                binary: Arc::default(),
                 streams: false,
             };
             let settled = ready.run(self.request()).await;

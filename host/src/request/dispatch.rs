@@ -33,6 +33,7 @@ use crate::guest::run::{GuestResult, MayStream, Producer, Reply, ReplyBody};
 use crate::guest::stop::Stop;
 use crate::guest::store::{CallChain, Callee, NotPublished, Work};
 use crate::http::body::RequestBody;
+use crate::http::message::BinaryHeaders;
 use crate::http::path;
 use crate::http::stream::{StreamBody, stream};
 use crate::scope::transaction::{Member, not_kept};
@@ -54,8 +55,7 @@ pub struct ChainContext {
     host: Arc<Host>,
     /// The request's scope.
     pub scope: Arc<Scope>,
-    /// The request's body, if the host keeps it and guests read it piece by piece.
-    body: Option<RequestBody>,
+    received: Received,
     /// The queue of calls that the loop has to run. None: no function of the chain can make such a call.
     loop_queue: Option<Arc<LoopQueue>>,
     /// Whether the body of a plain component's response may be produced while it is sent.
@@ -63,6 +63,14 @@ pub struct ChainContext {
     streams: Mutex<Streams>,
     /// The last failure in the chain, and the error that its caller was shown for it.
     failure: Mutex<Option<(types::Error, Failure)>>,
+}
+
+/// What has been received of a request, beside what its contract has.
+pub struct Received {
+    /// The body, if the host keeps it and guests read it piece by piece.
+    pub body: Option<RequestBody>,
+    /// The headers whose values are not UTF-8.
+    pub binary: BinaryHeaders,
 }
 
 /// The bodies that wait to be produced. The call slots of the scope limit how many there are.
@@ -110,23 +118,23 @@ impl ChainContext {
     pub fn whole(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
-        body: Option<RequestBody>,
+        received: Received,
         may_stream: bool,
     ) -> (Arc<ChainContext>, KeptStreams) {
-        ChainContext::new(on, scope, body, (may_stream, None))
+        ChainContext::new(on, scope, received, (may_stream, None))
     }
 
     fn new(
         (host, app): (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
-        body: Option<RequestBody>,
+        received: Received,
         (may_stream, loop_queue): (bool, Option<Arc<LoopQueue>>),
     ) -> (Arc<ChainContext>, KeptStreams) {
         let context = Arc::new(ChainContext {
             app: Arc::clone(app),
             host: Arc::clone(host),
             scope: Arc::clone(scope),
-            body,
+            received,
             loop_queue,
             may_stream,
             streams: Mutex::new(Streams::Open {
@@ -145,12 +153,12 @@ impl ChainContext {
     pub fn per_link(
         on: (&Arc<Host>, &Arc<App>),
         scope: &Arc<Scope>,
-        body: Option<RequestBody>,
+        received: Received,
         may_stream: bool,
     ) -> (Arc<ChainContext>, KeptStreams, LoopTasks) {
         let queue = Arc::new(LoopQueue::open());
         let loop_queue = Some(Arc::clone(&queue));
-        let (context, kept) = ChainContext::new(on, scope, body, (may_stream, loop_queue));
+        let (context, kept) = ChainContext::new(on, scope, received, (may_stream, loop_queue));
         (context, kept, LoopTasks(queue))
     }
 
@@ -165,7 +173,7 @@ impl ChainContext {
             chain: Arc::clone(chain),
             index: 0,
             params,
-            body: self.body.clone(),
+            body: self.received.body.clone(),
             call_path: Vec::new(),
             gone_on: AtomicBool::new(false),
             slot: None,
@@ -384,6 +392,7 @@ impl LinkCall {
         Work {
             call_chain: Some(Arc::clone(self) as Arc<dyn CallChain>),
             body: self.body.clone(),
+            binary: Arc::clone(&self.context.received.binary),
             ..Work::new(
                 Arc::clone(self.scope()),
                 Arc::clone(&self.link().view),

@@ -29,7 +29,9 @@ use crate::app::{App, Routed, Target};
 use crate::budget::{Account, Exhausted, Room};
 use crate::http::accept::{Form, form};
 use crate::http::body::{self, Arriving, Received, RequestBody};
-use crate::http::message::{ResponseBody, contract_request, empty, with_allow, without_body};
+use crate::http::message::{
+    ResponseBody, binary_headers, contract_request, empty, with_allow, without_body,
+};
 use crate::http::middleware::{self, Builtin};
 use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
@@ -294,6 +296,7 @@ where
         chain: &routed.chain,
         params: params.into(),
         body: kept,
+        binary: binary_headers(&parts.headers),
         streams: true,
     };
     let mut settled = ready.run(request).await;

@@ -223,6 +223,10 @@ pub fn checked(
             ));
         }
     }
+    if let Some(length) = reply.not_sent {
+        let headers = checked.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
     // The memory for the body is drawn before the transaction is committed: when there is none, the request fails, and
     // the transaction must roll back (R9).
     let (body, streaming) = match reply.body {

@@ -214,12 +214,13 @@ pub fn link_incoming_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()>
     })
 }
 
-/// Adds to `linker` everything that components may import that export `wasi:http/handler` 0.3.
+/// Adds to `linker` everything that components may import that export `wasi:http/handler` 0.3. What blocks in WASI 0.2
+/// holds up the component, and not its loop: such components do not know that they share one.
 ///
 /// # Errors
 /// As [`link_async`].
-pub fn link_handler(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::Result<()> {
-    link_async(linker, blocking_wasi)?;
+pub fn link_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    link_async(linker, true)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
     wasmtime_wasi_http::p3::add_to_linker(linker)

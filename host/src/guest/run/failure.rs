@@ -57,6 +57,12 @@ fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
             guest.grants.limits.handed_over_max()
         ));
     }
+    if cause.contains("total size of fields exceeds limit") {
+        return Some(format!(
+            "the component's header fields have more than {} bytes (`headers_max_bytes` of `[limits]`)",
+            guest.grants.limits.headers_max_bytes
+        ));
+    }
     let random = cause.starts_with("requested len ").then(|| {
         format!(
             "the view asked for more than {} random bytes at once",

@@ -25,6 +25,8 @@ pub struct Reply {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body.
     pub body: ReplyBody,
+    /// The length that the head of a response to HEAD declares.
+    pub not_sent: Option<u64>,
     /// The trailers of a whole body. The producer of another one has its own.
     pub trailers: Option<HeaderMap>,
 }
@@ -102,6 +104,7 @@ pub(super) fn reply<V>(
             .map(|(name, value)| (name, value.into_bytes()))
             .collect(),
         body,
+        not_sent: None,
         trailers: None,
     })
 }

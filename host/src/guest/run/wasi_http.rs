@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::response::Parts;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
@@ -123,7 +123,7 @@ impl IncomingHandler {
     ) -> Result<GuestResult, Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
         let streams = Streams::new(&work, may_stream);
-        let head = Arc::new(Head::default());
+        let head = Arc::new(Head::of(&request));
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head));
         let running = Running::new(running, &cpu, head, None, &METRICS.sync_instances);
         let answer = pin!(answer(running, &scope, streams, Mode::Sync));
@@ -227,7 +227,7 @@ impl Handler {
             work.next = Some(Arc::default());
         }
         let streams = Streams::new(&work, may_stream);
-        let head = Arc::new(Head::default());
+        let head = Arc::new(Head::of(&request));
         let (over, is_over) = oneshot::channel();
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head), is_over);
         let running = Running::new(running, &cpu, head, Some(over), &METRICS.async_instances);
@@ -316,8 +316,11 @@ impl Handler {
 }
 
 /// The answer of a component, once it has been set.
-#[derive(Default)]
-struct Head(Mutex<Option<Answer>>);
+struct Head {
+    answer: Mutex<Option<Answer>>,
+    /// Whether the request is one for the head alone.
+    is_all: bool,
+}
 
 type Answer = Result<http::Response<WasiBody>, Refusal>;
 
@@ -335,8 +338,15 @@ fn refused(code: &str) -> Refusal {
 }
 
 impl Head {
+    fn of(request: &Incoming) -> Head {
+        Head {
+            answer: Mutex::default(),
+            is_all: request.method() == Method::HEAD,
+        }
+    }
+
     fn set(&self, answer: Answer) {
-        *self.0.lock() = Some(answer);
+        *self.answer.lock() = Some(answer);
     }
 }
 
@@ -470,24 +480,29 @@ impl Running {
 /// The part of an answer that has come.
 struct Collected {
     parts: Parts,
-    body: WasiBody,
+    /// None: it has ended, or nobody wants it.
+    body: Option<WasiBody>,
+    /// The length that the head of a response to HEAD declares.
+    not_sent: Option<u64>,
     bytes: BytesMut,
     trailers: Option<HeaderMap>,
     room: Room,
-    /// Whether the body has ended.
-    ended: bool,
 }
 
 impl Collected {
-    fn new(answer: http::Response<WasiBody>, scope: &Scope) -> Collected {
-        let (parts, body) = answer.into_parts();
+    fn new(answer: http::Response<WasiBody>, scope: &Scope, head_is_all: bool) -> Collected {
+        let (mut parts, body) = answer.into_parts();
+        let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&parts.status);
+        let bodiless = head_is_all || bodiless;
+        let declared = bodiless.then(|| parts.headers.remove(header::CONTENT_LENGTH));
+        let length = |value: HeaderValue| value.to_str().ok()?.parse().ok();
         Collected {
+            body: (!bodiless).then_some(body),
+            not_sent: declared.flatten().filter(|_| head_is_all).and_then(length),
             parts,
-            body,
             bytes: BytesMut::new(),
             trailers: None,
             room: Room::empty(&scope.origin.account),
-            ended: false,
         }
     }
 
@@ -499,13 +514,15 @@ impl Collected {
         held: u64,
     ) -> Result<bool, Failure> {
         let mut any = false;
-        while !self.ended && self.bytes.len() < max {
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+        while self.bytes.len() < max
+            && let Some(body) = &mut self.body
+        {
+            let Poll::Ready(frame) = Pin::new(body).poll_frame(context) else {
                 break;
             };
             any = true;
             match frame {
-                None => self.ended = true,
+                None => self.body = None,
                 Some(frame) => match frame.map_err(broke_off)?.into_data() {
                     Ok(data) => self.keep(&data, held)?,
                     Err(frame) => self.trailers = frame.into_trailers().ok(),
@@ -578,10 +595,12 @@ async fn answer(
         loop {
             let over = running.poll_guest(context);
             if collected.is_none()
-                && let Some(answer) = running.head.0.lock().take()
+                && let Some(answer) = running.head.answer.lock().take()
             {
                 match answer {
-                    Ok(answer) => collected = Some(Collected::new(answer, scope)),
+                    Ok(answer) => {
+                        collected = Some(Collected::new(answer, scope, running.head.is_all));
+                    }
                     Err(Refusal::Own(failure)) => return Poll::Ready(Err(failure)),
                     Err(Refusal::PassedOn(error)) => {
                         return Poll::Ready(Ok(Answered::WithError(error)));
@@ -602,12 +621,13 @@ async fn answer(
                 };
             };
             let any = collected.poll_body(context, most, held)?;
-            if collected.ended {
+            let ended = collected.body.is_none();
+            if ended {
                 running.body_over();
             }
             if over {
                 let failure = running.failure();
-                return match (collected.ended, failure) {
+                return match (ended, failure) {
                     // What has not waited for a commit may be sent, as it would have been if it had begun earlier.
                     (true, Some(failure)) if streams => {
                         after_answer(scope, &failure);
@@ -662,7 +682,7 @@ fn reply(
         bytes,
         trailers,
         room,
-        ended,
+        not_sent,
     } = collected;
     let headers = parts.headers.iter();
     let headers = headers
@@ -683,7 +703,7 @@ fn reply(
             let rest = Rest {
                 running,
                 first: room.hold(bytes.freeze()),
-                body: (!ended).then_some(body),
+                body,
                 trailers,
                 scope: Arc::clone(scope),
             };
@@ -696,6 +716,7 @@ fn reply(
         status: parts.status.as_u16(),
         headers,
         body,
+        not_sent,
         trailers,
     }
 }

@@ -34,6 +34,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Component {
             "hello" => Answer::text(out, "Hello from wasi:http 0.2\n"),
             "headers" => headers(&request, out),
             "status" => status(&target, out),
+            "declares" => declares(&target, out),
+            "nap" => {
+                std::thread::sleep(std::time::Duration::from_millis(target.number("ms", 0)));
+                Answer::text(out, "slept\n");
+            }
             "env" => env(out),
             "random" => Answer::text(out, &hex(&random::get_random_bytes(16))),
             "count" => count(out),
@@ -194,6 +199,13 @@ fn status(target: &Target, out: ResponseOutparam) {
         Ok(()) => Answer::begin(out, code, &[]).finish(None),
         Err(()) => Answer::text(out, "no such status\n"),
     }
+}
+
+/// A head that declares the length of a body, and no body.
+fn declares(target: &Target, out: ResponseOutparam) {
+    let code = target.number("code", 200) as u16;
+    let length = target.number("length", 100).to_string();
+    Answer::begin(out, code, &[("content-length", &length)]).finish(None);
 }
 
 fn env(out: ResponseOutparam) {

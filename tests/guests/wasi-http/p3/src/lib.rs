@@ -34,6 +34,11 @@ impl wasip3::exports::http::handler::Guest for Component {
             "hello" => text("Hello from wasi:http 0.3\n"),
             "headers" => headers(&request),
             "status" => status(&target),
+            "declares" => declares(&target),
+            "nap" => {
+                std::thread::sleep(std::time::Duration::from_millis(target.number("ms", 0)));
+                text("slept\n")
+            }
             "env" => env(),
             "random" => text(hex(&random::get_random_bytes(16))),
             "count" => count(),
@@ -228,6 +233,13 @@ fn status(target: &Target) -> Result<Response, ErrorCode> {
         Ok(()) => Ok(response),
         Err(()) => text("no such status\n"),
     }
+}
+
+/// A head that declares the length of a body, and no body.
+fn declares(target: &Target) -> Result<Response, ErrorCode> {
+    let code = target.number("code", 200) as u16;
+    let length = target.number("length", 100).to_string();
+    answer(code, &[("content-length", &length)], async |_| Ok(None))
 }
 
 fn env() -> Result<Response, ErrorCode> {
