@@ -26,6 +26,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply {
         status,
         headers: headers.collect(),
         body: ReplyBody::Bytes(body.to_vec()),
+        not_sent: None,
         trailers: None,
     }
 }
