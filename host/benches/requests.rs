@@ -235,6 +235,7 @@ fn response_conversion(bencher: Bencher<'_, '_>) {
         status: 200,
         headers: vec![("content-type".into(), b"text/plain; charset=utf-8".to_vec())],
         body: ReplyBody::Bytes(b"Hello, World!".to_vec()),
+        not_sent: None,
         trailers: None,
     };
     let scope = opening()();
