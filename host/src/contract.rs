@@ -7,10 +7,10 @@ wasmtime::component::bindgen!({
     inline: "
         package amphi:host;
         world records {
-            import amphi:view/types@0.2.0;
-            import amphi:view/body-types@0.2.0;
-            import amphi:view/database-types@0.2.0;
-            import amphi:view/http-types@0.2.0;
+            import amphi:view/types@0.3.0;
+            import amphi:view/body-types@0.3.0;
+            import amphi:view/database-types@0.3.0;
+            import amphi:view/http-types@0.3.0;
         }
     ",
     world: "amphi:host/records",

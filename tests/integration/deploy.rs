@@ -81,7 +81,7 @@ fn r1_an_async_component_cannot_import_what_blocks() {
         &app,
         &[
             "is async",
-            "amphi:view/database@0.2.0",
+            "amphi:view/database@0.3.0",
             "blocks",
             "database-async",
         ],
@@ -91,10 +91,10 @@ fn r1_an_async_component_cannot_import_what_blocks() {
 #[test]
 fn r1_a_sync_component_cannot_import_what_is_async() {
     let app = app_of(&guests::misfit("sync_waiting"), "databases = [\"default\"]");
-    assert_refused(&app, &["amphi:view/database-async@0.2.0", "sync"]);
+    assert_refused(&app, &["amphi:view/database-async@0.3.0", "sync"]);
     assert_refused(
         &app_of(&guests::misfit("sync_timer"), ""),
-        &["amphi:view/timer@0.2.0", "sync"],
+        &["amphi:view/timer@0.3.0", "sync"],
     );
 }
 
@@ -109,7 +109,7 @@ fn a_component_of_another_version_of_the_contract_is_refused() {
     let app = app_of(&guests::misfit("old_contract"), "");
     assert_refused(
         &app,
-        &["amphi:view/types@0.1.0", "version 0.1.0", "version 0.2.0"],
+        &["amphi:view/types@0.1.0", "version 0.1.0", "version 0.3.0"],
     );
 }
 
@@ -119,8 +119,8 @@ fn imports_that_are_not_granted_are_refused() {
         let face = if mode == Mode::Async { "-async" } else { "" };
         let file = guests::behaviour(mode);
         let (database, http) = (
-            format!("amphi:view/database{face}@0.2.0"),
-            format!("amphi:view/http{face}@0.2.0"),
+            format!("amphi:view/database{face}@0.3.0"),
+            format!("amphi:view/http{face}@0.3.0"),
         );
         let app = app_of(&file, "http = [\"self\"]");
         assert_refused(
@@ -372,8 +372,8 @@ fn inspect_shows_mode_views_and_imports() {
         };
         for part in [
             &mode.to_string(),
-            &format!("amphi:view/database{face}@0.2.0"),
-            &format!("amphi:view/http{face}@0.2.0"),
+            &format!("amphi:view/database{face}@0.3.0"),
+            &format!("amphi:view/http{face}@0.3.0"),
             &format!("/{mode}/hello"),
         ] {
             assert!(
@@ -404,7 +404,7 @@ fn inspect_shows_mode_views_and_imports() {
         .expect("it can be started");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && said.contains("amphi:view/database@0.2.0"),
+        !output.status.success() && said.contains("amphi:view/database@0.3.0"),
         "{said}"
     );
 }

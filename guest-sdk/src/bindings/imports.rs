@@ -75,6 +75,51 @@ pub mod amphi {
                         .finish()
                 }
             }
+            #[derive(Clone, Copy, PartialEq)]
+            pub enum SubscriptionForm {
+                /// All messages, as Server-Sent Events.
+                EventStream,
+                /// The messages after `after`, as a JSON list, as soon as there is one; 204 when there is none within so many
+                /// milliseconds.
+                Poll(u32),
+            }
+            impl ::core::fmt::Debug for SubscriptionForm {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        SubscriptionForm::EventStream => {
+                            f.debug_tuple("SubscriptionForm::EventStream").finish()
+                        }
+                        SubscriptionForm::Poll(e) => {
+                            f.debug_tuple("SubscriptionForm::Poll").field(e).finish()
+                        }
+                    }
+                }
+            }
+            /// What a client waits for.
+            #[derive(Clone, PartialEq)]
+            pub struct Subscription {
+                /// The group. The module needs a grant for it.
+                pub group: _rt::String,
+                pub form: SubscriptionForm,
+                /// The id of the last message that the client has: those after it come first, as far as the group's history reaches.
+                /// None: only those that are sent from now on.
+                pub after: ::core::option::Option<_rt::String>,
+            }
+            impl ::core::fmt::Debug for Subscription {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Subscription")
+                        .field("group", &self.group)
+                        .field("form", &self.form)
+                        .field("after", &self.after)
+                        .finish()
+                }
+            }
             #[derive(Clone, PartialEq)]
             pub enum ResponseBody {
                 Bytes(_rt::Vec<u8>),
@@ -82,6 +127,8 @@ pub mod amphi {
                 /// the transaction has been committed, the host calls `produce` of the same instance. Any other number is the stream
                 /// of a response that the function got from `next` or from a sub-request, and passes on. Each can be passed on once.
                 Stream(u32),
+                /// The host answers with what is sent to a group from now on. No function runs meanwhile.
+                Subscription(Subscription),
             }
             impl ::core::fmt::Debug for ResponseBody {
                 fn fmt(
@@ -94,6 +141,9 @@ pub mod amphi {
                         }
                         ResponseBody::Stream(e) => {
                             f.debug_tuple("ResponseBody::Stream").field(e).finish()
+                        }
+                        ResponseBody::Subscription(e) => {
+                            f.debug_tuple("ResponseBody::Subscription").field(e).finish()
                         }
                     }
                 }
@@ -165,6 +215,23 @@ pub mod amphi {
                         .finish()
                 }
             }
+            #[derive(Clone, PartialEq)]
+            pub struct SocketRoute {
+                pub pattern: _rt::String,
+                /// Origins whose pages may open it, beside the app's own: `https://app.example.com`, or `*` for all.
+                pub origins: _rt::Vec<_rt::String>,
+            }
+            impl ::core::fmt::Debug for SocketRoute {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("SocketRoute")
+                        .field("pattern", &self.pattern)
+                        .field("origins", &self.origins)
+                        .finish()
+                }
+            }
             /// What the host calls a function for.
             #[derive(Clone, PartialEq)]
             pub enum ViewKind {
@@ -176,6 +243,12 @@ pub mod amphi {
                 /// Events on this topic; `orders.*` stands for every topic that begins with `orders.`. The request's method is `EVENT`,
                 /// its path is the topic and its body the payload. The host ignores the response, unless it is an error.
                 Subscriber(_rt::String),
+                /// A web socket. A request to its pattern opens it: when the function returns a response with a status of 200 to 299,
+                /// the handshake is completed, and otherwise the client gets the response. Afterwards the function is called for each
+                /// message of the client (the request's method is `TEXT` or `BINARY`, its body the message), for what others `notify`
+                /// (`NOTICE`, with the header `group`), and last when the connection has ended (`CLOSED`, with the header `code` and the
+                /// reason as the body). One call ends before the next one begins.
+                Socket(SocketRoute),
             }
             impl ::core::fmt::Debug for ViewKind {
                 fn fmt(
@@ -191,6 +264,9 @@ pub mod amphi {
                         }
                         ViewKind::Subscriber(e) => {
                             f.debug_tuple("ViewKind::Subscriber").field(e).finish()
+                        }
+                        ViewKind::Socket(e) => {
+                            f.debug_tuple("ViewKind::Socket").field(e).finish()
                         }
                     }
                 }
@@ -349,7 +425,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/body@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/body@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "read"]
                         fn wit_import1(_: i64, _: i32, _: *mut u8);
@@ -463,7 +539,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/body-async@0.2.0")]
+                            #[link(wasm_import_module = "amphi:view/body-async@0.3.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]read"]
                                 fn call(_: i64, _: i32, _: *mut u8) -> i32;
@@ -599,7 +675,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/body-writer@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/body-writer@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "write"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -707,7 +783,7 @@ pub mod amphi {
                     }
                     let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/body-writer@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/body-writer@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "set-trailers"]
                         fn wit_import5(_: *mut u8, _: usize, _: *mut u8);
@@ -808,7 +884,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/body-writer-async@0.2.0"
+                                wasm_import_module = "amphi:view/body-writer-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]write"]
@@ -968,7 +1044,7 @@ pub mod amphi {
                     }
                     let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/body-writer-async@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/body-writer-async@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "set-trailers"]
                         fn wit_import5(_: *mut u8, _: usize, _: *mut u8);
@@ -1024,6 +1100,697 @@ pub mod amphi {
                 }
             }
         }
+        /// Messages to connections: the web sockets, event streams and polls of the app's clients, on every host of the app. A
+        /// group has a name of words of letters, digits, `-` and `_`, with dots between them: `room.7`. What is sent in a
+        /// transaction is held until the commit, and discarded when its part of the transaction is rolled back. None of these
+        /// functions waits.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod channels {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            #[derive(Clone, PartialEq)]
+            pub enum Message {
+                Text(_rt::String),
+                Binary(_rt::Vec<u8>),
+            }
+            impl ::core::fmt::Debug for Message {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Message::Text(e) => {
+                            f.debug_tuple("Message::Text").field(e).finish()
+                        }
+                        Message::Binary(e) => {
+                            f.debug_tuple("Message::Binary").field(e).finish()
+                        }
+                    }
+                }
+            }
+            #[derive(Clone, PartialEq)]
+            pub enum Error {
+                /// The module has no grant for this group, the text is not a valid name, or there is no connection.
+                Denied(_rt::String),
+                /// The message exceeds the host's limit.
+                TooLarge(_rt::String),
+                /// A limit on groups or messages is reached. Nothing was done.
+                Full(_rt::String),
+            }
+            impl ::core::fmt::Debug for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Error::Denied(e) => {
+                            f.debug_tuple("Error::Denied").field(e).finish()
+                        }
+                        Error::TooLarge(e) => {
+                            f.debug_tuple("Error::TooLarge").field(e).finish()
+                        }
+                        Error::Full(e) => f.debug_tuple("Error::Full").field(e).finish(),
+                    }
+                }
+            }
+            impl ::core::fmt::Display for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Error {}
+            #[derive(Clone, PartialEq)]
+            pub struct Member {
+                /// The id of the connection.
+                pub connection: _rt::String,
+                /// The value `user` of its context.
+                pub user: ::core::option::Option<_rt::String>,
+            }
+            impl ::core::fmt::Debug for Member {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Member")
+                        .field("connection", &self.connection)
+                        .field("user", &self.user)
+                        .finish()
+                }
+            }
+            #[derive(Clone, PartialEq)]
+            pub struct MemberList {
+                /// The members, or as many of them as the host lists at most.
+                pub listed: _rt::Vec<Member>,
+                /// How many there are.
+                pub count: u64,
+            }
+            impl ::core::fmt::Debug for MemberList {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("MemberList")
+                        .field("listed", &self.listed)
+                        .field("count", &self.count)
+                        .finish()
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a message to the clients of all members of a group. No view is called for it.
+            #[allow(async_fn_in_trait)]
+            pub fn send(
+                group: &str,
+                message: &Message,
+            ) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = group;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let (result3_0, result3_1, result3_2) = match message {
+                        Message::Text(e) => {
+                            let vec1 = e;
+                            let ptr1 = vec1.as_ptr().cast::<u8>();
+                            let len1 = vec1.len();
+                            (0i32, ptr1.cast_mut(), len1)
+                        }
+                        Message::Binary(e) => {
+                            let vec2 = e;
+                            let ptr2 = vec2.as_ptr().cast::<u8>();
+                            let len2 = vec2.len();
+                            (1i32, ptr2.cast_mut(), len2)
+                        }
+                    };
+                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "send"]
+                        fn wit_import5(
+                            _: *mut u8,
+                            _: usize,
+                            _: i32,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import5(
+                        _: *mut u8,
+                        _: usize,
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import5(
+                        ptr0.cast_mut(),
+                        len0,
+                        result3_0,
+                        result3_1,
+                        result3_2,
+                        ptr4,
+                    );
+                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+                    let result18 = match l6 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = i32::from(
+                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                let v17 = match l7 {
+                                    0 => {
+                                        let e17 = {
+                                            let l8 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        Error::Denied(e17)
+                                    }
+                                    1 => {
+                                        let e17 = {
+                                            let l11 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        Error::TooLarge(e17)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e17 = {
+                                            let l14 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l15 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len16 = l15;
+                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                l14.cast(),
+                                                len16,
+                                                len16,
+                                            );
+                                            _rt::string_lift(bytes16)
+                                        };
+                                        Error::Full(e17)
+                                    }
+                                };
+                                v17
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result18
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a message to the client of one connection. Whether there is such a connection is not told.
+            #[allow(async_fn_in_trait)]
+            pub fn send_to(
+                connection: &str,
+                message: &Message,
+            ) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = connection;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let (result3_0, result3_1, result3_2) = match message {
+                        Message::Text(e) => {
+                            let vec1 = e;
+                            let ptr1 = vec1.as_ptr().cast::<u8>();
+                            let len1 = vec1.len();
+                            (0i32, ptr1.cast_mut(), len1)
+                        }
+                        Message::Binary(e) => {
+                            let vec2 = e;
+                            let ptr2 = vec2.as_ptr().cast::<u8>();
+                            let len2 = vec2.len();
+                            (1i32, ptr2.cast_mut(), len2)
+                        }
+                    };
+                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "send-to"]
+                        fn wit_import5(
+                            _: *mut u8,
+                            _: usize,
+                            _: i32,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import5(
+                        _: *mut u8,
+                        _: usize,
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import5(
+                        ptr0.cast_mut(),
+                        len0,
+                        result3_0,
+                        result3_1,
+                        result3_2,
+                        ptr4,
+                    );
+                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+                    let result18 = match l6 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = i32::from(
+                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                let v17 = match l7 {
+                                    0 => {
+                                        let e17 = {
+                                            let l8 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        Error::Denied(e17)
+                                    }
+                                    1 => {
+                                        let e17 = {
+                                            let l11 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        Error::TooLarge(e17)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e17 = {
+                                            let l14 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l15 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len16 = l15;
+                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                l14.cast(),
+                                                len16,
+                                                len16,
+                                            );
+                                            _rt::string_lift(bytes16)
+                                        };
+                                        Error::Full(e17)
+                                    }
+                                };
+                                v17
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result18
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Has the view of each web socket in the group called with `NOTICE`.
+            #[allow(async_fn_in_trait)]
+            pub fn notify(
+                group: &str,
+                payload: &[u8],
+            ) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = group;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let vec1 = payload;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "notify"]
+                        fn wit_import3(
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import3(
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import3(ptr0.cast_mut(), len0, ptr1.cast_mut(), len1, ptr2);
+                    let l4 = i32::from(*ptr2.add(0).cast::<u8>());
+                    let result16 = match l4 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l5 = i32::from(
+                                    *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                let v15 = match l5 {
+                                    0 => {
+                                        let e15 = {
+                                            let l6 = *ptr2
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l7 = *ptr2
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len8 = l7;
+                                            let bytes8 = _rt::Vec::from_raw_parts(
+                                                l6.cast(),
+                                                len8,
+                                                len8,
+                                            );
+                                            _rt::string_lift(bytes8)
+                                        };
+                                        Error::Denied(e15)
+                                    }
+                                    1 => {
+                                        let e15 = {
+                                            let l9 = *ptr2
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l10 = *ptr2
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len11 = l10;
+                                            let bytes11 = _rt::Vec::from_raw_parts(
+                                                l9.cast(),
+                                                len11,
+                                                len11,
+                                            );
+                                            _rt::string_lift(bytes11)
+                                        };
+                                        Error::TooLarge(e15)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e15 = {
+                                            let l12 = *ptr2
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l13 = *ptr2
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len14 = l13;
+                                            let bytes14 = _rt::Vec::from_raw_parts(
+                                                l12.cast(),
+                                                len14,
+                                                len14,
+                                            );
+                                            _rt::string_lift(bytes14)
+                                        };
+                                        Error::Full(e15)
+                                    }
+                                };
+                                v15
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result16
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// The connections in a group, as last heard of those of other hosts.
+            #[allow(async_fn_in_trait)]
+            pub fn members(group: &str) -> ::core::result::Result<MemberList, Error> {
+                unsafe {
+                    #[repr(align(8))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 16 + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 16
+                            + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = group;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "members"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result26 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1.add(8).cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base13 = l4;
+                                let len13 = l5;
+                                let mut result13 = _rt::Vec::with_capacity(len13);
+                                for i in 0..len13 {
+                                    let base = base13
+                                        .add(i * (5 * ::core::mem::size_of::<*const u8>()));
+                                    let e13 = {
+                                        let l6 = *base.add(0).cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len8 = l7;
+                                        let bytes8 = _rt::Vec::from_raw_parts(
+                                            l6.cast(),
+                                            len8,
+                                            len8,
+                                        );
+                                        let l9 = i32::from(
+                                            *base
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<u8>(),
+                                        );
+                                        Member {
+                                            connection: _rt::string_lift(bytes8),
+                                            user: match l9 {
+                                                0 => None,
+                                                1 => {
+                                                    let e = {
+                                                        let l10 = *base
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l11 = *base
+                                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len12 = l11;
+                                                        let bytes12 = _rt::Vec::from_raw_parts(
+                                                            l10.cast(),
+                                                            len12,
+                                                            len12,
+                                                        );
+                                                        _rt::string_lift(bytes12)
+                                                    };
+                                                    Some(e)
+                                                }
+                                                _ => _rt::invalid_enum_discriminant(),
+                                            },
+                                        }
+                                    };
+                                    result13.push(e13);
+                                }
+                                _rt::cabi_dealloc(
+                                    base13,
+                                    len13 * (5 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                let l14 = *ptr1
+                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<i64>();
+                                MemberList {
+                                    listed: result13,
+                                    count: l14 as u64,
+                                }
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l15 = i32::from(*ptr1.add(8).cast::<u8>());
+                                let v25 = match l15 {
+                                    0 => {
+                                        let e25 = {
+                                            let l16 = *ptr1
+                                                .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l17 = *ptr1
+                                                .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len18 = l17;
+                                            let bytes18 = _rt::Vec::from_raw_parts(
+                                                l16.cast(),
+                                                len18,
+                                                len18,
+                                            );
+                                            _rt::string_lift(bytes18)
+                                        };
+                                        Error::Denied(e25)
+                                    }
+                                    1 => {
+                                        let e25 = {
+                                            let l19 = *ptr1
+                                                .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l20 = *ptr1
+                                                .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len21 = l20;
+                                            let bytes21 = _rt::Vec::from_raw_parts(
+                                                l19.cast(),
+                                                len21,
+                                                len21,
+                                            );
+                                            _rt::string_lift(bytes21)
+                                        };
+                                        Error::TooLarge(e25)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e25 = {
+                                            let l22 = *ptr1
+                                                .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l23 = *ptr1
+                                                .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len24 = l23;
+                                            let bytes24 = _rt::Vec::from_raw_parts(
+                                                l22.cast(),
+                                                len24,
+                                                len24,
+                                            );
+                                            _rt::string_lift(bytes24)
+                                        };
+                                        Error::Full(e25)
+                                    }
+                                };
+                                v25
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result26
+                }
+            }
+        }
         /// The module's settings and secrets. They are in memory, so both worlds import the same plain functions.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod config {
@@ -1054,7 +1821,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/config@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/config@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "get"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -1146,7 +1913,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "request-id"]
                         fn wit_import1(_: *mut u8);
@@ -1184,7 +1951,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "route"]
                         fn wit_import1(_: *mut u8);
@@ -1222,7 +1989,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "peer"]
                         fn wit_import1(_: *mut u8);
@@ -1260,7 +2027,7 @@ pub mod amphi {
                     );
                     let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "traceparent"]
                         fn wit_import1(_: *mut u8);
@@ -1286,7 +2053,7 @@ pub mod amphi {
             pub fn remaining_ms() -> u64 {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "remaining-ms"]
                         fn wit_import0() -> i64;
@@ -1320,7 +2087,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "get"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -1380,7 +2147,7 @@ pub mod amphi {
                     let len1 = vec1.len();
                     let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/context@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/context@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "set"]
                         fn wit_import3(
@@ -1704,7 +2471,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]rows"]
                         fn drop(_: i32);
@@ -1744,7 +2511,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]transaction"]
                         fn drop(_: i32);
@@ -1786,7 +2553,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]pinned"]
                         fn drop(_: i32);
@@ -1818,7 +2585,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.columns"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -1885,7 +2652,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.next"]
                             fn wit_import1(_: i32, _: i32, _: *mut u8);
@@ -2122,7 +2889,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                         unsafe extern "C" {
                             #[link_name = "[static]transaction.commit"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -2266,7 +3033,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                        #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                         unsafe extern "C" {
                             #[link_name = "[static]transaction.rollback"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -2468,7 +3235,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "query"]
                         fn wit_import7(
@@ -2820,7 +3587,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "execute"]
                         fn wit_import7(
@@ -3046,7 +3813,7 @@ pub mod amphi {
                     }
                     let ptr6 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "open"]
                         fn wit_import7(
@@ -3218,7 +3985,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "begin"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -3366,7 +4133,7 @@ pub mod amphi {
                     let len0 = vec0.len();
                     let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "pin"]
                         fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
@@ -3500,7 +4267,7 @@ pub mod amphi {
             pub fn set_rollback() -> () {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "set-rollback"]
                         fn wit_import0();
@@ -3555,7 +4322,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]rows"]
                         fn drop(_: i32);
@@ -3595,7 +4362,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]transaction"]
                         fn drop(_: i32);
@@ -3637,7 +4404,7 @@ pub mod amphi {
                 #[inline]
                 unsafe fn drop(_handle: u32) {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "[resource-drop]pinned"]
                         fn drop(_: i32);
@@ -3669,7 +4436,7 @@ pub mod amphi {
                         );
                         let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
                         #[cfg(target_arch = "wasm32")]
-                        #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
+                        #[link(wasm_import_module = "amphi:view/database-async@0.3.0")]
                         unsafe extern "C" {
                             #[link_name = "[method]rows.columns"]
                             fn wit_import1(_: i32, _: *mut u8);
@@ -3753,7 +4520,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.2.0"
+                                    wasm_import_module = "amphi:view/database-async@0.3.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][method]rows.next"]
@@ -4046,7 +4813,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.2.0"
+                                    wasm_import_module = "amphi:view/database-async@0.3.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][static]transaction.commit"]
@@ -4242,7 +5009,7 @@ pub mod amphi {
                             ) -> u32 {
                                 #[cfg(target_arch = "wasm32")]
                                 #[link(
-                                    wasm_import_module = "amphi:view/database-async@0.2.0"
+                                    wasm_import_module = "amphi:view/database-async@0.3.0"
                                 )]
                                 unsafe extern "C" {
                                     #[link_name = "[async-lower][static]transaction.rollback"]
@@ -4440,7 +5207,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.2.0"
+                                wasm_import_module = "amphi:view/database-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]query"]
@@ -4970,7 +5737,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.2.0"
+                                wasm_import_module = "amphi:view/database-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]execute"]
@@ -5373,7 +6140,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.2.0"
+                                wasm_import_module = "amphi:view/database-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]open"]
@@ -5777,7 +6544,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.2.0"
+                                wasm_import_module = "amphi:view/database-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]begin"]
@@ -5988,7 +6755,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/database-async@0.2.0"
+                                wasm_import_module = "amphi:view/database-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]pin"]
@@ -6169,7 +6936,7 @@ pub mod amphi {
             pub fn set_rollback() -> () {
                 unsafe {
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/database-async@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/database-async@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "set-rollback"]
                         fn wit_import0();
@@ -6254,7 +7021,7 @@ pub mod amphi {
                     let len1 = vec1.len();
                     let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/events@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/events@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "publish"]
                         fn wit_import3(
@@ -6540,7 +7307,7 @@ pub mod amphi {
                     };
                     let ptr9 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/http@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/http@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "send"]
                         fn wit_import10(
@@ -6812,7 +7579,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/http-async@0.2.0")]
+                            #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]send"]
                                 fn call(_: *mut u8, _: *mut u8) -> i32;
@@ -7345,7 +8112,7 @@ pub mod amphi {
                         }
                     }
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/log@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/log@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "write"]
                         fn wit_import5(
@@ -7400,11 +8167,11 @@ pub mod amphi {
                     struct RetArea(
                         [::core::mem::MaybeUninit<
                             u8,
-                        >; 7 * ::core::mem::size_of::<*const u8>()],
+                        >; 8 + 10 * ::core::mem::size_of::<*const u8>()],
                     );
                     let mut ret_area = RetArea(
-                        [::core::mem::MaybeUninit::uninit(); 7
-                            * ::core::mem::size_of::<*const u8>()],
+                        [::core::mem::MaybeUninit::uninit(); 8
+                            + 10 * ::core::mem::size_of::<*const u8>()],
                     );
                     let super::super::super::amphi::view::types::Request {
                         method: method0,
@@ -7526,7 +8293,7 @@ pub mod amphi {
                     };
                     let ptr16 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/middleware@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/middleware@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "next"]
                         fn wit_import17(
@@ -7582,7 +8349,7 @@ pub mod amphi {
                         ptr16,
                     );
                     let l18 = i32::from(*ptr16.add(0).cast::<u8>());
-                    let result43 = match l18 {
+                    let result53 = match l18 {
                         0 => {
                             let e = {
                                 let l19 = i32::from(
@@ -7639,10 +8406,10 @@ pub mod amphi {
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::types::ResponseBody as V34;
-                                let v34 = match l29 {
+                                use super::super::super::amphi::view::types::ResponseBody as V44;
+                                let v44 = match l29 {
                                     0 => {
-                                        let e34 = {
+                                        let e44 = {
                                             let l30 = *ptr16
                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
@@ -7654,71 +8421,138 @@ pub mod amphi {
                                                 _rt::Vec<_>,
                                             >>::from(_rt::Vec::from_raw_parts(l30.cast(), len32, len32))
                                         };
-                                        V34::Bytes(e34)
+                                        V44::Bytes(e44)
                                     }
-                                    n => {
-                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
-                                        let e34 = {
+                                    1 => {
+                                        let e44 = {
                                             let l33 = *ptr16
                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<i32>();
                                             l33 as u32
                                         };
-                                        V34::Stream(e34)
+                                        V44::Stream(e44)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e44 = {
+                                            let l34 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l35 = *ptr16
+                                                .add(6 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len36 = l35;
+                                            let bytes36 = _rt::Vec::from_raw_parts(
+                                                l34.cast(),
+                                                len36,
+                                                len36,
+                                            );
+                                            let l37 = i32::from(
+                                                *ptr16
+                                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::types::SubscriptionForm as V39;
+                                            let v39 = match l37 {
+                                                0 => V39::EventStream,
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e39 = {
+                                                        let l38 = *ptr16
+                                                            .add(4 + 7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<i32>();
+                                                        l38 as u32
+                                                    };
+                                                    V39::Poll(e39)
+                                                }
+                                            };
+                                            let l40 = i32::from(
+                                                *ptr16
+                                                    .add(8 + 7 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            super::super::super::amphi::view::types::Subscription {
+                                                group: _rt::string_lift(bytes36),
+                                                form: v39,
+                                                after: match l40 {
+                                                    0 => None,
+                                                    1 => {
+                                                        let e = {
+                                                            let l41 = *ptr16
+                                                                .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l42 = *ptr16
+                                                                .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len43 = l42;
+                                                            let bytes43 = _rt::Vec::from_raw_parts(
+                                                                l41.cast(),
+                                                                len43,
+                                                                len43,
+                                                            );
+                                                            _rt::string_lift(bytes43)
+                                                        };
+                                                        Some(e)
+                                                    }
+                                                    _ => _rt::invalid_enum_discriminant(),
+                                                },
+                                            }
+                                        };
+                                        V44::Subscription(e44)
                                     }
                                 };
                                 super::super::super::amphi::view::types::Response {
                                     status: l19 as u16,
                                     headers: result28,
-                                    body: v34,
+                                    body: v44,
                                 }
                             };
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l35 = i32::from(
+                                let l45 = i32::from(
                                     *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l36 = *ptr16
+                                let l46 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l37 = *ptr16
+                                let l47 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let len38 = l37;
-                                let bytes38 = _rt::Vec::from_raw_parts(
-                                    l36.cast(),
-                                    len38,
-                                    len38,
+                                let len48 = l47;
+                                let bytes48 = _rt::Vec::from_raw_parts(
+                                    l46.cast(),
+                                    len48,
+                                    len48,
                                 );
-                                let l39 = i32::from(
+                                let l49 = i32::from(
                                     *ptr16
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
                                 super::super::super::amphi::view::types::Error {
-                                    status: l35 as u16,
-                                    message: _rt::string_lift(bytes38),
-                                    detail: match l39 {
+                                    status: l45 as u16,
+                                    message: _rt::string_lift(bytes48),
+                                    detail: match l49 {
                                         0 => None,
                                         1 => {
                                             let e = {
-                                                let l40 = *ptr16
+                                                let l50 = *ptr16
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l41 = *ptr16
+                                                let l51 = *ptr16
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let len42 = l41;
-                                                let bytes42 = _rt::Vec::from_raw_parts(
-                                                    l40.cast(),
-                                                    len42,
-                                                    len42,
+                                                let len52 = l51;
+                                                let bytes52 = _rt::Vec::from_raw_parts(
+                                                    l50.cast(),
+                                                    len52,
+                                                    len52,
                                                 );
-                                                _rt::string_lift(bytes42)
+                                                _rt::string_lift(bytes52)
                                             };
                                             Some(e)
                                         }
@@ -7730,7 +8564,7 @@ pub mod amphi {
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result43
+                    result53
                 }
             }
         }
@@ -7770,7 +8604,7 @@ pub mod amphi {
                         fn abi_layout(&mut self) -> ::core::alloc::Layout {
                             unsafe {
                                 ::core::alloc::Layout::from_size_align_unchecked(
-                                    (32 + 16 * ::core::mem::size_of::<*const u8>()),
+                                    (32 + 20 * ::core::mem::size_of::<*const u8>()),
                                     8,
                                 )
                             }
@@ -7785,7 +8619,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/middleware-async@0.2.0"
+                                wasm_import_module = "amphi:view/middleware-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]next"]
@@ -8279,10 +9113,10 @@ pub mod amphi {
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
-                                            use super::super::super::amphi::view::types::ResponseBody as V16;
-                                            let v16 = match l11 {
+                                            use super::super::super::amphi::view::types::ResponseBody as V26;
+                                            let v26 = match l11 {
                                                 0 => {
-                                                    let e16 = {
+                                                    let e26 = {
                                                         let l12 = *_ptr
                                                             .add(5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<*mut u8>();
@@ -8294,69 +9128,136 @@ pub mod amphi {
                                                             _rt::Vec<_>,
                                                         >>::from(_rt::Vec::from_raw_parts(l12.cast(), len14, len14))
                                                     };
-                                                    V16::Bytes(e16)
+                                                    V26::Bytes(e26)
                                                 }
-                                                n => {
-                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
-                                                    let e16 = {
+                                                1 => {
+                                                    let e26 = {
                                                         let l15 = *_ptr
                                                             .add(5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<i32>();
                                                         l15 as u32
                                                     };
-                                                    V16::Stream(e16)
+                                                    V26::Stream(e26)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                                    let e26 = {
+                                                        let l16 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l17 = *_ptr
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len18 = l17;
+                                                        let bytes18 = _rt::Vec::from_raw_parts(
+                                                            l16.cast(),
+                                                            len18,
+                                                            len18,
+                                                        );
+                                                        let l19 = i32::from(
+                                                            *_ptr
+                                                                .add(7 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u8>(),
+                                                        );
+                                                        use super::super::super::amphi::view::types::SubscriptionForm as V21;
+                                                        let v21 = match l19 {
+                                                            0 => V21::EventStream,
+                                                            n => {
+                                                                debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                                let e21 = {
+                                                                    let l20 = *_ptr
+                                                                        .add(4 + 7 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<i32>();
+                                                                    l20 as u32
+                                                                };
+                                                                V21::Poll(e21)
+                                                            }
+                                                        };
+                                                        let l22 = i32::from(
+                                                            *_ptr
+                                                                .add(8 + 7 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u8>(),
+                                                        );
+                                                        super::super::super::amphi::view::types::Subscription {
+                                                            group: _rt::string_lift(bytes18),
+                                                            form: v21,
+                                                            after: match l22 {
+                                                                0 => None,
+                                                                1 => {
+                                                                    let e = {
+                                                                        let l23 = *_ptr
+                                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                                            .cast::<*mut u8>();
+                                                                        let l24 = *_ptr
+                                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                                            .cast::<usize>();
+                                                                        let len25 = l24;
+                                                                        let bytes25 = _rt::Vec::from_raw_parts(
+                                                                            l23.cast(),
+                                                                            len25,
+                                                                            len25,
+                                                                        );
+                                                                        _rt::string_lift(bytes25)
+                                                                    };
+                                                                    Some(e)
+                                                                }
+                                                                _ => _rt::invalid_enum_discriminant(),
+                                                            },
+                                                        }
+                                                    };
+                                                    V26::Subscription(e26)
                                                 }
                                             };
                                             super::super::super::amphi::view::types::Response {
                                                 status: l1 as u16,
                                                 headers: result10,
-                                                body: v16,
+                                                body: v26,
                                             }
                                         };
                                         Ok(e)
                                     }
                                     1 => {
                                         let e = {
-                                            let l17 = i32::from(
+                                            let l27 = i32::from(
                                                 *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u16>(),
                                             );
-                                            let l18 = *_ptr
+                                            let l28 = *_ptr
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l19 = *_ptr
+                                            let l29 = *_ptr
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len20 = l19;
-                                            let bytes20 = _rt::Vec::from_raw_parts(
-                                                l18.cast(),
-                                                len20,
-                                                len20,
+                                            let len30 = l29;
+                                            let bytes30 = _rt::Vec::from_raw_parts(
+                                                l28.cast(),
+                                                len30,
+                                                len30,
                                             );
-                                            let l21 = i32::from(
+                                            let l31 = i32::from(
                                                 *_ptr
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
                                             super::super::super::amphi::view::types::Error {
-                                                status: l17 as u16,
-                                                message: _rt::string_lift(bytes20),
-                                                detail: match l21 {
+                                                status: l27 as u16,
+                                                message: _rt::string_lift(bytes30),
+                                                detail: match l31 {
                                                     0 => None,
                                                     1 => {
                                                         let e = {
-                                                            let l22 = *_ptr
+                                                            let l32 = *_ptr
                                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<*mut u8>();
-                                                            let l23 = *_ptr
+                                                            let l33 = *_ptr
                                                                 .add(6 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<usize>();
-                                                            let len24 = l23;
-                                                            let bytes24 = _rt::Vec::from_raw_parts(
-                                                                l22.cast(),
-                                                                len24,
-                                                                len24,
+                                                            let len34 = l33;
+                                                            let bytes34 = _rt::Vec::from_raw_parts(
+                                                                l32.cast(),
+                                                                len34,
+                                                                len34,
                                                             );
-                                                            _rt::string_lift(bytes24)
+                                                            _rt::string_lift(bytes34)
                                                         };
                                                         Some(e)
                                                     }
@@ -8376,6 +9277,527 @@ pub mod amphi {
                     }
                         .call((request,))
                         .await
+                }
+            }
+        }
+        /// The web socket whose event the view handles. Everything but `id` is held until the commit, as in `channels`.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod socket {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            pub type Message = super::super::super::amphi::view::channels::Message;
+            pub type Error = super::super::super::amphi::view::channels::Error;
+            #[allow(unused_unsafe, clippy::all)]
+            /// The id of the connection. None: the request is not one of a web socket.
+            #[allow(async_fn_in_trait)]
+            pub fn id() -> ::core::option::Option<_rt::String> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/socket@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "id"]
+                        fn wit_import1(_: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import1(ptr0);
+                    let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                    let result6 = match l2 {
+                        0 => None,
+                        1 => {
+                            let e = {
+                                let l3 = *ptr0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l4 = *ptr0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len5 = l4;
+                                let bytes5 = _rt::Vec::from_raw_parts(
+                                    l3.cast(),
+                                    len5,
+                                    len5,
+                                );
+                                _rt::string_lift(bytes5)
+                            };
+                            Some(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result6
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a message to the client.
+            #[allow(async_fn_in_trait)]
+            pub fn send(message: &Message) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    use super::super::super::amphi::view::channels::Message as V2;
+                    let (result3_0, result3_1, result3_2) = match message {
+                        V2::Text(e) => {
+                            let vec0 = e;
+                            let ptr0 = vec0.as_ptr().cast::<u8>();
+                            let len0 = vec0.len();
+                            (0i32, ptr0.cast_mut(), len0)
+                        }
+                        V2::Binary(e) => {
+                            let vec1 = e;
+                            let ptr1 = vec1.as_ptr().cast::<u8>();
+                            let len1 = vec1.len();
+                            (1i32, ptr1.cast_mut(), len1)
+                        }
+                    };
+                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/socket@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "send"]
+                        fn wit_import5(_: i32, _: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import5(
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import5(result3_0, result3_1, result3_2, ptr4);
+                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+                    let result18 = match l6 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = i32::from(
+                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::channels::Error as V17;
+                                let v17 = match l7 {
+                                    0 => {
+                                        let e17 = {
+                                            let l8 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V17::Denied(e17)
+                                    }
+                                    1 => {
+                                        let e17 = {
+                                            let l11 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        V17::TooLarge(e17)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e17 = {
+                                            let l14 = *ptr4
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l15 = *ptr4
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len16 = l15;
+                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                l14.cast(),
+                                                len16,
+                                                len16,
+                                            );
+                                            _rt::string_lift(bytes16)
+                                        };
+                                        V17::Full(e17)
+                                    }
+                                };
+                                v17
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result18
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Closes the connection, with a code of 1000 or 3000 to 4999 and at most 123 bytes of reason.
+            #[allow(async_fn_in_trait)]
+            pub fn close(code: u16, reason: &str) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = reason;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/socket@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "close"]
+                        fn wit_import2(_: i32, _: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import2(_rt::as_i32(&code), ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result15 = match l3 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l4 = i32::from(
+                                    *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::channels::Error as V14;
+                                let v14 = match l4 {
+                                    0 => {
+                                        let e14 = {
+                                            let l5 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l6 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len7 = l6;
+                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                l5.cast(),
+                                                len7,
+                                                len7,
+                                            );
+                                            _rt::string_lift(bytes7)
+                                        };
+                                        V14::Denied(e14)
+                                    }
+                                    1 => {
+                                        let e14 = {
+                                            let l8 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V14::TooLarge(e14)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e14 = {
+                                            let l11 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        V14::Full(e14)
+                                    }
+                                };
+                                v14
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result15
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Makes the connection a member of a group, until it leaves or ends.
+            #[allow(async_fn_in_trait)]
+            pub fn join(group: &str) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = group;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/socket@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "join"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result15 = match l3 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l4 = i32::from(
+                                    *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::channels::Error as V14;
+                                let v14 = match l4 {
+                                    0 => {
+                                        let e14 = {
+                                            let l5 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l6 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len7 = l6;
+                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                l5.cast(),
+                                                len7,
+                                                len7,
+                                            );
+                                            _rt::string_lift(bytes7)
+                                        };
+                                        V14::Denied(e14)
+                                    }
+                                    1 => {
+                                        let e14 = {
+                                            let l8 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V14::TooLarge(e14)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e14 = {
+                                            let l11 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        V14::Full(e14)
+                                    }
+                                };
+                                v14
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result15
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            #[allow(async_fn_in_trait)]
+            pub fn leave(group: &str) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = group;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/socket@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "leave"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result15 = match l3 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l4 = i32::from(
+                                    *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::channels::Error as V14;
+                                let v14 = match l4 {
+                                    0 => {
+                                        let e14 = {
+                                            let l5 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l6 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len7 = l6;
+                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                l5.cast(),
+                                                len7,
+                                                len7,
+                                            );
+                                            _rt::string_lift(bytes7)
+                                        };
+                                        V14::Denied(e14)
+                                    }
+                                    1 => {
+                                        let e14 = {
+                                            let l8 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l9 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len10 = l9;
+                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                l8.cast(),
+                                                len10,
+                                                len10,
+                                            );
+                                            _rt::string_lift(bytes10)
+                                        };
+                                        V14::TooLarge(e14)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e14 = {
+                                            let l11 = *ptr1
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l12 = *ptr1
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len13 = l12;
+                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                l11.cast(),
+                                                len13,
+                                                len13,
+                                            );
+                                            _rt::string_lift(bytes13)
+                                        };
+                                        V14::Full(e14)
+                                    }
+                                };
+                                v14
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result15
                 }
             }
         }
@@ -8405,11 +9827,11 @@ pub mod amphi {
                     struct RetArea(
                         [::core::mem::MaybeUninit<
                             u8,
-                        >; 7 * ::core::mem::size_of::<*const u8>()],
+                        >; 8 + 10 * ::core::mem::size_of::<*const u8>()],
                     );
                     let mut ret_area = RetArea(
-                        [::core::mem::MaybeUninit::uninit(); 7
-                            * ::core::mem::size_of::<*const u8>()],
+                        [::core::mem::MaybeUninit::uninit(); 8
+                            + 10 * ::core::mem::size_of::<*const u8>()],
                     );
                     let super::super::super::amphi::view::types::Request {
                         method: method0,
@@ -8531,7 +9953,7 @@ pub mod amphi {
                     };
                     let ptr16 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "amphi:view/subrequest@0.2.0")]
+                    #[link(wasm_import_module = "amphi:view/subrequest@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "send"]
                         fn wit_import17(
@@ -8587,7 +10009,7 @@ pub mod amphi {
                         ptr16,
                     );
                     let l18 = i32::from(*ptr16.add(0).cast::<u8>());
-                    let result43 = match l18 {
+                    let result53 = match l18 {
                         0 => {
                             let e = {
                                 let l19 = i32::from(
@@ -8644,10 +10066,10 @@ pub mod amphi {
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::types::ResponseBody as V34;
-                                let v34 = match l29 {
+                                use super::super::super::amphi::view::types::ResponseBody as V44;
+                                let v44 = match l29 {
                                     0 => {
-                                        let e34 = {
+                                        let e44 = {
                                             let l30 = *ptr16
                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
@@ -8659,71 +10081,138 @@ pub mod amphi {
                                                 _rt::Vec<_>,
                                             >>::from(_rt::Vec::from_raw_parts(l30.cast(), len32, len32))
                                         };
-                                        V34::Bytes(e34)
+                                        V44::Bytes(e44)
                                     }
-                                    n => {
-                                        debug_assert_eq!(n, 1, "invalid enum discriminant");
-                                        let e34 = {
+                                    1 => {
+                                        let e44 = {
                                             let l33 = *ptr16
                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<i32>();
                                             l33 as u32
                                         };
-                                        V34::Stream(e34)
+                                        V44::Stream(e44)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                        let e44 = {
+                                            let l34 = *ptr16
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l35 = *ptr16
+                                                .add(6 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len36 = l35;
+                                            let bytes36 = _rt::Vec::from_raw_parts(
+                                                l34.cast(),
+                                                len36,
+                                                len36,
+                                            );
+                                            let l37 = i32::from(
+                                                *ptr16
+                                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::types::SubscriptionForm as V39;
+                                            let v39 = match l37 {
+                                                0 => V39::EventStream,
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e39 = {
+                                                        let l38 = *ptr16
+                                                            .add(4 + 7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<i32>();
+                                                        l38 as u32
+                                                    };
+                                                    V39::Poll(e39)
+                                                }
+                                            };
+                                            let l40 = i32::from(
+                                                *ptr16
+                                                    .add(8 + 7 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>(),
+                                            );
+                                            super::super::super::amphi::view::types::Subscription {
+                                                group: _rt::string_lift(bytes36),
+                                                form: v39,
+                                                after: match l40 {
+                                                    0 => None,
+                                                    1 => {
+                                                        let e = {
+                                                            let l41 = *ptr16
+                                                                .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l42 = *ptr16
+                                                                .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len43 = l42;
+                                                            let bytes43 = _rt::Vec::from_raw_parts(
+                                                                l41.cast(),
+                                                                len43,
+                                                                len43,
+                                                            );
+                                                            _rt::string_lift(bytes43)
+                                                        };
+                                                        Some(e)
+                                                    }
+                                                    _ => _rt::invalid_enum_discriminant(),
+                                                },
+                                            }
+                                        };
+                                        V44::Subscription(e44)
                                     }
                                 };
                                 super::super::super::amphi::view::types::Response {
                                     status: l19 as u16,
                                     headers: result28,
-                                    body: v34,
+                                    body: v44,
                                 }
                             };
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l35 = i32::from(
+                                let l45 = i32::from(
                                     *ptr16
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<u16>(),
                                 );
-                                let l36 = *ptr16
+                                let l46 = *ptr16
                                     .add(2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<*mut u8>();
-                                let l37 = *ptr16
+                                let l47 = *ptr16
                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let len38 = l37;
-                                let bytes38 = _rt::Vec::from_raw_parts(
-                                    l36.cast(),
-                                    len38,
-                                    len38,
+                                let len48 = l47;
+                                let bytes48 = _rt::Vec::from_raw_parts(
+                                    l46.cast(),
+                                    len48,
+                                    len48,
                                 );
-                                let l39 = i32::from(
+                                let l49 = i32::from(
                                     *ptr16
                                         .add(4 * ::core::mem::size_of::<*const u8>())
                                         .cast::<u8>(),
                                 );
                                 super::super::super::amphi::view::types::Error {
-                                    status: l35 as u16,
-                                    message: _rt::string_lift(bytes38),
-                                    detail: match l39 {
+                                    status: l45 as u16,
+                                    message: _rt::string_lift(bytes48),
+                                    detail: match l49 {
                                         0 => None,
                                         1 => {
                                             let e = {
-                                                let l40 = *ptr16
+                                                let l50 = *ptr16
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l41 = *ptr16
+                                                let l51 = *ptr16
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let len42 = l41;
-                                                let bytes42 = _rt::Vec::from_raw_parts(
-                                                    l40.cast(),
-                                                    len42,
-                                                    len42,
+                                                let len52 = l51;
+                                                let bytes52 = _rt::Vec::from_raw_parts(
+                                                    l50.cast(),
+                                                    len52,
+                                                    len52,
                                                 );
-                                                _rt::string_lift(bytes42)
+                                                _rt::string_lift(bytes52)
                                             };
                                             Some(e)
                                         }
@@ -8735,7 +10224,7 @@ pub mod amphi {
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result43
+                    result53
                 }
             }
         }
@@ -8777,7 +10266,7 @@ pub mod amphi {
                         fn abi_layout(&mut self) -> ::core::alloc::Layout {
                             unsafe {
                                 ::core::alloc::Layout::from_size_align_unchecked(
-                                    (32 + 16 * ::core::mem::size_of::<*const u8>()),
+                                    (32 + 20 * ::core::mem::size_of::<*const u8>()),
                                     8,
                                 )
                             }
@@ -8792,7 +10281,7 @@ pub mod amphi {
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
                             #[link(
-                                wasm_import_module = "amphi:view/subrequest-async@0.2.0"
+                                wasm_import_module = "amphi:view/subrequest-async@0.3.0"
                             )]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]send"]
@@ -9286,10 +10775,10 @@ pub mod amphi {
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
-                                            use super::super::super::amphi::view::types::ResponseBody as V16;
-                                            let v16 = match l11 {
+                                            use super::super::super::amphi::view::types::ResponseBody as V26;
+                                            let v26 = match l11 {
                                                 0 => {
-                                                    let e16 = {
+                                                    let e26 = {
                                                         let l12 = *_ptr
                                                             .add(5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<*mut u8>();
@@ -9301,69 +10790,136 @@ pub mod amphi {
                                                             _rt::Vec<_>,
                                                         >>::from(_rt::Vec::from_raw_parts(l12.cast(), len14, len14))
                                                     };
-                                                    V16::Bytes(e16)
+                                                    V26::Bytes(e26)
                                                 }
-                                                n => {
-                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
-                                                    let e16 = {
+                                                1 => {
+                                                    let e26 = {
                                                         let l15 = *_ptr
                                                             .add(5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<i32>();
                                                         l15 as u32
                                                     };
-                                                    V16::Stream(e16)
+                                                    V26::Stream(e26)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                                    let e26 = {
+                                                        let l16 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l17 = *_ptr
+                                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len18 = l17;
+                                                        let bytes18 = _rt::Vec::from_raw_parts(
+                                                            l16.cast(),
+                                                            len18,
+                                                            len18,
+                                                        );
+                                                        let l19 = i32::from(
+                                                            *_ptr
+                                                                .add(7 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u8>(),
+                                                        );
+                                                        use super::super::super::amphi::view::types::SubscriptionForm as V21;
+                                                        let v21 = match l19 {
+                                                            0 => V21::EventStream,
+                                                            n => {
+                                                                debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                                let e21 = {
+                                                                    let l20 = *_ptr
+                                                                        .add(4 + 7 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<i32>();
+                                                                    l20 as u32
+                                                                };
+                                                                V21::Poll(e21)
+                                                            }
+                                                        };
+                                                        let l22 = i32::from(
+                                                            *_ptr
+                                                                .add(8 + 7 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u8>(),
+                                                        );
+                                                        super::super::super::amphi::view::types::Subscription {
+                                                            group: _rt::string_lift(bytes18),
+                                                            form: v21,
+                                                            after: match l22 {
+                                                                0 => None,
+                                                                1 => {
+                                                                    let e = {
+                                                                        let l23 = *_ptr
+                                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                                            .cast::<*mut u8>();
+                                                                        let l24 = *_ptr
+                                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                                            .cast::<usize>();
+                                                                        let len25 = l24;
+                                                                        let bytes25 = _rt::Vec::from_raw_parts(
+                                                                            l23.cast(),
+                                                                            len25,
+                                                                            len25,
+                                                                        );
+                                                                        _rt::string_lift(bytes25)
+                                                                    };
+                                                                    Some(e)
+                                                                }
+                                                                _ => _rt::invalid_enum_discriminant(),
+                                                            },
+                                                        }
+                                                    };
+                                                    V26::Subscription(e26)
                                                 }
                                             };
                                             super::super::super::amphi::view::types::Response {
                                                 status: l1 as u16,
                                                 headers: result10,
-                                                body: v16,
+                                                body: v26,
                                             }
                                         };
                                         Ok(e)
                                     }
                                     1 => {
                                         let e = {
-                                            let l17 = i32::from(
+                                            let l27 = i32::from(
                                                 *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u16>(),
                                             );
-                                            let l18 = *_ptr
+                                            let l28 = *_ptr
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l19 = *_ptr
+                                            let l29 = *_ptr
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len20 = l19;
-                                            let bytes20 = _rt::Vec::from_raw_parts(
-                                                l18.cast(),
-                                                len20,
-                                                len20,
+                                            let len30 = l29;
+                                            let bytes30 = _rt::Vec::from_raw_parts(
+                                                l28.cast(),
+                                                len30,
+                                                len30,
                                             );
-                                            let l21 = i32::from(
+                                            let l31 = i32::from(
                                                 *_ptr
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>(),
                                             );
                                             super::super::super::amphi::view::types::Error {
-                                                status: l17 as u16,
-                                                message: _rt::string_lift(bytes20),
-                                                detail: match l21 {
+                                                status: l27 as u16,
+                                                message: _rt::string_lift(bytes30),
+                                                detail: match l31 {
                                                     0 => None,
                                                     1 => {
                                                         let e = {
-                                                            let l22 = *_ptr
+                                                            let l32 = *_ptr
                                                                 .add(5 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<*mut u8>();
-                                                            let l23 = *_ptr
+                                                            let l33 = *_ptr
                                                                 .add(6 * ::core::mem::size_of::<*const u8>())
                                                                 .cast::<usize>();
-                                                            let len24 = l23;
-                                                            let bytes24 = _rt::Vec::from_raw_parts(
-                                                                l22.cast(),
-                                                                len24,
-                                                                len24,
+                                                            let len34 = l33;
+                                                            let bytes34 = _rt::Vec::from_raw_parts(
+                                                                l32.cast(),
+                                                                len34,
+                                                                len34,
                                                             );
-                                                            _rt::string_lift(bytes24)
+                                                            _rt::string_lift(bytes34)
                                                         };
                                                         Some(e)
                                                     }
@@ -9423,7 +10979,7 @@ pub mod amphi {
                             _results: *mut u8,
                         ) -> u32 {
                             #[cfg(target_arch = "wasm32")]
-                            #[link(wasm_import_module = "amphi:view/timer@0.2.0")]
+                            #[link(wasm_import_module = "amphi:view/timer@0.3.0")]
                             unsafe extern "C" {
                                 #[link_name = "[async-lower]sleep"]
                                 fn call(_: i32) -> i32;
@@ -9675,45 +11231,56 @@ mod _rt {
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.63.0:amphi:view@0.2.0:imports-with-all-of-its-exports-removed:encoded world"
+    link_section = "component-type:wit-bindgen:0.63.0:amphi:view@0.3.0:imports-with-all-of-its-exports-removed:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 4444] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xbe!\x01A\x02\x01A6\x01\
-B\x1e\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01kw\x01q\x03\x05bytes\x01\x02\0\
-\x07spooled\x01w\0\x08arriving\x01\x03\0\x04\0\x04body\x03\0\x04\x01p\x01\x01o\x02\
-ss\x01p\x07\x01r\x06\x06methods\x04paths\x05querys\x07headers\x06\x06params\x08\x04\
-body\x05\x04\0\x07request\x03\0\x09\x01q\x02\x05bytes\x01\x02\0\x06stream\x01y\0\
-\x04\0\x0dresponse-body\x03\0\x0b\x01r\x03\x06status{\x07headers\x06\x04body\x0c\
-\x04\0\x08response\x03\0\x0d\x01ks\x01r\x03\x06status{\x07messages\x06detail\x0f\
-\x04\0\x05error\x03\0\x10\x01r\x02\x06methods\x07patterns\x04\0\x05route\x03\0\x12\
-\x01q\x03\x05route\x01\x13\0\x0amiddleware\0\0\x0asubscriber\x01s\0\x04\0\x09vie\
-w-kind\x03\0\x14\x01m\x03\x0eread-committed\x0frepeatable-read\x0cserializable\x04\
-\0\x09isolation\x03\0\x16\x01k\x7f\x01k\x17\x01ky\x01ps\x01r\x0b\x02idy\x04names\
-\x04kind\x15\x06atomic\x18\x09read-only\x7f\x09isolation\x19\x07retriesy\x06cpu-\
-ms\x1a\x0atimeout-ms\x1a\x0bstream-body\x7f\x0amiddleware\x1b\x04\0\x09view-info\
-\x03\0\x1c\x03\0\x16amphi:view/types@0.2.0\x05\0\x01B\x02\x01q\x02\x02io\x01s\0\x07\
-aborted\0\0\x04\0\x05error\x03\0\0\x03\0\x1bamphi:view/body-types@0.2.0\x05\x01\x02\
-\x03\0\x01\x05error\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x01p}\x01\
-j\x01\x02\x01\x01\x01@\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\x04\x03\0\x15\
-amphi:view/body@0.2.0\x05\x03\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\
-\x01p}\x01j\x01\x02\x01\x01\x01C\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\x04\
-\x03\0\x1bamphi:view/body-async@0.2.0\x05\x04\x02\x03\0\0\x06header\x01B\x0b\x02\
-\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\
-\x02\x01p}\x01j\0\x01\x01\x01@\x01\x04data\x04\0\x05\x04\0\x05write\x01\x06\x01p\
-\x03\x01@\x01\x08trailers\x07\0\x05\x04\0\x0cset-trailers\x01\x08\x03\0\x1camphi\
-:view/body-writer@0.2.0\x05\x06\x01B\x0b\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\
-\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\x02\x01p}\x01j\0\x01\x01\x01C\x01\x04\
-data\x04\0\x05\x04\0\x05write\x01\x06\x01p\x03\x01@\x01\x08trailers\x07\0\x05\x04\
-\0\x0cset-trailers\x01\x08\x03\0\"amphi:view/body-writer-async@0.2.0\x05\x07\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 5113] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xdb&\x01A\x02\x01A<\x01\
+B$\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01kw\x01q\x03\x05bytes\x01\x02\0\x07\
+spooled\x01w\0\x08arriving\x01\x03\0\x04\0\x04body\x03\0\x04\x01p\x01\x01o\x02ss\
+\x01p\x07\x01r\x06\x06methods\x04paths\x05querys\x07headers\x06\x06params\x08\x04\
+body\x05\x04\0\x07request\x03\0\x09\x01q\x02\x0cevent-stream\0\0\x04poll\x01y\0\x04\
+\0\x11subscription-form\x03\0\x0b\x01ks\x01r\x03\x05groups\x04form\x0c\x05after\x0d\
+\x04\0\x0csubscription\x03\0\x0e\x01q\x03\x05bytes\x01\x02\0\x06stream\x01y\0\x0c\
+subscription\x01\x0f\0\x04\0\x0dresponse-body\x03\0\x10\x01r\x03\x06status{\x07h\
+eaders\x06\x04body\x11\x04\0\x08response\x03\0\x12\x01r\x03\x06status{\x07messag\
+es\x06detail\x0d\x04\0\x05error\x03\0\x14\x01r\x02\x06methods\x07patterns\x04\0\x05\
+route\x03\0\x16\x01ps\x01r\x02\x07patterns\x07origins\x18\x04\0\x0csocket-route\x03\
+\0\x19\x01q\x04\x05route\x01\x17\0\x0amiddleware\0\0\x0asubscriber\x01s\0\x06soc\
+ket\x01\x1a\0\x04\0\x09view-kind\x03\0\x1b\x01m\x03\x0eread-committed\x0frepeata\
+ble-read\x0cserializable\x04\0\x09isolation\x03\0\x1d\x01k\x7f\x01k\x1e\x01ky\x01\
+r\x0b\x02idy\x04names\x04kind\x1c\x06atomic\x1f\x09read-only\x7f\x09isolation\x20\
+\x07retriesy\x06cpu-ms!\x0atimeout-ms!\x0bstream-body\x7f\x0amiddleware\x18\x04\0\
+\x09view-info\x03\0\"\x03\0\x16amphi:view/types@0.3.0\x05\0\x01B\x02\x01q\x02\x02\
+io\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\0\x03\0\x1bamphi:view/body-types@0\
+.3.0\x05\x01\x02\x03\0\x01\x05error\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05error\x03\
+\0\0\x01p}\x01j\x01\x02\x01\x01\x01@\x02\x06offsetw\x03maxy\0\x03\x04\0\x04read\x01\
+\x04\x03\0\x15amphi:view/body@0.3.0\x05\x03\x01B\x06\x02\x03\x02\x01\x02\x04\0\x05\
+error\x03\0\0\x01p}\x01j\x01\x02\x01\x01\x01C\x02\x06offsetw\x03maxy\0\x03\x04\0\
+\x04read\x01\x04\x03\0\x1bamphi:view/body-async@0.3.0\x05\x04\x02\x03\0\0\x06hea\
+der\x01B\x0b\x02\x03\x02\x01\x02\x04\0\x05error\x03\0\0\x02\x03\x02\x01\x05\x04\0\
+\x06header\x03\0\x02\x01p}\x01j\0\x01\x01\x01@\x01\x04data\x04\0\x05\x04\0\x05wr\
+ite\x01\x06\x01p\x03\x01@\x01\x08trailers\x07\0\x05\x04\0\x0cset-trailers\x01\x08\
+\x03\0\x1camphi:view/body-writer@0.3.0\x05\x06\x01B\x0b\x02\x03\x02\x01\x02\x04\0\
+\x05error\x03\0\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\x02\x01p}\x01j\0\x01\
+\x01\x01C\x01\x04data\x04\0\x05\x04\0\x05write\x01\x06\x01p\x03\x01@\x01\x08trai\
+lers\x07\0\x05\x04\0\x0cset-trailers\x01\x08\x03\0\"amphi:view/body-writer-async\
+@0.3.0\x05\x07\x01B\x15\x01p}\x01q\x02\x04text\x01s\0\x06binary\x01\0\0\x04\0\x07\
+message\x03\0\x01\x01q\x03\x06denied\x01s\0\x09too-large\x01s\0\x04full\x01s\0\x04\
+\0\x05error\x03\0\x03\x01ks\x01r\x02\x0aconnections\x04user\x05\x04\0\x06member\x03\
+\0\x06\x01p\x07\x01r\x02\x06listed\x08\x05countw\x04\0\x0bmember-list\x03\0\x09\x01\
+j\0\x01\x04\x01@\x02\x05groups\x07message\x02\0\x0b\x04\0\x04send\x01\x0c\x01@\x02\
+\x0aconnections\x07message\x02\0\x0b\x04\0\x07send-to\x01\x0d\x01@\x02\x05groups\
+\x07payload\0\0\x0b\x04\0\x06notify\x01\x0e\x01j\x01\x0a\x01\x04\x01@\x01\x05gro\
+ups\0\x0f\x04\0\x07members\x01\x10\x03\0\x19amphi:view/channels@0.3.0\x05\x08\x01\
 B\x03\x01ks\x01@\x01\x04names\0\0\x04\0\x03get\x01\x01\x03\0\x17amphi:view/confi\
-g@0.2.0\x05\x08\x01B\x0f\x01q\x02\x09too-large\x01s\0\x08reserved\x01s\0\x04\0\x05\
+g@0.3.0\x05\x09\x01B\x0f\x01q\x02\x09too-large\x01s\0\x08reserved\x01s\0\x04\0\x05\
 error\x03\0\0\x01@\0\0s\x04\0\x0arequest-id\x01\x02\x04\0\x05route\x01\x02\x04\0\
 \x04peer\x01\x02\x04\0\x0btraceparent\x01\x02\x01@\0\0w\x04\0\x0cremaining-ms\x01\
 \x03\x01ks\x01@\x01\x04names\0\x04\x04\0\x03get\x01\x05\x01j\0\x01\x01\x01@\x02\x04\
-names\x05values\0\x06\x04\0\x03set\x01\x07\x03\0\x18amphi:view/context@0.2.0\x05\
-\x09\x01B\x11\x01p}\x01q\x05\x04null\0\0\x07integer\x01x\0\x04real\x01u\0\x04tex\
+names\x05values\0\x06\x04\0\x03set\x01\x07\x03\0\x18amphi:view/context@0.3.0\x05\
+\x0a\x01B\x11\x01p}\x01q\x05\x04null\0\0\x07integer\x01x\0\x04real\x01u\0\x04tex\
 t\x01s\0\x04blob\x01\0\0\x04\0\x05value\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\
 \x01ps\x01p\x04\x01r\x02\x07columns\x05\x04rows\x06\x04\0\x05table\x03\0\x07\x01\
 m\x0e\x06denied\x09statement\x06unique\x0bforeign-key\x08not-null\x05check\x09da\
@@ -9721,10 +11288,10 @@ ta-type\x0aconstraint\x08conflict\x09too-large\x08poisoned\x0bunavailable\x07abo
 rted\x05other\x04\0\x0aerror-kind\x03\0\x09\x01ks\x01r\x02\x0aconstraint\x0b\x07\
 columns\x05\x04\0\x09violation\x03\0\x0c\x01k\x0d\x01r\x03\x04kind\x0a\x07messag\
 es\x09violation\x0e\x04\0\x05error\x03\0\x0f\x03\0\x1famphi:view/database-types@\
-0.2.0\x05\x0a\x02\x03\0\x08\x05value\x02\x03\0\x08\x03row\x02\x03\0\x08\x05table\
-\x02\x03\0\x08\x05error\x01B,\x02\x03\x02\x01\x0b\x04\0\x05value\x03\0\0\x02\x03\
-\x02\x01\x0c\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0d\x04\0\x05table\x03\0\x04\
-\x02\x03\x02\x01\x0e\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btra\
+0.3.0\x05\x0b\x02\x03\0\x09\x05value\x02\x03\0\x09\x03row\x02\x03\0\x09\x05table\
+\x02\x03\0\x09\x05error\x01B,\x02\x03\x02\x01\x0c\x04\0\x05value\x03\0\0\x02\x03\
+\x02\x01\x0d\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0e\x04\0\x05table\x03\0\x04\
+\x02\x03\x02\x01\x0f\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btra\
 nsaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\
 \x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01@\x02\x04\
 self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\
@@ -9735,9 +11302,9 @@ self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x0
 \x08\x01j\x01\x19\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\
 \x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\x08databases\0\x1c\x04\0\x05begin\
 \x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\x08databases\0\x1f\x04\0\x03pin\x01\
-\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x19amphi:view/database@0.2.0\x05\
-\x0f\x01B,\x02\x03\x02\x01\x0b\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x0c\x04\0\x03\
-row\x03\0\x02\x02\x03\x02\x01\x0d\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x0e\x04\
+\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x19amphi:view/database@0.3.0\x05\
+\x10\x01B,\x02\x03\x02\x01\x0c\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x0d\x04\0\x03\
+row\x03\0\x02\x02\x03\x02\x01\x0e\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x0f\x04\
 \0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06\
 pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.c\
 olumns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\
@@ -9749,44 +11316,50 @@ sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\
 C\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\
 \x01\x07\x01C\x01\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\
 \x01\x07\x01C\x01\x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0c\
-set-rollback\x01!\x03\0\x1famphi:view/database-async@0.2.0\x05\x10\x01B\x06\x01q\
+set-rollback\x01!\x03\0\x1famphi:view/database-async@0.3.0\x05\x11\x01B\x06\x01q\
 \x03\x06denied\x01s\0\x09too-large\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01\
 p}\x01j\0\x01\x01\x01@\x02\x05topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\
-\x03\0\x17amphi:view/events@0.2.0\x05\x11\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x06\
+\x03\0\x17amphi:view/events@0.3.0\x05\x12\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x06\
 header\x03\0\0\x01p\x01\x01p}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04\
 body\x03\x0atimeout-ms\x04\x04\0\x10outbound-request\x03\0\x05\x01r\x03\x06statu\
 s{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x07\x01q\x07\x06de\
 nied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-large\x01\
 s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x09\x03\0\x1bamphi\
-:view/http-types@0.2.0\x05\x12\x02\x03\0\x0c\x10outbound-request\x02\x03\0\x0c\x10\
-inbound-response\x02\x03\0\x0c\x05error\x01B\x09\x02\x03\x02\x01\x13\x04\0\x10ou\
-tbound-request\x03\0\0\x02\x03\x02\x01\x14\x04\0\x10inbound-response\x03\0\x02\x02\
-\x03\x02\x01\x15\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07reque\
-st\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x15amphi:view/http@0.2.0\x05\x16\x01B\x09\
-\x02\x03\x02\x01\x13\x04\0\x10outbound-request\x03\0\0\x02\x03\x02\x01\x14\x04\0\
-\x10inbound-response\x03\0\x02\x02\x03\x02\x01\x15\x04\0\x05error\x03\0\x04\x01j\
+:view/http-types@0.3.0\x05\x13\x02\x03\0\x0d\x10outbound-request\x02\x03\0\x0d\x10\
+inbound-response\x02\x03\0\x0d\x05error\x01B\x09\x02\x03\x02\x01\x14\x04\0\x10ou\
+tbound-request\x03\0\0\x02\x03\x02\x01\x15\x04\0\x10inbound-response\x03\0\x02\x02\
+\x03\x02\x01\x16\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07reque\
+st\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x15amphi:view/http@0.3.0\x05\x17\x01B\x09\
+\x02\x03\x02\x01\x14\x04\0\x10outbound-request\x03\0\0\x02\x03\x02\x01\x15\x04\0\
+\x10inbound-response\x03\0\x02\x02\x03\x02\x01\x16\x04\0\x05error\x03\0\x04\x01j\
 \x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x1bam\
-phi:view/http-async@0.2.0\x05\x17\x01B\x06\x01m\x05\x05trace\x05debug\x04info\x04\
+phi:view/http-async@0.3.0\x05\x18\x01B\x06\x01m\x05\x05trace\x05debug\x04info\x04\
 warn\x05error\x04\0\x05level\x03\0\0\x01o\x02ss\x01p\x02\x01@\x03\x05level\x01\x07\
-messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\x03\0\x14amphi:view/log@0.2.\
-0\x05\x18\x02\x03\0\0\x07request\x02\x03\0\0\x08response\x02\x03\0\0\x05error\x01\
-B\x09\x02\x03\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08\
-response\x03\0\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\
+messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\x03\0\x14amphi:view/log@0.3.\
+0\x05\x19\x02\x03\0\0\x07request\x02\x03\0\0\x08response\x02\x03\0\0\x05error\x01\
+B\x09\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08\
+response\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\
 \x05\x01@\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\0\x1bamphi:view/mid\
-dleware@0.2.0\x05\x1c\x01B\x09\x02\x03\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\
-\x02\x01\x1a\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\
+dleware@0.3.0\x05\x1d\x01B\x09\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\
+\x02\x01\x1b\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\
 \x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\
-\0!amphi:view/middleware-async@0.2.0\x05\x1d\x01B\x09\x02\x03\x02\x01\x19\x04\0\x07\
-request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1b\
-\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\
-\0\x04send\x01\x07\x03\0\x1bamphi:view/subrequest@0.2.0\x05\x1e\x01B\x09\x02\x03\
-\x02\x01\x19\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1a\x04\0\x08response\x03\0\
-\x02\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07\
-request\x01\0\x06\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.2.0\x05\
-\x1f\x01B\x02\x01C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/tim\
-er@0.2.0\x05\x20\x04\08amphi:view/imports-with-all-of-its-exports-removed@0.2.0\x04\
-\0\x0b-\x01\0'imports-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\
-\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+\0!amphi:view/middleware-async@0.3.0\x05\x1e\x02\x03\0\x06\x07message\x02\x03\0\x06\
+\x05error\x01B\x0f\x02\x03\x02\x01\x1f\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x20\
+\x04\0\x05error\x03\0\x02\x01ks\x01@\0\0\x04\x04\0\x02id\x01\x05\x01j\0\x01\x03\x01\
+@\x01\x07message\x01\0\x06\x04\0\x04send\x01\x07\x01@\x02\x04code{\x06reasons\0\x06\
+\x04\0\x05close\x01\x08\x01@\x01\x05groups\0\x06\x04\0\x04join\x01\x09\x04\0\x05\
+leave\x01\x09\x03\0\x17amphi:view/socket@0.3.0\x05!\x01B\x09\x02\x03\x02\x01\x1a\
+\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08response\x03\0\x02\x02\x03\
+\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\
+\0\x06\x04\0\x04send\x01\x07\x03\0\x1bamphi:view/subrequest@0.3.0\x05\"\x01B\x09\
+\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08respo\
+nse\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01\
+C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-asy\
+nc@0.3.0\x05#\x01B\x02\x01C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi\
+:view/timer@0.3.0\x05$\x04\08amphi:view/imports-with-all-of-its-exports-removed@\
+0.3.0\x04\0\x0b-\x01\0'imports-with-all-of-its-exports-removed\x03\0\0\0G\x09pro\
+ducers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x06\
+0.63.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

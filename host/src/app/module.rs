@@ -370,7 +370,7 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
 }
 
 /// The version of the contract. It changes with every record, variant and function of it.
-const CONTRACT: &str = "0.2.0";
+const CONTRACT: &str = "0.3.0";
 
 fn check_version(imports: &[String]) -> anyhow::Result<()> {
     let mut versions = imports.iter().filter_map(|import| {

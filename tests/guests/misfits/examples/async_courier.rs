@@ -5,9 +5,9 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world async-courier {
-            import amphi:view/body-async@0.2.0;
-            import amphi:view/subrequest-async@0.2.0;
-            use amphi:view/types@0.2.0.{request, response, error, view-info};
+            import amphi:view/body-async@0.3.0;
+            import amphi:view/subrequest-async@0.3.0;
+            use amphi:view/types@0.3.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: async func(view: u32, request: request) -> result<response, error>;
             export produce: async func() -> result<_, error>;

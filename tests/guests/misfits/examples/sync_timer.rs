@@ -4,8 +4,8 @@ wit_bindgen::generate!({
     inline: "
         package tests:misfits;
         world sync-timer {
-            import amphi:view/timer@0.2.0;
-            use amphi:view/types@0.2.0.{request, response, error, view-info};
+            import amphi:view/timer@0.3.0;
+            use amphi:view/types@0.3.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
             export produce: func() -> result<_, error>;

@@ -8,7 +8,7 @@ wit_bindgen::generate!({
         }
         world unknown-import {
             import weather;
-            use amphi:view/types@0.2.0.{request, response, error, view-info};
+            use amphi:view/types@0.3.0.{request, response, error, view-info};
             export describe: func() -> list<view-info>;
             export handle: func(view: u32, request: request) -> result<response, error>;
             export produce: func() -> result<_, error>;
