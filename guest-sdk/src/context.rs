@@ -1,12 +1,14 @@
 //! The context: everything a view can ask of the host.
 
 use crate::body::{BodyReader, Chunks};
+use crate::channels::Channels;
 use crate::database::{Database, Transaction};
 use crate::host::{self, Host};
 use crate::http::Http;
 use crate::mode::{Async, Mode, Sync};
 use crate::multipart::{Multipart, Parts};
 use crate::session::Place;
+use crate::socket::{Chosen, Socket};
 use crate::subrequest::Subrequest;
 use crate::{Error, Request, Result};
 use serde::Serialize;
@@ -45,6 +47,7 @@ const DEFAULT_DATABASE: &str = "default";
 pub struct Context<M: Mode> {
     pub(crate) host: Host,
     pub(crate) session: Place,
+    pub(crate) subprotocol: Chosen,
     mode: PhantomData<M>,
 }
 
@@ -54,6 +57,7 @@ impl<M: Mode> Context<M> {
         Self {
             host,
             session: Place::default(),
+            subprotocol: Chosen::default(),
             mode: PhantomData,
         }
     }
@@ -136,7 +140,8 @@ impl<M: Mode> Context<M> {
     }
 
     /// Sets a value of this request. Everything that runs later for the request can [`get`](Self::get) the value:
-    /// middleware, the view, its sub-requests, and the subscribers of its events. Other requests cannot.
+    /// middleware, the view, its sub-requests, and the subscribers of its events. Other requests cannot. A value that an
+    /// event of a web socket sets stays with the connection, for its later events, if the event succeeds.
     ///
     /// # Errors
     /// When there are too many values, when this one is too large, or when `name` is reserved for the host: `user`,
@@ -170,6 +175,16 @@ impl<M: Mode> Context<M> {
     /// Publishes an event with these bytes as its payload; see [`Event`](crate::Event).
     pub fn publish_bytes(&self, topic: &str, payload: &[u8]) -> Result<()> {
         self.host.publish(topic, payload).map_err(Error::from_event)
+    }
+
+    /// Messages to the clients of the app's web sockets, event streams and polls; see [`Channels`].
+    pub fn channels(&self) -> Channels<'_> {
+        Channels::new(&self.host)
+    }
+
+    /// The web socket whose event this view handles; see [`Socket`].
+    pub fn socket(&self) -> Socket<'_> {
+        Socket::new(&self.host)
     }
 
     /// Calls another view of this app within this request; see [`Subrequest`].

@@ -5,7 +5,7 @@
 //! type, so that `try_join!` and `atomic` need no type annotations. Code that reacts to a failure of the database or of
 //! an outbound request asks the error for its kind.
 
-use crate::host::{BodyError, DatabaseError, EventError, HttpError, ViewError};
+use crate::host::{BodyError, ChannelError, DatabaseError, EventError, HttpError, ViewError};
 use crate::{database, http};
 use ::http::StatusCode;
 use std::fmt;
@@ -269,6 +269,13 @@ impl Error {
         match error {
             EventError::Denied(text) | EventError::TooLarge(text) => Self::internal(text),
             EventError::Full(text) => Self::failure(StatusCode::SERVICE_UNAVAILABLE, text),
+        }
+    }
+
+    pub(crate) fn from_channel(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Denied(text) | ChannelError::TooLarge(text) => Self::internal(text),
+            ChannelError::Full(text) => Self::failure(StatusCode::SERVICE_UNAVAILABLE, text),
         }
     }
 

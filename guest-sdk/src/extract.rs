@@ -10,6 +10,7 @@ mod path;
 mod upload;
 mod value;
 
+pub(crate) use form::query_value;
 pub use form::{Form, Query};
 pub use json::Json;
 pub use path::Path;
@@ -59,7 +60,8 @@ pub enum BodyUse {
     message = "a view cannot take `{Self}`",
     label = "not an extractor",
     note = "views take `cx: &Context` first, and then extractors: `Path`, `Query`, `Headers`, `Cookies`, \
-            `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Multipart`, `Request`, `Protected`"
+            `Session`, `Csrf` and, as the last, one of `Form`, `Json`, `Body`, `BodyReader`, `Multipart`, `Request`, `Protected`; \
+            functions with `#[socket]` take `SocketEvent` as the last"
 )]
 pub trait FromRequest: Sized {
     /// How the extractor uses the body.

@@ -16,6 +16,7 @@ pub(crate) use native::*;
 
 pub(crate) use crate::bindings::amphi::view::{
     body_types::Error as BodyError,
+    channels::{Error as ChannelError, MemberList},
     database_types::{Error as DatabaseError, Row as Values, Table},
     events::Error as EventError,
     http_types::{Error as HttpError, InboundResponse, OutboundRequest},

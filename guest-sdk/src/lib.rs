@@ -100,6 +100,8 @@
 //! | use databases, HTTP, settings | [`Context`], [`database`], [`http`] |
 //! | call another view within the request | [`Context::subrequest`] |
 //! | publish an event after the commit, and react to it | [`Context::publish`], [`subscriber`], [`Event`] |
+//! | talk to clients by web sockets | [`socket`](macro@socket), [`SocketEvent`], [`Context::socket`] |
+//! | send messages to clients, also from other views | [`Context::channels`], [`EventStream`], [`Poll`] |
 //! | read a request | [`extract`] |
 //! | keep a session, and accept only the app's own forms | [`Session`], [`Csrf`], [`Protected`] |
 //! | return a response or an error | [`IntoResponse`], [`Error`] |
@@ -122,6 +124,7 @@ pub mod guide {
 #[doc(hidden)]
 pub mod bindings;
 mod body;
+pub mod channels;
 mod context;
 mod csrf;
 pub mod database;
@@ -137,15 +140,18 @@ mod multipart;
 mod request;
 mod response;
 mod session;
+pub mod socket;
 mod stream;
 mod subrequest;
+mod subscription;
 #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
 pub mod testing;
 mod view;
 
 pub use ::http::StatusCode;
-pub use amphi_macros::{FromRow, both, extractor, middleware, subscriber, view};
+pub use amphi_macros::{FromRow, both, extractor, middleware, socket, subscriber, view};
 pub use body::{BodyReader, Chunks};
+pub use channels::Message;
 pub use context::Context;
 pub use cookie;
 pub use cookie::Cookie;
@@ -161,8 +167,10 @@ pub use multipart::{Multipart, Part, Parts};
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
 pub use session::Session;
+pub use socket::SocketEvent;
 pub use stream::{BodyWriter, Stream};
 pub use subrequest::Subrequest;
+pub use subscription::{EventStream, LastEventId, Poll};
 
 /// The types of sync views.
 pub mod sync {
@@ -208,12 +216,13 @@ pub mod asynch {
 pub mod prelude {
     pub use crate::mode::Mode;
     pub use crate::{
-        Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, Form, FromRequest, FromRow,
-        Headers, Html, IntoResponse, Json, Multipart, Next, Path, Protected, Query, Redirect,
-        Request, Response, Result, Session, StatusCode, Stream, Text, Upload, asynch, both,
-        extractor, join, join_all, log, middleware, subscriber, sync, try_join, try_join_all, view,
-        views,
+        Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, EventStream, Form,
+        FromRequest, FromRow, Headers, Html, IntoResponse, Json, LastEventId, Message, Multipart,
+        Next, Path, Poll, Protected, Query, Redirect, Request, Response, Result, Session,
+        SocketEvent, StatusCode, Stream, Text, Upload, asynch, both, extractor, join, join_all,
+        log, middleware, subscriber, sync, try_join, try_join_all, view, views,
     };
+    pub use amphi_macros::socket;
     pub use serde::{Deserialize, Serialize};
     pub use std::time::Duration;
 }
@@ -224,9 +233,9 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
-        begin_body_async, bytes, describe, listed, load_body, load_body_async, modes, respond,
-        without_crate,
+        AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, answer,
+        begin_body, begin_body_async, bytes, describe, listed, load_body, load_body_async, modes,
+        respond, without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{describe_component, handle, handle_async, produce, produce_async};

@@ -14,7 +14,8 @@ const BYTES: &str = "application/octet-stream";
 
 /// A response: status, headers and body.
 ///
-/// Middleware, and views that make sub-requests, also get responses whose body streams ([`Stream`](crate::Stream)).
+/// Middleware, and views that make sub-requests, also get responses whose body streams ([`Stream`](crate::Stream),
+/// [`EventStream`](crate::EventStream), [`Poll`](crate::Poll)).
 /// They can change status and headers and pass the response on, and can replace its body, but cannot read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
@@ -71,6 +72,25 @@ impl Response {
         self.stream = None;
     }
 
+    /// A response that the host writes.
+    pub(crate) fn subscription(subscription: types::Subscription) -> Self {
+        Self {
+            stream: Some(Streamed::Subscription(subscription)),
+            ..Self::new(StatusCode::OK)
+        }
+    }
+
+    /// What the host writes as the body, if it does.
+    #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) fn subscribes_to(&self) -> Option<&types::Subscription> {
+        match &self.stream {
+            Some(Streamed::Subscription(subscription)) if self.body.is_empty() => {
+                Some(subscription)
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn streaming(producer: Producer) -> Self {
         Self {
             stream: Some(Streamed::own(producer)),
@@ -90,6 +110,9 @@ impl Response {
         let body = match self.take_stream() {
             None => types::ResponseBody::Bytes(self.body),
             Some(Streamed::PassedOn(number)) => types::ResponseBody::Stream(number),
+            Some(Streamed::Subscription(subscription)) => {
+                types::ResponseBody::Subscription(subscription)
+            }
             Some(Streamed::Own(producer)) => {
                 let producer = producer.take();
                 types::ResponseBody::Stream(
@@ -119,6 +142,9 @@ impl From<types::Response> for Response {
         let (body, stream) = match response.body {
             types::ResponseBody::Bytes(bytes) => (bytes, None),
             types::ResponseBody::Stream(number) => (Vec::new(), Some(Streamed::PassedOn(number))),
+            types::ResponseBody::Subscription(subscription) => {
+                (Vec::new(), Some(Streamed::Subscription(subscription)))
+            }
         };
         Self {
             // The response of another guest function may have an invalid status. It becomes 500 here.
@@ -152,7 +178,7 @@ impl From<types::Response> for Response {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a view cannot return `{Self}`",
-    note = "views return `Html`, `Json`, `Text`, `&str`, `String`, `Redirect`, `Stream`, `StatusCode`, `()`, `Response`, \
+    note = "views return `Html`, `Json`, `Text`, `&str`, `String`, `Redirect`, `Stream`, `EventStream`, `Poll`, `StatusCode`, `()`, `Response`, \
             `(StatusCode, …)`, `([(\"name\", value)], …)`, or a `Result` of one of these"
 )]
 pub trait IntoResponse: Sized {

@@ -4,6 +4,7 @@
 //! function, when the response has gone through all middleware and its transaction has been committed. A response that
 //! comes from another instance has the number by which the host knows its stream.
 
+use crate::bindings::amphi::view::types::Subscription;
 use crate::host::{self, Host};
 use crate::mode::{Async, Mode, Sync};
 use crate::response::Response;
@@ -210,6 +211,8 @@ pub(crate) enum Streamed {
     Own(Rc<Cell<Option<Producer>>>),
     /// The stream of a response that came from another instance: the number by which the host knows it.
     PassedOn(u32),
+    /// The host writes the body: messages to a group.
+    Subscription(Subscription),
 }
 
 impl Streamed {
@@ -223,6 +226,7 @@ impl PartialEq for Streamed {
         match (self, other) {
             (Self::Own(one), Self::Own(other)) => Rc::ptr_eq(one, other),
             (Self::PassedOn(one), Self::PassedOn(other)) => one == other,
+            (Self::Subscription(one), Self::Subscription(other)) => one == other,
             _ => false,
         }
     }
@@ -233,6 +237,7 @@ impl fmt::Debug for Streamed {
         match self {
             Self::Own(_) => f.write_str("Own"),
             Self::PassedOn(number) => f.debug_tuple("PassedOn").field(number).finish(),
+            Self::Subscription(subscription) => subscription.fmt(f),
         }
     }
 }

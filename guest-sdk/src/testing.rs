@@ -29,26 +29,32 @@
 //! In your `Cargo.toml`: `[dev-dependencies] amphi-sdk = { …, features = ["testing"] }`.
 
 mod call;
+mod connections;
 mod database;
 mod dialect;
+mod effects;
 mod executor;
 mod grants;
 mod outbound;
 mod request;
 mod response;
+mod socket;
 
 pub use executor::run;
 pub use outbound::{Reply, Sent, failure, reply};
 pub use request::{Multipart, TestRequest, delete, get, patch, post, put, request};
-pub use response::TestResponse;
+pub use response::{Subscription, TestResponse};
+pub use socket::TestSocket;
 
 use crate::database::{FromRow, Params};
 use crate::host::Host;
 use crate::log::Level;
 use crate::session::Values;
+use crate::socket::Notice;
 use crate::view::{Kind, View};
-use crate::{Error, Event, Request, Response, Result, StatusCode, asynch, sync};
+use crate::{Error, Event, Message, Request, Response, Result, StatusCode, asynch, sync};
 use call::Call;
+use connections::Connections;
 use database::TestDatabase;
 use grants::Grants;
 use outbound::Outbound;
@@ -72,6 +78,7 @@ struct World {
     outbound: Outbound,
     logs: RefCell<Vec<Record>>,
     published: RefCell<Vec<Event>>,
+    connections: RefCell<Connections>,
     views: RefCell<Vec<Known>>,
     inner: RefCell<Option<Around>>,
     spool_over: RefCell<Option<usize>>,
@@ -86,6 +93,8 @@ type Inner = fn(&Host, Request) -> Result<Response>;
 struct Around {
     kind: Kind,
     run: Inner,
+    /// Like `run`, without the middleware that the view names.
+    alone: Inner,
     atomic: bool,
     read_only: bool,
     stream_body: bool,
@@ -254,6 +263,7 @@ impl App {
         self.0.inner.replace(Some(Around {
             kind: V::KIND,
             run: run_view::<V>,
+            alone: run_alone::<V>,
             atomic: is_atomic::<V>(&self.0),
             read_only: V::READ_ONLY,
             stream_body: V::STREAM_BODY,
@@ -288,12 +298,37 @@ impl App {
         let mut request = Request::new(V::KIND.method(), topic);
         request.set_body(payload);
         let call = Call::of::<V>(self.0.clone(), &[]);
-        self.run_request::<V>(call, request, Values::new())
+        self.run_request((V::NAME, run_view::<V>), call, request, Values::new())
     }
 
     /// The events that views have published, without those whose transactions were rolled back.
     pub fn published(&self) -> Vec<Event> {
         self.0.published.borrow().clone()
+    }
+
+    /// Adds a connection with this id to a group, so that views find it in
+    /// [`Channels::members`](crate::channels::Channels::members). `user` is its context value `user`. Web sockets that the
+    /// test [opens](Self::socket) are members of the groups that they join.
+    pub fn member(self, group: &str, connection: &str, user: Option<&str>) -> Self {
+        {
+            let mut connections = self.0.connections.borrow_mut();
+            let member = connections.of(connection);
+            member.groups.insert(group.into());
+            let user = user.map(|user| (grants::USER.to_owned(), user.to_owned()));
+            member.values.extend(user);
+        }
+        self
+    }
+
+    /// The messages that views have sent to this group, or to the connection with this id, without those whose
+    /// transactions were rolled back. What a socket sends to its own client is in [`TestSocket::received`].
+    pub fn sent_to(&self, group: &str) -> Vec<Message> {
+        self.0.connections.borrow().sent_to(group)
+    }
+
+    /// The notices that views have sent to groups, without those whose transactions were rolled back.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.0.connections.borrow().notices().to_vec()
     }
 
     /// Runs a view with its extractors, in a transaction if the view is atomic: `app.call::<entry>(get("/entries/7"))`.
@@ -307,11 +342,17 @@ impl App {
             request.body().len(),
             self.0.grants.borrow().limits.body_max_bytes,
         );
+        let kind = self.0.routed::<V>();
+        assert!(
+            !matches!(kind, Kind::Socket { .. }),
+            "`{}` is for a socket: write `app.socket::<…>(…)`",
+            V::NAME
+        );
         let call = Call::of::<V>(self.0.clone(), request.body());
         let session = request.session_values().clone();
         let spool_over = *self.0.spool_over.borrow();
         let request = request.into_request(
-            (V::NAME, self.0.routed::<V>()),
+            (V::NAME, kind),
             self.0.arrives::<V>(),
             spool_over,
             &self.0.settings.borrow(),
@@ -324,24 +365,30 @@ impl App {
             );
             return TestResponse::new(Err(refused), V::NAME, session, &self.0.settings.borrow());
         }
-        self.run_request::<V>(call, request, session)
+        self.run_request((V::NAME, run_view::<V>), call, request, session)
     }
 
-    fn run_request<V: View>(&self, call: Call, request: Request, session: Values) -> TestResponse {
+    fn run_request(
+        &self,
+        (name, run): (&str, Inner),
+        call: Call,
+        request: Request,
+        session: Values,
+    ) -> TestResponse {
         let call = Rc::new(call);
         let host = Host::new(call.clone());
-        let outcome = host.while_running(|| run_view::<V>(&host, request));
+        let outcome = host.while_running(|| run(&host, request));
         let mut outcome = call.finish(outcome);
+        let subscription = outcome.as_ref().ok().and_then(Response::subscribes_to);
+        let subscription = subscription.cloned().map(Subscription::from);
         let ended = match &mut outcome {
             Ok(response) => host.while_running(|| call.produce(response)),
             Err(_) => Ok(()),
         };
         let trailers = call.end();
-        TestResponse::new(outcome, V::NAME, session, &self.0.settings.borrow()).after(
-            V::NAME,
-            ended,
-            trailers,
-        )
+        TestResponse::new(outcome, name, session, &self.0.settings.borrow())
+            .after(name, ended, trailers)
+            .with_subscription(subscription)
     }
 
     /// A context for calling helper functions that take the context of a sync view.

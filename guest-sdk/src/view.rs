@@ -7,9 +7,10 @@
 use crate::bindings::amphi::view::types;
 use crate::extract::Settings;
 use crate::mode::{Async, Mode, Sync};
+use crate::socket::SUBPROTOCOL;
 #[cfg(target_arch = "wasm32")]
 use crate::stream::Producer;
-use crate::{Context, IntoResponse, Request, Response, Result};
+use crate::{Context, Error, IntoResponse, Request, Response, Result, StatusCode};
 use std::pin::Pin;
 
 /// The future of an async view.
@@ -100,15 +101,24 @@ pub enum Kind {
     Middleware,
     /// An event on this topic, or on a topic that this pattern includes.
     Subscriber(&'static str),
+    /// The events of a web socket.
+    Socket {
+        /// The path below the module's mount.
+        pattern: &'static str,
+        /// Other origins whose pages may open it; `*` stands for all.
+        origins: &'static [&'static str],
+    },
 }
 
 impl Kind {
-    /// The method of requests to the function. `GET` for middleware, which runs for all methods.
+    /// The method of requests to the function. `GET` for middleware, which runs for all methods; `SOCKET` stands for those
+    /// of a socket's events.
     pub const fn method(self) -> &'static str {
         match self {
             Kind::Route { method, .. } => method,
             Kind::Middleware => "GET",
             Kind::Subscriber(_) => "EVENT",
+            Kind::Socket { .. } => "SOCKET",
         }
     }
 
@@ -117,6 +127,7 @@ impl Kind {
         match self.method() {
             "*" => true,
             "GET" if method == "HEAD" => true,
+            "SOCKET" => method == "GET",
             known => known == method,
         }
     }
@@ -124,7 +135,7 @@ impl Kind {
     /// The path pattern of requests to the function.
     pub const fn pattern(self) -> &'static str {
         match self {
-            Kind::Route { pattern, .. } => pattern,
+            Kind::Route { pattern, .. } | Kind::Socket { pattern, .. } => pattern,
             Kind::Middleware => "{*path}",
             Kind::Subscriber(topic) => topic,
         }
@@ -140,6 +151,10 @@ impl From<Kind> for types::ViewKind {
             }),
             Kind::Middleware => types::ViewKind::Middleware,
             Kind::Subscriber(topic) => types::ViewKind::Subscriber(topic.into()),
+            Kind::Socket { pattern, origins } => types::ViewKind::Socket(types::SocketRoute {
+                pattern: pattern.into(),
+                origins: origins.iter().map(|&origin| origin.into()).collect(),
+            }),
         }
     }
 }
@@ -302,6 +317,39 @@ fn raw(error: crate::Error) -> types::Error {
 pub fn respond<M: Mode, R: IntoResponse>(cx: &Context<M>, output: R) -> Result<Response> {
     let mut response = output.into_response()?;
     cx.session.write(&mut response)?;
+    Ok(response)
+}
+
+/// The last step of the function that `#[socket]` makes: turns the result of an event into a response. `opens` says whether
+/// the event is the opening: only then does a client get the response.
+pub fn answer<M: Mode, R: IntoResponse>(
+    cx: &Context<M>,
+    opens: bool,
+    output: R,
+) -> Result<Response> {
+    let mut response = output.into_response()?;
+    if response.is_stream() {
+        return Err(Error::internal(
+            "the response of a socket has no body that streams: send messages with `cx.socket().send(…)`",
+        ));
+    }
+    cx.session.write(&mut response)?;
+    if !opens {
+        return match response.headers.get("set-cookie") {
+            None => Ok(response),
+            Some(_) => Err(Error::internal(
+                "a socket can set cookies, and change the session, only when it opens: later events have no response that carries them",
+            )),
+        };
+    }
+    if response.status == StatusCode::NO_CONTENT {
+        response.status = StatusCode::OK;
+    }
+    if let Some(chosen) = cx.subprotocol.take()
+        && response.status.is_success()
+    {
+        response.headers.set(SUBPROTOCOL, chosen);
+    }
     Ok(response)
 }
 

@@ -1,4 +1,4 @@
-//! The arguments of `#[view(…)]`, `#[middleware(…)]` and `#[subscriber(…)]`.
+//! The arguments of `#[view(…)]`, `#[middleware(…)]`, `#[subscriber(…)]` and `#[socket(…)]`.
 
 use crate::pattern;
 use proc_macro2::Span;
@@ -78,6 +78,39 @@ impl Parse for SubscriberAttribute {
     }
 }
 
+/// The arguments of `#[socket]`, checked.
+pub(crate) struct SocketAttribute {
+    pub(crate) pattern: LitStr,
+    pub(crate) options: Options,
+}
+
+impl Parse for SocketAttribute {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let form = "write `#[socket(\"/chat/{room}\")]`";
+        if input.is_empty() {
+            let text = format!("the path is missing: {form}");
+            return Err(syn::Error::new(Span::call_site(), text));
+        }
+        if let Ok(name) = input.fork().parse::<Ident>() {
+            let text = name.to_string();
+            let text = match METHODS.contains(&text.as_str()) || text == "method" {
+                true => format!("a socket has no method, since clients open it with GET: {form}"),
+                false => format!("the path comes first, as a string literal: {form}"),
+            };
+            return Err(syn::Error::new(name.span(), text));
+        }
+        let pattern: LitStr = input.parse().map_err(|error| {
+            let text = format!("the path must be a string literal: {form}");
+            syn::Error::new(error.span(), text)
+        })?;
+        pattern::check(&pattern.value()).map_err(|text| syn::Error::new(pattern.span(), text))?;
+        Ok(Self {
+            pattern,
+            options: Options::after_comma(input, &SOCKET_OPTIONS)?,
+        })
+    }
+}
+
 /// Whether the text is a topic, or a pattern of topics. A topic is words with dots between them. In a pattern, `.*` at
 /// the end stands for any further words, and `*` alone for every topic. The host checks topics by the same rule.
 fn is_topics(text: &str) -> bool {
@@ -90,6 +123,16 @@ fn is_topics(text: &str) -> bool {
 
 const VIEW_OPTIONS: [&str; 8] = [
     "body",
+    "middleware",
+    "atomic",
+    "read_only",
+    "isolation",
+    "retries",
+    "cpu_ms",
+    "timeout_ms",
+];
+const SOCKET_OPTIONS: [&str; 8] = [
+    "origins",
     "middleware",
     "atomic",
     "read_only",
@@ -118,6 +161,8 @@ pub(crate) struct Options {
     pub(crate) cpu_ms: Option<u32>,
     pub(crate) timeout_ms: Option<u32>,
     pub(crate) middleware: Option<Vec<Path>>,
+    /// Origins whose pages may open the socket, beside the app's own.
+    pub(crate) origins: Option<Vec<LitStr>>,
 }
 
 impl Options {
@@ -143,8 +188,18 @@ impl Options {
         if !known.contains(&text.as_str()) {
             let (last, first) = known.split_last().expect("there are options");
             let first: Vec<String> = first.iter().map(|known| format!("`{known}`")).collect();
+            let reason = match text.as_str() {
+                "body" if known == SOCKET_OPTIONS => {
+                    "a socket has no `body`: the host calls it with one whole message after the other"
+                        .to_owned()
+                }
+                "method" if known == SOCKET_OPTIONS => {
+                    "a socket has no `method`: clients open it with GET".to_owned()
+                }
+                _ => format!("unknown option `{text}`"),
+            };
             let text = format!(
-                "unknown option `{text}`; the options are {} and `{last}`",
+                "{reason}; the options are {} and `{last}`",
                 first.join(", ")
             );
             return Err(syn::Error::new(name.span(), text));
@@ -152,6 +207,7 @@ impl Options {
         match text.as_str() {
             "body" => once(&mut self.stream_body, body(input, &name)?, &name),
             "middleware" => once(&mut self.middleware, paths(input)?, &name),
+            "origins" => once(&mut self.origins, origins(input)?, &name),
             "atomic" => once(&mut self.atomic, flag(input)?, &name),
             "read_only" => once(&mut self.read_only, flag(input)?, &name),
             "isolation" => once(&mut self.isolation, isolation(input)?, &name),
@@ -203,6 +259,34 @@ fn function_path(input: ParseStream) -> syn::Result<Path> {
         ));
     }
     Path::parse_mod_style(input)
+}
+
+/// Reads `= ["https://app.example.com"]`, or one origin without brackets.
+fn origins(input: ParseStream) -> syn::Result<Vec<LitStr>> {
+    input.parse::<Token![=]>()?;
+    if !input.peek(syn::token::Bracket) {
+        return Ok(vec![origin(input)?]);
+    }
+    let list;
+    syn::bracketed!(list in input);
+    let origins = list.parse_terminated(origin, Token![,])?;
+    Ok(origins.into_iter().collect())
+}
+
+fn origin(input: ParseStream) -> syn::Result<LitStr> {
+    let literal: LitStr = input.parse()?;
+    let text = literal.value();
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
+        let of_host = |c: char| !c.is_whitespace() && !matches!(c, '/' | '?' | '#' | '@' | '*');
+        !scheme.is_empty() && !host.is_empty() && host.chars().all(of_host)
+    });
+    if is_origin || text == "*" {
+        return Ok(literal);
+    }
+    let text = format!(
+        "`{text}` is not an origin: write scheme and host without a path, as in `origins = [\"https://app.example.com\"]`, or `\"*\"` for all"
+    );
+    Err(syn::Error::new(literal.span(), text))
 }
 
 fn isolation(input: ParseStream) -> syn::Result<Ident> {

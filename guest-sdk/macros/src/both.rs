@@ -256,7 +256,11 @@ fn without_await(tokens: TokenStream) -> syn::Result<TokenStream> {
                     "an `async` block has no sync form: write its content without the block, or write two functions",
                 ));
             }
-            TokenTree::Ident(word) if JOINS.iter().any(|join| word == join) => {
+            // A method of one of these names, as in `cx.socket().join(…)`, is another one.
+            TokenTree::Ident(word)
+                if JOINS.iter().any(|join| word == join)
+                    && !matches!(kept.last(), Some(TokenTree::Punct(dot)) if dot.as_char() == '.') =>
+            {
                 let text = format!(
                     "`{word}` waits for several things at once, which sync views cannot do: await one after the other, or write two functions"
                 );

@@ -4,7 +4,9 @@
 //! view. A component's table of views uses only the constant of the component's mode. So views of the other mode are
 //! type-checked, but the component does not contain them.
 
-use crate::attribute::{MiddlewareAttribute, Options, SubscriberAttribute, ViewAttribute};
+use crate::attribute::{
+    MiddlewareAttribute, Options, SocketAttribute, SubscriberAttribute, ViewAttribute,
+};
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
 use syn::spanned::Spanned;
@@ -16,6 +18,7 @@ pub(crate) enum Role {
     View,
     Middleware,
     Subscriber,
+    Socket,
 }
 
 impl Role {
@@ -24,6 +27,7 @@ impl Role {
             Role::View => "view",
             Role::Middleware => "middleware",
             Role::Subscriber => "subscriber",
+            Role::Socket => "socket",
         }
     }
 }
@@ -125,6 +129,17 @@ fn read(role: Role, attribute: TokenStream) -> syn::Result<(TokenStream, Options
         Role::Subscriber => {
             let SubscriberAttribute { topic, options } = syn::parse2(attribute)?;
             (quote!(#kind::Subscriber(#topic)), options)
+        }
+        Role::Socket => {
+            let SocketAttribute {
+                pattern,
+                mut options,
+            } = syn::parse2(attribute)?;
+            let origins = options.origins.take().unwrap_or_default();
+            (
+                quote!(#kind::Socket { pattern: #pattern, origins: &[#(#origins),*] }),
+                options,
+            )
         }
     })
 }
@@ -242,6 +257,13 @@ fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
             }
             continue;
         }
+        if role != Role::Socket && last_name(&argument.ty).is_some_and(|name| name == "SocketEvent")
+        {
+            return Err(syn::Error::new(
+                argument.ty.span(),
+                "only `#[socket]` takes `SocketEvent`: no other function is called for the events of a web socket",
+            ));
+        }
         let by_reference = matches!(&*argument.ty, Type::Reference(_));
         let (ty, mutable) = match &mut *argument.ty {
             Type::Reference(reference) => (&mut *reference.elem, reference.mutability.is_some()),
@@ -322,6 +344,13 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     });
 
     take_rest(role, name, &mut extractors)?;
+    let event = extractors.last().and_then(|ty| last_name(ty));
+    if role == Role::Socket && event.is_none_or(|event| event != "SocketEvent") {
+        return Err(syn::Error::new(
+            name.span(),
+            "the last parameter of a socket is `event: SocketEvent`",
+        ));
+    }
     // In a view, only the last parameter may read the body. In middleware, no extractor may: `Request` has the body.
     let last = match role {
         Role::Middleware => extractors.len(),
@@ -400,8 +429,20 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     };
     let wait = is_async.then(|| quote!(.await));
     let output = Ident::new("output", place);
-    let respond = quote_spanned!(place=> ::amphi_sdk::__private::respond(&#cx, #output));
+    // An extractor may change the request, so what the event is has to be read before.
+    let opens = Ident::new("opens", Span::mixed_site());
+    let (before, respond) = match role {
+        Role::Socket => (
+            quote!(let #opens = #request.method == "GET";),
+            quote_spanned!(place=> ::amphi_sdk::__private::answer(&#cx, #opens, #output)),
+        ),
+        _ => (
+            TokenStream::new(),
+            quote_spanned!(place=> ::amphi_sdk::__private::respond(&#cx, #output)),
+        ),
+    };
     let call = quote! {
+        #before
         #steps
         let #output = #name(#context #(#arguments,)* #rest)#wait;
         #respond

@@ -146,27 +146,43 @@ impl<T: DeserializeOwned> FromRequest for Form<T> {
 /// The fields of a form or query, in order.
 fn decode(encoded: &[u8], max: usize, what: &str) -> Result<Vec<(String, Content)>> {
     let text = |encoded: &[u8]| {
-        let spaced: Vec<u8> = (encoded.iter())
-            .map(|byte| if *byte == b'+' { b' ' } else { *byte })
-            .collect();
-        let decoded = percent_decode(&spaced).decode_utf8();
-        let decoded = decoded.map(std::borrow::Cow::into_owned);
-        decoded.map_err(|_| Error::bad_request(format!("the {what} is not valid UTF-8")))
+        text(encoded).ok_or_else(|| Error::bad_request(format!("the {what} is not valid UTF-8")))
     };
-    let fields = encoded.split(|byte| *byte == b'&');
     let mut pairs = Vec::new();
-    for field in fields.filter(|field| !field.is_empty()) {
+    for (name, value) in encoded_fields(encoded) {
         if pairs.len() == max {
             return Err(multipart::too_many(max));
         }
-        let at = field.iter().position(|byte| *byte == b'=');
-        let (name, value) = match at {
-            Some(at) => (&field[..at], &field[at + 1..]),
-            None => (field, &[][..]),
-        };
         pairs.push((text(name)?, Content::Text(text(value)?)));
     }
     Ok(pairs)
+}
+
+/// The first value of this name in a query. `None` when there is none, or when it is not UTF-8.
+pub(crate) fn query_value(query: &str, name: &str) -> Option<String> {
+    let mut fields = encoded_fields(query.as_bytes());
+    let (_, value) = fields.find(|(known, _)| text(known).as_deref() == Some(name))?;
+    text(value)
+}
+
+/// The names and values of a form or query, still encoded.
+fn encoded_fields(encoded: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let fields = encoded.split(|byte| *byte == b'&');
+    (fields.filter(|field| !field.is_empty())).map(|field| {
+        match field.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&field[..at], &field[at + 1..]),
+            None => (field, &[][..]),
+        }
+    })
+}
+
+/// A name or value, decoded. `None` when it is not UTF-8.
+fn text(encoded: &[u8]) -> Option<String> {
+    let spaced: Vec<u8> = (encoded.iter())
+        .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+        .collect();
+    let decoded = percent_decode(&spaced).decode_utf8().ok()?;
+    Some(decoded.into_owned())
 }
 
 /// The fields of a form of the type `multipart/form-data`, in order.

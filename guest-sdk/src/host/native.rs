@@ -2,11 +2,13 @@
 //! a context, so views are type-checked but cannot run.
 
 use super::{
-    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
-    RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
+    OutboundRequest, RawRequest, RawResponse, Table, Values, ViewError,
 };
 use crate::bindings::amphi::view::log::Level;
+use crate::channels::Message;
 use crate::database::Value;
+use crate::socket::{Closed, Notice};
 #[cfg(feature = "testing")]
 use crate::stream::Producer;
 use crate::{Request, Response, Result};
@@ -48,6 +50,11 @@ pub(crate) trait Capabilities {
     fn set_rollback(&self);
     fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
+    /// The id of the connection whose event the view handles.
+    fn connection(&self) -> Option<String>;
+    fn members(&self, group: &str) -> Result<MemberList, ChannelError>;
+    /// Holds the change until the commit.
+    fn change(&self, change: ChannelChange) -> Result<(), ChannelError>;
     /// The rest of the chain, which `Next` runs.
     fn rest(&self) -> Part;
     /// Adds a function to the rest of the chain. The function that was added last runs first.
@@ -56,6 +63,21 @@ pub(crate) trait Capabilities {
     /// The view that a sub-request goes to.
     fn other(&self, request: &RawRequest) -> Result<Part, ViewError>;
     fn log(&self, level: Level, message: &str, fields: &[(String, String)]);
+}
+
+/// What a view sends to connections, or does with its own.
+#[cfg_attr(
+    not(feature = "testing"),
+    expect(dead_code, reason = "only tests look into it")
+)]
+pub(crate) enum ChannelChange {
+    SendToGroup(String, Message),
+    SendToConnection(String, Message),
+    Notify(Notice),
+    SendToClient(Message),
+    Close(Closed),
+    Join(String),
+    Leave(String),
 }
 
 /// A guest function that another guest function calls, with the same host.
@@ -131,6 +153,53 @@ impl Host {
 
     pub(crate) fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
         self.0.publish(topic, payload)
+    }
+
+    pub(crate) fn send_to_group(&self, group: &str, message: Message) -> Result<(), ChannelError> {
+        let group = group.to_owned();
+        self.0.change(ChannelChange::SendToGroup(group, message))
+    }
+
+    pub(crate) fn send_to_connection(
+        &self,
+        connection: &str,
+        message: Message,
+    ) -> Result<(), ChannelError> {
+        let connection = connection.to_owned();
+        let change = ChannelChange::SendToConnection(connection, message);
+        self.0.change(change)
+    }
+
+    pub(crate) fn notify(&self, group: &str, payload: &[u8]) -> Result<(), ChannelError> {
+        self.0.change(ChannelChange::Notify(Notice {
+            group: group.to_owned(),
+            payload: payload.to_vec(),
+        }))
+    }
+
+    pub(crate) fn members(&self, group: &str) -> Result<MemberList, ChannelError> {
+        self.0.members(group)
+    }
+
+    pub(crate) fn connection(&self) -> Option<String> {
+        self.0.connection()
+    }
+
+    pub(crate) fn send_to_client(&self, message: Message) -> Result<(), ChannelError> {
+        self.0.change(ChannelChange::SendToClient(message))
+    }
+
+    pub(crate) fn close(&self, code: u16, reason: &str) -> Result<(), ChannelError> {
+        let reason = reason.to_owned();
+        self.0.change(ChannelChange::Close(Closed { code, reason }))
+    }
+
+    pub(crate) fn join(&self, group: &str) -> Result<(), ChannelError> {
+        self.0.change(ChannelChange::Join(group.to_owned()))
+    }
+
+    pub(crate) fn leave(&self, group: &str) -> Result<(), ChannelError> {
+        self.0.change(ChannelChange::Leave(group.to_owned()))
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<String> {

@@ -2,10 +2,11 @@
 //! view calls.
 
 use super::{
-    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
-    RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
+    OutboundRequest, RawRequest, RawResponse, Table, Values, ViewError,
 };
-use crate::bindings::amphi::view::{config, context, events, log};
+use crate::bindings::amphi::view::{channels, config, context, events, log, socket};
+use crate::channels::Message;
 use crate::database::Value;
 use crate::stream::Producer;
 use std::cell::Cell;
@@ -70,6 +71,46 @@ impl Host {
 
     pub(crate) fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError> {
         events::publish(topic, payload)
+    }
+
+    pub(crate) fn send_to_group(&self, group: &str, message: Message) -> Result<(), ChannelError> {
+        channels::send(group, &message.into())
+    }
+
+    pub(crate) fn send_to_connection(
+        &self,
+        connection: &str,
+        message: Message,
+    ) -> Result<(), ChannelError> {
+        channels::send_to(connection, &message.into())
+    }
+
+    pub(crate) fn notify(&self, group: &str, payload: &[u8]) -> Result<(), ChannelError> {
+        channels::notify(group, payload)
+    }
+
+    pub(crate) fn members(&self, group: &str) -> Result<MemberList, ChannelError> {
+        channels::members(group)
+    }
+
+    pub(crate) fn connection(&self) -> Option<String> {
+        socket::id()
+    }
+
+    pub(crate) fn send_to_client(&self, message: Message) -> Result<(), ChannelError> {
+        socket::send(&message.into())
+    }
+
+    pub(crate) fn close(&self, code: u16, reason: &str) -> Result<(), ChannelError> {
+        socket::close(code, reason)
+    }
+
+    pub(crate) fn join(&self, group: &str) -> Result<(), ChannelError> {
+        socket::join(group)
+    }
+
+    pub(crate) fn leave(&self, group: &str) -> Result<(), ChannelError> {
+        socket::leave(group)
     }
 }
 

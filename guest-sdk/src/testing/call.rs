@@ -1,15 +1,17 @@
 //! The state of one request in a test. It stands in for the state that the host keeps for a request.
 
 use super::database::{TestDatabase, refused};
-use super::grants::{Limits, USER, is_topic};
+use super::effects::{Effect, Effects};
+use super::grants::{Grants, USER, is_topic};
 use super::request::{normalized, params};
 use super::{Inner, Record, World};
 use crate::database::{ErrorKind, Value};
 use crate::host::{
-    BodyError, Capabilities, DatabaseError, EventError, HttpError, InboundResponse,
-    OutboundRequest, Part, RawRequest, Table, ViewError,
+    BodyError, Capabilities, ChannelChange, ChannelError, DatabaseError, EventError, HttpError,
+    InboundResponse, MemberList, OutboundRequest, Part, RawRequest, Table, ViewError,
 };
 use crate::log::Level;
+use crate::socket::Closed;
 use crate::stream::{Producer, Streamed};
 use crate::view::{Kind, View};
 use crate::{Error, Event, Response, Result};
@@ -35,8 +37,10 @@ pub(super) struct Call {
     begun: RefCell<BTreeSet<String>>,
     /// How many transactions and savepoints are open.
     level: Cell<u32>,
-    /// Events that are held until the commit, each with the level that it was published in.
-    held: RefCell<Vec<(u32, Event)>>,
+    /// Events and messages that are held until the commit.
+    held: Effects,
+    /// The web socket whose event the view handles.
+    connection: Option<String>,
     /// Whether the view asked for a rollback, or a part of the request has failed.
     set_rollback: Rc<Cell<bool>>,
     /// Whether statements that write are refused.
@@ -45,8 +49,8 @@ pub(super) struct Call {
     within: RefCell<Vec<Inner>>,
     /// Whether the module's grants apply: not for queries that the test itself makes.
     of_view: bool,
-    /// How many events have been published in this call, with those that are still held.
-    published: Cell<usize>,
+    /// How many events and messages this call has sent, with those that are still held.
+    effects_count: Cell<usize>,
     /// The functions that write the bodies of responses, each at the number of its stream less 1.
     streams: RefCell<Vec<Option<Producer>>>,
     /// The body that such a function is writing.
@@ -70,6 +74,16 @@ impl Call {
             atomic: Cell::new(atomic),
             level: Cell::new(atomic.into()),
             ..Self::new(world, timeout)
+        }
+    }
+
+    /// The call for an event of this web socket.
+    pub(super) fn on_connection(self, id: &str) -> Self {
+        let values = self.world.connections.borrow_mut().of(id).values.clone();
+        Self {
+            values: RefCell::new(values),
+            connection: Some(id.into()),
+            ..self
         }
     }
 
@@ -98,12 +112,13 @@ impl Call {
             atomic: Cell::new(false),
             begun: RefCell::default(),
             level: Cell::new(0),
-            held: RefCell::default(),
+            held: Effects::default(),
+            connection: None,
             set_rollback: Rc::default(),
             read_only: false,
             of_view: true,
             within: RefCell::default(),
-            published: Cell::new(0),
+            effects_count: Cell::new(0),
             streams: RefCell::default(),
             written: RefCell::default(),
             trailers: RefCell::default(),
@@ -112,12 +127,13 @@ impl Call {
 
     /// Commits or rolls back, as the host does. When the commit fails, the view fails.
     pub(super) fn finish(&self, outcome: Result<Response>) -> Result<Response> {
-        let outcome = outcome.and_then(|response| {
-            match unsendable(&response, &self.world.grants.borrow().limits) {
-                None => Ok(response),
-                Some(why) => Err(Error::internal(why)),
-            }
-        });
+        let outcome =
+            outcome.and_then(
+                |response| match unsendable(&response, &self.world.grants.borrow()) {
+                    None => Ok(response),
+                    Some(why) => Err(Error::internal(why)),
+                },
+            );
         let succeeded = matches!(&outcome, Ok(response) if !response.status.is_server_error())
             && !self.set_rollback.get();
         self.atomic.set(false);
@@ -129,7 +145,12 @@ impl Call {
         }
         match succeeded {
             true => self.release(),
-            false => self.held.borrow_mut().clear(),
+            false => drop(self.held.take()),
+        }
+        let is_handled = matches!(&outcome, Ok(response) if response.status.is_success());
+        if let Some(id) = self.connection.as_ref().filter(|_| is_handled) {
+            let mut connections = self.world.connections.borrow_mut();
+            connections.of(id).values = self.values.borrow().clone();
         }
         outcome
     }
@@ -140,7 +161,7 @@ impl Call {
     /// When the body breaks off. The response has what was written before.
     pub(super) fn produce(&self, response: &mut Response) -> Result<()> {
         let producer = match response.take_stream() {
-            None => return Ok(()),
+            None | Some(Streamed::Subscription(_)) => return Ok(()),
             Some(Streamed::Own(producer)) => producer.take(),
             Some(Streamed::PassedOn(number)) => {
                 let index = (number as usize).wrapping_sub(1);
@@ -174,10 +195,72 @@ impl Call {
         self.trailers.take()
     }
 
-    /// Publishes the events that are held.
+    /// Publishes the events, and sends the messages, that are held.
     fn release(&self) {
-        let held = self.held.take().into_iter().map(|(_, event)| event);
-        self.world.published.borrow_mut().extend(held);
+        for effect in self.held.take() {
+            match effect {
+                Effect::Event(event) => self.world.published.borrow_mut().push(event),
+                Effect::Change(change) => {
+                    let own = self.connection.as_deref();
+                    self.world.connections.borrow_mut().apply(own, change);
+                }
+            }
+        }
+    }
+
+    /// Holds the effect until the commit. Outside of a transaction, it happens at once.
+    fn hold(&self, effect: Effect) {
+        self.held.hold(self.level.get(), effect);
+        if self.level.get() == 0 {
+            self.release();
+        }
+    }
+
+    /// Counts an event or message. Returns how many there may be, when there are more.
+    fn count_effect(&self) -> Result<(), usize> {
+        let (sent, most) = (
+            self.effects_count.get() + 1,
+            self.world.grants.borrow().limits.events_max,
+        );
+        self.effects_count.set(sent);
+        if sent > most { Err(most) } else { Ok(()) }
+    }
+
+    /// Checks that the host would allow this.
+    fn check(&self, change: &ChannelChange) -> Result<(), ChannelError> {
+        let grants = self.world.grants.borrow();
+        let bytes = match change {
+            ChannelChange::SendToGroup(_, message)
+            | ChannelChange::SendToConnection(_, message)
+            | ChannelChange::SendToClient(message) => message.as_bytes().len(),
+            ChannelChange::Notify(notice) => notice.payload.len(),
+            ChannelChange::Close(_) | ChannelChange::Join(_) | ChannelChange::Leave(_) => 0,
+        };
+        match change {
+            ChannelChange::SendToGroup(group, _) => grants.channel(group),
+            ChannelChange::Notify(notice) => grants.channel(&notice.group),
+            ChannelChange::SendToConnection(..) => grants.connections(),
+            ChannelChange::Close(closed) if !is_close(closed) => Err(format!(
+                "a view closes with a code of 1000 or 3000 to 4999 and at most {REASON_MAX_BYTES} bytes of reason, not with {} and {} bytes",
+                closed.code,
+                closed.reason.len()
+            )),
+            _ if self.connection.is_none() => {
+                Err("there is no web socket: this request is not an event of one".into())
+            }
+            ChannelChange::Join(group) => grants.channel(group),
+            ChannelChange::SendToClient(_) | ChannelChange::Close(_) | ChannelChange::Leave(_) => {
+                Ok(())
+            }
+        }
+        .map_err(ChannelError::Denied)?;
+        let max = grants.limits.message_max_bytes;
+        if bytes > max {
+            return Err(ChannelError::TooLarge(format!(
+                "the message has {bytes} bytes; `payload_max_bytes` of `[channels]` is {max}"
+            )));
+        }
+        Ok(())
     }
 
     /// Runs `work` on the database, in the view's transaction if it has one.
@@ -220,8 +303,20 @@ impl Call {
     }
 }
 
+/// Whether a view may close a connection like this.
+fn is_close(closed: &Closed) -> bool {
+    let is_code = closed.code == 1000 || (3000..5000).contains(&closed.code);
+    is_code && closed.reason.len() <= REASON_MAX_BYTES
+}
+
 /// The reason why the host would refuse to send this response. `None` if the host would send it.
-fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
+fn unsendable(response: &Response, grants: &Grants) -> Option<String> {
+    let limits = &grants.limits;
+    if let Some(subscription) = response.subscribes_to()
+        && let Err(denied) = grants.channel(&subscription.group)
+    {
+        return Some(denied);
+    }
     let (bytes, max) = (response.body.len(), limits.response_max_bytes);
     if bytes > max {
         return Some(format!(
@@ -265,6 +360,8 @@ fn unsendable(response: &Response, limits: &Limits) -> Option<String> {
 const ARRIVING_BYTES: usize = 16 << 10;
 /// Bytes that the host counts for each header in addition to its name and value.
 const HEADER_BYTES: usize = 32;
+/// The room for the reason in a frame that closes a web socket (RFC 6455, 5.5).
+const REASON_MAX_BYTES: usize = 123;
 /// Headers that concern a single connection. Only the host sets them.
 const HOP_BY_HOP: [&str; 6] = [
     "connection",
@@ -392,14 +489,7 @@ impl Capabilities for Call {
 
     fn end(&self, name: &str, depth: u32, commit: bool) -> Result<(), DatabaseError> {
         let result = self.database(name, |database| database.end(depth, commit));
-        let mut held = self.held.borrow_mut();
-        match commit && result.is_ok() {
-            true => held
-                .iter_mut()
-                .for_each(|(level, _)| *level = (*level).min(depth - 1)),
-            false => held.retain(|(level, _)| *level < depth),
-        }
-        drop(held);
+        self.held.end(depth, commit && result.is_ok());
         self.level.set(depth - 1);
         if depth == 1 {
             self.release();
@@ -443,22 +533,38 @@ impl Capabilities for Call {
                 payload.len()
             )));
         }
-        let (published, most) = (self.published.get() + 1, grants.limits.events_max);
-        self.published.set(published);
-        if published > most {
-            return Err(EventError::Full(format!(
-                "the request has published {most} events already, as many as `events_max` allows: the event on `{topic}` was not published"
-            )));
-        }
         drop(grants);
+        self.count_effect().map_err(|most| {
+            EventError::Full(format!(
+                "the request has published {most} events already, as many as `events_max` allows: the event on `{topic}` was not published"
+            ))
+        })?;
         let event = Event {
             topic: topic.into(),
             payload: payload.into(),
         };
-        self.held.borrow_mut().push((self.level.get(), event));
-        if self.level.get() == 0 {
-            self.release();
-        }
+        self.hold(Effect::Event(event));
+        Ok(())
+    }
+
+    fn connection(&self) -> Option<String> {
+        self.connection.clone()
+    }
+
+    fn members(&self, group: &str) -> Result<MemberList, ChannelError> {
+        let granted = self.world.grants.borrow().channel(group);
+        granted.map_err(ChannelError::Denied)?;
+        Ok(self.world.connections.borrow().members(group))
+    }
+
+    fn change(&self, change: ChannelChange) -> Result<(), ChannelError> {
+        self.check(&change)?;
+        self.count_effect().map_err(|most| {
+            ChannelError::Full(format!(
+                "the request has sent {most} messages and events already, as many as `events_max` allows"
+            ))
+        })?;
+        self.hold(Effect::Change(change));
         Ok(())
     }
 
@@ -484,6 +590,9 @@ impl Capabilities for Call {
         })?;
         let views = self.world.views.borrow();
         let known = views.iter().find_map(|known| {
+            if matches!(known.kind, Kind::Socket { .. }) {
+                return None;
+            }
             let found = params(known.kind.pattern(), &request.path)?;
             known
                 .kind

@@ -47,6 +47,9 @@ pub(super) struct Limits {
     /// From the table `[events]`; the limits above are from `[limits]`.
     #[serde(skip)]
     pub(super) payload_max_bytes: usize,
+    /// From the table `[channels]`.
+    #[serde(skip)]
+    pub(super) message_max_bytes: usize,
     /// From the table `[server]`.
     #[serde(skip)]
     pub(super) body_max_bytes: usize,
@@ -63,6 +66,7 @@ impl Default for Limits {
             headers_max_bytes: 64 << 10,
             timeout_ms: 30_000,
             payload_max_bytes: 64 << 10,
+            message_max_bytes: 64 << 10,
             body_max_bytes: 8 << 20,
         }
     }
@@ -108,6 +112,8 @@ struct Config {
     #[serde(default)]
     events: toml::Table,
     #[serde(default)]
+    channels: toml::Table,
+    #[serde(default)]
     limits: toml::Table,
     #[serde(default)]
     modules: BTreeMap<String, Module>,
@@ -124,6 +130,8 @@ struct Module {
     publish: Vec<String>,
     #[serde(default)]
     subscribe: Vec<String>,
+    #[serde(default)]
+    channels: Vec<String>,
     #[serde(default)]
     subrequests: bool,
     #[serde(default)]
@@ -187,6 +195,11 @@ impl Grants {
                     &config.events,
                     "payload_max_bytes",
                     limits.payload_max_bytes,
+                ),
+                message_max_bytes: number(
+                    &config.channels,
+                    "payload_max_bytes",
+                    limits.message_max_bytes,
                 ),
                 body_max_bytes: number(&config.server, "body_max_bytes", limits.body_max_bytes),
                 ..limits
@@ -252,6 +265,32 @@ impl Grants {
             None => Ok(()),
             Some(module) => Err(format!(
                 "module `{module}` is not granted the topic `{topic}`: add `subscribe = [\"{topic}\"]` to `[modules.{module}]`"
+            )),
+        }
+    }
+
+    /// Checks whether views may use this group of connections.
+    pub(super) fn channel(&self, group: &str) -> Result<(), String> {
+        if !is_topic(group) {
+            return Err(format!(
+                "`{group}` is not a group: write words of letters, digits, `-` and `_` with dots between, such as `room.7`"
+            ));
+        }
+        self.sends_to(group, |channels| {
+            channels.iter().any(|granted| contains(granted, group))
+        })
+    }
+
+    /// Checks whether views may send to single connections.
+    pub(super) fn connections(&self) -> Result<(), String> {
+        self.sends_to("connections", |channels| !channels.is_empty())
+    }
+
+    fn sends_to(&self, what: &str, allowed: impl Fn(&[String]) -> bool) -> Result<(), String> {
+        match self.denied(|module| allowed(&module.channels)) {
+            None => Ok(()),
+            Some(module) => Err(format!(
+                "module `{module}` may not send to `{what}`: add the group to `channels` of `[modules.{module}]`"
             )),
         }
     }

@@ -28,6 +28,13 @@ pub fn get(path: &str) -> TestRequest {
     TestRequest::new("GET", path)
 }
 
+/// A GET request for this path.
+impl From<&str> for TestRequest {
+    fn from(path: &str) -> Self {
+        get(path)
+    }
+}
+
 /// A POST request.
 pub fn post(path: &str) -> TestRequest {
     TestRequest::new("POST", path)

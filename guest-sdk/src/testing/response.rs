@@ -1,10 +1,12 @@
 //! Responses of tests.
 
 use super::call::error_response;
+use crate::bindings::amphi::view::types;
 use crate::session::{Settings, Values};
 use crate::{Error, Headers, Response, Result, StatusCode};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// The response that the client would get, and the view's error if there was one.
 #[derive(Clone, Debug)]
@@ -16,6 +18,30 @@ pub struct TestResponse {
     /// Why the body breaks off.
     broken: Option<Error>,
     trailers: Headers,
+    subscription: Option<Subscription>,
+}
+
+/// What the client waits for, when a view has answered with an [`EventStream`](crate::EventStream) or a
+/// [`Poll`](crate::Poll).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// The group.
+    pub group: String,
+    /// The id of the last message that the client has.
+    pub after: Option<String>,
+    /// How long a `Poll` waits. `None` for an `EventStream`.
+    pub poll: Option<Duration>,
+}
+
+impl From<types::Subscription> for Subscription {
+    fn from(subscription: types::Subscription) -> Self {
+        let types::Subscription { group, form, after } = subscription;
+        let poll = match form {
+            types::SubscriptionForm::EventStream => None,
+            types::SubscriptionForm::Poll(ms) => Some(Duration::from_millis(ms.into())),
+        };
+        Self { group, after, poll }
+    }
 }
 
 impl TestResponse {
@@ -36,6 +62,7 @@ impl TestResponse {
                 error: None,
                 broken: None,
                 trailers: Headers::new(),
+                subscription: None,
             },
             Err(error) => {
                 // The test harness prints this when the test fails.
@@ -46,6 +73,7 @@ impl TestResponse {
                     session,
                     broken: None,
                     trailers: Headers::new(),
+                    subscription: None,
                 }
             }
         }
@@ -67,6 +95,19 @@ impl TestResponse {
             trailers: trailers.into(),
             ..self
         }
+    }
+
+    pub(super) fn with_subscription(self, subscription: Option<Subscription>) -> Self {
+        Self {
+            subscription,
+            ..self
+        }
+    }
+
+    /// What the client waits for, when the view has answered with an [`EventStream`](crate::EventStream) or a
+    /// [`Poll`](crate::Poll). The body is empty then.
+    pub fn subscription(&self) -> Option<&Subscription> {
+        self.subscription.as_ref()
     }
 
     /// The status.

@@ -10,5 +10,6 @@ mod grants;
 mod http;
 mod response;
 mod session;
+mod socket;
 mod stream;
 mod transaction;
