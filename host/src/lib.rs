@@ -12,6 +12,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 pub mod app;
 pub mod budget;
+pub mod channels;
 pub mod cli;
 pub mod config;
 pub mod contract;

@@ -44,6 +44,13 @@ pub enum Kind {
     Middleware,
     /// An event on one of these topics.
     Subscriber(Topics),
+    /// A web socket.
+    Socket {
+        /// The path pattern, with the module's mount before it.
+        pattern: String,
+        /// Origins whose pages may open it, beside the app's own.
+        origins: Vec<String>,
+    },
 }
 
 /// What a view asks of its transactions.
@@ -106,18 +113,19 @@ impl View {
     /// The pattern of a route, or the topics of a subscriber; empty for middleware.
     pub fn pattern(&self) -> &str {
         match &self.kind {
-            Kind::Route { pattern, .. } => pattern,
+            Kind::Route { pattern, .. } | Kind::Socket { pattern, .. } => pattern,
             Kind::Middleware => "",
             Kind::Subscriber(topics) => topics.as_str(),
         }
     }
 
-    /// The method of a route; `EVENT` for a subscriber, `-` for middleware.
+    /// The method of a route; `EVENT` for a subscriber, `SOCKET` for a web socket, `-` for middleware.
     pub fn method(&self) -> &str {
         match &self.kind {
             Kind::Route { method, .. } => method.as_str(),
             Kind::Middleware => "-",
             Kind::Subscriber(_) => "EVENT",
+            Kind::Socket { .. } => "SOCKET",
         }
     }
 }

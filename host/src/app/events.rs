@@ -132,6 +132,7 @@ impl Bus {
             account: budget::process().unpaid(),
             trace: scope.origin.trace.child(),
             depth: depth + 1,
+            socket: None,
             ..Origin::clone(&scope.origin)
         });
         let deliveries = app

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use crate::app::App;
 use crate::app::events::Bus;
 use crate::budget;
+use crate::channels::Hub;
 use crate::guest::run::Engines;
 use crate::threads::deadline::Ended;
 use crate::threads::gate::Gate;
@@ -30,6 +31,8 @@ pub struct Host {
     pub instances: Gate,
     /// The queue of events.
     pub events: Arc<Bus>,
+    /// The groups of connections.
+    pub hub: Arc<Hub>,
     /// Whether error pages show details (`amphi up`).
     pub development: bool,
     /// In development: why the app could not be built from its current sources. It is shown in place of every page,
@@ -61,6 +64,7 @@ impl Host {
                 wait,
             ),
             events: Bus::new(app.config.events.clone()),
+            hub: Arc::clone(&app.services.hub),
             app: ArcSwap::from_pointee(app),
             development,
             broken: ArcSwapOption::empty(),

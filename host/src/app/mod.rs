@@ -17,6 +17,7 @@ use http::Method;
 use crate::app::chain::{Chain, Link};
 use crate::app::module::Module;
 use crate::app::router::Router;
+use crate::channels::{Hub, Limits, Pattern};
 use crate::config::{Config, GuestMiddleware};
 use crate::database::Databases;
 use crate::guest::capability::http::client::Client;
@@ -50,6 +51,8 @@ pub struct App {
 pub enum Target {
     /// A view, with its middleware.
     View(Arc<Routed>),
+    /// A view of a web socket, with the middleware around its handshake.
+    Socket(Arc<Routed>),
     /// The folder of static files.
     Static(Arc<StaticFiles>),
 }
@@ -61,6 +64,8 @@ pub struct Routed {
     /// For sub-requests: `chain` without the middleware of the app, because the function that makes the sub-request
     /// already runs within that middleware.
     pub inner: Arc<Chain>,
+    /// For the events of a web socket: the view without middleware.
+    pub alone: Arc<Chain>,
 }
 
 impl Routed {
@@ -74,7 +79,7 @@ impl Target {
     /// The built-in middleware of the target's module; none for static files.
     pub fn builtins(&self) -> &[Arc<Builtin>] {
         match self {
-            Target::View(routed) => routed.builtins(),
+            Target::View(routed) | Target::Socket(routed) => routed.builtins(),
             Target::Static(_) => &[],
         }
     }
@@ -82,7 +87,9 @@ impl Target {
     /// The name of the target's module; none for static files.
     pub fn module(&self) -> Option<&str> {
         match self {
-            Target::View(routed) => Some(&routed.chain.view().module.grants.name),
+            Target::View(routed) | Target::Socket(routed) => {
+                Some(&routed.chain.view().module.grants.name)
+            }
             Target::Static(_) => None,
         }
     }
@@ -91,7 +98,9 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::View(routed) => write!(f, "the view {}", routed.chain.view().view),
+            Target::View(routed) | Target::Socket(routed) => {
+                write!(f, "the view {}", routed.chain.view().view)
+            }
             Target::Static(_) => f.write_str("the static files"),
         }
     }
@@ -131,6 +140,7 @@ impl App {
         let services = Arc::new(Services {
             databases,
             http: client,
+            hub: hub(&config, previous),
             development,
             allowed_origins: config.allowed_origins.join(" "),
             body_limits: config.server.body_limits(),
@@ -200,12 +210,12 @@ impl App {
                     let chain = Arc::new(Chain::new([], link.clone()));
                     self.subscribers.push((topics.clone(), chain));
                 }
-                Kind::Route { method, pattern } => {
+                Kind::Route { pattern, .. } | Kind::Socket { pattern, .. } => {
                     let grants = &link.module.grants;
                     let place = format!("[modules.{}]", grants.name);
                     let mut own = named(&grants.middleware, &middleware, &place)?;
                     own.extend(named_by_view(&link.view, &middleware)?);
-                    self.add_route(method, pattern, &outer, own, &link)?;
+                    self.add_route(pattern, &outer, own, &link)?;
                 }
             }
         }
@@ -219,7 +229,6 @@ impl App {
 
     fn add_route(
         &mut self,
-        method: &Method,
         pattern: &str,
         outer: &[Link],
         own: Vec<Link>,
@@ -248,13 +257,22 @@ impl App {
         if pattern == link.module.grants.mount && !pattern.is_empty() {
             patterns.push(format!("{pattern}/"));
         }
-        let routed = Arc::new(Routed { chain, inner });
+        let alone = Arc::new(Chain::new([], link.clone()));
+        let routed = Arc::new(Routed {
+            chain,
+            inner,
+            alone,
+        });
         for pattern in patterns {
-            self.router
-                .add(method, &pattern, Target::View(Arc::clone(&routed)))
-                .map_err(|error| {
-                    anyhow!("the view {} cannot have its route: {error}", link.view)
-                })?;
+            let routed = Arc::clone(&routed);
+            // A web socket is opened by GET.
+            let (method, target) = match &link.view.kind {
+                Kind::Route { method, .. } => (method, Target::View(routed)),
+                _ => (&Method::GET, Target::Socket(routed)),
+            };
+            self.router.add(method, &pattern, target).map_err(|error| {
+                anyhow!("the view {} cannot have its route: {error}", link.view)
+            })?;
         }
         Ok(())
     }
@@ -292,6 +310,25 @@ impl App {
         }
         count
     }
+}
+
+/// The groups of connections: those of the app before, since a reload ends no connection (R23).
+fn hub(config: &Config, previous: Option<&App>) -> Arc<Hub> {
+    if let Some(app) = previous {
+        return Arc::clone(&app.services.hub);
+    }
+    let channels = &config.channels;
+    let limits = Limits {
+        groups_max: channels.groups_max,
+        groups_per_connection_max: channels.groups_per_connection_max,
+        payload_max_bytes: channels.payload_max_bytes,
+        subscribers_max: channels.subscribers_max,
+        history_max_bytes: channels.history_max_bytes,
+        ..Limits::default()
+    };
+    let histories = channels.history.iter();
+    let histories = histories.map(|(groups, messages)| (Pattern::new(groups), *messages));
+    Hub::new(limits, histories.collect())
 }
 
 /// Whether a function is the one that the configuration names.

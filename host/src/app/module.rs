@@ -676,6 +676,7 @@ fn views(
                 Kind::Route { method, .. } => grants.atomic.applies_to(method.as_str()),
                 Kind::Middleware => false,
                 Kind::Subscriber(_) => grants.atomic.applies_to("EVENT"),
+                Kind::Socket { .. } => grants.atomic.applies_to("SOCKET"),
             };
             Ok(Arc::new(View {
                 module: grants.name.clone(),
@@ -708,19 +709,16 @@ fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> any
                     "view `{name}` has the method `{method}`: a method is written in capital letters, as GET, POST or PURGE; `*` is any"
                 );
             }
-            if !pattern.starts_with('/') {
-                bail!("view `{name}` has the pattern `{pattern}`: a pattern starts with `/`");
-            }
             Ok(Kind::Route {
                 method: http::Method::from_bytes(method.as_bytes())
                     .context("the method was just checked")?,
-                pattern: match (grants.mount.as_str(), pattern.as_str()) {
-                    ("", pattern) => pattern.to_owned(),
-                    (mount, "/") => mount.to_owned(),
-                    (mount, pattern) => format!("{mount}{pattern}"),
-                },
+                pattern: mounted(pattern, name, grants)?,
             })
         }
+        types::ViewKind::Socket(types::SocketRoute { pattern, origins }) => Ok(Kind::Socket {
+            pattern: mounted(pattern, name, grants)?,
+            origins: origins.clone(),
+        }),
         types::ViewKind::Middleware => Ok(Kind::Middleware),
         types::ViewKind::Subscriber(text) => {
             let topics = Topics::parse(text)
@@ -739,6 +737,18 @@ fn kind(described: &types::ViewKind, name: &str, grants: &config::Module) -> any
             Ok(Kind::Subscriber(topics))
         }
     }
+}
+
+/// A view's pattern, with the module's mount before it.
+fn mounted(pattern: &str, name: &str, grants: &config::Module) -> anyhow::Result<String> {
+    if !pattern.starts_with('/') {
+        bail!("view `{name}` has the pattern `{pattern}`: a pattern starts with `/`");
+    }
+    Ok(match (grants.mount.as_str(), pattern) {
+        ("", pattern) => pattern.to_owned(),
+        (mount, "/") => mount.to_owned(),
+        (mount, pattern) => format!("{mount}{pattern}"),
+    })
 }
 
 /// The views of an inspected component, for `amphi inspect`. The imports are not checked against `grants`.

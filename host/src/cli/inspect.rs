@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::routes::{print, table};
 use crate::app::module::{self, World};
+use crate::channels::{Hub, Limits};
 use crate::config::{Module, Server};
 use crate::database::Databases;
 use crate::guest::capability::config::INSPECTED;
@@ -38,6 +39,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let services = Arc::new(Services {
         databases: Databases::new(),
         http: Arc::new(Client::new()?),
+        hub: Hub::new(Limits::default(), Vec::new()),
         development: false,
         allowed_origins: String::new(),
         body_limits: Server::default().body_limits(),

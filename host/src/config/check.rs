@@ -27,6 +27,8 @@ pub(super) const TIME_MS: RangeInclusive<u64> = 1..=86_400_000;
 pub(super) const TIME_MS_OR_NONE: RangeInclusive<u64> = 0..=86_400_000;
 /// The range of limits in bytes for which the host reserves nothing: it only compares sizes with them.
 const BYTES: RangeInclusive<u64> = 1..=1 << 40;
+/// The range of limits on messages to and from connections.
+const MESSAGE_BYTES: RangeInclusive<u64> = 1..=64 << 20;
 /// At least 4096, because a result without rows counts some bytes, too.
 const ROWS_BYTES: RangeInclusive<u64> = 4096..=1 << 40;
 /// The range of numbers of kept instances. Each takes a slot of the pooling allocator, just as a running instance.
@@ -194,6 +196,8 @@ impl<'a> Checker<'a> {
             sync_views: raw.sync_views.into_inner(),
             async_views: raw.async_views.into_inner(),
             events: raw.events.into_inner(),
+            sockets: raw.sockets.into_inner(),
+            channels: raw.channels.into_inner(),
             databases,
             static_files,
             modules,
@@ -271,7 +275,54 @@ impl<'a> Checker<'a> {
         let (events, at) = (raw.events.get_ref(), raw.events.span().start);
         self.within(at, "queue_max", events.queue_max, 1..=1_000_000)?;
         self.within(at, "in_flight_max", events.in_flight_max, 1..=10_000)?;
-        self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)
+        self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)?;
+        let (sockets, at) = (raw.sockets.get_ref(), raw.sockets.span().start);
+        self.within(
+            at,
+            "message_max_bytes",
+            sockets.message_max_bytes,
+            MESSAGE_BYTES,
+        )?;
+        self.within(at, "mailbox_max", sockets.mailbox_max, 1..=10_000)?;
+        self.within(
+            at,
+            "outbox_max_bytes",
+            sockets.outbox_max_bytes,
+            MESSAGE_BYTES,
+        )?;
+        self.within(at, "ping_ms", sockets.ping_ms, TIME_MS)?;
+        self.within(
+            at,
+            "idle_timeout_ms",
+            sockets.idle_timeout_ms,
+            TIME_MS_OR_NONE,
+        )?;
+        self.channels(&raw.channels)
+    }
+
+    fn channels(&self, channels: &Spanned<raw::Channels>) -> Result<(), ConfigError> {
+        let (channels, at) = (channels.get_ref(), channels.span().start);
+        self.within(at, "groups_max", channels.groups_max, 1..=10_000_000)?;
+        let groups = channels.groups_per_connection_max;
+        self.within(at, "groups_per_connection_max", groups, 1..=10_000)?;
+        self.within(
+            at,
+            "payload_max_bytes",
+            channels.payload_max_bytes,
+            MESSAGE_BYTES,
+        )?;
+        self.within(
+            at,
+            "subscribers_max",
+            channels.subscribers_max,
+            0..=1_000_000,
+        )?;
+        self.within(at, "history_max_bytes", channels.history_max_bytes, BYTES)?;
+        for (groups, messages) in &channels.history {
+            Topics::parse(groups).map_err(|sentence| self.error_at(at, sentence))?;
+            self.within(at, groups, *messages, 1..=100_000)?;
+        }
+        Ok(())
     }
 
     /// Refuses a number that is out of `range`, with its place in the file. Without this check, the host would fail
@@ -443,6 +494,7 @@ impl<'a> Checker<'a> {
             .collect::<Result<_, _>>()?;
         let (builtins, middleware) = self.middleware(&raw.middleware, &defaults.builtins)?;
         let publish = self.topics(&raw.publish)?;
+        let channels = self.topics(&raw.channels)?;
         let subscribe = self.topics(&raw.subscribe)?;
         let directories = raw
             .directories
@@ -485,6 +537,7 @@ impl<'a> Checker<'a> {
             builtins,
             middleware,
             publish,
+            channels,
             subscribe,
             subrequests: raw.subrequests,
             directories,

@@ -38,7 +38,7 @@ use error::{Location, with_suggestion};
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use error::ConfigError;
-pub use raw::{AsyncViews, Events, Limits, Server, SyncViews};
+pub use raw::{AsyncViews, Channels, Events, Limits, Server, Sockets, SyncViews};
 
 /// A checked configuration. Paths are absolute.
 #[derive(Debug, Clone)]
@@ -59,6 +59,10 @@ pub struct Config {
     pub async_views: AsyncViews,
     /// The queue of events.
     pub events: Events,
+    /// The limits of web sockets.
+    pub sockets: Sockets,
+    /// The groups of connections.
+    pub channels: Channels,
     /// Databases by name.
     pub databases: BTreeMap<String, Database>,
     /// The folder of static files, if any.
@@ -123,6 +127,8 @@ pub struct Module {
     pub middleware: Vec<GuestMiddleware>,
     /// Topics that it may publish events on.
     pub publish: Vec<Topics>,
+    /// Groups of connections that it may send to and have connections join.
+    pub channels: Vec<Topics>,
     /// Topics whose events its subscribers may receive.
     pub subscribe: Vec<Topics>,
     /// Whether its functions may call other views of the app within a request.
@@ -315,6 +321,7 @@ impl Config {
             ("[sync_views]", self.sync_views != started.sync_views),
             ("[async_views]", self.async_views != started.async_views),
             ("[events]", self.events != started.events),
+            ("[channels]", self.channels != started.channels),
         ];
         (differing.into_iter())
             .filter_map(|(name, differs)| differs.then_some(name))
@@ -393,6 +400,7 @@ impl Module {
             builtins: Vec::new(),
             middleware: Vec::new(),
             publish: Vec::new(),
+            channels: Vec::new(),
             subscribe: Vec::new(),
             subrequests: false,
             directories: Vec::new(),

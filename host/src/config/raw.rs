@@ -25,6 +25,10 @@ pub(super) struct Config {
     #[serde(default = "unspanned")]
     pub(super) events: Spanned<Events>,
     #[serde(default = "unspanned")]
+    pub(super) sockets: Spanned<Sockets>,
+    #[serde(default = "unspanned")]
+    pub(super) channels: Spanned<Channels>,
+    #[serde(default = "unspanned")]
     pub(super) limits: Spanned<OwnLimits>,
     #[serde(default)]
     pub(super) databases: BTreeMap<String, Spanned<RawDatabase>>,
@@ -245,6 +249,81 @@ impl Default for Events {
     }
 }
 
+/// `[sockets]`: web sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sockets {
+    /// The most bytes of a message of a client; a larger one closes the connection with 1009. Default 64 KiB.
+    pub message_max_bytes: usize,
+    /// The most messages and notices of one connection that wait for its view. Beyond it, the host reads no more of the
+    /// client's messages; a notice closes the connection with 1013. Default 64.
+    pub mailbox_max: usize,
+    /// The most bytes that wait until a client reads them; more close its connection with 1008. Default 256 KiB.
+    pub outbox_max_bytes: usize,
+    /// The most messages of a client in a second; more close its connection with 1008. 0, the default: it is read as fast
+    /// as its view handles messages.
+    pub messages_per_second_max: u32,
+    /// How often a client that is silent is sent a ping; it is gone when it has not answered by the next one. Default
+    /// 30,000.
+    pub ping_ms: u64,
+    /// How long a connection may be without messages in either direction before it is closed with 1001. 0, the default:
+    /// as long as it likes.
+    pub idle_timeout_ms: u64,
+    /// Whether messages are compressed for clients that offer it (`permessage-deflate`, without context). A client can then
+    /// make the host compute for up to 100 ms by a message of 64 kB. Default false.
+    pub compression: bool,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Sockets {
+            message_max_bytes: 64 << 10,
+            mailbox_max: 64,
+            outbox_max_bytes: 256 << 10,
+            messages_per_second_max: 0,
+            ping_ms: 30_000,
+            idle_timeout_ms: 0,
+            compression: false,
+        }
+    }
+}
+
+/// `[channels]`: groups of connections, on this host and across hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Channels {
+    /// The address of a NATS server, or several with commas between: hosts with the same NATS and the same name of the app
+    /// are one app. None: groups are those of this host.
+    pub nats: Option<String>,
+    /// How many messages the histories of groups keep, by groups: `history = { "news.*" = 100 }`. Event streams and polls
+    /// go on from there. Default none.
+    pub history: BTreeMap<String, usize>,
+    /// The most groups at the same time. Default 100,000.
+    pub groups_max: usize,
+    /// The most groups that one connection is a member of. Default 64.
+    pub groups_per_connection_max: usize,
+    /// The most bytes of a message or notice to a group. Default 64 KiB.
+    pub payload_max_bytes: usize,
+    /// The most event streams and polls at the same time. Default 10,000.
+    pub subscribers_max: usize,
+    /// The most bytes of all histories together. Default 64 MiB.
+    pub history_max_bytes: usize,
+}
+
+impl Default for Channels {
+    fn default() -> Self {
+        Channels {
+            nats: None,
+            history: BTreeMap::new(),
+            groups_max: 100_000,
+            groups_per_connection_max: 64,
+            payload_max_bytes: 64 << 10,
+            subscribers_max: 10_000,
+            history_max_bytes: 64 << 20,
+        }
+    }
+}
+
 /// Declares each limit once, for two structs: `Limits` has the limits that apply, each with a default; `OwnLimits` has
 /// those that a table names, which replace the others.
 macro_rules! limits {
@@ -379,6 +458,8 @@ pub(super) struct Module {
     pub(super) publish: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) subscribe: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) channels: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) subrequests: bool,
     #[serde(default)]

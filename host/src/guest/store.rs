@@ -10,6 +10,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 use wasmtime_wasi_http::WasiHttpCtx;
 
+use crate::channels::Hub;
 use crate::config::Module as Grants;
 use crate::contract::types::{Error, Request, Response};
 use crate::database::Databases;
@@ -48,6 +49,8 @@ pub struct Services {
     pub databases: Databases,
     /// The client for outbound requests.
     pub http: Arc<Client>,
+    /// The groups of connections.
+    pub hub: Arc<Hub>,
     /// Whether the app is served for development.
     pub development: bool,
     /// The origins of `allowed_origins`, separated by spaces: pages of these origins may send forms to the app.

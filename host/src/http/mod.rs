@@ -14,3 +14,4 @@ pub mod proxies;
 pub mod static_files;
 pub mod stream;
 pub mod trace_context;
+pub mod websocket;

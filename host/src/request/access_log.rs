@@ -69,6 +69,7 @@ impl<'a> Completion<'a> {
                 depth: call_depth::of(&parts.headers),
                 values: Arc::default(),
                 account,
+                socket: None,
             }),
             view: None,
             settled: None,

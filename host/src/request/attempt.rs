@@ -156,7 +156,7 @@ impl Attempt<'_> {
         let stream = match &response {
             Ok(response) => match response.body() {
                 CheckedBody::Stream(body) => Some(body.watch()),
-                CheckedBody::Whole(..) => None,
+                CheckedBody::Whole(..) | CheckedBody::Subscription(_) => None,
             },
             Err(_) => None,
         };

@@ -38,7 +38,7 @@ use crate::http::path;
 use crate::http::stream::{StreamBody, stream};
 use crate::scope::transaction::{Member, not_kept};
 use crate::scope::{CallSlot, Scope};
-use crate::telemetry::error::{Failure, cut};
+use crate::telemetry::error::{Failure, cut, shown};
 use crate::threads::deadline::Need;
 use crate::threads::gate::Refused;
 use crate::threads::workers::{self, CALL_SLOTS_MAX, Call};
@@ -438,8 +438,21 @@ impl LinkCall {
         }
     }
 
-    /// The reply, with the stream that it passes on, if it passes one on.
+    /// The reply, with the stream that it passes on, if it passes one on. The module needs a grant for a group that it
+    /// answers from.
     fn with_stream(&self, reply: Reply) -> LinkResult {
+        if let ReplyBody::Subscription(subscription) = &reply.body {
+            let (group, grants) = (&subscription.group, &self.link().module.grants);
+            // What middleware passes on is the view's, and was checked.
+            let is_view = self.index + 1 == self.chain.links.len();
+            if is_view && !grants.channels.iter().any(|granted| granted.contain(group)) {
+                return Err(self.own(Failure::view(format!(
+                    "module `{}` may not answer from the group `{}`: add it to `channels` of `[modules.{0}]`",
+                    grants.name,
+                    shown(group)
+                ))));
+            }
+        }
         let ReplyBody::PassedOn(number) = reply.body else {
             return Ok(reply);
         };
@@ -590,10 +603,12 @@ impl LinkCall {
                 StatusCode::METHOD_NOT_ALLOWED,
                 format!("`{target}` is not possible; {allow} are"),
             )),
-            Route::Found(Target::Static(_), _) | Route::NotFound => Err(refused(
-                StatusCode::NOT_FOUND,
-                format!("`{target}`: the app has no such view"),
-            )),
+            Route::Found(Target::Static(_) | Target::Socket(_), _) | Route::NotFound => {
+                Err(refused(
+                    StatusCode::NOT_FOUND,
+                    format!("`{target}`: the app has no such view"),
+                ))
+            }
         }
     }
 }

@@ -11,8 +11,10 @@ pub mod delivery;
 pub mod dispatch;
 mod error_view;
 pub mod settle;
+pub mod socket;
 mod static_file;
 mod streaming;
+mod subscription;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,16 +39,19 @@ use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
 use crate::request::settle::CheckedBody;
+use crate::request::socket::Upgrades;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
 
 /// What the requests of a connection need to know of it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     /// The address at the other end of the connection: the client's, or that of a proxy in front of it.
     pub peer: SocketAddr,
     /// The memory account of the connection.
     pub account: Arc<Account>,
+    /// Where the connection goes on when it becomes a web socket.
+    pub upgrades: Upgrades,
 }
 
 /// Answers one request. When the client disconnects, this future is dropped, which cancels the request (R15).
@@ -87,7 +92,7 @@ where
                 if let Some(refused) = refused {
                     return Err(refused.into());
                 }
-                route(body, completion).await
+                route(body, client, completion).await
             })
             .await
         }
@@ -138,6 +143,7 @@ async fn around(
 
 async fn route<B>(
     body: B,
+    client: &Client,
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
 where
@@ -204,11 +210,18 @@ where
         Target::Static(files) => {
             static_file::answer(app, files, (parts, &completion.origin.account), params).await
         }
+        Target::Socket(routed) => {
+            completion.view = Some(Arc::clone(&routed.chain.view().view));
+            let opened = async |completion: &mut Completion<'_>| {
+                socket::open(routed, params, (client, completion)).await
+            };
+            Ok(around(routed.builtins(), completion, opened).await)
+        }
         Target::View(routed) => {
             not_broken(completion)?;
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let viewed = async |completion: &mut Completion<'_>| {
-                view(routed, params, body, completion).await
+                view(routed, params, (body, client), completion).await
             };
             Ok(around(routed.builtins(), completion, viewed).await)
         }
@@ -272,7 +285,7 @@ fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Target> {
 async fn view<B>(
     routed: &Routed,
     params: Vec<(String, String)>,
-    body: B,
+    (body, client): (B, &Client),
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
 where
@@ -306,6 +319,15 @@ where
     let length = response.body().length();
     let asked = (&parts.method, &parts.headers);
     conditional::apply(asked, length, &mut response);
+    let (head, body) = response.into_parts();
+    let body = match body {
+        CheckedBody::Subscription(subscription) => {
+            let response = Response::from_parts(head, subscription);
+            return subscription::answer(&host.hub, response, &client.upgrades.stop).await;
+        }
+        body => body,
+    };
+    let response = Response::from_parts(head, body);
     match response.body() {
         CheckedBody::Stream(_) if parts.version < Version::HTTP_11 => {
             received_whole(response, routed, &completion.origin.account).await

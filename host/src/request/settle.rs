@@ -12,6 +12,7 @@ use http_body_util::{Either, Full, StreamBody as Frames};
 
 use super::dispatch::LinkResult;
 use super::streaming::Streaming;
+use crate::contract::types;
 use crate::database::Face;
 use crate::guest::run::{Reply, ReplyBody};
 use crate::guest::stop::Stop;
@@ -39,6 +40,8 @@ pub enum CheckedBody {
     Whole(Bytes, Option<HeaderMap>),
     /// A body that is produced while it is sent.
     Stream(StreamBody),
+    /// What is sent to a group from now on.
+    Subscription(types::Subscription),
 }
 
 impl Default for CheckedBody {
@@ -52,7 +55,7 @@ impl CheckedBody {
     pub fn length(&self) -> Option<u64> {
         match self {
             CheckedBody::Whole(bytes, _) => Some(bytes.len() as u64),
-            CheckedBody::Stream(_) => None,
+            CheckedBody::Stream(_) | CheckedBody::Subscription(_) => None,
         }
     }
 }
@@ -67,6 +70,8 @@ impl From<CheckedBody> for ResponseBody {
                 Either::Right(BoxBody::new(Frames::new(stream::iter(frames))))
             }
             CheckedBody::Stream(body) => Either::Right(BoxBody::new(body)),
+            // Only `request/subscription.rs` answers with one.
+            CheckedBody::Subscription(_) => Either::Left(Full::default()),
         }
     }
 }
@@ -240,6 +245,7 @@ pub fn checked(
                 "the response is the stream {number}, which there is not"
             )));
         }
+        ReplyBody::Subscription(subscription) => (CheckedBody::Subscription(subscription), None),
         ReplyBody::Stream(producer) => {
             let (writer, body) = new_stream(account, scope.limits.stream_max_bytes, length)?;
             // Not a length of 0: the client would take the head alone for a complete response, before the body is

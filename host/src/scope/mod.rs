@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::budget::{self, Account, Room};
+use crate::channels::Socket;
 use crate::config::Limits;
 use crate::database::Journal;
 use crate::http::trace_context::Trace;
@@ -35,7 +36,7 @@ use worker_lease::WorkerLease;
 
 /// Where a request comes from. Known before the request is routed, and handed on to the events that the request
 /// publishes (R14).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Origin {
     /// The request's id, in logs and for its views.
     pub id: String,
@@ -49,6 +50,8 @@ pub struct Origin {
     pub values: Arc<Values>,
     /// The memory account that everything kept for the request is drawn from.
     pub account: Arc<Account>,
+    /// The web socket that the request opens, or whose event it is.
+    pub socket: Option<Arc<Socket>>,
 }
 
 impl Origin {
@@ -61,6 +64,7 @@ impl Origin {
             depth: 0,
             values: Arc::default(),
             account: budget::process().unpaid(),
+            socket: None,
         })
     }
 }

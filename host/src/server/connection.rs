@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Either;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
@@ -24,7 +26,19 @@ use crate::budget;
 use crate::config::Server as Limits;
 use crate::http::call_depth;
 use crate::http::message::empty;
+use crate::request::socket::Upgrades;
 use crate::request::{self, Client};
+
+/// Takes the stream out of a connection that has become a web socket.
+pub(super) fn into_stream(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
+    let parts = auto::upgrade::downcast::<TokioIo<Socket>>(upgraded).ok()?;
+    let (stream, ahead) = parts.io.into_inner().into_parts().ok()?;
+    let read = match ahead.is_empty() {
+        true => parts.read_buf,
+        false => [&parts.read_buf[..], &ahead].concat().into(),
+    };
+    Some((stream, read))
+}
 
 /// How often the host sends a ping on an HTTP/2 connection, and how long the client may take to answer it.
 const HTTP2_PING: Duration = Duration::from_secs(20);
@@ -104,8 +118,9 @@ pub(super) async fn serve(
     limits: &Limits,
     protocols: &Protocols,
     (stream, peer, kind): (TcpStream, SocketAddr, Kind),
-    stop: &CancellationToken,
+    upgrades: Upgrades,
 ) {
+    let stop = &upgrades.stop.clone();
     let begun = CancellationToken::new();
     let stop = match kind {
         Kind::Any => stop,
@@ -129,6 +144,7 @@ pub(super) async fn serve(
     let client = Client {
         peer,
         account: budget::process().connection(),
+        upgrades,
     };
     // A connection whose first bytes do not decide the protocol counts as HTTP/2.
     if HTTP2.starts_with(&first[..seen]) && client.account.charge(HTTP2_BYTES).is_err() {
@@ -159,7 +175,8 @@ pub(super) async fn serve(
             Ok::<_, Infallible>(answering.send(response))
         }
     });
-    let mut serving = std::pin::pin!(protocol.serve_connection(TokioIo::new(socket), service));
+    let mut serving =
+        std::pin::pin!(protocol.serve_connection_with_upgrades(TokioIo::new(socket), service));
     let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
     let (mut looking, mut closing) = (true, false);
     loop {

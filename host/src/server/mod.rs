@@ -30,6 +30,7 @@ use crate::budget;
 use crate::config::{Config, Server as Limits};
 use crate::database;
 use crate::request::delivery;
+use crate::request::socket::Upgrades;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 mod activity;
@@ -465,16 +466,23 @@ async fn serve_connections(
             Arc::clone(&protocols),
             stop.clone(),
         );
+        let tracker = open.clone();
         open.spawn(async move {
             let Connection {
                 stream,
                 peer,
                 kind,
-                counted: _counted,
+                counted,
             } = connection;
+            let upgrades = Upgrades {
+                open: tracker,
+                stop,
+                held: Arc::new(counted),
+                into_stream: connection::into_stream,
+            };
             if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
                 let stream = (stream, peer, kind);
-                connection::serve(host, &limits, &protocols, stream, &stop).await;
+                connection::serve(host, &limits, &protocols, stream, upgrades).await;
             }
         });
     }

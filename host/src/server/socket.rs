@@ -14,6 +14,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
@@ -218,6 +219,16 @@ impl Socket {
             room: Room::empty(account),
         };
         (socket, watch)
+    }
+
+    /// The stream, and the bytes that were read ahead. The stream is another one to the same socket: the first one cannot
+    /// be taken out of its pin.
+    ///
+    /// # Errors
+    /// When the process has no file descriptor left.
+    pub(super) fn into_parts(self) -> io::Result<(TcpStream, BytesMut)> {
+        let other = self.stream.get_ref().as_fd().try_clone_to_owned()?;
+        Ok((TcpStream::from_std(other.into())?, self.ahead))
     }
 
     /// Checks whether the client has disconnected, when hyper does not.

@@ -69,6 +69,20 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
+    /// Event streams that are sent.
+    pub event_streams: IntGauge,
+    /// Polls that wait.
+    pub polls: IntGauge,
+    /// Open web sockets.
+    pub sockets: IntGauge,
+    /// Web sockets that have ended, by their code.
+    pub sockets_closed: IntCounterVec,
+    /// Events of web sockets, by outcome (`handled`, `failed`, `no view`).
+    pub socket_events: IntCounterVec,
+    /// Messages of web sockets, by direction (`in`, `out`).
+    pub socket_messages: IntCounterVec,
+    /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`).
+    pub socket_dropped: IntCounterVec,
     /// Time from accepting a request to its response head.
     pub duration: Histogram,
     /// Log text dropped because a request wrote too much, in bytes.
@@ -181,6 +195,29 @@ impl Metrics {
                 IntCounter::new("retries_total", "Requests run again after a conflict"),
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),
+            event_streams: gauge("event_streams", "Event streams that are sent"),
+            polls: gauge("polls", "Polls that wait for a message"),
+            sockets: gauge("sockets", "Open web sockets"),
+            sockets_closed: counters(
+                "sockets_closed_total",
+                "Web sockets that have ended, by code",
+                "code",
+            ),
+            socket_events: counters(
+                "socket_events_total",
+                "Events of web sockets by what became of them",
+                "outcome",
+            ),
+            socket_messages: counters(
+                "socket_messages_total",
+                "Messages of web sockets",
+                "direction",
+            ),
+            socket_dropped: counters(
+                "socket_limits_total",
+                "Web sockets closed because of a limit",
+                "limit",
+            ),
             duration: seconds(
                 "request_seconds",
                 "Time from accepting a request to its response head",

@@ -9,6 +9,7 @@
 mod body;
 mod body_writer;
 mod calls;
+mod channels;
 pub mod config;
 mod context;
 pub mod database;
@@ -84,6 +85,14 @@ pub const CAPABILITIES: &[Capability] = &[
         missing_grant: none,
     },
     Capability {
+        name: "channels",
+        faces: Faces::Shared(link!(channels)),
+        missing_grant: |module| {
+            let missing = module.channels.is_empty();
+            missing.then_some("`channels = [\"room.*\"]`")
+        },
+    },
+    Capability {
         name: "config",
         faces: Faces::Shared(link!(config)),
         missing_grant: none,
@@ -134,6 +143,11 @@ pub const CAPABILITIES: &[Capability] = &[
             sync: link!(middleware),
             r#async: link!(middleware_async),
         },
+        missing_grant: none,
+    },
+    Capability {
+        name: "socket",
+        faces: Faces::Shared(link!(socket)),
         missing_grant: none,
     },
     Capability {

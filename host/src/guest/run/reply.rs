@@ -39,6 +39,8 @@ pub enum ReplyBody {
     Stream(Producer),
     /// The stream, by its number, of a response that the function got from another function.
     PassedOn(u32),
+    /// What is sent to a group from now on.
+    Subscription(types::Subscription),
 }
 
 impl Reply {
@@ -46,7 +48,7 @@ impl Reply {
     pub fn producer(&self) -> Option<&Producer> {
         match &self.body {
             ReplyBody::Stream(producer) => Some(producer),
-            ReplyBody::Bytes(_) | ReplyBody::PassedOn(_) => None,
+            ReplyBody::Bytes(_) | ReplyBody::PassedOn(_) | ReplyBody::Subscription(_) => None,
         }
     }
 
@@ -61,6 +63,7 @@ impl Reply {
                 ReplyBody::Bytes(bytes) => types::ResponseBody::Bytes(bytes),
                 ReplyBody::Stream(producer) => types::ResponseBody::Stream(keep(producer)),
                 ReplyBody::PassedOn(number) => types::ResponseBody::Stream(number),
+                ReplyBody::Subscription(it) => types::ResponseBody::Subscription(it),
             },
         }
     }
@@ -95,6 +98,10 @@ pub(super) fn reply<V>(
         types::ResponseBody::Bytes(bytes) => {
             give_back(instance);
             ReplyBody::Bytes(bytes)
+        }
+        types::ResponseBody::Subscription(subscription) => {
+            give_back(instance);
+            ReplyBody::Subscription(subscription)
         }
     };
     let headers = response.headers.into_iter();

@@ -144,6 +144,11 @@ fn response(
             }
             (body.boxed_unsync(), true)
         }
+        types::ResponseBody::Subscription(_) => {
+            return Err(Failure::view(
+                "middleware of `wasi:http` cannot pass a subscription on: put the view behind none, or behind the SDK's",
+            ));
+        }
     };
     let built = built.body(body);
     let built = built.map_err(|error| Failure::view(format!("a response is not valid: {error}")));

@@ -1,0 +1,288 @@
+//! A web socket as the app sees it: what waits for its client, what waits for its view, and its groups. The connection's
+//! task, in `request/socket/`, sends the one and calls the view for the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Attachment, Hub, Payload, Receiver, Refused};
+use crate::budget::{Account, Room};
+use crate::http::websocket::{Encoded, Message, code};
+use crate::telemetry::metrics::METRICS;
+
+/// Bytes that may wait for a client without memory being drawn from the budget. If there are more, all are drawn.
+const FREE: usize = 4 << 10;
+
+/// What one socket may keep.
+#[derive(Debug, Clone, Copy)]
+pub struct SocketLimits {
+    /// The most bytes that wait for the client.
+    pub outbox_max_bytes: usize,
+    /// The most notices that wait for the view.
+    pub mailbox_max: usize,
+}
+
+/// A web socket.
+pub struct Socket {
+    outbox: Arc<Outbox>,
+    /// None: its memberships have ended.
+    attachment: Mutex<Option<Attachment>>,
+}
+
+/// What waits for a client and for its view.
+pub struct Outbox {
+    id: String,
+    deflate: bool,
+    limits: SocketLimits,
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+struct Waiting {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+    room: Room,
+    notices: VecDeque<Notice>,
+    /// The value `user` of the context.
+    user: Option<String>,
+    close: Option<Close>,
+    /// Set when the connection has ended: nothing waits any more.
+    over: bool,
+}
+
+/// What others tell a connection's view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The group that they told.
+    pub group: String,
+    /// What they told.
+    pub payload: Bytes,
+}
+
+/// Why the host closes a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Close {
+    /// The code for the client.
+    pub code: u16,
+    /// The text for the client.
+    pub reason: String,
+}
+
+impl Socket {
+    /// A socket without groups, whose handshake is not complete. `deflate`: whether the client takes compressed
+    /// messages.
+    ///
+    /// # Errors
+    /// When there are too many connections.
+    pub fn new(
+        hub: &Arc<Hub>,
+        deflate: bool,
+        limits: SocketLimits,
+        account: &Arc<Account>,
+    ) -> Result<Arc<Socket>, Refused> {
+        let outbox = Arc::new(Outbox {
+            id: hub.new_id(),
+            deflate,
+            limits,
+            waiting: Mutex::new(Waiting {
+                frames: VecDeque::new(),
+                bytes: 0,
+                room: Room::empty(account),
+                notices: VecDeque::new(),
+                user: None,
+                close: None,
+                over: false,
+            }),
+            changed: Notify::new(),
+        });
+        let attachment = hub.attach(Arc::clone(&outbox) as Arc<dyn Receiver>)?;
+        Ok(Arc::new(Socket {
+            outbox,
+            attachment: Mutex::new(Some(attachment)),
+        }))
+    }
+
+    /// The id of the connection, unique across hosts.
+    pub fn id(&self) -> &str {
+        &self.outbox.id
+    }
+
+    /// Sends a message to the client.
+    pub fn send(&self, message: &Message) {
+        self.outbox.send(&Encoded::new(message));
+    }
+
+    /// Closes the connection, after what has been sent before.
+    pub fn close(&self, code: u16, reason: &str) {
+        self.outbox.close(code, reason);
+    }
+
+    /// Makes the connection a member of a group. Nothing happens when it has ended.
+    ///
+    /// # Errors
+    /// When a limit on groups is reached.
+    pub fn join(&self, group: &str) -> Result<(), Refused> {
+        match &*self.attachment.lock() {
+            Some(attachment) => attachment.join(group),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the connection's membership in a group.
+    pub fn leave(&self, group: &str) {
+        if let Some(attachment) = &*self.attachment.lock() {
+            attachment.leave(group);
+        }
+    }
+
+    /// Ends all memberships, and drops what waits: the connection has ended (R21).
+    pub fn end(&self) {
+        let attachment = self.attachment.lock().take();
+        drop(attachment);
+        let mut waiting = self.outbox.waiting.lock();
+        waiting.over = true;
+        waiting.frames = VecDeque::new();
+        waiting.notices = VecDeque::new();
+        waiting.bytes = 0;
+        waiting.room = Room::empty(waiting.room.account());
+    }
+
+    /// Sets the user that the hub tells others.
+    pub fn set_user(&self, user: Option<String>) {
+        self.outbox.waiting.lock().user = user;
+    }
+
+    /// What the connection's task takes from.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+}
+
+impl Outbox {
+    /// Waits until there is more to take.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Sends a control frame.
+    pub fn send_control(&self, frame: Bytes) {
+        let mut waiting = self.waiting.lock();
+        waiting.push(frame, self.limits);
+    }
+
+    /// The next frame for the client.
+    pub fn frame(&self) -> Option<Bytes> {
+        let mut waiting = self.waiting.lock();
+        let frame = waiting.frames.pop_front()?;
+        waiting.bytes -= frame.len();
+        if waiting.frames.is_empty() {
+            // Gives back what a burst has taken.
+            waiting.frames = VecDeque::new();
+            waiting.room = Room::empty(waiting.room.account());
+        }
+        Some(frame)
+    }
+
+    /// The next notice for the view.
+    pub fn notice(&self) -> Option<Notice> {
+        self.waiting.lock().notices.pop_front()
+    }
+
+    /// Whether notices wait.
+    pub fn has_notices(&self) -> bool {
+        !self.waiting.lock().notices.is_empty()
+    }
+
+    /// Why the host wants to close the connection, once all frames have been taken.
+    pub fn wants_close(&self) -> Option<Close> {
+        let waiting = self.waiting.lock();
+        waiting.close.clone().filter(|_| waiting.frames.is_empty())
+    }
+
+    fn send(&self, message: &Encoded) {
+        let mut waiting = self.waiting.lock();
+        waiting.push(message.frame(self.deflate).clone(), self.limits);
+        drop(waiting);
+        METRICS.socket_messages.with_label_values(&["out"]).inc();
+        self.changed.notify_one();
+    }
+
+    fn close(&self, code: u16, reason: &str) {
+        let mut waiting = self.waiting.lock();
+        waiting.close(code, reason);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+}
+
+impl Waiting {
+    /// Adds a frame. A client that does not keep up is closed, and what waited for it is dropped (R22).
+    fn push(&mut self, frame: Bytes, limits: SocketLimits) {
+        if self.over || self.close.is_some() {
+            return;
+        }
+        self.bytes += frame.len();
+        let too_much = self.bytes > limits.outbox_max_bytes;
+        let no_memory = self.bytes > FREE && self.room.grow_to(self.bytes as u64).is_err();
+        if too_much || no_memory {
+            let why = if too_much { "outbox" } else { "memory" };
+            METRICS.socket_dropped.with_label_values(&[why]).inc();
+            self.frames = VecDeque::new();
+            self.bytes = 0;
+            self.room = Room::empty(self.room.account());
+            match too_much {
+                true => self.close(code::POLICY, "the client does not read fast enough"),
+                false => self.close(code::TRY_AGAIN, "the server has no memory for more"),
+            }
+            return;
+        }
+        self.frames.push_back(frame);
+    }
+
+    fn close(&mut self, code: u16, reason: &str) {
+        let reason = reason.to_owned();
+        self.close.get_or_insert(Close { code, reason });
+    }
+}
+
+impl Receiver for Outbox {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn user(&self) -> Option<String> {
+        self.waiting.lock().user.clone()
+    }
+
+    fn message(&self, message: &Arc<Payload>) {
+        let encoded = message.frame.get_or_init(|| {
+            let bytes = message.bytes.clone();
+            Encoded::new(&match message.text {
+                true => Message::Text(bytes),
+                false => Message::Binary(bytes),
+            })
+        });
+        self.send(encoded);
+    }
+
+    fn notice(&self, group: &str, payload: &Bytes) {
+        let mut waiting = self.waiting.lock();
+        if waiting.over || waiting.close.is_some() {
+            return;
+        }
+        if waiting.notices.len() >= self.limits.mailbox_max {
+            METRICS.socket_dropped.with_label_values(&["mailbox"]).inc();
+            waiting.close(code::TRY_AGAIN, "the server cannot keep up with notices");
+        } else {
+            waiting.notices.push_back(Notice {
+                group: group.to_owned(),
+                payload: payload.clone(),
+            });
+        }
+        drop(waiting);
+        self.changed.notify_one();
+    }
+}

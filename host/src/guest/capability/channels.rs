@@ -1,0 +1,224 @@
+//! `channels` and `socket`: messages to connections, and the web socket whose event a view handles. All of them are
+//! effects (R20): held until the commit.
+
+use bytes::Bytes;
+
+use crate::channels::{Hub, Members, Refused};
+use crate::guest::bindings::channels::{Error, Host, Member, MemberList, Message};
+use crate::guest::bindings::socket;
+use crate::guest::store::Guest;
+use crate::http::websocket::{self, code};
+use crate::scope::transaction::Effect;
+use crate::telemetry::error::shown;
+use crate::view::is_topic;
+
+/// The most bytes of the reason of a close.
+const REASON_BYTES_MAX: usize = 123;
+
+impl Host for Guest {
+    fn send(&mut self, group: String, message: Message) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.send_to_group(group, message))
+    }
+
+    fn send_to(
+        &mut self,
+        connection: String,
+        message: Message,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.send_to_connection(connection, message))
+    }
+
+    fn notify(&mut self, group: String, payload: Vec<u8>) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.notify_group(group, payload))
+    }
+
+    fn members(&mut self, group: String) -> wasmtime::Result<Result<MemberList, Error>> {
+        Ok(self.granted(&group).map(|()| {
+            let Members { list, count, .. } = self.services.hub.members_heard(&group);
+            let listed = list.into_iter().map(|member| Member {
+                connection: member.id,
+                user: member.user,
+            });
+            MemberList {
+                listed: listed.collect(),
+                count,
+            }
+        }))
+    }
+}
+
+impl socket::Host for Guest {
+    fn id(&mut self) -> wasmtime::Result<Option<String>> {
+        let socket = self.work().scope.origin.socket.as_ref();
+        Ok(socket.map(|socket| socket.id().to_owned()))
+    }
+
+    fn send(&mut self, message: Message) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.with_socket(|guest| {
+            let (message, _) = guest.checked(message)?;
+            Ok(move |socket: &crate::channels::Socket| socket.send(&message))
+        }))
+    }
+
+    fn close(&mut self, code: u16, reason: String) -> wasmtime::Result<Result<(), Error>> {
+        let is_known = code == code::NORMAL || (3000..5000).contains(&code);
+        if !is_known || reason.len() > REASON_BYTES_MAX {
+            return Ok(Err(Error::Denied(format!(
+                "a view closes with a code of 1000 or 3000 to 4999 and at most {REASON_BYTES_MAX} bytes of reason, not with {code} and {} bytes",
+                reason.len()
+            ))));
+        }
+        Ok(self.with_socket(|_| {
+            Ok(move |socket: &crate::channels::Socket| socket.close(code, &reason))
+        }))
+    }
+
+    fn join(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.with_socket(|guest| {
+            guest.granted(&group)?;
+            let (view, request) = (guest.work().view.to_string(), guest.work().scope.origin.id.clone());
+            Ok(move |socket: &crate::channels::Socket| {
+                if let Err(why) = socket.join(&group) {
+                    tracing::warn!(view, request, group, %why, "a connection is not a member of this group");
+                    socket.close(code::TRY_AGAIN, "a limit on groups is reached");
+                }
+            })
+        }))
+    }
+
+    fn leave(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
+        Ok(self.with_socket(|_| Ok(move |socket: &crate::channels::Socket| socket.leave(&group))))
+    }
+}
+
+impl Guest {
+    fn send_to_group(&self, group: String, message: Message) -> Result<(), Error> {
+        self.granted(&group)?;
+        let (message, text) = self.checked(message)?;
+        self.on_hub(move |hub| {
+            let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
+            hub.send(&group, text, bytes).map(drop)
+        })
+    }
+
+    fn send_to_connection(&self, connection: String, message: Message) -> Result<(), Error> {
+        if self.grants.channels.is_empty() {
+            return Err(self.denied("connections"));
+        }
+        let (message, text) = self.checked(message)?;
+        self.on_hub(move |hub| {
+            let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
+            hub.send_to(&connection, text, bytes).map(drop)
+        })
+    }
+
+    fn notify_group(&self, group: String, payload: Vec<u8>) -> Result<(), Error> {
+        self.granted(&group)?;
+        self.fits(payload.len())?;
+        self.on_hub(move |hub| hub.notify(&group, Bytes::from(payload)))
+    }
+
+    /// Checks that the module is granted the group.
+    fn granted(&self, group: &str) -> Result<(), Error> {
+        if !is_topic(group) {
+            return Err(Error::Denied(format!(
+                "`{}` is not a group: write words of letters, digits, `-` and `_` with dots between, such as `room.7`",
+                shown(group)
+            )));
+        }
+        match self
+            .grants
+            .channels
+            .iter()
+            .any(|granted| granted.contain(group))
+        {
+            true => Ok(()),
+            false => Err(self.denied(group)),
+        }
+    }
+
+    fn denied(&self, what: &str) -> Error {
+        Error::Denied(format!(
+            "module `{}` may not send to `{}`: add the group to `channels` of `[modules.{0}]`",
+            self.grants.name,
+            shown(what)
+        ))
+    }
+
+    fn fits(&self, bytes: usize) -> Result<(), Error> {
+        let max = self.services.hub.payload_max_bytes();
+        match bytes <= max {
+            true => Ok(()),
+            false => Err(Error::TooLarge(format!(
+                "the message has {bytes} bytes; `payload_max_bytes` of `[channels]` is {max}"
+            ))),
+        }
+    }
+
+    fn checked(&self, message: Message) -> Result<(websocket::Message, bool), Error> {
+        let (message, text, bytes) = match message {
+            Message::Text(text) => {
+                let bytes = text.len();
+                (websocket::Message::Text(text.into()), true, bytes)
+            }
+            Message::Binary(binary) => {
+                let bytes = binary.len();
+                (websocket::Message::Binary(binary.into()), false, bytes)
+            }
+        };
+        self.fits(bytes)?;
+        Ok((message, text))
+    }
+
+    /// Does something with the hub when the transaction commits. What the hub refuses then is logged.
+    fn on_hub(
+        &self,
+        what: impl FnOnce(&Hub) -> Result<(), Refused> + Send + 'static,
+    ) -> Result<(), Error> {
+        let hub = std::sync::Arc::clone(&self.services.hub);
+        let (view, request) = (
+            self.work().view.to_string(),
+            self.work().scope.origin.id.clone(),
+        );
+        self.effect(Box::new(move || {
+            if let Err(why) = what(&hub) {
+                tracing::warn!(view, request, %why, "a message to connections was not sent");
+            }
+        }))
+    }
+
+    /// Does something with the socket whose event the view handles, when the transaction commits.
+    fn with_socket<F: FnOnce(&crate::channels::Socket) + Send + 'static>(
+        &self,
+        what: impl FnOnce(&Guest) -> Result<F, Error>,
+    ) -> Result<(), Error> {
+        let Some(socket) = self.work().scope.origin.socket.clone() else {
+            return Err(Error::Denied(
+                "there is no web socket: this request is not an event of one".to_owned(),
+            ));
+        };
+        let what = what(self)?;
+        self.effect(Box::new(move || what(&socket)))
+    }
+
+    fn effect(&self, effect: Effect) -> Result<(), Error> {
+        let work = self.work();
+        if work.call_chain.is_none() && work.writer.is_none() {
+            return Err(Error::Denied(
+                "nothing can be sent while a module is being checked".to_owned(),
+            ));
+        }
+        let (sent, most) = (work.scope.count_event(), work.scope.limits.events_max);
+        if sent > most {
+            return Err(Error::Full(format!(
+                "the request has sent {most} messages and events already, as many as `events_max` allows"
+            )));
+        }
+        match work.member.effect(effect) {
+            true => Ok(()),
+            false => Err(Error::Denied(
+                "the request that this view was called in is over, or the transaction of its caller: nothing was sent".to_owned(),
+            )),
+        }
+    }
+}

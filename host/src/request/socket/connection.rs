@@ -1,0 +1,421 @@
+//! The task of one web socket: it reads frames, sends what waits, and has the events handled one at a time.
+//!
+//! While nothing happens, the task has no buffer: it reads into a buffer of its thread, and the decoder copies what is
+//! half-read (R18). Whatever ends the connection, the task ends the memberships first, has the events that came before
+//! handled, and then the event `closed`, once (R19, R21).
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::future::{BoxFuture, FutureExt as _};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::events::{Event, Events};
+use crate::config::Sockets;
+use crate::http::websocket::{self, Decoder, Event as Received, code};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
+
+/// The bytes that are read at once.
+const READ_BYTES: usize = 16 << 10;
+/// How long a client may take to answer a close, and to read what was sent before.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// The code of a connection that has ended without a close.
+const ABNORMAL: u16 = 1006;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// Takes the stream out of an upgraded connection, with the bytes that were read ahead. None: it is none of this server.
+pub(crate) type IntoStream = fn(Upgraded) -> Option<(TcpStream, Bytes)>;
+
+/// Where connections go on that have been upgraded.
+#[derive(Clone)]
+pub struct Upgrades {
+    /// Counts them, so that the server waits for their end.
+    pub open: TaskTracker,
+    /// Cancelled when the server stops.
+    pub stop: CancellationToken,
+    /// What the connection holds, such as its permit.
+    pub held: Arc<dyn Any + Send + Sync>,
+    /// Takes the stream out of the upgraded connection.
+    pub into_stream: IntoStream,
+}
+
+impl Upgrades {
+    pub(super) fn spawn(&self, upgrade: OnUpgrade, connection: Connection) {
+        let Upgrades {
+            held,
+            stop,
+            into_stream,
+            ..
+        } = self.clone();
+        self.open.spawn(async move {
+            let _held = held;
+            let upgraded = upgrade.await.ok().and_then(into_stream);
+            connection.run(upgraded, stop).await;
+        });
+    }
+}
+
+/// A connection whose handshake has succeeded.
+pub(super) struct Connection {
+    events: Arc<Events>,
+    decoder: Decoder,
+    /// Events that wait, the oldest first.
+    mailbox: VecDeque<Event>,
+    /// What was read and not decoded, because the mailbox is full.
+    unread: BytesMut,
+    /// The frame that is being sent.
+    sending: Bytes,
+    phase: Phase,
+    limits: Limits,
+    counts: Counts,
+    /// Whether anything was received since the last tick of the clock, and when the last message came or went.
+    heard: bool,
+    last: Instant,
+    rate: (Instant, u32),
+    _open: GaugeGuard,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    mailbox_max: usize,
+    rate_max: u32,
+    ping: Duration,
+    idle: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    received: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+}
+
+enum Phase {
+    Open,
+    /// The host has sent a close with this code, and waits for the client's, until then.
+    Closing(u16, String, Instant),
+    /// Nothing comes or goes any more.
+    Over(u16, String),
+}
+
+impl Connection {
+    pub(super) fn new(events: Arc<Events>, limits: &Sockets, deflate: bool) -> Connection {
+        let now = Instant::now();
+        Connection {
+            decoder: Decoder::new(limits.message_max_bytes, deflate),
+            mailbox: VecDeque::new(),
+            unread: BytesMut::new(),
+            sending: Bytes::new(),
+            phase: Phase::Open,
+            limits: Limits {
+                mailbox_max: limits.mailbox_max,
+                rate_max: limits.messages_per_second_max,
+                ping: Duration::from_millis(limits.ping_ms),
+                idle: (limits.idle_timeout_ms > 0)
+                    .then(|| Duration::from_millis(limits.idle_timeout_ms)),
+            },
+            counts: Counts::default(),
+            heard: true,
+            last: now,
+            rate: (now, 0),
+            _open: GaugeGuard::new(&METRICS.sockets),
+            events,
+        }
+    }
+
+    /// Serves the connection to its end. `upgraded`: None if the client has gone before the handshake was complete.
+    async fn run(mut self, upgraded: Option<(TcpStream, Bytes)>, stop: CancellationToken) {
+        let begun = Instant::now();
+        let values = Arc::clone(&self.events.values.lock());
+        self.events.keep(values);
+        if let Some((stream, ahead)) = upgraded {
+            self.unread.extend_from_slice(&ahead);
+            self.serve(&stream, stop).await;
+        }
+        let (code, reason) = match self.phase {
+            Phase::Over(code, reason) | Phase::Closing(code, reason, _) => (code, reason),
+            Phase::Open => (ABNORMAL, String::new()),
+        };
+        for event in std::mem::take(&mut self.mailbox) {
+            Arc::clone(&self.events).handle(event).await;
+        }
+        let closed = Event::Closed {
+            code,
+            reason: reason.clone(),
+        };
+        Arc::clone(&self.events).handle(closed).await;
+        let why = code.to_string();
+        METRICS.sockets_closed.with_label_values(&[&*why]).inc();
+        let Counts {
+            received,
+            received_bytes,
+            sent_bytes,
+        } = self.counts;
+        tracing::info!(
+            target: "amphi::socket",
+            path = self.events.path,
+            connection = self.events.socket.id(),
+            duration_ms = begun.elapsed().as_millis() as u64,
+            code,
+            reason,
+            messages_received = received,
+            received_bytes,
+            sent_bytes,
+            "closed"
+        );
+    }
+
+    /// Reads and writes until the connection is over. The event that runs then is waited for.
+    async fn serve(&mut self, stream: &TcpStream, stop: CancellationToken) {
+        let socket = Arc::clone(&self.events.socket);
+        let outbox = socket.outbox();
+        let mut running: Option<BoxFuture<'static, ()>> = None;
+        let mut clock = std::pin::pin!(tokio::time::sleep(self.limits.ping));
+        let mut stopping = false;
+        loop {
+            self.receive(stream);
+            self.take_notices();
+            if running.is_none()
+                && let Some(event) = self.mailbox.pop_front()
+            {
+                running = Some(Arc::clone(&self.events).handle(event).boxed());
+                continue;
+            }
+            let blocked = self.send(stream);
+            if let Phase::Over(..) = self.phase {
+                // Membership ends with the connection (R21).
+                socket.end();
+                if let Some(running) = running {
+                    running.await;
+                }
+                return;
+            }
+            let closes_at = match self.phase {
+                Phase::Closing(_, _, at) => Some(at),
+                _ => None,
+            };
+            let reads = self.mailbox.len() < self.limits.mailbox_max;
+            tokio::select! {
+                () = async { running.as_mut().expect("it runs").await }, if running.is_some() => {
+                    running = None;
+                }
+                () = outbox.changed() => {}
+                _ = stream.readable(), if reads => {}
+                _ = stream.writable(), if blocked => {}
+                () = clock.as_mut() => {
+                    self.tick();
+                    clock.as_mut().reset((Instant::now() + self.limits.ping).into());
+                }
+                () = tokio::time::sleep_until(closes_at.unwrap_or_else(Instant::now).into()), if closes_at.is_some() => {
+                    self.over();
+                }
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    socket.close(code::GOING_AWAY, "the server stops");
+                }
+            }
+        }
+    }
+
+    /// Whether the client is still to be heard.
+    fn hears(&self) -> bool {
+        !matches!(self.phase, Phase::Over(..)) && self.mailbox.len() < self.limits.mailbox_max
+    }
+
+    /// Reads what there is, up to the limit of the mailbox.
+    fn receive(&mut self, stream: &TcpStream) {
+        if !self.unread.is_empty() {
+            let mut unread = std::mem::take(&mut self.unread);
+            let left = self.decode(&mut unread);
+            let at = unread.len() - left;
+            unread.advance(at);
+            self.unread = unread;
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            // A bounded number of rounds, so that others on the loop have their turn.
+            for _ in 0..4 {
+                if !self.hears() || !self.unread.is_empty() {
+                    return;
+                }
+                match stream.try_read(buffer) {
+                    Ok(0) => return self.over(),
+                    Ok(read) => {
+                        self.heard = true;
+                        self.counts.received_bytes += read as u64;
+                        let bytes = &mut buffer[..read];
+                        let left = self.decode(bytes);
+                        self.unread.extend_from_slice(&bytes[bytes.len() - left..]);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                    Err(_) => return self.over(),
+                }
+            }
+        });
+    }
+
+    /// Decodes frames, and notes what they are. Returns how many bytes are left because the mailbox is full.
+    fn decode(&mut self, bytes: &mut [u8]) -> usize {
+        let mut input = bytes;
+        while self.hears() {
+            match self.decoder.next(&mut input) {
+                Ok(Some(event)) => self.received(event),
+                Ok(None) => return 0,
+                Err(violation) => {
+                    self.close(violation.code, violation.reason);
+                    self.over();
+                }
+            }
+        }
+        match self.phase {
+            Phase::Over(..) => 0,
+            _ => input.len(),
+        }
+    }
+
+    fn received(&mut self, event: Received) {
+        match event {
+            Received::Message(message) => {
+                self.last = Instant::now();
+                self.counts.received += 1;
+                METRICS.socket_messages.with_label_values(&["in"]).inc();
+                if self.is_too_fast() {
+                    METRICS.socket_dropped.with_label_values(&["rate"]).inc();
+                    let limit = self.limits.rate_max;
+                    let reason = format!("more than {limit} messages in a second");
+                    return self.events.socket.close(code::POLICY, &reason);
+                }
+                if let Phase::Open = self.phase {
+                    self.mailbox.push_back(Event::Message(message));
+                }
+            }
+            Received::Ping(content) => {
+                let pong = websocket::pong(&content);
+                self.events.socket.outbox().send_control(pong);
+            }
+            Received::Pong(_) => {}
+            Received::Close { code, reason } => {
+                match &self.phase {
+                    Phase::Closing(ours, why, _) => {
+                        self.phase = Phase::Over(*ours, why.clone());
+                    }
+                    _ => {
+                        // The same code goes back; 1005 stands for none.
+                        self.close_frame(websocket::close(code, ""));
+                        self.phase = Phase::Over(code.unwrap_or(1005), reason);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_too_fast(&mut self) -> bool {
+        let (since, count) = &mut self.rate;
+        if since.elapsed() >= Duration::from_secs(1) {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        self.limits.rate_max > 0 && *count > self.limits.rate_max
+    }
+
+    fn take_notices(&mut self) {
+        while self.mailbox.len() < self.limits.mailbox_max
+            && let Some(notice) = self.events.socket.outbox().notice()
+        {
+            self.mailbox.push_back(Event::Notice(notice));
+        }
+    }
+
+    /// Sends what the client takes now. Returns whether more is to be sent.
+    fn send(&mut self, stream: &TcpStream) -> bool {
+        loop {
+            if self.sending.is_empty() && !self.next_frame() {
+                return false;
+            }
+            match stream.try_write(&self.sending) {
+                Ok(written) => {
+                    self.counts.sent_bytes += written as u64;
+                    self.sending.advance(written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Nobody waits for the last frame of a connection that is over.
+                    return !matches!(self.phase, Phase::Over(..));
+                }
+                Err(_) => {
+                    self.over();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Takes the next frame to send. A close comes after all others.
+    fn next_frame(&mut self) -> bool {
+        let outbox = self.events.socket.outbox();
+        if let Some(frame) = outbox.frame() {
+            self.last = Instant::now();
+            self.sending = frame;
+            return true;
+        }
+        if let (Phase::Open, Some(close)) = (&self.phase, outbox.wants_close()) {
+            self.close(close.code, &close.reason);
+            return true;
+        }
+        false
+    }
+
+    /// Sends a close, and waits for that of the client.
+    fn close(&mut self, code: u16, reason: &str) {
+        self.close_frame(websocket::close(Some(code), reason));
+        let until = Instant::now() + CLOSE_TIME;
+        self.phase = Phase::Closing(code, reason.to_owned(), until);
+    }
+
+    /// Makes a close frame the next one to be sent. A frame that is sent in part comes first.
+    fn close_frame(&mut self, frame: Bytes) {
+        let mut both = BytesMut::from(&self.sending[..]);
+        both.extend_from_slice(&frame);
+        self.sending = both.freeze();
+    }
+
+    fn over(&mut self) {
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Open) {
+            Phase::Open => Phase::Over(ABNORMAL, String::new()),
+            Phase::Closing(code, reason, _) | Phase::Over(code, reason) => {
+                Phase::Over(code, reason)
+            }
+        };
+    }
+
+    /// Sends a ping to a client that is silent. One that has not answered the last ping is gone.
+    fn tick(&mut self) {
+        // A client whose messages are not read cannot be heard.
+        let is_read = self.hears() && self.unread.is_empty();
+        if !std::mem::take(&mut self.heard) && is_read {
+            return self.over();
+        }
+        self.events
+            .socket
+            .outbox()
+            .send_control(websocket::ping(b""));
+        let idle = self
+            .limits
+            .idle
+            .is_some_and(|idle| self.last.elapsed() >= idle);
+        if idle {
+            self.events
+                .socket
+                .close(code::GOING_AWAY, "the connection was idle");
+        }
+    }
+}

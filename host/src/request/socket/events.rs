@@ -1,0 +1,190 @@
+//! The events of a web socket: calls of its view, one after the other (R19).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+
+use crate::app::host::Host;
+use crate::app::router::Route;
+use crate::app::{App, Routed, Target};
+use crate::budget::Account;
+use crate::channels::{Notice, Socket};
+use crate::contract::types;
+use crate::http::middleware::USER;
+use crate::http::trace_context::Trace;
+use crate::http::websocket::{Message, code};
+use crate::request::access_log::AccessLogEntry;
+use crate::request::attempt::Attempt;
+use crate::scope::context::Values;
+use crate::scope::{Origin, new_id};
+use crate::telemetry::error::{Failure, Fault};
+use crate::telemetry::metrics::METRICS;
+
+/// How long an event waits before it tries again when there was no capacity: nothing is lost (R22).
+const BUSY_WAIT: Duration = Duration::from_millis(50);
+
+/// What a view is called for.
+pub(super) enum Event {
+    /// A message of the client.
+    Message(Message),
+    /// What others told the view.
+    Notice(Notice),
+    /// The connection has ended. It is the last event.
+    Closed {
+        /// The code of the close.
+        code: u16,
+        /// Its text.
+        reason: String,
+    },
+}
+
+/// Calls the view of one connection.
+pub(super) struct Events {
+    pub(super) host: Arc<Host>,
+    pub(super) socket: Arc<Socket>,
+    /// The path that the socket was opened at. Each event is routed anew, so that it goes to the present app (R23).
+    pub(super) path: String,
+    pub(super) trace: Trace,
+    pub(super) peer: SocketAddr,
+    pub(super) depth: u32,
+    pub(super) account: Arc<Account>,
+    /// The values of the context, as the last event that succeeded has left them.
+    pub(super) values: Mutex<Arc<Values>>,
+}
+
+impl Event {
+    fn method(&self) -> &'static str {
+        match self {
+            Event::Message(Message::Text(_)) => "TEXT",
+            Event::Message(Message::Binary(_)) => "BINARY",
+            Event::Notice(_) => "NOTICE",
+            Event::Closed { .. } => "CLOSED",
+        }
+    }
+
+    fn headers(&self) -> Vec<(String, String)> {
+        let header = |name: &str, value: String| vec![(name.to_owned(), value)];
+        match self {
+            Event::Message(_) => Vec::new(),
+            Event::Notice(notice) => header("group", notice.group.clone()),
+            Event::Closed { code, .. } => header("code", code.to_string()),
+        }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let bytes: &[u8] = match self {
+            Event::Message(Message::Text(bytes) | Message::Binary(bytes)) => bytes,
+            Event::Notice(Notice { payload, .. }) => payload,
+            Event::Closed { reason, .. } => reason.as_bytes(),
+        };
+        bytes.to_vec()
+    }
+}
+
+impl Events {
+    /// Notes the values of the context, and the user among them.
+    pub(super) fn keep(&self, values: Arc<Values>) {
+        let user = values.get(USER).map(|user| user.text.to_string());
+        self.socket.set_user(user);
+        *self.values.lock() = values;
+    }
+
+    /// Calls the view. When it fails, the connection goes on, with the context as it was.
+    pub(super) async fn handle(self: Arc<Self>, event: Event) {
+        let begun = Instant::now();
+        loop {
+            let app = self.host.app.load_full();
+            let Some((routed, params)) = self.routed(&app) else {
+                METRICS.socket_events.with_label_values(&["no view"]).inc();
+                let sentence = "the app has no such view any more";
+                return self.socket.close(code::GOING_AWAY, sentence);
+            };
+            let Ok(account) = self.account.request() else {
+                tokio::time::sleep(BUSY_WAIT).await;
+                continue;
+            };
+            let origin = Arc::new(Origin {
+                id: new_id(),
+                trace: self.trace.child(),
+                peer: self.peer,
+                depth: self.depth,
+                values: Arc::clone(&self.values.lock()),
+                socket: Some(Arc::clone(&self.socket)),
+                account,
+            });
+            let ready = Attempt {
+                host: &self.host,
+                app: &app,
+                origin: &origin,
+                chain: &routed.alone,
+                params: params.into(),
+                body: None,
+                binary: Arc::default(),
+                streams: false,
+            };
+            let request = types::Request {
+                method: event.method().to_owned(),
+                path: self.path.clone(),
+                query: String::new(),
+                headers: event.headers(),
+                params: Vec::new(),
+                body: types::Body::Bytes(event.body()),
+            };
+            let settled = ready.run(request).await;
+            let mut failure = settled.response.as_ref().err().cloned();
+            // The view has not begun to run, because there was no capacity.
+            let busy = !settled.scope.has_begun()
+                && failure.as_ref().is_some_and(|failure| {
+                    failure.fault == Fault::Limit
+                        && failure.status == StatusCode::SERVICE_UNAVAILABLE
+                });
+            if busy {
+                tokio::time::sleep(BUSY_WAIT).await;
+                continue;
+            }
+            let status = match (&settled.response, &failure) {
+                (Ok(response), _) => response.status(),
+                (Err(_), Some(failure)) => failure.status,
+                (Err(_), None) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            if failure.is_none() && !status.is_success() {
+                failure = Some(Failure::view(format!("the view answered {status}")));
+            }
+            let outcome = if failure.is_none() {
+                "handled"
+            } else {
+                "failed"
+            };
+            METRICS.socket_events.with_label_values(&[outcome]).inc();
+            let entry = AccessLogEntry {
+                method: event.method(),
+                path: &self.path,
+                status: status.as_u16(),
+                took: begun.elapsed(),
+                view: Some(&routed.alone.view().view),
+                settled: Some(&settled),
+                request: &origin.id,
+                failure: failure.as_ref(),
+            };
+            match failure {
+                None => {
+                    self.keep(settled.scope.context.all());
+                    let connection = self.socket.id();
+                    tracing::debug!(target: "amphi::socket", method = event.method(), path = self.path, connection, request = origin.id, "event");
+                }
+                Some(_) => entry.write(),
+            }
+            return;
+        }
+    }
+
+    fn routed(&self, app: &Arc<App>) -> Option<(Arc<Routed>, Vec<(String, String)>)> {
+        match app.router.route(&Method::GET, &self.path) {
+            Route::Found(Target::Socket(routed), params) => Some((Arc::clone(routed), params)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Web sockets. The host has the connection, from the handshake to the end; a view is called for what happens on it, one
+//! event after the other, each in a scope of its own (R18, R19).
+//!
+//! [`open`] runs the view for the handshake, through all middleware, as for any other request. When it succeeds, the
+//! connection's task (`connection.rs`) takes over, and calls the view by `events.rs`.
+
+mod connection;
+mod events;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{Either, Full};
+use hyper::upgrade::OnUpgrade;
+use parking_lot::Mutex;
+
+use super::access_log::Completion;
+use super::attempt::Attempt;
+use super::error_view;
+use crate::app::Routed;
+use crate::channels::{Socket, SocketLimits};
+use crate::http::body::Received;
+use crate::http::message::{ResponseBody, binary_headers, contract_request};
+use crate::http::proxies::Asked;
+use crate::http::websocket::{Handshake, offered_protocols};
+use crate::request::Client;
+use crate::scope::context::Values;
+use crate::telemetry::error::{Failure, shown};
+use crate::view::Kind;
+use connection::Connection;
+pub use connection::Upgrades;
+use events::Events;
+
+/// Opens a web socket, or answers why not.
+///
+/// # Errors
+/// A failure of the handshake, or of the view.
+pub(super) async fn open(
+    routed: &Arc<Routed>,
+    params: Vec<(String, String)>,
+    (client, completion): (&Client, &mut Completion<'_>),
+) -> Result<Response<ResponseBody>, Failure> {
+    let Completion {
+        host, app, parts, ..
+    } = *completion;
+    let limits = &app.config.sockets;
+    let handshake = match Handshake::check(parts, limits.compression) {
+        Ok(handshake) => handshake,
+        Err(refusal) => {
+            let failure = Failure::client(refusal.status, refusal.reason);
+            let mut response = error_view::respond(completion, failure).await;
+            response.headers_mut().extend(refusal.headers);
+            return Ok(response);
+        }
+    };
+    let asked = app.config.proxies.asked(completion.peer, &parts.headers);
+    let own = asked.authority.clone().or_else(|| {
+        let host = parts.headers.get(header::HOST)?.to_str().ok()?;
+        Some(host.to_owned())
+    });
+    let view = &routed.chain.view().view;
+    let Kind::Socket { origins, .. } = &view.kind else {
+        unreachable!("the route is one of a socket")
+    };
+    check_origin(
+        parts.headers.get(header::ORIGIN),
+        own.as_deref(),
+        &[origins, &app.config.allowed_origins],
+    )?;
+    let upgrade = parts.extensions.get::<OnUpgrade>().cloned();
+    let upgrade = upgrade.ok_or_else(|| {
+        Failure::client(
+            StatusCode::BAD_REQUEST,
+            "This connection cannot become a web socket.",
+        )
+    })?;
+    let kept = SocketLimits {
+        outbox_max_bytes: limits.outbox_max_bytes,
+        mailbox_max: limits.mailbox_max,
+    };
+    let account = client.account.unpaid();
+    let socket = Socket::new(&host.hub, handshake.deflate(), kept, &account);
+    let socket = socket.map_err(|why| {
+        Failure::limit(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("no room for a web socket: {why}"),
+        )
+    })?;
+    Arc::make_mut(&mut completion.origin).socket = Some(Arc::clone(&socket));
+    let opened = handshaken(routed, params, &asked, completion).await;
+    let (response, values) = match opened {
+        Ok((response, values)) if response.status().is_success() => (response, values),
+        refused => {
+            socket.end();
+            return refused.map(|(response, _)| response);
+        }
+    };
+    let offered = offered_protocols(&parts.headers);
+    let protocol = chosen(&response, offered).inspect_err(|_| socket.end())?;
+    let deflate = handshake.deflate();
+    let mut switched = handshake
+        .response(protocol)
+        .map(|()| Either::Left(Full::default()));
+    for (name, value) in response.headers() {
+        let is_about_body = [header::CONTENT_LENGTH, header::CONTENT_TYPE].contains(name);
+        if !is_about_body && *name != header::SEC_WEBSOCKET_PROTOCOL {
+            switched.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    // Nothing of the request itself is kept: its headers are slices of hyper's buffer.
+    let events = Events {
+        host: Arc::clone(host),
+        path: parts.uri.path().to_owned(),
+        trace: completion.origin.trace.clone(),
+        peer: completion.origin.peer,
+        depth: completion.origin.depth,
+        account: Arc::clone(&client.account),
+        socket,
+        values: Mutex::new(values),
+    };
+    let connection = Connection::new(Arc::new(events), limits, deflate);
+    client.upgrades.spawn(upgrade, connection);
+    Ok(switched)
+}
+
+/// Runs the view, and all middleware around it, for the handshake. Returns what it answers, and the values of its
+/// context.
+async fn handshaken(
+    routed: &Arc<Routed>,
+    params: Vec<(String, String)>,
+    asked: &Asked,
+    completion: &mut Completion<'_>,
+) -> Result<(Response<ResponseBody>, Arc<Values>), Failure> {
+    let (request, _) = contract_request(completion.parts, asked, Received::Inline(Vec::new()));
+    let ready = Attempt {
+        host: completion.host,
+        app: completion.app,
+        origin: &completion.origin,
+        chain: &routed.chain,
+        params: params.into(),
+        body: None,
+        binary: binary_headers(&completion.parts.headers),
+        streams: false,
+    };
+    let mut settled = ready.run(request).await;
+    let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
+    let values = settled.scope.context.all();
+    completion.settled = Some(settled);
+    Ok((response?.map(ResponseBody::from), values))
+}
+
+/// The subprotocol that the view has chosen, which has to be one that the client offers.
+fn chosen<'a>(
+    response: &Response<ResponseBody>,
+    mut offered: impl Iterator<Item = &'a str>,
+) -> Result<Option<HeaderValue>, Failure> {
+    let Some(chosen) = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL) else {
+        return Ok(None);
+    };
+    match offered.any(|offered| *chosen == *offered) {
+        true => Ok(Some(chosen.clone())),
+        false => Err(Failure::view(format!(
+            "the view chose the subprotocol {chosen:?}, which the client does not offer"
+        ))),
+    }
+}
+
+/// Checks that the page which opens the socket may do so. A client that is no browser says nothing of pages.
+fn check_origin(
+    origin: Option<&HeaderValue>,
+    own: Option<&str>,
+    allowed: &[&Vec<String>],
+) -> Result<(), Failure> {
+    let Some(origin) = origin else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let is_own = origin
+        .split_once("://")
+        .is_some_and(|(_, authority)| own.is_some_and(|own| own.eq_ignore_ascii_case(authority)));
+    let is_allowed = |known: &String| known == "*" || known.eq_ignore_ascii_case(origin);
+    if is_own || allowed.iter().copied().flatten().any(is_allowed) {
+        return Ok(());
+    }
+    let sentence = format!(
+        "a page of `{}` may not open this web socket: add its origin to `origins` of the view, or to `allowed_origins` of `[app]`",
+        shown(origin)
+    );
+    Err(Failure {
+        detail: sentence,
+        ..Failure::client(
+            StatusCode::FORBIDDEN,
+            "Pages of this origin may not open the web socket.",
+        )
+    })
+}
