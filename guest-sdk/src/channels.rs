@@ -7,9 +7,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-/// What [`Context::channels`](crate::Context::channels) returns: messages to the app's connections, on every host of the
-/// app. A connection is a web socket, an event stream or a poll; a web socket joins groups with
-/// [`cx.socket().join(…)`](crate::socket::Socket::join), and an event stream or poll is in the group that it waits for.
+/// What [`Context::channels`](crate::Context::channels) returns: messages to the app's connections. With `nats` in
+/// `[channels]` of `amphi.toml`, these are the connections of all hosts of the app. A web socket joins groups with
+/// [`cx.socket().join(…)`](crate::socket::Socket::join); an [`EventStream`](crate::EventStream) or
+/// [`Poll`](crate::Poll) listens to one group.
 ///
 /// ```
 /// use amphi_sdk::prelude::*;

@@ -233,9 +233,9 @@ pub mod __private {
     pub use crate::bindings;
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
-        AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, answer,
-        begin_body, begin_body_async, bytes, describe, listed, load_body, load_body_async, modes,
-        respond, without_crate,
+        AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
+        begin_body_async, bytes, describe, listed, load_body, load_body_async, modes, respond,
+        respond_to_event, without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{describe_component, handle, handle_async, produce, produce_async};

@@ -322,7 +322,7 @@ pub fn respond<M: Mode, R: IntoResponse>(cx: &Context<M>, output: R) -> Result<R
 
 /// The last step of the function that `#[socket]` makes: turns the result of an event into a response. `opens` says whether
 /// the event is the opening: only then does a client get the response.
-pub fn answer<M: Mode, R: IntoResponse>(
+pub fn respond_to_event<M: Mode, R: IntoResponse>(
     cx: &Context<M>,
     opens: bool,
     output: R,
@@ -609,7 +609,7 @@ pub const fn listed<const N: usize>(name: &str) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, View, describe, without_crate};
+    use super::{Kind, View, describe, types, without_crate};
     use crate::prelude::*;
     use crate::view::Entry;
 
@@ -650,6 +650,33 @@ mod tests {
             panic!("{asynch:?}")
         };
         assert_eq!((info.id, info.atomic), (1, Some(false)));
+    }
+
+    #[socket("/d/{id}", origins = "https://a.example", middleware = [around], retries = 2)]
+    async fn events(_: SocketEvent) {}
+
+    #[middleware]
+    fn around(request: Request, next: Next) -> Result<Response> {
+        next.run(request)
+    }
+
+    #[test]
+    fn a_socket_is_described_with_its_origins() {
+        let table = [Entry::new::<events>(<events as View>::ASYNC)];
+        let [info] = &describe(&table, None)[..] else {
+            panic!("there is one")
+        };
+        let types::ViewKind::Socket(route) = &info.kind else {
+            panic!("{:?}", info.kind)
+        };
+        assert_eq!(
+            (route.pattern.as_str(), &route.origins[..]),
+            ("/d/{id}", &["https://a.example".to_owned()][..])
+        );
+        assert_eq!(
+            (info.retries, &info.middleware[..]),
+            (2, &["view::tests::around".to_owned()][..])
+        );
     }
 
     #[view(post, "/c")]

@@ -434,7 +434,7 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     let (before, respond) = match role {
         Role::Socket => (
             quote!(let #opens = #request.method == "GET";),
-            quote_spanned!(place=> ::amphi_sdk::__private::answer(&#cx, #opens, #output)),
+            quote_spanned!(place=> ::amphi_sdk::__private::respond_to_event(&#cx, #opens, #output)),
         ),
         _ => (
             TokenStream::new(),

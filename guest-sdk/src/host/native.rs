@@ -5,13 +5,15 @@ use super::{
     BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
     OutboundRequest, RawRequest, RawResponse, Table, Values, ViewError,
 };
+use crate::Result;
 use crate::bindings::amphi::view::log::Level;
 use crate::channels::Message;
 use crate::database::Value;
 use crate::socket::{Closed, Notice};
 #[cfg(feature = "testing")]
 use crate::stream::Producer;
-use crate::{Request, Response, Result};
+#[cfg(feature = "testing")]
+use crate::{Request, Response};
 use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;

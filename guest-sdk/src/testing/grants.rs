@@ -408,6 +408,21 @@ mod tests {
         assert_eq!(texts, host);
         // The file does not set this limit, so it is the host's default.
         assert_eq!(found.limits.body_max_bytes, 8 << 20);
+        assert!(found.channel("room.7").is_err() && found.connections().is_err());
+        let found = grants(
+            "[channels]\npayload_max_bytes = 7\n[modules.a]\npath = \".\"\nchannels = [\"room.*\", \"news\"]",
+        );
+        assert_eq!(found.limits.message_max_bytes, 7);
+        assert_eq!(found.limits.payload_max_bytes, 64 << 10);
+        for granted in ["room.7", "room.7.staff", "news"] {
+            assert_eq!(found.channel(granted), Ok(()), "{granted}");
+        }
+        assert_eq!(found.connections(), Ok(()));
+        let denied = found.channel("room").expect_err("it is another group");
+        assert_eq!(
+            denied,
+            "module `a` may not send to `room`: add the group to `channels` of `[modules.a]`"
+        );
         let found = grants("[modules.a]\npath = \".\"\nsettings = { a = [1] }");
         let refused = std::panic::catch_unwind(|| found.settings().count());
         refused.expect_err("the host does not start with such a setting");
