@@ -16,9 +16,10 @@ use futures::StreamExt as _;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::group::{Group, State};
-use super::limits::{add, get};
+use super::limits::add;
 use super::nats::{CALL, Network};
 use super::remote::{ASK_AGAIN, Link, Stream};
+use super::report::Report;
 use super::wire::{Change, Changes, Head, Kind, Writer, subject_word};
 use super::{Hub, shown};
 
@@ -152,7 +153,11 @@ impl Hub {
         }
     }
 
+    /// Tells all hosts that this host is alive.
     pub(super) async fn say(&self, network: &Network, kind: Kind) {
+        if network.ending.load(Ordering::Relaxed) {
+            return;
+        }
         let uptime = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let bytes = Writer::new(self.head(kind, (0, 0)), 8).u64(uptime).done();
         // A host that is not heard says so again soon.
@@ -213,16 +218,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Says every two seconds that the host is alive, and sees what has arrived at the server.
+    /// Says every two seconds that the host is alive, and sees more often what has arrived at the server.
     async fn beat(self: Arc<Self>, network: Arc<Network>) {
-        let mut beats = interval(BEAT);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turns = interval(BEAT / 8);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut said: Option<Instant> = None;
         loop {
-            beats.tick().await;
-            if network.is_connected() {
-                self.say(&network, Kind::Beat).await;
-                network.confirm().await;
+            turns.tick().await;
+            if !network.is_connected() {
+                continue;
             }
+            if said.is_none_or(|said| said.elapsed() >= BEAT) {
+                said = Some(Instant::now());
+                self.say(&network, Kind::Beat).await;
+            }
+            network.confirm().await;
         }
     }
 
@@ -261,6 +271,7 @@ impl Hub {
             }
             if !network.is_connected() {
                 report.disconnected();
+                network.drop_unwanted();
                 continue;
             }
             self.notice_reconnect(&network);
@@ -425,6 +436,7 @@ impl Hub {
             group.state.lock().channel = None;
         }
         if let Some(network) = self.network.get() {
+            network.ending.store(true, Ordering::Relaxed);
             let bytes = Writer::new(self.head(Kind::Bye, (0, 0)), 0).done();
             network.queue(&self.counters, network.common_subject(), bytes, false);
             // `Bye` is the last message in the queue: what was sent before arrives before.
@@ -458,52 +470,4 @@ fn begin_subscription(group: &Group) -> Option<(Subject, u64)> {
     let link = state.link.as_mut().filter(wanted)?;
     link.generation += 1;
     Some((link.subject.clone(), link.generation))
-}
-
-/// What has been logged of losses.
-#[derive(Default)]
-struct Report {
-    queue_full: u64,
-    not_connected: u64,
-    failed: u64,
-    slow_consumer: u64,
-    /// The connection has broken, and that is logged.
-    broken: bool,
-}
-
-impl Report {
-    fn disconnected(&mut self) {
-        if !std::mem::replace(&mut self.broken, true) {
-            tracing::warn!(target: "amphi::channels", "the connection to NATS is broken: other hosts get no messages");
-        }
-    }
-
-    /// Logs what was lost since the last time.
-    fn log(&mut self, hub: &Hub, network: &Network) {
-        let counters = &hub.counters;
-        let now = Report {
-            queue_full: get(&counters.lost_queue_full),
-            not_connected: get(&counters.lost_disconnected),
-            failed: get(&counters.lost_failed),
-            slow_consumer: get(&counters.slow_consumer),
-            broken: !network.is_connected(),
-        };
-        let queue_full = now.queue_full - self.queue_full;
-        let disconnected = now.not_connected - self.not_connected;
-        let failed = now.failed - self.failed;
-        let dropped = now.slow_consumer - self.slow_consumer;
-        *self = now;
-        if queue_full + disconnected + failed > 0 {
-            tracing::warn!(target: "amphi::channels", queue_full, disconnected, failed, "messages were not sent to other hosts");
-        }
-        if dropped > 0 {
-            tracing::warn!(target: "amphi::channels", dropped, "messages of other hosts came faster than this host delivered them, and were dropped");
-        }
-        if let Some(error) = hub.server_error.lock().take() {
-            tracing::warn!(target: "amphi::channels", error, "the NATS server refused something");
-        }
-        for ((host, group), lost) in std::mem::take(&mut *network.losses.lock()) {
-            tracing::warn!(target: "amphi::channels", host = shown(host), %group, lost, "messages of another host did not arrive");
-        }
-    }
 }

@@ -9,8 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::history::History;
+use super::limits::{Refused, add, sub};
+use super::nats::LINGER;
 use super::remote::Link;
-use super::{Payload, Receiver};
+use super::{Hub, Payload, Receiver};
 
 /// Members in one piece of a roster.
 const CHUNK: usize = 128;
@@ -157,4 +159,117 @@ impl Snapshot {
 fn position(slot: u32) -> (usize, usize) {
     let slot = slot as usize;
     (slot / CHUNK, slot % CHUNK)
+}
+
+/// The records of groups.
+impl Hub {
+    /// Drops what is no longer needed: histories and, across hosts, subscriptions of groups without members. The host
+    /// calls this about once a second; a hub that is connected to NATS does it itself.
+    pub fn sweep(&self) {
+        for group in self.all_groups() {
+            self.sweep_group(&group);
+            self.release(&group);
+        }
+    }
+
+    fn sweep_group(&self, group: &Group) {
+        let mut state = group.state.lock();
+        let state = &mut *state;
+        if state.roster.count > 0 || state.subscribers() > 0 {
+            state.idle_since = None;
+            return;
+        }
+        state.channel = None;
+        let idle = state.idle_since.get_or_insert_with(Instant::now).elapsed();
+        if idle >= self.limits.history_idle
+            && let Some(history) = state.history.take()
+        {
+            sub(&self.counters.history_bytes, history.bytes() as u64);
+        }
+        if let Some(link) = &mut state.link
+            && state.history.is_none()
+            && link.wanted
+            && !link.is_dirty()
+            && idle >= LINGER
+        {
+            link.unsubscribe();
+        }
+    }
+
+    pub(super) fn all_groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    /// Removes a group's record if nothing needs it any more.
+    pub(super) fn release(&self, group: &Arc<Group>) {
+        let needed = |state: &State| {
+            let link = state.link.as_ref();
+            state.gone || state.interested() || link.is_some_and(|link| link.is_needed())
+        };
+        if needed(&group.state.lock()) {
+            return;
+        }
+        let mut groups = self.groups.write();
+        let mut state = group.state.lock();
+        if !needed(&state) {
+            state.gone = true;
+            groups.remove(&group.name);
+            sub(&self.counters.groups, 1);
+        }
+    }
+
+    /// Works on a group's state, with a new record if there is none.
+    pub(super) fn with_group<R>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Arc<Group>, &mut State) -> R,
+    ) -> Result<R, Refused> {
+        loop {
+            let group = self.group(name)?;
+            let mut state = group.state.lock();
+            // The record was removed between finding and locking it.
+            if !state.gone {
+                return Ok(work(&group, &mut state));
+            }
+        }
+    }
+
+    /// As above, but a hub without NATS makes no record: without one, nobody here wants what is sent.
+    pub(super) fn with_wanted<R>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Arc<Group>, &mut State) -> R,
+    ) -> Result<Option<R>, Refused> {
+        if self.network.get().is_some() {
+            return self.with_group(name, work).map(Some);
+        }
+        let group = self.groups.read().get(name).cloned();
+        let Some(group) = group else {
+            return Ok(None);
+        };
+        let mut state = group.state.lock();
+        Ok((!state.gone).then(|| work(&group, &mut state)))
+    }
+
+    fn group(&self, name: &str) -> Result<Arc<Group>, Refused> {
+        if let Some(group) = self.groups.read().get(name) {
+            return Ok(Arc::clone(group));
+        }
+        let mut groups = self.groups.write();
+        if let Some(group) = groups.get(name) {
+            return Ok(Arc::clone(group));
+        }
+        let max = self.limits.groups_max;
+        if groups.len() >= max {
+            return Err(self.refused(Refused::Full("groups_max", max)));
+        }
+        let name: Arc<str> = name.into();
+        let group = Arc::new(Group {
+            name: Arc::clone(&name),
+            state: Mutex::default(),
+        });
+        groups.insert(name, Arc::clone(&group));
+        add(&self.counters.groups, 1);
+        Ok(group)
+    }
 }

@@ -14,8 +14,8 @@
 //!
 //! - `group.rs`: a group on this host. `history.rs`: its last messages, cursors and subscriptions.
 //! - `remote.rs`: what a group knows of other hosts, without any network. `wire.rs`: messages between hosts as bytes.
-//! - `presence.rs`: the members of all hosts. `exchange.rs`: what a host says to others. `hearing.rs`: what a host does with
-//!   what others say.
+//! - `presence.rs`: the members of all hosts. `exchange.rs`: what a host says to others. `hearing.rs`: what a host does
+//!   with what others say. `report.rs`: what is logged of losses.
 //! - `nats.rs`: the connection to NATS and the queue of what is to be sent. Callers never wait for the network.
 
 mod exchange;
@@ -26,6 +26,7 @@ mod limits;
 mod nats;
 mod presence;
 mod remote;
+mod report;
 mod socket;
 mod wire;
 
@@ -46,24 +47,24 @@ pub use self::history::{Cursor, Next, NoCursor, Subscription};
 pub use self::limits::{Counters, Limits, Pattern, Refused, matches};
 use self::limits::{add, get, sub};
 pub use self::nats::NatsConfig;
-use self::nats::{LINGER, Network};
+use self::nats::Network;
 pub use self::presence::{Member, Members};
 pub use self::socket::{Close, Notice, Outbox, Socket, SocketLimits};
-use self::wire::{Change, Kind};
 use crate::http::websocket::Encoded;
+use self::wire::{Change, Kind};
 
 /// Bytes of a member's user that are told. So the listed members of a group fit into one message of NATS.
 const USER_MAX_BYTES: usize = 256;
 /// The greatest `members_listed_max`, for the same reason.
 const LISTED_MAX: usize = 2_000;
 
-/// A connection as the hub sees it.
+/// A connection as the hub sees it. Its methods must not panic: a panic would end the delivery to its group.
 pub trait Receiver: Send + Sync {
     /// The connection's id, from [`Hub::new_id`]. Always the same. Called while the hub holds locks: the method must
     /// not call the hub.
     fn id(&self) -> &str;
-    /// What [`Hub::members`] tells of the connection's user. More than 256 bytes are cut. Called while the hub holds locks: the method must not call
-    /// the hub.
+    /// What [`Hub::members`] tells of the connection's user. More than 256 bytes are cut. Called while the hub holds
+    /// locks: the method must not call the hub.
     fn user(&self) -> Option<String>;
     /// Takes a message for the client. Must not block: the receiver bounds its own queue. May call the hub.
     fn message(&self, message: &Arc<Payload>);
@@ -240,6 +241,10 @@ impl Hub {
                 slot,
             }
         })?;
+        if joined.len() < 4 {
+            // Most connections are in one group or two: their lists take no more than they need.
+            joined.reserve_exact(1);
+        }
         joined.push(membership);
         add(&self.counters.memberships, 1);
         Ok(())
@@ -319,111 +324,6 @@ impl Hub {
         Ok(reached)
     }
 
-    /// Drops what is no longer needed: histories and, across hosts, subscriptions of groups without members. The host
-    /// calls this about once a second; a hub that is connected to NATS does it itself.
-    pub fn sweep(&self) {
-        for group in self.all_groups() {
-            self.sweep_group(&group);
-            self.release(&group);
-        }
-    }
-
-    fn sweep_group(&self, group: &Group) {
-        let mut state = group.state.lock();
-        let state = &mut *state;
-        if state.roster.count > 0 || state.subscribers() > 0 {
-            state.idle_since = None;
-            return;
-        }
-        state.channel = None;
-        let idle = state.idle_since.get_or_insert_with(Instant::now).elapsed();
-        if idle >= self.limits.history_idle
-            && let Some(history) = state.history.take()
-        {
-            sub(&self.counters.history_bytes, history.bytes() as u64);
-        }
-        if let Some(link) = &mut state.link
-            && state.history.is_none()
-            && link.wanted
-            && !link.is_dirty()
-            && idle >= LINGER
-        {
-            link.unsubscribe();
-        }
-    }
-
-    fn all_groups(&self) -> Vec<Arc<Group>> {
-        self.groups.read().values().cloned().collect()
-    }
-
-    /// Removes a group's record if nothing needs it any more.
-    fn release(&self, group: &Arc<Group>) {
-        let needed = |state: &State| {
-            let link = state.link.as_ref();
-            state.gone || state.interested() || link.is_some_and(|link| link.is_needed())
-        };
-        if needed(&group.state.lock()) {
-            return;
-        }
-        let mut groups = self.groups.write();
-        let mut state = group.state.lock();
-        if !needed(&state) {
-            state.gone = true;
-            groups.remove(&group.name);
-            sub(&self.counters.groups, 1);
-        }
-    }
-
-    /// Works on a group's state, with a new record if there is none.
-    fn with_group<R>(
-        &self,
-        name: &str,
-        work: impl FnOnce(&Arc<Group>, &mut State) -> R,
-    ) -> Result<R, Refused> {
-        loop {
-            let group = self.group(name)?;
-            let mut state = group.state.lock();
-            // The record was removed between finding and locking it.
-            if !state.gone {
-                return Ok(work(&group, &mut state));
-            }
-        }
-    }
-
-    /// As above, but a hub without NATS makes no record: without one, nobody here wants what is sent.
-    fn with_wanted<R>(
-        &self,
-        name: &str,
-        work: impl FnOnce(&Arc<Group>, &mut State) -> R,
-    ) -> Result<Option<R>, Refused> {
-        if self.network.get().is_none() && !self.groups.read().contains_key(name) {
-            return Ok(None);
-        }
-        self.with_group(name, work).map(Some)
-    }
-
-    fn group(&self, name: &str) -> Result<Arc<Group>, Refused> {
-        if let Some(group) = self.groups.read().get(name) {
-            return Ok(Arc::clone(group));
-        }
-        let mut groups = self.groups.write();
-        if let Some(group) = groups.get(name) {
-            return Ok(Arc::clone(group));
-        }
-        let max = self.limits.groups_max;
-        if groups.len() >= max {
-            return Err(self.refused(Refused::Full("groups_max", max)));
-        }
-        let name: Arc<str> = name.into();
-        let group = Arc::new(Group {
-            name: Arc::clone(&name),
-            state: Mutex::default(),
-        });
-        groups.insert(name, Arc::clone(&group));
-        add(&self.counters.groups, 1);
-        Ok(group)
-    }
-
     fn payload(&self, text: bool, bytes: Bytes) -> Arc<Payload> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         Arc::new(Payload {
@@ -501,7 +401,8 @@ fn shown(host: u64) -> String {
     format!("{host:016x}")
 }
 
-/// A random number: a hash with keys that the standard library takes from the system's random numbers, others each time.
+/// A random number: a hash with keys that the standard library takes from the system's random numbers, other keys each
+/// time.
 fn random() -> u64 {
     RandomState::new().hash_one(0)
 }

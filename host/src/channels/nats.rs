@@ -4,7 +4,7 @@
 //! queue have the same order. One task takes messages from the queue and hands them to the NATS client. While there is
 //! no connection the task holds a message for a moment, because the connection may be back soon; then the message is
 //! lost and counted. What the client took shortly before the connection broke may be lost too and is counted apart:
-//! a round trip every two seconds tells what has arrived at the server.
+//! a round trip every quarter of a second tells what has arrived at the server.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -27,11 +27,15 @@ use super::exchange::{Gathered, Host};
 use super::group::Group;
 use super::limits::{Counters, add, get};
 use super::remote::Heard;
+use super::wire::subject_word;
 
 /// How long a group that nobody on this host wants stays subscribed.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long a message is held while there is no connection.
 const HOLD: Duration = Duration::from_secs(2);
+/// How long the queue waits after the connection was made again. When the server had gone, the other hosts connect
+/// again too, and what is sent before they have subscribed is lost.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How long the NATS client may take for one call. The client blocks when it has too much to do.
 pub(super) const CALL: Duration = Duration::from_secs(2);
 /// What a message to other hosts may have beside its payload: a head and the id of a connection.
@@ -39,7 +43,7 @@ const HEAD_BYTES: usize = 1 << 10;
 /// How often the client asks a silent server whether it is there.
 const PING: Duration = Duration::from_secs(2);
 /// The longest pause between attempts to connect.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// How to reach NATS. The type has no `Debug`: URLs may have passwords.
 #[derive(Clone)]
@@ -74,6 +78,8 @@ pub(super) struct Network {
     pub(super) wake: Notify,
     /// Ask other hosts at the next wake, not only at the next turn.
     pub(super) ask_now: AtomicBool,
+    /// The host shuts down and no longer says that it is alive.
+    pub(super) ending: AtomicBool,
     pub(super) hosts: Mutex<HashMap<u64, Host>>,
     /// The numbers of what other hosts sent to this host alone.
     pub(super) direct: Mutex<HashMap<u64, Heard>>,
@@ -148,12 +154,32 @@ impl Network {
         }
     }
 
-    /// Makes a round trip. If the connection is still the same, all messages before have arrived at the server.
+    /// Makes a round trip, if something was published since the last one. If the connection is still the same, all
+    /// messages before have arrived at the server.
     pub(super) async fn confirm(&self) {
-        let (published, connection) = (get(&self.published), self.connects());
+        // Not on a new connection before `connection_broke` has counted what the old one may have lost.
+        let (published, connection) = (get(&self.published), get(&self.connection));
+        if connection != self.connects() {
+            return;
+        }
+        if published == get(&self.confirmed) {
+            return;
+        }
         if self.round_trip().await && connection == self.connects() {
             self.confirmed.fetch_max(published, Ordering::Relaxed);
         }
+    }
+
+    /// Drops groups that are no longer wanted from the list of those to subscribe to. The list would grow while there
+    /// is no connection.
+    pub(super) fn drop_unwanted(&self) {
+        // Not in place: a group's lock is taken before the list's.
+        let mut wanted = std::mem::take(&mut *self.wanted.lock());
+        wanted.retain(|group| {
+            let state = group.state.lock();
+            state.link.as_ref().is_some_and(|link| link.wanted)
+        });
+        self.wanted.lock().append(&mut wanted);
     }
 
     /// Counts what was published and not confirmed on a connection that has broken. Returns how much that is.
@@ -183,12 +209,17 @@ impl Network {
 
     /// Hands the messages of the queue to the client, in order.
     async fn publish_all(&self, counters: &Counters, mut queue: mpsc::Receiver<Outgoing>) {
+        let mut connects = self.connects();
         while let Some(outgoing) = queue.recv().await {
             (self.outgoing_bytes).fetch_sub(outgoing.bytes.len(), Ordering::Relaxed);
             let counts = u64::from(outgoing.counts);
             if !self.connected_by(outgoing.since + HOLD).await {
                 add(&counters.lost_disconnected, counts);
                 continue;
+            }
+            let now = self.connects();
+            if std::mem::replace(&mut connects, now) != now {
+                sleep(SETTLE).await;
             }
             let published = self.client.publish(outgoing.subject, outgoing.bytes);
             match timeout(CALL, published).await {
@@ -245,6 +276,7 @@ impl Hub {
             changed: Mutex::default(),
             wake: Notify::new(),
             ask_now: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             hosts: Mutex::default(),
             direct: Mutex::default(),
             questions: Mutex::default(),
@@ -273,6 +305,12 @@ impl Hub {
     }
 
     async fn client(self: &Arc<Self>, config: &NatsConfig) -> anyhow::Result<Client> {
+        let word = |word: &str| !word.is_empty() && subject_word(word) == word;
+        if !config.prefix.split('.').all(word) {
+            bail!(
+                "the prefix of NATS subjects has words of letters, digits, `-` and `_` with dots between"
+            );
+        }
         let (servers, user) = servers(&config.urls)?;
         let mut options = ConnectOptions::new()
             .name("amphi")

@@ -35,6 +35,31 @@ impl Value {
     }
 }
 
+/// The values with their memory drawn from another account: they outlive the request that set them. A value for which
+/// there is no memory is left out, and logged.
+pub fn kept(values: &Values, account: &Arc<Account>) -> Values {
+    let keep = |(name, value): (&Arc<str>, &Value)| {
+        let room = match value.reserved {
+            true => None,
+            false => {
+                let bytes = (name.len() + value.text.len()) as u64 + VALUE_BYTES;
+                let drawn = account.draw(bytes);
+                let drawn = drawn.inspect_err(|why| {
+                    tracing::warn!(%name, %why, "a context value of a connection was not kept");
+                });
+                Some(Arc::new(drawn.ok()?))
+            }
+        };
+        let value = Value {
+            text: Arc::clone(&value.text),
+            reserved: value.reserved,
+            _room: room,
+        };
+        Some((Arc::clone(name), value))
+    };
+    values.iter().filter_map(keep).collect()
+}
+
 /// Why a value was not set.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotSet {

@@ -137,10 +137,10 @@ impl Connection {
     /// Serves the connection to its end. `upgraded`: None if the client has gone before the handshake was complete.
     async fn run(mut self, upgraded: Option<(TcpStream, Bytes)>, stop: CancellationToken) {
         let begun = Instant::now();
-        let values = Arc::clone(&self.events.values.lock());
-        self.events.keep(values);
         if let Some((stream, ahead)) = upgraded {
             self.unread.extend_from_slice(&ahead);
+            // Even when it is empty, it is a part of hyper's buffer.
+            drop(ahead);
             self.serve(&stream, stop).await;
         }
         let (code, reason) = match self.phase {

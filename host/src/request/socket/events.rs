@@ -18,7 +18,7 @@ use crate::http::trace_context::Trace;
 use crate::http::websocket::{Message, code};
 use crate::request::access_log::AccessLogEntry;
 use crate::request::attempt::Attempt;
-use crate::scope::context::Values;
+use crate::scope::context::{Values, kept};
 use crate::scope::{Origin, new_id};
 use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
@@ -85,11 +85,14 @@ impl Event {
 }
 
 impl Events {
-    /// Notes the values of the context, and the user among them.
+    /// Notes the values of the context that an event has left, and the user among them.
     pub(super) fn keep(&self, values: Arc<Values>) {
         let user = values.get(USER).map(|user| user.text.to_string());
         self.socket.set_user(user);
-        *self.values.lock() = values;
+        let mut known = self.values.lock();
+        if !Arc::ptr_eq(&known, &values) {
+            *known = Arc::new(kept(&values, &self.account));
+        }
     }
 
     /// Calls the view. When it fails, the connection goes on, with the context as it was.

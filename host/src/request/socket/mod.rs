@@ -116,8 +116,9 @@ pub(super) async fn open(
         depth: completion.origin.depth,
         account: Arc::clone(&client.account),
         socket,
-        values: Mutex::new(values),
+        values: Mutex::default(),
     };
+    events.keep(values);
     let connection = Connection::new(Arc::new(events), limits, deflate);
     client.upgrades.spawn(upgrade, connection);
     Ok(switched)

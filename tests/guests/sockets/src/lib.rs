@@ -1,0 +1,151 @@
+//! Web sockets that do what their clients say, event streams and polls: in both modes, below `/sync` and `/async`.
+
+use amphi_sdk::prelude::*;
+
+/// What a client says to do, and with what: `say hello`.
+fn command(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
+}
+
+#[both]
+async fn handle(cx: &Context, room: String, event: SocketEvent) -> Result<()> {
+    let group = format!("room.{room}");
+    match event {
+        SocketEvent::Opened(opening) => {
+            if opening.query("refuse").is_some() {
+                return Err(Error::forbidden("refused on purpose"));
+            }
+            if opening.query("panic").is_some() {
+                panic!("a panic at the opening, on purpose");
+            }
+            let name = opening.query("name").unwrap_or_else(|| "nobody".into());
+            cx.set("name", &name)?;
+            cx.socket().join(&group)?;
+            add(cx, &format!("opened {name}")).await?;
+            cx.socket().send(Message::text(format!("welcome {name}")))
+        }
+        SocketEvent::Message(Message::Binary(bytes)) => cx.socket().send(Message::Binary(bytes)),
+        SocketEvent::Message(Message::Text(text)) => told(cx, &group, &text).await,
+        SocketEvent::Notice(notice) => {
+            let text = String::from_utf8_lossy(&notice.payload).into_owned();
+            cx.socket()
+                .send(Message::text(format!("notice in {}: {text}", notice.group)))
+        }
+        SocketEvent::Closed(closed) => {
+            let name = cx.get("name").unwrap_or_default();
+            add(cx, &format!("closed {name} {}", closed.code)).await?;
+            cx.channels().send(&group, Message::text(format!("{name} has left")))
+        }
+    }
+}
+
+#[both]
+async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
+    let name = cx.get("name").unwrap_or_default();
+    let (what, with) = command(text);
+    match what {
+        "say" => {
+            add(cx, with).await?;
+            cx.channels().send(group, Message::text(format!("{name}: {with}")))
+        }
+        // Nothing of this is kept.
+        "fail" | "panic" => {
+            add(cx, with).await?;
+            cx.set("name", "changed")?;
+            cx.channels().send(group, Message::text(format!("{name}: {with}")))?;
+            cx.socket().send(Message::text("never"))?;
+            cx.socket().join("room.other")?;
+            if what == "panic" {
+                panic!("a panic on purpose");
+            }
+            Err(Error::internal("a failure on purpose"))
+        }
+        "spin" => loop {
+            std::hint::black_box(());
+        },
+        "set" => cx.set("name", with),
+        "join" => cx.socket().join(format!("room.{with}")),
+        "leave" => cx.socket().leave(format!("room.{with}")),
+        "send" => {
+            let (to, text) = command(with);
+            cx.channels().send(format!("room.{to}"), Message::text(text))
+        }
+        "tell" => {
+            let (to, text) = command(with);
+            cx.channels().send_to(to, Message::text(text))
+        }
+        "notify" => cx.channels().notify_bytes(group, with.as_bytes()),
+        "close" => cx.socket().close(4000, with),
+        "id" => {
+            let id = cx.socket().id()?;
+            cx.socket().send(Message::text(id))
+        }
+        "members" => {
+            let members = cx.channels().members(group)?;
+            cx.socket().send(Message::text(format!("{} members", members.count)))
+        }
+        "flood" => {
+            for _ in 0..with.parse().unwrap_or(1) {
+                cx.socket().send(Message::text("x".repeat(1000)))?;
+            }
+            Ok(())
+        }
+        _ => cx.socket().send(Message::text(format!("echo {text}"))),
+    }
+}
+
+#[both]
+async fn add(cx: &Context, tag: &str) -> Result<()> {
+    cx.db().execute("insert into rows (tag) values ($1)", (tag,)).await?;
+    Ok(())
+}
+
+#[socket("/sync/room/{room}", atomic, cpu_ms = 300)]
+fn sync_room(cx: &Context, Path(room): Path<String>, event: SocketEvent) -> Result<()> {
+    handle(cx, room, event)
+}
+
+#[socket("/async/room/{room}", atomic, cpu_ms = 300)]
+async fn async_room(cx: &Context, Path(room): Path<String>, event: SocketEvent) -> Result<()> {
+    handle(cx, room, event).await
+}
+
+#[view(post, "/sync/send/{group}", atomic)]
+fn sync_send(cx: &Context, Path(group): Path<String>, Json(text): Json<String>) -> Result<()> {
+    cx.channels().send(group, Message::text(text))
+}
+
+#[view(post, "/async/send/{group}", atomic)]
+async fn async_send(cx: &Context, Path(group): Path<String>, Json(text): Json<String>) -> Result<()> {
+    cx.channels().send(group, Message::text(text))
+}
+
+#[view(get, "/sync/events/{group}")]
+fn sync_events(Path(group): Path<String>, LastEventId(after): LastEventId) -> EventStream {
+    EventStream::of(group).after(after)
+}
+
+#[view(get, "/async/events/{group}")]
+async fn async_events(Path(group): Path<String>, LastEventId(after): LastEventId) -> EventStream {
+    EventStream::of(group).after(after)
+}
+
+#[derive(serde::Deserialize)]
+struct Wait {
+    after: Option<String>,
+    ms: u64,
+}
+
+#[view(get, "/sync/poll/{group}")]
+fn sync_poll(Path(group): Path<String>, Query(Wait { after, ms }): Query<Wait>) -> Poll {
+    Poll::of(group, after, Duration::from_millis(ms))
+}
+
+#[view(get, "/async/poll/{group}")]
+async fn async_poll(Path(group): Path<String>, Query(Wait { after, ms }): Query<Wait>) -> Poll {
+    Poll::of(group, after, Duration::from_millis(ms))
+}
+
+views![
+    sync_room, async_room, sync_send, async_send, sync_events, async_events, sync_poll, async_poll,
+];
