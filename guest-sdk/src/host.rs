@@ -18,6 +18,6 @@ pub(crate) use crate::bindings::amphi::view::{
     body_types::Error as BodyError,
     database_types::{Error as DatabaseError, Row as Values, Table},
     events::Error as EventError,
-    http_types::{Error as HttpError, InboundResponse, OutboundRequest},
+    http_types::{Error as HttpError, InboundResponse, OutboundRequest, OutboundUpload},
     types::{Error as ViewError, Request as RawRequest, Response as RawResponse},
 };

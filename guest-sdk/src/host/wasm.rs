@@ -2,8 +2,8 @@
 //! view calls.
 
 use super::{
-    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest, RawRequest,
-    RawResponse, Table, Values, ViewError,
+    BodyError, DatabaseError, EventError, HttpError, InboundResponse, OutboundRequest,
+    OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
 };
 use crate::bindings::amphi::view::{config, context, events, log};
 use crate::database::Value;
@@ -91,6 +91,7 @@ pub(crate) mod sync {
     use super::*;
     use crate::bindings::amphi::view::{body, body_writer, database, http, middleware, subrequest};
     pub(crate) use database::{Pinned, Rows, Transaction};
+    pub(crate) use http::{ResponseStream, Upload};
 
     pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body::read(offset, max)
@@ -163,6 +164,37 @@ pub(crate) mod sync {
         http::send(&request)
     }
 
+    pub(crate) fn open_request(
+        _: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        http::open(&request)
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status()
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers()
+    }
+
+    pub(crate) fn read_response(response: &ResponseStream, max: u32) -> Result<Vec<u8>, HttpError> {
+        response.read(max)
+    }
+
+    pub(crate) fn begin_upload(_: &Host, head: OutboundUpload) -> Result<Upload, HttpError> {
+        http::begin_upload(&head)
+    }
+
+    pub(crate) fn write_upload(upload: &Upload, data: &[u8]) -> Result<(), HttpError> {
+        upload.write(data)
+    }
+
+    pub(crate) fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        Upload::finish(upload)
+    }
+
     pub(crate) fn go_on(_: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
         middleware::next(&request)
     }
@@ -179,6 +211,7 @@ pub(crate) mod asynch {
         subrequest_async, timer,
     };
     pub(crate) use database_async::{Pinned, Rows, Transaction};
+    pub(crate) use http_async::{ResponseStream, Upload};
 
     pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body_async::read(offset, max).await
@@ -244,6 +277,40 @@ pub(crate) mod asynch {
         request: OutboundRequest,
     ) -> Result<InboundResponse, HttpError> {
         http_async::send(request).await
+    }
+
+    pub(crate) async fn open_request(
+        _: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        http_async::open(request).await
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status()
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers()
+    }
+
+    pub(crate) async fn read_response(
+        response: &ResponseStream,
+        max: u32,
+    ) -> Result<Vec<u8>, HttpError> {
+        response.read(max).await
+    }
+
+    pub(crate) async fn begin_upload(_: &Host, head: OutboundUpload) -> Result<Upload, HttpError> {
+        http_async::begin_upload(head).await
+    }
+
+    pub(crate) async fn write_upload(upload: &Upload, data: Vec<u8>) -> Result<(), HttpError> {
+        upload.write(data).await
+    }
+
+    pub(crate) async fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        Upload::finish(upload).await
     }
 
     pub(crate) async fn pin(_: &Host, name: &str) -> Result<Pinned, DatabaseError> {

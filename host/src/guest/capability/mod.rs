@@ -19,7 +19,7 @@ pub mod stdio;
 mod timer;
 mod wasi;
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
 
 use crate::config::Module;
 use crate::contract;
@@ -232,6 +232,17 @@ pub fn link_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 /// As [`link_sync`].
 pub fn link_next_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     calls::wasi::link(linker)
+}
+
+/// Puts the resource that a call has created into the guest's table, and returns its handle.
+fn handed<T: Send + 'static, E>(
+    table: &mut ResourceTable,
+    made: Result<T, E>,
+) -> wasmtime::Result<Result<Resource<T>, E>> {
+    Ok(match made {
+        Ok(made) => Ok(table.push(made)?),
+        Err(error) => Err(error),
+    })
 }
 
 /// Adds the interfaces that have types only.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, BodyStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
@@ -21,7 +20,7 @@ use crate::contract::http_types;
 use crate::guest::store::{Guest, OutboundHttp};
 use crate::http::message::head_size;
 use crate::scope::Scope;
-use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::scope::outbound::OutboundPermit;
 
 /// The rest of the work on a request whose response has begun. reqwest does it by itself.
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -71,7 +70,6 @@ struct Outbound {
     options: RequestOptions,
     grants: Arc<Grants>,
     scope: Arc<Scope>,
-    permits: Arc<Semaphore>,
 }
 
 impl OutboundHttp {
@@ -120,7 +118,6 @@ impl OutboundHttp {
             options,
             grants: Arc::clone(&self.grants),
             scope: Arc::clone(scope),
-            permits: scope.outbound(),
         })
     }
 
@@ -162,11 +159,9 @@ impl Outbound {
             options,
             grants,
             scope,
-            permits,
         } = self;
-        let permit = permits.acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        let counted = GaugeGuard::new(&METRICS.outbound);
+        let permit = scope.outbound().permit().await;
+        let permit = permit.map_err(|why| error(http_types::Error::Unavailable(why)).0)?;
         scope.sent.store(true, SeqCst);
         let left = scope.deadline.remaining();
         let head = options
@@ -187,7 +182,7 @@ impl Outbound {
             body: Box::pin(body),
             between,
             wait: Box::pin(tokio::time::sleep(between)),
-            _in_flight: (permit, counted),
+            _in_flight: permit,
         };
         Ok(http::Response::from_parts(parts, body.boxed_unsync()))
     }
@@ -198,7 +193,7 @@ struct Received {
     body: std::pin::Pin<Box<reqwest::Body>>,
     between: Duration,
     wait: std::pin::Pin<Box<tokio::time::Sleep>>,
-    _in_flight: (OwnedSemaphorePermit, GaugeGuard),
+    _in_flight: OutboundPermit,
 }
 
 impl http_body::Body for Received {
