@@ -15,7 +15,7 @@ pub struct Target {
     /// How an upload ends.
     #[serde(default)]
     pub end: String,
-    /// How many responses are held.
+    /// How many responses are held, or further requests are sent.
     #[serde(default)]
     pub count: usize,
     /// The time limit of the request.
@@ -66,7 +66,7 @@ pub async fn download(cx: &Context, target: Target) -> Result<String> {
     ))
 }
 
-/// Passes a response on to the client, from the function of a stream.
+/// Passes a response on to the client, from the function of a stream, after `count` further requests there.
 #[both]
 pub async fn proxy(cx: &Context, target: Target) -> Result<Response> {
     let mut response = cx.http().get(&target.url).stream().await?;
@@ -76,7 +76,12 @@ pub async fn proxy(cx: &Context, target: Target) -> Result<Response> {
         .get("content-type")
         .unwrap_or("none")
         .to_owned();
-    let body = cx.stream(async move |_, out| {
+    let body = cx.stream(async move |cx, out| {
+        for _ in 0..target.count {
+            let one_more = cx.http().get(&target.url).send().await;
+            let one_more = told(one_more.and_then(|response| response.text()));
+            out.write(one_more + "\n").await?;
+        }
         while let Some(piece) = response.read().await? {
             out.write(piece).await?;
         }
