@@ -22,7 +22,7 @@ pub struct Target {
     pub timeout_ms: Option<u64>,
 }
 
-const PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
 
 /// The kind and the sentence of an error.
 pub fn told(result: Result<String>) -> String {
@@ -125,7 +125,7 @@ pub async fn upload(cx: &Context, target: Target) -> Result<String> {
         None => request.upload().await?,
     };
     for _ in 0..target.pieces {
-        upload.write(&PIECE).await?;
+        upload.write(PIECE.as_slice()).await?;
     }
     match &*target.end {
         "" => {}

@@ -265,11 +265,12 @@ impl State {
         scope: Arc<Scope>,
     ) -> Result<(), Error> {
         let held = scope.hold_call(data.len() as u64);
-        let _held = held.map_err(Error::Unavailable)?;
         let mut state = state.lock().await;
-        let written = match &mut *state {
-            State::Open(uploading) => uploading.write(data.into()).await,
-            State::Failed(error) => return Err(error.clone()),
+        // Without memory for a piece, too, the upload fails: a guest that goes on would leave the piece out.
+        let written = match (&mut *state, held) {
+            (State::Failed(error), _) => return Err(error.clone()),
+            (_, Err(sentence)) => Err(Error::Unavailable(sentence)),
+            (State::Open(uploading), Ok(_held)) => uploading.write(data.into()).await,
         };
         if let Err(error) = &written {
             *state = State::Failed(error.clone());
