@@ -1,6 +1,8 @@
 //! `wasi:http` for plain components: outbound requests, under the same grants and limits as those of the capability
 //! `http`. Their bodies stream both ways.
 
+mod error;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
-use super::client::{Connections, not_sent};
+use super::client::{Connections, connecting_within};
 use super::{add_context, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
@@ -21,6 +23,8 @@ use crate::guest::store::{Guest, OutboundHttp};
 use crate::http::message::head_size;
 use crate::scope::Scope;
 use crate::scope::outbound::OutboundPermit;
+use crate::telemetry::error::shown;
+use error::{BodyBroke, logged, not_answered, told};
 
 /// The rest of the work on a request whose response has begun. reqwest does it by itself.
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -85,11 +89,12 @@ impl OutboundHttp {
         let scope = self.scope();
         let (parts, body) = request.into_parts();
         let checked = head_size(&parts.headers).check("request", scope.limits.head_max());
-        checked.map_err(|_| Error::HttpRequestHeaderSectionSize(None))?;
+        checked.map_err(|why| logged(scope, Error::HttpRequestHeaderSectionSize(None), &why))?;
         let client = &self.services.http;
-        let to = client.destination(&parts.uri.to_string(), &self.grants);
-        let (url, allowed) = to.map_err(|why| self.told(why))?;
-        not_too_deep(scope).map_err(|why| self.told(why))?;
+        let to = keeps_meaning(parts.uri.path())
+            .and_then(|()| client.destination(&parts.uri.to_string(), &self.grants));
+        let (url, allowed) = to.map_err(|why| told(scope, why))?;
+        not_too_deep(scope).map_err(|why| told(scope, why))?;
         let mut request = reqwest::Request::new(parts.method, url);
         // What only the host may set is replaced or left out: a component's libraries may set such headers by
         // themselves.
@@ -108,7 +113,7 @@ impl OutboundHttp {
         if !body.is_end_stream() && body.size_hint().upper() != Some(0) {
             let data = BodyStream::new(body)
                 .try_filter_map(async |frame| Ok(frame.into_data().ok()))
-                .map_err(|error| std::io::Error::other(format!("{error:?}")));
+                .map_err(BodyBroke::new);
             *request.body_mut() = Some(reqwest::Body::wrap_stream(data));
         }
         Ok(Outbound {
@@ -120,63 +125,52 @@ impl OutboundHttp {
             scope: Arc::clone(scope),
         })
     }
-
-    /// The component's error for a request that is not sent. Its error codes have no text, so the log has the sentence.
-    fn told(&self, why: http_types::Error) -> Error {
-        let Scope { view, origin, .. } = &**self.scope();
-        let request = &origin.id;
-        let (error, sentence) = error(why);
-        tracing::warn!(%view, request, why = sentence, "an outbound request was not sent");
-        error
-    }
 }
 
-/// The error code of `wasi:http` for an error of the capability `http`, and its sentence.
-fn error(why: http_types::Error) -> (Error, String) {
-    use http_types::Error as From;
-    match why {
-        From::Denied(text) => (Error::HttpRequestDenied, text),
-        From::Invalid(text) => (Error::HttpRequestUriInvalid, text),
-        From::Timeout => (Error::ConnectionTimeout, "time-out".to_owned()),
-        From::TooLarge(text) => (Error::HttpResponseHeaderSectionSize(None), text),
-        From::Connection(text) => match text.contains("refused") {
-            true => (Error::ConnectionRefused, text),
-            false => (Error::DestinationUnavailable, text),
-        },
-        From::Unavailable(text) => (Error::ConnectionLimitReached, text),
-        From::Aborted => (
-            Error::ConnectionTerminated,
-            "the request has ended".to_owned(),
-        ),
-    }
+/// Checks that the parser of URLs keeps the meaning of a path. Like a browser, it takes `\` for `/`, and resolves the
+/// segments `.` and `..`.
+fn keeps_meaning(path: &str) -> Result<(), http_types::Error> {
+    let is_dots = |segment: &str| {
+        let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+        segment == "." || segment == ".."
+    };
+    let why = match path {
+        _ if path.contains('\\') => "a backslash, which would be sent as `/`: write `%5C`",
+        _ if path.split('/').any(is_dots) => {
+            "a segment `.` or `..`, which would be resolved: resolve it"
+        }
+        _ => return Ok(()),
+    };
+    Err(http_types::Error::Invalid(format!(
+        "the path `{}` has {why}",
+        shown(path)
+    )))
 }
 
 impl Outbound {
     async fn send(self) -> Result<http::Response<WasiBody>, Error> {
         let Outbound {
             connections,
-            mut request,
+            request,
             options,
             grants,
             scope,
         } = self;
-        let permit = scope.outbound().permit().await;
-        let permit = permit.map_err(|why| error(http_types::Error::Unavailable(why)).0)?;
+        let unavailable = |why| told(&scope, http_types::Error::Unavailable(why));
+        let permit = scope.outbound().permit().await.map_err(unavailable)?;
         scope.sent.store(true, SeqCst);
         let left = scope.deadline.remaining();
-        let head = options
-            .first_byte_timeout
-            .map_or(left, |time| time.min(left));
-        *request.timeout_mut() = None;
-        let sent = tokio::time::timeout(head, connections.execute(request)).await;
-        let response = match sent {
+        let connect = options.connect_timeout.unwrap_or(left);
+        let first_byte = options.first_byte_timeout.unwrap_or(left).min(left);
+        let sending = connecting_within(connect, connections.execute(request));
+        let response = match tokio::time::timeout(first_byte, sending).await {
             Err(_) => return Err(Error::HttpResponseTimeout),
-            Ok(Err(failed)) => return Err(error(not_sent(failed, &grants)).0),
+            Ok(Err(failed)) => return Err(not_answered(&failed, &scope, &grants)),
             Ok(Ok(response)) => http::Response::<reqwest::Body>::from(response),
         };
         let (parts, body) = response.into_parts();
         let checked = head_size(&parts.headers).check("response", scope.limits.head_max());
-        checked.map_err(|_| Error::HttpResponseHeaderSectionSize(None))?;
+        checked.map_err(|why| told(&scope, http_types::Error::TooLarge(why)))?;
         let between = options.between_bytes_timeout.unwrap_or(left);
         let body = Received {
             body: Box::pin(body),
@@ -223,5 +217,38 @@ impl http_body::Body for Received {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_the_parser_would_change_are_refused() {
+        for path in [
+            "/",
+            "/a//b",
+            "/a/...",
+            "/.a",
+            "/a..",
+            "/%2e%2e%2e",
+            "/{a}",
+            "/a'b",
+        ] {
+            assert!(keeps_meaning(path).is_ok(), "{path}");
+        }
+        for path in [
+            "/a/../b",
+            "/./a",
+            "/..",
+            "/a/.",
+            "/%2e%2E/a",
+            "/.%2e",
+            "/%2E",
+            "/a\\b",
+        ] {
+            assert!(keeps_meaning(path).is_err(), "{path}");
+        }
     }
 }
