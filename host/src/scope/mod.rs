@@ -253,6 +253,18 @@ pub struct CallBytes {
     room: Room,
 }
 
+impl CallBytes {
+    /// Gives back what is beyond `bytes`. The call itself still counts.
+    pub fn cut_to(&mut self, bytes: u64) {
+        if let Some(less @ 1..) = self.bytes.checked_sub(bytes + CALL_BYTES) {
+            self.bytes -= less;
+            let empty = Room::empty(&self.scope.origin.account);
+            self.room = std::mem::replace(&mut self.room, empty).cut_to(self.bytes);
+            self.scope.calls.fetch_sub(less, SeqCst);
+        }
+    }
+}
+
 impl Drop for CallBytes {
     fn drop(&mut self) {
         self.scope.calls.fetch_sub(self.bytes, SeqCst);

@@ -36,7 +36,7 @@ use streaming::{
 /// The most bytes of a URL.
 const URL_BYTES_MAX: usize = 64 << 10;
 /// The bytes that an outbound request counts for in addition to its texts and its body. They include a connection.
-const CLIENT_BYTES: u64 = 32 << 10;
+pub(super) const CLIENT_BYTES: u64 = 32 << 10;
 
 /// An outbound request and everything that is needed to send it. The sync and the async interface both use it.
 struct Call {
