@@ -1,6 +1,6 @@
 //! Groups of connections: what any view can send to the clients of the app.
 
-use crate::bindings::amphi::view::channels as raw;
+use crate::bindings::amphi::view::channel_types as raw;
 use crate::host::Host;
 use crate::{Error, Result};
 use serde::Serialize;

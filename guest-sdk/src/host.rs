@@ -16,9 +16,9 @@ pub(crate) use native::*;
 
 pub(crate) use crate::bindings::amphi::view::{
     body_types::Error as BodyError,
-    channels::{Error as ChannelError, MemberList},
+    channel_types::{Error as ChannelError, MemberList},
     database_types::{Error as DatabaseError, Row as Values, Table},
     events::Error as EventError,
-    http_types::{Error as HttpError, InboundResponse, OutboundRequest},
+    http_types::{Error as HttpError, InboundResponse, OutboundRequest, OutboundUpload},
     types::{Error as ViewError, Request as RawRequest, Response as RawResponse},
 };

@@ -1,8 +1,11 @@
 //! Outbound HTTP requests.
 
-pub use ::http::StatusCode;
+mod bodies;
 
-use crate::host::{self, Host, InboundResponse, OutboundRequest};
+pub use ::http::StatusCode;
+pub use bodies::{RequestWriter, ResponseReader};
+
+use crate::host::{self, Host, InboundResponse, OutboundRequest, OutboundUpload};
 use crate::mode::{Async, Mode, Sync};
 use crate::{Error, Headers, Result};
 use serde::Serialize;
@@ -15,15 +18,16 @@ use std::time::Duration;
 pub enum ErrorKind {
     /// The module has no grant for this origin.
     Denied,
-    /// The request is malformed: its URL, its method or one of its headers.
+    /// The request is malformed: its URL, its method or one of its headers, or an upload does not have the length that it
+    /// declares.
     Invalid,
     /// No response arrived in time.
     Timeout,
     /// No connection could be made, or the connection broke.
     Connection,
-    /// The response is over the host's limit.
+    /// The response, or the body of an upload, is over the host's limit.
     TooLarge,
-    /// The host has too many outbound requests in flight.
+    /// The host has too many outbound requests in flight, or this request has as many bodies open as it may have.
     Unavailable,
     /// The client of this request has disconnected, or the time limit of this request is over.
     Aborted,
@@ -44,6 +48,9 @@ pub enum ErrorKind {
 /// # let app = App::new().on_get("/a", reply("one ")).on_get("/b", reply("two"));
 /// # assert_eq!(app.call::<both>(get("/both")).text(), "one two");
 /// ```
+///
+/// [`send`](RequestBuilder::send) has whole bodies in memory. For bodies in pieces, there are `stream` (see
+/// [`ResponseReader`]) and `upload` (see [`RequestWriter`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Http<'a, M: Mode> {
     host: &'a Host,
@@ -106,10 +113,10 @@ impl<'a, M: Mode> Http<'a, M> {
 
 /// A request before it is sent.
 #[derive(Debug)]
-#[must_use = "a request does nothing until `send` is called"]
+#[must_use = "a request does nothing until `send`, `stream` or `upload` is called"]
 pub struct RequestBuilder<'a, M: Mode> {
     host: &'a Host,
-    /// The request, or the first error that occurred while it was built. `send` returns that error.
+    /// The request, or the first error that occurred while it was built. Whatever sends the request returns that error.
     request: Result<OutboundRequest>,
     mode: PhantomData<M>,
 }
@@ -125,7 +132,9 @@ impl<M: Mode> RequestBuilder<'_, M> {
         self
     }
 
-    /// Limits how long this request may take. Without this, the time limit of the view applies.
+    /// Limits how long this request may take: with [`send`](RequestBuilder::send) until the whole response is there, with
+    /// `stream` until its head is there, with `upload` from the end of the upload until the head is there. Without this, the
+    /// time limit of the view applies.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         if let Ok(request) = &mut self.request {
             let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
@@ -172,6 +181,34 @@ impl<M: Mode> RequestBuilder<'_, M> {
     }
 }
 
+impl<M: Mode> RequestBuilder<'_, M> {
+    /// The head of an upload, and the title of the request.
+    fn head(self, length: Option<u64>) -> Result<(String, OutboundUpload)> {
+        let request = self.request?;
+        let title = title(&request);
+        if !request.body.is_empty() {
+            return Err(Error::internal(format!(
+                "{title}: an upload has no other body: pass these bytes to `write`"
+            )));
+        }
+        let OutboundRequest {
+            method,
+            url,
+            headers,
+            timeout_ms,
+            ..
+        } = request;
+        let head = OutboundUpload {
+            method,
+            url,
+            headers,
+            length,
+            timeout_ms,
+        };
+        Ok((title, head))
+    }
+}
+
 impl RequestBuilder<'_, Sync> {
     /// Sends the request and waits for the whole response. A response with a status of 400 or above is not an error:
     /// [`Response::error_for_status`] turns it into one. Redirects are not followed.
@@ -181,6 +218,35 @@ impl RequestBuilder<'_, Sync> {
         host::sync::send(self.host, request)
             .map_err(|error| Error::from_http(error, &title))
             .and_then(|response| Response::new(title, response))
+    }
+
+    /// Sends the request and waits for the head of the response. Its body is read in pieces, while it arrives.
+    pub fn stream(self) -> Result<ResponseReader<Sync>> {
+        let request = self.request?;
+        let title = title(&request);
+        let response = host::sync::open_request(self.host, request);
+        let response = response.map_err(|error| Error::from_http(error, &title))?;
+        ResponseReader::<Sync>::new(title, response)
+    }
+
+    /// Begins a request whose body is written in pieces; see [`RequestWriter`]. Its length is not known in advance. For
+    /// servers that want to know it, see [`upload_sized`](RequestBuilder::upload_sized).
+    pub fn upload(self) -> Result<RequestWriter<Sync>> {
+        self.begin(None)
+    }
+
+    /// Begins a request whose body is written in pieces, and declares the length of the body in bytes. An upload with
+    /// another length is an error, and the server sees that it is not complete.
+    pub fn upload_sized(self, length: u64) -> Result<RequestWriter<Sync>> {
+        self.begin(Some(length))
+    }
+
+    fn begin(self, length: Option<u64>) -> Result<RequestWriter<Sync>> {
+        let host = self.host;
+        let (title, head) = self.head(length)?;
+        let upload = host::sync::begin_upload(host, head);
+        let upload = upload.map_err(|error| Error::from_http(error, &title))?;
+        Ok(RequestWriter::new(title, upload))
     }
 }
 
@@ -194,6 +260,35 @@ impl RequestBuilder<'_, Async> {
             .await
             .map_err(|error| Error::from_http(error, &title))
             .and_then(|response| Response::new(title, response))
+    }
+
+    /// Sends the request and waits for the head of the response. Its body is read in pieces, while it arrives.
+    pub async fn stream(self) -> Result<ResponseReader<Async>> {
+        let request = self.request?;
+        let title = title(&request);
+        let response = host::asynch::open_request(self.host, request).await;
+        let response = response.map_err(|error| Error::from_http(error, &title))?;
+        ResponseReader::<Async>::new(title, response)
+    }
+
+    /// Begins a request whose body is written in pieces; see [`RequestWriter`]. Its length is not known in advance. For
+    /// servers that want to know it, see [`upload_sized`](RequestBuilder::upload_sized).
+    pub async fn upload(self) -> Result<RequestWriter<Async>> {
+        self.begin(None).await
+    }
+
+    /// Begins a request whose body is written in pieces, and declares the length of the body in bytes. An upload with
+    /// another length is an error, and the server sees that it is not complete.
+    pub async fn upload_sized(self, length: u64) -> Result<RequestWriter<Async>> {
+        self.begin(Some(length)).await
+    }
+
+    async fn begin(self, length: Option<u64>) -> Result<RequestWriter<Async>> {
+        let host = self.host;
+        let (title, head) = self.head(length)?;
+        let upload = host::asynch::begin_upload(host, head).await;
+        let upload = upload.map_err(|error| Error::from_http(error, &title))?;
+        Ok(RequestWriter::new(title, upload))
     }
 }
 
@@ -212,14 +307,8 @@ pub struct Response {
 
 impl Response {
     fn new(request: String, response: InboundResponse) -> Result<Self> {
-        let status = StatusCode::from_u16(response.status).map_err(|_| {
-            bad_gateway(
-                &request,
-                format!("the status {} is not valid", response.status),
-            )
-        })?;
         Ok(Self {
-            status,
+            status: status(&request, response.status)?,
             headers: Headers::from(response.headers),
             body: response.body,
             request,
@@ -228,12 +317,7 @@ impl Response {
 
     /// Turns a status of 400 or above into an error of status 502.
     pub fn error_for_status(self) -> Result<Self> {
-        if self.status.is_client_error() || self.status.is_server_error() {
-            return Err(bad_gateway(
-                &self.request,
-                format!("the answer is {}", self.status),
-            ));
-        }
+        check_status(self.status, &self.request)?;
         Ok(self)
     }
 
@@ -251,6 +335,19 @@ impl Response {
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.body)
             .map_err(|error| bad_gateway(&self.request, format!("the body: {error}")))
+    }
+}
+
+fn status(request: &str, number: u16) -> Result<StatusCode> {
+    let status = StatusCode::from_u16(number);
+    status.map_err(|_| bad_gateway(request, format!("the status {number} is not valid")))
+}
+
+/// An error of status 502 for a status of 400 or above.
+fn check_status(status: StatusCode, request: &str) -> Result<()> {
+    match status.is_client_error() || status.is_server_error() {
+        true => Err(bad_gateway(request, format!("the answer is {status}"))),
+        false => Ok(()),
     }
 }
 

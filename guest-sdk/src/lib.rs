@@ -190,6 +190,10 @@ pub mod sync {
     pub type Rows<T> = crate::database::Rows<T, Sync>;
     /// What a sync view writes the body of a response with.
     pub type BodyWriter = crate::BodyWriter<Sync>;
+    /// The response to an outbound request that a sync view reads in pieces.
+    pub type ResponseReader = crate::http::ResponseReader<Sync>;
+    /// The body of an outbound request that a sync view writes in pieces.
+    pub type RequestWriter = crate::http::RequestWriter<Sync>;
 }
 
 /// The types of async views.
@@ -210,6 +214,10 @@ pub mod asynch {
     pub type Rows<T> = crate::database::Rows<T, Async>;
     /// What an async view writes the body of a response with.
     pub type BodyWriter = crate::BodyWriter<Async>;
+    /// The response to an outbound request that an async view reads in pieces.
+    pub type ResponseReader = crate::http::ResponseReader<Async>;
+    /// The body of an outbound request that an async view writes in pieces.
+    pub type RequestWriter = crate::http::RequestWriter<Async>;
 }
 
 /// The names that most files with views need: `use amphi_sdk::prelude::*;`.

@@ -100,16 +100,24 @@ pub trait Sealed {
     type Transaction;
     #[doc(hidden)]
     type Pinned;
+    #[doc(hidden)]
+    type ResponseStream;
+    #[doc(hidden)]
+    type Upload;
 }
 
 impl Sealed for Sync {
     type Rows = host::sync::Rows;
     type Transaction = host::sync::Transaction;
     type Pinned = host::sync::Pinned;
+    type ResponseStream = host::sync::ResponseStream;
+    type Upload = host::sync::Upload;
 }
 
 impl Sealed for Async {
     type Rows = host::asynch::Rows;
     type Transaction = host::asynch::Transaction;
     type Pinned = host::asynch::Pinned;
+    type ResponseStream = host::asynch::ResponseStream;
+    type Upload = host::asynch::Upload;
 }

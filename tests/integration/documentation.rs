@@ -134,6 +134,9 @@ async fn every_example_does_on_the_host_what_it_says() {
     let second = second.expect("it goes on").expect("it has a first second");
     assert_eq!(second, "data: 0\n\n");
     browser.seen.insert("GET /guide_2/clock".to_owned());
+    browser.gets("/guide_3/copy", "a long text").await;
+    let archived = browser.ask("PUT /guide_3/archive/a", FORM, "text").await;
+    archived.expect(StatusCode::ACCEPTED);
     browser.gets("/stream_1/entries.csv", "7,Ann").await;
     browser.gets("/stream_1/ticks/1", "tick 1").await;
     browser
@@ -230,6 +233,12 @@ async fn every_example_does_on_the_host_what_it_says() {
     closed.expect(StatusCode::FORBIDDEN);
     browser.ask("GET /database_1/export", FORM, "").await.ok();
     browser.ask("GET /http_1/both", FORM, "").await;
+    browser.gets("/bodies_1/count", "11 bytes").await;
+    browser.gets("/bodies_1/mirror", "a long text").await;
+    browser.posts("/bodies_2/export", (FORM, ""), 202, "").await;
+    browser
+        .posts("/bodies_2/pass", (FORM, "some text"), 202, "")
+        .await;
     assert_eq!(
         server.get("/around/member").await.status,
         StatusCode::UNAUTHORIZED

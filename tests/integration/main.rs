@@ -39,6 +39,7 @@ mod log;
 mod middleware;
 mod migrations;
 mod outbound;
+mod outbound_bodies;
 mod ownership;
 mod pinned;
 mod polls;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
+use crate::harness::origin::canned as origin;
 use crate::harness::{App, Mode, Reply, best_of_three, eventually};
 
 /// A second module, whose slow views the module `behaviour` requests.
@@ -21,29 +22,6 @@ fn slow_module() -> String {
         "GUESTS",
         &crate::harness::guests::folder().display().to_string(),
     )
-}
-
-/// Starts a server that answers every connection with `answer`, or never if `answer` is empty. Returns the server's
-/// origin.
-async fn origin(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("there is a free port");
-    let address = listener.local_addr().expect("it is bound");
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                if answer.is_empty() {
-                    std::future::pending::<()>().await;
-                }
-                // The client may close the connection before it has read the whole answer.
-                let _ = stream.write_all(answer).await;
-            });
-        }
-    });
-    format!("http://{address}")
 }
 
 #[tokio::test]

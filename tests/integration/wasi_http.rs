@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use reqwest::Body;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::harness::mirror::mirror;
+use crate::harness::origin::{Origin, canned};
 use crate::harness::raw::{Raw, exchange, status};
 use crate::harness::wasi_http::{self, Version};
 use crate::harness::{App, Reply, SOON, Server, best_of_three, eventually};
@@ -477,6 +480,214 @@ async fn r14_requests_of_a_component_carry_the_trace(version: Version) {
     server.assert_baseline().await;
 }
 both_versions!(r14_requests_of_a_component_carry_the_trace);
+
+async fn trailers_of_outbound_requests_go_both_ways(version: Version) {
+    let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-t\r\n\r\n4\r\npart\r\n0\r\nx-t: yes\r\n\r\n";
+    let (mirror, origin) = (mirror().await, canned(answer).await);
+    let server = serve(version, &format!("http = [\"{mirror}\", \"{origin}\"]")).await;
+    let seen = server
+        .get(&format!("/x/outbound-body?{}", to(&mirror)))
+        .await;
+    let seen = seen.ok();
+    for part in ["\r\ntrailer: x-sum\r\n", "\r\nte: trailers\r\n"] {
+        assert!(seen.contains(part), "{part} in {seen}");
+    }
+    let end = "A\r\nxxxxxxxxxx\r\n0\r\nx-sum: 42\r\n\r\n\ntrailers: none\n";
+    assert!(seen.ends_with(end), "{seen}");
+    let reply = server
+        .get(&format!("/x/outbound-body?{}", to(&origin)))
+        .await;
+    assert_eq!(reply.ok(), "part\ntrailers: x-t=yes\n");
+    server.assert_baseline().await;
+}
+both_versions!(trailers_of_outbound_requests_go_both_ways);
+
+/// An address that takes no connection, and what keeps it busy.
+async fn unreachable() -> (String, Vec<TcpStream>, TcpListener) {
+    let socket = TcpSocket::new_v4().expect("there are sockets");
+    let any = "127.0.0.1:0".parse().expect("it is an address");
+    socket.bind(any).expect("there is a free port");
+    let listener = socket.listen(1).expect("it can listen");
+    let address = listener.local_addr().expect("it is bound");
+    let mut waiting = Vec::new();
+    let wait = Duration::from_millis(300);
+    while let Ok(connected) = timeout(wait, TcpStream::connect(address)).await {
+        waiting.push(connected.expect("there is a listener"));
+    }
+    (format!("http://{address}"), waiting, listener)
+}
+
+async fn outbound_requests_have_the_time_limits_of_their_component(version: Version) {
+    let (busy, _waiting, _listener) = unreachable().await;
+    let (silent, slow) = (canned(b"").await, Origin::start().await);
+    let grants = [&busy, &silent, &slow.url].map(|origin| format!("\"{origin}\""));
+    let server = serve(version, &format!("http = [{}]", grants.join(", "))).await;
+    for (query, error) in [
+        (format!("connect=300&{}", to(&busy)), "ConnectionTimeout"),
+        (format!("first=300&{}", to(&silent)), "HttpResponseTimeout"),
+        // A limit for one step is none for the others.
+        (
+            format!("first=300&connect=1&{}", to(&silent)),
+            "HttpResponseTimeout",
+        ),
+    ] {
+        let before = Instant::now();
+        let reply = server.get(&format!("/x/outbound?{query}")).await;
+        assert_eq!(reply.status, 502, "{query}: {reply:?}");
+        assert!(reply.text().contains(error), "{query}: {reply:?}");
+        assert!(before.elapsed() < SOON, "{query}: {:?}", before.elapsed());
+    }
+    let drip = format!(
+        "/x/outbound-many?url={}/drip?ms=60000&between=300",
+        slow.url
+    );
+    let before = Instant::now();
+    let _ = Reply::maybe(server.request("GET", &drip)).await;
+    assert!(before.elapsed() < SOON, "{:?}", before.elapsed());
+    server.assert_baseline().await;
+}
+both_versions!(outbound_requests_have_the_time_limits_of_their_component);
+
+/// A component may hold more responses than it may have requests in flight: one whose end has been received is not.
+async fn r4_responses_that_are_held_keep_no_request_waiting(version: Version) {
+    let origin = Origin::start().await;
+    let limits = "limits.outbound_max = 4\nlimits.timeout_ms = 20000";
+    let server = serve(version, &format!("http = [\"{}\"]\n{limits}", origin.url)).await;
+    let many = async |n: u32, path: &str| {
+        let path = format!("/x/outbound-many?n={n}&url={}{path}", origin.url);
+        server.get(&path).await
+    };
+    assert_eq!(many(30, "/text").await.ok(), "180 bytes\n");
+    assert_eq!(many(4, "/big?mb=1").await.ok(), "4194304 bytes\n");
+    let (mark, before) = (server.log.mark(), Instant::now());
+    let reply = many(5, "/big?mb=1").await;
+    assert_eq!(reply.status, 502, "{reply:?}");
+    assert!(reply.text().contains("ConnectionLimitReached"), "{reply:?}");
+    assert!(before.elapsed() < SOON, "{:?}", before.elapsed());
+    assert_logged(&server, mark, "`outbound_max`");
+    server.assert_baseline().await;
+    // It is left while it holds responses that it has not read.
+    let path = format!("/x/outbound-many?n=4&ms=60000&url={}/big?mb=1", origin.url);
+    let left = timeout(
+        Duration::from_millis(500),
+        server.request("GET", &path).send(),
+    );
+    assert!(left.await.is_err(), "it should have waited");
+    server.assert_baseline().await;
+}
+both_versions!(r4_responses_that_are_held_keep_no_request_waiting);
+
+fn assert_logged(server: &Server, mark: u64, text: &str) {
+    let lines = server.log.since(mark);
+    let found = lines.iter().any(|line| line.text("why").contains(text));
+    assert!(found, "{text} in {lines:#?}");
+}
+
+/// A server that closes each connection without an answer.
+async fn closing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("there is a free port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(stream);
+        }
+    });
+    format!("http://{address}")
+}
+
+/// A response with so many headers of so many bytes.
+fn with_headers(count: usize, bytes: usize) -> &'static [u8] {
+    let line = format!("x-a: {}\r\n", "x".repeat(bytes));
+    let head = format!(
+        "HTTP/1.1 200 OK\r\n{}content-length: 0\r\n\r\n",
+        line.repeat(count)
+    );
+    head.leak().as_bytes()
+}
+
+async fn errors_say_what_went_wrong(version: Version) {
+    let garbage = canned(b"this is not http\r\n\r\n").await;
+    let silent = canned(b"").await;
+    let (many, huge) = (
+        canned(with_headers(150, 10)).await,
+        canned(with_headers(1, 100_000)).await,
+    );
+    let closes = closing().await;
+    let refuses = TcpListener::bind("127.0.0.1:0").await;
+    let refuses = refuses.and_then(|listener| listener.local_addr());
+    let refuses = format!("http://{}", refuses.expect("there is a free port"));
+    let tls = garbage.replace("http:", "https:");
+    let own = "http://localhost:1";
+    let granted = [&*garbage, &silent, &many, &huge, &closes, &refuses, &tls];
+    let granted = granted.map(|origin| format!("\"{origin}\"")).join(", ");
+    let server = serve(version, &format!("http = [{granted}, \"*\"]")).await;
+    for (path, error, why) in [
+        (
+            "outbound?url=http://some.invalid/".to_owned(),
+            "DnsError",
+            "",
+        ),
+        (format!("outbound?{}", to(&closes)), "HttpProtocolError", ""),
+        (
+            format!("outbound?{}", to(&garbage)),
+            "HttpProtocolError",
+            "",
+        ),
+        (format!("outbound?{}", to(&many)), "HttpProtocolError", ""),
+        (
+            format!("outbound?{}", to(&refuses)),
+            "ConnectionRefused",
+            "",
+        ),
+        (format!("outbound?{}", to(&tls)), "TlsProtocolError", ""),
+        (
+            format!("outbound?{}", to(own)),
+            "HttpRequestDenied",
+            "`http_private`",
+        ),
+        (
+            format!("outbound?{}", to(&huge)),
+            "HttpResponseHeaderSectionSize",
+            "`headers_max_bytes`",
+        ),
+        (
+            format!("outbound-body?declare=10&write=5&{}", to(&silent)),
+            "HttpRequestBodySize(Some(5))",
+            "",
+        ),
+        (
+            format!("outbound-body?declare=10&write=15&{}", to(&silent)),
+            "HttpRequestBodySize(Some(15))",
+            "",
+        ),
+        (
+            format!("outbound?url={closes}/a/../b"),
+            "HttpRequestUriInvalid",
+            "`/a/../b`",
+        ),
+        (
+            format!("outbound?url={closes}/%2e%2E/a"),
+            "HttpRequestUriInvalid",
+            "would be resolved",
+        ),
+        (
+            format!("outbound?url={closes}/a\\b"),
+            "HttpRequestUriInvalid",
+            "a backslash",
+        ),
+    ] {
+        let mark = server.log.mark();
+        let reply = server.get(&format!("/x/{path}")).await;
+        assert_eq!(reply.status, 502, "{path}: {reply:?}");
+        assert!(reply.text().contains(error), "{path}: {reply:?}");
+        if !why.is_empty() {
+            assert_logged(&server, mark, why);
+        }
+    }
+    server.assert_baseline().await;
+}
+both_versions!(errors_say_what_went_wrong);
 
 /// What an instance keeps is not the request that it served before.
 async fn r14_a_reused_instance_sends_requests_for_the_present_one(version: Version) {

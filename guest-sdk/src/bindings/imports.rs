@@ -79,8 +79,8 @@ pub mod amphi {
             pub enum SubscriptionForm {
                 /// All messages, as Server-Sent Events.
                 EventStream,
-                /// The messages after `after`, as a JSON list, as soon as there is one; 204 when there is none within so many
-                /// milliseconds.
+                /// The messages after `after`, as JSON, as soon as there is one; 204 when there is none within so many milliseconds. Either
+                /// has the header `last-event-id`, with the id for the next poll.
                 Poll(u32),
             }
             impl ::core::fmt::Debug for SubscriptionForm {
@@ -1100,12 +1100,8 @@ pub mod amphi {
                 }
             }
         }
-        /// Messages to connections: the web sockets, event streams and polls of the app's clients, on every host of the app. A
-        /// group has a name of words of letters, digits, `-` and `_`, with dots between them: `room.7`. What is sent in a
-        /// transaction is held until the commit, and discarded when its part of the transaction is rolled back. None of these
-        /// functions waits.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
-        pub mod channels {
+        pub mod channel_types {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
@@ -1200,6 +1196,20 @@ pub mod amphi {
                         .finish()
                 }
             }
+        }
+        /// Messages to connections: the web sockets, event streams and polls of the app's clients, on every host of the app. A
+        /// group has a name of words of letters, digits, `-` and `_`, with dots between them: `room.7`. What is sent in a
+        /// transaction is held until the commit, and discarded when its part of the transaction is rolled back. None of these
+        /// functions waits.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod channels {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            pub type Message = super::super::super::amphi::view::channel_types::Message;
+            pub type Error = super::super::super::amphi::view::channel_types::Error;
+            pub type MemberList = super::super::super::amphi::view::channel_types::MemberList;
             #[allow(unused_unsafe, clippy::all)]
             /// Sends a message to the clients of all members of a group. No view is called for it.
             #[allow(async_fn_in_trait)]
@@ -1222,26 +1232,27 @@ pub mod amphi {
                     let vec0 = group;
                     let ptr0 = vec0.as_ptr().cast::<u8>();
                     let len0 = vec0.len();
-                    let (result3_0, result3_1, result3_2) = match message {
-                        Message::Text(e) => {
+                    use super::super::super::amphi::view::channel_types::Message as V3;
+                    let (result4_0, result4_1, result4_2) = match message {
+                        V3::Text(e) => {
                             let vec1 = e;
                             let ptr1 = vec1.as_ptr().cast::<u8>();
                             let len1 = vec1.len();
                             (0i32, ptr1.cast_mut(), len1)
                         }
-                        Message::Binary(e) => {
+                        V3::Binary(e) => {
                             let vec2 = e;
                             let ptr2 = vec2.as_ptr().cast::<u8>();
                             let len2 = vec2.len();
                             (1i32, ptr2.cast_mut(), len2)
                         }
                     };
-                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    let ptr5 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
                     #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "send"]
-                        fn wit_import5(
+                        fn wit_import6(
                             _: *mut u8,
                             _: usize,
                             _: i32,
@@ -1251,7 +1262,7 @@ pub mod amphi {
                         );
                     }
                     #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import5(
+                    unsafe extern "C" fn wit_import6(
                         _: *mut u8,
                         _: usize,
                         _: i32,
@@ -1261,89 +1272,90 @@ pub mod amphi {
                     ) {
                         unreachable!()
                     }
-                    wit_import5(
+                    wit_import6(
                         ptr0.cast_mut(),
                         len0,
-                        result3_0,
-                        result3_1,
-                        result3_2,
-                        ptr4,
+                        result4_0,
+                        result4_1,
+                        result4_2,
+                        ptr5,
                     );
-                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
-                    let result18 = match l6 {
+                    let l7 = i32::from(*ptr5.add(0).cast::<u8>());
+                    let result19 = match l7 {
                         0 => {
                             let e = ();
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l7 = i32::from(
-                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                let l8 = i32::from(
+                                    *ptr5.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                let v17 = match l7 {
+                                use super::super::super::amphi::view::channel_types::Error as V18;
+                                let v18 = match l8 {
                                     0 => {
-                                        let e17 = {
-                                            let l8 = *ptr4
+                                        let e18 = {
+                                            let l9 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l9 = *ptr4
+                                            let l10 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len10 = l9;
-                                            let bytes10 = _rt::Vec::from_raw_parts(
-                                                l8.cast(),
-                                                len10,
-                                                len10,
+                                            let len11 = l10;
+                                            let bytes11 = _rt::Vec::from_raw_parts(
+                                                l9.cast(),
+                                                len11,
+                                                len11,
                                             );
-                                            _rt::string_lift(bytes10)
+                                            _rt::string_lift(bytes11)
                                         };
-                                        Error::Denied(e17)
+                                        V18::Denied(e18)
                                     }
                                     1 => {
-                                        let e17 = {
-                                            let l11 = *ptr4
+                                        let e18 = {
+                                            let l12 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l12 = *ptr4
+                                            let l13 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len13 = l12;
-                                            let bytes13 = _rt::Vec::from_raw_parts(
-                                                l11.cast(),
-                                                len13,
-                                                len13,
+                                            let len14 = l13;
+                                            let bytes14 = _rt::Vec::from_raw_parts(
+                                                l12.cast(),
+                                                len14,
+                                                len14,
                                             );
-                                            _rt::string_lift(bytes13)
+                                            _rt::string_lift(bytes14)
                                         };
-                                        Error::TooLarge(e17)
+                                        V18::TooLarge(e18)
                                     }
                                     n => {
                                         debug_assert_eq!(n, 2, "invalid enum discriminant");
-                                        let e17 = {
-                                            let l14 = *ptr4
+                                        let e18 = {
+                                            let l15 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l15 = *ptr4
+                                            let l16 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len16 = l15;
-                                            let bytes16 = _rt::Vec::from_raw_parts(
-                                                l14.cast(),
-                                                len16,
-                                                len16,
+                                            let len17 = l16;
+                                            let bytes17 = _rt::Vec::from_raw_parts(
+                                                l15.cast(),
+                                                len17,
+                                                len17,
                                             );
-                                            _rt::string_lift(bytes16)
+                                            _rt::string_lift(bytes17)
                                         };
-                                        Error::Full(e17)
+                                        V18::Full(e18)
                                     }
                                 };
-                                v17
+                                v18
                             };
                             Err(e)
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result18
+                    result19
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
@@ -1368,26 +1380,27 @@ pub mod amphi {
                     let vec0 = connection;
                     let ptr0 = vec0.as_ptr().cast::<u8>();
                     let len0 = vec0.len();
-                    let (result3_0, result3_1, result3_2) = match message {
-                        Message::Text(e) => {
+                    use super::super::super::amphi::view::channel_types::Message as V3;
+                    let (result4_0, result4_1, result4_2) = match message {
+                        V3::Text(e) => {
                             let vec1 = e;
                             let ptr1 = vec1.as_ptr().cast::<u8>();
                             let len1 = vec1.len();
                             (0i32, ptr1.cast_mut(), len1)
                         }
-                        Message::Binary(e) => {
+                        V3::Binary(e) => {
                             let vec2 = e;
                             let ptr2 = vec2.as_ptr().cast::<u8>();
                             let len2 = vec2.len();
                             (1i32, ptr2.cast_mut(), len2)
                         }
                     };
-                    let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    let ptr5 = ret_area.0.as_mut_ptr().cast::<u8>();
                     #[cfg(target_arch = "wasm32")]
                     #[link(wasm_import_module = "amphi:view/channels@0.3.0")]
                     unsafe extern "C" {
                         #[link_name = "send-to"]
-                        fn wit_import5(
+                        fn wit_import6(
                             _: *mut u8,
                             _: usize,
                             _: i32,
@@ -1397,7 +1410,7 @@ pub mod amphi {
                         );
                     }
                     #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import5(
+                    unsafe extern "C" fn wit_import6(
                         _: *mut u8,
                         _: usize,
                         _: i32,
@@ -1407,89 +1420,90 @@ pub mod amphi {
                     ) {
                         unreachable!()
                     }
-                    wit_import5(
+                    wit_import6(
                         ptr0.cast_mut(),
                         len0,
-                        result3_0,
-                        result3_1,
-                        result3_2,
-                        ptr4,
+                        result4_0,
+                        result4_1,
+                        result4_2,
+                        ptr5,
                     );
-                    let l6 = i32::from(*ptr4.add(0).cast::<u8>());
-                    let result18 = match l6 {
+                    let l7 = i32::from(*ptr5.add(0).cast::<u8>());
+                    let result19 = match l7 {
                         0 => {
                             let e = ();
                             Ok(e)
                         }
                         1 => {
                             let e = {
-                                let l7 = i32::from(
-                                    *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                let l8 = i32::from(
+                                    *ptr5.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                let v17 = match l7 {
+                                use super::super::super::amphi::view::channel_types::Error as V18;
+                                let v18 = match l8 {
                                     0 => {
-                                        let e17 = {
-                                            let l8 = *ptr4
+                                        let e18 = {
+                                            let l9 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l9 = *ptr4
+                                            let l10 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len10 = l9;
-                                            let bytes10 = _rt::Vec::from_raw_parts(
-                                                l8.cast(),
-                                                len10,
-                                                len10,
+                                            let len11 = l10;
+                                            let bytes11 = _rt::Vec::from_raw_parts(
+                                                l9.cast(),
+                                                len11,
+                                                len11,
                                             );
-                                            _rt::string_lift(bytes10)
+                                            _rt::string_lift(bytes11)
                                         };
-                                        Error::Denied(e17)
+                                        V18::Denied(e18)
                                     }
                                     1 => {
-                                        let e17 = {
-                                            let l11 = *ptr4
+                                        let e18 = {
+                                            let l12 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l12 = *ptr4
+                                            let l13 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len13 = l12;
-                                            let bytes13 = _rt::Vec::from_raw_parts(
-                                                l11.cast(),
-                                                len13,
-                                                len13,
+                                            let len14 = l13;
+                                            let bytes14 = _rt::Vec::from_raw_parts(
+                                                l12.cast(),
+                                                len14,
+                                                len14,
                                             );
-                                            _rt::string_lift(bytes13)
+                                            _rt::string_lift(bytes14)
                                         };
-                                        Error::TooLarge(e17)
+                                        V18::TooLarge(e18)
                                     }
                                     n => {
                                         debug_assert_eq!(n, 2, "invalid enum discriminant");
-                                        let e17 = {
-                                            let l14 = *ptr4
+                                        let e18 = {
+                                            let l15 = *ptr5
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<*mut u8>();
-                                            let l15 = *ptr4
+                                            let l16 = *ptr5
                                                 .add(3 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<usize>();
-                                            let len16 = l15;
-                                            let bytes16 = _rt::Vec::from_raw_parts(
-                                                l14.cast(),
-                                                len16,
-                                                len16,
+                                            let len17 = l16;
+                                            let bytes17 = _rt::Vec::from_raw_parts(
+                                                l15.cast(),
+                                                len17,
+                                                len17,
                                             );
-                                            _rt::string_lift(bytes16)
+                                            _rt::string_lift(bytes17)
                                         };
-                                        Error::Full(e17)
+                                        V18::Full(e18)
                                     }
                                 };
-                                v17
+                                v18
                             };
                             Err(e)
                         }
                         _ => _rt::invalid_enum_discriminant(),
                     };
-                    result18
+                    result19
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
@@ -1552,6 +1566,7 @@ pub mod amphi {
                                 let l5 = i32::from(
                                     *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
+                                use super::super::super::amphi::view::channel_types::Error as V15;
                                 let v15 = match l5 {
                                     0 => {
                                         let e15 = {
@@ -1569,7 +1584,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes8)
                                         };
-                                        Error::Denied(e15)
+                                        V15::Denied(e15)
                                     }
                                     1 => {
                                         let e15 = {
@@ -1587,7 +1602,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes11)
                                         };
-                                        Error::TooLarge(e15)
+                                        V15::TooLarge(e15)
                                     }
                                     n => {
                                         debug_assert_eq!(n, 2, "invalid enum discriminant");
@@ -1606,7 +1621,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes14)
                                         };
-                                        Error::Full(e15)
+                                        V15::Full(e15)
                                     }
                                 };
                                 v15
@@ -1678,7 +1693,7 @@ pub mod amphi {
                                                 .add(2 * ::core::mem::size_of::<*const u8>())
                                                 .cast::<u8>(),
                                         );
-                                        Member {
+                                        super::super::super::amphi::view::channel_types::Member {
                                             connection: _rt::string_lift(bytes8),
                                             user: match l9 {
                                                 0 => None,
@@ -1714,7 +1729,7 @@ pub mod amphi {
                                 let l14 = *ptr1
                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
                                     .cast::<i64>();
-                                MemberList {
+                                super::super::super::amphi::view::channel_types::MemberList {
                                     listed: result13,
                                     count: l14 as u64,
                                 }
@@ -1724,6 +1739,7 @@ pub mod amphi {
                         1 => {
                             let e = {
                                 let l15 = i32::from(*ptr1.add(8).cast::<u8>());
+                                use super::super::super::amphi::view::channel_types::Error as V25;
                                 let v25 = match l15 {
                                     0 => {
                                         let e25 = {
@@ -1741,7 +1757,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes18)
                                         };
-                                        Error::Denied(e25)
+                                        V25::Denied(e25)
                                     }
                                     1 => {
                                         let e25 = {
@@ -1759,7 +1775,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes21)
                                         };
-                                        Error::TooLarge(e25)
+                                        V25::TooLarge(e25)
                                     }
                                     n => {
                                         debug_assert_eq!(n, 2, "invalid enum discriminant");
@@ -1778,7 +1794,7 @@ pub mod amphi {
                                             );
                                             _rt::string_lift(bytes24)
                                         };
-                                        Error::Full(e25)
+                                        V25::Full(e25)
                                     }
                                 };
                                 v25
@@ -7153,6 +7169,32 @@ pub mod amphi {
                         .finish()
                 }
             }
+            /// The head of a request whose body is written in pieces.
+            #[derive(Clone, PartialEq)]
+            pub struct OutboundUpload {
+                pub method: _rt::String,
+                /// As `outbound-request.url`.
+                pub url: _rt::String,
+                pub headers: _rt::Vec<Header>,
+                /// The length of the body in bytes, which the head then declares. None: the length is not known in advance.
+                pub length: ::core::option::Option<u64>,
+                /// How long `finish` waits for the response. None: the time limit of the request that runs this view.
+                pub timeout_ms: ::core::option::Option<u32>,
+            }
+            impl ::core::fmt::Debug for OutboundUpload {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("OutboundUpload")
+                        .field("method", &self.method)
+                        .field("url", &self.url)
+                        .field("headers", &self.headers)
+                        .field("length", &self.length)
+                        .field("timeout-ms", &self.timeout_ms)
+                        .finish()
+                }
+            }
             /// Redirects are not followed: the caller gets the response with the status 3xx.
             #[derive(Clone, PartialEq)]
             pub struct InboundResponse {
@@ -7176,15 +7218,15 @@ pub mod amphi {
             pub enum Error {
                 /// The module has no grant for this origin.
                 Denied(_rt::String),
-                /// The URL, the method or a header of the request is malformed.
+                /// The URL, the method or a header of the request is malformed, or an upload does not have the length that it declares.
                 Invalid(_rt::String),
                 /// No response in time.
                 Timeout,
                 /// No connection could be made, or the connection broke.
                 Connection(_rt::String),
-                /// The response exceeds the host's limit.
+                /// The response, or the body of an upload, exceeds the host's limit.
                 TooLarge(_rt::String),
-                /// The host has too many outbound requests in flight.
+                /// The host has too many outbound requests in flight, or the request has as many bodies open as it may have.
                 Unavailable(_rt::String),
                 /// The client has disconnected, or the request's time limit is over.
                 Aborted,
@@ -7226,16 +7268,675 @@ pub mod amphi {
             impl ::core::error::Error for Error {}
         }
         /// Outbound HTTP requests.
+        ///
+        /// `send` has whole bodies. `open` gives the response when its head is there, and `begin-upload` a body that is written in
+        /// pieces. Until a response has been read to its end, or its handle is dropped, the request counts as in flight
+        /// (`outbound_max`); so does an upload.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod http {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
+            pub type Header = super::super::super::amphi::view::types::Header;
             pub type OutboundRequest = super::super::super::amphi::view::http_types::OutboundRequest;
+            pub type OutboundUpload = super::super::super::amphi::view::http_types::OutboundUpload;
             pub type InboundResponse = super::super::super::amphi::view::http_types::InboundResponse;
             pub type Error = super::super::super::amphi::view::http_types::Error;
+            /// A response whose body is read while it arrives.
+            #[derive(Debug)]
+            #[repr(transparent)]
+            pub struct ResponseStream {
+                handle: _rt::Resource<ResponseStream>,
+            }
+            impl ResponseStream {
+                #[doc(hidden)]
+                pub unsafe fn from_handle(handle: u32) -> Self {
+                    Self {
+                        handle: unsafe { _rt::Resource::from_handle(handle) },
+                    }
+                }
+                #[doc(hidden)]
+                pub fn take_handle(&self) -> u32 {
+                    _rt::Resource::take_handle(&self.handle)
+                }
+                #[doc(hidden)]
+                pub fn handle(&self) -> u32 {
+                    _rt::Resource::handle(&self.handle)
+                }
+            }
+            unsafe impl _rt::WasmResource for ResponseStream {
+                #[inline]
+                unsafe fn drop(_handle: u32) {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "[resource-drop]response-stream"]
+                        fn drop(_: i32);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn drop(_: i32) {
+                        unreachable!()
+                    }
+                    unsafe {
+                        drop(_handle as i32);
+                    }
+                }
+            }
+            /// The body of a request that is written in pieces. When the handle is dropped without `finish`, the request breaks off:
+            /// the server cannot take it for a whole one.
+            #[derive(Debug)]
+            #[repr(transparent)]
+            pub struct Upload {
+                handle: _rt::Resource<Upload>,
+            }
+            impl Upload {
+                #[doc(hidden)]
+                pub unsafe fn from_handle(handle: u32) -> Self {
+                    Self {
+                        handle: unsafe { _rt::Resource::from_handle(handle) },
+                    }
+                }
+                #[doc(hidden)]
+                pub fn take_handle(&self) -> u32 {
+                    _rt::Resource::take_handle(&self.handle)
+                }
+                #[doc(hidden)]
+                pub fn handle(&self) -> u32 {
+                    _rt::Resource::handle(&self.handle)
+                }
+            }
+            unsafe impl _rt::WasmResource for Upload {
+                #[inline]
+                unsafe fn drop(_handle: u32) {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "[resource-drop]upload"]
+                        fn drop(_: i32);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn drop(_: i32) {
+                        unreachable!()
+                    }
+                    unsafe {
+                        drop(_handle as i32);
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                #[allow(async_fn_in_trait)]
+                pub fn status(&self) -> u16 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]response-stream.status"]
+                            fn wit_import0(_: i32) -> i32;
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import0(_: i32) -> i32 {
+                            unreachable!()
+                        }
+                        let ret = wit_import0((self).handle() as i32);
+                        ret as u16
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                #[allow(async_fn_in_trait)]
+                pub fn headers(&self) -> _rt::Vec<Header> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 2 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 2
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]response-stream.headers"]
+                            fn wit_import1(_: i32, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                            unreachable!()
+                        }
+                        wit_import1((self).handle() as i32, ptr0);
+                        let l2 = *ptr0.add(0).cast::<*mut u8>();
+                        let l3 = *ptr0
+                            .add(::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base10 = l2;
+                        let len10 = l3;
+                        let mut result10 = _rt::Vec::with_capacity(len10);
+                        for i in 0..len10 {
+                            let base = base10
+                                .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                            let e10 = {
+                                let l4 = *base.add(0).cast::<*mut u8>();
+                                let l5 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                let l7 = *base
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l8 = *base
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len9 = l8;
+                                let bytes9 = _rt::Vec::from_raw_parts(
+                                    l7.cast(),
+                                    len9,
+                                    len9,
+                                );
+                                (_rt::string_lift(bytes6), _rt::string_lift(bytes9))
+                            };
+                            result10.push(e10);
+                        }
+                        _rt::cabi_dealloc(
+                            base10,
+                            len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let result11 = result10;
+                        result11
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Waits for more of the body, and returns what is there, at most `max` bytes. The host limits `max` to 1 MiB. No bytes
+                /// are the end of the body. A body that breaks off is an error, and stays one.
+                #[allow(async_fn_in_trait)]
+                pub fn read(
+                    &self,
+                    max: u32,
+                ) -> ::core::result::Result<_rt::Vec<u8>, Error> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 4 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 4
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]response-stream.read"]
+                            fn wit_import1(_: i32, _: i32, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import1(_: i32, _: i32, _: *mut u8) {
+                            unreachable!()
+                        }
+                        wit_import1((self).handle() as i32, _rt::as_i32(&max), ptr0);
+                        let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                        let result23 = match l2 {
+                            0 => {
+                                let e = {
+                                    let l3 = *ptr0
+                                        .add(::core::mem::size_of::<*const u8>())
+                                        .cast::<*mut u8>();
+                                    let l4 = *ptr0
+                                        .add(2 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<usize>();
+                                    let len5 = l4;
+                                    <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(_rt::Vec::from_raw_parts(l3.cast(), len5, len5))
+                                };
+                                Ok(e)
+                            }
+                            1 => {
+                                let e = {
+                                    let l6 = i32::from(
+                                        *ptr0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                    );
+                                    use super::super::super::amphi::view::http_types::Error as V22;
+                                    let v22 = match l6 {
+                                        0 => {
+                                            let e22 = {
+                                                let l7 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l8 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len9 = l8;
+                                                let bytes9 = _rt::Vec::from_raw_parts(
+                                                    l7.cast(),
+                                                    len9,
+                                                    len9,
+                                                );
+                                                _rt::string_lift(bytes9)
+                                            };
+                                            V22::Denied(e22)
+                                        }
+                                        1 => {
+                                            let e22 = {
+                                                let l10 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l11 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len12 = l11;
+                                                let bytes12 = _rt::Vec::from_raw_parts(
+                                                    l10.cast(),
+                                                    len12,
+                                                    len12,
+                                                );
+                                                _rt::string_lift(bytes12)
+                                            };
+                                            V22::Invalid(e22)
+                                        }
+                                        2 => V22::Timeout,
+                                        3 => {
+                                            let e22 = {
+                                                let l13 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l14 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len15 = l14;
+                                                let bytes15 = _rt::Vec::from_raw_parts(
+                                                    l13.cast(),
+                                                    len15,
+                                                    len15,
+                                                );
+                                                _rt::string_lift(bytes15)
+                                            };
+                                            V22::Connection(e22)
+                                        }
+                                        4 => {
+                                            let e22 = {
+                                                let l16 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l17 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len18 = l17;
+                                                let bytes18 = _rt::Vec::from_raw_parts(
+                                                    l16.cast(),
+                                                    len18,
+                                                    len18,
+                                                );
+                                                _rt::string_lift(bytes18)
+                                            };
+                                            V22::TooLarge(e22)
+                                        }
+                                        5 => {
+                                            let e22 = {
+                                                let l19 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l20 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len21 = l20;
+                                                let bytes21 = _rt::Vec::from_raw_parts(
+                                                    l19.cast(),
+                                                    len21,
+                                                    len21,
+                                                );
+                                                _rt::string_lift(bytes21)
+                                            };
+                                            V22::Unavailable(e22)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                            V22::Aborted
+                                        }
+                                    };
+                                    v22
+                                };
+                                Err(e)
+                            }
+                            _ => _rt::invalid_enum_discriminant(),
+                        };
+                        result23
+                    }
+                }
+            }
+            impl Upload {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Sends the next bytes of the body. It waits while the server is slow. When the server has answered and does not want
+                /// the rest (the status is 300 or above, or it has closed the connection), the bytes are dropped, and `finish` returns
+                /// its response. (When a server closes the connection at once, the response may be lost with it: `connection`.)
+                #[allow(async_fn_in_trait)]
+                pub fn write(&self, data: &[u8]) -> ::core::result::Result<(), Error> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 4 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 4
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let vec0 = data;
+                        let ptr0 = vec0.as_ptr().cast::<u8>();
+                        let len0 = vec0.len();
+                        let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]upload.write"]
+                            fn wit_import2(_: i32, _: *mut u8, _: usize, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import2(
+                            _: i32,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        ) {
+                            unreachable!()
+                        }
+                        wit_import2((self).handle() as i32, ptr0.cast_mut(), len0, ptr1);
+                        let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                        let result21 = match l3 {
+                            0 => {
+                                let e = ();
+                                Ok(e)
+                            }
+                            1 => {
+                                let e = {
+                                    let l4 = i32::from(
+                                        *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                    );
+                                    use super::super::super::amphi::view::http_types::Error as V20;
+                                    let v20 = match l4 {
+                                        0 => {
+                                            let e20 = {
+                                                let l5 = *ptr1
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l6 = *ptr1
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len7 = l6;
+                                                let bytes7 = _rt::Vec::from_raw_parts(
+                                                    l5.cast(),
+                                                    len7,
+                                                    len7,
+                                                );
+                                                _rt::string_lift(bytes7)
+                                            };
+                                            V20::Denied(e20)
+                                        }
+                                        1 => {
+                                            let e20 = {
+                                                let l8 = *ptr1
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l9 = *ptr1
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len10 = l9;
+                                                let bytes10 = _rt::Vec::from_raw_parts(
+                                                    l8.cast(),
+                                                    len10,
+                                                    len10,
+                                                );
+                                                _rt::string_lift(bytes10)
+                                            };
+                                            V20::Invalid(e20)
+                                        }
+                                        2 => V20::Timeout,
+                                        3 => {
+                                            let e20 = {
+                                                let l11 = *ptr1
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l12 = *ptr1
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len13 = l12;
+                                                let bytes13 = _rt::Vec::from_raw_parts(
+                                                    l11.cast(),
+                                                    len13,
+                                                    len13,
+                                                );
+                                                _rt::string_lift(bytes13)
+                                            };
+                                            V20::Connection(e20)
+                                        }
+                                        4 => {
+                                            let e20 = {
+                                                let l14 = *ptr1
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l15 = *ptr1
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len16 = l15;
+                                                let bytes16 = _rt::Vec::from_raw_parts(
+                                                    l14.cast(),
+                                                    len16,
+                                                    len16,
+                                                );
+                                                _rt::string_lift(bytes16)
+                                            };
+                                            V20::TooLarge(e20)
+                                        }
+                                        5 => {
+                                            let e20 = {
+                                                let l17 = *ptr1
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l18 = *ptr1
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len19 = l18;
+                                                let bytes19 = _rt::Vec::from_raw_parts(
+                                                    l17.cast(),
+                                                    len19,
+                                                    len19,
+                                                );
+                                                _rt::string_lift(bytes19)
+                                            };
+                                            V20::Unavailable(e20)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                            V20::Aborted
+                                        }
+                                    };
+                                    v20
+                                };
+                                Err(e)
+                            }
+                            _ => _rt::invalid_enum_discriminant(),
+                        };
+                        result21
+                    }
+                }
+            }
+            impl Upload {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Ends the body, and waits for the head of the response.
+                #[allow(async_fn_in_trait)]
+                pub fn finish(
+                    upload: Upload,
+                ) -> ::core::result::Result<ResponseStream, Error> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 4 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 4
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[static]upload.finish"]
+                            fn wit_import1(_: i32, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                            unreachable!()
+                        }
+                        wit_import1((&upload).take_handle() as i32, ptr0);
+                        let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                        let result21 = match l2 {
+                            0 => {
+                                let e = {
+                                    let l3 = *ptr0
+                                        .add(::core::mem::size_of::<*const u8>())
+                                        .cast::<i32>();
+                                    ResponseStream::from_handle(l3 as u32)
+                                };
+                                Ok(e)
+                            }
+                            1 => {
+                                let e = {
+                                    let l4 = i32::from(
+                                        *ptr0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                    );
+                                    use super::super::super::amphi::view::http_types::Error as V20;
+                                    let v20 = match l4 {
+                                        0 => {
+                                            let e20 = {
+                                                let l5 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l6 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len7 = l6;
+                                                let bytes7 = _rt::Vec::from_raw_parts(
+                                                    l5.cast(),
+                                                    len7,
+                                                    len7,
+                                                );
+                                                _rt::string_lift(bytes7)
+                                            };
+                                            V20::Denied(e20)
+                                        }
+                                        1 => {
+                                            let e20 = {
+                                                let l8 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l9 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len10 = l9;
+                                                let bytes10 = _rt::Vec::from_raw_parts(
+                                                    l8.cast(),
+                                                    len10,
+                                                    len10,
+                                                );
+                                                _rt::string_lift(bytes10)
+                                            };
+                                            V20::Invalid(e20)
+                                        }
+                                        2 => V20::Timeout,
+                                        3 => {
+                                            let e20 = {
+                                                let l11 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l12 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len13 = l12;
+                                                let bytes13 = _rt::Vec::from_raw_parts(
+                                                    l11.cast(),
+                                                    len13,
+                                                    len13,
+                                                );
+                                                _rt::string_lift(bytes13)
+                                            };
+                                            V20::Connection(e20)
+                                        }
+                                        4 => {
+                                            let e20 = {
+                                                let l14 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l15 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len16 = l15;
+                                                let bytes16 = _rt::Vec::from_raw_parts(
+                                                    l14.cast(),
+                                                    len16,
+                                                    len16,
+                                                );
+                                                _rt::string_lift(bytes16)
+                                            };
+                                            V20::TooLarge(e20)
+                                        }
+                                        5 => {
+                                            let e20 = {
+                                                let l17 = *ptr0
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l18 = *ptr0
+                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len19 = l18;
+                                                let bytes19 = _rt::Vec::from_raw_parts(
+                                                    l17.cast(),
+                                                    len19,
+                                                    len19,
+                                                );
+                                                _rt::string_lift(bytes19)
+                                            };
+                                            V20::Unavailable(e20)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                            V20::Aborted
+                                        }
+                                    };
+                                    v20
+                                };
+                                Err(e)
+                            }
+                            _ => _rt::invalid_enum_discriminant(),
+                        };
+                        result21
+                    }
+                }
+            }
             #[allow(unused_unsafe, clippy::all)]
+            /// Sends a request and waits for the whole response.
             #[allow(async_fn_in_trait)]
             pub fn send(
                 request: &OutboundRequest,
@@ -7533,18 +8234,1335 @@ pub mod amphi {
                     result42
                 }
             }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a request and waits for the head of the response. `timeout-ms` is for the head.
+            #[allow(async_fn_in_trait)]
+            pub fn open(
+                request: &OutboundRequest,
+            ) -> ::core::result::Result<ResponseStream, Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let super::super::super::amphi::view::http_types::OutboundRequest {
+                        method: method0,
+                        url: url0,
+                        headers: headers0,
+                        body: body0,
+                        timeout_ms: timeout_ms0,
+                    } = request;
+                    let vec1 = method0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let vec2 = url0;
+                    let ptr2 = vec2.as_ptr().cast::<u8>();
+                    let len2 = vec2.len();
+                    let vec6 = headers0;
+                    let len6 = vec6.len();
+                    let layout6 = _rt::alloc::Layout::from_size_align(
+                            vec6.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        )
+                        .unwrap();
+                    let (result6, _cleanup6) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                        layout6,
+                    );
+                    for (i, e) in vec6.into_iter().enumerate() {
+                        let base = result6
+                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                        {
+                            let (t3_0, t3_1) = e;
+                            let vec4 = t3_0;
+                            let ptr4 = vec4.as_ptr().cast::<u8>();
+                            let len4 = vec4.len();
+                            *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len4;
+                            *base.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+                            let vec5 = t3_1;
+                            let ptr5 = vec5.as_ptr().cast::<u8>();
+                            let len5 = vec5.len();
+                            *base
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len5;
+                            *base
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>() = ptr5.cast_mut();
+                        }
+                    }
+                    let vec7 = body0;
+                    let ptr7 = vec7.as_ptr().cast::<u8>();
+                    let len7 = vec7.len();
+                    let (result8_0, result8_1) = match timeout_ms0 {
+                        Some(e) => (1i32, _rt::as_i32(e)),
+                        None => (0i32, 0i32),
+                    };
+                    let ptr9 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "open"]
+                        fn wit_import10(
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: i32,
+                            _: i32,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import10(
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: i32,
+                        _: i32,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import10(
+                        ptr1.cast_mut(),
+                        len1,
+                        ptr2.cast_mut(),
+                        len2,
+                        result6,
+                        len6,
+                        ptr7.cast_mut(),
+                        len7,
+                        result8_0,
+                        result8_1,
+                        ptr9,
+                    );
+                    let l11 = i32::from(*ptr9.add(0).cast::<u8>());
+                    let result30 = match l11 {
+                        0 => {
+                            let e = {
+                                let l12 = *ptr9
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>();
+                                ResponseStream::from_handle(l12 as u32)
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l13 = i32::from(
+                                    *ptr9.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::http_types::Error as V29;
+                                let v29 = match l13 {
+                                    0 => {
+                                        let e29 = {
+                                            let l14 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l15 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len16 = l15;
+                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                l14.cast(),
+                                                len16,
+                                                len16,
+                                            );
+                                            _rt::string_lift(bytes16)
+                                        };
+                                        V29::Denied(e29)
+                                    }
+                                    1 => {
+                                        let e29 = {
+                                            let l17 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l18 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len19 = l18;
+                                            let bytes19 = _rt::Vec::from_raw_parts(
+                                                l17.cast(),
+                                                len19,
+                                                len19,
+                                            );
+                                            _rt::string_lift(bytes19)
+                                        };
+                                        V29::Invalid(e29)
+                                    }
+                                    2 => V29::Timeout,
+                                    3 => {
+                                        let e29 = {
+                                            let l20 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l21 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len22 = l21;
+                                            let bytes22 = _rt::Vec::from_raw_parts(
+                                                l20.cast(),
+                                                len22,
+                                                len22,
+                                            );
+                                            _rt::string_lift(bytes22)
+                                        };
+                                        V29::Connection(e29)
+                                    }
+                                    4 => {
+                                        let e29 = {
+                                            let l23 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l24 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len25 = l24;
+                                            let bytes25 = _rt::Vec::from_raw_parts(
+                                                l23.cast(),
+                                                len25,
+                                                len25,
+                                            );
+                                            _rt::string_lift(bytes25)
+                                        };
+                                        V29::TooLarge(e29)
+                                    }
+                                    5 => {
+                                        let e29 = {
+                                            let l26 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l27 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len28 = l27;
+                                            let bytes28 = _rt::Vec::from_raw_parts(
+                                                l26.cast(),
+                                                len28,
+                                                len28,
+                                            );
+                                            _rt::string_lift(bytes28)
+                                        };
+                                        V29::Unavailable(e29)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                        V29::Aborted
+                                    }
+                                };
+                                v29
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result30
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Begins a request whose body follows in pieces.
+            #[allow(async_fn_in_trait)]
+            pub fn begin_upload(
+                request: &OutboundUpload,
+            ) -> ::core::result::Result<Upload, Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 4 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 4
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let super::super::super::amphi::view::http_types::OutboundUpload {
+                        method: method0,
+                        url: url0,
+                        headers: headers0,
+                        length: length0,
+                        timeout_ms: timeout_ms0,
+                    } = request;
+                    let vec1 = method0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let vec2 = url0;
+                    let ptr2 = vec2.as_ptr().cast::<u8>();
+                    let len2 = vec2.len();
+                    let vec6 = headers0;
+                    let len6 = vec6.len();
+                    let layout6 = _rt::alloc::Layout::from_size_align(
+                            vec6.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        )
+                        .unwrap();
+                    let (result6, _cleanup6) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                        layout6,
+                    );
+                    for (i, e) in vec6.into_iter().enumerate() {
+                        let base = result6
+                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                        {
+                            let (t3_0, t3_1) = e;
+                            let vec4 = t3_0;
+                            let ptr4 = vec4.as_ptr().cast::<u8>();
+                            let len4 = vec4.len();
+                            *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len4;
+                            *base.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+                            let vec5 = t3_1;
+                            let ptr5 = vec5.as_ptr().cast::<u8>();
+                            let len5 = vec5.len();
+                            *base
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len5;
+                            *base
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>() = ptr5.cast_mut();
+                        }
+                    }
+                    let (result7_0, result7_1) = match length0 {
+                        Some(e) => (1i32, _rt::as_i64(e)),
+                        None => (0i32, 0i64),
+                    };
+                    let (result8_0, result8_1) = match timeout_ms0 {
+                        Some(e) => (1i32, _rt::as_i32(e)),
+                        None => (0i32, 0i32),
+                    };
+                    let ptr9 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "begin-upload"]
+                        fn wit_import10(
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: i32,
+                            _: i64,
+                            _: i32,
+                            _: i32,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import10(
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: i32,
+                        _: i64,
+                        _: i32,
+                        _: i32,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import10(
+                        ptr1.cast_mut(),
+                        len1,
+                        ptr2.cast_mut(),
+                        len2,
+                        result6,
+                        len6,
+                        result7_0,
+                        result7_1,
+                        result8_0,
+                        result8_1,
+                        ptr9,
+                    );
+                    let l11 = i32::from(*ptr9.add(0).cast::<u8>());
+                    let result30 = match l11 {
+                        0 => {
+                            let e = {
+                                let l12 = *ptr9
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>();
+                                Upload::from_handle(l12 as u32)
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l13 = i32::from(
+                                    *ptr9.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                use super::super::super::amphi::view::http_types::Error as V29;
+                                let v29 = match l13 {
+                                    0 => {
+                                        let e29 = {
+                                            let l14 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l15 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len16 = l15;
+                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                l14.cast(),
+                                                len16,
+                                                len16,
+                                            );
+                                            _rt::string_lift(bytes16)
+                                        };
+                                        V29::Denied(e29)
+                                    }
+                                    1 => {
+                                        let e29 = {
+                                            let l17 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l18 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len19 = l18;
+                                            let bytes19 = _rt::Vec::from_raw_parts(
+                                                l17.cast(),
+                                                len19,
+                                                len19,
+                                            );
+                                            _rt::string_lift(bytes19)
+                                        };
+                                        V29::Invalid(e29)
+                                    }
+                                    2 => V29::Timeout,
+                                    3 => {
+                                        let e29 = {
+                                            let l20 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l21 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len22 = l21;
+                                            let bytes22 = _rt::Vec::from_raw_parts(
+                                                l20.cast(),
+                                                len22,
+                                                len22,
+                                            );
+                                            _rt::string_lift(bytes22)
+                                        };
+                                        V29::Connection(e29)
+                                    }
+                                    4 => {
+                                        let e29 = {
+                                            let l23 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l24 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len25 = l24;
+                                            let bytes25 = _rt::Vec::from_raw_parts(
+                                                l23.cast(),
+                                                len25,
+                                                len25,
+                                            );
+                                            _rt::string_lift(bytes25)
+                                        };
+                                        V29::TooLarge(e29)
+                                    }
+                                    5 => {
+                                        let e29 = {
+                                            let l26 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l27 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len28 = l27;
+                                            let bytes28 = _rt::Vec::from_raw_parts(
+                                                l26.cast(),
+                                                len28,
+                                                len28,
+                                            );
+                                            _rt::string_lift(bytes28)
+                                        };
+                                        V29::Unavailable(e29)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                        V29::Aborted
+                                    }
+                                };
+                                v29
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result30
+                }
+            }
         }
         /// Outbound HTTP requests.
+        ///
+        /// `send` has whole bodies. `open` gives the response when its head is there, and `begin-upload` a body that is written in
+        /// pieces. Until a response has been read to its end, or its handle is dropped, the request counts as in flight
+        /// (`outbound_max`); so does an upload.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod http_async {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
+            pub type Header = super::super::super::amphi::view::types::Header;
             pub type OutboundRequest = super::super::super::amphi::view::http_types::OutboundRequest;
+            pub type OutboundUpload = super::super::super::amphi::view::http_types::OutboundUpload;
             pub type InboundResponse = super::super::super::amphi::view::http_types::InboundResponse;
             pub type Error = super::super::super::amphi::view::http_types::Error;
+            /// A response whose body is read while it arrives.
+            #[derive(Debug)]
+            #[repr(transparent)]
+            pub struct ResponseStream {
+                handle: _rt::Resource<ResponseStream>,
+            }
+            impl ResponseStream {
+                #[doc(hidden)]
+                pub unsafe fn from_handle(handle: u32) -> Self {
+                    Self {
+                        handle: unsafe { _rt::Resource::from_handle(handle) },
+                    }
+                }
+                #[doc(hidden)]
+                pub fn take_handle(&self) -> u32 {
+                    _rt::Resource::take_handle(&self.handle)
+                }
+                #[doc(hidden)]
+                pub fn handle(&self) -> u32 {
+                    _rt::Resource::handle(&self.handle)
+                }
+            }
+            unsafe impl _rt::WasmResource for ResponseStream {
+                #[inline]
+                unsafe fn drop(_handle: u32) {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "[resource-drop]response-stream"]
+                        fn drop(_: i32);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn drop(_: i32) {
+                        unreachable!()
+                    }
+                    unsafe {
+                        drop(_handle as i32);
+                    }
+                }
+            }
+            /// The body of a request that is written in pieces. When the handle is dropped without `finish`, the request breaks off:
+            /// the server cannot take it for a whole one.
+            #[derive(Debug)]
+            #[repr(transparent)]
+            pub struct Upload {
+                handle: _rt::Resource<Upload>,
+            }
+            impl Upload {
+                #[doc(hidden)]
+                pub unsafe fn from_handle(handle: u32) -> Self {
+                    Self {
+                        handle: unsafe { _rt::Resource::from_handle(handle) },
+                    }
+                }
+                #[doc(hidden)]
+                pub fn take_handle(&self) -> u32 {
+                    _rt::Resource::take_handle(&self.handle)
+                }
+                #[doc(hidden)]
+                pub fn handle(&self) -> u32 {
+                    _rt::Resource::handle(&self.handle)
+                }
+            }
+            unsafe impl _rt::WasmResource for Upload {
+                #[inline]
+                unsafe fn drop(_handle: u32) {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                    unsafe extern "C" {
+                        #[link_name = "[resource-drop]upload"]
+                        fn drop(_: i32);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn drop(_: i32) {
+                        unreachable!()
+                    }
+                    unsafe {
+                        drop(_handle as i32);
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                #[allow(async_fn_in_trait)]
+                pub fn status(&self) -> u16 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]response-stream.status"]
+                            fn wit_import0(_: i32) -> i32;
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import0(_: i32) -> i32 {
+                            unreachable!()
+                        }
+                        let ret = wit_import0((self).handle() as i32);
+                        ret as u16
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                #[allow(async_fn_in_trait)]
+                pub fn headers(&self) -> _rt::Vec<Header> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 2 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 2
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]response-stream.headers"]
+                            fn wit_import1(_: i32, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                            unreachable!()
+                        }
+                        wit_import1((self).handle() as i32, ptr0);
+                        let l2 = *ptr0.add(0).cast::<*mut u8>();
+                        let l3 = *ptr0
+                            .add(::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base10 = l2;
+                        let len10 = l3;
+                        let mut result10 = _rt::Vec::with_capacity(len10);
+                        for i in 0..len10 {
+                            let base = base10
+                                .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                            let e10 = {
+                                let l4 = *base.add(0).cast::<*mut u8>();
+                                let l5 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                let l7 = *base
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l8 = *base
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len9 = l8;
+                                let bytes9 = _rt::Vec::from_raw_parts(
+                                    l7.cast(),
+                                    len9,
+                                    len9,
+                                );
+                                (_rt::string_lift(bytes6), _rt::string_lift(bytes9))
+                            };
+                            result10.push(e10);
+                        }
+                        _rt::cabi_dealloc(
+                            base10,
+                            len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let result11 = result10;
+                        result11
+                    }
+                }
+            }
+            impl ResponseStream {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Waits for more of the body, and returns what is there, at most `max` bytes. The host limits `max` to 1 MiB. No bytes
+                /// are the end of the body. A body that breaks off is an error, and stays one.
+                #[allow(async_fn_in_trait)]
+                pub async fn read(
+                    &self,
+                    max: u32,
+                ) -> ::core::result::Result<_rt::Vec<u8>, Error> {
+                    unsafe {
+                        #[derive(Copy, Clone)]
+                        struct ParamsLower(i32, i32);
+                        unsafe impl Send for ParamsLower {}
+                        use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                        struct _MySubtask<'a> {
+                            _unused: core::marker::PhantomData<&'a ()>,
+                        }
+                        #[allow(unused_parens)]
+                        unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                            type Params = (&'a ResponseStream, u32);
+                            type Results = ::core::result::Result<_rt::Vec<u8>, Error>;
+                            type ParamsLower = ParamsLower;
+                            fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                                unsafe {
+                                    ::core::alloc::Layout::from_size_align_unchecked(
+                                        (4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                }
+                            }
+                            fn results_offset(&mut self) -> usize {
+                                0
+                            }
+                            unsafe fn call_import(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                                _results: *mut u8,
+                            ) -> u32 {
+                                #[cfg(target_arch = "wasm32")]
+                                #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                                unsafe extern "C" {
+                                    #[link_name = "[async-lower][method]response-stream.read"]
+                                    fn call(_: i32, _: i32, _: *mut u8) -> i32;
+                                }
+                                #[cfg(not(target_arch = "wasm32"))]
+                                unsafe extern "C" fn call(
+                                    _: i32,
+                                    _: i32,
+                                    _: *mut u8,
+                                ) -> i32 {
+                                    unreachable!()
+                                }
+                                unsafe { call(_params.0, _params.1, _results) as u32 }
+                            }
+                            unsafe fn params_dealloc_lists(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {}
+                            }
+                            unsafe fn params_dealloc_lists_and_own(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {}
+                            }
+                            unsafe fn params_lower(
+                                &mut self,
+                                (_lower0, _lower1): Self::Params,
+                                _ptr: *mut u8,
+                            ) -> Self::ParamsLower {
+                                unsafe {
+                                    ParamsLower((_lower0).handle() as i32, _rt::as_i32(_lower1))
+                                }
+                            }
+                            unsafe fn results_lift(
+                                &mut self,
+                                _ptr: *mut u8,
+                            ) -> Self::Results {
+                                unsafe {
+                                    let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                    match l0 {
+                                        0 => {
+                                            let e = {
+                                                let l1 = *_ptr
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l2 = *_ptr
+                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len3 = l2;
+                                                <_ as From<
+                                                    _rt::Vec<_>,
+                                                >>::from(_rt::Vec::from_raw_parts(l1.cast(), len3, len3))
+                                            };
+                                            Ok(e)
+                                        }
+                                        1 => {
+                                            let e = {
+                                                let l4 = i32::from(
+                                                    *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                                );
+                                                use super::super::super::amphi::view::http_types::Error as V20;
+                                                let v20 = match l4 {
+                                                    0 => {
+                                                        let e20 = {
+                                                            let l5 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l6 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len7 = l6;
+                                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                                l5.cast(),
+                                                                len7,
+                                                                len7,
+                                                            );
+                                                            _rt::string_lift(bytes7)
+                                                        };
+                                                        V20::Denied(e20)
+                                                    }
+                                                    1 => {
+                                                        let e20 = {
+                                                            let l8 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l9 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len10 = l9;
+                                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                                l8.cast(),
+                                                                len10,
+                                                                len10,
+                                                            );
+                                                            _rt::string_lift(bytes10)
+                                                        };
+                                                        V20::Invalid(e20)
+                                                    }
+                                                    2 => V20::Timeout,
+                                                    3 => {
+                                                        let e20 = {
+                                                            let l11 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l12 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len13 = l12;
+                                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                                l11.cast(),
+                                                                len13,
+                                                                len13,
+                                                            );
+                                                            _rt::string_lift(bytes13)
+                                                        };
+                                                        V20::Connection(e20)
+                                                    }
+                                                    4 => {
+                                                        let e20 = {
+                                                            let l14 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l15 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len16 = l15;
+                                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                                l14.cast(),
+                                                                len16,
+                                                                len16,
+                                                            );
+                                                            _rt::string_lift(bytes16)
+                                                        };
+                                                        V20::TooLarge(e20)
+                                                    }
+                                                    5 => {
+                                                        let e20 = {
+                                                            let l17 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l18 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len19 = l18;
+                                                            let bytes19 = _rt::Vec::from_raw_parts(
+                                                                l17.cast(),
+                                                                len19,
+                                                                len19,
+                                                            );
+                                                            _rt::string_lift(bytes19)
+                                                        };
+                                                        V20::Unavailable(e20)
+                                                    }
+                                                    n => {
+                                                        debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                                        V20::Aborted
+                                                    }
+                                                };
+                                                v20
+                                            };
+                                            Err(e)
+                                        }
+                                        _ => _rt::invalid_enum_discriminant(),
+                                    }
+                                }
+                            }
+                        }
+                        _MySubtask {
+                            _unused: core::marker::PhantomData,
+                        }
+                            .call((self, max))
+                            .await
+                    }
+                }
+            }
+            impl Upload {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Sends the next bytes of the body. It waits while the server is slow. When the server has answered and does not want
+                /// the rest (the status is 300 or above, or it has closed the connection), the bytes are dropped, and `finish` returns
+                /// its response. (When a server closes the connection at once, the response may be lost with it: `connection`.)
+                #[allow(async_fn_in_trait)]
+                pub async fn write(
+                    &self,
+                    data: _rt::Vec<u8>,
+                ) -> ::core::result::Result<(), Error> {
+                    unsafe {
+                        #[derive(Copy, Clone)]
+                        struct ParamsLower(i32, *mut u8, usize);
+                        unsafe impl Send for ParamsLower {}
+                        use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                        struct _MySubtask<'a> {
+                            _unused: core::marker::PhantomData<&'a ()>,
+                        }
+                        #[allow(unused_parens)]
+                        unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                            type Params = (&'a Upload, _rt::Vec<u8>);
+                            type Results = ::core::result::Result<(), Error>;
+                            type ParamsLower = ParamsLower;
+                            fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                                unsafe {
+                                    ::core::alloc::Layout::from_size_align_unchecked(
+                                        (4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                }
+                            }
+                            fn results_offset(&mut self) -> usize {
+                                0
+                            }
+                            unsafe fn call_import(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                                _results: *mut u8,
+                            ) -> u32 {
+                                #[cfg(target_arch = "wasm32")]
+                                #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                                unsafe extern "C" {
+                                    #[link_name = "[async-lower][method]upload.write"]
+                                    fn call(_: i32, _: *mut u8, _: usize, _: *mut u8) -> i32;
+                                }
+                                #[cfg(not(target_arch = "wasm32"))]
+                                unsafe extern "C" fn call(
+                                    _: i32,
+                                    _: *mut u8,
+                                    _: usize,
+                                    _: *mut u8,
+                                ) -> i32 {
+                                    unreachable!()
+                                }
+                                unsafe {
+                                    call(_params.0, _params.1, _params.2, _results) as u32
+                                }
+                            }
+                            unsafe fn params_dealloc_lists(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {
+                                    let base0 = _params.1;
+                                    let len0 = _params.2;
+                                    _rt::cabi_dealloc(base0, len0 * 1, 1);
+                                }
+                            }
+                            unsafe fn params_dealloc_lists_and_own(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {
+                                    let base0 = _params.1;
+                                    let len0 = _params.2;
+                                    _rt::cabi_dealloc(base0, len0 * 1, 1);
+                                }
+                            }
+                            unsafe fn params_lower(
+                                &mut self,
+                                (_lower0, _lower1): Self::Params,
+                                _ptr: *mut u8,
+                            ) -> Self::ParamsLower {
+                                unsafe {
+                                    let vec0 = <_ as Into<_rt::Vec<_>>>::into(_lower1)
+                                        .into_boxed_slice();
+                                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                                    let len0 = vec0.len();
+                                    ::core::mem::forget(vec0);
+                                    ParamsLower(
+                                        (_lower0).handle() as i32,
+                                        ptr0.cast_mut(),
+                                        len0,
+                                    )
+                                }
+                            }
+                            unsafe fn results_lift(
+                                &mut self,
+                                _ptr: *mut u8,
+                            ) -> Self::Results {
+                                unsafe {
+                                    let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                    match l0 {
+                                        0 => {
+                                            let e = ();
+                                            Ok(e)
+                                        }
+                                        1 => {
+                                            let e = {
+                                                let l1 = i32::from(
+                                                    *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                                );
+                                                use super::super::super::amphi::view::http_types::Error as V17;
+                                                let v17 = match l1 {
+                                                    0 => {
+                                                        let e17 = {
+                                                            let l2 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l3 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len4 = l3;
+                                                            let bytes4 = _rt::Vec::from_raw_parts(
+                                                                l2.cast(),
+                                                                len4,
+                                                                len4,
+                                                            );
+                                                            _rt::string_lift(bytes4)
+                                                        };
+                                                        V17::Denied(e17)
+                                                    }
+                                                    1 => {
+                                                        let e17 = {
+                                                            let l5 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l6 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len7 = l6;
+                                                            let bytes7 = _rt::Vec::from_raw_parts(
+                                                                l5.cast(),
+                                                                len7,
+                                                                len7,
+                                                            );
+                                                            _rt::string_lift(bytes7)
+                                                        };
+                                                        V17::Invalid(e17)
+                                                    }
+                                                    2 => V17::Timeout,
+                                                    3 => {
+                                                        let e17 = {
+                                                            let l8 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l9 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len10 = l9;
+                                                            let bytes10 = _rt::Vec::from_raw_parts(
+                                                                l8.cast(),
+                                                                len10,
+                                                                len10,
+                                                            );
+                                                            _rt::string_lift(bytes10)
+                                                        };
+                                                        V17::Connection(e17)
+                                                    }
+                                                    4 => {
+                                                        let e17 = {
+                                                            let l11 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l12 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len13 = l12;
+                                                            let bytes13 = _rt::Vec::from_raw_parts(
+                                                                l11.cast(),
+                                                                len13,
+                                                                len13,
+                                                            );
+                                                            _rt::string_lift(bytes13)
+                                                        };
+                                                        V17::TooLarge(e17)
+                                                    }
+                                                    5 => {
+                                                        let e17 = {
+                                                            let l14 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l15 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len16 = l15;
+                                                            let bytes16 = _rt::Vec::from_raw_parts(
+                                                                l14.cast(),
+                                                                len16,
+                                                                len16,
+                                                            );
+                                                            _rt::string_lift(bytes16)
+                                                        };
+                                                        V17::Unavailable(e17)
+                                                    }
+                                                    n => {
+                                                        debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                                        V17::Aborted
+                                                    }
+                                                };
+                                                v17
+                                            };
+                                            Err(e)
+                                        }
+                                        _ => _rt::invalid_enum_discriminant(),
+                                    }
+                                }
+                            }
+                        }
+                        _MySubtask {
+                            _unused: core::marker::PhantomData,
+                        }
+                            .call((self, data))
+                            .await
+                    }
+                }
+            }
+            impl Upload {
+                #[allow(unused_unsafe, clippy::all)]
+                /// Ends the body, and waits for the head of the response.
+                #[allow(async_fn_in_trait)]
+                pub async fn finish(
+                    upload: Upload,
+                ) -> ::core::result::Result<ResponseStream, Error> {
+                    unsafe {
+                        #[derive(Copy, Clone)]
+                        struct ParamsLower(i32);
+                        unsafe impl Send for ParamsLower {}
+                        use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                        struct _MySubtask<'a> {
+                            _unused: core::marker::PhantomData<&'a ()>,
+                        }
+                        #[allow(unused_parens)]
+                        unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                            type Params = (Upload,);
+                            type Results = ::core::result::Result<ResponseStream, Error>;
+                            type ParamsLower = ParamsLower;
+                            fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                                unsafe {
+                                    ::core::alloc::Layout::from_size_align_unchecked(
+                                        (4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                }
+                            }
+                            fn results_offset(&mut self) -> usize {
+                                0
+                            }
+                            unsafe fn call_import(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                                _results: *mut u8,
+                            ) -> u32 {
+                                #[cfg(target_arch = "wasm32")]
+                                #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                                unsafe extern "C" {
+                                    #[link_name = "[async-lower][static]upload.finish"]
+                                    fn call(_: i32, _: *mut u8) -> i32;
+                                }
+                                #[cfg(not(target_arch = "wasm32"))]
+                                unsafe extern "C" fn call(_: i32, _: *mut u8) -> i32 {
+                                    unreachable!()
+                                }
+                                unsafe { call(_params.0, _results) as u32 }
+                            }
+                            unsafe fn params_dealloc_lists(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {}
+                            }
+                            unsafe fn params_dealloc_lists_and_own(
+                                &mut self,
+                                _params: Self::ParamsLower,
+                            ) {
+                                unsafe {
+                                    let _ = Upload::from_handle(_params.0 as u32);
+                                }
+                            }
+                            unsafe fn params_lower(
+                                &mut self,
+                                (_lower0,): Self::Params,
+                                _ptr: *mut u8,
+                            ) -> Self::ParamsLower {
+                                unsafe { ParamsLower((_lower0).take_handle() as i32) }
+                            }
+                            unsafe fn results_lift(
+                                &mut self,
+                                _ptr: *mut u8,
+                            ) -> Self::Results {
+                                unsafe {
+                                    let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                    match l0 {
+                                        0 => {
+                                            let e = {
+                                                let l1 = *_ptr
+                                                    .add(::core::mem::size_of::<*const u8>())
+                                                    .cast::<i32>();
+                                                ResponseStream::from_handle(l1 as u32)
+                                            };
+                                            Ok(e)
+                                        }
+                                        1 => {
+                                            let e = {
+                                                let l2 = i32::from(
+                                                    *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                                );
+                                                use super::super::super::amphi::view::http_types::Error as V18;
+                                                let v18 = match l2 {
+                                                    0 => {
+                                                        let e18 = {
+                                                            let l3 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l4 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len5 = l4;
+                                                            let bytes5 = _rt::Vec::from_raw_parts(
+                                                                l3.cast(),
+                                                                len5,
+                                                                len5,
+                                                            );
+                                                            _rt::string_lift(bytes5)
+                                                        };
+                                                        V18::Denied(e18)
+                                                    }
+                                                    1 => {
+                                                        let e18 = {
+                                                            let l6 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l7 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len8 = l7;
+                                                            let bytes8 = _rt::Vec::from_raw_parts(
+                                                                l6.cast(),
+                                                                len8,
+                                                                len8,
+                                                            );
+                                                            _rt::string_lift(bytes8)
+                                                        };
+                                                        V18::Invalid(e18)
+                                                    }
+                                                    2 => V18::Timeout,
+                                                    3 => {
+                                                        let e18 = {
+                                                            let l9 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l10 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len11 = l10;
+                                                            let bytes11 = _rt::Vec::from_raw_parts(
+                                                                l9.cast(),
+                                                                len11,
+                                                                len11,
+                                                            );
+                                                            _rt::string_lift(bytes11)
+                                                        };
+                                                        V18::Connection(e18)
+                                                    }
+                                                    4 => {
+                                                        let e18 = {
+                                                            let l12 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l13 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len14 = l13;
+                                                            let bytes14 = _rt::Vec::from_raw_parts(
+                                                                l12.cast(),
+                                                                len14,
+                                                                len14,
+                                                            );
+                                                            _rt::string_lift(bytes14)
+                                                        };
+                                                        V18::TooLarge(e18)
+                                                    }
+                                                    5 => {
+                                                        let e18 = {
+                                                            let l15 = *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<*mut u8>();
+                                                            let l16 = *_ptr
+                                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<usize>();
+                                                            let len17 = l16;
+                                                            let bytes17 = _rt::Vec::from_raw_parts(
+                                                                l15.cast(),
+                                                                len17,
+                                                                len17,
+                                                            );
+                                                            _rt::string_lift(bytes17)
+                                                        };
+                                                        V18::Unavailable(e18)
+                                                    }
+                                                    n => {
+                                                        debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                                        V18::Aborted
+                                                    }
+                                                };
+                                                v18
+                                            };
+                                            Err(e)
+                                        }
+                                        _ => _rt::invalid_enum_discriminant(),
+                                    }
+                                }
+                            }
+                        }
+                        _MySubtask {
+                            _unused: core::marker::PhantomData,
+                        }
+                            .call((upload,))
+                            .await
+                    }
+                }
+            }
             #[allow(unused_unsafe, clippy::all)]
+            /// Sends a request and waits for the whole response.
             #[allow(async_fn_in_trait)]
             pub async fn send(
                 request: OutboundRequest,
@@ -8004,6 +10022,826 @@ pub mod amphi {
                                                 }
                                             };
                                             v30
+                                        };
+                                        Err(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                }
+                            }
+                        }
+                    }
+                    _MySubtask {
+                        _unused: core::marker::PhantomData,
+                    }
+                        .call((request,))
+                        .await
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a request and waits for the head of the response. `timeout-ms` is for the head.
+            #[allow(async_fn_in_trait)]
+            pub async fn open(
+                request: OutboundRequest,
+            ) -> ::core::result::Result<ResponseStream, Error> {
+                unsafe {
+                    #[derive(Copy, Clone)]
+                    struct ParamsLower(*mut u8);
+                    unsafe impl Send for ParamsLower {}
+                    use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                    struct _MySubtask<'a> {
+                        _unused: core::marker::PhantomData<&'a ()>,
+                    }
+                    #[allow(unused_parens)]
+                    unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                        type Params = (OutboundRequest,);
+                        type Results = ::core::result::Result<ResponseStream, Error>;
+                        type ParamsLower = ParamsLower;
+                        fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                            unsafe {
+                                ::core::alloc::Layout::from_size_align_unchecked(
+                                    (8 + 12 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                )
+                            }
+                        }
+                        fn results_offset(&mut self) -> usize {
+                            (8 + 8 * ::core::mem::size_of::<*const u8>())
+                        }
+                        unsafe fn call_import(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                            _results: *mut u8,
+                        ) -> u32 {
+                            #[cfg(target_arch = "wasm32")]
+                            #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                            unsafe extern "C" {
+                                #[link_name = "[async-lower]open"]
+                                fn call(_: *mut u8, _: *mut u8) -> i32;
+                            }
+                            #[cfg(not(target_arch = "wasm32"))]
+                            unsafe extern "C" fn call(_: *mut u8, _: *mut u8) -> i32 {
+                                unreachable!()
+                            }
+                            unsafe { call(_params.0, _results) as u32 }
+                        }
+                        unsafe fn params_dealloc_lists(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let l0 = *_params.0.add(0).cast::<*mut u8>();
+                                let l1 = *_params
+                                    .0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l0, l1, 1);
+                                let l2 = *_params
+                                    .0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l3 = *_params
+                                    .0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l2, l3, 1);
+                                let l4 = *_params
+                                    .0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *_params
+                                    .0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base10 = l4;
+                                let len10 = l5;
+                                for i in 0..len10 {
+                                    let base = base10
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let l6 = *base.add(0).cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l6, l7, 1);
+                                        let l8 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l9 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l8, l9, 1);
+                                    }
+                                }
+                                _rt::cabi_dealloc(
+                                    base10,
+                                    len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                let l11 = *_params
+                                    .0
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l12 = *_params
+                                    .0
+                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base13 = l11;
+                                let len13 = l12;
+                                _rt::cabi_dealloc(base13, len13 * 1, 1);
+                            }
+                        }
+                        unsafe fn params_dealloc_lists_and_own(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let l0 = *_params.0.add(0).cast::<*mut u8>();
+                                let l1 = *_params
+                                    .0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l0, l1, 1);
+                                let l2 = *_params
+                                    .0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l3 = *_params
+                                    .0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l2, l3, 1);
+                                let l4 = *_params
+                                    .0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *_params
+                                    .0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base10 = l4;
+                                let len10 = l5;
+                                for i in 0..len10 {
+                                    let base = base10
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let l6 = *base.add(0).cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l6, l7, 1);
+                                        let l8 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l9 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l8, l9, 1);
+                                    }
+                                }
+                                _rt::cabi_dealloc(
+                                    base10,
+                                    len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                let l11 = *_params
+                                    .0
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l12 = *_params
+                                    .0
+                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base13 = l11;
+                                let len13 = l12;
+                                _rt::cabi_dealloc(base13, len13 * 1, 1);
+                            }
+                        }
+                        unsafe fn params_lower(
+                            &mut self,
+                            (_lower0,): Self::Params,
+                            _ptr: *mut u8,
+                        ) -> Self::ParamsLower {
+                            let _param_ptr = unsafe { _ptr.add(0) };
+                            unsafe {
+                                let super::super::super::amphi::view::http_types::OutboundRequest {
+                                    method: method0,
+                                    url: url0,
+                                    headers: headers0,
+                                    body: body0,
+                                    timeout_ms: timeout_ms0,
+                                } = _lower0;
+                                let vec1 = (method0.into_bytes()).into_boxed_slice();
+                                let ptr1 = vec1.as_ptr().cast::<u8>();
+                                let len1 = vec1.len();
+                                ::core::mem::forget(vec1);
+                                *_param_ptr
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len1;
+                                *_param_ptr.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+                                let vec2 = (url0.into_bytes()).into_boxed_slice();
+                                let ptr2 = vec2.as_ptr().cast::<u8>();
+                                let len2 = vec2.len();
+                                ::core::mem::forget(vec2);
+                                *_param_ptr
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len2;
+                                *_param_ptr
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr2.cast_mut();
+                                let vec6 = headers0;
+                                let len6 = vec6.len();
+                                let layout6 = _rt::alloc::Layout::from_size_align(
+                                        vec6.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                    .unwrap();
+                                let (result6, _cleanup6) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                                    layout6,
+                                );
+                                if let Some(cleanup) = _cleanup6 {
+                                    cleanup.forget();
+                                }
+                                for (i, e) in vec6.into_iter().enumerate() {
+                                    let base = result6
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let (t3_0, t3_1) = e;
+                                        let vec4 = (t3_0.into_bytes()).into_boxed_slice();
+                                        let ptr4 = vec4.as_ptr().cast::<u8>();
+                                        let len4 = vec4.len();
+                                        ::core::mem::forget(vec4);
+                                        *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len4;
+                                        *base.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+                                        let vec5 = (t3_1.into_bytes()).into_boxed_slice();
+                                        let ptr5 = vec5.as_ptr().cast::<u8>();
+                                        let len5 = vec5.len();
+                                        ::core::mem::forget(vec5);
+                                        *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len5;
+                                        *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr5.cast_mut();
+                                    }
+                                }
+                                *_param_ptr
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len6;
+                                *_param_ptr
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = result6;
+                                let vec7 = <_ as Into<_rt::Vec<_>>>::into(body0)
+                                    .into_boxed_slice();
+                                let ptr7 = vec7.as_ptr().cast::<u8>();
+                                let len7 = vec7.len();
+                                ::core::mem::forget(vec7);
+                                *_param_ptr
+                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len7;
+                                *_param_ptr
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr7.cast_mut();
+                                match timeout_ms0 {
+                                    Some(e) => {
+                                        *_param_ptr
+                                            .add(8 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *_param_ptr
+                                            .add(4 + 8 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(e);
+                                    }
+                                    None => {
+                                        *_param_ptr
+                                            .add(8 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                            ParamsLower(_ptr)
+                        }
+                        unsafe fn results_lift(
+                            &mut self,
+                            _ptr: *mut u8,
+                        ) -> Self::Results {
+                            unsafe {
+                                let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                match l0 {
+                                    0 => {
+                                        let e = {
+                                            let l1 = *_ptr
+                                                .add(::core::mem::size_of::<*const u8>())
+                                                .cast::<i32>();
+                                            ResponseStream::from_handle(l1 as u32)
+                                        };
+                                        Ok(e)
+                                    }
+                                    1 => {
+                                        let e = {
+                                            let l2 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::http_types::Error as V18;
+                                            let v18 = match l2 {
+                                                0 => {
+                                                    let e18 = {
+                                                        let l3 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l4 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len5 = l4;
+                                                        let bytes5 = _rt::Vec::from_raw_parts(
+                                                            l3.cast(),
+                                                            len5,
+                                                            len5,
+                                                        );
+                                                        _rt::string_lift(bytes5)
+                                                    };
+                                                    V18::Denied(e18)
+                                                }
+                                                1 => {
+                                                    let e18 = {
+                                                        let l6 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l7 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len8 = l7;
+                                                        let bytes8 = _rt::Vec::from_raw_parts(
+                                                            l6.cast(),
+                                                            len8,
+                                                            len8,
+                                                        );
+                                                        _rt::string_lift(bytes8)
+                                                    };
+                                                    V18::Invalid(e18)
+                                                }
+                                                2 => V18::Timeout,
+                                                3 => {
+                                                    let e18 = {
+                                                        let l9 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l10 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len11 = l10;
+                                                        let bytes11 = _rt::Vec::from_raw_parts(
+                                                            l9.cast(),
+                                                            len11,
+                                                            len11,
+                                                        );
+                                                        _rt::string_lift(bytes11)
+                                                    };
+                                                    V18::Connection(e18)
+                                                }
+                                                4 => {
+                                                    let e18 = {
+                                                        let l12 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l13 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len14 = l13;
+                                                        let bytes14 = _rt::Vec::from_raw_parts(
+                                                            l12.cast(),
+                                                            len14,
+                                                            len14,
+                                                        );
+                                                        _rt::string_lift(bytes14)
+                                                    };
+                                                    V18::TooLarge(e18)
+                                                }
+                                                5 => {
+                                                    let e18 = {
+                                                        let l15 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l16 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len17 = l16;
+                                                        let bytes17 = _rt::Vec::from_raw_parts(
+                                                            l15.cast(),
+                                                            len17,
+                                                            len17,
+                                                        );
+                                                        _rt::string_lift(bytes17)
+                                                    };
+                                                    V18::Unavailable(e18)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                                    V18::Aborted
+                                                }
+                                            };
+                                            v18
+                                        };
+                                        Err(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                }
+                            }
+                        }
+                    }
+                    _MySubtask {
+                        _unused: core::marker::PhantomData,
+                    }
+                        .call((request,))
+                        .await
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Begins a request whose body follows in pieces.
+            #[allow(async_fn_in_trait)]
+            pub async fn begin_upload(
+                request: OutboundUpload,
+            ) -> ::core::result::Result<Upload, Error> {
+                unsafe {
+                    #[derive(Copy, Clone)]
+                    struct ParamsLower(*mut u8);
+                    unsafe impl Send for ParamsLower {}
+                    use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                    struct _MySubtask<'a> {
+                        _unused: core::marker::PhantomData<&'a ()>,
+                    }
+                    #[allow(unused_parens)]
+                    unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                        type Params = (OutboundUpload,);
+                        type Results = ::core::result::Result<Upload, Error>;
+                        type ParamsLower = ParamsLower;
+                        fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                            unsafe {
+                                ::core::alloc::Layout::from_size_align_unchecked(
+                                    (24 + 10 * ::core::mem::size_of::<*const u8>()),
+                                    8,
+                                )
+                            }
+                        }
+                        fn results_offset(&mut self) -> usize {
+                            (24 + 6 * ::core::mem::size_of::<*const u8>())
+                        }
+                        unsafe fn call_import(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                            _results: *mut u8,
+                        ) -> u32 {
+                            #[cfg(target_arch = "wasm32")]
+                            #[link(wasm_import_module = "amphi:view/http-async@0.3.0")]
+                            unsafe extern "C" {
+                                #[link_name = "[async-lower]begin-upload"]
+                                fn call(_: *mut u8, _: *mut u8) -> i32;
+                            }
+                            #[cfg(not(target_arch = "wasm32"))]
+                            unsafe extern "C" fn call(_: *mut u8, _: *mut u8) -> i32 {
+                                unreachable!()
+                            }
+                            unsafe { call(_params.0, _results) as u32 }
+                        }
+                        unsafe fn params_dealloc_lists(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let l0 = *_params.0.add(0).cast::<*mut u8>();
+                                let l1 = *_params
+                                    .0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l0, l1, 1);
+                                let l2 = *_params
+                                    .0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l3 = *_params
+                                    .0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l2, l3, 1);
+                                let l4 = *_params
+                                    .0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *_params
+                                    .0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base10 = l4;
+                                let len10 = l5;
+                                for i in 0..len10 {
+                                    let base = base10
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let l6 = *base.add(0).cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l6, l7, 1);
+                                        let l8 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l9 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l8, l9, 1);
+                                    }
+                                }
+                                _rt::cabi_dealloc(
+                                    base10,
+                                    len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                            }
+                        }
+                        unsafe fn params_dealloc_lists_and_own(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                let l0 = *_params.0.add(0).cast::<*mut u8>();
+                                let l1 = *_params
+                                    .0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l0, l1, 1);
+                                let l2 = *_params
+                                    .0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l3 = *_params
+                                    .0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l2, l3, 1);
+                                let l4 = *_params
+                                    .0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *_params
+                                    .0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base10 = l4;
+                                let len10 = l5;
+                                for i in 0..len10 {
+                                    let base = base10
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let l6 = *base.add(0).cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l6, l7, 1);
+                                        let l8 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l9 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l8, l9, 1);
+                                    }
+                                }
+                                _rt::cabi_dealloc(
+                                    base10,
+                                    len10 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                            }
+                        }
+                        unsafe fn params_lower(
+                            &mut self,
+                            (_lower0,): Self::Params,
+                            _ptr: *mut u8,
+                        ) -> Self::ParamsLower {
+                            let _param_ptr = unsafe { _ptr.add(0) };
+                            unsafe {
+                                let super::super::super::amphi::view::http_types::OutboundUpload {
+                                    method: method0,
+                                    url: url0,
+                                    headers: headers0,
+                                    length: length0,
+                                    timeout_ms: timeout_ms0,
+                                } = _lower0;
+                                let vec1 = (method0.into_bytes()).into_boxed_slice();
+                                let ptr1 = vec1.as_ptr().cast::<u8>();
+                                let len1 = vec1.len();
+                                ::core::mem::forget(vec1);
+                                *_param_ptr
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len1;
+                                *_param_ptr.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+                                let vec2 = (url0.into_bytes()).into_boxed_slice();
+                                let ptr2 = vec2.as_ptr().cast::<u8>();
+                                let len2 = vec2.len();
+                                ::core::mem::forget(vec2);
+                                *_param_ptr
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len2;
+                                *_param_ptr
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr2.cast_mut();
+                                let vec6 = headers0;
+                                let len6 = vec6.len();
+                                let layout6 = _rt::alloc::Layout::from_size_align(
+                                        vec6.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                    .unwrap();
+                                let (result6, _cleanup6) = ::amphi_sdk::__private::wit_bindgen::rt::Cleanup::new(
+                                    layout6,
+                                );
+                                if let Some(cleanup) = _cleanup6 {
+                                    cleanup.forget();
+                                }
+                                for (i, e) in vec6.into_iter().enumerate() {
+                                    let base = result6
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let (t3_0, t3_1) = e;
+                                        let vec4 = (t3_0.into_bytes()).into_boxed_slice();
+                                        let ptr4 = vec4.as_ptr().cast::<u8>();
+                                        let len4 = vec4.len();
+                                        ::core::mem::forget(vec4);
+                                        *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len4;
+                                        *base.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+                                        let vec5 = (t3_1.into_bytes()).into_boxed_slice();
+                                        let ptr5 = vec5.as_ptr().cast::<u8>();
+                                        let len5 = vec5.len();
+                                        ::core::mem::forget(vec5);
+                                        *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len5;
+                                        *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr5.cast_mut();
+                                    }
+                                }
+                                *_param_ptr
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len6;
+                                *_param_ptr
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = result6;
+                                match length0 {
+                                    Some(e) => {
+                                        *_param_ptr
+                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *_param_ptr
+                                            .add(8 + 6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i64>() = _rt::as_i64(e);
+                                    }
+                                    None => {
+                                        *_param_ptr
+                                            .add(6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                                match timeout_ms0 {
+                                    Some(e) => {
+                                        *_param_ptr
+                                            .add(16 + 6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        *_param_ptr
+                                            .add(20 + 6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<i32>() = _rt::as_i32(e);
+                                    }
+                                    None => {
+                                        *_param_ptr
+                                            .add(16 + 6 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                };
+                            }
+                            ParamsLower(_ptr)
+                        }
+                        unsafe fn results_lift(
+                            &mut self,
+                            _ptr: *mut u8,
+                        ) -> Self::Results {
+                            unsafe {
+                                let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                match l0 {
+                                    0 => {
+                                        let e = {
+                                            let l1 = *_ptr
+                                                .add(::core::mem::size_of::<*const u8>())
+                                                .cast::<i32>();
+                                            Upload::from_handle(l1 as u32)
+                                        };
+                                        Ok(e)
+                                    }
+                                    1 => {
+                                        let e = {
+                                            let l2 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            use super::super::super::amphi::view::http_types::Error as V18;
+                                            let v18 = match l2 {
+                                                0 => {
+                                                    let e18 = {
+                                                        let l3 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l4 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len5 = l4;
+                                                        let bytes5 = _rt::Vec::from_raw_parts(
+                                                            l3.cast(),
+                                                            len5,
+                                                            len5,
+                                                        );
+                                                        _rt::string_lift(bytes5)
+                                                    };
+                                                    V18::Denied(e18)
+                                                }
+                                                1 => {
+                                                    let e18 = {
+                                                        let l6 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l7 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len8 = l7;
+                                                        let bytes8 = _rt::Vec::from_raw_parts(
+                                                            l6.cast(),
+                                                            len8,
+                                                            len8,
+                                                        );
+                                                        _rt::string_lift(bytes8)
+                                                    };
+                                                    V18::Invalid(e18)
+                                                }
+                                                2 => V18::Timeout,
+                                                3 => {
+                                                    let e18 = {
+                                                        let l9 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l10 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len11 = l10;
+                                                        let bytes11 = _rt::Vec::from_raw_parts(
+                                                            l9.cast(),
+                                                            len11,
+                                                            len11,
+                                                        );
+                                                        _rt::string_lift(bytes11)
+                                                    };
+                                                    V18::Connection(e18)
+                                                }
+                                                4 => {
+                                                    let e18 = {
+                                                        let l12 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l13 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len14 = l13;
+                                                        let bytes14 = _rt::Vec::from_raw_parts(
+                                                            l12.cast(),
+                                                            len14,
+                                                            len14,
+                                                        );
+                                                        _rt::string_lift(bytes14)
+                                                    };
+                                                    V18::TooLarge(e18)
+                                                }
+                                                5 => {
+                                                    let e18 = {
+                                                        let l15 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l16 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len17 = l16;
+                                                        let bytes17 = _rt::Vec::from_raw_parts(
+                                                            l15.cast(),
+                                                            len17,
+                                                            len17,
+                                                        );
+                                                        _rt::string_lift(bytes17)
+                                                    };
+                                                    V18::Unavailable(e18)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 6, "invalid enum discriminant");
+                                                    V18::Aborted
+                                                }
+                                            };
+                                            v18
                                         };
                                         Err(e)
                                     }
@@ -9287,8 +12125,8 @@ pub mod amphi {
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
-            pub type Message = super::super::super::amphi::view::channels::Message;
-            pub type Error = super::super::super::amphi::view::channels::Error;
+            pub type Message = super::super::super::amphi::view::channel_types::Message;
+            pub type Error = super::super::super::amphi::view::channel_types::Error;
             #[allow(unused_unsafe, clippy::all)]
             /// The id of the connection. None: the request is not one of a web socket.
             #[allow(async_fn_in_trait)]
@@ -9359,7 +12197,7 @@ pub mod amphi {
                         [::core::mem::MaybeUninit::uninit(); 4
                             * ::core::mem::size_of::<*const u8>()],
                     );
-                    use super::super::super::amphi::view::channels::Message as V2;
+                    use super::super::super::amphi::view::channel_types::Message as V2;
                     let (result3_0, result3_1, result3_2) = match message {
                         V2::Text(e) => {
                             let vec0 = e;
@@ -9402,7 +12240,7 @@ pub mod amphi {
                                 let l7 = i32::from(
                                     *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::channels::Error as V17;
+                                use super::super::super::amphi::view::channel_types::Error as V17;
                                 let v17 = match l7 {
                                     0 => {
                                         let e17 = {
@@ -9516,7 +12354,7 @@ pub mod amphi {
                                 let l4 = i32::from(
                                     *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::channels::Error as V14;
+                                use super::super::super::amphi::view::channel_types::Error as V14;
                                 let v14 = match l4 {
                                     0 => {
                                         let e14 = {
@@ -9625,7 +12463,7 @@ pub mod amphi {
                                 let l4 = i32::from(
                                     *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::channels::Error as V14;
+                                use super::super::super::amphi::view::channel_types::Error as V14;
                                 let v14 = match l4 {
                                     0 => {
                                         let e14 = {
@@ -9733,7 +12571,7 @@ pub mod amphi {
                                 let l4 = i32::from(
                                     *ptr1.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
                                 );
-                                use super::super::super::amphi::view::channels::Error as V14;
+                                use super::super::super::amphi::view::channel_types::Error as V14;
                                 let v14 = match l4 {
                                     0 => {
                                         let e14 = {
@@ -11235,8 +14073,8 @@ mod _rt {
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 5113] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xdb&\x01A\x02\x01A<\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 6099] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb5.\x01A\x02\x01A@\x01\
 B$\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01kw\x01q\x03\x05bytes\x01\x02\0\x07\
 spooled\x01w\0\x08arriving\x01\x03\0\x04\0\x04body\x03\0\x04\x01p\x01\x01o\x02ss\
 \x01p\x07\x01r\x06\x06methods\x04paths\x05querys\x07headers\x06\x06params\x08\x04\
@@ -11266,100 +14104,123 @@ ite\x01\x06\x01p\x03\x01@\x01\x08trailers\x07\0\x05\x04\0\x0cset-trailers\x01\x0
 \x05error\x03\0\0\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\x02\x01p}\x01j\0\x01\
 \x01\x01C\x01\x04data\x04\0\x05\x04\0\x05write\x01\x06\x01p\x03\x01@\x01\x08trai\
 lers\x07\0\x05\x04\0\x0cset-trailers\x01\x08\x03\0\"amphi:view/body-writer-async\
-@0.3.0\x05\x07\x01B\x15\x01p}\x01q\x02\x04text\x01s\0\x06binary\x01\0\0\x04\0\x07\
+@0.3.0\x05\x07\x01B\x0b\x01p}\x01q\x02\x04text\x01s\0\x06binary\x01\0\0\x04\0\x07\
 message\x03\0\x01\x01q\x03\x06denied\x01s\0\x09too-large\x01s\0\x04full\x01s\0\x04\
 \0\x05error\x03\0\x03\x01ks\x01r\x02\x0aconnections\x04user\x05\x04\0\x06member\x03\
-\0\x06\x01p\x07\x01r\x02\x06listed\x08\x05countw\x04\0\x0bmember-list\x03\0\x09\x01\
-j\0\x01\x04\x01@\x02\x05groups\x07message\x02\0\x0b\x04\0\x04send\x01\x0c\x01@\x02\
-\x0aconnections\x07message\x02\0\x0b\x04\0\x07send-to\x01\x0d\x01@\x02\x05groups\
-\x07payload\0\0\x0b\x04\0\x06notify\x01\x0e\x01j\x01\x0a\x01\x04\x01@\x01\x05gro\
-ups\0\x0f\x04\0\x07members\x01\x10\x03\0\x19amphi:view/channels@0.3.0\x05\x08\x01\
-B\x03\x01ks\x01@\x01\x04names\0\0\x04\0\x03get\x01\x01\x03\0\x17amphi:view/confi\
-g@0.3.0\x05\x09\x01B\x0f\x01q\x02\x09too-large\x01s\0\x08reserved\x01s\0\x04\0\x05\
-error\x03\0\0\x01@\0\0s\x04\0\x0arequest-id\x01\x02\x04\0\x05route\x01\x02\x04\0\
-\x04peer\x01\x02\x04\0\x0btraceparent\x01\x02\x01@\0\0w\x04\0\x0cremaining-ms\x01\
-\x03\x01ks\x01@\x01\x04names\0\x04\x04\0\x03get\x01\x05\x01j\0\x01\x01\x01@\x02\x04\
-names\x05values\0\x06\x04\0\x03set\x01\x07\x03\0\x18amphi:view/context@0.3.0\x05\
-\x0a\x01B\x11\x01p}\x01q\x05\x04null\0\0\x07integer\x01x\0\x04real\x01u\0\x04tex\
-t\x01s\0\x04blob\x01\0\0\x04\0\x05value\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\
-\x01ps\x01p\x04\x01r\x02\x07columns\x05\x04rows\x06\x04\0\x05table\x03\0\x07\x01\
-m\x0e\x06denied\x09statement\x06unique\x0bforeign-key\x08not-null\x05check\x09da\
-ta-type\x0aconstraint\x08conflict\x09too-large\x08poisoned\x0bunavailable\x07abo\
-rted\x05other\x04\0\x0aerror-kind\x03\0\x09\x01ks\x01r\x02\x0aconstraint\x0b\x07\
-columns\x05\x04\0\x09violation\x03\0\x0c\x01k\x0d\x01r\x03\x04kind\x0a\x07messag\
-es\x09violation\x0e\x04\0\x05error\x03\0\x0f\x03\0\x1famphi:view/database-types@\
-0.3.0\x05\x0b\x02\x03\0\x09\x05value\x02\x03\0\x09\x03row\x02\x03\0\x09\x05table\
-\x02\x03\0\x09\x05error\x01B,\x02\x03\x02\x01\x0c\x04\0\x05value\x03\0\0\x02\x03\
-\x02\x01\x0d\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x0e\x04\0\x05table\x03\0\x04\
-\x02\x03\x02\x01\x0f\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btra\
-nsaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\
-\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01@\x02\x04\
-self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\
-\x01@\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\x04\
-\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01@\x03\
-\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\x07\
-\x01@\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\
-\x08\x01j\x01\x19\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\
-\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\x08databases\0\x1c\x04\0\x05begin\
-\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\x08databases\0\x1f\x04\0\x03pin\x01\
-\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x19amphi:view/database@0.3.0\x05\
-\x10\x01B,\x02\x03\x02\x01\x0c\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x0d\x04\0\x03\
-row\x03\0\x02\x02\x03\x02\x01\x0e\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x0f\x04\
-\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06\
-pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.c\
-olumns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\
-\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\x01C\x01\x0btransaction\x11\
-\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\x04\0\x1c[static]transaction.\
-rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01C\x03\x08databases\x03sqls\x06\
-params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\x07\x01C\x03\x08databases\x03\
-sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01\
-C\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\
-\x01\x07\x01C\x01\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\
-\x01\x07\x01C\x01\x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0c\
-set-rollback\x01!\x03\0\x1famphi:view/database-async@0.3.0\x05\x11\x01B\x06\x01q\
-\x03\x06denied\x01s\0\x09too-large\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01\
-p}\x01j\0\x01\x01\x01@\x02\x05topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\
-\x03\0\x17amphi:view/events@0.3.0\x05\x12\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x06\
-header\x03\0\0\x01p\x01\x01p}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04\
-body\x03\x0atimeout-ms\x04\x04\0\x10outbound-request\x03\0\x05\x01r\x03\x06statu\
-s{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x07\x01q\x07\x06de\
-nied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-large\x01\
-s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x09\x03\0\x1bamphi\
-:view/http-types@0.3.0\x05\x13\x02\x03\0\x0d\x10outbound-request\x02\x03\0\x0d\x10\
-inbound-response\x02\x03\0\x0d\x05error\x01B\x09\x02\x03\x02\x01\x14\x04\0\x10ou\
-tbound-request\x03\0\0\x02\x03\x02\x01\x15\x04\0\x10inbound-response\x03\0\x02\x02\
-\x03\x02\x01\x16\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07reque\
-st\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x15amphi:view/http@0.3.0\x05\x17\x01B\x09\
-\x02\x03\x02\x01\x14\x04\0\x10outbound-request\x03\0\0\x02\x03\x02\x01\x15\x04\0\
-\x10inbound-response\x03\0\x02\x02\x03\x02\x01\x16\x04\0\x05error\x03\0\x04\x01j\
-\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0\x1bam\
-phi:view/http-async@0.3.0\x05\x18\x01B\x06\x01m\x05\x05trace\x05debug\x04info\x04\
-warn\x05error\x04\0\x05level\x03\0\0\x01o\x02ss\x01p\x02\x01@\x03\x05level\x01\x07\
-messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\x03\0\x14amphi:view/log@0.3.\
-0\x05\x19\x02\x03\0\0\x07request\x02\x03\0\0\x08response\x02\x03\0\0\x05error\x01\
-B\x09\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08\
-response\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\
-\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\0\x1bamphi:view/mid\
-dleware@0.3.0\x05\x1d\x01B\x09\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\
-\x02\x01\x1b\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\
-\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\x03\
-\0!amphi:view/middleware-async@0.3.0\x05\x1e\x02\x03\0\x06\x07message\x02\x03\0\x06\
-\x05error\x01B\x0f\x02\x03\x02\x01\x1f\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x20\
-\x04\0\x05error\x03\0\x02\x01ks\x01@\0\0\x04\x04\0\x02id\x01\x05\x01j\0\x01\x03\x01\
-@\x01\x07message\x01\0\x06\x04\0\x04send\x01\x07\x01@\x02\x04code{\x06reasons\0\x06\
-\x04\0\x05close\x01\x08\x01@\x01\x05groups\0\x06\x04\0\x04join\x01\x09\x04\0\x05\
-leave\x01\x09\x03\0\x17amphi:view/socket@0.3.0\x05!\x01B\x09\x02\x03\x02\x01\x1a\
-\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08response\x03\0\x02\x02\x03\
-\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\
-\0\x06\x04\0\x04send\x01\x07\x03\0\x1bamphi:view/subrequest@0.3.0\x05\"\x01B\x09\
-\x02\x03\x02\x01\x1a\x04\0\x07request\x03\0\0\x02\x03\x02\x01\x1b\x04\0\x08respo\
-nse\x03\0\x02\x02\x03\x02\x01\x1c\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01\
-C\x01\x07request\x01\0\x06\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-asy\
-nc@0.3.0\x05#\x01B\x02\x01C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi\
-:view/timer@0.3.0\x05$\x04\08amphi:view/imports-with-all-of-its-exports-removed@\
-0.3.0\x04\0\x0b-\x01\0'imports-with-all-of-its-exports-removed\x03\0\0\0G\x09pro\
-ducers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x06\
-0.63.0";
+\0\x06\x01p\x07\x01r\x02\x06listed\x08\x05countw\x04\0\x0bmember-list\x03\0\x09\x03\
+\0\x1eamphi:view/channel-types@0.3.0\x05\x08\x02\x03\0\x06\x07message\x02\x03\0\x06\
+\x05error\x02\x03\0\x06\x0bmember-list\x01B\x11\x02\x03\x02\x01\x09\x04\0\x07mes\
+sage\x03\0\0\x02\x03\x02\x01\x0a\x04\0\x05error\x03\0\x02\x02\x03\x02\x01\x0b\x04\
+\0\x0bmember-list\x03\0\x04\x01j\0\x01\x03\x01@\x02\x05groups\x07message\x01\0\x06\
+\x04\0\x04send\x01\x07\x01@\x02\x0aconnections\x07message\x01\0\x06\x04\0\x07sen\
+d-to\x01\x08\x01p}\x01@\x02\x05groups\x07payload\x09\0\x06\x04\0\x06notify\x01\x0a\
+\x01j\x01\x05\x01\x03\x01@\x01\x05groups\0\x0b\x04\0\x07members\x01\x0c\x03\0\x19\
+amphi:view/channels@0.3.0\x05\x0c\x01B\x03\x01ks\x01@\x01\x04names\0\0\x04\0\x03\
+get\x01\x01\x03\0\x17amphi:view/config@0.3.0\x05\x0d\x01B\x0f\x01q\x02\x09too-la\
+rge\x01s\0\x08reserved\x01s\0\x04\0\x05error\x03\0\0\x01@\0\0s\x04\0\x0arequest-\
+id\x01\x02\x04\0\x05route\x01\x02\x04\0\x04peer\x01\x02\x04\0\x0btraceparent\x01\
+\x02\x01@\0\0w\x04\0\x0cremaining-ms\x01\x03\x01ks\x01@\x01\x04names\0\x04\x04\0\
+\x03get\x01\x05\x01j\0\x01\x01\x01@\x02\x04names\x05values\0\x06\x04\0\x03set\x01\
+\x07\x03\0\x18amphi:view/context@0.3.0\x05\x0e\x01B\x11\x01p}\x01q\x05\x04null\0\
+\0\x07integer\x01x\0\x04real\x01u\0\x04text\x01s\0\x04blob\x01\0\0\x04\0\x05valu\
+e\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\x01ps\x01p\x04\x01r\x02\x07columns\x05\
+\x04rows\x06\x04\0\x05table\x03\0\x07\x01m\x0e\x06denied\x09statement\x06unique\x0b\
+foreign-key\x08not-null\x05check\x09data-type\x0aconstraint\x08conflict\x09too-l\
+arge\x08poisoned\x0bunavailable\x07aborted\x05other\x04\0\x0aerror-kind\x03\0\x09\
+\x01ks\x01r\x02\x0aconstraint\x0b\x07columns\x05\x04\0\x09violation\x03\0\x0c\x01\
+k\x0d\x01r\x03\x04kind\x0a\x07messages\x09violation\x0e\x04\0\x05error\x03\0\x0f\
+\x03\0\x1famphi:view/database-types@0.3.0\x05\x0f\x02\x03\0\x0a\x05value\x02\x03\
+\0\x0a\x03row\x02\x03\0\x0a\x05table\x02\x03\0\x0a\x05error\x01B,\x02\x03\x02\x01\
+\x10\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x11\x04\0\x03row\x03\0\x02\x02\x03\x02\
+\x01\x12\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x13\x04\0\x05error\x03\0\x06\x04\
+\0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\
+\x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\
+\x01j\x01\x0e\x01\x07\x01@\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.n\
+ext\x01\x10\x01i\x09\x01j\0\x01\x07\x01@\x01\x0btransaction\x11\0\x12\x04\0\x1a[\
+static]transaction.commit\x01\x13\x04\0\x1c[static]transaction.rollback\x01\x13\x01\
+p\x01\x01j\x01\x05\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\
+\0\x05query\x01\x16\x01j\x01w\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\
+\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01@\x03\x08databa\
+ses\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\
+\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\
+\x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\
+\x03\0\x19amphi:view/database@0.3.0\x05\x14\x01B,\x02\x03\x02\x01\x10\x04\0\x05v\
+alue\x03\0\0\x02\x03\x02\x01\x11\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x12\x04\0\
+\x05table\x03\0\x04\x02\x03\x02\x01\x13\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\
+\x01\x04\0\x0btransaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\
+\x04self\x0b\0\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\
+\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\
+\x01j\0\x01\x07\x01C\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.c\
+ommit\x01\x13\x04\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\
+\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\
+\x01j\x01w\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07ex\
+ecute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01C\x03\x08databases\x03sqls\x06par\
+ams\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01C\x01\x08databases\0\
+\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01C\x01\x08databases\0\
+\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x1famphi\
+:view/database-async@0.3.0\x05\x15\x01B\x06\x01q\x03\x06denied\x01s\0\x09too-lar\
+ge\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01j\0\x01\x01\x01@\x02\x05\
+topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\x03\0\x17amphi:view/events@\
+0.3.0\x05\x16\x01B\x0e\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x01p\x01\x01p\
+}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04body\x03\x0atimeout-ms\x04\
+\x04\0\x10outbound-request\x03\0\x05\x01kw\x01r\x05\x06methods\x03urls\x07header\
+s\x02\x06length\x07\x0atimeout-ms\x04\x04\0\x0foutbound-upload\x03\0\x08\x01r\x03\
+\x06status{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x0a\x01q\x07\
+\x06denied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-l\
+arge\x01s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x0c\x03\0\x1b\
+amphi:view/http-types@0.3.0\x05\x17\x02\x03\0\x0e\x10outbound-request\x02\x03\0\x0e\
+\x0foutbound-upload\x02\x03\0\x0e\x10inbound-response\x02\x03\0\x0e\x05error\x01\
+B'\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x18\x04\0\x10outb\
+ound-request\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x0foutbound-upload\x03\0\x04\x02\
+\x03\x02\x01\x1a\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1b\x04\0\x05\
+error\x03\0\x08\x04\0\x0fresponse-stream\x03\x01\x04\0\x06upload\x03\x01\x01h\x0a\
+\x01@\x01\x04self\x0c\0{\x04\0\x1e[method]response-stream.status\x01\x0d\x01p\x01\
+\x01@\x01\x04self\x0c\0\x0e\x04\0\x1f[method]response-stream.headers\x01\x0f\x01\
+p}\x01j\x01\x10\x01\x09\x01@\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[method]resp\
+onse-stream.read\x01\x12\x01h\x0b\x01j\0\x01\x09\x01@\x02\x04self\x13\x04data\x10\
+\0\x14\x04\0\x14[method]upload.write\x01\x15\x01i\x0b\x01i\x0a\x01j\x01\x17\x01\x09\
+\x01@\x01\x06upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01j\x01\x07\
+\x01\x09\x01@\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01@\x01\x07request\
+\x03\0\x18\x04\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01@\x01\x07request\x05\0\x1d\
+\x04\0\x0cbegin-upload\x01\x1e\x03\0\x15amphi:view/http@0.3.0\x05\x1c\x01B'\x02\x03\
+\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x18\x04\0\x10outbound-reque\
+st\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x0foutbound-upload\x03\0\x04\x02\x03\x02\x01\
+\x1a\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\
+\x08\x04\0\x0fresponse-stream\x03\x01\x04\0\x06upload\x03\x01\x01h\x0a\x01@\x01\x04\
+self\x0c\0{\x04\0\x1e[method]response-stream.status\x01\x0d\x01p\x01\x01@\x01\x04\
+self\x0c\0\x0e\x04\0\x1f[method]response-stream.headers\x01\x0f\x01p}\x01j\x01\x10\
+\x01\x09\x01C\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[method]response-stream.rea\
+d\x01\x12\x01h\x0b\x01j\0\x01\x09\x01C\x02\x04self\x13\x04data\x10\0\x14\x04\0\x14\
+[method]upload.write\x01\x15\x01i\x0b\x01i\x0a\x01j\x01\x17\x01\x09\x01C\x01\x06\
+upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01j\x01\x07\x01\x09\x01\
+C\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01C\x01\x07request\x03\0\x18\x04\
+\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01C\x01\x07request\x05\0\x1d\x04\0\x0cb\
+egin-upload\x01\x1e\x03\0\x1bamphi:view/http-async@0.3.0\x05\x1d\x01B\x06\x01m\x05\
+\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01o\x02ss\x01\
+p\x02\x01@\x03\x05level\x01\x07messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\
+\x03\0\x14amphi:view/log@0.3.0\x05\x1e\x02\x03\0\0\x07request\x02\x03\0\0\x08res\
+ponse\x02\x03\0\0\x05error\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07request\x03\0\0\
+\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\x04\0\x05error\
+\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\
+\x03\0\x1bamphi:view/middleware@0.3.0\x05\"\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07\
+request\x03\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\
+\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\
+\0\x04next\x01\x07\x03\0!amphi:view/middleware-async@0.3.0\x05#\x01B\x0f\x02\x03\
+\x02\x01\x09\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x0a\x04\0\x05error\x03\0\x02\
+\x01ks\x01@\0\0\x04\x04\0\x02id\x01\x05\x01j\0\x01\x03\x01@\x01\x07message\x01\0\
+\x06\x04\0\x04send\x01\x07\x01@\x02\x04code{\x06reasons\0\x06\x04\0\x05close\x01\
+\x08\x01@\x01\x05groups\0\x06\x04\0\x04join\x01\x09\x04\0\x05leave\x01\x09\x03\0\
+\x17amphi:view/socket@0.3.0\x05$\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07request\x03\
+\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\x04\0\x05e\
+rror\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04send\x01\
+\x07\x03\0\x1bamphi:view/subrequest@0.3.0\x05%\x01B\x09\x02\x03\x02\x01\x1f\x04\0\
+\x07request\x03\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\
+!\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\
+\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.3.0\x05&\x01B\x02\x01C\x01\
+\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/timer@0.3.0\x05'\x04\08am\
+phi:view/imports-with-all-of-its-exports-removed@0.3.0\x04\0\x0b-\x01\0'imports-\
+with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
+wit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -3,7 +3,7 @@
 
 use super::{
     BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, RawRequest, RawResponse, Table, Values, ViewError,
+    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
 };
 use crate::Result;
 use crate::bindings::amphi::view::log::Level;
@@ -50,7 +50,13 @@ pub(crate) trait Capabilities {
     fn pin(&self, name: &str) -> Result<(), DatabaseError>;
     fn unpin(&self, name: &str);
     fn set_rollback(&self);
-    fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError>;
+    /// Whether a request may go to this URL.
+    fn may_send(&self, url: &str) -> Result<(), HttpError>;
+    /// The response to a request, and the error that its body ends with, if it breaks off.
+    fn send(
+        &self,
+        request: OutboundRequest,
+    ) -> Result<(InboundResponse, Option<HttpError>), HttpError>;
     fn publish(&self, topic: &str, payload: &[u8]) -> Result<(), EventError>;
     /// The id of the connection whose event the view handles.
     fn connection(&self) -> Option<String>;
@@ -307,9 +313,104 @@ impl Drop for Pinned {
     }
 }
 
+/// The response to an outbound request. The test has all of it.
+pub struct ResponseStream {
+    status: u16,
+    headers: Vec<(String, String)>,
+    rest: RefCell<Vec<u8>>,
+    /// The error that the body ends with.
+    broken: Option<HttpError>,
+}
+
+impl ResponseStream {
+    fn open(host: &Host, request: OutboundRequest) -> Result<Self, HttpError> {
+        let (response, broken) = host.0.send(request)?;
+        Ok(Self {
+            status: response.status,
+            headers: response.headers,
+            rest: RefCell::new(response.body),
+            broken,
+        })
+    }
+
+    fn read(&self, max: u32) -> Result<Vec<u8>, HttpError> {
+        let mut rest = self.rest.borrow_mut();
+        match &self.broken {
+            Some(error) if rest.is_empty() => Err(error.clone()),
+            _ => {
+                let length = rest.len().min(max as usize);
+                Ok(rest.drain(..length).collect())
+            }
+        }
+    }
+}
+
+/// A request whose body is written. It is sent when it is finished.
+pub struct Upload {
+    host: Host,
+    head: OutboundUpload,
+    body: RefCell<Vec<u8>>,
+}
+
+impl Upload {
+    fn begin(host: &Host, head: OutboundUpload) -> Result<Self, HttpError> {
+        host.0.may_send(&head.url)?;
+        Ok(Self {
+            host: host.clone(),
+            head,
+            body: RefCell::default(),
+        })
+    }
+
+    fn write(&self, data: &[u8]) -> Result<(), HttpError> {
+        let mut body = self.body.borrow_mut();
+        body.extend_from_slice(data);
+        match self.head.length {
+            Some(length) if body.len() as u64 > length => Err(HttpError::Invalid(format!(
+                "the body has more bytes than the {length} that `content-length` declares"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<ResponseStream, HttpError> {
+        let body = self.body.into_inner();
+        if let Some(length) = self.head.length
+            && body.len() as u64 != length
+        {
+            return Err(HttpError::Invalid(format!(
+                "the body has {} bytes, and not the {length} that `content-length` declares",
+                body.len()
+            )));
+        }
+        let OutboundUpload {
+            method,
+            url,
+            headers,
+            timeout_ms,
+            ..
+        } = self.head;
+        let request = OutboundRequest {
+            method,
+            url,
+            headers,
+            body,
+            timeout_ms,
+        };
+        ResponseStream::open(&self.host, request)
+    }
+}
+
+fn send(host: &Host, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+    match host.0.send(request)? {
+        (response, None) => Ok(response),
+        (_, Some(error)) => Err(error),
+    }
+}
+
 pub(crate) mod sync {
     use super::*;
-    pub(crate) use super::{Pinned, Rows, Transaction};
+    pub(crate) use super::{Pinned, ResponseStream, Rows, Transaction, Upload};
 
     pub(crate) fn pin(host: &Host, name: &str) -> Result<Pinned, DatabaseError> {
         Pinned::new(host, name)
@@ -393,14 +494,45 @@ pub(crate) mod sync {
         host: &Host,
         request: OutboundRequest,
     ) -> Result<InboundResponse, HttpError> {
-        host.0.send(request)
+        super::send(host, request)
+    }
+
+    pub(crate) fn open_request(
+        host: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        ResponseStream::open(host, request)
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers.clone()
+    }
+
+    pub(crate) fn read_response(response: &ResponseStream, max: u32) -> Result<Vec<u8>, HttpError> {
+        response.read(max)
+    }
+
+    pub(crate) fn begin_upload(host: &Host, head: OutboundUpload) -> Result<Upload, HttpError> {
+        Upload::begin(host, head)
+    }
+
+    pub(crate) fn write_upload(upload: &Upload, data: &[u8]) -> Result<(), HttpError> {
+        upload.write(data)
+    }
+
+    pub(crate) fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        upload.finish()
     }
 }
 
 /// Every async function here yields once before it returns, so that joined calls interleave as they do under the host.
 pub(crate) mod asynch {
     use super::*;
-    pub(crate) use super::{Pinned, Rows, Transaction};
+    pub(crate) use super::{Pinned, ResponseStream, Rows, Transaction, Upload};
     use std::task::Poll;
 
     pub(crate) async fn pin(host: &Host, name: &str) -> Result<Pinned, DatabaseError> {
@@ -505,7 +637,49 @@ pub(crate) mod asynch {
         request: OutboundRequest,
     ) -> Result<InboundResponse, HttpError> {
         give_way().await;
-        host.0.send(request)
+        super::send(host, request)
+    }
+
+    pub(crate) async fn open_request(
+        host: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        give_way().await;
+        ResponseStream::open(host, request)
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers.clone()
+    }
+
+    pub(crate) async fn read_response(
+        response: &ResponseStream,
+        max: u32,
+    ) -> Result<Vec<u8>, HttpError> {
+        give_way().await;
+        response.read(max)
+    }
+
+    pub(crate) async fn begin_upload(
+        host: &Host,
+        head: OutboundUpload,
+    ) -> Result<Upload, HttpError> {
+        give_way().await;
+        Upload::begin(host, head)
+    }
+
+    pub(crate) async fn write_upload(upload: &Upload, data: Vec<u8>) -> Result<(), HttpError> {
+        give_way().await;
+        upload.write(&data)
+    }
+
+    pub(crate) async fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        give_way().await;
+        upload.finish()
     }
 
     /// Does not wait for the given time, so that tests are fast.

@@ -3,7 +3,7 @@
 
 use super::{
     BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, RawRequest, RawResponse, Table, Values, ViewError,
+    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
 };
 use crate::bindings::amphi::view::{channels, config, context, events, log, socket};
 use crate::channels::Message;
@@ -132,6 +132,7 @@ pub(crate) mod sync {
     use super::*;
     use crate::bindings::amphi::view::{body, body_writer, database, http, middleware, subrequest};
     pub(crate) use database::{Pinned, Rows, Transaction};
+    pub(crate) use http::{ResponseStream, Upload};
 
     pub(crate) fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body::read(offset, max)
@@ -204,6 +205,37 @@ pub(crate) mod sync {
         http::send(&request)
     }
 
+    pub(crate) fn open_request(
+        _: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        http::open(&request)
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status()
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers()
+    }
+
+    pub(crate) fn read_response(response: &ResponseStream, max: u32) -> Result<Vec<u8>, HttpError> {
+        response.read(max)
+    }
+
+    pub(crate) fn begin_upload(_: &Host, head: OutboundUpload) -> Result<Upload, HttpError> {
+        http::begin_upload(&head)
+    }
+
+    pub(crate) fn write_upload(upload: &Upload, data: &[u8]) -> Result<(), HttpError> {
+        upload.write(data)
+    }
+
+    pub(crate) fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        Upload::finish(upload)
+    }
+
     pub(crate) fn go_on(_: &Host, request: RawRequest) -> Result<RawResponse, ViewError> {
         middleware::next(&request)
     }
@@ -220,6 +252,7 @@ pub(crate) mod asynch {
         subrequest_async, timer,
     };
     pub(crate) use database_async::{Pinned, Rows, Transaction};
+    pub(crate) use http_async::{ResponseStream, Upload};
 
     pub(crate) async fn read_body(_: &Host, offset: u64, max: u32) -> Result<Vec<u8>, BodyError> {
         body_async::read(offset, max).await
@@ -285,6 +318,40 @@ pub(crate) mod asynch {
         request: OutboundRequest,
     ) -> Result<InboundResponse, HttpError> {
         http_async::send(request).await
+    }
+
+    pub(crate) async fn open_request(
+        _: &Host,
+        request: OutboundRequest,
+    ) -> Result<ResponseStream, HttpError> {
+        http_async::open(request).await
+    }
+
+    pub(crate) fn response_status(response: &ResponseStream) -> u16 {
+        response.status()
+    }
+
+    pub(crate) fn response_headers(response: &ResponseStream) -> Vec<(String, String)> {
+        response.headers()
+    }
+
+    pub(crate) async fn read_response(
+        response: &ResponseStream,
+        max: u32,
+    ) -> Result<Vec<u8>, HttpError> {
+        response.read(max).await
+    }
+
+    pub(crate) async fn begin_upload(_: &Host, head: OutboundUpload) -> Result<Upload, HttpError> {
+        http_async::begin_upload(head).await
+    }
+
+    pub(crate) async fn write_upload(upload: &Upload, data: Vec<u8>) -> Result<(), HttpError> {
+        upload.write(data).await
+    }
+
+    pub(crate) async fn finish_upload(upload: Upload) -> Result<ResponseStream, HttpError> {
+        Upload::finish(upload).await
     }
 
     pub(crate) async fn pin(_: &Host, name: &str) -> Result<Pinned, DatabaseError> {

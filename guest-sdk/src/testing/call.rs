@@ -622,9 +622,16 @@ impl Capabilities for Call {
         }))
     }
 
-    fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
-        let granted = self.world.grants.borrow().http(&request.url);
-        granted.map_err(HttpError::Denied)?;
+    fn may_send(&self, url: &str) -> Result<(), HttpError> {
+        let granted = self.world.grants.borrow().http(url);
+        granted.map_err(HttpError::Denied)
+    }
+
+    fn send(
+        &self,
+        request: OutboundRequest,
+    ) -> Result<(InboundResponse, Option<HttpError>), HttpError> {
+        self.may_send(&request.url)?;
         self.world.outbound.send(request)
     }
 

@@ -1,6 +1,6 @@
 //! The connections of the app in a test, and what views have sent to them.
 
-use crate::bindings::amphi::view::channels::Member;
+use crate::bindings::amphi::view::channel_types::Member;
 use crate::channels::Message;
 use crate::host::{ChannelChange, MemberList};
 use crate::socket::{Closed, Notice};

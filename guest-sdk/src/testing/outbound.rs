@@ -9,11 +9,14 @@ use std::cell::RefCell;
 
 /// A scripted response to an outbound request; see [`reply`], [`Reply::json`] and [`failure`].
 #[derive(Clone, Debug)]
-pub struct Reply(Result<InboundResponse, ErrorKind>);
+pub struct Reply {
+    response: Result<InboundResponse, ErrorKind>,
+    breaks_off: bool,
+}
 
 /// A response with status 200 and this body.
 pub fn reply(body: impl Into<Vec<u8>>) -> Reply {
-    Reply(Ok(InboundResponse {
+    Reply::of(Ok(InboundResponse {
         status: 200,
         headers: Vec::new(),
         body: body.into(),
@@ -22,10 +25,17 @@ pub fn reply(body: impl Into<Vec<u8>>) -> Reply {
 
 /// The failure of an outbound request, instead of a response.
 pub fn failure(kind: ErrorKind) -> Reply {
-    Reply(Err(kind))
+    Reply::of(Err(kind))
 }
 
 impl Reply {
+    fn of(response: Result<InboundResponse, ErrorKind>) -> Self {
+        Self {
+            response,
+            breaks_off: false,
+        }
+    }
+
     /// A response with status 200 and the value as JSON.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Self {
         let body = serde_json::to_vec(value).expect("a reply of a test can be written as JSON");
@@ -34,7 +44,7 @@ impl Reply {
 
     /// Sets the status.
     pub fn status(mut self, status: StatusCode) -> Self {
-        if let Ok(response) = &mut self.0 {
+        if let Ok(response) = &mut self.response {
             response.status = status.as_u16();
         }
         self
@@ -42,14 +52,21 @@ impl Reply {
 
     /// Adds a header.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        if let Ok(response) = &mut self.0 {
+        if let Ok(response) = &mut self.response {
             response.headers.push((name.into(), value.into()));
         }
         self
     }
+
+    /// Breaks off after the body: a view that reads the body in pieces gets all of it, and then an error of the kind
+    /// [`Connection`](ErrorKind::Connection). One that waits for the whole response gets the error.
+    pub fn breaks_off(mut self) -> Self {
+        self.breaks_off = true;
+        self
+    }
 }
 
-/// An outbound request that a view has sent.
+/// An outbound request that a view has sent. An upload is sent when it is finished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sent {
     /// The method, in upper case.
@@ -78,7 +95,11 @@ impl Outbound {
         self.sent.borrow().clone()
     }
 
-    pub(super) fn send(&self, request: OutboundRequest) -> Result<InboundResponse, HttpError> {
+    /// The scripted response, and the error that its body ends with, if it breaks off.
+    pub(super) fn send(
+        &self,
+        request: OutboundRequest,
+    ) -> Result<(InboundResponse, Option<HttpError>), HttpError> {
         let OutboundRequest {
             method,
             url,
@@ -91,8 +112,13 @@ impl Outbound {
             .iter()
             .find(|(known, pattern, _)| *known == method && matches(pattern, &url));
         let outcome = match reply {
-            Some((_, _, Reply(Ok(response)))) => Ok(response.clone()),
-            Some((_, _, Reply(Err(kind)))) => Err(error(*kind)),
+            Some((_, _, reply)) => match &reply.response {
+                Ok(response) => {
+                    let broken = reply.breaks_off.then(|| error(ErrorKind::Connection));
+                    Ok((response.clone(), broken))
+                }
+                Err(kind) => Err(error(*kind)),
+            },
             None => Err(HttpError::Denied(format!(
                 "the test has no reply to {method} {url}; add one with `App::on`"
             ))),

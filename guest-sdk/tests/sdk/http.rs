@@ -128,3 +128,88 @@ fn a_context_knows_its_request() {
         "a value must not outlive its request"
     );
 }
+
+/// What a view of each mode does with the pieces of a response.
+#[both]
+async fn piece_by_piece(cx: &Context) -> Result<String> {
+    let mut response = cx.http().get("/long").stream().await?;
+    assert_eq!(response.headers.get("x-kind"), Some("long"));
+    let (mut bytes, mut pieces) = (0, 0);
+    while let Some(piece) = response.read().await? {
+        bytes += piece.len();
+        pieces += 1;
+    }
+    assert!(response.read().await?.is_none(), "the end stays the end");
+    Ok(format!("{} {bytes} in {pieces}", response.status.as_u16()))
+}
+
+#[both]
+async fn uploaded(cx: &Context, length: Option<u64>) -> Result<String> {
+    let request = cx.http().put("/archive").header("X-Name", "a");
+    let mut upload = match length {
+        Some(length) => request.upload_sized(length).await?,
+        None => request.upload().await?,
+    };
+    upload.write("one ").await?;
+    upload.write(b"two").await?;
+    let mut response = upload.finish().await?.error_for_status()?;
+    let text = response.read().await?.unwrap_or_default();
+    Ok(String::from_utf8(text)?)
+}
+
+/// Runs a function in both modes, which do the same.
+macro_rules! in_both_modes {
+    ($app:expr, |$cx:ident| $call:expr) => {{
+        let app = $app;
+        let $cx = &app.context();
+        let blocking = $call;
+        let $cx = &app.async_context();
+        let awaited = amphi_sdk::testing::run($call);
+        assert_eq!(blocking, awaited);
+        blocking
+    }};
+}
+
+#[test]
+fn responses_are_read_in_pieces() {
+    let long = || reply(vec![7; 300_000]).header("x-kind", "long");
+    let app = App::new().on_get("/long", long());
+    let read = in_both_modes!(&app, |cx| piece_by_piece(cx));
+    assert_eq!(read.expect("it is whole"), "200 300000 in 2");
+    let app = App::new().on_get("/long", long().breaks_off());
+    let broken = in_both_modes!(&app, |cx| piece_by_piece(cx));
+    let error = broken.expect_err("it breaks off");
+    assert_eq!(error.http_kind(), Some(ErrorKind::Connection));
+    let whole = app.context().http().get("/long").send();
+    let error = whole.expect_err("it breaks off");
+    assert_eq!(error.http_kind(), Some(ErrorKind::Connection));
+}
+
+#[test]
+fn uploads_are_sent_when_they_are_finished() {
+    let app = App::new().on("PUT", "/archive", reply("kept"));
+    for length in [None, Some(7)] {
+        let kept = in_both_modes!(&app, |cx| uploaded(cx, length));
+        assert_eq!(kept.expect("it is finished"), "kept");
+    }
+    assert_eq!(app.sent().len(), 4);
+    for sent in app.sent() {
+        assert_eq!((&*sent.method, &*sent.body), ("PUT", &b"one two"[..]));
+        assert_eq!(sent.headers.get("x-name"), Some("a"));
+    }
+    for length in [6, 8] {
+        let refused = in_both_modes!(&app, |cx| uploaded(cx, Some(length)));
+        let error = refused.expect_err("it has another length");
+        assert_eq!(error.http_kind(), Some(ErrorKind::Invalid));
+    }
+    let cx = app.context();
+    let twice = cx.http().put("/archive").body("a").upload();
+    let error = twice.expect_err("it has two bodies");
+    assert!(
+        error.detail().is_some_and(|why| why.contains("`write`")),
+        "{error}"
+    );
+    let dropped = cx.http().put("/archive").upload().expect("it begins");
+    drop(dropped);
+    assert_eq!(app.sent().len(), 4, "nothing else was finished");
+}

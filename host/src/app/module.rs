@@ -84,13 +84,15 @@ pub struct Inspection {
     pub world: World,
     /// The names of all its imports.
     pub imports: Vec<String>,
+    /// Whether it calls a handler of `wasi:http`.
+    calls_handler: bool,
     component: Component,
 }
 
 impl Inspection {
     /// Whether it is middleware of `wasi:http`: a handler that calls a handler.
     fn is_plain_middleware(&self) -> bool {
-        self.world == World::WasiHttp && self.imports.iter().any(|it| it.starts_with(HANDLER))
+        self.world == World::WasiHttp && self.calls_handler
     }
 }
 
@@ -321,6 +323,15 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
         }
     };
     let component_type = component.component_type();
+    // A world may name the interface and a component not call it: then the import has types only.
+    let calls_handler = component_type.imports(engine).any(|(name, item)| {
+        let ComponentItem::ComponentInstance(instance) = item.ty else {
+            return false;
+        };
+        let is_function = |ty| matches!(ty, ComponentItem::ComponentFunc(_));
+        name.starts_with(HANDLER)
+            && (instance.exports(engine)).any(|(_, export)| is_function(export.ty))
+    });
     let imports: Vec<String> = component_type
         .imports(engine)
         .map(|(name, _)| name.to_owned())
@@ -364,6 +375,7 @@ pub fn inspect(engines: &Engines, file: &Path) -> anyhow::Result<Inspection> {
     Ok(Inspection {
         mode,
         world,
+        calls_handler,
         imports,
         component,
     })

@@ -365,7 +365,8 @@ limits! {
     memory_mb: u64 = 64,
     /// The most bytes of a view's response body. Default 8 MiB.
     response_max_bytes: u64 = 8 << 20,
-    /// The most bytes of a response body that its view produces while it is sent. Default 16 GiB.
+    /// The most bytes of a response body that its view produces while it is sent, and of the body of an outbound request or
+    /// its response that a view writes or reads in pieces. Default 16 GiB.
     stream_max_bytes: u64 = 16 << 30,
     /// The most time for producing a response body while it is sent, in milliseconds, counted from the response's head.
     /// Default 3,600,000 (an hour).
@@ -390,7 +391,7 @@ limits! {
     outbound_max: usize = 64,
     /// How many levels deep requests of the app to itself may be nested. Default 8.
     outbound_depth_max: u32 = 8,
-    /// The most bytes of the body of the response to an outbound request. Default 8 MiB.
+    /// The most bytes of the body of the response to an outbound request, if it is received as a whole. Default 8 MiB.
     outbound_response_max_bytes: u64 = 8 << 20,
     /// The most context values of a request. Default 64.
     context_values_max: usize = 64,

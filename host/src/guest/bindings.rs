@@ -21,6 +21,10 @@ mod imports {
             "amphi:view/database-async.rows": crate::guest::capability::database::session::Rows,
             "amphi:view/database-async.transaction": crate::guest::capability::database::session::TransactionHandle,
             "amphi:view/database-async.pinned": crate::guest::capability::database::session::Pinned,
+            "amphi:view/http.response-stream": crate::guest::capability::http::streaming::ResponseStream,
+            "amphi:view/http.upload": crate::guest::capability::http::streaming::Upload,
+            "amphi:view/http-async.response-stream": crate::guest::capability::http::streaming::ResponseStream,
+            "amphi:view/http-async.upload": crate::guest::capability::http::streaming::Upload,
         },
         require_store_data_send: true,
     });
@@ -47,7 +51,7 @@ mod r#async {
 
 pub use r#async::{AsyncViews, AsyncViewsPre};
 pub use imports::amphi::view::{
-    body, body_async, body_writer, body_writer_async, channels, config, context, database,
+    body, body_async, body_writer, body_writer_async, channel_types, channels, config, context, database,
     database_async, events, http, http_async, log, middleware, middleware_async, socket,
     subrequest, subrequest_async, timer,
 };

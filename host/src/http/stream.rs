@@ -1,4 +1,5 @@
-//! Response bodies that are produced while they are sent: a pipe from a guest to the client's connection.
+//! Bodies that are produced while they are sent: a pipe from a guest to a connection. The body is a response to a client,
+//! or an upload to another server (`guest/capability/http/streaming.rs`), which is then the client of this page.
 //!
 //! The guest's end ([`StreamWriter`]) waits while the client is slow. The client's end ([`StreamBody`]) is what the
 //! connection sends. A body is complete only if its writer says so ([`StreamWriter::finish`]): in every other case the
@@ -18,14 +19,15 @@ use tokio::sync::Notify;
 
 use crate::budget::{Account, Exhausted, Room};
 use crate::telemetry::error::Failure;
-use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::telemetry::metrics::GaugeGuard;
 
 /// The most bytes that wait for the client. A writer waits while there are that many.
 const WAITING_BYTES: usize = 64 << 10;
 /// Pieces up to this size are joined, so that a guest can write a line at a time.
 const SMALL_BYTES: usize = 4 << 10;
 
-/// Makes the two ends of a body. `max`: the most bytes of the body. `length`: the length that its head declares.
+/// Makes the two ends of a body. `max`: the most bytes of the body. `length`: the length that its head declares. `counted`:
+/// the gauge that counts the body while one of its ends is there.
 ///
 /// # Errors
 /// When there is no memory for the bytes that wait for the client.
@@ -33,12 +35,13 @@ pub fn stream(
     account: &Arc<Account>,
     max: u64,
     length: Option<u64>,
+    counted: Option<GaugeGuard>,
 ) -> Result<(StreamWriter, StreamBody), Exhausted> {
     let pipe = Arc::new(Pipe {
         state: Mutex::default(),
         changed: Notify::new(),
         _room: account.draw(2 * WAITING_BYTES as u64)?,
-        _open: GaugeGuard::new(&METRICS.streams),
+        _counted: counted,
     });
     let writer = StreamWriter {
         pipe: Arc::clone(&pipe),
@@ -46,6 +49,7 @@ pub fn stream(
         max,
         length,
         last: None,
+        is_torn: false,
     };
     Ok((writer, StreamBody { pipe }))
 }
@@ -55,7 +59,7 @@ struct Pipe {
     /// Notified when the client's end has taken something, or is dropped.
     changed: Notify,
     _room: Room,
-    _open: GaugeGuard,
+    _counted: Option<GaugeGuard>,
 }
 
 #[derive(Default)]
@@ -134,8 +138,10 @@ impl State {
 pub enum NotWritten {
     /// The client has gone.
     Gone,
-    /// The body has more bytes than it may have, or than its head declares. The text says which.
+    /// The body has more bytes than it may have. The text is a sentence.
     TooLong(String),
+    /// The body has more bytes than its head declares. The text is a sentence.
+    Undeclared(String),
     /// The body is finished already.
     Finished,
 }
@@ -146,17 +152,29 @@ pub struct StreamWriter {
     written: u64,
     max: u64,
     length: Option<u64>,
-    /// The piece with which a declared length is reached. The client gets it when the body has been finished: before,
-    /// it could take a body for complete whose producer fails, or writes more.
+    /// The last bytes of a declared length. The client gets them when the body has been finished: before, it could take a
+    /// body for complete whose producer fails, or writes more.
     last: Option<Bytes>,
+    /// Whether a piece was not written as a whole.
+    is_torn: bool,
 }
 
 impl StreamWriter {
-    /// Writes `data`. Waits while the client is slow.
+    /// Writes `data`. Waits while the client is slow. When the future is dropped before it is done, a part of `data` is
+    /// missing, and the body can no longer be finished.
     ///
     /// # Errors
-    /// When the client has gone, or the body is too long.
-    pub async fn write(&mut self, mut data: Bytes) -> Result<(), NotWritten> {
+    /// When the client has gone, or the body is too long. A body that is too long can no longer be finished.
+    pub async fn write(&mut self, data: Bytes) -> Result<(), NotWritten> {
+        let is_torn = std::mem::replace(&mut self.is_torn, true);
+        let written = self.write_all(data).await;
+        if matches!(written, Ok(()) | Err(NotWritten::Gone)) {
+            self.is_torn = is_torn;
+        }
+        written
+    }
+
+    async fn write_all(&mut self, mut data: Bytes) -> Result<(), NotWritten> {
         if data.is_empty() {
             return Ok(());
         }
@@ -167,22 +185,29 @@ impl StreamWriter {
                 "the body has more than {max} bytes (`stream_max_bytes`)"
             )));
         }
-        match self.length {
+        let last = match self.length {
             Some(length) if written > length => {
-                return Err(NotWritten::TooLong(format!(
+                return Err(NotWritten::Undeclared(format!(
                     "the body has more bytes than the {length} that `content-length` declares"
                 )));
             }
             Some(length) if written == length => {
-                self.last = Some(data);
-                return Ok(());
+                let last = data.split_off(data.len().saturating_sub(SMALL_BYTES));
+                Some(Bytes::copy_from_slice(&last))
             }
-            _ => {}
-        }
+            _ => None,
+        };
+        let is_large = data.len() > WAITING_BYTES;
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(WAITING_BYTES));
+            // Copied: a piece that waits would otherwise keep all of `data`.
+            let piece = match is_large {
+                true => Bytes::copy_from_slice(&piece),
+                false => piece,
+            };
             self.push(piece).await?;
         }
+        self.last = last;
         Ok(())
     }
 
@@ -206,26 +231,26 @@ impl StreamWriter {
     /// Completes the body.
     ///
     /// # Errors
-    /// When the body is shorter than its head declares: it has failed then.
+    /// When the body is shorter than its head declares, or a piece of it is missing: it has failed then.
     pub async fn finish(mut self, trailers: Option<HeaderMap>) -> Result<(), Failure> {
-        if let Some(length) = self.length
-            && self.written != length
-        {
-            let failure = Failure::view(format!(
+        let why = match self.length {
+            _ if self.is_torn => Some("a piece of the body was not written as a whole".to_owned()),
+            Some(length) if self.written != length => Some(format!(
                 "the body has {} bytes, and not the {length} that `content-length` declares",
                 self.written
-            ));
+            )),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let failure = Failure::view(why);
             self.handle().fail(&failure);
             return Err(failure);
         }
-        if let Some(mut last) = self.last.take() {
-            while !last.is_empty() {
-                let piece = last.split_to(last.len().min(WAITING_BYTES));
-                // The client has gone: it is told nothing any more.
-                let Ok(()) = self.push(piece).await else {
-                    return Ok(());
-                };
-            }
+        if let Some(last) = self.last.take()
+            && self.push(last).await.is_err()
+        {
+            // The client has gone: it is told nothing any more.
+            return Ok(());
         }
         let mut state = self.pipe.state.lock();
         state.trailers = trailers;
@@ -376,7 +401,7 @@ impl Body for StreamBody {
                 Poll::Ready(None)
             }
             End::Failed(_) => {
-                let error = io::Error::other("the body of the response could not be completed");
+                let error = io::Error::other("the body could not be completed");
                 Poll::Ready(Some(Err(error)))
             }
         }
@@ -456,7 +481,7 @@ mod tests {
     use crate::budget;
 
     fn made(max: u64, length: Option<u64>) -> (StreamWriter, StreamBody) {
-        stream(&budget::process().unpaid(), max, length).expect("there is memory")
+        stream(&budget::process().unpaid(), max, length, None).expect("there is memory")
     }
 
     async fn read(body: StreamBody) -> Result<Vec<u8>, io::Error> {
@@ -531,11 +556,54 @@ mod tests {
             match written {
                 Ok(()) => assert_eq!(writer.finish(None).await.is_ok(), whole, "{texts:?}"),
                 Err(why) => {
-                    assert!(matches!(why, NotWritten::TooLong(_)), "{why:?}");
-                    drop(writer);
+                    assert!(matches!(why, NotWritten::Undeclared(_)), "{why:?}");
+                    let finished = writer.finish(None).await;
+                    finished.expect_err("a part of it is missing");
                 }
             }
             assert_eq!(read(body).await.is_ok(), whole, "{texts:?}");
+        }
+    }
+
+    /// Whoever writes the body may go on after an error, or give a write up: the client sees that something is missing.
+    #[tokio::test]
+    async fn a_body_with_a_missing_piece_is_not_complete() {
+        let (mut writer, body) = made(10, None);
+        let written = writer.write(vec![7; 11].into()).await;
+        assert!(
+            matches!(written, Err(NotWritten::TooLong(_))),
+            "{written:?}"
+        );
+        writer.write("b".into()).await.expect_err("it is too long");
+        writer.finish(None).await.expect_err("a piece is missing");
+        read(body).await.expect_err("a piece is missing");
+
+        let (mut writer, body) = made(1 << 30, None);
+        let much = Bytes::from(vec![7; 3 * WAITING_BYTES]);
+        assert!(writer.write(much).now_or_never().is_none(), "it waits");
+        writer.write(Bytes::new()).await.expect("it is nothing");
+        writer.finish(None).await.expect_err("a piece is missing");
+        read(body).await.expect_err("a piece is missing");
+    }
+
+    /// What waits for the client is what is paid for, however much is handed over at once.
+    #[tokio::test]
+    async fn little_is_kept_of_a_large_piece() {
+        let large = Bytes::from(vec![7; 4 * WAITING_BYTES]);
+        let (mut writer, mut body) = made(1 << 30, Some(large.len() as u64));
+        let mut writing = Box::pin(async {
+            let written = writer.write(large).await;
+            (written, writer)
+        });
+        while (&mut writing).now_or_never().is_none() {
+            let piece = body.frame().await.expect("there is one");
+            piece.expect("it is whole");
+        }
+        // Nothing else refers to the memory of the pieces that wait.
+        let pieces: Vec<Bytes> = body.pipe.state.lock().pieces.drain(..).collect();
+        assert!(pieces.iter().map(Bytes::len).sum::<usize>() <= 2 * WAITING_BYTES);
+        for piece in pieces {
+            assert!(piece.try_into_mut().is_ok());
         }
     }
 

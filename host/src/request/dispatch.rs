@@ -39,6 +39,7 @@ use crate::http::stream::{StreamBody, stream};
 use crate::scope::transaction::{Member, not_kept};
 use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::{Failure, cut, shown};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Need;
 use crate::threads::gate::Refused;
 use crate::threads::workers::{self, CALL_SLOTS_MAX, Call};
@@ -680,7 +681,8 @@ impl CallChain for LinkCall {
         let gone = || Failure::view("the request is answered already");
         let producer = self.context.take(number).ok_or_else(gone)?;
         let (account, max) = (&scope.origin.account, scope.limits.stream_max_bytes);
-        let (writer, body) = stream(account, max, length)?;
+        let counted = GaugeGuard::new(&METRICS.streams);
+        let (writer, body) = stream(account, max, length, Some(counted))?;
         match &mut *streams.lock() {
             Streams::Open { inner, .. } => inner.push(Streaming { producer, writer }),
             Streams::Closed => return Err(gone()),

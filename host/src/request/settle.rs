@@ -21,6 +21,7 @@ use crate::http::stream::{StreamBody, stream as new_stream};
 use crate::scope::Scope;
 use crate::scope::transaction::{Fate, not_kept};
 use crate::telemetry::error::{Failure, Fault, shown};
+use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Ended;
 
 /// What the client gets.
@@ -247,7 +248,9 @@ pub fn checked(
         }
         ReplyBody::Subscription(subscription) => (CheckedBody::Subscription(subscription), None),
         ReplyBody::Stream(producer) => {
-            let (writer, body) = new_stream(account, scope.limits.stream_max_bytes, length)?;
+            let counted = GaugeGuard::new(&METRICS.streams);
+            let max = scope.limits.stream_max_bytes;
+            let (writer, body) = new_stream(account, max, length, Some(counted))?;
             // Not a length of 0: the client would take the head alone for a complete response, before the body is
             // finished.
             if let Some(length @ 1..) = length {

@@ -182,6 +182,7 @@ fn own_scope(scope: &Scope) -> Arc<Scope> {
         &scope.limits,
         Setup::now(),
     );
+    own.share_outbound(scope);
     own.begin_stream();
     own
 }

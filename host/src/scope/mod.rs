@@ -10,6 +10,7 @@
 //! Whoever holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 pub mod context;
+pub mod outbound;
 pub mod transaction;
 pub mod worker_lease;
 
@@ -18,7 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::budget::{self, Account, Room};
@@ -31,6 +31,7 @@ use crate::threads::deadline::Deadline;
 use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::View;
 use context::{Context, Values};
+use outbound::Outbound;
 use transaction::Transaction;
 use worker_lease::WorkerLease;
 
@@ -104,7 +105,7 @@ pub struct Scope {
     pub transaction: Arc<Transaction>,
     /// The statements of the request, when they are recorded.
     pub journal: Journal,
-    outbound: OnceLock<Arc<Semaphore>>,
+    outbound: OnceLock<Arc<Outbound>>,
     /// The CPU time that is left for producing the body of the response, in nanoseconds. 0: its head is not made yet.
     stream_cpu_ns: AtomicU64,
     /// Set when an outbound request has been sent: the request cannot be run again.
@@ -181,10 +182,16 @@ impl Scope {
         (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
-    /// The semaphore that limits how many outbound requests of this request are in flight.
-    pub fn outbound(&self) -> Arc<Semaphore> {
-        let places = || Arc::new(Semaphore::new(self.limits.outbound_max));
-        Arc::clone(self.outbound.get_or_init(places))
+    /// The permits for outbound requests.
+    pub fn outbound(&self) -> Arc<Outbound> {
+        let permits = || Outbound::new(self.limits.outbound_max);
+        Arc::clone(self.outbound.get_or_init(permits))
+    }
+
+    /// Takes over the permits for outbound requests of `other`, a scope of the same request, whose open bodies go on here.
+    pub fn share_outbound(&self, other: &Scope) {
+        let shared = self.outbound.set(other.outbound());
+        debug_assert!(shared.is_ok(), "nothing was sent in this scope yet");
     }
 
     /// Takes a slot for one more guest function. None: `CALL_SLOTS_MAX` functions of the request run or wait already.
@@ -248,6 +255,18 @@ pub struct CallBytes {
     scope: Arc<Scope>,
     bytes: u64,
     room: Room,
+}
+
+impl CallBytes {
+    /// Gives back what is beyond `bytes`. The call itself still counts.
+    pub fn cut_to(&mut self, bytes: u64) {
+        if let Some(less @ 1..) = self.bytes.checked_sub(bytes + CALL_BYTES) {
+            self.bytes -= less;
+            let empty = Room::empty(&self.scope.origin.account);
+            self.room = std::mem::replace(&mut self.room, empty).cut_to(self.bytes);
+            self.scope.calls.fetch_sub(less, SeqCst);
+        }
+    }
 }
 
 impl Drop for CallBytes {

@@ -15,7 +15,7 @@ fn main() {
     sources(&root.join("guest-sdk/src"), &mut files);
     files.sort();
     let mut made = String::new();
-    let mut listed: Vec<String> = ["sign_in", "slow", "fragment", "member"]
+    let mut listed: Vec<String> = ["sign_in", "slow", "big", "archive", "fragment", "member"]
         .map(str::to_owned)
         .into();
     for file in files {

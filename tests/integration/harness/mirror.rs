@@ -40,7 +40,8 @@ fn is_whole(request: &str) -> bool {
     };
     let head = head.to_ascii_lowercase();
     if head.contains("transfer-encoding: chunked") {
-        return body.ends_with("0\r\n\r\n");
+        let last_chunk = body.starts_with("0\r\n") || body.contains("\r\n0\r\n");
+        return last_chunk && body.ends_with("\r\n\r\n");
     }
     let length = head.split_once("content-length: ");
     let length = length.and_then(|(_, rest)| rest.lines().next()?.parse().ok());

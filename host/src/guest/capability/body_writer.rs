@@ -16,7 +16,7 @@ impl From<NotWritten> for Error {
     fn from(why: NotWritten) -> Error {
         match why {
             NotWritten::Gone => Error::Aborted,
-            NotWritten::TooLong(sentence) => Error::Io(sentence),
+            NotWritten::TooLong(sentence) | NotWritten::Undeclared(sentence) => Error::Io(sentence),
             NotWritten::Finished => nothing_to_write(),
         }
     }

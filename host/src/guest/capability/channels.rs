@@ -4,7 +4,8 @@
 use bytes::Bytes;
 
 use crate::channels::{Hub, Members, Refused};
-use crate::guest::bindings::channels::{Error, Host, Member, MemberList, Message};
+use crate::guest::bindings::channel_types::{Error, Member, MemberList, Message};
+use crate::guest::bindings::channels::Host;
 use crate::guest::bindings::socket;
 use crate::guest::store::Guest;
 use crate::http::websocket::{self, code};

@@ -20,7 +20,7 @@ pub mod stdio;
 mod timer;
 mod wasi;
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
 
 use crate::config::Module;
 use crate::contract;
@@ -248,15 +248,28 @@ pub fn link_next_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     calls::wasi::link(linker)
 }
 
+/// Puts the resource that a call has created into the guest's table, and returns its handle.
+fn handed<T: Send + 'static, E>(
+    table: &mut ResourceTable,
+    made: Result<T, E>,
+) -> wasmtime::Result<Result<Resource<T>, E>> {
+    Ok(match made {
+        Ok(made) => Ok(table.push(made)?),
+        Err(error) => Err(error),
+    })
+}
+
 /// Adds the interfaces that have types only.
 fn link_types(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     contract::types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     contract::body_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
     contract::database_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
-    contract::http_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+    contract::http_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)?;
+    bindings::channel_types::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
 }
 
 impl contract::types::Host for Guest {}
 impl contract::body_types::Host for Guest {}
 impl contract::database_types::Host for Guest {}
 impl contract::http_types::Host for Guest {}
+impl bindings::channel_types::Host for Guest {}

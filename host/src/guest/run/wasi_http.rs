@@ -809,7 +809,7 @@ async fn pass_on(
             http::StatusCode::BAD_REQUEST,
             "The client took no more of the response.",
         ),
-        NotWritten::TooLong(why) => Failure::view(why),
+        NotWritten::TooLong(why) | NotWritten::Undeclared(why) => Failure::view(why),
         NotWritten::Finished => unreachable!("only this future writes to it"),
     };
     let writer = to.as_mut().expect("it is there until it is finished");

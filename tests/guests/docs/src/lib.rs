@@ -21,6 +21,17 @@ async fn slow(Path(n): Path<u32>) -> String {
     n.to_string()
 }
 
+#[view(get, "/big")]
+async fn big() -> &'static str {
+    "a long text"
+}
+
+/// The view that the examples of uploads call.
+#[view(any, "/archive")]
+async fn archive(Body(body): Body) -> (StatusCode, Vec<u8>) {
+    (StatusCode::ACCEPTED, body)
+}
+
 #[view(get, "/fragments/{name}")]
 fn fragment(Path(name): Path<String>) -> String {
     name

@@ -3,7 +3,10 @@
 use amphi_sdk::views;
 use serde::Deserialize;
 
+mod async_outbound;
 mod async_views;
+mod outbound;
+mod sync_outbound;
 mod sync_views;
 
 #[derive(Deserialize)]
@@ -54,6 +57,12 @@ views![
     sync_views::upload,
     sync_views::around,
     sync_views::from,
+    sync_outbound::download,
+    sync_outbound::proxy,
+    sync_outbound::upload,
+    sync_outbound::hold,
+    sync_outbound::abandon,
+    sync_outbound::pass,
     async_views::lines,
     async_views::big,
     async_views::endless,
@@ -63,4 +72,10 @@ views![
     async_views::upload,
     async_views::around,
     async_views::from,
+    async_outbound::download,
+    async_outbound::proxy,
+    async_outbound::upload,
+    async_outbound::hold,
+    async_outbound::abandon,
+    async_outbound::pass,
 ];

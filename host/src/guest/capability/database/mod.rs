@@ -8,8 +8,9 @@ pub mod session;
 
 use std::sync::Arc;
 
-use wasmtime::component::{Accessor, HasSelf, Resource, ResourceTable};
+use wasmtime::component::{Accessor, HasSelf, Resource};
 
+use super::handed;
 use crate::database::{Error, ErrorKind, Face, Row, Table, Value};
 use crate::guest::bindings::{database, database_async};
 use crate::guest::store::Guest;
@@ -43,17 +44,6 @@ impl Guest {
             face,
         })
     }
-}
-
-/// Puts the resource that a call has created into the guest's table, and returns its handle.
-fn handed<T: Send + 'static>(
-    table: &mut ResourceTable,
-    made: Result<T, Error>,
-) -> wasmtime::Result<Result<Resource<T>, Error>> {
-    Ok(match made {
-        Ok(made) => Ok(table.push(made)?),
-        Err(error) => Err(error),
-    })
 }
 
 impl Guest {

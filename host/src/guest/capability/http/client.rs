@@ -1,6 +1,9 @@
 //! The client for outbound requests: the check of their destination, and the pool of connections.
 
 use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -8,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use reqwest::header::HeaderValue;
 use reqwest::{Method, Url, redirect};
+use tower::util::MapFutureLayer;
 
 use super::destination::{Allowed, NotAllowed, Resolver, is_localhost, literal};
 use crate::config::{HttpGrant, Module};
@@ -25,6 +29,12 @@ const IDLE_MAX: usize = 64;
 /// How long an idle connection is kept. Many servers close a connection that has been idle for five seconds, even while
 /// a request is on its way. So the host closes idle connections earlier.
 const IDLE_TIME: Duration = Duration::from_secs(4);
+
+tokio::task_local! {
+    /// How long the connection of a request may take to be made: see [`connecting_within`].
+    static CONNECT_TIME: Duration;
+}
+
 /// The client that all views share: connections are kept and reused across requests.
 pub struct Client {
     /// Connections by the networks that they may lead to. There are as many entries as `amphi.toml` has different
@@ -58,6 +68,7 @@ impl Connections {
                 .http2_max_header_list_size(HTTP2_HEADERS)
                 .pool_max_idle_per_host(idle_max)
                 .pool_idle_timeout(IDLE_TIME)
+                .connector_layer(MapFutureLayer::new(connect))
                 .user_agent(concat!("amphi/", env!("CARGO_PKG_VERSION")))
         };
         let build = |idle_max| match builder(idle_max).build() {
@@ -96,6 +107,42 @@ impl Connections {
         }
     }
 }
+
+/// Polls `sending`, whose connection may take `time` to be made, with the look-up of the name and TLS. A connection that is
+/// kept already takes none.
+pub(super) async fn connecting_within<T>(time: Duration, sending: impl Future<Output = T>) -> T {
+    CONNECT_TIME.scope(time, sending).await
+}
+
+type ConnectError = Box<dyn StdError + Send + Sync>;
+
+/// Makes a connection in the time that its request has for it. The client calls this while it polls the request.
+fn connect<C, F>(connecting: F) -> impl Future<Output = Result<C, ConnectError>> + Send + 'static
+where
+    F: Future<Output = Result<C, ConnectError>> + Send + 'static,
+{
+    let time = CONNECT_TIME.try_with(|time| *time).ok();
+    async move {
+        match time {
+            Some(time) => tokio::time::timeout(time, connecting)
+                .await
+                .map_err(|_| ConnectTimeout)?,
+            None => connecting.await,
+        }
+    }
+}
+
+/// A connection was not made in the time that its request has for it.
+#[derive(Debug)]
+pub(super) struct ConnectTimeout;
+
+impl fmt::Display for ConnectTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection took too long")
+    }
+}
+
+impl StdError for ConnectTimeout {}
 
 impl Client {
     /// A client without redirects (a redirect could lead out of the granted origins) and without a proxy.
@@ -243,8 +290,16 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// The causes of an error, the outermost first.
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(error), |error| error.source())
+pub(super) fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(StdError::source(error), |&error| {
+        // The `source` of an `io::Error` is that of the error inside it, which would be passed over.
+        let io = error.downcast_ref::<io::Error>();
+        let inside = io.and_then(io::Error::get_ref);
+        match inside {
+            Some(inside) => Some(inside as _),
+            None => error.source(),
+        }
+    })
 }
 
 /// Whether an established connection ended before any answer.

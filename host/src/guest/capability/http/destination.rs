@@ -114,7 +114,8 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let allowed = self.0.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found = found.map_err(Unresolved)?;
             let (good, bad): (Vec<SocketAddr>, Vec<_>) =
                 found.partition(|address| allowed.has(address.ip()));
             match (good.is_empty(), bad.first()) {
@@ -157,6 +158,18 @@ impl fmt::Display for NotAllowed {
 }
 
 impl std::error::Error for NotAllowed {}
+
+/// A name that no address was found for.
+#[derive(Debug)]
+pub(super) struct Unresolved(std::io::Error);
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Unresolved {}
 
 #[cfg(test)]
 mod tests {

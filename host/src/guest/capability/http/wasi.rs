@@ -1,27 +1,29 @@
 //! `wasi:http` for plain components: outbound requests, under the same grants and limits as those of the capability
 //! `http`. Their bodies stream both ways.
 
+mod body;
+mod error;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
-use futures::TryStreamExt as _;
+use http::{HeaderMap, HeaderValue, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, BodyStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
-use super::client::{Connections, not_sent};
-use super::{add_context, not_too_deep, set_by_host};
+use super::client::{Connections, connecting_within};
+use super::{CLIENT_BYTES, add_context, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
 use crate::guest::store::{Guest, OutboundHttp};
 use crate::http::message::head_size;
 use crate::scope::Scope;
-use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::telemetry::error::shown;
+use body::{READ_AHEAD, Sent, received};
+use error::{logged, not_answered, told};
 
 /// The rest of the work on a request whose response has begun. reqwest does it by itself.
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -71,7 +73,6 @@ struct Outbound {
     options: RequestOptions,
     grants: Arc<Grants>,
     scope: Arc<Scope>,
-    permits: Arc<Semaphore>,
 }
 
 impl OutboundHttp {
@@ -87,31 +88,35 @@ impl OutboundHttp {
         let scope = self.scope();
         let (parts, body) = request.into_parts();
         let checked = head_size(&parts.headers).check("request", scope.limits.head_max());
-        checked.map_err(|_| Error::HttpRequestHeaderSectionSize(None))?;
+        checked.map_err(|why| logged(scope, Error::HttpRequestHeaderSectionSize(None), &why))?;
         let client = &self.services.http;
-        let to = client.destination(&parts.uri.to_string(), &self.grants);
-        let (url, allowed) = to.map_err(|why| self.told(why))?;
-        not_too_deep(scope).map_err(|why| self.told(why))?;
+        let to = keeps_meaning(parts.uri.path())
+            .and_then(|()| client.destination(&parts.uri.to_string(), &self.grants));
+        let (url, allowed) = to.map_err(|why| told(scope, why))?;
+        not_too_deep(scope).map_err(|why| told(scope, why))?;
         let mut request = reqwest::Request::new(parts.method, url);
         // What only the host may set is replaced or left out: a component's libraries may set such headers by
         // themselves.
         let trusted = &self.services.trusted_headers;
         for (name, value) in &parts.headers {
-            let kept = *name == http::header::CONTENT_LENGTH
+            let kept = [header::CONTENT_LENGTH, header::TRAILER].contains(name)
                 || !(set_by_host(name) || trusted.contains(name));
             if kept {
                 request.headers_mut().append(name.clone(), value.clone());
             }
         }
+        if takes_trailers(&parts.headers) {
+            let trailers = HeaderValue::from_static("trailers");
+            request.headers_mut().insert(header::TE, trailers);
+        }
         if let Some(host) = client.host(request.url()) {
-            request.headers_mut().insert(http::header::HOST, host);
+            request.headers_mut().insert(header::HOST, host);
         }
         add_context(&scope.origin, request.headers_mut());
         if !body.is_end_stream() && body.size_hint().upper() != Some(0) {
-            let data = BodyStream::new(body)
-                .try_filter_map(async |frame| Ok(frame.into_data().ok()))
-                .map_err(|error| std::io::Error::other(format!("{error:?}")));
-            *request.body_mut() = Some(reqwest::Body::wrap_stream(data));
+            let length = parts.headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            *request.body_mut() = Some(reqwest::Body::wrap(Sent::new(body, length)));
         }
         Ok(Outbound {
             connections: (client.connections(allowed))
@@ -120,113 +125,109 @@ impl OutboundHttp {
             options,
             grants: Arc::clone(&self.grants),
             scope: Arc::clone(scope),
-            permits: scope.outbound(),
         })
-    }
-
-    /// The component's error for a request that is not sent. Its error codes have no text, so the log has the sentence.
-    fn told(&self, why: http_types::Error) -> Error {
-        let Scope { view, origin, .. } = &**self.scope();
-        let request = &origin.id;
-        let (error, sentence) = error(why);
-        tracing::warn!(%view, request, why = sentence, "an outbound request was not sent");
-        error
     }
 }
 
-/// The error code of `wasi:http` for an error of the capability `http`, and its sentence.
-fn error(why: http_types::Error) -> (Error, String) {
-    use http_types::Error as From;
-    match why {
-        From::Denied(text) => (Error::HttpRequestDenied, text),
-        From::Invalid(text) => (Error::HttpRequestUriInvalid, text),
-        From::Timeout => (Error::ConnectionTimeout, "time-out".to_owned()),
-        From::TooLarge(text) => (Error::HttpResponseHeaderSectionSize(None), text),
-        From::Connection(text) => match text.contains("refused") {
-            true => (Error::ConnectionRefused, text),
-            false => (Error::DestinationUnavailable, text),
-        },
-        From::Unavailable(text) => (Error::ConnectionLimitReached, text),
-        From::Aborted => (
-            Error::ConnectionTerminated,
-            "the request has ended".to_owned(),
-        ),
-    }
+/// Checks that the parser of URLs keeps the meaning of a path. Like a browser, it takes `\` for `/`, and resolves the
+/// segments `.` and `..`.
+fn keeps_meaning(path: &str) -> Result<(), http_types::Error> {
+    let is_dots = |segment: &str| {
+        let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+        segment == "." || segment == ".."
+    };
+    let why = match path {
+        _ if path.contains('\\') => "a backslash, which would be sent as `/`: write `%5C`",
+        _ if path.split('/').any(is_dots) => {
+            "a segment `.` or `..`, which would be resolved: resolve it"
+        }
+        _ => return Ok(()),
+    };
+    Err(http_types::Error::Invalid(format!(
+        "the path `{}` has {why}",
+        shown(path)
+    )))
+}
+
+/// Whether a component reads the trailers of the response. What else `te` may say is about the connection.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::TE).iter();
+    let mut items = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    items.any(|item| item.trim().eq_ignore_ascii_case("trailers"))
 }
 
 impl Outbound {
     async fn send(self) -> Result<http::Response<WasiBody>, Error> {
         let Outbound {
             connections,
-            mut request,
+            request,
             options,
             grants,
             scope,
-            permits,
         } = self;
-        let permit = permits.acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        let counted = GaugeGuard::new(&METRICS.outbound);
+        let unavailable = |why| told(&scope, http_types::Error::Unavailable(why));
+        let permit = scope.outbound().permit().await.map_err(unavailable)?;
+        let held = scope.hold_call(CLIENT_BYTES + u64::from(READ_AHEAD));
+        let held = held.map_err(unavailable)?;
         scope.sent.store(true, SeqCst);
         let left = scope.deadline.remaining();
-        let head = options
-            .first_byte_timeout
-            .map_or(left, |time| time.min(left));
-        *request.timeout_mut() = None;
-        let sent = tokio::time::timeout(head, connections.execute(request)).await;
-        let response = match sent {
+        let connect = options.connect_timeout.unwrap_or(left);
+        let first_byte = options.first_byte_timeout.unwrap_or(left).min(left);
+        let sending = connecting_within(connect, connections.execute(request));
+        let response = match tokio::time::timeout(first_byte, sending).await {
             Err(_) => return Err(Error::HttpResponseTimeout),
-            Ok(Err(failed)) => return Err(error(not_sent(failed, &grants)).0),
+            Ok(Err(failed)) => return Err(not_answered(&failed, &scope, &grants)),
             Ok(Ok(response)) => http::Response::<reqwest::Body>::from(response),
         };
-        let (parts, body) = response.into_parts();
-        let checked = head_size(&parts.headers).check("response", scope.limits.head_max());
-        checked.map_err(|_| Error::HttpResponseHeaderSectionSize(None))?;
+        let size = head_size(response.headers());
+        let checked = size.check("response", scope.limits.head_max());
+        checked.map_err(|why| told(&scope, http_types::Error::TooLarge(why)))?;
         let between = options.between_bytes_timeout.unwrap_or(left);
-        let body = Received {
-            body: Box::pin(body),
-            between,
-            wait: Box::pin(tokio::time::sleep(between)),
-            _in_flight: (permit, counted),
+        Ok(response.map(|body| received(body, between, permit, held)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_the_parser_would_change_are_refused() {
+        for path in [
+            "/",
+            "/a//b",
+            "/a/...",
+            "/.a",
+            "/a..",
+            "/%2e%2e%2e",
+            "/{a}",
+            "/a'b",
+        ] {
+            assert!(keeps_meaning(path).is_ok(), "{path}");
+        }
+        for path in [
+            "/a/../b",
+            "/./a",
+            "/..",
+            "/a/.",
+            "/%2e%2E/a",
+            "/.%2e",
+            "/%2E",
+            "/a\\b",
+        ] {
+            assert!(keeps_meaning(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_trailers_of_te_are_sent_on() {
+        let takes = |value: &'static str| {
+            let te = HeaderValue::from_static(value);
+            takes_trailers(&HeaderMap::from_iter([(header::TE, te)]))
         };
-        Ok(http::Response::from_parts(parts, body.boxed_unsync()))
-    }
-}
-
-/// The body of the response to an outbound request, which counts as in flight until it is dropped.
-struct Received {
-    body: std::pin::Pin<Box<reqwest::Body>>,
-    between: Duration,
-    wait: std::pin::Pin<Box<tokio::time::Sleep>>,
-    _in_flight: (OwnedSemaphorePermit, GaugeGuard),
-}
-
-impl http_body::Body for Received {
-    type Data = bytes::Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
-        use std::task::Poll;
-        if let Poll::Ready(frame) = self.body.as_mut().poll_frame(context) {
-            let until = tokio::time::Instant::now() + self.between;
-            self.wait.as_mut().reset(until);
-            let broken = |_| Error::HttpResponseIncomplete;
-            return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
-        }
-        match self.wait.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
+        assert!(takes("trailers") && takes("deflate;q=0.5, Trailers"));
+        assert!(!takes("deflate") && !takes_trailers(&HeaderMap::new()));
     }
 }

@@ -17,8 +17,9 @@ use wasip2::clocks::monotonic_clock;
 use wasip2::filesystem::preopens;
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    ErrorCode, Fields, IncomingBody, IncomingRequest, IncomingResponse, Method, OutgoingBody,
-    OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    ErrorCode, Fields, FutureIncomingResponse, IncomingBody, IncomingRequest, IncomingResponse,
+    Method, OutgoingBody, OutgoingRequest, OutgoingResponse, RequestOptions, ResponseOutparam,
+    Scheme,
 };
 use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 use wasip2::random::random;
@@ -57,6 +58,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Component {
             "many-headers" => many_headers(&target, out),
             "outbound" => outbound(&target, None, out),
             "outbound-post" => outbound(&target, Some(&request), out),
+            "outbound-body" => outbound_body(&target, out),
+            "outbound-many" => outbound_many(&target, out),
             "rows" => Answer::text(out, &insert(&target)),
             "rows-late" => rows_late(&target, out),
             "rows-fail" => {
@@ -267,19 +270,24 @@ fn upload(request: &IncomingRequest, out: ResponseOutparam) {
 fn trailers(request: &IncomingRequest, out: ResponseOutparam) {
     let body = request.consume().expect("nobody has taken the body");
     read(&body, |_| Ok(()));
-    let future = IncomingBody::finish(body);
-    future.subscribe().block();
-    let received = match future.get() {
-        Some(Ok(Ok(Some(fields)))) => lines(&fields),
-        Some(Ok(Ok(None))) => "none\n".into(),
-        other => format!("{other:?}\n"),
-    };
+    let received = received_trailers(body);
     let answer = Answer::begin(out, 200, &[("trailer", "x-sum")]);
     let _ = answer.write(received);
     let sent = Fields::new();
     sent.append("x-sum", b"42")
         .expect("the host takes this header");
     answer.finish(Some(sent));
+}
+
+/// The trailers of a body that was read.
+fn received_trailers(body: IncomingBody) -> String {
+    let future = IncomingBody::finish(body);
+    future.subscribe().block();
+    match future.get() {
+        Some(Ok(Ok(Some(fields)))) => lines(&fields),
+        Some(Ok(Ok(None))) => "none\n".into(),
+        other => format!("{other:?}\n"),
+    }
 }
 
 /// Lines, with some time before each.
@@ -344,8 +352,8 @@ fn many_headers(target: &Target, out: ResponseOutparam) {
 
 /// Sends GET, or POST with the body of this request, and passes the answer on.
 fn outbound(target: &Target, body_of: Option<&IncomingRequest>, out: ResponseOutparam) {
-    match fetch(target.text("url"), body_of) {
-        Err(error) => Answer::whole(out, 502, &[], &format!("{error:?}\n")),
+    match fetch(target, body_of) {
+        Err(error) => refused(&error, out),
         Ok(response) => {
             let body = response.consume().expect("nobody has taken the body");
             let answer = Answer::begin(out, response.status(), &[]);
@@ -355,25 +363,57 @@ fn outbound(target: &Target, body_of: Option<&IncomingRequest>, out: ResponseOut
     }
 }
 
-fn fetch(url: &str, body_of: Option<&IncomingRequest>) -> Result<IncomingResponse, ErrorCode> {
-    let (scheme, authority, path) = parts(url).ok_or(ErrorCode::HttpRequestUriInvalid)?;
+fn refused(error: &ErrorCode, out: ResponseOutparam) {
+    Answer::whole(out, 502, &[], &format!("{error:?}\n"));
+}
+
+/// A request to the URL.
+fn request_to(target: &Target, fields: Fields) -> Result<OutgoingRequest, ErrorCode> {
+    let url = parts(target.text("url"));
+    let (scheme, authority, path) = url.ok_or(ErrorCode::HttpRequestUriInvalid)?;
     let scheme = match scheme {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
         other => Scheme::Other(other.into()),
     };
-    let request = OutgoingRequest::new(Fields::new());
+    let request = OutgoingRequest::new(fields);
     let set = request
         .set_scheme(Some(&scheme))
         .and_then(|()| request.set_authority(Some(authority)))
         .and_then(|()| request.set_path_with_query(Some(path)));
     set.map_err(|()| ErrorCode::HttpRequestUriInvalid)?;
+    Ok(request)
+}
+
+/// Sends a request with the time limits in the query, in milliseconds. What answers comes later.
+fn send(target: &Target, request: OutgoingRequest) -> Result<FutureIncomingResponse, ErrorCode> {
+    let limit = |key| Some(target.number(key, 60_000) * 1_000_000);
+    let options = RequestOptions::new();
+    let set = options
+        .set_connect_timeout(limit("connect"))
+        .and_then(|()| options.set_first_byte_timeout(limit("first")))
+        .and_then(|()| options.set_between_bytes_timeout(limit("between")));
+    set.expect("the host takes these limits");
+    outgoing_handler::handle(request, Some(options))
+}
+
+fn wait(response: &FutureIncomingResponse) -> Result<IncomingResponse, ErrorCode> {
+    response.subscribe().block();
+    let answered = response.get().expect("it is ready");
+    answered.expect("nobody has taken the answer")
+}
+
+fn fetch(
+    target: &Target,
+    body_of: Option<&IncomingRequest>,
+) -> Result<IncomingResponse, ErrorCode> {
+    let request = request_to(target, Fields::new())?;
     if body_of.is_some() {
         let set = request.set_method(&Method::Post);
         set.map_err(|()| ErrorCode::HttpRequestMethodInvalid)?;
     }
     let to = request.body().expect("nobody has taken the body");
-    let response = outgoing_handler::handle(request, None)?;
+    let response = send(target, request)?;
     if let Some(incoming) = body_of {
         let from = incoming.consume().expect("nobody has taken the body");
         let stream = to.write().expect("nobody has taken the stream");
@@ -383,9 +423,75 @@ fn fetch(url: &str, body_of: Option<&IncomingRequest>) -> Result<IncomingRespons
     } else {
         OutgoingBody::finish(to, None)?;
     }
-    response.subscribe().block();
-    let answered = response.get().expect("it is ready");
-    answered.expect("nobody has taken the answer")
+    wait(&response)
+}
+
+/// Posts `write` bytes of which `declare` are declared, or else trailers. Passes the answer on, and tells its trailers.
+fn outbound_body(target: &Target, out: ResponseOutparam) {
+    match post(target) {
+        Err(error) => refused(&error, out),
+        Ok(response) => {
+            let body = response.consume().expect("nobody has taken the body");
+            let answer = Answer::begin(out, response.status(), &[]);
+            read(&body, |piece| answer.write(piece));
+            let _ = answer.write(format!("\ntrailers: {}", received_trailers(body)));
+            answer.finish(None);
+        }
+    }
+}
+
+fn post(target: &Target) -> Result<IncomingResponse, ErrorCode> {
+    let declared = target.text("declare");
+    let headers = match declared.is_empty() {
+        true => [("trailer", "x-sum"), ("te", "trailers, deflate")].as_slice(),
+        false => &[("content-length", declared)],
+    };
+    let fields = Fields::new();
+    for (name, value) in headers {
+        fields
+            .append(name, value.as_bytes())
+            .expect("the host takes this header");
+    }
+    let request = request_to(target, fields)?;
+    request
+        .set_method(&Method::Post)
+        .expect("the host takes this method");
+    let body = request.body().expect("nobody has taken the body");
+    let response = send(target, request)?;
+    let stream = body.write().expect("nobody has taken the stream");
+    // An error: it is more than what is declared.
+    let _ = stream.blocking_write_and_flush(&vec![b'x'; target.number("write", 10) as usize]);
+    drop(stream);
+    let trailers = declared.is_empty().then(|| {
+        let sent = Fields::new();
+        sent.append("x-sum", b"42")
+            .expect("the host takes this header");
+        sent
+    });
+    OutgoingBody::finish(body, trailers)?;
+    wait(&response)
+}
+
+/// Sends `n` requests, one after another, and reads the answers when all are there.
+fn outbound_many(target: &Target, out: ResponseOutparam) {
+    let responses: Result<Vec<IncomingResponse>, ErrorCode> = (0..target.number("n", 1))
+        .map(|_| fetch(target, None))
+        .collect();
+    match responses {
+        Err(error) => refused(&error, out),
+        Ok(responses) => {
+            sleep(target);
+            let mut length = 0;
+            for response in &responses {
+                let body = response.consume().expect("nobody has taken the body");
+                read(&body, |piece| {
+                    length += piece.len();
+                    Ok(())
+                });
+            }
+            Answer::text(out, &format!("{length} bytes\n"));
+        }
+    }
 }
 
 /// Inserts a row, and tells how many there are.

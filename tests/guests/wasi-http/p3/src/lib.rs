@@ -11,11 +11,11 @@ wit_bindgen::generate!({
 
 use amphi::view::database_async as database;
 use amphi::view::database_types::Value;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use target::{Target, hex, parts, spin};
 use wasip3::clocks::monotonic_clock;
 use wasip3::http::client;
-use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
+use wasip3::http::types::{ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme};
 use wasip3::random::random;
 use wasip3::{spawn_local, wit_future, wit_stream};
 use wit_bindgen::{FutureReader, FutureWriter, StreamReader, StreamResult, StreamWriter};
@@ -62,6 +62,8 @@ impl wasip3::exports::http::handler::Guest for Component {
             "many-headers" => many_headers(&target),
             "outbound" => outbound(&target, None).await,
             "outbound-post" => outbound(&target, Some(request)).await,
+            "outbound-body" => outbound_body(&target).await,
+            "outbound-many" => outbound_many(&target).await,
             "rows" => text(insert(&target).await),
             "rows-late" => rows_late(target),
             "rows-fail" => {
@@ -315,11 +317,7 @@ async fn upload(request: Request) -> Result<Response, ErrorCode> {
 async fn trailers(request: Request) -> Result<Response, ErrorCode> {
     let (mut incoming, end) = body_of(request);
     while read(&mut incoming).await.is_some() {}
-    let received = match end.await {
-        Ok(Some(fields)) => lines(&fields),
-        Ok(None) => "none\n".into(),
-        Err(error) => format!("{error:?}\n"),
-    };
+    let received = received_trailers(end).await;
     answer(200, &[("trailer", "x-sum")], async move |body| {
         write(body, received).await;
         let sent = Fields::new();
@@ -327,6 +325,14 @@ async fn trailers(request: Request) -> Result<Response, ErrorCode> {
             .expect("the host takes this header");
         Ok(Some(sent))
     })
+}
+
+async fn received_trailers(end: FutureReader<End>) -> String {
+    match end.await {
+        Ok(Some(fields)) => lines(&fields),
+        Ok(None) => "none\n".into(),
+        Err(error) => format!("{error:?}\n"),
+    }
 }
 
 /// Lines, with some time before each.
@@ -382,8 +388,8 @@ fn many_headers(target: &Target) -> Result<Response, ErrorCode> {
 
 /// Sends GET, or POST with the body of this request, and passes the answer on.
 async fn outbound(target: &Target, incoming: Option<Request>) -> Result<Response, ErrorCode> {
-    match fetch(target.text("url"), incoming).await {
-        Err(error) => whole(502, &[], format!("{error:?}\n")),
+    match fetch(target, incoming).await {
+        Err(error) => refused(&error),
         Ok(response) => {
             let status = response.get_status_code();
             let (_, read) = wit_future::new(|| Ok(()));
@@ -393,13 +399,11 @@ async fn outbound(target: &Target, incoming: Option<Request>) -> Result<Response
     }
 }
 
-async fn fetch(url: &str, incoming: Option<Request>) -> Result<Response, ErrorCode> {
-    let (scheme, authority, path) = parts(url).ok_or(ErrorCode::HttpRequestUriInvalid)?;
-    let scheme = match scheme {
-        "http" => Scheme::Http,
-        "https" => Scheme::Https,
-        other => Scheme::Other(other.into()),
-    };
+fn refused(error: &ErrorCode) -> Result<Response, ErrorCode> {
+    whole(502, &[], format!("{error:?}\n"))
+}
+
+async fn fetch(target: &Target, incoming: Option<Request>) -> Result<Response, ErrorCode> {
     let (method, contents, trailers) = match incoming {
         Some(incoming) => {
             let (contents, trailers) = body_of(incoming);
@@ -407,14 +411,111 @@ async fn fetch(url: &str, incoming: Option<Request>) -> Result<Response, ErrorCo
         }
         None => (Method::Get, None, wit_future::new(|| Ok(None)).1),
     };
-    let (request, _sent) = Request::new(Fields::new(), contents, trailers, None);
+    send(target, &method, Fields::new(), contents, trailers).await
+}
+
+/// Sends a request to the URL, with the time limits in the query, in milliseconds.
+async fn send(
+    target: &Target,
+    method: &Method,
+    fields: Fields,
+    contents: Option<StreamReader<u8>>,
+    trailers: FutureReader<End>,
+) -> Result<Response, ErrorCode> {
+    let url = parts(target.text("url"));
+    let (scheme, authority, path) = url.ok_or(ErrorCode::HttpRequestUriInvalid)?;
+    let scheme = match scheme {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        other => Scheme::Other(other.into()),
+    };
+    let limit = |key| Some(target.number(key, 60_000) * 1_000_000);
+    let options = RequestOptions::new();
+    let set = options
+        .set_connect_timeout(limit("connect"))
+        .and_then(|()| options.set_first_byte_timeout(limit("first")))
+        .and_then(|()| options.set_between_bytes_timeout(limit("between")));
+    set.expect("the host takes these limits");
+    let (request, _sent) = Request::new(fields, contents, trailers, Some(options));
     let set = request
-        .set_method(&method)
+        .set_method(method)
         .and_then(|()| request.set_scheme(Some(&scheme)))
         .and_then(|()| request.set_authority(Some(authority)))
         .and_then(|()| request.set_path_with_query(Some(path)));
     set.map_err(|()| ErrorCode::HttpRequestUriInvalid)?;
     client::send(request).await
+}
+
+/// Posts `write` bytes of which `declare` are declared, or else trailers. Passes the answer on, and tells its trailers.
+async fn outbound_body(target: &Target) -> Result<Response, ErrorCode> {
+    let declared = target.text("declare");
+    let headers = match declared.is_empty() {
+        true => [("trailer", "x-sum"), ("te", "trailers, deflate")].as_slice(),
+        false => &[("content-length", declared)],
+    };
+    let fields = Fields::new();
+    for (name, value) in headers {
+        fields
+            .append(name, value.as_bytes())
+            .expect("the host takes this header");
+    }
+    let (mut body, contents) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Ok(None));
+    let sent = declared.is_empty().then(|| {
+        let sent = Fields::new();
+        sent.append("x-sum", b"42")
+            .expect("the host takes this header");
+        sent
+    });
+    let length = target.number("write", 10) as usize;
+    let writing = async move {
+        write(&mut body, vec![b'x'; length]).await;
+        drop(body);
+        // An error: nobody wants to know any more.
+        let _ = end.write(Ok(sent)).await;
+    };
+    let sending = send(target, &Method::Post, fields, Some(contents), trailers);
+    let (response, ()) = join(sending, writing).await;
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => return refused(&error),
+    };
+    let (_, read_to) = wit_future::new(|| Ok(()));
+    let status = response.get_status_code();
+    let (mut incoming, end) = Response::consume_body(response, read_to);
+    answer(status, &[], async move |body| {
+        while let Some(bytes) = read(&mut incoming).await {
+            write(body, bytes).await;
+        }
+        write(
+            body,
+            format!("\ntrailers: {}", received_trailers(end).await),
+        )
+        .await;
+        Ok(None)
+    })
+}
+
+/// Sends `n` requests, one after another, and reads the answers when all are there.
+async fn outbound_many(target: &Target) -> Result<Response, ErrorCode> {
+    let mut responses = Vec::new();
+    for _ in 0..target.number("n", 1) {
+        match fetch(target, None).await {
+            Ok(response) => responses.push(response),
+            Err(error) => return refused(&error),
+        }
+    }
+    sleep(target).await;
+    let mut length = 0;
+    for response in responses {
+        let (_, read_to) = wit_future::new(|| Ok(()));
+        let (mut incoming, end) = Response::consume_body(response, read_to);
+        while let Some(bytes) = read(&mut incoming).await {
+            length += bytes.len();
+        }
+        end.await?;
+    }
+    text(format!("{length} bytes\n"))
 }
 
 /// Inserts a row, and tells how many there are.
