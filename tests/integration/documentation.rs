@@ -2,8 +2,11 @@
 //! `tests/guests/docs/build.rs` takes the examples from there, unchanged.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use futures::{SinkExt as _, StreamExt as _};
 use reqwest::StatusCode;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use crate::harness::browser::{self, FORM};
 use crate::harness::{App, Reply, Server, eventually, guests};
@@ -20,10 +23,11 @@ const TABLES: &str = "
     create table users (name text, staff integer);
     insert into users values ('ann', 1);
     create table photos (title text, bytes blob);
+    create table messages (room text, line text, text text);
 ";
 
 fn app() -> App {
-    let grants = r#"databases = ["default"], http = ["self"], subrequests = true, publish = ["*"], subscribe = ["*"],
+    let grants = r#"databases = ["default"], http = ["self"], subrequests = true, publish = ["*"], subscribe = ["*"], channels = ["*"],
         directories = [{ host = "notes", guest = "/notes" }], settings = { greeting = "Hello" },
         secrets = { session_key = { file = "session.key", generate = true } }"#
         .replace('\n', " ");
@@ -84,6 +88,41 @@ impl Browser<'_> {
         assert!(reply.ok().contains(text), "{path}: {}", reply.text());
     }
 
+    /// Opens a web socket, sends a message and gets this one; without a message, `answer` is the subprotocol.
+    async fn opens(&mut self, path: &str, message: &str, answer: &str) {
+        let url = format!("ws://{}{path}", self.server.address);
+        let mut request = url.into_client_request().expect("it is a URL");
+        let cookie = self.cookie.parse().expect("it is a header");
+        request.headers_mut().insert("cookie", cookie);
+        if message.is_empty() {
+            let offered = format!("feed.v0, {answer}")
+                .parse()
+                .expect("it is a header");
+            request
+                .headers_mut()
+                .insert("sec-websocket-protocol", offered);
+        }
+        let opened = tokio_tungstenite::connect_async(request).await;
+        let (mut socket, response) = opened.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let path = path.split('?').next().unwrap_or(path);
+        self.seen.insert(format!("SOCKET {path}"));
+        if !message.is_empty() {
+            socket.send(message.into()).await.expect("it is open");
+            let got = socket
+                .next()
+                .await
+                .expect("it is open")
+                .expect("it is a message");
+            assert_eq!(got.to_text().expect("it is a text"), answer, "{path}");
+        } else {
+            assert_eq!(
+                response.headers()["sec-websocket-protocol"],
+                answer,
+                "{path}"
+            );
+        }
+    }
+
     async fn posts(
         &mut self,
         path: &str,
@@ -134,8 +173,41 @@ async fn every_example_does_on_the_host_what_it_says() {
     let second = second.expect("it goes on").expect("it has a first second");
     assert_eq!(second, "data: 0\n\n");
     browser.seen.insert("GET /guide_2/clock".to_owned());
-    browser.gets("/guide_3/copy", "a long text").await;
-    let archived = browser.ask("PUT /guide_3/archive/a", FORM, "text").await;
+    browser
+        .opens("/socket_1/chat/7?name=Ann", "Hi", "Ann: Hi")
+        .await;
+    browser.opens("/socket_2/feed", "", "feed.v1").await;
+    browser.opens("/socket_3/echo", "Hi", "Hi").await;
+    for path in ["/guide_3/chat/7/events", "/subscription_1/rooms/7/events"] {
+        let events = server.request("GET", path).send().await;
+        let first = events.expect("it begins").chunk().await;
+        let first = first.expect("it goes on").expect("it has a beginning");
+        assert!(first.starts_with(b"retry: "), "{first:?}");
+        browser.seen.insert(format!("GET {path}"));
+    }
+    let greeted = browser
+        .ask("POST /guide_3/chat/7/greetings", FORM, "")
+        .await;
+    greeted.expect(StatusCode::NO_CONTENT);
+    let poll = browser.ask("GET /subscription_2/rooms/7/messages", FORM, "");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), poll)
+            .await
+            .is_err()
+    );
+    browser
+        .seen
+        .insert("GET /subscription_2/rooms/7/messages".to_owned());
+    browser
+        .posts(
+            "/channels_1/rooms/7/messages",
+            (FORM, "Hi"),
+            200,
+            "0 are here",
+        )
+        .await;
+    browser.gets("/guide_4/copy", "a long text").await;
+    let archived = browser.ask("PUT /guide_4/archive/a", FORM, "text").await;
     archived.expect(StatusCode::ACCEPTED);
     browser.gets("/stream_1/entries.csv", "7,Ann").await;
     browser.gets("/stream_1/ticks/1", "tick 1").await;
@@ -254,6 +326,7 @@ async fn every_example_does_on_the_host_what_it_says() {
         .expect("a session")
         .to_owned();
     browser.gets("/known/member", "ann").await;
+    browser.opens("/guide_3/chat/7", "Hi", "ann: Hi").await;
     browser.gets("/guide_1/me", "ann").await;
     let purged = browser.ask("PURGE /guide_1/admin/a", FORM, "").await;
     assert_eq!(purged.ok(), "a");

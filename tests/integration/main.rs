@@ -50,6 +50,7 @@ mod python;
 mod restart;
 mod reuse;
 mod rules;
+mod sockets;
 mod static_files;
 mod sticky;
 mod storm;

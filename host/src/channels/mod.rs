@@ -27,7 +27,6 @@ mod nats;
 mod presence;
 mod remote;
 mod report;
-mod socket;
 mod wire;
 
 #[cfg(test)]
@@ -49,9 +48,8 @@ use self::limits::{add, get, sub};
 pub use self::nats::NatsConfig;
 use self::nats::Network;
 pub use self::presence::{Member, Members};
-pub use self::socket::{Close, Notice, Outbox, Socket, SocketLimits};
-use crate::http::websocket::Encoded;
 use self::wire::{Change, Kind};
+use crate::http::websocket::Encoded;
 
 /// Bytes of a member's user that are told. So the listed members of a group fit into one message of NATS.
 const USER_MAX_BYTES: usize = 256;

@@ -11,6 +11,7 @@
 
 pub mod context;
 pub mod outbound;
+pub mod socket;
 pub mod transaction;
 pub mod worker_lease;
 
@@ -22,7 +23,6 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::budget::{self, Account, Room};
-use crate::channels::Socket;
 use crate::config::Limits;
 use crate::database::Journal;
 use crate::http::trace_context::Trace;
@@ -32,6 +32,7 @@ use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::View;
 use context::{Context, Values};
 use outbound::Outbound;
+use socket::Socket;
 use transaction::Transaction;
 use worker_lease::WorkerLease;
 

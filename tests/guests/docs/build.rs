@@ -51,7 +51,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The blocks of Rust code in a page that have views, middleware or subscribers, and that import the prelude.
+/// The blocks of Rust code in a page that have views, middleware, subscribers or web sockets, and that import the prelude.
 fn examples(text: &str, in_comments: bool) -> Vec<String> {
     let mut found = Vec::new();
     // The block that is being read: whether it is Rust code, and its text.
@@ -81,7 +81,7 @@ fn examples(text: &str, in_comments: bool) -> Vec<String> {
         }
     }
     let is_of_views = |block: &String| {
-        ["#[view(", "#[middleware", "#[subscriber("]
+        ["#[view(", "#[middleware", "#[subscriber(", "#[socket("]
             .iter()
             .any(|attribute| block.contains(attribute))
             && block.contains("prelude")
@@ -110,10 +110,13 @@ fn prepared(example: &str, module: &str) -> (String, Vec<String>) {
             within.clear();
         }
         let attribute = line.trim_start();
-        marked |= ["#[view(", "#[middleware", "#[subscriber("]
+        marked |= ["#[view(", "#[middleware", "#[subscriber(", "#[socket("]
             .iter()
             .any(|is| attribute.starts_with(is));
-        let line = match attribute.starts_with("#[view(") {
+        let has_path = ["#[view(", "#[socket("]
+            .iter()
+            .any(|is| attribute.starts_with(is));
+        let line = match has_path {
             true => line
                 .replacen("\"/", &format!("\"/{module}/"), 1)
                 .replace("/\"", "\""),

@@ -5,7 +5,7 @@
 pub struct Metrics(Vec<(String, f64)>);
 
 /// The metrics that are zero when nothing is in flight.
-const GAUGES: [&str; 9] = [
+const GAUGES: [&str; 13] = [
     "amphi_scopes",
     "amphi_instances",
     "amphi_database_connections",
@@ -15,6 +15,10 @@ const GAUGES: [&str; 9] = [
     "amphi_body_files",
     "amphi_sync_workers_blocked",
     "amphi_queued",
+    "amphi_streams",
+    "amphi_sockets",
+    "amphi_event_streams",
+    "amphi_polls",
 ];
 
 impl Metrics {

@@ -33,6 +33,14 @@ impl Raw {
     /// # Panics
     /// When the server does not close the connection soon.
     pub async fn rest(&mut self) -> String {
+        String::from_utf8_lossy(&self.rest_of_bytes().await).into_owned()
+    }
+
+    /// As [`Raw::rest`], for what is no text.
+    ///
+    /// # Panics
+    /// As [`Raw::rest`].
+    pub async fn rest_of_bytes(&mut self) -> Vec<u8> {
         let mut answer = Vec::new();
         let read = tokio::time::timeout(SOON, async {
             let mut piece = [0; 4096];
@@ -42,10 +50,10 @@ impl Raw {
             }
         });
         let ended = read.await.is_ok();
-        let answer = String::from_utf8_lossy(&answer).into_owned();
         assert!(
             ended,
-            "the server should have closed the connection; it sent {answer:?}"
+            "the server should have closed the connection; it sent {:?}",
+            String::from_utf8_lossy(&answer)
         );
         answer
     }

@@ -9,6 +9,7 @@ use crate::guest::bindings::channels::Host;
 use crate::guest::bindings::socket;
 use crate::guest::store::Guest;
 use crate::http::websocket::{self, code};
+use crate::scope::socket::Socket;
 use crate::scope::transaction::Effect;
 use crate::telemetry::error::shown;
 use crate::view::is_topic;
@@ -57,7 +58,7 @@ impl socket::Host for Guest {
     fn send(&mut self, message: Message) -> wasmtime::Result<Result<(), Error>> {
         Ok(self.with_socket(|guest| {
             let (message, _) = guest.checked(message)?;
-            Ok(move |socket: &crate::channels::Socket| socket.send(&message))
+            Ok(move |socket: &Socket| socket.send(&message))
         }))
     }
 
@@ -69,16 +70,14 @@ impl socket::Host for Guest {
                 reason.len()
             ))));
         }
-        Ok(self.with_socket(|_| {
-            Ok(move |socket: &crate::channels::Socket| socket.close(code, &reason))
-        }))
+        Ok(self.with_socket(|_| Ok(move |socket: &Socket| socket.close(code, &reason))))
     }
 
     fn join(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
         Ok(self.with_socket(|guest| {
             guest.granted(&group)?;
             let (view, request) = (guest.work().view.to_string(), guest.work().scope.origin.id.clone());
-            Ok(move |socket: &crate::channels::Socket| {
+            Ok(move |socket: &Socket| {
                 if let Err(why) = socket.join(&group) {
                     tracing::warn!(view, request, group, %why, "a connection is not a member of this group");
                     socket.close(code::TRY_AGAIN, "a limit on groups is reached");
@@ -88,7 +87,7 @@ impl socket::Host for Guest {
     }
 
     fn leave(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.with_socket(|_| Ok(move |socket: &crate::channels::Socket| socket.leave(&group))))
+        Ok(self.with_socket(|_| Ok(move |socket: &Socket| socket.leave(&group))))
     }
 }
 
@@ -189,7 +188,7 @@ impl Guest {
     }
 
     /// Does something with the socket whose event the view handles, when the transaction commits.
-    fn with_socket<F: FnOnce(&crate::channels::Socket) + Send + 'static>(
+    fn with_socket<F: FnOnce(&Socket) + Send + 'static>(
         &self,
         what: impl FnOnce(&Guest) -> Result<F, Error>,
     ) -> Result<(), Error> {

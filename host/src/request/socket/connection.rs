@@ -27,6 +27,8 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 const READ_BYTES: usize = 16 << 10;
 /// How long a client may take to answer a close, and to read what was sent before.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// How long the host goes on reading after its last frame.
+const LINGER: Duration = Duration::from_secs(1);
 /// The code of a connection that has ended without a close.
 const ABNORMAL: u16 = 1006;
 
@@ -137,11 +139,13 @@ impl Connection {
     /// Serves the connection to its end. `upgraded`: None if the client has gone before the handshake was complete.
     async fn run(mut self, upgraded: Option<(TcpStream, Bytes)>, stop: CancellationToken) {
         let begun = Instant::now();
+        let mut served = None;
         if let Some((stream, ahead)) = upgraded {
             self.unread.extend_from_slice(&ahead);
             // Even when it is empty, it is a part of hyper's buffer.
             drop(ahead);
             self.serve(&stream, stop).await;
+            served = Some(stream);
         }
         let (code, reason) = match self.phase {
             Phase::Over(code, reason) | Phase::Closing(code, reason, _) => (code, reason),
@@ -155,6 +159,9 @@ impl Connection {
             reason: reason.clone(),
         };
         Arc::clone(&self.events).handle(closed).await;
+        if let Some(stream) = served {
+            let _ = tokio::time::timeout(LINGER, hang_up(&stream)).await;
+        }
         let why = code.to_string();
         METRICS.sockets_closed.with_label_values(&[&*why]).inc();
         let Counts {
@@ -416,6 +423,25 @@ impl Connection {
             self.events
                 .socket
                 .close(code::GOING_AWAY, "the connection was idle");
+        }
+    }
+}
+
+/// Ends the host's direction, and reads until the client ends its own. A socket that is closed with bytes that nobody
+/// has read resets the connection, and the client may lose the close frame.
+async fn hang_up(stream: &TcpStream) {
+    if socket2::SockRef::from(stream)
+        .shutdown(std::net::Shutdown::Write)
+        .is_err()
+    {
+        return;
+    }
+    while stream.readable().await.is_ok() {
+        let read = BUFFER.with_borrow_mut(|buffer| stream.try_read(buffer));
+        match read {
+            Ok(1..) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
         }
     }
 }

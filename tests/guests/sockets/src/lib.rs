@@ -34,7 +34,8 @@ async fn handle(cx: &Context, room: String, event: SocketEvent) -> Result<()> {
         SocketEvent::Closed(closed) => {
             let name = cx.get("name").unwrap_or_default();
             add(cx, &format!("closed {name} {}", closed.code)).await?;
-            cx.channels().send(&group, Message::text(format!("{name} has left")))
+            cx.channels()
+                .send(&group, Message::text(format!("{name} has left")))
         }
     }
 }
@@ -46,13 +47,15 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
     match what {
         "say" => {
             add(cx, with).await?;
-            cx.channels().send(group, Message::text(format!("{name}: {with}")))
+            cx.channels()
+                .send(group, Message::text(format!("{name}: {with}")))
         }
         // Nothing of this is kept.
         "fail" | "panic" => {
             add(cx, with).await?;
             cx.set("name", "changed")?;
-            cx.channels().send(group, Message::text(format!("{name}: {with}")))?;
+            cx.channels()
+                .send(group, Message::text(format!("{name}: {with}")))?;
             cx.socket().send(Message::text("never"))?;
             cx.socket().join("room.other")?;
             if what == "panic" {
@@ -68,7 +71,8 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
         "leave" => cx.socket().leave(format!("room.{with}")),
         "send" => {
             let (to, text) = command(with);
-            cx.channels().send(format!("room.{to}"), Message::text(text))
+            cx.channels()
+                .send(format!("room.{to}"), Message::text(text))
         }
         "tell" => {
             let (to, text) = command(with);
@@ -82,7 +86,8 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
         }
         "members" => {
             let members = cx.channels().members(group)?;
-            cx.socket().send(Message::text(format!("{} members", members.count)))
+            cx.socket()
+                .send(Message::text(format!("{} members", members.count)))
         }
         "flood" => {
             for _ in 0..with.parse().unwrap_or(1) {
@@ -96,7 +101,9 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
 
 #[both]
 async fn add(cx: &Context, tag: &str) -> Result<()> {
-    cx.db().execute("insert into rows (tag) values ($1)", (tag,)).await?;
+    cx.db()
+        .execute("insert into rows (tag) values ($1)", (tag,))
+        .await?;
     Ok(())
 }
 
@@ -116,7 +123,11 @@ fn sync_send(cx: &Context, Path(group): Path<String>, Json(text): Json<String>) 
 }
 
 #[view(post, "/async/send/{group}", atomic)]
-async fn async_send(cx: &Context, Path(group): Path<String>, Json(text): Json<String>) -> Result<()> {
+async fn async_send(
+    cx: &Context,
+    Path(group): Path<String>,
+    Json(text): Json<String>,
+) -> Result<()> {
     cx.channels().send(group, Message::text(text))
 }
 
@@ -147,5 +158,12 @@ async fn async_poll(Path(group): Path<String>, Query(Wait { after, ms }): Query<
 }
 
 views![
-    sync_room, async_room, sync_send, async_send, sync_events, async_events, sync_poll, async_poll,
+    sync_room,
+    async_room,
+    sync_send,
+    async_send,
+    sync_events,
+    async_events,
+    sync_poll,
+    async_poll,
 ];

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Attachment, Hub, Payload, Receiver, Refused};
 use crate::budget::{Account, Room};
+use crate::channels::{Attachment, Hub, Payload, Receiver, Refused};
 use crate::http::websocket::{Encoded, Message, code};
 use crate::telemetry::metrics::METRICS;
 

@@ -1,0 +1,458 @@
+//! Web sockets: the host has the connection, and views of both modes are called for what happens on it.
+
+use std::time::Duration;
+
+use futures::{SinkExt as _, StreamExt as _};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest as _};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::harness::raw::{Raw, status};
+use crate::harness::{App, Mode, SOON, Server, eventually, guests};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// A server with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
+async fn serve(toml: &str) -> Server {
+    app(toml).serve().await
+}
+
+fn app(toml: &str) -> App {
+    let module = |mode| {
+        format!(
+            "[modules.{mode}]\npath = {:?}\ndatabases = [\"default\"]\nchannels = [\"room.*\"]\n",
+            guests::built("sockets", mode)
+        )
+    };
+    let migrations = guests::folder().join("migrations");
+    App::written(&format!(
+        r#"
+        [app]
+        name = "sockets"
+        [server]
+        listen = ["127.0.0.1:0"]
+        admin = "127.0.0.1:0"
+        [databases.default]
+        sqlite = "data/test.db"
+        synchronous = "normal"
+        migrations = {migrations:?}
+        {toml}
+        {}{}"#,
+        module(Mode::Sync),
+        module(Mode::Async)
+    ))
+}
+
+async fn open(server: &Server, mode: Mode, room: &str, name: &str) -> Client {
+    let url = format!("ws://{}/{mode}/room/{room}?name={name}", server.address);
+    let (mut client, _) = connect_async(url).await.expect("the handshake succeeds");
+    assert_eq!(hear(&mut client).await, format!("welcome {name}"));
+    client
+}
+
+async fn say(client: &mut Client, text: &str) {
+    client.send(Message::text(text)).await.expect("it is open");
+}
+
+/// The next message, or how the connection has ended.
+async fn hear(client: &mut Client) -> String {
+    loop {
+        let next = tokio::time::timeout(SOON, client.next()).await;
+        match next.expect("it comes in time") {
+            Some(Ok(Message::Text(text))) => return text.to_string(),
+            Some(Ok(Message::Binary(bytes))) => return format!("{bytes:?}"),
+            Some(Ok(Message::Close(Some(close)))) => {
+                return format!("closed {} {}", u16::from(close.code), close.reason);
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return format!("error {error}"),
+            None => return "gone".to_owned(),
+        }
+    }
+}
+
+async fn closed(mut client: Client) {
+    client.close(None).await.expect("it is open");
+    while let Some(Ok(_)) = client.next().await {}
+}
+
+async fn a_socket_is_opened_heard_and_closed(mode: Mode) {
+    let server = serve("").await;
+    let mut ann = open(&server, mode, "1", "ann").await;
+    let mut bob = open(&server, mode, "1", "bob").await;
+    say(&mut ann, "hello").await;
+    assert_eq!(hear(&mut ann).await, "echo hello");
+    ann.send(Message::binary(vec![0, 255]))
+        .await
+        .expect("it is open");
+    assert_eq!(hear(&mut ann).await, r#"b"\0\xff""#);
+    say(&mut ann, "say hi").await;
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(hear(client).await, "ann: hi");
+    }
+    say(&mut bob, "notify news").await;
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(hear(client).await, "notice in room.1: news");
+    }
+    say(&mut ann, "members").await;
+    assert_eq!(hear(&mut ann).await, "2 members");
+    say(&mut ann, "id").await;
+    let id = hear(&mut ann).await;
+    say(&mut bob, &format!("tell {id} psst")).await;
+    assert_eq!(hear(&mut ann).await, "psst");
+    say(&mut bob, "close bye").await;
+    assert_eq!(hear(&mut bob).await, "closed 4000 bye");
+    assert_eq!(hear(&mut ann).await, "bob has left");
+    closed(ann).await;
+    server.assert_baseline().await;
+    assert_eq!(
+        server.tags(),
+        [
+            "opened ann",
+            "opened bob",
+            "hi",
+            "closed bob 4000",
+            "closed ann 1005"
+        ]
+    );
+}
+both_modes!(a_socket_is_opened_heard_and_closed);
+
+/// What is refused gets a response, and leaves nothing behind.
+async fn a_handshake_can_be_refused(mode: Mode) {
+    let server = serve("").await;
+    let refused = async |query: &str, origin: Option<&str>| {
+        let url = format!("ws://{}/{mode}/room/1?{query}", server.address);
+        let mut request = url.into_client_request().expect("it is a URL");
+        if let Some(origin) = origin {
+            let origin = origin.parse().expect("it is a header");
+            request.headers_mut().insert("origin", origin);
+        }
+        match connect_async(request).await {
+            Ok(_) => 101,
+            Err(Error::Http(response)) => response.status().as_u16(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(refused("refuse", None).await, 403);
+    assert_eq!(refused("panic", None).await, 500);
+    assert_eq!(refused("name=a", Some("https://evil.example")).await, 403);
+    let own = format!("http://{}", server.address);
+    assert_eq!(refused("name=a", Some(&own)).await, 101);
+    let path = format!("/{mode}/room/1");
+    let plain = server.get(&path).await;
+    assert_eq!((plain.status, plain.header("upgrade")), (426, "websocket"));
+    let old = server.request("GET", &path).header("connection", "upgrade");
+    let old = old
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "8");
+    let old = crate::harness::Reply::of(old.header("sec-websocket-key", "x")).await;
+    assert_eq!(
+        (old.status, old.header("sec-websocket-version")),
+        (426, "13")
+    );
+    server.assert_baseline().await;
+    assert!(!server.tags().iter().any(|tag| tag.contains("nobody")));
+}
+both_modes!(a_handshake_can_be_refused);
+
+async fn r18_an_idle_socket_holds_nothing_of_a_guest(mode: Mode) {
+    let server =
+        serve("[sync_views]\nworkers = 1\nworkers_max = 2\n[async_views]\nin_flight_max = 2").await;
+    let mut all = Vec::new();
+    for number in 0..50 {
+        all.push(open(&server, mode, "1", &number.to_string()).await);
+    }
+    eventually("nothing but the connections", async || {
+        let metrics = server.metrics().await;
+        let held: Vec<_> = metrics.in_flight().into_iter().collect();
+        let others = held.iter().filter(|(name, _)| *name != "amphi_sockets");
+        match others.count() {
+            0 => Ok(()),
+            _ => Err(held.clone()),
+        }
+    })
+    .await;
+    say(&mut all[0], "say still here").await;
+    for client in &mut all {
+        assert_eq!(hear(client).await, "0: still here");
+    }
+    drop(all);
+    server.assert_baseline().await;
+    assert_eq!(
+        server.count("select count(*) from rows where tag like 'closed%'"),
+        50
+    );
+}
+both_modes!(r18_an_idle_socket_holds_nothing_of_a_guest);
+
+/// Messages are handled in their order, one at a time, and the connection's context goes from one to the next, unless
+/// the one before has failed.
+async fn r19_events_come_one_after_the_other(mode: Mode) {
+    let server = serve("").await;
+    let mut client = open(&server, mode, "1", "ann").await;
+    for number in 0..100 {
+        client
+            .feed(Message::text(format!("set {number}")))
+            .await
+            .expect("it is open");
+        if number % 10 == 3 {
+            client
+                .feed(Message::text("fail never"))
+                .await
+                .expect("it is open");
+        }
+        client
+            .feed(Message::text("say now"))
+            .await
+            .expect("it is open");
+    }
+    client.flush().await.expect("it is open");
+    for number in 0..100 {
+        assert_eq!(hear(&mut client).await, format!("{number}: now"));
+    }
+    // What was sent before the end is handled, and the end comes last.
+    for number in 0..20 {
+        client
+            .feed(Message::text(format!("say last {number}")))
+            .await
+            .expect("it is open");
+    }
+    client.flush().await.expect("it is open");
+    drop(client);
+    server.assert_baseline().await;
+    let tags = server.tags();
+    assert_eq!(tags.len(), 1 + 100 + 20 + 1);
+    assert_eq!(tags[120], "last 19");
+    assert_eq!(tags[121], "closed 99 1006");
+}
+both_modes!(r19_events_come_one_after_the_other);
+
+/// An event that fails has sent nothing, joined nothing and kept nothing.
+async fn r20_what_a_failing_event_has_sent_is_dropped(mode: Mode) {
+    let server = serve("").await;
+    let mut ann = open(&server, mode, "1", "ann").await;
+    let mut bob = open(&server, mode, "1", "bob").await;
+    for how in ["fail", "panic", "spin"] {
+        say(&mut ann, &format!("{how} never")).await;
+    }
+    say(&mut ann, "send other x").await;
+    say(&mut ann, "say done").await;
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(hear(client).await, "ann: done");
+    }
+    drop((ann, bob));
+    server.assert_baseline().await;
+    assert!(!server.tags().contains(&"never".to_owned()));
+}
+both_modes!(r20_what_a_failing_event_has_sent_is_dropped);
+
+/// Who gets a message finds in the database what was written with it.
+async fn r20_a_message_comes_after_its_commit(mode: Mode) {
+    let server = serve("").await;
+    let mut ann = open(&server, mode, "1", "ann").await;
+    let mut bob = open(&server, mode, "1", "bob").await;
+    for number in 0..50 {
+        say(&mut ann, &format!("say {number}")).await;
+        assert_eq!(hear(&mut bob).await, format!("ann: {number}"));
+        let there = format!("select count(*) from rows where tag = '{number}'");
+        assert_eq!(server.count(&there), 1);
+    }
+}
+both_modes!(r20_a_message_comes_after_its_commit);
+
+async fn r21_membership_ends_with_the_connection(mode: Mode) {
+    let server = serve("").await;
+    let mut watcher = open(&server, mode, "1", "watcher").await;
+    for end in ["close", "drop", "reset"] {
+        let mut client = open(&server, mode, "1", end).await;
+        say(&mut watcher, "members").await;
+        assert_eq!(hear(&mut watcher).await, "2 members");
+        match end {
+            "close" => closed(client).await,
+            "reset" => {
+                if let MaybeTlsStream::Plain(stream) = client.get_mut() {
+                    stream.set_zero_linger().expect("it is a socket");
+                }
+                drop(client);
+            }
+            _ => drop(client),
+        }
+        assert_eq!(hear(&mut watcher).await, format!("{end} has left"));
+        say(&mut watcher, "members").await;
+        assert_eq!(hear(&mut watcher).await, "1 members");
+    }
+    say(&mut watcher, "leave 1").await;
+    say(&mut watcher, "members").await;
+    assert_eq!(hear(&mut watcher).await, "0 members");
+}
+both_modes!(r21_membership_ends_with_the_connection);
+
+/// A client that does not read is closed, and others do not notice.
+async fn r22_a_client_that_does_not_keep_up_is_closed(mode: Mode) {
+    let server = serve("[sockets]\noutbox_max_bytes = 20000\n[limits]\nevents_max = 100000").await;
+    let before = server.memory_kib();
+    let mut slow = open(&server, mode, "1", "slow").await;
+    let mut other = open(&server, mode, "1", "other").await;
+    // More than the kernel takes for it.
+    for _ in 0..10 {
+        say(&mut slow, "flood 1000").await;
+    }
+    say(&mut other, "hello").await;
+    assert_eq!(hear(&mut other).await, "echo hello");
+    assert_eq!(hear(&mut other).await, "slow has left");
+    let closed = server.count("select count(*) from rows where tag = 'closed slow 1008'");
+    assert_eq!(closed, 1);
+    assert!(server.memory_kib() < before + (64 << 10));
+    drop((slow, other));
+    server.assert_baseline().await;
+}
+both_modes!(r22_a_client_that_does_not_keep_up_is_closed);
+
+/// A client that sends faster than its view is read no further; one that sends more than the limit is closed.
+async fn r22_a_client_that_floods_is_held_back_or_closed(mode: Mode) {
+    let server = serve("").await;
+    let mut client = open(&server, mode, "1", "ann").await;
+    for number in 0..2000 {
+        client
+            .feed(Message::text(format!("{number}")))
+            .await
+            .expect("it is open");
+    }
+    client.flush().await.expect("it is open");
+    for number in 0..2000 {
+        assert_eq!(hear(&mut client).await, format!("echo {number}"));
+    }
+    let server = serve("[sockets]\nmessages_per_second_max = 20").await;
+    let mut client = open(&server, mode, "1", "ann").await;
+    for number in 0..50 {
+        let _ = client.send(Message::text(format!("{number}"))).await;
+    }
+    let mut last = String::new();
+    while !last.starts_with("closed") {
+        last = hear(&mut client).await;
+    }
+    assert_eq!(last, "closed 1008 more than 20 messages in a second");
+}
+both_modes!(r22_a_client_that_floods_is_held_back_or_closed);
+
+/// A frame of a client, with the mask 0.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        short @ 0..126 => frame.push(0x80 | short as u8),
+        long => {
+            frame.push(0x80 | 126);
+            frame.extend((long as u16).to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// What breaks the protocol is closed with the right code.
+async fn the_protocol_is_kept(mode: Mode) {
+    let server = serve("[sockets]\nmessage_max_bytes = 1000").await;
+    let begin = async || {
+        let mut raw = Raw::connect(&server).await;
+        raw.send(format!("GET /{mode}/room/1?name=raw HTTP/1.1\r\nhost: {}\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", server.address)).await;
+        let head = raw.until("welcome raw").await;
+        assert_eq!(status(&head), 101, "{head}");
+        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+        raw
+    };
+    let huge = [&[0x82, 0x80 | 127][..], &u64::MAX.to_be_bytes(), &[0; 4]].concat();
+    for (what, bytes, code) in [
+        ("not masked", vec![0x81, 1, b'a'], 1002),
+        ("a reserved bit", frame(0xc1, b"a"), 1002),
+        ("an unknown opcode", frame(0x83, b"a"), 1002),
+        ("a continuation of nothing", frame(0x80, b"a"), 1002),
+        ("a ping that is not final", frame(0x09, b"a"), 1002),
+        ("a long ping", frame(0x89, &[b'a'; 126]), 1002),
+        (
+            "a message within another",
+            [frame(0x01, b"a"), frame(0x81, b"b")].concat(),
+            1002,
+        ),
+        ("a length without end", huge, 1002),
+        ("not UTF-8", frame(0x81, b"\xff"), 1007),
+        ("too large", frame(0x82, &[0; 1001]), 1009),
+        (
+            "too large in parts",
+            [frame(0x02, &[0; 600]), frame(0x80, &[0; 600])].concat(),
+            1009,
+        ),
+        (
+            "a close with a bad code",
+            frame(0x88, &999_u16.to_be_bytes()),
+            1002,
+        ),
+        ("a close with one byte", frame(0x88, b"a"), 1002),
+    ] {
+        let mut raw = begin().await;
+        raw.send(bytes).await;
+        let close = raw.rest_of_bytes().await;
+        let told = close
+            .get(2..4)
+            .map(|two| u16::from_be_bytes([two[0], two[1]]));
+        assert_eq!(
+            (close.first(), told),
+            (Some(&0x88), Some(code)),
+            "{what}: {close:?}"
+        );
+    }
+    // Control frames may come between the parts of a message, which may come byte by byte.
+    let mut raw = begin().await;
+    let parts = [
+        frame(0x01, b"fragm"),
+        frame(0x89, b"pong?"),
+        frame(0x00, b"en"),
+        frame(0x80, b"ts"),
+    ];
+    for byte in parts.concat() {
+        raw.send([byte]).await;
+    }
+    raw.until("pong?").await;
+    raw.until("echo fragments").await;
+    drop(raw);
+    server.assert_baseline().await;
+}
+both_modes!(the_protocol_is_kept);
+
+/// The server tells each client that it stops, and each view that its connection has ended.
+async fn r19_a_server_that_stops_closes_its_sockets(mode: Mode) {
+    let server = serve("").await;
+    let mut client = open(&server, mode, "1", "ann").await;
+    let database = server.database();
+    server.terminate();
+    assert_eq!(hear(&mut client).await, "closed 1001 the server stops");
+    eventually("the last event", async || {
+        let count = "select count(*) from rows where tag = 'closed ann 1001'";
+        let count: i64 = database
+            .query_row(count, (), |row| row.get(0))
+            .expect("it is a number");
+        if count == 1 { Ok(()) } else { Err(count) }
+    })
+    .await;
+}
+both_modes!(r19_a_server_that_stops_closes_its_sockets);
+
+/// A client that is there but says nothing is asked, and one that does not answer is gone.
+async fn r22_a_client_that_is_gone_is_noticed(mode: Mode) {
+    let server = serve("[sockets]\nping_ms = 200").await;
+    let mut watcher = open(&server, mode, "1", "watcher").await;
+    // It reads nothing, so it answers no ping.
+    let silent = open(&server, mode, "1", "silent").await;
+    assert_eq!(hear(&mut watcher).await, "silent has left");
+    // Who waits answers pings.
+    let nothing = tokio::time::timeout(Duration::from_secs(1), watcher.next()).await;
+    assert!(
+        !matches!(nothing, Ok(Some(Ok(Message::Text(_))) | None)),
+        "{nothing:?}"
+    );
+    say(&mut watcher, "hello").await;
+    assert_eq!(hear(&mut watcher).await, "echo hello");
+    drop(silent);
+}
+both_modes!(r22_a_client_that_is_gone_is_noticed);
