@@ -131,6 +131,34 @@ pub struct Counters {
     pub reconnects: AtomicU64,
 }
 
+impl Counters {
+    /// All numbers, by name.
+    pub fn all(&self) -> [(&'static str, u64); 20] {
+        [
+            ("groups", get(&self.groups)),
+            ("connections", get(&self.connections)),
+            ("memberships", get(&self.memberships)),
+            ("subscribers", get(&self.subscribers)),
+            ("history_bytes", get(&self.history_bytes)),
+            ("hosts", get(&self.hosts)),
+            ("refused", get(&self.refused)),
+            ("histories_dropped", get(&self.histories_dropped)),
+            ("missed_by_subscribers", get(&self.missed_by_subscribers)),
+            ("sent", get(&self.sent)),
+            ("received", get(&self.received)),
+            ("lost_queue_full", get(&self.lost_queue_full)),
+            ("lost_disconnected", get(&self.lost_disconnected)),
+            ("lost_failed", get(&self.lost_failed)),
+            ("unsure", get(&self.unsure)),
+            ("gaps", get(&self.gaps)),
+            ("undeliverable", get(&self.undeliverable)),
+            ("malformed", get(&self.malformed)),
+            ("slow_consumer", get(&self.slow_consumer)),
+            ("reconnects", get(&self.reconnects)),
+        ]
+    }
+}
+
 /// Adds to a counter or a gauge.
 pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);

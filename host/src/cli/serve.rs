@@ -12,10 +12,12 @@ use super::Serving;
 use super::file_id::FileId;
 use crate::app::App;
 use crate::app::host::Host;
+use crate::channels::NatsConfig;
 use crate::config::{Config, Storage};
 use crate::database::{self, Database, Databases, migration};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
+use crate::telemetry::metrics::METRICS;
 use crate::telemetry::stderr;
 
 pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
@@ -83,6 +85,15 @@ impl Running {
             let loading = move || load(config, &engines, None, migrations);
             tokio::task::spawn_blocking(loading).await??
         };
+        if let Some(urls) = app.config.channels.nats.clone() {
+            let nats = NatsConfig {
+                urls: urls.split(',').map(|url| url.trim().to_owned()).collect(),
+                prefix: format!("amphi.{}", app.config.name),
+                root_certificates: None,
+            };
+            let connected = app.services.hub.connect(nats).await;
+            connected.context("`nats` of `[channels]`")?;
+        }
         let addresses = sockets.addresses()?;
         app.services.http.set_own(addresses[0]);
         let views = app.count();
@@ -111,6 +122,11 @@ async fn sweep(host: Arc<Host>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         host.app.load().sweep();
+        host.hub.sweep();
+        for (name, number) in host.hub.counters().all() {
+            let gauge = METRICS.channels.with_label_values(&[name]);
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::database::Address;
 use super::error::{ConfigError, Location};
 use super::{
-    Atomic, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module, Purpose,
-    Reuse, Server, Source, StaticFiles, Storage, raw,
+    Atomic, Channels, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
+    Purpose, Reuse, Server, Source, StaticFiles, Storage, raw,
 };
 use crate::http::authority::Host;
 use crate::http::proxies::{Addresses, Proxies};
@@ -176,6 +177,13 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+        let nats = match &raw.channels.get_ref().address {
+            Some(address) => Some(match address.get_ref() {
+                Address::Url(url) => url.clone(),
+                Address::Elsewhere(secret) => self.secret_url(address, secret)?,
+            }),
+            None => None,
+        };
         if let Some(files) = &static_files {
             self.served(&files.dir, served_at)?;
         }
@@ -197,7 +205,10 @@ impl<'a> Checker<'a> {
             async_views: raw.async_views.into_inner(),
             events: raw.events.into_inner(),
             sockets: raw.sockets.into_inner(),
-            channels: raw.channels.into_inner(),
+            channels: Channels {
+                nats,
+                ..raw.channels.into_inner()
+            },
             databases,
             static_files,
             modules,

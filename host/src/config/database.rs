@@ -134,9 +134,10 @@ pub(super) struct RawDatabase {
     value_max_bytes: Spanned<u64>,
 }
 
-#[derive(Deserialize)]
+/// The address of a server: as it is, or where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
-enum Address {
+pub(super) enum Address {
     Url(String),
     Elsewhere(raw::Secret),
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::database::RawDatabase;
+use super::database::{Address, RawDatabase};
 use crate::http::body::BodyLimits;
 use crate::http::message::HeadSize;
 use crate::telemetry::stderr;
@@ -292,8 +292,12 @@ impl Default for Sockets {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Channels {
+    #[serde(rename = "nats")]
+    pub(super) address: Option<Spanned<Address>>,
     /// The address of a NATS server, or several with commas between: hosts with the same NATS and the same name of the app
-    /// are one app. None: groups are those of this host.
+    /// are one app. It may come from the environment or a file, as that of a database. None: groups are those of this
+    /// host.
+    #[serde(skip)]
     pub nats: Option<String>,
     /// How many messages the histories of groups keep, by groups: `history = { "news.*" = 100 }`. Event streams and polls
     /// go on from there. Default none.
@@ -313,6 +317,7 @@ pub struct Channels {
 impl Default for Channels {
     fn default() -> Self {
         Channels {
+            address: None,
             nats: None,
             history: BTreeMap::new(),
             groups_max: 100_000,
@@ -496,7 +501,7 @@ fn root() -> Spanned<String> {
     Spanned::new(0..0, "/".to_owned())
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Secret {
     pub(super) env: Option<String>,

@@ -69,6 +69,8 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
+    /// What groups of connections have and have done, by name, once a second.
+    pub channels: IntGaugeVec,
     /// Event streams that are sent.
     pub event_streams: IntGauge,
     /// Polls that wait.
@@ -195,6 +197,11 @@ impl Metrics {
                 IntCounter::new("retries_total", "Requests run again after a conflict"),
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),
+            channels: gauges(
+                "channels",
+                "Groups of connections: what they have, and what they have done since the start",
+                "what",
+            ),
             event_streams: gauge("event_streams", "Event streams that are sent"),
             polls: gauge("polls", "Polls that wait for a message"),
             sockets: gauge("sockets", "Open web sockets"),

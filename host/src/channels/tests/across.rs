@@ -2,12 +2,29 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::super::*;
 use super::{Seen, attach, bytes, number, send};
+
+/// Installs Debian's package, if the program is not there.
+static INSTALLED: LazyLock<()> = LazyLock::new(|| {
+    let runs = |command: &mut Command| {
+        let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|status| status.success())
+    };
+    if runs(Command::new("nats-server").arg("--version")) {
+        return;
+    }
+    let script = "export DEBIAN_FRONTEND=noninteractive; sudo=; [ $(id -u) = 0 ] || sudo='sudo -n'; $sudo apt-get update && $sudo apt-get install --yes --no-install-recommends nats-server";
+    assert!(
+        runs(Command::new("sh").args(["-c", script])),
+        "nats-server is not there, and could not be installed: apt-get install nats-server"
+    );
+});
 
 /// A nats-server that ends with the test.
 pub(super) struct Server {
@@ -24,6 +41,7 @@ impl Server {
     }
 
     pub(super) fn start_at(port: u16, arguments: &[&str]) -> Server {
+        LazyLock::force(&INSTALLED);
         let process = Command::new("nats-server")
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(arguments)
