@@ -174,7 +174,7 @@ fn descriptions_that_cannot_be_are_refused() {
 /// the view.
 #[test]
 fn a_secret_that_a_view_cannot_do_without_is_missed_at_the_start() {
-    let grants = "databases = [\"default\"]\nhttp = [\"self\"]\nsubrequests = true\npublish = [\"*\"]\nsubscribe = [\"*\"]\n";
+    let grants = "databases = [\"default\"]\nhttp = [\"self\"]\nsubrequests = true\npublish = [\"*\"]\nsubscribe = [\"*\"]\nchannels = [\"*\"]\n";
     for (more, words) in [
         (
             "",

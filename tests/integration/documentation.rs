@@ -173,6 +173,7 @@ async fn every_example_does_on_the_host_what_it_says() {
     let second = second.expect("it goes on").expect("it has a first second");
     assert_eq!(second, "data: 0\n\n");
     browser.seen.insert("GET /guide_2/clock".to_owned());
+    browser.opens("/readme_2/chat/7", "Hi", "Hi").await;
     browser
         .opens("/socket_1/chat/7?name=Ann", "Hi", "Ann: Hi")
         .await;

@@ -317,43 +317,6 @@ fn fifty_thousand_members() {
     assert!(joined + sent + left < std::time::Duration::from_secs(10));
 }
 
-fn rss() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find(|line| line.starts_with("VmRSS"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.and_then(|kib| kib.parse::<usize>().ok())
-        .expect("a number")
-        << 10
-}
-
-/// Alone: `cargo test memory -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures the memory of the process, which other tests use too"]
-fn memory_of_idle_members() {
-    let hub = Hub::new(Limits::default(), Vec::new());
-    let receivers: Vec<_> = (0..200_000).map(|_| Seen::new(&hub)).collect();
-    let before = rss();
-    let attachments: Vec<_> = receivers.iter().map(|seen| attach(&hub, seen)).collect();
-    let attached = rss();
-    for (at, attachment) in attachments.iter().enumerate() {
-        attachment.join(&format!("g{}", at % 100)).expect("allowed");
-    }
-    let each = |bytes: usize| bytes / 200_000;
-    println!(
-        "bytes of a connection {}, of its membership {}",
-        each(attached - before),
-        each(rss() - attached)
-    );
-    let alone = rss();
-    for (at, attachment) in attachments.iter().enumerate().take(90_000) {
-        attachment.join(&format!("alone{at}")).expect("allowed");
-    }
-    println!(
-        "bytes of a group with one member {}",
-        (rss() - alone) / 90_000
-    );
-}
-
 #[test]
 fn messages_between_hosts_are_read_as_they_were_written() {
     let head = Head {

@@ -213,7 +213,13 @@ where
         Target::Socket(routed) => {
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let opened = async |completion: &mut Completion<'_>| {
-                socket::open(routed, params, (client, completion)).await
+                socket::open(
+                    routed,
+                    params,
+                    (&client.account, &client.upgrades),
+                    completion,
+                )
+                .await
             };
             Ok(around(routed.builtins(), completion, opened).await)
         }

@@ -18,11 +18,11 @@ use super::access_log::Completion;
 use super::attempt::Attempt;
 use super::error_view;
 use crate::app::Routed;
+use crate::budget::Account;
 use crate::http::body::Received;
 use crate::http::message::{ResponseBody, binary_headers, contract_request};
 use crate::http::proxies::Asked;
 use crate::http::websocket::{Handshake, offered_protocols};
-use crate::request::Client;
 use crate::scope::context::Values;
 use crate::scope::socket::{Socket, SocketLimits};
 use crate::telemetry::error::{Failure, shown};
@@ -38,7 +38,8 @@ use events::Events;
 pub(super) async fn open(
     routed: &Arc<Routed>,
     params: Vec<(String, String)>,
-    (client, completion): (&Client, &mut Completion<'_>),
+    (account, upgrades): (&Arc<Account>, &Upgrades),
+    completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let Completion {
         host, app, parts, ..
@@ -78,8 +79,8 @@ pub(super) async fn open(
         outbox_max_bytes: limits.outbox_max_bytes,
         mailbox_max: limits.mailbox_max,
     };
-    let account = client.account.unpaid();
-    let socket = Socket::new(&host.hub, handshake.deflate(), kept, &account);
+    let unpaid = account.unpaid();
+    let socket = Socket::new(&host.hub, handshake.deflate(), kept, &unpaid);
     let socket = socket.map_err(|why| {
         Failure::limit(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -114,13 +115,13 @@ pub(super) async fn open(
         trace: completion.origin.trace.clone(),
         peer: completion.origin.peer,
         depth: completion.origin.depth,
-        account: Arc::clone(&client.account),
+        account: Arc::clone(account),
         socket,
         values: Mutex::default(),
     };
     events.keep(values);
     let connection = Connection::new(Arc::new(events), limits, deflate);
-    client.upgrades.spawn(upgrade, connection);
+    upgrades.spawn(upgrade, connection);
     Ok(switched)
 }
 

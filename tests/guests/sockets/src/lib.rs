@@ -131,6 +131,57 @@ async fn async_send(
     cx.channels().send(group, Message::text(text))
 }
 
+/// What a view does around a message.
+#[derive(serde::Deserialize)]
+struct Post {
+    text: String,
+    /// How many times the message is sent, with its number behind it; 0: once, as it is.
+    #[serde(default)]
+    count: u32,
+    /// What happens after that, such as `panic`.
+    #[serde(default)]
+    then: String,
+}
+
+#[both]
+async fn posted(cx: &Context, group: &str, post: &Post) -> Result<()> {
+    add(cx, &post.text).await?;
+    if post.count == 0 {
+        cx.channels().send(group, Message::text(&post.text))?;
+    }
+    for number in 0..post.count {
+        let text = format!("{} {number}", post.text);
+        cx.channels().send(group, Message::text(text))?;
+    }
+    cx.channels().notify_bytes(group, post.text.as_bytes())?;
+    match post.then.as_str() {
+        "error" => Err(Error::internal("a failure on purpose")),
+        "refuse" => Err(Error::conflict("refused on purpose")),
+        "panic" => panic!("a panic on purpose"),
+        "spin" => loop {
+            std::hint::black_box(());
+        },
+        // The commit fails, because there is no such parent.
+        "orphan" => {
+            cx.db()
+                .execute("insert into children (parent) values (99)", ())
+                .await?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[view(post, "/sync/post/{group}", atomic, cpu_ms = 300)]
+fn sync_post(cx: &Context, Path(group): Path<String>, Json(post): Json<Post>) -> Result<()> {
+    posted(cx, &group, &post)
+}
+
+#[view(post, "/async/post/{group}", atomic, cpu_ms = 300)]
+async fn async_post(cx: &Context, Path(group): Path<String>, Json(post): Json<Post>) -> Result<()> {
+    posted(cx, &group, &post).await
+}
+
 #[view(get, "/sync/events/{group}")]
 fn sync_events(Path(group): Path<String>, LastEventId(after): LastEventId) -> EventStream {
     EventStream::of(group).after(after)
@@ -162,6 +213,8 @@ views![
     async_room,
     sync_send,
     async_send,
+    sync_post,
+    async_post,
     sync_events,
     async_events,
     sync_poll,
