@@ -120,6 +120,9 @@ impl Attempt<'_> {
             journal,
         };
         let scope = Scope::open(self.origin, &link.view, limits, setup);
+        if let Some(socket) = &self.origin.socket {
+            socket.opened_in(&scope);
+        }
         let on = (host, self.app);
         let body = Received {
             body: self.body.clone(),

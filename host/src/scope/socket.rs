@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::Scope;
 use crate::budget::{Account, Room};
 use crate::channels::{Attachment, Hub, Payload, Receiver, Refused};
 use crate::http::websocket::{Encoded, Message, code};
@@ -30,6 +31,15 @@ pub struct Socket {
     outbox: Arc<Outbox>,
     /// None: its memberships have ended.
     attachment: Mutex<Option<Attachment>>,
+    opening: Mutex<Opening>,
+}
+
+/// The request that opens a socket. Its scope is kept until it has ended: a client may leave while its transaction
+/// commits, and the view has to be told of the end of each connection that was opened (R19).
+enum Opening {
+    NotYet,
+    By(Arc<Scope>),
+    Ended,
 }
 
 /// What waits for a client and for its view.
@@ -102,7 +112,24 @@ impl Socket {
         Ok(Arc::new(Socket {
             outbox,
             attachment: Mutex::new(Some(attachment)),
+            opening: Mutex::new(Opening::NotYet),
         }))
+    }
+
+    /// Notes the scope that the socket is opened in. Later scopes are those of events, and are not noted.
+    pub fn opened_in(&self, scope: &Arc<Scope>) {
+        let mut opening = self.opening.lock();
+        if !matches!(*opening, Opening::Ended) {
+            *opening = Opening::By(Arc::clone(scope));
+        }
+    }
+
+    /// Notes that the request that opens the socket has ended. Returns its scope, the first time.
+    pub fn opening_ended(&self) -> Option<Arc<Scope>> {
+        match std::mem::replace(&mut *self.opening.lock(), Opening::Ended) {
+            Opening::By(scope) => Some(scope),
+            Opening::NotYet | Opening::Ended => None,
+        }
     }
 
     /// The id of the connection, unique across hosts.

@@ -136,6 +136,12 @@ impl Connection {
         }
     }
 
+    /// Has the view told of the end of a connection that was never served.
+    pub(super) fn end_in(self, upgrades: &Upgrades) {
+        let stop = upgrades.stop.clone();
+        upgrades.open.spawn(self.run(None, stop));
+    }
+
     /// Serves the connection to its end. `upgraded`: None if the client has gone before the handshake was complete.
     async fn run(mut self, upgraded: Option<(TcpStream, Bytes)>, stop: CancellationToken) {
         let begun = Instant::now();
@@ -147,6 +153,8 @@ impl Connection {
             self.serve(&stream, stop).await;
             served = Some(stream);
         }
+        // Membership ends with the connection (R21).
+        self.events.socket.end();
         let (code, reason) = match self.phase {
             Phase::Over(code, reason) | Phase::Closing(code, reason, _) => (code, reason),
             Phase::Open => (ABNORMAL, String::new()),
@@ -201,7 +209,6 @@ impl Connection {
             }
             let blocked = self.send(stream);
             if let Phase::Over(..) = self.phase {
-                // Membership ends with the connection (R21).
                 socket.end();
                 if let Some(running) = running {
                     running.await;

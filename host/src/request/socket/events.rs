@@ -12,6 +12,7 @@ use crate::app::router::Route;
 use crate::app::{App, Routed, Target};
 use crate::budget::Account;
 use crate::contract::types;
+use crate::database::Face;
 use crate::http::middleware::USER;
 use crate::http::trace_context::Trace;
 use crate::http::websocket::{Message, code};
@@ -19,7 +20,8 @@ use crate::request::access_log::AccessLogEntry;
 use crate::request::attempt::Attempt;
 use crate::scope::context::{Values, kept};
 use crate::scope::socket::{Notice, Socket};
-use crate::scope::{Origin, new_id};
+use crate::scope::transaction::Fate;
+use crate::scope::{Origin, Scope, new_id};
 use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 
@@ -189,5 +191,18 @@ impl Events {
             Route::Found(Target::Socket(routed), params) => Some((Arc::clone(routed), params)),
             _ => None,
         }
+    }
+}
+
+/// Has the end of a connection told to its view whose client left while it was opened, if the view's transaction was
+/// committed: then others may know of the connection.
+pub(super) async fn closed_if_committed(events: Arc<Events>, scope: Arc<Scope>) {
+    // Waits for a commit that runs.
+    let fate = scope.transaction.finish(Face::Async, false).await;
+    events.socket.end();
+    if matches!(fate, Ok(Fate::Committed)) {
+        events.keep(scope.context.all());
+        let reason = "the client left while the socket was opened".to_owned();
+        events.handle(Event::Closed { code: 1006, reason }).await;
     }
 }

@@ -88,7 +88,20 @@ pub(super) async fn open(
         )
     })?;
     Arc::make_mut(&mut completion.origin).socket = Some(Arc::clone(&socket));
+    // Nothing of the request itself is kept: its headers are slices of hyper's buffer.
+    let events = Arc::new(Events {
+        host: Arc::clone(host),
+        path: parts.uri.path().to_owned(),
+        trace: completion.origin.trace.clone(),
+        peer: completion.origin.peer,
+        depth: completion.origin.depth,
+        account: Arc::clone(account),
+        socket: Arc::clone(&socket),
+        values: Mutex::default(),
+    });
+    let opening = Opening(Some(Arc::clone(&events)), upgrades);
     let opened = handshaken(routed, params, &asked, completion).await;
+    opening.ended();
     let (response, values) = match opened {
         Ok((response, values)) if response.status().is_success() => (response, values),
         refused => {
@@ -96,8 +109,16 @@ pub(super) async fn open(
             return refused.map(|(response, _)| response);
         }
     };
+    events.keep(values);
     let offered = offered_protocols(&parts.headers);
-    let protocol = chosen(&response, offered).inspect_err(|_| socket.end())?;
+    let protocol = match chosen(&response, offered) {
+        Ok(protocol) => protocol,
+        Err(failure) => {
+            // The view has opened it, so it is told of the end.
+            Connection::new(events, limits, false).end_in(upgrades);
+            return Err(failure);
+        }
+    };
     let deflate = handshake.deflate();
     let mut switched = handshake
         .response(protocol)
@@ -108,21 +129,33 @@ pub(super) async fn open(
             switched.headers_mut().append(name.clone(), value.clone());
         }
     }
-    // Nothing of the request itself is kept: its headers are slices of hyper's buffer.
-    let events = Events {
-        host: Arc::clone(host),
-        path: parts.uri.path().to_owned(),
-        trace: completion.origin.trace.clone(),
-        peer: completion.origin.peer,
-        depth: completion.origin.depth,
-        account: Arc::clone(account),
-        socket,
-        values: Mutex::default(),
-    };
-    events.keep(values);
-    let connection = Connection::new(Arc::new(events), limits, deflate);
+    let connection = Connection::new(events, limits, deflate);
     upgrades.spawn(upgrade, connection);
     Ok(switched)
+}
+
+/// A socket that is being opened. When this value is dropped before the end, the client has left. If the transaction of
+/// the view was committed all the same, the view is told of the end (R19).
+struct Opening<'a>(Option<Arc<Events>>, &'a Upgrades);
+
+impl Opening<'_> {
+    fn ended(mut self) {
+        if let Some(events) = self.0.take() {
+            events.socket.opening_ended();
+        }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if let Some(events) = self.0.take()
+            && let Some(scope) = events.socket.opening_ended()
+        {
+            self.1
+                .open
+                .spawn(events::closed_if_committed(events, scope));
+        }
+    }
 }
 
 /// Runs the view, and all middleware around it, for the handshake. Returns what it answers, and the values of its
