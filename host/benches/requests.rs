@@ -16,6 +16,7 @@ use amphi::guest::run::{Engines, PoolSizes, Reply, ReplyBody};
 use amphi::http::body::Received;
 use amphi::http::message;
 use amphi::request::settle;
+use amphi::request::socket::Upgrades;
 use amphi::request::{self, Client};
 use amphi::scope::transaction::Transaction;
 use amphi::scope::{Origin, Scope, Setup};
@@ -129,6 +130,12 @@ fn answer(bencher: Bencher<'_, '_>, path: &str) {
     let client = Client {
         peer: ([127, 0, 0, 1], 1).into(),
         account: budget::process().connection(),
+        upgrades: Upgrades {
+            open: Default::default(),
+            stop: Default::default(),
+            held: Arc::new(()),
+            into_stream: |_| None,
+        },
     };
     bencher
         .with_inputs(|| hello(path))

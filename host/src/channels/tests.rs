@@ -346,3 +346,12 @@ fn messages_between_hosts_are_read_as_they_were_written() {
         assert!(Changes::read(&mut body).is_none_or(|cut| cut.changes.len() < 3));
     }
 }
+
+fn rss() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.and_then(|kib| kib.parse::<usize>().ok())
+        .expect("a number")
+        << 10
+}

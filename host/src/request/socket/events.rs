@@ -28,6 +28,8 @@ use crate::telemetry::metrics::METRICS;
 /// How long an event waits before it tries again when there was no capacity: nothing is lost (R22).
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
+type Params = Arc<[(String, String)]>;
+
 /// What a view is called for.
 pub(super) enum Event {
     /// A message of the client.
@@ -125,7 +127,7 @@ impl Events {
                 app: &app,
                 origin: &origin,
                 chain: &routed.alone,
-                params: params.into(),
+                params,
                 body: None,
                 binary: Arc::default(),
                 streams: false,
@@ -186,9 +188,12 @@ impl Events {
         }
     }
 
-    fn routed(&self, app: &Arc<App>) -> Option<(Arc<Routed>, Vec<(String, String)>)> {
+    /// The view in this app, and the path parameters.
+    fn routed(&self, app: &App) -> Option<(Arc<Routed>, Params)> {
         match app.router.route(&Method::GET, &self.path) {
-            Route::Found(Target::Socket(routed), params) => Some((Arc::clone(routed), params)),
+            Route::Found(Target::Socket(routed), params) => {
+                Some((Arc::clone(routed), params.into()))
+            }
             _ => None,
         }
     }
