@@ -11,6 +11,7 @@ pub mod javascript;
 pub mod log;
 pub mod metrics;
 pub mod mirror;
+pub mod nats;
 pub mod origin;
 pub mod postgres;
 pub mod python;
