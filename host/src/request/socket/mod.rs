@@ -1,7 +1,7 @@
 //! Web sockets. The host has the connection, from the handshake to the end; a view is called for what happens on it, one
 //! event after the other, each in a scope of its own (R18, R19).
 //!
-//! [`open`] runs the view for the handshake, through all middleware, as for any other request. When it succeeds, the
+//! `open` runs the view for the handshake, through all middleware, as for any other request. When it succeeds, the
 //! connection's task (`connection.rs`) takes over, and calls the view by `events.rs`.
 
 mod connection;

@@ -305,7 +305,7 @@ fn drip(target: &Target, out: ResponseOutparam) {
 /// Inserts a row when the head of the answer is out, and tells how many there are.
 fn rows_late(target: &Target, out: ResponseOutparam) {
     let answer = Answer::begin(out, 200, &[]);
-    if answer.write("begun\n".to_owned()).is_err() {
+    if answer.write("begun\n").is_err() {
         return;
     }
     sleep(target);
