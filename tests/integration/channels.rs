@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+use crate::harness::log::Line;
 use crate::harness::nats::Nats;
 use crate::harness::server::{client, client_http2};
 use crate::harness::{App, Mode, Reply, SOON, Server, eventually, guests};
@@ -722,7 +723,11 @@ async fn r23_a_reload_ends_no_connection() {
         server
             .app
             .write("crate/src/lib.rs", VERSIONED.replace(from, to));
-        server.log.event(mark, "swapped").await;
+        // A build has no time limit of the tests, as that at the start has none.
+        let swapped = |line: &Line| line.text("message").starts_with("swapped");
+        while !server.log.since(mark).iter().any(swapped) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     };
     for socket in [&mut sync_socket, &mut async_socket] {
         socket.say("who").await;
@@ -988,4 +993,14 @@ async fn hosts_go_on_without_nats_and_count_what_is_lost() {
     })
     .await;
     assert!(others.is_empty(), "{others:?}");
+}
+
+/// A server that cannot reach NATS does not start, and says why, without the password.
+#[test]
+fn a_server_does_not_start_without_its_nats() {
+    let app = app("[channels]\nnats = \"nats://someone:hidden@127.0.0.1:1\"");
+    app.migrate();
+    let ran = app.run("serve");
+    assert!(ran.error().contains("`nats` of `[channels]`"), "{ran:?}");
+    assert!(!format!("{ran:?}").contains("hidden"), "{ran:?}");
 }
