@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -166,13 +166,29 @@ impl Hub {
     /// Drops what is no longer needed: histories and, across hosts, subscriptions of groups without members. The host
     /// calls this about once a second; a hub that is connected to NATS does it itself.
     pub fn sweep(&self) {
+        self.sweep_idle(self.limits.history_idle);
+    }
+
+    fn sweep_idle(&self, history_idle: Duration) {
         for group in self.all_groups() {
-            self.sweep_group(&group);
+            self.sweep_group(&group, history_idle);
             self.release(&group);
         }
     }
 
-    fn sweep_group(&self, group: &Group) {
+    /// Drops the histories that nobody uses, when there is no room for another group: those whom one client has made must
+    /// not keep others out. At most once in a second, as it looks at all groups.
+    fn make_room(&self) {
+        let mut made_room = self.made_room.lock();
+        if made_room.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        *made_room = Some(Instant::now());
+        drop(made_room);
+        self.sweep_idle(Duration::ZERO);
+    }
+
+    fn sweep_group(&self, group: &Group, history_idle: Duration) {
         let mut state = group.state.lock();
         let state = &mut *state;
         if state.roster.count > 0 || state.subscribers() > 0 {
@@ -181,7 +197,7 @@ impl Hub {
         }
         state.channel = None;
         let idle = state.idle_since.get_or_insert_with(Instant::now).elapsed();
-        if idle >= self.limits.history_idle
+        if idle >= history_idle
             && let Some(history) = state.history.take()
         {
             sub(&self.counters.history_bytes, history.bytes() as u64);
@@ -255,11 +271,14 @@ impl Hub {
         if let Some(group) = self.groups.read().get(name) {
             return Ok(Arc::clone(group));
         }
+        let max = self.limits.groups_max;
+        if self.groups.read().len() >= max {
+            self.make_room();
+        }
         let mut groups = self.groups.write();
         if let Some(group) = groups.get(name) {
             return Ok(Arc::clone(group));
         }
-        let max = self.limits.groups_max;
         if groups.len() >= max {
             return Err(self.refused(Refused::Full("groups_max", max)));
         }

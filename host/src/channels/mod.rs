@@ -99,6 +99,8 @@ pub struct Hub {
     network: OnceLock<Arc<Network>>,
     /// What the NATS server has complained of since the last report.
     server_error: Mutex<Option<String>>,
+    /// When unused histories were last dropped to make room for another group.
+    made_room: Mutex<Option<Instant>>,
 }
 
 /// A connection that the hub knows. Dropping this ends all its memberships.
@@ -144,6 +146,7 @@ impl Hub {
             sequence: AtomicU64::new(0),
             network: OnceLock::new(),
             server_error: Mutex::default(),
+            made_room: Mutex::default(),
         })
     }
 

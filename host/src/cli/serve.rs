@@ -113,7 +113,11 @@ impl Running {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
         tokio::spawn(sweep(Arc::clone(&self.host)));
-        server::serve(self.host, self.sockets, stop).await
+        let hub = Arc::clone(&self.host.hub);
+        let served = server::serve(self.host, self.sockets, stop).await;
+        // Other hosts then know at once that the members of this one are gone.
+        hub.shutdown().await;
+        served
     }
 }
 

@@ -43,7 +43,7 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Need;
 use crate::threads::gate::Refused;
 use crate::threads::workers::{self, CALL_SLOTS_MAX, Call};
-use crate::view::Mode;
+use crate::view::{Mode, is_topic};
 
 use super::streaming::Streaming;
 use loop_tasks::{Caller, GiveUpOnDrop, LoopQueue, LoopTask};
@@ -446,7 +446,8 @@ impl LinkCall {
             let (group, grants) = (&subscription.group, &self.link().module.grants);
             // What middleware passes on is the view's, and was checked.
             let is_view = self.index + 1 == self.chain.links.len();
-            if is_view && !grants.channels.iter().any(|granted| granted.contain(group)) {
+            let granted = is_topic(group) && grants.channels.iter().any(|it| it.contain(group));
+            if is_view && !granted {
                 return Err(self.own(Failure::view(format!(
                     "module `{}` may not answer from the group `{}`: add it to `channels` of `[modules.{0}]`",
                     grants.name,

@@ -329,7 +329,8 @@ where
     let body = match body {
         CheckedBody::Subscription(subscription) => {
             let response = Response::from_parts(head, subscription);
-            return subscription::answer(&host.hub, response, &client.upgrades.stop).await;
+            let (account, stop) = (&completion.origin.account, &client.upgrades.stop);
+            return subscription::answer(&host.hub, response, account, stop).await;
         }
         body => body,
     };

@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Either, Full, StreamBody};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Account;
 use crate::channels::{Hub, Next, Payload, Subscription};
 use crate::contract::types::{self, SubscriptionForm};
 use crate::http::message::ResponseBody;
@@ -28,6 +29,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RETRY: &str = "retry: 2000\n";
 /// The longest wait of a poll.
 const POLL_MAX: Duration = Duration::from_secs(60);
+/// The bytes of messages after which no further one is added to the answer to a poll.
+const POLL_BYTES: usize = 256 << 10;
 /// The header of an answer to a poll that says where the next one goes on.
 const CURSOR: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -38,6 +41,7 @@ const CURSOR: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) async fn answer(
     hub: &Arc<Hub>,
     response: Response<types::Subscription>,
+    account: &Arc<Account>,
     stop: &CancellationToken,
 ) -> Result<Response<ResponseBody>, Failure> {
     let (mut parts, wanted) = response.into_parts();
@@ -81,7 +85,7 @@ pub(super) async fn answer(
             }
             set(&mut parts.headers, header::CONTENT_TYPE, "application/json");
             let told = json!({ "cursor": cursor, "gap": gap, "messages": messages });
-            Either::Left(Full::new(told.to_string().into()))
+            Either::Left(Full::new(account.keep(told.to_string().into_bytes())?))
         }
     };
     Ok(Response::from_parts(parts, body))
@@ -103,13 +107,18 @@ async fn poll(
         () = tokio::time::sleep(wait) => return Vec::new(),
         () = stop.cancelled() => return Vec::new(),
     };
-    let rest = std::iter::from_fn(|| subscription.try_next());
-    let all = std::iter::once(first).chain(rest);
-    let messages = all.filter_map(|next| match next {
-        Next::Message(payload) => Some(as_json(&payload)),
-        Next::Missed(_) | Next::Ended => None,
-    });
-    messages.collect()
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    let mut next = Some(first);
+    while let Some(Next::Message(payload)) = next {
+        bytes += payload.bytes.len();
+        messages.push(as_json(&payload));
+        // The next poll gets the rest.
+        next = match bytes < POLL_BYTES {
+            true => subscription.try_next(),
+            false => None,
+        };
+    }
+    messages
 }
 
 fn as_json(payload: &Payload) -> serde_json::Value {

@@ -16,6 +16,8 @@ use crate::telemetry::metrics::METRICS;
 
 /// Bytes that may wait for a client without memory being drawn from the budget. If there are more, all are drawn.
 const FREE: usize = 4 << 10;
+/// About how many bytes a frame takes beside its own.
+const FRAME_BYTES: usize = 64;
 
 /// What one socket may keep.
 #[derive(Debug, Clone, Copy)]
@@ -165,10 +167,15 @@ impl Socket {
         }
     }
 
-    /// Ends all memberships, and drops what waits: the connection has ended (R21).
-    pub fn end(&self) {
+    /// Ends all memberships: the connection has ended, or the host has decided that it will (R21).
+    pub fn leave_all(&self) {
         let attachment = self.attachment.lock().take();
         drop(attachment);
+    }
+
+    /// Ends all memberships, and drops what waits: the connection has ended.
+    pub fn end(&self) {
+        self.leave_all();
         let mut waiting = self.outbox.waiting.lock();
         waiting.over = true;
         waiting.frames = VecDeque::new();
@@ -204,7 +211,7 @@ impl Outbox {
     pub fn frame(&self) -> Option<Bytes> {
         let mut waiting = self.waiting.lock();
         let frame = waiting.frames.pop_front()?;
-        waiting.bytes -= frame.len();
+        waiting.bytes -= frame.len() + FRAME_BYTES;
         if waiting.frames.is_empty() {
             // Gives back what a burst has taken.
             waiting.frames = VecDeque::new();
@@ -223,10 +230,9 @@ impl Outbox {
         !self.waiting.lock().notices.is_empty()
     }
 
-    /// Why the host wants to close the connection, once all frames have been taken.
+    /// Why the host wants to close the connection. What was sent before comes first.
     pub fn wants_close(&self) -> Option<Close> {
-        let waiting = self.waiting.lock();
-        waiting.close.clone().filter(|_| waiting.frames.is_empty())
+        self.waiting.lock().close.clone()
     }
 
     fn send(&self, message: &Encoded) {
@@ -251,7 +257,7 @@ impl Waiting {
         if self.over || self.close.is_some() {
             return;
         }
-        self.bytes += frame.len();
+        self.bytes += frame.len() + FRAME_BYTES;
         let too_much = self.bytes > limits.outbox_max_bytes;
         let no_memory = self.bytes > FREE && self.room.grow_to(self.bytes as u64).is_err();
         if too_much || no_memory {

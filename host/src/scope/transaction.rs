@@ -177,6 +177,12 @@ impl Transaction {
         self.effects.history.unavailable()
     }
 
+    /// Whether others may know of something that the scope has done: a commit, a statement outside of transactions, or an
+    /// effect.
+    pub fn lasting(&self) -> bool {
+        self.effects.history.is_lasting()
+    }
+
     /// Whether a member has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.load(SeqCst)

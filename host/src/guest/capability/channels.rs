@@ -14,6 +14,10 @@ use crate::scope::transaction::Effect;
 use crate::telemetry::error::shown;
 use crate::view::is_topic;
 
+/// The most bytes of the name of a group, or of the id of a connection.
+const NAME_BYTES_MAX: usize = 200;
+/// About how many bytes an effect takes beside what is sent.
+const EFFECT_BYTES: usize = 512;
 /// The most bytes of the reason of a close.
 const REASON_BYTES_MAX: usize = 123;
 
@@ -56,8 +60,8 @@ impl socket::Host for Guest {
     }
 
     fn send(&mut self, message: Message) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.with_socket(|guest| {
-            let (message, _) = guest.checked(message)?;
+        Ok(self.with_socket(message_bytes(&message), |guest| {
+            let (message, ..) = guest.checked(message)?;
             Ok(move |socket: &Socket| socket.send(&message))
         }))
     }
@@ -70,11 +74,13 @@ impl socket::Host for Guest {
                 reason.len()
             ))));
         }
-        Ok(self.with_socket(|_| Ok(move |socket: &Socket| socket.close(code, &reason))))
+        Ok(self.with_socket(reason.len(), |_| {
+            Ok(move |socket: &Socket| socket.close(code, &reason))
+        }))
     }
 
     fn join(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.with_socket(|guest| {
+        Ok(self.with_socket(group.len(), |guest| {
             guest.granted(&group)?;
             let (view, request) = (guest.work().view.to_string(), guest.work().scope.origin.id.clone());
             Ok(move |socket: &Socket| {
@@ -87,15 +93,18 @@ impl socket::Host for Guest {
     }
 
     fn leave(&mut self, group: String) -> wasmtime::Result<Result<(), Error>> {
-        Ok(self.with_socket(|_| Ok(move |socket: &Socket| socket.leave(&group))))
+        Ok(self.with_socket(group.len(), |guest| {
+            guest.granted(&group)?;
+            Ok(move |socket: &Socket| socket.leave(&group))
+        }))
     }
 }
 
 impl Guest {
     fn send_to_group(&self, group: String, message: Message) -> Result<(), Error> {
         self.granted(&group)?;
-        let (message, text) = self.checked(message)?;
-        self.on_hub(move |hub| {
+        let (message, text, bytes) = self.checked(message)?;
+        self.on_hub(bytes, move |hub| {
             let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
             hub.send(&group, text, bytes).map(drop)
         })
@@ -105,8 +114,14 @@ impl Guest {
         if self.grants.channels.is_empty() {
             return Err(self.denied("connections"));
         }
-        let (message, text) = self.checked(message)?;
-        self.on_hub(move |hub| {
+        if connection.len() > NAME_BYTES_MAX {
+            return Err(Error::Denied(format!(
+                "`{}` is not the id of a connection",
+                shown(&connection)
+            )));
+        }
+        let (message, text, bytes) = self.checked(message)?;
+        self.on_hub(bytes, move |hub| {
             let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
             hub.send_to(&connection, text, bytes).map(drop)
         })
@@ -115,14 +130,16 @@ impl Guest {
     fn notify_group(&self, group: String, payload: Vec<u8>) -> Result<(), Error> {
         self.granted(&group)?;
         self.fits(payload.len())?;
-        self.on_hub(move |hub| hub.notify(&group, Bytes::from(payload)))
+        self.on_hub(payload.len(), move |hub| {
+            hub.notify(&group, Bytes::from(payload))
+        })
     }
 
     /// Checks that the module is granted the group.
     fn granted(&self, group: &str) -> Result<(), Error> {
-        if !is_topic(group) {
+        if group.len() > NAME_BYTES_MAX || !is_topic(group) {
             return Err(Error::Denied(format!(
-                "`{}` is not a group: write words of letters, digits, `-` and `_` with dots between, such as `room.7`",
+                "`{}` is not a group: write words of letters, digits, `-` and `_` with dots between, such as `room.7`, of at most {NAME_BYTES_MAX} bytes",
                 shown(group)
             )));
         }
@@ -155,24 +172,21 @@ impl Guest {
         }
     }
 
-    fn checked(&self, message: Message) -> Result<(websocket::Message, bool), Error> {
-        let (message, text, bytes) = match message {
-            Message::Text(text) => {
-                let bytes = text.len();
-                (websocket::Message::Text(text.into()), true, bytes)
-            }
-            Message::Binary(binary) => {
-                let bytes = binary.len();
-                (websocket::Message::Binary(binary.into()), false, bytes)
-            }
-        };
+    /// The message, whether it is text, and its length.
+    fn checked(&self, message: Message) -> Result<(websocket::Message, bool, usize), Error> {
+        let bytes = message_bytes(&message);
         self.fits(bytes)?;
-        Ok((message, text))
+        let (message, text) = match message {
+            Message::Text(text) => (websocket::Message::Text(text.into()), true),
+            Message::Binary(binary) => (websocket::Message::Binary(binary.into()), false),
+        };
+        Ok((message, text, bytes))
     }
 
     /// Does something with the hub when the transaction commits. What the hub refuses then is logged.
     fn on_hub(
         &self,
+        bytes: usize,
         what: impl FnOnce(&Hub) -> Result<(), Refused> + Send + 'static,
     ) -> Result<(), Error> {
         let hub = std::sync::Arc::clone(&self.services.hub);
@@ -180,16 +194,17 @@ impl Guest {
             self.work().view.to_string(),
             self.work().scope.origin.id.clone(),
         );
-        self.effect(Box::new(move || {
+        self.effect(bytes, move || {
             if let Err(why) = what(&hub) {
                 tracing::warn!(view, request, %why, "a message to connections was not sent");
             }
-        }))
+        })
     }
 
     /// Does something with the socket whose event the view handles, when the transaction commits.
     fn with_socket<F: FnOnce(&Socket) + Send + 'static>(
         &self,
+        bytes: usize,
         what: impl FnOnce(&Guest) -> Result<F, Error>,
     ) -> Result<(), Error> {
         let Some(socket) = self.work().scope.origin.socket.clone() else {
@@ -198,10 +213,11 @@ impl Guest {
             ));
         };
         let what = what(self)?;
-        self.effect(Box::new(move || what(&socket)))
+        self.effect(bytes, move || what(&socket))
     }
 
-    fn effect(&self, effect: Effect) -> Result<(), Error> {
+    /// Does something when the transaction commits. `bytes` are held until then.
+    fn effect(&self, bytes: usize, what: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         let work = self.work();
         if work.call_chain.is_none() && work.writer.is_none() {
             return Err(Error::Denied(
@@ -214,11 +230,28 @@ impl Guest {
                 "the request has sent {most} messages and events already, as many as `events_max` allows"
             )));
         }
+        let room = work
+            .scope
+            .origin
+            .account
+            .draw((bytes + EFFECT_BYTES) as u64);
+        let room = room.map_err(|why| Error::Full(format!("nothing was sent: {why}")))?;
+        let effect: Effect = Box::new(move || {
+            what();
+            drop(room);
+        });
         match work.member.effect(effect) {
             true => Ok(()),
             false => Err(Error::Denied(
                 "the request that this view was called in is over, or the transaction of its caller: nothing was sent".to_owned(),
             )),
         }
+    }
+}
+
+fn message_bytes(message: &Message) -> usize {
+    match message {
+        Message::Text(text) => text.len(),
+        Message::Binary(binary) => binary.len(),
     }
 }

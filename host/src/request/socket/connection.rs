@@ -19,14 +19,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::events::{Event, Events};
+use crate::budget::Room;
 use crate::config::Sockets;
 use crate::http::websocket::{self, Decoder, Event as Received, code};
+use crate::scope::socket::Close;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
+/// Bytes that a connection may keep without memory being drawn from the budget. If there are more, all are drawn.
+const FREE: usize = 4 << 10;
 /// The bytes that are read at once.
 const READ_BYTES: usize = 16 << 10;
 /// How long a client may take to answer a close, and to read what was sent before.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// The same while the server stops: the views have to be told in time.
+const STOP_TIME: Duration = Duration::from_secs(1);
 /// How long the host goes on reading after its last frame.
 const LINGER: Duration = Duration::from_secs(1);
 /// The code of a connection that has ended without a close.
@@ -76,9 +82,15 @@ pub(super) struct Connection {
     mailbox: VecDeque<Event>,
     /// What was read and not decoded, because the mailbox is full.
     unread: BytesMut,
+    /// The memory that is drawn for what waits for the view, and for what is half-read.
+    room: Room,
     /// The frame that is being sent.
     sending: Bytes,
     phase: Phase,
+    /// The close that the host has decided on, and when the connection ends whether or not the client takes it.
+    decided: Option<(Close, Instant)>,
+    /// When something was last written, or nothing was to be.
+    wrote: Instant,
     limits: Limits,
     counts: Counts,
     /// Whether anything was received since the last tick of the clock, and when the last message came or went.
@@ -118,8 +130,11 @@ impl Connection {
             decoder: Decoder::new(limits.message_max_bytes, deflate),
             mailbox: VecDeque::new(),
             unread: BytesMut::new(),
+            room: Room::empty(&events.account),
             sending: Bytes::new(),
             phase: Phase::Open,
+            decided: None,
+            wrote: now,
             limits: Limits {
                 mailbox_max: limits.mailbox_max,
                 rate_max: limits.messages_per_second_max,
@@ -170,7 +185,12 @@ impl Connection {
         if let Some(stream) = served {
             let _ = tokio::time::timeout(LINGER, hang_up(&stream)).await;
         }
-        let why = code.to_string();
+        // Apps and clients choose among 2,000 codes.
+        let why = match code {
+            3000..4000 => "3xxx".to_owned(),
+            4000.. => "4xxx".to_owned(),
+            code => code.to_string(),
+        };
         METRICS.sockets_closed.with_label_values(&[&*why]).inc();
         let Counts {
             received,
@@ -201,12 +221,14 @@ impl Connection {
         loop {
             self.receive(stream);
             self.take_notices();
+            self.draw();
             if running.is_none()
                 && let Some(event) = self.mailbox.pop_front()
             {
                 running = Some(Arc::clone(&self.events).handle(event).boxed());
                 continue;
             }
+            self.decide(stopping);
             let blocked = self.send(stream);
             if let Phase::Over(..) = self.phase {
                 socket.end();
@@ -215,8 +237,8 @@ impl Connection {
                 }
                 return;
             }
-            let closes_at = match self.phase {
-                Phase::Closing(_, _, at) => Some(at),
+            let closes_at = match (&self.phase, &self.decided) {
+                (Phase::Closing(_, _, at), _) | (_, Some((_, at))) => Some(*at),
                 _ => None,
             };
             let reads = self.mailbox.len() < self.limits.mailbox_max;
@@ -239,6 +261,34 @@ impl Connection {
                     socket.close(code::GOING_AWAY, "the server stops");
                 }
             }
+        }
+    }
+
+    /// Draws memory for what waits for the view and what is half-read; a connection without memory is closed.
+    fn draw(&mut self) {
+        let waiting: usize = self.mailbox.iter().map(Event::bytes).sum();
+        let bytes = waiting + self.unread.capacity() + self.decoder.kept_bytes();
+        if bytes <= FREE {
+            if self.room.bytes() > 0 {
+                self.room = Room::empty(self.room.account());
+            }
+        } else if bytes as u64 > self.room.bytes() && self.room.grow_to(bytes as u64).is_err() {
+            METRICS.socket_dropped.with_label_values(&["memory"]).inc();
+            let sentence = "the server has no memory for more";
+            self.events.socket.close(code::TRY_AGAIN, sentence);
+        }
+    }
+
+    /// Notes that the host wants to close the connection. From then on it is no member, takes no message, and has a limited
+    /// time.
+    fn decide(&mut self, stopping: bool) {
+        let socket = &self.events.socket;
+        if self.decided.is_none()
+            && let Some(close) = socket.outbox().wants_close()
+        {
+            socket.leave_all();
+            let time = if stopping { STOP_TIME } else { CLOSE_TIME };
+            self.decided = Some((close, Instant::now() + time));
         }
     }
 
@@ -309,7 +359,7 @@ impl Connection {
                     let reason = format!("more than {limit} messages in a second");
                     return self.events.socket.close(code::POLICY, &reason);
                 }
-                if let Phase::Open = self.phase {
+                if let (Phase::Open, None) = (&self.phase, &self.decided) {
                     self.mailbox.push_back(Event::Message(message));
                 }
             }
@@ -354,10 +404,12 @@ impl Connection {
     fn send(&mut self, stream: &TcpStream) -> bool {
         loop {
             if self.sending.is_empty() && !self.next_frame() {
+                self.wrote = Instant::now();
                 return false;
             }
             match stream.try_write(&self.sending) {
                 Ok(written) => {
+                    self.wrote = Instant::now();
                     self.counts.sent_bytes += written as u64;
                     self.sending.advance(written);
                 }
@@ -381,8 +433,9 @@ impl Connection {
             self.sending = frame;
             return true;
         }
-        if let (Phase::Open, Some(close)) = (&self.phase, outbox.wants_close()) {
-            self.close(close.code, &close.reason);
+        if let (Phase::Open, Some((close, until))) = (&self.phase, self.decided.clone()) {
+            self.close_frame(websocket::close(Some(close.code), &close.reason));
+            self.phase = Phase::Closing(close.code, close.reason, until);
             return true;
         }
         false
@@ -404,7 +457,10 @@ impl Connection {
 
     fn over(&mut self) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Open) {
-            Phase::Open => Phase::Over(ABNORMAL, String::new()),
+            Phase::Open => match self.decided.take() {
+                Some((close, _)) => Phase::Over(close.code, close.reason),
+                None => Phase::Over(ABNORMAL, String::new()),
+            },
             Phase::Closing(code, reason, _) | Phase::Over(code, reason) => {
                 Phase::Over(code, reason)
             }
@@ -415,7 +471,10 @@ impl Connection {
     fn tick(&mut self) {
         // A client whose messages are not read cannot be heard.
         let is_read = self.hears() && self.unread.is_empty();
-        if !std::mem::take(&mut self.heard) && is_read {
+        let is_silent = !std::mem::take(&mut self.heard) && is_read;
+        // One that takes nothing of what is sent is as good as gone, whatever it says.
+        let is_stuck = !self.sending.is_empty() && self.wrote.elapsed() >= self.limits.ping;
+        if is_silent || is_stuck {
             return self.over();
         }
         self.events

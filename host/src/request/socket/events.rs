@@ -78,13 +78,17 @@ impl Event {
         }
     }
 
-    fn body(&self) -> Vec<u8> {
-        let bytes: &[u8] = match self {
+    fn body(&self) -> &[u8] {
+        match self {
             Event::Message(Message::Text(bytes) | Message::Binary(bytes)) => bytes,
             Event::Notice(Notice { payload, .. }) => payload,
             Event::Closed { reason, .. } => reason.as_bytes(),
-        };
-        bytes.to_vec()
+        }
+    }
+
+    /// About how many bytes it takes while it waits.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Event>() + self.body().len()
     }
 }
 
@@ -138,16 +142,13 @@ impl Events {
                 query: String::new(),
                 headers: event.headers(),
                 params: Vec::new(),
-                body: types::Body::Bytes(event.body()),
+                body: types::Body::Bytes(event.body().to_vec()),
             };
             let settled = ready.run(request).await;
             let mut failure = settled.response.as_ref().err().cloned();
-            // The view has not begun to run, because there was no capacity.
+            // The view has not begun to run, because there was no capacity, or none in time: nothing is lost (R22).
             let busy = !settled.scope.has_begun()
-                && failure.as_ref().is_some_and(|failure| {
-                    failure.fault == Fault::Limit
-                        && failure.status == StatusCode::SERVICE_UNAVAILABLE
-                });
+                && (failure.as_ref()).is_some_and(|failure| failure.fault == Fault::Limit);
             if busy {
                 tokio::time::sleep(BUSY_WAIT).await;
                 continue;
@@ -199,13 +200,13 @@ impl Events {
     }
 }
 
-/// Has the end of a connection told to its view whose client left while it was opened, if the view's transaction was
-/// committed: then others may know of the connection.
-pub(super) async fn closed_if_committed(events: Arc<Events>, scope: Arc<Scope>) {
+/// Has the end of a connection told to its view whose client left while it was opened, if others may know of the
+/// connection: something of the opening was committed or sent.
+pub(super) async fn closed_if_known(events: Arc<Events>, scope: Arc<Scope>) {
     // Waits for a commit that runs.
     let fate = scope.transaction.finish(Face::Async, false).await;
     events.socket.end();
-    if matches!(fate, Ok(Fate::Committed)) {
+    if !matches!(fate, Ok(Fate::RolledBack)) && scope.transaction.lasting() {
         events.keep(scope.context.all());
         let reason = "the client left while the socket was opened".to_owned();
         events.handle(Event::Closed { code: 1006, reason }).await;

@@ -134,8 +134,8 @@ pub(super) async fn open(
     Ok(switched)
 }
 
-/// A socket that is being opened. When this value is dropped before the end, the client has left. If the transaction of
-/// the view was committed all the same, the view is told of the end (R19).
+/// A socket that is being opened. When this value is dropped before the end, the client has left. If others may know of
+/// the connection all the same, its view is told of the end (R19).
 struct Opening<'a>(Option<Arc<Events>>, &'a Upgrades);
 
 impl Opening<'_> {
@@ -151,9 +151,7 @@ impl Drop for Opening<'_> {
         if let Some(events) = self.0.take()
             && let Some(scope) = events.socket.opening_ended()
         {
-            self.1
-                .open
-                .spawn(events::closed_if_committed(events, scope));
+            self.1.open.spawn(events::closed_if_known(events, scope));
         }
     }
 }

@@ -40,6 +40,11 @@ impl History {
         self.lasting.store(true, SeqCst);
     }
 
+    /// Whether anything was done that a rollback does not undo.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.lasting.load(SeqCst)
+    }
+
     /// Whether there was a conflict with another transaction, and nothing of this scope is or may become lasting.
     pub(super) fn can_begin_again(&self) -> bool {
         // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
