@@ -357,6 +357,33 @@ async fn a_poll_goes_on_where_its_client_was(mode: Mode) {
 }
 both_modes!(a_poll_goes_on_where_its_client_was);
 
+/// Every cursor has a gap there, which must not have clients ask without a pause.
+async fn a_poll_waits_without_a_history_too(mode: Mode) {
+    let server = app("").serve().await;
+    let after = async |after: &str, ms: u64| {
+        let path = format!("/{mode}/poll/room.1?ms={ms}{after}");
+        poll(&server.client, &server, &path).await
+    };
+    let begin = after("", 0).await;
+    let next = format!("&after={}", begin.cursor);
+    let begun = Instant::now();
+    let none = after(&next, 500).await;
+    assert!(none.gap && none.messages.is_empty());
+    assert!(begun.elapsed() >= Duration::from_millis(500));
+    let (waited, ()) = tokio::join!(after(&next, 10_000), async {
+        eventually("a poll that waits", async || {
+            match server.metrics().await.get("amphi_polls") {
+                0.0 => Err("none"),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        send(&server, mode, "room.1", "0").await;
+    });
+    assert!(waited.gap && waited.messages == ["0"]);
+}
+both_modes!(a_poll_waits_without_a_history_too);
+
 /// Many messages at once are more than wait for a subscriber, but the history has them.
 async fn a_poll_misses_nothing_of_a_burst(mode: Mode) {
     let server = app("[channels]\nhistory = { \"room.*\" = 1000 }")

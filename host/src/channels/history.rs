@@ -170,6 +170,7 @@ impl Hub {
         let channel = (state.channel).get_or_insert_with(|| broadcast::Sender::new(capacity));
         Subscription {
             gap,
+            is_kept: state.history.is_some(),
             backlog,
             cursor: Cursor {
                 host: self.host,
@@ -227,6 +228,7 @@ pub enum Next {
 /// The messages of a group, for an event stream or a poll. Dropping the subscription ends it.
 pub struct Subscription {
     gap: bool,
+    is_kept: bool,
     backlog: VecDeque<Arc<Payload>>,
     cursor: Cursor,
     // The fields are dropped in this order: `place` looks whether its group still has receivers.
@@ -239,6 +241,11 @@ impl Subscription {
     /// cursor is another host's.
     pub fn gap(&self) -> bool {
         self.gap
+    }
+
+    /// Whether the group has a history. Without one every cursor has a gap.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// Where to continue after the message that was returned last, or from the beginning of this subscription.

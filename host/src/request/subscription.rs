@@ -71,7 +71,9 @@ pub(super) async fn answer(
         SubscriptionForm::Poll(ms) => {
             let wait = Duration::from_millis(ms.into()).min(POLL_MAX);
             let _waits = GaugeGuard::new(&METRICS.polls);
-            let messages = match gap {
+            // A group without a history may always have sent something between two polls: an answer at once would
+            // have its clients ask again and again.
+            let messages = match gap && subscription.is_kept() {
                 true => Vec::new(),
                 false => poll(&mut subscription, wait, stop).await,
             };
