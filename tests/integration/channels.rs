@@ -82,7 +82,7 @@ impl Socket {
         Socket(socket)
     }
 
-    async fn say(&mut self, text: &str) {
+    pub(crate) async fn say(&mut self, text: &str) {
         let said = self.0.send(Message::text(text)).await;
         said.expect("it is open");
     }

@@ -1,4 +1,4 @@
-//! The example guestbook, and the app that `amphi new` makes. The examples `todo` and `polls` have files of their own.
+//! The example guestbook, and the app that `amphi new` makes. The examples `todo`, `polls` and `chat` have files of their own.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::app::{guestbook, polls, todo};
+use crate::harness::app::{chat, guestbook, polls, todo};
 use crate::harness::browser::FORM;
 use crate::harness::{App, Browser, Reply, Server, guests};
 
@@ -150,6 +150,11 @@ fn the_to_dos_pass_their_own_tests() {
 #[test]
 fn the_polls_pass_their_own_tests() {
     assert_own_tests_pass(&polls());
+}
+
+#[test]
+fn the_chat_passes_its_own_tests() {
+    assert_own_tests_pass(&chat());
 }
 
 #[test]

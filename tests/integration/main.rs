@@ -15,6 +15,7 @@ mod bodies;
 mod budget;
 mod builtin;
 mod channels;
+mod chat;
 mod configuration;
 mod conflicts;
 mod context;

@@ -39,6 +39,11 @@ pub fn polls() -> PathBuf {
     example("polls")
 }
 
+/// The folder of the chat.
+pub fn chat() -> PathBuf {
+    example("chat")
+}
+
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .with_file_name("examples")
@@ -155,6 +160,14 @@ impl App {
     /// to run `amphi build` on the app.
     pub async fn polls(kind: Kind) -> App {
         App::example(kind, "polls", &["session_key", "admin_password"]).await
+    }
+
+    /// The example `chat` likewise, with groups across all hosts of this NATS server.
+    pub async fn chat(kind: Kind, nats: &str) -> App {
+        let app = App::example(kind, "chat", &["session_key"]).await;
+        let own = fs::read_to_string(app.path("amphi.toml")).expect("it was written");
+        app.configure(&own, &format!("[channels]\nnats = {nats:?}"));
+        app
     }
 
     /// An example with its own `amphi.toml` for this kind of database, but with a database and secrets of the test.
