@@ -83,6 +83,10 @@ const CIRCLES: &[(&[&str], &str)] = &[
         ],
         "one state machine in three files",
     ),
+    (
+        &["scope/mod.rs", "scope/socket.rs"],
+        "a scope knows the socket whose event it is for, and a socket that is being opened the scope of its opening",
+    ),
 ];
 
 fn root() -> PathBuf {
