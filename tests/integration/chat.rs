@@ -5,9 +5,9 @@ use serde_json::Value;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use crate::channels::Socket;
 use crate::harness::browser::Browser;
 use crate::harness::nats::Nats;
+use crate::harness::socket::Socket;
 use crate::harness::{App, Kind, Server, eventually};
 
 async fn the_chat_does_what_its_pages_offer(kind: Kind) {

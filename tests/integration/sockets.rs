@@ -3,106 +3,51 @@
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest as _};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, connect_async};
 
 use crate::harness::raw::{Raw, status};
-use crate::harness::{App, Mode, SOON, Server, eventually, guests};
-
-type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+use crate::harness::socket::{Socket, app};
+use crate::harness::{Mode, Server, eventually};
 
 /// A server with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
 async fn serve(toml: &str) -> Server {
     app(toml).serve().await
 }
 
-fn app(toml: &str) -> App {
-    let module = |mode| {
-        format!(
-            "[modules.{mode}]\npath = {:?}\ndatabases = [\"default\"]\nchannels = [\"room.*\"]\n",
-            guests::built("sockets", mode)
-        )
-    };
-    let migrations = guests::folder().join("migrations");
-    App::written(&format!(
-        r#"
-        [app]
-        name = "sockets"
-        [server]
-        listen = ["127.0.0.1:0"]
-        admin = "127.0.0.1:0"
-        [databases.default]
-        sqlite = "data/test.db"
-        synchronous = "normal"
-        migrations = {migrations:?}
-        {toml}
-        {}{}"#,
-        module(Mode::Sync),
-        module(Mode::Async)
-    ))
-}
-
-async fn open(server: &Server, mode: Mode, room: &str, name: &str) -> Client {
-    let url = format!("ws://{}/{mode}/room/{room}?name={name}", server.address);
-    let (mut client, _) = connect_async(url).await.expect("the handshake succeeds");
-    assert_eq!(hear(&mut client).await, format!("welcome {name}"));
-    client
-}
-
-async fn say(client: &mut Client, text: &str) {
-    client.send(Message::text(text)).await.expect("it is open");
-}
-
-/// The next message, or how the connection has ended.
-async fn hear(client: &mut Client) -> String {
-    loop {
-        let next = tokio::time::timeout(SOON, client.next()).await;
-        match next.expect("it comes in time") {
-            Some(Ok(Message::Text(text))) => return text.to_string(),
-            Some(Ok(Message::Binary(bytes))) => return format!("{bytes:?}"),
-            Some(Ok(Message::Close(Some(close)))) => {
-                return format!("closed {} {}", u16::from(close.code), close.reason);
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return format!("error {error}"),
-            None => return "gone".to_owned(),
-        }
-    }
-}
-
-async fn closed(mut client: Client) {
-    client.close(None).await.expect("it is open");
-    while let Some(Ok(_)) = client.next().await {}
+async fn closed(mut client: Socket) {
+    client.0.close(None).await.expect("it is open");
+    while let Some(Ok(_)) = client.0.next().await {}
 }
 
 async fn a_socket_is_opened_heard_and_closed(mode: Mode) {
     let server = serve("").await;
-    let mut ann = open(&server, mode, "1", "ann").await;
-    let mut bob = open(&server, mode, "1", "bob").await;
-    say(&mut ann, "hello").await;
-    assert_eq!(hear(&mut ann).await, "echo hello");
-    ann.send(Message::binary(vec![0, 255]))
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    let mut bob = Socket::open(&server, mode, "1", "bob").await;
+    ann.say("hello").await;
+    assert_eq!(ann.hear().await, "echo hello");
+    ann.0
+        .send(Message::binary(vec![0, 255]))
         .await
         .expect("it is open");
-    assert_eq!(hear(&mut ann).await, r#"b"\0\xff""#);
-    say(&mut ann, "say hi").await;
+    assert_eq!(ann.hear().await, r#"b"\0\xff""#);
+    ann.say("say hi").await;
     for client in [&mut ann, &mut bob] {
-        assert_eq!(hear(client).await, "ann: hi");
+        assert_eq!(client.hear().await, "ann: hi");
     }
-    say(&mut bob, "notify news").await;
+    bob.say("notify news").await;
     for client in [&mut ann, &mut bob] {
-        assert_eq!(hear(client).await, "notice in room.1: news");
+        assert_eq!(client.hear().await, "notice in room.1: news");
     }
-    say(&mut ann, "members").await;
-    assert_eq!(hear(&mut ann).await, "2 members");
-    say(&mut ann, "id").await;
-    let id = hear(&mut ann).await;
-    say(&mut bob, &format!("tell {id} psst")).await;
-    assert_eq!(hear(&mut ann).await, "psst");
-    say(&mut bob, "close bye").await;
-    assert_eq!(hear(&mut bob).await, "closed 4000 bye");
-    assert_eq!(hear(&mut ann).await, "bob has left");
+    ann.say("members").await;
+    assert_eq!(ann.hear().await, "2 members");
+    ann.say("id").await;
+    let id = ann.hear().await;
+    bob.say(&format!("tell {id} psst")).await;
+    assert_eq!(ann.hear().await, "psst");
+    bob.say("close bye").await;
+    assert_eq!(bob.hear().await, "closed 4000 bye");
+    assert_eq!(ann.hear().await, "bob has left");
     closed(ann).await;
     server.assert_baseline().await;
     assert_eq!(
@@ -161,7 +106,7 @@ async fn r18_an_idle_socket_holds_nothing_of_a_guest(mode: Mode) {
         serve("[sync_views]\nworkers = 1\nworkers_max = 2\n[async_views]\nin_flight_max = 2").await;
     let mut all = Vec::new();
     for number in 0..50 {
-        all.push(open(&server, mode, "1", &number.to_string()).await);
+        all.push(Socket::open(&server, mode, "1", &number.to_string()).await);
     }
     eventually("nothing but the connections", async || {
         let metrics = server.metrics().await;
@@ -173,9 +118,9 @@ async fn r18_an_idle_socket_holds_nothing_of_a_guest(mode: Mode) {
         }
     })
     .await;
-    say(&mut all[0], "say still here").await;
+    all[0].say("say still here").await;
     for client in &mut all {
-        assert_eq!(hear(client).await, "0: still here");
+        assert_eq!(client.hear().await, "0: still here");
     }
     drop(all);
     server.assert_baseline().await;
@@ -190,35 +135,39 @@ both_modes!(r18_an_idle_socket_holds_nothing_of_a_guest);
 /// the one before has failed.
 async fn r19_events_come_one_after_the_other(mode: Mode) {
     let server = serve("").await;
-    let mut client = open(&server, mode, "1", "ann").await;
+    let mut client = Socket::open(&server, mode, "1", "ann").await;
     for number in 0..100 {
         client
+            .0
             .feed(Message::text(format!("set {number}")))
             .await
             .expect("it is open");
         if number % 10 == 3 {
             client
+                .0
                 .feed(Message::text("fail never"))
                 .await
                 .expect("it is open");
         }
         client
+            .0
             .feed(Message::text("say now"))
             .await
             .expect("it is open");
     }
-    client.flush().await.expect("it is open");
+    client.0.flush().await.expect("it is open");
     for number in 0..100 {
-        assert_eq!(hear(&mut client).await, format!("{number}: now"));
+        assert_eq!(client.hear().await, format!("{number}: now"));
     }
     // What was sent before the end is handled, and the end comes last.
     for number in 0..20 {
         client
+            .0
             .feed(Message::text(format!("say last {number}")))
             .await
             .expect("it is open");
     }
-    client.flush().await.expect("it is open");
+    client.0.flush().await.expect("it is open");
     drop(client);
     server.assert_baseline().await;
     let tags = server.tags();
@@ -231,15 +180,15 @@ both_modes!(r19_events_come_one_after_the_other);
 /// An event that fails has sent nothing, joined nothing and kept nothing.
 async fn r20_what_a_failing_event_has_sent_is_dropped(mode: Mode) {
     let server = serve("").await;
-    let mut ann = open(&server, mode, "1", "ann").await;
-    let mut bob = open(&server, mode, "1", "bob").await;
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    let mut bob = Socket::open(&server, mode, "1", "bob").await;
     for how in ["fail", "panic", "spin"] {
-        say(&mut ann, &format!("{how} never")).await;
+        ann.say(&format!("{how} never")).await;
     }
-    say(&mut ann, "send other x").await;
-    say(&mut ann, "say done").await;
+    ann.say("send other x").await;
+    ann.say("say done").await;
     for client in [&mut ann, &mut bob] {
-        assert_eq!(hear(client).await, "ann: done");
+        assert_eq!(client.hear().await, "ann: done");
     }
     drop((ann, bob));
     server.assert_baseline().await;
@@ -250,11 +199,11 @@ both_modes!(r20_what_a_failing_event_has_sent_is_dropped);
 /// Who gets a message finds in the database what was written with it.
 async fn r20_a_message_comes_after_its_commit(mode: Mode) {
     let server = serve("").await;
-    let mut ann = open(&server, mode, "1", "ann").await;
-    let mut bob = open(&server, mode, "1", "bob").await;
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    let mut bob = Socket::open(&server, mode, "1", "bob").await;
     for number in 0..50 {
-        say(&mut ann, &format!("say {number}")).await;
-        assert_eq!(hear(&mut bob).await, format!("ann: {number}"));
+        ann.say(&format!("say {number}")).await;
+        assert_eq!(bob.hear().await, format!("ann: {number}"));
         let there = format!("select count(*) from rows where tag = '{number}'");
         assert_eq!(server.count(&there), 1);
     }
@@ -263,28 +212,28 @@ both_modes!(r20_a_message_comes_after_its_commit);
 
 async fn r21_membership_ends_with_the_connection(mode: Mode) {
     let server = serve("").await;
-    let mut watcher = open(&server, mode, "1", "watcher").await;
+    let mut watcher = Socket::open(&server, mode, "1", "watcher").await;
     for end in ["close", "drop", "reset"] {
-        let mut client = open(&server, mode, "1", end).await;
-        say(&mut watcher, "members").await;
-        assert_eq!(hear(&mut watcher).await, "2 members");
+        let mut client = Socket::open(&server, mode, "1", end).await;
+        watcher.say("members").await;
+        assert_eq!(watcher.hear().await, "2 members");
         match end {
             "close" => closed(client).await,
             "reset" => {
-                if let MaybeTlsStream::Plain(stream) = client.get_mut() {
+                if let MaybeTlsStream::Plain(stream) = client.0.get_mut() {
                     stream.set_zero_linger().expect("it is a socket");
                 }
                 drop(client);
             }
             _ => drop(client),
         }
-        assert_eq!(hear(&mut watcher).await, format!("{end} has left"));
-        say(&mut watcher, "members").await;
-        assert_eq!(hear(&mut watcher).await, "1 members");
+        assert_eq!(watcher.hear().await, format!("{end} has left"));
+        watcher.say("members").await;
+        assert_eq!(watcher.hear().await, "1 members");
     }
-    say(&mut watcher, "leave 1").await;
-    say(&mut watcher, "members").await;
-    assert_eq!(hear(&mut watcher).await, "0 members");
+    watcher.say("leave 1").await;
+    watcher.say("members").await;
+    assert_eq!(watcher.hear().await, "0 members");
 }
 both_modes!(r21_membership_ends_with_the_connection);
 
@@ -292,15 +241,15 @@ both_modes!(r21_membership_ends_with_the_connection);
 async fn r22_a_client_that_does_not_keep_up_is_closed(mode: Mode) {
     let server = serve("[sockets]\noutbox_max_bytes = 20000\n[limits]\nevents_max = 100000").await;
     let before = server.memory_kib();
-    let mut slow = open(&server, mode, "1", "slow").await;
-    let mut other = open(&server, mode, "1", "other").await;
+    let mut slow = Socket::open(&server, mode, "1", "slow").await;
+    let mut other = Socket::open(&server, mode, "1", "other").await;
     // More than the kernel takes for it.
     for _ in 0..10 {
-        say(&mut slow, "flood 1000").await;
+        slow.say("flood 1000").await;
     }
-    say(&mut other, "hello").await;
-    assert_eq!(hear(&mut other).await, "echo hello");
-    assert_eq!(hear(&mut other).await, "slow has left");
+    other.say("hello").await;
+    assert_eq!(other.hear().await, "echo hello");
+    assert_eq!(other.hear().await, "slow has left");
     let closed = server.count("select count(*) from rows where tag = 'closed slow 1008'");
     assert_eq!(closed, 1);
     assert!(server.memory_kib() < before + (64 << 10));
@@ -312,25 +261,26 @@ both_modes!(r22_a_client_that_does_not_keep_up_is_closed);
 /// A client that sends faster than its view is read no further; one that sends more than the limit is closed.
 async fn r22_a_client_that_floods_is_held_back_or_closed(mode: Mode) {
     let server = serve("").await;
-    let mut client = open(&server, mode, "1", "ann").await;
+    let mut client = Socket::open(&server, mode, "1", "ann").await;
     for number in 0..2000 {
         client
+            .0
             .feed(Message::text(format!("{number}")))
             .await
             .expect("it is open");
     }
-    client.flush().await.expect("it is open");
+    client.0.flush().await.expect("it is open");
     for number in 0..2000 {
-        assert_eq!(hear(&mut client).await, format!("echo {number}"));
+        assert_eq!(client.hear().await, format!("echo {number}"));
     }
     let server = serve("[sockets]\nmessages_per_second_max = 20").await;
-    let mut client = open(&server, mode, "1", "ann").await;
+    let mut client = Socket::open(&server, mode, "1", "ann").await;
     for number in 0..50 {
-        let _ = client.send(Message::text(format!("{number}"))).await;
+        let _ = client.0.send(Message::text(format!("{number}"))).await;
     }
     let mut last = String::new();
     while !last.starts_with("closed") {
-        last = hear(&mut client).await;
+        last = client.hear().await;
     }
     assert_eq!(last, "closed 1008 more than 20 messages in a second");
 }
@@ -423,10 +373,10 @@ both_modes!(the_protocol_is_kept);
 /// The server tells each client that it stops, and each view that its connection has ended.
 async fn r19_a_server_that_stops_closes_its_sockets(mode: Mode) {
     let server = serve("").await;
-    let mut client = open(&server, mode, "1", "ann").await;
+    let mut client = Socket::open(&server, mode, "1", "ann").await;
     let database = server.database();
     server.terminate();
-    assert_eq!(hear(&mut client).await, "closed 1001 the server stops");
+    assert_eq!(client.hear().await, "closed 1001 the server stops");
     eventually("the last event", async || {
         let count = "select count(*) from rows where tag = 'closed ann 1001'";
         let count: i64 = database
@@ -441,18 +391,18 @@ both_modes!(r19_a_server_that_stops_closes_its_sockets);
 /// A client that is there but says nothing is asked, and one that does not answer is gone.
 async fn r22_a_client_that_is_gone_is_noticed(mode: Mode) {
     let server = serve("[sockets]\nping_ms = 200").await;
-    let mut watcher = open(&server, mode, "1", "watcher").await;
+    let mut watcher = Socket::open(&server, mode, "1", "watcher").await;
     // It reads nothing, so it answers no ping.
-    let silent = open(&server, mode, "1", "silent").await;
-    assert_eq!(hear(&mut watcher).await, "silent has left");
+    let silent = Socket::open(&server, mode, "1", "silent").await;
+    assert_eq!(watcher.hear().await, "silent has left");
     // Who waits answers pings.
-    let nothing = tokio::time::timeout(Duration::from_secs(1), watcher.next()).await;
+    let nothing = tokio::time::timeout(Duration::from_secs(1), watcher.0.next()).await;
     assert!(
         !matches!(nothing, Ok(Some(Ok(Message::Text(_))) | None)),
         "{nothing:?}"
     );
-    say(&mut watcher, "hello").await;
-    assert_eq!(hear(&mut watcher).await, "echo hello");
+    watcher.say("hello").await;
+    assert_eq!(watcher.hear().await, "echo hello");
     drop(silent);
 }
 both_modes!(r22_a_client_that_is_gone_is_noticed);

@@ -11,7 +11,8 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, client_async};
 
-use crate::channels::{app, tells};
+use crate::channels::tells;
+use crate::harness::socket::app;
 use crate::harness::{Mode, SOON, Server};
 
 const SOCKETS: usize = 3_000;

@@ -17,6 +17,7 @@ pub mod postgres;
 pub mod python;
 pub mod raw;
 pub mod server;
+pub mod socket;
 pub mod steps;
 pub mod wasi_http;
 

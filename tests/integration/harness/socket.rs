@@ -1,0 +1,104 @@
+//! Web sockets of the guest `tests/guests/sockets`, whose messages are commands.
+
+use futures::{SinkExt as _, StreamExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::{App, Mode, SOON, Server, eventually, guests};
+
+/// An app with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
+pub fn app(toml: &str) -> App {
+    let module = |mode| {
+        format!(
+            "[modules.{mode}]\npath = {:?}\ndatabases = [\"default\"]\nchannels = [\"room.*\"]\n",
+            guests::built("sockets", mode)
+        )
+    };
+    let migrations = guests::folder().join("migrations");
+    App::written(&format!(
+        r#"
+        [app]
+        name = "sockets"
+        [server]
+        listen = ["127.0.0.1:0"]
+        admin = "127.0.0.1:0"
+        [databases.default]
+        sqlite = "data/test.db"
+        synchronous = "normal"
+        migrations = {migrations:?}
+        {toml}
+        {}{}"#,
+        module(Mode::Sync),
+        module(Mode::Async)
+    ))
+}
+
+/// A web socket in a room.
+pub struct Socket(pub WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    /// Opens one that is welcomed.
+    pub async fn open(server: &Server, mode: Mode, room: &str, name: &str) -> Socket {
+        let path = format!("/{mode}/room/{room}?name={name}");
+        let mut socket = Socket::at(server, &path).await;
+        assert_eq!(socket.hear().await, format!("welcome {name}"));
+        socket
+    }
+
+    /// Opens one at a path.
+    pub async fn at(server: &Server, path: &str) -> Socket {
+        let url = format!("ws://{}{path}", server.address);
+        let (socket, _) = connect_async(url).await.expect("the handshake succeeds");
+        Socket(socket)
+    }
+
+    /// Sends a text.
+    pub async fn say(&mut self, text: &str) {
+        let said = self.0.send(Message::text(text)).await;
+        said.expect("it is open");
+    }
+
+    /// The next message, or how the connection has ended.
+    pub async fn hear(&mut self) -> String {
+        loop {
+            let next = timeout(SOON, self.0.next()).await;
+            match next.expect("it comes in time") {
+                Some(Ok(Message::Text(text))) => return text.to_string(),
+                Some(Ok(Message::Binary(bytes))) => return format!("{bytes:?}"),
+                Some(Ok(Message::Close(Some(close)))) => {
+                    return format!("closed {} {}", u16::from(close.code), close.reason);
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return format!("error {error}"),
+                None => return "gone".to_owned(),
+            }
+        }
+    }
+
+    /// The answer to a command. What comes before it is kept in `others`.
+    pub async fn answer(&mut self, command: &str, end: &str, others: &mut Vec<String>) -> String {
+        self.say(command).await;
+        loop {
+            let heard = self.hear().await;
+            if heard.ends_with(end) {
+                return heard;
+            }
+            others.push(heard);
+        }
+    }
+
+    /// Waits until the room has so many members, and returns what came meanwhile.
+    pub async fn members(&mut self, count: usize) -> Vec<String> {
+        let mut others = Vec::new();
+        eventually("the members", async || {
+            match self.answer("members", " members", &mut others).await {
+                told if told == format!("{count} members") => Ok(()),
+                told => Err(told),
+            }
+        })
+        .await;
+        others
+    }
+}
