@@ -336,8 +336,9 @@ impl Connection {
                 Ok(Some(event)) => self.received(event),
                 Ok(None) => return 0,
                 Err(violation) => {
-                    self.close(violation.code, violation.reason);
-                    self.over();
+                    let (code, reason) = (violation.code, violation.reason);
+                    self.close_frame(websocket::close(Some(code), reason));
+                    self.phase = Phase::Over(code, reason.to_owned());
                 }
             }
         }
@@ -439,13 +440,6 @@ impl Connection {
             return true;
         }
         false
-    }
-
-    /// Sends a close, and waits for that of the client.
-    fn close(&mut self, code: u16, reason: &str) {
-        self.close_frame(websocket::close(Some(code), reason));
-        let until = Instant::now() + CLOSE_TIME;
-        self.phase = Phase::Closing(code, reason.to_owned(), until);
     }
 
     /// Makes a close frame the next one to be sent. A frame that is sent in part comes first.
