@@ -21,7 +21,9 @@ mod postgres;
 mod probes;
 mod rows;
 mod servers;
+mod sockets;
 mod statistics;
+mod streams;
 mod table;
 mod wrk;
 

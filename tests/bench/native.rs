@@ -1,19 +1,25 @@
 //! The native server that Amphi is compared with: hyper gives the same answers without a sandbox, with one event loop per
 //! core and as many database connections as Amphi has.
 
+use std::convert::Infallible;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, body::Incoming, header};
+use hyper::{Method, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::NoTls;
+
+use crate::sockets::{self, Group};
 
 /// The numbers of connections are Amphi's defaults.
 const READERS: usize = 4;
@@ -38,6 +44,7 @@ struct Data {
     readers: Arc<Pool<Connection>>,
     writer: Arc<Pool<Connection>>,
     postgres: Option<Arc<Pool<Postgres>>>,
+    group: Arc<Group>,
 }
 
 /// A connection with the prepared statement that reads a row.
@@ -108,6 +115,7 @@ pub(crate) fn serve(native: &Native) -> anyhow::Result<()> {
         postgres: (native.postgres.as_ref())
             .map(|url| runtime.block_on(connect(url)))
             .transpose()?,
+        group: Arc::default(),
     });
     let loops = std::thread::available_parallelism()?.get();
     std::thread::scope(|scope| {
@@ -161,6 +169,7 @@ fn one_loop(listener: TcpListener, data: &Arc<Data>) -> anyhow::Result<()> {
                 let _ = hyper::server::conn::http1::Builder::new()
                     .pipeline_flush(true)
                     .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
                     .await;
             });
         }
@@ -170,10 +179,16 @@ fn one_loop(listener: TcpListener, data: &Arc<Data>) -> anyhow::Result<()> {
 async fn answer(
     request: Request<Incoming>,
     data: Arc<Data>,
-) -> anyhow::Result<Response<Full<Bytes>>> {
+) -> anyhow::Result<Response<Either<Full<Bytes>, Stream>>> {
     let path = request.uri().path();
     let (folder, id) = path.rsplit_once('/').context("no path")?;
     let body = match (request.method(), folder) {
+        (_, "/socket") => {
+            let opened = sockets::serve(request, Arc::clone(&data.group))?;
+            return Ok(opened.map(Either::Left));
+        }
+        (&Method::GET, "/stream") => return Ok(Response::new(Either::Right(Stream::default()))),
+        (&Method::POST, "/stream") => count_body(request.into_body()).await?.into(),
         (&Method::POST, "") => request.into_body().collect().await?.to_bytes(),
         (&Method::GET, "") if id == "large" => LARGE.to_vec().into(),
         (&Method::GET, "/items") => read(data, id.parse()?).await?.into(),
@@ -182,7 +197,40 @@ async fn answer(
         _ => Bytes::from_static(b"Hello, World!"),
     };
     let response = Response::builder().header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
-    Ok(response.body(Full::new(body))?)
+    Ok(response.body(Either::Left(Full::new(body)))?)
+}
+
+/// A body of 1 GiB in pieces of 64 kB, as the views have it: each piece is made when it is sent.
+#[derive(Default)]
+struct Stream {
+    pieces: usize,
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.pieces == 1024 * 16 {
+            return Poll::Ready(None);
+        }
+        self.pieces += 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(
+            &LARGE[..64 << 10],
+        )))))
+    }
+}
+
+/// Counts the bytes of a body.
+async fn count_body(mut body: Incoming) -> anyhow::Result<String> {
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        bytes += frame?.data_ref().map_or(0, Bytes::len);
+    }
+    Ok(bytes.to_string())
 }
 
 /// Reads a row. SQLite blocks its thread, so the statement runs on one of tokio's threads for blocking work.

@@ -21,7 +21,7 @@ const WASMTIME: &str = "=48.0.8";
 const WASMTIME_FEATURES: &str = "cache,component-model,component-model-async,cranelift,parallel-compilation,pooling-allocator,run,serve";
 const WORKERD: &str = "workerd@1.20261117.1";
 /// What pip installs: Django, the servers, and all that they depend on. Python is the machine's, 3.10 or later.
-const PYTHON: [&str; 11] = [
+const PYTHON: [&str; 13] = [
     "django==5.2.19",
     "asgiref==3.13.0",
     "sqlparse==0.6.1",
@@ -33,6 +33,8 @@ const PYTHON: [&str; 11] = [
     "h11==0.16.0",
     "uvloop==0.23.0",
     "httptools==0.9.0",
+    "channels==4.3.2",
+    "websockets==17.4",
 ];
 const DJANGO_VERSION: &str = r#"
 import sys, platform, django, gunicorn, granian, uvicorn, uvloop, httptools
@@ -93,7 +95,7 @@ enum AppServer {
 
 /// All servers to compare with.
 #[rustfmt::skip]
-pub(crate) const ALL: [Peer; 12] = [
+pub(crate) const ALL: [Peer; 14] = [
     Peer::new("wasmtime serve, WASI 0.2", Server::Wasmtime("wasi-0.2", &[])),
     Peer::new("wasmtime serve, WASI 0.2, tuned", Server::Wasmtime("wasi-0.2", &[KEEP])),
     Peer::new("wasmtime serve, WASI 0.3", Server::Wasmtime("wasi-0.3", &[])),
@@ -103,6 +105,8 @@ pub(crate) const ALL: [Peer; 12] = [
     Peer::new("Django on gunicorn", Server::Django(AppServer::Gunicorn, "wsgi:application")),
     Peer::new("Django on granian", Server::Django(AppServer::Granian, "wsgi:application")),
     Peer::new("Django on uvicorn", Server::Django(AppServer::Uvicorn, "asgi:application")),
+    Peer::new("Channels, sync", Server::Django(AppServer::Uvicorn, "channels_echo:sync_application")),
+    Peer::new("Channels, async", Server::Django(AppServer::Uvicorn, "channels_echo:async_application")),
     Peer::new("Django's page on gunicorn", Server::Django(AppServer::Gunicorn, "guestbook.wsgi:application")),
     Peer::new("Django's page on granian", Server::Django(AppServer::Granian, "guestbook.wsgi:application")),
     Peer::new("Django's page on uvicorn", Server::Django(AppServer::Uvicorn, "guestbook.asgi:application")),

@@ -112,12 +112,27 @@ pub(crate) fn memory(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     })
 }
 
+/// 99th percentile of the latency of the async hello view beside a load, and without it, in ms.
+pub(crate) fn latency_beside(
+    address: SocketAddr,
+    load: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Sample> {
+    block_on(async {
+        let without = latency(address, "/async").await?;
+        let measure = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            latency(address, "/async").await
+        };
+        Ok(Sample::pair(beside(load, measure).await?, without))
+    })
+}
+
 /// Time from the start of `amphi serve` to its first answer, in ms. The compiled components are in wasmtime's cache.
 pub(crate) fn start(data: &Data, _: &Server) -> anyhow::Result<Sample> {
     Ok(Sample::alone(ms(data.time_to_start()?)))
 }
 
-fn ms(time: Duration) -> f64 {
+pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 

@@ -10,6 +10,7 @@ use crate::peers::{self, Running};
 use crate::probes;
 use crate::servers::{Data, Server};
 use crate::wrk::{Load, Requests, Send};
+use crate::{sockets, streams};
 use Target::{AtMost, Beside, RatioAtLeast, RatioAtMost, SameWork};
 
 /// One row.
@@ -143,6 +144,11 @@ const fn visit(endpoint: Endpoint) -> Endpoint {
     }
 }
 
+const fn echo(server: ServerName, path: &'static str) -> Endpoint {
+    let send = Send::Echo;
+    Endpoint { server, path, send }
+}
+
 const fn rates(name: &'static str, ours: Endpoint, other: Endpoint, target: Target) -> Row {
     Row {
         name,
@@ -172,6 +178,9 @@ const WASI_0_2: Endpoint = amphi("/wasi-0.2/");
 const WASI_0_3: Endpoint = amphi("/wasi-0.3/");
 const HELLO: Endpoint = native("/");
 const MEGABYTE: usize = 1 << 20;
+const ECHO_SYNC: Endpoint = echo(ServerName::Amphi, "/sync/echo-socket");
+const ECHO_ASYNC: Endpoint = echo(ServerName::Amphi, "/async/echo-socket");
+const ECHO_NATIVE: Endpoint = echo(ServerName::Native, "/socket/echo");
 const PAGE: Endpoint = visit(get(ServerName::Guestbook, "/"));
 const PAGE_REUSED: Endpoint = visit(get(ServerName::Guestbook, REUSED));
 
@@ -217,6 +226,32 @@ pub(crate) const ROWS: &[Row] = &[
     rates("1 MB echoed, async / native hyper", post(amphi("/async/echo"), MEGABYTE), post(native("/echo"), MEGABYTE), RatioAtLeast(0.5)),
     rates("1 MB answered, sync / native hyper", amphi("/sync/large"), native("/large"), RatioAtLeast(0.5)),
     rates("1 MB answered, async / native hyper", amphi("/async/large"), native("/large"), RatioAtLeast(0.5)),
+    rates("64 sockets echo messages, sync / native, same codec", ECHO_SYNC, ECHO_NATIVE, SameWork),
+    rates("64 sockets echo messages, async / native, same codec", ECHO_ASYNC, ECHO_NATIVE, SameWork),
+    rates("64 sockets echo messages, sync / Django Channels on uvicorn, a sync consumer", ECHO_SYNC, echo(ServerName::Peer("Channels, sync"), "/"), SameWork),
+    rates("64 sockets echo messages, async / Django Channels on uvicorn, an async consumer", ECHO_ASYNC, echo(ServerName::Peer("Channels, async"), "/"), SameWork),
+    probe("a message to 20,000 sockets of a sync view / native, same codec", "/s", RatioAtLeast(0.7), sockets::broadcast_sync),
+    probe("a message to 20,000 sockets of an async view / native, same codec", "/s", RatioAtLeast(0.7), sockets::broadcast_async),
+    probe("memory of an idle socket of a sync view", "KB", AtMost(8.0), sockets::memory_sync),
+    probe("memory of an idle socket of an async view", "KB", AtMost(8.0), sockets::memory_async),
+    probe("memory of an idle socket that has negotiated deflate", "KB", AtMost(8.0), sockets::memory_deflate),
+    probe("p99 of hello, async, while a socket floods / without", "ms", RatioAtMost(1.5), sockets::flood),
+    probe("1 GiB down, sync / native hyper", "MB/s", RatioAtLeast(0.5), streams::down_sync),
+    probe("1 GiB down, async / native hyper", "MB/s", RatioAtLeast(0.5), streams::down_async),
+    probe("1 GiB down, wasi:http 0.2 / native hyper", "MB/s", RatioAtLeast(0.5), streams::down_wasi_0_2),
+    probe("1 GiB down, wasi:http 0.3 / native hyper", "MB/s", RatioAtLeast(0.5), streams::down_wasi_0_3),
+    probe("1 GiB up, sync / native hyper", "MB/s", RatioAtLeast(0.5), streams::up_sync),
+    probe("1 GiB up, async / native hyper", "MB/s", RatioAtLeast(0.5), streams::up_async),
+    probe("1 GiB up, wasi:http 0.2 / native hyper", "MB/s", RatioAtLeast(0.5), streams::up_wasi_0_2),
+    probe("1 GiB up, wasi:http 0.3 / native hyper", "MB/s", RatioAtLeast(0.5), streams::up_wasi_0_3),
+    probe("memory for 1 GiB down and up, sync", "MB", AtMost(16.0), streams::memory_sync),
+    probe("memory for 1 GiB down and up, async", "MB", AtMost(16.0), streams::memory_async),
+    probe("memory for 1 GiB down and up, wasi:http 0.2", "MB", AtMost(16.0), streams::memory_wasi_0_2),
+    probe("memory for 1 GiB down and up, wasi:http 0.3", "MB", AtMost(16.0), streams::memory_wasi_0_3),
+    probe("memory for 1,000,000 rows as CSV, SQLite", "MB", AtMost(16.0), streams::csv_sqlite),
+    probe("memory for 1,000,000 rows as CSV, PostgreSQL", "MB", AtMost(16.0), streams::csv_postgres),
+    probe("p99 of hello, async, while 32 clients take nothing of streams / without", "ms", RatioAtMost(1.2), streams::stalled),
+    probe("first line of a stream of ten minutes", "ms", AtMost(50.0), streams::first_byte),
     probe("ten 100 ms calls at once / the slowest of them", "ms", RatioAtMost(1.1), probes::ten_calls),
     probe("1,000 requests at once that sleep for 100 ms", "ms", AtMost(500.0), probes::crowd),
     probe("p99 of hello, async, while a view computes / without", "ms", AtMost(4.0), probes::spinning),
@@ -353,7 +388,7 @@ impl<'a> Servers<'a> {
             }
         };
         let cookie = match endpoint.send {
-            Send::Get | Send::Post(_) => None,
+            Send::Get | Send::Post(_) | Send::Echo => None,
             Send::Visit => {
                 let compared = self.visitors.as_ref().context("nobody visits")?;
                 let compared = compared

@@ -36,6 +36,7 @@ pub(crate) struct Data {
     postgres: Option<String>,
     /// Whether the guests of the app have been built.
     is_built: Cell<bool>,
+    streams_are_built: Cell<bool>,
 }
 
 /// A running server. Dropping it ends the process.
@@ -56,6 +57,7 @@ impl Data {
             folder,
             postgres,
             is_built: Cell::new(false),
+            streams_are_built: Cell::new(false),
         })
     }
 
@@ -85,6 +87,7 @@ impl Data {
             [modules.views]
             path = "{BENCH}/views"
             http = ["self"]
+            channels = ["*"]
             databases = {databases:?}
             "#
         );
@@ -110,13 +113,9 @@ impl Data {
         Ok(file)
     }
 
-    /// Amphi with default settings. The first call builds the guests.
+    /// Amphi with default settings.
     pub(crate) fn amphi(&self) -> anyhow::Result<Server> {
-        if !self.is_built.get() {
-            build(&self.app("app", "")?)?;
-            self.is_built.set(true);
-        }
-        self.start_amphi("app", "", None)?.answering("/sync")
+        self.start_built("app", "")
     }
 
     /// Amphi with this number of event loops, restricted to these CPUs (a list as `taskset` takes it).
@@ -124,6 +123,47 @@ impl Data {
         let more = format!("[async_views]\nloops = {loops}\n");
         self.start_amphi(&format!("loops-{loops}"), &more, Some(cpus))?
             .answering("/sync")
+    }
+
+    /// Amphi with room for 20,000 connections, and compression for the sockets that ask for it.
+    pub(crate) fn sockets(&self) -> anyhow::Result<Server> {
+        let more = "[server]\nconnections_max = 20100\n[sockets]\ncompression = true\n";
+        self.start_built("sockets", more)
+    }
+
+    /// Starts Amphi with the benchmark's app. The first call builds the guests.
+    fn start_built(&self, name: &str, more: &str) -> anyhow::Result<Server> {
+        if !self.is_built.replace(true) {
+            build(&self.app("app", "")?)?;
+        }
+        self.start_amphi(name, more, None)?.answering("/sync")
+    }
+
+    /// Amphi with the views and components of the tests that stream, beside those of the benchmark. The first call builds
+    /// them.
+    pub(crate) fn streams(&self) -> anyhow::Result<Server> {
+        let guests = format!("{BENCH}/../guests");
+        let mut more = format!(
+            "[limits]\nstream_timeout_ms = 600000\n[modules.streams]\npath = \"{guests}/streams\"\nhttp = [\"self\"]\ndatabases = [\"sqlite\"]\n"
+        );
+        for name in ["p2", "p3"] {
+            more += &format!(
+                r#"
+                [modules.{name}]
+                path = "tests/wasm32-wasip2/release/wasi_http_{name}.wasm"
+                mount = "/{name}"
+                databases = ["sqlite"]
+                http = ["self"]
+                stream_bodies = true
+                build = "cargo build --release --locked --target wasm32-wasip2 --target-dir tests --manifest-path {guests}/wasi-http/Cargo.toml -p wasi-http-{name}"
+                "#
+            );
+        }
+        let app = self.app("streams", &more)?;
+        if !self.streams_are_built.replace(true) {
+            build(&app)?;
+        }
+        Server::amphi(itself()?, "serve", &app)?.answering("/sync")
     }
 
     /// Time from the start of Amphi to its first answer.
@@ -302,6 +342,11 @@ impl Server {
             None => Ok(()),
             Some(status) => bail!("a server ended ({status}) before it answered"),
         }
+    }
+
+    /// The number of its threads.
+    pub(crate) fn threads(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/task", self.process()))?.count())
     }
 
     /// Its proportional set size in bytes: private pages, and a share of each shared page.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::cpu;
+use crate::{cpu, sockets};
 
 /// Number of connections that send requests at the same time.
 pub(crate) const CONNECTIONS: &str = "64";
@@ -20,6 +20,8 @@ pub(crate) enum Send {
     Post(usize),
     /// GET, with the cookies of a visitor of the guestbook.
     Visit,
+    /// A small message on each of 64 web sockets, again and again; not by wrk.
+    Echo,
 }
 
 /// The requests that one measurement sends.
@@ -46,6 +48,9 @@ pub(crate) struct Load {
 impl Requests<'_> {
     /// Sends requests for one second, so that caches and pools are filled, and then for `seconds`, which are measured.
     pub(crate) fn measure(&self, seconds: u32) -> anyhow::Result<Load> {
+        if self.send == Send::Echo {
+            return sockets::echo(&self.url, self.server, seconds);
+        }
         self.send(1)?;
         let before = cpu::used_by(self.server)?;
         let (requests, rate) = self.send(seconds)?;

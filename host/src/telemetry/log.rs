@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry};
 
 use super::stderr;
 
@@ -38,12 +39,15 @@ const PANIC_WAIT: Duration = Duration::from_millis(100);
 pub fn start(format: LogFormat) {
     let wanted = std::env::var_os("AMPHI_LOG").map(|text| text.to_string_lossy().into_owned());
     let (filter, mistake) = filter(wanted.as_deref());
+    // Whatever is more detailed than all that the filter lets through is dropped before it is made. wasmtime makes such
+    // records by the dozen for each call of a guest.
+    let most = Layer::<Registry>::max_level_hint(&filter).unwrap_or(LevelFilter::TRACE);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let builder = tracing_subscriber::fmt()
         // The writer never fails. Without this setting, tracing would report failures through `eprintln!`, which can
         // panic.
         .log_internal_errors(false)
-        .with_max_level(LevelFilter::TRACE)
+        .with_max_level(most)
         .with_ansi(colours);
     match format {
         LogFormat::Text => (builder.with_writer(|| Stderr))

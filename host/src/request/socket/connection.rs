@@ -245,6 +245,10 @@ impl Connection {
             tokio::select! {
                 () = async { running.as_mut().expect("it runs").await }, if running.is_some() => {
                     running = None;
+                    // The next event may be there already, and its view may never wait: others on the loop come first.
+                    if !self.mailbox.is_empty() {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 () = outbox.changed() => {}
                 _ = stream.readable(), if reads => {}

@@ -9,6 +9,7 @@ use amphi_sdk::prelude::*;
 const HELLO: &str = "Hello, World!";
 const READ: &str = "select name from items where id = $1";
 const COUNT: &str = "update items set hits = hits + 1 where id = $1";
+const MILLION: &str = "select a.id, a.name from items a, items b where b.id <= 100";
 const LARGE: usize = 1 << 20;
 
 #[derive(FromRow)]
@@ -118,7 +119,73 @@ async fn spin(_: &Context) -> &'static str {
     HELLO
 }
 
+#[socket("/sync/echo-socket")]
+fn echo_socket_sync(cx: &Context, event: SocketEvent) -> Result<()> {
+    match event {
+        SocketEvent::Message(message) => cx.socket().send(message),
+        _ => Ok(()),
+    }
+}
+
+#[socket("/async/echo-socket")]
+async fn echo_socket_async(cx: &Context, event: SocketEvent) -> Result<()> {
+    match event {
+        SocketEvent::Message(message) => cx.socket().send(message),
+        _ => Ok(()),
+    }
+}
+
+#[socket("/sync/broadcast")]
+fn broadcast_sync(cx: &Context, event: SocketEvent) -> Result<()> {
+    broadcast(cx, event)
+}
+
+#[socket("/async/broadcast")]
+async fn broadcast_async(cx: &Context, event: SocketEvent) -> Result<()> {
+    broadcast(cx, event).await
+}
+
+#[both]
+async fn broadcast(cx: &Context, event: SocketEvent) -> Result<()> {
+    match event {
+        SocketEvent::Opened(_) => cx.socket().join("all"),
+        SocketEvent::Message(message) => cx.channels().send("all", message),
+        _ => Ok(()),
+    }
+}
+
+/// A million rows as CSV. Each ends with a semicolon, by which the benchmark counts them.
+#[view(get, "/sync/csv/{database}")]
+fn csv_sync(cx: &Context, Path(database): Path<String>) -> Stream {
+    cx.stream(move |cx, out| {
+        let mut rows = cx.database(&database).rows(MILLION, ())?;
+        while let Some(row) = rows.try_next()? {
+            let (id, name): (i64, String) = row;
+            out.write(format!("{id},{name};\n"))?;
+        }
+        Ok(())
+    })
+}
+
+#[view(get, "/async/csv/{database}")]
+async fn csv_async(cx: &Context, Path(database): Path<String>) -> Stream {
+    cx.stream(async move |cx, out| {
+        let mut rows = cx.database(&database).rows(MILLION, ()).await?;
+        while let Some(row) = rows.try_next().await? {
+            let (id, name): (i64, String) = row;
+            out.write(format!("{id},{name};\n")).await?;
+        }
+        Ok(())
+    })
+}
+
 views![
+    echo_socket_sync,
+    echo_socket_async,
+    broadcast_sync,
+    broadcast_async,
+    csv_sync,
+    csv_async,
     read_sync,
     read_async,
     read_postgres,
