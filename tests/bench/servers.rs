@@ -144,7 +144,7 @@ impl Data {
     pub(crate) fn streams(&self) -> anyhow::Result<Server> {
         let guests = format!("{BENCH}/../guests");
         let mut more = format!(
-            "[limits]\nstream_timeout_ms = 600000\n[modules.streams]\npath = \"{guests}/streams\"\nhttp = [\"self\"]\ndatabases = [\"sqlite\"]\n"
+            "[server]\nbody_max_bytes = 2147483648\n[limits]\ncpu_ms = 20000\nstream_timeout_ms = 600000\n[modules.streams]\npath = \"{guests}/streams\"\nhttp = [\"self\"]\nsubrequests = true\ndatabases = [\"sqlite\"]\n"
         );
         for name in ["p2", "p3"] {
             more += &format!(
