@@ -18,6 +18,7 @@ mod channels;
 mod chat;
 mod configuration;
 mod conflicts;
+mod conformance;
 mod context;
 mod databases;
 mod dependencies;
