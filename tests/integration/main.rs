@@ -59,6 +59,7 @@ mod static_files;
 mod sticky;
 mod storm;
 mod streams;
+mod subscribers;
 mod swap;
 mod todo;
 mod transactions;
