@@ -2,7 +2,7 @@
 
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -71,8 +71,10 @@ impl Socket {
 
     /// The next message, or how the connection has ended.
     pub async fn hear(&mut self) -> String {
+        // For all of them together: pings may come for ever.
+        let until = Instant::now() + SOON;
         loop {
-            let next = timeout(SOON, self.0.next()).await;
+            let next = timeout_at(until, self.0.next()).await;
             match next.expect("it comes in time") {
                 Some(Ok(Message::Text(text))) => return text.to_string(),
                 Some(Ok(Message::Binary(bytes))) => return format!("{bytes:?}"),
