@@ -12,6 +12,7 @@
 //! input of a target is in `target/tmp/fuzz-NAME`, even if it ended the process. (The fuzzing crate bolero cannot be
 //! used: it needs another version of a crate that wasmtime needs.)
 
+mod frames;
 mod script;
 mod server;
 

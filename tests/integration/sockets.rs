@@ -1,11 +1,12 @@
 //! Web sockets: the host has the connection, and views of both modes are called for what happens on it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest as _};
 use tokio_tungstenite::{MaybeTlsStream, connect_async};
 
+use crate::channels::tells;
 use crate::harness::raw::{Raw, status};
 use crate::harness::socket::{Socket, app};
 use crate::harness::{Mode, Server, eventually};
@@ -406,3 +407,105 @@ async fn r22_a_client_that_is_gone_is_noticed(mode: Mode) {
     drop(silent);
 }
 both_modes!(r22_a_client_that_is_gone_is_noticed);
+
+/// From the moment at which the host decides to close a connection, it is no member, whether or not its client answers.
+async fn r21_who_is_closed_is_no_member(mode: Mode) {
+    let server = serve("").await;
+    let mut watcher = Socket::open(&server, mode, "1", "watcher").await;
+    // It reads and answers nothing.
+    let mut closed = Socket::open(&server, mode, "1", "closed").await;
+    closed.say("close bye").await;
+    let since = Instant::now();
+    watcher.members(1).await;
+    let took = since.elapsed();
+    // The client has 5 seconds to answer.
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(closed.hear().await, "closed 4000 bye");
+}
+both_modes!(r21_who_is_closed_is_no_member);
+
+/// A view that is slower than others send notices has its connection closed, and is told of it.
+async fn r22_more_notices_than_a_view_can_take_close_its_connection(mode: Mode) {
+    let server = serve("[sockets]\nmailbox_max = 2").await;
+    let mut slow = Socket::open(&server, mode, "1", "slow").await;
+    let mut other = Socket::open(&server, mode, "1", "other").await;
+    other.say("leave 1").await;
+    // Its view computes for 300 ms.
+    slow.say("spin").await;
+    for number in 0..10 {
+        other.say(&format!("notify {number}")).await;
+    }
+    let mut heard = Vec::new();
+    while !(heard.last()).is_some_and(|last: &String| last.starts_with("closed")) {
+        heard.push(slow.hear().await);
+    }
+    let closed = "closed 1013 the server cannot keep up with notices";
+    assert_eq!(heard.pop().as_deref(), Some(closed));
+    let told = heard.iter().enumerate();
+    for (number, text) in told {
+        assert_eq!(*text, format!("notice in room.1: {number}"));
+    }
+    drop((slow, other));
+    server.assert_baseline().await;
+    assert!(server.tags().contains(&"closed slow 1013".to_owned()));
+    let metrics = server.metrics().await;
+    let limit = metrics.labelled("amphi_socket_limits_total{limit=\"mailbox\"}");
+    assert_eq!(limit, 1.0);
+}
+both_modes!(r22_more_notices_than_a_view_can_take_close_its_connection);
+
+/// Events for which there is no capacity wait, and are handled in their order.
+async fn r22_events_without_capacity_are_handled_later(mode: Mode) {
+    let one = "[sync_views]\nworkers = 1\nworkers_max = 1\nqueue_max = 0\n[async_views]\nloops = 1\nin_flight_max = 1\nqueue_max = 0";
+    let server = serve(one).await;
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        // A room for each, so that nobody else hears it.
+        let room = number.to_string();
+        let client = eventually("room for a handshake", async || {
+            let path = format!("/{mode}/room/{room}?name=n{room}");
+            Socket::try_at(&server, &path).await
+        });
+        let mut client = client.await;
+        assert_eq!(client.hear().await, format!("welcome n{number}"));
+        clients.push(client);
+    }
+    for client in &mut clients {
+        for number in 0..5 {
+            let said = client.0.feed(Message::text(format!("say {number}")));
+            said.await.expect("it is open");
+        }
+    }
+    for client in &mut clients {
+        client.0.flush().await.expect("it is open");
+    }
+    for (name, client) in clients.iter_mut().enumerate() {
+        for number in 0..5 {
+            assert_eq!(client.hear().await, format!("n{name}: {number}"));
+        }
+    }
+    drop(clients);
+    server.assert_baseline().await;
+    let closed = "select count(*) from rows where tag like 'closed n%'";
+    assert_eq!(server.count(closed), 20);
+}
+both_modes!(r22_events_without_capacity_are_handled_later);
+
+/// A message to a connection that is closed is counted, since nobody is told.
+async fn r22_what_is_sent_to_a_closed_connection_is_counted(mode: Mode) {
+    let server = serve("").await;
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    ann.say("id").await;
+    let id = ann.hear().await;
+    let mut bob = Socket::open(&server, mode, "1", "bob").await;
+    // Its view sends after it has closed. The client does not read, and so does not answer.
+    ann.say("late bye").await;
+    bob.members(1).await;
+    let metrics = server.metrics().await;
+    let dropped = metrics.labelled("amphi_socket_messages_total{direction=\"dropped\"}");
+    assert_eq!(dropped, 1.0);
+    bob.say(&format!("tell {id} later")).await;
+    tells(&server, "undeliverable", 1).await;
+    assert_eq!(ann.hear().await, "closed 4000 bye");
+}
+both_modes!(r22_what_is_sent_to_a_closed_connection_is_counted);

@@ -255,26 +255,36 @@ impl Subscription {
 
     /// Waits for the next message. Dropping the future loses no message.
     pub async fn next(&mut self) -> Next {
-        if let Some(payload) = self.backlog.pop_front() {
-            return self.message(payload);
-        }
-        match self.receiver.recv().await {
-            Ok(payload) => self.message(payload),
-            Err(RecvError::Lagged(missed)) => self.missed(missed),
-            Err(RecvError::Closed) => Next::Ended,
+        loop {
+            if let Some(payload) = self.backlog.pop_front() {
+                return self.message(payload);
+            }
+            let lagged = match self.receiver.recv().await {
+                Ok(payload) => return self.message(payload),
+                Err(RecvError::Lagged(missed)) => self.catch_up(missed),
+                Err(RecvError::Closed) => return Next::Ended,
+            };
+            if let Some(missed) = lagged {
+                return missed;
+            }
         }
     }
 
     /// The next message, if there is one already.
     pub fn try_next(&mut self) -> Option<Next> {
-        if let Some(payload) = self.backlog.pop_front() {
-            return Some(self.message(payload));
-        }
-        match self.receiver.try_recv() {
-            Ok(payload) => Some(self.message(payload)),
-            Err(TryRecvError::Lagged(missed)) => Some(self.missed(missed)),
-            Err(TryRecvError::Closed) => Some(Next::Ended),
-            Err(TryRecvError::Empty) => None,
+        loop {
+            if let Some(payload) = self.backlog.pop_front() {
+                return Some(self.message(payload));
+            }
+            let lagged = match self.receiver.try_recv() {
+                Ok(payload) => return Some(self.message(payload)),
+                Err(TryRecvError::Lagged(missed)) => self.catch_up(missed),
+                Err(TryRecvError::Closed) => return Some(Next::Ended),
+                Err(TryRecvError::Empty) => return None,
+            };
+            if lagged.is_some() {
+                return lagged;
+            }
         }
     }
 
@@ -283,9 +293,23 @@ impl Subscription {
         Next::Message(payload)
     }
 
-    fn missed(&mut self, missed: u64) -> Next {
+    /// Goes on from the history when the queue has dropped `missed` messages: the history may reach further back. Returns
+    /// what is missing all the same.
+    fn catch_up(&mut self, mut missed: u64) -> Option<Next> {
+        let state = self.place.group.state.lock();
+        if let (Some(history), Some(channel)) = (&state.history, &state.channel) {
+            // No message is sent while the state is locked, so queue and history end with the same one.
+            let (kept, _) = history.after(self.cursor.sequence);
+            let queued = self.receiver.len();
+            if kept.len() > queued {
+                missed = (missed + queued as u64).saturating_sub(kept.len() as u64);
+                self.backlog = kept;
+                self.receiver = channel.subscribe();
+            }
+        }
+        drop(state);
         add(&self.place.hub.counters.missed_by_subscribers, missed);
-        Next::Missed(missed)
+        (missed > 0).then_some(Next::Missed(missed))
     }
 }
 

@@ -20,7 +20,8 @@ pub struct Limits {
     pub members_listed_max: usize,
     /// Event streams and polls that are subscribed, of all groups.
     pub subscribers_max: usize,
-    /// Messages that wait for one subscriber. A slower subscriber is told how many it missed.
+    /// Messages that wait for one subscriber. A slower subscriber goes on from the history, and is told how many it missed
+    /// of which the history has none any more.
     pub subscription_queue_max: usize,
     /// Memory of one group's history.
     pub history_group_max_bytes: usize,

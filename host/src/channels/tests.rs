@@ -218,6 +218,46 @@ async fn a_slow_subscriber_is_told_how_much_it_missed() {
     panic!("the subscription goes on");
 }
 
+/// The history has more than waits for one subscriber.
+#[tokio::test]
+async fn a_slow_subscriber_goes_on_from_the_history() {
+    let limits = Limits {
+        subscription_queue_max: 4,
+        ..Limits::default()
+    };
+    let hub = Hub::new(limits, vec![(Pattern::new("*"), 20)]);
+    let mut subscription = hub.subscribe("g", None).expect("allowed");
+    let mut from = 0;
+    for (sent, missed) in [(20, 0), (3, 0), (5, 0), (35, 15), (21, 1), (1, 0)] {
+        for step in from..from + sent {
+            send(&hub, "g", step);
+        }
+        let mut got = Vec::new();
+        let mut told = 0;
+        while let Some(next) = subscription.try_next() {
+            match next {
+                Next::Message(payload) => got.push(number(&payload.bytes)),
+                Next::Missed(count) => told += count,
+                Next::Ended => panic!("the hub goes on"),
+            }
+        }
+        from += sent;
+        let all: Vec<u64> = (from - sent + missed..from).collect();
+        assert_eq!((told, got), (missed, all));
+    }
+    // In the same way when it waits.
+    for step in from..from + 10 {
+        send(&hub, "g", step);
+    }
+    for step in from..from + 10 {
+        let Next::Message(payload) = subscription.next().await else {
+            panic!("no message");
+        };
+        assert_eq!(number(&payload.bytes), step);
+    }
+    assert_eq!(get(&hub.counters().missed_by_subscribers), 16);
+}
+
 /// Threads send while others subscribe with cursors: between the history and what follows nothing is missing.
 #[test]
 fn no_message_falls_between_history_and_subscription() {

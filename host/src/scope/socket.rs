@@ -237,9 +237,12 @@ impl Outbox {
 
     fn send(&self, message: &Encoded) {
         let mut waiting = self.waiting.lock();
-        waiting.push(message.frame(self.deflate).clone(), self.limits);
+        let taken = waiting.push(message.frame(self.deflate).clone(), self.limits);
         drop(waiting);
-        METRICS.socket_messages.with_label_values(&["out"]).inc();
+        // A connection that is closed takes no more. The sender is not told, so the message is counted (R22).
+        let direction = if taken { "out" } else { "dropped" };
+        let count = METRICS.socket_messages.with_label_values(&[direction]);
+        count.inc();
         self.changed.notify_one();
     }
 
@@ -252,10 +255,11 @@ impl Outbox {
 }
 
 impl Waiting {
-    /// Adds a frame. A client that does not keep up is closed, and what waited for it is dropped (R22).
-    fn push(&mut self, frame: Bytes, limits: SocketLimits) {
+    /// Adds a frame. A client that does not keep up is closed, and what waited for it is dropped (R22). False: the frame is
+    /// dropped, because the connection is closed.
+    fn push(&mut self, frame: Bytes, limits: SocketLimits) -> bool {
         if self.over || self.close.is_some() {
-            return;
+            return false;
         }
         self.bytes += frame.len() + FRAME_BYTES;
         let too_much = self.bytes > limits.outbox_max_bytes;
@@ -270,9 +274,10 @@ impl Waiting {
                 true => self.close(code::POLICY, "the client does not read fast enough"),
                 false => self.close(code::TRY_AGAIN, "the server has no memory for more"),
             }
-            return;
+            return false;
         }
         self.frames.push_back(frame);
+        true
     }
 
     fn close(&mut self, code: u16, reason: &str) {

@@ -81,7 +81,7 @@ pub struct Metrics {
     pub sockets_closed: IntCounterVec,
     /// Events of web sockets, by outcome (`handled`, `failed`, `no view`).
     pub socket_events: IntCounterVec,
-    /// Messages of web sockets, by direction (`in`, `out`).
+    /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed.
     pub socket_messages: IntCounterVec,
     /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`).
     pub socket_dropped: IntCounterVec,

@@ -211,7 +211,8 @@ impl App {
         app
     }
 
-    fn changed(base: &str, toml: &str) -> App {
+    /// An app with this configuration. The values of `toml` replace those of `base`.
+    pub(super) fn changed(base: &str, toml: &str) -> App {
         let app = App::empty();
         app.configure(base, toml);
         app

@@ -42,6 +42,12 @@ impl Metrics {
             .sum()
     }
 
+    /// A metric with these labels, as `/metrics` writes it; 0 if there is none.
+    pub fn labelled(&self, name: &str) -> f64 {
+        let found = self.0.iter().find(|(found, _)| found == name);
+        found.map_or(0.0, |(_, value)| *value)
+    }
+
     /// The metrics of `GAUGES` that are not zero.
     pub fn in_flight(&self) -> Vec<(&'static str, f64)> {
         GAUGES

@@ -6,6 +6,7 @@ pub mod browser;
 pub mod built;
 pub mod command;
 pub mod data;
+pub mod frames;
 pub mod guests;
 pub mod javascript;
 pub mod log;

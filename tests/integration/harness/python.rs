@@ -1,5 +1,5 @@
-//! The guests in Python, under `tests/guests/python`: built once by componentize-py, which the tests install into a virtual
-//! environment of their own.
+//! Packages of Python, which the tests install into virtual environments of their own; and the guests in Python, under
+//! `tests/guests/python`, which one of the packages, componentize-py, builds once.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,16 +63,37 @@ fn component(name: &str, wit: &Path, texts: &str, world: &str) -> Result<PathBuf
     Ok(component)
 }
 
+/// The program `python` with these packages, each pinned to a version.
+///
+/// # Errors
+/// A sentence, when Python or the packages cannot be installed here.
+///
+/// # Panics
+/// When there is no room for the environment.
+pub fn with(packages: &[&str]) -> Result<PathBuf, String> {
+    let target = guests::folder().join("target/python");
+    let name = packages.join("+");
+    once(&target, &name, &name, || {
+        environment(&target.join(&name), packages)
+    })?;
+    Ok(target.join(name).join("bin/python"))
+}
+
 /// The program componentize-py, in a virtual environment below `target`.
 fn installed(target: &Path) -> Result<PathBuf, String> {
-    let environment = target.join(COMPONENTIZE);
-    let program = environment.join("bin/componentize-py");
-    if program.is_file() {
-        return Ok(program);
+    let folder = target.join(COMPONENTIZE);
+    let program = folder.join("bin/componentize-py");
+    if !program.is_file() {
+        environment(&folder, &[COMPONENTIZE])?;
     }
+    Ok(program)
+}
+
+/// Makes a virtual environment with these packages.
+fn environment(folder: &Path, packages: &[&str]) -> Result<(), String> {
     let make = || {
         let mut python = Command::new("python3");
-        run(python.args(["-m", "venv", "--clear"]).arg(&environment))
+        run(python.args(["-m", "venv", "--clear"]).arg(folder))
     };
     if make().is_err() {
         eprintln!("installing Python's virtual environments for the tests");
@@ -82,13 +103,9 @@ fn installed(target: &Path) -> Result<PathBuf, String> {
             )
         })?;
     }
-    let mut pip = Command::new(environment.join("bin/pip"));
-    run(pip.args([
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        COMPONENTIZE,
-    ]))
-    .map_err(|said| format!("pip could not install {COMPONENTIZE}: {said}"))?;
-    Ok(program)
+    let mut pip = Command::new(folder.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet"]);
+    pip.arg("--disable-pip-version-check");
+    run(pip.args(packages))
+        .map_err(|said| format!("pip could not install {}: {said}", packages.join(" ")))
 }

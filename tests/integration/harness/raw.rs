@@ -12,9 +12,11 @@ pub struct Raw(TcpStream);
 
 impl Raw {
     pub async fn connect(server: &Server) -> Raw {
-        Raw(TcpStream::connect(server.address)
-            .await
-            .expect("the server accepts connections"))
+        let stream = TcpStream::connect(server.address).await;
+        let stream = stream.expect("the server accepts connections");
+        // Small pieces are sent one by one, without waiting for the server's acknowledgements.
+        stream.set_nodelay(true).expect("it is a socket");
+        Raw(stream)
     }
 
     /// Sends bytes. Returns whether the connection still took them.
@@ -99,6 +101,25 @@ impl Raw {
         let ended = read.await.is_ok();
         let answer = String::from_utf8_lossy(&answer).into_owned();
         assert!(ended, "{end:?} should have come; it sent {answer:?}");
+        answer
+    }
+
+    /// As [`Raw::until`], for what is no text.
+    ///
+    /// # Panics
+    /// As [`Raw::until`].
+    pub async fn bytes_until(&mut self, end: &[u8]) -> Vec<u8> {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(SOON, async {
+            while !answer.ends_with(end) {
+                match self.0.read_u8().await {
+                    Ok(byte) => answer.push(byte),
+                    Err(_) => break,
+                }
+            }
+        });
+        let came = read.await.is_ok() && answer.ends_with(end);
+        assert!(came, "{end:x?} should have come; it sent {answer:x?}");
         answer
     }
 

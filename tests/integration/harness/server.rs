@@ -68,45 +68,24 @@ impl Server {
                 _guard: MACHINE.read_recursive(),
             },
         };
-        let (log, stderr) = Log::new();
-        let mut process = (app.program())
-            .arg(command)
-            .arg(app.folder())
-            .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
-            .envs([SECRET])
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("it can be started");
-        // No time limit: `amphi up` builds first.
-        let listening = loop {
-            if let Some(line) = log
-                .since(0)
-                .into_iter()
-                .find(|line| line.text("message") == "listening")
-            {
-                break line;
-            }
-            if let Some(status) = process.try_wait().expect("it can be asked") {
-                panic!("the server ended with {status}: {:#?}", log.since(0));
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        };
-        let address = |field| {
-            listening
-                .text(field)
-                .parse()
-                .unwrap_or_else(|_| panic!("{field} should be an address: {listening:?}"))
-        };
+        let (process, log, [address, admin]) = launched(&app, command).await;
         Server {
-            address: address("address"),
-            admin: address("admin"),
+            address,
+            admin,
             process,
             app,
             log,
             client: client(),
             _share: share,
         }
+    }
+
+    /// Serves the app once more, after its process has ended: at other addresses, and with a log that begins anew.
+    pub async fn again(&mut self) {
+        self.ended().await;
+        let (process, log, addresses) = launched(&self.app, "serve").await;
+        (self.process, self.log) = (process, log);
+        [self.address, self.admin] = addresses;
     }
 
     /// The URL of a path.
@@ -282,6 +261,41 @@ impl Server {
         })
         .await
     }
+}
+
+/// Starts a process for an app. Returns its log and where it listens: for the app's clients, and for metrics.
+async fn launched(app: &App, command: &str) -> (Child, Log, [SocketAddr; 2]) {
+    let (log, stderr) = Log::new();
+    let mut process = (app.program())
+        .arg(command)
+        .arg(app.folder())
+        .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
+        .envs([SECRET])
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .expect("it can be started");
+    // No time limit: `amphi up` builds first.
+    let listening = loop {
+        if let Some(line) = log
+            .since(0)
+            .into_iter()
+            .find(|line| line.text("message") == "listening")
+        {
+            break line;
+        }
+        if let Some(status) = process.try_wait().expect("it can be asked") {
+            panic!("the server ended with {status}: {:#?}", log.since(0));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    let addresses = ["address", "admin"].map(|field| {
+        listening
+            .text(field)
+            .parse()
+            .unwrap_or_else(|_| panic!("{field} should be an address: {listening:?}"))
+    });
+    (process, log, addresses)
 }
 
 impl Drop for Server {

@@ -2,13 +2,13 @@
 
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::{App, Mode, SOON, Server, eventually, guests};
 
-/// An app with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
+/// An app with the views of `tests/guests/sockets` in both modes. The values of `toml` replace those here.
 pub fn app(toml: &str) -> App {
     let module = |mode| {
         format!(
@@ -17,7 +17,7 @@ pub fn app(toml: &str) -> App {
         )
     };
     let migrations = guests::folder().join("migrations");
-    App::written(&format!(
+    let base = format!(
         r#"
         [app]
         name = "sockets"
@@ -28,11 +28,11 @@ pub fn app(toml: &str) -> App {
         sqlite = "data/test.db"
         synchronous = "normal"
         migrations = {migrations:?}
-        {toml}
         {}{}"#,
         module(Mode::Sync),
         module(Mode::Async)
-    ))
+    );
+    App::changed(&base, toml)
 }
 
 /// A web socket in a room.
@@ -49,9 +49,18 @@ impl Socket {
 
     /// Opens one at a path.
     pub async fn at(server: &Server, path: &str) -> Socket {
+        let opened = Socket::try_at(server, path).await;
+        opened.expect("the handshake succeeds")
+    }
+
+    /// Opens one at a path, if the server has room.
+    ///
+    /// # Errors
+    /// What the server answers instead.
+    pub async fn try_at(server: &Server, path: &str) -> Result<Socket, Error> {
         let url = format!("ws://{}{path}", server.address);
-        let (socket, _) = connect_async(url).await.expect("the handshake succeeds");
-        Socket(socket)
+        let (socket, _) = connect_async(url).await?;
+        Ok(Socket(socket))
     }
 
     /// Sends a text.
@@ -62,8 +71,10 @@ impl Socket {
 
     /// The next message, or how the connection has ended.
     pub async fn hear(&mut self) -> String {
+        // For all of them together: pings may come for ever.
+        let until = Instant::now() + SOON;
         loop {
-            let next = timeout(SOON, self.0.next()).await;
+            let next = timeout_at(until, self.0.next()).await;
             match next.expect("it comes in time") {
                 Some(Ok(Message::Text(text))) => return text.to_string(),
                 Some(Ok(Message::Binary(bytes))) => return format!("{bytes:?}"),

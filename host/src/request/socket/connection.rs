@@ -232,9 +232,12 @@ impl Connection {
             let blocked = self.send(stream);
             if let Phase::Over(..) = self.phase {
                 socket.end();
-                if let Some(running) = running {
-                    running.await;
-                }
+                let running = async {
+                    if let Some(running) = running {
+                        running.await;
+                    }
+                };
+                let _ = tokio::join!(running, tokio::time::timeout(LINGER, self.flush(stream)));
                 return;
             }
             let closes_at = match (&self.phase, &self.decided) {
@@ -418,10 +421,7 @@ impl Connection {
                     self.counts.sent_bytes += written as u64;
                     self.sending.advance(written);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Nobody waits for the last frame of a connection that is over.
-                    return !matches!(self.phase, Phase::Over(..));
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(_) => {
                     self.over();
                     return false;
@@ -430,8 +430,17 @@ impl Connection {
         }
     }
 
-    /// Takes the next frame to send. A close comes after all others.
+    /// Sends the rest of the last frame, which is a close unless the client is gone.
+    async fn flush(&mut self, stream: &TcpStream) {
+        while self.send(stream) && stream.writable().await.is_ok() {}
+    }
+
+    /// Takes the next frame to send. A close comes after all others: what waits when the client closes or breaks a rule is
+    /// not sent any more (RFC 6455, 5.5.1).
     fn next_frame(&mut self) -> bool {
+        if let Phase::Over(..) = self.phase {
+            return false;
+        }
         let outbox = self.events.socket.outbox();
         if let Some(frame) = outbox.frame() {
             self.last = Instant::now();
@@ -453,7 +462,9 @@ impl Connection {
         self.sending = both.freeze();
     }
 
+    /// Ends a connection whose client takes nothing any more.
     fn over(&mut self) {
+        self.sending = Bytes::new();
         self.phase = match std::mem::replace(&mut self.phase, Phase::Open) {
             Phase::Open => match self.decided.take() {
                 Some((close, _)) => Phase::Over(close.code, close.reason),

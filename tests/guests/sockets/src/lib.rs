@@ -19,6 +19,7 @@ async fn handle(cx: &Context, room: String, event: SocketEvent) -> Result<()> {
                 panic!("a panic at the opening, on purpose");
             }
             let name = opening.query("name").unwrap_or_else(|| "nobody".into());
+            opening.choose_subprotocol(&["v2", "v1"]);
             cx.set("name", &name)?;
             cx.socket().join(&group)?;
             add(cx, &format!("opened {name}")).await?;
@@ -80,6 +81,10 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
         }
         "notify" => cx.channels().notify_bytes(group, with.as_bytes()),
         "close" => cx.socket().close(4000, with),
+        "late" => {
+            cx.socket().close(4000, with)?;
+            cx.socket().send(Message::text("never"))
+        }
         "id" => {
             let id = cx.socket().id()?;
             cx.socket().send(Message::text(id))
@@ -107,13 +112,26 @@ async fn add(cx: &Context, tag: &str) -> Result<()> {
     Ok(())
 }
 
+/// How long the command `nap` waits: longer than any limit.
+const NAP: Duration = Duration::from_secs(60);
+
+fn is_nap(event: &SocketEvent) -> bool {
+    matches!(event, SocketEvent::Message(Message::Text(text)) if text == "nap")
+}
+
 #[socket("/sync/room/{room}", atomic, cpu_ms = 300)]
 fn sync_room(cx: &Context, Path(room): Path<String>, event: SocketEvent) -> Result<()> {
+    if is_nap(&event) {
+        std::thread::sleep(NAP);
+    }
     handle(cx, room, event)
 }
 
 #[socket("/async/room/{room}", atomic, cpu_ms = 300)]
 async fn async_room(cx: &Context, Path(room): Path<String>, event: SocketEvent) -> Result<()> {
+    if is_nap(&event) {
+        cx.sleep(NAP).await;
+    }
     handle(cx, room, event).await
 }
 
