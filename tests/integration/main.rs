@@ -19,6 +19,7 @@ mod chat;
 mod configuration;
 mod conflicts;
 mod context;
+mod conversations;
 mod databases;
 mod dependencies;
 mod deploy;
