@@ -6,7 +6,8 @@
 //! an outbound request asks the error for its kind.
 
 use crate::host::{
-    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError, ViewError};
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError, ViewError,
+};
 use crate::{database, http};
 use ::http::StatusCode;
 use std::fmt;

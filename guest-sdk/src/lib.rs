@@ -227,8 +227,8 @@ pub mod prelude {
         Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, EventStream, Form,
         FromRequest, FromRow, Headers, Html, IntoResponse, Json, LastEventId, Message, Multipart,
         Next, Path, Poll, Protected, Query, Received, Redirect, Request, Response, Result, Session,
-        Socket, SocketEvent, StatusCode, Stream, Text, Upload, asynch, both, extractor, join, join_all,
-        log, middleware, subscriber, sync, try_join, try_join_all, view, views,
+        Socket, SocketEvent, StatusCode, Stream, Text, Upload, asynch, both, extractor, join,
+        join_all, log, middleware, subscriber, sync, try_join, try_join_all, view, views,
     };
     pub use amphi_macros::socket;
     pub use serde::{Deserialize, Serialize};

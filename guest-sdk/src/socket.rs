@@ -474,7 +474,10 @@ impl Socket {
     /// As [`receive`](Self::receive).
     pub async fn receive_within(&mut self, time: Duration) -> Result<Option<Received>> {
         let host = self.host.clone();
-        let over = pin!(host::asynch::sleep(&host, crate::context::milliseconds(time)));
+        let over = pin!(host::asynch::sleep(
+            &host,
+            crate::context::milliseconds(time)
+        ));
         match select(pin!(self.receive()), over).await {
             Either::Left((received, _)) => received,
             Either::Right(((), _)) => Ok(None),

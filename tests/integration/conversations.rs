@@ -98,7 +98,13 @@ async fn a_conversation_remembers_and_ends_as_it_likes() {
         ["opened ann", "opened bob", "hi", "closed bob 4000"]
     );
     assert_eq!(ended(&server, "finished").await, 2.0);
-    assert!(server.log.requests_now(0).iter().all(|line| line.text("method") == "GET"));
+    assert!(
+        server
+            .log
+            .requests_now(0)
+            .iter()
+            .all(|line| line.text("method") == "GET")
+    );
 }
 
 #[tokio::test]
@@ -113,12 +119,16 @@ async fn the_opening_of_a_conversation_can_be_refused() {
     let url = format!("ws://{}/talk/1?name=a", server.address);
     let mut request = url.into_client_request().expect("it is a URL");
     let protocols = "talk.v0, talk.v1".parse().expect("it is a header");
-    request.headers_mut().insert("sec-websocket-protocol", protocols);
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", protocols);
     let (socket, response) = connect_async(request.clone()).await.expect("it opens");
     assert_eq!(response.headers()["sec-websocket-protocol"], "talk.v1");
     let evil = "https://evil.example".parse().expect("it is a header");
     request.headers_mut().insert("origin", evil);
-    assert!(matches!(connect_async(request).await, Err(Error::Http(response)) if response.status().as_u16() == 403));
+    assert!(
+        matches!(connect_async(request).await, Err(Error::Http(response)) if response.status().as_u16() == 403)
+    );
     drop(socket);
     server.assert_baseline().await;
     assert_eq!(open(&server).await, 0.0);
@@ -143,7 +153,11 @@ async fn r20_blocks_of_a_conversation_are_transactions() {
         assert_eq!(ann.hear().await, "false");
     }
     ann.say("inner").await;
-    assert!(ann.hear().await.contains("nothing is received within a transaction"));
+    assert!(
+        ann.hear()
+            .await
+            .contains("nothing is received within a transaction")
+    );
     // It goes on.
     ann.say("count").await;
     assert_eq!(ann.hear().await, "102 so far");
@@ -161,7 +175,10 @@ async fn r16_a_conversation_that_fails_ends_alone() {
     for (what, why) in [
         ("fail", "the view returned an error in its conversation"),
         ("panic", "a panic on purpose"),
-        ("spin", "used up its CPU time of 300 ms (`cpu_ms`), which counts anew with each event"),
+        (
+            "spin",
+            "used up its CPU time of 300 ms (`cpu_ms`), which counts anew with each event",
+        ),
         ("nap", "used up its CPU time of 300 ms (`cpu_ms`)"),
         ("hog", "`memory_mb`"),
         ("hold 60000", "open for longer than 1500 ms (`timeout_ms`)"),
@@ -169,7 +186,11 @@ async fn r16_a_conversation_that_fails_ends_alone() {
         let mark = server.log.mark();
         let mut client = talk(&server, "ann").await;
         client.say(what).await;
-        assert_eq!(client.hear().await, "closed 1011 the server has failed", "{what}");
+        assert_eq!(
+            client.hear().await,
+            "closed 1011 the server has failed",
+            "{what}"
+        );
         let line = failure(&server, mark).await;
         assert!(line.text("why").contains(why), "{what}: {line:?}");
         assert_eq!(line.text("view"), "async::conversation::talk");
@@ -257,7 +278,10 @@ async fn r21_a_conversation_sees_the_end_of_its_connection() {
     drop(watcher);
     server.assert_baseline().await;
     let tags = server.tags();
-    let closed: Vec<_> = tags.iter().filter(|tag| tag.starts_with("closed")).collect();
+    let closed: Vec<_> = tags
+        .iter()
+        .filter(|tag| tag.starts_with("closed"))
+        .collect();
     assert_eq!(
         closed,
         [
@@ -275,7 +299,10 @@ async fn r21_a_conversation_sees_the_end_of_its_connection() {
 async fn r15_a_conversation_that_ignores_the_end_is_ended() {
     let server = serve("").await;
     for (what, why) in [
-        ("ignore", "did not end its conversation within 1500 ms after the connection had ended (`timeout_ms`)"),
+        (
+            "ignore",
+            "did not end its conversation within 1500 ms after the connection had ended (`timeout_ms`)",
+        ),
         ("insist", "used up its CPU time"),
         ("deaf 60000", "did not end its conversation within 1500 ms"),
     ] {
@@ -388,7 +415,10 @@ async fn r4_conversations_have_a_limit_of_their_own() {
     assert_eq!(line.text("why"), why);
     // What the opening wrote is undone.
     assert_eq!(server.rows(), rows);
-    let refused_count = server.metrics().await.labelled("amphi_refused_total{queue=\"conversations\"}");
+    let refused_count = server
+        .metrics()
+        .await
+        .labelled("amphi_refused_total{queue=\"conversations\"}");
     assert_eq!(refused_count, 1.0);
     // The one place is free for other sockets and requests.
     let mut others = Vec::new();
@@ -418,7 +448,8 @@ async fn r4_conversations_have_a_limit_of_their_own() {
 /// Beside its instance, a conversation that waits holds nothing that others may want.
 #[tokio::test]
 async fn r18_a_conversation_holds_its_instance_alone() {
-    let server = serve("[sync_views]\nworkers = 1\nworkers_max = 1\n[async_views]\nin_flight_max = 1").await;
+    let server =
+        serve("[sync_views]\nworkers = 1\nworkers_max = 1\n[async_views]\nin_flight_max = 1").await;
     let mut all = Vec::new();
     for number in 0..20 {
         let mut client = talk(&server, &number.to_string()).await;
@@ -430,7 +461,12 @@ async fn r18_a_conversation_holds_its_instance_alone() {
         }
         all.push(client);
     }
-    let expected = ["amphi_scopes", "amphi_instances", "amphi_sockets", "amphi_conversations"];
+    let expected = [
+        "amphi_scopes",
+        "amphi_instances",
+        "amphi_sockets",
+        "amphi_conversations",
+    ];
     let expected: Vec<_> = expected.iter().map(|name| (*name, 20.0)).collect();
     eventually("nothing but the instances", async || {
         match server.metrics().await.in_flight() {
@@ -483,26 +519,48 @@ async fn r19_a_server_that_stops_ends_its_conversations() {
     }
     assert!(server.ended().await.success());
     let tags = server.tags();
-    let closed = tags.iter().filter(|tag| tag.starts_with("closed") && tag.ends_with("1001"));
+    let closed = tags
+        .iter()
+        .filter(|tag| tag.starts_with("closed") && tag.ends_with("1001"));
     assert_eq!(closed.count(), 5, "{tags:?}");
 }
 
 /// Hundreds of conversations that end at a random moment in a random way leave nothing behind.
 #[tokio::test]
 async fn r13_a_storm_of_conversations_leaves_nothing_behind() {
-    let server = serve("[sockets]\nmailbox_max = 8\noutbox_max_bytes = 100000\nping_ms = 2000").await;
+    let server =
+        serve("[sockets]\nmailbox_max = 8\noutbox_max_bytes = 100000\nping_ms = 2000").await;
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let one = async |number: u64| {
         let mut random = Rng::with_seed(seed + number);
-        let path = format!("ws://{}/talk/{}?name=n{number}", server.address, random.u8(..4));
+        let path = format!(
+            "ws://{}/talk/{}?name=n{number}",
+            server.address,
+            random.u8(..4)
+        );
         let Ok((mut client, _)) = connect_async(path).await else {
             panic!("it opens");
         };
         for _ in 0..random.usize(..6) {
             let commands = [
-                "say hi", "count", "keep x", "undo never", "fail", "panic", "end", "close bye", "deaf 30",
-                "notify news", "flood 20", "hold 5", "ticks 3", "both", "ignore", "join other", "hold 100",
+                "say hi",
+                "count",
+                "keep x",
+                "undo never",
+                "fail",
+                "panic",
+                "end",
+                "close bye",
+                "deaf 30",
+                "notify news",
+                "flood 20",
+                "hold 5",
+                "ticks 3",
+                "both",
+                "ignore",
+                "join other",
+                "hold 100",
             ];
             let command = commands[random.usize(..commands.len())];
             let _ = client.feed(Message::text(command)).await;
@@ -664,9 +722,15 @@ async fn r23_a_conversation_outlives_its_app_for_the_drain_time() {
     let mut new = Socket::at(&server, "/talk").await;
     new.say("who").await;
     assert_eq!(new.hear().await, "talk of 2");
-    assert_eq!(talk.hear().await, "closed 1012 the app has changed: connect again");
+    assert_eq!(
+        talk.hear().await,
+        "closed 1012 the app has changed: connect again"
+    );
     let after = swapped.elapsed();
-    assert!(after > Duration::from_millis(1_500) && after < Duration::from_millis(6_000), "{after:?}");
+    assert!(
+        after > Duration::from_millis(1_500) && after < Duration::from_millis(6_000),
+        "{after:?}"
+    );
     drop(talk);
     // The function has seen it.
     let line = server.log.event(mark, "talk ended").await;
@@ -675,15 +739,23 @@ async fn r23_a_conversation_outlives_its_app_for_the_drain_time() {
         socket.say("who").await;
         assert_eq!(socket.hear().await, told);
     }
-    let at = VERSIONED.find("#[socket(\"/event\")]").expect("it is there");
+    let at = VERSIONED
+        .find("#[socket(\"/event\")]")
+        .expect("it is there");
     edit(&format!("{}{OTHER_FORM}", &VERSIONED[..at])).await;
     event.say("who").await;
-    assert_eq!(event.hear().await, "closed 1012 the app has changed: connect again");
+    assert_eq!(
+        event.hear().await,
+        "closed 1012 the app has changed: connect again"
+    );
     drop(event);
     let mut other = Socket::at(&server, "/event").await;
     other.say("who").await;
     assert_eq!(other.hear().await, "other form of 1");
-    assert_eq!(new.hear().await, "closed 1012 the app has changed: connect again");
+    assert_eq!(
+        new.hear().await,
+        "closed 1012 the app has changed: connect again"
+    );
     drop((new, other));
     eventually("every gauge at its baseline", async || {
         let in_flight = server.metrics().await.in_flight();

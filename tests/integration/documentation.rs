@@ -181,11 +181,11 @@ async fn every_example_does_on_the_host_what_it_says() {
         .await;
     browser.opens("/socket_2/feed", "", "feed.v1").await;
     browser.opens("/socket_3/echo", "Hi", "Hi").await;
-    browser
-        .opens("/socket_4/guess/7", "7", "guess!")
-        .await;
+    browser.opens("/socket_4/guess/7", "7", "guess!").await;
     browser.opens("/socket_5/count", "2", "2").await;
-    browser.opens("/guide_4/game/ann", "catch", "catch it!").await;
+    browser
+        .opens("/guide_4/game/ann", "catch", "catch it!")
+        .await;
     for path in ["/guide_3/chat/7/events", "/subscription_1/rooms/7/events"] {
         let events = server.request("GET", path).send().await;
         let first = events.expect("it begins").chunk().await;

@@ -448,12 +448,13 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     };
     let call = if converses {
         let socket = Ident::new("socket", Span::mixed_site());
+        let conversation = quote_spanned!(place=> ::amphi_sdk::__private::conversation);
         quote! {
             if #request.method != "GET" {
                 return ::core::result::Result::Ok(::amphi_sdk::__private::of_other_form());
             }
             #steps
-            let #output = ::amphi_sdk::__private::conversation(
+            let #output = #conversation(
                 &#cx,
                 move |#cx: ::amphi_sdk::asynch::Context, #socket: ::amphi_sdk::Socket| async move {
                     #name(#context #(#arguments,)* #socket).await
@@ -461,12 +462,14 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
             );
             #output
         }
-    } else { quote! {
-        #before
-        #steps
-        let #output = #name(#context #(#arguments,)* #rest)#wait;
-        #respond
-    } };
+    } else {
+        quote! {
+            #before
+            #steps
+            let #output = #name(#context #(#arguments,)* #rest)#wait;
+            #respond
+        }
+    };
     let unused = quote! {
         #[allow(unused_mut, unused_variables, reason = "a view may take neither the context nor extractors")]
     };

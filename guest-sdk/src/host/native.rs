@@ -2,8 +2,9 @@
 //! a context, so views are type-checked but cannot run.
 
 use super::{
-    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError,
+    InboundResponse, MemberList, OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table,
+    Values, ViewError,
 };
 use crate::Result;
 use crate::bindings::amphi::view::log::Level;

@@ -2,8 +2,9 @@
 //! view calls.
 
 use super::{
-    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError,
+    InboundResponse, MemberList, OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table,
+    Values, ViewError,
 };
 use crate::bindings::amphi::view::{channels, config, context, events, log, socket};
 use crate::channels::Message;

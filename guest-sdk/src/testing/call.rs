@@ -10,7 +10,8 @@ use crate::channels::Message;
 use crate::database::{ErrorKind, Value};
 use crate::host::{
     BodyError, Capabilities, ChannelChange, ChannelError, ConversationError, DatabaseError,
-    EventError, Happened, HttpError, InboundResponse, MemberList, OutboundRequest, Part, RawRequest, Table, ViewError,
+    EventError, Happened, HttpError, InboundResponse, MemberList, OutboundRequest, Part,
+    RawRequest, Table, ViewError,
 };
 use crate::log::Level;
 use crate::socket::Closed;
@@ -612,9 +613,9 @@ impl Capabilities for Call {
         let change = ChannelChange::SendToClient(message);
         let checked = self.check(&change);
         checked.map_err(|error| match error {
-            ChannelError::Denied(text) | ChannelError::TooLarge(text) | ChannelError::Full(text) => {
-                ConversationError::Refused(text)
-            }
+            ChannelError::Denied(text)
+            | ChannelError::TooLarge(text)
+            | ChannelError::Full(text) => ConversationError::Refused(text),
         })?;
         self.hold(Effect::Change(change));
         Ok(())
@@ -625,7 +626,8 @@ impl Capabilities for Call {
     }
 
     fn is_over(&self, sleep: u64, waker: &Waker) -> bool {
-        self.conversation(|it| it.is_over(sleep, waker)).unwrap_or(true)
+        self.conversation(|it| it.is_over(sleep, waker))
+            .unwrap_or(true)
     }
 
     fn end_sleep(&self, sleep: u64) {

@@ -28,10 +28,7 @@ pub(super) struct Conversation {
 
 impl Conversation {
     /// The next event. `None`: none has come.
-    pub(super) fn receive(
-        &mut self,
-        waker: &Waker,
-    ) -> Option<Result<Happened, ConversationError>> {
+    pub(super) fn receive(&mut self, waker: &Waker) -> Option<Result<Happened, ConversationError>> {
         match self.events.pop_front() {
             Some(event) => Some(Ok(event)),
             None if self.is_closed => Some(Err(ConversationError::Ended)),
@@ -99,7 +96,9 @@ pub(super) struct Talk {
 
 impl fmt::Debug for Talk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Talk").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Talk")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -140,7 +139,10 @@ impl Talk {
         let mut connections = self.app.0.connections.borrow_mut();
         let code = if ended.is_ok() { 1000 } else { 1011 };
         let reason = String::new();
-        connections.of(&self.id).closed.get_or_insert(Closed { code, reason });
+        connections
+            .of(&self.id)
+            .closed
+            .get_or_insert(Closed { code, reason });
         drop(connections);
         self.call.end();
         self.response(ended)
@@ -157,7 +159,10 @@ impl Talk {
         let mut response = self.response(Ok(()));
         let until = self.call.now_ms() + u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         while self.task.is_some() {
-            let goes_on = self.call.conversation(|it| it.go_on(until)).unwrap_or(false);
+            let goes_on = self
+                .call
+                .conversation(|it| it.go_on(until))
+                .unwrap_or(false);
             response = self.go_on();
             if !goes_on {
                 break;

@@ -5,8 +5,8 @@ use super::conversation::Talk;
 use super::{App, Inner, TestRequest, TestResponse, World};
 use crate::body::{Content, Source};
 use crate::channels::Message;
-use crate::session::Values;
 use crate::host::{Happened, Host};
+use crate::session::Values;
 use crate::socket::{Closed, Notice, Received};
 use crate::view::{Kind, View};
 use crate::{Headers, Request};
@@ -156,7 +156,9 @@ impl TestSocket {
     /// When the socket is of the other form.
     pub fn pass(&mut self, time: Duration) -> TestResponse {
         let talk = self.talk.as_mut();
-        let talk = talk.expect("time passes for a function that keeps the conversation, which takes `socket: Socket`");
+        let talk = talk.expect(
+            "time passes for a function that keeps the conversation, which takes `socket: Socket`",
+        );
         talk.pass(time)
     }
 

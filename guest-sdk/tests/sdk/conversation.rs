@@ -174,7 +174,11 @@ fn the_opening_can_be_refused() {
 
 #[test]
 fn the_end_of_the_function_closes_the_connection() {
-    for (how, code, failed) in [("end", 1000, false), ("fail", 1011, true), ("close", 4000, false)] {
+    for (how, code, failed) in [
+        ("end", 1000, false),
+        ("fail", 1011, true),
+        ("close", 4000, false),
+    ] {
         let mut ann = app().socket::<talk>("/talk/7?name=Ann");
         assert_eq!(ann.send(how).error().is_some(), failed, "{how}");
         let closed = ann.closed_by_view().map(|closed| closed.code);
@@ -213,7 +217,7 @@ fn time_passes_when_the_test_says_so() {
         ["nothing came", "came", "sleep", "after the race"]
     );
     ann.pass(Duration::from_secs(3));
-    assert_eq!(texts(&ann.received())[4..], ["awake", "Ann: 7"]);
+    assert_eq!(texts(&ann.received())[4..], ["awake", "Ann: 6"]);
     ann.send("wait");
     ann.closed(1001, "");
     assert_eq!(app.logs()[0].message, "ended while it waited");

@@ -68,7 +68,10 @@ impl Host {
                 views.queue_max,
                 wait,
             ),
-            conversations: (Arc::new(Semaphore::new(views.sockets_max)), views.sockets_max),
+            conversations: (
+                Arc::new(Semaphore::new(views.sockets_max)),
+                views.sockets_max,
+            ),
             events: Bus::new(app.config.events.clone()),
             hub: Arc::clone(&app.services.hub),
             app: ArcSwap::from_pointee(app),

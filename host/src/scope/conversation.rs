@@ -307,3 +307,132 @@ impl Drop for Works {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+    use crate::threads::deadline::Ended;
+
+    const TIMEOUT: Duration = Duration::from_millis(40);
+
+    fn begun() -> (Arc<Deadline>, Arc<Conversation>) {
+        let deadline = Arc::new(Deadline::new(Instant::now() + TIMEOUT));
+        let conversation = Conversation::begin(&deadline, TIMEOUT);
+        (deadline, conversation)
+    }
+
+    fn message(text: &'static str) -> Event {
+        Event::Message(Message::Text(Bytes::from_static(text.as_bytes())))
+    }
+
+    fn closed() -> Event {
+        let reason = "bye".to_owned();
+        Event::Closed { code: 1001, reason }
+    }
+
+    async fn next(conversation: &Conversation) -> Option<String> {
+        match conversation.take(|| Duration::ZERO).await {
+            Taken::Event(event) => Some(String::from_utf8_lossy(event.body()).into_owned()),
+            Taken::Ended => None,
+            Taken::Refused => Some("refused".to_owned()),
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_taken_in_order_and_the_end_last_and_once() {
+        let (_, conversation) = begun();
+        let waiting = tokio::spawn({
+            let conversation = Arc::clone(&conversation);
+            async move {
+                futures::join!(
+                    next(&conversation),
+                    next(&conversation),
+                    next(&conversation)
+                )
+            }
+        });
+        tokio::task::yield_now().await;
+        for event in [message("one"), closed(), message("after the end")] {
+            conversation.put(event);
+        }
+        let (one, end, none) = waiting.await.expect("it ends");
+        assert_eq!(
+            [one.as_deref(), end.as_deref(), none.as_deref()],
+            [Some("one"), Some("bye"), None]
+        );
+        assert_eq!(next(&conversation).await, None);
+        assert_eq!(conversation.waiting(), (0, 0));
+        conversation.over();
+        conversation.put(message("nobody takes it"));
+        assert_eq!(conversation.waiting(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn cpu_time_counts_anew_with_events_and_time_but_not_after_the_end() {
+        let (_, conversation) = begun();
+        let ms = Duration::from_millis;
+        let used = AtomicU64::new(0);
+        let has = |now: u64| {
+            used.store(now, Relaxed);
+            conversation.has_cpu(ms(now), ms(10))
+        };
+        assert!(has(9) && !has(10) && !has(11));
+        conversation.put(message("more"));
+        assert!(!has(12), "it was not taken yet");
+        conversation.take(|| ms(used.load(Relaxed))).await;
+        assert!(has(12) && has(21) && !has(22));
+        tokio::time::sleep(TIMEOUT).await;
+        assert!(has(22) && has(31) && !has(32));
+        conversation.put(closed());
+        conversation.take(|| ms(used.load(Relaxed))).await;
+        assert!(has(41) && !has(42));
+        tokio::time::sleep(TIMEOUT).await;
+        assert!(!has(42));
+    }
+
+    #[tokio::test]
+    async fn what_is_open_is_open_for_the_time_limit_at_most() {
+        let (deadline, conversation) = begun();
+        assert!(deadline.remaining() > TIMEOUT * 1_000);
+        let short = conversation.works(false);
+        let long = conversation.works(true);
+        assert!(deadline.remaining() <= TIMEOUT);
+        assert_eq!(next(&conversation).await.as_deref(), Some("refused"));
+        tokio::time::sleep(TIMEOUT / 2).await;
+        let later = conversation.works(false);
+        drop(short);
+        assert!(
+            deadline.remaining() <= TIMEOUT / 2,
+            "that of the older one counts"
+        );
+        drop(long);
+        assert!(
+            deadline.remaining() > TIMEOUT / 2,
+            "that of the younger one counts"
+        );
+        drop(later);
+        assert!(deadline.remaining() > TIMEOUT * 1_000);
+        let kept = conversation.works(false);
+        assert_eq!(deadline.wait().await, Ended::TimedOut);
+        drop(kept);
+        conversation.put(closed());
+        drop(conversation.works(true));
+        assert!(
+            deadline.remaining() <= TIMEOUT,
+            "the end has a time limit, too"
+        );
+    }
+
+    #[test]
+    fn what_is_logged_and_sent_counts_anew_with_each_event() {
+        let (_, conversation) = begun();
+        assert!(!conversation.renews_log() && !conversation.renews_sent());
+        conversation.state.lock().received += 1;
+        assert!(conversation.renews_log() && conversation.renews_sent());
+        assert!(!conversation.renews_log() && !conversation.renews_sent());
+        std::thread::sleep(TIMEOUT);
+        assert!(conversation.renews_log() && !conversation.renews_sent());
+    }
+}

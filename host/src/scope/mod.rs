@@ -205,6 +205,15 @@ impl Scope {
         conversation.map(|conversation| conversation.works(holds))
     }
 
+    /// The time that one call of the request may take. A conversation has no end, so its calls have the time of a request.
+    pub fn time_for_call(&self) -> Duration {
+        let left = self.deadline.remaining();
+        match self.conversation.get() {
+            Some(_) => left.min(self.view.timeout),
+            None => left,
+        }
+    }
+
     /// The permits for outbound requests.
     pub fn outbound(&self) -> Arc<Outbound> {
         let permits = || Outbound::new(self.limits.outbound_max);

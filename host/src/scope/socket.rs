@@ -154,7 +154,9 @@ impl Socket {
                 if waiting.over || waiting.close.is_some() {
                     return false;
                 }
-                if waiting.frames.is_empty() || waiting.bytes + bytes <= outbox.limits.outbox_max_bytes {
+                if waiting.frames.is_empty()
+                    || waiting.bytes + bytes <= outbox.limits.outbox_max_bytes
+                {
                     waiting.push(frame, outbox.limits);
                     break;
                 }
@@ -167,7 +169,10 @@ impl Socket {
 
     /// The most bytes that one message may have, so that it can be sent at all.
     pub fn message_max(&self) -> usize {
-        self.outbox.limits.outbox_max_bytes.saturating_sub(FRAME_BYTES + FRAME_HEAD_BYTES)
+        self.outbox
+            .limits
+            .outbox_max_bytes
+            .saturating_sub(FRAME_BYTES + FRAME_HEAD_BYTES)
     }
 
     /// Closes the connection, after what has been sent before.

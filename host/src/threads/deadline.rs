@@ -218,7 +218,12 @@ mod tests {
         let deadline = Arc::new(Deadline::new(Instant::now() + soon * 1_000_000));
         let waiting = tokio::spawn({
             let deadline = Arc::clone(&deadline);
-            async move { (deadline.wait_until(Instant::now() + soon * 100_000).await, Instant::now()) }
+            async move {
+                (
+                    deadline.wait_until(Instant::now() + soon * 100_000).await,
+                    Instant::now(),
+                )
+            }
         });
         tokio::task::yield_now().await;
         let moved = Instant::now();

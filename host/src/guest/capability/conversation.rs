@@ -82,9 +82,7 @@ impl Guest {
 impl Host for Guest {}
 
 impl HostWithStore<Guest> for HasSelf<Guest> {
-    async fn receive(
-        accessor: &Accessor<Guest, Self>,
-    ) -> wasmtime::Result<Result<Event, Error>> {
+    async fn receive(accessor: &Accessor<Guest, Self>) -> wasmtime::Result<Result<Event, Error>> {
         let ready = accessor.with(|mut store| {
             let guest = store.get();
             let held = guest.work().scope.hold_call(0).map_err(Error::Refused)?;
@@ -111,7 +109,11 @@ impl HostWithStore<Guest> for HasSelf<Guest> {
         let bytes = message_bytes(&message) as u64;
         let ready = accessor.with(|mut store| {
             let guest = store.get();
-            let held = guest.work().scope.hold_call(bytes).map_err(Error::Refused)?;
+            let held = guest
+                .work()
+                .scope
+                .hold_call(bytes)
+                .map_err(Error::Refused)?;
             Ok((guest.to_send(message)?, held))
         });
         let (waits, _held) = match ready {

@@ -78,7 +78,10 @@ impl AsyncComponent {
             let Instance { store, exports, .. } = &mut instance;
             store.set_epoch_deadline(1);
             let handle = async |accessor: &_| {
-                let answer = exports.views.call_handle(accessor, view.id, request).await?;
+                let answer = exports
+                    .views
+                    .call_handle(accessor, view.id, request)
+                    .await?;
                 wasmtime::Result::Ok((answer, runs_nothing(accessor).await))
             };
             let done = store.run_concurrent(handle).await.flatten();

@@ -258,16 +258,19 @@ pub(super) fn stream_ended(scope: &Scope, why: Ended) -> Failure {
         (Ended::TimedOut, Some(conversation)) => Failure::limit(
             StatusCode::GATEWAY_TIMEOUT,
             match conversation.is_closed() {
-                true => format!("the view did not end its conversation within {ms} ms after the connection had ended (`timeout_ms`)"),
-                false => format!("the view had a transaction, a pinned connection, a result or a statement of its conversation open for longer than {ms} ms (`timeout_ms`)"),
+                true => format!(
+                    "the view did not end its conversation within {ms} ms after the connection had ended (`timeout_ms`)"
+                ),
+                false => format!(
+                    "the view had a transaction, a pinned connection, a result or a statement of its conversation open for longer than {ms} ms (`timeout_ms`)"
+                ),
             },
         ),
         (Ended::TimedOut, None) => Failure::limit(
             StatusCode::GATEWAY_TIMEOUT,
             format!(
                 "the body of the response took longer than {} ms (`stream_timeout_ms`), or the view went on for longer than {} ms after it (`timeout_ms`)",
-                scope.limits.stream_timeout_ms,
-                ms
+                scope.limits.stream_timeout_ms, ms
             ),
         ),
         (why, _) => (&Stop::from(why)).into(),

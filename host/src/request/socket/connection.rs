@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::conversation::{Ready, Replaced};
+use super::conversation::Ready;
 use super::events::Events;
 use crate::budget::Room;
 use crate::config::Sockets;
@@ -84,7 +84,7 @@ pub(super) struct Connection {
     mailbox: VecDeque<Event>,
     /// What the events wait for, if the view keeps the conversation, and the view until the connection is served.
     conversation: Option<Arc<Conversation>>,
-    ready: Option<Ready>,
+    ready: Option<Box<Ready>>,
     /// What was read and not decoded, because the mailbox is full.
     unread: BytesMut,
     /// The memory that is drawn for what waits for the view, and for what is half-read.
@@ -134,7 +134,7 @@ impl Connection {
         events: Arc<Events>,
         limits: &Sockets,
         deflate: bool,
-        ready: Option<Ready>,
+        ready: Option<Box<Ready>>,
     ) -> Connection {
         let now = Instant::now();
         Connection {
@@ -232,8 +232,8 @@ impl Connection {
         let socket = Arc::clone(&self.events.socket);
         let outbox = socket.outbox();
         let ready = self.ready.take();
-        let mut replaced = ready.as_ref().map(Ready::replaced);
-        let mut running: Option<BoxFuture<'static, ()>> = ready.map(Ready::run);
+        let mut drained = ready.as_ref().map(|ready| ready.drained());
+        let mut running: Option<BoxFuture<'static, ()>> = ready.map(|ready| ready.run());
         let mut clock = std::pin::pin!(tokio::time::sleep(self.limits.ping));
         let mut stopping = false;
         loop {
@@ -241,7 +241,9 @@ impl Connection {
             self.take_notices();
             self.draw();
             if let Some(conversation) = &self.conversation {
-                self.mailbox.drain(..).for_each(|event| conversation.put(event));
+                self.mailbox
+                    .drain(..)
+                    .for_each(|event| conversation.put(event));
             } else if running.is_none()
                 && let Some(event) = self.mailbox.pop_front()
             {
@@ -273,8 +275,8 @@ impl Connection {
                 }
                 () = outbox.changed() => {}
                 () = taken(conversation.as_deref()), if conversation.is_some() => {}
-                () = time_is_over(&mut replaced), if replaced.is_some() => {
-                    replaced = None;
+                () = async { drained.as_mut().expect("it waits").await }, if drained.is_some() => {
+                    drained = None;
                     socket.close(code::RESTART, "the app has changed: connect again");
                 }
                 _ = stream.readable(), if reads => {}
@@ -531,13 +533,6 @@ impl Connection {
 async fn taken(conversation: Option<&Conversation>) {
     if let Some(conversation) = conversation {
         conversation.taken().await;
-    }
-}
-
-/// Waits until the conversation has to end because the app was replaced.
-async fn time_is_over(replaced: &mut Option<Replaced>) {
-    if let Some(replaced) = replaced {
-        replaced.time_is_over().await;
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
 use http::StatusCode;
-use tokio::sync::watch;
 
 use super::events::Events;
 use crate::app::App;
@@ -60,19 +59,23 @@ impl Ready {
         })
     }
 
-    /// The news that another app is served than the one that the function is of, if it comes.
-    pub(super) fn replaced(&self) -> Replaced {
+    /// Waits until the conversation has to end because another app is served than the one that the function is of.
+    pub(super) fn drained(&self) -> BoxFuture<'static, ()> {
         let host = &self.events.host;
         let mut swaps = host.swaps.subscribe();
         // It may have been replaced while the socket was opened.
         if !Arc::ptr_eq(&host.app.load(), &self.app) {
             swaps.mark_changed();
         }
-        Replaced {
-            swaps,
-            drain: Duration::from_millis(self.app.config.server.drain_timeout_ms),
-            close_at: None,
+        let drain = Duration::from_millis(self.app.config.server.drain_timeout_ms);
+        async move {
+            if swaps.changed().await.is_err() {
+                // The host has gone, and the connection with it.
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(drain).await;
         }
+        .boxed()
     }
 
     /// Runs the function to its end, and has the connection closed then. Dropping the future ends the function.
@@ -98,7 +101,10 @@ impl Ready {
                 Err(_) => ("failed", code::INTERNAL, FAILED),
             };
             events.socket.close(code, reason);
-            METRICS.conversations_ended.with_label_values(&[outcome]).inc();
+            METRICS
+                .conversations_ended
+                .with_label_values(&[outcome])
+                .inc();
             if let Err(failure) = &ended {
                 let line = AccessLogEntry {
                     method: "CONVERSATION",
@@ -152,29 +158,6 @@ fn is_busy(failure: &Failure) -> bool {
     failure.fault == Fault::Limit && failure.status == StatusCode::SERVICE_UNAVAILABLE
 }
 
-/// Tells when the app of a conversation has been replaced, and when the conversation has to end because of that.
-pub(super) struct Replaced {
-    swaps: watch::Receiver<()>,
-    drain: Duration,
-    close_at: Option<Instant>,
-}
-
-impl Replaced {
-    /// Waits until the conversation has to end. It can be called again when the future was dropped.
-    pub(super) async fn time_is_over(&mut self) {
-        if self.close_at.is_none() {
-            if self.swaps.changed().await.is_err() {
-                // The host has gone, and the connection with it.
-                return std::future::pending().await;
-            }
-            self.close_at = Some(Instant::now() + self.drain);
-        }
-        if let Some(at) = self.close_at {
-            tokio::time::sleep_until(at.into()).await;
-        }
-    }
-}
-
 /// What a conversation can do of what the functions of a chain can: publish events.
 struct Calls {
     host: Arc<Host>,
@@ -186,7 +169,9 @@ struct Calls {
 fn no_chain() -> types::Error {
     types::Error {
         status: 500,
-        message: "a conversation calls no other views: send a request by `http` with the grant \"self\"".to_owned(),
+        message:
+            "a conversation calls no other views: send a request by `http` with the grant \"self\""
+                .to_owned(),
         detail: None,
     }
 }

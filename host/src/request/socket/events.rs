@@ -119,7 +119,10 @@ impl Events {
             };
             let settled = ready.run(request).await;
             if settled.conversing.lock().is_some() {
-                METRICS.socket_events.with_label_values(&["other form"]).inc();
+                METRICS
+                    .socket_events
+                    .with_label_values(&["other form"])
+                    .inc();
                 let sentence = "the app has changed: connect again";
                 return self.socket.close(code::RESTART, sentence);
             }

@@ -132,7 +132,7 @@ pub(super) async fn open(
     let ready = match (conversing, &completion.settled) {
         (Some(conversing), Some(settled)) => {
             let ready = Ready::new(conversing, &settled.scope, &events, app);
-            Some(ready.inspect_err(|_| socket.end())?)
+            Some(Box::new(ready.inspect_err(|_| socket.end())?))
         }
         _ => None,
     };

@@ -219,7 +219,9 @@ impl Talk<'_> {
             },
             "large" => {
                 let sent = socket.send("x".repeat(number() as usize)).await;
-                let sent = sent.err().map(|error| error.detail().unwrap_or("?").to_owned());
+                let sent = sent
+                    .err()
+                    .map(|error| error.detail().unwrap_or("?").to_owned());
                 socket.send(sent.unwrap_or_else(|| "sent".into())).await?;
             }
             "subrequest" => {
