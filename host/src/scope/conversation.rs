@@ -77,6 +77,8 @@ struct State {
     events: VecDeque<Event>,
     bytes: usize,
     life: Life,
+    /// Whether the function was told by an error that its connection has ended, or is being closed.
+    told: bool,
     /// Number of events that the function has taken.
     received: u64,
     cpu: Budget,
@@ -146,6 +148,7 @@ impl Conversation {
                 events: VecDeque::new(),
                 bytes: 0,
                 life: Life::Open,
+                told: false,
                 received: 0,
                 cpu: Budget::begin(),
                 cpu_before: Duration::ZERO,
@@ -210,6 +213,7 @@ impl Conversation {
                     return Taken::Event(event);
                 }
                 if state.life != Life::Open {
+                    state.told = true;
                     return Taken::Ended;
                 }
             }
@@ -220,6 +224,16 @@ impl Conversation {
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.state.lock().life != Life::Open
+    }
+
+    /// Notes that the function is told by an error that nothing can be sent any more.
+    pub fn tell(&self) {
+        self.state.lock().told = true;
+    }
+
+    /// Whether the function was told by an error that its connection has ended, or is being closed.
+    pub fn was_told(&self) -> bool {
+        self.state.lock().told
     }
 
     /// Notes that the function has ended: what waits for it is dropped.

@@ -43,6 +43,13 @@ impl From<conversation::Event> for Event {
     }
 }
 
+/// A message that is to be sent when there is room for it.
+struct Sending {
+    conversation: Arc<Conversation>,
+    socket: Arc<Socket>,
+    message: websocket::Message,
+}
+
 impl Guest {
     /// The conversation that the function keeps, and its connection.
     fn conversing(&self) -> Result<(Arc<Conversation>, Arc<Socket>), Error> {
@@ -58,11 +65,8 @@ impl Guest {
     }
 
     /// Checks a message, and sends it with the commit if the function is in a transaction. None: it is sent.
-    fn to_send(
-        &mut self,
-        message: Message,
-    ) -> Result<Option<(Arc<Socket>, websocket::Message)>, Error> {
-        let (_, socket) = self.conversing()?;
+    fn to_send(&mut self, message: Message) -> Result<Option<Sending>, Error> {
+        let (conversation, socket) = self.conversing()?;
         let (bytes, max) = (message_bytes(&message), socket.message_max());
         if bytes > max {
             return Err(Error::Refused(format!(
@@ -75,7 +79,11 @@ impl Guest {
             return sent.map(|()| None).map_err(Error::from);
         }
         let (message, ..) = self.checked(message)?;
-        Ok(Some((socket, message)))
+        Ok(Some(Sending {
+            conversation,
+            socket,
+            message,
+        }))
     }
 }
 
@@ -120,12 +128,20 @@ impl HostWithStore<Guest> for HasSelf<Guest> {
             Ok(ready) => ready,
             Err(error) => return Ok(Err(error)),
         };
-        let Some((socket, message)) = waits else {
+        let Some(Sending {
+            conversation,
+            socket,
+            message,
+        }) = waits
+        else {
             return Ok(Ok(()));
         };
         Ok(match socket.send_in_time(&message).await {
             true => Ok(()),
-            false => Err(Error::Ended),
+            false => {
+                conversation.tell();
+                Err(Error::Ended)
+            }
         })
     }
 }

@@ -232,8 +232,8 @@ pub(super) fn produced(scope: &Scope, answer: Result<(), types::Error>) -> Resul
     match (answer, scope.conversation()) {
         (Ok(()), _) => Ok(()),
         (Err(error), None) => Err(returned(&error)),
-        // That of a call that came after the end.
-        (Err(error), Some(conversation)) if error.status == ENDED && conversation.is_closed() => {
+        // That of a call that came when the connection had ended, or was being closed.
+        (Err(error), Some(conversation)) if error.status == ENDED && conversation.was_told() => {
             Ok(())
         }
         (Err(error), Some(_)) => Err(returned_while("in its conversation", &error)),
