@@ -428,8 +428,9 @@ async fn r4_conversations_have_a_limit_of_their_own() {
     for number in 0..3 {
         others.push(Socket::open(&server, Mode::Async, "2", &number.to_string()).await);
     }
-    let request = server.request("POST", "/async/send/room.1").json("hello");
-    let reply = Reply::of(request).await;
+    let request = server.request("POST", "/async/send/room.1");
+    let request = request.header("content-type", "application/json");
+    let reply = Reply::of(request.body("\"hello\"")).await;
     assert!(reply.status < 300, "{}", reply.text());
     for client in &mut all {
         assert_eq!(client.hear().await, "hello");

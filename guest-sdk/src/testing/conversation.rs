@@ -132,11 +132,12 @@ impl Talk {
         };
         // What the function has left open is rolled back when its future is dropped.
         self.task = None;
+        let mut connections = self.app.0.connections.borrow_mut();
+        let is_closing = connections.of(&self.id).closed.is_some() || self.call.is_closed();
         let ended = match ended {
-            Err(error) if self.call.is_closed() && error.is_end() => Ok(()),
+            Err(error) if is_closing && error.is_end() => Ok(()),
             ended => ended,
         };
-        let mut connections = self.app.0.connections.borrow_mut();
         let code = if ended.is_ok() { 1000 } else { 1011 };
         let reason = String::new();
         connections

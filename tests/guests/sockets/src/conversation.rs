@@ -7,7 +7,7 @@ use amphi_sdk::socket::Opening;
 use std::time::Instant;
 
 /// Who opens the socket. Some are refused.
-struct Name(String);
+pub struct Name(String);
 
 #[extractor]
 async fn named(cx: &Context, opening: Opening) -> Result<Name> {
@@ -28,7 +28,7 @@ async fn named(cx: &Context, opening: Opening) -> Result<Name> {
 }
 
 #[socket("/talk/{room}", atomic, cpu_ms = 300, timeout_ms = 1500)]
-async fn talk(
+pub async fn talk(
     cx: &Context,
     Path(room): Path<String>,
     Name(name): Name,
