@@ -329,7 +329,7 @@ mod tests {
     use super::*;
     use crate::threads::deadline::Ended;
 
-    const TIMEOUT: Duration = Duration::from_millis(40);
+    const TIMEOUT: Duration = Duration::from_millis(200);
 
     fn begun() -> (Arc<Deadline>, Arc<Conversation>) {
         let deadline = Arc::new(Deadline::new(Instant::now() + TIMEOUT));
@@ -360,7 +360,7 @@ mod tests {
         let waiting = tokio::spawn({
             let conversation = Arc::clone(&conversation);
             async move {
-                futures::join!(
+                tokio::join!(
                     next(&conversation),
                     next(&conversation),
                     next(&conversation)
