@@ -224,10 +224,6 @@ impl Talk<'_> {
                     .map(|error| error.detail().unwrap_or("?").to_owned());
                 socket.send(sent.unwrap_or_else(|| "sent".into())).await?;
             }
-            "subrequest" => {
-                let called = cx.subrequest("GET", "/nowhere").send().await;
-                socket.send(format!("{}", called.is_err())).await?;
-            }
             _ => socket.send(format!("echo {text}")).await?,
         }
         Ok(true)
