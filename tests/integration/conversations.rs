@@ -739,7 +739,7 @@ async fn r23_a_conversation_outlives_its_app_for_the_drain_time() {
     drop(talk);
     // The function has seen it.
     let line = server.log.event(mark, "talk ended").await;
-    assert_eq!(line.text("code"), "1012");
+    assert_eq!(line.text("message"), "talk ended code=1012");
     for (socket, told) in [(&mut new, "talk of 2"), (&mut event, "event of 2")] {
         socket.say("who").await;
         assert_eq!(socket.hear().await, told);

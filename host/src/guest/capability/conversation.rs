@@ -73,7 +73,7 @@ impl Guest {
                 "the message has {bytes} bytes, and `outbox_max_bytes` of `[sockets]` leaves room for {max}"
             )));
         }
-        if self.work().member.is_in_level() {
+        if self.work().member.holds_effects() {
             let sent = socket::Host::send(self, message);
             let sent = sent.map_err(|error| Error::Refused(error.to_string()))?;
             return sent.map(|()| None).map_err(Error::from);

@@ -151,7 +151,8 @@ impl Talk<'_> {
             "close" => socket.close(4000, with)?,
             "deaf" => {
                 cx.sleep(Duration::from_millis(number())).await;
-                socket.send("awake").await?;
+                // The connection may have ended, and yet there are messages.
+                let _ = socket.send("awake").await;
             }
             "join" => socket.join(format!("room.{with}"))?,
             "leave" => socket.leave(format!("room.{with}"))?,
