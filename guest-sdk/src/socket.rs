@@ -380,9 +380,12 @@ pub struct Socket {
     host: Host,
     /// The call that waits for the next event. It goes on when a future of [`receive`](Self::receive) is dropped, so that no
     /// event is lost.
-    pending: Option<Pin<Box<dyn Future<Output = Result<Happened, ConversationError>>>>>,
+    pending: Option<Receiving>,
     closed: Option<Closed>,
 }
+
+/// A call that waits for the next event.
+type Receiving = Pin<Box<dyn Future<Output = Result<Happened, ConversationError>>>>;
 
 /// What a function that keeps the conversation receives.
 #[derive(Clone, Debug, PartialEq, Eq)]

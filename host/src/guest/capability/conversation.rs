@@ -65,7 +65,7 @@ impl Guest {
     }
 
     /// Checks a message, and sends it with the commit if the function is in a transaction. None: it is sent.
-    fn to_send(&mut self, message: Message) -> Result<Option<Sending>, Error> {
+    fn prepared(&mut self, message: Message) -> Result<Option<Sending>, Error> {
         let (conversation, socket) = self.conversing()?;
         let (bytes, max) = (message_bytes(&message), socket.message_max());
         if bytes > max {
@@ -122,7 +122,7 @@ impl HostWithStore<Guest> for HasSelf<Guest> {
                 .scope
                 .hold_call(bytes)
                 .map_err(Error::Refused)?;
-            Ok((guest.to_send(message)?, held))
+            Ok((guest.prepared(message)?, held))
         });
         let (waits, _held) = match ready {
             Ok(ready) => ready,
