@@ -9,7 +9,7 @@ use serde_json::error::Category;
 
 /// What [`Context::channels`](crate::Context::channels) returns: messages to the app's connections. With `nats` in
 /// `[channels]` of `amphi.toml`, these are the connections of all hosts of the app. A web socket joins groups with
-/// [`cx.socket().join(…)`](crate::socket::Socket::join); an [`EventStream`](crate::EventStream) or
+/// [`cx.socket().join(…)`](crate::socket::SocketHandle::join); an [`EventStream`](crate::EventStream) or
 /// [`Poll`](crate::Poll) listens to one group.
 ///
 /// ```
@@ -52,7 +52,7 @@ impl<'a> Channels<'a> {
             .map_err(Error::from_channel)
     }
 
-    /// Sends a message to the client of one connection, whose id [`Socket::id`](crate::socket::Socket::id) or a [`Member`]
+    /// Sends a message to the client of one connection, whose id [`SocketHandle::id`](crate::socket::SocketHandle::id) or a [`Member`]
     /// has given. It is no error when the connection has ended.
     ///
     /// # Errors
@@ -210,6 +210,16 @@ impl From<&str> for Message {
 impl From<Vec<u8>> for Message {
     fn from(bytes: Vec<u8>) -> Self {
         Self::Binary(bytes)
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+impl From<raw::Message> for Message {
+    fn from(message: raw::Message) -> Self {
+        match message {
+            raw::Message::Text(text) => Self::Text(text),
+            raw::Message::Binary(bytes) => Self::Binary(bytes),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::http::Http;
 use crate::mode::{Async, Mode, Sync};
 use crate::multipart::{Multipart, Parts};
 use crate::session::Place;
-use crate::socket::{Chosen, Socket};
+use crate::socket::{Chosen, SocketHandle};
 use crate::subrequest::Subrequest;
 use crate::{Error, Request, Result};
 use serde::Serialize;
@@ -182,9 +182,9 @@ impl<M: Mode> Context<M> {
         Channels::new(&self.host)
     }
 
-    /// The web socket whose event this view handles; see [`Socket`].
-    pub fn socket(&self) -> Socket<'_> {
-        Socket::new(&self.host)
+    /// The web socket whose event this view handles; see [`SocketHandle`].
+    pub fn socket(&self) -> SocketHandle<'_> {
+        SocketHandle::new(&self.host)
     }
 
     /// Calls another view of this app within this request; see [`Subrequest`].
@@ -246,7 +246,12 @@ impl Context<Async> {
 
     /// Waits without blocking the event loop. The duration is rounded up to whole milliseconds.
     pub async fn sleep(&self, duration: Duration) {
-        let ms = duration.as_nanos().div_ceil(1_000_000);
-        host::asynch::sleep(&self.host, u32::try_from(ms).unwrap_or(u32::MAX)).await;
+        host::asynch::sleep(&self.host, milliseconds(duration)).await;
     }
+}
+
+/// The duration, rounded up to whole milliseconds.
+pub(crate) fn milliseconds(duration: Duration) -> u32 {
+    let ms = duration.as_nanos().div_ceil(1_000_000);
+    u32::try_from(ms).unwrap_or(u32::MAX)
 }

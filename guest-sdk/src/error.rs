@@ -5,7 +5,9 @@
 //! type, so that `try_join!` and `atomic` need no type annotations. Code that reacts to a failure of the database or of
 //! an outbound request asks the error for its kind.
 
-use crate::host::{BodyError, ChannelError, DatabaseError, EventError, HttpError, ViewError};
+use crate::host::{
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError, ViewError,
+};
 use crate::{database, http};
 use ::http::StatusCode;
 use std::fmt;
@@ -276,6 +278,17 @@ impl Error {
         match error {
             ChannelError::Denied(text) | ChannelError::TooLarge(text) => Self::internal(text),
             ChannelError::Full(text) => Self::failure(StatusCode::SERVICE_UNAVAILABLE, text),
+        }
+    }
+
+    pub(crate) fn from_conversation(error: ConversationError) -> Self {
+        match error {
+            // The host knows this status: a function that ends with it has not failed.
+            ConversationError::Ended => Self {
+                status: StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+                ..Self::bad_request("the connection has ended")
+            },
+            ConversationError::Refused(text) => Self::internal(text),
         }
     }
 

@@ -14,9 +14,16 @@ mod native;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::*;
 
+#[cfg_attr(
+    not(feature = "testing"),
+    allow(unused_imports, reason = "tests alone look into it")
+)]
+pub(crate) use crate::socket::Happened;
+
 pub(crate) use crate::bindings::amphi::view::{
     body_types::Error as BodyError,
     channel_types::{Error as ChannelError, MemberList},
+    conversation::Error as ConversationError,
     database_types::{Error as DatabaseError, Row as Values, Table},
     events::Error as EventError,
     http_types::{Error as HttpError, InboundResponse, OutboundRequest, OutboundUpload},

@@ -100,7 +100,7 @@
 //! | use databases, HTTP, settings | [`Context`], [`database`], [`http`] |
 //! | call another view within the request | [`Context::subrequest`] |
 //! | publish an event after the commit, and react to it | [`Context::publish`], [`subscriber`], [`Event`] |
-//! | talk to clients by web sockets | [`socket`](macro@socket), [`SocketEvent`], [`Context::socket`] |
+//! | talk to clients by web sockets | [`socket`](macro@socket), [`SocketEvent`], [`Socket`], [`Context::socket`] |
 //! | send messages to clients, also from other views | [`Context::channels`], [`EventStream`], [`Poll`] |
 //! | read a request | [`extract`] |
 //! | keep a session, and accept only the app's own forms | [`Session`], [`Csrf`], [`Protected`] |
@@ -167,7 +167,7 @@ pub use multipart::{Multipart, Part, Parts};
 pub use request::{Headers, Request};
 pub use response::{Html, IntoResponse, Redirect, Response, Text, With};
 pub use session::Session;
-pub use socket::SocketEvent;
+pub use socket::{Received, Socket, SocketEvent};
 pub use stream::{BodyWriter, Stream};
 pub use subrequest::Subrequest;
 pub use subscription::{EventStream, LastEventId, Poll};
@@ -226,9 +226,9 @@ pub mod prelude {
     pub use crate::{
         Body, BodyReader, Context, Cookie, Cookies, Csrf, Error, Event, EventStream, Form,
         FromRequest, FromRow, Headers, Html, IntoResponse, Json, LastEventId, Message, Multipart,
-        Next, Path, Poll, Protected, Query, Redirect, Request, Response, Result, Session,
-        SocketEvent, StatusCode, Stream, Text, Upload, asynch, both, extractor, join, join_all,
-        log, middleware, subscriber, sync, try_join, try_join_all, view, views,
+        Next, Path, Poll, Protected, Query, Received, Redirect, Request, Response, Result, Session,
+        Socket, SocketEvent, StatusCode, Stream, Text, Upload, asynch, both, extractor, join,
+        join_all, log, middleware, subscriber, sync, try_join, try_join_all, view, views,
     };
     pub use amphi_macros::socket;
     pub use serde::{Deserialize, Serialize};
@@ -242,8 +242,8 @@ pub mod __private {
     pub use crate::bindings::amphi::view::types;
     pub use crate::view::{
         AsyncView, Entry, Kind, Layer, Loading, Outcome, SettingsCheck, SyncView, View, begin_body,
-        begin_body_async, bytes, describe, listed, load_body, load_body_async, modes, respond,
-        respond_to_event, without_crate,
+        begin_body_async, bytes, conversation, describe, listed, load_body, load_body_async, modes,
+        of_other_form, respond, respond_to_event, without_crate,
     };
     #[cfg(target_arch = "wasm32")]
     pub use crate::view::{describe_component, handle, handle_async, produce, produce_async};

@@ -462,6 +462,16 @@ impl Place {
         Ok(session)
     }
 
+    /// Checks that a conversation has not changed the session, since its response has gone out before.
+    pub(crate) fn assert_unchanged(&self) -> Result<()> {
+        match self.0.borrow().as_ref() {
+            Some((session, _)) if !session.0.borrow().changes.is_empty() => Err(Error::internal(
+                "a conversation cannot change the session: the response that carries it has gone out with the handshake",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes the session's changes into the response of a call that has succeeded.
     pub(crate) fn write(&self, response: &mut Response) -> Result<()> {
         match self.0.borrow().as_ref() {

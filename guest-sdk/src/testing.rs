@@ -30,6 +30,7 @@
 
 mod call;
 mod connections;
+mod conversation;
 mod database;
 mod dialect;
 mod effects;

@@ -8,7 +8,7 @@ use crate::bindings::amphi::view::types;
 use crate::extract::Settings;
 use crate::mode::{Async, Mode, Sync};
 use crate::socket::SUBPROTOCOL;
-#[cfg(target_arch = "wasm32")]
+use crate::socket::{Ending, Socket, converse};
 use crate::stream::Producer;
 use crate::{Context, Error, IntoResponse, Request, Response, Result, StatusCode};
 use std::pin::Pin;
@@ -351,6 +351,35 @@ pub fn respond_to_event<M: Mode, R: IntoResponse>(
         response.headers.set(SUBPROTOCOL, chosen);
     }
     Ok(response)
+}
+
+/// The last step of the function that `#[socket]` makes for an async function that keeps the conversation: the response to
+/// the opening, with the function as what the host runs when the handshake is complete.
+pub fn conversation<F, R>(
+    cx: &Context<Async>,
+    function: impl FnOnce(Context<Async>, Socket) -> F + 'static,
+) -> Result<Response>
+where
+    F: Future<Output = R> + 'static,
+    R: Ending + 'static,
+{
+    let own = cx.clone();
+    let producer = Producer::Async(Box::new(move || {
+        let socket = Socket::new(&own.host);
+        Box::pin(async move { converse(&own.clone(), function(own, socket)).await })
+    }));
+    let mut response = Response::streaming(producer);
+    cx.session.write(&mut response)?;
+    if let Some(chosen) = cx.subprotocol.take() {
+        response.headers.set(SUBPROTOCOL, chosen);
+    }
+    Ok(response)
+}
+
+/// The response to an event of a connection that was opened by another version of the function, which was called for each
+/// event. It tells the host that the function keeps conversations now.
+pub fn of_other_form() -> Response {
+    Response::streaming(Producer::Async(Box::new(|| Box::pin(async { Ok(()) }))))
 }
 
 /// Loads the body into memory: the first step of the function that `#[view]` makes, if an extractor reads the whole

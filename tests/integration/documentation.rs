@@ -24,6 +24,8 @@ const TABLES: &str = "
     insert into users values ('ann', 1);
     create table photos (title text, bytes blob);
     create table messages (room text, line text, text text);
+    create table games (tries integer);
+    create table catches (player text, height real);
 ";
 
 fn app() -> App {
@@ -179,6 +181,11 @@ async fn every_example_does_on_the_host_what_it_says() {
         .await;
     browser.opens("/socket_2/feed", "", "feed.v1").await;
     browser.opens("/socket_3/echo", "Hi", "Hi").await;
+    browser.opens("/socket_4/guess/7", "7", "guess!").await;
+    browser.opens("/socket_5/count", "2", "2").await;
+    browser
+        .opens("/guide_4/game/ann", "catch", "catch it!")
+        .await;
     for path in ["/guide_3/chat/7/events", "/subscription_1/rooms/7/events"] {
         let events = server.request("GET", path).send().await;
         let first = events.expect("it begins").chunk().await;
@@ -207,8 +214,8 @@ async fn every_example_does_on_the_host_what_it_says() {
             "0 are here",
         )
         .await;
-    browser.gets("/guide_4/copy", "a long text").await;
-    let archived = browser.ask("PUT /guide_4/archive/a", FORM, "text").await;
+    browser.gets("/guide_5/copy", "a long text").await;
+    let archived = browser.ask("PUT /guide_5/archive/a", FORM, "text").await;
     archived.expect(StatusCode::ACCEPTED);
     browser.gets("/stream_1/entries.csv", "7,Ann").await;
     browser.gets("/stream_1/ticks/1", "tick 1").await;

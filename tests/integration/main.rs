@@ -20,6 +20,7 @@ mod configuration;
 mod conflicts;
 mod conformance;
 mod context;
+mod conversations;
 mod databases;
 mod dependencies;
 mod deploy;

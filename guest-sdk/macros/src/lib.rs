@@ -60,19 +60,25 @@ pub fn subscriber(attribute: TokenStream, function: TokenStream) -> TokenStream 
 
 /// Makes a function a web socket: `#[socket("/chat/{room}")] fn chat(cx: &Context, event: SocketEvent) -> Result<()>`.
 ///
-/// The first argument is the path below the module's mount, as for `#[view]`. The host calls the function when a client
+/// Or, for an async function that keeps the conversation:
+/// `#[socket("/game")] async fn game(cx: &Context, mut socket: Socket) -> Result<()>`.
+///
+/// The first argument is the path below the module's mount, as for `#[view]`. In the first form, the host calls the function when a client
 /// opens the socket, for each message of the client, for what other views `notify` to a group of the connection, and when
 /// the connection has ended. The last parameter is the event, `SocketEvent`; before it, the function can take the context
 /// and extractors that do not read the body. The result is that of a view: `Result<()>` in most cases. Only at the opening
 /// does the client get the response: with a status of 200 to 299 the socket opens, otherwise the client gets an answer with
 /// that status. `()` stands for 200.
 ///
+/// In the second form, the last parameter is the socket, and the function runs as long as its connection; the extractors
+/// before it run when a client opens the socket. It returns `Result<()>` or nothing.
+///
 /// The options are those of `#[view]`, except `body`, and one more:
 ///
 /// | option | meaning |
 /// |---|---|
 /// | `origins = ["https://app.example.com"]` | origins whose pages may open the socket, beside the app's own and `allowed_origins` of `[app]`; `"*"` stands for all. Browsers send the app's cookies from every page, so without this check each page of the web could open the socket in a user's name |
-/// | `atomic` | as for `#[view]`: whether each event runs in a transaction of its own |
+/// | `atomic` | as for `#[view]`: whether each event runs in a transaction of its own; in the second form, the opening |
 /// | `middleware = [signed_in]` | as for `#[view]`; it runs around the opening |
 #[proc_macro_attribute]
 pub fn socket(attribute: TokenStream, function: TokenStream) -> TokenStream {

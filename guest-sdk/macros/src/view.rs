@@ -264,6 +264,12 @@ fn resolve(role: Role, function: &mut ItemFn) -> syn::Result<bool> {
                 "only `#[socket]` takes `SocketEvent`: no other function is called for the events of a web socket",
             ));
         }
+        if role != Role::Socket && last_name(&argument.ty).is_some_and(|name| name == "Socket") {
+            return Err(syn::Error::new(
+                argument.ty.span(),
+                "only `#[socket]` takes `Socket`: no other function keeps the conversation of a web socket",
+            ));
+        }
         let by_reference = matches!(&*argument.ty, Type::Reference(_));
         let (ty, mutable) = match &mut *argument.ty {
             Type::Reference(reference) => (&mut *reference.elem, reference.mutability.is_some()),
@@ -344,16 +350,12 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
     });
 
     take_rest(role, name, &mut extractors)?;
-    let event = extractors.last().and_then(|ty| last_name(ty));
-    if role == Role::Socket && event.is_none_or(|event| event != "SocketEvent") {
-        return Err(syn::Error::new(
-            name.span(),
-            "the last parameter of a socket is `event: SocketEvent`",
-        ));
-    }
-    // In a view, only the last parameter may read the body. In middleware, no extractor may: `Request` has the body.
+    let converses = role == Role::Socket && takes_socket(name, &mut extractors, is_async)?;
+    // In a view, only the last parameter may read the body. In middleware, no extractor may: `Request` has the body. What
+    // opens a socket has none.
     let last = match role {
         Role::Middleware => extractors.len(),
+        _ if converses => extractors.len(),
         _ => extractors.len().saturating_sub(1),
     };
     let rest = (role == Role::Middleware).then(|| quote!(#request, ::amphi_sdk::Next::of(&#cx)));
@@ -373,6 +375,9 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
             let problem = match role {
                 Role::Middleware => {
                     "this extractor reads the request's body, which middleware passes on: read it with `cx.load(&mut request)`"
+                }
+                Role::Socket => {
+                    "this extractor reads the request's body: the request that opens a web socket has none"
                 }
                 _ => {
                     "this extractor reads the request's body: it must be the last parameter of the view, and the only one that does"
@@ -441,11 +446,29 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
             quote_spanned!(place=> ::amphi_sdk::__private::respond(&#cx, #output)),
         ),
     };
-    let call = quote! {
-        #before
-        #steps
-        let #output = #name(#context #(#arguments,)* #rest)#wait;
-        #respond
+    let call = if converses {
+        let socket = Ident::new("socket", Span::mixed_site());
+        let conversation = quote_spanned!(place=> ::amphi_sdk::__private::conversation);
+        quote! {
+            if #request.method != "GET" {
+                return ::core::result::Result::Ok(::amphi_sdk::__private::of_other_form());
+            }
+            #steps
+            let #output = #conversation(
+                &#cx,
+                move |#cx: ::amphi_sdk::asynch::Context, #socket: ::amphi_sdk::Socket| async move {
+                    #name(#context #(#arguments,)* #socket).await
+                },
+            );
+            #output
+        }
+    } else {
+        quote! {
+            #before
+            #steps
+            let #output = #name(#context #(#arguments,)* #rest)#wait;
+            #respond
+        }
     };
     let unused = quote! {
         #[allow(unused_mut, unused_variables, reason = "a view may take neither the context nor extractors")]
@@ -480,6 +503,26 @@ fn glue(role: Role, function: &ItemFn, takes_context: bool) -> syn::Result<Token
             });
         }
     })
+}
+
+/// Whether a socket keeps the conversation: its last parameter is `Socket`, which is no extractor, and not `SocketEvent`.
+fn takes_socket(name: &Ident, extractors: &mut Vec<&Type>, is_async: bool) -> syn::Result<bool> {
+    let last = extractors.last().copied();
+    match last.and_then(last_name) {
+        Some(event) if event == "SocketEvent" => Ok(false),
+        Some(socket) if socket == "Socket" && is_async => {
+            extractors.pop();
+            Ok(true)
+        }
+        Some(socket) if socket == "Socket" => Err(syn::Error::new(
+            socket.span(),
+            "a sync function is called for each event of a web socket: take `event: SocketEvent`. Only an `async fn` can keep the conversation, and take `Socket`",
+        )),
+        _ => Err(syn::Error::new(
+            name.span(),
+            "the last parameter of a socket is `event: SocketEvent`, or, for an `async fn` that keeps the conversation, `mut socket: Socket`",
+        )),
+    }
 }
 
 fn option(value: Option<impl ToTokens>) -> TokenStream {

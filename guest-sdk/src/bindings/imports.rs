@@ -247,7 +247,8 @@ pub mod amphi {
                 /// the handshake is completed, and otherwise the client gets the response. Afterwards the function is called for each
                 /// message of the client (the request's method is `TEXT` or `BINARY`, its body the message), for what others `notify`
                 /// (`NOTICE`, with the header `group`), and last when the connection has ended (`CLOSED`, with the header `code` and the
-                /// reason as the body). One call ends before the next one begins.
+                /// reason as the body). One call ends before the next one begins. An async function can keep the whole conversation
+                /// instead: see the interface `conversation`.
                 Socket(SocketRoute),
             }
             impl ::core::fmt::Debug for ViewKind {
@@ -2242,6 +2243,514 @@ pub mod amphi {
                         _ => _rt::invalid_enum_discriminant(),
                     };
                     result13
+                }
+            }
+        }
+        /// The conversation of a web socket, within `produce`. An async function with the kind `socket` keeps the conversation when
+        /// it answers the opening with a status of 200 to 299 and `stream(0)`: when the handshake is complete, the host calls
+        /// `produce` of the same instance, which runs as long as the connection, outside of any transaction. Nothing else is called
+        /// for the connection. When `produce` returns, the connection is closed: with 1000, or with 1011 after an error. When the
+        /// connection ends first, `produce` has the view's `timeout-ms` to return.
+        ///
+        /// A function that answers a later event with `stream(0)` says that it keeps conversations now: the connection, which was
+        /// opened by another version of the function, is closed with 1012.
+        ///
+        /// The interfaces `socket` and `channels` work as in other functions: at once, or, in a transaction, with its commit.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod conversation {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            pub type Message = super::super::super::amphi::view::channel_types::Message;
+            #[derive(Clone, PartialEq)]
+            pub struct Notice {
+                pub group: _rt::String,
+                pub payload: _rt::Vec<u8>,
+            }
+            impl ::core::fmt::Debug for Notice {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Notice")
+                        .field("group", &self.group)
+                        .field("payload", &self.payload)
+                        .finish()
+                }
+            }
+            #[derive(Clone, PartialEq)]
+            pub struct Closed {
+                /// The code of RFC 6455; 1006 when the connection broke.
+                pub code: u16,
+                pub reason: _rt::String,
+            }
+            impl ::core::fmt::Debug for Closed {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Closed")
+                        .field("code", &self.code)
+                        .field("reason", &self.reason)
+                        .finish()
+                }
+            }
+            /// What has happened on the connection.
+            #[derive(Clone, PartialEq)]
+            pub enum Event {
+                /// A message of the client.
+                Message(Message),
+                /// What others `notify` to a group of the connection.
+                Notice(Notice),
+                /// The connection has ended. This is the last event, and comes once.
+                Closed(Closed),
+            }
+            impl ::core::fmt::Debug for Event {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Event::Message(e) => {
+                            f.debug_tuple("Event::Message").field(e).finish()
+                        }
+                        Event::Notice(e) => {
+                            f.debug_tuple("Event::Notice").field(e).finish()
+                        }
+                        Event::Closed(e) => {
+                            f.debug_tuple("Event::Closed").field(e).finish()
+                        }
+                    }
+                }
+            }
+            #[derive(Clone, PartialEq)]
+            pub enum Error {
+                /// The connection has ended: nothing comes any more, and nothing can be sent. A function that returns an error with the
+                /// status 499 after that has not failed.
+                Ended,
+                /// Anything else, such as a call outside of `produce`. The text is a sentence.
+                Refused(_rt::String),
+            }
+            impl ::core::fmt::Debug for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Error::Ended => f.debug_tuple("Error::Ended").finish(),
+                        Error::Refused(e) => {
+                            f.debug_tuple("Error::Refused").field(e).finish()
+                        }
+                    }
+                }
+            }
+            impl ::core::fmt::Display for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Error {}
+            #[allow(unused_unsafe, clippy::all)]
+            /// Waits for the next event. The function's limits (`cpu-ms`, and how much it may log and send) count anew with each. While
+            /// the function holds a transaction or a pinned connection, nothing is received: others wait for those.
+            #[allow(async_fn_in_trait)]
+            pub async fn receive() -> ::core::result::Result<Event, Error> {
+                unsafe {
+                    #[derive(Copy, Clone)]
+                    struct ParamsLower();
+                    unsafe impl Send for ParamsLower {}
+                    use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                    struct _MySubtask<'a> {
+                        _unused: core::marker::PhantomData<&'a ()>,
+                    }
+                    #[allow(unused_parens)]
+                    unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                        type Params = ();
+                        type Results = ::core::result::Result<Event, Error>;
+                        type ParamsLower = ParamsLower;
+                        fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                            unsafe {
+                                ::core::alloc::Layout::from_size_align_unchecked(
+                                    (6 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                )
+                            }
+                        }
+                        fn results_offset(&mut self) -> usize {
+                            0
+                        }
+                        unsafe fn call_import(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                            _results: *mut u8,
+                        ) -> u32 {
+                            #[cfg(target_arch = "wasm32")]
+                            #[link(wasm_import_module = "amphi:view/conversation@0.3.0")]
+                            unsafe extern "C" {
+                                #[link_name = "[async-lower]receive"]
+                                fn call(_: *mut u8) -> i32;
+                            }
+                            #[cfg(not(target_arch = "wasm32"))]
+                            unsafe extern "C" fn call(_: *mut u8) -> i32 {
+                                unreachable!()
+                            }
+                            unsafe { call(_results) as u32 }
+                        }
+                        unsafe fn params_dealloc_lists(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {}
+                        }
+                        unsafe fn params_dealloc_lists_and_own(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {}
+                        }
+                        unsafe fn params_lower(
+                            &mut self,
+                            (): Self::Params,
+                            _ptr: *mut u8,
+                        ) -> Self::ParamsLower {
+                            unsafe { ParamsLower() }
+                        }
+                        unsafe fn results_lift(
+                            &mut self,
+                            _ptr: *mut u8,
+                        ) -> Self::Results {
+                            unsafe {
+                                let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                match l0 {
+                                    0 => {
+                                        let e = {
+                                            let l1 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            let v20 = match l1 {
+                                                0 => {
+                                                    let e20 = {
+                                                        let l2 = i32::from(
+                                                            *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u8>(),
+                                                        );
+                                                        use super::super::super::amphi::view::channel_types::Message as V9;
+                                                        let v9 = match l2 {
+                                                            0 => {
+                                                                let e9 = {
+                                                                    let l3 = *_ptr
+                                                                        .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<*mut u8>();
+                                                                    let l4 = *_ptr
+                                                                        .add(4 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<usize>();
+                                                                    let len5 = l4;
+                                                                    let bytes5 = _rt::Vec::from_raw_parts(
+                                                                        l3.cast(),
+                                                                        len5,
+                                                                        len5,
+                                                                    );
+                                                                    _rt::string_lift(bytes5)
+                                                                };
+                                                                V9::Text(e9)
+                                                            }
+                                                            n => {
+                                                                debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                                let e9 = {
+                                                                    let l6 = *_ptr
+                                                                        .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<*mut u8>();
+                                                                    let l7 = *_ptr
+                                                                        .add(4 * ::core::mem::size_of::<*const u8>())
+                                                                        .cast::<usize>();
+                                                                    let len8 = l7;
+                                                                    <_ as From<
+                                                                        _rt::Vec<_>,
+                                                                    >>::from(_rt::Vec::from_raw_parts(l6.cast(), len8, len8))
+                                                                };
+                                                                V9::Binary(e9)
+                                                            }
+                                                        };
+                                                        v9
+                                                    };
+                                                    Event::Message(e20)
+                                                }
+                                                1 => {
+                                                    let e20 = {
+                                                        let l10 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l11 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len12 = l11;
+                                                        let bytes12 = _rt::Vec::from_raw_parts(
+                                                            l10.cast(),
+                                                            len12,
+                                                            len12,
+                                                        );
+                                                        let l13 = *_ptr
+                                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l14 = *_ptr
+                                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len15 = l14;
+                                                        Notice {
+                                                            group: _rt::string_lift(bytes12),
+                                                            payload: <_ as From<
+                                                                _rt::Vec<_>,
+                                                            >>::from(_rt::Vec::from_raw_parts(l13.cast(), len15, len15)),
+                                                        }
+                                                    };
+                                                    Event::Notice(e20)
+                                                }
+                                                n => {
+                                                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                                    let e20 = {
+                                                        let l16 = i32::from(
+                                                            *_ptr
+                                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                .cast::<u16>(),
+                                                        );
+                                                        let l17 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l18 = *_ptr
+                                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len19 = l18;
+                                                        let bytes19 = _rt::Vec::from_raw_parts(
+                                                            l17.cast(),
+                                                            len19,
+                                                            len19,
+                                                        );
+                                                        Closed {
+                                                            code: l16 as u16,
+                                                            reason: _rt::string_lift(bytes19),
+                                                        }
+                                                    };
+                                                    Event::Closed(e20)
+                                                }
+                                            };
+                                            v20
+                                        };
+                                        Ok(e)
+                                    }
+                                    1 => {
+                                        let e = {
+                                            let l21 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            let v25 = match l21 {
+                                                0 => Error::Ended,
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e25 = {
+                                                        let l22 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l23 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len24 = l23;
+                                                        let bytes24 = _rt::Vec::from_raw_parts(
+                                                            l22.cast(),
+                                                            len24,
+                                                            len24,
+                                                        );
+                                                        _rt::string_lift(bytes24)
+                                                    };
+                                                    Error::Refused(e25)
+                                                }
+                                            };
+                                            v25
+                                        };
+                                        Err(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                }
+                            }
+                        }
+                    }
+                    _MySubtask {
+                        _unused: core::marker::PhantomData,
+                    }
+                        .call(())
+                        .await
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a message to the client. It waits while as much waits for the client as the host keeps; within a transaction it
+            /// does not wait, and the message leaves with the commit.
+            #[allow(async_fn_in_trait)]
+            pub async fn send(message: Message) -> ::core::result::Result<(), Error> {
+                unsafe {
+                    #[derive(Copy, Clone)]
+                    struct ParamsLower(i32, *mut u8, usize);
+                    unsafe impl Send for ParamsLower {}
+                    use ::amphi_sdk::__private::wit_bindgen::rt::async_support::Subtask as _Subtask;
+                    struct _MySubtask<'a> {
+                        _unused: core::marker::PhantomData<&'a ()>,
+                    }
+                    #[allow(unused_parens)]
+                    unsafe impl<'a> _Subtask for _MySubtask<'a> {
+                        type Params = (Message,);
+                        type Results = ::core::result::Result<(), Error>;
+                        type ParamsLower = ParamsLower;
+                        fn abi_layout(&mut self) -> ::core::alloc::Layout {
+                            unsafe {
+                                ::core::alloc::Layout::from_size_align_unchecked(
+                                    (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                )
+                            }
+                        }
+                        fn results_offset(&mut self) -> usize {
+                            0
+                        }
+                        unsafe fn call_import(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                            _results: *mut u8,
+                        ) -> u32 {
+                            #[cfg(target_arch = "wasm32")]
+                            #[link(wasm_import_module = "amphi:view/conversation@0.3.0")]
+                            unsafe extern "C" {
+                                #[link_name = "[async-lower]send"]
+                                fn call(_: i32, _: *mut u8, _: usize, _: *mut u8) -> i32;
+                            }
+                            #[cfg(not(target_arch = "wasm32"))]
+                            unsafe extern "C" fn call(
+                                _: i32,
+                                _: *mut u8,
+                                _: usize,
+                                _: *mut u8,
+                            ) -> i32 {
+                                unreachable!()
+                            }
+                            unsafe {
+                                call(_params.0, _params.1, _params.2, _results) as u32
+                            }
+                        }
+                        unsafe fn params_dealloc_lists(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                match _params.0 {
+                                    0 => {
+                                        _rt::cabi_dealloc(_params.1, _params.2, 1);
+                                    }
+                                    _ => {
+                                        let base0 = _params.1;
+                                        let len0 = _params.2;
+                                        _rt::cabi_dealloc(base0, len0 * 1, 1);
+                                    }
+                                }
+                            }
+                        }
+                        unsafe fn params_dealloc_lists_and_own(
+                            &mut self,
+                            _params: Self::ParamsLower,
+                        ) {
+                            unsafe {
+                                match _params.0 {
+                                    0 => {
+                                        _rt::cabi_dealloc(_params.1, _params.2, 1);
+                                    }
+                                    _ => {
+                                        let base0 = _params.1;
+                                        let len0 = _params.2;
+                                        _rt::cabi_dealloc(base0, len0 * 1, 1);
+                                    }
+                                }
+                            }
+                        }
+                        unsafe fn params_lower(
+                            &mut self,
+                            (_lower0,): Self::Params,
+                            _ptr: *mut u8,
+                        ) -> Self::ParamsLower {
+                            unsafe {
+                                use super::super::super::amphi::view::channel_types::Message as V2;
+                                let (result3_0, result3_1, result3_2) = match _lower0 {
+                                    V2::Text(e) => {
+                                        let vec0 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr0 = vec0.as_ptr().cast::<u8>();
+                                        let len0 = vec0.len();
+                                        ::core::mem::forget(vec0);
+                                        (0i32, ptr0.cast_mut(), len0)
+                                    }
+                                    V2::Binary(e) => {
+                                        let vec1 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr1 = vec1.as_ptr().cast::<u8>();
+                                        let len1 = vec1.len();
+                                        ::core::mem::forget(vec1);
+                                        (1i32, ptr1.cast_mut(), len1)
+                                    }
+                                };
+                                ParamsLower(result3_0, result3_1, result3_2)
+                            }
+                        }
+                        unsafe fn results_lift(
+                            &mut self,
+                            _ptr: *mut u8,
+                        ) -> Self::Results {
+                            unsafe {
+                                let l0 = i32::from(*_ptr.add(0).cast::<u8>());
+                                match l0 {
+                                    0 => {
+                                        let e = ();
+                                        Ok(e)
+                                    }
+                                    1 => {
+                                        let e = {
+                                            let l1 = i32::from(
+                                                *_ptr.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                            );
+                                            let v5 = match l1 {
+                                                0 => Error::Ended,
+                                                n => {
+                                                    debug_assert_eq!(n, 1, "invalid enum discriminant");
+                                                    let e5 = {
+                                                        let l2 = *_ptr
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l3 = *_ptr
+                                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let len4 = l3;
+                                                        let bytes4 = _rt::Vec::from_raw_parts(
+                                                            l2.cast(),
+                                                            len4,
+                                                            len4,
+                                                        );
+                                                        _rt::string_lift(bytes4)
+                                                    };
+                                                    Error::Refused(e5)
+                                                }
+                                            };
+                                            v5
+                                        };
+                                        Err(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                }
+                            }
+                        }
+                    }
+                    _MySubtask {
+                        _unused: core::marker::PhantomData,
+                    }
+                        .call((message,))
+                        .await
                 }
             }
         }
@@ -14073,8 +14582,8 @@ mod _rt {
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 6099] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb5.\x01A\x02\x01A@\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 6346] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xac0\x01A\x02\x01AB\x01\
 B$\x01o\x02ss\x04\0\x06header\x03\0\0\x01p}\x01kw\x01q\x03\x05bytes\x01\x02\0\x07\
 spooled\x01w\0\x08arriving\x01\x03\0\x04\0\x04body\x03\0\x04\x01p\x01\x01o\x02ss\
 \x01p\x07\x01r\x06\x06methods\x04paths\x05querys\x07headers\x06\x06params\x08\x04\
@@ -14121,106 +14630,112 @@ rge\x01s\0\x08reserved\x01s\0\x04\0\x05error\x03\0\0\x01@\0\0s\x04\0\x0arequest-
 id\x01\x02\x04\0\x05route\x01\x02\x04\0\x04peer\x01\x02\x04\0\x0btraceparent\x01\
 \x02\x01@\0\0w\x04\0\x0cremaining-ms\x01\x03\x01ks\x01@\x01\x04names\0\x04\x04\0\
 \x03get\x01\x05\x01j\0\x01\x01\x01@\x02\x04names\x05values\0\x06\x04\0\x03set\x01\
-\x07\x03\0\x18amphi:view/context@0.3.0\x05\x0e\x01B\x11\x01p}\x01q\x05\x04null\0\
-\0\x07integer\x01x\0\x04real\x01u\0\x04text\x01s\0\x04blob\x01\0\0\x04\0\x05valu\
-e\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\x01ps\x01p\x04\x01r\x02\x07columns\x05\
-\x04rows\x06\x04\0\x05table\x03\0\x07\x01m\x0e\x06denied\x09statement\x06unique\x0b\
-foreign-key\x08not-null\x05check\x09data-type\x0aconstraint\x08conflict\x09too-l\
-arge\x08poisoned\x0bunavailable\x07aborted\x05other\x04\0\x0aerror-kind\x03\0\x09\
-\x01ks\x01r\x02\x0aconstraint\x0b\x07columns\x05\x04\0\x09violation\x03\0\x0c\x01\
-k\x0d\x01r\x03\x04kind\x0a\x07messages\x09violation\x0e\x04\0\x05error\x03\0\x0f\
-\x03\0\x1famphi:view/database-types@0.3.0\x05\x0f\x02\x03\0\x0a\x05value\x02\x03\
-\0\x0a\x03row\x02\x03\0\x0a\x05table\x02\x03\0\x0a\x05error\x01B,\x02\x03\x02\x01\
-\x10\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x11\x04\0\x03row\x03\0\x02\x02\x03\x02\
-\x01\x12\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x13\x04\0\x05error\x03\0\x06\x04\
+\x07\x03\0\x18amphi:view/context@0.3.0\x05\x0e\x01B\x11\x02\x03\x02\x01\x09\x04\0\
+\x07message\x03\0\0\x01p}\x01r\x02\x05groups\x07payload\x02\x04\0\x06notice\x03\0\
+\x03\x01r\x02\x04code{\x06reasons\x04\0\x06closed\x03\0\x05\x01q\x03\x07message\x01\
+\x01\0\x06notice\x01\x04\0\x06closed\x01\x06\0\x04\0\x05event\x03\0\x07\x01q\x02\
+\x05ended\0\0\x07refused\x01s\0\x04\0\x05error\x03\0\x09\x01j\x01\x08\x01\x0a\x01\
+C\0\0\x0b\x04\0\x07receive\x01\x0c\x01j\0\x01\x0a\x01C\x01\x07message\x01\0\x0d\x04\
+\0\x04send\x01\x0e\x03\0\x1damphi:view/conversation@0.3.0\x05\x0f\x01B\x11\x01p}\
+\x01q\x05\x04null\0\0\x07integer\x01x\0\x04real\x01u\0\x04text\x01s\0\x04blob\x01\
+\0\0\x04\0\x05value\x03\0\x01\x01p\x02\x04\0\x03row\x03\0\x03\x01ps\x01p\x04\x01\
+r\x02\x07columns\x05\x04rows\x06\x04\0\x05table\x03\0\x07\x01m\x0e\x06denied\x09\
+statement\x06unique\x0bforeign-key\x08not-null\x05check\x09data-type\x0aconstrai\
+nt\x08conflict\x09too-large\x08poisoned\x0bunavailable\x07aborted\x05other\x04\0\
+\x0aerror-kind\x03\0\x09\x01ks\x01r\x02\x0aconstraint\x0b\x07columns\x05\x04\0\x09\
+violation\x03\0\x0c\x01k\x0d\x01r\x03\x04kind\x0a\x07messages\x09violation\x0e\x04\
+\0\x05error\x03\0\x0f\x03\0\x1famphi:view/database-types@0.3.0\x05\x10\x02\x03\0\
+\x0b\x05value\x02\x03\0\x0b\x03row\x02\x03\0\x0b\x05table\x02\x03\0\x0b\x05error\
+\x01B,\x02\x03\x02\x01\x11\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x12\x04\0\x03r\
+ow\x03\0\x02\x02\x03\x02\x01\x13\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x14\x04\
+\0\x05error\x03\0\x06\x04\0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06\
+pinned\x03\x01\x01h\x08\x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.c\
+olumns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\x07\x01@\x02\x04self\x0b\x03maxy\0\x0f\x04\
+\0\x11[method]rows.next\x01\x10\x01i\x09\x01j\0\x01\x07\x01@\x01\x0btransaction\x11\
+\0\x12\x04\0\x1a[static]transaction.commit\x01\x13\x04\0\x1c[static]transaction.\
+rollback\x01\x13\x01p\x01\x01j\x01\x05\x01\x07\x01@\x03\x08databases\x03sqls\x06\
+params\x14\0\x15\x04\0\x05query\x01\x16\x01j\x01w\x01\x07\x01@\x03\x08databases\x03\
+sqls\x06params\x14\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01\
+@\x03\x08databases\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\
+\x01\x07\x01@\x01\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\
+\x01\x07\x01@\x01\x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0c\
+set-rollback\x01!\x03\0\x19amphi:view/database@0.3.0\x05\x15\x01B,\x02\x03\x02\x01\
+\x11\x04\0\x05value\x03\0\0\x02\x03\x02\x01\x12\x04\0\x03row\x03\0\x02\x02\x03\x02\
+\x01\x13\x04\0\x05table\x03\0\x04\x02\x03\x02\x01\x14\x04\0\x05error\x03\0\x06\x04\
 \0\x04rows\x03\x01\x04\0\x0btransaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\
 \x01ps\x01@\x01\x04self\x0b\0\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\
-\x01j\x01\x0e\x01\x07\x01@\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.n\
-ext\x01\x10\x01i\x09\x01j\0\x01\x07\x01@\x01\x0btransaction\x11\0\x12\x04\0\x1a[\
+\x01j\x01\x0e\x01\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.n\
+ext\x01\x10\x01i\x09\x01j\0\x01\x07\x01C\x01\x0btransaction\x11\0\x12\x04\0\x1a[\
 static]transaction.commit\x01\x13\x04\0\x1c[static]transaction.rollback\x01\x13\x01\
-p\x01\x01j\x01\x05\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\
-\0\x05query\x01\x16\x01j\x01w\x01\x07\x01@\x03\x08databases\x03sqls\x06params\x14\
-\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01@\x03\x08databa\
-ses\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01@\x01\
-\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01@\x01\
+p\x01\x01j\x01\x05\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\
+\0\x05query\x01\x16\x01j\x01w\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\
+\0\x17\x04\0\x07execute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01C\x03\x08databa\
+ses\x03sqls\x06params\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01C\x01\
+\x08databases\0\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01C\x01\
 \x08databases\0\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\
-\x03\0\x19amphi:view/database@0.3.0\x05\x14\x01B,\x02\x03\x02\x01\x10\x04\0\x05v\
-alue\x03\0\0\x02\x03\x02\x01\x11\x04\0\x03row\x03\0\x02\x02\x03\x02\x01\x12\x04\0\
-\x05table\x03\0\x04\x02\x03\x02\x01\x13\x04\0\x05error\x03\0\x06\x04\0\x04rows\x03\
-\x01\x04\0\x0btransaction\x03\x01\x04\0\x06pinned\x03\x01\x01h\x08\x01ps\x01@\x01\
-\x04self\x0b\0\x0c\x04\0\x14[method]rows.columns\x01\x0d\x01p\x03\x01j\x01\x0e\x01\
-\x07\x01C\x02\x04self\x0b\x03maxy\0\x0f\x04\0\x11[method]rows.next\x01\x10\x01i\x09\
-\x01j\0\x01\x07\x01C\x01\x0btransaction\x11\0\x12\x04\0\x1a[static]transaction.c\
-ommit\x01\x13\x04\0\x1c[static]transaction.rollback\x01\x13\x01p\x01\x01j\x01\x05\
-\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x15\x04\0\x05query\x01\x16\
-\x01j\x01w\x01\x07\x01C\x03\x08databases\x03sqls\x06params\x14\0\x17\x04\0\x07ex\
-ecute\x01\x18\x01i\x08\x01j\x01\x19\x01\x07\x01C\x03\x08databases\x03sqls\x06par\
-ams\x14\0\x1a\x04\0\x04open\x01\x1b\x01j\x01\x11\x01\x07\x01C\x01\x08databases\0\
-\x1c\x04\0\x05begin\x01\x1d\x01i\x0a\x01j\x01\x1e\x01\x07\x01C\x01\x08databases\0\
-\x1f\x04\0\x03pin\x01\x20\x01@\0\x01\0\x04\0\x0cset-rollback\x01!\x03\0\x1famphi\
-:view/database-async@0.3.0\x05\x15\x01B\x06\x01q\x03\x06denied\x01s\0\x09too-lar\
-ge\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01j\0\x01\x01\x01@\x02\x05\
-topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\x03\0\x17amphi:view/events@\
-0.3.0\x05\x16\x01B\x0e\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x01p\x01\x01p\
-}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04body\x03\x0atimeout-ms\x04\
-\x04\0\x10outbound-request\x03\0\x05\x01kw\x01r\x05\x06methods\x03urls\x07header\
-s\x02\x06length\x07\x0atimeout-ms\x04\x04\0\x0foutbound-upload\x03\0\x08\x01r\x03\
-\x06status{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x0a\x01q\x07\
-\x06denied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\x09too-l\
-arge\x01s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x0c\x03\0\x1b\
-amphi:view/http-types@0.3.0\x05\x17\x02\x03\0\x0e\x10outbound-request\x02\x03\0\x0e\
-\x0foutbound-upload\x02\x03\0\x0e\x10inbound-response\x02\x03\0\x0e\x05error\x01\
-B'\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x18\x04\0\x10outb\
-ound-request\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x0foutbound-upload\x03\0\x04\x02\
-\x03\x02\x01\x1a\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1b\x04\0\x05\
+\x03\0\x1famphi:view/database-async@0.3.0\x05\x16\x01B\x06\x01q\x03\x06denied\x01\
+s\0\x09too-large\x01s\0\x04full\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01j\0\x01\x01\
+\x01@\x02\x05topics\x07payload\x02\0\x03\x04\0\x07publish\x01\x04\x03\0\x17amphi\
+:view/events@0.3.0\x05\x17\x01B\x0e\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x01\
+p\x01\x01p}\x01ky\x01r\x05\x06methods\x03urls\x07headers\x02\x04body\x03\x0atime\
+out-ms\x04\x04\0\x10outbound-request\x03\0\x05\x01kw\x01r\x05\x06methods\x03urls\
+\x07headers\x02\x06length\x07\x0atimeout-ms\x04\x04\0\x0foutbound-upload\x03\0\x08\
+\x01r\x03\x06status{\x07headers\x02\x04body\x03\x04\0\x10inbound-response\x03\0\x0a\
+\x01q\x07\x06denied\x01s\0\x07invalid\x01s\0\x07timeout\0\0\x0aconnection\x01s\0\
+\x09too-large\x01s\0\x0bunavailable\x01s\0\x07aborted\0\0\x04\0\x05error\x03\0\x0c\
+\x03\0\x1bamphi:view/http-types@0.3.0\x05\x18\x02\x03\0\x0f\x10outbound-request\x02\
+\x03\0\x0f\x0foutbound-upload\x02\x03\0\x0f\x10inbound-response\x02\x03\0\x0f\x05\
+error\x01B'\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x19\x04\0\
+\x10outbound-request\x03\0\x02\x02\x03\x02\x01\x1a\x04\0\x0foutbound-upload\x03\0\
+\x04\x02\x03\x02\x01\x1b\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1c\
+\x04\0\x05error\x03\0\x08\x04\0\x0fresponse-stream\x03\x01\x04\0\x06upload\x03\x01\
+\x01h\x0a\x01@\x01\x04self\x0c\0{\x04\0\x1e[method]response-stream.status\x01\x0d\
+\x01p\x01\x01@\x01\x04self\x0c\0\x0e\x04\0\x1f[method]response-stream.headers\x01\
+\x0f\x01p}\x01j\x01\x10\x01\x09\x01@\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[met\
+hod]response-stream.read\x01\x12\x01h\x0b\x01j\0\x01\x09\x01@\x02\x04self\x13\x04\
+data\x10\0\x14\x04\0\x14[method]upload.write\x01\x15\x01i\x0b\x01i\x0a\x01j\x01\x17\
+\x01\x09\x01@\x01\x06upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01\
+j\x01\x07\x01\x09\x01@\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01@\x01\x07\
+request\x03\0\x18\x04\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01@\x01\x07request\
+\x05\0\x1d\x04\0\x0cbegin-upload\x01\x1e\x03\0\x15amphi:view/http@0.3.0\x05\x1d\x01\
+B'\x02\x03\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x19\x04\0\x10outb\
+ound-request\x03\0\x02\x02\x03\x02\x01\x1a\x04\0\x0foutbound-upload\x03\0\x04\x02\
+\x03\x02\x01\x1b\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1c\x04\0\x05\
 error\x03\0\x08\x04\0\x0fresponse-stream\x03\x01\x04\0\x06upload\x03\x01\x01h\x0a\
 \x01@\x01\x04self\x0c\0{\x04\0\x1e[method]response-stream.status\x01\x0d\x01p\x01\
 \x01@\x01\x04self\x0c\0\x0e\x04\0\x1f[method]response-stream.headers\x01\x0f\x01\
-p}\x01j\x01\x10\x01\x09\x01@\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[method]resp\
-onse-stream.read\x01\x12\x01h\x0b\x01j\0\x01\x09\x01@\x02\x04self\x13\x04data\x10\
+p}\x01j\x01\x10\x01\x09\x01C\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[method]resp\
+onse-stream.read\x01\x12\x01h\x0b\x01j\0\x01\x09\x01C\x02\x04self\x13\x04data\x10\
 \0\x14\x04\0\x14[method]upload.write\x01\x15\x01i\x0b\x01i\x0a\x01j\x01\x17\x01\x09\
-\x01@\x01\x06upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01j\x01\x07\
-\x01\x09\x01@\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01@\x01\x07request\
-\x03\0\x18\x04\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01@\x01\x07request\x05\0\x1d\
-\x04\0\x0cbegin-upload\x01\x1e\x03\0\x15amphi:view/http@0.3.0\x05\x1c\x01B'\x02\x03\
-\x02\x01\x05\x04\0\x06header\x03\0\0\x02\x03\x02\x01\x18\x04\0\x10outbound-reque\
-st\x03\0\x02\x02\x03\x02\x01\x19\x04\0\x0foutbound-upload\x03\0\x04\x02\x03\x02\x01\
-\x1a\x04\0\x10inbound-response\x03\0\x06\x02\x03\x02\x01\x1b\x04\0\x05error\x03\0\
-\x08\x04\0\x0fresponse-stream\x03\x01\x04\0\x06upload\x03\x01\x01h\x0a\x01@\x01\x04\
-self\x0c\0{\x04\0\x1e[method]response-stream.status\x01\x0d\x01p\x01\x01@\x01\x04\
-self\x0c\0\x0e\x04\0\x1f[method]response-stream.headers\x01\x0f\x01p}\x01j\x01\x10\
-\x01\x09\x01C\x02\x04self\x0c\x03maxy\0\x11\x04\0\x1c[method]response-stream.rea\
-d\x01\x12\x01h\x0b\x01j\0\x01\x09\x01C\x02\x04self\x13\x04data\x10\0\x14\x04\0\x14\
-[method]upload.write\x01\x15\x01i\x0b\x01i\x0a\x01j\x01\x17\x01\x09\x01C\x01\x06\
-upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01j\x01\x07\x01\x09\x01\
-C\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01C\x01\x07request\x03\0\x18\x04\
-\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01C\x01\x07request\x05\0\x1d\x04\0\x0cb\
-egin-upload\x01\x1e\x03\0\x1bamphi:view/http-async@0.3.0\x05\x1d\x01B\x06\x01m\x05\
-\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01o\x02ss\x01\
-p\x02\x01@\x03\x05level\x01\x07messages\x06fields\x03\x01\0\x04\0\x05write\x01\x04\
-\x03\0\x14amphi:view/log@0.3.0\x05\x1e\x02\x03\0\0\x07request\x02\x03\0\0\x08res\
-ponse\x02\x03\0\0\x05error\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07request\x03\0\0\
-\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\x04\0\x05error\
-\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04next\x01\x07\
-\x03\0\x1bamphi:view/middleware@0.3.0\x05\"\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07\
-request\x03\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\
-\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\
-\0\x04next\x01\x07\x03\0!amphi:view/middleware-async@0.3.0\x05#\x01B\x0f\x02\x03\
-\x02\x01\x09\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x0a\x04\0\x05error\x03\0\x02\
-\x01ks\x01@\0\0\x04\x04\0\x02id\x01\x05\x01j\0\x01\x03\x01@\x01\x07message\x01\0\
-\x06\x04\0\x04send\x01\x07\x01@\x02\x04code{\x06reasons\0\x06\x04\0\x05close\x01\
-\x08\x01@\x01\x05groups\0\x06\x04\0\x04join\x01\x09\x04\0\x05leave\x01\x09\x03\0\
-\x17amphi:view/socket@0.3.0\x05$\x01B\x09\x02\x03\x02\x01\x1f\x04\0\x07request\x03\
-\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01!\x04\0\x05e\
-rror\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04send\x01\
-\x07\x03\0\x1bamphi:view/subrequest@0.3.0\x05%\x01B\x09\x02\x03\x02\x01\x1f\x04\0\
-\x07request\x03\0\0\x02\x03\x02\x01\x20\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\
-!\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\x04\
-\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.3.0\x05&\x01B\x02\x01C\x01\
-\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/timer@0.3.0\x05'\x04\08am\
-phi:view/imports-with-all-of-its-exports-removed@0.3.0\x04\0\x0b-\x01\0'imports-\
-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
-wit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+\x01C\x01\x06upload\x16\0\x18\x04\0\x15[static]upload.finish\x01\x19\x01j\x01\x07\
+\x01\x09\x01C\x01\x07request\x03\0\x1a\x04\0\x04send\x01\x1b\x01C\x01\x07request\
+\x03\0\x18\x04\0\x04open\x01\x1c\x01j\x01\x16\x01\x09\x01C\x01\x07request\x05\0\x1d\
+\x04\0\x0cbegin-upload\x01\x1e\x03\0\x1bamphi:view/http-async@0.3.0\x05\x1e\x01B\
+\x06\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+o\x02ss\x01p\x02\x01@\x03\x05level\x01\x07messages\x06fields\x03\x01\0\x04\0\x05\
+write\x01\x04\x03\0\x14amphi:view/log@0.3.0\x05\x1f\x02\x03\0\0\x07request\x02\x03\
+\0\0\x08response\x02\x03\0\0\x05error\x01B\x09\x02\x03\x02\x01\x20\x04\0\x07requ\
+est\x03\0\0\x02\x03\x02\x01!\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\"\x04\0\
+\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04\
+next\x01\x07\x03\0\x1bamphi:view/middleware@0.3.0\x05#\x01B\x09\x02\x03\x02\x01\x20\
+\x04\0\x07request\x03\0\0\x02\x03\x02\x01!\x04\0\x08response\x03\0\x02\x02\x03\x02\
+\x01\"\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\
+\x04\0\x04next\x01\x07\x03\0!amphi:view/middleware-async@0.3.0\x05$\x01B\x0f\x02\
+\x03\x02\x01\x09\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x0a\x04\0\x05error\x03\
+\0\x02\x01ks\x01@\0\0\x04\x04\0\x02id\x01\x05\x01j\0\x01\x03\x01@\x01\x07message\
+\x01\0\x06\x04\0\x04send\x01\x07\x01@\x02\x04code{\x06reasons\0\x06\x04\0\x05clo\
+se\x01\x08\x01@\x01\x05groups\0\x06\x04\0\x04join\x01\x09\x04\0\x05leave\x01\x09\
+\x03\0\x17amphi:view/socket@0.3.0\x05%\x01B\x09\x02\x03\x02\x01\x20\x04\0\x07req\
+uest\x03\0\0\x02\x03\x02\x01!\x04\0\x08response\x03\0\x02\x02\x03\x02\x01\"\x04\0\
+\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01@\x01\x07request\x01\0\x06\x04\0\x04\
+send\x01\x07\x03\0\x1bamphi:view/subrequest@0.3.0\x05&\x01B\x09\x02\x03\x02\x01\x20\
+\x04\0\x07request\x03\0\0\x02\x03\x02\x01!\x04\0\x08response\x03\0\x02\x02\x03\x02\
+\x01\"\x04\0\x05error\x03\0\x04\x01j\x01\x03\x01\x05\x01C\x01\x07request\x01\0\x06\
+\x04\0\x04send\x01\x07\x03\0!amphi:view/subrequest-async@0.3.0\x05'\x01B\x02\x01\
+C\x01\x02msy\x01\0\x04\0\x05sleep\x01\0\x03\0\x16amphi:view/timer@0.3.0\x05(\x04\
+\08amphi:view/imports-with-all-of-its-exports-removed@0.3.0\x04\0\x0b-\x01\0'imp\
+orts-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\
+\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -2,14 +2,15 @@
 //! a context, so views are type-checked but cannot run.
 
 use super::{
-    BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError,
+    InboundResponse, MemberList, OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table,
+    Values, ViewError,
 };
 use crate::Result;
 use crate::bindings::amphi::view::log::Level;
 use crate::channels::Message;
 use crate::database::Value;
-use crate::socket::{Closed, Notice};
+use crate::socket::{Closed, Happened, Notice};
 #[cfg(feature = "testing")]
 use crate::stream::Producer;
 #[cfg(feature = "testing")]
@@ -18,6 +19,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::task::Waker;
 
 /// The calls to the host. None of them waits in a test, so one trait serves both modes.
 pub(crate) trait Capabilities {
@@ -63,6 +65,15 @@ pub(crate) trait Capabilities {
     fn members(&self, group: &str) -> Result<MemberList, ChannelError>;
     /// Holds the change until the commit.
     fn change(&self, change: ChannelChange) -> Result<(), ChannelError>;
+    /// The next event of the conversation that the call keeps. `None`: none has come, and the waker will be woken.
+    fn receive(&self, waker: &Waker) -> Option<Result<Happened, ConversationError>>;
+    /// Sends a message within a conversation.
+    fn send_message(&self, message: Message) -> Result<(), ConversationError>;
+    /// Begins a sleep of a conversation, and returns when it is over. `None`: the call keeps none, and sleeps take no time.
+    fn begin_sleep(&self, ms: u32) -> Option<u64>;
+    /// Whether a sleep is over. If not, the waker will be woken.
+    fn is_over(&self, sleep: u64, waker: &Waker) -> bool;
+    fn end_sleep(&self, sleep: u64);
     /// The rest of the chain, which `Next` runs.
     fn rest(&self) -> Part;
     /// Adds a function to the rest of the chain. The function that was added last runs first.
@@ -682,9 +693,47 @@ pub(crate) mod asynch {
         upload.finish()
     }
 
-    /// Does not wait for the given time, so that tests are fast.
-    pub(crate) async fn sleep(_: &Host, _ms: u32) {
+    pub(crate) async fn receive(host: &Host) -> Result<Happened, ConversationError> {
         give_way().await;
+        std::future::poll_fn(|task| match host.0.receive(task.waker()) {
+            Some(event) => Poll::Ready(event),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    pub(crate) async fn send_message(
+        host: &Host,
+        message: Message,
+    ) -> Result<(), ConversationError> {
+        give_way().await;
+        host.0.send_message(message)
+    }
+
+    /// Does not wait for the given time, so that tests are fast. A conversation waits until its test lets time pass.
+    pub(crate) async fn sleep(host: &Host, ms: u32) {
+        give_way().await;
+        let Some(over) = host.0.begin_sleep(ms) else {
+            return;
+        };
+        let sleep = Sleep { host, over };
+        std::future::poll_fn(|task| match host.0.is_over(sleep.over, task.waker()) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+
+    /// A sleep of a conversation, until dropped.
+    struct Sleep<'a> {
+        host: &'a Host,
+        over: u64,
+    }
+
+    impl Drop for Sleep<'_> {
+        fn drop(&mut self) {
+            self.host.0.end_sleep(self.over);
+        }
     }
 
     async fn give_way() {

@@ -2,12 +2,14 @@
 //! view calls.
 
 use super::{
-    BodyError, ChannelError, DatabaseError, EventError, HttpError, InboundResponse, MemberList,
-    OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table, Values, ViewError,
+    BodyError, ChannelError, ConversationError, DatabaseError, EventError, HttpError,
+    InboundResponse, MemberList, OutboundRequest, OutboundUpload, RawRequest, RawResponse, Table,
+    Values, ViewError,
 };
 use crate::bindings::amphi::view::{channels, config, context, events, log, socket};
 use crate::channels::Message;
 use crate::database::Value;
+use crate::socket::{Closed, Happened, Notice, Received};
 use crate::stream::Producer;
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -248,7 +250,7 @@ pub(crate) mod sync {
 pub(crate) mod asynch {
     use super::*;
     use crate::bindings::amphi::view::{
-        body_async, body_writer_async, database_async, http_async, middleware_async,
+        body_async, body_writer_async, conversation, database_async, http_async, middleware_async,
         subrequest_async, timer,
     };
     pub(crate) use database_async::{Pinned, Rows, Transaction};
@@ -371,6 +373,24 @@ pub(crate) mod asynch {
         request: RawRequest,
     ) -> Result<RawResponse, ViewError> {
         subrequest_async::send(request).await
+    }
+
+    pub(crate) async fn receive(_: &Host) -> Result<Happened, ConversationError> {
+        Ok(match conversation::receive().await? {
+            conversation::Event::Message(message) => {
+                Happened::Received(Received::Message(message.into()))
+            }
+            conversation::Event::Notice(conversation::Notice { group, payload }) => {
+                Happened::Received(Received::Notice(Notice { group, payload }))
+            }
+            conversation::Event::Closed(conversation::Closed { code, reason }) => {
+                Happened::Closed(Closed { code, reason })
+            }
+        })
+    }
+
+    pub(crate) async fn send_message(_: &Host, message: Message) -> Result<(), ConversationError> {
+        conversation::send(message.into()).await
     }
 
     pub(crate) async fn sleep(_: &Host, ms: u32) {

@@ -1,14 +1,17 @@
 //! The state of one request in a test. It stands in for the state that the host keeps for a request.
 
+use super::conversation::Conversation;
 use super::database::{TestDatabase, refused};
 use super::effects::{Effect, Effects};
 use super::grants::{Grants, USER, is_topic};
 use super::request::{normalized, params};
 use super::{Inner, Record, World};
+use crate::channels::Message;
 use crate::database::{ErrorKind, Value};
 use crate::host::{
-    BodyError, Capabilities, ChannelChange, ChannelError, DatabaseError, EventError, HttpError,
-    InboundResponse, MemberList, OutboundRequest, Part, RawRequest, Table, ViewError,
+    BodyError, Capabilities, ChannelChange, ChannelError, ConversationError, DatabaseError,
+    EventError, Happened, HttpError, InboundResponse, MemberList, OutboundRequest, Part,
+    RawRequest, Table, ViewError,
 };
 use crate::log::Level;
 use crate::socket::Closed;
@@ -20,6 +23,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// A call of a view.
@@ -56,6 +60,10 @@ pub(super) struct Call {
     /// The body that such a function is writing.
     written: RefCell<Option<Vec<u8>>>,
     trailers: RefCell<Vec<(String, String)>>,
+    /// Number of pinned connections.
+    pins: Cell<usize>,
+    /// The conversation that the call keeps.
+    pub(super) conversation: RefCell<Option<Conversation>>,
 }
 
 impl Call {
@@ -122,6 +130,8 @@ impl Call {
             streams: RefCell::default(),
             written: RefCell::default(),
             trailers: RefCell::default(),
+            pins: Cell::new(0),
+            conversation: RefCell::default(),
         }
     }
 
@@ -160,18 +170,9 @@ impl Call {
     /// # Errors
     /// When the body breaks off. The response has what was written before.
     pub(super) fn produce(&self, response: &mut Response) -> Result<()> {
-        let producer = match response.take_stream() {
-            None | Some(Streamed::Subscription(_)) => return Ok(()),
-            Some(Streamed::Own(producer)) => producer.take(),
-            Some(Streamed::PassedOn(number)) => {
-                let index = (number as usize).wrapping_sub(1);
-                let mut streams = self.streams.borrow_mut();
-                streams.get_mut(index).and_then(Option::take)
-            }
+        let Some(producer) = self.producer(response)? else {
+            return Ok(());
         };
-        let producer = producer.ok_or_else(|| {
-            Error::internal("the stream of this response has been passed on already")
-        })?;
         self.written.replace(Some(Vec::new()));
         let ended = match producer {
             Producer::Sync(work) => work(),
@@ -186,6 +187,23 @@ impl Call {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Takes out the function that writes the body of a response that streams, or that keeps the conversation.
+    pub(super) fn producer(&self, response: &mut Response) -> Result<Option<Producer>> {
+        let producer = match response.take_stream() {
+            None | Some(Streamed::Subscription(_)) => return Ok(None),
+            Some(Streamed::Own(producer)) => producer.take(),
+            Some(Streamed::PassedOn(number)) => {
+                let index = (number as usize).wrapping_sub(1);
+                let mut streams = self.streams.borrow_mut();
+                streams.get_mut(index).and_then(Option::take)
+            }
+        };
+        let producer = producer.ok_or_else(|| {
+            Error::internal("the stream of this response has been passed on already")
+        })?;
+        Ok(Some(producer))
     }
 
     /// Drops what the call still keeps. Returns the trailers that were set.
@@ -505,10 +523,13 @@ impl Capabilities for Call {
         self.database(name, |database| {
             database.pin(true);
             Ok(())
-        })
+        })?;
+        self.pins.set(self.pins.get() + 1);
+        Ok(())
     }
 
     fn unpin(&self, name: &str) {
+        self.pins.set(self.pins.get() - 1);
         if let Some(database) = self.world.databases.borrow_mut().get_mut(name) {
             database.pin(false);
         }
@@ -566,6 +587,51 @@ impl Capabilities for Call {
         })?;
         self.hold(Effect::Change(change));
         Ok(())
+    }
+
+    fn receive(&self, waker: &Waker) -> Option<Result<Happened, ConversationError>> {
+        if self.level.get() > 0 || self.pins.get() > 0 {
+            return Some(Err(ConversationError::Refused(
+                "nothing is received within a transaction or with a pinned connection, because others wait for these: end it first".into(),
+            )));
+        }
+        let received = self.conversation(|it| it.receive(waker));
+        let received = received.unwrap_or_else(|| Some(Err(no_conversation())));
+        if let Some(Ok(_)) = received {
+            self.effects_count.set(0);
+        }
+        received
+    }
+
+    fn send_message(&self, message: Message) -> Result<(), ConversationError> {
+        let is_closed = self.conversation(|it| it.is_closed);
+        let is_closed = is_closed.ok_or_else(no_conversation)?;
+        let id = self.connection.as_deref().unwrap_or_default();
+        if is_closed || self.world.connections.borrow_mut().of(id).closed.is_some() {
+            return Err(ConversationError::Ended);
+        }
+        let change = ChannelChange::SendToClient(message);
+        let checked = self.check(&change);
+        checked.map_err(|error| match error {
+            ChannelError::Denied(text)
+            | ChannelError::TooLarge(text)
+            | ChannelError::Full(text) => ConversationError::Refused(text),
+        })?;
+        self.hold(Effect::Change(change));
+        Ok(())
+    }
+
+    fn begin_sleep(&self, ms: u32) -> Option<u64> {
+        self.conversation(|it| it.begin_sleep(ms))
+    }
+
+    fn is_over(&self, sleep: u64, waker: &Waker) -> bool {
+        self.conversation(|it| it.is_over(sleep, waker))
+            .unwrap_or(true)
+    }
+
+    fn end_sleep(&self, sleep: u64) {
+        self.conversation(|it| it.end_sleep(sleep));
     }
 
     fn put_within(&self, run: Inner) {
@@ -663,6 +729,12 @@ fn part(run: Inner, set_rollback: Rc<Cell<bool>>) -> Part {
             })
         }
     })
+}
+
+fn no_conversation() -> ConversationError {
+    ConversationError::Refused(
+        "there is no conversation: only the function of a web socket that keeps its conversation has one, after the opening".into(),
+    )
 }
 
 fn not_producing() -> BodyError {

@@ -1,6 +1,6 @@
 //! A small executor for native tests.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
@@ -12,17 +12,41 @@ use std::task::{Context, Poll, Wake};
 ///
 /// When the future waits for something other than a call of its context. Nothing in a test would wake such a future.
 pub fn run<F: Future>(future: F) -> F::Output {
-    let woken = Arc::new(Woken(AtomicBool::new(true)));
-    let waker = woken.clone().into();
-    let mut future = pin!(future);
-    while woken.0.swap(false, Ordering::Relaxed) {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
+    Task::new(Box::pin(future)).poll().unwrap_or_else(|| {
+        panic!(
+            "this future waits for something that is not a call of its context, so nothing in the test will wake it"
+        )
+    })
+}
+
+/// A future, and whether it was woken since it was last polled.
+pub(super) struct Task<T, F: ?Sized = dyn Future<Output = T>>
+where
+    F: Future<Output = T>,
+{
+    woken: Arc<Woken>,
+    future: Pin<Box<F>>,
+}
+
+impl<T, F: Future<Output = T> + ?Sized> Task<T, F> {
+    pub(super) fn new(future: Pin<Box<F>>) -> Self {
+        Self {
+            woken: Arc::new(Woken(AtomicBool::new(true))),
+            future,
         }
     }
-    panic!(
-        "this future waits for something that is not a call of its context, so nothing in the test will wake it"
-    );
+
+    /// Runs the future until it waits. `None`: it waits. It is not to be polled again after its end.
+    pub(super) fn poll(&mut self) -> Option<T> {
+        let waker = self.woken.clone().into();
+        while self.woken.0.swap(false, Ordering::Relaxed) {
+            let polled = self.future.as_mut().poll(&mut Context::from_waker(&waker));
+            if let Poll::Ready(output) = polled {
+                return Some(output);
+            }
+        }
+        None
+    }
 }
 
 struct Woken(AtomicBool);

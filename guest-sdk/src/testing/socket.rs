@@ -1,15 +1,18 @@
 //! Web sockets of tests.
 
 use super::call::Call;
+use super::conversation::Talk;
 use super::{App, Inner, TestRequest, TestResponse, World};
 use crate::body::{Content, Source};
 use crate::channels::Message;
+use crate::host::{Happened, Host};
 use crate::session::Values;
-use crate::socket::Closed;
+use crate::socket::{Closed, Notice, Received};
 use crate::view::{Kind, View};
 use crate::{Headers, Request};
 use serde::Serialize;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A web socket that a test has opened with [`App::socket`]. Each event runs in a transaction if the socket is atomic, as
 /// under the host.
@@ -24,6 +27,8 @@ pub struct TestSocket {
     /// Runs the view without middleware, which is for the opening alone.
     run: Inner,
     call: fn(Rc<World>, &[u8]) -> Call,
+    /// The function, if it keeps the conversation.
+    talk: Option<Talk>,
 }
 
 impl App {
@@ -53,7 +58,25 @@ impl App {
         let request = request.into_request((V::NAME, kind), false, None, &world.settings.borrow());
         let (path, params) = (request.path.clone(), request.params.clone());
         let call = Call::of::<V>(world.clone(), &[]).on_connection(&id);
-        let opening = self.run_request((V::NAME, super::run_view::<V>), call, request, session);
+        let call = Rc::new(call);
+        let host = Host::new(call.clone());
+        let run = || super::run_view::<V>(&host, request);
+        let mut outcome = call.finish(host.while_running(run));
+        let producer = outcome.as_mut().map(|response| call.producer(response));
+        let producer = producer.unwrap_or(Ok(None));
+        let producer = producer.expect("a view passes on what it got");
+        let opens = matches!(&outcome, Ok(response) if response.status.is_success());
+        let opening = TestResponse::new(outcome, V::NAME, session, &world.settings.borrow());
+        let producer = producer.filter(|_| opens);
+        let talk = producer.map(|producer| {
+            let (of, with) = ((self, V::NAME, &*id), (host.clone(), call.clone()));
+            let mut talk = Talk::begin(of, with, producer);
+            talk.go_on();
+            talk
+        });
+        if talk.is_none() {
+            call.end();
+        }
         if !opening.status().is_success() {
             world.connections.borrow_mut().refuse(&id);
         }
@@ -67,6 +90,7 @@ impl App {
             opening,
             run: around.map_or(super::run_alone::<V>, |around| around.alone),
             call: Call::of::<V>,
+            talk,
         }
     }
 }
@@ -90,14 +114,18 @@ impl TestSocket {
     }
 
     /// Sends a message of the client to the view. In the response, only [`error`](TestResponse::error) is of interest: no
-    /// client gets it.
+    /// client gets it. A function that keeps the conversation runs until it waits for what the test does next.
     ///
     /// # Panics
     ///
     /// When the socket is not open.
     pub fn send(&mut self, message: impl Into<Message>) -> TestResponse {
         self.assert_open();
-        match message.into() {
+        let message = message.into();
+        if let Some(talk) = &mut self.talk {
+            return talk.event(Happened::Received(Received::Message(message)));
+        }
+        match message {
             Message::Text(text) => self.event("TEXT", Headers::new(), text.into_bytes()),
             Message::Binary(bytes) => self.event("BINARY", Headers::new(), bytes),
         }
@@ -113,14 +141,34 @@ impl TestSocket {
         self.assert_open();
         let payload =
             serde_json::to_vec(payload).expect("a payload of a test can be written as JSON");
+        if let Some(talk) = &mut self.talk {
+            let group = group.to_owned();
+            let notice = Received::Notice(Notice { group, payload });
+            return talk.event(Happened::Received(notice));
+        }
         self.event("NOTICE", headers("group", group), payload)
     }
 
-    /// Ends the connection, and calls the view with [`SocketEvent::Closed`](crate::SocketEvent::Closed).
+    /// Lets time pass for a function that keeps the conversation: its sleeps, and what it receives within a time.
     ///
     /// # Panics
     ///
-    /// When the connection has ended already, or was never accepted.
+    /// When the socket is of the other form.
+    pub fn pass(&mut self, time: Duration) -> TestResponse {
+        let talk = self.talk.as_mut();
+        let talk = talk.expect(
+            "time passes for a function that keeps the conversation, which takes `socket: Socket`",
+        );
+        talk.pass(time)
+    }
+
+    /// Ends the connection, and calls the view with [`SocketEvent::Closed`](crate::SocketEvent::Closed). A function that
+    /// keeps the conversation receives nothing more; it has some time to come to its end.
+    ///
+    /// # Panics
+    ///
+    /// When the connection has ended already, or was never accepted, or when a function that keeps the conversation does not
+    /// end.
     pub fn closed(&mut self, code: u16, reason: &str) -> TestResponse {
         {
             let mut connections = self.app.0.connections.borrow_mut();
@@ -130,6 +178,21 @@ impl TestSocket {
                 self.opening.error()
             );
             connections.end(&self.id);
+        }
+        if let Some(talk) = &mut self.talk {
+            let reason = reason.to_owned();
+            let response = talk.event(Happened::Closed(Closed { code, reason }));
+            if !talk.is_running() {
+                return response;
+            }
+            let timeout = self.app.0.grants.borrow().limits.timeout_ms;
+            let response = talk.pass(Duration::from_millis(timeout));
+            assert!(
+                !talk.is_running(),
+                "`{}` goes on for longer than its `timeout_ms` after the end of its connection",
+                self.name
+            );
+            return response;
         }
         self.event("CLOSED", headers("code", &code.to_string()), reason.into())
     }
@@ -147,7 +210,7 @@ impl TestSocket {
         connections.of(&self.id).groups.iter().cloned().collect()
     }
 
-    /// How the view has closed the connection, with [`Socket::close`](crate::socket::Socket::close). The test calls
+    /// How the view has closed the connection, with [`SocketHandle::close`](crate::socket::SocketHandle::close). The test calls
     /// [`closed`](Self::closed), as the host does afterwards.
     pub fn closed_by_view(&self) -> Option<Closed> {
         let mut connections = self.app.0.connections.borrow_mut();

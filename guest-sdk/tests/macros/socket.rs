@@ -56,6 +56,25 @@ async fn no_response(_: SocketEvent) -> u32 {
 #[view(get, "/chat")]
 fn no_socket(_: SocketEvent) {}
 
+#[socket("/game")]
+fn sync_conversation(_: &Context, _: Socket) -> Result<()> {
+    Ok(())
+}
+
+#[socket("/game")]
+async fn body_of_a_conversation(_: Body, _: Socket) {}
+
+#[socket("/game")]
+async fn answer_of_a_conversation(_: Socket) -> &'static str {
+    "over"
+}
+
+#[socket("/game")]
+async fn both_forms(_: Socket, _: SocketEvent) {}
+
+#[view(get, "/game")]
+async fn no_conversation(_: Socket) {}
+
 #[subscriber("chat.*")]
 async fn no_socket_either(_: SocketEvent) {}
 

@@ -3,6 +3,7 @@
 mod body;
 mod both;
 mod chain;
+mod conversation;
 mod database;
 mod extract;
 mod forms;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 
 use crate::app::App;
 use crate::app::events::Bus;
@@ -18,8 +19,10 @@ use crate::threads::workers::Workers;
 
 /// What all requests of the process share.
 pub struct Host {
-    /// The app that new requests get.
+    /// The app that new requests get. [`Host::swap`] replaces it.
     pub app: ArcSwap<App>,
+    /// Tells that the app has been replaced.
+    pub swaps: watch::Sender<()>,
     /// The WebAssembly engines that run guests, one for each mode.
     pub engines: Engines,
     /// The sync workers, which run sync guest functions.
@@ -29,6 +32,8 @@ pub struct Host {
     pub guest_memory: Gate,
     /// The limit on requests that have async functions.
     pub instances: Gate,
+    /// Permits for web sockets whose functions keep the conversation, and how many there are.
+    pub conversations: (Arc<Semaphore>, usize),
     /// The queue of events.
     pub events: Arc<Bus>,
     /// The groups of connections.
@@ -63,13 +68,25 @@ impl Host {
                 views.queue_max,
                 wait,
             ),
+            conversations: (
+                Arc::new(Semaphore::new(views.sockets_max)),
+                views.sockets_max,
+            ),
             events: Bus::new(app.config.events.clone()),
             hub: Arc::clone(&app.services.hub),
             app: ArcSwap::from_pointee(app),
+            swaps: watch::Sender::new(()),
             development,
             broken: ArcSwapOption::empty(),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Has new requests get this app. What is in flight goes on with the one before; conversations of web sockets for
+    /// `drain_timeout_ms`.
+    pub fn swap(&self, app: App) {
+        self.app.store(Arc::new(app));
+        self.swaps.send_replace(());
     }
 
     /// Why a request that is dropped now has ended: because of the shutdown, or because its client has gone.

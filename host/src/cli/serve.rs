@@ -73,7 +73,7 @@ impl Running {
             kept: sync.instances_kept_max,
         };
         let r#async = PoolSizes {
-            at_once: slots(r#async.in_flight_max),
+            at_once: slots(r#async.in_flight_max) + r#async.sockets_max,
             kept: r#async.instances_kept_max,
         };
         let engines = match migrations {

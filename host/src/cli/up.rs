@@ -132,7 +132,7 @@ impl Rebuilding {
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
-            self.host.app.store(Arc::new(app));
+            self.host.swap(app);
             tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
         }
         Ok((print, config, built.packages))

@@ -280,6 +280,7 @@ impl<'a> Checker<'a> {
         let (r#async, at) = (raw.async_views.get_ref(), raw.async_views.span().start);
         self.within(at, "loops", r#async.loops, 1..=1024)?;
         self.within(at, "in_flight_max", r#async.in_flight_max, 1..=100_000)?;
+        self.within(at, "sockets_max", r#async.sockets_max, 0..=100_000)?;
         self.within(at, "queue_max", r#async.queue_max, 0..=1_000_000)?;
         self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)?;
         self.within(at, "instances_kept_max", r#async.instances_kept_max, KEPT)?;

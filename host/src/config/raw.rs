@@ -205,6 +205,9 @@ pub struct AsyncViews {
     pub loops: usize,
     /// The most requests with async functions that run at the same time. Default 1,000.
     pub in_flight_max: usize,
+    /// The most web sockets whose functions keep the conversation, each with an instance for as long as its connection. A
+    /// further one gets 503. Default 1,000.
+    pub sockets_max: usize,
     /// The most requests that may wait to run; a further one gets 503 (with 0, none waits). Default 10,000.
     pub queue_max: usize,
     /// How long a request waits to run before it gets 503. Default 5,000.
@@ -219,6 +222,7 @@ impl Default for AsyncViews {
         AsyncViews {
             loops: cores(),
             in_flight_max: 1_000,
+            sockets_max: 1_000,
             queue_max: 10_000,
             queue_timeout_ms: 5_000,
             instances_kept_max: 256,

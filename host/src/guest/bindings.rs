@@ -52,7 +52,7 @@ mod r#async {
 pub use r#async::{AsyncViews, AsyncViewsPre};
 pub use imports::amphi::view::{
     body, body_async, body_writer, body_writer_async, channel_types, channels, config, context,
-    database, database_async, events, http, http_async, log, middleware, middleware_async, socket,
-    subrequest, subrequest_async, timer,
+    conversation, database, database_async, events, http, http_async, log, middleware,
+    middleware_async, socket, subrequest, subrequest_async, timer,
 };
 pub use sync::{SyncViews, SyncViewsPre};

@@ -14,6 +14,8 @@ pub enum Stop {
     Cpu(u128),
     /// The guest used up its CPU budget while it produced a body, in milliseconds.
     StreamCpu(u128),
+    /// The guest used up its CPU budget, in milliseconds, before its conversation went on.
+    ConversationCpu(u128),
     /// The request ended.
     Ended(Ended),
     /// An async guest made this blocking call.
@@ -33,6 +35,10 @@ impl fmt::Display for Stop {
             Stop::StreamCpu(ms) => write!(
                 f,
                 "the view used up its CPU time of {ms} ms: it produced the body of its response (`stream_cpu_ms`), or went on after it (`cpu_ms`)"
+            ),
+            Stop::ConversationCpu(ms) => write!(
+                f,
+                "the view used up its CPU time of {ms} ms (`cpu_ms`), which counts anew with each event of its conversation and after `timeout_ms`"
             ),
             Stop::Ended(Ended::TimedOut) => {
                 f.write_str("the view took longer than its time limit (`timeout_ms`)")
@@ -67,7 +73,10 @@ impl std::error::Error for Stop {}
 impl From<&Stop> for Failure {
     fn from(stop: &Stop) -> Failure {
         match stop {
-            Stop::Cpu(_) | Stop::StreamCpu(_) | Stop::Ended(Ended::TimedOut) => {
+            Stop::Cpu(_)
+            | Stop::StreamCpu(_)
+            | Stop::ConversationCpu(_)
+            | Stop::Ended(Ended::TimedOut) => {
                 Failure::limit(StatusCode::GATEWAY_TIMEOUT, stop.to_string())
             }
             Stop::Ended(_) => Failure::limit(StatusCode::SERVICE_UNAVAILABLE, stop.to_string()),

@@ -155,6 +155,12 @@ impl Work {
     /// When it is used up.
     pub fn check_cpu(&self) -> Result<(), Stop> {
         let (used, limit) = (self.cpu.used(), self.view.cpu);
+        if let Some(conversation) = self.scope.conversation() {
+            return match conversation.has_cpu(used, limit) {
+                true => Ok(()),
+                false => Err(Stop::ConversationCpu(limit.as_millis())),
+            };
+        }
         if used < limit {
             return Ok(());
         }

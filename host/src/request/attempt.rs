@@ -8,6 +8,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
+use http::StatusCode;
+use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::dispatch::{ChainContext, KeptStreams, LinkCall, LinkResult, Received, busy, conduct};
 use super::settle::{CheckedBody, CheckedResponse, settle};
@@ -17,13 +20,14 @@ use crate::app::chain::{Chain, Placement};
 use crate::app::host::Host;
 use crate::contract::types;
 use crate::database::{Face, Journal};
-use crate::guest::run::Reply;
+use crate::guest::run::{Producer, Reply};
 use crate::http::body::RequestBody;
 use crate::http::message::BinaryHeaders;
 use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
+use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::gate::{Permit, Refused};
@@ -65,6 +69,34 @@ pub struct AttemptOutcome {
     pub scope: Arc<Scope>,
     /// The number of attempts before the last one.
     pub retries: u32,
+    /// What keeps the conversation of the web socket that the request opens, if its view does. The lock makes it shareable.
+    pub conversing: Mutex<Option<Conversing>>,
+}
+
+/// A function that keeps the conversation of a web socket when the handshake is complete, with what it holds meanwhile.
+pub struct Conversing {
+    pub(super) producer: Producer,
+    /// The memory of its instance.
+    pub(super) memory: Permit,
+    /// One of `sockets_max`.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// What has become of the work of an attempt.
+struct Done {
+    response: CheckedResponse,
+    fate: Fate,
+    conversing: Option<Conversing>,
+}
+
+impl Done {
+    fn new(response: CheckedResponse, fate: Fate) -> Done {
+        Done {
+            response,
+            fate,
+            conversing: None,
+        }
+    }
 }
 
 impl Attempt<'_> {
@@ -155,7 +187,11 @@ impl Attempt<'_> {
             deadline,
             work: Some(work),
         };
-        let (response, fate) = cancelling.await;
+        let Done {
+            response,
+            fate,
+            conversing,
+        } = cancelling.await;
         let stream = match &response {
             Ok(response) => match response.body() {
                 CheckedBody::Stream(body) => Some(body.watch()),
@@ -174,6 +210,7 @@ impl Attempt<'_> {
             fate,
             scope,
             retries: 0,
+            conversing: Mutex::new(conversing),
         }
     }
 }
@@ -207,10 +244,10 @@ async fn on_worker(
     chain: &Chain,
     (link_call, kept): (LinkCall, KeptStreams),
     request: types::Request,
-) -> (CheckedResponse, Fate) {
+) -> Done {
     let memory = match guest_memory(host, scope, chain).await {
         Ok(memory) => memory,
-        Err(refused) => return (Err(busy(refused)), Fate::None),
+        Err(refused) => return Done::new(Err(busy(refused)), Fate::None),
     };
     scope.hop();
     let (settling, running) = (Arc::clone(scope), Arc::clone(host));
@@ -219,14 +256,14 @@ async fn on_worker(
         let outcome = link_call.on_worker(request);
         drop(kept);
         let settled = workers::block_on(settle(&settling, Face::Sync, outcome));
-        answer.give((settled.response, settled.fate));
+        answer.give(Done::new(settled.response, settled.fate));
         if let Some(streaming) = settled.streaming {
             workers::drive(streaming.run(settling, running));
         }
         drop(memory);
     };
     let done = host.workers.run_on(&scope.deadline, job).await;
-    done.unwrap_or_else(|refused| (Err(busy(refused)), Fate::None))
+    done.unwrap_or_else(|refused| Done::new(Err(busy(refused)), Fate::None))
 }
 
 /// Takes the memory that the functions of the chain usually have. It comes before everything else that a request waits
@@ -243,7 +280,7 @@ async fn on_loop<F: Future<Output = LinkResult>>(
     scope: &Arc<Scope>,
     (chain, kept): (&Chain, KeptStreams),
     outcome: impl FnOnce() -> F,
-) -> (CheckedResponse, Fate) {
+) -> Done {
     let permits = async {
         let memory = guest_memory(host, scope, chain).await?;
         let place = match chain.needs_permit() {
@@ -252,10 +289,29 @@ async fn on_loop<F: Future<Output = LinkResult>>(
         };
         Ok((memory, place))
     };
-    let (outcome, permits) = match permits.await {
+    let (mut outcome, mut permits) = match permits.await {
         Ok(permits) => (outcome().await, Some(permits)),
         Err(refused) => (Err(busy(refused)), None),
     };
+    let mut conversing = None;
+    if let (Ok(reply), Some((memory, _))) = (&mut outcome, &mut permits)
+        && let Some(producer) = reply.take_conversation()
+    {
+        // Before the commit: a request that is refused leaves nothing.
+        match place_of_conversation(host) {
+            // Not the place among the async requests: it will wait for most of the time.
+            Ok(place) => {
+                let memory = memory.split(memory.num_permits());
+                let memory = memory.expect("it has as many as it has");
+                conversing = Some(Conversing {
+                    producer,
+                    memory,
+                    place,
+                });
+            }
+            Err(refused) => outcome = Err(refused),
+        }
+    }
     // A stream keeps its memory, its place among the async requests, and its worker.
     let mut inner = Vec::new();
     let (permits, worker) = match outcome.as_ref().ok().and_then(Reply::producer) {
@@ -291,7 +347,23 @@ async fn on_loop<F: Future<Output = LinkResult>>(
             drop(permits);
         });
     }
-    (settled.response, settled.fate)
+    Done {
+        conversing: conversing.filter(|_| settled.response.is_ok()),
+        response: settled.response,
+        fate: settled.fate,
+    }
+}
+
+/// Takes one of `sockets_max`.
+fn place_of_conversation(host: &Host) -> Result<OwnedSemaphorePermit, Failure> {
+    let (permits, max) = &host.conversations;
+    Arc::clone(permits).try_acquire_owned().map_err(|_| {
+        METRICS.refused.with_label_values(&["conversations"]).inc();
+        Failure::limit(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{max} web sockets have functions that keep their conversations, as many as `sockets_max` of `[async_views]` allows"),
+        )
+    })
 }
 
 /// The work of an attempt. If it is dropped before the work is done, it first cancels the deadline. So everything that
@@ -299,11 +371,11 @@ async fn on_loop<F: Future<Output = LinkResult>>(
 struct Cancelling<'a> {
     host: &'a Host,
     deadline: Arc<Deadline>,
-    work: Option<BoxFuture<'a, (CheckedResponse, Fate)>>,
+    work: Option<BoxFuture<'a, Done>>,
 }
 
 impl Future for Cancelling<'_> {
-    type Output = (CheckedResponse, Fate);
+    type Output = Done;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let work = self

@@ -681,6 +681,11 @@ impl CallChain for LinkCall {
         let ChainContext { scope, streams, .. } = &*self.context;
         let gone = || Failure::view("the request is answered already");
         let producer = self.context.take(number).ok_or_else(gone)?;
+        if producer.converses {
+            return Err(Failure::view(
+                "middleware of `wasi:http` cannot be around a view that keeps the conversation of a web socket: it would read the conversation as a body",
+            ));
+        }
         let (account, max) = (&scope.origin.account, scope.limits.stream_max_bytes);
         let counted = GaugeGuard::new(&METRICS.streams);
         let (writer, body) = stream(account, max, length, Some(counted))?;

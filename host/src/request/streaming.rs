@@ -7,6 +7,7 @@ use futures::future::{BoxFuture, FutureExt as _, join, join_all, select};
 use tokio::sync::oneshot;
 
 use crate::app::host::Host;
+use crate::budget::Account;
 use crate::database::Face;
 use crate::guest::run::{Producer, Run, after_answer};
 use crate::guest::store::Work;
@@ -119,7 +120,11 @@ impl Streaming {
     fn scope(&self, scope: Arc<Scope>) -> Arc<Scope> {
         match self.is_rest() {
             true => scope,
-            false => own_scope(&scope),
+            false => {
+                let own = own_scope(&scope, Arc::clone(&scope.origin.account));
+                own.begin_stream();
+                own
+            }
         }
     }
 
@@ -155,17 +160,18 @@ impl Streaming {
 }
 
 /// Ends the scope of a producer. What the producer has left open is rolled back.
-async fn end(scope: &Scope, face: Face) {
+pub(super) async fn end(scope: &Scope, face: Face) {
     scope.deadline.cancel(Ended::Answered);
     if let Err(error) = scope.transaction.finish(face, false).await {
         let (view, request) = (&scope.view, &scope.origin.id);
-        tracing::warn!(%view, request, error = error.message, "what a stream left open could not be rolled back");
+        tracing::warn!(%view, request, error = error.message, "what a stream or conversation left open could not be rolled back");
     }
 }
 
-/// The scope of a function that produces a body: the request's transaction has ended, its context goes on.
-fn own_scope(scope: &Scope) -> Arc<Scope> {
+/// The scope of a function that goes on after its answer: the request's transaction has ended, its context goes on.
+pub(super) fn own_scope(scope: &Scope, account: Arc<Account>) -> Arc<Scope> {
     let origin = Origin {
+        account,
         values: scope.context.all(),
         ..Origin::clone(&scope.origin)
     };
@@ -183,6 +189,5 @@ fn own_scope(scope: &Scope) -> Arc<Scope> {
         Setup::now(),
     );
     own.share_outbound(scope);
-    own.begin_stream();
     own
 }

@@ -10,6 +10,7 @@
 //! Whoever holds a later one never waits for an earlier one, so scopes wait for capacity, never for each other (R4).
 
 pub mod context;
+pub mod conversation;
 pub mod outbound;
 pub mod socket;
 pub mod transaction;
@@ -31,6 +32,7 @@ use crate::threads::deadline::Deadline;
 use crate::threads::workers::CALL_SLOTS_MAX;
 use crate::view::View;
 use context::{Context, Values};
+use conversation::{Conversation, Works};
 use outbound::Outbound;
 use socket::Socket;
 use transaction::Transaction;
@@ -107,6 +109,7 @@ pub struct Scope {
     /// The statements of the request, when they are recorded.
     pub journal: Journal,
     outbound: OnceLock<Arc<Outbound>>,
+    conversation: OnceLock<Arc<Conversation>>,
     /// The CPU time that is left for producing the body of the response, in nanoseconds. 0: its head is not made yet.
     stream_cpu_ns: AtomicU64,
     /// Set when an outbound request has been sent: the request cannot be run again.
@@ -145,6 +148,7 @@ impl Scope {
             transaction: Transaction::new(view.transaction),
             journal: setup.journal,
             outbound: OnceLock::new(),
+            conversation: OnceLock::new(),
             stream_cpu_ns: AtomicU64::new(0),
             sent: AtomicBool::new(false),
             files: AtomicBool::new(false),
@@ -181,6 +185,33 @@ impl Scope {
     pub fn stream_cpu(&self) -> Option<Duration> {
         let ns = self.stream_cpu_ns.load(SeqCst);
         (ns > 0).then(|| Duration::from_nanos(ns))
+    }
+
+    /// Notes that the scope is that of a conversation, which has limits of its own from now on.
+    pub fn begin_conversation(&self) -> &Arc<Conversation> {
+        let begin = || Conversation::begin(&self.deadline, self.view.timeout);
+        self.conversation.get_or_init(begin)
+    }
+
+    /// The conversation that the scope is for, if it is.
+    pub fn conversation(&self) -> Option<&Arc<Conversation>> {
+        self.conversation.get()
+    }
+
+    /// Notes that the request has something open that others may wait for, until the result is dropped: see
+    /// [`Conversation::works`]. A request that is no conversation has one time limit for everything.
+    pub fn works(&self, holds: bool) -> Option<Works> {
+        let conversation = self.conversation.get();
+        conversation.map(|conversation| conversation.works(holds))
+    }
+
+    /// The time that one call of the request may take. A conversation has no end, so its calls have the time of a request.
+    pub fn time_for_call(&self) -> Duration {
+        let left = self.deadline.remaining();
+        match self.conversation.get() {
+            Some(_) => left.min(self.view.timeout),
+            None => left,
+        }
     }
 
     /// The permits for outbound requests.
@@ -234,6 +265,11 @@ impl Scope {
 
     /// Counts one more published event. Returns the number of events, this one included.
     pub fn count_event(&self) -> usize {
+        if let Some(conversation) = self.conversation.get()
+            && conversation.renews_sent()
+        {
+            self.events.store(0, SeqCst);
+        }
         self.events.fetch_add(1, SeqCst) + 1
     }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Scope;
+use super::conversation::Notice;
 use crate::budget::{Account, Room};
 use crate::channels::{Attachment, Hub, Payload, Receiver, Refused};
 use crate::http::websocket::{Encoded, Message, code};
@@ -16,6 +17,8 @@ use crate::telemetry::metrics::METRICS;
 
 /// Bytes that may wait for a client without memory being drawn from the budget. If there are more, all are drawn.
 const FREE: usize = 4 << 10;
+/// The most bytes of the head of a frame that a server sends.
+const FRAME_HEAD_BYTES: usize = 10;
 /// About how many bytes a frame takes beside its own.
 const FRAME_BYTES: usize = 64;
 
@@ -51,6 +54,8 @@ pub struct Outbox {
     limits: SocketLimits,
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// Notified when something was taken that waited for the client, or nothing can be sent any more.
+    room: Notify,
 }
 
 struct Waiting {
@@ -63,15 +68,6 @@ struct Waiting {
     close: Option<Close>,
     /// Set when the connection has ended: nothing waits any more.
     over: bool,
-}
-
-/// What others tell a connection's view.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
-    /// The group that they told.
-    pub group: String,
-    /// What they told.
-    pub payload: Bytes,
 }
 
 /// Why the host closes a connection.
@@ -109,6 +105,7 @@ impl Socket {
                 over: false,
             }),
             changed: Notify::new(),
+            room: Notify::new(),
         });
         let attachment = hub.attach(Arc::clone(&outbox) as Arc<dyn Receiver>)?;
         Ok(Arc::new(Socket {
@@ -142,6 +139,39 @@ impl Socket {
     /// Sends a message to the client.
     pub fn send(&self, message: &Message) {
         self.outbox.send(&Encoded::new(message));
+    }
+
+    /// Sends a message to the client, and waits before that while as much waits for the client as may. False: the
+    /// connection has ended, or is being closed.
+    pub async fn send_in_time(&self, message: &Message) -> bool {
+        let outbox = &*self.outbox;
+        let frame = Encoded::new(message).frame(outbox.deflate).clone();
+        let bytes = frame.len() + FRAME_BYTES;
+        let taken = loop {
+            let room = outbox.room.notified();
+            {
+                let mut waiting = outbox.waiting.lock();
+                if waiting.over || waiting.close.is_some() {
+                    return false;
+                }
+                if waiting.frames.is_empty()
+                    || waiting.bytes + bytes <= outbox.limits.outbox_max_bytes
+                {
+                    break waiting.push(frame, outbox.limits);
+                }
+            }
+            room.await;
+        };
+        outbox.sent(taken);
+        taken
+    }
+
+    /// The most bytes that one message may have, so that it can be sent at all.
+    pub fn message_max(&self) -> usize {
+        self.outbox
+            .limits
+            .outbox_max_bytes
+            .saturating_sub(FRAME_BYTES + FRAME_HEAD_BYTES)
     }
 
     /// Closes the connection, after what has been sent before.
@@ -182,6 +212,8 @@ impl Socket {
         waiting.notices = VecDeque::new();
         waiting.bytes = 0;
         waiting.room = Room::empty(waiting.room.account());
+        drop(waiting);
+        self.outbox.room.notify_waiters();
     }
 
     /// Sets the user that the hub tells others.
@@ -217,6 +249,8 @@ impl Outbox {
             waiting.frames = VecDeque::new();
             waiting.room = Room::empty(waiting.room.account());
         }
+        drop(waiting);
+        self.room.notify_waiters();
         Some(frame)
     }
 
@@ -239,10 +273,14 @@ impl Outbox {
         let mut waiting = self.waiting.lock();
         let taken = waiting.push(message.frame(self.deflate).clone(), self.limits);
         drop(waiting);
-        // A connection that is closed takes no more. The sender is not told, so the message is counted (R22).
+        self.sent(taken);
+    }
+
+    /// Counts a message that was put into the outbox. A connection that is closed takes no more: the sender is not told,
+    /// so the message is counted (R22).
+    fn sent(&self, taken: bool) {
         let direction = if taken { "out" } else { "dropped" };
-        let count = METRICS.socket_messages.with_label_values(&[direction]);
-        count.inc();
+        METRICS.socket_messages.with_label_values(&[direction]).inc();
         self.changed.notify_one();
     }
 
@@ -251,6 +289,7 @@ impl Outbox {
         waiting.close(code, reason);
         drop(waiting);
         self.changed.notify_one();
+        self.room.notify_waiters();
     }
 }
 

@@ -597,6 +597,11 @@ impl Member {
         self.base.is_some()
     }
 
+    /// Whether the function is in a transaction or savepoint, its caller's or its own: what it sends is held then.
+    pub fn holds_effects(&self) -> bool {
+        self.is_in_level() || self.claims.load(SeqCst) > 0
+    }
+
     /// Notes that the function has ended. If it failed, the transaction rolls back (R9).
     ///
     /// # Errors

@@ -79,7 +79,11 @@ pub struct Metrics {
     pub sockets: IntGauge,
     /// Web sockets that have ended, by their code.
     pub sockets_closed: IntCounterVec,
-    /// Events of web sockets, by outcome (`handled`, `failed`, `no view`).
+    /// Web sockets whose functions keep the conversation.
+    pub conversations: IntGauge,
+    /// Such functions that have ended, by outcome (`finished`, `failed`).
+    pub conversations_ended: IntCounterVec,
+    /// Events of web sockets, by outcome (`handled`, `failed`, `no view`, `other form`).
     pub socket_events: IntCounterVec,
     /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed.
     pub socket_messages: IntCounterVec,
@@ -209,6 +213,15 @@ impl Metrics {
                 "sockets_closed_total",
                 "Web sockets that have ended, by code",
                 "code",
+            ),
+            conversations: gauge(
+                "conversations",
+                "Web sockets whose functions keep the conversation",
+            ),
+            conversations_ended: counters(
+                "conversations_total",
+                "Functions that kept the conversation of a web socket and have ended",
+                "outcome",
             ),
             socket_events: counters(
                 "socket_events_total",

@@ -76,10 +76,13 @@ impl Deadline {
     }
 
     /// Gives the request this much time from now on, in place of the time that it had left: its response has begun, and
-    /// streams have a time limit of their own.
+    /// streams and conversations have time limits of their own.
     pub fn restart(&self, time: Duration) {
-        let at = self.made.elapsed() + time;
-        self.at_ns.store(nanoseconds(at), Ordering::SeqCst);
+        let at = nanoseconds(self.made.elapsed() + time);
+        if self.at_ns.swap(at, Ordering::SeqCst) > at {
+            // Who waits has to wait for less.
+            self.cancelled.notify_waiters();
+        }
     }
 
     fn at(&self) -> Instant {
@@ -155,16 +158,20 @@ impl Deadline {
 
     /// Waits until the request has ended, but at most until `then`. None: `then` came first.
     pub async fn wait_until(&self, then: Instant) -> Option<Ended> {
-        // Registered before `ended` is called, so that no later cancellation is missed.
-        let cancelled = self.cancelled.notified();
-        if let Some(why) = self.ended() {
-            return Some(why);
+        loop {
+            // Registered before `ended` is called, so that no later cancellation is missed.
+            let changed = self.cancelled.notified();
+            if let Some(why) = self.ended() {
+                return Some(why);
+            }
+            if Instant::now() >= then {
+                return None;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(then.min(self.at()).into()) => {}
+            }
         }
-        tokio::select! {
-            () = cancelled => {}
-            () = tokio::time::sleep_until(then.min(self.at()).into()) => {}
-        }
-        self.ended()
     }
 
     /// Runs `work` unless the request ends first.
@@ -203,5 +210,26 @@ mod tests {
         assert_eq!(why, Ended::TimedOut);
         assert!(then >= moved + soon * 5, "{:?}", then - moved);
         assert_eq!(deadline.remaining(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_comes_nearer_is_noticed() {
+        let soon = Duration::from_millis(20);
+        let deadline = Arc::new(Deadline::new(Instant::now() + soon * 1_000_000));
+        let waiting = tokio::spawn({
+            let deadline = Arc::clone(&deadline);
+            async move {
+                (
+                    deadline.wait_until(Instant::now() + soon * 100_000).await,
+                    Instant::now(),
+                )
+            }
+        });
+        tokio::task::yield_now().await;
+        let moved = Instant::now();
+        deadline.restart(soon);
+        let (why, then) = waiting.await.expect("it ends");
+        assert_eq!(why, Some(Ended::TimedOut));
+        assert!(then >= moved + soon && then < moved + soon * 1_000);
     }
 }

@@ -5,7 +5,7 @@
 pub struct Metrics(Vec<(String, f64)>);
 
 /// The metrics that are zero when nothing is in flight.
-const GAUGES: [&str; 13] = [
+const GAUGES: [&str; 14] = [
     "amphi_scopes",
     "amphi_instances",
     "amphi_database_connections",
@@ -17,6 +17,7 @@ const GAUGES: [&str; 13] = [
     "amphi_queued",
     "amphi_streams",
     "amphi_sockets",
+    "amphi_conversations",
     "amphi_event_streams",
     "amphi_polls",
 ];
@@ -42,7 +43,7 @@ impl Metrics {
             .sum()
     }
 
-    /// A metric with these labels, as `/metrics` writes it; 0 if there is none.
+    /// A metric with these labels: `amphi_events_total{outcome="failed"}`. 0 if nothing was counted.
     pub fn labelled(&self, name: &str) -> f64 {
         let found = self.0.iter().find(|(found, _)| found == name);
         found.map_or(0.0, |(_, value)| *value)

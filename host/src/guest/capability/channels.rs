@@ -173,7 +173,10 @@ impl Guest {
     }
 
     /// The message, whether it is text, and its length.
-    fn checked(&self, message: Message) -> Result<(websocket::Message, bool, usize), Error> {
+    pub(super) fn checked(
+        &self,
+        message: Message,
+    ) -> Result<(websocket::Message, bool, usize), Error> {
         let bytes = message_bytes(&message);
         self.fits(bytes)?;
         let (message, text) = match message {
@@ -249,7 +252,7 @@ impl Guest {
     }
 }
 
-fn message_bytes(message: &Message) -> usize {
+pub(super) fn message_bytes(message: &Message) -> usize {
     match message {
         Message::Text(text) => text.len(),
         Message::Binary(binary) => binary.len(),

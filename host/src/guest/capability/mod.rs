@@ -12,6 +12,7 @@ mod calls;
 mod channels;
 pub mod config;
 mod context;
+mod conversation;
 pub mod database;
 mod events;
 pub mod http;
@@ -100,6 +101,11 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability {
         name: "context",
         faces: Faces::Shared(link!(context)),
+        missing_grant: none,
+    },
+    Capability {
+        name: "conversation",
+        faces: Faces::AsyncOnly(link!(conversation)),
         missing_grant: none,
     },
     Capability {

@@ -125,6 +125,9 @@ impl Output {
         };
         let request = &scope.origin.id;
         let size = text.len() + RECORD_BYTES;
+        if scope.conversation().is_some_and(|it| it.renews_log()) {
+            (state.left, state.cut) = (state.max_bytes, false);
+        }
         if size > state.left {
             METRICS.log_cut.inc_by(size as u64);
             if !std::mem::replace(&mut state.cut, true) {

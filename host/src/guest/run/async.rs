@@ -16,7 +16,7 @@ use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
 use super::limits::{bounded, in_time, limit, metered};
-use super::reply::{GuestResult, Producer, in_stream_time, reply, returned};
+use super::reply::{GuestResult, Producer, in_stream_time, produced, reply};
 use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::bindings::{AsyncViews, AsyncViewsPre};
@@ -70,7 +70,7 @@ impl AsyncComponent {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
         let _held = GaugeGuard::new(&METRICS.async_instances);
         let handled = pin!(async {
-            let view = work.view.id;
+            let view = Arc::clone(&work.view);
             let mut instance = match self.pool.take(work) {
                 Ok(kept) => kept,
                 Err(work) => self.fresh(guest(work)).await?,
@@ -78,7 +78,10 @@ impl AsyncComponent {
             let Instance { store, exports, .. } = &mut instance;
             store.set_epoch_deadline(1);
             let handle = async |accessor: &_| {
-                let answer = exports.views.call_handle(accessor, view, request).await?;
+                let answer = exports
+                    .views
+                    .call_handle(accessor, view.id, request)
+                    .await?;
                 wasmtime::Result::Ok((answer, runs_nothing(accessor).await))
             };
             let done = store.run_concurrent(handle).await.flatten();
@@ -88,13 +91,14 @@ impl AsyncComponent {
             let give_back = |instance| self.pool.give_back(instance, clean);
             Ok(reply(bounded(answer), instance, give_back, |instance| {
                 let this = Arc::clone(self);
-                Producer::call(Mode::Async, |work| this.produce(work, instance))
+                let run = |work| this.produce(work, instance);
+                Producer::call(Mode::Async, run).of_kind(&view.kind)
             }))
         });
         in_time(&scope, &cpu, handled).await
     }
 
-    /// Has the instance produce the body of its response.
+    /// Has the instance produce the body of its response, or keep its conversation.
     async fn produce(
         self: Arc<Self>,
         work: Work,
@@ -102,7 +106,7 @@ impl AsyncComponent {
     ) -> Result<(), Failure> {
         let (scope, cpu) = (Arc::clone(&work.scope), Arc::clone(&work.cpu));
         let _held = GaugeGuard::new(&METRICS.async_instances);
-        let produced = pin!(async {
+        let producing = pin!(async {
             let Instance { store, exports, .. } = &mut instance;
             store.data_mut().begin(work);
             store.set_epoch_deadline(1);
@@ -111,12 +115,12 @@ impl AsyncComponent {
                 wasmtime::Result::Ok((produced, runs_nothing(accessor).await))
             };
             let done = store.run_concurrent(produce).await.flatten();
-            let (produced, done) = done.map_err(|error| explain(&error, store.data()))?;
+            let (answer, done) = done.map_err(|error| explain(&error, store.data()))?;
             let clean = done && store.concurrent_state_table_size() == exports.idle;
             self.pool.give_back(instance, clean);
-            bounded(produced).map_err(|error| returned(&error))
+            produced(&scope, bounded(answer))
         });
-        in_stream_time(&scope, metered(&cpu, produced)).await
+        in_stream_time(&scope, metered(&cpu, producing)).await
     }
 
     /// Asks the component for its views.

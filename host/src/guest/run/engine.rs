@@ -174,6 +174,6 @@ fn engine(
     }
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config).map_err(anyhow::Error::from).with_context(|| {
-        format!("an engine with room for {instances} instances (fewer workers or `in_flight_max` need less address space)")
+        format!("an engine with room for {instances} instances (fewer workers, and a smaller `in_flight_max` and `sockets_max`, need less address space)")
     })
 }

@@ -12,7 +12,10 @@ use crate::http::stream::{StreamHandle, StreamWriter};
 use crate::scope::{CallSlot, Scope};
 use crate::telemetry::error::Failure;
 use crate::threads::deadline::Ended;
-use crate::view::Mode;
+use crate::view::{Kind, Mode};
+
+/// The status of the error with which a conversation may end after its connection.
+const ENDED: u16 = 499;
 
 /// What a guest answers to a request: its response, or the error that it returned.
 pub type GuestResult = Result<Reply, types::Error>;
@@ -47,6 +50,17 @@ impl Reply {
     /// What produces its body, if the body is produced while it is sent.
     pub fn producer(&self) -> Option<&Producer> {
         match &self.body {
+            ReplyBody::Stream(producer) => Some(producer),
+            ReplyBody::Bytes(_) | ReplyBody::PassedOn(_) | ReplyBody::Subscription(_) => None,
+        }
+    }
+
+    /// Takes out what keeps the conversation of a web socket, if the reply to its opening has that.
+    pub fn take_conversation(&mut self) -> Option<Producer> {
+        if !self.producer().is_some_and(|producer| producer.converses) {
+            return None;
+        }
+        match std::mem::replace(&mut self.body, ReplyBody::Bytes(Vec::new())) {
             ReplyBody::Stream(producer) => Some(producer),
             ReplyBody::Bytes(_) | ReplyBody::PassedOn(_) | ReplyBody::Subscription(_) => None,
         }
@@ -124,6 +138,8 @@ pub struct Producer {
     pub run: Run,
     /// The slot among the functions of its request that it keeps.
     pub slot: Option<CallSlot>,
+    /// Whether it keeps the conversation of the web socket that the request opens, and writes no body.
+    pub converses: bool,
 }
 
 /// Whether the call of a plain component may go on after its head, to produce the body while it is sent. Without that,
@@ -166,6 +182,7 @@ impl Producer {
             mode,
             run: Run::Rest(Box::new(|writer, to_client| run(writer, to_client).boxed())),
             slot: None,
+            converses: false,
         }
     }
 
@@ -178,7 +195,14 @@ impl Producer {
             mode,
             run: Run::Call(Box::new(|work| run(work).boxed())),
             slot: None,
+            converses: false,
         }
+    }
+
+    /// The same producer, for a view of this kind: one of a web socket that is async keeps the conversation.
+    pub(super) fn of_kind(self, kind: &Kind) -> Producer {
+        let converses = self.mode == Mode::Async && matches!(kind, Kind::Socket { .. });
+        Producer { converses, ..self }
     }
 
     /// Whether the call that has made the head goes on.
@@ -189,14 +213,31 @@ impl Producer {
 
 /// The failure of a producer that has returned this error.
 pub(super) fn returned(error: &types::Error) -> Failure {
+    returned_while("while it produced its body", error)
+}
+
+fn returned_while(when: &str, error: &types::Error) -> Failure {
     let types::Error {
         message, detail, ..
     } = error;
     let detail = detail.as_ref().map(|detail| format!(": {detail}"));
     Failure::view(format!(
-        "the view returned an error while it produced its body: {message}{}",
+        "the view returned an error {when}: {message}{}",
         detail.unwrap_or_default()
     ))
+}
+
+/// What has become of a call of `produce`.
+pub(super) fn produced(scope: &Scope, answer: Result<(), types::Error>) -> Result<(), Failure> {
+    match (answer, scope.conversation()) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), None) => Err(returned(&error)),
+        // That of a call that came when the connection had ended, or was being closed.
+        (Err(error), Some(conversation)) if error.status == ENDED && conversation.was_told() => {
+            Ok(())
+        }
+        (Err(error), Some(_)) => Err(returned_while("in its conversation", &error)),
+    }
 }
 
 /// Runs what produces a body, until the time limit of streams at most.
@@ -212,16 +253,27 @@ pub(super) async fn in_stream_time<T>(
 
 /// The failure of what produces a body when its request has ended.
 pub(super) fn stream_ended(scope: &Scope, why: Ended) -> Failure {
-    match why {
-        Ended::TimedOut => Failure::limit(
+    let ms = scope.view.timeout.as_millis();
+    match (why, scope.conversation()) {
+        (Ended::TimedOut, Some(conversation)) => Failure::limit(
+            StatusCode::GATEWAY_TIMEOUT,
+            match conversation.is_closed() {
+                true => format!(
+                    "the view did not end its conversation within {ms} ms after the connection had ended (`timeout_ms`)"
+                ),
+                false => format!(
+                    "the view had a transaction, a pinned connection, a result or a statement of its conversation open for longer than {ms} ms (`timeout_ms`)"
+                ),
+            },
+        ),
+        (Ended::TimedOut, None) => Failure::limit(
             StatusCode::GATEWAY_TIMEOUT,
             format!(
                 "the body of the response took longer than {} ms (`stream_timeout_ms`), or the view went on for longer than {} ms after it (`timeout_ms`)",
-                scope.limits.stream_timeout_ms,
-                scope.view.timeout.as_millis()
+                scope.limits.stream_timeout_ms, ms
             ),
         ),
-        why => (&Stop::from(why)).into(),
+        (why, _) => (&Stop::from(why)).into(),
     }
 }
 

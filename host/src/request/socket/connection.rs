@@ -18,10 +18,12 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::events::{Event, Events};
+use super::conversation::Ready;
+use super::events::Events;
 use crate::budget::Room;
 use crate::config::Sockets;
 use crate::http::websocket::{self, Decoder, Event as Received, code};
+use crate::scope::conversation::{Conversation, Event};
 use crate::scope::socket::Close;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
@@ -80,6 +82,9 @@ pub(super) struct Connection {
     decoder: Decoder,
     /// Events that wait, the oldest first.
     mailbox: VecDeque<Event>,
+    /// What the events wait for, if the view keeps the conversation, and the view until the connection is served.
+    conversation: Option<Arc<Conversation>>,
+    ready: Option<Box<Ready>>,
     /// What was read and not decoded, because the mailbox is full.
     unread: BytesMut,
     /// The memory that is drawn for what waits for the view, and for what is half-read.
@@ -124,11 +129,19 @@ enum Phase {
 }
 
 impl Connection {
-    pub(super) fn new(events: Arc<Events>, limits: &Sockets, deflate: bool) -> Connection {
+    /// `ready`: what keeps the conversation, if the view does.
+    pub(super) fn new(
+        events: Arc<Events>,
+        limits: &Sockets,
+        deflate: bool,
+        ready: Option<Box<Ready>>,
+    ) -> Connection {
         let now = Instant::now();
         Connection {
             decoder: Decoder::new(limits.message_max_bytes, deflate),
             mailbox: VecDeque::new(),
+            conversation: ready.as_ref().map(|ready| Arc::clone(&ready.conversation)),
+            ready,
             unread: BytesMut::new(),
             room: Room::empty(&events.account),
             sending: Bytes::new(),
@@ -174,14 +187,17 @@ impl Connection {
             Phase::Over(code, reason) | Phase::Closing(code, reason, _) => (code, reason),
             Phase::Open => (ABNORMAL, String::new()),
         };
-        for event in std::mem::take(&mut self.mailbox) {
-            Arc::clone(&self.events).handle(event).await;
+        // A conversation has seen to its events itself.
+        if self.conversation.is_none() {
+            for event in std::mem::take(&mut self.mailbox) {
+                Arc::clone(&self.events).handle(event).await;
+            }
+            let closed = Event::Closed {
+                code,
+                reason: reason.clone(),
+            };
+            Arc::clone(&self.events).handle(closed).await;
         }
-        let closed = Event::Closed {
-            code,
-            reason: reason.clone(),
-        };
-        Arc::clone(&self.events).handle(closed).await;
         if let Some(stream) = served {
             let _ = tokio::time::timeout(LINGER, hang_up(&stream)).await;
         }
@@ -215,14 +231,20 @@ impl Connection {
     async fn serve(&mut self, stream: &TcpStream, stop: CancellationToken) {
         let socket = Arc::clone(&self.events.socket);
         let outbox = socket.outbox();
-        let mut running: Option<BoxFuture<'static, ()>> = None;
+        let ready = self.ready.take();
+        let mut drained = ready.as_ref().map(|ready| ready.drained());
+        let mut running: Option<BoxFuture<'static, ()>> = ready.map(|ready| ready.run());
         let mut clock = std::pin::pin!(tokio::time::sleep(self.limits.ping));
         let mut stopping = false;
         loop {
             self.receive(stream);
             self.take_notices();
             self.draw();
-            if running.is_none()
+            if let Some(conversation) = &self.conversation {
+                self.mailbox
+                    .drain(..)
+                    .for_each(|event| conversation.put(event));
+            } else if running.is_none()
                 && let Some(event) = self.mailbox.pop_front()
             {
                 running = Some(Arc::clone(&self.events).handle(event).boxed());
@@ -230,8 +252,12 @@ impl Connection {
             }
             self.decide(stopping);
             let blocked = self.send(stream);
-            if let Phase::Over(..) = self.phase {
+            if let Phase::Over(code, reason) = &self.phase {
+                let (code, reason) = (*code, reason.clone());
                 socket.end();
+                if let Some(conversation) = &self.conversation {
+                    conversation.put(Event::Closed { code, reason });
+                }
                 let running = async {
                     if let Some(running) = running {
                         running.await;
@@ -244,7 +270,8 @@ impl Connection {
                 (Phase::Closing(_, _, at), _) | (_, Some((_, at))) => Some(*at),
                 _ => None,
             };
-            let reads = self.mailbox.len() < self.limits.mailbox_max;
+            let reads = self.has_room();
+            let conversation = self.conversation.clone();
             tokio::select! {
                 () = async { running.as_mut().expect("it runs").await }, if running.is_some() => {
                     running = None;
@@ -254,6 +281,11 @@ impl Connection {
                     }
                 }
                 () = outbox.changed() => {}
+                () = taken(conversation.as_deref()), if conversation.is_some() => {}
+                () = async { drained.as_mut().expect("it waits").await }, if drained.is_some() => {
+                    drained = None;
+                    socket.close(code::RESTART, "the app has changed: connect again");
+                }
                 _ = stream.readable(), if reads => {}
                 _ = stream.writable(), if blocked => {}
                 () = clock.as_mut() => {
@@ -273,7 +305,10 @@ impl Connection {
 
     /// Draws memory for what waits for the view and what is half-read; a connection without memory is closed.
     fn draw(&mut self) {
-        let waiting: usize = self.mailbox.iter().map(Event::bytes).sum();
+        let waiting: usize = match &self.conversation {
+            Some(conversation) => conversation.waiting().1,
+            None => self.mailbox.iter().map(Event::bytes).sum(),
+        };
         let bytes = waiting + self.unread.capacity() + self.decoder.kept_bytes();
         if bytes <= FREE {
             if self.room.bytes() > 0 {
@@ -301,7 +336,14 @@ impl Connection {
 
     /// Whether the client is still to be heard.
     fn hears(&self) -> bool {
-        !matches!(self.phase, Phase::Over(..)) && self.mailbox.len() < self.limits.mailbox_max
+        !matches!(self.phase, Phase::Over(..)) && self.has_room()
+    }
+
+    /// Whether another event can wait.
+    fn has_room(&self) -> bool {
+        let conversation = self.conversation.as_ref();
+        let waiting = conversation.map_or(0, |conversation| conversation.waiting().0);
+        self.mailbox.len() + waiting < self.limits.mailbox_max
     }
 
     /// Reads what there is, up to the limit of the mailbox.
@@ -401,7 +443,7 @@ impl Connection {
     }
 
     fn take_notices(&mut self) {
-        while self.mailbox.len() < self.limits.mailbox_max
+        while self.has_room()
             && let Some(notice) = self.events.socket.outbox().notice()
         {
             self.mailbox.push_back(Event::Notice(notice));
@@ -499,6 +541,13 @@ impl Connection {
                 .socket
                 .close(code::GOING_AWAY, "the connection was idle");
         }
+    }
+}
+
+/// Waits until the function has taken an event.
+async fn taken(conversation: Option<&Conversation>) {
+    if let Some(conversation) = conversation {
+        conversation.taken().await;
     }
 }
 

@@ -19,7 +19,8 @@ use crate::http::websocket::{Message, code};
 use crate::request::access_log::AccessLogEntry;
 use crate::request::attempt::Attempt;
 use crate::scope::context::{Values, kept};
-use crate::scope::socket::{Notice, Socket};
+use crate::scope::conversation::Event;
+use crate::scope::socket::Socket;
 use crate::scope::transaction::Fate;
 use crate::scope::{Origin, Scope, new_id};
 use crate::telemetry::error::{Failure, Fault};
@@ -29,21 +30,6 @@ use crate::telemetry::metrics::METRICS;
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
 type Params = Arc<[(String, String)]>;
-
-/// What a view is called for.
-pub(super) enum Event {
-    /// A message of the client.
-    Message(Message),
-    /// What others told the view.
-    Notice(Notice),
-    /// The connection has ended. It is the last event.
-    Closed {
-        /// The code of the close.
-        code: u16,
-        /// Its text.
-        reason: String,
-    },
-}
 
 /// Calls the view of one connection.
 pub(super) struct Events {
@@ -76,19 +62,6 @@ impl Event {
             Event::Notice(notice) => header("group", notice.group.clone()),
             Event::Closed { code, .. } => header("code", code.to_string()),
         }
-    }
-
-    fn body(&self) -> &[u8] {
-        match self {
-            Event::Message(Message::Text(bytes) | Message::Binary(bytes)) => bytes,
-            Event::Notice(Notice { payload, .. }) => payload,
-            Event::Closed { reason, .. } => reason.as_bytes(),
-        }
-    }
-
-    /// About how many bytes it takes while it waits.
-    pub(super) fn bytes(&self) -> usize {
-        size_of::<Event>() + self.body().len()
     }
 }
 
@@ -145,6 +118,14 @@ impl Events {
                 body: types::Body::Bytes(event.body().to_vec()),
             };
             let settled = ready.run(request).await;
+            if settled.conversing.lock().is_some() {
+                METRICS
+                    .socket_events
+                    .with_label_values(&["other form"])
+                    .inc();
+                let sentence = "the app has changed: connect again";
+                return self.socket.close(code::RESTART, sentence);
+            }
             let mut failure = settled.response.as_ref().err().cloned();
             // The view has not begun to run, because there was no capacity, or none in time: nothing is lost (R22).
             let busy = !settled.scope.has_begun()

@@ -1,10 +1,13 @@
 //! Web sockets. The host has the connection, from the handshake to the end; a view is called for what happens on it, one
 //! event after the other, each in a scope of its own (R18, R19).
 //!
+//! The other form of a view keeps the conversation: it runs as long as the connection (`conversation.rs`).
+//!
 //! `open` runs the view for the handshake, through all middleware, as for any other request. When it succeeds, the
 //! connection's task (`connection.rs`) takes over, and calls the view by `events.rs`.
 
 mod connection;
+mod conversation;
 mod events;
 
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
 use super::access_log::Completion;
-use super::attempt::Attempt;
+use super::attempt::{Attempt, Conversing};
 use super::error_view;
 use crate::app::Routed;
 use crate::budget::Account;
@@ -29,6 +32,7 @@ use crate::telemetry::error::{Failure, shown};
 use crate::view::Kind;
 use connection::Connection;
 pub use connection::Upgrades;
+use conversation::Ready;
 use events::Events;
 
 /// Opens a web socket, or answers why not.
@@ -102,11 +106,13 @@ pub(super) async fn open(
     let opening = Opening(Some(Arc::clone(&events)), upgrades);
     let opened = handshaken(routed, params, &asked, completion).await;
     opening.ended();
-    let (response, values) = match opened {
-        Ok((response, values)) if response.status().is_success() => (response, values),
+    let (response, values, conversing) = match opened {
+        Ok((response, values, conversing)) if response.status().is_success() => {
+            (response, values, conversing)
+        }
         refused => {
             socket.end();
-            return refused.map(|(response, _)| response);
+            return refused.map(|(response, ..)| response);
         }
     };
     events.keep(values);
@@ -114,10 +120,21 @@ pub(super) async fn open(
     let protocol = match chosen(&response, offered) {
         Ok(protocol) => protocol,
         Err(failure) => {
-            // The view has opened it, so it is told of the end.
-            Connection::new(events, limits, false).end_in(upgrades);
+            match conversing {
+                // The view has opened it, so it is told of the end.
+                None => Connection::new(events, limits, false, None).end_in(upgrades),
+                // A conversation that has not begun has no end.
+                Some(_) => socket.end(),
+            }
             return Err(failure);
         }
+    };
+    let ready = match (conversing, &completion.settled) {
+        (Some(conversing), Some(settled)) => {
+            let ready = Ready::new(conversing, &settled.scope, &events, app);
+            Some(Box::new(ready.inspect_err(|_| socket.end())?))
+        }
+        _ => None,
     };
     let deflate = handshake.deflate();
     let mut switched = handshake
@@ -129,7 +146,7 @@ pub(super) async fn open(
             switched.headers_mut().append(name.clone(), value.clone());
         }
     }
-    let connection = Connection::new(events, limits, deflate);
+    let connection = Connection::new(events, limits, deflate, ready);
     upgrades.spawn(upgrade, connection);
     Ok(switched)
 }
@@ -156,14 +173,16 @@ impl Drop for Opening<'_> {
     }
 }
 
-/// Runs the view, and all middleware around it, for the handshake. Returns what it answers, and the values of its
-/// context.
+/// What the view answers to the opening, the values of its context, and what keeps the conversation, if it does.
+type Opened = (Response<ResponseBody>, Arc<Values>, Option<Conversing>);
+
+/// Runs the view, and all middleware around it, for the handshake.
 async fn handshaken(
     routed: &Arc<Routed>,
     params: Vec<(String, String)>,
     asked: &Asked,
     completion: &mut Completion<'_>,
-) -> Result<(Response<ResponseBody>, Arc<Values>), Failure> {
+) -> Result<Opened, Failure> {
     let (request, _) = contract_request(completion.parts, asked, Received::Inline(Vec::new()));
     let ready = Attempt {
         host: completion.host,
@@ -178,8 +197,9 @@ async fn handshaken(
     let mut settled = ready.run(request).await;
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     let values = settled.scope.context.all();
+    let conversing = settled.conversing.get_mut().take();
     completion.settled = Some(settled);
-    Ok((response?.map(ResponseBody::from), values))
+    Ok((response?.map(ResponseBody::from), values, conversing))
 }
 
 /// The subprotocol that the view has chosen, which has to be one that the client offers.

@@ -2,6 +2,8 @@
 
 use amphi_sdk::prelude::*;
 
+mod conversation;
+
 /// What a client says to do, and with what: `say hello`.
 fn command(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
@@ -227,6 +229,7 @@ async fn async_poll(Path(group): Path<String>, Query(Wait { after, ms }): Query<
 }
 
 views![
+    conversation::talk,
     sync_room,
     async_room,
     sync_send,

@@ -10,6 +10,7 @@ use crate::budget::Room;
 use crate::database::{
     Database, Error, ErrorKind, Face, Outcome, Row, Statement, Stream, Streamed, Table, Value,
 };
+use crate::scope::conversation::Works;
 use crate::scope::transaction::{Level, Member, Pin, StreamPermit};
 use crate::scope::{CallBytes, Scope};
 use crate::telemetry::metrics::METRICS;
@@ -46,6 +47,7 @@ impl Session {
     pub(super) async fn open(&self, sql: String, params: Vec<Value>) -> Result<Rows, Error> {
         let statement = self.statement(sql, params);
         let _held = self.hold_call(&statement)?;
+        let _works = self.scope.works(false);
         let recording = (self.scope.journal).begin(&self.database.config().name, &statement.sql);
         let opened = self.opened(statement).await;
         recording.end(opened.as_ref().map(|_| 0));
@@ -71,6 +73,7 @@ impl Session {
             scope: Arc::clone(scope),
             bytes: 0,
             _stream: Some(permit),
+            _works: scope.works(false),
             room: Room::empty(&scope.origin.account),
         };
         let access = member.access(database);
@@ -91,6 +94,7 @@ impl Session {
     async fn run(&self, statement: Statement) -> Result<Outcome, Error> {
         let scope = &self.scope;
         let _held = self.hold_call(&statement)?;
+        let _works = scope.works(false);
         let recording = (scope.journal).begin(&self.database.config().name, &statement.sql);
         let turn = self.member.turn(self.on(), self.reserve_worker()).await;
         let ran = match turn {
@@ -157,6 +161,7 @@ impl Session {
             scope: Arc::clone(&self.scope),
             bytes,
             _stream: None,
+            _works: None,
             room: Room::empty(&self.scope.origin.account),
         };
         let drawn = held.room.grow_to(bytes);
@@ -169,11 +174,13 @@ impl Session {
     }
 
     pub(super) async fn begin(&self) -> Result<TransactionHandle, Error> {
+        let works = self.scope.works(true);
         let (level, worker) = self.member.begin(self.on(), self.own_worker()).await?;
         Ok(TransactionHandle {
             level: Some(level),
             member: Arc::clone(&self.member),
             _worker: worker,
+            _works: works,
         })
     }
 
@@ -212,11 +219,13 @@ impl Session {
     }
 
     pub(super) async fn pin(&self) -> Result<Pinned, Error> {
+        let works = self.scope.works(true);
         let (pin, worker) = self.member.pin(self.on(), self.own_worker()).await?;
         Ok(Pinned {
             pin: Some(pin),
             member: Arc::clone(&self.member),
             _worker: worker,
+            _works: works,
         })
     }
 }
@@ -265,6 +274,7 @@ struct HeldRows {
     scope: Arc<Scope>,
     bytes: u64,
     _stream: Option<StreamPermit>,
+    _works: Option<Works>,
     room: Room,
 }
 
@@ -328,6 +338,7 @@ pub struct TransactionHandle {
     member: Arc<Member>,
     level: Option<Level>,
     _worker: OwnWorker,
+    _works: Option<Works>,
 }
 
 impl TransactionHandle {
@@ -354,6 +365,7 @@ pub struct Pinned {
     member: Arc<Member>,
     pin: Option<Pin>,
     _worker: OwnWorker,
+    _works: Option<Works>,
 }
 
 impl Drop for Pinned {

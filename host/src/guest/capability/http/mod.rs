@@ -171,7 +171,7 @@ impl Call {
 
     /// How long the request may take from now on.
     fn time(&self) -> Duration {
-        let left = self.scope.deadline.remaining();
+        let left = self.scope.time_for_call();
         self.timeout.map_or(left, |asked| asked.min(left))
     }
 
