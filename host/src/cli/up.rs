@@ -289,8 +289,10 @@ impl Concern {
             .extend(packages.iter().map(|folder| real(folder)));
         self.folders.insert(real(config.folder()));
         for module in &config.modules {
-            if let Source::Wasm(file) = &module.source {
-                self.folders.extend(file.parent().map(real));
+            match &module.source {
+                Source::Wasm(file) => self.folders.extend(file.parent().map(real)),
+                Source::Built(folder) => drop(self.folders.insert(real(folder))),
+                Source::Crate(_) => {}
             }
             let granted = module.directories.iter();
             self.ignored.extend(granted.map(|dir| real(&dir.host)));
