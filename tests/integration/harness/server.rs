@@ -59,6 +59,16 @@ pub struct Reply {
 
 impl Server {
     pub(super) async fn start(app: App, command: &str, alone: bool) -> Server {
+        let folder = app.folder().display().to_string();
+        Server::start_with(app, command, &[&folder], alone).await
+    }
+
+    pub(super) async fn start_with(
+        app: App,
+        command: &str,
+        arguments: &[&str],
+        alone: bool,
+    ) -> Server {
         let share = match alone {
             true => Share::Alone {
                 _guard: MACHINE.write(),
@@ -71,7 +81,8 @@ impl Server {
         let (log, stderr) = Log::new();
         let mut process = (app.program())
             .arg(command)
-            .arg(app.folder())
+            .args(arguments)
+            .current_dir(app.folder())
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .envs([SECRET])
             .stdout(Stdio::null())
@@ -100,7 +111,11 @@ impl Server {
         };
         Server {
             address: address("address"),
-            admin: address("admin"),
+            // An app may have none.
+            admin: match listening.text("admin") {
+                "" => address("address"),
+                _ => address("admin"),
+            },
             process,
             app,
             log,
