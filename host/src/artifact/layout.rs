@@ -36,6 +36,8 @@ pub const EMPTY_CONTENT: &[u8] = b"{}";
 pub const LAYOUT: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
 /// The file with the list of manifests.
 pub const INDEX_FILE: &str = "index.json";
+/// The name of the app's part of the configuration, as tools show it, and in an unpacked version.
+pub const CONFIG_FILE: &str = "amphi.toml";
 /// The folder of the contents, each named by its digest.
 pub const BLOBS: &str = "blobs/sha256/";
 
@@ -171,11 +173,18 @@ pub struct Annotations {
         skip_serializing_if = "Option::is_none"
     )]
     pub title: Option<String>,
+    /// The name of a manifest in a layout: tools want one where there are several.
+    #[serde(
+        rename = "org.opencontainers.image.ref.name",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub name: Option<String>,
 }
 
 impl Annotations {
     fn is_empty(&self) -> bool {
-        self.title.is_none()
+        self.title.is_none() && self.name.is_none()
     }
 }
 

@@ -6,11 +6,10 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 
 use super::layout::{
-    APP, CONFIG, Descriptor, Digest, EMPTY, FILE, MANIFEST, MINISIGN, Manifest, SIGNATURES, SQL,
-    WASM,
+    APP, CONFIG, CONFIG_FILE, Descriptor, Digest, EMPTY, FILE, MANIFEST, MINISIGN, Manifest,
+    SIGNATURES, SQL, WASM,
 };
 use super::limits::{ArtifactError, Limits, Result, within};
-use super::pack::CONFIG_FILE;
 
 /// What a file of an app is. The folder that the file is in says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +171,16 @@ impl AppManifest {
             config: manifest.config,
             files,
         })
+    }
+
+    /// A manifest whose bytes are these, and that names nothing: for fuzzing of signatures.
+    pub(crate) fn unchecked(bytes: Vec<u8>) -> AppManifest {
+        AppManifest {
+            digest: Digest::of(&bytes),
+            config: Descriptor::of(CONFIG, &[]),
+            files: Vec::new(),
+            bytes,
+        }
     }
 
     /// The descriptor of this manifest.

@@ -22,10 +22,10 @@ pub mod registry;
 pub mod signature;
 mod write;
 
-pub use layout::Digest;
+pub use layout::{CONFIG_FILE, Digest};
 pub use limits::{ArtifactError, LIMITS, Limits, Result};
 pub use manifest::{AppFile, AppManifest, Kind};
-pub use pack::{CONFIG_FILE, files, pack, sign};
+pub use pack::{files, pack, sign};
 pub use read::{Artifact, verify_folder};
 
 #[cfg(test)]

@@ -5,16 +5,15 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::layout::{APP, Annotations, CONFIG, Descriptor, Digest, Hashing, MANIFEST, Manifest};
+use super::layout::{
+    APP, Annotations, CONFIG, CONFIG_FILE, Descriptor, Digest, Hashing, MANIFEST, Manifest,
+};
 use super::limits::{ArtifactError, LIMITS, Result, within};
 use super::manifest::{AppManifest, Kind};
 use super::read::Artifact;
 use super::write::Writer;
 use crate::config::Config;
 use crate::database::migration;
-
-/// The name of the app's part of the configuration.
-pub const CONFIG_FILE: &str = "amphi.toml";
 
 /// The files of an app, by their paths in its artifact: its `components`, which the caller has checked, and the
 /// migrations and static files of its configuration.
@@ -110,6 +109,7 @@ pub fn pack(config: &str, files: &BTreeMap<String, PathBuf>, out: &Path) -> Resu
             size,
             annotations: Annotations {
                 title: Some(path.clone()),
+                name: None,
             },
         });
     }

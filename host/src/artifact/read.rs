@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use tar::{Archive, EntryType};
 
-use super::layout::{APP, BLOBS, Digest, Hashing, INDEX_FILE, Index, LAYOUT, SIGNATURES};
+use super::layout::{
+    APP, BLOBS, CONFIG_FILE, Digest, Hashing, INDEX_FILE, Index, LAYOUT, SIGNATURES,
+};
 use super::limits::{ArtifactError, LIMITS, Limits, Result, within};
 use super::manifest::{self, AppFile, AppManifest, json};
-use super::pack::CONFIG_FILE;
 use super::write::is_whole;
 
 /// How much of a content is in memory at once.

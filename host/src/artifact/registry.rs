@@ -24,8 +24,7 @@ use super::layout::{Digest, EMPTY_CONTENT, MANIFEST};
 use super::limits::{ArtifactError, LIMITS, Limits, Result, within};
 use super::manifest::{self, AppManifest, json};
 use super::read::Artifact;
-use super::signature;
-use super::write::{Writer, is_whole, signature_manifest};
+use super::write::{Writer, is_whole, signature_manifest, signature_tag};
 
 /// How long a connection may take to open.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -68,9 +67,8 @@ impl FromStr for Reference {
         let Some((host, rest)) = rest.split_once('/') else {
             return wrong("it has no `/`");
         };
-        let is_host = Url::parse(&format!("http://{host}/")).is_ok_and(|url| {
-            url.path() == "/" && url.username().is_empty() && url.query().is_none()
-        });
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        let is_host = host.chars().all(plain) && Url::parse(&format!("http://{host}/")).is_ok();
         if !is_host || !(host.contains(['.', ':']) || host == "localhost") {
             return wrong("the part before the first `/` is not the host of a registry");
         }
@@ -229,7 +227,7 @@ pub async fn push(artifact: &Arc<Artifact>, reference: &Reference) -> Result<()>
             for bytes in small.chain([EMPTY_CONTENT]) {
                 registry.send_bytes(bytes).await?;
             }
-            let tag = signature::tag(manifest.digest);
+            let tag = signature_tag(manifest.digest);
             registry.send_manifest(&tag, signed).await?;
         }
         let sending = manifest.contents().into_iter().map(|(path, digest, size)| {
@@ -279,10 +277,7 @@ struct Token {
 impl Registry {
     /// Finds out how a registry is reached, and proves who asks. `actions`: what is going to be done.
     async fn connect(reference: &Reference, actions: &str) -> Result<Registry> {
-        let host = match reference.host.as_str() {
-            "docker.io" => "registry-1.docker.io",
-            host => host,
-        };
+        let host = &reference.host;
         let mut registry = Registry {
             client: client(reference.is_loopback())
                 .map_err(|error| failed("the client for registries", &error))?,
@@ -436,7 +431,7 @@ impl Registry {
     }
 
     async fn signatures(&self, app: &AppManifest, limits: &Limits) -> Result<Vec<String>> {
-        let tag = signature::tag(app.digest);
+        let tag = signature_tag(app.digest);
         let Some(bytes) = self.manifest(&tag, limits).await? else {
             return Ok(Vec::new());
         };
@@ -603,10 +598,7 @@ fn client(loopback: bool) -> reqwest::Result<Client> {
 
 /// The name and password that `docker login` has kept for a registry.
 async fn credential(host: &str) -> Option<DockerCredential> {
-    let server = match host {
-        "docker.io" => "https://index.docker.io/v1/".to_owned(),
-        host => host.to_owned(),
-    };
+    let server = host.to_owned();
     // Asking may start a program that keeps passwords.
     let asking = tokio::task::spawn_blocking(move || docker_credential::get_credential(&server));
     asking.await.ok()?.ok()

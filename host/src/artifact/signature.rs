@@ -13,7 +13,6 @@ use std::io::Cursor;
 use minisign::{KeyPair, SecretKeyBox};
 use minisign_verify::Signature;
 
-use super::layout::Digest;
 use super::limits::{ArtifactError, Result};
 use super::manifest::AppManifest;
 use crate::config::{TrustedKey, key_id};
@@ -126,9 +125,4 @@ pub fn generate() -> std::result::Result<(String, String), String> {
         Ok((pair.sk.to_box(None)?.into_string(), public))
     };
     make().map_err(|error: minisign::PError| format!("no key can be made: {error}"))
-}
-
-/// The tag that a registry keeps the signatures of an artifact under.
-pub fn tag(digest: Digest) -> String {
-    format!("sha256-{}.minisig", digest.hex())
 }

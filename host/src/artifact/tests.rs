@@ -789,3 +789,55 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn references_are_read_as_they_are_written() {
+    let digest = Digest::of(b"x");
+    for text in [
+        "localhost/a".to_owned(),
+        "localhost:5000/team/shop_1.2-x:1.0-RC_1".to_owned(),
+        "registry.example.com/a/b/c".to_owned(),
+        "[::1]:5000/a".to_owned(),
+        format!("127.0.0.1:5000/a:b@{digest}"),
+        format!("a.b/c@{digest}"),
+    ] {
+        let reference: registry::Reference = text.parse().expect("it is one");
+        assert_eq!(reference.to_string(), text);
+        let with_scheme: registry::Reference = format!("oci://{text}").parse().expect("it is one");
+        assert_eq!(with_scheme, reference);
+    }
+    for text in [
+        "",
+        "a",
+        "a/b",
+        "/b",
+        "user@localhost/b",
+        "a.b?c/d",
+        "a.b#c/d",
+        "a.b\\c/d",
+        "a b.c/d",
+        "https://a.b/c",
+        "oci://oci://a.b/c",
+        "a.b/",
+        "a.b//c",
+        "a.b/../c",
+        "a.b/C",
+        "a.b/.c",
+        "a.b/c-",
+        "a.b/c:",
+        "a.b/c:-d",
+        "a.b/c:d e",
+        "a.b/c:d:e",
+        "a.b/c:../../x",
+        "a.b/c@sha256:00",
+        "a.b/c@md5:00",
+        "a.b:port/c",
+    ] {
+        let parsed = text.parse::<registry::Reference>();
+        let sentence = parsed.expect_err(text);
+        assert!(
+            sentence.contains("is not a reference to an artifact"),
+            "{sentence}"
+        );
+    }
+}

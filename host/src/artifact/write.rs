@@ -38,8 +38,14 @@ impl Writer {
             written: BTreeSet::new(),
         };
         let signed = signature_manifest(&app.descriptor(), signatures);
-        let mut manifests = vec![app.descriptor()];
-        manifests.extend(signed.iter().map(|bytes| Descriptor::of(MANIFEST, bytes)));
+        let named = |bytes: &[u8], name: String| {
+            let mut descriptor = Descriptor::of(MANIFEST, bytes);
+            descriptor.annotations.name = Some(name);
+            descriptor
+        };
+        let mut manifests = vec![named(&app.bytes, "app".to_owned())];
+        let tag = signature_tag(app.digest);
+        manifests.extend(signed.iter().map(|bytes| named(bytes, tag.clone())));
         let index = Index {
             schema_version: 2,
             media_type: Some(INDEX.to_owned()),
@@ -188,6 +194,11 @@ pub(super) fn is_whole(read: u64, size: u64, found: Digest, wanted: Digest) -> R
         )));
     }
     Ok(())
+}
+
+/// The name of the manifest that carries the signatures of an artifact: a tag in a registry.
+pub(super) fn signature_tag(digest: Digest) -> String {
+    format!("sha256-{}.minisig", digest.hex())
 }
 
 /// The manifest that carries the signatures of `app`; none without any.

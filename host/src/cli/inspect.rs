@@ -7,8 +7,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::package::{Looked, look};
 use super::routes::{self, print, table};
-use super::source::{Looked, is_artifact, look};
+use super::source::is_artifact;
 use crate::app::module::{self, World};
 use crate::artifact::{Artifact, CONFIG_FILE, Kind, signature};
 use crate::channels::{Hub, Limits};
@@ -55,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         World::Views => "amphi:view",
         World::WasiHttp => "wasi:http",
     };
-    let views = super::serve::block_on(async {
+    let views = super::block_on::block_on(async {
         tokio::task::spawn_blocking(move || {
             module::describe(&engines, &services, &inspection, &grants)
         })

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
+use super::block_on::block_on;
 use super::routes::print;
-use super::serve::block_on;
 use super::source::Placed;
 use crate::config::Purpose;
 use crate::database::migration;

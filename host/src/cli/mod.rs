@@ -1,5 +1,6 @@
 //! The command line: the arguments of each command. One file per command does the work.
 
+mod block_on;
 pub mod build;
 mod file_id;
 mod inspect;

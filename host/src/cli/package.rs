@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use tempfile::TempDir;
 
-use super::routes::print;
+use super::routes::{self, print};
 use super::sign;
-use super::source::look;
-use crate::app::module;
-use crate::artifact::{self, Artifact, Digest};
+use crate::app::{App, module};
+use crate::artifact::{self, Artifact, CONFIG_FILE, Digest};
 use crate::config::{self, Config, Portable};
 use crate::guest::run::Engines;
 use crate::telemetry::stderr;
@@ -79,6 +79,28 @@ pub(super) fn pack(folder: &Path, out: &Path) -> anyhow::Result<(Digest, Vec<Str
     let digest = artifact::pack(&portable.text(), &files, out)?;
     look(&Artifact::open(out)?)?;
     Ok((digest, left))
+}
+
+/// An artifact that is loaded as the host would, without a place, in a temporary folder.
+pub(super) struct Looked {
+    pub(super) portable: Portable,
+    pub(super) app: App,
+    pub(super) folder: TempDir,
+}
+
+/// Unpacks an artifact, and loads it as the host would.
+pub(super) fn look(artifact: &Artifact) -> anyhow::Result<Looked> {
+    let folder = tempfile::tempdir().context("a temporary folder")?;
+    let unpacked = folder.path().join("app");
+    artifact.unpack(&unpacked)?;
+    let shown = artifact.path.join(CONFIG_FILE);
+    let portable = Portable::parse(&shown, &artifact.config)?;
+    let app = routes::check(portable.alone(&unpacked)?)?;
+    Ok(Looked {
+        portable,
+        app,
+        folder,
+    })
 }
 
 /// The name of the app, if it can be the name of a file.

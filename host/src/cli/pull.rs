@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::Args;
 
+use super::block_on::block_on;
 use super::routes::print;
-use super::serve::block_on;
 use crate::artifact::registry::{self, Reference};
 use crate::telemetry::stderr;
 

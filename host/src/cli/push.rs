@@ -6,9 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 
+use super::block_on::block_on;
 use super::package;
 use super::routes::print;
-use super::serve::block_on;
 use super::source::is_artifact;
 use crate::artifact::Artifact;
 use crate::artifact::registry::{self, Reference};

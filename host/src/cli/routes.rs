@@ -63,7 +63,7 @@ pub(super) fn list(app: &App) -> String {
 /// Loads an app's modules and routes without serving it or touching its databases.
 pub(super) fn check(config: Config) -> anyhow::Result<App> {
     let engines = Engines::for_looking()?;
-    super::serve::block_on(async {
+    super::block_on::block_on(async {
         tokio::task::spawn_blocking(move || {
             App::load(config, &engines, Databases::new(), false, None)
         })

@@ -10,6 +10,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::block_on::block_on;
 use super::file_id::FileId;
 use super::source::Placed;
 use crate::app::App;
@@ -58,23 +59,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 const INSTANCE_SLOTS: usize = 8_000;
 /// How often the kept instances are searched for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long the process waits at its end for threads that still do blocking work, such as writing to a disk.
-const LAST_WAIT: Duration = Duration::from_secs(1);
-
-/// Runs a command on the main runtime, which does everything but requests: signals, accepting connections, watching
-/// files, and the work that sync workers wait for.
-pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .thread_stack_size(database::STACK_BYTES)
-        .build()
-        .context("the runtime")?;
-    let done = runtime.block_on(work);
-    runtime.shutdown_timeout(LAST_WAIT);
-    done
-}
-
 /// An app that is loaded, with sockets that listen.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,

@@ -5,15 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use tempfile::TempDir;
 
+use super::block_on::block_on;
 use super::package;
-use super::serve::block_on;
-use crate::app::App;
+use crate::artifact::Artifact;
 use crate::artifact::registry::{self, Reference};
 use crate::artifact::signature::Trust;
-use crate::artifact::{Artifact, CONFIG_FILE};
-use crate::config::{Config, Place, Portable, Purpose};
+use crate::config::{Config, Place, Purpose};
 use crate::deploy::{Active, State, Version};
 
 /// How the file of an artifact is called.
@@ -163,27 +161,5 @@ fn plain(folder: &Path, purpose: Purpose) -> anyhow::Result<Resolved> {
         config: Config::load_for(folder, purpose)?,
         is_own_place: false,
         active: None,
-    })
-}
-
-/// An artifact that is loaded as the host would, without a place, in a temporary folder.
-pub(super) struct Looked {
-    pub(super) portable: Portable,
-    pub(super) app: App,
-    pub(super) folder: TempDir,
-}
-
-/// Unpacks an artifact, and loads it as the host would.
-pub(super) fn look(artifact: &Artifact) -> anyhow::Result<Looked> {
-    let folder = tempfile::tempdir().context("a temporary folder")?;
-    let unpacked = folder.path().join("app");
-    artifact.unpack(&unpacked)?;
-    let shown = artifact.path.join(CONFIG_FILE);
-    let portable = Portable::parse(&shown, &artifact.config)?;
-    let app = super::routes::check(portable.alone(&unpacked)?)?;
-    Ok(Looked {
-        portable,
-        app,
-        folder,
     })
 }

@@ -12,9 +12,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Serving;
+use super::block_on::block_on;
 use super::build::{self, NotCompiled, Purpose};
 use super::file_id::FileId;
-use super::serve::{DatabaseFiles, Migrations, Running, block_on, load};
+use super::serve::{DatabaseFiles, Migrations, Running, load};
 use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;

@@ -4,39 +4,14 @@
 //! Before that, what the artifact asks for is compared with what the place has and allows. Everything that is missing is
 //! said at once, each with the line that would allow it.
 
-use std::fmt;
 use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::error::ConfigError;
 use super::place::{Allowed, Place};
-use super::portable::{Access, DatabaseKind, Needs, Portable, SecretNeed, tables};
+use super::portable::{Access, DatabaseKind, JoinError, Needs, Portable, SecretNeed, tables};
 use super::{Config, HttpGrant, Module, Purpose};
 use crate::view::Topics;
-
-/// Why an artifact cannot run in a place.
-#[derive(Debug)]
-pub enum JoinError {
-    /// The place does not have or allow what the artifact asks for: all of it, and the name of the place.
-    Refused(Vec<String>, String),
-    /// Together they are no valid configuration.
-    Invalid(ConfigError),
-}
-
-impl fmt::Display for JoinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            JoinError::Invalid(error) => error.fmt(f),
-            JoinError::Refused(sentences, place) => {
-                write!(f, "the app asks for what {place} does not give:")?;
-                (sentences.iter()).try_for_each(|sentence| write!(f, "\n  - {sentence}"))
-            }
-        }
-    }
-}
-
-impl std::error::Error for JoinError {}
 
 /// Limits that are none when they are 0.
 const ENDLESS_AT_0: [&str; 2] = ["messages_per_second_max", "idle_timeout_ms"];
@@ -503,3 +478,6 @@ fn add(into: &mut Table, from: &Table) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

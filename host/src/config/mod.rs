@@ -26,6 +26,7 @@ mod portable;
 mod postgres_url;
 mod raw;
 mod secret;
+mod split;
 mod trusted_key;
 
 /// The most linear memory that an instance can be given, in bytes: `memory_mb = 1024`.
@@ -42,9 +43,8 @@ use error::{Location, with_suggestion};
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use error::ConfigError;
-pub use join::JoinError;
 pub use place::Place;
-pub use portable::{Access, DatabaseKind, Needs, Portable, PortableError, SecretNeed};
+pub use portable::{Access, DatabaseKind, JoinError, Needs, Portable, PortableError, SecretNeed};
 pub use raw::{AsyncViews, Channels, Events, Limits, Server, Sockets, SyncViews};
 pub use trusted_key::{TrustedKey, key_id};
 

@@ -94,8 +94,6 @@ impl Place {
 
 impl Checker<'_> {
     fn place(&self, raw: raw::Place, mut table: Table) -> Result<Place, ConfigError> {
-        let file = self.folder.join("amphi-host.toml");
-        self.keep_private("the place", &file);
         let server = raw.server.get_ref();
         let listen = (server.listen.iter())
             .map(|address| self.address(address))

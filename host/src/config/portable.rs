@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::error::{ConfigError, Location, with_suggestion};
-use super::{Config, Storage};
 
 /// The folders of an artifact, as its configuration names them.
 pub(super) const COMPONENTS: &str = "components";
@@ -128,7 +127,7 @@ pub(super) fn is_of_place(path: &[&str]) -> bool {
 }
 
 /// The keys of a table of built-in middleware that belong to a place. The table names its kind, or is called so.
-fn of_middleware(name: &str, table: &Table) -> &'static [&'static str] {
+pub(super) fn of_middleware(name: &str, table: &Table) -> &'static [&'static str] {
     let kind = table.get("use").and_then(Value::as_str).unwrap_or(name);
     match kind {
         "basic-auth" => &["file", "users"],
@@ -151,7 +150,7 @@ impl fmt::Display for PortableError {
         match self {
             PortableError::Invalid(error) => error.fmt(f),
             PortableError::Refused(sentences) => {
-                f.write_str("the configuration in the artifact is refused:")?;
+                f.write_str("this configuration cannot be that of an artifact:")?;
                 (sentences.iter()).try_for_each(|sentence| write!(f, "\n  - {sentence}"))
             }
         }
@@ -160,101 +159,30 @@ impl fmt::Display for PortableError {
 
 impl std::error::Error for PortableError {}
 
-impl Portable {
-    /// Takes the app's part out of the text of an `amphi.toml`, which `config` was read from. Returns also the names of the
-    /// keys that are left to places.
-    ///
-    /// # Errors
-    /// When something that would be in the artifact must not be there: a key that signs sessions.
-    pub fn of(config: &Config, text: &str) -> Result<(Portable, Vec<String>), PortableError> {
-        let mut table: Table = text
-            .parse()
-            .map_err(|error| invalid(&config.file, text, &error))?;
-        let mut left = Vec::new();
-        let mut needs = Needs {
-            nats: config.channels.nats.is_some(),
-            ..Needs::default()
-        };
-        for (name, database) in &config.databases {
-            let kind = match database.storage {
-                Storage::Sqlite(_) => DatabaseKind::Sqlite,
-                Storage::Postgres(_) => DatabaseKind::Postgres,
-            };
-            needs.databases.insert(name.clone(), kind);
-        }
-        for (name, middleware) in tables(&mut table, "middleware") {
-            let keys = of_middleware(&name, middleware);
-            if !keys.is_empty() && keys != ["from"] {
-                needs.users.push(name.clone());
-            }
-            for key in keys {
-                if middleware.remove(*key).is_some() {
-                    left.push(format!("middleware.{name}.{key}"));
-                }
-            }
-        }
-        let mut open = Vec::new();
-        for (name, module) in tables(&mut table, "modules") {
-            module.insert("path".to_owned(), COMPONENTS.into());
-            module.remove("build");
-            for (key, secret) in inner(module, "secrets") {
-                let generate = secret.get("generate").and_then(Value::as_bool);
-                let need = match generate {
-                    Some(true) => SecretNeed::Generated,
-                    _ => SecretNeed::Given,
-                };
-                needs
-                    .secrets
-                    .entry(name.clone())
-                    .or_default()
-                    .insert(key, need);
-            }
-            let directories = module.get("directories").and_then(Value::as_array);
-            for directory in directories.into_iter().flatten() {
-                let guest = directory.get("guest").and_then(Value::as_str);
-                let access = match directory.get("write").and_then(Value::as_bool) {
-                    Some(true) => Access::Write,
-                    _ => Access::Read,
-                };
-                let known = needs.directories.entry(name.clone()).or_default();
-                known.insert(guest.unwrap_or_default().to_owned(), access);
-            }
-            for key in ["session_key", "session_key_previous"] {
-                if module.get("settings").and_then(|it| it.get(key)).is_some() {
-                    open.push(format!(
-                        "`{key}` of module `{name}` is a setting, so everybody who has the artifact would have it: move it to `secrets`"
-                    ));
-                }
-            }
-        }
-        if !open.is_empty() {
-            return Err(PortableError::Refused(open));
-        }
-        for path in found(&table) {
-            let names: Vec<&str> = path.iter().map(String::as_str).collect();
-            if is_of_place(&names) {
-                take(&mut table, &names);
-                if !matches!(names[..], ["modules", ..]) {
-                    left.push(names.join("."));
-                }
-            }
-        }
-        for (name, database) in tables(&mut table, "databases") {
-            if database.contains_key(MIGRATIONS) {
-                database.insert(MIGRATIONS.to_owned(), format!("{MIGRATIONS}/{name}").into());
-            }
-        }
-        if let Some(served) = table.get_mut(STATIC).and_then(Value::as_table_mut) {
-            served.insert("dir".to_owned(), STATIC.into());
-        }
-        let portable = Portable {
-            name: config.name.clone(),
-            needs,
-            table,
-        };
-        Ok((portable, left))
-    }
+/// Why an artifact cannot run in a place.
+#[derive(Debug)]
+pub enum JoinError {
+    /// The place does not have or allow what the artifact asks for: all of it, and the name of the place.
+    Refused(Vec<String>, String),
+    /// Together they are no valid configuration.
+    Invalid(ConfigError),
+}
 
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JoinError::Invalid(error) => error.fmt(f),
+            JoinError::Refused(sentences, place) => {
+                write!(f, "the app asks for what {place} does not give:")?;
+                (sentences.iter()).try_for_each(|sentence| write!(f, "\n  - {sentence}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for JoinError {}
+
+impl Portable {
     /// The text that an artifact has.
     pub fn text(&self) -> String {
         let mut table = self.table.clone();
@@ -331,7 +259,7 @@ impl Portable {
     }
 }
 
-fn invalid(file: &Path, text: &str, error: &toml::de::Error) -> PortableError {
+pub(super) fn invalid(file: &Path, text: &str, error: &toml::de::Error) -> PortableError {
     PortableError::Invalid(ConfigError {
         file: file.to_owned(),
         location: error.span().map(|span| Location::of(text, span.start)),
@@ -349,13 +277,8 @@ pub(super) fn tables<'a>(
     each.filter_map(|(name, table)| Some((name.clone(), table.as_table_mut()?)))
 }
 
-fn inner(table: &Table, name: &str) -> Table {
-    let found = table.get(name).and_then(Value::as_table);
-    found.cloned().unwrap_or_default()
-}
-
 /// The paths of all keys that are at most three tables deep.
-fn found(table: &Table) -> Vec<Vec<String>> {
+pub(super) fn found(table: &Table) -> Vec<Vec<String>> {
     fn visit(table: &Table, path: &[String], into: &mut Vec<Vec<String>>) {
         for (name, value) in table {
             let mut path = path.to_vec();
@@ -369,12 +292,4 @@ fn found(table: &Table) -> Vec<Vec<String>> {
     let mut into = Vec::new();
     visit(table, &[], &mut into);
     into
-}
-
-fn take(table: &mut Table, path: &[&str]) -> Option<Value> {
-    match path {
-        [] => None,
-        [name] => table.remove(*name),
-        [name, rest @ ..] => take(table.get_mut(*name)?.as_table_mut()?, rest),
-    }
 }

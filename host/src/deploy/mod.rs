@@ -3,3 +3,6 @@
 mod state;
 
 pub use state::{Active, Incoming, State, Version};
+
+#[cfg(test)]
+mod tests;
