@@ -604,21 +604,21 @@ async fn a_registry_that_attacks_is_refused_within_limits() {
     };
     for (answer, words) in [
         (
-            &b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n{"[..],
+            &b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 104857600\r\n\r\n{"[..],
             "the manifest has 104857600 bytes: the most is 4194304",
         ),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "the manifest cannot be read"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{}", "the registry"),
+        (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}", "the manifest cannot be read"),
+        (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 20\r\n\r\n{}", "the registry"),
         (
-            b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Bearer realm=\"ftp://x/\"\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 401 Unauthorized\r\nconnection: close\r\nwww-authenticate: Bearer realm=\"ftp://x/\"\r\ncontent-length: 0\r\n\r\n",
             "the registry",
         ),
         (
-            b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: \"\"\"=,,\r\ncontent-length: 0\r\n\r\n",
+            b"HTTP/1.1 401 Unauthorized\r\nconnection: close\r\nwww-authenticate: \"\"\"=,,\r\ncontent-length: 0\r\n\r\n",
             "docker login",
         ),
-        (b"HTTP/1.1 500 Oh\r\ncontent-length: 5\r\n\r\n\x1b[31m", "500"),
-        (b"HTTP/1.1 307 There\r\nlocation: /v2/\r\ncontent-length: 0\r\n\r\n", "the registry"),
+        (b"HTTP/1.1 500 Oh\r\nconnection: close\r\ncontent-length: 5\r\n\r\n\x1b[31m", "500"),
+        (b"HTTP/1.1 307 There\r\nconnection: close\r\nlocation: /v2/\r\ncontent-length: 0\r\n\r\n", "the registry"),
         (b"nonsense", "the registry"),
     ] {
         let ran = pull(&origin::canned(answer).await);

@@ -15,8 +15,8 @@ use crate::view::Topics;
 
 /// Limits that are none when they are 0.
 const ENDLESS_AT_0: [&str; 2] = ["messages_per_second_max", "idle_timeout_ms"];
-/// The hash of a password that nobody has, where users are needed and nobody signs in.
-const NOBODY: &str = "$2y$10$XXXXXXXXXXXXXXXXXXXXXOXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX";
+/// The hash of random bytes that nobody has kept: where users are needed and nobody signs in.
+const NOBODY: &str = "$2y$10$xloi1cj4sCgK/rytgaL3QuvyhambtBSTv/H.SXG5veSf9yz.qF8tK";
 
 impl Portable {
     /// The configuration for looking at an app without a place: what a place gives is made up. `folder`: where the
