@@ -5,9 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::layout::{
-    APP, Annotations, CONFIG, CONFIG_FILE, Descriptor, Digest, Hashing, MANIFEST, Manifest,
-};
+use super::layout::{APP, Annotations, CONFIG, Descriptor, Digest, Hashing, MANIFEST, Manifest};
 use super::limits::{ArtifactError, LIMITS, Result, within};
 use super::manifest::{AppManifest, Kind};
 use super::read::Artifact;
