@@ -10,7 +10,7 @@
 //! ([`LIMITS`]), takes paths from a short list of forms, writes only into a folder that it has made itself, compares
 //! every content with its digest while it is written, and removes the folder when anything is wrong.
 //!
-//! What an app needs of a place is in its configuration ([`crate::config::portable`]); unpacked versions are in
+//! What an app needs of a place is in its configuration ([`crate::config::Portable`]); unpacked versions are in
 //! [`crate::deploy`].
 
 pub mod layout;
