@@ -3,10 +3,15 @@
 //! Each function returns for every input, without a panic, in time and memory linear in the input.
 
 use std::net::SocketAddr;
+use std::path::{Component, Path};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::app::router::Router;
+use crate::artifact::registry::Reference;
+use crate::artifact::signature::{self, Trust};
+use crate::artifact::{AppManifest, LIMITS};
+use crate::config::{Portable, TrustedKey};
 use crate::guest::run;
 use crate::http::authority::Host;
 use crate::http::proxies::{Addresses, Proxies};
@@ -103,5 +108,57 @@ pub fn request_headers(data: &[u8]) {
 pub fn function_name(data: &[u8]) {
     if let Ok(name) = std::str::from_utf8(data) {
         assert!(run::backtrace::demangled(name).len() <= 600);
+    }
+}
+
+/// Reads the manifest of an artifact, as from a registry.
+pub fn artifact_manifest(data: &[u8]) {
+    let Ok(manifest) = AppManifest::parse(data.to_vec(), &LIMITS) else {
+        return;
+    };
+    let total: u64 = manifest.files.iter().map(|file| file.size).sum();
+    assert!(total <= LIMITS.total_bytes && manifest.files.len() <= LIMITS.files);
+    for file in &manifest.files {
+        let plain = |part| matches!(part, Component::Normal(_));
+        assert!(Path::new(&file.path).components().all(plain));
+    }
+}
+
+/// Reads the configuration of an artifact, and checks it without a place.
+pub fn artifact_config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(portable) = Portable::parse(Path::new("fuzz"), text) {
+        let again = Portable::parse(Path::new("fuzz"), &portable.text());
+        assert!(again.is_ok_and(|again| again.needs == portable.needs));
+        let _ = portable.alone(Path::new("/nowhere"));
+    }
+}
+
+/// Reads the signature of an artifact, and compares it with a key.
+pub fn artifact_signature(data: &[u8]) {
+    const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+    let manifest = br#"{"schemaVersion":2}"#.to_vec();
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let key = TrustedKey::parse(KEY).expect("it is a key");
+    let manifest = AppManifest::unchecked(manifest);
+    let signatures = [text.to_owned()];
+    let checked = Trust::Keys(vec![key]).check(&manifest, &signatures);
+    assert!(checked.is_err(), "nobody has signed it");
+    let _ = signature::names(&signatures);
+    let _ = TrustedKey::parse(text);
+}
+
+/// Reads a reference to an artifact in a registry.
+pub fn reference(data: &[u8]) {
+    if let Some(reference) = std::str::from_utf8(data)
+        .ok()
+        .and_then(|text| text.parse::<Reference>().ok())
+    {
+        let again: Reference = reference.to_string().parse().expect("it is one");
+        assert!(again == reference && !reference.short_name().contains('/'));
     }
 }

@@ -11,12 +11,14 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 pub mod app;
+pub mod artifact;
 pub mod budget;
 pub mod channels;
 pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod database;
+pub mod deploy;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guest;

@@ -148,4 +148,21 @@ targets! {
         "_RNvMs0_NtCs5l0EXMQXRMU_21rustc_demangle_fixture4test",
         "_RINvNtC3std3mem8align_ofNtNtC3std3mem12DiscriminantE",
     ];
+    artifact_manifest: amphi::fuzz::artifact_manifest, [
+        "{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"artifactType\":\"application/vnd.amphi.app.v1\",\"config\":{\"mediaType\":\"application/vnd.amphi.config.v1+toml\",\"digest\":\"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\",\"size\":0},\"layers\":[{\"mediaType\":\"application/octet-stream\",\"digest\":\"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\",\"size\":0,\"annotations\":{\"org.opencontainers.image.title\":\"static/a\"}},{\"mediaType\":\"application/wasm\",\"digest\":\"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\",\"size\":0,\"annotations\":{\"org.opencontainers.image.title\":\"components/../a.wasm\"}}]}",
+        "{\"org.opencontainers.image.title\":\"static/b/c\",\"layers\":[]}",
+    ];
+    artifact_config: amphi::fuzz::artifact_config, [
+        "[app]\nname = \"a\"\n[server]\nheaders_max = 10\n[static]\ndir = \"static\"\n[databases.a]\nmigrations = \"migrations/a\"\n[modules.b]\npath = \"components\"\ndatabases = [\"a\"]\nhttp = [\"*\"]\n[needs.databases]\na = \"sqlite\"\n[needs.secrets.b]\nkey = \"generated\"\n[needs.directories.b]\n\"/x\" = \"write\"\n",
+        "listen = [\"0.0.0.0:1\"]\nsecrets = { a = { file = \"/etc/passwd\" } }\n[middleware.m]\nuse = \"basic-auth\"\n",
+    ];
+    artifact_signature: amphi::fuzz::artifact_signature, [
+        "untrusted comment: amphi\nRUQf6LRCGA9i559r3g7V1qNyJDApGip8MfqcadIgT9CuhV3EMhHoN1mGTkUidF/z7SrlQgXdy8ofjb7bNJJylDOocrCo8KLzZwo=\ntrusted comment: x\ny/rUw2y8/hOUYjZU71eHp/Wo1KZ40fGy2VJEDl34XMJM+TX48Ss/17u3IvIfbVR1FkZZSNCisQbuQY+bHwhEBg==\n",
+        "untrusted comment: a\nRWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n",
+    ];
+    reference: amphi::fuzz::reference, [
+        "oci://registry.example.com:5000/team/shop_1.2:1.0-rc@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "[::1]:80/a/b",
+        "user:password@localhost/a?b#c",
+    ];
 }

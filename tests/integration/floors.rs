@@ -25,6 +25,7 @@ const CIRCLES: &[(&[&str], &str)] = &[
             "config/check/middleware.rs",
             "config/database.rs",
             "config/mod.rs",
+            "config/place.rs",
             "config/raw.rs",
         ],
         "checking makes the types of the parent module from the raw ones, key by key",

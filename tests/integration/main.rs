@@ -9,6 +9,7 @@ extern crate amphi_tests;
 use amphi_tests::harness;
 
 mod adversary;
+mod artifacts;
 mod atomicity;
 mod bindings;
 mod bodies;

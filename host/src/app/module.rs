@@ -269,30 +269,30 @@ impl Prepared {
 /// The component files of a module: the configured one, or those that `amphi build` has put into `artifacts`.
 ///
 /// # Errors
-/// When the module is a crate that has not been built.
+/// When the module is a crate that has not been built, or its components are gone.
 pub fn files(module: &config::Module, artifacts: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    match &module.source {
-        config::Source::Wasm(file) => Ok(vec![file.clone()]),
-        config::Source::Crate(folder) => {
-            let built: Vec<PathBuf> = ([Mode::Sync, Mode::Async].iter())
-                .map(|mode| artifact(artifacts, &module.name, *mode))
-                .filter(|file| file.is_file())
-                .collect();
-            if built.is_empty() {
-                bail!(
-                    "module `{}`: the crate {} has not been built: run `amphi build` (what `amphi up` builds is for `amphi up` alone)",
-                    module.name,
-                    folder.display()
-                );
-            }
-            Ok(built)
-        }
+    let (folder, missing) = match &module.source {
+        config::Source::Wasm(file) => return Ok(vec![file.clone()]),
+        config::Source::Crate(source) => (
+            artifacts,
+            format!(
+                "the crate {} has not been built: run `amphi build` (what `amphi up` builds is for `amphi up` alone)",
+                source.display()
+            ),
+        ),
+        config::Source::Built(folder) => (
+            folder.as_path(),
+            format!("its components in {} are gone", folder.display()),
+        ),
+    };
+    let built: Vec<PathBuf> = ([Mode::Sync, Mode::Async].iter())
+        .map(|mode| config::component(folder, &module.name, *mode))
+        .filter(|file| file.is_file())
+        .collect();
+    if built.is_empty() {
+        bail!("module `{}`: {missing}", module.name);
     }
-}
-
-/// The file of the component that `amphi build` compiles from a module, for one mode.
-pub fn artifact(artifacts: &Path, module: &str, mode: Mode) -> PathBuf {
-    artifacts.join(format!("{module}.{mode}.wasm"))
+    Ok(built)
 }
 
 /// Compiles the component in `file` (or takes it from the cache), and reads its mode and its imports.

@@ -18,7 +18,6 @@ use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
 
 use super::rustc;
-use crate::app::module;
 use crate::config::{self, Config, Source};
 use crate::telemetry::stderr;
 use crate::view::Mode;
@@ -163,7 +162,7 @@ pub(super) fn build(config: &mut Config, purpose: Purpose) -> anyhow::Result<Bui
         let modes = build_crate(&folder, metadata, &module.name, &waiting, purpose)?;
         for mode in [Mode::Sync, Mode::Async] {
             let [to, from] =
-                [&final_place, &waiting].map(|place| module::artifact(place, &module.name, mode));
+                [&final_place, &waiting].map(|place| config::component(place, &module.name, mode));
             let from = modes.contains(&mode).then_some(from);
             built.components.push((to, from));
         }
@@ -195,7 +194,7 @@ fn build_crate(
 ) -> anyhow::Result<Vec<Mode>> {
     let since = Instant::now();
     let [sync, asynch] =
-        [Mode::Sync, Mode::Async].map(|mode| module::artifact(waiting, module, mode));
+        [Mode::Sync, Mode::Async].map(|mode| config::component(waiting, module, mode));
     let (has_sync, has_async) = (sync.is_file(), asynch.is_file());
     // If the last build found views of only one mode, the same is likely now: that mode is compiled first, without the
     // other one.

@@ -1,15 +1,15 @@
 //! `amphi migrate`: applies the migrations that an app's databases do not have yet.
 
 use std::cell::RefCell;
-use std::path::Path;
 
+use super::block_on::block_on;
 use super::routes::print;
-use super::serve::block_on;
-use crate::config::{self, Config};
+use super::source::Placed;
+use crate::config::Purpose;
 use crate::database::migration;
 
-pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
-    let config = Config::load_for(folder, config::Purpose::Migrate)?;
+pub(super) fn run(placed: &Placed) -> anyhow::Result<()> {
+    let config = placed.resolve(Purpose::Migrate)?.config;
     let (applied, printed) = block_on(async {
         tokio::task::spawn_blocking(move || {
             // Migrations go on even if their names cannot be printed. The first error of printing is returned at the

@@ -1,13 +1,19 @@
 //! The command line: the arguments of each command. One file per command does the work.
 
+mod block_on;
 pub mod build;
 mod file_id;
 mod inspect;
 mod migrate;
 mod new;
+mod package;
+mod pull;
+mod push;
 mod routes;
 mod rustc;
 mod serve;
+mod sign;
+mod source;
 mod up;
 
 use std::ffi::OsString;
@@ -47,18 +53,44 @@ enum Command {
     /// Build and serve an app; rebuild and swap it when a source file changes. For development.
     #[command(after_help = "Example: amphi up examples/guestbook --listen 127.0.0.1:8080")]
     Up(Serving),
-    /// Serve an app that has been built. For production.
-    #[command(after_help = "Example: amphi serve /srv/shop --listen 0.0.0.0:80 --log-format json")]
-    Serve(Serving),
+    /// Serve an app that has been built: from its folder, from an artifact, or what a place has served before. For
+    /// production.
+    #[command(
+        after_help = "Examples: amphi serve /srv/shop --listen 0.0.0.0:80 --log-format json\n          amphi serve shop.amphi\n          amphi serve --place /etc/amphi/shop.toml oci://registry.example.com/team/shop:1.0"
+    )]
+    Serve(serve::Arguments),
     /// Apply the migrations that an app's databases do not have yet.
-    #[command(after_help = "Example: amphi migrate /srv/shop && amphi serve /srv/shop")]
-    Migrate(Folder),
+    #[command(
+        after_help = "Examples: amphi migrate /srv/shop && amphi serve /srv/shop\n          amphi migrate --place /etc/amphi/shop.toml shop.amphi"
+    )]
+    Migrate(source::Placed),
     /// List an app's routes: method, path, module, view, mode, atomic.
     #[command(after_help = "Example: amphi routes examples/guestbook")]
     Routes(Folder),
-    /// Show a component's mode, views and imports.
-    #[command(after_help = "Example: amphi inspect target/amphi/shop.sync.wasm")]
+    /// Show a component's mode, views and imports, or what is in an artifact and what it asks for.
+    #[command(
+        after_help = "Examples: amphi inspect target/amphi/shop.sync.wasm\n          amphi inspect shop.amphi"
+    )]
     Inspect(inspect::Arguments),
+    /// Make one immutable file of an app that has been built: an artifact, which is named by its digest.
+    #[command(
+        after_help = "Example: amphi build && amphi package -o shop.amphi --sign release.key"
+    )]
+    Package(package::Arguments),
+    /// Sign an artifact, or make the keys for it.
+    #[command(
+        after_help = "Examples: amphi sign --new-key release\n          amphi sign shop.amphi --key release.key"
+    )]
+    Sign(sign::Arguments),
+    /// Send an artifact, with its signatures, to a registry.
+    #[command(
+        allow_missing_positional = true,
+        after_help = "Example: amphi push shop.amphi registry.example.com/team/shop:1.0"
+    )]
+    Push(push::Arguments),
+    /// Fetch an artifact from a registry.
+    #[command(after_help = "Example: amphi pull registry.example.com/team/shop:1.0 -o shop.amphi")]
+    Pull(pull::Arguments),
 }
 
 #[derive(Args)]
@@ -83,14 +115,20 @@ struct Serving {
 impl Serving {
     fn config(&self) -> anyhow::Result<Config> {
         let mut config = Config::load(&self.folder.folder)?;
-        if !self.listen.is_empty() {
-            config.listen.clone_from(&self.listen);
-            if let Some(overlap) = overlap(&config.listen, config.admin) {
-                bail!("--listen: {overlap}");
-            }
-        }
+        listen(&mut config, &self.listen)?;
         Ok(config)
     }
+}
+
+/// Listens on the addresses of the command line, if there are any.
+fn listen(config: &mut Config, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+    if !addresses.is_empty() {
+        config.listen = addresses.to_vec();
+        if let Some(overlap) = overlap(&config.listen, config.admin) {
+            bail!("--listen: {overlap}");
+        }
+    }
+    Ok(())
 }
 
 /// Runs the command line of this process: what `main` does.
@@ -105,7 +143,8 @@ pub fn run() -> ExitCode {
 pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> ExitCode {
     let arguments = Arguments::parse_from(arguments);
     log::start(match &arguments.command {
-        Command::Up(serving) | Command::Serve(serving) => serving.log_format,
+        Command::Up(serving) => serving.log_format,
+        Command::Serve(arguments) => arguments.log_format,
         _ => LogFormat::Text,
     });
     let done = match arguments.command {
@@ -113,9 +152,13 @@ pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> E
         Command::Build(folder) => build::run(&folder.folder),
         Command::Up(serving) => up::run(serving),
         Command::Serve(serving) => serve::run(&serving),
-        Command::Migrate(folder) => migrate::run(&folder.folder),
+        Command::Migrate(placed) => migrate::run(&placed),
         Command::Routes(folder) => routes::run(&folder.folder),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
+        Command::Push(arguments) => push::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments),
     };
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,

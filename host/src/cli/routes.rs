@@ -23,6 +23,11 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
         config.artifacts_in = Some(development);
     }
     let app = check(config)?;
+    print(&list(&app))
+}
+
+/// The table of an app's routes.
+pub(super) fn list(app: &App) -> String {
     let mut rows: Vec<[String; 6]> = (app.views.iter())
         .map(|view| {
             let atomic = if view.transaction.atomic {
@@ -52,16 +57,13 @@ pub(super) fn run(folder: &Path) -> anyhow::Result<()> {
         ]);
     }
     rows.sort_by(|a, b| (&a[1], &a[0]).cmp(&(&b[1], &b[0])));
-    print(&table(
-        ["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"],
-        rows,
-    ))
+    table(["METHOD", "PATH", "MODULE", "VIEW", "MODE", "ATOMIC"], rows)
 }
 
 /// Loads an app's modules and routes without serving it or touching its databases.
 pub(super) fn check(config: Config) -> anyhow::Result<App> {
     let engines = Engines::for_looking()?;
-    super::serve::block_on(async {
+    super::block_on::block_on(async {
         tokio::task::spawn_blocking(move || {
             App::load(config, &engines, Databases::new(), false, None)
         })

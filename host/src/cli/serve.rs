@@ -1,29 +1,55 @@
 //! `amphi serve`: serves an app that has been built, until SIGTERM or Ctrl-C.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::Serving;
+use super::block_on::block_on;
 use super::file_id::FileId;
+use super::source::Placed;
 use crate::app::App;
 use crate::app::host::Host;
 use crate::channels::NatsConfig;
-use crate::config::{Config, Storage};
+use crate::config::{Config, Purpose, Storage};
 use crate::database::{self, Database, Databases, migration};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
+use crate::telemetry::log::LogFormat;
 use crate::telemetry::metrics::METRICS;
 use crate::telemetry::stderr;
 
-pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
-    let config = serving.config()?;
+#[derive(Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    placed: Placed,
+    /// Listen here instead of where the configuration says; may be given more than once.
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+    /// How the log on standard error looks. The variable AMPHI_LOG filters it, e.g. `warn` or `debug`.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) log_format: LogFormat,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut resolved = arguments.placed.resolve(Purpose::Serve)?;
+    super::listen(&mut resolved.config, &arguments.listen)?;
+    let migrations = match resolved.is_own_place {
+        true => Migrations::ApplyToOwn,
+        false => Migrations::Check,
+    };
     block_on(async {
-        let running = Running::start(config, Migrations::Check).await?;
+        let running = Running::start(resolved.config, migrations).await?;
+        // A version that cannot be served is never the active one.
+        if let Some((state, active)) = resolved.active {
+            state.set_active(&active)?;
+            tracing::info!(digest = %active.digest, from = active.from, "active");
+        }
         running.serve().await
     })
 }
@@ -33,23 +59,6 @@ pub(super) fn run(serving: &Serving) -> anyhow::Result<()> {
 const INSTANCE_SLOTS: usize = 8_000;
 /// How often the kept instances are searched for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long the process waits at its end for threads that still do blocking work, such as writing to a disk.
-const LAST_WAIT: Duration = Duration::from_secs(1);
-
-/// Runs a command on the main runtime, which does everything but requests: signals, accepting connections, watching
-/// files, and the work that sync workers wait for.
-pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .thread_stack_size(database::STACK_BYTES)
-        .build()
-        .context("the runtime")?;
-    let done = runtime.block_on(work);
-    runtime.shutdown_timeout(LAST_WAIT);
-    done
-}
-
 /// An app that is loaded, with sockets that listen.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
@@ -78,7 +87,7 @@ impl Running {
         };
         let engines = match migrations {
             Migrations::Apply => Engines::for_development(sync, r#async)?,
-            Migrations::Check => Engines::new(sync, r#async)?,
+            Migrations::ApplyToOwn | Migrations::Check => Engines::new(sync, r#async)?,
         };
         let (app, files) = {
             let engines = engines.clone();
@@ -139,6 +148,8 @@ async fn sweep(host: Arc<Host>) {
 pub(super) enum Migrations {
     /// The command applies them (`amphi up`).
     Apply,
+    /// The command applies them: the databases are the artifact's own (`amphi serve app.amphi`).
+    ApplyToOwn,
     /// The command checks that `amphi migrate` has applied them.
     Check,
 }
@@ -186,7 +197,7 @@ pub(super) fn load(
     let databases = database::open_all(&config, &open.unwrap_or_default())?;
     let previous = previous.map(|(app, _)| app);
     let app = App::load(config, engines, databases, development, previous)?;
-    if migrations == Migrations::Apply {
+    if migrations != Migrations::Check {
         migration::migrate_all(&app.config, |database, migration| {
             tracing::info!(database, migration, "migration applied");
         })?;

@@ -12,9 +12,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Serving;
+use super::block_on::block_on;
 use super::build::{self, NotCompiled, Purpose};
 use super::file_id::FileId;
-use super::serve::{DatabaseFiles, Migrations, Running, block_on, load};
+use super::serve::{DatabaseFiles, Migrations, Running, load};
 use crate::app::host::Host;
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
@@ -289,8 +290,10 @@ impl Concern {
             .extend(packages.iter().map(|folder| real(folder)));
         self.folders.insert(real(config.folder()));
         for module in &config.modules {
-            if let Source::Wasm(file) = &module.source {
-                self.folders.extend(file.parent().map(real));
+            match &module.source {
+                Source::Wasm(file) => self.folders.extend(file.parent().map(real)),
+                Source::Built(folder) => drop(self.folders.insert(real(folder))),
+                Source::Crate(_) => {}
             }
             let granted = module.directories.iter();
             self.ignored.extend(granted.map(|dir| real(&dir.host)));

@@ -14,11 +14,11 @@ use super::database::Address;
 use super::error::{ConfigError, Location};
 use super::{
     Atomic, Channels, Config, Database, Directory, HttpGrant, Limits, MEMORY_BYTES_MAX, Module,
-    Purpose, Reuse, Server, Source, StaticFiles, Storage, raw,
+    Purpose, Reuse, Server, Source, StaticFiles, Storage, component, raw,
 };
 use crate::http::authority::Host;
 use crate::http::proxies::{Addresses, Proxies};
-use crate::view::Topics;
+use crate::view::{Mode, Topics};
 use middleware::Builtins;
 
 mod middleware;
@@ -57,7 +57,7 @@ const SESSION_KEY_MIN: usize = 32;
 const SESSION_NAME: &str = "session";
 
 pub(super) struct Checker<'a> {
-    file: &'a Path,
+    pub(super) file: &'a Path,
     text: &'a str,
     pub(super) folder: &'a Path,
     pub(super) purpose: Purpose,
@@ -130,7 +130,8 @@ impl<'a> Checker<'a> {
             return Err(self.error(&raw.server, overlap));
         }
         self.server(&raw.server)?;
-        self.pools(&raw)?;
+        self.pools(&raw.sync_views, &raw.async_views, &raw.events, &raw.sockets)?;
+        self.channels(&raw.channels)?;
         let limits = self.limits(&raw.limits, &Limits::default())?;
         let served_at = (raw.static_files.as_ref()).map_or(0, |files| files.dir.span().start);
         let databases = (raw.databases.into_iter())
@@ -213,10 +214,11 @@ impl<'a> Checker<'a> {
             static_files,
             modules,
             artifacts_in: None,
+            named: self.folder.display().to_string(),
         })
     }
 
-    fn address(&self, address: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+    pub(super) fn address(&self, address: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
         address.get_ref().parse().map_err(|_| {
             self.error(
                 address,
@@ -228,7 +230,7 @@ impl<'a> Checker<'a> {
         })
     }
 
-    fn server(&self, server: &Spanned<Server>) -> Result<(), ConfigError> {
+    pub(super) fn server(&self, server: &Spanned<Server>) -> Result<(), ConfigError> {
         let s = server.get_ref();
         let ordered = [
             ("body_inline_bytes", s.body_inline_bytes),
@@ -265,8 +267,14 @@ impl<'a> Checker<'a> {
         self.within(at, "log_queue_bytes", s.log_queue_bytes, LOG_QUEUE_BYTES)
     }
 
-    fn pools(&self, raw: &raw::Config) -> Result<(), ConfigError> {
-        let (sync, at) = (raw.sync_views.get_ref(), raw.sync_views.span().start);
+    pub(super) fn pools(
+        &self,
+        sync: &Spanned<raw::SyncViews>,
+        r#async: &Spanned<raw::AsyncViews>,
+        events: &Spanned<raw::Events>,
+        sockets: &Spanned<raw::Sockets>,
+    ) -> Result<(), ConfigError> {
+        let (sync, at) = (sync.get_ref(), sync.span().start);
         self.within(at, "workers", sync.workers, 1..=10_000)?;
         self.within(at, "workers_max", sync.workers_max, 1..=10_000)?;
         self.within(at, "queue_max", sync.queue_max, 0..=1_000_000)?;
@@ -277,18 +285,18 @@ impl<'a> Checker<'a> {
                 "`workers` ({}) is over `workers_max` ({}): raise the maximum or start with fewer", sync.workers, sync.workers_max
             )));
         }
-        let (r#async, at) = (raw.async_views.get_ref(), raw.async_views.span().start);
+        let (r#async, at) = (r#async.get_ref(), r#async.span().start);
         self.within(at, "loops", r#async.loops, 1..=1024)?;
         self.within(at, "in_flight_max", r#async.in_flight_max, 1..=100_000)?;
         self.within(at, "sockets_max", r#async.sockets_max, 0..=100_000)?;
         self.within(at, "queue_max", r#async.queue_max, 0..=1_000_000)?;
         self.within(at, "queue_timeout_ms", r#async.queue_timeout_ms, TIME_MS)?;
         self.within(at, "instances_kept_max", r#async.instances_kept_max, KEPT)?;
-        let (events, at) = (raw.events.get_ref(), raw.events.span().start);
+        let (events, at) = (events.get_ref(), events.span().start);
         self.within(at, "queue_max", events.queue_max, 1..=1_000_000)?;
         self.within(at, "in_flight_max", events.in_flight_max, 1..=10_000)?;
         self.within(at, "payload_max_bytes", events.payload_max_bytes, BYTES)?;
-        let (sockets, at) = (raw.sockets.get_ref(), raw.sockets.span().start);
+        let (sockets, at) = (sockets.get_ref(), sockets.span().start);
         self.within(
             at,
             "message_max_bytes",
@@ -308,11 +316,10 @@ impl<'a> Checker<'a> {
             "idle_timeout_ms",
             sockets.idle_timeout_ms,
             TIME_MS_OR_NONE,
-        )?;
-        self.channels(&raw.channels)
+        )
     }
 
-    fn channels(&self, channels: &Spanned<raw::Channels>) -> Result<(), ConfigError> {
+    pub(super) fn channels(&self, channels: &Spanned<raw::Channels>) -> Result<(), ConfigError> {
         let (channels, at) = (channels.get_ref(), channels.span().start);
         self.within(at, "groups_max", channels.groups_max, 1..=10_000_000)?;
         let groups = channels.groups_per_connection_max;
@@ -359,7 +366,11 @@ impl<'a> Checker<'a> {
     }
 
     /// The limits that a table names, and for the rest those of `over`.
-    fn limits(&self, own: &Spanned<raw::OwnLimits>, over: &Limits) -> Result<Limits, ConfigError> {
+    pub(super) fn limits(
+        &self,
+        own: &Spanned<raw::OwnLimits>,
+        over: &Limits,
+    ) -> Result<Limits, ConfigError> {
         let (own, at) = (own.get_ref(), own.span().start);
         let mut limits = own.over(over);
         self.within(at, "cpu_ms", limits.cpu_ms, TIME_MS)?;
@@ -483,7 +494,7 @@ impl<'a> Checker<'a> {
             ));
         }
         let raw = raw.into_inner();
-        let source = self.source(&raw.path)?;
+        let source = self.source(&name, &raw.path)?;
         let build = self.build_command(raw.build.as_ref(), &source)?;
         for database in &raw.databases {
             if !databases.contains_key(database.get_ref()) {
@@ -578,14 +589,14 @@ impl<'a> Checker<'a> {
         let Some(command) = command else {
             return Ok(None);
         };
-        if matches!(source, Source::Crate(_)) {
+        if !matches!(source, Source::Wasm(_)) {
             let sentence = "`build` is for components that another build system makes: `path` names a crate, which `amphi build` builds itself";
             return Err(self.error(command, sentence.to_owned()));
         }
         Ok(Some(command.get_ref().clone()))
     }
 
-    fn source(&self, path: &Spanned<PathBuf>) -> Result<Source, ConfigError> {
+    fn source(&self, name: &str, path: &Spanned<PathBuf>) -> Result<Source, ConfigError> {
         let full = self.folder.join(path.get_ref());
         if full
             .extension()
@@ -596,16 +607,21 @@ impl<'a> Checker<'a> {
         if full.join("Cargo.toml").is_file() {
             return Ok(Source::Crate(full));
         }
+        let modes = [Mode::Sync, Mode::Async];
+        let mut built = modes.map(|mode| component(&full, name, mode)).into_iter();
+        if built.any(|file| file.is_file()) {
+            return Ok(Source::Built(full));
+        }
         Err(self.error(
             path,
             format!(
-                "{} is neither a `.wasm` file nor a folder with a Cargo.toml",
+                "{} is neither a `.wasm` file nor a folder with a Cargo.toml or with `{name}.sync.wasm` or `{name}.async.wasm`",
                 full.display()
             ),
         ))
     }
 
-    fn http_grant(&self, grant: &Spanned<String>) -> Result<HttpGrant, ConfigError> {
+    pub(super) fn http_grant(&self, grant: &Spanned<String>) -> Result<HttpGrant, ConfigError> {
         let text = grant.get_ref().as_str();
         match text {
             "self" => return Ok(HttpGrant::Own),
@@ -636,7 +652,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
+    pub(super) fn proxies(&self, server: &Server) -> Result<Proxies, ConfigError> {
         let parse = |text: &Spanned<String>| {
             Proxies::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
         };
@@ -654,14 +670,14 @@ impl<'a> Checker<'a> {
         Ok(Proxies::new(networks, addresses))
     }
 
-    fn topics(&self, raw: &[Spanned<String>]) -> Result<Vec<Topics>, ConfigError> {
+    pub(super) fn topics(&self, raw: &[Spanned<String>]) -> Result<Vec<Topics>, ConfigError> {
         let parse = |text: &Spanned<String>| {
             Topics::parse(text.get_ref()).map_err(|sentence| self.error(text, sentence))
         };
         raw.iter().map(parse).collect()
     }
 
-    fn directory(&self, raw: &Spanned<Directory>) -> Result<Directory, ConfigError> {
+    pub(super) fn directory(&self, raw: &Spanned<Directory>) -> Result<Directory, ConfigError> {
         let dir = raw.get_ref();
         let host = self.folder.join(&dir.host);
         if !host.is_dir() {
@@ -681,7 +697,12 @@ impl<'a> Checker<'a> {
 
     /// Refuses a key for sessions that is too short. So the mistake shows when the host starts, not when the first
     /// session is used.
-    fn session_key<T>(&self, at: &Spanned<T>, name: &str, key: &str) -> Result<(), ConfigError> {
+    pub(super) fn session_key<T>(
+        &self,
+        at: &Spanned<T>,
+        name: &str,
+        key: &str,
+    ) -> Result<(), ConfigError> {
         let length = key.chars().count();
         let is_key = ["session_key", "session_key_previous"].contains(&name);
         if !is_key || length >= SESSION_KEY_MIN {
@@ -722,7 +743,7 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {
+    pub(super) fn setting(&self, value: &Spanned<toml::Value>) -> Result<String, ConfigError> {
         match value.get_ref() {
             toml::Value::String(text) => Ok(text.clone()),
             toml::Value::Integer(number) => Ok(number.to_string()),

@@ -15,14 +15,19 @@ use serde::Deserialize;
 use crate::http::middleware::Builtin;
 use crate::http::proxies::Proxies;
 use crate::threads::workers::CALL_SLOTS_MAX;
-use crate::view::Topics;
+use crate::view::{Mode, Topics};
 
 mod check;
 mod database;
 mod error;
+mod join;
+mod place;
+mod portable;
 mod postgres_url;
 mod raw;
 mod secret;
+mod split;
+mod trusted_key;
 
 /// The most linear memory that an instance can be given, in bytes: `memory_mb = 1024`.
 pub const MEMORY_BYTES_MAX: usize = 1 << 30;
@@ -38,7 +43,10 @@ use error::{Location, with_suggestion};
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use error::ConfigError;
+pub use place::Place;
+pub use portable::{Access, DatabaseKind, JoinError, Needs, Portable, PortableError, SecretNeed};
 pub use raw::{AsyncViews, Channels, Events, Limits, Server, Sockets, SyncViews};
+pub use trusted_key::{TrustedKey, key_id};
 
 /// A checked configuration. Paths are absolute.
 #[derive(Debug, Clone)]
@@ -82,6 +90,8 @@ pub struct Config {
     /// The folder to load components from, if it is not the usual one: `amphi build` checks new components before it
     /// moves them there, and those of `amphi up` stay where they are.
     pub artifacts_in: Option<PathBuf>,
+    /// How commands name the app, for messages that tell people what to run.
+    pub named: String,
 }
 
 /// A guest function that the configuration names: middleware, or the view for errors.
@@ -175,6 +185,13 @@ pub enum Source {
     Crate(PathBuf),
     /// A component that is built already.
     Wasm(PathBuf),
+    /// A folder with components that are built already, one for each mode that has views: see [`component`].
+    Built(PathBuf),
+}
+
+/// The file of a module's component for one mode, in a folder of components.
+pub fn component(folder: &Path, module: &str, mode: Mode) -> PathBuf {
+    folder.join(format!("{module}.{mode}.wasm"))
 }
 
 /// A folder that a module sees through WASI.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::database::{Address, RawDatabase};
@@ -40,6 +40,68 @@ pub(super) struct Config {
     pub(super) modules: BTreeMap<String, Spanned<Module>>,
 }
 
+/// `amphi-host.toml`: the tables of `amphi.toml`, without those of the app, and what a host allows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Place {
+    pub(super) state: Spanned<PathBuf>,
+    #[serde(default = "unspanned")]
+    pub(super) server: Spanned<Server>,
+    #[serde(default = "unspanned")]
+    pub(super) sync_views: Spanned<SyncViews>,
+    #[serde(default = "unspanned")]
+    pub(super) async_views: Spanned<AsyncViews>,
+    #[serde(default = "unspanned")]
+    pub(super) events: Spanned<Events>,
+    #[serde(default = "unspanned")]
+    pub(super) sockets: Spanned<Sockets>,
+    #[serde(default = "unspanned")]
+    pub(super) channels: Spanned<Channels>,
+    #[serde(default = "unspanned")]
+    pub(super) limits: Spanned<OwnLimits>,
+    #[serde(default)]
+    pub(super) databases: BTreeMap<String, Spanned<RawDatabase>>,
+    #[serde(default)]
+    pub(super) middleware: BTreeMap<String, Spanned<BTreeMap<String, Spanned<toml::Value>>>>,
+    #[serde(default)]
+    pub(super) modules: BTreeMap<String, PlaceModule>,
+    #[serde(default)]
+    pub(super) grants: Grants,
+    #[serde(default)]
+    pub(super) deploy: Deploy,
+}
+
+/// What a place gives to a module.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlaceModule {
+    #[serde(default)]
+    pub(super) settings: BTreeMap<String, Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) secrets: BTreeMap<String, Spanned<Secret>>,
+    #[serde(default)]
+    pub(super) directories: Vec<Spanned<super::Directory>>,
+}
+
+/// What a place allows all modules at most.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Grants {
+    pub(super) http: Vec<Spanned<String>>,
+    pub(super) http_private: Vec<Spanned<String>>,
+    pub(super) publish: Vec<Spanned<String>>,
+    pub(super) subscribe: Vec<Spanned<String>>,
+    pub(super) channels: Vec<Spanned<String>>,
+}
+
+/// Which artifacts a place runs.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Deploy {
+    pub(super) app: Option<String>,
+    pub(super) trusted_keys: Option<Vec<Spanned<String>>>,
+}
+
 fn unspanned<T: Default>() -> Spanned<T> {
     Spanned::new(0..0, T::default())
 }
@@ -68,7 +130,7 @@ pub(super) enum Atomic {
 }
 
 /// `[server]`: sockets, HTTP limits and timeouts.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     pub(super) listen: Vec<Spanned<String>>,
@@ -231,7 +293,7 @@ impl Default for AsyncViews {
 }
 
 /// `[events]`: the queue of events.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Events {
     /// The most events that are held, queued or being handled, counted once for each subscriber. A further one is an
@@ -254,7 +316,7 @@ impl Default for Events {
 }
 
 /// `[sockets]`: web sockets.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sockets {
     /// The most bytes of a message of a client; a larger one closes the connection with 1009. Default 64 KiB.
@@ -293,10 +355,10 @@ impl Default for Sockets {
 }
 
 /// `[channels]`: groups of connections, on this host and across hosts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Channels {
-    #[serde(rename = "nats")]
+    #[serde(rename = "nats", skip_serializing)]
     pub(super) address: Option<Spanned<Address>>,
     /// The address of a NATS server, or several with commas between: hosts with the same NATS and the same name of the app
     /// are one app. It may come from the environment or a file, as that of a database. None: groups are those of this
@@ -338,7 +400,7 @@ impl Default for Channels {
 macro_rules! limits {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
         /// `[limits]` and `[modules.NAME.limits]`: what one request may use.
-        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
         pub struct Limits {
             $($(#[doc = $doc])* pub $name: $type,)*
         }

@@ -326,6 +326,17 @@ impl App {
         Ran::new(output)
     }
 
+    /// Runs `amphi` with these arguments, in the app's folder, with these variables.
+    pub fn amphi(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let output = Command::new(AMPHI)
+            .args(arguments)
+            .current_dir(self.folder())
+            .envs(environment.iter().copied())
+            .output()
+            .expect("it can be started");
+        Ran::new(output)
+    }
+
     /// Limits the open files of the app's server: `soft` is the limit at the start, which the server may raise to
     /// `hard`.
     pub fn with_files(mut self, soft: u32, hard: u32) -> App {
@@ -337,6 +348,11 @@ impl App {
     pub async fn serve(self) -> Server {
         self.migrate();
         Server::start(self, "serve", false).await
+    }
+
+    /// Runs `amphi serve` with these arguments in place of the app's folder, in that folder.
+    pub async fn serve_with(self, arguments: &[&str]) -> Server {
+        Server::start_with(self, "serve", arguments, false).await
     }
 
     /// Serves the app while no other test runs a server: for tests that measure time.

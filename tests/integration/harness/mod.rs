@@ -17,10 +17,12 @@ pub mod origin;
 pub mod postgres;
 pub mod python;
 pub mod raw;
+pub mod registry;
 pub mod server;
 pub mod socket;
 pub mod steps;
 pub mod wasi_http;
+mod watched;
 
 use std::fmt;
 use std::time::{Duration, Instant};

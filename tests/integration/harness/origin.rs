@@ -41,6 +41,28 @@ pub async fn canned(answer: &'static [u8]) -> String {
     format!("http://{address}")
 }
 
+/// Starts a server that answers every connection with `head`, and spaces without end behind it. Returns the server's
+/// origin.
+pub async fn endless(head: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("there is a free port");
+    let address = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let mut sent = stream.write_all(head).await;
+                while sent.is_ok() {
+                    sent = stream.write_all(&[b' '; 4096]).await;
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
 /// A server whose paths say what it does:
 ///
 /// | path | |

@@ -59,6 +59,16 @@ pub struct Reply {
 
 impl Server {
     pub(super) async fn start(app: App, command: &str, alone: bool) -> Server {
+        let folder = app.folder().display().to_string();
+        Server::start_with(app, command, &[&folder], alone).await
+    }
+
+    pub(super) async fn start_with(
+        app: App,
+        command: &str,
+        arguments: &[&str],
+        alone: bool,
+    ) -> Server {
         let share = match alone {
             true => Share::Alone {
                 _guard: MACHINE.write(),
@@ -68,7 +78,7 @@ impl Server {
                 _guard: MACHINE.read_recursive(),
             },
         };
-        let (process, log, [address, admin]) = launched(&app, command).await;
+        let (process, log, [address, admin]) = launched(&app, command, arguments).await;
         Server {
             address,
             admin,
@@ -83,7 +93,8 @@ impl Server {
     /// Serves the app once more, after its process has ended: at other addresses, and with a log that begins anew.
     pub async fn again(&mut self) {
         self.ended().await;
-        let (process, log, addresses) = launched(&self.app, "serve").await;
+        let folder = self.app.folder().display().to_string();
+        let (process, log, addresses) = launched(&self.app, "serve", &[&folder]).await;
         (self.process, self.log) = (process, log);
         [self.address, self.admin] = addresses;
     }
@@ -264,11 +275,16 @@ impl Server {
 }
 
 /// Starts a process for an app. Returns its log and where it listens: for the app's clients, and for metrics.
-async fn launched(app: &App, command: &str) -> (Child, Log, [SocketAddr; 2]) {
+async fn launched(
+    app: &App,
+    command: &str,
+    arguments: &[&str],
+) -> (Child, Log, [SocketAddr; 2]) {
     let (log, stderr) = Log::new();
     let mut process = (app.program())
         .arg(command)
-        .arg(app.folder())
+        .args(arguments)
+        .current_dir(app.folder())
         .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
         .envs([SECRET])
         .stdout(Stdio::null())
@@ -289,13 +305,18 @@ async fn launched(app: &App, command: &str) -> (Child, Log, [SocketAddr; 2]) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     };
-    let addresses = ["address", "admin"].map(|field| {
+    let address = |field| {
         listening
             .text(field)
             .parse()
             .unwrap_or_else(|_| panic!("{field} should be an address: {listening:?}"))
-    });
-    (process, log, addresses)
+    };
+    let admin = match listening.text("admin") {
+        // An app may have none.
+        "" => address("address"),
+        _ => address("admin"),
+    };
+    (process, log, [address("address"), admin])
 }
 
 impl Drop for Server {

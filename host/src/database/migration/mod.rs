@@ -30,6 +30,14 @@ struct Applied {
     at: String,
 }
 
+/// Checks the files in a migrations folder: their names and directives.
+///
+/// # Errors
+/// When a file is wrong, or cannot be read.
+pub fn check_files(folder: &Path) -> anyhow::Result<()> {
+    files::read(folder).map(drop)
+}
+
 /// The files in a migrations folder, in the order of their paths.
 ///
 /// # Errors
@@ -87,7 +95,7 @@ pub fn check_all(config: &Config) -> anyhow::Result<()> {
                 "database `{name}` lacks {} of its migrations ({}): apply them with `amphi migrate {}`",
                 pending.len(),
                 pending.join(", "),
-                config.folder().display()
+                config.named
             );
         }
     }

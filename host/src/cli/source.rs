@@ -1,0 +1,165 @@
+//! What `serve` and `migrate` work on: the folder of an app, an artifact in a file or a registry, or the version that a
+//! place has served before.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+
+use super::block_on::block_on;
+use super::package;
+use crate::artifact::Artifact;
+use crate::artifact::registry::{self, Reference};
+use crate::artifact::signature::Trust;
+use crate::config::{Config, Place, Purpose};
+use crate::deploy::{Active, State, Version};
+
+/// How the file of an artifact is called.
+const EXTENSION: &str = "amphi";
+
+#[derive(Args)]
+pub(super) struct Placed {
+    /// Folder with an amphi.toml, an artifact (FILE.amphi), or one in a registry (oci://HOST/NAME:TAG). Without it: the
+    /// current folder, or, with --place, the version that was active before.
+    #[arg(value_name = "FOLDER|FILE.amphi|oci://REF")]
+    source: Option<String>,
+    /// The place to run an artifact in: an amphi-host.toml. Without it, an artifact has a folder of its own, FILE.state.
+    #[arg(long, value_name = "FILE")]
+    place: Option<PathBuf>,
+}
+
+/// What there is to be served.
+pub(super) struct Resolved {
+    pub(super) config: Config,
+    /// Whether the place is a folder that the host has made for this artifact.
+    pub(super) is_own_place: bool,
+    /// What becomes the active version when it is served.
+    pub(super) active: Option<(State, Active)>,
+}
+
+enum Source {
+    Folder(PathBuf),
+    File(PathBuf),
+    Registry(Reference),
+}
+
+impl Source {
+    fn parse(text: &str) -> anyhow::Result<Source> {
+        if text.starts_with(registry::SCHEME) {
+            return Ok(Source::Registry(
+                text.parse().map_err(|sentence: String| anyhow!(sentence))?,
+            ));
+        }
+        let path = PathBuf::from(text);
+        Ok(match is_artifact(&path) {
+            true => Source::File(path),
+            false => Source::Folder(path),
+        })
+    }
+
+    /// The folder for the state of an artifact that has no other place: beside its file, or in the current folder.
+    fn own_state(&self) -> PathBuf {
+        match self {
+            Source::Registry(reference) => format!("{}.state", reference.short_name()).into(),
+            Source::File(path) | Source::Folder(path) => path.with_extension("state"),
+        }
+    }
+
+    /// Unpacks the artifact into the state.
+    fn add(&self, state: &State, trust: &Trust) -> anyhow::Result<Version> {
+        let incoming = state.incoming()?;
+        let fetched = incoming.path().join("app.amphi");
+        let artifact = match self {
+            Source::File(path) => Artifact::open(path)?,
+            Source::Folder(folder) => {
+                package::pack(folder, &fetched)?;
+                Artifact::open(&fetched)?
+            }
+            Source::Registry(reference) => {
+                block_on(async {
+                    let check =
+                        |manifest: &_, signatures: &[String]| trust.check(manifest, signatures);
+                    Ok(registry::pull(reference, &fetched, check).await?)
+                })?;
+                Artifact::open(&fetched)?
+            }
+        };
+        Ok(state.add(&artifact, trust)?)
+    }
+}
+
+/// Whether a path names the file of an artifact.
+pub(super) fn is_artifact(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == EXTENSION)
+        && !path.is_dir()
+}
+
+impl Placed {
+    /// Reads the configuration of what is named. Artifacts are fetched and unpacked first.
+    pub(super) fn resolve(&self, purpose: Purpose) -> anyhow::Result<Resolved> {
+        let source = (self.source.as_deref()).map(Source::parse).transpose()?;
+        match (&self.place, source) {
+            (None, None) => plain(Path::new("."), purpose),
+            (None, Some(Source::Folder(folder))) => plain(&folder, purpose),
+            (None, Some(source)) => {
+                let place = Place::of_its_own(&source.own_state());
+                self.in_place(&place, Some(&source), purpose)
+            }
+            (Some(file), source) => {
+                let place = Place::load(file, purpose)?;
+                self.in_place(&place, source.as_ref(), purpose)
+            }
+        }
+    }
+
+    fn in_place(
+        &self,
+        place: &Place,
+        source: Option<&Source>,
+        purpose: Purpose,
+    ) -> anyhow::Result<Resolved> {
+        let trust = match &place.trusted_keys {
+            Some(keys) => Trust::Keys(keys.clone()),
+            None => Trust::Anyone,
+        };
+        let state = State::open(&place.state)?;
+        let (version, from) = match source {
+            Some(source) => {
+                let from = self.source.clone().unwrap_or_default();
+                (source.add(&state, &trust)?, from)
+            }
+            None => {
+                let Some(active) = state.active()? else {
+                    bail!(
+                        "no version has been active in {}: name an artifact, e.g. `amphi serve --place … shop.amphi`",
+                        place.state.display()
+                    );
+                };
+                (state.version(active.digest, &trust)?, active.from)
+            }
+        };
+        let digest = version.digest;
+        let mut config = version
+            .config(place, purpose)
+            .with_context(|| format!("{from} ({digest})"))?;
+        let placed = self
+            .place
+            .iter()
+            .map(|file| format!("--place {} ", file.display()));
+        config.named = placed.chain([from.clone()]).collect();
+        Ok(Resolved {
+            config,
+            is_own_place: place.file.is_none(),
+            active: Some((state, Active { digest, from })),
+        })
+    }
+}
+
+fn plain(folder: &Path, purpose: Purpose) -> anyhow::Result<Resolved> {
+    Ok(Resolved {
+        config: Config::load_for(folder, purpose)?,
+        is_own_place: false,
+        active: None,
+    })
+}

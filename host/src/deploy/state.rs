@@ -1,0 +1,284 @@
+//! The folder in which a host keeps versions.
+//!
+//! ```text
+//! lock                   held while a folder is made or removed
+//! active                 which version is active: a record in JSON
+//! versions/sha256-…/     a version: manifest.json, signatures.json, and the files of the app in app/
+//! incoming-…/            what is being fetched or unpacked; whatever of it has no owner any more is removed
+//! ```
+//!
+//! A version appears under its name when all of it is on the disk, by a rename; `active` is replaced likewise. So a crash
+//! at any moment leaves the version that was active, whole. A version is compared with its digests, and its signatures
+//! with the trusted keys, each time that it is used.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::artifact::signature::Trust;
+use crate::artifact::{
+    AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, verify_folder,
+};
+use crate::config::{Config, Place, Portable, Purpose};
+
+const LOCK: &str = "lock";
+const ACTIVE: &str = "active";
+const VERSIONS: &str = "versions";
+const INCOMING: &str = "incoming-";
+const MANIFEST: &str = "manifest.json";
+const SIGNATURES: &str = "signatures.json";
+const APP: &str = "app";
+
+/// The most bytes of the record of the active version.
+const ACTIVE_BYTES: u64 = 64 << 10;
+/// The most bytes of the file of signatures, which may write each byte as an escape.
+const SIGNATURES_BYTES: u64 = 8 * LIMITS.signature_bytes * LIMITS.signatures as u64;
+
+/// The folder of versions.
+#[derive(Debug, Clone)]
+pub struct State {
+    folder: PathBuf,
+}
+
+/// Which version is active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Active {
+    /// The version.
+    pub digest: Digest,
+    /// What it was deployed from: a file, a folder or a reference.
+    pub from: String,
+}
+
+/// A version: an artifact that is unpacked, and was checked when this was made.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// The digest of its artifact.
+    pub digest: Digest,
+    /// The folder of the app's files.
+    pub app: PathBuf,
+}
+
+/// A folder for what is not complete yet. It is removed when this is dropped, or, after a crash, by the next host.
+#[derive(Debug)]
+pub struct Incoming {
+    folder: TempDir,
+    /// Locked as long as the folder has an owner.
+    _owned: File,
+}
+
+impl Incoming {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl State {
+    /// Opens the folder, which is made if it is missing. What crashed hosts have left in it is removed.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or read.
+    pub fn open(folder: &Path) -> Result<State> {
+        let making = || ArtifactError::io(format!("making the folder {}", folder.display()));
+        let mut builder = DirBuilder::new();
+        // It may have databases and secrets in it.
+        builder.recursive(true).mode(0o700);
+        builder.create(folder.join(VERSIONS)).map_err(making())?;
+        let state = State {
+            folder: folder.to_owned(),
+        };
+        let _locked = state.lock()?;
+        let reading = || ArtifactError::io(folder.display());
+        for entry in fs::read_dir(folder).map_err(reading())? {
+            let entry = entry.map_err(reading())?;
+            let is_incoming = entry.file_name().to_string_lossy().starts_with(INCOMING);
+            if is_incoming && !is_owned(&entry.path()) {
+                let removing = format!("removing {}", entry.path().display());
+                fs::remove_dir_all(entry.path()).map_err(ArtifactError::io(removing))?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// Waits until no other host makes or removes a folder.
+    fn lock(&self) -> Result<File> {
+        let path = self.folder.join(LOCK);
+        let locked = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        locked.map_err(ArtifactError::io(format!("locking {}", path.display())))
+    }
+
+    /// Makes a folder for what is not complete yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn incoming(&self) -> Result<Incoming> {
+        let making = || ArtifactError::io(format!("making a folder in {}", self.folder.display()));
+        let _locked = self.lock()?;
+        let folder = (tempfile::Builder::new().prefix(INCOMING))
+            .tempdir_in(&self.folder)
+            .map_err(making())?;
+        let owned = File::create(folder.path().join(LOCK)).map_err(making())?;
+        owned.lock().map_err(making())?;
+        Ok(Incoming {
+            folder,
+            _owned: owned,
+        })
+    }
+
+    /// Makes a version of an artifact, if it is not there yet. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When nobody trusted has signed it, or it is damaged. Nothing is left of it then.
+    pub fn add(&self, artifact: &Artifact, trust: &Trust) -> Result<Version> {
+        trust.check(&artifact.manifest, &artifact.signatures)?;
+        let digest = artifact.digest();
+        let path = self.version_path(digest);
+        let incoming = self.incoming()?;
+        if path.exists() {
+            let there = write_signatures(&path, &artifact.signatures)
+                .and_then(|()| self.version(digest, trust));
+            match there {
+                Ok(version) => return Ok(version),
+                // It was damaged since: it makes room for a new one.
+                Err(error) => {
+                    tracing::warn!(%digest, "a version is unpacked again: {error}");
+                    let aside = fs::rename(&path, incoming.path().join("damaged"));
+                    aside.map_err(ArtifactError::io(path.display()))?;
+                }
+            }
+        }
+        let new = incoming.path().join("new");
+        fs::create_dir(&new).map_err(ArtifactError::io(new.display()))?;
+        artifact.unpack(&new.join(APP))?;
+        write(&new.join(MANIFEST), &artifact.manifest.bytes)?;
+        write_signatures(&new, &artifact.signatures)?;
+        sync(&new)?;
+        match fs::rename(&new, &path) {
+            // Another host was faster.
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            renamed => renamed.map_err(ArtifactError::io(path.display()))?,
+        }
+        sync(&self.folder.join(VERSIONS))?;
+        self.version(digest, trust)
+    }
+
+    /// A version that is there, compared with its digests. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When there is no such version, it is damaged, or nobody trusted has signed it.
+    pub fn version(&self, digest: Digest, trust: &Trust) -> Result<Version> {
+        let path = self.version_path(digest);
+        let bytes = read(&path.join(MANIFEST), LIMITS.manifest_bytes)?;
+        let manifest = AppManifest::parse(bytes, &LIMITS)?;
+        if manifest.digest != digest {
+            return Err(ArtifactError::refused(format!(
+                "{} is the manifest of {}: it was changed",
+                path.join(MANIFEST).display(),
+                manifest.digest
+            )));
+        }
+        let signatures = read(&path.join(SIGNATURES), SIGNATURES_BYTES)?;
+        let signatures: Vec<String> = json(&path.join(SIGNATURES), &signatures)?;
+        trust.check(&manifest, &signatures)?;
+        let app = path.join(APP);
+        verify_folder(&manifest, &app)?;
+        Ok(Version { digest, app })
+    }
+
+    fn version_path(&self, digest: Digest) -> PathBuf {
+        let name = format!("sha256-{}", digest.hex());
+        self.folder.join(VERSIONS).join(name)
+    }
+
+    /// The version that is active; none before the first one.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn active(&self) -> Result<Option<Active>> {
+        let path = self.folder.join(ACTIVE);
+        match read(&path, ACTIVE_BYTES) {
+            Ok(bytes) => json(&path, &bytes).map(Some),
+            Err(ArtifactError::Io(_, error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a version the active one. After a crash, it is either the former one or this one.
+    ///
+    /// # Errors
+    /// When the record cannot be written. The former version is active then.
+    pub fn set_active(&self, active: &Active) -> Result<()> {
+        let bytes = serde_json::to_vec(active).expect("it is plain data");
+        write(&self.folder.join(ACTIVE), &bytes)?;
+        sync(&self.folder)
+    }
+}
+
+impl Version {
+    /// The configuration of the version in a place: [`crate::app::App::load`] takes it.
+    ///
+    /// # Errors
+    /// When the place does not have or allow what the app asks for, or both together are not valid.
+    pub fn config(&self, place: &Place, purpose: Purpose) -> Result<Config> {
+        let file = self.app.join(CONFIG_FILE);
+        let text = read(&file, LIMITS.config_bytes)?;
+        let text = String::from_utf8(text)
+            .map_err(|_| ArtifactError::refused(format!("{} is not UTF-8", file.display())))?;
+        let portable = Portable::parse(&file, &text)
+            .map_err(|error| ArtifactError::refused(error.to_string()))?;
+        let config = portable.at(place, &self.app, purpose);
+        config.map_err(|error| ArtifactError::refused(error.to_string()))
+    }
+}
+
+/// Whether a host still works on a folder of incoming files.
+fn is_owned(folder: &Path) -> bool {
+    let lock = File::open(folder.join(LOCK));
+    lock.is_ok_and(|lock| lock.try_lock().is_err())
+}
+
+fn write_signatures(folder: &Path, signatures: &[String]) -> Result<()> {
+    let bytes = serde_json::to_vec(signatures).expect("they are plain data");
+    write(&folder.join(SIGNATURES), &bytes)
+}
+
+/// Writes a file as a whole: beside its path first, then on the disk, then under its name.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().expect("it is in the folder of the state");
+    let what = || ArtifactError::io(format!("writing {}", path.display()));
+    let mut file = NamedTempFile::new_in(folder).map_err(what())?;
+    file.write_all(bytes).map_err(what())?;
+    file.as_file().sync_all().map_err(what())?;
+    let persisted = file.persist(path);
+    persisted.map_err(|error| what()(error.error))?;
+    sync(folder)
+}
+
+/// Makes sure that the names in a folder are on the disk.
+fn sync(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(ArtifactError::io(folder.display()))
+}
+
+fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(ArtifactError::io(path.display()))?;
+    let mut bytes = Vec::new();
+    let read = file.take(max + 1).read_to_end(&mut bytes);
+    read.map_err(ArtifactError::io(path.display()))?;
+    match bytes.len() as u64 <= max {
+        true => Ok(bytes),
+        false => Err(ArtifactError::refused(format!(
+            "{} has over {max} bytes: it was changed",
+            path.display()
+        ))),
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    let parsed = serde_json::from_slice(bytes);
+    parsed.map_err(|error| ArtifactError::refused(format!("{}: {error}", path.display())))
+}
