@@ -20,7 +20,7 @@ async fn talk(
     cx: &Context,
     Path(room): Path<u32>,
     Name(name): Name,
-    mut session: Session,
+    session: Session,
     mut socket: Socket,
 ) -> Result<()> {
     socket.join(format!("room.{room}"))?;
