@@ -280,7 +280,10 @@ impl Outbox {
     /// so the message is counted (R22).
     fn sent(&self, taken: bool) {
         let direction = if taken { "out" } else { "dropped" };
-        METRICS.socket_messages.with_label_values(&[direction]).inc();
+        METRICS
+            .socket_messages
+            .with_label_values(&[direction])
+            .inc();
         self.changed.notify_one();
     }
 

@@ -275,11 +275,7 @@ impl Server {
 }
 
 /// Starts a process for an app. Returns its log and where it listens: for the app's clients, and for metrics.
-async fn launched(
-    app: &App,
-    command: &str,
-    arguments: &[&str],
-) -> (Child, Log, [SocketAddr; 2]) {
+async fn launched(app: &App, command: &str, arguments: &[&str]) -> (Child, Log, [SocketAddr; 2]) {
     let (log, stderr) = Log::new();
     let mut process = (app.program())
         .arg(command)
