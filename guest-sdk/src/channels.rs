@@ -107,7 +107,8 @@ pub struct Members {
 pub struct Member {
     /// The id of the connection, for [`Channels::send_to`].
     pub connection: String,
-    /// The context value `user` of the connection, which built-in middleware sets.
+    /// The context value `user` of the connection, which built-in middleware sets, or the one that `member_value` of
+    /// `[channels]` in amphi.toml names.
     pub user: Option<String>,
 }
 

@@ -238,6 +238,40 @@ async fn r21_membership_ends_with_the_connection(mode: Mode) {
 }
 both_modes!(r21_membership_ends_with_the_connection);
 
+/// The value that is told of members is the one that the configuration names, as the last event has left it.
+async fn members_are_told_by_a_chosen_value(mode: Mode) {
+    let server = serve("[channels]\nmember_value = \"name\"").await;
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    let _bob = Socket::open(&server, mode, "1", "bob").await;
+    ann.say("who").await;
+    assert_eq!(ann.hear().await, "ann, bob");
+    ann.say("set carl").await;
+    ann.say("who").await;
+    assert_eq!(ann.hear().await, "bob, carl");
+}
+both_modes!(members_are_told_by_a_chosen_value);
+
+/// A client sends more than its view can handle, and the view never waits: a request on the same loop is answered before
+/// the messages that are there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn r5_a_flooded_socket_lets_others_on_its_loop_go_first() {
+    const MESSAGES: usize = 3_000;
+    let server = serve("[async_views]\nloops = 1").await;
+    let mut client = Socket::open(&server, Mode::Async, "1", "ann").await;
+    for number in 0..MESSAGES {
+        let message = Message::text(format!("{number}"));
+        client.0.feed(message).await.expect("it is open");
+    }
+    client.0.flush().await.expect("it is open");
+    assert_eq!(server.get("/nowhere").await.status, 404);
+    let handled =
+        (server.metrics().await).labelled("amphi_socket_events_total{outcome=\"handled\"}");
+    assert!(handled < MESSAGES as f64 / 2.0, "{handled} came first");
+    for number in 0..MESSAGES {
+        assert_eq!(client.hear().await, format!("echo {number}"));
+    }
+}
+
 /// A client that does not read is closed, and others do not notice.
 async fn r22_a_client_that_does_not_keep_up_is_closed(mode: Mode) {
     let server = serve("[sockets]\noutbox_max_bytes = 20000\n[limits]\nevents_max = 100000").await;

@@ -368,6 +368,8 @@ pub struct Channels {
     /// How many messages the histories of groups keep, by groups: `history = { "news.*" = 100 }`. Event streams and polls
     /// go on from there. Default none.
     pub history: BTreeMap<String, usize>,
+    /// The context value of a connection that `members` tells of it. Default `user`.
+    pub member_value: String,
     /// The most groups at the same time. Default 100,000.
     pub groups_max: usize,
     /// The most groups that one connection is a member of. Default 64.
@@ -386,6 +388,7 @@ impl Default for Channels {
             address: None,
             nats: None,
             history: BTreeMap::new(),
+            member_value: "user".to_owned(),
             groups_max: 100_000,
             groups_per_connection_max: 64,
             payload_max_bytes: 64 << 10,

@@ -13,7 +13,6 @@ use crate::app::{App, Routed, Target};
 use crate::budget::Account;
 use crate::contract::types;
 use crate::database::Face;
-use crate::http::middleware::USER;
 use crate::http::trace_context::Trace;
 use crate::http::websocket::{Message, code};
 use crate::request::access_log::AccessLogEntry;
@@ -66,9 +65,10 @@ impl Event {
 }
 
 impl Events {
-    /// Notes the values of the context that an event has left, and the user among them.
+    /// Notes the values of the context that an event has left, and the one among them that is told to others.
     pub(super) fn keep(&self, values: Arc<Values>) {
-        let user = values.get(USER).map(|user| user.text.to_string());
+        let told = &self.host.app.load().config.channels.member_value;
+        let user = values.get(&**told).map(|user| user.text.to_string());
         self.socket.set_user(user);
         let mut known = self.values.lock();
         if !Arc::ptr_eq(&known, &values) {

@@ -96,6 +96,14 @@ async fn told(cx: &Context, group: &str, text: &str) -> Result<()> {
             cx.socket()
                 .send(Message::text(format!("{} members", members.count)))
         }
+        "who" => {
+            let members = cx.channels().members(group)?.list;
+            let mut names: Vec<_> = (members.into_iter())
+                .map(|member| member.user.unwrap_or_default())
+                .collect();
+            names.sort();
+            cx.socket().send(Message::text(names.join(", ")))
+        }
         "flood" => {
             for _ in 0..with.parse().unwrap_or(1) {
                 cx.socket().send(Message::text("x".repeat(1000)))?;
