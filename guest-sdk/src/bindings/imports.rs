@@ -1165,7 +1165,7 @@ pub mod amphi {
             pub struct Member {
                 /// The id of the connection.
                 pub connection: _rt::String,
-                /// The value `user` of its context.
+                /// The value `user` of its context, or the one that the app's configuration names.
                 pub user: ::core::option::Option<_rt::String>,
             }
             impl ::core::fmt::Debug for Member {

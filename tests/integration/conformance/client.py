@@ -106,22 +106,30 @@ def the_view_closes():
         assert close_of(client) == (4000, "é" * 61)
 
 
+def try_to_send(client, message, text=None):
+    """Sends what the host refuses. The host may have closed the connection before all of it is sent."""
+    try:
+        client.send(message, text)
+    except ConnectionClosed:
+        pass
+
+
 def what_is_not_utf8_is_1007():
     with opened("utf8") as client:
-        client.send(b"~\xed\xa0\x80", text=True)
+        try_to_send(client, b"~\xed\xa0\x80", text=True)
         assert close_of(client)[0] == 1007
     with opened("utf8") as client:
-        client.send([b"~\xe2\x82", b"~"], text=True)
+        try_to_send(client, [b"~\xe2\x82", b"~"], text=True)
         assert close_of(client)[0] == 1007
 
 
 def what_is_too_large_is_1009():
     for compression in [None, "deflate"]:
         with opened("large", compression=compression) as client:
-            client.send(b"x" * (MAX + 1))
+            try_to_send(client, b"x" * (MAX + 1))
             assert close_of(client)[0] == 1009
         with opened("large", compression=compression) as client:
-            client.send([b"x" * MAX, b"x"])
+            try_to_send(client, [b"x" * MAX, b"x"])
             assert close_of(client)[0] == 1009
 
 
