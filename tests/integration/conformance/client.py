@@ -5,6 +5,7 @@ Arguments: the address of the server, the mode of the views, `message_max_bytes`
 compresses. Each check writes its name to standard output when it has passed.
 """
 
+import itertools
 import random
 import socket
 import struct
@@ -24,13 +25,17 @@ SOON = 15
 RANDOM = random.Random(1)
 
 
-def path(name, query=""):
-    return f"/{MODE}/room/python?name={name}{query}"
+ROOMS = itertools.count()
 
 
-def opened(name, query="", compression=None, **options):
+def path(name):
+    """A room for each connection, because who leaves a room is told to all others in it."""
+    return f"/{MODE}/room/{next(ROOMS)}?name={name}"
+
+
+def opened(name, compression=None, **options):
     """A welcomed connection."""
-    url = f"ws://{ADDRESS}{path(name, query)}"
+    url = f"ws://{ADDRESS}{path(name)}"
     client = connect(url, compression=compression, max_size=None, ping_interval=None, proxy=None, **options)
     assert client.recv(SOON) == f"welcome {name}"
     return client
