@@ -494,9 +494,12 @@ impl Registry {
     }
 
     async fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let digest = Digest::of(bytes);
+        if self.has(digest).await? {
+            return Ok(());
+        }
         let body = reqwest::Body::from(bytes.to_vec());
-        self.send_blob(Digest::of(bytes), bytes.len() as u64, body)
-            .await
+        self.send_blob(digest, bytes.len() as u64, body).await
     }
 
     async fn send_content(
@@ -531,9 +534,6 @@ impl Registry {
     }
 
     async fn send_blob(&self, digest: Digest, size: u64, body: reqwest::Body) -> Result<()> {
-        if self.has(digest).await? {
-            return Ok(());
-        }
         let what = "does not take contents";
         let request = self.request(Method::POST, "blobs/uploads/");
         let request = request.header(header::CONTENT_LENGTH, 0);
