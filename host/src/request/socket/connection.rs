@@ -281,7 +281,10 @@ impl Connection {
                     }
                 }
                 () = outbox.changed() => {}
-                () = taken(conversation.as_deref()), if conversation.is_some() => {}
+                () = taken(conversation.as_deref()), if conversation.is_some() => {
+                    // More may be there already, and the function may never wait: others on the loop come first.
+                    tokio::task::yield_now().await;
+                }
                 () = async { drained.as_mut().expect("it waits").await }, if drained.is_some() => {
                     drained = None;
                     socket.close(code::RESTART, "the app has changed: connect again");
