@@ -134,13 +134,10 @@ impl Streaming {
         let produced = match producer.run {
             Run::Rest(run) => run(writer, to_client).await,
             Run::Call(run) => {
-                let member = Arc::new(scope.transaction.first_member());
-                let begun = member.begins();
-                debug_assert!(begun, "nobody else knows the member");
                 let writer = BodyWriter::new(writer);
                 let work = Work {
                     writer: Some(Arc::clone(&writer)),
-                    ..Work::new(Arc::clone(scope), Arc::clone(&scope.view), member)
+                    ..first_work(scope)
                 };
                 let produced = match run(work).await {
                     Ok(()) => writer.finish().await,
@@ -157,6 +154,14 @@ impl Streaming {
             after_answer(scope, &failure);
         }
     }
+}
+
+/// The work of the only function of a scope.
+pub(super) fn first_work(scope: &Arc<Scope>) -> Work {
+    let member = Arc::new(scope.transaction.first_member());
+    let begun = member.begins();
+    debug_assert!(begun, "nobody else knows the member");
+    Work::new(Arc::clone(scope), Arc::clone(&scope.view), member)
 }
 
 /// Ends the scope of a producer. What the producer has left open is rolled back.

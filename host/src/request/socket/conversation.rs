@@ -19,7 +19,7 @@ use crate::http::stream::StreamBody;
 use crate::http::websocket::code;
 use crate::request::access_log::AccessLogEntry;
 use crate::request::attempt::Conversing;
-use crate::request::streaming::{end, own_scope};
+use crate::request::streaming::{end, first_work, own_scope};
 use crate::scope::Scope;
 use crate::scope::conversation::Conversation;
 use crate::scope::transaction::Member;
@@ -138,18 +138,16 @@ async fn converse(
     let Run::Call(run) = producer.run else {
         unreachable!("a view of the contract is called a second time")
     };
-    let member = Arc::new(scope.transaction.first_member());
-    let begun = member.begins();
-    debug_assert!(begun, "nobody else knows the member");
+    let work = first_work(scope);
     let calls = Calls {
         host: Arc::clone(host),
         app: Arc::clone(app),
         scope: Arc::clone(scope),
-        member: Arc::clone(&member),
+        member: Arc::clone(&work.member),
     };
     let work = Work {
         call_chain: Some(Arc::new(calls)),
-        ..Work::new(Arc::clone(scope), Arc::clone(&scope.view), member)
+        ..work
     };
     run(work).await
 }
