@@ -27,6 +27,7 @@ pub use limits::{ArtifactError, LIMITS, Limits, Result};
 pub use manifest::{AppFile, AppManifest, Kind};
 pub use pack::{files, pack, sign};
 pub use read::{Artifact, verify_folder};
+pub use write::sync_folder;
 
 #[cfg(test)]
 mod tests;

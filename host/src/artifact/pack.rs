@@ -1,14 +1,13 @@
 //! Makes artifacts.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::layout::{APP, Annotations, CONFIG, Descriptor, Digest, Hashing, MANIFEST, Manifest};
+use super::layout::{APP, Annotations, CONFIG, Descriptor, Digest, MANIFEST, Manifest};
 use super::limits::{ArtifactError, LIMITS, Result, within};
 use super::manifest::{AppManifest, Kind};
-use super::read::Artifact;
+use super::read::{Artifact, measure};
 use super::write::Writer;
 use crate::config::Config;
 use crate::database::migration;
@@ -143,24 +142,6 @@ pub fn pack(config: &str, files: &BTreeMap<String, PathBuf>, out: &Path) -> Resu
     }
     writer.finish(out)?;
     Ok(manifest.digest)
-}
-
-/// Reads a file in pieces, and returns its digest and size.
-fn measure(file: &Path, mut out: impl FnMut(&[u8]) -> Result<()>) -> Result<(Digest, u64)> {
-    let reading =
-        |error: io::Error| ArtifactError::io(format!("reading {}", file.display()))(error);
-    let mut opened = File::open(file).map_err(reading)?;
-    let (mut hashing, mut size) = (Hashing::default(), 0);
-    let mut piece = vec![0; 64 << 10];
-    loop {
-        let length = opened.read(&mut piece).map_err(reading)?;
-        if length == 0 {
-            return Ok((hashing.end(), size));
-        }
-        size += length as u64;
-        hashing.add(&piece[..length]);
-        out(&piece[..length])?;
-    }
 }
 
 /// Adds a signature, the text of a `.minisig` file, to the artifact in a file. Its digest stays the same.

@@ -16,7 +16,7 @@ use super::layout::{
 };
 use super::limits::{ArtifactError, LIMITS, Limits, Result, within};
 use super::manifest::{self, AppFile, AppManifest, json};
-use super::write::is_whole;
+use super::write::{is_whole, sync_folder};
 
 /// How much of a content is in memory at once.
 const PIECE_BYTES: usize = 64 << 10;
@@ -212,9 +212,7 @@ impl Artifact {
             write_new(&path, |out| self.copy(file, out))?;
         }
         for folder in folders {
-            File::open(&folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(ArtifactError::io(folder.display()))?;
+            sync_folder(&folder)?;
         }
         Ok(())
     }
@@ -404,23 +402,31 @@ pub fn verify_folder(manifest: &AppManifest, folder: &Path) -> Result<()> {
     let files = (manifest.files.iter()).map(|file| (&*file.path, file.digest, file.size));
     for (path, digest, size) in std::iter::once(config).chain(files) {
         let full = folder.join(path);
-        let mut file = File::open(&full).map_err(ArtifactError::io(full.display()))?;
-        let (mut read, mut hashing) = (0, Hashing::default());
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            let length = file
-                .read(&mut piece)
-                .map_err(ArtifactError::io(full.display()))?;
-            if length == 0 {
-                break;
-            }
-            read += length as u64;
-            hashing.add(&piece[..length]);
-        }
-        let compared = is_whole(read, size, hashing.end(), digest);
+        let (found, read) = measure(&full, |_| Ok(()))?;
+        let compared = is_whole(read, size, found, digest);
         compared.map_err(|error| about(&full.display().to_string(), error))?;
     }
     Ok(())
+}
+
+/// Reads a file in pieces, which are passed on, and returns its digest and size.
+pub(super) fn measure(
+    file: &Path,
+    mut out: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<(Digest, u64)> {
+    let reading = || ArtifactError::io(format!("reading {}", file.display()));
+    let mut opened = File::open(file).map_err(reading())?;
+    let (mut hashing, mut size) = (Hashing::default(), 0);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let length = opened.read(&mut piece).map_err(reading())?;
+        if length == 0 {
+            return Ok((hashing.end(), size));
+        }
+        size += length as u64;
+        hashing.add(&piece[..length]);
+        out(&piece[..length])?;
+    }
 }
 
 /// Puts a name before a refusal.

@@ -330,9 +330,7 @@ impl Registry {
                 found.map(|(_, value)| value.to_unescaped())
             };
             let realm = parameter("realm").and_then(|realm| Url::parse(&realm).ok());
-            // A password never leaves a connection with TLS for one without.
-            let is_safe = |url: &Url| url.scheme() == "https" || self.base.starts_with("http:");
-            let Some(mut realm) = realm.filter(is_safe) else {
+            let Some(mut realm) = realm.filter(|realm| self.is_safe(realm)) else {
                 return Err(self.refused("names no safe address to get a token at"));
             };
             let service = parameter("service");
@@ -367,6 +365,12 @@ impl Registry {
                 self.host
             ))),
         }
+    }
+
+    /// Whether a password, a token or a content may be sent to an address that the registry names: none leaves a
+    /// connection with TLS for one without.
+    fn is_safe(&self, url: &Url) -> bool {
+        url.scheme() == "https" || self.base.starts_with("http:")
     }
 
     fn refused(&self, sentence: &str) -> ArtifactError {
@@ -542,9 +546,7 @@ impl Registry {
         let location = location.and_then(|value| value.to_str().ok());
         let base = Url::parse(&self.base).map_err(|error| self.refused(&error.to_string()))?;
         let url = location.and_then(|location| begun.url().join(location).ok());
-        // Without this, a registry could have what is private sent without TLS.
-        let is_safe = |url: &Url| url.scheme() == "https" || base.scheme() == "http";
-        let Some(mut url) = url.filter(is_safe) else {
+        let Some(mut url) = url.filter(|url| self.is_safe(url)) else {
             return Err(self.refused("names no safe address to send contents to"));
         };
         let is_own = url.origin() == base.origin();

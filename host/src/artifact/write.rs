@@ -27,8 +27,7 @@ pub(super) struct Writer {
 impl Writer {
     /// Begins a file for `out`, with the manifests.
     pub(super) fn begin(out: &Path, app: &AppManifest, signatures: &[String]) -> Result<Writer> {
-        let folder = out.parent().filter(|folder| *folder != Path::new(""));
-        let folder = folder.unwrap_or(Path::new("."));
+        let folder = folder_of(out);
         let file = NamedTempFile::new_in(folder).map_err(ArtifactError::io(format_args!(
             "making a file in {}",
             folder.display()
@@ -133,11 +132,23 @@ impl Writer {
             .map_err(ArtifactError::io(what()))?;
         file.persist(out)
             .map_err(|error| ArtifactError::io(what())(error.error))?;
-        let folder = out.parent().filter(|folder| *folder != Path::new(""));
-        File::open(folder.unwrap_or(Path::new(".")))
-            .and_then(|folder| folder.sync_all())
-            .map_err(ArtifactError::io(what()))
+        sync_folder(folder_of(out))
     }
+}
+
+/// The folder that a file is in.
+fn folder_of(file: &Path) -> &Path {
+    let folder = file.parent().filter(|folder| *folder != Path::new(""));
+    folder.unwrap_or(Path::new("."))
+}
+
+/// Makes sure that the names in a folder are on the disk.
+///
+/// # Errors
+/// When the folder cannot be opened or synced.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(ArtifactError::io(folder.display()))
 }
 
 /// A content that is being added.

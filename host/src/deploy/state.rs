@@ -21,7 +21,8 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::artifact::signature::Trust;
 use crate::artifact::{
-    AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, verify_folder,
+    AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, sync_folder,
+    verify_folder,
 };
 use crate::config::{Config, Place, Portable, Purpose};
 
@@ -156,13 +157,12 @@ impl State {
         artifact.unpack(&new.join(APP))?;
         write(&new.join(MANIFEST), &artifact.manifest.bytes)?;
         write_signatures(&new, &artifact.signatures)?;
-        sync(&new)?;
         match fs::rename(&new, &path) {
             // Another host was faster.
             Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
             renamed => renamed.map_err(ArtifactError::io(path.display()))?,
         }
-        sync(&self.folder.join(VERSIONS))?;
+        sync_folder(&self.folder.join(VERSIONS))?;
         self.version(digest, trust)
     }
 
@@ -213,8 +213,7 @@ impl State {
     /// When the record cannot be written. The former version is active then.
     pub fn set_active(&self, active: &Active) -> Result<()> {
         let bytes = serde_json::to_vec(active).expect("it is plain data");
-        write(&self.folder.join(ACTIVE), &bytes)?;
-        sync(&self.folder)
+        write(&self.folder.join(ACTIVE), &bytes)
     }
 }
 
@@ -246,7 +245,8 @@ fn write_signatures(folder: &Path, signatures: &[String]) -> Result<()> {
     write(&folder.join(SIGNATURES), &bytes)
 }
 
-/// Writes a file as a whole: beside its path first, then on the disk, then under its name.
+/// Writes a file as a whole: beside its path first, then on the disk, then under its name. What its folder has by then is
+/// on the disk, too.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().expect("it is in the folder of the state");
     let what = || ArtifactError::io(format!("writing {}", path.display()));
@@ -255,13 +255,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.as_file().sync_all().map_err(what())?;
     let persisted = file.persist(path);
     persisted.map_err(|error| what()(error.error))?;
-    sync(folder)
-}
-
-/// Makes sure that the names in a folder are on the disk.
-fn sync(folder: &Path) -> Result<()> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(ArtifactError::io(folder.display()))
+    sync_folder(folder)
 }
 
 fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
