@@ -1,6 +1,5 @@
 //! Groups of connections: event streams and polls, what views of requests send, reloads, and groups across hosts.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -11,11 +10,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::log::Line;
 use crate::harness::nats::Nats;
 use crate::harness::server::{client, client_http2};
 use crate::harness::socket::{Socket, app};
-use crate::harness::{App, Mode, Reply, SOON, Server, eventually, guests};
+use crate::harness::{App, Mode, Reply, SOON, Server, eventually};
 
 /// The number that the hub has for `what`, such as `memberships`. It is told once a second.
 pub(crate) async fn told(server: &Server, what: &str) -> u64 {
@@ -657,52 +655,19 @@ fn events() -> EventStream {
 views![sync_socket, async_socket, events];
 "#;
 
-/// An app in its own folder, which `amphi up` builds.
-fn versioned() -> App {
-    let app = App::written(
-        "[app]\nname = \"versioned\"\n[server]\nadmin = \"127.0.0.1:0\"\n[modules.versioned]\npath = \"crate\"\nchannels = [\"room.*\"]\n",
-    );
-    let guests = guests::folder();
-    // Builds the other guests first, so that the dependencies are compiled.
-    guests::behaviour(Mode::Sync);
-    let target = guests.join("target");
-    app.write(
-        ".cargo/config.toml",
-        format!("[build]\ntarget-dir = {target:?}\n"),
-    );
-    let sdk = guests.join("../../guest-sdk");
-    app.write(
-        "crate/Cargo.toml",
-        format!("[package]\nname = \"versioned\"\nedition = \"2024\"\n[dependencies]\namphi-sdk = {{ path = {sdk:?} }}\n[workspace]\n[profile.release]\nopt-level = 1\n"),
-    );
-    fs::copy(guests.join("Cargo.lock"), app.path("crate/Cargo.lock")).expect("it is there");
-    app.write("crate/src/lib.rs", VERSIONED);
-    app
-}
-
 /// Connections outlive the version of the app that opened them.
 #[tokio::test]
 async fn r23_a_reload_ends_no_connection() {
-    let server = versioned().up().await;
+    let app = App::of_crate("versioned", "", "channels = [\"room.*\"]", VERSIONED);
+    let server = app.up().await;
     let mut sync_socket = Socket::at(&server, "/sync/old").await;
     let mut async_socket = Socket::at(&server, "/async/old").await;
     let mut stream = Stream::open(&server.client, &server, "/events", None).await;
-    let edit = async |from: &str, to: &str| {
-        let mark = server.log.mark();
-        server
-            .app
-            .write("crate/src/lib.rs", VERSIONED.replace(from, to));
-        // A build has no time limit of the tests, as that at the start has none.
-        let swapped = |line: &Line| line.text("message").starts_with("swapped");
-        while !server.log.since(mark).iter().any(swapped) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
     for socket in [&mut sync_socket, &mut async_socket] {
         socket.say("who").await;
         assert_eq!(socket.hear().await, "opened by 1, handled by 1");
     }
-    edit("\"1\"", "\"2\"").await;
+    server.edit(&VERSIONED.replace("\"1\"", "\"2\"")).await;
     for socket in [&mut sync_socket, &mut async_socket] {
         socket.say("who").await;
         assert_eq!(socket.hear().await, "opened by 1, handled by 2");
@@ -713,7 +678,7 @@ async fn r23_a_reload_ends_no_connection() {
         assert_eq!(socket.hear().await, "all by 2");
     }
     assert_eq!(stream.messages(1).await, ["all by 2"]);
-    edit("/old", "/new").await;
+    server.edit(&VERSIONED.replace("/old", "/new")).await;
     for mut socket in [sync_socket, async_socket] {
         socket.say("who").await;
         let closed = "closed 1001 the app has no such view any more";

@@ -1,6 +1,5 @@
 //! Web sockets whose functions keep the conversation: async functions that run as long as their connection.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -12,7 +11,7 @@ use tokio_tungstenite::{MaybeTlsStream, connect_async};
 use crate::harness::log::Line;
 use crate::harness::raw::Raw;
 use crate::harness::socket::{Socket, app};
-use crate::harness::{App, Mode, Reply, SOON, Server, eventually, guests};
+use crate::harness::{App, Mode, Reply, SOON, Server, eventually};
 
 /// A server with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
 async fn serve(toml: &str) -> Server {
@@ -674,51 +673,20 @@ async fn event(_: &Context, mut socket: Socket) -> Result<()> {
 views![talk, event];
 "#;
 
-/// An app in its own folder, which `amphi up` builds.
-fn versioned() -> App {
-    let app = App::written(
-        "[app]\nname = \"versioned\"\n[server]\nadmin = \"127.0.0.1:0\"\ndrain_timeout_ms = 2000\n[modules.versioned]\npath = \"crate\"\n",
-    );
-    let guests = guests::folder();
-    // Builds the other guests first, so that the dependencies are compiled.
-    guests::behaviour(Mode::Async);
-    let target = guests.join("target");
-    app.write(
-        ".cargo/config.toml",
-        format!("[build]\ntarget-dir = {target:?}\n"),
-    );
-    let sdk = guests.join("../../guest-sdk");
-    app.write(
-        "crate/Cargo.toml",
-        format!("[package]\nname = \"versioned-talk\"\nedition = \"2024\"\n[dependencies]\namphi-sdk = {{ path = {sdk:?} }}\n[workspace]\n[profile.release]\nopt-level = 1\n"),
-    );
-    fs::copy(guests.join("Cargo.lock"), app.path("crate/Cargo.lock")).expect("it is there");
-    app.write("crate/src/lib.rs", VERSIONED);
-    app
-}
-
 /// A conversation goes on with its own version of the app until the drain time is over. A connection of the other form goes
 /// on, as long as its view keeps that form.
 #[tokio::test]
 async fn r23_a_conversation_outlives_its_app_for_the_drain_time() {
-    let server = versioned().up().await;
+    let app = App::of_crate("versioned-talk", "drain_timeout_ms = 2000", "", VERSIONED);
+    let server = app.up().await;
     let mut talk = Socket::at(&server, "/talk").await;
     let mut event = Socket::at(&server, "/event").await;
-    let edit = async |source: &str| {
-        let mark = server.log.mark();
-        server.app.write("crate/src/lib.rs", source);
-        // A build has no time limit of the tests, as that at the start has none.
-        let swapped = |line: &Line| line.text("message").starts_with("swapped");
-        while !server.log.since(mark).iter().any(swapped) {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
     for (socket, told) in [(&mut talk, "talk of 1"), (&mut event, "event of 1")] {
         socket.say("who").await;
         assert_eq!(socket.hear().await, told);
     }
     let mark = server.log.mark();
-    edit(&VERSIONED.replace("\"1\"", "\"2\"")).await;
+    server.edit(&VERSIONED.replace("\"1\"", "\"2\"")).await;
     let swapped = Instant::now();
     for (socket, told) in [(&mut talk, "talk of 1"), (&mut event, "event of 2")] {
         socket.say("who").await;
@@ -747,7 +715,9 @@ async fn r23_a_conversation_outlives_its_app_for_the_drain_time() {
     let at = VERSIONED
         .find("#[socket(\"/event\")]")
         .expect("it is there");
-    edit(&format!("{}{OTHER_FORM}", &VERSIONED[..at])).await;
+    server
+        .edit(&format!("{}{OTHER_FORM}", &VERSIONED[..at]))
+        .await;
     event.say("who").await;
     assert_eq!(
         event.hear().await,

@@ -120,6 +120,30 @@ impl App {
         app
     }
 
+    /// An app with one module, a crate of its own with this source, which `amphi up` builds. `name` is that of the crate;
+    /// `toml` goes before the module's table, `grants` into it.
+    pub fn of_crate(name: &str, toml: &str, grants: &str, source: &str) -> App {
+        let app = App::written(&format!(
+            "[app]\nname = \"versioned\"\n[server]\nadmin = \"127.0.0.1:0\"\n{toml}\n[modules.versioned]\npath = \"crate\"\n{grants}\n"
+        ));
+        let guests = guests::folder();
+        // Builds the other guests first, so that the dependencies are compiled.
+        guests::behaviour(Mode::Sync);
+        let target = guests.join("target");
+        app.write(
+            ".cargo/config.toml",
+            format!("[build]\ntarget-dir = {target:?}\n"),
+        );
+        let sdk = guests.join("../../guest-sdk");
+        app.write(
+            "crate/Cargo.toml",
+            format!("[package]\nname = \"{name}\"\nedition = \"2024\"\n[dependencies]\namphi-sdk = {{ path = {sdk:?} }}\n[workspace]\n[profile.release]\nopt-level = 1\n"),
+        );
+        fs::copy(guests.join("Cargo.lock"), app.path("crate/Cargo.lock")).expect("it is there");
+        app.write("crate/src/lib.rs", source);
+        app
+    }
+
     /// The guestbook with a database of its own. The values of `toml` replace those here. The test has to run
     /// `amphi build` on the app.
     pub fn guestbook(toml: &str) -> App {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::app::App;
 use super::eventually;
-use super::log::Log;
+use super::log::{Line, Log};
 use super::metrics::Metrics;
 
 /// Locked for reading by every test that runs a server, and for writing by the tests that need the machine for
@@ -97,6 +97,17 @@ impl Server {
         let (process, log, addresses) = launched(&self.app, "serve", &[&folder]).await;
         (self.process, self.log) = (process, log);
         [self.address, self.admin] = addresses;
+    }
+
+    /// Changes the source of an app of [`App::of_crate`], and waits until `amphi up` serves it.
+    pub async fn edit(&self, source: &str) {
+        let mark = self.log.mark();
+        self.app.write("crate/src/lib.rs", source);
+        // A build has no time limit of the tests, as that at the start has none.
+        let swapped = |line: &Line| line.text("message").starts_with("swapped");
+        while !self.log.since(mark).iter().any(swapped) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
 
     /// The URL of a path.
