@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::app::App;
 use crate::app::events::Bus;
+use crate::app::rollout::Rollout;
 use crate::budget;
 use crate::channels::Hub;
 use crate::guest::run::Engines;
@@ -21,7 +22,9 @@ use crate::threads::workers::Workers;
 pub struct Host {
     /// The app that new requests get. [`Host::swap`] replaces it.
     pub app: ArcSwap<App>,
-    /// Tells that the app has been replaced.
+    /// The candidate beside it, if there is one. [`Host::roll_out`] and [`Host::swap`] replace it.
+    pub rollout: ArcSwapOption<Rollout>,
+    /// Tells that the app or the candidate has been replaced.
     pub swaps: watch::Sender<()>,
     /// The WebAssembly engines that run guests, one for each mode.
     pub engines: Engines,
@@ -75,6 +78,7 @@ impl Host {
             events: Bus::new(app.config.events.clone()),
             hub: Arc::clone(&app.services.hub),
             app: ArcSwap::from_pointee(app),
+            rollout: ArcSwapOption::empty(),
             swaps: watch::Sender::new(()),
             development,
             broken: ArcSwapOption::empty(),
@@ -82,11 +86,30 @@ impl Host {
         }
     }
 
-    /// Has new requests get this app. What is in flight goes on with the one before; conversations of web sockets for
-    /// `drain_timeout_ms`.
-    pub fn swap(&self, app: App) {
-        self.app.store(Arc::new(app));
+    /// Has new requests get this app, and ends the rollout, if there is one. What is in flight goes on with the app
+    /// before; conversations of web sockets for `drain_timeout_ms`.
+    pub fn swap(&self, app: Arc<App>) {
+        // In this order: at no moment does a request of the candidate's clients get the app before.
+        self.app.store(app);
+        self.roll_out(None);
+    }
+
+    /// Has some clients get a candidate, or none any more.
+    pub fn roll_out(&self, rollout: Option<Rollout>) {
+        self.rollout.store(rollout.map(Arc::new));
         self.swaps.send_replace(());
+    }
+
+    /// The app of what belongs to a rollout's candidate (its number), or to the served app: the candidate as long as that
+    /// rollout goes on, and otherwise the served app.
+    pub fn app_of(&self, candidate: Option<u64>) -> Arc<App> {
+        if let Some(number) = candidate
+            && let Some(rollout) = &*self.rollout.load()
+            && rollout.is(number)
+        {
+            return Arc::clone(&rollout.app);
+        }
+        self.app.load_full()
     }
 
     /// Why a request that is dropped now has ended: because of the shutdown, or because its client has gone.

@@ -2,10 +2,15 @@
 //! request finishes with the app that it started with.
 
 pub mod chain;
+mod database_files;
 pub mod events;
+pub mod file_id;
 pub mod host;
+pub mod load;
 pub mod module;
+pub mod rollout;
 pub mod router;
+pub mod stats;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,8 +20,10 @@ use anyhow::{Context as _, anyhow, bail};
 use http::Method;
 
 use crate::app::chain::{Chain, Link};
+use crate::app::database_files::DatabaseFiles;
 use crate::app::module::Module;
 use crate::app::router::Router;
+use crate::app::stats::Stats;
 use crate::channels::{Hub, Limits, Pattern};
 use crate::config::{Config, GuestMiddleware};
 use crate::database::Databases;
@@ -43,6 +50,10 @@ pub struct App {
     pub views: Vec<Arc<View>>,
     /// The chain of the error view: it has no middleware.
     pub errors: Option<Arc<Chain>>,
+    /// What has become of its requests.
+    pub stats: Stats,
+    /// The files that its databases have opened.
+    files: DatabaseFiles,
     modules: Vec<Arc<Module>>,
     subscribers: Vec<(Topics, Arc<Chain>)>,
 }
@@ -153,6 +164,8 @@ impl App {
             router: Router::default(),
             views: Vec::new(),
             errors: None,
+            stats: Stats::default(),
+            files: DatabaseFiles::default(),
             modules: Vec::new(),
             subscribers: Vec::new(),
             services,

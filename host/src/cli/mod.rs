@@ -2,7 +2,6 @@
 
 mod block_on;
 pub mod build;
-mod file_id;
 mod inspect;
 mod migrate;
 mod new;

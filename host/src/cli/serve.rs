@@ -1,6 +1,5 @@
 //! `amphi serve`: serves an app that has been built, until SIGTERM or Ctrl-C.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::block_on::block_on;
-use super::file_id::FileId;
 use super::source::Placed;
-use crate::app::App;
 use crate::app::host::Host;
+use crate::app::load::{Migrations, load};
 use crate::channels::NatsConfig;
-use crate::config::{Config, Purpose, Storage};
-use crate::database::{self, Database, Databases, migration};
+use crate::config::{Config, Purpose};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
 use crate::telemetry::log::LogFormat;
@@ -40,11 +37,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut resolved = arguments.placed.resolve(Purpose::Serve)?;
     super::listen(&mut resolved.config, &arguments.listen)?;
     let migrations = match resolved.is_own_place {
-        true => Migrations::ApplyToOwn,
+        // The databases are the artifact's own.
+        true => Migrations::Apply,
         false => Migrations::Check,
     };
     block_on(async {
-        let running = Running::start(resolved.config, migrations).await?;
+        let running = Running::start(resolved.config, migrations, false).await?;
         // A version that cannot be served is never the active one.
         if let Some((state, active)) = resolved.active {
             state.set_active(&active)?;
@@ -62,14 +60,16 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// An app that is loaded, with sockets that listen.
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
-    /// The files that the app's databases have opened.
-    pub(super) files: DatabaseFiles,
     sockets: Sockets,
 }
 
 impl Running {
     /// Binds the sockets, opens the databases and compiles the modules. Connections wait in the kernel meanwhile.
-    pub(super) async fn start(config: Config, migrations: Migrations) -> anyhow::Result<Running> {
+    pub(super) async fn start(
+        config: Config,
+        migrations: Migrations,
+        development: bool,
+    ) -> anyhow::Result<Running> {
         stderr::set_queue_bytes(config.server.log_queue_bytes);
         let sockets = Sockets::bind(&config)?;
         let parts = config.calls_at_once();
@@ -85,13 +85,13 @@ impl Running {
             at_once: slots(r#async.in_flight_max) + r#async.sockets_max,
             kept: r#async.instances_kept_max,
         };
-        let engines = match migrations {
-            Migrations::Apply => Engines::for_development(sync, r#async)?,
-            Migrations::ApplyToOwn | Migrations::Check => Engines::new(sync, r#async)?,
+        let engines = match development {
+            true => Engines::for_development(sync, r#async)?,
+            false => Engines::new(sync, r#async)?,
         };
-        let (app, files) = {
+        let app = {
             let engines = engines.clone();
-            let loading = move || load(config, &engines, None, migrations);
+            let loading = move || load(config, &engines, None, migrations, development);
             tokio::task::spawn_blocking(loading).await??
         };
         if let Some(urls) = app.config.channels.nats.clone() {
@@ -111,8 +111,7 @@ impl Running {
             tracing::info!(%address, admin, app = app.config.name, sync_views = views.get("sync"), async_views = views.get("async"), "listening");
         }
         Ok(Running {
-            host: Arc::new(Host::new(app, engines, migrations == Migrations::Apply)),
-            files,
+            host: Arc::new(Host::new(app, engines, development)),
             sockets,
         })
     }
@@ -143,69 +142,6 @@ async fn sweep(host: Arc<Host>) {
     }
 }
 
-/// Whether the command applies migrations.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Migrations {
-    /// The command applies them (`amphi up`).
-    Apply,
-    /// The command applies them: the databases are the artifact's own (`amphi serve app.amphi`).
-    ApplyToOwn,
-    /// The command checks that `amphi migrate` has applied them.
-    Check,
-}
-
-/// The files that an app's databases have opened. A file can be removed while it is open. A new file with the same path
-/// is another database.
-#[derive(Debug, Clone, Default)]
-pub(super) struct DatabaseFiles(BTreeMap<String, Option<FileId>>);
-
-impl DatabaseFiles {
-    fn of(databases: &Databases) -> DatabaseFiles {
-        let id = |database: &Database| match &database.config().storage {
-            Storage::Sqlite(sqlite) => FileId::of(&sqlite.file),
-            Storage::Postgres(_) => None,
-        };
-        let each = databases.iter();
-        DatabaseFiles(
-            each.map(|(name, database)| (name.clone(), id(database)))
-                .collect(),
-        )
-    }
-
-    /// Of these databases, those whose path still leads to the file that they have open.
-    fn still_there(&self, databases: &Databases) -> Databases {
-        let now = DatabaseFiles::of(databases);
-        let mut same = databases.clone();
-        same.retain(|name, _| self.0.get(name) == now.0.get(name));
-        same
-    }
-}
-
-/// Opens the databases, loads the modules and then applies migrations: an app that cannot be served leaves its
-/// databases as they were. Databases of the `previous` app that have not changed stay open.
-pub(super) fn load(
-    config: Config,
-    engines: &Engines,
-    previous: Option<(&App, &DatabaseFiles)>,
-    migrations: Migrations,
-) -> anyhow::Result<(App, DatabaseFiles)> {
-    if migrations == Migrations::Check {
-        migration::check_all(&config)?;
-    }
-    let development = migrations == Migrations::Apply;
-    let open = previous.map(|(app, files)| files.still_there(&app.services.databases));
-    let databases = database::open_all(&config, &open.unwrap_or_default())?;
-    let previous = previous.map(|(app, _)| app);
-    let app = App::load(config, engines, databases, development, previous)?;
-    if migrations != Migrations::Check {
-        migration::migrate_all(&app.config, |database, migration| {
-            tracing::info!(database, migration, "migration applied");
-        })?;
-    }
-    let files = DatabaseFiles::of(&app.services.databases);
-    Ok((app, files))
-}
-
 async fn stop_on_signal(stop: CancellationToken) {
     let (terminate, interrupt) = (
         signal(SignalKind::terminate()),
@@ -229,43 +165,5 @@ async fn stop_on_signal(stop: CancellationToken) {
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "signals cannot be watched: the process will not end in order")
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    /// When a developer removes the file of a database, the next reload makes a new file and does not keep the removed
-    /// one open.
-    #[test]
-    fn a_database_whose_file_was_removed_is_opened_anew() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("public")).expect("making a folder");
-        let toml = "[app]\nname = \"a\"\n[static]\ndir = \"public\"\n\
-                    [databases.one]\nsqlite = \"one.db\"\n[databases.other]\nsqlite = \"other.db\"\n";
-        let config = Config::parse(&folder.path().join("amphi.toml"), toml).expect("it is right");
-        let opened = database::open_all(&config, &Databases::new()).expect("they open");
-        let make = |name: &str| {
-            rusqlite::Connection::open(folder.path().join(name))
-                .and_then(|database| database.execute_batch("create table t (a)"))
-                .expect("it is made");
-        };
-        make("one.db");
-        make("other.db");
-        let files = DatabaseFiles::of(&opened);
-        let names = |databases: &Databases| {
-            let mut names: Vec<_> = databases.keys().cloned().collect();
-            names.sort();
-            names
-        };
-        assert_eq!(names(&files.still_there(&opened)), ["one", "other"]);
-        let remove = |path: &Path| std::fs::remove_file(path).expect("it is there");
-        remove(&folder.path().join("one.db"));
-        assert_eq!(names(&files.still_there(&opened)), ["other"]);
-        make("one.db");
-        assert_eq!(names(&files.still_there(&opened)), ["other"]);
     }
 }

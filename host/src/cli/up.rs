@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use super::Serving;
 use super::block_on::block_on;
 use super::build::{self, NotCompiled, Purpose};
-use super::file_id::FileId;
-use super::serve::{DatabaseFiles, Migrations, Running, load};
+use super::serve::Running;
+use crate::app::file_id::FileId;
 use crate::app::host::Host;
+use crate::app::load::{Migrations, load};
 use crate::config::{Config, Source, Storage};
 use crate::database::migration;
 
@@ -36,13 +37,12 @@ pub(super) fn run(serving: Serving) -> anyhow::Result<()> {
         let (changed, changes) = mpsc::channel(1);
         let watching = Watching::start(&config, &built.packages, changed)?;
         let print = fingerprint(&config);
-        let running = Running::start(config.clone(), Migrations::Apply).await?;
+        let running = Running::start(config.clone(), Migrations::Apply, true).await?;
         tracing::info!("watching for changes; Ctrl-C ends");
         let host = Arc::clone(&running.host);
         let rebuilding = Rebuilding {
             serving,
             host,
-            files: Mutex::new(running.files.clone()),
             started: config,
         };
         tokio::spawn(follow(rebuilding, changes, watching, print));
@@ -101,8 +101,6 @@ async fn quiet(changes: &mut mpsc::Receiver<()>, quiet: Duration, longest: Durat
 struct Rebuilding {
     serving: Serving,
     host: Arc<Host>,
-    /// The files that the app's databases have opened.
-    files: Mutex<DatabaseFiles>,
     /// The configuration that sockets, pools and loops were made for.
     started: Config,
 }
@@ -122,18 +120,17 @@ impl Rebuilding {
         let print = fingerprint(&config);
         if print != before {
             let old = self.host.app.load_full();
-            let mut files = self.files.lock();
-            let (app, opened) = load(
+            let app = load(
                 config.clone(),
                 &self.host.engines,
-                Some((&old, &files)),
+                Some(&old),
                 Migrations::Apply,
+                true,
             )?;
-            *files = opened;
             for setting in config.needing_restart(&self.started) {
                 tracing::warn!("`{setting}` has changed: that needs a restart");
             }
-            self.host.swap(app);
+            self.host.swap(Arc::new(app));
             tracing::info!(took = ?since.elapsed(), "swapped: new requests get the new views, those in flight finish with the old ones");
         }
         Ok((print, config, built.packages))

@@ -35,6 +35,8 @@ const DETAIL_MAX: usize = 4 << 10;
 pub(super) struct Completion<'a> {
     pub(super) host: &'a Arc<Host>,
     pub(super) app: &'a Arc<App>,
+    /// The rollout whose candidate the app is.
+    pub(super) candidate: Option<u64>,
     pub(super) parts: &'a Parts,
     /// Who is connected: the client, or a proxy.
     pub(super) peer: SocketAddr,
@@ -49,7 +51,7 @@ pub(super) struct Completion<'a> {
 impl<'a> Completion<'a> {
     pub(super) fn new(
         host: &'a Arc<Host>,
-        app: &'a Arc<App>,
+        (app, candidate): (&'a Arc<App>, Option<u64>),
         (peer, client): (SocketAddr, SocketAddr),
         account: Arc<Account>,
         parts: &'a Parts,
@@ -59,6 +61,7 @@ impl<'a> Completion<'a> {
         Completion {
             host,
             app,
+            candidate,
             parts,
             peer,
             arrived: Instant::now(),
@@ -156,15 +159,16 @@ impl<'a> Completion<'a> {
     pub(super) fn finish(&mut self, status: StatusCode) {
         self.done = true;
         METRICS.requests.of(status).inc();
-        METRICS
-            .duration
-            .observe(self.arrived.elapsed().as_secs_f64());
+        let took = self.arrived.elapsed();
+        METRICS.duration.observe(took.as_secs_f64());
+        self.app.stats.answered(status, took);
         let settled = self.settled.as_mut();
         let Some(stream) = settled.and_then(|settled| settled.stream.take()) else {
             return self.log(status.as_u16());
         };
         let streamed = Streamed {
             host: Arc::clone(self.host),
+            app: Arc::clone(self.app),
             method: self.parts.method.clone(),
             path: self.parts.uri.path().to_owned(),
             status,
@@ -200,6 +204,7 @@ impl Drop for Completion<'_> {
         if std::thread::panicking() {
             let sentence = "the host panicked while it answered: the message is on standard error";
             self.failure = Some(Failure::host(sentence));
+            self.app.stats.failed();
             return self.log(500);
         }
         self.failure = Some(dropped(self.host));
@@ -211,6 +216,7 @@ impl Drop for Completion<'_> {
 /// A request whose response has begun, for its line of log when the response has ended.
 struct Streamed {
     host: Arc<Host>,
+    app: Arc<App>,
     method: Method,
     path: String,
     status: StatusCode,
@@ -232,7 +238,10 @@ impl Streamed {
             StreamEnd::Complete => ("complete", None),
             StreamEnd::NotWanted if bodiless => ("complete", None),
             StreamEnd::NotWanted => ("abandoned", Some(dropped(&self.host))),
-            StreamEnd::Failed(failure) => ("failed", Some(failure)),
+            StreamEnd::Failed(failure) => {
+                self.app.stats.failed();
+                ("failed", Some(failure))
+            }
         };
         METRICS.streams_ended.with_label_values(&[outcome]).inc();
         let failure = failure.or(self.failure).map(|failure| Failure {

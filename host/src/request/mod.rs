@@ -26,6 +26,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
 use crate::app::host::Host;
+use crate::app::rollout::Choice;
 use crate::app::router::{Allowed, Route};
 use crate::app::{App, Routed, Target};
 use crate::budget::{Account, Exhausted, Room};
@@ -67,11 +68,11 @@ where
     let (mut parts, body) = request.into_parts();
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
-    let app = host.app.load_full();
     let (account, refused) = account(client);
+    let served = host.app.load_full();
     // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
     // them is unclear is refused first.
-    let from = app.config.proxies.client(client.peer, &parts.headers);
+    let from = served.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
         Ok(_) if too_long => Some(Failure::client(
             StatusCode::URI_TOO_LONG,
@@ -84,7 +85,16 @@ where
         }
     };
     let addresses = (client.peer, from.unwrap_or(client.peer));
-    let mut completion = Completion::new(&host, &app, addresses, account, &parts);
+    let (choice, app) = match &*host.rollout.load() {
+        Some(rollout) => {
+            let choice = rollout.choose(&parts, addresses.1.ip());
+            let app = host.app_of(choice.candidate);
+            (choice, app)
+        }
+        None => (Choice::default(), served),
+    };
+    let mut completion =
+        Completion::new(&host, (&app, choice.candidate), addresses, account, &parts);
     let mut response = match unclear {
         Some(failure) => completion.failed(failure),
         None => {
@@ -99,6 +109,9 @@ where
     };
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
+    }
+    if let Some(cookie) = choice.cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     completion.finish(response.status());
     response

@@ -61,17 +61,17 @@ impl Ready {
 
     /// Waits until the conversation has to end because another app is served than the one that the function is of.
     pub(super) fn drained(&self) -> BoxFuture<'static, ()> {
-        let host = &self.events.host;
-        let mut swaps = host.swaps.subscribe();
-        // It may have been replaced while the socket was opened.
-        if !Arc::ptr_eq(&host.app.load(), &self.app) {
-            swaps.mark_changed();
-        }
-        let drain = Duration::from_millis(self.app.config.server.drain_timeout_ms);
+        let (events, app) = (Arc::clone(&self.events), Arc::clone(&self.app));
+        let drain = Duration::from_millis(app.config.server.drain_timeout_ms);
         async move {
-            if swaps.changed().await.is_err() {
-                // The host has gone, and the connection with it.
-                return std::future::pending().await;
+            // It may have been replaced while the socket was opened, so the first look is at once. A candidate that has
+            // become the served app is the same app.
+            let mut swaps = events.host.swaps.subscribe();
+            while Arc::ptr_eq(&events.app(), &app) {
+                if swaps.changed().await.is_err() {
+                    // The host has gone, and the connection with it.
+                    return std::future::pending().await;
+                }
             }
             tokio::time::sleep(drain).await;
         }

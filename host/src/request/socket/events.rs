@@ -36,6 +36,8 @@ pub(super) struct Events {
     pub(super) socket: Arc<Socket>,
     /// The path that the socket was opened at. Each event is routed anew, so that it goes to the present app (R23).
     pub(super) path: String,
+    /// The rollout whose candidate the socket was opened in.
+    pub(super) candidate: Option<u64>,
     pub(super) trace: Trace,
     pub(super) peer: SocketAddr,
     pub(super) depth: u32,
@@ -65,9 +67,15 @@ impl Event {
 }
 
 impl Events {
+    /// The app that the next event gets.
+    pub(super) fn app(&self) -> Arc<App> {
+        self.host.app_of(self.candidate)
+    }
+
     /// Notes the values of the context that an event has left, and the one among them that is told to others.
     pub(super) fn keep(&self, values: Arc<Values>) {
-        let told = &self.host.app.load().config.channels.member_value;
+        let app = self.app();
+        let told = &app.config.channels.member_value;
         let user = values.get(&**told).map(|user| user.text.to_string());
         self.socket.set_user(user);
         let mut known = self.values.lock();
@@ -80,7 +88,7 @@ impl Events {
     pub(super) async fn handle(self: Arc<Self>, event: Event) {
         let begun = Instant::now();
         loop {
-            let app = self.host.app.load_full();
+            let app = self.app();
             let Some((routed, params)) = self.routed(&app) else {
                 METRICS.socket_events.with_label_values(&["no view"]).inc();
                 let sentence = "the app has no such view any more";

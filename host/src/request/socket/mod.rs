@@ -96,6 +96,7 @@ pub(super) async fn open(
     let events = Arc::new(Events {
         host: Arc::clone(host),
         path: parts.uri.path().to_owned(),
+        candidate: completion.candidate,
         trace: completion.origin.trace.clone(),
         peer: completion.origin.peer,
         depth: completion.origin.depth,

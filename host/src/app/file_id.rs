@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 /// The identity of a file or folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileId {
+pub struct FileId {
     device: u64,
     inode: u64,
     /// The time when the file was made. The inode alone is not enough: a new file often gets the inode of a removed
@@ -17,7 +17,7 @@ pub(super) struct FileId {
 
 impl FileId {
     /// The identity of the file or folder that the path leads to. None: the path leads nowhere.
-    pub(super) fn of(path: &Path) -> Option<FileId> {
+    pub fn of(path: &Path) -> Option<FileId> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(FileId {
             device: metadata.dev(),

@@ -1,0 +1,121 @@
+//! A candidate: a version that is loaded beside the served one, and the clients that get it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::App;
+
+/// The cookie by which a client stays on its version while a share of the clients gets the candidate.
+pub const COOKIE: &str = "amphi_rollout";
+/// A share is in hundredths of a percent: so many are all clients.
+pub const ALL: u32 = 10_000;
+/// Numbers of clients that have none yet: by a step that has no divisor in common with `ALL`, each number comes once
+/// before one comes again, and each stretch of them is spread evenly. So the split is as exact as it can be.
+const STEP: u64 = 6_181;
+
+/// Who gets the candidate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Audience {
+    /// A share of the clients, in hundredths of a percent.
+    Share(u32, Sticky),
+    /// Requests with this header.
+    Header(HeaderName, HeaderValue),
+    /// Nobody: the candidate gets copies of requests.
+    Shadow,
+}
+
+/// By what a client is known again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sticky {
+    /// A cookie. A client that keeps no cookies gets another number with each request.
+    Cookie,
+    /// Its address.
+    Address,
+}
+
+/// A candidate beside the served app.
+pub struct Rollout {
+    /// The candidate.
+    pub app: Arc<App>,
+    /// Who gets it.
+    pub audience: Audience,
+    /// Tells this rollout from others, for connections that last.
+    number: u64,
+    /// How many clients have got a number.
+    clients: AtomicU64,
+}
+
+/// Which version a request gets.
+#[derive(Debug, Default)]
+pub struct Choice {
+    /// The rollout whose candidate the request gets; none: the served app.
+    pub candidate: Option<u64>,
+    /// The cookie that keeps the client on its version, if it has none yet.
+    pub cookie: Option<HeaderValue>,
+}
+
+impl Rollout {
+    /// A rollout of this app.
+    pub fn new(app: Arc<App>, audience: Audience) -> Rollout {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Rollout {
+            app,
+            audience,
+            number: NUMBERS.fetch_add(1, Relaxed),
+            clients: AtomicU64::new(0),
+        }
+    }
+
+    /// Chooses for a request. `client`: its address.
+    pub fn choose(&self, parts: &Parts, client: IpAddr) -> Choice {
+        match &self.audience {
+            Audience::Shadow => Choice::default(),
+            Audience::Header(name, value) => {
+                let has = parts.headers.get_all(name).iter().any(|it| it == value);
+                self.chosen(has, None)
+            }
+            Audience::Share(share, Sticky::Address) => {
+                let number = siphasher::sip::SipHasher13::new().hash(client.to_string().as_bytes());
+                self.chosen(number % u64::from(ALL) < u64::from(*share), None)
+            }
+            Audience::Share(share, Sticky::Cookie) => match number(&parts.headers) {
+                Some(number) => self.chosen(number < *share, None),
+                None => {
+                    let turn = self.clients.fetch_add(1, Relaxed);
+                    let number = turn.wrapping_mul(STEP) % u64::from(ALL);
+                    // A page under the same name with another scheme or path is the same app.
+                    let cookie = format!("{COOKIE}={number}; Path=/; HttpOnly; SameSite=Lax");
+                    let cookie = HeaderValue::from_str(&cookie).expect("it is ASCII");
+                    self.chosen(number < u64::from(*share), Some(cookie))
+                }
+            },
+        }
+    }
+
+    fn chosen(&self, is_candidate: bool, cookie: Option<HeaderValue>) -> Choice {
+        Choice {
+            candidate: is_candidate.then_some(self.number),
+            cookie,
+        }
+    }
+
+    /// Whether a connection that got a candidate got this one.
+    pub(super) fn is(&self, number: u64) -> bool {
+        self.number == number && self.audience != Audience::Shadow
+    }
+}
+
+/// The number of a client, from its cookie. What is no number counts as no cookie.
+fn number(headers: &HeaderMap) -> Option<u32> {
+    let cookies = headers.get_all(header::COOKIE).iter();
+    let mut pairs = cookies
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs.find(|(name, _)| *name == COOKIE)?;
+    value.parse().ok().filter(|number| *number < ALL)
+}
