@@ -1,5 +1,8 @@
 //! A candidate: a version that is loaded beside the served one, and the clients that get it.
 
+mod comparison;
+pub mod shadow;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::App;
+use shadow::{Shadow, ShadowOptions};
 
 /// The cookie by which a client stays on its version while a share of the clients gets the candidate.
 pub const COOKIE: &str = "amphi_rollout";
@@ -24,7 +28,7 @@ pub enum Audience {
     Share(u32, Sticky),
     /// Requests with this header.
     Header(HeaderName, HeaderValue),
-    /// Nobody: the candidate gets copies of requests.
+    /// Nobody: the candidate gets copies of requests, and its answers are compared.
     Shadow,
 }
 
@@ -43,6 +47,8 @@ pub struct Rollout {
     pub app: Arc<App>,
     /// Who gets it.
     pub audience: Audience,
+    /// In shadow mode: what is compared, and what the comparisons have found.
+    pub shadow: Option<Arc<Shadow>>,
     /// Tells this rollout from others, for connections that last.
     number: u64,
     /// How many clients have got a number.
@@ -62,11 +68,24 @@ impl Rollout {
     /// A rollout of this app.
     pub fn new(app: Arc<App>, audience: Audience) -> Rollout {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let shadow = match &audience {
+            Audience::Shadow => Some(Arc::new(Shadow::new(ShadowOptions::default()))),
+            Audience::Share(..) | Audience::Header(..) => None,
+        };
         Rollout {
+            shadow,
             app,
             audience,
             number: NUMBERS.fetch_add(1, Relaxed),
             clients: AtomicU64::new(0),
+        }
+    }
+
+    /// A rollout of this app in shadow mode, with these options.
+    pub fn in_shadow(app: Arc<App>, options: ShadowOptions) -> Rollout {
+        Rollout {
+            shadow: Some(Arc::new(Shadow::new(options))),
+            ..Rollout::new(app, Audience::Shadow)
         }
     }
 
@@ -105,7 +124,7 @@ impl Rollout {
 
     /// Whether a connection that got a candidate got this one.
     pub(super) fn is(&self, number: u64) -> bool {
-        self.number == number && self.audience != Audience::Shadow
+        self.number == number && self.shadow.is_none()
     }
 }
 

@@ -87,6 +87,15 @@ impl Database {
         }
     }
 
+    /// Whether this is the same open database: the connections of one are the connections of the other.
+    pub fn is(&self, other: &Database) -> bool {
+        match (self, other) {
+            (Database::Sqlite(one), Database::Sqlite(other)) => Arc::ptr_eq(one, other),
+            (Database::Postgres(one), Database::Postgres(other)) => Arc::ptr_eq(one, other),
+            (Database::Sqlite(_) | Database::Postgres(_), _) => false,
+        }
+    }
+
     /// A permit for one more result that is read in pieces, on a connection of its own. None: pins and results in
     /// pieces have as many connections already as they may.
     pub fn stream_permit(&self) -> Option<Permit> {
@@ -331,6 +340,55 @@ impl Lease {
         match self {
             Lease::Sqlite(lease) => lease.set_pinned(pinned),
             Lease::Postgres(lease) => lease.set_pinned(pinned),
+        }
+    }
+
+    /// The state of the database that the transaction has begun with, if its later statements may see other states:
+    /// each statement of PostgreSQL's `read committed` sees what was committed before it.
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn seen(&mut self, isolation: Option<Isolation>) -> Result<Option<String>, Error> {
+        match (self, isolation) {
+            (Lease::Postgres(lease), None | Some(Isolation::ReadCommitted)) => {
+                lease.snapshot().await.map(Some)
+            }
+            // The transactions of SQLite see one state.
+            (Lease::Sqlite(_), _) | (Lease::Postgres(_), Some(_)) => Ok(None),
+        }
+    }
+
+    /// Whether another transaction was committed since this state was [`Lease::seen`].
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn changed_since(&mut self, seen: &str) -> Result<bool, Error> {
+        match self {
+            Lease::Sqlite(_) => Ok(false),
+            Lease::Postgres(lease) => lease.changed_since(seen).await,
+        }
+    }
+
+    /// Removes what statements have left in the session beside the transaction, within that transaction.
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn forget_session(&mut self) -> Result<(), Error> {
+        match self {
+            // `hand_on` does so.
+            Lease::Sqlite(_) => Ok(()),
+            Lease::Postgres(lease) => lease.host(&postgres::forgetting()).await,
+        }
+    }
+
+    /// Gives the connection with its open transaction to another borrower: its statements end with `deadline`.
+    ///
+    /// # Errors
+    /// When the connection cannot be used any more.
+    pub fn hand_on(&mut self, deadline: &Arc<Deadline>) -> Result<(), Error> {
+        match self {
+            Lease::Sqlite(lease) => lease.hand_on(deadline),
+            Lease::Postgres(lease) => lease.hand_on(deadline),
         }
     }
 

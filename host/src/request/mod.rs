@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod dispatch;
 mod error_view;
 pub mod settle;
+mod shadow;
 pub mod socket;
 mod static_file;
 mod streaming;
@@ -40,6 +41,7 @@ use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
 use crate::request::settle::CheckedBody;
+use crate::request::shadow::ShadowCopy;
 use crate::request::socket::Upgrades;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
@@ -321,6 +323,9 @@ where
     };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
+    let binary = binary_headers(&parts.headers);
+    let copied = (&request, kept.as_ref(), &binary);
+    let copy = ShadowCopy::of((host, app), routed, parts, &completion.origin, copied);
     let ready = Attempt {
         host,
         app,
@@ -328,10 +333,10 @@ where
         chain: &routed.chain,
         params: params.into(),
         body: kept,
-        binary: binary_headers(&parts.headers),
+        binary,
         streams: true,
     };
-    let mut settled = ready.run(request).await;
+    let mut settled = ready.run_beside(request, copy).await;
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
     let mut response = response?;

@@ -67,6 +67,9 @@ pub struct Metrics {
     pub failures: IntCounterVec,
     /// Requests that were run again after a conflict.
     pub retries: IntCounter,
+    /// Requests that a version in shadow mode was to get a copy of, by outcome (`equal`, `differing`, `unclear`,
+    /// `not compared`).
+    pub shadowed: IntCounterVec,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
     /// What groups of connections have and have done, by name, once a second.
@@ -199,6 +202,11 @@ impl Metrics {
             retries: registered(
                 &registry,
                 IntCounter::new("retries_total", "Requests run again after a conflict"),
+            ),
+            shadowed: counters(
+                "shadow_requests_total",
+                "Requests copied to a version in shadow mode, by what the comparison says",
+                "outcome",
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),
             channels: gauges(

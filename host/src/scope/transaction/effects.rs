@@ -18,6 +18,26 @@ use crate::database::{Error, ErrorKind, Permit};
 /// An action that others will see. It must neither fail nor wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
 
+/// What an effect does, for the comparison of two versions of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Kind and target, as a report names them: "event `orders.paid` published".
+    pub what: String,
+    /// A hash of what is sent.
+    pub payload: u64,
+}
+
+/// The most effects of a request that are described. Further ones are only counted.
+const DESCRIBED_MAX: usize = 1_000;
+
+impl Described {
+    /// A description. `payload`: what is sent.
+    pub fn new(what: String, payload: &[u8]) -> Described {
+        let payload = siphasher::sip::SipHasher13::new().hash(payload);
+        Described { what, payload }
+    }
+}
+
 /// What has happened in the transactions of a scope.
 #[derive(Default)]
 pub(super) struct History {
@@ -32,9 +52,47 @@ pub(super) struct History {
     /// Number of connections that are held for results in pieces and for pins.
     kept: AtomicUsize,
     fate: Mutex<Fate>,
+    /// The effects that others have seen, or would have, where they are described.
+    described: Option<Mutex<Vec<Described>>>,
+    /// Whether effects are never run: the transaction is a copy's.
+    withholds: bool,
 }
 
 impl History {
+    /// The history of a scope whose effects are described. `withholds`: and never run.
+    pub(super) fn describing(withholds: bool) -> Arc<History> {
+        Arc::new(History {
+            described: Some(Mutex::default()),
+            withholds,
+            ..History::default()
+        })
+    }
+
+    /// Whether effects are described.
+    pub(super) fn describes(&self) -> bool {
+        self.described.is_some()
+    }
+
+    /// The effects that were run, or would have been, in their order.
+    pub(super) fn described(&self) -> Vec<Described> {
+        let described = self.described.as_ref();
+        described.map_or_else(Vec::new, |described| described.lock().clone())
+    }
+
+    /// Runs an effect, unless effects are withheld.
+    fn run(&self, (effect, what): (Effect, Option<Described>)) {
+        if let (Some(described), Some(what)) = (&self.described, what) {
+            let mut described = described.lock();
+            if described.len() < DESCRIBED_MAX {
+                described.push(what);
+            }
+        }
+        // A copy's effects are dropped: nobody must see anything of them.
+        if !self.withholds {
+            effect();
+        }
+    }
+
     /// Notes that something was done that a rollback does not undo.
     pub(super) fn lasts(&self) {
         self.lasting.store(true, SeqCst);
@@ -122,7 +180,7 @@ pub(super) struct Effects {
 
 struct Issued {
     levels: Vec<OpenLevel>,
-    held: Vec<(Level, Effect)>,
+    held: Vec<(Level, (Effect, Option<Described>))>,
     /// The outermost levels of transactions that must roll back, and why.
     rollbacks: Vec<(Level, Reason)>,
     /// Set when the transaction is over: later effects are refused.
@@ -200,7 +258,7 @@ impl Effects {
 
     /// Holds the effect with its level, or runs the effect immediately when there is no level. False: the effect is
     /// refused, because the transaction is over, or because the level has ended before a member that was called in it.
-    pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
+    pub(super) fn add(&self, level: Option<Level>, effect: (Effect, Option<Described>)) -> bool {
         let mut issued = self.issued.lock();
         match level {
             _ if issued.ended => false,
@@ -212,7 +270,7 @@ impl Effects {
             None => {
                 drop(issued);
                 self.history.lasts();
-                effect();
+                self.history.run(effect);
                 true
             }
         }
@@ -321,7 +379,7 @@ impl Effects {
         let (released, kept): (Vec<_>, Vec<_>) = (held.into_iter()).partition(|(l, _)| *l == level);
         self.issued.lock().held.splice(0..0, kept);
         for (_, effect) in released {
-            effect();
+            self.history.run(effect);
         }
     }
 
