@@ -65,14 +65,43 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    let served = host.app.load_full();
+    let (choice, app) = match &*host.rollout.load() {
+        Some(rollout) => {
+            let address = served.config.proxies.client(client.peer, &parts.headers);
+            let choice = rollout.choose(&parts, address.unwrap_or(client.peer).ip());
+            let app = host.app_of(choice.candidate);
+            (choice, app)
+        }
+        None => (Choice::default(), served),
+    };
+    let mut response = answer_in(&host, (&app, choice.candidate), client, parts, body).await;
+    if let Some(cookie) = choice.cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+/// Answers one request in this app: the served one, or the candidate of this rollout, or a version that is checked before
+/// it is either.
+pub async fn answer_in<B>(
+    host: &Arc<Host>,
+    (app, candidate): (&Arc<App>, Option<u64>),
+    client: &Client,
+    mut parts: Parts,
+    body: B,
+) -> Response<ResponseBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
     let (account, refused) = account(client);
-    let served = host.app.load_full();
     // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
     // them is unclear is refused first.
-    let from = served.config.proxies.client(client.peer, &parts.headers);
+    let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
         Ok(_) if too_long => Some(Failure::client(
             StatusCode::URI_TOO_LONG,
@@ -85,16 +114,7 @@ where
         }
     };
     let addresses = (client.peer, from.unwrap_or(client.peer));
-    let (choice, app) = match &*host.rollout.load() {
-        Some(rollout) => {
-            let choice = rollout.choose(&parts, addresses.1.ip());
-            let app = host.app_of(choice.candidate);
-            (choice, app)
-        }
-        None => (Choice::default(), served),
-    };
-    let mut completion =
-        Completion::new(&host, (&app, choice.candidate), addresses, account, &parts);
+    let mut completion = Completion::new(host, (app, candidate), addresses, account, &parts);
     let mut response = match unclear {
         Some(failure) => completion.failed(failure),
         None => {
@@ -109,9 +129,6 @@ where
     };
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
-    }
-    if let Some(cookie) = choice.cookie {
-        response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     completion.finish(response.status());
     response
