@@ -200,7 +200,10 @@ fn versions_that_nothing_names_are_removed() {
     assert_eq!(there(), added);
     state.prune(&record, 2).expect("it is pruned");
     let left = there();
-    assert!(left.contains(&added[1]) && left.contains(&added[2]), "{left:?}");
+    assert!(
+        left.contains(&added[1]) && left.contains(&added[2]),
+        "{left:?}"
+    );
     assert_eq!(left.len(), 4, "two more");
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 60 * 60);
     for name in names(&place.path().join("versions")) {
