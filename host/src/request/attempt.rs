@@ -216,6 +216,23 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
+    /// Whether the answer is a failure of the server's (5xx).
+    pub(super) fn has_failed(&self) -> bool {
+        match &self.response {
+            Ok(response) => response.status().is_server_error(),
+            Err(failure) => failure.status.is_server_error(),
+        }
+    }
+
+    /// Whether nothing is left of what the request did: all of it was rolled back.
+    pub(super) fn left_nothing(&self) -> bool {
+        let scope = &self.scope;
+        self.fate != Fate::Committed
+            && !scope.transaction.lasting()
+            && !scope.sent.load(SeqCst)
+            && !scope.files.load(SeqCst)
+    }
+
     /// Whether the request can be run again: it failed because of a conflict, and the attempt had no effect that others
     /// can notice.
     fn may_run_again(&self) -> bool {

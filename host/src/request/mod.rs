@@ -338,6 +338,9 @@ where
     };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
+    let again = (completion.candidate)
+        .filter(|_| !matches!(kept, Some(RequestBody::Arriving(_))))
+        .map(|_| (request.clone(), kept.clone()));
     let ready = Attempt {
         host,
         app,
@@ -349,6 +352,27 @@ where
         streams: true,
     };
     let mut settled = ready.run(request).await;
+    if let Some((request, kept)) = again
+        && settled.has_failed()
+        && (parts.method.is_safe() || settled.left_nothing())
+        && let served = host.app.load_full()
+        && let Route::Found(Target::View(routed), params) =
+            served.router.route(&parts.method, parts.uri.path())
+    {
+        // A candidate's failure is counted, and the client gets the answer of the served app.
+        completion.failed_over(&settled, &served, routed);
+        let ready = Attempt {
+            host,
+            app: &served,
+            origin: &completion.origin,
+            chain: &routed.chain,
+            params: params.into(),
+            body: kept,
+            binary: binary_headers(&parts.headers),
+            streams: true,
+        };
+        settled = ready.run(request).await;
+    }
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
     let mut response = response?;

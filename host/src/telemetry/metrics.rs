@@ -67,6 +67,8 @@ pub struct Metrics {
     pub failures: IntCounterVec,
     /// Requests that were run again after a conflict.
     pub retries: IntCounter,
+    /// Requests that a candidate has failed, and the active version has answered.
+    pub failed_over: IntCounter,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
     /// What groups of connections have and have done, by name, once a second.
@@ -199,6 +201,13 @@ impl Metrics {
             retries: registered(
                 &registry,
                 IntCounter::new("retries_total", "Requests run again after a conflict"),
+            ),
+            failed_over: registered(
+                &registry,
+                IntCounter::new(
+                    "failed_over_total",
+                    "Requests that a candidate has failed, and the active version has answered",
+                ),
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),
             channels: gauges(

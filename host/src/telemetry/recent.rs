@@ -74,7 +74,12 @@ impl Reader {
         if self.next < lines.first {
             if self.next > 0 {
                 let missed = lines.first - self.next;
-                piece.extend(format!("… {missed} lines are left out: they came faster than they were read\n").bytes());
+                piece.extend(
+                    format!(
+                        "… {missed} lines are left out: they came faster than they were read\n"
+                    )
+                    .bytes(),
+                );
             }
             self.next = lines.first;
         }
