@@ -122,10 +122,7 @@ mod tests {
         assert_eq!(asked(None, None, &tokens, Scope::Read), Err(401));
         // Whoever may open the socket is who it says, unless there are tokens.
         let root = Some("root");
-        assert_eq!(
-            asked(None, root, &[], Scope::Deploy),
-            Ok("root".to_owned())
-        );
+        assert_eq!(asked(None, root, &[], Scope::Deploy), Ok("root".to_owned()));
         assert_eq!(asked(None, root, &tokens, Scope::Read), Err(401));
     }
 }

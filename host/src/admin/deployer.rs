@@ -148,9 +148,19 @@ impl Deployer {
         let only = Arc::clone(&self.changing).lock_owned().await;
         let nobody = Progress(None);
         let begun = async {
-            let audience = candidate.trial.audience.parse().map_err(anyhow::Error::msg)?;
+            let audience = candidate
+                .trial
+                .audience
+                .parse()
+                .map_err(anyhow::Error::msg)?;
             let digest = candidate.version.digest;
-            let app = self.prepare(digest, &candidate.version.from, None, Migrations::Check, &nobody);
+            let app = self.prepare(
+                digest,
+                &candidate.version.from,
+                None,
+                Migrations::Check,
+                &nobody,
+            );
             let app = app.await?;
             anyhow::Ok(self.try_out(app, audience, &candidate.trial))
         };
@@ -396,7 +406,12 @@ impl Deployer {
             let now = self.now.lock();
             let Some((candidate, app)) = now.record.candidate.as_ref().zip(now.trying.as_ref())
             else {
-                return (None, Err(anyhow!("there is no candidate to promote: `amphi deploy --canary` makes one")));
+                return (
+                    None,
+                    Err(anyhow!(
+                        "there is no candidate to promote: `amphi deploy --canary` makes one"
+                    )),
+                );
             };
             let Active { digest, from, .. } = candidate.version.clone();
             let version = Active::now(digest, from);
@@ -443,7 +458,9 @@ impl Deployer {
         let Some(target) = target else {
             match to {
                 Some(to) => bail!("the place has no version {to}: `amphi versions` lists them"),
-                None => bail!("there is no earlier version to go back to: `amphi versions` lists what there is, and `--to` takes one of them"),
+                None => bail!(
+                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `--to` takes one of them"
+                ),
             }
         };
         let Active { digest, from, .. } = target.clone();
@@ -574,7 +591,9 @@ impl Deployer {
         };
         if status.as_u16() != wanted {
             let shown = cut(String::from_utf8_lossy(&shown).into_owned(), HEALTH_SHOWN);
-            bail!("the health check failed: {path} answered {status} where {wanted} is wanted: {shown}");
+            bail!(
+                "the health check failed: {path} answered {status} where {wanted} is wanted: {shown}"
+            );
         }
         Ok(())
     }
@@ -653,7 +672,8 @@ impl Deployer {
                 continue;
             };
             let record = self.now.lock().record.clone();
-            let is_there = (self.now.lock().trying.as_ref()).is_some_and(|it| Arc::ptr_eq(it, &app));
+            let is_there =
+                (self.now.lock().trying.as_ref()).is_some_and(|it| Arc::ptr_eq(it, &app));
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
                 (true, "promote") => self.promoting().await,

@@ -80,12 +80,15 @@ impl Listener {
             }
             AdminAddress::Unix(path) => {
                 // What a host that was killed has left would be in the way. Another host that uses it still answers.
-                let is_socket = fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+                let is_socket =
+                    fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
                 if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
                     fs::remove_file(path).with_context(context)?;
                 }
-                let listener = std::os::unix::net::UnixListener::bind(path).with_context(context)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(context)?;
+                let listener =
+                    std::os::unix::net::UnixListener::bind(path).with_context(context)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+                    .with_context(context)?;
                 listener.set_nonblocking(true)?;
                 Listener::Unix(listener)
             }
@@ -101,7 +104,11 @@ impl Listener {
             Listener::Tcp(listener) => AdminAddress::Tcp(listener.local_addr()?),
             Listener::Unix(listener) => {
                 let path = listener.local_addr()?;
-                AdminAddress::Unix(path.as_pathname().unwrap_or(std::path::Path::new("")).to_owned())
+                AdminAddress::Unix(
+                    path.as_pathname()
+                        .unwrap_or(std::path::Path::new(""))
+                        .to_owned(),
+                )
             }
         })
     }
@@ -405,7 +412,10 @@ fn generation(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default();
-    let number = text.trim().strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+    let number = text
+        .trim()
+        .strip_prefix('"')
+        .and_then(|it| it.strip_suffix('"'));
     match number.and_then(|number| number.parse().ok()) {
         Some(number) => Ok(Some(number)),
         None => Err(Refusal::new(
@@ -418,7 +428,11 @@ fn generation(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 /// Reads a body that is JSON. An empty one has every field's default.
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
     let wrong = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
-    if body.size_hint().upper().is_some_and(|most| most > JSON_BYTES as u64) {
+    if body
+        .size_hint()
+        .upper()
+        .is_some_and(|most| most > JSON_BYTES as u64)
+    {
         let sentence = format!("the body has more than {JSON_BYTES} bytes");
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence));
     }
@@ -428,7 +442,8 @@ async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
         .map_err(|error| wrong(format!("the body could not be read: {error}")))?
         .to_bytes();
     let text: &[u8] = if whole.is_empty() { b"{}" } else { &whole };
-    serde_json::from_slice(text).map_err(|error| wrong(format!("the body is not what is wanted here: {error}")))
+    serde_json::from_slice(text)
+        .map_err(|error| wrong(format!("the body is not what is wanted here: {error}")))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
