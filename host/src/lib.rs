@@ -10,6 +10,7 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
+pub mod admin;
 pub mod app;
 pub mod artifact;
 pub mod budget;

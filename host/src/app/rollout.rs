@@ -3,7 +3,9 @@
 mod comparison;
 pub mod shadow;
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -125,6 +127,68 @@ impl Rollout {
     /// Whether a connection that got a candidate got this one.
     pub(super) fn is(&self, number: u64) -> bool {
         self.number == number && self.shadow.is_none()
+    }
+}
+
+impl fmt::Display for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Audience::Share(share, sticky) => {
+                let (whole, part) = (share / 100, share % 100);
+                write!(f, "{whole}")?;
+                if part > 0 {
+                    write!(f, ".{part:02}")?;
+                }
+                f.write_str(match sticky {
+                    Sticky::Cookie => "%",
+                    Sticky::Address => "% by address",
+                })
+            }
+            Audience::Header(name, value) => {
+                write!(f, "header:{name}={}", value.to_str().unwrap_or_default())
+            }
+            Audience::Shadow => f.write_str("shadow"),
+        }
+    }
+}
+
+impl FromStr for Audience {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Audience, String> {
+        let wrong = || {
+            format!(
+                "`{}` says not who gets the candidate: write a share of the clients (`5%`, `0.25%`, `5% by address`) or a header (`header:x-canary=1`)",
+                text.escape_debug()
+            )
+        };
+        if text == "shadow" {
+            return Ok(Audience::Shadow);
+        }
+        if let Some(header) = text.strip_prefix("header:") {
+            let (name, value) = header.split_once('=').ok_or_else(wrong)?;
+            let (name, value) = (name.trim().parse(), value.trim().parse());
+            return match (name, value) {
+                (Ok(name), Ok(value)) => Ok(Audience::Header(name, value)),
+                _ => Err(wrong()),
+            };
+        }
+        let (number, sticky) = text.split_once('%').ok_or_else(wrong)?;
+        let sticky = match sticky.trim() {
+            "" => Sticky::Cookie,
+            "by address" => Sticky::Address,
+            _ => return Err(wrong()),
+        };
+        let (whole, part) = number.trim().split_once('.').unwrap_or((number.trim(), ""));
+        let is_plain = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_plain(whole) || !is_plain(part) || part.len() > 2 {
+            return Err(wrong());
+        }
+        let share: u32 = format!("{whole}{part:0<2}").parse().map_err(|_| wrong())?;
+        match share <= ALL {
+            true => Ok(Audience::Share(share, sticky)),
+            false => Err(wrong()),
+        }
     }
 }
 

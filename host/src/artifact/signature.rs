@@ -15,7 +15,7 @@ use minisign_verify::Signature;
 
 use super::limits::{ArtifactError, Result};
 use super::manifest::AppManifest;
-use crate::config::{TrustedKey, key_id};
+use crate::config::{Place, TrustedKey, key_id};
 
 /// The number of the key that a signature names.
 fn signer(text: &str) -> Option<String> {
@@ -32,6 +32,14 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// Whose artifacts a place runs.
+    pub fn of(place: &Place) -> Trust {
+        match &place.deploy.trusted_keys {
+            Some(keys) => Trust::Keys(keys.clone()),
+            None => Trust::Anyone,
+        }
+    }
+
     /// Checks that one of the signatures of an artifact is by a trusted key.
     ///
     /// # Errors

@@ -2,10 +2,12 @@
 
 mod block_on;
 pub mod build;
+mod deploy;
 mod inspect;
 mod migrate;
 mod new;
 mod package;
+mod place;
 mod pull;
 mod push;
 mod routes;
@@ -13,6 +15,8 @@ mod rustc;
 mod serve;
 mod sign;
 mod source;
+mod status;
+mod token;
 mod up;
 
 use std::ffi::OsString;
@@ -90,6 +94,29 @@ enum Command {
     /// Fetch an artifact from a registry.
     #[command(after_help = "Example: amphi pull registry.example.com/team/shop:1.0 -o shop.amphi")]
     Pull(pull::Arguments),
+    /// Have a running place serve another version: at once, to some clients first, or in the shadow of the active one.
+    #[command(
+        after_help = "Examples: amphi deploy shop.amphi --to http://127.0.0.1:7070 --health /\n          amphi deploy oci://registry.example.com/team/shop:1.1 --to amphi-host.toml --canary 5% --auto"
+    )]
+    Deploy(deploy::Arguments),
+    /// Make a place's candidate the active version.
+    #[command(after_help = "Example: amphi promote --to http://127.0.0.1:7070")]
+    Promote(status::Promoting),
+    /// Give a place's candidate up, or go back to a version before.
+    #[command(after_help = "Example: amphi rollback --to http://127.0.0.1:7070")]
+    Rollback(status::RollingBack),
+    /// Show what runs at a place: versions, requests, errors, latencies.
+    #[command(after_help = "Example: amphi status --to http://127.0.0.1:7070")]
+    Status(status::Showing),
+    /// List the versions that a place has.
+    #[command(after_help = "Example: amphi versions --to http://127.0.0.1:7070")]
+    Versions(status::Showing),
+    /// Print the last lines of a place's log, and those that come.
+    #[command(after_help = "Example: amphi logs --follow --to http://127.0.0.1:7070")]
+    Logs(status::Logs),
+    /// Make a token for a place's admin API.
+    #[command(after_help = "Example: amphi token ci --scope deploy")]
+    Token(token::Arguments),
 }
 
 #[derive(Args)]
@@ -158,6 +185,13 @@ pub fn run_with(arguments: impl IntoIterator<Item: Into<OsString> + Clone>) -> E
         Command::Sign(arguments) => sign::run(&arguments),
         Command::Push(arguments) => push::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
+        Command::Deploy(arguments) => deploy::run(&arguments),
+        Command::Promote(arguments) => status::promote(&arguments),
+        Command::Rollback(arguments) => status::roll_back(&arguments),
+        Command::Status(arguments) => status::status(&arguments),
+        Command::Versions(arguments) => status::versions(&arguments),
+        Command::Logs(arguments) => status::logs(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
     };
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::block_on::block_on;
 use super::source::Placed;
+use crate::admin::{self, Deployer, Listener};
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
 use crate::channels::NatsConfig;
-use crate::config::{Config, Purpose};
+use crate::config::{Config, Place, Purpose};
+use crate::deploy::{Active, Record, State};
 use crate::guest::run::{Engines, PoolSizes};
 use crate::server::{self, Sockets};
 use crate::telemetry::log::LogFormat;
@@ -42,11 +44,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         false => Migrations::Check,
     };
     block_on(async {
-        let running = Running::start(resolved.config, migrations, false).await?;
+        let mut running = Running::start(resolved.config, migrations, false).await?;
         // A version that cannot be served is never the active one.
-        if let Some((state, active)) = resolved.active {
-            state.set_active(&active)?;
-            tracing::info!(digest = %active.digest, from = active.from, "active");
+        if let Some((place, state, active)) = resolved.placed {
+            let record = state.activate(active, place.deploy.keep)?;
+            let Active { digest, from, .. } = &record.active;
+            tracing::info!(%digest, from, generation = record.generation, "active");
+            running.administer(place, state, record)?;
         }
         running.serve().await
     })
@@ -61,6 +65,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Running {
     pub(super) host: Arc<Host>,
     sockets: Sockets,
+    /// The admin API, if the place has one.
+    admin: Option<(Arc<Deployer>, Listener)>,
 }
 
 impl Running {
@@ -113,7 +119,20 @@ impl Running {
         Ok(Running {
             host: Arc::new(Host::new(app, engines, development)),
             sockets,
+            admin: None,
         })
+    }
+
+    /// Has the place's admin API change what is served.
+    fn administer(&mut self, place: Place, state: State, record: Record) -> anyhow::Result<()> {
+        let Some(address) = &place.deploy.listen else {
+            return Ok(());
+        };
+        let listener = Listener::bind(address)?;
+        tracing::info!(address = %listener.address()?, "the admin API listens");
+        let deployer = Deployer::new(Arc::clone(&self.host), place, state, record)?;
+        self.admin = Some((deployer, listener));
+        Ok(())
     }
 
     /// Serves until a signal, then lets requests in flight finish.
@@ -121,11 +140,22 @@ impl Running {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
         tokio::spawn(sweep(Arc::clone(&self.host)));
+        if let Some((deployer, listener)) = self.admin {
+            tokio::spawn(Arc::clone(&deployer).resume());
+            tokio::spawn(administer(deployer, listener, stop.clone()));
+        }
         let hub = Arc::clone(&self.host.hub);
         let served = server::serve(self.host, self.sockets, stop).await;
         // Other hosts then know at once that the members of this one are gone.
         hub.shutdown().await;
         served
+    }
+}
+
+/// Serves the admin API. If it ends, the host goes on with what it serves.
+async fn administer(deployer: Arc<Deployer>, listener: Listener, stop: CancellationToken) {
+    if let Err(error) = admin::serve(deployer, listener, stop).await {
+        tracing::error!(%error, "the admin API has ended");
     }
 }
 

@@ -33,8 +33,8 @@ pub(super) struct Resolved {
     pub(super) config: Config,
     /// Whether the place is a folder that the host has made for this artifact.
     pub(super) is_own_place: bool,
-    /// What becomes the active version when it is served.
-    pub(super) active: Option<(State, Active)>,
+    /// Where it is served, and what becomes the active version then.
+    pub(super) placed: Option<(Place, State, Active)>,
 }
 
 enum Source {
@@ -119,10 +119,7 @@ impl Placed {
         source: Option<&Source>,
         purpose: Purpose,
     ) -> anyhow::Result<Resolved> {
-        let trust = match &place.trusted_keys {
-            Some(keys) => Trust::Keys(keys.clone()),
-            None => Trust::Anyone,
-        };
+        let trust = Trust::of(place);
         let state = State::open(&place.state)?;
         let (version, from) = match source {
             Some(source) => {
@@ -130,12 +127,13 @@ impl Placed {
                 (source.add(&state, &trust)?, from)
             }
             None => {
-                let Some(active) = state.active()? else {
+                let Some(record) = state.record()? else {
                     bail!(
                         "no version has been active in {}: name an artifact, e.g. `amphi serve --place … shop.amphi`",
                         place.state.display()
                     );
                 };
+                let active = record.active;
                 (state.version(active.digest, &trust)?, active.from)
             }
         };
@@ -151,7 +149,7 @@ impl Placed {
         Ok(Resolved {
             config,
             is_own_place: place.file.is_none(),
-            active: Some((state, Active { digest, from })),
+            placed: Some((place.clone(), state, Active::now(digest, from))),
         })
     }
 }
@@ -160,6 +158,6 @@ fn plain(folder: &Path, purpose: Purpose) -> anyhow::Result<Resolved> {
     Ok(Resolved {
         config: Config::load_for(folder, purpose)?,
         is_own_place: false,
-        active: None,
+        placed: None,
     })
 }

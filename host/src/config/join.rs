@@ -40,7 +40,7 @@ impl Portable {
             None => "a place without an amphi-host.toml".to_owned(),
         };
         let mut missing = Vec::new();
-        if let Some(app) = place.app.as_ref().filter(|app| **app != self.name) {
+        if let Some(app) = place.deploy.app.as_ref().filter(|app| **app != self.name) {
             missing.push(format!(
                 "it is called `{}`: `app` of `[deploy]` allows `{app}` alone",
                 self.name

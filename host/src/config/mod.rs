@@ -19,6 +19,7 @@ use crate::view::{Mode, Topics};
 
 mod check;
 mod database;
+mod deploy;
 mod error;
 mod join;
 mod place;
@@ -42,6 +43,7 @@ const SUBREQUESTS_AT_ONCE: usize = 4;
 use error::{Location, with_suggestion};
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
+pub use deploy::{AdminAddress, Deploy, Health, Scope, Token};
 pub use error::ConfigError;
 pub use place::Place;
 pub use portable::{Access, DatabaseKind, JoinError, Needs, Portable, PortableError, SecretNeed};

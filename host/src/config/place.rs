@@ -12,9 +12,9 @@ use toml::{Spanned, Table, Value};
 
 use super::check::Checker;
 use super::database::Address;
+use super::deploy::Deploy;
 use super::error::{ConfigError, Location, with_suggestion};
 use super::portable::{is_of_place, tables};
-use super::trusted_key::TrustedKey;
 use super::{Database, HttpGrant, Limits, Purpose, Storage, overlap, raw};
 use crate::http::proxies::Proxies;
 use crate::view::Topics;
@@ -26,10 +26,8 @@ pub struct Place {
     pub file: Option<PathBuf>,
     /// The folder of versions, and what else the host keeps.
     pub state: PathBuf,
-    /// The only app that this place takes, if it names one.
-    pub app: Option<String>,
-    /// Whose artifacts the place runs; none: everybody's.
-    pub trusted_keys: Option<Vec<TrustedKey>>,
+    /// Which artifacts it takes, and who may change what runs.
+    pub deploy: Deploy,
     /// What it allows. None: everything but folders and networks that are not public.
     pub(super) allowed: Option<Allowed>,
     /// Its own keys, as `amphi.toml` has them. Paths are absolute.
@@ -84,8 +82,7 @@ impl Place {
         Place {
             file: None,
             state: std::path::absolute(state).unwrap_or_else(|_| state.to_owned()),
-            app: None,
-            trusted_keys: None,
+            deploy: Deploy::default(),
             allowed: None,
             table: Table::new(),
         }
@@ -159,13 +156,7 @@ impl Checker<'_> {
                 databases,
             ),
         };
-        let trusted_keys = (raw.deploy.trusted_keys.as_ref())
-            .map(|keys| {
-                let keys = keys.iter();
-                keys.map(|key| self.trusted_key(key))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .transpose()?;
+        let deploy = self.deploy(&raw.deploy)?;
         self.pools(&raw.sync_views, &raw.async_views, &raw.events, &raw.sockets)?;
         self.channels(&raw.channels)?;
         self.only_users(&raw.middleware)?;
@@ -174,8 +165,7 @@ impl Checker<'_> {
         Ok(Place {
             file: Some(self.file.to_owned()),
             state,
-            app: raw.deploy.app,
-            trusted_keys,
+            deploy,
             allowed: Some(allowed),
             table,
         })
@@ -199,22 +189,6 @@ impl Checker<'_> {
             }
         }
         Ok(())
-    }
-
-    fn trusted_key(&self, text: &Spanned<String>) -> Result<TrustedKey, ConfigError> {
-        if let Ok(key) = TrustedKey::parse(text.get_ref()) {
-            return Ok(key);
-        }
-        let path = self.folder.join(text.get_ref());
-        let read =
-            std::fs::read_to_string(&path).map_err(|error| {
-                self.error(text, format!(
-                "this is neither a public key of minisign nor a file with one ({}: {error})",
-                path.display()
-            ))
-            })?;
-        TrustedKey::parse(&read)
-            .map_err(|sentence| self.error(text, format!("{}: {sentence}", path.display())))
     }
 }
 

@@ -94,12 +94,43 @@ pub(super) struct Grants {
     pub(super) channels: Vec<Spanned<String>>,
 }
 
-/// Which artifacts a place runs.
-#[derive(Default, Deserialize)]
+/// Which artifacts a place runs, and who may change what runs.
+#[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Deploy {
     pub(super) app: Option<String>,
     pub(super) trusted_keys: Option<Vec<Spanned<String>>>,
+    pub(super) listen: Option<Spanned<String>>,
+    /// Whether the admin API may listen on an address that other machines can reach.
+    pub(super) remote: bool,
+    pub(super) tokens: BTreeMap<String, Token>,
+    pub(super) keep: usize,
+    pub(super) artifact_max_mb: u64,
+    pub(super) health: Option<Spanned<String>>,
+    pub(super) health_status: u16,
+}
+
+impl Default for Deploy {
+    fn default() -> Deploy {
+        Deploy {
+            app: None,
+            trusted_keys: None,
+            listen: None,
+            remote: false,
+            tokens: BTreeMap::new(),
+            keep: 8,
+            artifact_max_mb: 512,
+            health: None,
+            health_status: 200,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Token {
+    pub(super) sha256: Spanned<String>,
+    pub(super) scopes: Vec<super::Scope>,
 }
 
 fn unspanned<T: Default>() -> Spanned<T> {

@@ -1,8 +1,10 @@
-//! Versions of an app on one host: unpacked artifacts, and which of them is active.
+//! Versions of an app on one host: unpacked artifacts, and which of them are served.
 
+mod record;
 mod state;
 
-pub use state::{Active, Incoming, State, Version};
+pub use record::{Active, Candidate, Earlier, Judge, Record, Trial, seconds};
+pub use state::{Incoming, State, Version};
 
 #[cfg(test)]
 mod tests;

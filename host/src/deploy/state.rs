@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock                   held while a folder is made or removed
-//! active                 which version is active: a record in JSON
+//! active                 which version is active, and which were: a record in JSON
 //! versions/sha256-…/     a version: manifest.json, signatures.json, and the files of the app in app/
 //! incoming-…/            what is being fetched or unpacked; whatever of it has no owner any more is removed
 //! ```
@@ -15,10 +15,11 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempDir};
 
+use super::record::{Active, Record};
 use crate::artifact::signature::Trust;
 use crate::artifact::{
     AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, sync_folder,
@@ -34,8 +35,10 @@ const MANIFEST: &str = "manifest.json";
 const SIGNATURES: &str = "signatures.json";
 const APP: &str = "app";
 
-/// The most bytes of the record of the active version.
-const ACTIVE_BYTES: u64 = 64 << 10;
+/// The most bytes of the record of versions.
+const ACTIVE_BYTES: u64 = 1 << 20;
+/// How long a version is kept that nothing names.
+const UNUSED: Duration = Duration::from_secs(60 * 60);
 /// The most bytes of the file of signatures, which may write each byte as an escape.
 const SIGNATURES_BYTES: u64 = 8 * LIMITS.signature_bytes * LIMITS.signatures as u64;
 
@@ -43,15 +46,6 @@ const SIGNATURES_BYTES: u64 = 8 * LIMITS.signature_bytes * LIMITS.signatures as 
 #[derive(Debug, Clone)]
 pub struct State {
     folder: PathBuf,
-}
-
-/// Which version is active.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Active {
-    /// The version.
-    pub digest: Digest,
-    /// What it was deployed from: a file, a folder or a reference.
-    pub from: String,
 }
 
 /// A version: an artifact that is unpacked, and was checked when this was made.
@@ -194,11 +188,11 @@ impl State {
         self.folder.join(VERSIONS).join(name)
     }
 
-    /// The version that is active; none before the first one.
+    /// The record of what is served; none before the first version.
     ///
     /// # Errors
     /// When the record cannot be read.
-    pub fn active(&self) -> Result<Option<Active>> {
+    pub fn record(&self) -> Result<Option<Record>> {
         let path = self.folder.join(ACTIVE);
         match read(&path, ACTIVE_BYTES) {
             Ok(bytes) => json(&path, &bytes).map(Some),
@@ -207,13 +201,59 @@ impl State {
         }
     }
 
-    /// Makes a version the active one. After a crash, it is either the former one or this one.
+    /// Replaces the record. After a crash, it is either the former one or this one.
     ///
     /// # Errors
-    /// When the record cannot be written. The former version is active then.
-    pub fn set_active(&self, active: &Active) -> Result<()> {
-        let bytes = serde_json::to_vec(active).expect("it is plain data");
+    /// When the record cannot be written. The former one stays then.
+    pub fn set_record(&self, record: &Record) -> Result<()> {
+        let bytes = serde_json::to_vec(record).expect("it is plain data");
         write(&self.folder.join(ACTIVE), &bytes)
+    }
+
+    /// Makes a version the active one, whatever was before.
+    ///
+    /// # Errors
+    /// As [`State::set_record`].
+    pub fn activate(&self, active: Active, keep: usize) -> Result<Record> {
+        let record = match self.record()? {
+            Some(record) if record.active.digest == active.digest => return Ok(record),
+            Some(record) => record.activated(active, false, keep),
+            None => Record::first(active),
+        };
+        self.set_record(&record)?;
+        Ok(record)
+    }
+
+    /// Removes versions that the record does not name: all that have been there for an hour, and the oldest of those
+    /// beyond `keep`. So what was uploaded can be deployed for a while, and a disk is not filled by uploads.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or a version cannot be removed.
+    pub fn prune(&self, record: &Record, keep: usize) -> Result<()> {
+        let versions = self.folder.join(VERSIONS);
+        let named: Vec<PathBuf> = (record.versions())
+            .map(|version| self.version_path(version.digest))
+            .collect();
+        let reading = || ArtifactError::io(versions.display());
+        let mut others = Vec::new();
+        for entry in fs::read_dir(&versions).map_err(reading())? {
+            let path = entry.map_err(reading())?.path();
+            let made = fs::metadata(&path).and_then(|it| it.modified());
+            if let (false, Ok(made)) = (named.contains(&path), made) {
+                others.push((made.elapsed().unwrap_or_default(), path));
+            }
+        }
+        others.sort();
+        for (number, (age, path)) in others.iter().enumerate() {
+            if number < keep && *age < UNUSED {
+                continue;
+            }
+            // Aside first, so that it is never there in part.
+            let incoming = self.incoming()?;
+            let removed = fs::rename(path, incoming.path().join("old"));
+            removed.map_err(ArtifactError::io(format!("removing {}", path.display())))?;
+        }
+        Ok(())
     }
 }
 

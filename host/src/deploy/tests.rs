@@ -46,19 +46,16 @@ fn a_version_is_there_whole_and_found_again() {
     let (folder, path) = artifact("body {}");
     let place = folder.path().join("new/state");
     let state = State::open(&place).expect("it is made");
-    assert_eq!(state.active().expect("it can be read"), None);
+    assert_eq!(state.record().expect("it can be read"), None);
     let version = state
         .add(&open(&path), &Trust::Anyone)
         .expect("it is added");
     let css = version.app.join("static/a.css");
     assert_eq!(fs::read_to_string(&css).expect("it is there"), "body {}");
-    let active = Active {
-        digest: version.digest,
-        from: "app.amphi".to_owned(),
-    };
-    state.set_active(&active).expect("it is written");
+    let active = Active::now(version.digest, "app.amphi");
+    let record = state.activate(active, 8).expect("it is written");
     let again = State::open(&place).expect("it is there");
-    assert_eq!(again.active().expect("it can be read"), Some(active));
+    assert_eq!(again.record().expect("it can be read"), Some(record));
     let found = again
         .version(version.digest, &Trust::Anyone)
         .expect("it is there");
@@ -104,12 +101,10 @@ fn hosts_that_unpack_at_the_same_time_do_not_disturb_each_other() {
                 let version = state
                     .add(&open(&path), &Trust::Anyone)
                     .expect("it is added");
-                let active = Active {
-                    digest: version.digest,
-                    from: "app.amphi".to_owned(),
-                };
-                state.set_active(&active).expect("it is written");
-                assert_eq!(state.active().expect("it is whole"), Some(active));
+                let record = Record::first(Active::now(version.digest, "app.amphi"));
+                state.set_record(&record).expect("it is written");
+                let read = state.record().expect("it is whole").expect("it is there");
+                assert_eq!(read.active.digest, version.digest);
             });
         }
     });
@@ -157,7 +152,7 @@ fn what_was_changed_in_the_folder_is_refused() {
         .expect("the artifact makes it whole");
     assert_eq!(fs::read_to_string(&css).expect("it is there"), "body {}");
     fs::write(place.join("active"), "{").expect("there is room");
-    assert!(state.active().is_err());
+    assert!(state.record().is_err());
 }
 
 #[test]
@@ -179,4 +174,43 @@ fn nothing_is_unpacked_that_nobody_trusted_has_signed() {
     // The signature comes to the version that is there.
     state.add(&open(&path), &trust).expect("it is signed");
     state.version(version.digest, &trust).expect("it is signed");
+}
+
+/// What nothing names is removed when it is old or too many; what the record names stays.
+#[test]
+fn versions_that_nothing_names_are_removed() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let state = State::open(place.path()).expect("it is made");
+    let mut added = Vec::new();
+    for number in 0..6 {
+        let (_folder, path) = artifact(&format!("{number}"));
+        let version = state.add(&open(&path), &Trust::Anyone);
+        added.push(version.expect("it is added").digest);
+    }
+    let mut record = Record::first(Active::now(added[0], "a"));
+    for digest in &added[1..3] {
+        record = record.activated(Active::now(*digest, "b"), false, 1);
+    }
+    let there = || {
+        let is_there = |digest: &&Digest| state.version(**digest, &Trust::Anyone).is_ok();
+        let found = added.iter().filter(is_there);
+        found.copied().collect::<Vec<_>>()
+    };
+    state.prune(&record, 8).expect("it is pruned");
+    assert_eq!(there(), added);
+    state.prune(&record, 2).expect("it is pruned");
+    let left = there();
+    assert!(
+        left.contains(&added[1]) && left.contains(&added[2]),
+        "{left:?}"
+    );
+    assert_eq!(left.len(), 4, "two more");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 60 * 60);
+    for name in names(&place.path().join("versions")) {
+        let folder = File::open(place.path().join("versions").join(name)).expect("it is there");
+        folder.set_modified(long_ago).expect("it is ours");
+    }
+    state.prune(&record, 8).expect("it is pruned");
+    assert_eq!(there(), added[1..3]);
+    assert_eq!(names(place.path()), ["lock", "versions"]);
 }

@@ -9,8 +9,8 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 
 use super::attempt::AttemptOutcome;
-use crate::app::App;
 use crate::app::host::Host;
+use crate::app::{App, Routed};
 use crate::budget::Account;
 use crate::guest::stop::Stop;
 use crate::http::error_page::Failed;
@@ -37,6 +37,8 @@ pub(super) struct Completion<'a> {
     pub(super) app: &'a Arc<App>,
     /// The rollout whose candidate the app is.
     pub(super) candidate: Option<u64>,
+    /// The served app, when it answers in place of the candidate.
+    stand_in: Option<Arc<App>>,
     pub(super) parts: &'a Parts,
     /// Who is connected: the client, or a proxy.
     pub(super) peer: SocketAddr,
@@ -62,6 +64,7 @@ impl<'a> Completion<'a> {
             host,
             app,
             candidate,
+            stand_in: None,
             parts,
             peer,
             arrived: Instant::now(),
@@ -155,20 +158,41 @@ impl<'a> Completion<'a> {
         }
     }
 
+    /// Notes that a candidate has failed, and that the served app answers in its place.
+    pub(super) fn failed_over(
+        &mut self,
+        failed: &AttemptOutcome,
+        served: &Arc<App>,
+        routed: &Routed,
+    ) {
+        let took = self.arrived.elapsed();
+        let (status, why) = match &failed.response {
+            Ok(response) => (response.status(), "the view answered so"),
+            Err(failure) => (failure.status, &*failure.detail),
+        };
+        self.app.stats.answered(status, took);
+        METRICS.failed_over.inc();
+        let view = self.view.as_deref().map(tracing::field::display);
+        tracing::warn!(target: "amphi::request", view, request = self.origin.id, status = status.as_u16(), why, "the candidate failed; the active version answers");
+        self.stand_in = Some(Arc::clone(served));
+        self.view = Some(Arc::clone(&routed.chain.view().view));
+    }
+
     /// Writes the line of log; for a response whose body is still being produced, when that has ended.
     pub(super) fn finish(&mut self, status: StatusCode) {
         self.done = true;
         METRICS.requests.of(status).inc();
         let took = self.arrived.elapsed();
         METRICS.duration.observe(took.as_secs_f64());
-        self.app.stats.answered(status, took);
+        let answered = self.stand_in.as_ref().unwrap_or(self.app);
+        answered.stats.answered(status, took);
         let settled = self.settled.as_mut();
         let Some(stream) = settled.and_then(|settled| settled.stream.take()) else {
             return self.log(status.as_u16());
         };
         let streamed = Streamed {
             host: Arc::clone(self.host),
-            app: Arc::clone(self.app),
+            app: Arc::clone(self.stand_in.as_ref().unwrap_or(self.app)),
             method: self.parts.method.clone(),
             path: self.parts.uri.path().to_owned(),
             status,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
-use http::{Response, StatusCode};
+use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -272,32 +272,46 @@ impl AttemptOutcome {
     /// Whether the attempt was made in a transaction that a copy of the request had begun, has failed there, and has left
     /// nothing behind: then the request is run again, alone.
     async fn may_be_spoilt(&self) -> bool {
-        let scope = &self.scope;
-        let is_fine = |response: &Response<CheckedBody>| !response.status().is_server_error();
-        let failed = !self.response.as_ref().is_ok_and(is_fine);
-        (failed || scope.transaction.conflict())
-            && self.is_undone()
-            && !scope.transaction.lasting()
-            && !scope.files.load(SeqCst)
-            && scope.transaction.was_shared().await != Compared::Apart
+        let transaction = &self.scope.transaction;
+        (self.has_failed() || transaction.conflict())
+            && self.left_nothing()
+            && self.goes_on()
+            && transaction.was_shared().await != Compared::Apart
     }
 
-    /// Whether nothing of the attempt was committed or sent, and the request has not ended.
-    fn is_undone(&self) -> bool {
+    /// Whether the answer is a failure of the server's (5xx).
+    pub(super) fn has_failed(&self) -> bool {
+        match &self.response {
+            Ok(response) => response.status().is_server_error(),
+            Err(failure) => failure.status.is_server_error(),
+        }
+    }
+
+    /// Whether nothing is left of what the request did: all of it was rolled back.
+    pub(super) fn left_nothing(&self) -> bool {
         let scope = &self.scope;
         self.fate != Fate::Committed
+            && !scope.transaction.lasting()
             && !scope.sent.load(SeqCst)
-            && matches!(
-                scope.deadline.ended(),
-                None | Some(Ended::Failed | Ended::Answered)
-            )
+            && !scope.files.load(SeqCst)
+    }
+
+    /// Whether the request has not ended for another reason than its answer.
+    fn goes_on(&self) -> bool {
+        matches!(
+            self.scope.deadline.ended(),
+            None | Some(Ended::Failed | Ended::Answered)
+        )
     }
 
     /// Whether the request can be run again: it failed because of a conflict, and the attempt had no effect that others
     /// can notice.
     fn may_run_again(&self) -> bool {
         let scope = &self.scope;
-        let would_help = scope.transaction.conflict() && self.is_undone();
+        let would_help = scope.transaction.conflict()
+            && self.fate != Fate::Committed
+            && !scope.sent.load(SeqCst)
+            && self.goes_on();
         if would_help && scope.files.load(SeqCst) {
             let (view, request) = (&scope.view, &scope.origin.id);
             tracing::warn!(%view, request, "not run again after a conflict: it may have written files in its `directories`, which no roll-back undoes");

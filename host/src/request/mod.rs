@@ -67,14 +67,43 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    let served = host.app.load_full();
+    let (choice, app) = match &*host.rollout.load() {
+        Some(rollout) => {
+            let address = served.config.proxies.client(client.peer, &parts.headers);
+            let choice = rollout.choose(&parts, address.unwrap_or(client.peer).ip());
+            let app = host.app_of(choice.candidate);
+            (choice, app)
+        }
+        None => (Choice::default(), served),
+    };
+    let mut response = answer_in(&host, (&app, choice.candidate), client, parts, body).await;
+    if let Some(cookie) = choice.cookie {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+/// Answers one request in this app: the served one, or the candidate of this rollout, or a version that is checked before
+/// it is either.
+pub async fn answer_in<B>(
+    host: &Arc<Host>,
+    (app, candidate): (&Arc<App>, Option<u64>),
+    client: &Client,
+    mut parts: Parts,
+    body: B,
+) -> Response<ResponseBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
     let (account, refused) = account(client);
-    let served = host.app.load_full();
     // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
     // them is unclear is refused first.
-    let from = served.config.proxies.client(client.peer, &parts.headers);
+    let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
         Ok(_) if too_long => Some(Failure::client(
             StatusCode::URI_TOO_LONG,
@@ -87,16 +116,7 @@ where
         }
     };
     let addresses = (client.peer, from.unwrap_or(client.peer));
-    let (choice, app) = match &*host.rollout.load() {
-        Some(rollout) => {
-            let choice = rollout.choose(&parts, addresses.1.ip());
-            let app = host.app_of(choice.candidate);
-            (choice, app)
-        }
-        None => (Choice::default(), served),
-    };
-    let mut completion =
-        Completion::new(&host, (&app, choice.candidate), addresses, account, &parts);
+    let mut completion = Completion::new(host, (app, candidate), addresses, account, &parts);
     let mut response = match unclear {
         Some(failure) => completion.failed(failure),
         None => {
@@ -111,9 +131,6 @@ where
     };
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
-    }
-    if let Some(cookie) = choice.cookie {
-        response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     completion.finish(response.status());
     response
@@ -326,6 +343,9 @@ where
     let binary = binary_headers(&parts.headers);
     let copied = (&request, kept.as_ref(), &binary);
     let copy = ShadowCopy::of((host, app), routed, parts, &completion.origin, copied);
+    let again = (completion.candidate)
+        .filter(|_| !matches!(kept, Some(RequestBody::Arriving(_))))
+        .map(|_| (request.clone(), kept.clone()));
     let ready = Attempt {
         host,
         app,
@@ -337,6 +357,27 @@ where
         streams: true,
     };
     let mut settled = ready.run_beside(request, copy).await;
+    if let Some((request, kept)) = again
+        && settled.has_failed()
+        && (parts.method.is_safe() || settled.left_nothing())
+        && let served = host.app.load_full()
+        && let Route::Found(Target::View(routed), params) =
+            served.router.route(&parts.method, parts.uri.path())
+    {
+        // A candidate's failure is counted, and the client gets the answer of the served app.
+        completion.failed_over(&settled, &served, routed);
+        let ready = Attempt {
+            host,
+            app: &served,
+            origin: &completion.origin,
+            chain: &routed.chain,
+            params: params.into(),
+            body: kept,
+            binary: binary_headers(&parts.headers),
+            streams: true,
+        };
+        settled = ready.run(request).await;
+    }
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);
     let mut response = response?;

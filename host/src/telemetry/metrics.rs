@@ -70,6 +70,8 @@ pub struct Metrics {
     /// Requests that a version in shadow mode was to get a copy of, by outcome (`equal`, `differing`, `unclear`,
     /// `not compared`).
     pub shadowed: IntCounterVec,
+    /// Requests that a candidate has failed, and the active version has answered.
+    pub failed_over: IntCounter,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
     /// What groups of connections have and have done, by name, once a second.
@@ -207,6 +209,13 @@ impl Metrics {
                 "shadow_requests_total",
                 "Requests copied to a version in shadow mode, by what the comparison says",
                 "outcome",
+            ),
+            failed_over: registered(
+                &registry,
+                IntCounter::new(
+                    "failed_over_total",
+                    "Requests that a candidate has failed, and the active version has answered",
+                ),
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),
             channels: gauges(

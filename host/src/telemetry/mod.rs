@@ -3,5 +3,6 @@
 pub mod error;
 pub mod log;
 pub mod metrics;
+pub mod recent;
 pub mod report;
 pub mod stderr;

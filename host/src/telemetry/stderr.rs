@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::metrics::METRICS;
+use super::recent;
 
 /// The size of the queue in bytes, until the configuration sets another one.
 pub const QUEUE_BYTES: usize = 1 << 20;
@@ -46,6 +47,7 @@ fn is_file() -> bool {
 
 /// Writes whole lines, or counts them as lost.
 pub fn write(lines: &[u8]) {
+    recent::add(lines);
     if *IS_QUEUED {
         QUEUE.push(lines);
     } else if io::stderr().write_all(lines).is_err() {

@@ -1,0 +1,717 @@
+//! Changes what a place serves, one change at a time.
+//!
+//! A change has three parts. First the new version is fetched, compared with its digests and signatures, joined with the
+//! place, loaded beside the running one, and asked for its health: whatever fails there leaves everything as it was. Then
+//! the record of what is served is replaced on the disk: that is the change. Then the app in memory is replaced, which
+//! cannot fail. A host that is killed before the second part begins with the former version, and with the new one after it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedMutexGuard;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::access::{Refusal, Who};
+use super::api::{
+    Deploying, GoingBack, Last, Line, Listed, Served, Source, Status, Traffic, Tried,
+};
+use super::audit::{Audit, Entry};
+use super::judge::{Verdict, judge};
+use crate::app::App;
+use crate::app::host::Host;
+use crate::app::load::{Migrations, load};
+use crate::app::rollout::{Audience, Rollout};
+use crate::app::stats::Counts;
+use crate::artifact::registry::{self, Reference};
+use crate::artifact::signature::Trust;
+use crate::artifact::{Artifact, Digest};
+use crate::budget;
+use crate::config::{Config, Health, Place, Purpose};
+use crate::deploy::{Active, Candidate, Record, State, Trial, Version, seconds};
+use crate::request::socket::Upgrades;
+use crate::request::{self, Client};
+use crate::telemetry::error::cut;
+
+/// How often a candidate is judged.
+const JUDGING: Duration = Duration::from_millis(500);
+/// How long the answer to the request for the health may take.
+const HEALTH_TIME: Duration = Duration::from_secs(30);
+/// How much of a wrong answer is shown.
+const HEALTH_SHOWN: usize = 300;
+/// The lines about a change that wait for whoever has asked for it.
+const LINES: usize = 64;
+/// Who makes the changes that a `Judge` decides on.
+const JUDGE: &str = "judge";
+
+/// What a place serves, and the way to change it.
+pub struct Deployer {
+    host: Arc<Host>,
+    pub(super) place: Place,
+    state: State,
+    trust: Trust,
+    /// The configuration that the sockets and pools of the process were made for.
+    started: Config,
+    started_at: u64,
+    pub(super) audit: Audit,
+    changing: Arc<tokio::sync::Mutex<()>>,
+    now: Mutex<Now>,
+}
+
+/// What is served now.
+struct Now {
+    record: Record,
+    /// The generation of the record, or that of a later attempt to change it.
+    generation: u64,
+    /// Since when the active version is watched, and its counts then.
+    since: (Instant, Counts),
+    trying: Option<Arc<App>>,
+    /// The change under way.
+    under_way: Option<String>,
+    last: Option<Last>,
+}
+
+/// The right to make a change.
+pub(super) struct Change {
+    who: Who,
+    action: &'static str,
+    _only: OwnedMutexGuard<()>,
+}
+
+/// Takes the lines about a change. Whoever asked for it may have gone; the change goes on.
+#[derive(Clone)]
+pub(super) struct Progress(Option<mpsc::Sender<Line>>);
+
+impl Progress {
+    pub(super) fn new() -> (Progress, mpsc::Receiver<Line>) {
+        let (sender, receiver) = mpsc::channel(LINES);
+        (Progress(Some(sender)), receiver)
+    }
+
+    fn tell(&self, line: Line) {
+        if let Some(sender) = &self.0 {
+            let _ = sender.try_send(line);
+        }
+    }
+
+    fn step(&self, text: impl Into<String>) {
+        self.tell(Line::Step(text.into()));
+    }
+}
+
+impl Deployer {
+    /// Takes over a place whose active version the host serves.
+    ///
+    /// # Errors
+    /// When the audit log cannot be opened.
+    pub fn new(
+        host: Arc<Host>,
+        place: Place,
+        state: State,
+        record: Record,
+    ) -> anyhow::Result<Arc<Deployer>> {
+        let audit = Audit::open(&place.state).context("the audit log, audit.log in `state`")?;
+        let app = host.app.load();
+        Ok(Arc::new(Deployer {
+            trust: Trust::of(&place),
+            started: app.config.clone(),
+            started_at: seconds(),
+            audit,
+            changing: Arc::default(),
+            now: Mutex::new(Now {
+                generation: record.generation,
+                record,
+                since: (Instant::now(), app.stats.now()),
+                trying: None,
+                under_way: None,
+                last: None,
+            }),
+            host: Arc::clone(&host),
+            place,
+            state,
+        }))
+    }
+
+    /// Goes on with a candidate that was tried when the host ended.
+    pub async fn resume(self: Arc<Self>) {
+        let Some(candidate) = self.now.lock().record.candidate.clone() else {
+            return;
+        };
+        let only = Arc::clone(&self.changing).lock_owned().await;
+        let nobody = Progress(None);
+        let begun = async {
+            let audience = candidate
+                .trial
+                .audience
+                .parse()
+                .map_err(anyhow::Error::msg)?;
+            let digest = candidate.version.digest;
+            let app = self.prepare(
+                digest,
+                &candidate.version.from,
+                None,
+                Migrations::Check,
+                &nobody,
+            );
+            let app = app.await?;
+            anyhow::Ok(self.try_out(app, audience, &candidate.trial))
+        };
+        if let Err(error) = begun.await {
+            tracing::error!(target: "amphi::admin", digest = %candidate.version.digest, "the candidate cannot be tried any more, and is given up: {error:#}");
+            let record = self.now.lock().record.trying(None);
+            if let Err(error) = self.replace(record).await {
+                tracing::error!(target: "amphi::admin", "{error:#}");
+            }
+        }
+        drop(only);
+    }
+
+    /// What runs.
+    pub(super) fn status(&self) -> Status {
+        let now = self.now.lock();
+        let app = self.host.app.load();
+        let (since, before) = &now.since;
+        let passed = since.elapsed();
+        let candidate = (now.record.candidate.as_ref()).zip(now.trying.as_ref());
+        Status {
+            app: app.config.name.clone(),
+            generation: now.generation,
+            active: Served {
+                version: now.record.active.clone(),
+                traffic: traffic(&app.stats.now().since(before), passed),
+            },
+            candidate: candidate.map(|(candidate, app)| Tried {
+                version: candidate.version.clone(),
+                trial: candidate.trial.clone(),
+                traffic: traffic(&app.stats.now(), passed),
+            }),
+            last: now.last.clone(),
+            host: env!("CARGO_PKG_VERSION").to_owned(),
+            started: self.started_at,
+        }
+    }
+
+    /// The versions that the place has, the active one first.
+    pub(super) fn versions(&self) -> Vec<Listed> {
+        let now = self.now.lock();
+        let listed = |version: &Active, state: &str| Listed {
+            version: version.clone(),
+            state: state.to_owned(),
+        };
+        let Record {
+            active,
+            candidate,
+            earlier,
+            ..
+        } = &now.record;
+        let mut versions = vec![listed(active, "active")];
+        versions.extend(candidate.iter().map(|it| listed(&it.version, "candidate")));
+        versions.extend(earlier.iter().map(|it| {
+            let state = match it.rolled_back {
+                true => "rolled back",
+                false => "earlier",
+            };
+            listed(&it.version, state)
+        }));
+        versions
+    }
+
+    /// Compares the generation that a request for a change names.
+    pub(super) fn is_current(&self, generation: Option<u64>) -> Result<(), Refusal> {
+        let now = self.now.lock().generation;
+        match generation {
+            Some(given) if given == now => Ok(()),
+            Some(given) => Err(Refusal::new(
+                StatusCode::PRECONDITION_FAILED,
+                format!(
+                    "the request is for generation {given}, and the place is at {now}: somebody has changed it since, or the request was sent before; look at `amphi status`, then try again"
+                ),
+            )),
+            None => Err(Refusal::new(
+                StatusCode::PRECONDITION_REQUIRED,
+                format!(
+                    "a change names the generation that it is made to: `if-match: \"{now}\"`, from `amphi status`"
+                ),
+            )),
+        }
+    }
+
+    /// Begins a change.
+    pub(super) fn begin(
+        &self,
+        who: &Who,
+        action: &'static str,
+        generation: Option<u64>,
+    ) -> Result<Change, Refusal> {
+        let Ok(only) = Arc::clone(&self.changing).try_lock_owned() else {
+            let under_way = self.now.lock().under_way.clone().unwrap_or_default();
+            return Err(Refusal::new(
+                StatusCode::CONFLICT,
+                format!("another change is under way ({under_way}): wait until it has ended"),
+            ));
+        };
+        self.is_current(generation)?;
+        let begun = Entry {
+            who: None,
+            peer: "",
+            action,
+            digest: None,
+            from: None,
+            outcome: "begun",
+            sentence: "",
+        };
+        self.audit.of(who, begun).map_err(|error| {
+            Refusal::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("nothing is changed, because the audit log cannot be written: {error}"),
+            )
+        })?;
+        let mut now = self.now.lock();
+        now.generation += 1;
+        now.under_way = Some(format!("{action} by {}", who.name));
+        drop(now);
+        Ok(Change {
+            who: who.clone(),
+            action,
+            _only: only,
+        })
+    }
+
+    /// Notes what has come of a change.
+    fn ended(
+        &self,
+        change: Change,
+        digest: Option<Digest>,
+        from: Option<&str>,
+        result: anyhow::Result<String>,
+    ) -> Line {
+        let (outcome, sentence) = match &result {
+            Ok(sentence) => ("done", sentence.clone()),
+            Err(error) => ("failed", format!("{error:#}")),
+        };
+        let entry = Entry {
+            who: None,
+            peer: "",
+            action: change.action,
+            digest,
+            from,
+            outcome,
+            sentence: &sentence,
+        };
+        if let Err(error) = self.audit.of(&change.who, entry) {
+            tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
+        }
+        let mut now = self.now.lock();
+        now.under_way = None;
+        now.last = Some(Last {
+            what: format!("{} by {}", change.action, change.who.name),
+            at: seconds(),
+            outcome: sentence.clone(),
+        });
+        match result {
+            Ok(_) => Line::Done(sentence),
+            Err(_) => Line::Failed(sentence),
+        }
+    }
+
+    /// Takes an artifact into the folder of versions. `file`: where it is.
+    pub(super) async fn add(&self, file: &Path) -> anyhow::Result<Digest> {
+        let (state, trust, file) = (self.state.clone(), self.trust.clone(), file.to_owned());
+        let adding = move || anyhow::Ok(state.add(&Artifact::open(&file)?, &trust)?.digest);
+        spawn_blocking(adding).await?
+    }
+
+    /// A folder for an artifact that arrives.
+    pub(super) async fn incoming(&self) -> anyhow::Result<crate::deploy::Incoming> {
+        let state = self.state.clone();
+        Ok(spawn_blocking(move || state.incoming()).await??)
+    }
+
+    /// Deploys a version.
+    pub(super) async fn deploy(
+        self: &Arc<Self>,
+        change: Change,
+        wanted: Deploying,
+        progress: &Progress,
+    ) {
+        let mut digest = None;
+        let result = self.deploying(&wanted, progress, &mut digest).await;
+        let line = self.ended(change, digest, Some(&wanted.from), result);
+        progress.tell(line);
+    }
+
+    async fn deploying(
+        self: &Arc<Self>,
+        wanted: &Deploying,
+        progress: &Progress,
+        found: &mut Option<Digest>,
+    ) -> anyhow::Result<String> {
+        let trial = wanted.trial.as_ref();
+        let audience = trial
+            .map(|trial| trial.audience.parse::<Audience>())
+            .transpose()
+            .map_err(anyhow::Error::msg)?;
+        let digest = self.fetch(&wanted.source, progress).await?;
+        *found = Some(digest);
+        let active = self.now.lock().record.active.digest;
+        if digest == active {
+            bail!("{digest} is the active version already");
+        }
+        let migrations = match wanted.migrate {
+            true => Migrations::Apply,
+            false => Migrations::Check,
+        };
+        let health = wanted.health.clone();
+        let app = self.prepare(digest, &wanted.from, health, migrations, progress);
+        let app = app.await?;
+        let version = Active::now(digest, cut(wanted.from.clone(), 1 << 10));
+        match audience.zip(wanted.trial.clone()) {
+            Some((audience, trial)) => {
+                let candidate = Candidate {
+                    version,
+                    trial: trial.clone(),
+                };
+                let record = self.now.lock().record.trying(Some(candidate));
+                self.replace(record).await?;
+                let text = audience.to_string();
+                self.try_out(app, audience, &trial);
+                Ok(format!("{digest} is tried beside {active}: {text}"))
+            }
+            None => {
+                let keep = self.place.deploy.keep;
+                let record = self.now.lock().record.activated(version, false, keep);
+                self.activate(record, app).await?;
+                Ok(format!("{digest} is active"))
+            }
+        }
+    }
+
+    /// Makes the candidate the active version.
+    pub(super) async fn promote(&self, change: Change, progress: &Progress) {
+        let (digest, result) = self.promoting().await;
+        let line = self.ended(change, digest, None, result);
+        progress.tell(line);
+    }
+
+    async fn promoting(&self) -> (Option<Digest>, anyhow::Result<String>) {
+        let (record, app, digest) = {
+            let now = self.now.lock();
+            let Some((candidate, app)) = now.record.candidate.as_ref().zip(now.trying.as_ref())
+            else {
+                return (
+                    None,
+                    Err(anyhow!(
+                        "there is no candidate to promote: `amphi deploy --canary` makes one"
+                    )),
+                );
+            };
+            let Active { digest, from, .. } = candidate.version.clone();
+            let version = Active::now(digest, from);
+            let keep = self.place.deploy.keep;
+            let record = now.record.activated(version, false, keep);
+            (record, Arc::clone(app), digest)
+        };
+        let activated = self.activate(record, app).await;
+        (
+            Some(digest),
+            activated.map(|()| format!("{digest} is active")),
+        )
+    }
+
+    /// Gives the candidate up, or goes back to a version before.
+    pub(super) async fn roll_back(&self, change: Change, to: GoingBack, progress: &Progress) {
+        let mut digest = to.to;
+        let result = self.rolling_back(to.to, progress, &mut digest).await;
+        let line = self.ended(change, digest, None, result);
+        progress.tell(line);
+    }
+
+    async fn rolling_back(
+        &self,
+        to: Option<Digest>,
+        progress: &Progress,
+        found: &mut Option<Digest>,
+    ) -> anyhow::Result<String> {
+        let record = self.now.lock().record.clone();
+        let active = record.active.digest;
+        if let Some(candidate) = &record.candidate
+            && to.is_none_or(|to| to == active)
+        {
+            let digest = candidate.version.digest;
+            *found = Some(digest);
+            self.give_up(&record).await?;
+            return Ok(format!("{digest} is given up; {active} is served"));
+        }
+        let target = match to {
+            Some(to) if to == active => bail!("{active} is the active version already"),
+            Some(to) => record.versions().find(|version| version.digest == to),
+            None => record.before(),
+        };
+        let Some(target) = target else {
+            match to {
+                Some(to) => bail!("the place has no version {to}: `amphi versions` lists them"),
+                None => bail!(
+                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `--to` takes one of them"
+                ),
+            }
+        };
+        let Active { digest, from, .. } = target.clone();
+        *found = Some(digest);
+        let app = self.prepare(digest, &from, None, Migrations::Check, progress);
+        let app = app.await?;
+        let version = Active::now(digest, from);
+        self.activate(record.activated(version, true, self.place.deploy.keep), app)
+            .await?;
+        Ok(format!("{digest} is active again"))
+    }
+
+    async fn give_up(&self, record: &Record) -> anyhow::Result<()> {
+        self.replace(record.trying(None)).await?;
+        self.watch(None);
+        self.host.roll_out(None);
+        Ok(())
+    }
+
+    /// Gets a version into the folder of versions.
+    async fn fetch(&self, source: &Source, progress: &Progress) -> anyhow::Result<Digest> {
+        let reference: Reference = match source {
+            Source::Digest(digest) => return Ok(*digest),
+            Source::Reference(text) => text.parse().map_err(|why: String| anyhow!(why))?,
+        };
+        progress.step(format!("pulling {reference}"));
+        let incoming = self.incoming().await?;
+        let file = incoming.path().join("app.amphi");
+        let (trust, out) = (self.trust.clone(), file.clone());
+        // It writes to the disk between its waits.
+        let pulling = move || {
+            let check = |manifest: &_, signatures: &[String]| trust.check(manifest, signatures);
+            Handle::current().block_on(registry::pull(&reference, &out, check))
+        };
+        spawn_blocking(pulling).await??;
+        self.add(&file).await
+    }
+
+    /// Makes an app of a version, beside what is served, and asks it for its health.
+    async fn prepare(
+        &self,
+        digest: Digest,
+        from: &str,
+        health: Option<Health>,
+        migrations: Migrations,
+        progress: &Progress,
+    ) -> anyhow::Result<Arc<App>> {
+        progress.step(format!("checking {digest}"));
+        let (state, trust, place) = (self.state.clone(), self.trust.clone(), self.place.clone());
+        let version = spawn_blocking(move || state.version(digest, &trust)).await??;
+        let known = {
+            let now = self.now.lock();
+            let candidate = now.record.candidate.as_ref().zip(now.trying.as_ref());
+            let same = candidate.filter(|(candidate, _)| candidate.version.digest == digest);
+            same.map(|(_, app)| Arc::clone(app))
+        };
+        let app = match known {
+            Some(app) => app,
+            None => {
+                let host = Arc::clone(&self.host);
+                let tell = progress.clone();
+                let started = self.started.clone();
+                let from = from.to_owned();
+                let loading = move || {
+                    let config = configure(&version, &place, &from)?;
+                    for setting in config.needing_restart(&started) {
+                        tell.tell(Line::Warning(format!(
+                            "`{setting}` differs: that takes effect when the host is started anew"
+                        )));
+                    }
+                    tell.step("loading");
+                    let served = host.app.load_full();
+                    load(config, &host.engines, Some(&served), migrations, false)
+                };
+                let loaded = spawn_blocking(loading).await?;
+                Arc::new(loaded.map_err(|error| match migrations {
+                    Migrations::Check if format!("{error:#}").contains("of its migrations") => {
+                        error.context("a deploy applies them with `--migrate`")
+                    }
+                    _ => error,
+                })?)
+            }
+        };
+        if let Some(health) = health.or_else(|| self.place.deploy.health.clone()) {
+            progress.step(format!("asking for {}", health.path));
+            self.ask(&app, &health).await?;
+        }
+        Ok(app)
+    }
+
+    /// Sends a request through the whole chain of an app, as a client of this machine.
+    async fn ask(&self, app: &Arc<App>, health: &Health) -> anyhow::Result<()> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(&health.path)
+            .header(header::HOST, "localhost")
+            .header(header::USER_AGENT, "amphi-health")
+            .body(Empty::new());
+        let (parts, body) = request
+            .with_context(|| format!("`{}` is not a path", health.path))?
+            .into_parts();
+        let client = Client {
+            peer: ([127, 0, 0, 1], 0).into(),
+            account: budget::process().connection(),
+            upgrades: Upgrades {
+                open: TaskTracker::new(),
+                stop: CancellationToken::new(),
+                held: Arc::new(()),
+                into_stream: |_| None,
+            },
+        };
+        let asking = async {
+            let answer = request::answer_in(&self.host, (app, None), &client, parts, body);
+            let response = answer.await;
+            let status = response.status();
+            let mut body = response.into_body();
+            let mut shown = Vec::new();
+            while shown.len() < HEALTH_SHOWN
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                shown.extend(frame.into_data().unwrap_or_default());
+            }
+            (status, shown)
+        };
+        let (path, wanted) = (&health.path, health.status);
+        let Ok((status, shown)) = tokio::time::timeout(HEALTH_TIME, asking).await else {
+            bail!("the health check failed: {path} was not answered within {HEALTH_TIME:?}");
+        };
+        if status.as_u16() != wanted {
+            let shown = cut(String::from_utf8_lossy(&shown).into_owned(), HEALTH_SHOWN);
+            bail!(
+                "the health check failed: {path} answered {status} where {wanted} is wanted: {shown}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Replaces the record. Nothing has changed when it fails.
+    async fn replace(&self, mut record: Record) -> anyhow::Result<()> {
+        record.generation = self.now.lock().generation.max(record.generation);
+        let (state, written) = (self.state.clone(), record.clone());
+        let keep = self.place.deploy.keep;
+        let writing = move || {
+            state.set_record(&written)?;
+            if let Err(error) = state.prune(&written, keep) {
+                tracing::warn!(target: "amphi::admin", "old versions could not be removed: {error}");
+            }
+            anyhow::Ok(())
+        };
+        spawn_blocking(writing).await??;
+        let mut now = self.now.lock();
+        now.generation = record.generation;
+        now.record = record;
+        Ok(())
+    }
+
+    async fn activate(&self, record: Record, app: Arc<App>) -> anyhow::Result<()> {
+        self.replace(record).await?;
+        self.host.swap(app);
+        self.watch(None);
+        Ok(())
+    }
+
+    /// Begins to count anew.
+    fn watch(&self, trying: Option<Arc<App>>) {
+        let counts = self.host.app.load().stats.now();
+        let mut now = self.now.lock();
+        now.since = (Instant::now(), counts);
+        now.trying = trying;
+    }
+
+    fn try_out(self: &Arc<Self>, app: Arc<App>, audience: Audience, trial: &Trial) {
+        self.watch(Some(Arc::clone(&app)));
+        self.host
+            .roll_out(Some(Rollout::new(Arc::clone(&app), audience)));
+        if trial.judge.is_some() {
+            tokio::spawn(Arc::clone(self).judging(app));
+        }
+    }
+
+    /// Judges a candidate until it is promoted or given up, by this or by somebody.
+    async fn judging(self: Arc<Self>, app: Arc<App>) {
+        loop {
+            tokio::time::sleep(JUDGING).await;
+            let verdict = {
+                let now = self.now.lock();
+                let is_tried = |tried: &&Arc<App>| Arc::ptr_eq(tried, &app);
+                let candidate = now.record.candidate.as_ref();
+                let rules = candidate.and_then(|candidate| candidate.trial.judge.as_ref());
+                let (Some(_), Some(rules)) = (now.trying.as_ref().filter(is_tried), rules) else {
+                    return;
+                };
+                let (since, before) = &now.since;
+                let active = self.host.app.load().stats.now().since(before);
+                judge(rules, since.elapsed(), &active, &app.stats.now())
+            };
+            let (action, why) = match verdict {
+                Verdict::Wait => continue,
+                Verdict::Promote(why) => ("promote", why),
+                Verdict::GiveUp(why) => ("rollback", why),
+            };
+            let who = Who {
+                name: JUDGE.to_owned(),
+                peer: String::new(),
+            };
+            let generation = self.now.lock().generation;
+            // Somebody changes something just now: that comes first.
+            let Ok(change) = self.begin(&who, action, Some(generation)) else {
+                continue;
+            };
+            let record = self.now.lock().record.clone();
+            let is_there =
+                (self.now.lock().trying.as_ref()).is_some_and(|it| Arc::ptr_eq(it, &app));
+            let (digest, result) = match (is_there, action) {
+                (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
+                (true, "promote") => self.promoting().await,
+                (true, _) => {
+                    let digest = record.candidate.as_ref().map(|it| it.version.digest);
+                    let given_up = self.give_up(&record).await;
+                    let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
+                    (digest, given_up.map(|()| format!("{name} is given up")))
+                }
+            };
+            let result = result.map(|sentence| format!("{sentence}: {why}"));
+            if let Line::Failed(why) = self.ended(change, digest, None, result) {
+                tracing::error!(target: "amphi::admin", "a verdict could not be carried out: {why}");
+            }
+        }
+    }
+}
+
+/// The configuration of a version in a place.
+fn configure(version: &Version, place: &Place, from: &str) -> anyhow::Result<Config> {
+    let config = version.config(place, Purpose::Serve);
+    let mut config = config.with_context(|| format!("{from} ({})", version.digest))?;
+    let file = place.file.iter();
+    let named = file.map(|file| format!("--place {} ", file.display()));
+    config.named = named.chain([from.to_owned()]).collect();
+    Ok(config)
+}
+
+fn traffic(counts: &Counts, passed: Duration) -> Traffic {
+    let millis = |part| {
+        let found = counts.quantile(part)?;
+        Some(found.as_secs_f64() * 1_000.0)
+    };
+    Traffic {
+        seconds: passed.as_secs_f64(),
+        requests: counts.requests(),
+        errors: counts.errors,
+        p50_ms: millis(0.5),
+        p99_ms: millis(0.99),
+    }
+}

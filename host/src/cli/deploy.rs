@@ -1,0 +1,169 @@
+//! `amphi deploy`: has a place serve another version.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::block_on::block_on;
+use super::package;
+use super::place::{Connected, Remote};
+use super::source::is_artifact;
+use crate::admin::api::{Deploying, Source};
+use crate::artifact::registry::SCHEME;
+use crate::artifact::{Artifact, Digest};
+use crate::config::Health;
+use crate::deploy::{Judge, Trial};
+use crate::telemetry::stderr;
+
+/// How often the place is asked what has become of a candidate.
+const ASKING: Duration = Duration::from_secs(1);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// What is deployed: an artifact (FILE.amphi), the folder of an app that has been built, an artifact in a registry
+    /// (oci://HOST/NAME:TAG), which the place fetches, or a version that the place has (sha256:…).
+    #[arg(value_name = "FOLDER|FILE.amphi|oci://REF|DIGEST")]
+    source: String,
+    #[command(flatten)]
+    remote: Remote,
+    /// Apply the migrations that the databases lack. Without it, a version that needs any is refused.
+    #[arg(long)]
+    migrate: bool,
+    /// A path that the new version has to answer before anybody gets it.
+    #[arg(long, value_name = "PATH")]
+    health: Option<String>,
+    /// The status that it has to answer with.
+    #[arg(
+        long,
+        value_name = "STATUS",
+        default_value_t = 200,
+        requires = "health"
+    )]
+    health_status: u16,
+    /// Give it to some first: a share of the clients (5%), or requests with a header (header:x-canary=1).
+    #[arg(long, value_name = "AUDIENCE", conflicts_with = "shadow")]
+    canary: Option<String>,
+    /// Know clients again by their addresses, and not by a cookie.
+    #[arg(long, requires = "canary")]
+    by_address: bool,
+    /// Give it copies of requests, whose answers nobody gets, and report where they differ.
+    #[arg(long)]
+    shadow: bool,
+    /// With --shadow: a header that may differ. May be given more than once.
+    #[arg(long, value_name = "NAME", requires = "shadow")]
+    ignore_header: Vec<String>,
+    /// With --shadow: a field of JSON that may differ. May be given more than once.
+    #[arg(long, value_name = "NAME", requires = "shadow")]
+    ignore_field: Vec<String>,
+    /// Promote it, or roll it back, by its errors and latencies; waits for that.
+    #[arg(long, requires = "canary")]
+    auto: bool,
+    /// With --auto: for how many seconds it is watched.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "auto")]
+    window: u64,
+    /// With --auto: how many requests it has to answer.
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, requires = "auto")]
+    requests_min: u64,
+    /// With --auto: the most failing requests, in percent, beyond those of the active version.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, requires = "auto")]
+    errors_max: f64,
+    /// With --auto: the greatest 99th percentile of its latencies, in percent of the active version's.
+    #[arg(long, value_name = "PERCENT", default_value_t = 150, requires = "auto")]
+    p99_max: u32,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let place = arguments.remote.connect()?;
+    let trial = arguments.trial()?;
+    block_on(async {
+        let generation = place.status().await?.generation;
+        let source = arguments.source(&place, generation).await?;
+        let wanted = Deploying {
+            source,
+            from: arguments.source.clone(),
+            migrate: arguments.migrate,
+            health: arguments.health.as_ref().map(|path| Health {
+                path: path.clone(),
+                status: arguments.health_status,
+            }),
+            trial,
+        };
+        place.deploy(&wanted, generation).await?;
+        match arguments.auto {
+            true => judged(&place).await,
+            false => Ok(()),
+        }
+    })
+}
+
+impl Arguments {
+    fn trial(&self) -> anyhow::Result<Option<Trial>> {
+        let audience = match (&self.canary, self.shadow) {
+            (None, false) => return Ok(None),
+            (None, true) => "shadow".to_owned(),
+            (Some(audience), _) if self.by_address => format!("{audience} by address"),
+            (Some(audience), _) => audience.clone(),
+        };
+        if !(0.0..=100.0).contains(&self.errors_max) {
+            bail!("`--errors-max` is a number of percent: 0 to 100");
+        }
+        let judge = self.auto.then(|| Judge {
+            window_s: self.window,
+            requests_min: self.requests_min,
+            errors_max: (self.errors_max * 100.0).round() as u32,
+            p99_max_percent: self.p99_max,
+        });
+        Ok(Some(Trial {
+            audience,
+            judge,
+            ignored_headers: self.ignore_header.clone(),
+            ignored_fields: self.ignore_field.clone(),
+        }))
+    }
+
+    /// Where the place gets the version. What this machine has is sent to it.
+    async fn source(&self, place: &Connected, generation: u64) -> anyhow::Result<Source> {
+        if self.source.starts_with(SCHEME) {
+            return Ok(Source::Reference(self.source.clone()));
+        }
+        if let Ok(digest) = self.source.parse::<Digest>() {
+            return Ok(Source::Digest(digest));
+        }
+        let path = std::path::PathBuf::from(&self.source);
+        let folder = tempfile::tempdir()?;
+        let file = match is_artifact(&path) {
+            true => path,
+            false => {
+                let file = folder.path().join("app.amphi");
+                let out = file.clone();
+                tokio::task::spawn_blocking(move || package::pack(&path, &out)).await??;
+                file
+            }
+        };
+        let artifact = Artifact::open(&file)?;
+        stderr::say(&format!("… sending {}", artifact.digest()));
+        Ok(Source::Digest(place.upload(&file, generation).await?))
+    }
+}
+
+/// Waits until the candidate is promoted or given up.
+async fn judged(place: &Connected) -> anyhow::Result<()> {
+    let digest = match place.status().await?.candidate {
+        Some(candidate) => Some(candidate.version.digest),
+        None => None,
+    };
+    stderr::say("… watching it");
+    loop {
+        tokio::time::sleep(ASKING).await;
+        let status = place.status().await?;
+        if status.candidate.map(|it| it.version.digest) == digest && digest.is_some() {
+            continue;
+        }
+        let outcome = status.last.map(|last| last.outcome).unwrap_or_default();
+        match digest.is_none_or(|digest| status.active.version.digest == digest) {
+            true => return super::routes::print(&format!("{outcome}\n")),
+            false => bail!("{outcome}"),
+        }
+    }
+}
