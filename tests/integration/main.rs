@@ -56,6 +56,7 @@ mod python;
 mod restart;
 mod reuse;
 mod rules;
+mod shadow;
 mod sockets;
 mod static_files;
 mod sticky;

@@ -29,6 +29,7 @@ use super::judge::{Verdict, judge};
 use crate::app::App;
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
+use crate::app::rollout::shadow::ShadowOptions;
 use crate::app::rollout::{Audience, Rollout};
 use crate::app::stats::Counts;
 use crate::artifact::registry::{self, Reference};
@@ -192,6 +193,7 @@ impl Deployer {
                 version: candidate.version.clone(),
                 trial: candidate.trial.clone(),
                 traffic: traffic(&app.stats.now(), passed),
+                shadow: self.host.shadow().map(|shadow| shadow.report()),
             }),
             last: now.last.clone(),
             host: env!("CARGO_PKG_VERSION").to_owned(),
@@ -359,6 +361,15 @@ impl Deployer {
             .map(|trial| trial.audience.parse::<Audience>())
             .transpose()
             .map_err(anyhow::Error::msg)?;
+        if let Some(Trial {
+            ignored_headers,
+            ignored_fields,
+            ..
+        }) = trial
+        {
+            let options = ShadowOptions::ignoring(ignored_headers, ignored_fields);
+            options.map_err(anyhow::Error::msg)?;
+        }
         let digest = self.fetch(&wanted.source, progress).await?;
         *found = Some(digest);
         let active = self.now.lock().record.active.digest;
@@ -634,8 +645,12 @@ impl Deployer {
 
     fn try_out(self: &Arc<Self>, app: Arc<App>, audience: Audience, trial: &Trial) {
         self.watch(Some(Arc::clone(&app)));
-        self.host
-            .roll_out(Some(Rollout::new(Arc::clone(&app), audience)));
+        let options = ShadowOptions::ignoring(&trial.ignored_headers, &trial.ignored_fields);
+        let rollout = match (&audience, options) {
+            (Audience::Shadow, Ok(options)) => Rollout::in_shadow(Arc::clone(&app), options),
+            _ => Rollout::new(Arc::clone(&app), audience),
+        };
+        self.host.roll_out(Some(rollout));
         if trial.judge.is_some() {
             tokio::spawn(Arc::clone(self).judging(app));
         }

@@ -32,6 +32,7 @@ pub use journal::Journal;
 pub use open_ended::Permit;
 pub use postgres::Postgres;
 pub use sqlite::{STACK_BYTES, Sqlite};
+pub(crate) use statement::short;
 pub use statement::{Access, Failed, Outcome, Row, Statement, Stream, Streamed, Table, Value};
 
 /// The app's databases, by name.

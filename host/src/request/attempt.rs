@@ -116,7 +116,7 @@ impl Attempt<'_> {
         if let Some(copy) = &mut copy
             && !copy.is_within()
         {
-            copy.run_before(self.host).await;
+            copy.run_before(self.host).boxed().await;
         }
         let mut arrived = Instant::now();
         let mut within = copy.take_if(|copy| copy.is_within());
@@ -139,7 +139,7 @@ impl Attempt<'_> {
                 .await;
             settled.retries = retries;
             if let Some(mut copy) = within.take() {
-                copy.compare(self.host, &settled).await;
+                copy.compare(self.host, &settled).boxed().await;
                 if settled.may_be_spoilt().await {
                     arrived = Instant::now();
                     continue;
@@ -161,7 +161,7 @@ impl Attempt<'_> {
             tokio::time::sleep(wait).await;
         };
         if let Some(copy) = &mut copy {
-            copy.compare(self.host, &outcome).await;
+            copy.compare(self.host, &outcome).boxed().await;
         }
         outcome
     }
@@ -227,7 +227,7 @@ impl Attempt<'_> {
                 let start = context.start(chain, params);
                 let outcome = async || {
                     if let Some(copy) = copy {
-                        copy.run_within(host, &scope, chain).await;
+                        copy.run_within(host, &scope, chain).boxed().await;
                     }
                     conduct(start, request, tasks).await
                 };

@@ -70,16 +70,18 @@ pub(super) struct ShadowCopy {
 /// What has become of a copy.
 struct Ran {
     seen: Result<Seen, NotCompared>,
-    used_database: bool,
-    timed_out: bool,
+    /// What would have become of its transaction.
+    fate: Fate,
+    /// Whether its time ended in the database, where it may have waited for others.
+    waited: bool,
 }
 
 impl Ran {
     fn not_compared(why: NotCompared) -> Ran {
         Ran {
             seen: Err(why),
-            used_database: false,
-            timed_out: false,
+            fate: Fate::None,
+            waited: false,
         }
     }
 }
@@ -287,8 +289,8 @@ impl ShadowCopy {
         let seen = self.seen_of(&scope, &settled.response, (poisoned, timed_out));
         let parked = parked.filter(|_| seen.is_ok() && !timed_out);
         let ran = Ran {
-            used_database: settled.fate != Fate::None,
-            timed_out,
+            fate: settled.fate,
+            waited: timed_out && scope.transaction.cut_off(),
             seen,
         };
         (ran, parked)
@@ -321,7 +323,20 @@ impl ShadowCopy {
         if poisoned && !self.chain.view().view.transaction.atomic && !self.served.atomic {
             return Err(NotCompared::Poisoned);
         }
-        seen(scope, response)
+        self.seen(scope, response)
+    }
+
+    /// What a version has made of the request.
+    fn seen(&self, scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> {
+        let seen = seen(scope, response)?;
+        Ok(match self.is_within() {
+            true => Seen {
+                writes: scope.transaction.wrote(),
+                ..seen
+            },
+            // Statements outside of transactions are not noted.
+            false => seen,
+        })
     }
 
     /// Compares the copy with what the served version has made of the request, and counts the result.
@@ -344,8 +359,15 @@ impl ShadowCopy {
         if is_busy(&outcome.scope, &outcome.response) {
             return Err(NotCompared::NotServed);
         }
-        let served = seen(&outcome.scope, &outcome.response)?;
+        let served = self.seen(&outcome.scope, &outcome.response)?;
         let mut differences = self.shadow.differences(&served, &candidate);
+        let fates = [outcome.fate, ran.fate];
+        if self.is_within() && fates[0] != fates[1] && !fates.contains(&Fate::None) {
+            differences.push(format!(
+                "transaction: {} served, {} candidate",
+                fates[0], fates[1]
+            ));
+        }
         let own = self.chain.view().view.transaction;
         if self.served.atomic && !own.atomic {
             let sentence = "transaction: the served view is atomic, the candidate's is not";
@@ -364,7 +386,7 @@ impl ShadowCopy {
                     false
                 }
                 // If one of them has used no database, there is no state that they could have seen differently.
-                Compared::Apart => !ran.used_database || outcome.fate == Fate::None,
+                Compared::Apart => ran.fate == Fate::None || outcome.fate == Fate::None,
             },
             false => match self.run_apart(host).await.seen {
                 Ok(again) if self.shadow.differences(&served, &again).is_empty() => {
@@ -374,9 +396,7 @@ impl ShadowCopy {
                 Err(_) => false,
             },
         };
-        // What took its time in the database may have waited for others there.
-        let waited = ran.timed_out && ran.used_database;
-        Ok(match is_clear && !waited {
+        Ok(match is_clear && !ran.waited {
             true => Verdict::Differing(differences),
             false => Verdict::Unclear(differences),
         })
@@ -421,7 +441,7 @@ fn is_busy(scope: &Scope, response: &CheckedResponse) -> bool {
     !scope.has_begun() && response.as_ref().err().is_some_and(is_limit)
 }
 
-/// What a version has made of a request.
+/// What a version has made of a request, without its writes.
 fn seen(scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> {
     let effects = scope.transaction.described();
     let response: &Response<CheckedBody> = match response {
@@ -434,6 +454,7 @@ fn seen(scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> 
                 trailers: http::HeaderMap::new(),
                 failure: Some(failure.detail.clone()),
                 effects,
+                writes: Vec::new(),
             });
         }
     };
@@ -449,5 +470,6 @@ fn seen(scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> 
         trailers: trailers.unwrap_or_default(),
         failure: None,
         effects,
+        writes: Vec::new(),
     })
 }

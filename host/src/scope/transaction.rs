@@ -259,6 +259,11 @@ impl Transaction {
         self.effects.history.described()
     }
 
+    /// The statements in transactions that have changed rows, if effects are described; in their order.
+    pub fn wrote(&self) -> Vec<Described> {
+        self.effects.history.wrote()
+    }
+
     /// The transaction of the database that a copy has left, with nothing of the copy in it. None: the copy has used no
     /// database, or its transaction is lost. To be called when the transaction has been finished.
     pub async fn parked(self: &Arc<Self>) -> Option<Parked> {
@@ -294,6 +299,11 @@ impl Transaction {
     /// Whether a database could not be reached, or the connection to it was lost.
     pub fn unavailable(&self) -> bool {
         self.effects.history.unavailable()
+    }
+
+    /// Whether a statement was cut off because its request had ended.
+    pub fn cut_off(&self) -> bool {
+        self.effects.history.cut_off()
     }
 
     /// Whether others may know of something that the scope has done: a commit, a statement outside of transactions, or an

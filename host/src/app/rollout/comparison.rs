@@ -34,6 +34,8 @@ pub struct Seen {
     pub failure: Option<String>,
     /// What others have seen of it, or would have.
     pub effects: Vec<Described>,
+    /// The statements that have changed rows, if they are compared.
+    pub writes: Vec<Described>,
 }
 
 impl Seen {
@@ -68,6 +70,9 @@ impl Seen {
             sentences.extend(body(served, candidate, &options.ignored_fields));
         }
         effects(&self.effects, &candidate.effects, &mut sentences);
+        if options.writes {
+            writes(&self.writes, &candidate.writes, &mut sentences);
+        }
         sentences.truncate(SENTENCES_MAX);
         sentences
     }
@@ -231,32 +236,52 @@ fn json(served: &Value, candidate: &Value, place: &str) -> Option<(String, Strin
     }
 }
 
-fn effects(served: &[Described], candidate: &[Described], sentences: &mut Vec<String>) {
-    let by_target = |effects: &[Described]| {
-        let mut targets = BTreeMap::<String, Vec<u64>>::new();
+/// The payloads by target, of both versions, where they differ.
+fn by_target(
+    served: &[Described],
+    candidate: &[Described],
+) -> impl Iterator<Item = (String, [Vec<u64>; 2])> {
+    let mut targets = BTreeMap::<String, [Vec<u64>; 2]>::new();
+    for (index, effects) in [served, candidate].into_iter().enumerate() {
         for effect in effects {
             let payloads = targets.entry(effect.what.clone()).or_default();
-            payloads.push(effect.payload);
+            payloads[index].push(effect.payload);
         }
-        targets
-    };
-    let (served, candidate) = (by_target(served), by_target(candidate));
-    let mut names: Vec<_> = served.keys().chain(candidate.keys()).collect();
-    names.sort();
-    names.dedup();
-    for name in names {
-        let of = |targets: &BTreeMap<_, Vec<u64>>| targets.get(name).cloned().unwrap_or_default();
-        let (served, candidate) = (of(&served), of(&candidate));
+    }
+    targets.into_iter().filter(|(_, [one, other])| one != other)
+}
+
+fn effects(served: &[Described], candidate: &[Described], sentences: &mut Vec<String>) {
+    for (name, [served, candidate]) in by_target(served, candidate) {
         if served.len() != candidate.len() {
             sentences.push(format!(
                 "{name}: sent {} times served, {} times candidate",
                 served.len(),
                 candidate.len()
             ));
-        } else if served != candidate {
+        } else {
             sentences.push(format!(
                 "{name}: what is sent, or its order, differs ({} times)",
                 served.len()
+            ));
+        }
+    }
+}
+
+/// Independent statements may come in any order.
+fn writes(served: &[Described], candidate: &[Described], sentences: &mut Vec<String>) {
+    for (statement, [mut served, mut candidate]) in by_target(served, candidate) {
+        served.sort_unstable();
+        candidate.sort_unstable();
+        if served.len() != candidate.len() {
+            sentences.push(format!(
+                "writes: {} times served, {} times candidate: {statement}",
+                served.len(),
+                candidate.len()
+            ));
+        } else if served != candidate {
+            sentences.push(format!(
+                "writes: other values, or another number of rows: {statement}"
             ));
         }
     }
@@ -274,6 +299,7 @@ mod tests {
             trailers: HeaderMap::new(),
             failure: None,
             effects: Vec::new(),
+            writes: Vec::new(),
         }
     }
 
@@ -380,5 +406,22 @@ mod tests {
                 "event `b`: what is sent, or its order, differs (1 times)"
             ]
         );
+    }
+
+    #[test]
+    fn writes_are_compared_in_any_order() {
+        let write = |sql: &str, values: &str| Described::new(sql.to_owned(), values.as_bytes());
+        let (mut one, mut other) = (seen(200, ""), seen(200, ""));
+        one.writes = vec![write("update a", "1"), write("update a", "2")];
+        other.writes = vec![write("update a", "2"), write("update a", "1")];
+        assert_eq!(differences(&one, &other, &[]), [""; 0]);
+        other.writes = vec![write("update a", "1"), write("update a", "1")];
+        let found = differences(&one, &other, &[]);
+        let sentence = "writes: other values, or another number of rows: update a";
+        assert_eq!(found, [sentence]);
+        other.writes.pop();
+        let found = differences(&one, &other, &[]);
+        let sentence = "writes: 2 times served, 1 times candidate: update a";
+        assert_eq!(found, [sentence]);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{self, Account};
@@ -24,6 +24,9 @@ pub struct ShadowOptions {
     /// Fields of JSON bodies that are not compared: a name (`id`) wherever it is, or a path from the top (`order.id`),
     /// in which lists do not count.
     pub ignored_fields: Vec<String>,
+    /// Whether statements that change rows are compared, with their values: a port makes the same changes. Not for an
+    /// app whose statements have times or random numbers as values.
+    pub writes: bool,
     /// How long the candidate may take for one request.
     pub timeout: Duration,
     /// How many copies may run at the same time. Further requests are not copied.
@@ -39,11 +42,30 @@ impl Default for ShadowOptions {
         ShadowOptions {
             ignored_headers: Vec::new(),
             ignored_fields: Vec::new(),
+            writes: true,
             timeout: Duration::from_secs(2),
             at_once: 4,
             body_max_bytes: 1 << 20,
             named_max: 20,
         }
+    }
+}
+
+impl ShadowOptions {
+    /// The usual options, with these headers and fields of JSON ignored.
+    ///
+    /// # Errors
+    /// A sentence that names what is no header.
+    pub fn ignoring(headers: &[String], fields: &[String]) -> Result<ShadowOptions, String> {
+        let header = |name: &String| {
+            let parsed = name.parse();
+            parsed.map_err(|_| format!("`{}` is not the name of a header", name.escape_debug()))
+        };
+        Ok(ShadowOptions {
+            ignored_headers: headers.iter().map(header).collect::<Result<_, _>>()?,
+            ignored_fields: fields.to_vec(),
+            ..ShadowOptions::default()
+        })
     }
 }
 
@@ -104,7 +126,7 @@ impl fmt::Display for NotCompared {
 }
 
 /// A request that was compared.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComparedRequest {
     /// Its id.
     pub request: String,
@@ -119,7 +141,7 @@ pub struct ComparedRequest {
 }
 
 /// A request that the versions answer differently.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     /// The request.
     #[serde(flatten)]
@@ -140,7 +162,7 @@ pub enum Verdict {
 }
 
 /// What the comparisons have found so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShadowReport {
     /// How many requests were compared: the sum of the next three.
     pub compared: u64,

@@ -43,6 +43,8 @@ impl Described {
 pub(super) struct History {
     conflict: AtomicBool,
     unavailable: AtomicBool,
+    /// Set when a statement was cut off because its request had ended.
+    cut_off: AtomicBool,
     /// Set when something was done that a rollback does not undo.
     lasting: AtomicBool,
     /// Number of commits, and of statements that commit by themselves, that run now, perhaps without a caller.
@@ -54,6 +56,8 @@ pub(super) struct History {
     fate: Mutex<Fate>,
     /// The effects that others have seen, or would have, where they are described.
     described: Option<Mutex<Vec<Described>>>,
+    /// The statements in transactions that have changed rows, where effects are described.
+    wrote: Mutex<Vec<Described>>,
     /// Whether effects are never run: the transaction is a copy's.
     withholds: bool,
 }
@@ -77,6 +81,19 @@ impl History {
     pub(super) fn described(&self) -> Vec<Described> {
         let described = self.described.as_ref();
         described.map_or_else(Vec::new, |described| described.lock().clone())
+    }
+
+    /// Notes a statement that has changed rows.
+    pub(super) fn writes(&self, statement: Described) {
+        let mut wrote = self.wrote.lock();
+        if wrote.len() < DESCRIBED_MAX {
+            wrote.push(statement);
+        }
+    }
+
+    /// The statements that have changed rows, in their order.
+    pub(super) fn wrote(&self) -> Vec<Described> {
+        self.wrote.lock().clone()
     }
 
     /// Runs an effect, unless effects are withheld.
@@ -120,10 +137,16 @@ impl History {
         self.unavailable.load(SeqCst)
     }
 
+    /// Whether a statement was cut off because its request had ended.
+    pub(super) fn cut_off(&self) -> bool {
+        self.cut_off.load(SeqCst)
+    }
+
     pub(super) fn note(&self, error: &Error) {
         match error.kind {
             ErrorKind::Conflict => self.conflict.store(true, SeqCst),
             ErrorKind::Unavailable => self.unavailable.store(true, SeqCst),
+            ErrorKind::Aborted => self.cut_off.store(true, SeqCst),
             _ => {}
         }
     }

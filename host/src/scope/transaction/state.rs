@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::effects::{Effects, Reason, StreamPermit};
+use super::effects::{Described, Effects, Reason, StreamPermit};
 use super::{Compared, Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement, short};
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Deadline;
 
@@ -385,7 +385,14 @@ impl State {
             }
         }
         let failed = match ran {
-            Ok(outcome) if alive || !within => return Ok(outcome),
+            Ok(outcome) if alive || !within => {
+                let history = &self.effects.history;
+                if outcome.changed > 0 && history.describes() {
+                    let values = format!("{:?} {}", statement.params, outcome.changed);
+                    history.writes(Described::new(short(&statement.sql), values.as_bytes()));
+                }
+                return Ok(outcome);
+            }
             // The transaction has ended, and the guest did not ask for that.
             Ok(_) => Failed::Statement(why_ended.unwrap_or_else(ended)),
             Err(failed) => failed,
@@ -629,6 +636,10 @@ impl State {
         if known {
             self.effects.history.set_fate(Fate::RolledBack);
             if self.is_copy {
+                if commit {
+                    // What would have become of it.
+                    self.effects.history.set_fate(Fate::Committed);
+                }
                 self.park(open).await;
                 return Ok(());
             }
