@@ -25,6 +25,7 @@ mod conversations;
 mod databases;
 mod dependencies;
 mod deploy;
+mod deploying;
 mod directories;
 mod disconnects;
 mod documentation;

@@ -43,6 +43,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         true => Migrations::Apply,
         false => Migrations::Check,
     };
+    // Before anything is loaded: an address that is taken is known at once, and whoever asks early waits for the answer.
+    let admin = (resolved.placed.as_ref())
+        .and_then(|(place, ..)| place.deploy.listen.as_ref())
+        .map(Listener::bind)
+        .transpose()?;
     block_on(async {
         let mut running = Running::start(resolved.config, migrations, false).await?;
         // A version that cannot be served is never the active one.
@@ -50,7 +55,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let record = state.activate(active, place.deploy.keep)?;
             let Active { digest, from, .. } = &record.active;
             tracing::info!(%digest, from, generation = record.generation, "active");
-            running.administer(place, state, record)?;
+            if let Some(listener) = admin {
+                running.administer(listener, place, state, record)?;
+            }
         }
         running.serve().await
     })
@@ -124,11 +131,13 @@ impl Running {
     }
 
     /// Has the place's admin API change what is served.
-    fn administer(&mut self, place: Place, state: State, record: Record) -> anyhow::Result<()> {
-        let Some(address) = &place.deploy.listen else {
-            return Ok(());
-        };
-        let listener = Listener::bind(address)?;
+    fn administer(
+        &mut self,
+        listener: Listener,
+        place: Place,
+        state: State,
+        record: Record,
+    ) -> anyhow::Result<()> {
         tracing::info!(address = %listener.address()?, "the admin API listens");
         let deployer = Deployer::new(Arc::clone(&self.host), place, state, record)?;
         self.admin = Some((deployer, listener));
