@@ -139,7 +139,7 @@ impl Attempt<'_> {
                 .await;
             settled.retries = retries;
             if let Some(mut copy) = within.take() {
-                copy.compare(self.host, &settled).boxed().await;
+                copy.compare(self.host, settled.seen()).boxed().await;
                 if settled.may_be_spoilt().await {
                     arrived = Instant::now();
                     continue;
@@ -161,7 +161,7 @@ impl Attempt<'_> {
             tokio::time::sleep(wait).await;
         };
         if let Some(copy) = &mut copy {
-            copy.compare(self.host, &outcome).boxed().await;
+            copy.compare(self.host, outcome.seen()).boxed().await;
         }
         outcome
     }
@@ -269,6 +269,11 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
+    /// What is compared with the outcome of a copy.
+    fn seen(&self) -> (&Scope, &CheckedResponse, Fate) {
+        (&self.scope, &self.response, self.fate)
+    }
+
     /// Whether the attempt was made in a transaction that a copy of the request had begun, has failed there, and has left
     /// nothing behind: then the request is run again, alone.
     async fn may_be_spoilt(&self) -> bool {

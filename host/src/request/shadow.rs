@@ -29,7 +29,6 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::attempt::AttemptOutcome;
 use super::dispatch::{ChainContext, Received, conduct};
 use super::settle::{CheckedBody, CheckedResponse, settle};
 use crate::app::chain::Chain;
@@ -340,8 +339,12 @@ impl ShadowCopy {
     }
 
     /// Compares the copy with what the served version has made of the request, and counts the result.
-    pub(super) async fn compare(&mut self, host: &Arc<Host>, outcome: &AttemptOutcome) {
-        match self.verdict(host, outcome).await {
+    pub(super) async fn compare(
+        &mut self,
+        host: &Arc<Host>,
+        served: (&Scope, &CheckedResponse, Fate),
+    ) {
+        match self.verdict(host, served).await {
             Ok(verdict) => self.shadow.compared(&self.named, verdict),
             Err(why) => self.shadow.not_compared(why),
         }
@@ -350,18 +353,18 @@ impl ShadowCopy {
     async fn verdict(
         &mut self,
         host: &Arc<Host>,
-        outcome: &AttemptOutcome,
+        (scope, response, fate): (&Scope, &CheckedResponse, Fate),
     ) -> Result<Verdict, NotCompared> {
         let Some(ran) = self.ran.take() else {
             return Err(NotCompared::NotServed);
         };
         let candidate = ran.seen?;
-        if is_busy(&outcome.scope, &outcome.response) {
+        if is_busy(scope, response) {
             return Err(NotCompared::NotServed);
         }
-        let served = self.seen(&outcome.scope, &outcome.response)?;
+        let served = self.seen(scope, response)?;
         let mut differences = self.shadow.differences(&served, &candidate);
-        let fates = [outcome.fate, ran.fate];
+        let fates = [fate, ran.fate];
         if self.is_within() && fates[0] != fates[1] && !fates.contains(&Fate::None) {
             differences.push(format!(
                 "transaction: {} served, {} candidate",
@@ -379,14 +382,14 @@ impl ShadowCopy {
             return Ok(Verdict::Equal);
         }
         let is_clear = match self.is_within() {
-            true => match outcome.scope.transaction.was_shared().await {
+            true => match scope.transaction.was_shared().await {
                 Compared::Same => true,
                 Compared::Changed => {
                     differences.push("(others changed the database meanwhile)".to_owned());
                     false
                 }
                 // If one of them has used no database, there is no state that they could have seen differently.
-                Compared::Apart => ran.fate == Fate::None || outcome.fate == Fate::None,
+                Compared::Apart => ran.fate == Fate::None || fate == Fate::None,
             },
             false => match self.run_apart(host).await.seen {
                 Ok(again) if self.shadow.differences(&served, &again).is_empty() => {

@@ -1,12 +1,12 @@
 //! What two versions of an app made of the same request, and the sentences that say how that differs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
-use super::shadow::ShadowOptions;
 use crate::http::proxies::REQUEST_ID;
 use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
 use crate::scope::transaction::Described;
@@ -18,6 +18,59 @@ const SENTENCES_MAX: usize = 10;
 const SHOWN_MAX: usize = 80;
 /// The most bytes of a reason that a sentence shows.
 const REASON_MAX: usize = 500;
+
+/// What is compared, and what it may cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowOptions {
+    /// Headers of responses that are not compared, in addition to `date` and those of ids and traces.
+    pub ignored_headers: Vec<HeaderName>,
+    /// Fields of JSON bodies that are not compared: a name (`id`) wherever it is, or a path from the top (`order.id`),
+    /// in which lists do not count.
+    pub ignored_fields: Vec<String>,
+    /// Whether statements that change rows are compared, with their values: a port makes the same changes. Not for an
+    /// app whose statements have times or random numbers as values.
+    pub writes: bool,
+    /// How long the candidate may take for one request.
+    pub timeout: Duration,
+    /// How many copies may run at the same time. Further requests are not copied.
+    pub at_once: usize,
+    /// The most bytes of a request's body that is copied.
+    pub body_max_bytes: usize,
+    /// How many differences the report names.
+    pub named_max: usize,
+}
+
+impl Default for ShadowOptions {
+    fn default() -> ShadowOptions {
+        ShadowOptions {
+            ignored_headers: Vec::new(),
+            ignored_fields: Vec::new(),
+            writes: true,
+            timeout: Duration::from_secs(2),
+            at_once: 4,
+            body_max_bytes: 1 << 20,
+            named_max: 20,
+        }
+    }
+}
+
+impl ShadowOptions {
+    /// The usual options, with these headers and fields of JSON ignored.
+    ///
+    /// # Errors
+    /// A sentence that names what is no header.
+    pub fn ignoring(headers: &[String], fields: &[String]) -> Result<ShadowOptions, String> {
+        let header = |name: &String| {
+            let parsed = name.parse();
+            parsed.map_err(|_| format!("`{}` is not the name of a header", name.escape_debug()))
+        };
+        Ok(ShadowOptions {
+            ignored_headers: headers.iter().map(header).collect::<Result<_, _>>()?,
+            ignored_fields: fields.to_vec(),
+            ..ShadowOptions::default()
+        })
+    }
+}
 
 /// What a version made of a request.
 #[derive(Debug, Clone)]
