@@ -1,5 +1,7 @@
 //! Tests of transactions on a real SQLite file: random steps compared with a model, and single cases.
 
+mod copies;
+
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
