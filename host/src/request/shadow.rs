@@ -286,10 +286,11 @@ impl ShadowCopy {
         scope.transaction.give_up();
         let timed_out = scope.deadline.ended() == Some(Ended::TimedOut);
         let seen = self.seen_of(&scope, &settled.response, (poisoned, timed_out));
-        let parked = parked.filter(|_| seen.is_ok() && !timed_out);
+        let waited = timed_out && scope.transaction.cut_off();
+        let parked = parked.filter(|_| seen.is_ok() && !waited);
         let ran = Ran {
             fate: settled.fate,
-            waited: timed_out && scope.transaction.cut_off(),
+            waited,
             seen,
         };
         (ran, parked)

@@ -46,8 +46,7 @@ async fn order(cx: &Context, Json(order): Json<Order>) -> Result<Response> {
 /// Adds one twice. Both at once: one is lost.
 #[view(post, "/lost", atomic)]
 async fn lost(cx: &Context) -> Result<&'static str> {
-    // As nobody should: both read before either writes.
-    try_join!(add(cx, "one", 1), add(cx, "one", 1))?;
+    add_twice(cx).await?;
     Ok("added")
 }
 
@@ -60,8 +59,7 @@ async fn lost(cx: &Context) -> Result<&'static str> {
     retries = 10
 )]
 async fn lost_repeatable(cx: &Context) -> Result<&'static str> {
-    // As nobody should: both read before either writes.
-    try_join!(add(cx, "one", 1), add(cx, "one", 1))?;
+    add_twice(cx).await?;
     Ok("added")
 }
 
@@ -192,6 +190,17 @@ async fn add(cx: &asynch::Context, name: &str, more: i64) -> Result<i64> {
     let n = n.unwrap_or(0) + more;
     cx.db().execute(WRITE, (n, name)).await?;
     Ok(n)
+}
+
+/// As nobody should: both read before either writes, and one of them is lost.
+async fn add_twice(cx: &asynch::Context) -> Result<()> {
+    let read = || async { cx.db().query_one::<i64>(READ, ("one",)).await };
+    let (first, second) = try_join!(read(), read())?;
+    for n in [first, second] {
+        let values = (n.unwrap_or(0) + 1, "one");
+        cx.db().execute(WRITE, values).await?;
+    }
+    Ok(())
 }
 
 #[subscriber("orders.made")]
