@@ -67,8 +67,8 @@ pub(super) struct Place {
     pub(super) modules: BTreeMap<String, PlaceModule>,
     #[serde(default)]
     pub(super) grants: Grants,
-    #[serde(default)]
-    pub(super) deploy: Deploy,
+    #[serde(default = "unspanned")]
+    pub(super) deploy: Spanned<Deploy>,
 }
 
 /// What a place gives to a module.
