@@ -330,6 +330,10 @@ where
         CheckedBody::Subscription(subscription) => {
             let response = Response::from_parts(head, subscription);
             let (account, stop) = (&completion.origin.account, &client.upgrades.stop);
+            // The function has ended, and a poll may wait for a minute.
+            if let Some(settled) = &completion.settled {
+                settled.scope.is_done();
+            }
             return subscription::answer(&host.hub, response, account, stop).await;
         }
         body => body,
