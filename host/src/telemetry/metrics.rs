@@ -85,7 +85,8 @@ pub struct Metrics {
     pub conversations_ended: IntCounterVec,
     /// Events of web sockets, by outcome (`handled`, `failed`, `no view`, `other form`).
     pub socket_events: IntCounterVec,
-    /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed.
+    /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed, or that ended
+    /// before its client could be sent the message.
     pub socket_messages: IntCounterVec,
     /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`).
     pub socket_dropped: IntCounterVec,
