@@ -12,6 +12,7 @@ mod events;
 
 use std::sync::Arc;
 
+use std::sync::atomic::AtomicBool;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::upgrade::OnUpgrade;
@@ -134,6 +135,7 @@ pub(super) async fn open(
             let ready = Ready::new(conversing, &settled.scope, &events, app);
             Some(Box::new(ready.inspect_err(|_| socket.end())?))
         }
+        gave_up: AtomicBool::new(false),
         _ => None,
     };
     let deflate = handshake.deflate();
