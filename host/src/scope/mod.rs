@@ -211,7 +211,8 @@ impl Scope {
         conversation.map(|conversation| conversation.works(holds))
     }
 
-    /// The time that one call of the request may take. A conversation has no end, so its calls have the time of a request.
+    /// The time that one call of the request may take, which is the time that is left to the request. A conversation has no
+    /// end, so its calls have the time of a request, or what is left for what it has open (see `conversation.rs`).
     pub fn time_for_call(&self) -> Duration {
         let left = self.deadline.remaining();
         match self.conversation.get() {
