@@ -266,7 +266,7 @@ async fn a_place_gives_what_it_has_and_remembers_what_was_active() {
     let active = fs::read_to_string(server.app.path("state/active")).expect("it was written");
     let active: Value = serde_json::from_str(&active).expect("it is JSON");
     assert_eq!(
-        (&active["digest"], &active["from"]),
+        (&active["active"]["digest"], &active["active"]["from"]),
         (&digest.as_str().into(), &"test.amphi".into())
     );
     let left = names(&server.app.path("state"));

@@ -58,6 +58,7 @@ mod restart;
 mod reuse;
 mod rules;
 mod sockets;
+mod sockets_http2;
 mod static_files;
 mod sticky;
 mod storm;

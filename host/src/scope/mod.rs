@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::budget::{self, Account, Room};
@@ -130,7 +131,7 @@ pub struct Scope {
     events: AtomicUsize,
     /// Values that the functions of the request tell each other (R14).
     pub context: Context,
-    _open: GaugeGuard,
+    open: Mutex<Option<GaugeGuard>>,
 }
 
 impl Scope {
@@ -161,8 +162,13 @@ impl Scope {
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             events: AtomicUsize::new(0),
-            _open: GaugeGuard::new(&METRICS.scopes),
+            open: Mutex::new(Some(GaugeGuard::new(&METRICS.scopes))),
         })
+    }
+
+    /// Notes that nothing is left to do in the scope, although it is kept for the access log: it counts as open no more.
+    pub fn is_done(&self) {
+        self.open.lock().take();
     }
 
     /// Notes that the head of the response is made: from now on the limits for streams apply.
@@ -205,7 +211,8 @@ impl Scope {
         conversation.map(|conversation| conversation.works(holds))
     }
 
-    /// The time that one call of the request may take. A conversation has no end, so its calls have the time of a request.
+    /// The time that one call of the request may take, which is the time that is left to the request. A conversation has no
+    /// end, so its calls have the time of a request, or what is left for what it has open (see `conversation.rs`).
     pub fn time_for_call(&self) -> Duration {
         let left = self.deadline.remaining();
         match self.conversation.get() {
