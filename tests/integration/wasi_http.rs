@@ -820,3 +820,36 @@ async fn r16_an_instance_that_has_failed_is_not_reused(version: Version) {
     }
 }
 both_versions!(r16_an_instance_that_has_failed_is_not_reused);
+
+/// What a component holds in resources of `wasi:http` counts, although no single one of them is large.
+async fn what_a_component_holds_in_resources_is_bounded(version: Version) {
+    let server = serve(version, "").await;
+    let mut hoards = vec![
+        ("what=fields&n=1000", "more than 8 MB"),
+        ("what=authorities&n=500&bytes=50000", "more than 8 MB"),
+        // Few, but large ones.
+        ("what=authorities&n=20&bytes=1000000", "more than 8 MB"),
+    ];
+    if version == Version::P2 {
+        hoards.push(("what=bodies&n=1000", "`memory_budget_mb`"));
+    }
+    for (hoard, why) in hoards {
+        let mark = server.log.mark();
+        let reply = server.get(&format!("/x/hoard?{hoard}")).await;
+        assert_eq!(reply.status, 500, "{hoard}: {reply:?}");
+        assert_logged(&server, mark, why);
+    }
+    // What a component drops does not count any more, and a few are always there.
+    for hoard in [
+        "what=fields&n=100",
+        "what=authorities&n=50",
+        "what=fields&n=500&bytes=100",
+    ] {
+        for _ in 0..3 {
+            let reply = server.get(&format!("/x/hoard?{hoard}")).await;
+            assert!(reply.ok().starts_with("held "), "{hoard}: {reply:?}");
+        }
+    }
+    server.assert_baseline().await;
+}
+both_versions!(what_a_component_holds_in_resources_is_bounded);
