@@ -853,3 +853,48 @@ async fn what_a_component_holds_in_resources_is_bounded(version: Version) {
     server.assert_baseline().await;
 }
 both_versions!(what_a_component_holds_in_resources_is_bounded);
+
+/// A component that has forgotten what it writes its body with, and has ended, holds nothing for the time of a stream.
+async fn a_body_that_nobody_can_finish_breaks_off_soon(version: Version) {
+    let server = serve(version, "atomic = false").await;
+    for wait in ["", "?ms=300"] {
+        let mark = server.log.mark();
+        let leaked = get(&format!("/x/no-finish-leaked{wait}"));
+        let answer = timeout(Duration::from_secs(10), exchange(&server, leaked)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("it goes on: {wait:?}"));
+        let failed = status(&answer) >= 500 || !is_complete(&answer);
+        assert!(failed, "{wait:?}: {answer:?}");
+        server.log.requests(mark, 1).await;
+        assert_logged(&server, mark, "without finishing the body");
+    }
+    server.assert_baseline().await;
+}
+both_versions!(a_body_that_nobody_can_finish_breaks_off_soon);
+
+/// A component may hand on a body that the host brings, and end: the body takes the time that it takes.
+#[tokio::test]
+async fn a_body_that_was_handed_on_outlives_the_call() {
+    const PAUSE: Duration = Duration::from_millis(2500);
+    let origin = Origin::start().await;
+    let more = format!(
+        "atomic = false\nstream_bodies = true\nhttp = [\"{}\"]",
+        origin.url
+    );
+    let server = serve(Version::P3, &more).await;
+    let mut raw = Raw::connect(&server).await;
+    raw.send(
+        "POST /x/pass HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10\r\n\r\nfirst",
+    )
+    .await;
+    let begin = raw.until("first\r\n").await;
+    tokio::time::sleep(PAUSE).await;
+    raw.send("later").await;
+    let rest = raw.rest().await;
+    assert!(rest.contains("later"), "{rest}");
+    assert!(is_complete(&(begin + &rest)), "{rest}");
+
+    let slow = format!("{}/drip?ms={}", origin.url, PAUSE.as_millis());
+    let reply = server.get(&format!("/x/outbound?url={slow}")).await;
+    assert_eq!(reply.ok().lines().count(), 3, "{reply:?}");
+    server.assert_baseline().await;
+}

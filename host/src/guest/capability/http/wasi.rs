@@ -189,7 +189,8 @@ impl Outbound {
         let checked = size.check("response", scope.limits.head_max());
         checked.map_err(|why| told(&scope, http_types::Error::TooLarge(why)))?;
         let between = options.between_bytes_timeout.unwrap_or(left);
-        Ok(response.map(|body| received(body, between, permit, held)))
+        let source = scope.body_source();
+        Ok(response.map(|body| received(body, between, (permit, held), source)))
     }
 }
 
