@@ -2,8 +2,8 @@
 //! makes. wasmtime limits each list of fields, and the table limits the number of resources, but both together, or texts
 //! of a request such as its authority, would be far more than `memory_mb`.
 //!
-//! What the resources take is counted after every [`CALLS`] calls, and drawn from the memory of the request. Between
-//! two counts, a call adds no more than what a guest can hand over at once.
+//! What the resources take is counted after every few calls, and drawn from the memory of the request. Between two
+//! counts, a call adds no more than what a guest can hand over at once.
 
 use std::any::Any;
 use std::sync::Arc;

@@ -79,7 +79,7 @@ impl RequestBody {
 }
 
 /// A body that arrives while the guest reads it, from the start to the end. Nothing of it is kept but a piece that has
-/// not been read to its end and, for a sync guest, what a [`ReadAhead`] has received.
+/// not been read to its end and, for a sync guest, what its loop has received ahead.
 pub struct Arriving {
     /// The length that the client has announced.
     announced: Option<u64>,
