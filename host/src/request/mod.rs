@@ -333,9 +333,12 @@ where
         host, app, parts, ..
     } = *completion;
     let limits = app.config.server.body_limits();
+    let account = &completion.origin.account;
     let received = match routed.chain.view().view.stream_body {
-        true => Received::Kept(RequestBody::Arriving(Arriving::new(body, &limits)?)),
-        false => body::receive(body, &limits, &completion.origin.account).await?,
+        true => Received::Kept(RequestBody::Arriving(Arriving::new(
+            body, &limits, account,
+        )?)),
+        false => body::receive(body, &limits, account).await?,
     };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);

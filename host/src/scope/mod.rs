@@ -127,6 +127,8 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that host calls in flight keep.
     calls: AtomicU64,
+    /// Shared with the bodies that [`Scope::body_source`] counts.
+    body_sources: Arc<()>,
     /// Number of published events.
     events: AtomicUsize,
     /// Values that the functions of the request tell each other (R14).
@@ -161,6 +163,7 @@ impl Scope {
             call_slots: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
+            body_sources: Arc::default(),
             events: AtomicUsize::new(0),
             open: Mutex::new(Some(GaugeGuard::new(&METRICS.scopes))),
         })
@@ -268,6 +271,17 @@ impl Scope {
         };
         let drawn = counted.room.grow_to(bytes);
         drawn.map(|()| counted).map_err(|why| why.to_string())
+    }
+
+    /// Counts a body that the host brings to a function of the request, until the result is dropped. A function that has
+    /// handed such a body on may end before the body does.
+    pub fn body_source(&self) -> Arc<()> {
+        Arc::clone(&self.body_sources)
+    }
+
+    /// Whether there is a body that [`Scope::body_source`] counts.
+    pub fn has_body_sources(&self) -> bool {
+        Arc::strong_count(&self.body_sources) > 1
     }
 
     /// Counts one more published event. Returns the number of events, this one included.
