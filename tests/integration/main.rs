@@ -59,6 +59,7 @@ mod reuse;
 mod rules;
 mod shadow;
 mod sockets;
+mod sockets_http2;
 mod static_files;
 mod sticky;
 mod storm;

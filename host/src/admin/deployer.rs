@@ -377,7 +377,8 @@ impl Deployer {
         if digest == active {
             bail!("{digest} is the active version already");
         }
-        let migrations = match wanted.migrate {
+        // A place without a file has its databases for itself.
+        let migrations = match wanted.migrate || self.place.file.is_none() {
             true => Migrations::Apply,
             false => Migrations::Check,
         };

@@ -43,11 +43,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         true => Migrations::Apply,
         false => Migrations::Check,
     };
-    // Before anything is loaded: an address that is taken is known at once, and whoever asks early waits for the answer.
-    let admin = (resolved.placed.as_ref())
-        .and_then(|(place, ..)| place.deploy.listen.as_ref())
-        .map(Listener::bind)
-        .transpose()?;
+    let admin = match &resolved.placed {
+        Some((place, ..)) => listener(place)?,
+        None => None,
+    };
     block_on(async {
         let mut running = Running::start(resolved.config, migrations, false).await?;
         // A version that cannot be served is never the active one.
@@ -61,6 +60,22 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         running.serve().await
     })
+}
+
+/// Listens for the admin API, before anything is loaded: an address that is taken is known at once, and whoever asks early
+/// waits for the answer. A place that has no file goes on without one.
+fn listener(place: &Place) -> anyhow::Result<Option<Listener>> {
+    let Some(address) = &place.deploy.listen else {
+        return Ok(None);
+    };
+    match Listener::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if place.file.is_none() => {
+            tracing::warn!("there is no admin API: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The most slots for the instances of one mode. If more requests than that may run at the same time, each has one

@@ -113,7 +113,8 @@ impl Scope {
 }
 
 impl Checker<'_> {
-    pub(super) fn deploy(&self, raw: &raw::Deploy) -> Result<Deploy, ConfigError> {
+    pub(super) fn deploy(&self, whole: &Spanned<raw::Deploy>) -> Result<Deploy, ConfigError> {
+        let raw = whole.get_ref();
         let trusted_keys = (raw.trusted_keys.as_ref())
             .map(|keys| {
                 let keys = keys.iter();
@@ -141,6 +142,15 @@ impl Checker<'_> {
             && !health.get_ref().starts_with('/')
         {
             return Err(self.error(health, "`health` is a path: it begins with `/`".to_owned()));
+        }
+        for (key, number, max) in [
+            ("keep", raw.keep as u64, 100),
+            ("artifact_max_mb", raw.artifact_max_mb, 3_000),
+        ] {
+            if !(1..=max).contains(&number) {
+                let sentence = format!("`{key}` of `[deploy]` is {number}; it can be 1 to {max}");
+                return Err(self.error(whole, sentence));
+            }
         }
         Ok(Deploy {
             app: raw.app.clone(),
