@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -27,7 +27,7 @@ use crate::http::stream::StreamWatch;
 use crate::scope::transaction::Fate;
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
-use crate::telemetry::error::Failure;
+use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::gate::{Permit, Refused};
@@ -216,19 +216,28 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
-    /// Whether the answer is a failure of the server's (5xx).
+    /// Whether the answer is a failure of the app (5xx). A host that had no room for the request (503) has none for
+    /// another run of it, either.
     pub(super) fn has_failed(&self) -> bool {
         match &self.response {
             Ok(response) => response.status().is_server_error(),
-            Err(failure) => failure.status.is_server_error(),
+            Err(failure) => {
+                let is_full = failure.fault == Fault::Limit
+                    && failure.status == StatusCode::SERVICE_UNAVAILABLE;
+                failure.status.is_server_error() && !is_full
+            }
         }
     }
 
-    /// Whether nothing is left of what the request did: all of it was rolled back.
+    /// Whether nothing is left of what the request did: all of it was rolled back. A function that still produces the body
+    /// of its response may yet do something that lasts.
     pub(super) fn left_nothing(&self) -> bool {
         let scope = &self.scope;
-        self.fate != Fate::Committed
-            && !scope.transaction.lasting()
+        let goes_on =
+            |response: &Response<CheckedBody>| matches!(response.body(), CheckedBody::Stream(_));
+        !self.response.as_ref().is_ok_and(goes_on)
+            && self.fate != Fate::Committed
+            && !scope.transaction.may_last()
             && !scope.sent.load(SeqCst)
             && !scope.files.load(SeqCst)
     }
