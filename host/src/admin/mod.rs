@@ -327,7 +327,7 @@ impl Api {
             }
             Action::Deploy => {
                 let wanted: Deploying = read(body).await?;
-                let change = deployer.begin(&who, "deploy", generation)?;
+                let change = deployer.begin(&who, "deploy", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 // A task of its own: it ends whether or not somebody waits for it.
@@ -335,7 +335,7 @@ impl Api {
                 follow(lines)
             }
             Action::Promote => {
-                let change = deployer.begin(&who, "promote", generation)?;
+                let change = deployer.begin(&who, "promote", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.promote(change, &progress).await });
@@ -343,7 +343,7 @@ impl Api {
             }
             Action::RollBack => {
                 let to: api::GoingBack = read(body).await?;
-                let change = deployer.begin(&who, "rollback", generation)?;
+                let change = deployer.begin(&who, "rollback", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.roll_back(change, to, &progress).await });
@@ -400,7 +400,7 @@ impl Api {
         }
         file.flush().await.map_err(|error| failed(error.into()))?;
         drop(file);
-        let added = self.deployer.add(&path).await;
+        let added = self.deployer.add_uploaded(&path).await;
         let digest = added.map_err(|error| {
             Refusal::new(
                 StatusCode::UNPROCESSABLE_ENTITY,

@@ -394,9 +394,7 @@ where
         BodySource::Received(received) => received,
         BodySource::Client(body) => match routed.chain.view().view.stream_body {
             true => Received::Kept(RequestBody::Arriving(Arriving::new(
-                body,
-                &limits,
-                &completion.origin.account,
+                body, &limits, account,
             )?)),
             false => body::receive(body, &limits, account).await?,
         },
