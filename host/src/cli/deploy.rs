@@ -14,6 +14,7 @@ use crate::artifact::registry::SCHEME;
 use crate::artifact::{Artifact, Digest};
 use crate::config::Health;
 use crate::deploy::{Judge, Trial};
+use crate::telemetry::log::escaped;
 use crate::telemetry::stderr;
 
 /// How often the place is asked what has become of a candidate.
@@ -77,7 +78,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let place = arguments.remote.connect()?;
     let trial = arguments.trial()?;
     block_on(async {
-        let generation = place.status().await?.generation;
+        let before = place.status().await?;
+        let generation = before.generation;
         let source = arguments.source(&place, generation).await?;
         let wanted = Deploying {
             source,
@@ -91,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         place.deploy(&wanted, generation).await?;
         match arguments.auto {
-            true => judged(&place).await,
+            true => judged(&place, before.active.version.digest).await,
             false => Ok(()),
         }
     })
@@ -147,21 +149,23 @@ impl Arguments {
     }
 }
 
-/// Waits until the candidate is promoted or given up.
-async fn judged(place: &Connected) -> anyhow::Result<()> {
-    let digest = match place.status().await?.candidate {
-        Some(candidate) => Some(candidate.version.digest),
-        None => None,
-    };
+/// Waits until the candidate is promoted or given up. `before`: the active version from before. That it is active still
+/// means that the candidate was given up, however early.
+async fn judged(place: &Connected, before: Digest) -> anyhow::Result<()> {
     stderr::say("… watching it");
+    let mut candidate = None;
     loop {
-        tokio::time::sleep(ASKING).await;
         let status = place.status().await?;
-        if status.candidate.map(|it| it.version.digest) == digest && digest.is_some() {
+        let now = status.candidate.map(|it| it.version.digest);
+        candidate = candidate.or(now);
+        if now.is_some() && now == candidate {
+            tokio::time::sleep(ASKING).await;
             continue;
         }
         let outcome = status.last.map(|last| last.outcome).unwrap_or_default();
-        match digest.is_none_or(|digest| status.active.version.digest == digest) {
+        let outcome = escaped(&outcome);
+        let active = status.active.version.digest;
+        match candidate.map_or(active != before, |candidate| candidate == active) {
             true => return super::routes::print(&format!("{outcome}\n")),
             false => bail!("{outcome}"),
         }
