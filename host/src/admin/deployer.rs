@@ -504,7 +504,7 @@ impl Deployer {
             match to {
                 Some(to) => bail!("the place has no version {to}: `amphi versions` lists them"),
                 None => bail!(
-                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `--to` takes one of them"
+                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `amphi rollback DIGEST` goes to one of them"
                 ),
             }
         };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 
 use super::block_on::block_on;
@@ -10,6 +10,7 @@ use super::package;
 use super::place::{Connected, Remote};
 use super::source::is_artifact;
 use crate::admin::api::{Deploying, Source};
+use crate::app::rollout::Audience;
 use crate::artifact::registry::SCHEME;
 use crate::artifact::{Artifact, Digest};
 use crate::config::Health;
@@ -110,6 +111,7 @@ impl Arguments {
         if !(0.0..=100.0).contains(&self.errors_max) {
             bail!("`--errors-max` is a number of percent: 0 to 100");
         }
+        audience.parse::<Audience>().map_err(anyhow::Error::msg)?;
         let judge = self.auto.then(|| Judge {
             window_s: self.window,
             requests_min: self.requests_min,
@@ -129,7 +131,9 @@ impl Arguments {
         if self.source.starts_with(SCHEME) {
             return Ok(Source::Reference(self.source.clone()));
         }
-        if let Ok(digest) = self.source.parse::<Digest>() {
+        if self.source.starts_with("sha256:") {
+            let digest = self.source.parse::<Digest>();
+            let digest = digest.map_err(|why| anyhow!("`{}`: {why}", self.source))?;
             return Ok(Source::Digest(digest));
         }
         let path = std::path::PathBuf::from(&self.source);

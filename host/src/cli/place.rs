@@ -94,7 +94,7 @@ impl Remote {
                 (builder.build()?, base)
             }
             None => bail!(
-                "`{address}` is not the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml or of a folder NAME.state"
+                "`{address}` is neither a folder that is there nor the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml or of a folder NAME.state"
             ),
         };
         Ok(Connected {
