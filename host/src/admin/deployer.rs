@@ -203,6 +203,12 @@ impl Deployer {
         }
     }
 
+    /// The version that is tried.
+    pub(super) fn candidate(&self) -> Option<Digest> {
+        let now = self.now.lock();
+        now.record.candidate.as_ref().map(|it| it.version.digest)
+    }
+
     /// The versions that the place has, the active one first.
     pub(super) fn versions(&self) -> Vec<Listed> {
         let now = self.now.lock();
@@ -248,12 +254,13 @@ impl Deployer {
         }
     }
 
-    /// Begins a change. That it was begun is on the disk when this returns: its line in the audit log, and the generation,
+    /// Begins a change: to this version, from there, as far as that is known. That it was begun is on the disk when this returns: its line in the audit log, and the generation,
     /// so that a request is not taken a second time after a restart.
     pub(super) async fn begin(
         self: &Arc<Self>,
         who: &Who,
         action: &'static str,
+        (digest, from): (Option<Digest>, Option<&str>),
         generation: Option<u64>,
     ) -> Result<Change, Refusal> {
         let Ok(only) = Arc::clone(&self.changing).try_lock_owned() else {
@@ -265,14 +272,15 @@ impl Deployer {
         };
         self.is_current(generation)?;
         let (this, writer) = (Arc::clone(self), who.clone());
+        let from = from.map(str::to_owned);
         let record = self.now.lock().record.counted();
         let writing = move || {
             let begun = Entry {
                 who: None,
                 peer: "",
                 action,
-                digest: None,
-                from: None,
+                digest,
+                from: from.as_deref(),
                 outcome: "begun",
                 sentence: "",
             };
@@ -742,7 +750,8 @@ impl Deployer {
             };
             let generation = self.now.lock().record.generation;
             // Somebody changes something just now: that comes first.
-            let Ok(change) = self.begin(&who, action, Some(generation)).await else {
+            let about = (self.candidate(), None);
+            let Ok(change) = self.begin(&who, action, about, Some(generation)).await else {
                 continue;
             };
             let record = self.now.lock().record.clone();

@@ -406,7 +406,14 @@ impl Api {
             }
             Action::Deploy => {
                 let wanted: Deploying = read(body).await?;
-                let change = deployer.begin(&who, "deploy", generation).await?;
+                let change = {
+                    let digest = match wanted.source {
+                        api::Source::Digest(digest) => Some(digest),
+                        api::Source::Reference(_) => None,
+                    };
+                    let about = (digest, Some(&*wanted.from));
+                    deployer.begin(&who, "deploy", about, generation).await?
+                };
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 // A task of its own: it ends whether or not somebody waits for it.
@@ -414,7 +421,10 @@ impl Api {
                 follow(lines)
             }
             Action::Promote => {
-                let change = deployer.begin(&who, "promote", generation).await?;
+                let change = {
+                    let about = (deployer.candidate(), None);
+                    deployer.begin(&who, "promote", about, generation).await?
+                };
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.promote(change, &progress).await });
@@ -422,7 +432,10 @@ impl Api {
             }
             Action::RollBack => {
                 let to: api::GoingBack = read(body).await?;
-                let change = deployer.begin(&who, "rollback", generation).await?;
+                let change = {
+                    let about = (to.to, None);
+                    deployer.begin(&who, "rollback", about, generation).await?
+                };
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.roll_back(change, to, &progress).await });
