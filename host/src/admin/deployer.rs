@@ -21,9 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::{Refusal, Who};
-use super::api::{
-    Deploying, GoingBack, Last, Line, Listed, Served, Source, Status, Traffic, Tried,
-};
+use super::api::{Deploying, GoingBack, Last, Line, Listed, Served, Status, Traffic, Tried};
 use super::audit::{Audit, Entry};
 use super::judge::{Verdict, judge};
 use crate::app::App;
@@ -312,6 +310,19 @@ impl Deployer {
         from: Option<&str>,
         result: anyhow::Result<String>,
     ) -> Line {
+        let line = self.noted((&change.who, change.action), digest, from, result);
+        self.now.lock().under_way = None;
+        line
+    }
+
+    /// Notes what has come of what somebody does.
+    fn noted(
+        &self,
+        (who, action): (&Who, &'static str),
+        digest: Option<Digest>,
+        from: Option<&str>,
+        result: anyhow::Result<String>,
+    ) -> Line {
         let (outcome, sentence) = match &result {
             Ok(sentence) => ("done", sentence.clone()),
             Err(error) => ("failed", format!("{error:#}")),
@@ -319,19 +330,17 @@ impl Deployer {
         let entry = Entry {
             who: None,
             peer: "",
-            action: change.action,
+            action,
             digest,
             from,
             outcome,
             sentence: &sentence,
         };
-        if let Err(error) = self.audit.of(&change.who, entry) {
+        if let Err(error) = self.audit.of(who, entry) {
             tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
         }
-        let mut now = self.now.lock();
-        now.under_way = None;
-        now.last = Some(Last {
-            what: format!("{} by {}", change.action, change.who.name),
+        self.now.lock().last = Some(Last {
+            what: format!("{action} by {}", who.name),
             at: seconds(),
             outcome: sentence.clone(),
         });
@@ -375,20 +384,45 @@ impl Deployer {
     pub(super) async fn deploy(
         self: &Arc<Self>,
         change: Change,
-        wanted: Deploying,
+        (digest, wanted): (Digest, Deploying),
         progress: &Progress,
     ) {
-        let mut digest = None;
-        let result = self.deploying(&wanted, progress, &mut digest).await;
-        let line = self.ended(change, digest, Some(&wanted.from), result);
+        let result = self.deploying(digest, &wanted, progress).await;
+        let line = self.ended(change, Some(digest), Some(&wanted.from), result);
         progress.tell(line);
+    }
+
+    /// Deploys a version of a registry. It is fetched before the change begins: a registry that is slow keeps nobody from
+    /// going back to another version.
+    pub(super) async fn pull_and_deploy(
+        self: &Arc<Self>,
+        who: &Who,
+        (text, wanted): (String, Deploying),
+        generation: Option<u64>,
+        progress: &Progress,
+    ) {
+        let (action, from) = ("deploy", Some(&*wanted.from));
+        let digest = match self.fetch(&text, progress).await {
+            Ok(digest) => digest,
+            Err(error) => {
+                return progress.tell(self.noted((who, action), None, from, Err(error)));
+            }
+        };
+        let about = (Some(digest), from);
+        match self.begin(who, action, about, generation).await {
+            Ok(change) => self.deploy(change, (digest, wanted), progress).await,
+            Err(refusal) => {
+                let why = Err(anyhow!(refusal.sentence));
+                progress.tell(self.noted((who, action), Some(digest), from, why));
+            }
+        }
     }
 
     async fn deploying(
         self: &Arc<Self>,
+        digest: Digest,
         wanted: &Deploying,
         progress: &Progress,
-        found: &mut Option<Digest>,
     ) -> anyhow::Result<String> {
         let trial = wanted.trial.as_ref();
         let audience = trial
@@ -403,8 +437,6 @@ impl Deployer {
                 health.path
             );
         }
-        let digest = self.fetch(&wanted.source, progress).await?;
-        *found = Some(digest);
         let active = self.now.lock().record.active.digest;
         if digest == active {
             bail!("{digest} is the active version already");
@@ -534,15 +566,8 @@ impl Deployer {
     }
 
     /// Gets a version into the folder of versions.
-    async fn fetch(
-        self: &Arc<Self>,
-        source: &Source,
-        progress: &Progress,
-    ) -> anyhow::Result<Digest> {
-        let reference: Reference = match source {
-            Source::Digest(digest) => return Ok(*digest),
-            Source::Reference(text) => text.parse().map_err(|why: String| anyhow!(why))?,
-        };
+    async fn fetch(self: &Arc<Self>, text: &str, progress: &Progress) -> anyhow::Result<Digest> {
+        let reference: Reference = text.parse().map_err(|why: String| anyhow!(why))?;
         progress.step(format!("pulling {reference}"));
         let incoming = self.incoming().await?;
         let file = incoming.path().join("app.amphi");

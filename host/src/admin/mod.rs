@@ -42,7 +42,7 @@ use crate::telemetry::error::cut;
 use crate::telemetry::log::escaped_line;
 use crate::telemetry::recent;
 use access::{Refusal, Who};
-use api::{Deploying, Line, Uploaded};
+use api::{Deploying, Line, Source, Uploaded};
 use audit::Entry;
 pub use deployer::Deployer;
 use deployer::Progress;
@@ -52,7 +52,7 @@ use deployer::Progress;
 const CONNECTIONS: usize = 32;
 /// The most of them that follow the log, and so do not end by themselves.
 const FOLLOWERS: usize = 8;
-/// The most artifacts that are uploaded at once: each may take `artifact_max_mb` twice on the disk.
+/// The most artifacts that are uploaded, or fetched from registries, at once: each may take `artifact_max_mb` twice on the disk.
 const UPLOADS: usize = 2;
 /// How long a request's head, or more of its body, may take; and how long a client may read nothing of an answer.
 const TIME: Duration = Duration::from_secs(30);
@@ -180,7 +180,7 @@ struct Rooms {
     deployer: Arc<Deployer>,
     connections: Arc<Semaphore>,
     followers: Arc<Semaphore>,
-    uploads: Semaphore,
+    uploads: Arc<Semaphore>,
     /// The connections that have not had a request yet which its sender may make, the oldest first, with what ends them.
     strangers: Mutex<VecDeque<(u64, CancellationToken)>>,
 }
@@ -191,7 +191,7 @@ impl Rooms {
             deployer,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
-            uploads: Semaphore::new(UPLOADS),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
             strangers: Mutex::default(),
         }
     }
@@ -386,9 +386,8 @@ impl Api {
             Action::Logs => logs(None),
             Action::Upload => {
                 deployer.is_current(generation)?;
-                let _place = self.rooms.uploads.try_acquire().map_err(|_| {
-                    full(format!("{UPLOADS} other artifacts are being uploaded: try again when they have arrived"))
-                })?;
+                let place = self.rooms.uploads.try_acquire();
+                let _place = place.map_err(|_| no_place_for_artifact())?;
                 let uploaded = self.upload(&parts.headers, body).await?;
                 let entry = Entry {
                     who: None,
@@ -406,18 +405,32 @@ impl Api {
             }
             Action::Deploy => {
                 let wanted: Deploying = read(body).await?;
-                let change = {
-                    let digest = match wanted.source {
-                        api::Source::Digest(digest) => Some(digest),
-                        api::Source::Reference(_) => None,
-                    };
-                    let about = (digest, Some(&*wanted.from));
-                    deployer.begin(&who, "deploy", about, generation).await?
-                };
                 let (progress, lines) = Progress::new();
-                let deployer = Arc::clone(deployer);
-                // A task of its own: it ends whether or not somebody waits for it.
-                tokio::spawn(async move { deployer.deploy(change, wanted, &progress).await });
+                // Tasks of their own: they end whether or not somebody waits for them.
+                match wanted.source.clone() {
+                    Source::Digest(digest) => {
+                        let about = (Some(digest), Some(&*wanted.from));
+                        let change = deployer.begin(&who, "deploy", about, generation).await?;
+                        let deployer = Arc::clone(deployer);
+                        let wanted = (digest, wanted);
+                        tokio::spawn(
+                            async move { deployer.deploy(change, wanted, &progress).await },
+                        );
+                    }
+                    Source::Reference(text) => {
+                        deployer.is_current(generation)?;
+                        let place = Arc::clone(&self.rooms.uploads).try_acquire_owned();
+                        let place = place.map_err(|_| no_place_for_artifact())?;
+                        let deployer = Arc::clone(deployer);
+                        let wanted = (text, wanted);
+                        tokio::spawn(async move {
+                            let pulled =
+                                deployer.pull_and_deploy(&who, wanted, generation, &progress);
+                            pulled.await;
+                            drop(place);
+                        });
+                    }
+                }
                 follow(lines)
             }
             Action::Promote => {
@@ -570,6 +583,12 @@ fn follow(lines: mpsc::Receiver<Line>) -> Response<Body> {
     });
     let body = BoxBody::new(StreamBody::new(lines));
     respond(StatusCode::OK, "application/x-ndjson", body)
+}
+
+fn no_place_for_artifact() -> Refusal {
+    full(format!(
+        "{UPLOADS} other artifacts are arriving: try again when they are there"
+    ))
 }
 
 fn full(sentence: String) -> Refusal {
