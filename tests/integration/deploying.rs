@@ -426,6 +426,11 @@ async fn a_full_disk_changes_nothing() {
     }
     done(&server.app, &["deploy", "two.amphi"]);
     assert_eq!(word(&server, "async").await, "two");
+    // A line for which there was no room is not begun.
+    let audit = fs::read_to_string(state.join("audit.log")).expect("it is there");
+    for line in audit.lines() {
+        serde_json::from_str::<Value>(line).expect("each line is JSON");
+    }
 }
 
 /// Split and stickiness of a canary.

@@ -37,11 +37,12 @@ async fn a_failing_candidate_opens_nothing_that_the_served_app_guards() {
             "[modules.behaviour]\nmiddleware = [\"basic-auth\"]\n",
         );
         assert_ne!(guarded, toml);
-        format!("{guarded}\n{USERS}")
+        format!("{guarded}\n[middleware.basic-auth]\n")
     });
     version(&app, "two", |toml| format!("{toml}{FAILS}"));
     // Without a health check, which has no password.
-    app.write("place.toml", PLACE.replace("health =", "# health ="));
+    let place = PLACE.replace("health =", "# health =");
+    app.write("place.toml", format!("{place}{USERS}"));
     let server = served(app).await;
     let canary = ["deploy", "two.amphi", "--canary", "header:x-canary=1"];
     done(&server.app, &canary);
@@ -157,7 +158,7 @@ async fn nobody_keeps_the_operator_out() {
     let server = served(app).await;
     let api = eventually("the address of the API", async || {
         let lines = server.log.since(0);
-        let listens = |line: &&Line| { line_is(line, "the admin API listens") };
+        let listens = |line: &&Line| line_is(line, "the admin API listens");
         let found = lines.iter().find(listens);
         found.map(|line| line.text("address").to_owned()).ok_or(())
     })
@@ -454,5 +455,111 @@ async fn commands_say_what_is_wrong_with_an_address() {
         said.error().contains("is the active version already")
             || said.error().contains("begin with `/`"),
         "{said:?}"
+    );
+}
+
+/// A judge goes on after a restart, and two commands at once or one that is interrupted leave one version, whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn judges_outlive_the_host_and_changes_their_commands() {
+    let app = app();
+    let digests = ["one", "two"].map(|word| version(&app, word, |toml| toml));
+    let mut server = served(app).await;
+    let started = |server: &Server, arguments: &[&str]| {
+        std::process::Command::new(guests::AMPHI)
+            .args(arguments)
+            .args(["--to", "unix:admin.sock"])
+            .current_dir(server.app.folder())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("it can be started")
+    };
+    let automatic = [
+        "deploy",
+        "two.amphi",
+        "--canary",
+        "100%",
+        "--auto",
+        "--window",
+        "4",
+        "--requests-min",
+        "5",
+        "--p99-max",
+        "1000",
+    ];
+    let mut judging = started(&server, &automatic);
+    eventually("it is tried", async || {
+        match status(&server.app)["candidate"]["digest"] == digests[1].as_str() {
+            true => Ok(()),
+            false => Err(()),
+        }
+    })
+    .await;
+    server.kill();
+    let ended = block_in_place(|| judging.wait()).expect("it ends");
+    assert!(!ended.success(), "nobody knows what has become of it");
+    server.again_with(&["--place", "place.toml"]).await;
+    eventually("the judge promotes it", async || {
+        word(&server, "sync").await;
+        match status(&server.app)["active"]["digest"] == digests[1].as_str() {
+            true => Ok(()),
+            false => Err(()),
+        }
+    })
+    .await;
+    let audit = fs::read_to_string(server.app.path("state/audit.log")).expect("it is there");
+    let begun = audit
+        .lines()
+        .rfind(|line| line.contains("begun"))
+        .expect("it is noted");
+    assert!(
+        begun.contains(&digests[1]) && begun.contains("judge"),
+        "{begun}"
+    );
+
+    // Commands that are interrupted, and two at once.
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut active = 1;
+    for _ in 0..6 {
+        let file = ["one.amphi", "two.amphi"][1 - active];
+        let mut interrupted = started(&server, &["deploy", file]);
+        tokio::time::sleep(Duration::from_millis(random.u64(20..900))).await;
+        interrupted.kill().expect("it is ours");
+        let _ = interrupted.wait();
+        let mut both = [(); 2].map(|()| started(&server, &["rollback", &digests[active]]));
+        for command in &mut both {
+            let _ = block_in_place(|| command.wait());
+        }
+        // A change that has begun ends by itself.
+        let begun = Instant::now();
+        loop {
+            let ran = command(&server.app, &["deploy", "one.amphi"]);
+            let said = ran.error().to_owned();
+            if ran.success || said.contains("is the active version already") {
+                break;
+            }
+            assert!(
+                said.contains("another change is under way")
+                    || said.contains("somebody has changed it"),
+                "{said}"
+            );
+            assert!(begun.elapsed() < Duration::from_secs(60), "{said}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        active = 0;
+        for mode in ["sync", "async"] {
+            assert_eq!(word(&server, mode).await, "one");
+        }
+    }
+    let audit = fs::read_to_string(server.app.path("state/audit.log")).expect("it is there");
+    for line in audit.lines() {
+        serde_json::from_str::<Value>(line).expect("each line is JSON");
+    }
+    assert!(
+        !fs::read_dir(server.app.path("state"))
+            .expect("it is there")
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .any(|name| name.starts_with("incoming-")),
+        "what has arrived in part is removed"
     );
 }
