@@ -37,7 +37,7 @@ async fn a_failing_candidate_opens_nothing_that_the_served_app_guards() {
             "[modules.behaviour]\nmiddleware = [\"basic-auth\"]\n",
         );
         assert_ne!(guarded, toml);
-        format!("{guarded}\n[middleware.basic-auth]\n")
+        format!("{guarded}\n{USERS}")
     });
     version(&app, "two", |toml| format!("{toml}{FAILS}"));
     // Without a health check, which has no password.
