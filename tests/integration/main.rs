@@ -26,6 +26,7 @@ mod databases;
 mod dependencies;
 mod deploy;
 mod deploying;
+mod deploying_attacked;
 mod directories;
 mod disconnects;
 mod documentation;

@@ -158,7 +158,7 @@ impl FromStr for Audience {
     fn from_str(text: &str) -> Result<Audience, String> {
         let wrong = || {
             format!(
-                "`{}` says not who gets the candidate: write a share of the clients (`5%`, `0.25%`, `5% by address`) or a header (`header:x-canary=1`)",
+                "`{}` does not say who gets the candidate: write a share of the clients (`5%`, `0.25%`, `5% by address`) or a header (`header:x-canary=1`)",
                 text.escape_debug()
             )
         };

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -28,7 +28,7 @@ use crate::http::stream::StreamWatch;
 use crate::scope::transaction::{Compared, Fate, Transaction};
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
-use crate::telemetry::error::Failure;
+use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::gate::{Permit, Refused};
@@ -278,25 +278,38 @@ impl AttemptOutcome {
     /// nothing behind: then the request is run again, alone.
     async fn may_be_spoilt(&self) -> bool {
         let transaction = &self.scope.transaction;
-        (self.has_failed() || transaction.conflict())
+        (self.is_server_error() || transaction.conflict())
             && self.left_nothing()
             && self.goes_on()
             && transaction.was_shared().await != Compared::Apart
     }
 
-    /// Whether the answer is a failure of the server's (5xx).
+    /// Whether the answer is a failure of the app (5xx). A host that had no room for the request (503) has none for
+    /// another run of it, either.
     pub(super) fn has_failed(&self) -> bool {
+        let is_full = self.response.as_ref().is_err_and(|failure| {
+            failure.fault == Fault::Limit && failure.status == StatusCode::SERVICE_UNAVAILABLE
+        });
+        self.is_server_error() && !is_full
+    }
+
+    /// Whether the answer is a 5xx.
+    fn is_server_error(&self) -> bool {
         match &self.response {
             Ok(response) => response.status().is_server_error(),
             Err(failure) => failure.status.is_server_error(),
         }
     }
 
-    /// Whether nothing is left of what the request did: all of it was rolled back.
+    /// Whether nothing is left of what the request did: all of it was rolled back. A function that still produces the body
+    /// of its response may yet do something that lasts.
     pub(super) fn left_nothing(&self) -> bool {
         let scope = &self.scope;
-        self.fate != Fate::Committed
-            && !scope.transaction.lasting()
+        let goes_on =
+            |response: &Response<CheckedBody>| matches!(response.body(), CheckedBody::Stream(_));
+        !self.response.as_ref().is_ok_and(goes_on)
+            && self.fate != Fate::Committed
+            && !scope.transaction.may_last()
             && !scope.sent.load(SeqCst)
             && !scope.files.load(SeqCst)
     }

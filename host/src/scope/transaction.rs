@@ -312,6 +312,12 @@ impl Transaction {
         self.effects.history.is_lasting()
     }
 
+    /// The same, or something runs that may come to last: a commit, or a statement outside of transactions, whose caller
+    /// has not waited for its end.
+    pub fn may_last(&self) -> bool {
+        self.effects.history.is_lasting_or_runs()
+    }
+
     /// Whether a member has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.load(SeqCst)

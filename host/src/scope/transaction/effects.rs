@@ -120,10 +120,15 @@ impl History {
         self.lasting.load(SeqCst)
     }
 
+    /// The same, or something that runs may come to last.
+    pub(super) fn is_lasting_or_runs(&self) -> bool {
+        // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
+        self.running.load(SeqCst) > 0 || self.lasting.load(SeqCst)
+    }
+
     /// Whether there was a conflict with another transaction, and nothing of this scope is or may become lasting.
     pub(super) fn can_begin_again(&self) -> bool {
-        // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
-        self.conflict.load(SeqCst) && self.running.load(SeqCst) == 0 && !self.lasting.load(SeqCst)
+        self.conflict.load(SeqCst) && !self.is_lasting_or_runs()
     }
 
     /// Counts something that runs and that a rollback would not undo, until the result is dropped.
