@@ -310,8 +310,8 @@ async fn a_lost_update_is_found(mode: Mode, kind: Kind) {
     let shadow = served.shadow(options(kind)).await;
     for path in ["/lost", "/lost/repeatable"] {
         let before = shadow.report().differing;
-        // On PostgreSQL, the server's own work (autovacuum) may commit between the two, which makes a difference unclear.
-        for _ in 0..20 {
+        // On PostgreSQL, a commit in any database of the server between the two makes a difference unclear.
+        for _ in 0..200 {
             assert_eq!(served.post(path).await.ok(), "added");
             if shadow.report().differing > before {
                 break;
@@ -423,43 +423,41 @@ async fn what_a_copy_does_leaves_nothing(mode: Mode, kind: Kind) {
     let counters = served.host.hub.counters().all();
     let mut rows = 0;
     for (deed, expected) in &DEEDS {
-        // PostgreSQL's own work may make a difference unclear; then it is looked at once more.
-        for attempt in 0.. {
-            let before = shadow.report();
-            let since = Instant::now();
-            let reply = served.post(&format!("/deeds/{deed}")).await;
-            assert_eq!(reply.ok(), "done", "{deed}");
-            assert!(
-                since.elapsed() < time * 4,
-                "{deed} took {:?}",
-                since.elapsed()
-            );
-            rows += 1;
-            assert_eq!(served.count("deed").await, rows, "{deed}");
-            let after = shadow.report();
-            let [equal, differing, unclear, not_compared] = numbers(&after);
-            let was = numbers(&before);
-            if unclear > was[2] && attempt < 5 {
-                continue;
+        let before = shadow.report();
+        let since = Instant::now();
+        let reply = served.post(&format!("/deeds/{deed}")).await;
+        assert_eq!(reply.ok(), "done", "{deed}");
+        assert!(
+            since.elapsed() < time * 4,
+            "{deed} took {:?}",
+            since.elapsed()
+        );
+        rows += 1;
+        assert_eq!(served.count("deed").await, rows, "{deed}");
+        let after = shadow.report();
+        let [equal, differing, unclear, not_compared] = numbers(&after);
+        let was = numbers(&before);
+        match expected {
+            Found::Equal => assert_eq!(equal, was[0] + 1, "{deed}: {after:#?}"),
+            Found::Refused(why) => {
+                assert_eq!(not_compared, was[3] + 1, "{deed}: {after:#?}");
+                let says = |it: &String| it.contains(why);
+                assert!(after.not_compared.keys().any(says), "{deed}: {after:#?}");
             }
-            match expected {
-                Found::Equal => assert_eq!(equal, was[0] + 1, "{deed}: {after:#?}"),
-                Found::Refused(why) => {
-                    assert_eq!(not_compared, was[3] + 1, "{deed}: {after:#?}");
-                    assert!(
-                        after.not_compared.keys().any(|it| it.contains(why)),
-                        "{deed}: {after:#?}"
-                    );
-                }
-                Found::Differs(sentence) => {
-                    assert_eq!(differing, was[1] + 1, "{deed}: {after:#?}");
-                    let named = after.differences.last().expect("it is named");
-                    let says = |it: &String| it.contains(sentence);
-                    assert!(named.differences.iter().any(says), "{deed}: {named:#?}");
-                }
-                Found::Something => {}
+            Found::Differs(sentence) => {
+                // Other tests use other databases of the same server, and PostgreSQL does not tell their commits apart.
+                let named = match kind {
+                    Kind::Postgres if unclear > was[2] => after.unclear_differences.last(),
+                    _ => {
+                        assert_eq!(differing, was[1] + 1, "{deed}: {after:#?}");
+                        after.differences.last()
+                    }
+                };
+                let named = named.expect("it is named");
+                let says = |it: &String| it.contains(sentence);
+                assert!(named.differences.iter().any(says), "{deed}: {named:#?}");
             }
-            break;
+            Found::Something => {}
         }
         let reply = served.get(&format!("/safe/{deed}")).await;
         assert_eq!(reply.ok(), "done", "safe {deed}");

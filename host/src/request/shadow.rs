@@ -5,7 +5,8 @@
 //! savepoint, which is rolled back before the served view runs (`scope/transaction.rs`). So both see the same state of
 //! the database, whatever others do, and the transaction keeps the isolation that the served view declares. When that
 //! is PostgreSQL's `read committed`, each statement sees what others have committed before it; the server is asked
-//! whether there was such a commit between the two, and a difference is then counted as unclear. If the served view is
+//! whether there was such a commit between the two (in any of its databases, which it does not tell apart), and a
+//! difference is then counted as unclear. If the served view is
 //! not atomic, only requests with the methods GET and HEAD are copied. The candidate runs before the view, in a
 //! transaction of its own. When the answers differ, the candidate runs once more after the view: only a candidate that
 //! answers the same again differs for sure; otherwise somebody has changed the database meanwhile.
