@@ -164,7 +164,8 @@ impl Deployer {
                 &nobody,
             );
             let app = app.await?;
-            anyhow::Ok(self.try_out(app, audience, &candidate.trial))
+            self.try_out(app, audience, &candidate.trial);
+            anyhow::Ok(())
         };
         if let Err(error) = begun.await {
             tracing::error!(target: "amphi::admin", digest = %candidate.version.digest, "the candidate cannot be tried any more, and is given up: {error:#}");
