@@ -35,7 +35,7 @@ state = "state"
 [server]
 admin = "127.0.0.1:0"
 [databases.default]
-sqlite = "data/placed.db"
+sqlite = "data/test.db"
 [grants]
 channels = ["room.*"]
 [deploy]
