@@ -4,6 +4,9 @@
 //! place, loaded beside the running one, and asked for its health: whatever fails there leaves everything as it was. Then
 //! the record of what is served is replaced on the disk: that is the change. Then the app in memory is replaced, which
 //! cannot fail. A host that is killed before the second part begins with the former version, and with the new one after it.
+//!
+//! In a fleet, the second part is a change of the record that all hosts share, and comes after all have done the first one
+//! (`commit`, `converge.rs`); then each host does the second and third part for itself (`apply`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,17 +18,19 @@ use http_body_util::{BodyExt as _, Empty};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::{Refusal, Who};
 use super::api::{
-    Deploying, GoingBack, Last, Line, Listed, Served, Source, Status, Traffic, Tried,
+    Deploying, GoingBack, IfOneFails, Last, Line, Listed, Served, Source, Status, Traffic, Tried,
 };
 use super::audit::{Audit, Entry};
+use super::fleet::shared::Proposed;
+use super::fleet::{Claim, Fleet};
 use super::judge::{Verdict, judge};
+use super::progress::{Partly, Progress};
 use crate::app::App;
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
@@ -47,8 +52,6 @@ const JUDGING: Duration = Duration::from_millis(500);
 const HEALTH_TIME: Duration = Duration::from_secs(30);
 /// How much of a wrong answer is shown.
 const HEALTH_SHOWN: usize = 300;
-/// The lines about a change that wait for whoever has asked for it.
-const LINES: usize = 64;
 /// Who makes the changes that a `Judge` decides on.
 const JUDGE: &str = "judge";
 
@@ -56,26 +59,27 @@ const JUDGE: &str = "judge";
 pub struct Deployer {
     host: Arc<Host>,
     pub(super) place: Place,
-    state: State,
-    trust: Trust,
+    pub(super) state: State,
+    pub(super) trust: Trust,
+    pub(super) fleet: Option<Arc<Fleet>>,
     /// The configuration that the sockets and pools of the process were made for.
     started: Config,
     started_at: u64,
     pub(super) audit: Audit,
-    changing: Arc<tokio::sync::Mutex<()>>,
-    now: Mutex<Now>,
+    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
+    pub(super) now: Mutex<Now>,
 }
 
 /// What is served now.
-struct Now {
-    record: Record,
+pub(super) struct Now {
+    pub(super) record: Record,
     /// The generation of the record, or that of a later attempt to change it.
-    generation: u64,
+    pub(super) generation: u64,
     /// Since when the active version is watched, and its counts then.
     since: (Instant, Counts),
-    trying: Option<Arc<App>>,
+    pub(super) trying: Option<Arc<App>>,
     /// The change under way.
-    under_way: Option<String>,
+    pub(super) under_way: Option<String>,
     last: Option<Last>,
 }
 
@@ -83,27 +87,24 @@ struct Now {
 pub(super) struct Change {
     who: Who,
     action: &'static str,
+    /// In a fleet: the right to make it on all hosts, until it is made.
+    pub(super) claim: Option<Claim>,
     _only: OwnedMutexGuard<()>,
 }
 
-/// Takes the lines about a change. Whoever asked for it may have gone; the change goes on.
-#[derive(Clone)]
-pub(super) struct Progress(Option<mpsc::Sender<Line>>);
+/// How a change is made on the other hosts of a fleet.
+pub(super) struct Sharing {
+    pub(super) if_one_fails: IfOneFails,
+    /// The version that they prepare first. None: they have it in memory.
+    pub(super) proposed: Option<Proposed>,
+}
 
-impl Progress {
-    pub(super) fn new() -> (Progress, mpsc::Receiver<Line>) {
-        let (sender, receiver) = mpsc::channel(LINES);
-        (Progress(Some(sender)), receiver)
-    }
-
-    fn tell(&self, line: Line) {
-        if let Some(sender) = &self.0 {
-            let _ = sender.try_send(line);
+impl Sharing {
+    fn ready() -> Sharing {
+        Sharing {
+            if_one_fails: IfOneFails::Switch,
+            proposed: None,
         }
-    }
-
-    fn step(&self, text: impl Into<String>) {
-        self.tell(Line::Step(text.into()));
     }
 }
 
@@ -117,6 +118,7 @@ impl Deployer {
         place: Place,
         state: State,
         record: Record,
+        fleet: Option<Arc<Fleet>>,
     ) -> anyhow::Result<Arc<Deployer>> {
         let audit = Audit::open(&place.state).context("the audit log, audit.log in `state`")?;
         let app = host.app.load();
@@ -137,6 +139,7 @@ impl Deployer {
             host: Arc::clone(&host),
             place,
             state,
+            fleet,
         }))
     }
 
@@ -145,8 +148,11 @@ impl Deployer {
         let Some(candidate) = self.now.lock().record.candidate.clone() else {
             return;
         };
+        if self.now.lock().trying.is_some() {
+            return;
+        }
         let only = Arc::clone(&self.changing).lock_owned().await;
-        let nobody = Progress(None);
+        let nobody = Progress::nobody();
         let begun = async {
             let audience = candidate
                 .trial
@@ -175,7 +181,12 @@ impl Deployer {
     }
 
     /// What runs.
-    pub(super) fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
+        self.refresh().await;
+        let fleet = match &self.fleet {
+            Some(fleet) => Some(fleet.status().await),
+            None => None,
+        };
         let now = self.now.lock();
         let app = self.host.app.load();
         let (since, before) = &now.since;
@@ -196,6 +207,16 @@ impl Deployer {
             last: now.last.clone(),
             host: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started_at,
+            fleet,
+        }
+    }
+
+    /// Looks up the generation of the fleet, which another host may have changed just now.
+    pub(super) async fn refresh(&self) {
+        if let Some(fleet) = &self.fleet
+            && let Ok((_, Some(desired))) = fleet.look().await
+        {
+            self.now.lock().generation = desired.generation;
         }
     }
 
@@ -245,7 +266,7 @@ impl Deployer {
     }
 
     /// Begins a change.
-    pub(super) fn begin(
+    pub(super) async fn begin(
         &self,
         who: &Who,
         action: &'static str,
@@ -258,7 +279,26 @@ impl Deployer {
                 format!("another change is under way ({under_way}): wait until it has ended"),
             ));
         };
-        self.is_current(generation)?;
+        let claim = match &self.fleet {
+            None => {
+                self.is_current(generation)?;
+                None
+            }
+            Some(fleet) => {
+                let check = |now| {
+                    self.now.lock().generation = now;
+                    self.is_current(generation)
+                };
+                let what = format!("{action} by {}", who.name);
+                let claim = fleet.claim(&what, self.first_desired(fleet), check).await?;
+                if *claim.record() != self.now.lock().record {
+                    fleet.release(claim).await;
+                    let sentence = "this host does not serve yet what the fleet is to serve: wait until it does (`amphi status`), or ask another host";
+                    return Err(Refusal::new(StatusCode::CONFLICT, sentence));
+                }
+                Some(claim)
+            }
+        };
         let begun = Entry {
             who: None,
             peer: "",
@@ -268,33 +308,42 @@ impl Deployer {
             outcome: "begun",
             sentence: "",
         };
-        self.audit.of(who, begun).map_err(|error| {
-            Refusal::new(
+        if let Err(error) = self.audit.of(who, begun) {
+            if let Some((fleet, claim)) = self.fleet.as_ref().zip(claim) {
+                fleet.release(claim).await;
+            }
+            return Err(Refusal::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 format!("nothing is changed, because the audit log cannot be written: {error}"),
-            )
-        })?;
+            ));
+        }
         let mut now = self.now.lock();
-        now.generation += 1;
+        now.generation = claim.as_ref().map_or(now.generation + 1, Claim::generation);
         now.under_way = Some(format!("{action} by {}", who.name));
         drop(now);
         Ok(Change {
             who: who.clone(),
             action,
+            claim,
             _only: only,
         })
     }
 
     /// Notes what has come of a change.
-    fn ended(
+    async fn ended(
         &self,
-        change: Change,
+        mut change: Change,
         digest: Option<Digest>,
         from: Option<&str>,
         result: anyhow::Result<String>,
     ) -> Line {
+        if let Some((fleet, claim)) = self.fleet.as_ref().zip(change.claim.take()) {
+            fleet.release(claim).await;
+        }
+        let is_partly = (result.as_ref()).is_err_and(|error| error.is::<Partly>());
         let (outcome, sentence) = match &result {
             Ok(sentence) => ("done", sentence.clone()),
+            Err(error) if is_partly => ("partly", format!("{error:#}")),
             Err(error) => ("failed", format!("{error:#}")),
         };
         let entry = Entry {
@@ -318,6 +367,7 @@ impl Deployer {
         });
         match result {
             Ok(_) => Line::Done(sentence),
+            Err(_) if is_partly => Line::Partly(sentence),
             Err(_) => Line::Failed(sentence),
         }
     }
@@ -338,18 +388,20 @@ impl Deployer {
     /// Deploys a version.
     pub(super) async fn deploy(
         self: &Arc<Self>,
-        change: Change,
+        mut change: Change,
         wanted: Deploying,
         progress: &Progress,
     ) {
         let mut digest = None;
-        let result = self.deploying(&wanted, progress, &mut digest).await;
-        let line = self.ended(change, digest, Some(&wanted.from), result);
+        let result = self.deploying(&mut change, &wanted, progress, &mut digest);
+        let result = result.await;
+        let line = self.ended(change, digest, Some(&wanted.from), result).await;
         progress.tell(line);
     }
 
     async fn deploying(
         self: &Arc<Self>,
+        change: &mut Change,
         wanted: &Deploying,
         progress: &Progress,
         found: &mut Option<Digest>,
@@ -370,38 +422,90 @@ impl Deployer {
             false => Migrations::Check,
         };
         let health = wanted.health.clone();
-        let app = self.prepare(digest, &wanted.from, health, migrations, progress);
+        let app = self.prepare(digest, &wanted.from, health.clone(), migrations, progress);
         let app = app.await?;
         let version = Active::now(digest, cut(wanted.from.clone(), 1 << 10));
-        match audience.zip(wanted.trial.clone()) {
+        let sharing = Sharing {
+            if_one_fails: wanted.if_one_fails,
+            proposed: Some(Proposed {
+                digest,
+                from: version.from.clone(),
+                health,
+                migrate: wanted.migrate,
+            }),
+        };
+        let (record, outcome) = match audience.zip(wanted.trial.clone()) {
             Some((audience, trial)) => {
-                let candidate = Candidate {
-                    version,
-                    trial: trial.clone(),
-                };
+                let candidate = Candidate { version, trial };
                 let record = self.now.lock().record.trying(Some(candidate));
-                self.replace(record).await?;
-                let text = audience.to_string();
-                self.try_out(app, audience, &trial);
-                Ok(format!("{digest} is tried beside {active}: {text}"))
+                let outcome = format!("{digest} is tried beside {active}: {audience}");
+                (record, outcome)
             }
             None => {
                 let keep = self.place.deploy.keep;
                 let record = self.now.lock().record.activated(version, false, keep);
-                self.activate(record, app).await?;
-                Ok(format!("{digest} is active"))
+                (record, format!("{digest} is active"))
             }
+        };
+        let committed = self.commit(change, record, Some(app), sharing, outcome, progress);
+        committed.await
+    }
+
+    /// Makes a record what is served, here or on all hosts of the fleet. `app`: the version that is new in it. `outcome`:
+    /// what it means, which is returned with what is to be said of other hosts.
+    async fn commit(
+        self: &Arc<Self>,
+        change: &mut Change,
+        record: Record,
+        app: Option<Arc<App>>,
+        sharing: Sharing,
+        outcome: String,
+        progress: &Progress,
+    ) -> anyhow::Result<String> {
+        if let Some(fleet) = &self.fleet {
+            let committed = self.commit_all(fleet, change, record, app, sharing, outcome, progress);
+            return committed.await;
+        }
+        self.apply(record, app).await?;
+        Ok(outcome)
+    }
+
+    /// Serves what a record says. `app`: the version that is new in it.
+    pub(super) async fn apply(
+        self: &Arc<Self>,
+        record: Record,
+        app: Option<Arc<App>>,
+    ) -> anyhow::Result<()> {
+        let is_new = record.active.digest != self.now.lock().record.active.digest;
+        match (record.candidate.clone(), app) {
+            (None, Some(app)) if is_new => self.activate(record, app).await,
+            (Some(candidate), Some(app)) => {
+                let audience = candidate
+                    .trial
+                    .audience
+                    .parse()
+                    .map_err(anyhow::Error::msg)?;
+                self.replace(record).await?;
+                self.try_out(app, audience, &candidate.trial);
+                Ok(())
+            }
+            (None, _) if self.now.lock().trying.is_some() => self.give_up(record).await,
+            (_, None) | (None, Some(_)) => self.replace(record).await,
         }
     }
 
     /// Makes the candidate the active version.
-    pub(super) async fn promote(&self, change: Change, progress: &Progress) {
-        let (digest, result) = self.promoting().await;
-        let line = self.ended(change, digest, None, result);
+    pub(super) async fn promote(self: &Arc<Self>, mut change: Change, progress: &Progress) {
+        let (digest, result) = self.promoting(&mut change, progress).await;
+        let line = self.ended(change, digest, None, result).await;
         progress.tell(line);
     }
 
-    async fn promoting(&self) -> (Option<Digest>, anyhow::Result<String>) {
+    async fn promoting(
+        self: &Arc<Self>,
+        change: &mut Change,
+        progress: &Progress,
+    ) -> (Option<Digest>, anyhow::Result<String>) {
         let (record, app, digest) = {
             let now = self.now.lock();
             let Some((candidate, app)) = now.record.candidate.as_ref().zip(now.trying.as_ref())
@@ -419,23 +523,35 @@ impl Deployer {
             let record = now.record.activated(version, false, keep);
             (record, Arc::clone(app), digest)
         };
-        let activated = self.activate(record, app).await;
-        (
-            Some(digest),
-            activated.map(|()| format!("{digest} is active")),
-        )
+        let outcome = format!("{digest} is active");
+        let committed = self.commit(
+            change,
+            record,
+            Some(app),
+            Sharing::ready(),
+            outcome,
+            progress,
+        );
+        (Some(digest), committed.await)
     }
 
     /// Gives the candidate up, or goes back to a version before.
-    pub(super) async fn roll_back(&self, change: Change, to: GoingBack, progress: &Progress) {
+    pub(super) async fn roll_back(
+        self: &Arc<Self>,
+        mut change: Change,
+        to: GoingBack,
+        progress: &Progress,
+    ) {
         let mut digest = to.to;
-        let result = self.rolling_back(to.to, progress, &mut digest).await;
-        let line = self.ended(change, digest, None, result);
+        let result = self.rolling_back(&mut change, to.to, progress, &mut digest);
+        let result = result.await;
+        let line = self.ended(change, digest, None, result).await;
         progress.tell(line);
     }
 
     async fn rolling_back(
-        &self,
+        self: &Arc<Self>,
+        change: &mut Change,
         to: Option<Digest>,
         progress: &Progress,
         found: &mut Option<Digest>,
@@ -447,8 +563,10 @@ impl Deployer {
         {
             let digest = candidate.version.digest;
             *found = Some(digest);
-            self.give_up(&record).await?;
-            return Ok(format!("{digest} is given up; {active} is served"));
+            let outcome = format!("{digest} is given up; {active} is served");
+            let record = record.trying(None);
+            let committed = self.commit(change, record, None, Sharing::ready(), outcome, progress);
+            return committed.await;
         }
         let target = match to {
             Some(to) if to == active => bail!("{active} is the active version already"),
@@ -467,14 +585,25 @@ impl Deployer {
         *found = Some(digest);
         let app = self.prepare(digest, &from, None, Migrations::Check, progress);
         let app = app.await?;
+        // Whoever goes back wants to be rid of the version: a host that cannot keeps none of the others.
+        let sharing = Sharing {
+            if_one_fails: IfOneFails::Switch,
+            proposed: Some(Proposed {
+                digest,
+                from: from.clone(),
+                health: None,
+                migrate: false,
+            }),
+        };
         let version = Active::now(digest, from);
-        self.activate(record.activated(version, true, self.place.deploy.keep), app)
-            .await?;
-        Ok(format!("{digest} is active again"))
+        let record = record.activated(version, true, self.place.deploy.keep);
+        let outcome = format!("{digest} is active again");
+        let committed = self.commit(change, record, Some(app), sharing, outcome, progress);
+        committed.await
     }
 
-    async fn give_up(&self, record: &Record) -> anyhow::Result<()> {
-        self.replace(record.trying(None)).await?;
+    async fn give_up(&self, record: Record) -> anyhow::Result<()> {
+        self.replace(record).await?;
         self.watch(None);
         self.host.roll_out(None);
         Ok(())
@@ -500,7 +629,7 @@ impl Deployer {
     }
 
     /// Makes an app of a version, beside what is served, and asks it for its health.
-    async fn prepare(
+    pub(super) async fn prepare(
         &self,
         digest: Digest,
         from: &str,
@@ -509,8 +638,8 @@ impl Deployer {
         progress: &Progress,
     ) -> anyhow::Result<Arc<App>> {
         progress.step(format!("checking {digest}"));
-        let (state, trust, place) = (self.state.clone(), self.trust.clone(), self.place.clone());
-        let version = spawn_blocking(move || state.version(digest, &trust)).await??;
+        let place = self.place.clone();
+        let version = self.version(digest, progress).await?;
         let known = {
             let now = self.now.lock();
             let candidate = now.record.candidate.as_ref().zip(now.trying.as_ref());
@@ -549,6 +678,28 @@ impl Deployer {
             self.ask(&app, &health).await?;
         }
         Ok(app)
+    }
+
+    /// A version of the place, checked. A host of a fleet gets from NATS what it lacks.
+    async fn version(&self, digest: Digest, progress: &Progress) -> anyhow::Result<Version> {
+        let check = || {
+            let (state, trust) = (self.state.clone(), self.trust.clone());
+            spawn_blocking(move || state.version(digest, &trust))
+        };
+        let error = match (check().await?, &self.fleet) {
+            (Ok(version), _) => return Ok(version),
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(_)) if self.state.has(digest) => Some(error),
+            (Err(_), Some(_)) => None,
+        };
+        progress.step(format!("getting {digest}"));
+        let got = self.obtain(digest).await;
+        if let Some(error) = error {
+            got.with_context(|| error.to_string())?;
+        } else {
+            got?;
+        }
+        Ok(check().await??)
     }
 
     /// Sends a request through the whole chain of an app, as a client of this machine.
@@ -600,7 +751,10 @@ impl Deployer {
 
     /// Replaces the record. Nothing has changed when it fails.
     async fn replace(&self, mut record: Record) -> anyhow::Result<()> {
-        record.generation = self.now.lock().generation.max(record.generation);
+        // The generation of a fleet's record is the same on all hosts.
+        if self.fleet.is_none() {
+            record.generation = self.now.lock().generation.max(record.generation);
+        }
         let (state, written) = (self.state.clone(), record.clone());
         let keep = self.place.deploy.keep;
         let writing = move || {
@@ -612,7 +766,11 @@ impl Deployer {
         };
         spawn_blocking(writing).await??;
         let mut now = self.now.lock();
-        now.generation = record.generation;
+        now.generation = now.generation.max(record.generation);
+        if let Some(fleet) = &self.fleet {
+            let (generation, active) = (record.generation, record.active.digest);
+            fleet.serves(generation, active);
+        }
         now.record = record;
         Ok(())
     }
@@ -636,7 +794,12 @@ impl Deployer {
         self.watch(Some(Arc::clone(&app)));
         self.host
             .roll_out(Some(Rollout::new(Arc::clone(&app), audience)));
-        if trial.judge.is_some() {
+        // In a fleet, the host that the candidate was deployed through judges, by its own counts.
+        let judges = self
+            .fleet
+            .as_ref()
+            .is_none_or(|fleet| fleet.is_coordinator());
+        if trial.judge.is_some() && judges {
             tokio::spawn(Arc::clone(self).judging(app));
         }
     }
@@ -668,7 +831,7 @@ impl Deployer {
             };
             let generation = self.now.lock().generation;
             // Somebody changes something just now: that comes first.
-            let Ok(change) = self.begin(&who, action, Some(generation)) else {
+            let Ok(mut change) = self.begin(&who, action, Some(generation)).await else {
                 continue;
             };
             let record = self.now.lock().record.clone();
@@ -676,16 +839,25 @@ impl Deployer {
                 (self.now.lock().trying.as_ref()).is_some_and(|it| Arc::ptr_eq(it, &app));
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
-                (true, "promote") => self.promoting().await,
+                (true, "promote") => self.promoting(&mut change, &Progress::nobody()).await,
                 (true, _) => {
                     let digest = record.candidate.as_ref().map(|it| it.version.digest);
-                    let given_up = self.give_up(&record).await;
                     let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-                    (digest, given_up.map(|()| format!("{name} is given up")))
+                    let outcome = format!("{name} is given up");
+                    let (record, nobody) = (record.trying(None), Progress::nobody());
+                    let given_up = self.commit(
+                        &mut change,
+                        record,
+                        None,
+                        Sharing::ready(),
+                        outcome,
+                        &nobody,
+                    );
+                    (digest, given_up.await)
                 }
             };
             let result = result.map(|sentence| format!("{sentence}: {why}"));
-            if let Line::Failed(why) = self.ended(change, digest, None, result) {
+            if let Line::Failed(why) = self.ended(change, digest, None, result).await {
                 tracing::error!(target: "amphi::admin", "a verdict could not be carried out: {why}");
             }
         }

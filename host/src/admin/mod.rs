@@ -6,8 +6,11 @@
 mod access;
 pub mod api;
 mod audit;
+mod converge;
 mod deployer;
+mod fleet;
 mod judge;
+mod progress;
 
 use std::convert::Infallible;
 use std::fs;
@@ -42,7 +45,8 @@ use access::{Refusal, Who};
 use api::{Deploying, Line, Uploaded};
 use audit::Entry;
 pub use deployer::Deployer;
-use deployer::Progress;
+pub use fleet::Fleet;
+use progress::Progress;
 
 /// The most connections. Further ones wait.
 const CONNECTIONS: usize = 32;
@@ -299,10 +303,11 @@ impl Api {
         let action = action?;
         let generation = generation(&parts.headers)?;
         Ok(match action {
-            Action::Status => json(StatusCode::OK, &deployer.status()),
+            Action::Status => json(StatusCode::OK, &deployer.status().await),
             Action::Versions => json(StatusCode::OK, &deployer.versions()),
             Action::Logs => logs(parts.uri.query() == Some("follow")),
             Action::Upload => {
+                deployer.refresh().await;
                 deployer.is_current(generation)?;
                 let uploaded = self.upload(&parts.headers, body).await?;
                 let entry = Entry {
@@ -321,7 +326,7 @@ impl Api {
             }
             Action::Deploy => {
                 let wanted: Deploying = read(body).await?;
-                let change = deployer.begin(&who, "deploy", generation)?;
+                let change = deployer.begin(&who, "deploy", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 // A task of its own: it ends whether or not somebody waits for it.
@@ -329,7 +334,7 @@ impl Api {
                 follow(lines)
             }
             Action::Promote => {
-                let change = deployer.begin(&who, "promote", generation)?;
+                let change = deployer.begin(&who, "promote", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.promote(change, &progress).await });
@@ -337,7 +342,7 @@ impl Api {
             }
             Action::RollBack => {
                 let to = read(body).await?;
-                let change = deployer.begin(&who, "rollback", generation)?;
+                let change = deployer.begin(&who, "rollback", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.roll_back(change, to, &progress).await });
