@@ -166,7 +166,7 @@ impl Deployer {
                 tracing::debug!(target: "amphi::admin", "{error:#}");
             }
             if let (Some(proposed), false) = (&change.proposed, fleet.is_own(change))
-                && fleet.prepared_for() != Some(desired.generation)
+                && !fleet.has_prepared(desired.generation, &change.run)
             {
                 follower.prepared = None;
                 let prepared = self.prepare_proposed(proposed).await;
@@ -180,6 +180,7 @@ impl Deployer {
                 fleet.tell(|report| {
                     report.prepared = Some(Prepared {
                         generation: desired.generation,
+                        run: change.run.clone(),
                         failure,
                     });
                 });
@@ -330,14 +331,16 @@ impl Deployer {
     ) -> anyhow::Result<()> {
         for version in versions {
             let digest = version.digest;
-            if fleet.has(digest).await? {
+            let state = self.state.clone();
+            let signatures = spawn_blocking(move || state.signatures(digest)).await??;
+            if fleet.has(digest, &signatures).await? {
                 continue;
             }
             let incoming = self.incoming().await?;
             let file = incoming.path().join("app.amphi");
             let (state, trust, out) = (self.state.clone(), self.trust.clone(), file.clone());
             spawn_blocking(move || state.pack(digest, &trust, &out)).await??;
-            fleet.put(digest, &file).await?;
+            fleet.put(digest, &signatures, &file).await?;
         }
         Ok(())
     }

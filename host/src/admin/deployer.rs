@@ -476,9 +476,10 @@ impl Deployer {
         record: Record,
         app: Option<Arc<App>>,
     ) -> anyhow::Result<()> {
-        let is_new = record.active.digest != self.now.lock().record.active.digest;
+        let (generation, active) = (record.generation, record.active.digest);
+        let is_new = active != self.now.lock().record.active.digest;
         match (record.candidate.clone(), app) {
-            (None, Some(app)) if is_new => self.activate(record, app).await,
+            (None, Some(app)) if is_new => self.activate(record, app).await?,
             (Some(candidate), Some(app)) => {
                 let audience = candidate
                     .trial
@@ -487,11 +488,14 @@ impl Deployer {
                     .map_err(anyhow::Error::msg)?;
                 self.replace(record).await?;
                 self.try_out(app, audience, &candidate.trial);
-                Ok(())
             }
-            (None, _) if self.now.lock().trying.is_some() => self.give_up(record).await,
-            (_, None) | (None, Some(_)) => self.replace(record).await,
+            (None, _) if self.now.lock().trying.is_some() => self.give_up(record).await?,
+            (_, None) | (None, Some(_)) => self.replace(record).await?,
         }
+        if let Some(fleet) = &self.fleet {
+            fleet.serves(generation, active);
+        }
+        Ok(())
     }
 
     /// Makes the candidate the active version.
@@ -767,10 +771,6 @@ impl Deployer {
         spawn_blocking(writing).await??;
         let mut now = self.now.lock();
         now.generation = now.generation.max(record.generation);
-        if let Some(fleet) = &self.fleet {
-            let (generation, active) = (record.generation, record.active.digest);
-            fleet.serves(generation, active);
-        }
         now.record = record;
         Ok(())
     }

@@ -128,16 +128,23 @@ impl Placed {
                 (source.add(&state, &trust)?, from)
             }
             None => {
-                let record = match (state.record()?, &place.deploy.fleet) {
-                    (Some(record), _) => record,
-                    (None, Some(fleet)) => of_fleet(place, fleet, &state, &trust)?,
+                let local = (state.record()?).map(|record| {
+                    let Active { digest, from, .. } = record.active;
+                    anyhow::Ok((state.version(digest, &trust)?, from))
+                });
+                match (local, &place.deploy.fleet) {
+                    (Some(Ok(local)), _) => local,
+                    (Some(Err(error)), None) => return Err(error),
+                    (Some(Err(error)), Some(fleet)) => of_fleet(place, fleet, &state, &trust)
+                        .with_context(|| format!("{error:#}"))?,
+                    (None, Some(fleet)) => of_fleet(place, fleet, &state, &trust).context(
+                        "no version has been active here, and none could be had from the fleet: name an artifact, e.g. `amphi serve --place … shop.amphi`",
+                    )?,
                     (None, None) => bail!(
                         "no version has been active in {}: name an artifact, e.g. `amphi serve --place … shop.amphi`",
                         place.state.display()
                     ),
-                };
-                let active = record.active;
-                (state.version(active.digest, &trust)?, active.from)
+                }
             }
         };
         let digest = version.digest;
@@ -157,18 +164,18 @@ impl Placed {
     }
 }
 
-/// The record of a fleet, for a host that has served nothing yet. Its active version is unpacked into the state.
+/// The active version of a fleet and where it is from, for a host that has none itself. It is unpacked into the state, and
+/// recorded there.
 fn of_fleet(
     place: &Place,
     fleet: &FleetConfig,
     state: &State,
     trust: &Trust,
-) -> anyhow::Result<Record> {
+) -> anyhow::Result<(Version, String)> {
     let incoming = state.incoming()?;
     let file = incoming.path().join("app.amphi");
     let max = place.deploy.artifact_max_bytes;
-    let found = block_on(Fleet::first(fleet, max, &file));
-    let record = found.context("no version has been active here, and none could be had from the fleet: name an artifact, e.g. `amphi serve --place … shop.amphi`")?;
+    let record = block_on(Fleet::first(fleet, max, &file))?;
     let version = state.add(&Artifact::open(&file)?, trust)?;
     if version.digest != record.active.digest {
         bail!(
@@ -183,7 +190,7 @@ fn of_fleet(
         ..record
     };
     state.set_record(&record)?;
-    Ok(record)
+    Ok((version, record.active.from))
 }
 
 fn plain(folder: &Path, purpose: Purpose) -> anyhow::Result<Resolved> {

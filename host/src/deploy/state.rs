@@ -177,6 +177,15 @@ impl State {
         self.version_path(digest).exists()
     }
 
+    /// The digests of a version's signatures. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn signatures(&self, digest: Digest) -> Result<Vec<Digest>> {
+        let signatures = signatures_in(&self.version_path(digest))?;
+        Ok((signatures.iter().map(|it| Digest::of(it.as_bytes()))).collect())
+    }
+
     /// Writes the artifact of a version into a file. Blocks on the disk.
     ///
     /// # Errors
@@ -201,8 +210,7 @@ impl State {
                 manifest.digest
             )));
         }
-        let signatures = read(&path.join(SIGNATURES), SIGNATURES_BYTES)?;
-        let signatures: Vec<String> = json(&path.join(SIGNATURES), &signatures)?;
+        let signatures = signatures_in(&path)?;
         trust.check(&manifest, &signatures)?;
         let app = path.join(APP);
         verify_folder(&manifest, &app)?;
@@ -341,6 +349,12 @@ impl Version {
 fn is_owned(folder: &Path) -> bool {
     let lock = File::open(folder.join(LOCK));
     lock.is_ok_and(|lock| lock.try_lock().is_err())
+}
+
+/// The signatures of the version in a folder.
+fn signatures_in(folder: &Path) -> Result<Vec<String>> {
+    let bytes = read(&folder.join(SIGNATURES), SIGNATURES_BYTES)?;
+    json(&folder.join(SIGNATURES), &bytes)
 }
 
 fn write_signatures(folder: &Path, signatures: &[String]) -> Result<()> {

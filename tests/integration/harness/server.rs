@@ -99,6 +99,14 @@ impl Server {
         [self.address, self.admin] = addresses;
     }
 
+    /// Serves once more with these arguments, after the process has ended.
+    pub async fn again_with(&mut self, arguments: &[&str]) {
+        self.ended().await;
+        let (process, log, addresses) = launched(&self.app, "serve", arguments).await;
+        (self.process, self.log) = (process, log);
+        [self.address, self.admin] = addresses;
+    }
+
     /// Changes the source of an app of [`App::of_crate`], and waits until `amphi up` serves it.
     pub async fn edit(&self, source: &str) {
         let mark = self.log.mark();
@@ -266,11 +274,30 @@ impl Server {
 
     /// Sends SIGTERM to the process.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Kills the process, as a crash does.
+    pub fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Halts the process, as a machine does that has too much to do.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.process.id())
             .ok()
             .and_then(Pid::from_raw)
             .expect("a process has an id");
-        kill_process(pid, Signal::TERM).expect("it is our own");
+        kill_process(pid, signal).expect("it is our own");
     }
 
     /// Waits until the process has ended.

@@ -295,14 +295,19 @@ impl Fleet {
         }
     }
 
-    /// Whether the artifact is in NATS.
-    pub(super) async fn has(&self, digest: Digest) -> anyhow::Result<bool> {
-        self.store.has(digest).await
+    /// Whether the artifact is in NATS, with these signatures at least.
+    pub(super) async fn has(&self, digest: Digest, signatures: &[Digest]) -> anyhow::Result<bool> {
+        self.store.has(digest, signatures).await
     }
 
-    /// Puts an artifact into NATS.
-    pub(super) async fn put(&self, digest: Digest, file: &Path) -> anyhow::Result<()> {
-        self.store.put(digest, file, TRANSFER).await
+    /// Puts an artifact with these signatures into NATS.
+    pub(super) async fn put(
+        &self,
+        digest: Digest,
+        signatures: &[Digest],
+        file: &Path,
+    ) -> anyhow::Result<()> {
+        self.store.put(digest, signatures, file, TRANSFER).await
     }
 
     /// Gets an artifact from NATS.
@@ -356,7 +361,8 @@ impl Fleet {
         let generation = claim.generation();
         let answers = self.ask(hosts, PREPARING, progress, "is ready", |report| {
             let prepared = report.prepared.as_ref();
-            let prepared = prepared.filter(|it| it.generation == generation)?;
+            let prepared =
+                prepared.filter(|it| it.generation == generation && it.run == self.run)?;
             Some(match &prepared.failure {
                 None => Answer::Yes,
                 Some(why) => Answer::No(why.clone()),
@@ -517,10 +523,11 @@ impl Fleet {
         });
     }
 
-    /// The change that this host has prepared a version for last.
-    pub(super) fn prepared_for(&self) -> Option<u64> {
+    /// Whether this host has prepared what a change has proposed, or has failed to.
+    pub(super) fn has_prepared(&self, generation: u64, run: &str) -> bool {
         let report = self.report.lock();
-        report.prepared.as_ref().map(|it| it.generation)
+        let prepared = report.prepared.as_ref();
+        prepared.is_some_and(|it| it.generation == generation && it.run == run)
     }
 
     async fn beat(&self) -> anyhow::Result<()> {

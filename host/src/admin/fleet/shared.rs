@@ -82,8 +82,9 @@ pub(in crate::admin) struct Report {
 /// What has come of a proposed version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::admin) struct Prepared {
-    /// The generation of the change that has proposed it.
+    /// The generation of the change that has proposed it, and the run of its coordinator.
     pub(in crate::admin) generation: u64,
+    pub(in crate::admin) run: String,
     /// Why it cannot be served here.
     #[serde(default)]
     pub(in crate::admin) failure: Option<String>,

@@ -19,7 +19,7 @@ use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamErrorKind, KeyValueErrorKind, ObjectStoreErrorKind};
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::object_store::{self, InfoErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{self, InfoErrorKind, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use futures::StreamExt as _;
@@ -270,32 +270,39 @@ impl Store {
         .await
     }
 
-    /// Puts the file of an artifact there.
+    /// Puts the file of an artifact there. `signatures`: the digests of those in it.
     pub(super) async fn put(
         &self,
         digest: Digest,
+        signatures: &[Digest],
         file: &Path,
         time: Duration,
     ) -> anyhow::Result<()> {
+        let signatures = signatures.iter().map(|it| (it.to_string(), String::new()));
+        let meta = ObjectMetadata {
+            name: object(digest),
+            metadata: signatures.collect(),
+            ..ObjectMetadata::default()
+        };
         self.call_within(time, async |opened| {
             let mut file = tokio::fs::File::open(file).await?;
-            let name = object(digest);
-            opened
-                .artifacts
-                .put(name.as_str(), &mut file)
-                .await
-                .map_err(explained)?;
+            let putting = opened.artifacts.put(meta, &mut file);
+            putting.await.map_err(explained)?;
             Ok(())
         })
         .await
         .context("keeping the artifact in NATS")
     }
 
-    /// Whether an artifact is there.
-    pub(super) async fn has(&self, digest: Digest) -> anyhow::Result<bool> {
+    /// Whether an artifact is there, with these signatures at least.
+    pub(super) async fn has(&self, digest: Digest, signatures: &[Digest]) -> anyhow::Result<bool> {
         self.call(
             async |opened| match opened.artifacts.info(object(digest)).await {
-                Ok(info) => Ok(!info.deleted),
+                Ok(info) => {
+                    let has =
+                        |signature: &Digest| info.metadata.contains_key(&signature.to_string());
+                    Ok(!info.deleted && signatures.iter().all(has))
+                }
                 Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
                 Err(error) => Err(explained(error)),
             },
