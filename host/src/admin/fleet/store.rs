@@ -20,7 +20,7 @@ use async_nats::jetstream::context::{GetStreamErrorKind, KeyValueErrorKind, Obje
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::object_store::{self, InfoErrorKind, ObjectMetadata, ObjectStore};
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{DiscardPolicy, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use futures::StreamExt as _;
 use futures::future::try_join_all;
@@ -164,15 +164,24 @@ impl Store {
         if error.kind() != KeyValueErrorKind::GetBucket || !is_missing(&error) {
             return Err(explained(error)).with_context(making);
         }
-        let config = kv::Config {
-            bucket: bucket.clone(),
-            history: 1,
+        // What the client's own function makes; that one fails on NATS 2.9, whose accounts say less.
+        let config = jetstream::stream::Config {
+            name: format!("KV_{bucket}"),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            max_messages_per_subject: 1,
             max_age,
-            max_value_size: i32::try_from(VALUE_BYTES).unwrap_or(i32::MAX),
-            ..kv::Config::default()
+            max_message_size: i32::try_from(VALUE_BYTES).unwrap_or(i32::MAX),
+            num_replicas: 1,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            allow_direct: true,
+            deny_delete: true,
+            ..jetstream::stream::Config::default()
         };
-        let created = self.context.create_key_value(config).await;
-        created.map_err(explained).with_context(making)
+        let created = self.context.create_stream(config).await;
+        created.map_err(explained).with_context(making)?;
+        let made = self.context.get_key_value(&*bucket).await;
+        made.map_err(explained).with_context(making)
     }
 
     async fn objects(&self) -> anyhow::Result<ObjectStore> {
@@ -448,7 +457,7 @@ fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// An error of the client, with its reasons.
 fn explained(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
-    let text = format!("{:#}", anyhow::Error::new(error));
+    let text = error.to_string();
     let hint = match text.to_lowercase() {
         text if text.contains("jetstream not enabled") || text.contains("no responders") => {
             ": the fleet needs a NATS server with JetStream (`nats-server --jetstream`)"
