@@ -130,6 +130,10 @@ impl<M: Mode> Context<M> {
     }
 
     /// The time left until the host ends this request.
+    ///
+    /// A conversation (`mut socket: Socket`) has no such end. In one, this is the time that the next call of the host may
+    /// take: `timeout_ms`, or what is left of it for a transaction or a pinned connection that is open, or after the end of
+    /// the connection.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.host.remaining_ms())
     }

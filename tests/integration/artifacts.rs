@@ -266,7 +266,7 @@ async fn a_place_gives_what_it_has_and_remembers_what_was_active() {
     let active = fs::read_to_string(server.app.path("state/active")).expect("it was written");
     let active: Value = serde_json::from_str(&active).expect("it is JSON");
     assert_eq!(
-        (&active["digest"], &active["from"]),
+        (&active["active"]["digest"], &active["active"]["from"]),
         (&digest.as_str().into(), &"test.amphi".into())
     );
     let left = names(&server.app.path("state"));
@@ -778,45 +778,77 @@ fn the_configuration_in_an_artifact_cannot_reach_the_machine() {
     refused(&app, &["inspect", "bad.amphi"], &["amphi.toml"]);
 }
 
-/// The script in the README, line by line.
-#[tokio::test]
-async fn the_readme_packages_pushes_and_serves() {
+/// The commands of the README's script that has this one in it, with this host in place of its registry.
+fn script(with: &str, registry: &str) -> Vec<Vec<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let readme = fs::read_to_string(root.join("README.md")).expect("it is there");
     let mut blocks = readme.split("```sh\n").skip(1);
-    let block = blocks
-        .find(|block| block.contains("amphi push"))
-        .expect("it has the script");
+    let block = blocks.find(|block| block.contains(with));
+    let block = block.expect("the README has the script");
     let script = block.split("```").next().expect("it has an end");
+    let commands = script.lines().map(|line| {
+        let command = line.split('#').next().unwrap_or_default();
+        let command = command.replace("localhost:5000", registry);
+        command.split_whitespace().map(str::to_owned).collect()
+    });
+    commands.collect()
+}
+
+/// Runs a command of a script, on this folder in place of the example's.
+#[track_caller]
+fn by_the_script(app: &App, command: &[String], folder: &str) -> String {
+    assert_eq!(command[0], "amphi");
+    let words = command[1..].iter().map(|word| match word.as_str() {
+        "examples/guestbook" => folder,
+        word => word,
+    });
+    printed(app, &words.collect::<Vec<_>>())
+}
+
+/// The scripts in the README, line by line.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_packages_pushes_serves_deploys_and_goes_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let registry = Registry::start();
     let example = root.join("examples/guestbook").display().to_string();
     let app = App::written("");
-    let mut commands: Vec<Vec<String>> = Vec::new();
-    for line in script.lines() {
-        let command = line.split('#').next().unwrap_or_default();
-        let command = command.replace("localhost:5000", &registry.host);
-        let words = command.split_whitespace().map(|word| match word {
-            "examples/guestbook" => example.clone(),
-            word => word.to_owned(),
-        });
-        commands.push(words.collect());
-    }
+    let commands = script("amphi push", &registry.host);
     let [first @ .., serve] = &commands[..] else {
         panic!("the script is empty");
     };
     for command in first {
-        let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        assert_eq!(words[0], "amphi");
-        let printed = printed(&app, &words[1..]);
+        let printed = by_the_script(&app, command, &example);
         assert!(
-            words[1] == "build" || printed.starts_with("sha256:"),
+            command[1] == "build" || printed.starts_with("sha256:"),
             "{printed}"
         );
     }
     let words: Vec<&str> = serve.iter().map(String::as_str).collect();
     assert_eq!(words[..2], ["amphi", "serve"]);
     let server = app.serve_with(&words[2..]).await;
-    let page = server.get("/").await;
-    assert!(page.ok().contains("Guestbook"), "{page:?}");
+    let title = async || {
+        let page = server.get("/").await;
+        let title = page.ok().split("<title>").nth(1);
+        let title = title.and_then(|rest| rest.split('<').next());
+        title.unwrap_or_default().to_owned()
+    };
+    let before = title().await;
+    assert!(before.contains("Guestbook"), "{before}");
     assert!(server.app.path("guestbook.state/data/default.db").is_file());
+
+    let changed = App::guestbook("[modules.guestbook.settings]\ntitle = \"Changed\"\n");
+    let changed = changed.folder().display().to_string();
+    for command in script("amphi deploy", &registry.host) {
+        let printed =
+            tokio::task::block_in_place(|| by_the_script(&server.app, &command, &changed));
+        match command[1].as_str() {
+            "deploy" => {
+                assert!(printed.ends_with("is active"), "{printed}");
+                assert!(title().await.contains("Changed"));
+            }
+            "rollback" => assert!(printed.ends_with("is active again"), "{printed}"),
+            _ => {}
+        }
+    }
+    assert_eq!(title().await, before);
 }

@@ -10,8 +10,8 @@ use tokio_tungstenite::{MaybeTlsStream, connect_async};
 
 use crate::harness::log::Line;
 use crate::harness::raw::Raw;
-use crate::harness::socket::{Socket, app};
-use crate::harness::{App, Mode, Reply, SOON, Server, eventually};
+use crate::harness::socket::{Socket, app, app_on};
+use crate::harness::{App, Kind, Mode, Reply, SOON, Server, eventually};
 
 /// A server with the views of `tests/guests/sockets` in both modes. `toml` goes before the modules.
 async fn serve(toml: &str) -> Server {
@@ -164,6 +164,172 @@ async fn r20_blocks_of_a_conversation_are_transactions() {
     server.assert_baseline().await;
     assert!(!server.tags().contains(&"never".to_owned()));
     assert_eq!(server.rows(), 2 + 50 + 2);
+}
+
+/// A conversation has no end, so the time that is left is that for its next call: less while something is open.
+#[tokio::test]
+async fn a_conversation_is_told_the_time_for_its_calls() {
+    let server = serve("").await;
+    let mut ann = talk(&server, "ann").await;
+    for _ in 0..2 {
+        // Longer than the time limit, which is 1500 ms.
+        sleep(Duration::from_millis(1_600)).await;
+        ann.say("remaining").await;
+        let told = ann.hear().await;
+        let told: Vec<u64> = (told.split(' '))
+            .map(|text| text.parse().expect("it is a number"))
+            .collect();
+        let [outside, within, after] = told[..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!((outside, after), (1_500, 1_500));
+        assert!((1..=1_200).contains(&within), "{within}");
+    }
+}
+
+/// What conversations do with a database, on both kinds: blocks that are kept and undone, statements of their own, blocks
+/// that are open for too long, and clients that leave within one.
+async fn conversations_use_both_databases(kind: Kind) {
+    let server = app_on(kind, "").await.serve().await;
+    let data = &server.app.data;
+    let mut ann = talk(&server, "ann").await;
+    let mut bob = talk(&server, "bob").await;
+    for number in 0..20 {
+        ann.say(&format!("keep {number}")).await;
+        assert_eq!(ann.hear().await, format!("keep {number}"));
+        for client in [&mut ann, &mut bob] {
+            assert_eq!(client.hear().await, format!("all: {number}"));
+        }
+        // Who gets the message finds what was written before.
+        let there = format!("select count(*) from rows where tag = '{number}'");
+        assert_eq!(data.count(&there).await, 1);
+        assert_eq!(ann.hear().await, "true");
+        ann.say("undo never").await;
+        assert_eq!(ann.hear().await, "false");
+    }
+    ann.say("blocks 100").await;
+    assert_eq!(ann.hear().await, "blocks");
+    ann.say("say alone").await;
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.hear().await, "ann: alone");
+    }
+    // Between its statements, it holds nothing of the database.
+    data.assert_quiet().await;
+    assert_eq!(server.metrics().await.get("amphi_transactions"), 0.0);
+    ann.say("hold 60000").await;
+    assert_eq!(ann.hear().await, "closed 1011 the server has failed");
+    data.assert_quiet().await;
+    let mut carl = talk(&server, "carl").await;
+    carl.say("hold 300").await;
+    sleep(Duration::from_millis(100)).await;
+    drop((ann, carl));
+    bob.members(1).await;
+    drop(bob);
+    server.assert_baseline().await;
+    data.assert_quiet().await;
+    let tags = data.tags().await;
+    assert!(!tags.iter().any(|tag| tag == "never"), "{tags:?}");
+    // That of `ann` is undone, and that of `carl` is not, since it ends in time.
+    let held = tags.iter().filter(|tag| *tag == "held");
+    assert_eq!(held.count(), 1, "{tags:?}");
+    let count = |what: &str| tags.iter().filter(|tag| tag.starts_with(what)).count();
+    assert_eq!((count("block"), count("alone")), (100, 1));
+    // That of `carl` has got an error when it wanted to send.
+    assert_eq!(count("closed"), 1, "{tags:?}");
+}
+both_databases!(conversations_use_both_databases);
+
+/// With `instances = "reuse"`, a conversation has its instance to itself as long as it goes on, and one that has trapped
+/// leaves its instance to nobody.
+#[tokio::test]
+async fn r16_a_conversation_has_a_kept_instance_to_itself() {
+    let server = serve("[modules.async]\ninstances = \"reuse\"").await;
+    let served = async |client: &mut Socket| {
+        client.say("served").await;
+        client.hear().await
+    };
+    let mut all = Vec::new();
+    for number in 0..5 {
+        let mut client = talk(&server, &number.to_string()).await;
+        assert_eq!(served(&mut client).await, "conversation 1");
+        all.push(client);
+    }
+    // Other work of the module runs beside them, in kept instances of its own.
+    let mut other = Socket::open(&server, Mode::Async, "2", "other").await;
+    for number in 0..20 {
+        other.say(&format!("{number}")).await;
+        assert_eq!(other.hear().await, format!("echo {number}"));
+        all[number % 5].say("count").await;
+        let expected = format!("{} so far", 2 + number / 5);
+        assert_eq!(all[number % 5].hear().await, expected);
+    }
+    // What it remembers ends with it, however it ends; each new one begins anew.
+    for end in ["end", "panic", "fail", "spin", "close bye"] {
+        let mut client = all.pop().expect("there is one for each end");
+        client.say(end).await;
+        assert!(client.hear().await.starts_with("closed "), "{end}");
+        drop(client);
+        let mut next = Socket::at(&server, &format!("/talk/{}?name=next", end.len())).await;
+        assert_eq!(next.hear().await, "welcome next");
+        next.say("count").await;
+        assert_eq!(next.hear().await, "1 so far");
+        // The others have returned, and their instances are used again.
+        if ["panic", "spin"].contains(&end) {
+            assert_eq!(served(&mut next).await, "conversation 1", "{end}");
+        } else if end == "end" {
+            assert_eq!(served(&mut next).await, "conversation 2");
+        }
+        next.say("panic").await;
+        assert_eq!(next.hear().await, "closed 1011 the server has failed");
+    }
+    drop((all, other));
+    server.assert_baseline().await;
+    assert_eq!(open(&server).await, 0.0);
+}
+
+/// Middleware of both modes runs around the opening of a conversation, not around what follows, and can refuse it.
+#[tokio::test]
+async fn middleware_runs_around_the_opening_of_a_conversation() {
+    let around = "[app]\nmiddleware = [\"sync::sync_guard\", \"async::async_guard\"]";
+    let server = serve(around).await;
+    let url = format!("ws://{}/talk/1?name=ann", server.address);
+    let (socket, response) = connect_async(url).await.expect("it opens");
+    // The outer one has set it last.
+    assert_eq!(response.headers()["x-guard"], "sync");
+    let mut ann = Socket(socket);
+    assert_eq!(ann.hear().await, "welcome ann");
+    // The context goes on in the conversation.
+    for _ in 0..3 {
+        ann.say("get guards").await;
+        assert_eq!(ann.hear().await, "sync async ");
+    }
+    ann.say("keep 1").await;
+    for expected in ["keep 1", "all: 1", "true"] {
+        assert_eq!(ann.hear().await, expected);
+    }
+    let before = server.tags();
+    assert_eq!(refused(&server, "guard=refuse").await, 403);
+    // The view has run, and is undone with its conversation, which has not begun.
+    assert_eq!(refused(&server, "guard=late").await, 409);
+    assert_eq!(refused(&server, "refuse").await, 403);
+    assert_eq!(open(&server).await, 1.0);
+    let opened = |tags: &[String]| tags.iter().filter(|tag| tag.starts_with("opened")).count();
+    assert_eq!(opened(&server.tags()), opened(&before));
+    ann.say("end").await;
+    assert_eq!(ann.hear().await, "closed 1000 ");
+    drop(ann);
+    server.assert_baseline().await;
+    assert_eq!(
+        before,
+        [
+            "before sync",
+            "before async",
+            "opened ann",
+            "after async 200",
+            "after sync 200",
+            "1"
+        ]
+    );
 }
 
 /// Each way to fail ends the connection with 1011 and the conversation with one line of log, and nobody else notices.

@@ -24,6 +24,7 @@ const CIRCLES: &[(&[&str], &str)] = &[
             "config/check.rs",
             "config/check/middleware.rs",
             "config/database.rs",
+            "config/deploy.rs",
             "config/mod.rs",
             "config/place.rs",
             "config/raw.rs",

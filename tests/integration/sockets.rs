@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt as _, StreamExt as _};
+use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest as _};
 use tokio_tungstenite::{MaybeTlsStream, connect_async};
 
@@ -527,6 +528,86 @@ async fn r22_events_without_capacity_are_handled_later(mode: Mode) {
     assert_eq!(server.count(closed), 20);
 }
 both_modes!(r22_events_without_capacity_are_handled_later);
+
+/// A message that waits for too long is not handled, nor are those after it; its connection is closed, and its view is
+/// told of that when there is capacity again.
+async fn r22_an_event_that_finds_no_capacity_closes_its_connection(mode: Mode) {
+    let one = "[sync_views]\nworkers = 1\nworkers_max = 1\nqueue_max = 0\n[async_views]\nloops = 1\nin_flight_max = 1\nqueue_max = 0\n[sockets]\ncapacity_timeout_ms = 300\n[limits]\ntimeout_ms = 3000";
+    let server = serve(one).await;
+    let mark = server.log.mark();
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    let mut bob = Socket::open(&server, mode, "2", "bob").await;
+    // It has the only place until its time limit.
+    bob.say("nap").await;
+    sleep(Duration::from_millis(100)).await;
+    let since = Instant::now();
+    for number in 1..=3 {
+        ann.say(&format!("say {number}")).await;
+    }
+    let closed = "closed 1013 the server has no capacity for messages";
+    assert_eq!(ann.hear().await, closed);
+    let took = since.elapsed();
+    assert!(
+        took > Duration::from_millis(250) && took < Duration::from_secs(2),
+        "{took:?}"
+    );
+    drop(ann);
+    let line = server.log.event(mark, "closed").await;
+    assert_eq!(line.number("code"), 1013);
+    eventually("the end of ann", async || {
+        let tags = server.tags();
+        match tags.contains(&"closed ann 1013".to_owned()) {
+            true => Ok(()),
+            false => Err(tags),
+        }
+    })
+    .await;
+    // The other connection goes on.
+    bob.say("say hello").await;
+    assert_eq!(bob.hear().await, "bob: hello");
+    drop(bob);
+    server.assert_baseline().await;
+    let tags = server.tags();
+    let expected = [
+        "opened ann",
+        "opened bob",
+        "closed ann 1013",
+        "hello",
+        "closed bob 1006",
+    ];
+    assert_eq!(tags, expected);
+    let metrics = server.metrics().await;
+    let limit = metrics.labelled("amphi_socket_limits_total{limit=\"capacity\"}");
+    let given_up = metrics.labelled("amphi_socket_events_total{outcome=\"no capacity\"}");
+    assert_eq!((limit, given_up), (1.0, 3.0));
+}
+both_modes!(r22_an_event_that_finds_no_capacity_closes_its_connection);
+
+/// A message counts as sent when it leaves for its client. What an outbox that is full throws away counts as dropped.
+async fn r22_what_a_full_outbox_throws_away_is_counted(mode: Mode) {
+    let server = serve("[sockets]\noutbox_max_bytes = 20000\n[limits]\nevents_max = 100000").await;
+    let mut ann = Socket::open(&server, mode, "1", "ann").await;
+    ann.say("flood 2000").await;
+    let mut heard = 0;
+    loop {
+        let next = ann.hear().await;
+        if next.starts_with("closed") {
+            assert_eq!(next, "closed 1008 the client does not read fast enough");
+            break;
+        }
+        heard += 1;
+    }
+    drop(ann);
+    server.assert_baseline().await;
+    let metrics = server.metrics().await;
+    let count = |direction: &str| {
+        let name = format!("amphi_socket_messages_total{{direction=\"{direction}\"}}");
+        metrics.labelled(&name) as usize
+    };
+    assert_eq!((count("out"), count("dropped")), (1 + heard, 2_000 - heard));
+    assert!(heard < 2_000);
+}
+both_modes!(r22_what_a_full_outbox_throws_away_is_counted);
 
 /// A message to a connection that is closed is counted, since nobody is told.
 async fn r22_what_is_sent_to_a_closed_connection_is_counted(mode: Mode) {

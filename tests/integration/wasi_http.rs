@@ -820,3 +820,81 @@ async fn r16_an_instance_that_has_failed_is_not_reused(version: Version) {
     }
 }
 both_versions!(r16_an_instance_that_has_failed_is_not_reused);
+
+/// What a component holds in resources of `wasi:http` counts, although no single one of them is large.
+async fn what_a_component_holds_in_resources_is_bounded(version: Version) {
+    let server = serve(version, "").await;
+    let mut hoards = vec![
+        ("what=fields&n=1000", "more than 8 MB"),
+        ("what=authorities&n=500&bytes=50000", "more than 8 MB"),
+        // Few, but large ones.
+        ("what=authorities&n=20&bytes=1000000", "more than 8 MB"),
+    ];
+    if version == Version::P2 {
+        hoards.push(("what=bodies&n=1000", "`memory_budget_mb`"));
+    }
+    for (hoard, why) in hoards {
+        let mark = server.log.mark();
+        let reply = server.get(&format!("/x/hoard?{hoard}")).await;
+        assert_eq!(reply.status, 500, "{hoard}: {reply:?}");
+        assert_logged(&server, mark, why);
+    }
+    // What a component drops does not count any more, and a few are always there.
+    for hoard in [
+        "what=fields&n=100",
+        "what=authorities&n=50",
+        "what=fields&n=500&bytes=100",
+    ] {
+        for _ in 0..3 {
+            let reply = server.get(&format!("/x/hoard?{hoard}")).await;
+            assert!(reply.ok().starts_with("held "), "{hoard}: {reply:?}");
+        }
+    }
+    server.assert_baseline().await;
+}
+both_versions!(what_a_component_holds_in_resources_is_bounded);
+
+/// A component that has forgotten what it writes its body with, and has ended, holds nothing for the time of a stream.
+async fn a_body_that_nobody_can_finish_breaks_off_soon(version: Version) {
+    let server = serve(version, "atomic = false").await;
+    for wait in ["", "?ms=300"] {
+        let mark = server.log.mark();
+        let leaked = get(&format!("/x/no-finish-leaked{wait}"));
+        let answer = timeout(Duration::from_secs(10), exchange(&server, leaked)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("it goes on: {wait:?}"));
+        let failed = status(&answer) >= 500 || !is_complete(&answer);
+        assert!(failed, "{wait:?}: {answer:?}");
+        server.log.requests(mark, 1).await;
+        assert_logged(&server, mark, "without finishing the body");
+    }
+    server.assert_baseline().await;
+}
+both_versions!(a_body_that_nobody_can_finish_breaks_off_soon);
+
+/// A component may hand on a body that the host brings, and end: the body takes the time that it takes.
+#[tokio::test]
+async fn a_body_that_was_handed_on_outlives_the_call() {
+    const PAUSE: Duration = Duration::from_millis(2500);
+    let origin = Origin::start().await;
+    let more = format!(
+        "atomic = false\nstream_bodies = true\nhttp = [\"{}\"]",
+        origin.url
+    );
+    let server = serve(Version::P3, &more).await;
+    let mut raw = Raw::connect(&server).await;
+    raw.send(
+        "POST /x/pass HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10\r\n\r\nfirst",
+    )
+    .await;
+    let begin = raw.until("first\r\n").await;
+    tokio::time::sleep(PAUSE).await;
+    raw.send("later").await;
+    let rest = raw.rest().await;
+    assert!(rest.contains("later"), "{rest}");
+    assert!(is_complete(&(begin + &rest)), "{rest}");
+
+    let slow = format!("{}/drip?ms={}", origin.url, PAUSE.as_millis());
+    let reply = server.get(&format!("/x/outbound?url={slow}")).await;
+    assert_eq!(reply.ok().lines().count(), 3, "{reply:?}");
+    server.assert_baseline().await;
+}

@@ -2066,6 +2066,8 @@ pub mod amphi {
             }
             #[allow(unused_unsafe, clippy::all)]
             /// Time left until the host ends this request.
+            /// A conversation has no such end: in one, the time that the next call of the host may take. That is `timeout_ms`, or what
+            /// is left of it for a transaction or a pinned connection that is open, or after the end of the connection.
             #[allow(async_fn_in_trait)]
             pub fn remaining_ms() -> u64 {
                 unsafe {

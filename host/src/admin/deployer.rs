@@ -77,7 +77,8 @@ pub(super) struct Now {
     pub(super) generation: u64,
     /// Since when the active version is watched, and its counts then.
     since: (Instant, Counts),
-    pub(super) trying: Option<Arc<App>>,
+    /// The candidate, and its counts when it began to be tried: its health was asked for before.
+    pub(super) trying: Option<(Arc<App>, Counts)>,
     /// The change under way.
     pub(super) under_way: Option<String>,
     last: Option<Last>,
@@ -199,10 +200,10 @@ impl Deployer {
                 version: now.record.active.clone(),
                 traffic: traffic(&app.stats.now().since(before), passed),
             },
-            candidate: candidate.map(|(candidate, app)| Tried {
+            candidate: candidate.map(|(candidate, (app, before))| Tried {
                 version: candidate.version.clone(),
                 trial: candidate.trial.clone(),
-                traffic: traffic(&app.stats.now(), passed),
+                traffic: traffic(&app.stats.now().since(before), passed),
             }),
             last: now.last.clone(),
             host: env!("CARGO_PKG_VERSION").to_owned(),
@@ -417,7 +418,8 @@ impl Deployer {
         if digest == active {
             bail!("{digest} is the active version already");
         }
-        let migrations = match wanted.migrate {
+        // A place without a file has its databases for itself.
+        let migrations = match wanted.migrate || self.place.file.is_none() {
             true => Migrations::Apply,
             false => Migrations::Check,
         };
@@ -512,7 +514,8 @@ impl Deployer {
     ) -> (Option<Digest>, anyhow::Result<String>) {
         let (record, app, digest) = {
             let now = self.now.lock();
-            let Some((candidate, app)) = now.record.candidate.as_ref().zip(now.trying.as_ref())
+            let Some((candidate, (app, _))) =
+                now.record.candidate.as_ref().zip(now.trying.as_ref())
             else {
                 return (
                     None,
@@ -648,7 +651,7 @@ impl Deployer {
             let now = self.now.lock();
             let candidate = now.record.candidate.as_ref().zip(now.trying.as_ref());
             let same = candidate.filter(|(candidate, _)| candidate.version.digest == digest);
-            same.map(|(_, app)| Arc::clone(app))
+            same.map(|(_, (app, _))| Arc::clone(app))
         };
         let app = match known {
             Some(app) => app,
@@ -658,7 +661,9 @@ impl Deployer {
                 let started = self.started.clone();
                 let from = from.to_owned();
                 let loading = move || {
-                    let config = configure(&version, &place, &from)?;
+                    let mut config = configure(&version, &place, &from)?;
+                    // The command line may have named others.
+                    config.listen.clone_from(&started.listen);
                     for setting in config.needing_restart(&started) {
                         tell.tell(Line::Warning(format!(
                             "`{setting}` differs: that takes effect when the host is started anew"
@@ -785,6 +790,7 @@ impl Deployer {
     /// Begins to count anew.
     fn watch(&self, trying: Option<Arc<App>>) {
         let counts = self.host.app.load().stats.now();
+        let trying = trying.map(|app| (Arc::clone(&app), app.stats.now()));
         let mut now = self.now.lock();
         now.since = (Instant::now(), counts);
         now.trying = trying;
@@ -810,15 +816,19 @@ impl Deployer {
             tokio::time::sleep(JUDGING).await;
             let verdict = {
                 let now = self.now.lock();
-                let is_tried = |tried: &&Arc<App>| Arc::ptr_eq(tried, &app);
                 let candidate = now.record.candidate.as_ref();
                 let rules = candidate.and_then(|candidate| candidate.trial.judge.as_ref());
-                let (Some(_), Some(rules)) = (now.trying.as_ref().filter(is_tried), rules) else {
+                let (Some((tried, tried_before)), Some(rules)) = (now.trying.as_ref(), rules)
+                else {
                     return;
                 };
+                if !Arc::ptr_eq(tried, &app) {
+                    return;
+                }
                 let (since, before) = &now.since;
                 let active = self.host.app.load().stats.now().since(before);
-                judge(rules, since.elapsed(), &active, &app.stats.now())
+                let tried = app.stats.now().since(tried_before);
+                judge(rules, since.elapsed(), &active, &tried)
             };
             let (action, why) = match verdict {
                 Verdict::Wait => continue,
@@ -836,7 +846,7 @@ impl Deployer {
             };
             let record = self.now.lock().record.clone();
             let is_there =
-                (self.now.lock().trying.as_ref()).is_some_and(|it| Arc::ptr_eq(it, &app));
+                (self.now.lock().trying.as_ref()).is_some_and(|(it, _)| Arc::ptr_eq(it, &app));
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
                 (true, "promote") => self.promoting(&mut change, &Progress::nobody()).await,

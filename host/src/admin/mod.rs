@@ -56,6 +56,9 @@ const TIME: Duration = Duration::from_secs(30);
 const HEAD_BYTES: usize = 64 << 10;
 /// The most bytes of a request's body that is JSON.
 const JSON_BYTES: usize = 64 << 10;
+/// How much is read of the body of a request that is refused, and for how long at most.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER: Duration = Duration::from_secs(5);
 /// The most bytes of a path in the audit log.
 const PATH_BYTES: usize = 200;
 
@@ -262,9 +265,12 @@ impl Action {
 
 impl Api {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let mut who = None;
-        let answered = self.act(&parts, body, &mut who).await;
+        let answered = self.act(&parts, &mut body, &mut who).await;
+        if answered.is_err() {
+            let _ = tokio::time::timeout(LINGER, read_away(&mut body)).await;
+        }
         answered.unwrap_or_else(|refusal| {
             let asked = format!("{} {}", parts.method, parts.uri.path());
             let entry = Entry {
@@ -289,7 +295,7 @@ impl Api {
     async fn act(
         &self,
         parts: &Parts,
-        body: Incoming,
+        body: &mut Incoming,
         known: &mut Option<Who>,
     ) -> Result<Response<Body>, Refusal> {
         let deployer = &self.deployer;
@@ -341,7 +347,7 @@ impl Api {
                 follow(lines)
             }
             Action::RollBack => {
-                let to = read(body).await?;
+                let to: api::GoingBack = read(body).await?;
                 let change = deployer.begin(&who, "rollback", generation).await?;
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
@@ -352,7 +358,7 @@ impl Api {
     }
 
     /// Takes the file of an artifact.
-    async fn upload(&self, headers: &HeaderMap, body: Incoming) -> Result<Uploaded, Refusal> {
+    async fn upload(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<Uploaded, Refusal> {
         let max = self.deployer.place.deploy.artifact_max_bytes;
         let too_large = || {
             Refusal::new(
@@ -378,7 +384,6 @@ impl Api {
         let path = incoming.path().join("app.amphi");
         let file = tokio::fs::File::create(&path).await;
         let mut file = file.map_err(|error| failed(error.into()))?;
-        let mut body = body;
         let mut received = 0;
         while let Some(frame) = tokio::time::timeout(TIME, body.frame()).await.transpose() {
             let broken = |why: String| {
@@ -431,7 +436,7 @@ fn generation(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
 }
 
 /// Reads a body that is JSON. An empty one has every field's default.
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
+async fn read<T: DeserializeOwned>(body: &mut Incoming) -> Result<T, Refusal> {
     let wrong = |sentence: String| Refusal::new(StatusCode::BAD_REQUEST, sentence);
     if body
         .size_hint()
@@ -449,6 +454,17 @@ async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
     let text: &[u8] = if whole.is_empty() { b"{}" } else { &whole };
     serde_json::from_slice(text)
         .map_err(|error| wrong(format!("the body is not what is wanted here: {error}")))
+}
+
+/// Reads what is left of a refused request's body. A client that still sends would not read the answer.
+async fn read_away(body: &mut Incoming) {
+    let mut left = LINGER_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {

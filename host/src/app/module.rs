@@ -616,7 +616,9 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
         };
     }
     let body = match (request.body, work.body.clone()) {
-        (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => read_body(kept),
+        (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => {
+            read_body(kept, work.view.mode, &work.scope)
+        }
         (types::Body::Bytes(bytes), _) => Full::new(bytes.into())
             .map_err(|never| match never {})
             .boxed_unsync(),
@@ -631,13 +633,14 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
 const PIECE_BYTES: u32 = 64 << 10;
 
 /// A body that the component reads piece by piece.
-fn read_body(body: RequestBody) -> WasiBody {
-    let pieces = stream::try_unfold(Some((body, 0)), async |at| {
-        let Some((body, offset)) = at else {
+fn read_body(body: RequestBody, reader: Mode, scope: &Scope) -> WasiBody {
+    let source = scope.body_source();
+    let pieces = stream::try_unfold(Some((body, 0, source)), move |at| async move {
+        let Some((body, offset, source)) = at else {
             return Ok(None);
         };
         let piece = match &body {
-            RequestBody::Arriving(body) => body.read(None, PIECE_BYTES).await,
+            RequestBody::Arriving(body) => body.read(reader, None, PIECE_BYTES).await,
             RequestBody::Spooled(body) => match body.read_memory(offset, PIECE_BYTES) {
                 Some(piece) => Ok(piece.into()),
                 None => {
@@ -655,7 +658,7 @@ fn read_body(body: RequestBody) -> WasiBody {
             return Ok(trailers.map(|trailers| (Frame::trailers(trailers), None)));
         }
         let next = offset + piece.len() as u64;
-        Ok(Some((Frame::data(piece), Some((body, next)))))
+        Ok(Some((Frame::data(piece), Some((body, next, source)))))
     });
     StreamBody::new(pieces).boxed_unsync()
 }

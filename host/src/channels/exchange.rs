@@ -29,8 +29,6 @@ const BEAT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(8);
 /// How long changes of memberships are gathered for one announcement.
 const TICK: Duration = Duration::from_millis(100);
-/// How long after a message its number is told once more.
-const MARK_AFTER: Duration = Duration::from_secs(1);
 /// How long a host that connects waits to hear the others.
 const HELLO_WAIT: Duration = Duration::from_millis(200);
 /// Groups in one question.
@@ -393,7 +391,7 @@ impl Hub {
             let Some(link) = &mut state.link else {
                 continue;
             };
-            if let Some(numbers) = take_mark(&mut link.stream) {
+            if let Some(numbers) = link.stream.take_mark() {
                 let bytes = Writer::new(self.head(Kind::Mark, numbers), 0).done();
                 network.queue(&self.counters, link.subject.clone(), bytes, false);
             }
@@ -423,7 +421,7 @@ impl Hub {
 
     fn mark_hosts(&self, network: &Network) {
         for (host, known) in &mut *network.hosts.lock() {
-            if let Some(numbers) = take_mark(&mut known.stream) {
+            if let Some(numbers) = known.stream.take_mark() {
                 let bytes = Writer::new(self.head(Kind::Mark, numbers), 0).done();
                 network.queue(&self.counters, network.host_subject(*host), bytes, false);
             }
@@ -455,12 +453,6 @@ impl Hub {
             }
         }
     }
-}
-
-/// The numbers for a mark, if the last message was a while ago and nothing has told its number since.
-fn take_mark(stream: &mut Stream) -> Option<(u64, u64)> {
-    let due = stream.used.is_some_and(|used| used.elapsed() >= MARK_AFTER);
-    (due && std::mem::take(&mut stream.unmarked)).then_some((stream.epoch, stream.sequence))
 }
 
 /// Notes that a subscription is on its way. None: it is no longer wanted, or there already.

@@ -193,13 +193,16 @@ impl Hub {
         while !body.is_empty() {
             let name = body.text()?;
             network.room().await;
-            let group = self.groups.read().get(name).cloned();
+            let (clock, group) = self.look_up(name);
             let state = group.as_ref().map(|group| group.state.lock());
             let stream = state.as_ref().and_then(|state| state.link.as_ref());
             let stream = stream.map_or_else(Stream::default, |link| link.stream);
             let head = self.head(Kind::Answer, (stream.epoch, stream.sequence));
             let writer = Writer::new(head, 256).u64(question).text(name);
-            let bytes = self.members_here(state.as_deref()).write(writer).done();
+            let bytes = self
+                .members_here(state.as_deref(), clock)
+                .write(writer)
+                .done();
             // Queued while the state is locked: after all messages that the head counts.
             network.queue(&self.counters, network.host_subject(host), bytes, false);
         }

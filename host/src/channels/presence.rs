@@ -1,12 +1,13 @@
 //! The members of a group, of all hosts.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::exchange::Gathered;
-use super::group::State;
+use super::group::{Group, State};
 use super::wire::{Change, Changes};
 use super::{Hub, shown};
 
@@ -119,14 +120,22 @@ impl Hub {
         members.map(|member| super::joined_change(member)).collect()
     }
 
-    /// This host's members of a group, for a host that asks. A group without a record has none; its version is the
-    /// clock's, so that the answer is newer than all that was told while there was a record.
-    pub(super) fn members_here(&self, state: Option<&State>) -> Changes {
+    /// A group's record, and the host's clock before the look. The clock is read first: whoever makes a record that was
+    /// not found makes it later, so the versions of its members are newer than the clock.
+    pub(super) fn look_up(&self, name: &str) -> (u64, Option<Arc<Group>>) {
+        let clock = self.clock();
+        (clock, self.groups.read().get(name).cloned())
+    }
+
+    /// This host's members of a group, for a host that asks. A group without a record has none. The version of that
+    /// answer is the clock of [`Hub::look_up`]: newer than all that was told of an earlier record, and older than all that
+    /// will be told of a later one, which the other host would ignore otherwise.
+    pub(super) fn members_here(&self, state: Option<&State>, clock: u64) -> Changes {
         match state.and_then(|state| Some((state, state.link.as_ref()?))) {
             Some((state, link)) => link.answer(state.roster.count, || self.listed(state)),
             None => Changes {
                 full: true,
-                version: self.clock(),
+                version: clock,
                 count: 0,
                 changes: Vec::new(),
             },

@@ -12,6 +12,9 @@ use super::wire::{Change, Changes, Head, Kind};
 
 /// How long a number that another host named may be ahead of the messages themselves: they come by another subject.
 const CLAIM_WAIT: Duration = Duration::from_secs(1);
+/// How long after a message its number is told once more, the first time; and how often it is.
+const MARK_AFTER: Duration = Duration::from_secs(1);
+const MARKS: u32 = 3;
 /// How soon a host that did not answer is asked again.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a group that nobody here wants is kept for the numbers of what was sent.
@@ -25,8 +28,8 @@ pub(super) struct Stream {
     /// When the numbering began, in nanoseconds of the host's clock. 0: nothing was sent.
     pub(super) epoch: u64,
     pub(super) sequence: u64,
-    /// No mark has been sent after the last message.
-    pub(super) unmarked: bool,
+    /// How many marks have been sent after the last message.
+    marks: u32,
     /// When the last message was sent.
     pub(super) used: Option<Instant>,
 }
@@ -38,9 +41,23 @@ impl Stream {
             self.epoch = clock.max(1);
         }
         self.sequence += 1;
-        self.unmarked = true;
+        self.marks = 0;
         self.used = Some(Instant::now());
         (self.epoch, self.sequence)
+    }
+
+    /// The numbers for a mark, if one is due. Marks follow a message after 1, 3 and 9 seconds: one alone could be lost as
+    /// the message was, while a host is too slow, and then nobody would notice.
+    pub(super) fn take_mark(&mut self) -> Option<(u64, u64)> {
+        let after = MARK_AFTER * 3_u32.pow(self.marks);
+        let due = self.is_unmarked() && self.used.is_some_and(|used| used.elapsed() >= after);
+        self.marks += u32::from(due);
+        due.then_some((self.epoch, self.sequence))
+    }
+
+    /// Whether marks are still to be sent.
+    fn is_unmarked(&self) -> bool {
+        self.used.is_some() && self.marks < MARKS
     }
 }
 
@@ -280,7 +297,7 @@ impl Link {
     /// are of use until all hosts have been told the last one.
     pub(super) fn is_needed(&self) -> bool {
         let recent = (self.stream.used).is_some_and(|used| used.elapsed() < KEEP_NUMBERS);
-        self.wanted || self.dirty || self.stream.unmarked || recent
+        self.wanted || self.dirty || self.stream.is_unmarked() || recent
     }
 
     /// Whether changes wait to be announced.
@@ -341,5 +358,28 @@ impl Link {
         self.wanted = false;
         self.hosts = Vec::new();
         self.announce_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_last_message_is_told_three_times() {
+        let mut stream = Stream::default();
+        assert_eq!(stream.take_mark(), None);
+        for _ in 0..2 {
+            let numbers = Some(stream.next(7));
+            let mut told = Vec::new();
+            for seconds in 0..30 {
+                stream.used = Instant::now().checked_sub(Duration::from_secs(seconds));
+                if stream.take_mark() == numbers {
+                    told.push(seconds);
+                }
+            }
+            assert_eq!(told, [1, 3, 9]);
+            assert!(!stream.is_unmarked());
+        }
     }
 }

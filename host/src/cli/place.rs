@@ -13,7 +13,7 @@ use tokio_util::io::ReaderStream;
 use super::routes::print;
 use crate::admin::api::{Deploying, GoingBack, Line, Listed, Status, Uploaded};
 use crate::artifact::Digest;
-use crate::config::{Place, Purpose};
+use crate::config::{ADMIN_SOCKET, Place, Purpose};
 use crate::telemetry::log::escaped;
 use crate::telemetry::stderr;
 
@@ -28,8 +28,8 @@ const TOKEN: &str = "AMPHI_TOKEN";
 
 #[derive(Args)]
 pub(super) struct Remote {
-    /// The place: the address of its admin API (http://HOST:PORT or unix:PATH), or, on its machine, its amphi-host.toml.
-    /// The variable AMPHI_TOKEN has the token.
+    /// The place: the address of its admin API (http://HOST:PORT or unix:PATH), or, on its machine, its amphi-host.toml or
+    /// the folder of an artifact that has no other place (NAME.state). The variable AMPHI_TOKEN has the token.
     #[arg(long, value_name = "PLACE", env = ADDRESS)]
     to: String,
 }
@@ -54,6 +54,9 @@ impl Remote {
                     );
                 };
                 address.to_string()
+            }
+            _ if Path::new(&self.to).is_dir() => {
+                format!("unix:{}", Path::new(&self.to).join(ADMIN_SOCKET).display())
             }
             _ => self.to.clone(),
         };
@@ -82,7 +85,7 @@ impl Remote {
                 (builder.build()?, address.trim_end_matches('/').to_owned())
             }
             None => bail!(
-                "`{address}` is not the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml"
+                "`{address}` is not the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml or of a folder NAME.state"
             ),
         };
         Ok(Connected {

@@ -45,6 +45,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         true => Migrations::Apply,
         false => Migrations::Check,
     };
+    let admin = match &resolved.placed {
+        Some((place, ..)) => listener(place)?,
+        None => None,
+    };
     block_on(async {
         let mut running = Running::start(resolved.config, migrations, false).await?;
         // A version that cannot be served is never the active one.
@@ -52,10 +56,26 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let record = state.activate(active, place.deploy.keep)?;
             let Active { digest, from, .. } = &record.active;
             tracing::info!(%digest, from, generation = record.generation, "active");
-            running.administer(place, state, record).await?;
+            running.administer(admin, place, state, record).await?;
         }
         running.serve().await
     })
+}
+
+/// Listens for the admin API, before anything is loaded: an address that is taken is known at once, and whoever asks early
+/// waits for the answer. A place that has no file goes on without one.
+fn listener(place: &Place) -> anyhow::Result<Option<Listener>> {
+    let Some(address) = &place.deploy.listen else {
+        return Ok(None);
+    };
+    match Listener::bind(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if place.file.is_none() => {
+            tracing::warn!("there is no admin API: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The most slots for the instances of one mode. If more requests than that may run at the same time, each has one
@@ -138,13 +158,11 @@ impl Running {
     /// is to serve is served before anybody is: connections wait in the kernel meanwhile, for a minute at most.
     async fn administer(
         &mut self,
+        listener: Option<Listener>,
         place: Place,
         state: State,
         record: Record,
     ) -> anyhow::Result<()> {
-        let listener = (place.deploy.listen.as_ref())
-            .map(Listener::bind)
-            .transpose()?;
         let fleet = match &place.deploy.fleet {
             Some(config) => Some(Fleet::join(config, &state, &record).await?),
             None => None,

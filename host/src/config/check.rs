@@ -304,6 +304,8 @@ impl<'a> Checker<'a> {
             MESSAGE_BYTES,
         )?;
         self.within(at, "mailbox_max", sockets.mailbox_max, 1..=10_000)?;
+        let capacity = sockets.capacity_timeout_ms;
+        self.within(at, "capacity_timeout_ms", capacity, TIME_MS)?;
         self.within(
             at,
             "outbox_max_bytes",

@@ -36,6 +36,25 @@ pub struct Database {
     pub value_max_bytes: u64,
 }
 
+impl Database {
+    /// Whether a database that was opened with this configuration can serve for the other one. The migrations do not matter:
+    /// each version of an app has a folder of its own.
+    pub fn opens_as(&self, other: &Database) -> bool {
+        let Database {
+            name,
+            storage,
+            migrations: _,
+            queue_max,
+            acquire_timeout,
+            value_max_bytes,
+        } = self;
+        (name, storage) == (&other.name, &other.storage)
+            && *queue_max == other.queue_max
+            && *acquire_timeout == other.acquire_timeout
+            && *value_max_bytes == other.value_max_bytes
+    }
+}
+
 /// The file or server of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Storage {

@@ -136,9 +136,10 @@ impl Checker<'_> {
     /// `nats`: the servers of `[channels]`.
     pub(super) fn deploy(
         &self,
-        raw: &raw::Deploy,
+        whole: &Spanned<raw::Deploy>,
         nats: Option<String>,
     ) -> Result<Deploy, ConfigError> {
+        let raw = whole.get_ref();
         let trusted_keys = (raw.trusted_keys.as_ref())
             .map(|keys| {
                 let keys = keys.iter();
@@ -166,6 +167,15 @@ impl Checker<'_> {
             && !health.get_ref().starts_with('/')
         {
             return Err(self.error(health, "`health` is a path: it begins with `/`".to_owned()));
+        }
+        for (key, number, max) in [
+            ("keep", raw.keep as u64, 100),
+            ("artifact_max_mb", raw.artifact_max_mb, 3_000),
+        ] {
+            if !(1..=max).contains(&number) {
+                let sentence = format!("`{key}` of `[deploy]` is {number}; it can be 1 to {max}");
+                return Err(self.error(whole, sentence));
+            }
         }
         let fleet = (raw.fleet.as_ref())
             .map(|name| self.fleet(name, nats))

@@ -45,7 +45,7 @@ use error::{Location, with_suggestion};
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
 pub use deploy::{AdminAddress, Deploy, FleetConfig, Health, Scope, Token};
 pub use error::ConfigError;
-pub use place::Place;
+pub use place::{ADMIN_SOCKET, Place};
 pub use portable::{Access, DatabaseKind, JoinError, Needs, Portable, PortableError, SecretNeed};
 pub use raw::{AsyncViews, Channels, Events, Limits, Server, Sockets, SyncViews};
 pub use trusted_key::{TrustedKey, key_id};

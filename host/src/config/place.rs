@@ -12,12 +12,15 @@ use toml::{Spanned, Table, Value};
 
 use super::check::Checker;
 use super::database::Address;
-use super::deploy::Deploy;
+use super::deploy::{AdminAddress, Deploy};
 use super::error::{ConfigError, Location, with_suggestion};
 use super::portable::{is_of_place, tables};
 use super::{Database, HttpGrant, Limits, Purpose, Storage, overlap, raw};
 use crate::http::proxies::Proxies;
 use crate::view::Topics;
+
+/// The socket of the admin API in the folder of a place that has no file.
+pub const ADMIN_SOCKET: &str = "admin.sock";
 
 /// A place, checked.
 #[derive(Debug, Clone)]
@@ -79,10 +82,14 @@ impl Place {
     /// The place of an artifact that is served without an `amphi-host.toml`: a folder of its own, which has its databases
     /// and secrets, too.
     pub fn of_its_own(state: &Path) -> Place {
+        let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         Place {
             file: None,
-            state: std::path::absolute(state).unwrap_or_else(|_| state.to_owned()),
-            deploy: Deploy::default(),
+            deploy: Deploy {
+                listen: Some(AdminAddress::Unix(state.join(ADMIN_SOCKET))),
+                ..Deploy::default()
+            },
+            state,
             allowed: None,
             table: Table::new(),
         }

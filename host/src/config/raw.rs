@@ -67,8 +67,8 @@ pub(super) struct Place {
     pub(super) modules: BTreeMap<String, PlaceModule>,
     #[serde(default)]
     pub(super) grants: Grants,
-    #[serde(default)]
-    pub(super) deploy: Deploy,
+    #[serde(default = "unspanned")]
+    pub(super) deploy: Spanned<Deploy>,
 }
 
 /// What a place gives to a module.
@@ -358,6 +358,9 @@ pub struct Sockets {
     /// The most messages and notices of one connection that wait for its view. Beyond it, the host reads no more of the
     /// client's messages; a notice closes the connection with 1013. Default 64.
     pub mailbox_max: usize,
+    /// How long a message or notice waits for its view while there is no capacity, before its connection is closed with
+    /// 1013. Default 30,000.
+    pub capacity_timeout_ms: u64,
     /// The most bytes that wait until a client reads them; more close its connection with 1008. Default 256 KiB.
     pub outbox_max_bytes: usize,
     /// The most messages of a client in a second; more close its connection with 1008. 0, the default: it is read as fast
@@ -379,6 +382,7 @@ impl Default for Sockets {
         Sockets {
             message_max_bytes: 64 << 10,
             mailbox_max: 64,
+            capacity_timeout_ms: 30_000,
             outbox_max_bytes: 256 << 10,
             messages_per_second_max: 0,
             ping_ms: 30_000,

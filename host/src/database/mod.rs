@@ -56,7 +56,7 @@ pub fn open_all(config: &Config, previous: &Databases) -> anyhow::Result<Databas
     for (name, wanted) in &config.databases {
         let database = match previous
             .get(name)
-            .filter(|database| database.config() == wanted)
+            .filter(|database| database.config().opens_as(wanted))
         {
             Some(same) => same.clone(),
             None => Database::open(wanted)

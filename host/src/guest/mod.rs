@@ -3,6 +3,7 @@
 pub mod bindings;
 pub mod capability;
 pub mod cpu;
+pub mod held;
 pub mod run;
 pub mod stop;
 pub mod store;

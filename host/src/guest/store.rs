@@ -17,6 +17,7 @@ use crate::database::Databases;
 use crate::guest::capability::http::client::Client;
 use crate::guest::capability::stdio::Output;
 use crate::guest::cpu::CpuTime;
+use crate::guest::held::Held;
 use crate::guest::stop::Stop;
 use crate::http::body::{BodyLimits, RequestBody};
 use crate::http::message::BinaryHeaders;
@@ -40,6 +41,13 @@ pub const RANDOM_BYTES_MAX: u64 = 256 << 10;
 pub(super) fn table() -> ResourceTable {
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES_MAX);
+    table
+}
+
+/// A table that nothing can be put into.
+pub(super) fn no_table() -> ResourceTable {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(0);
     table
 }
 
@@ -112,6 +120,10 @@ pub(super) struct Wasi {
     pub(super) ctx: WasiCtx,
     pub(super) table: ResourceTable,
     pub(super) http: WasiHttpCtx,
+    /// What the component's resources of `wasi:http` take in this request.
+    pub(super) http_held: Held,
+    /// The table of a component that holds too much. It has no room.
+    pub(super) no_table: ResourceTable,
     pub(super) outbound: OutboundHttp,
 }
 
@@ -224,6 +236,7 @@ impl Guest {
         let ended = (self.work.take()).is_none_or(|work| work.scope.deadline.ended().is_some());
         if let Some(wasi) = &mut self.wasi {
             wasi.outbound.scope = None;
+            wasi.http_held = Held::default();
         }
         let limited = self.output.finish() || self.memory.reached;
         !ended && !limited && self.table.is_empty()
@@ -236,6 +249,11 @@ impl Guest {
             wasi.outbound.scope = Some(Arc::clone(&work.scope));
         }
         self.work = Some(work);
+    }
+
+    /// Why the guest is ended, if it held too much in resources of `wasi:http`.
+    pub(super) fn holds_too_much(&self) -> Option<&str> {
+        self.wasi.as_ref()?.http_held.over()
     }
 
     /// Number of handles that the guest holds to resources of WASI.

@@ -5,6 +5,8 @@
 //! arrive; the announced length is not trusted. When memory is tight, or the request's share is used up, a body goes to
 //! a file earlier.
 
+mod read_ahead;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -14,15 +16,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
-use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Body;
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Handle;
 
 use crate::budget::{Account, Room};
 use crate::contract::types;
 use crate::telemetry::error::Failure;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
+use crate::view::Mode;
+use read_ahead::ReadAhead;
 
 /// How request bodies are received (`body_*` of `[server]`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,17 +79,22 @@ impl RequestBody {
 }
 
 /// A body that arrives while the guest reads it, from the start to the end. Nothing of it is kept but a piece that has
-/// not been read to its end.
+/// not been read to its end and, for a sync guest, what its loop has received ahead.
 pub struct Arriving {
     /// The length that the client has announced.
     announced: Option<u64>,
     max_bytes: u64,
     timeout: Duration,
+    /// The runtime of the loop that receives the body.
+    runtime: Handle,
+    account: Arc<Account>,
     state: tokio::sync::Mutex<Arrived>,
 }
 
 struct Arrived {
     body: UnsyncBoxBody<Bytes, io::Error>,
+    /// Whether `body` is a [`ReadAhead`].
+    is_ahead: bool,
     piece: Bytes,
     /// How much has been read.
     read: u64,
@@ -94,11 +104,18 @@ struct Arrived {
 }
 
 impl Arriving {
-    /// The body of a request whose head has arrived.
+    /// The body of a request whose head has arrived, on the loop of its connection.
     ///
     /// # Errors
     /// 413 when its announced length is too large.
-    pub fn new<B>(body: B, limits: &BodyLimits) -> Result<Arc<Arriving>, Failure>
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn new<B>(
+        body: B,
+        limits: &BodyLimits,
+        account: &Arc<Account>,
+    ) -> Result<Arc<Arriving>, Failure>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display,
@@ -112,8 +129,11 @@ impl Arriving {
             announced: hint.exact(),
             max_bytes: limits.max_bytes,
             timeout: Duration::from_millis(limits.timeout_ms),
+            runtime: Handle::current(),
+            account: Arc::clone(account),
             state: tokio::sync::Mutex::new(Arrived {
                 body: body.map_err(broken).boxed_unsync(),
+                is_ahead: false,
                 piece: Bytes::new(),
                 read: 0,
                 length: 0,
@@ -123,15 +143,18 @@ impl Arriving {
     }
 
     /// Reads at most `max` bytes: what there is, or, when there is nothing, what arrives next. No bytes: the end.
-    /// `offset` is where the last read ended; None: there.
+    /// `offset` is where the last read ended; None: there. `reader`: the mode of the guest.
     ///
     /// # Errors
     /// When `offset` is elsewhere, the body is too large or breaks off, or nothing arrives within `body_timeout_ms`.
-    pub async fn read(&self, offset: Option<u64>, max: u32) -> io::Result<Bytes> {
+    pub async fn read(&self, reader: Mode, offset: Option<u64>, max: u32) -> io::Result<Bytes> {
         let mut state = self.state.lock().await;
         if offset.is_some_and(|offset| offset != state.read) {
             let sentence = "a body that arrives is read once, from its start to its end";
             return Err(io::Error::other(sentence));
+        }
+        if reader == Mode::Sync && !state.is_ahead {
+            self.read_ahead(&mut state);
         }
         while state.piece.is_empty() {
             let frame = tokio::time::timeout(self.timeout, state.body.frame()).await;
@@ -163,6 +186,17 @@ impl Arriving {
         let most = state.piece.len().min(max as usize);
         state.read += most as u64;
         Ok(state.piece.split_to(most))
+    }
+
+    /// Has the rest of the body received by a task of its loop from now on. Without memory for that, everything stays
+    /// as it is. Not before the first read: a client may wait until its body is wanted (`expect: 100-continue`).
+    fn read_ahead(&self, state: &mut Arrived) {
+        if let Ok(room) = self.account.draw(read_ahead::BYTES) {
+            let nothing = Empty::new().map_err(|never| match never {}).boxed_unsync();
+            let body = std::mem::replace(&mut state.body, nothing);
+            state.body = ReadAhead::new(body, &self.runtime, room).boxed_unsync();
+        }
+        state.is_ahead = true;
     }
 }
 

@@ -98,6 +98,7 @@ where
 {
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
+    let opens = socket::from_connect(app, &mut parts);
     let (account, refused) = account(client);
     // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
     // them is unclear is refused first.
@@ -107,7 +108,7 @@ where
             StatusCode::URI_TOO_LONG,
             "The URL is too long when it is encoded.",
         )),
-        Ok(_) => authority::check(&parts).err(),
+        Ok(_) => authority::check(&parts).and(opens).err(),
         Err(malformed) => {
             let text = malformed.to_string();
             Some(Failure::client(StatusCode::BAD_REQUEST, text))
@@ -332,9 +333,12 @@ where
         host, app, parts, ..
     } = *completion;
     let limits = app.config.server.body_limits();
+    let account = &completion.origin.account;
     let received = match routed.chain.view().view.stream_body {
-        true => Received::Kept(RequestBody::Arriving(Arriving::new(body, &limits)?)),
-        false => body::receive(body, &limits, &completion.origin.account).await?,
+        true => Received::Kept(RequestBody::Arriving(Arriving::new(
+            body, &limits, account,
+        )?)),
+        false => body::receive(body, &limits, account).await?,
     };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
@@ -383,6 +387,10 @@ where
     let body = match body {
         CheckedBody::Subscription(subscription) => {
             let response = Response::from_parts(head, subscription);
+            // The function has ended, and a poll may wait for a minute.
+            if let Some(settled) = &completion.settled {
+                settled.scope.is_done();
+            }
             let (account, stop) = (&completion.origin.account, &client.upgrades.stop);
             return subscription::answer(&host.hub, response, account, stop).await;
         }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::budget::{self, Account, Room};
@@ -126,11 +127,13 @@ pub struct Scope {
     begun: AtomicBool,
     /// Bytes that host calls in flight keep.
     calls: AtomicU64,
+    /// Shared with the bodies that [`Scope::body_source`] counts.
+    body_sources: Arc<()>,
     /// Number of published events.
     events: AtomicUsize,
     /// Values that the functions of the request tell each other (R14).
     pub context: Context,
-    _open: GaugeGuard,
+    open: Mutex<Option<GaugeGuard>>,
 }
 
 impl Scope {
@@ -160,9 +163,15 @@ impl Scope {
             call_slots: AtomicUsize::new(0),
             begun: AtomicBool::new(false),
             calls: AtomicU64::new(0),
+            body_sources: Arc::default(),
             events: AtomicUsize::new(0),
-            _open: GaugeGuard::new(&METRICS.scopes),
+            open: Mutex::new(Some(GaugeGuard::new(&METRICS.scopes))),
         })
+    }
+
+    /// Notes that nothing is left to do in the scope, although it is kept for the access log: it counts as open no more.
+    pub fn is_done(&self) {
+        self.open.lock().take();
     }
 
     /// Notes that the head of the response is made: from now on the limits for streams apply.
@@ -205,7 +214,8 @@ impl Scope {
         conversation.map(|conversation| conversation.works(holds))
     }
 
-    /// The time that one call of the request may take. A conversation has no end, so its calls have the time of a request.
+    /// The time that one call of the request may take, which is the time that is left to the request. A conversation has no
+    /// end, so its calls have the time of a request, or what is left for what it has open (see `conversation.rs`).
     pub fn time_for_call(&self) -> Duration {
         let left = self.deadline.remaining();
         match self.conversation.get() {
@@ -261,6 +271,17 @@ impl Scope {
         };
         let drawn = counted.room.grow_to(bytes);
         drawn.map(|()| counted).map_err(|why| why.to_string())
+    }
+
+    /// Counts a body that the host brings to a function of the request, until the result is dropped. A function that has
+    /// handed such a body on may end before the body does.
+    pub fn body_source(&self) -> Arc<()> {
+        Arc::clone(&self.body_sources)
+    }
+
+    /// Whether there is a body that [`Scope::body_source`] counts.
+    pub fn has_body_sources(&self) -> bool {
+        Arc::strong_count(&self.body_sources) > 1
     }
 
     /// Counts one more published event. Returns the number of events, this one included.

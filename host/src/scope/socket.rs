@@ -208,10 +208,8 @@ impl Socket {
         self.leave_all();
         let mut waiting = self.outbox.waiting.lock();
         waiting.over = true;
-        waiting.frames = VecDeque::new();
+        waiting.drop_frames();
         waiting.notices = VecDeque::new();
-        waiting.bytes = 0;
-        waiting.room = Room::empty(waiting.room.account());
         drop(waiting);
         self.outbox.room.notify_waiters();
     }
@@ -251,6 +249,9 @@ impl Outbox {
         }
         drop(waiting);
         self.room.notify_waiters();
+        if is_message(&frame) {
+            count("out", 1);
+        }
         Some(frame)
     }
 
@@ -276,14 +277,12 @@ impl Outbox {
         self.sent(taken);
     }
 
-    /// Counts a message that was put into the outbox. A connection that is closed takes no more: the sender is not told,
-    /// so the message is counted (R22).
+    /// Notes that a message was put into the outbox. A connection that is closed takes no more: the sender is not told, so
+    /// the message is counted (R22). One that is taken is counted when it leaves the outbox.
     fn sent(&self, taken: bool) {
-        let direction = if taken { "out" } else { "dropped" };
-        METRICS
-            .socket_messages
-            .with_label_values(&[direction])
-            .inc();
+        if !taken {
+            count("dropped", 1);
+        }
         self.changed.notify_one();
     }
 
@@ -309,9 +308,7 @@ impl Waiting {
         if too_much || no_memory {
             let why = if too_much { "outbox" } else { "memory" };
             METRICS.socket_dropped.with_label_values(&[why]).inc();
-            self.frames = VecDeque::new();
-            self.bytes = 0;
-            self.room = Room::empty(self.room.account());
+            self.drop_frames();
             match too_much {
                 true => self.close(code::POLICY, "the client does not read fast enough"),
                 false => self.close(code::TRY_AGAIN, "the server has no memory for more"),
@@ -322,9 +319,30 @@ impl Waiting {
         true
     }
 
+    /// Drops all that waits for the client, and counts the messages (R22).
+    fn drop_frames(&mut self) {
+        let messages = self.frames.iter().filter(|frame| is_message(frame)).count();
+        count("dropped", messages as u64);
+        self.frames = VecDeque::new();
+        self.bytes = 0;
+        self.room = Room::empty(self.room.account());
+    }
+
     fn close(&mut self, code: u16, reason: &str) {
         let reason = reason.to_owned();
         self.close.get_or_insert(Close { code, reason });
+    }
+}
+
+/// Whether a frame of the host is a message, not a ping or a pong.
+fn is_message(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 0x08 == 0)
+}
+
+fn count(what: &str, messages: u64) {
+    if messages > 0 {
+        let counter = METRICS.socket_messages.with_label_values(&[what]);
+        counter.inc_by(messages);
     }
 }
 

@@ -10,6 +10,7 @@ use http::{Request, StatusCode};
 use http_body_util::Either;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,18 +27,22 @@ use crate::budget;
 use crate::config::Server as Limits;
 use crate::http::call_depth;
 use crate::http::message::empty;
-use crate::request::socket::Upgrades;
+use crate::request::socket::{KeptOpen, Stream, Upgrades};
 use crate::request::{self, Client};
 
-/// Takes the stream out of a connection that has become a web socket.
-pub(super) fn into_stream(upgraded: Upgraded) -> Option<(TcpStream, Bytes)> {
-    let parts = auto::upgrade::downcast::<TokioIo<Socket>>(upgraded).ok()?;
+/// Takes the stream out of a connection that has become a web socket. What is not a connection of its own is a stream of
+/// an HTTP/2 connection.
+pub(super) fn into_stream(upgraded: Upgraded) -> Option<(Stream, Bytes)> {
+    let parts = match auto::upgrade::downcast::<TokioIo<Socket>>(upgraded) {
+        Ok(parts) => parts,
+        Err(stream) => return Some((Stream::http2(stream), Bytes::new())),
+    };
     let (stream, ahead) = parts.io.into_inner().into_parts().ok()?;
     let read = match ahead.is_empty() {
         true => parts.read_buf,
         false => [&parts.read_buf[..], &ahead].concat().into(),
     };
-    Some((stream, read))
+    Some((Stream::Tcp(stream), read))
 }
 
 /// How often the host sends a ping on an HTTP/2 connection, and how long the client may take to answer it.
@@ -107,7 +112,8 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .max_pending_accept_reset_streams(HTTP2_RESETS)
         .max_header_list_size(u32::try_from(limits.headers_max_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(HTTP2_PING)
-        .keep_alive_timeout(HTTP2_PONG);
+        .keep_alive_timeout(HTTP2_PONG)
+        .enable_connect_protocol();
     protocol
 }
 
@@ -155,7 +161,11 @@ pub(super) async fn serve(
     let service = service_fn(|request: Request<Incoming>| {
         let answering = activity.request(request.version());
         let watched = Watched::new(&watch, &request);
-        let request = request.map(|body| watched.body(body));
+        let mut request = request.map(|body| watched.body(body));
+        if request.extensions().get::<Protocol>().is_some() {
+            let kept = KeptOpen(Arc::new(activity.request(request.version())));
+            request.extensions_mut().insert(kept);
+        }
         let (host, client) = (Arc::clone(&host), Arc::clone(&client));
         let refused = kind == Kind::Own && call_depth::of(request.headers()) == 0;
         if kind == Kind::Own {

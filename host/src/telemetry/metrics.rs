@@ -89,11 +89,13 @@ pub struct Metrics {
     pub conversations: IntGauge,
     /// Such functions that have ended, by outcome (`finished`, `failed`).
     pub conversations_ended: IntCounterVec,
-    /// Events of web sockets, by outcome (`handled`, `failed`, `no view`, `other form`).
+    /// Events of web sockets, by outcome (`handled`, `failed`, `no view`, `other form`, `no capacity`).
     pub socket_events: IntCounterVec,
-    /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed.
+    /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed, or that ended
+    /// before its client could be sent the message.
     pub socket_messages: IntCounterVec,
-    /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`).
+    /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`,
+    /// `capacity`).
     pub socket_dropped: IntCounterVec,
     /// Time from accepting a request to its response head.
     pub duration: Histogram,

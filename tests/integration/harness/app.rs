@@ -243,6 +243,20 @@ impl App {
         app
     }
 
+    /// Likewise, on a database of this kind, whose keys go behind `base`.
+    pub(super) async fn changed_on(kind: Kind, base: &str, toml: &str) -> App {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let data = Data::new(kind, folder.path().join("data/test.db")).await;
+        let base = format!("{base}{}", data.config());
+        let app = App {
+            folder,
+            data,
+            files: None,
+        };
+        app.configure(&base, toml);
+        app
+    }
+
     /// Writes the `amphi.toml`, and copies the components of the guests that it names into the app.
     fn configure(&self, base: &str, toml: &str) {
         let mut config: Table = base

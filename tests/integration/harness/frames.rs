@@ -141,7 +141,8 @@ fn text(most: usize, random: &mut Rng) -> String {
     }
 }
 
-fn deflated(content: &[u8]) -> Vec<u8> {
+/// The content of a message as the extension `permessage-deflate` compresses it.
+pub fn deflated(content: &[u8]) -> Vec<u8> {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(content).expect("a vector takes all");
     encoder.flush().expect("a vector takes all");

@@ -8,6 +8,7 @@ pub mod command;
 pub mod data;
 pub mod frames;
 pub mod guests;
+pub mod http2;
 pub mod javascript;
 pub mod log;
 pub mod metrics;

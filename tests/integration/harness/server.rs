@@ -92,9 +92,14 @@ impl Server {
 
     /// Serves the app once more, after its process has ended: at other addresses, and with a log that begins anew.
     pub async fn again(&mut self) {
-        self.ended().await;
         let folder = self.app.folder().display().to_string();
-        let (process, log, addresses) = launched(&self.app, "serve", &[&folder]).await;
+        self.again_with(&[&folder]).await;
+    }
+
+    /// Likewise, with these arguments in place of the app's folder.
+    pub async fn again_with(&mut self, arguments: &[&str]) {
+        self.ended().await;
+        let (process, log, addresses) = launched(&self.app, "serve", arguments).await;
         (self.process, self.log) = (process, log);
         [self.address, self.admin] = addresses;
     }
@@ -298,6 +303,11 @@ impl Server {
             .and_then(Pid::from_raw)
             .expect("a process has an id");
         kill_process(pid, signal).expect("it is our own");
+    }
+
+    /// Kills the process, without a chance to end in order.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("it is our own");
     }
 
     /// Waits until the process has ended.

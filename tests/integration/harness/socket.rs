@@ -1,42 +1,55 @@
 //! Web sockets of the guest `tests/guests/sockets`, whose messages are commands.
 
 use futures::{SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use super::{App, Mode, SOON, Server, eventually, guests};
+use super::{App, Kind, Mode, SOON, Server, eventually, guests};
 
 /// An app with the views of `tests/guests/sockets` in both modes. The values of `toml` replace those here.
 pub fn app(toml: &str) -> App {
+    let migrations = guests::folder().join("migrations");
+    let database = format!(
+        "sqlite = \"data/test.db\"\nsynchronous = \"normal\"\nmigrations = {migrations:?}\n"
+    );
+    App::changed(&format!("{}{database}", base()), toml)
+}
+
+/// Such an app on a database of this kind.
+pub async fn app_on(kind: Kind, toml: &str) -> App {
+    let migrations = guests::folder().join(format!("rules/migrations/{kind}"));
+    let base = format!("{}migrations = {migrations:?}\n", base());
+    App::changed_on(kind, &base, toml).await
+}
+
+/// The configuration, up to the keys of the database.
+fn base() -> String {
     let module = |mode| {
         format!(
             "[modules.{mode}]\npath = {:?}\ndatabases = [\"default\"]\nchannels = [\"room.*\"]\n",
             guests::built("sockets", mode)
         )
     };
-    let migrations = guests::folder().join("migrations");
-    let base = format!(
+    format!(
         r#"
         [app]
         name = "sockets"
         [server]
         listen = ["127.0.0.1:0"]
         admin = "127.0.0.1:0"
+        {}{}
         [databases.default]
-        sqlite = "data/test.db"
-        synchronous = "normal"
-        migrations = {migrations:?}
-        {}{}"#,
+        "#,
         module(Mode::Sync),
         module(Mode::Async)
-    );
-    App::changed(&base, toml)
+    )
 }
 
-/// A web socket in a room.
-pub struct Socket(pub WebSocketStream<MaybeTlsStream<TcpStream>>);
+/// A web socket in a room, on a connection of its own unless it says otherwise.
+pub struct Socket<S = MaybeTlsStream<TcpStream>>(pub WebSocketStream<S>);
 
 impl Socket {
     /// Opens one that is welcomed.
@@ -62,7 +75,9 @@ impl Socket {
         let (socket, _) = connect_async(url).await?;
         Ok(Socket(socket))
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Sends a text.
     pub async fn say(&mut self, text: &str) {
         let said = self.0.send(Message::text(text)).await;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::remote::Remote;
+use super::super::wire::Kind;
 use super::super::*;
 use super::{Seen, attach, bytes, number, send};
 
@@ -233,6 +235,39 @@ async fn messages_for_one_connection_find_its_host() {
     assert_eq!(two.send_to(&seen.id, false, bytes(1)), Ok(false));
     assert_eq!(one.send_to("nobody", false, bytes(1)), Ok(false));
     assert_eq!(one.send_to("00-1", false, bytes(1)), Ok(false));
+}
+
+/// A host that is asked for a group without a record may make the record before it has answered. What it announces then
+/// is newer than the answer, whichever arrives first: otherwise the other host would ignore its members for good.
+#[tokio::test]
+async fn an_answer_about_no_record_is_older_than_the_record() {
+    let server = Server::start();
+    let hub = server.hub(Limits::default()).await;
+    let (clock, none) = hub.look_up("room.1");
+    assert!(none.is_none());
+    let (_, _here) = member(&hub, "room.1", None);
+    let group = hub.look_up("room.1").1.expect("it has a member");
+    let active = async || {
+        let state = group.state.lock();
+        state
+            .link
+            .as_ref()
+            .is_some_and(|link| link.active.is_some())
+    };
+    until("active", 5, active).await;
+    let announced = || hub.members_here(Some(&group.state.lock()), clock);
+    let head = hub.head(Kind::Answer, (0, 0));
+    for answer_comes_first in [true, false] {
+        let mut known = Remote::default();
+        if answer_comes_first {
+            known.answered(head, hub.members_here(None, clock), 10, false);
+        }
+        known.announced(announced(), 10);
+        if !answer_comes_first {
+            known.answered(head, hub.members_here(None, clock), 10, false);
+        }
+        assert!(known.synced && known.count == 1, "{known:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ use crate::guest::store::Guest;
 use crate::http::body::RequestBody;
 use crate::threads::deadline::Ended;
 use crate::threads::workers;
+use crate::view::Mode;
 
 /// The most bytes that one call of `read` returns.
 const PIECE_MAX: u32 = 1 << 20;
@@ -29,10 +30,12 @@ impl body::Host for Guest {
         let max = max.min(PIECE_MAX);
         let piece = match body {
             RequestBody::Spooled(body) => workers::blocking(|| body.read(offset, max)),
-            RequestBody::Arriving(body) => match self.wait(body.read(Some(offset), max)) {
-                Ok(piece) => piece.map(Vec::from),
-                Err(why) => return Ok(Err(why.into())),
-            },
+            RequestBody::Arriving(body) => {
+                match self.wait(body.read(Mode::Sync, Some(offset), max)) {
+                    Ok(piece) => piece.map(Vec::from),
+                    Err(why) => return Ok(Err(why.into())),
+                }
+            }
         };
         Ok(piece.map_err(|error| Error::Io(error.to_string())))
     }
@@ -59,7 +62,10 @@ impl body_async::HostWithStore<Guest> for HasSelf<Guest> {
             Err(sentence) => return Ok(Err(Error::Io(sentence))),
         };
         let piece = match body {
-            RequestBody::Arriving(body) => body.read(Some(offset), max).await.map(Vec::from),
+            RequestBody::Arriving(body) => body
+                .read(Mode::Async, Some(offset), max)
+                .await
+                .map(Vec::from),
             RequestBody::Spooled(body) => match body.read_memory(offset, max) {
                 Some(piece) => Ok(piece),
                 None => tokio::task::spawn_blocking(move || body.read(offset, max)).await?,

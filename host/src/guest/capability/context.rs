@@ -22,7 +22,7 @@ impl Host for Guest {
     }
 
     fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
-        Ok(u64::try_from(self.work().scope.deadline.remaining().as_millis()).unwrap_or(u64::MAX))
+        Ok(u64::try_from(self.work().scope.time_for_call().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn get(&mut self, name: String) -> wasmtime::Result<Option<String>> {

@@ -21,8 +21,9 @@ use wasmtime_wasi::p2::bindings::sync::io::streams as blocking_streams;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
 
+use crate::guest::held::Held;
 use crate::guest::stop::Stop;
-use crate::guest::store::{Guest, OutboundHttp, RANDOM_BYTES_MAX, Wasi, table};
+use crate::guest::store::{Guest, OutboundHttp, RANDOM_BYTES_MAX, Wasi, no_table, table};
 use crate::threads::workers;
 
 /// The version of WASI that wasmtime-wasi links. With another version, the definitions here would not replace those of
@@ -44,6 +45,8 @@ impl WasiView for Guest {
                 ctx: self.new_wasi(),
                 table: table(),
                 http,
+                http_held: Held::default(),
+                no_table: no_table(),
                 outbound: OutboundHttp {
                     services: Arc::clone(&self.services),
                     grants: Arc::clone(&self.grants),

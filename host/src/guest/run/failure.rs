@@ -43,6 +43,9 @@ pub(super) fn explain(error: &wasmtime::Error, guest: &Guest) -> Failure {
 /// The sentence about the limit, if the guest trapped because it exceeded a limit of host calls. None: the trap has
 /// another reason.
 fn over_limit(error: &wasmtime::Error, guest: &Guest) -> Option<String> {
+    if let Some(why) = guest.holds_too_much() {
+        return Some(why.to_owned());
+    }
     if let Some(ResourceTableError::Full) = error.downcast_ref::<ResourceTableError>() {
         return Some(format!(
             "the view holds more handles than it may have ({} of the host's, {HANDLES_MAX} in all): drop some before the next",

@@ -11,8 +11,9 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt as _};
@@ -51,6 +52,9 @@ use crate::view::{Kind, Mode};
 
 /// The most bytes of a body that are collected before it is streamed.
 const FIRST_BYTES: usize = 64 << 10;
+/// How long a body may stay as it is when nobody is left who could write it: what was written before passes through
+/// wasmtime's own tasks.
+const LEFT: Duration = Duration::from_secs(1);
 
 /// A request as the component gets it.
 pub type Incoming = http::Request<WasiBody>;
@@ -253,6 +257,8 @@ impl Handler {
         };
         let Instance { store, exports, .. } = &mut instance;
         store.set_epoch_deadline(1);
+        // The host reads files for the component also when it has ended.
+        let has_files = !store.data().grants.directories.is_empty();
         let (request, _taken) = p3::Request::from_http(store.data_mut().http().hooks, request);
         let handled = store.run_concurrent(async |accessor| {
             match exports.handler.handle(accessor, request).await? {
@@ -261,7 +267,13 @@ impl Handler {
                         .with(|mut store| response.into_http(&mut store, async { Ok(()) }))?;
                     head.set(Ok(response));
                     // The component's writes are passed on only while this future exists.
-                    let _ = is_over.await;
+                    let mut is_over = pin!(is_over);
+                    poll_fn(|context| {
+                        let has_ended = accessor.poll_no_interesting_tasks(context).is_ready();
+                        head.has_ended.store(has_ended && !has_files, SeqCst);
+                        is_over.as_mut().poll(context).map(drop)
+                    })
+                    .await;
                 }
                 Err(code) => {
                     // The component has passed the error of the rest of its chain on.
@@ -318,6 +330,9 @@ impl Handler {
 /// The answer of a component, once it has been set.
 struct Head {
     answer: Mutex<Option<Answer>>,
+    /// Whether the component has no task any more, so that it writes nothing more. Only a body that it has handed on goes
+    /// on.
+    has_ended: AtomicBool,
     /// Whether the request is one for the head alone.
     is_all: bool,
 }
@@ -341,6 +356,7 @@ impl Head {
     fn of(request: &Incoming) -> Head {
         Head {
             answer: Mutex::default(),
+            has_ended: AtomicBool::new(false),
             is_all: request.method() == Method::HEAD,
         }
     }
@@ -749,7 +765,7 @@ impl Rest {
         } = self;
         let cpu = Arc::clone(&running.cpu);
         let handle = writer.handle();
-        let waits = AtomicBool::new(false);
+        let steps = AtomicU64::new(0);
         // Dropped only when a failure has been told.
         let mut writer = Some(writer);
         let head_max = scope.limits.head_max();
@@ -758,9 +774,10 @@ impl Rest {
             first,
             (body, trailers),
             head_max,
-            &waits
+            &steps
         ));
         let mut passed = false;
+        let mut patience = None;
         let produced = poll_fn(|context| {
             loop {
                 let over = running.poll_guest(context);
@@ -780,11 +797,27 @@ impl Rest {
                             scope.end_stream(cpu.used());
                         }
                     }
-                    Poll::Pending if over && waits.load(SeqCst) => {
+                    Poll::Pending if over && waits_for_component(&steps) => {
                         let failure = running.failure();
                         return Poll::Ready(Err(failure.unwrap_or_else(unfinished)));
                     }
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        let is_left = waits_for_component(&steps)
+                            && running.head.has_ended.load(SeqCst)
+                            && !scope.has_body_sources();
+                        if !is_left {
+                            return Poll::Pending;
+                        }
+                        let now = steps.load(SeqCst);
+                        let patience = match &mut patience {
+                            Some((since, patience)) if *since == now => patience,
+                            patience => {
+                                let sleep = Box::pin(tokio::time::sleep(LEFT));
+                                &mut patience.insert((now, sleep)).1
+                            }
+                        };
+                        return patience.as_mut().poll(context).map(|()| Err(unfinished()));
+                    }
                 }
             }
         });
@@ -796,13 +829,18 @@ impl Rest {
     }
 }
 
-/// Passes a body on to the client. `waits` is set while it waits for the component, and not for the client.
+/// Whether [`pass_on`] waits for the component.
+fn waits_for_component(steps: &AtomicU64) -> bool {
+    steps.load(SeqCst) % 2 == 1
+}
+
+/// Passes a body on to the client. `steps` counts the waits for the component, at their beginning and at their end.
 async fn pass_on(
     to: &mut Option<StreamWriter>,
     first: Bytes,
     (body, mut trailers): (Option<WasiBody>, Option<HeaderMap>),
     head_max: HeadSize,
-    waits: &AtomicBool,
+    steps: &AtomicU64,
 ) -> Result<(), Failure> {
     let written = |why: NotWritten| match why {
         NotWritten::Gone => Failure::client(
@@ -816,9 +854,9 @@ async fn pass_on(
     writer.write(first).await.map_err(written)?;
     if let Some(mut body) = body {
         loop {
-            waits.store(true, SeqCst);
+            steps.fetch_add(1, SeqCst);
             let frame = body.frame().await;
-            waits.store(false, SeqCst);
+            steps.fetch_add(1, SeqCst);
             let Some(frame) = frame else { break };
             match frame.map_err(broke_off)?.into_data() {
                 Ok(data) => writer.write(data).await.map_err(written)?,

@@ -1,8 +1,11 @@
 //! A received body reads back as it was sent, from memory and from a file.
 
-use proptest::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use http_body_util::Full;
+use futures::StreamExt as _;
+use http_body_util::{Full, StreamBody};
+use hyper::body::Frame;
+use proptest::prelude::*;
 
 use super::*;
 use crate::config::Server;
@@ -85,5 +88,153 @@ proptest! {
         } else {
             prop_assert_eq!(back, Ok(body));
         }
+    }
+}
+
+/// A body whose pieces are there at once, and that counts how many of them have been taken.
+fn pieces(
+    pieces: Vec<Frame<Bytes>>,
+) -> (
+    impl Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    Arc<AtomicUsize>,
+) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&taken);
+    let pieces = futures::stream::iter(pieces).map(move |piece| {
+        counting.fetch_add(1, SeqCst);
+        Ok::<_, io::Error>(piece)
+    });
+    (StreamBody::new(pieces), taken)
+}
+
+fn arriving(
+    body: impl Body<Data = Bytes, Error = io::Error> + Send + 'static,
+    account: &Arc<Account>,
+) -> Arc<Arriving> {
+    let limits = Server::default().body_limits();
+    let arriving = Arriving::new(body, &limits, account);
+    arriving.unwrap_or_else(|failure| panic!("it may arrive: {failure}"))
+}
+
+/// Has the tasks of this runtime run until they wait.
+async fn settle() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_sync_guest_finds_what_has_arrived_and_no_more_than_is_paid_for() {
+    const PIECE: usize = 10_000;
+    let account = Account::root(u64::MAX);
+    let frames = (0..100).map(|_| Frame::data(vec![7; PIECE].into()));
+    let (body, taken) = pieces(frames.collect());
+    let body = arriving(body, &account);
+    settle().await;
+    assert_eq!(taken.load(SeqCst), 0, "nobody has asked for it");
+    assert_eq!(account.used(), 0);
+    let mut read = (body.read(Mode::Sync, Some(0), u32::MAX).await)
+        .expect("it can be read")
+        .len();
+    settle().await;
+    assert_eq!(account.used(), read_ahead::BYTES);
+    let ahead = taken.load(SeqCst) * PIECE - read;
+    assert!(
+        ahead > PIECE && ahead as u64 <= read_ahead::BYTES / 4 + PIECE as u64,
+        "{ahead} bytes have been received ahead"
+    );
+    while read < 100 * PIECE {
+        let piece = body.read(Mode::Sync, Some(read as u64), u32::MAX).await;
+        let piece = piece.expect("it can be read").len();
+        assert!(piece > 0, "the end after {read} bytes");
+        read += piece;
+        settle().await;
+    }
+    assert_eq!(taken.load(SeqCst), 100);
+    drop(body);
+    settle().await;
+    assert_eq!(account.used(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_any_more_is_not_received_any_more() {
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let kept = futures::stream::unfold(sender, |kept| async {
+        std::future::pending::<()>().await;
+        Some((Ok::<_, io::Error>(Frame::data(Bytes::new())), kept))
+    });
+    let account = Account::root(u64::MAX);
+    let body = arriving(StreamBody::new(kept), &account);
+    let waiting = body.read(Mode::Sync, Some(0), 10);
+    let waited = tokio::time::timeout(Duration::from_millis(20), waiting).await;
+    waited.expect_err("nothing arrives");
+    drop(body);
+    let dropped = tokio::time::timeout(Duration::from_secs(20), receiver).await;
+    dropped
+        .expect("the body is dropped")
+        .expect_err("nothing was sent");
+    assert_eq!(account.used(), 0);
+}
+
+#[tokio::test]
+async fn without_memory_a_sync_guest_reads_piece_by_piece() {
+    let account = Account::root(read_ahead::BYTES - 1);
+    let (body, taken) = pieces(vec![Frame::data("ab".into()), Frame::data("cd".into())]);
+    let body = arriving(body, &account);
+    for (offset, text) in [(0, "ab"), (2, "cd"), (4, "")] {
+        let read = body.read(Mode::Sync, Some(offset), 10).await;
+        assert_eq!(read.expect("it can be read"), text);
+        settle().await;
+        assert_eq!(taken.load(SeqCst), 2.min(1 + offset as usize / 2));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whoever reads, in pieces of whichever size: the bytes, the trailers and the error come once, and in order.
+    #[test]
+    fn a_body_that_arrives_is_read_as_it_was(
+        sizes in prop::collection::vec(0_usize..300_000, 0..8),
+        reads in prop::collection::vec((any::<bool>(), 1_u32..200_000), 1..20),
+        breaks in any::<bool>(),
+    ) {
+        let mut next = 0_u32;
+        let mut fill = |size: usize| {
+            let bytes = (0..size).map(|_| {
+                next = next.wrapping_add(1);
+                (next * 7 / 5) as u8
+            });
+            bytes.collect::<Vec<u8>>()
+        };
+        let data: Vec<Vec<u8>> = sizes.into_iter().map(&mut fill).collect();
+        let all = data.concat();
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
+        let frames = data.into_iter().map(|data| Ok(Frame::data(data.into())));
+        let last = match breaks {
+            true => Err(io::Error::other("it breaks")),
+            false => Ok(Frame::trailers(trailers.clone())),
+        };
+        let frames: Vec<io::Result<Frame<Bytes>>> = frames.chain([last]).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (back, end, had) = runtime.block_on(async {
+            let account = Account::root(u64::MAX);
+            let body = arriving(StreamBody::new(futures::stream::iter(frames)), &account);
+            let mut back = Vec::new();
+            let mut reads = reads.into_iter().cycle();
+            let end = loop {
+                let (is_sync, max) = reads.next().expect("it goes on forever");
+                let mode = if is_sync { Mode::Sync } else { Mode::Async };
+                match body.read(mode, Some(back.len() as u64), max).await {
+                    Ok(piece) if piece.is_empty() => break None,
+                    Ok(piece) => back.extend_from_slice(&piece),
+                    Err(error) => break Some(error.to_string()),
+                }
+            };
+            (back, end, RequestBody::Arriving(body).trailers().await)
+        });
+        prop_assert!(back == all, "{} bytes of {}", back.len(), all.len());
+        prop_assert_eq!(end, breaks.then(|| "the body broke off: it breaks".to_owned()));
+        prop_assert_eq!(had, (!breaks).then_some(trailers));
     }
 }

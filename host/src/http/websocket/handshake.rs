@@ -147,11 +147,11 @@ fn check_upgrade(parts: &Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Checks what is particular to HTTP/2.
+/// Checks what is particular to HTTP/2. Only a CONNECT has a protocol: h2 resets the stream of any other request with one.
 fn check_connect(parts: &Parts) -> Result<(), Refusal> {
     let protocol = parts.extensions.get::<Protocol>();
     match protocol.map(Protocol::as_str) {
-        Some(WEBSOCKET) if parts.method == Method::CONNECT => {}
+        Some(WEBSOCKET) => {}
         Some(_) => {
             let reason = "This server speaks no protocol over CONNECT but `websocket`.";
             return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, reason));

@@ -5,7 +5,6 @@
 //! handled, and then the event `closed`, once (R19, R21).
 
 use std::any::Any;
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -14,12 +13,12 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::conversation::Ready;
 use super::events::Events;
+use super::stream::{BUFFER, Stream};
 use crate::budget::Room;
 use crate::config::Sockets;
 use crate::http::websocket::{self, Decoder, Event as Received, code};
@@ -29,8 +28,6 @@ use crate::telemetry::metrics::{GaugeGuard, METRICS};
 
 /// Bytes that a connection may keep without memory being drawn from the budget. If there are more, all are drawn.
 const FREE: usize = 4 << 10;
-/// The bytes that are read at once.
-const READ_BYTES: usize = 16 << 10;
 /// How long a client may take to answer a close, and to read what was sent before.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// The same while the server stops: the views have to be told in time.
@@ -40,12 +37,13 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The code of a connection that has ended without a close.
 const ABNORMAL: u16 = 1006;
 
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-}
-
 /// Takes the stream out of an upgraded connection, with the bytes that were read ahead. None: it is none of this server.
-pub(crate) type IntoStream = fn(Upgraded) -> Option<(TcpStream, Bytes)>;
+pub(crate) type IntoStream = fn(Upgraded) -> Option<(Stream, Bytes)>;
+
+/// Something that a stream of an HTTP/2 connection holds as long as it is open, so that the connection is not taken for
+/// idle. The server puts it into the extensions of a request that may become a web socket.
+#[derive(Clone)]
+pub struct KeptOpen(pub Arc<dyn Any + Send + Sync>);
 
 /// Where connections go on that have been upgraded.
 #[derive(Clone)]
@@ -61,7 +59,13 @@ pub struct Upgrades {
 }
 
 impl Upgrades {
-    pub(super) fn spawn(&self, upgrade: OnUpgrade, connection: Connection) {
+    /// `kept`: what a stream of an HTTP/2 connection holds, and the memory for it.
+    pub(super) fn spawn(
+        &self,
+        upgrade: OnUpgrade,
+        kept: (Option<KeptOpen>, Room),
+        connection: Connection,
+    ) {
         let Upgrades {
             held,
             stop,
@@ -69,7 +73,7 @@ impl Upgrades {
             ..
         } = self.clone();
         self.open.spawn(async move {
-            let _held = held;
+            let _held = (held, kept);
             let upgraded = upgrade.await.ok().and_then(into_stream);
             connection.run(upgraded, stop).await;
         });
@@ -171,14 +175,14 @@ impl Connection {
     }
 
     /// Serves the connection to its end. `upgraded`: None if the client has gone before the handshake was complete.
-    async fn run(mut self, upgraded: Option<(TcpStream, Bytes)>, stop: CancellationToken) {
+    async fn run(mut self, upgraded: Option<(Stream, Bytes)>, stop: CancellationToken) {
         let begun = Instant::now();
         let mut served = None;
-        if let Some((stream, ahead)) = upgraded {
+        if let Some((mut stream, ahead)) = upgraded {
             self.unread.extend_from_slice(&ahead);
             // Even when it is empty, it is a part of hyper's buffer.
             drop(ahead);
-            self.serve(&stream, stop).await;
+            self.serve(&mut stream, stop).await;
             served = Some(stream);
         }
         // Membership ends with the connection (R21).
@@ -198,8 +202,8 @@ impl Connection {
             };
             Arc::clone(&self.events).handle(closed).await;
         }
-        if let Some(stream) = served {
-            let _ = tokio::time::timeout(LINGER, hang_up(&stream)).await;
+        if let Some(mut stream) = served {
+            let _ = tokio::time::timeout(LINGER, stream.hang_up()).await;
         }
         // Apps and clients choose among 2,000 codes.
         let why = match code {
@@ -228,7 +232,7 @@ impl Connection {
     }
 
     /// Reads and writes until the connection is over. The event that runs then is waited for.
-    async fn serve(&mut self, stream: &TcpStream, stop: CancellationToken) {
+    async fn serve(&mut self, stream: &mut Stream, stop: CancellationToken) {
         let socket = Arc::clone(&self.events.socket);
         let outbox = socket.outbox();
         let ready = self.ready.take();
@@ -289,8 +293,7 @@ impl Connection {
                     drained = None;
                     socket.close(code::RESTART, "the app has changed: connect again");
                 }
-                _ = stream.readable(), if reads => {}
-                _ = stream.writable(), if blocked => {}
+                _ = stream.ready(reads, blocked), if reads || blocked => {}
                 () = clock.as_mut() => {
                     self.tick();
                     clock.as_mut().reset((Instant::now() + self.limits.ping).into());
@@ -350,7 +353,7 @@ impl Connection {
     }
 
     /// Reads what there is, up to the limit of the mailbox.
-    fn receive(&mut self, stream: &TcpStream) {
+    fn receive(&mut self, stream: &mut Stream) {
         if !self.unread.is_empty() {
             let mut unread = std::mem::take(&mut self.unread);
             let left = self.decode(&mut unread);
@@ -454,7 +457,7 @@ impl Connection {
     }
 
     /// Sends what the client takes now. Returns whether more is to be sent.
-    fn send(&mut self, stream: &TcpStream) -> bool {
+    fn send(&mut self, stream: &mut Stream) -> bool {
         loop {
             if self.sending.is_empty() && !self.next_frame() {
                 self.wrote = Instant::now();
@@ -476,8 +479,8 @@ impl Connection {
     }
 
     /// Sends the rest of the last frame, which is a close unless the client is gone.
-    async fn flush(&mut self, stream: &TcpStream) {
-        while self.send(stream) && stream.writable().await.is_ok() {}
+    async fn flush(&mut self, stream: &mut Stream) {
+        while self.send(stream) && stream.ready(false, true).await.is_ok() {}
     }
 
     /// Takes the next frame to send. A close comes after all others: what waits when the client closes or breaks a rule is
@@ -551,24 +554,5 @@ impl Connection {
 async fn taken(conversation: Option<&Conversation>) {
     if let Some(conversation) = conversation {
         conversation.taken().await;
-    }
-}
-
-/// Ends the host's direction, and reads until the client ends its own. A socket that is closed with bytes that nobody
-/// has read resets the connection, and the client may lose the close frame.
-async fn hang_up(stream: &TcpStream) {
-    if socket2::SockRef::from(stream)
-        .shutdown(std::net::Shutdown::Write)
-        .is_err()
-    {
-        return;
-    }
-    while stream.readable().await.is_ok() {
-        let read = BUFFER.with_borrow_mut(|buffer| stream.try_read(buffer));
-        match read {
-            Ok(1..) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(0) | Err(_) => return,
-        }
     }
 }

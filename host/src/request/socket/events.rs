@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -25,7 +26,7 @@ use crate::scope::{Origin, Scope, new_id};
 use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 
-/// How long an event waits before it tries again when there was no capacity: nothing is lost (R22).
+/// How long an event waits before it tries again when there was no capacity: nothing is lost in silence (R22).
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
 type Params = Arc<[(String, String)]>;
@@ -44,6 +45,8 @@ pub(super) struct Events {
     pub(super) account: Arc<Account>,
     /// The values of the context, as the last event that succeeded has left them.
     pub(super) values: Mutex<Arc<Values>>,
+    /// Whether a message or notice was given up because there was no capacity: then none after it is handled.
+    pub(super) gave_up: AtomicBool,
 }
 
 impl Event {
@@ -54,6 +57,10 @@ impl Event {
             Event::Notice(_) => "NOTICE",
             Event::Closed { .. } => "CLOSED",
         }
+    }
+
+    fn is_last(&self) -> bool {
+        matches!(self, Event::Closed { .. })
     }
 
     fn headers(&self) -> Vec<(String, String)> {
@@ -84,22 +91,31 @@ impl Events {
         }
     }
 
-    /// Calls the view. When it fails, the connection goes on, with the context as it was.
+    /// Calls the view. When it fails, the connection goes on, with the context as it was. An event for which there is no
+    /// capacity tries again, for `capacity_timeout_ms`.
     pub(super) async fn handle(self: Arc<Self>, event: Event) {
         let begun = Instant::now();
         loop {
+            if self.gave_up.load(Relaxed) && !event.is_last() {
+                return no_capacity();
+            }
             let app = self.app();
             let Some((routed, params)) = self.routed(&app) else {
                 METRICS.socket_events.with_label_values(&["no view"]).inc();
                 let sentence = "the app has no such view any more";
                 return self.socket.close(code::GOING_AWAY, sentence);
             };
-            let Ok(account) = self.account.request() else {
-                tokio::time::sleep(BUSY_WAIT).await;
-                continue;
+            let id = new_id();
+            let account = match self.account.request() {
+                Ok(account) => account,
+                Err(exhausted) => {
+                    let entry = self.entry(&event, begun, &routed, &id);
+                    self.wait(&event, entry, &exhausted.into(), &app).await;
+                    continue;
+                }
             };
             let origin = Arc::new(Origin {
-                id: new_id(),
+                id: id.clone(),
                 trace: self.trace.child(),
                 peer: self.peer,
                 depth: self.depth,
@@ -138,8 +154,12 @@ impl Events {
             // The view has not begun to run, because there was no capacity, or none in time: nothing is lost (R22).
             let busy = !settled.scope.has_begun()
                 && (failure.as_ref()).is_some_and(|failure| failure.fault == Fault::Limit);
-            if busy {
-                tokio::time::sleep(BUSY_WAIT).await;
+            if let Some(failure) = failure.as_ref().filter(|_| busy) {
+                let entry = AccessLogEntry {
+                    settled: Some(&settled),
+                    ..self.entry(&event, begun, &routed, &id)
+                };
+                self.wait(&event, entry, failure, &app).await;
                 continue;
             }
             let status = match (&settled.response, &failure) {
@@ -157,14 +177,10 @@ impl Events {
             };
             METRICS.socket_events.with_label_values(&[outcome]).inc();
             let entry = AccessLogEntry {
-                method: event.method(),
-                path: &self.path,
                 status: status.as_u16(),
-                took: begun.elapsed(),
-                view: Some(&routed.alone.view().view),
                 settled: Some(&settled),
-                request: &origin.id,
                 failure: failure.as_ref(),
+                ..self.entry(&event, begun, &routed, &id)
             };
             match failure {
                 None => {
@@ -178,6 +194,49 @@ impl Events {
         }
     }
 
+    /// The line of the log about an event, of which nothing is known yet.
+    fn entry<'e>(
+        &'e self,
+        event: &Event,
+        begun: Instant,
+        routed: &'e Routed,
+        id: &'e str,
+    ) -> AccessLogEntry<'e> {
+        AccessLogEntry {
+            method: event.method(),
+            path: &self.path,
+            status: StatusCode::OK.as_u16(),
+            took: begun.elapsed(),
+            view: Some(&routed.alone.view().view),
+            settled: None,
+            request: id,
+            failure: None,
+        }
+    }
+
+    /// Waits before an event tries again. A message or notice that has waited for too long is given up, with all that come
+    /// after it, and the connection is closed. The end of a connection is told in any case (R19): nothing waits behind it,
+    /// and a server that stops waits no longer than `drain_timeout_ms`.
+    async fn wait(&self, event: &Event, entry: AccessLogEntry<'_>, why: &Failure, app: &App) {
+        let limit = app.config.sockets.capacity_timeout_ms;
+        if event.is_last() || entry.took < Duration::from_millis(limit) {
+            return tokio::time::sleep(BUSY_WAIT).await;
+        }
+        self.gave_up.store(true, Relaxed);
+        METRICS
+            .socket_dropped
+            .with_label_values(&["capacity"])
+            .inc();
+        let entry = AccessLogEntry {
+            status: why.status.as_u16(),
+            failure: Some(why),
+            ..entry
+        };
+        entry.write();
+        let sentence = "the server has no capacity for messages";
+        self.socket.close(code::TRY_AGAIN, sentence);
+    }
+
     /// The view in this app, and the path parameters.
     fn routed(&self, app: &App) -> Option<(Arc<Routed>, Params)> {
         match app.router.route(&Method::GET, &self.path) {
@@ -187,6 +246,14 @@ impl Events {
             _ => None,
         }
     }
+}
+
+/// Counts an event that is not handled.
+fn no_capacity() {
+    METRICS
+        .socket_events
+        .with_label_values(&["no capacity"])
+        .inc();
 }
 
 /// Has the end of a connection told to its view whose client left while it was opened, if others may know of the

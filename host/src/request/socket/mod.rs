@@ -9,19 +9,25 @@
 mod connection;
 mod conversation;
 mod events;
+mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{Either, Full};
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use parking_lot::Mutex;
 
 use super::access_log::Completion;
 use super::attempt::{Attempt, Conversing};
 use super::error_view;
-use crate::app::Routed;
-use crate::budget::Account;
+use crate::app::router::Route;
+use crate::app::{App, Routed, Target};
+use crate::budget::{Account, Room};
 use crate::http::body::Received;
 use crate::http::message::{ResponseBody, binary_headers, contract_request};
 use crate::http::proxies::Asked;
@@ -31,9 +37,31 @@ use crate::scope::socket::{Socket, SocketLimits};
 use crate::telemetry::error::{Failure, shown};
 use crate::view::Kind;
 use connection::Connection;
-pub use connection::Upgrades;
+pub use connection::{KeptOpen, Upgrades};
 use conversation::Ready;
 use events::Events;
+use stream::HTTP2_BYTES;
+pub use stream::Stream;
+
+/// Makes an extended CONNECT of HTTP/2 (RFC 8441) a GET, as which a web socket is opened over HTTP/1.1: views, middleware
+/// and the log see no difference.
+///
+/// # Errors
+/// 404 when the path is not one of a web socket. Whatever else is there does not run: its client would take a success for
+/// the beginning of a web socket.
+pub(super) fn from_connect(app: &App, parts: &mut Parts) -> Result<(), Failure> {
+    if parts.extensions.get::<Protocol>().is_none() {
+        return Ok(());
+    }
+    parts.method = Method::GET;
+    match app.router.route(&parts.method, parts.uri.path()) {
+        Route::Found(Target::Socket(_), _) => Ok(()),
+        _ => Err(Failure::client(
+            StatusCode::NOT_FOUND,
+            "There is no web socket at this path.",
+        )),
+    }
+}
 
 /// Opens a web socket, or answers why not.
 ///
@@ -59,17 +87,17 @@ pub(super) async fn open(
         }
     };
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
-    let own = asked.authority.clone().or_else(|| {
-        let host = parts.headers.get(header::HOST)?.to_str().ok()?;
-        Some(host.to_owned())
-    });
+    let host_header = || parts.headers.get(header::HOST)?.to_str().ok();
+    let named = parts.uri.authority().map(Authority::as_str);
+    let own = asked.authority.as_deref();
+    let own = own.or(named).or_else(host_header);
     let view = &routed.chain.view().view;
     let Kind::Socket { origins, .. } = &view.kind else {
         unreachable!("the route is one of a socket")
     };
     check_origin(
         parts.headers.get(header::ORIGIN),
-        own.as_deref(),
+        own,
         &[origins, &app.config.allowed_origins],
     )?;
     let upgrade = parts.extensions.get::<OnUpgrade>().cloned();
@@ -79,6 +107,11 @@ pub(super) async fn open(
             "This connection cannot become a web socket.",
         )
     })?;
+    let kept_open = parts.extensions.get::<KeptOpen>().cloned();
+    let mut stream = Room::empty(account);
+    if kept_open.is_some() {
+        stream.grow_to(HTTP2_BYTES)?;
+    }
     let kept = SocketLimits {
         outbox_max_bytes: limits.outbox_max_bytes,
         mailbox_max: limits.mailbox_max,
@@ -103,6 +136,7 @@ pub(super) async fn open(
         account: Arc::clone(account),
         socket: Arc::clone(&socket),
         values: Mutex::default(),
+        gave_up: AtomicBool::new(false),
     });
     let opening = Opening(Some(Arc::clone(&events)), upgrades);
     let opened = handshaken(routed, params, &asked, completion).await;
@@ -148,7 +182,7 @@ pub(super) async fn open(
         }
     }
     let connection = Connection::new(events, limits, deflate, ready);
-    upgrades.spawn(upgrade, connection);
+    upgrades.spawn(upgrade, (kept_open, stream), connection);
     Ok(switched)
 }
 

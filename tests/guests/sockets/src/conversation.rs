@@ -4,7 +4,11 @@ use crate::{add, command};
 use amphi_sdk::__private::bindings::amphi::view::conversation as raw;
 use amphi_sdk::prelude::*;
 use amphi_sdk::socket::Opening;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Instant;
+
+/// The conversations of this instance so far.
+static SERVED: AtomicU32 = AtomicU32::new(0);
 
 /// Who opens the socket. Some are refused.
 pub struct Name(String);
@@ -42,6 +46,7 @@ pub async fn talk(
         name,
         group,
         count: 0,
+        served: SERVED.fetch_add(1, Relaxed) + 1,
         hoard: Vec::new(),
     };
     while let Some(event) = socket.receive().await? {
@@ -74,6 +79,8 @@ struct Talk<'a> {
     group: String,
     /// The messages so far.
     count: u32,
+    /// Which conversation of its instance it is.
+    served: u32,
     /// Memory that is not given back.
     hoard: Vec<Vec<u8>>,
 }
@@ -89,6 +96,20 @@ impl Talk<'_> {
                 add(cx, with).await?;
                 cx.channels()
                     .send(&self.group, format!("{}: {with}", self.name))?;
+            }
+            "served" => socket.send(format!("conversation {}", self.served)).await?,
+            "get" => socket.send(cx.get(with).unwrap_or_default()).await?,
+            // The time that is left outside of a transaction, and within one that has been open for a while.
+            "remaining" => {
+                let outside = cx.remaining().as_millis();
+                let within = cx.atomic(async |_| {
+                    add(cx, "remaining").await?;
+                    cx.sleep(Duration::from_millis(300)).await;
+                    Ok(cx.remaining().as_millis())
+                });
+                let within = within.await?;
+                let after = cx.remaining().as_millis();
+                socket.send(format!("{outside} {within} {after}")).await?;
             }
             "count" => socket.send(format!("{} so far", self.count)).await?,
             "keep" | "undo" => {

@@ -122,6 +122,44 @@ async fn add(cx: &Context, tag: &str) -> Result<()> {
     Ok(())
 }
 
+/// What middleware does before the opening of a socket: refuses, or tells the view.
+#[both]
+async fn admit(cx: &Context, query: &str, name: &str) -> Result<()> {
+    if query.contains("guard=refuse") {
+        return Err(Error::forbidden("refused by middleware"));
+    }
+    let told = cx.get("guards").unwrap_or_default();
+    cx.set("guards", &format!("{told}{name} "))?;
+    add(cx, &format!("before {name}")).await
+}
+
+/// What middleware does after the opening: refuses all the same, or adds a header.
+#[both]
+async fn admitted(cx: &Context, query: &str, name: &str, response: Response) -> Result<Response> {
+    if query.contains("guard=late") {
+        return Err(Error::conflict("refused by middleware after the view"));
+    }
+    let status = response.status.as_u16();
+    add(cx, &format!("after {name} {status}")).await?;
+    response.with_header("x-guard", name).into_response()
+}
+
+#[middleware]
+fn sync_guard(cx: &Context, request: Request, next: Next) -> Result<Response> {
+    let query = request.query.clone();
+    admit(cx, &query, "sync")?;
+    let response = next.run(request)?;
+    admitted(cx, &query, "sync", response)
+}
+
+#[middleware]
+async fn async_guard(cx: &Context, request: Request, next: Next) -> Result<Response> {
+    let query = request.query.clone();
+    admit(cx, &query, "async").await?;
+    let response = next.run(request).await?;
+    admitted(cx, &query, "async", response).await
+}
+
 /// How long the command `nap` waits: longer than any limit.
 const NAP: Duration = Duration::from_secs(60);
 
@@ -238,6 +276,8 @@ async fn async_poll(Path(group): Path<String>, Query(Wait { after, ms }): Query<
 
 views![
     conversation::talk,
+    sync_guard,
+    async_guard,
     sync_room,
     async_room,
     sync_send,

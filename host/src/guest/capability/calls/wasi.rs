@@ -20,8 +20,9 @@ use crate::guest::store::{CallChain, Callee, Guest};
 use crate::http::body::{Received, receive};
 use crate::http::message::text;
 use crate::http::stream::StreamBody;
+use crate::scope::Scope;
 use crate::telemetry::error::Failure;
-use crate::threads::deadline::{Deadline, Need, Waits};
+use crate::threads::deadline::{Need, Waits};
 
 /// Adds the import to `linker`.
 ///
@@ -64,7 +65,7 @@ async fn next(accessor: &Accessor<Guest>, request: Resource<Request>) -> wasmtim
         let request = contract(parts, body);
         let _held = held(&scope, &request)?;
         let answer = Arc::clone(&chain).go_async(Callee::Next, request, kept);
-        response(answer.await?, &*chain, &scope.deadline).map_err(error)
+        response(answer.await?, &*chain, &scope).map_err(error)
     };
     let answer = answer.await;
     if let (Some(next), Err(error)) = (&next, &answer) {
@@ -119,7 +120,7 @@ fn contract(mut parts: http::request::Parts, body: types::Body) -> types::Reques
 fn response(
     response: types::Response,
     chain: &dyn CallChain,
-    deadline: &Arc<Deadline>,
+    scope: &Scope,
 ) -> Result<(http::Response<WasiBody>, bool), Failure> {
     let mut built = http::Response::builder().status(response.status);
     let mut length = None;
@@ -137,7 +138,8 @@ fn response(
         types::ResponseBody::Stream(number) => {
             let body = Waited {
                 body: chain.read_stream(number, length)?,
-                waits: Some(deadline.waits_for(Need::Stream)),
+                waits: Some(scope.deadline.waits_for(Need::Stream)),
+                _source: scope.body_source(),
             };
             if let Some(length) = length {
                 built = built.header(CONTENT_LENGTH, length);
@@ -160,6 +162,8 @@ struct Waited {
     body: StreamBody,
     /// Until something of it has come.
     waits: Option<Waits>,
+    /// See [`Scope::body_source`].
+    _source: Arc<()>,
 }
 
 impl Body for Waited {

@@ -18,6 +18,7 @@ use super::client::{Connections, connecting_within};
 use super::{CLIENT_BYTES, add_context, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
+use crate::guest::held::PIECE_BYTES;
 use crate::guest::store::{Guest, OutboundHttp};
 use crate::http::message::head_size;
 use crate::scope::Scope;
@@ -32,16 +33,19 @@ impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.ctx();
         let wasi = self.wasi.as_mut().expect("it has just been built");
+        let account = &wasi.outbound.scope().origin.account;
+        // A component that holds too much finds nothing any more, and traps.
+        let table = match wasi.http_held.allows_call(&mut wasi.table, account) {
+            true => &mut wasi.table,
+            false => &mut wasi.no_table,
+        };
         WasiHttpCtxView {
             hooks: &mut wasi.outbound,
-            table: &mut wasi.table,
+            table,
             ctx: &mut wasi.http,
         }
     }
 }
-
-/// The most bytes of a body that a component hands over at once. Two such pieces of each body wait at most.
-const PIECE_BYTES: usize = 64 << 10;
 
 impl WasiHttpHooks for OutboundHttp {
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
@@ -185,7 +189,8 @@ impl Outbound {
         let checked = size.check("response", scope.limits.head_max());
         checked.map_err(|why| told(&scope, http_types::Error::TooLarge(why)))?;
         let between = options.between_bytes_timeout.unwrap_or(left);
-        Ok(response.map(|body| received(body, between, permit, held)))
+        let source = scope.body_source();
+        Ok(response.map(|body| received(body, between, (permit, held), source)))
     }
 }
 

@@ -56,6 +56,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Component {
             "endless" => big(u64::MAX, out),
             "huge-headers" => huge_headers(&target, out),
             "many-headers" => many_headers(&target, out),
+            "hoard" => hoard(&target, out),
             "outbound" => outbound(&target, None, out),
             "outbound-post" => outbound(&target, Some(&request), out),
             "outbound-body" => outbound_body(&target, out),
@@ -348,6 +349,37 @@ fn many_headers(target: &Target, out: ResponseOutparam) {
         .collect();
     let headers: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "1")).collect();
     Answer::whole(out, 200, &headers, "many\n");
+}
+
+/// Holds `n` resources of a kind, each with a text of `bytes`.
+fn hoard(target: &Target, out: ResponseOutparam) {
+    let text = "x".repeat(target.number("bytes", 50_000) as usize);
+    let (mut fields, mut requests) = (Vec::new(), Vec::new());
+    for _ in 0..target.number("n", 1_000) {
+        let made = Fields::new();
+        match target.text("what") {
+            "fields" => {
+                let appended = made.append("x-much", text.as_bytes());
+                appended.expect("the list is short enough");
+                fields.push(made);
+            }
+            "authorities" => {
+                let request = OutgoingRequest::new(made);
+                let set = request.set_authority(Some(&text));
+                set.expect("an authority may be as long");
+                requests.push(request);
+            }
+            "bodies" => {
+                let request = OutgoingRequest::new(made);
+                drop(request.body().expect("nobody has taken it"));
+                requests.push(request);
+            }
+            what => panic!("no kind of resources: {what}"),
+        }
+    }
+    let held = fields.len() + requests.len();
+    drop((fields, requests));
+    Answer::text(out, &format!("held {held}\n"));
 }
 
 /// Sends GET, or POST with the body of this request, and passes the answer on.

@@ -60,6 +60,7 @@ impl wasip3::exports::http::handler::Guest for Component {
             "endless" => big(u64::MAX),
             "huge-headers" => huge_headers(&target),
             "many-headers" => many_headers(&target),
+            "hoard" => hoard(&target),
             "outbound" => outbound(&target, None).await,
             "outbound-post" => outbound(&target, Some(request)).await,
             "outbound-body" => outbound_body(&target).await,
@@ -384,6 +385,34 @@ fn many_headers(target: &Target) -> Result<Response, ErrorCode> {
         .collect();
     let headers: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "1")).collect();
     whole(200, &headers, "many\n")
+}
+
+/// Holds `n` resources of a kind, each with a text of `bytes`.
+fn hoard(target: &Target) -> Result<Response, ErrorCode> {
+    let text_of_it = "x".repeat(target.number("bytes", 50_000) as usize);
+    let (mut fields, mut requests, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..target.number("n", 1_000) {
+        let made = Fields::new();
+        match target.text("what") {
+            "fields" => {
+                let appended = made.append("x-much", text_of_it.as_bytes());
+                appended.expect("the list is short enough");
+                fields.push(made);
+            }
+            "authorities" => {
+                let (end, trailers) = wit_future::new(|| Ok(None));
+                let (request, sent) = Request::new(made, None, trailers, None);
+                let set = request.set_authority(Some(&text_of_it));
+                set.expect("an authority may be as long");
+                requests.push(request);
+                ends.push((end, sent));
+            }
+            what => panic!("no kind of resources: {what}"),
+        }
+    }
+    let held = fields.len() + requests.len();
+    drop((fields, requests));
+    text(format!("held {held}\n"))
 }
 
 /// Sends GET, or POST with the body of this request, and passes the answer on.

@@ -79,12 +79,12 @@ impl http_body::Body for Sent {
 }
 
 /// The body of a response for the component. `between`: the most time between two pieces. `permit` and `held` are given
-/// back when the end of the body has been received.
+/// back when the end of the body has been received, `source` when the component has read it or dropped it.
 pub(super) fn received(
     body: reqwest::Body,
     between: Duration,
-    mut permit: OutboundPermit,
-    held: CallBytes,
+    (mut permit, held): (OutboundPermit, CallBytes),
+    source: Arc<()>,
 ) -> WasiBody {
     if body.is_end_stream() {
         return Empty::new().map_err(|never| match never {}).boxed_unsync();
@@ -102,6 +102,7 @@ pub(super) fn received(
         left,
         waiting,
         _receiving: AbortOnDropHandle::new(tokio::spawn(receiving)),
+        _source: source,
     };
     received.boxed_unsync()
 }
@@ -162,6 +163,8 @@ struct Received {
     left: Option<u64>,
     waiting: Arc<Waiting>,
     _receiving: AbortOnDropHandle<()>,
+    /// See [`crate::scope::Scope::body_source`].
+    _source: Arc<()>,
 }
 
 impl http_body::Body for Received {
