@@ -104,14 +104,6 @@ impl Server {
         [self.address, self.admin] = addresses;
     }
 
-    /// Serves once more with these arguments, after the process has ended.
-    pub async fn again_with(&mut self, arguments: &[&str]) {
-        self.ended().await;
-        let (process, log, addresses) = launched(&self.app, "serve", arguments).await;
-        (self.process, self.log) = (process, log);
-        [self.address, self.admin] = addresses;
-    }
-
     /// Changes the source of an app of [`App::of_crate`], and waits until `amphi up` serves it.
     pub async fn edit(&self, source: &str) {
         let mark = self.log.mark();
@@ -280,11 +272,6 @@ impl Server {
     /// Sends SIGTERM to the process.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
-    }
-
-    /// Kills the process, as a crash does.
-    pub fn kill(&self) {
-        self.signal(Signal::KILL);
     }
 
     /// Halts the process, as a machine does that has too much to do.
