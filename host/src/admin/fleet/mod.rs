@@ -359,15 +359,22 @@ impl Fleet {
         progress: &Progress,
     ) -> anyhow::Result<Answers> {
         let generation = claim.generation();
-        let answers = self.ask(hosts, PREPARING, progress, "is ready", |report| {
-            let prepared = report.prepared.as_ref();
-            let prepared =
-                prepared.filter(|it| it.generation == generation && it.run == self.run)?;
-            Some(match &prepared.failure {
-                None => Answer::Yes,
-                Some(why) => Answer::No(why.clone()),
-            })
-        });
+        let answers = self.ask(
+            hosts,
+            Some(claim),
+            PREPARING,
+            progress,
+            "is ready",
+            |report| {
+                let prepared = report.prepared.as_ref();
+                let prepared =
+                    prepared.filter(|it| it.generation == generation && it.run == self.run)?;
+                Some(match &prepared.failure {
+                    None => Answer::Yes,
+                    Some(why) => Answer::No(why.clone()),
+                })
+            },
+        );
         answers.await
     }
 
@@ -378,7 +385,7 @@ impl Fleet {
         hosts: &[String],
         progress: &Progress,
     ) -> anyhow::Result<Answers> {
-        let answers = self.ask(hosts, FOLLOWING, progress, "has switched", |report| {
+        let answers = self.ask(hosts, None, FOLLOWING, progress, "has switched", |report| {
             if report.generation >= generation {
                 return Some(Answer::Yes);
             }
@@ -389,9 +396,11 @@ impl Fleet {
         answers.await
     }
 
+    /// Waits for the answers of hosts, as long as the claim holds.
     async fn ask(
         &self,
         hosts: &[String],
+        claim: Option<&Claim>,
         time: Duration,
         progress: &Progress,
         done: &str,
@@ -400,16 +409,21 @@ impl Fleet {
         let (begun, mut heard_at) = (Instant::now(), Instant::now());
         let mut answers = Answers::new();
         while answers.len() < hosts.len() {
-            match self.store.hosts().await {
-                Ok(found) => {
+            let found = async {
+                // Whoever was halted for long may wait for answers that others have meanwhile had forgotten.
+                let holds = match claim {
+                    Some(claim) => self.store.desired().await?.0 == claim.revision,
+                    None => true,
+                };
+                anyhow::Ok((holds, self.store.hosts().await?))
+            };
+            match found.await {
+                Ok((false, _)) => bail!(TAKEN),
+                Ok((true, found)) => {
                     heard_at = Instant::now();
-                    for id in hosts
-                        .iter()
-                        .filter(|id| !answers.contains_key(*id))
-                        .cloned()
-                        .collect::<Vec<_>>()
-                    {
-                        let heard = found.iter().find(|host| host.id == id);
+                    let open = hosts.iter().filter(|id| !answers.contains_key(*id));
+                    for id in open.collect::<Vec<_>>() {
+                        let heard = found.iter().find(|host| host.id == *id);
                         let answer = match heard {
                             Some(host) if host.is_there() => answer(&host.report),
                             Some(host) if host.report.stopped => {
@@ -433,7 +447,7 @@ impl Fleet {
                             Answer::No(why) => format!("{id} cannot: {why}"),
                             Answer::None(why) => format!("{id} is not there: {why}"),
                         });
-                        answers.insert(id, answer);
+                        answers.insert(id.clone(), answer);
                     }
                 }
                 Err(error) if heard_at.elapsed() > LOST => return Err(error),
