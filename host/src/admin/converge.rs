@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Who;
-use super::api::IfOneFails;
+use super::api::{IfOneFails, Last};
 use super::audit::Entry;
 use super::deployer::{Change, Deployer, Sharing};
 use super::fleet::shared::{Desired, Failure, Prepared, Proposed};
@@ -18,7 +18,7 @@ use super::progress::{Partly, Progress};
 use crate::app::App;
 use crate::app::load::Migrations;
 use crate::artifact::Digest;
-use crate::deploy::{Active, Record};
+use crate::deploy::{Active, Record, seconds};
 use crate::telemetry::metrics::METRICS;
 
 /// How often a host looks at what it is to serve.
@@ -233,6 +233,11 @@ impl Deployer {
         match serving.await {
             Ok(()) => {
                 follower.failed = None;
+                self.now.lock().last = Some(Last {
+                    what: format!("{by} through {}", who.peer),
+                    at: seconds(),
+                    outcome: format!("this host has followed, with {digest}"),
+                });
                 if let Err(error) = note("done", &by) {
                     tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
                 }

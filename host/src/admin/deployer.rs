@@ -81,7 +81,7 @@ pub(super) struct Now {
     pub(super) trying: Option<(Arc<App>, Counts)>,
     /// The change under way.
     pub(super) under_way: Option<String>,
-    last: Option<Last>,
+    pub(super) last: Option<Last>,
 }
 
 /// The right to make a change.
