@@ -388,13 +388,8 @@ async fn a_host_that_cannot_serve_a_version_is_named() {
     let mut fleet = Fleet::start().await;
     let file = fleet.versions.file(1);
     fleet.add(&[&file], "health = \"/sync/nothing\"\n").await;
-    let picky = fleet.status(3).await;
-    let table = picky["fleet"]["hosts"].as_array().expect("a table").clone();
-    let own = table
-        .iter()
-        .find(|it| it["own"] == true)
-        .expect("it is there");
-    let name = own["id"].as_str().expect("a name").to_owned();
+    let name = fs::read_to_string(fleet.hosts[3].app.path("state/host-id"));
+    let name = name.expect("it has one");
     within("four hosts", async || {
         let status = fleet.status(0).await;
         let hosts = status["fleet"]["hosts"].as_array().map(Vec::len);
@@ -475,8 +470,12 @@ async fn migrations_are_applied_on_every_host_that_has_a_database() {
     done(&migrated.await.expect("it ends"));
     fleet.serve(&[0, 1], 4).await;
     assert_eq!(fleet.served(2).await, "1");
-    let metrics = fleet.hosts[2].metrics().await;
-    assert!(metrics.get("amphi_fleet_failures_total") > 1.0);
+    within("attempts that fail", async || {
+        let metrics = fleet.hosts[2].metrics().await;
+        let failed = metrics.get("amphi_fleet_failures_total");
+        if failed > 2.0 { Ok(()) } else { Err(failed) }
+    })
+    .await;
     // Back, and again with the flag.
     let ran = fleet.run(0, &["rollback"]).await;
     done(&ran);
@@ -589,6 +588,7 @@ async fn hosts_go_on_without_nats_and_converge_when_it_is_back() {
             .contains("nothing is known of the other hosts: NATS cannot be reached"),
         "{shown:?}"
     );
+    tokio::time::sleep(Duration::from_secs(1)).await;
     for clients in clients {
         assert!(clients.end().await > 20);
     }
