@@ -14,7 +14,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::context::{GetStreamErrorKind, KeyValueErrorKind, ObjectStoreErrorKind};
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
@@ -22,6 +21,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::object_store::{self, InfoErrorKind, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::{DiscardPolicy, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, Event};
 use futures::StreamExt as _;
 use futures::future::try_join_all;
 use serde::Serialize;
@@ -87,6 +87,7 @@ impl Store {
             .connection_timeout(CALL)
             .request_timeout(Some(CALL))
             .custom_inbox_prefix(format!("amphi.{}.inbox", config.name))
+            .event_callback(|event| std::future::ready(noted(&event)))
             .retry_on_initial_connect()
             .connect(servers)
             .await
@@ -382,6 +383,16 @@ impl Store {
             Ok(())
         })
         .await
+    }
+}
+
+/// What happens to the connection is seen by the calls that fail; only what the server refuses is worth a line.
+fn noted(event: &Event) {
+    match event {
+        Event::ServerError(error) => {
+            tracing::warn!(target: "amphi::admin", "NATS refuses: {error}");
+        }
+        event => tracing::debug!(target: "amphi::admin", "NATS: {event}"),
     }
 }
 
