@@ -50,7 +50,7 @@ pub struct FleetStatus {
     pub problem: Option<String>,
     /// The change under way.
     pub change: Option<String>,
-    /// The hosts, by name: those of the last day.
+    /// The hosts, by name: those of the last two hours.
     pub hosts: Vec<HostStatus>,
     /// The most that are listed.
     pub hosts_max: usize,

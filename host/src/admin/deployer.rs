@@ -703,10 +703,9 @@ impl Deployer {
         };
         progress.step(format!("getting {digest}"));
         let got = self.obtain(digest).await;
-        if let Some(error) = error {
-            got.with_context(|| error.to_string())?;
-        } else {
-            got?;
+        match error {
+            Some(error) => got.with_context(|| error.to_string())?,
+            None => got?,
         }
         Ok(check().await??)
     }

@@ -424,23 +424,8 @@ impl Fleet {
                     let open = hosts.iter().filter(|id| !answers.contains_key(*id));
                     for id in open.collect::<Vec<_>>() {
                         let heard = found.iter().find(|host| host.id == *id);
-                        let answer = match heard {
-                            Some(host) if host.is_there() => answer(&host.report),
-                            Some(host) if host.report.stopped => {
-                                Some(Answer::None("it was stopped".to_owned()))
-                            }
-                            Some(host) => Some(Answer::None(format!(
-                                "it was not heard of for {} s",
-                                host.silent.as_secs()
-                            ))),
-                            None => Some(Answer::None("it is not known any more".to_owned())),
-                        };
-                        let Some(answer) = answer else {
+                        let Some(answer) = answered(heard, &answer) else {
                             continue;
-                        };
-                        let answer = match answer {
-                            Answer::No(why) => Answer::No(safe(&why, SENTENCE_BYTES)),
-                            other => other,
                         };
                         progress.step(match &answer {
                             Answer::Yes => format!("{id} {done}"),
@@ -607,6 +592,24 @@ impl Fleet {
 
 /// Why a change cannot go on.
 const TAKEN: &str = "the change was taken from this host, because the others have not heard of it for a while, or somebody has changed the fleet meanwhile: look at `amphi status`, then try again";
+
+/// What a host makes of a version, if it has said so or is not there.
+fn answered(heard: Option<&Heard>, answer: impl Fn(&Report) -> Option<Answer>) -> Option<Answer> {
+    let Some(host) = heard else {
+        return Some(Answer::None("it is not known any more".to_owned()));
+    };
+    if host.report.stopped {
+        return Some(Answer::None("it was stopped".to_owned()));
+    }
+    if !host.is_there() {
+        let seconds = host.silent.as_secs();
+        return Some(Answer::None(format!("it was not heard of for {seconds} s")));
+    }
+    Some(match answer(&host.report)? {
+        Answer::No(why) => Answer::No(safe(&why, SENTENCE_BYTES)),
+        other => other,
+    })
+}
 
 fn described(change: &Change) -> String {
     format!(

@@ -3,7 +3,7 @@
 //! ```text
 //! KV_amphi-NAME-deploy  desired   what all hosts are to serve, and the change under way: one value, replaced only by
 //!                                 whoever has read the one before
-//! KV_amphi-NAME-hosts   ID        what a host serves, and how it is; written every two seconds, gone after a day
+//! KV_amphi-NAME-hosts   ID        what a host serves, and how it is; written every two seconds, gone after two hours
 //! OBJ_amphi-NAME        sha256-…  the files of artifacts
 //! ```
 //!
@@ -39,12 +39,12 @@ use crate::config::FleetConfig;
 const CALL: Duration = Duration::from_secs(4);
 /// The most bytes of a value.
 const VALUE_BYTES: usize = 512 << 10;
-/// The most hosts that are looked at.
-pub(super) const HOSTS: usize = 256;
+/// The most hosts of a fleet, those of the last hours included.
+pub(super) const HOSTS: usize = 512;
 /// The host's values that are asked for at the same time.
 const AT_ONCE: usize = 16;
 /// How long a host is remembered that is not heard any more.
-const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+const REMEMBERED: Duration = Duration::from_secs(2 * 60 * 60);
 /// How long an artifact is kept that nothing names.
 const UNUSED: Duration = Duration::from_secs(60 * 60);
 /// How much of an artifact is read at once.
