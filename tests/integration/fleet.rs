@@ -388,14 +388,14 @@ async fn a_host_that_cannot_serve_a_version_is_named() {
     let mut fleet = Fleet::start().await;
     let file = fleet.versions.file(1);
     fleet.add(&[&file], "health = \"/sync/nothing\"\n").await;
-    let name = fs::read_to_string(fleet.hosts[3].app.path("state/host-id"));
-    let name = name.expect("it has one");
     within("four hosts", async || {
         let status = fleet.status(0).await;
         let hosts = status["fleet"]["hosts"].as_array().map(Vec::len);
         (hosts == Some(4)).then_some(()).ok_or(status)
     })
     .await;
+    let name = fs::read_to_string(fleet.hosts[3].app.path("state/host-id"));
+    let name = name.expect("it has one");
     // Nobody switches.
     let ran = fleet.deploy(0, 2, &[]).await;
     said(
