@@ -259,14 +259,14 @@ impl Fleet {
         let (revision, found) = self.look().await.map_err(away)?;
         let mut desired = found.unwrap_or(first);
         check(desired.generation)?;
-        if let Some(change) = &desired.change {
-            if !self.is_over(change).await.map_err(away)? {
-                let sentence = format!(
-                    "another change is under way ({}): wait until it has ended",
-                    described(change)
-                );
-                return Err(Refusal::new(StatusCode::CONFLICT, sentence));
-            }
+        if let Some(change) = &desired.change
+            && !self.is_over(change).await.map_err(away)?
+        {
+            let sentence = format!(
+                "another change is under way ({}): wait until it has ended",
+                described(change)
+            );
+            return Err(Refusal::new(StatusCode::CONFLICT, sentence));
         }
         desired.generation += 1;
         desired.change = Some(Change {

@@ -83,16 +83,16 @@ impl Store {
     /// When a URL is none.
     pub(super) async fn connect(config: &FleetConfig) -> anyhow::Result<Store> {
         let (servers, options) = channels::options(&config.urls)?;
-        let client = options
+        let options = options
             .connection_timeout(CALL)
             .request_timeout(Some(CALL))
             .custom_inbox_prefix(format!("amphi.{}.inbox", config.name))
-            .event_callback(|event| std::future::ready(noted(&event)))
-            .retry_on_initial_connect()
-            .connect(servers)
-            .await
-            // The kind has no URL in it; the source may.
-            .map_err(|error| anyhow!("NATS cannot be reached: {}", error.kind()))?;
+            .event_callback(async |event| noted(&event))
+            .retry_on_initial_connect();
+        let connected = Box::pin(options.connect(servers)).await;
+        // The kind has no URL in it; the source may.
+        let client =
+            connected.map_err(|error| anyhow!("NATS cannot be reached: {}", error.kind()))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(CALL);
         Ok(Store {
@@ -129,7 +129,9 @@ impl Store {
         if self.client.connection_state() != State::Connected {
             bail!("NATS cannot be reached");
         }
-        let called = timeout(time, async { call(self.open().await?).await }).await;
+        // The client's futures are large, and so would be those of all callers.
+        let calling = Box::pin(async { call(self.open().await?).await });
+        let called = timeout(time, calling).await;
         let result =
             called.unwrap_or_else(|_| Err(anyhow!("NATS has not answered within {time:?}")));
         if result.is_err()
