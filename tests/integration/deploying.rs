@@ -30,7 +30,7 @@ use crate::harness::socket::{Socket, app as sockets};
 use crate::harness::{App, Mode, Server, eventually, guests};
 
 /// The place of all tests here. Whoever may open the socket may do everything.
-const PLACE: &str = r#"
+pub(crate) const PLACE: &str = r#"
 state = "state"
 [server]
 admin = "127.0.0.1:0"
@@ -43,13 +43,13 @@ listen = "unix:admin.sock"
 health = "/sync/hello"
 "#;
 
-fn number(name: &str, default: usize) -> usize {
+pub(crate) fn number(name: &str, default: usize) -> usize {
     let given = env::var(name).ok();
     given.map_or(default, |text| text.parse().expect("it is a number"))
 }
 
 /// An app with the views of two guests, in both modes.
-fn app() -> App {
+pub(crate) fn app() -> App {
     let behaviour = format!(
         "[modules.behaviour]\npath = \"{}/behaviour\"\ndatabases = [\"default\"]\nhttp = [\"self\"]\nsettings = {{ word = \"one\" }}\n[static]\ndir = \"files\"\n",
         guests::folder().display()
@@ -61,7 +61,7 @@ fn app() -> App {
 }
 
 /// Packages the app with another value of its setting, and what `change` makes of its `amphi.toml`.
-fn version(app: &App, word: &str, change: impl FnOnce(String) -> String) -> String {
+pub(crate) fn version(app: &App, word: &str, change: impl FnOnce(String) -> String) -> String {
     let own = fs::read_to_string(app.path("amphi.toml")).expect("it was written");
     let changed = own.replace("word = \"one\"", &format!("word = \"{word}\""));
     assert!(word == "one" || changed != own);
@@ -74,7 +74,7 @@ fn version(app: &App, word: &str, change: impl FnOnce(String) -> String) -> Stri
 }
 
 /// Serves the version `one` in the place.
-async fn served(app: App) -> Server {
+pub(crate) async fn served(app: App) -> Server {
     let arguments = ["--place", "place.toml", "one.amphi"];
     let ran = block_in_place(|| app.amphi(&[&["migrate"][..], &arguments].concat(), &[]));
     assert!(ran.success, "{ran:?}");
@@ -82,7 +82,7 @@ async fn served(app: App) -> Server {
 }
 
 /// Runs a command on the place.
-fn command(app: &App, arguments: &[&str]) -> Ran {
+pub(crate) fn command(app: &App, arguments: &[&str]) -> Ran {
     let all = [arguments, &["--to", "unix:admin.sock"]].concat();
     let ran = block_in_place(|| app.amphi(&all, &[]));
     assert!(!ran.stderr.contains("panicked"), "{ran:?}");
@@ -91,7 +91,7 @@ fn command(app: &App, arguments: &[&str]) -> Ran {
 
 /// The same, which has to succeed.
 #[track_caller]
-fn done(app: &App, arguments: &[&str]) -> String {
+pub(crate) fn done(app: &App, arguments: &[&str]) -> String {
     let ran = command(app, arguments);
     assert!(ran.success, "{arguments:?}: {ran:?}");
     ran.stdout
@@ -99,7 +99,7 @@ fn done(app: &App, arguments: &[&str]) -> String {
 
 /// The same, which has to fail with these words.
 #[track_caller]
-fn refused(app: &App, arguments: &[&str], words: &[&str]) {
+pub(crate) fn refused(app: &App, arguments: &[&str], words: &[&str]) {
     let ran = command(app, arguments);
     assert!(!ran.success, "{arguments:?}: {ran:?}");
     for word in words {
@@ -107,12 +107,12 @@ fn refused(app: &App, arguments: &[&str], words: &[&str]) {
     }
 }
 
-fn status(app: &App) -> Value {
+pub(crate) fn status(app: &App) -> Value {
     let text = done(app, &["status", "--json"]);
     serde_json::from_str(&text).expect("it is JSON")
 }
 
-async fn word(server: &Server, mode: &str) -> String {
+pub(crate) async fn word(server: &Server, mode: &str) -> String {
     let reply = server.get(&format!("/{mode}/setting/word")).await;
     reply.ok().to_owned()
 }
@@ -329,7 +329,7 @@ async fn a_deploy_that_fails_changes_nothing() {
         ),
         (
             &["deploy", "two.amphi", "--canary", "5"],
-            &["says not who gets"],
+            &["does not say who gets"],
         ),
         (
             &[
@@ -426,6 +426,11 @@ async fn a_full_disk_changes_nothing() {
     }
     done(&server.app, &["deploy", "two.amphi"]);
     assert_eq!(word(&server, "async").await, "two");
+    // A line for which there was no room is not begun.
+    let audit = fs::read_to_string(state.join("audit.log")).expect("it is there");
+    for line in audit.lines() {
+        serde_json::from_str::<Value>(line).expect("each line is JSON");
+    }
 }
 
 /// Split and stickiness of a canary.

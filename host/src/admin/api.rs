@@ -15,6 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::app::rollout::shadow::ShadowReport;
 use crate::artifact::Digest;
 use crate::config::Health;
 use crate::deploy::{Active, Trial};
@@ -106,6 +107,9 @@ pub struct Tried {
     pub trial: Trial,
     /// Its counts.
     pub traffic: Traffic,
+    /// In shadow mode: what the comparisons have found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowReport>,
 }
 
 /// Counts of requests.

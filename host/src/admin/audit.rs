@@ -1,8 +1,10 @@
 //! The audit log: who has changed, or tried to change, what runs at a place. One JSON object per line, in `audit.log` in the
 //! folder of the state.
 //!
-//! A change is not begun before its line is on the disk, so nothing changes without a line.
+//! A change is not begun before its line is on the disk, so nothing changes without a line. The file is opened for each line:
+//! whoever moves it away, as programs do that rotate logs, gets the next line in a new one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -21,9 +23,9 @@ use crate::telemetry::error::cut;
 const FILE_BYTES: u64 = 16 << 20;
 /// The most bytes of a sentence.
 const SENTENCE_BYTES: usize = 2 << 10;
-/// So many requests by nobody known are written in a minute; the others are counted. Whoever has no token can so neither
-/// fill the disk nor push the lines of others out.
-const STRANGERS: u32 = 60;
+/// So many refused requests of each token are written in a minute, and so many of all who have none. So nobody who may
+/// not do something can fill the disk, or push the lines of others out.
+const REFUSALS: u32 = 60;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The file.
@@ -33,10 +35,9 @@ pub(super) struct Audit {
 }
 
 struct State {
-    file: File,
-    bytes: u64,
     minute: Instant,
-    strangers: u32,
+    /// The number of refused requests in this minute, by the name of the token.
+    refusals: BTreeMap<Option<String>, u32>,
 }
 
 /// A line of the audit log.
@@ -68,13 +69,10 @@ impl Audit {
     /// Opens the file in this folder.
     pub(super) fn open(folder: &Path) -> io::Result<Audit> {
         let path = folder.join("audit.log");
-        let file = open(&path)?;
-        let bytes = file.metadata()?.len();
+        open(&path)?;
         let state = State {
-            file,
-            bytes,
             minute: Instant::now(),
-            strangers: 0,
+            refusals: BTreeMap::new(),
         };
         Ok(Audit {
             path,
@@ -91,7 +89,7 @@ impl Audit {
             ..*entry
         };
         let mut state = self.state.lock();
-        if entry.who.is_none() && !state.is_noted() {
+        if entry.outcome == "refused" && !state.is_noted(entry.who) {
             return Ok(());
         }
         let Entry {
@@ -117,14 +115,19 @@ impl Audit {
         };
         let mut line = serde_json::to_vec(&line).expect("it is plain data");
         line.push(b'\n');
-        if state.bytes + line.len() as u64 > FILE_BYTES {
+        let mut file = open(&self.path)?;
+        let mut before = file.metadata()?.len();
+        if before + line.len() as u64 > FILE_BYTES {
             fs::rename(&self.path, self.path.with_extension("log.1"))?;
-            state.file = open(&self.path)?;
-            state.bytes = 0;
+            file = open(&self.path)?;
+            before = 0;
         }
-        state.file.write_all(&line)?;
-        state.bytes += line.len() as u64;
-        state.file.sync_data()
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // The next line does not begin within a part of this one.
+            let _ = file.set_len(before);
+        }
+        written
     }
 
     /// A line about what `who` does.
@@ -138,16 +141,18 @@ impl Audit {
 }
 
 impl State {
-    /// Whether a request by nobody known is written.
-    fn is_noted(&mut self) -> bool {
+    /// Whether a refused request of this token, or of nobody known, is written.
+    fn is_noted(&mut self, who: Option<&str>) -> bool {
         if self.minute.elapsed() > MINUTE {
-            (self.minute, self.strangers) = (Instant::now(), 0);
+            self.minute = Instant::now();
+            self.refusals.clear();
         }
-        self.strangers += 1;
-        if self.strangers == STRANGERS + 1 {
-            tracing::warn!(target: "amphi::admin", "over {STRANGERS} requests without a right token in a minute: further ones are not written");
+        let number = self.refusals.entry(who.map(str::to_owned)).or_default();
+        *number += 1;
+        if *number == REFUSALS + 1 {
+            tracing::warn!(target: "amphi::admin", who, "over {REFUSALS} refused requests in a minute: further ones are not written");
         }
-        self.strangers <= STRANGERS
+        *number <= REFUSALS
     }
 }
 
@@ -181,10 +186,17 @@ mod tests {
         let audit = Audit::open(folder.path()).expect("it is made");
         for _ in 0..1_000 {
             audit.write(&entry(None)).expect("there is room");
+            // Whoever has a token for less can neither.
+            audit.write(&entry(Some("eye"))).expect("there is room");
         }
         audit.write(&entry(Some("ci"))).expect("there is room");
+        let done = Entry {
+            outcome: "done",
+            ..entry(Some("eye"))
+        };
+        audit.write(&done).expect("there is room");
         let text = fs::read_to_string(folder.path().join("audit.log")).expect("it is there");
-        assert_eq!(text.lines().count(), STRANGERS as usize + 1);
+        assert_eq!(text.lines().count(), 2 * REFUSALS as usize + 2);
         for line in text.lines() {
             let value: serde_json::Value = serde_json::from_str(line).expect("it is JSON");
             assert_eq!(value["sentence"], "no\n\"token\"");
@@ -195,11 +207,26 @@ mod tests {
     fn the_file_is_limited() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let audit = Audit::open(folder.path()).expect("it is made");
-        audit.state.lock().bytes = FILE_BYTES - 10;
+        let path = folder.path().join("audit.log");
+        let file = File::create(&path).expect("it is made");
+        file.set_len(FILE_BYTES - 10).expect("there is room");
         audit.write(&entry(Some("a"))).expect("there is room");
         audit.write(&entry(Some("b"))).expect("there is room");
-        let again = Audit::open(folder.path()).expect("it is there");
-        assert!(again.state.lock().bytes > 100);
-        assert!(folder.path().join("audit.log.1").is_file());
+        let text = fs::read_to_string(&path).expect("it is there");
+        assert_eq!(text.lines().count(), 2);
+        let old = fs::metadata(path.with_extension("log.1")).expect("it is there");
+        assert_eq!(old.len(), FILE_BYTES - 10);
+    }
+
+    #[test]
+    fn a_file_that_is_moved_away_is_made_anew() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let audit = Audit::open(folder.path()).expect("it is made");
+        let path = folder.path().join("audit.log");
+        audit.write(&entry(Some("a"))).expect("there is room");
+        fs::rename(&path, folder.path().join("audit.log.old")).expect("it is there");
+        audit.write(&entry(Some("b"))).expect("there is room");
+        let text = fs::read_to_string(&path).expect("it is there");
+        assert!(text.contains("\"who\":\"b\"") && !text.contains("\"who\":\"a\""));
     }
 }

@@ -52,10 +52,10 @@ struct Follower {
 impl Deployer {
     /// What the fleet is to serve when nobody has said so yet: what this host serves.
     pub(super) fn first_desired(&self, fleet: &Fleet) -> Desired {
-        let now = self.now.lock();
+        let record = self.now.lock().record.clone();
         Desired {
-            generation: now.generation.max(now.record.generation),
-            record: now.record.clone(),
+            generation: self.generation().max(record.generation),
+            record,
             by: "the first host".to_owned(),
             coordinator: fleet.id.clone(),
             health: None,
@@ -103,9 +103,7 @@ impl Deployer {
         };
         follower.alone = None;
         if let Some(desired) = &desired {
-            let mut now = self.now.lock();
-            now.generation = now.generation.max(desired.generation);
-            if desired.change.is_none() && desired.record == now.record {
+            if desired.change.is_none() && desired.record == self.now.lock().record {
                 (follower.prepared, follower.failed, follower.unsaid) = (None, None, None);
                 return;
             }
@@ -258,7 +256,7 @@ impl Deployer {
         }
     }
 
-    async fn prepare_proposed(&self, proposed: &Proposed) -> anyhow::Result<Arc<App>> {
+    async fn prepare_proposed(self: &Arc<Self>, proposed: &Proposed) -> anyhow::Result<Arc<App>> {
         let migrations = match proposed.migrate {
             true => Migrations::Apply,
             false => Migrations::Check,
@@ -313,7 +311,7 @@ impl Deployer {
     }
 
     /// Gets an artifact from NATS, and makes a version of it.
-    pub(super) async fn obtain(&self, digest: Digest) -> anyhow::Result<()> {
+    pub(super) async fn obtain(self: &Arc<Self>, digest: Digest) -> anyhow::Result<()> {
         let Some(fleet) = &self.fleet else {
             bail!("the place belongs to no fleet");
         };

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::access::{Refusal, Who};
 use super::api::{
-    Deploying, GoingBack, IfOneFails, Last, Line, Listed, Served, Source, Status, Traffic, Tried,
+    Deploying, GoingBack, IfOneFails, Last, Line, Listed, Served, Status, Traffic, Tried,
 };
 use super::audit::{Audit, Entry};
 use super::fleet::shared::Proposed;
@@ -34,6 +34,7 @@ use super::progress::{Partly, Progress};
 use crate::app::App;
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
+use crate::app::rollout::shadow::ShadowOptions;
 use crate::app::rollout::{Audience, Rollout};
 use crate::app::stats::Counts;
 use crate::artifact::registry::{self, Reference};
@@ -45,6 +46,7 @@ use crate::deploy::{Active, Candidate, Record, State, Trial, Version, seconds};
 use crate::request::socket::Upgrades;
 use crate::request::{self, Client};
 use crate::telemetry::error::cut;
+use crate::telemetry::log::escaped_line;
 
 /// How often a candidate is judged.
 const JUDGING: Duration = Duration::from_millis(500);
@@ -52,6 +54,8 @@ const JUDGING: Duration = Duration::from_millis(500);
 const HEALTH_TIME: Duration = Duration::from_secs(30);
 /// How much of a wrong answer is shown.
 const HEALTH_SHOWN: usize = 300;
+/// The most bytes of what a version is said to be from.
+const FROM_BYTES: usize = 1 << 10;
 /// Who makes the changes that a `Judge` decides on.
 const JUDGE: &str = "judge";
 
@@ -73,8 +77,6 @@ pub struct Deployer {
 /// What is served now.
 pub(super) struct Now {
     pub(super) record: Record,
-    /// The generation of the record, or that of a later attempt to change it.
-    pub(super) generation: u64,
     /// Since when the active version is watched, and its counts then.
     since: (Instant, Counts),
     /// The candidate, and its counts when it began to be tried: its health was asked for before.
@@ -130,7 +132,6 @@ impl Deployer {
             audit,
             changing: Arc::default(),
             now: Mutex::new(Now {
-                generation: record.generation,
                 record,
                 since: (Instant::now(), app.stats.now()),
                 trying: None,
@@ -153,6 +154,8 @@ impl Deployer {
             return;
         }
         let only = Arc::clone(&self.changing).lock_owned().await;
+        self.now.lock().under_way =
+            Some("the candidate from before the restart is loaded".to_owned());
         let nobody = Progress::nobody();
         let begun = async {
             let audience = candidate
@@ -173,11 +176,12 @@ impl Deployer {
         };
         if let Err(error) = begun.await {
             tracing::error!(target: "amphi::admin", digest = %candidate.version.digest, "the candidate cannot be tried any more, and is given up: {error:#}");
-            let record = self.now.lock().record.trying(None);
+            let record = self.now.lock().record.counted().trying(None);
             if let Err(error) = self.replace(record).await {
                 tracing::error!(target: "amphi::admin", "{error:#}");
             }
         }
+        self.now.lock().under_way = None;
         drop(only);
     }
 
@@ -188,6 +192,7 @@ impl Deployer {
             Some(fleet) => Some(fleet.status().await),
             None => None,
         };
+        let generation = self.generation();
         let now = self.now.lock();
         let app = self.host.app.load();
         let (since, before) = &now.since;
@@ -195,7 +200,7 @@ impl Deployer {
         let candidate = (now.record.candidate.as_ref()).zip(now.trying.as_ref());
         Status {
             app: app.config.name.clone(),
-            generation: now.generation,
+            generation,
             active: Served {
                 version: now.record.active.clone(),
                 traffic: traffic(&app.stats.now().since(before), passed),
@@ -204,6 +209,7 @@ impl Deployer {
                 version: candidate.version.clone(),
                 trial: candidate.trial.clone(),
                 traffic: traffic(&app.stats.now().since(before), passed),
+                shadow: self.host.shadow().map(|shadow| shadow.report()),
             }),
             last: now.last.clone(),
             host: env!("CARGO_PKG_VERSION").to_owned(),
@@ -212,13 +218,24 @@ impl Deployer {
         }
     }
 
+    /// The generation that a change is made to: that of the fleet, or that of the record.
+    pub(super) fn generation(&self) -> u64 {
+        let of_fleet = self.fleet.as_ref().and_then(|fleet| fleet.generation());
+        of_fleet.unwrap_or_else(|| self.now.lock().record.generation)
+    }
+
     /// Looks up the generation of the fleet, which another host may have changed just now.
     pub(super) async fn refresh(&self) {
-        if let Some(fleet) = &self.fleet
-            && let Ok((_, Some(desired))) = fleet.look().await
-        {
-            self.now.lock().generation = desired.generation;
+        if let Some(fleet) = &self.fleet {
+            // Without NATS it stays the one that was seen last.
+            let _ = fleet.look().await;
         }
+    }
+
+    /// The version that is tried.
+    pub(super) fn candidate(&self) -> Option<Digest> {
+        let now = self.now.lock();
+        now.record.candidate.as_ref().map(|it| it.version.digest)
     }
 
     /// The versions that the place has, the active one first.
@@ -248,7 +265,7 @@ impl Deployer {
 
     /// Compares the generation that a request for a change names.
     pub(super) fn is_current(&self, generation: Option<u64>) -> Result<(), Refusal> {
-        let now = self.now.lock().generation;
+        let now = self.generation();
         match generation {
             Some(given) if given == now => Ok(()),
             Some(given) => Err(Refusal::new(
@@ -266,11 +283,13 @@ impl Deployer {
         }
     }
 
-    /// Begins a change.
+    /// Begins a change: to this version, from there, as far as that is known. That it was begun is on the disk when this returns: its line in the audit log, and the generation,
+    /// so that a request is not taken a second time after a restart.
     pub(super) async fn begin(
-        &self,
+        self: &Arc<Self>,
         who: &Who,
         action: &'static str,
+        (digest, from): (Option<Digest>, Option<&str>),
         generation: Option<u64>,
     ) -> Result<Change, Refusal> {
         let Ok(only) = Arc::clone(&self.changing).try_lock_owned() else {
@@ -286,11 +305,8 @@ impl Deployer {
                 None
             }
             Some(fleet) => {
-                let check = |now| {
-                    self.now.lock().generation = now;
-                    self.is_current(generation)
-                };
                 let what = format!("{action} by {}", who.name);
+                let check = || self.is_current(generation);
                 let claim = fleet.claim(&what, self.first_desired(fleet), check).await?;
                 if *claim.record() != self.now.lock().record {
                     fleet.release(claim).await;
@@ -300,28 +316,39 @@ impl Deployer {
                 Some(claim)
             }
         };
-        let begun = Entry {
-            who: None,
-            peer: "",
-            action,
-            digest: None,
-            from: None,
-            outcome: "begun",
-            sentence: "",
+        let (this, writer) = (Arc::clone(self), who.clone());
+        let from = from.map(str::to_owned);
+        // A fleet's attempts are counted by the claim.
+        let record = match &claim {
+            None => Some(self.now.lock().record.counted()),
+            Some(_) => None,
         };
-        if let Err(error) = self.audit.of(who, begun) {
+        let writing = move || {
+            let begun = Entry {
+                who: None,
+                peer: "",
+                action,
+                digest,
+                from: from.as_deref(),
+                outcome: "begun",
+                sentence: "",
+            };
+            let noted = this.audit.of(&writer, begun);
+            noted.context("the audit log cannot be written")?;
+            record.map_or(Ok(()), |record| this.write_record(record))
+        };
+        let written = spawn_blocking(writing).await;
+        let written = written.map_err(anyhow::Error::from).flatten();
+        if let Err(error) = written {
             if let Some((fleet, claim)) = self.fleet.as_ref().zip(claim) {
                 fleet.release(claim).await;
             }
             return Err(Refusal::new(
                 StatusCode::INSUFFICIENT_STORAGE,
-                format!("nothing is changed, because the audit log cannot be written: {error}"),
+                format!("nothing is changed: {error:#}"),
             ));
         }
-        let mut now = self.now.lock();
-        now.generation = claim.as_ref().map_or(now.generation + 1, Claim::generation);
-        now.under_way = Some(format!("{action} by {}", who.name));
-        drop(now);
+        self.now.lock().under_way = Some(format!("{action} by {}", who.name));
         Ok(Change {
             who: who.clone(),
             action,
@@ -341,6 +368,19 @@ impl Deployer {
         if let Some((fleet, claim)) = self.fleet.as_ref().zip(change.claim.take()) {
             fleet.release(claim).await;
         }
+        let line = self.noted((&change.who, change.action), digest, from, result);
+        self.now.lock().under_way = None;
+        line
+    }
+
+    /// Notes what has come of what somebody does.
+    fn noted(
+        &self,
+        (who, action): (&Who, &'static str),
+        digest: Option<Digest>,
+        from: Option<&str>,
+        result: anyhow::Result<String>,
+    ) -> Line {
         let is_partly = (result.as_ref()).is_err_and(|error| error.is::<Partly>());
         let (outcome, sentence) = match &result {
             Ok(sentence) => ("done", sentence.clone()),
@@ -350,19 +390,17 @@ impl Deployer {
         let entry = Entry {
             who: None,
             peer: "",
-            action: change.action,
+            action,
             digest,
             from,
             outcome,
             sentence: &sentence,
         };
-        if let Err(error) = self.audit.of(&change.who, entry) {
+        if let Err(error) = self.audit.of(who, entry) {
             tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
         }
-        let mut now = self.now.lock();
-        now.under_way = None;
-        now.last = Some(Last {
-            what: format!("{} by {}", change.action, change.who.name),
+        self.now.lock().last = Some(Last {
+            what: format!("{action} by {}", who.name),
             at: seconds(),
             outcome: sentence.clone(),
         });
@@ -374,10 +412,27 @@ impl Deployer {
     }
 
     /// Takes an artifact into the folder of versions. `file`: where it is.
-    pub(super) async fn add(&self, file: &Path) -> anyhow::Result<Digest> {
-        let (state, trust, file) = (self.state.clone(), self.trust.clone(), file.to_owned());
-        let adding = move || anyhow::Ok(state.add(&Artifact::open(&file)?, &trust)?.digest);
+    pub(super) async fn add(self: &Arc<Self>, file: &Path) -> anyhow::Result<Digest> {
+        let (this, file) = (Arc::clone(self), file.to_owned());
+        let adding = move || {
+            let artifact = Artifact::open(&file)?;
+            anyhow::Ok(this.state.add(&artifact, &this.trust)?.digest)
+        };
         spawn_blocking(adding).await?
+    }
+
+    /// Takes an artifact that was uploaded, and makes room for the next one. A change that goes on makes room at its end:
+    /// its version may be one that nothing names yet.
+    pub(super) async fn add_uploaded(self: &Arc<Self>, file: &Path) -> anyhow::Result<Digest> {
+        let digest = self.add(file).await?;
+        if let Ok(only) = Arc::clone(&self.changing).try_lock_owned() {
+            let this = Arc::clone(self);
+            self.now.lock().under_way = Some("old versions are removed".to_owned());
+            spawn_blocking(move || this.prune()).await?;
+            self.now.lock().under_way = None;
+            drop(only);
+        }
+        Ok(digest)
     }
 
     /// A folder for an artifact that arrives.
@@ -390,30 +445,71 @@ impl Deployer {
     pub(super) async fn deploy(
         self: &Arc<Self>,
         mut change: Change,
-        wanted: Deploying,
+        (digest, wanted): (Digest, Deploying),
         progress: &Progress,
     ) {
-        let mut digest = None;
-        let result = self.deploying(&mut change, &wanted, progress, &mut digest);
+        let result = self.deploying(&mut change, digest, &wanted, progress);
         let result = result.await;
-        let line = self.ended(change, digest, Some(&wanted.from), result).await;
+        let ended = self.ended(change, Some(digest), Some(&wanted.from), result);
+        let line = ended.await;
         progress.tell(line);
+    }
+
+    /// Deploys a version of a registry. It is fetched before the change begins: a registry that is slow keeps nobody from
+    /// going back to another version.
+    pub(super) async fn pull_and_deploy(
+        self: &Arc<Self>,
+        who: &Who,
+        (text, wanted): (String, Deploying),
+        generation: Option<u64>,
+        progress: &Progress,
+    ) {
+        let (action, from) = ("deploy", Some(&*wanted.from));
+        let digest = match self.fetch(&text, progress).await {
+            Ok(digest) => digest,
+            Err(error) => {
+                return progress.tell(self.noted((who, action), None, from, Err(error)));
+            }
+        };
+        let about = (Some(digest), from);
+        match self.begin(who, action, about, generation).await {
+            Ok(change) => self.deploy(change, (digest, wanted), progress).await,
+            Err(refusal) => {
+                let why = Err(anyhow!(refusal.sentence));
+                progress.tell(self.noted((who, action), Some(digest), from, why));
+            }
+        }
     }
 
     async fn deploying(
         self: &Arc<Self>,
         change: &mut Change,
+        digest: Digest,
         wanted: &Deploying,
         progress: &Progress,
-        found: &mut Option<Digest>,
     ) -> anyhow::Result<String> {
         let trial = wanted.trial.as_ref();
         let audience = trial
             .map(|trial| trial.audience.parse::<Audience>())
             .transpose()
             .map_err(anyhow::Error::msg)?;
-        let digest = self.fetch(&wanted.source, progress).await?;
-        *found = Some(digest);
+        if let Some(Trial {
+            ignored_headers,
+            ignored_fields,
+            ..
+        }) = trial
+        {
+            let options = ShadowOptions::ignoring(ignored_headers, ignored_fields);
+            options.map_err(anyhow::Error::msg)?;
+        }
+        if let Some(health) = &wanted.health
+            && !health.path.starts_with('/')
+        {
+            bail!(
+                "the path of the health check, `{}`, does not begin with `/`",
+                health.path
+            );
+        }
         let active = self.now.lock().record.active.digest;
         if digest == active {
             bail!("{digest} is the active version already");
@@ -426,7 +522,9 @@ impl Deployer {
         let health = wanted.health.clone();
         let app = self.prepare(digest, &wanted.from, health.clone(), migrations, progress);
         let app = app.await?;
-        let version = Active::now(digest, cut(wanted.from.clone(), 1 << 10));
+        // People read it in lines of a terminal.
+        let from = cut(escaped_line(&wanted.from), FROM_BYTES);
+        let version = Active::now(digest, from);
         let sharing = Sharing {
             if_one_fails: wanted.if_one_fails,
             proposed: Some(Proposed {
@@ -584,7 +682,7 @@ impl Deployer {
             match to {
                 Some(to) => bail!("the place has no version {to}: `amphi versions` lists them"),
                 None => bail!(
-                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `--to` takes one of them"
+                    "there is no earlier version to go back to: `amphi versions` lists what there is, and `amphi rollback DIGEST` goes to one of them"
                 ),
             }
         };
@@ -609,7 +707,7 @@ impl Deployer {
         committed.await
     }
 
-    async fn give_up(&self, record: Record) -> anyhow::Result<()> {
+    async fn give_up(self: &Arc<Self>, record: Record) -> anyhow::Result<()> {
         self.replace(record).await?;
         self.watch(None);
         self.host.roll_out(None);
@@ -617,11 +715,8 @@ impl Deployer {
     }
 
     /// Gets a version into the folder of versions.
-    async fn fetch(&self, source: &Source, progress: &Progress) -> anyhow::Result<Digest> {
-        let reference: Reference = match source {
-            Source::Digest(digest) => return Ok(*digest),
-            Source::Reference(text) => text.parse().map_err(|why: String| anyhow!(why))?,
-        };
+    async fn fetch(self: &Arc<Self>, text: &str, progress: &Progress) -> anyhow::Result<Digest> {
+        let reference: Reference = text.parse().map_err(|why: String| anyhow!(why))?;
         progress.step(format!("pulling {reference}"));
         let incoming = self.incoming().await?;
         let file = incoming.path().join("app.amphi");
@@ -637,7 +732,7 @@ impl Deployer {
 
     /// Makes an app of a version, beside what is served, and asks it for its health.
     pub(super) async fn prepare(
-        &self,
+        self: &Arc<Self>,
         digest: Digest,
         from: &str,
         health: Option<Health>,
@@ -690,7 +785,11 @@ impl Deployer {
     }
 
     /// A version of the place, checked. A host of a fleet gets from NATS what it lacks.
-    async fn version(&self, digest: Digest, progress: &Progress) -> anyhow::Result<Version> {
+    async fn version(
+        self: &Arc<Self>,
+        digest: Digest,
+        progress: &Progress,
+    ) -> anyhow::Result<Version> {
         let check = || {
             let (state, trust) = (self.state.clone(), self.trust.clone());
             spawn_blocking(move || state.version(digest, &trust))
@@ -736,18 +835,27 @@ impl Deployer {
             let response = answer.await;
             let status = response.status();
             let mut body = response.into_body();
-            let mut shown = Vec::new();
+            let (mut shown, mut broken) = (Vec::new(), false);
             while shown.len() < HEALTH_SHOWN
-                && let Some(Ok(frame)) = body.frame().await
+                && let Some(frame) = body.frame().await
             {
-                shown.extend(frame.into_data().unwrap_or_default());
+                match frame {
+                    Ok(frame) => shown.extend(frame.into_data().unwrap_or_default()),
+                    Err(_) => {
+                        broken = true;
+                        break;
+                    }
+                }
             }
-            (status, shown)
+            (status, shown, broken)
         };
         let (path, wanted) = (&health.path, health.status);
-        let Ok((status, shown)) = tokio::time::timeout(HEALTH_TIME, asking).await else {
+        let Ok((status, shown, broken)) = tokio::time::timeout(HEALTH_TIME, asking).await else {
             bail!("the health check failed: {path} was not answered within {HEALTH_TIME:?}");
         };
+        if broken {
+            bail!("the health check failed: the body of {path} broke off; the host's log says why");
+        }
         if status.as_u16() != wanted {
             let shown = cut(String::from_utf8_lossy(&shown).into_owned(), HEALTH_SHOWN);
             bail!(
@@ -758,28 +866,33 @@ impl Deployer {
     }
 
     /// Replaces the record. Nothing has changed when it fails.
-    async fn replace(&self, mut record: Record) -> anyhow::Result<()> {
-        // The generation of a fleet's record is the same on all hosts.
-        if self.fleet.is_none() {
-            record.generation = self.now.lock().generation.max(record.generation);
-        }
-        let (state, written) = (self.state.clone(), record.clone());
-        let keep = self.place.deploy.keep;
+    async fn replace(self: &Arc<Self>, record: Record) -> anyhow::Result<()> {
+        let this = Arc::clone(self);
         let writing = move || {
-            state.set_record(&written)?;
-            if let Err(error) = state.prune(&written, keep) {
-                tracing::warn!(target: "amphi::admin", "old versions could not be removed: {error}");
-            }
+            this.write_record(record)?;
+            this.prune();
             anyhow::Ok(())
         };
-        spawn_blocking(writing).await??;
-        let mut now = self.now.lock();
-        now.generation = now.generation.max(record.generation);
-        now.record = record;
+        spawn_blocking(writing).await?
+    }
+
+    /// Replaces the record on the disk, then the one in memory. Only one change at a time gets here. Blocks.
+    fn write_record(&self, record: Record) -> anyhow::Result<()> {
+        let last = self.now.lock().record.clone();
+        self.state.replace_record(&last, &record)?;
+        self.now.lock().record = record;
         Ok(())
     }
 
-    async fn activate(&self, record: Record, app: Arc<App>) -> anyhow::Result<()> {
+    /// Removes versions that nothing names. Blocks.
+    fn prune(&self) {
+        let record = self.now.lock().record.clone();
+        if let Err(error) = self.state.prune(&record, self.place.deploy.keep) {
+            tracing::warn!(target: "amphi::admin", "old versions could not be removed: {error}");
+        }
+    }
+
+    async fn activate(self: &Arc<Self>, record: Record, app: Arc<App>) -> anyhow::Result<()> {
         self.replace(record).await?;
         self.host.swap(app);
         self.watch(None);
@@ -797,31 +910,36 @@ impl Deployer {
 
     fn try_out(self: &Arc<Self>, app: Arc<App>, audience: Audience, trial: &Trial) {
         self.watch(Some(Arc::clone(&app)));
-        self.host
-            .roll_out(Some(Rollout::new(Arc::clone(&app), audience)));
+        let options = ShadowOptions::ignoring(&trial.ignored_headers, &trial.ignored_fields);
+        let rollout = match (&audience, options) {
+            (Audience::Shadow, Ok(options)) => Rollout::in_shadow(Arc::clone(&app), options),
+            _ => Rollout::new(Arc::clone(&app), audience),
+        };
+        self.host.roll_out(Some(rollout));
         // In a fleet, the host that the candidate was deployed through judges, by its own counts.
         let judges = self
             .fleet
             .as_ref()
             .is_none_or(|fleet| fleet.is_coordinator());
         if trial.judge.is_some() && judges {
-            tokio::spawn(Arc::clone(self).judging(app));
+            let since = self.now.lock().since.0;
+            tokio::spawn(Arc::clone(self).judging(app, since));
         }
     }
 
-    /// Judges a candidate until it is promoted or given up, by this or by somebody.
-    async fn judging(self: Arc<Self>, app: Arc<App>) {
+    /// Judges a candidate that is tried since this moment, until it is promoted, given up or tried anew, by this or by
+    /// somebody.
+    async fn judging(self: Arc<Self>, app: Arc<App>, begun: Instant) {
         loop {
             tokio::time::sleep(JUDGING).await;
             let verdict = {
                 let now = self.now.lock();
                 let candidate = now.record.candidate.as_ref();
                 let rules = candidate.and_then(|candidate| candidate.trial.judge.as_ref());
-                let (Some((tried, tried_before)), Some(rules)) = (now.trying.as_ref(), rules)
-                else {
+                let (Some((_, tried_before)), Some(rules)) = (now.trying.as_ref(), rules) else {
                     return;
                 };
-                if !Arc::ptr_eq(tried, &app) {
+                if now.since.0 != begun {
                     return;
                 }
                 let (since, before) = &now.since;
@@ -838,14 +956,14 @@ impl Deployer {
                 name: JUDGE.to_owned(),
                 peer: String::new(),
             };
-            let generation = self.now.lock().generation;
+            let generation = self.generation();
             // Somebody changes something just now: that comes first.
-            let Ok(mut change) = self.begin(&who, action, Some(generation)).await else {
+            let about = (self.candidate(), None);
+            let Ok(mut change) = self.begin(&who, action, about, Some(generation)).await else {
                 continue;
             };
             let record = self.now.lock().record.clone();
-            let is_there =
-                (self.now.lock().trying.as_ref()).is_some_and(|(it, _)| Arc::ptr_eq(it, &app));
+            let is_there = self.now.lock().since.0 == begun;
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
                 (true, "promote") => self.promoting(&mut change, &Progress::nobody()).await,

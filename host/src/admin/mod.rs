@@ -12,11 +12,13 @@ mod fleet;
 mod judge;
 mod progress;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,6 +31,7 @@ use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -42,14 +45,19 @@ use crate::telemetry::error::cut;
 use crate::telemetry::log::escaped_line;
 use crate::telemetry::recent;
 use access::{Refusal, Who};
-use api::{Deploying, Line, Uploaded};
+use api::{Deploying, Line, Source, Uploaded};
 use audit::Entry;
 pub use deployer::Deployer;
 pub use fleet::Fleet;
 use progress::Progress;
 
-/// The most connections. Further ones wait.
+/// The most connections. A further one ends the oldest that has not shown yet that it may use the API, so nobody who may
+/// not can keep others out; or it waits.
 const CONNECTIONS: usize = 32;
+/// The most of them that follow the log, and so do not end by themselves.
+const FOLLOWERS: usize = 8;
+/// The most artifacts that are uploaded, or fetched from registries, at once: each may take `artifact_max_mb` twice on the disk.
+const UPLOADS: usize = 2;
 /// How long a request's head, or more of its body, may take; and how long a client may read nothing of an answer.
 const TIME: Duration = Duration::from_secs(30);
 /// The most bytes that are kept of a request's head.
@@ -86,16 +94,21 @@ impl Listener {
                 Listener::Tcp(listener)
             }
             AdminAddress::Unix(path) => {
-                // What a host that was killed has left would be in the way. Another host that uses it still answers.
+                // What a host that was killed has left would be in the way. Only a socket that nobody listens on any more
+                // refuses connections; one of another user's host says that it may not be used.
                 let is_socket =
                     fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
-                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+                let connected = is_socket.then(|| std::os::unix::net::UnixStream::connect(path));
+                if let Some(Err(error)) = connected
+                    && error.kind() == io::ErrorKind::ConnectionRefused
+                {
                     fs::remove_file(path).with_context(context)?;
                 }
-                let listener =
-                    std::os::unix::net::UnixListener::bind(path).with_context(context)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-                    .with_context(context)?;
+                // It is never open to others, not even between two calls.
+                let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+                let listener = std::os::unix::net::UnixListener::bind(path);
+                rustix::process::umask(umask);
+                let listener = listener.with_context(context)?;
                 listener.set_nonblocking(true)?;
                 Listener::Unix(listener)
             }
@@ -131,17 +144,16 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     recent::keep();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let rooms = Arc::new(Rooms::new(deployer));
     let serve_all = async {
         match listener {
             Listener::Tcp(listener) => {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
-                    let permit = permit(&permits).await;
                     match listener.accept().await {
                         Ok((stream, peer)) => {
                             let from = (peer.to_string(), None);
-                            tokio::spawn(connection(Arc::clone(&deployer), stream, from, permit));
+                            rooms.enter(stream, from).await;
                         }
                         Err(error) => wait_after(&error).await,
                     }
@@ -150,11 +162,10 @@ pub async fn serve(
             Listener::Unix(listener) => {
                 let listener = UnixListener::from_std(listener)?;
                 loop {
-                    let permit = permit(&permits).await;
                     match listener.accept().await {
                         Ok((stream, _)) => {
                             let from = ("unix".to_owned(), Some(user(&stream)));
-                            tokio::spawn(connection(Arc::clone(&deployer), stream, from, permit));
+                            rooms.enter(stream, from).await;
                         }
                         Err(error) => wait_after(&error).await,
                     }
@@ -168,9 +179,61 @@ pub async fn serve(
     }
 }
 
-async fn permit(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    let permit = Arc::clone(permits).acquire_owned().await;
-    permit.expect("the semaphore is never closed")
+/// What connections share.
+struct Rooms {
+    deployer: Arc<Deployer>,
+    connections: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+    /// The connections that have not had a request yet which its sender may make, the oldest first, with what ends them.
+    strangers: Mutex<VecDeque<(u64, CancellationToken)>>,
+}
+
+impl Rooms {
+    fn new(deployer: Arc<Deployer>) -> Rooms {
+        Rooms {
+            deployer,
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            strangers: Mutex::default(),
+        }
+    }
+
+    /// Serves a connection as soon as there is room for it.
+    async fn enter(
+        self: &Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        from: (String, Option<String>),
+    ) {
+        if self.connections.available_permits() == 0
+            && let Some((_, oldest)) = self.strangers.lock().pop_front()
+        {
+            oldest.cancel();
+        }
+        let permit = Arc::clone(&self.connections).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        let ended = CancellationToken::new();
+        let mut strangers = self.strangers.lock();
+        strangers.push_back((number, ended.clone()));
+        drop(strangers);
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = connection(&this, stream, from, number) => {}
+                () = ended.cancelled() => {}
+            }
+            this.is_known(number);
+            drop(permit);
+        });
+    }
+
+    /// Notes that the connection of this number is not one to be ended for others.
+    fn is_known(&self, number: u64) {
+        self.strangers.lock().retain(|(it, _)| *it != number);
+    }
 }
 
 async fn wait_after(error: &io::Error) {
@@ -185,15 +248,16 @@ fn user(stream: &UnixStream) -> String {
 }
 
 async fn connection(
-    deployer: Arc<Deployer>,
+    rooms: &Arc<Rooms>,
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     (peer, local): (String, Option<String>),
-    permit: OwnedSemaphorePermit,
+    number: u64,
 ) {
-    let _permit = permit;
     let service = service_fn(|request: Request<Incoming>| {
         let api = Api {
-            deployer: Arc::clone(&deployer),
+            deployer: Arc::clone(&rooms.deployer),
+            rooms: Arc::clone(rooms),
+            number,
             peer: peer.clone(),
             local: local.clone(),
         };
@@ -214,6 +278,9 @@ async fn connection(
 /// One request to the API.
 struct Api {
     deployer: Arc<Deployer>,
+    rooms: Arc<Rooms>,
+    /// The number of its connection.
+    number: u64,
     peer: String,
     local: Option<String>,
 }
@@ -305,16 +372,27 @@ impl Api {
         let tokens = &deployer.place.deploy.tokens;
         let local = self.local.as_deref();
         let who = access::check(tokens, local, &parts.headers, needed, &self.peer)?;
+        self.rooms.is_known(self.number);
         *known = Some(who.clone());
         let action = action?;
         let generation = generation(&parts.headers)?;
         Ok(match action {
             Action::Status => json(StatusCode::OK, &deployer.status().await),
             Action::Versions => json(StatusCode::OK, &deployer.versions()),
-            Action::Logs => logs(parts.uri.query() == Some("follow")),
+            Action::Logs if parts.uri.query() == Some("follow") => {
+                let place = Arc::clone(&self.rooms.followers).try_acquire_owned();
+                logs(Some(place.map_err(|_| {
+                    full(format!(
+                        "{FOLLOWERS} others follow the log already, as many as may"
+                    ))
+                })?))
+            }
+            Action::Logs => logs(None),
             Action::Upload => {
                 deployer.refresh().await;
                 deployer.is_current(generation)?;
+                let place = self.rooms.uploads.try_acquire();
+                let _place = place.map_err(|_| no_place_for_artifact())?;
                 let uploaded = self.upload(&parts.headers, body).await?;
                 let entry = Entry {
                     who: None,
@@ -332,15 +410,40 @@ impl Api {
             }
             Action::Deploy => {
                 let wanted: Deploying = read(body).await?;
-                let change = deployer.begin(&who, "deploy", generation).await?;
                 let (progress, lines) = Progress::new();
-                let deployer = Arc::clone(deployer);
-                // A task of its own: it ends whether or not somebody waits for it.
-                tokio::spawn(async move { deployer.deploy(change, wanted, &progress).await });
+                // Tasks of their own: they end whether or not somebody waits for them.
+                match wanted.source.clone() {
+                    Source::Digest(digest) => {
+                        let about = (Some(digest), Some(&*wanted.from));
+                        let change = deployer.begin(&who, "deploy", about, generation).await?;
+                        let deployer = Arc::clone(deployer);
+                        let wanted = (digest, wanted);
+                        tokio::spawn(
+                            async move { deployer.deploy(change, wanted, &progress).await },
+                        );
+                    }
+                    Source::Reference(text) => {
+                        deployer.refresh().await;
+                        deployer.is_current(generation)?;
+                        let place = Arc::clone(&self.rooms.uploads).try_acquire_owned();
+                        let place = place.map_err(|_| no_place_for_artifact())?;
+                        let deployer = Arc::clone(deployer);
+                        let wanted = (text, wanted);
+                        tokio::spawn(async move {
+                            let pulled =
+                                deployer.pull_and_deploy(&who, wanted, generation, &progress);
+                            pulled.await;
+                            drop(place);
+                        });
+                    }
+                }
                 follow(lines)
             }
             Action::Promote => {
-                let change = deployer.begin(&who, "promote", generation).await?;
+                let change = {
+                    let about = (deployer.candidate(), None);
+                    deployer.begin(&who, "promote", about, generation).await?
+                };
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.promote(change, &progress).await });
@@ -348,7 +451,10 @@ impl Api {
             }
             Action::RollBack => {
                 let to: api::GoingBack = read(body).await?;
-                let change = deployer.begin(&who, "rollback", generation).await?;
+                let change = {
+                    let about = (to.to, None);
+                    deployer.begin(&who, "rollback", about, generation).await?
+                };
                 let (progress, lines) = Progress::new();
                 let deployer = Arc::clone(deployer);
                 tokio::spawn(async move { deployer.roll_back(change, to, &progress).await });
@@ -405,7 +511,7 @@ impl Api {
         }
         file.flush().await.map_err(|error| failed(error.into()))?;
         drop(file);
-        let added = self.deployer.add(&path).await;
+        let added = self.deployer.add_uploaded(&path).await;
         let digest = added.map_err(|error| {
             Refusal::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -485,15 +591,26 @@ fn follow(lines: mpsc::Receiver<Line>) -> Response<Body> {
     respond(StatusCode::OK, "application/x-ndjson", body)
 }
 
-/// The log: what is kept of it, and then what comes.
-fn logs(follows: bool) -> Response<Body> {
-    let lines = stream::unfold(recent::Reader::default(), move |mut reader| async move {
-        let piece = match follows {
-            true => reader.wait().await,
-            false => reader.read(),
+fn no_place_for_artifact() -> Refusal {
+    full(format!(
+        "{UPLOADS} other artifacts are arriving: try again when they are there"
+    ))
+}
+
+fn full(sentence: String) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence)
+}
+
+/// The log: what is kept of it, and then, for a follower, what comes.
+fn logs(follower: Option<OwnedSemaphorePermit>) -> Response<Body> {
+    let state = (recent::Reader::default(), follower);
+    let lines = stream::unfold(state, |(mut reader, follower)| async move {
+        let piece = match follower {
+            Some(_) => reader.wait().await,
+            None => reader.read(),
         };
         let piece = (!piece.is_empty()).then_some(piece)?;
-        Some((Ok(Frame::data(piece)), reader))
+        Some((Ok(Frame::data(piece)), (reader, follower)))
     });
     let body = BoxBody::new(StreamBody::new(lines));
     respond(StatusCode::OK, "text/plain; charset=utf-8", body)

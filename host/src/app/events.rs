@@ -18,7 +18,7 @@ use crate::budget::{self, Account, Room};
 use crate::config::Events as Config;
 use crate::guest::store::NotPublished;
 use crate::scope::context::Value;
-use crate::scope::transaction::Member;
+use crate::scope::transaction::{Described, Member};
 use crate::scope::{Origin, Scope};
 use crate::telemetry::error::shown;
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
@@ -135,13 +135,15 @@ impl Bus {
             socket: None,
             ..Origin::clone(&scope.origin)
         });
-        let deliveries = app
-            .subscribers(topic)
+        // A copy's event goes to nobody, so it takes no place from others.
+        let is_copy = member.transaction().is_copy();
+        let deliveries = (app.subscribers(topic).filter(|_| !is_copy))
             .map(|chain| self.delivery((app, chain), &origin, topic, &event));
         let deliveries = deliveries.collect::<Result<Vec<_>, _>>()?;
+        let what = member.describe(|| Described::new(format!("event `{topic}`"), &event.payload));
         let (sender, unended) = (self.sender.clone(), self.deliveries.clone());
         let (topic, request) = (topic.to_owned(), scope.origin.id.clone());
-        let taken = member.effect(Box::new(move || {
+        let publishing = Box::new(move || {
             let bytes = event.payload.len();
             let subscribers = deliveries.len();
             tracing::info!(target: "amphi::event", topic, bytes, subscribers, request, "event");
@@ -150,8 +152,8 @@ impl Bus {
                 // Sending does not fail: the receiver is part of the bus, which lives as long as the process.
                 let _ = sender.send((delivery, unended.token()));
             }
-        }));
-        match taken {
+        });
+        match member.effect(publishing, what) {
             true => Ok(()),
             false => Err(NotPublished::Over(
                 "the request that this view was called in is over, or the transaction of its caller: the event was not published".to_owned(),

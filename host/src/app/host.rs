@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::app::App;
 use crate::app::events::Bus;
 use crate::app::rollout::Rollout;
+use crate::app::rollout::shadow::Shadow;
 use crate::budget;
 use crate::channels::Hub;
 use crate::guest::run::Engines;
@@ -98,6 +99,12 @@ impl Host {
     pub fn roll_out(&self, rollout: Option<Rollout>) {
         self.rollout.store(rollout.map(Arc::new));
         self.swaps.send_replace(());
+    }
+
+    /// The rollout in shadow mode, if there is one.
+    pub fn shadow(&self) -> Option<Arc<Shadow>> {
+        let rollout = self.rollout.load();
+        rollout.as_ref().and_then(|rollout| rollout.shadow.clone())
     }
 
     /// The app of what belongs to a rollout's candidate (its number), or to the served app: the candidate as long as that

@@ -1,5 +1,8 @@
 //! A candidate: a version that is loaded beside the served one, and the clients that get it.
 
+mod comparison;
+pub mod shadow;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::App;
+use shadow::{Shadow, ShadowOptions};
 
 /// The cookie by which a client stays on its version while a share of the clients gets the candidate.
 pub const COOKIE: &str = "amphi_rollout";
@@ -26,7 +30,7 @@ pub enum Audience {
     Share(u32, Sticky),
     /// Requests with this header.
     Header(HeaderName, HeaderValue),
-    /// Nobody: the candidate gets copies of requests.
+    /// Nobody: the candidate gets copies of requests, and its answers are compared.
     Shadow,
 }
 
@@ -45,6 +49,8 @@ pub struct Rollout {
     pub app: Arc<App>,
     /// Who gets it.
     pub audience: Audience,
+    /// In shadow mode: what is compared, and what the comparisons have found.
+    pub shadow: Option<Arc<Shadow>>,
     /// Tells this rollout from others, for connections that last.
     number: u64,
     /// How many clients have got a number.
@@ -64,11 +70,24 @@ impl Rollout {
     /// A rollout of this app.
     pub fn new(app: Arc<App>, audience: Audience) -> Rollout {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let shadow = match &audience {
+            Audience::Shadow => Some(Arc::new(Shadow::new(ShadowOptions::default()))),
+            Audience::Share(..) | Audience::Header(..) => None,
+        };
         Rollout {
+            shadow,
             app,
             audience,
             number: NUMBERS.fetch_add(1, Relaxed),
             clients: AtomicU64::new(0),
+        }
+    }
+
+    /// A rollout of this app in shadow mode, with these options.
+    pub fn in_shadow(app: Arc<App>, options: ShadowOptions) -> Rollout {
+        Rollout {
+            shadow: Some(Arc::new(Shadow::new(options))),
+            ..Rollout::new(app, Audience::Shadow)
         }
     }
 
@@ -107,7 +126,7 @@ impl Rollout {
 
     /// Whether a connection that got a candidate got this one.
     pub(super) fn is(&self, number: u64) -> bool {
-        self.number == number && self.audience != Audience::Shadow
+        self.number == number && self.shadow.is_none()
     }
 }
 
@@ -139,7 +158,7 @@ impl FromStr for Audience {
     fn from_str(text: &str) -> Result<Audience, String> {
         let wrong = || {
             format!(
-                "`{}` says not who gets the candidate: write a share of the clients (`5%`, `0.25%`, `5% by address`) or a header (`header:x-canary=1`)",
+                "`{}` does not say who gets the candidate: write a share of the clients (`5%`, `0.25%`, `5% by address`) or a header (`header:x-canary=1`)",
                 text.escape_debug()
             )
         };

@@ -111,12 +111,13 @@ fn bucket(latency: Duration) -> usize {
     (power * PARTS + part).min(BUCKETS - 1)
 }
 
-/// The greatest latency of a bucket.
+/// The latency at which a bucket ends. Not the greatest in it: so ends of buckets relate as their latencies do, and 15 ms
+/// is 150 percent of 10 ms.
 fn greatest(bucket: usize) -> Duration {
     let (power, part) = (bucket / PARTS, (bucket % PARTS) as u64);
     Duration::from_micros(match power {
         0 => part,
-        power => ((part + PARTS as u64 + 1) << (power - 1)) - 1,
+        power => (part + PARTS as u64 + 1) << (power - 1),
     })
 }
 

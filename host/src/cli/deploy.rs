@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 
 use super::block_on::block_on;
@@ -10,10 +10,12 @@ use super::package;
 use super::place::{Connected, Remote};
 use super::source::is_artifact;
 use crate::admin::api::{Deploying, IfOneFails, Source};
+use crate::app::rollout::Audience;
 use crate::artifact::registry::SCHEME;
 use crate::artifact::{Artifact, Digest};
 use crate::config::Health;
 use crate::deploy::{Judge, Trial};
+use crate::telemetry::log::escaped;
 use crate::telemetry::stderr;
 
 /// How often the place is asked what has become of a candidate.
@@ -80,7 +82,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let place = arguments.remote.connect()?;
     let trial = arguments.trial()?;
     block_on(async {
-        let generation = place.status().await?.generation;
+        let before = place.status().await?;
+        let generation = before.generation;
         let source = arguments.source(&place, generation).await?;
         let wanted = Deploying {
             source,
@@ -95,7 +98,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         place.deploy(&wanted, generation).await?;
         match arguments.auto {
-            true => judged(&place).await,
+            true => judged(&place, before.active.version.digest).await,
             false => Ok(()),
         }
     })
@@ -112,6 +115,7 @@ impl Arguments {
         if !(0.0..=100.0).contains(&self.errors_max) {
             bail!("`--errors-max` is a number of percent: 0 to 100");
         }
+        audience.parse::<Audience>().map_err(anyhow::Error::msg)?;
         let judge = self.auto.then(|| Judge {
             window_s: self.window,
             requests_min: self.requests_min,
@@ -131,7 +135,9 @@ impl Arguments {
         if self.source.starts_with(SCHEME) {
             return Ok(Source::Reference(self.source.clone()));
         }
-        if let Ok(digest) = self.source.parse::<Digest>() {
+        if self.source.starts_with("sha256:") {
+            let digest = self.source.parse::<Digest>();
+            let digest = digest.map_err(|why| anyhow!("`{}`: {why}", self.source))?;
             return Ok(Source::Digest(digest));
         }
         let path = std::path::PathBuf::from(&self.source);
@@ -151,21 +157,23 @@ impl Arguments {
     }
 }
 
-/// Waits until the candidate is promoted or given up.
-async fn judged(place: &Connected) -> anyhow::Result<()> {
-    let digest = match place.status().await?.candidate {
-        Some(candidate) => Some(candidate.version.digest),
-        None => None,
-    };
+/// Waits until the candidate is promoted or given up. `before`: the active version from before. That it is active still
+/// means that the candidate was given up, however early.
+async fn judged(place: &Connected, before: Digest) -> anyhow::Result<()> {
     stderr::say("… watching it");
+    let mut candidate = None;
     loop {
-        tokio::time::sleep(ASKING).await;
         let status = place.status().await?;
-        if status.candidate.map(|it| it.version.digest) == digest && digest.is_some() {
+        let now = status.candidate.map(|it| it.version.digest);
+        candidate = candidate.or(now);
+        if now.is_some() && now == candidate {
+            tokio::time::sleep(ASKING).await;
             continue;
         }
         let outcome = status.last.map(|last| last.outcome).unwrap_or_default();
-        match digest.is_none_or(|digest| status.active.version.digest == digest) {
+        let outcome = escaped(&outcome);
+        let active = status.active.version.digest;
+        match candidate.map_or(active != before, |candidate| candidate == active) {
             true => return super::routes::print(&format!("{outcome}\n")),
             false => bail!("{outcome}"),
         }

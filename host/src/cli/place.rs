@@ -1,5 +1,6 @@
 //! A place that runs elsewhere, as the commands see it that change what runs there: the client of the admin API.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::telemetry::stderr;
 
 /// How long a connection may take to open.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// How long the place may take to say what runs there.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// The most bytes of an answer.
 const ANSWER_BYTES: usize = 16 << 20;
 /// The variable with the address.
@@ -82,10 +85,16 @@ impl Remote {
                 (client, "http://localhost".to_owned())
             }
             None if address.starts_with("http://") || address.starts_with("https://") => {
-                (builder.build()?, address.trim_end_matches('/').to_owned())
+                let base = address.trim_end_matches('/').to_owned();
+                // A proxy of the environment would get the token, and would ask a machine of its own.
+                let builder = match is_this_machine(&base) {
+                    true => builder.no_proxy(),
+                    false => builder,
+                };
+                (builder.build()?, base)
             }
             None => bail!(
-                "`{address}` is not the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml or of a folder NAME.state"
+                "`{address}` is neither a folder that is there nor the address of a place: write http://HOST:PORT, unix:PATH, or the path of an amphi-host.toml or of a folder NAME.state"
             ),
         };
         Ok(Connected {
@@ -119,9 +128,15 @@ impl Connected {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.send(self.request(Method::GET, path)).await?;
-        let text = whole(response).await?;
-        serde_json::from_slice(&text).with_context(|| format!("{}{path}", self.shown))
+        let request = self.request(Method::GET, path).timeout(ANSWER_TIME);
+        let text = whole(self.send(request).await?).await;
+        let text = text.with_context(|| format!("asking {}", self.shown))?;
+        serde_json::from_slice(&text).with_context(|| {
+            format!(
+                "{}{path} is not what the admin API of Amphi answers",
+                self.shown
+            )
+        })
     }
 
     pub(super) async fn status(&self) -> anyhow::Result<Status> {
@@ -140,10 +155,19 @@ impl Connected {
             "/v1/logs"
         };
         let mut response = self.send(self.request(Method::GET, path)).await?;
+        let mut text = Vec::new();
         while let Some(piece) = response.chunk().await? {
-            print(&escaped(&String::from_utf8_lossy(&piece)))?;
+            text.extend_from_slice(&piece);
+            // A piece may end within a character.
+            let whole = match text.iter().rposition(|byte| *byte == b'\n') {
+                Some(end) => end + 1,
+                None if text.len() > ANSWER_BYTES => text.len(),
+                None => continue,
+            };
+            let lines: Vec<u8> = text.drain(..whole).collect();
+            print(&escaped(&String::from_utf8_lossy(&lines)))?;
         }
-        Ok(())
+        print(&escaped(&String::from_utf8_lossy(&text)))
     }
 
     /// Sends an artifact.
@@ -202,7 +226,10 @@ impl Connected {
             text.extend_from_slice(&piece);
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
-                match serde_json::from_slice(&line)? {
+                let line = serde_json::from_slice(&line).with_context(|| {
+                    format!("{} answers what no admin API of Amphi does", self.shown)
+                })?;
+                match line {
                     Line::Step(step) => stderr::say(&escaped(&format!("… {step}"))),
                     Line::Warning(warning) => stderr::say(&escaped(&format!("warning: {warning}"))),
                     Line::Done(done) => return print(&escaped(&format!("{done}\n"))),
@@ -216,6 +243,15 @@ impl Connected {
         }
         bail!(lost())
     }
+}
+
+/// Whether an address is one of this machine.
+fn is_this_machine(base: &str) -> bool {
+    let url = reqwest::Url::parse(base).ok();
+    let host = url.as_ref().and_then(|url| url.host_str());
+    let host = host.unwrap_or_default().trim_matches(['[', ']']);
+    let address: Option<IpAddr> = host.parse().ok();
+    host == "localhost" || address.is_some_and(|address| address.is_loopback())
 }
 
 async fn whole(mut response: Response) -> anyhow::Result<Vec<u8>> {

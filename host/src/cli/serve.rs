@@ -223,6 +223,9 @@ async fn sweep(host: Arc<Host>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         host.app.load().sweep();
+        if let Some(rollout) = &*host.rollout.load() {
+            rollout.app.sweep();
+        }
         host.hub.sweep();
         for (name, number) in host.hub.counters().all() {
             let gauge = METRICS.channels.with_label_values(&[name]);

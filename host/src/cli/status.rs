@@ -8,6 +8,7 @@ use super::block_on::block_on;
 use super::place::Remote;
 use super::routes::print;
 use crate::admin::api::{FleetStatus, GoingBack, Status, Traffic};
+use crate::app::rollout::shadow::ShadowReport;
 use crate::artifact::Digest;
 use crate::telemetry::log::escaped;
 
@@ -123,11 +124,47 @@ fn shown(status: &Status) -> String {
     if let Some(candidate) = candidate {
         text += &row("candidate", &candidate.traffic);
     }
+    if let Some(report) = candidate.as_ref().and_then(|it| it.shadow.as_ref()) {
+        text += &compared(report);
+    }
     if let Some(fleet) = fleet {
         text += &shown_fleet(fleet);
     }
     if let Some(last) = last {
         text += &format!("\n{}, {}: {}\n", last.what, date(last.at), last.outcome);
+    }
+    text
+}
+
+/// What copies of requests have shown.
+fn compared(report: &ShadowReport) -> String {
+    let ShadowReport {
+        compared,
+        equal,
+        differing,
+        unclear,
+        not_compared,
+        differences,
+        unclear_differences,
+    } = report;
+    let mut text = format!(
+        "\nshadow     {compared} requests compared: {equal} equal, {differing} differing, {unclear} unclear, because others changed the database meanwhile\n"
+    );
+    for (why, number) in not_compared {
+        text += &format!("           {number} not compared: {why}\n");
+    }
+    for (what, differences) in [("differing", differences), ("unclear", unclear_differences)] {
+        for difference in differences {
+            let request = &difference.request;
+            let candidate = request.candidate.as_deref().unwrap_or("nothing");
+            text += &format!(
+                "\n{what}: {} {} (request {}), the view {}, candidate {candidate}\n",
+                request.method, request.path, request.request, request.view
+            );
+            for sentence in &difference.differences {
+                text += &format!("    {sentence}\n");
+            }
+        }
     }
     text
 }

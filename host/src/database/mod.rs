@@ -32,6 +32,7 @@ pub use journal::Journal;
 pub use open_ended::Permit;
 pub use postgres::Postgres;
 pub use sqlite::{STACK_BYTES, Sqlite};
+pub(crate) use statement::short;
 pub use statement::{Access, Failed, Outcome, Row, Statement, Stream, Streamed, Table, Value};
 
 /// The app's databases, by name.
@@ -84,6 +85,15 @@ impl Database {
         match self {
             Database::Sqlite(sqlite) => sqlite.config(),
             Database::Postgres(postgres) => postgres.config(),
+        }
+    }
+
+    /// Whether this is the same open database: the connections of one are the connections of the other.
+    pub fn is(&self, other: &Database) -> bool {
+        match (self, other) {
+            (Database::Sqlite(one), Database::Sqlite(other)) => Arc::ptr_eq(one, other),
+            (Database::Postgres(one), Database::Postgres(other)) => Arc::ptr_eq(one, other),
+            (Database::Sqlite(_) | Database::Postgres(_), _) => false,
         }
     }
 
@@ -331,6 +341,55 @@ impl Lease {
         match self {
             Lease::Sqlite(lease) => lease.set_pinned(pinned),
             Lease::Postgres(lease) => lease.set_pinned(pinned),
+        }
+    }
+
+    /// The state of the database that the transaction has begun with, if its later statements may see other states:
+    /// each statement of PostgreSQL's `read committed` sees what was committed before it.
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn seen(&mut self, isolation: Option<Isolation>) -> Result<Option<String>, Error> {
+        match (self, isolation) {
+            (Lease::Postgres(lease), None | Some(Isolation::ReadCommitted)) => {
+                lease.snapshot().await.map(Some)
+            }
+            // The transactions of SQLite see one state.
+            (Lease::Sqlite(_), _) | (Lease::Postgres(_), Some(_)) => Ok(None),
+        }
+    }
+
+    /// Whether another transaction was committed since this state was [`Lease::seen`].
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn changed_since(&mut self, seen: &str) -> Result<bool, Error> {
+        match self {
+            Lease::Sqlite(_) => Ok(false),
+            Lease::Postgres(lease) => lease.changed_since(seen).await,
+        }
+    }
+
+    /// Removes what statements have left in the session beside the transaction, within that transaction.
+    ///
+    /// # Errors
+    /// The error of the database.
+    pub async fn forget_session(&mut self) -> Result<(), Error> {
+        match self {
+            // `hand_on` does so.
+            Lease::Sqlite(_) => Ok(()),
+            Lease::Postgres(lease) => lease.host(&postgres::forgetting()).await,
+        }
+    }
+
+    /// Gives the connection with its open transaction to another borrower: its statements end with `deadline`.
+    ///
+    /// # Errors
+    /// When the connection cannot be used any more.
+    pub fn hand_on(&mut self, deadline: &Arc<Deadline>) -> Result<(), Error> {
+        match self {
+            Lease::Sqlite(lease) => lease.hand_on(deadline),
+            Lease::Postgres(lease) => lease.hand_on(deadline),
         }
     }
 

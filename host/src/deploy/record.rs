@@ -9,8 +9,8 @@ use crate::artifact::Digest;
 /// What a place serves. After a crash, the record is the former one or the new one, never a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Grows with every change. A change names the generation that it is made to, so that nobody changes what somebody
-    /// else has just changed, and no request for a change can be made twice.
+    /// Grows with every change, and every attempt at one. A change names the generation that it is made to, so that nobody
+    /// changes what somebody else has just changed, and no request for a change can be made twice.
     #[serde(default)]
     pub generation: u64,
     /// The version that is served.
@@ -131,7 +131,7 @@ impl Record {
         });
         earlier.truncate(keep);
         Record {
-            generation: self.generation + 1,
+            generation: self.generation,
             active,
             candidate: None,
             earlier,
@@ -142,8 +142,16 @@ impl Record {
     #[must_use]
     pub fn trying(&self, candidate: Option<Candidate>) -> Record {
         Record {
-            generation: self.generation + 1,
             candidate,
+            ..self.clone()
+        }
+    }
+
+    /// The same record in the next generation.
+    #[must_use]
+    pub fn counted(&self) -> Record {
+        Record {
+            generation: self.generation + 1,
             ..self.clone()
         }
     }
@@ -197,7 +205,7 @@ mod tests {
         // A version that is deployed again is like any other.
         let again = back.activated(version(3), false, 8);
         assert_eq!(earlier(&again), "1 2x");
-        assert_eq!(again.generation, 6);
+        assert_eq!((again.generation, again.counted().generation), (1, 2));
         let kept = again.activated(version(4), false, 1);
         assert_eq!(earlier(&kept), "3");
     }

@@ -281,6 +281,21 @@ impl State {
         write(&self.folder.join(ACTIVE), &bytes)
     }
 
+    /// Replaces the record that was read or written last.
+    ///
+    /// # Errors
+    /// When there is another one now, or as [`State::set_record`]. What there is stays then.
+    pub fn replace_record(&self, last: &Record, record: &Record) -> Result<()> {
+        let _locked = self.lock()?;
+        match self.record()? {
+            Some(there) if there == *last => self.set_record(record),
+            _ => Err(ArtifactError::refused(format!(
+                "{} is not as this host has left it: another host uses the folder, or somebody has changed it; restart the host that shall go on with it, and end others",
+                self.folder.join(ACTIVE).display()
+            ))),
+        }
+    }
+
     /// Makes a version the active one, whatever was before.
     ///
     /// # Errors
@@ -288,7 +303,7 @@ impl State {
     pub fn activate(&self, active: Active, keep: usize) -> Result<Record> {
         let record = match self.record()? {
             Some(record) if record.active.digest == active.digest => return Ok(record),
-            Some(record) => record.activated(active, false, keep),
+            Some(record) => record.counted().activated(active, false, keep),
             None => Record::first(active),
         };
         self.set_record(&record)?;

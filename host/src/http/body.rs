@@ -44,6 +44,7 @@ pub struct BodyLimits {
 }
 
 /// A received body.
+#[derive(Clone)]
 pub enum Received {
     /// Handed to the guest with the request.
     Inline(Vec<u8>),

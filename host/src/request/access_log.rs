@@ -9,10 +9,11 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 
 use super::attempt::AttemptOutcome;
+use crate::app::App;
 use crate::app::host::Host;
-use crate::app::{App, Routed};
 use crate::budget::Account;
 use crate::guest::stop::Stop;
+use crate::http::body::Received;
 use crate::http::error_page::Failed;
 use crate::http::message::ResponseBody;
 use crate::http::middleware::{self, RequestHead};
@@ -37,8 +38,8 @@ pub(super) struct Completion<'a> {
     pub(super) app: &'a Arc<App>,
     /// The rollout whose candidate the app is.
     pub(super) candidate: Option<u64>,
-    /// The served app, when it answers in place of the candidate.
-    stand_in: Option<Arc<App>>,
+    /// The body of a request that the app has failed, as a candidate, and that the served app answers in its place.
+    pub(super) again: Option<Received>,
     pub(super) parts: &'a Parts,
     /// Who is connected: the client, or a proxy.
     pub(super) peer: SocketAddr,
@@ -57,14 +58,15 @@ impl<'a> Completion<'a> {
         (peer, client): (SocketAddr, SocketAddr),
         account: Arc<Account>,
         parts: &'a Parts,
+        id: Option<String>,
     ) -> Completion<'a> {
         let proxies = &app.config.proxies;
-        let id = proxies.request_id(peer, &parts.headers);
+        let id = id.or_else(|| proxies.request_id(peer, &parts.headers));
         Completion {
             host,
             app,
             candidate,
-            stand_in: None,
+            again: None,
             parts,
             peer,
             arrived: Instant::now(),
@@ -158,24 +160,23 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// Notes that a candidate has failed, and that the served app answers in its place.
-    pub(super) fn failed_over(
-        &mut self,
-        failed: &AttemptOutcome,
-        served: &Arc<App>,
-        routed: &Routed,
-    ) {
+    /// Notes that a candidate has failed, and that the served app answers in its place: the request has its line of log
+    /// from there.
+    pub(super) fn failed_over(&mut self) {
+        self.done = true;
         let took = self.arrived.elapsed();
-        let (status, why) = match &failed.response {
-            Ok(response) => (response.status(), "the view answered so"),
-            Err(failure) => (failure.status, &*failure.detail),
+        let outcome = self.settled.as_ref().map(|settled| &settled.response);
+        let (status, why) = match outcome {
+            Some(Ok(response)) => (response.status(), "the view answered so"),
+            Some(Err(failure)) => (failure.status, &*failure.detail),
+            None => (StatusCode::INTERNAL_SERVER_ERROR, ""),
         };
         self.app.stats.answered(status, took);
         METRICS.failed_over.inc();
+        let why = cut(why.to_owned(), DETAIL_MAX);
         let view = self.view.as_deref().map(tracing::field::display);
-        tracing::warn!(target: "amphi::request", view, request = self.origin.id, status = status.as_u16(), why, "the candidate failed; the active version answers");
-        self.stand_in = Some(Arc::clone(served));
-        self.view = Some(Arc::clone(&routed.chain.view().view));
+        let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        tracing::warn!(target: "amphi::request", view, request = self.origin.id, status = status.as_u16(), duration_us, why, "the candidate failed; the active version answers");
     }
 
     /// Writes the line of log; for a response whose body is still being produced, when that has ended.
@@ -184,15 +185,14 @@ impl<'a> Completion<'a> {
         METRICS.requests.of(status).inc();
         let took = self.arrived.elapsed();
         METRICS.duration.observe(took.as_secs_f64());
-        let answered = self.stand_in.as_ref().unwrap_or(self.app);
-        answered.stats.answered(status, took);
+        self.app.stats.answered(status, took);
         let settled = self.settled.as_mut();
         let Some(stream) = settled.and_then(|settled| settled.stream.take()) else {
             return self.log(status.as_u16());
         };
         let streamed = Streamed {
             host: Arc::clone(self.host),
-            app: Arc::clone(self.stand_in.as_ref().unwrap_or(self.app)),
+            app: Arc::clone(self.app),
             method: self.parts.method.clone(),
             path: self.parts.uri.path().to_owned(),
             status,

@@ -8,12 +8,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::dispatch::{ChainContext, KeptStreams, LinkCall, LinkResult, Received, busy, conduct};
 use super::settle::{CheckedBody, CheckedResponse, settle};
+use super::shadow::ShadowCopy;
 use super::streaming::Streams;
 use crate::app::App;
 use crate::app::chain::{Chain, Placement};
@@ -24,10 +25,10 @@ use crate::guest::run::{Producer, Reply};
 use crate::http::body::RequestBody;
 use crate::http::message::BinaryHeaders;
 use crate::http::stream::StreamWatch;
-use crate::scope::transaction::Fate;
+use crate::scope::transaction::{Compared, Fate, Transaction};
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
-use crate::telemetry::error::Failure;
+use crate::telemetry::error::{Failure, Fault};
 use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended};
 use crate::threads::gate::{Permit, Refused};
@@ -103,7 +104,23 @@ impl Attempt<'_> {
     /// Runs the chain and ends its transaction. After a conflict, the chain is run again in a new scope, as often as
     /// the view allows. Dropping the future cancels everything (R15).
     pub async fn run(self, request: types::Request) -> AttemptOutcome {
-        let arrived = Instant::now();
+        self.run_beside(request, None).await
+    }
+
+    /// As [`Attempt::run`], and compares the outcome with that of a copy of the request.
+    pub(super) async fn run_beside(
+        self,
+        request: types::Request,
+        mut copy: Option<ShadowCopy>,
+    ) -> AttemptOutcome {
+        if let Some(copy) = &mut copy
+            && !copy.is_within()
+        {
+            copy.run_before(self.host).boxed().await;
+        }
+        let mut arrived = Instant::now();
+        let mut within = copy.take_if(|copy| copy.is_within());
+        let is_compared = copy.is_some();
         // A body that has been read while it arrived is not there for another attempt.
         let again = match self.body {
             Some(RequestBody::Arriving(_)) => 0,
@@ -111,36 +128,66 @@ impl Attempt<'_> {
         };
         let mut request = Some(request);
         let mut retries = 0;
-        loop {
-            let this = match retries < again {
+        let outcome = loop {
+            let this = match retries < again || within.is_some() {
                 true => request.clone(),
                 false => request.take(),
             };
             let this = this.expect("it is taken for the last time only");
-            let mut settled = self.attempt(arrived, this).await;
+            let mut settled = self
+                .attempt(arrived, this, within.as_mut(), is_compared)
+                .await;
             settled.retries = retries;
+            if let Some(mut copy) = within.take() {
+                copy.compare(self.host, settled.seen()).boxed().await;
+                if settled.may_be_spoilt().await {
+                    arrived = Instant::now();
+                    continue;
+                }
+                // The copy's time is not the request's.
+                arrived += copy.took();
+            }
             if retries == again || !settled.may_run_again() {
-                return settled;
+                break settled;
             }
             let longest = RETRY_WAIT * 2_u32.saturating_pow(retries);
             let wait = longest.mul_f64(fastrand::f64());
             let left = (self.chain.view().view.timeout).saturating_sub(arrived.elapsed());
             if wait >= left {
-                return settled;
+                break settled;
             }
             retries += 1;
             METRICS.retries.inc();
             tokio::time::sleep(wait).await;
+        };
+        if let Some(copy) = &mut copy {
+            copy.compare(self.host, outcome.seen()).boxed().await;
         }
+        outcome
     }
 
-    async fn attempt(&self, arrived: Instant, request: types::Request) -> AttemptOutcome {
+    /// One attempt. `copy`: a copy of the request that runs in the same transaction, before it. `is_compared`: whether
+    /// it is compared with a copy that has run elsewhere.
+    async fn attempt(
+        &self,
+        arrived: Instant,
+        request: types::Request,
+        copy: Option<&mut ShadowCopy>,
+        is_compared: bool,
+    ) -> AttemptOutcome {
         let (host, chain) = (self.host, self.chain);
-        let worker = match chain.placement() {
+        // A copy and the request run one after the other in one future.
+        let placement = match copy.is_some() {
+            true => Placement::PerLink,
+            false => chain.placement(),
+        };
+        let worker = match placement {
             Placement::PerLink if chain.needs_worker() => WorkerLease::leased_from(&host.workers),
             _ => WorkerLease::none(),
         };
         let link = chain.view();
+        let compared =
+            (copy.is_some() || is_compared).then(|| Transaction::compared(link.view.transaction));
         let limits = &link.module.grants.limits;
         let journal = match host.development {
             true => Journal::recording(),
@@ -150,6 +197,7 @@ impl Attempt<'_> {
             arrived,
             worker,
             journal,
+            transaction: compared,
         };
         let scope = Scope::open(self.origin, &link.view, limits, setup);
         if let Some(socket) = &self.origin.socket {
@@ -161,7 +209,7 @@ impl Attempt<'_> {
             binary: Arc::clone(&self.binary),
         };
         let params = Arc::clone(&self.params);
-        let work = match chain.placement() {
+        let work = match placement {
             Placement::Worker => {
                 let (context, kept) = ChainContext::whole(on, &scope, body, self.streams);
                 let start = context.start(chain, params);
@@ -177,7 +225,12 @@ impl Attempt<'_> {
                 let streams = self.streams;
                 let (context, kept, tasks) = ChainContext::per_link(on, &scope, body, streams);
                 let start = context.start(chain, params);
-                let outcome = || conduct(start, request, tasks);
+                let outcome = async || {
+                    if let Some(copy) = copy {
+                        copy.run_within(host, &scope, chain).boxed().await;
+                    }
+                    conduct(start, request, tasks).await
+                };
                 on_loop(host, &scope, (chain, kept), outcome).boxed()
             }
         };
@@ -216,21 +269,57 @@ impl Attempt<'_> {
 }
 
 impl AttemptOutcome {
-    /// Whether the answer is a failure of the server's (5xx).
+    /// What is compared with the outcome of a copy.
+    fn seen(&self) -> (&Scope, &CheckedResponse, Fate) {
+        (&self.scope, &self.response, self.fate)
+    }
+
+    /// Whether the attempt was made in a transaction that a copy of the request had begun, has failed there, and has left
+    /// nothing behind: then the request is run again, alone.
+    async fn may_be_spoilt(&self) -> bool {
+        let transaction = &self.scope.transaction;
+        (self.is_server_error() || transaction.conflict())
+            && self.left_nothing()
+            && self.goes_on()
+            && transaction.was_shared().await != Compared::Apart
+    }
+
+    /// Whether the answer is a failure of the app (5xx). A host that had no room for the request (503) has none for
+    /// another run of it, either.
     pub(super) fn has_failed(&self) -> bool {
+        let is_full = self.response.as_ref().is_err_and(|failure| {
+            failure.fault == Fault::Limit && failure.status == StatusCode::SERVICE_UNAVAILABLE
+        });
+        self.is_server_error() && !is_full
+    }
+
+    /// Whether the answer is a 5xx.
+    fn is_server_error(&self) -> bool {
         match &self.response {
             Ok(response) => response.status().is_server_error(),
             Err(failure) => failure.status.is_server_error(),
         }
     }
 
-    /// Whether nothing is left of what the request did: all of it was rolled back.
+    /// Whether nothing is left of what the request did: all of it was rolled back. A function that still produces the body
+    /// of its response may yet do something that lasts.
     pub(super) fn left_nothing(&self) -> bool {
         let scope = &self.scope;
-        self.fate != Fate::Committed
-            && !scope.transaction.lasting()
+        let goes_on =
+            |response: &Response<CheckedBody>| matches!(response.body(), CheckedBody::Stream(_));
+        !self.response.as_ref().is_ok_and(goes_on)
+            && self.fate != Fate::Committed
+            && !scope.transaction.may_last()
             && !scope.sent.load(SeqCst)
             && !scope.files.load(SeqCst)
+    }
+
+    /// Whether the request has not ended for another reason than its answer.
+    fn goes_on(&self) -> bool {
+        matches!(
+            self.scope.deadline.ended(),
+            None | Some(Ended::Failed | Ended::Answered)
+        )
     }
 
     /// Whether the request can be run again: it failed because of a conflict, and the attempt had no effect that others
@@ -240,10 +329,7 @@ impl AttemptOutcome {
         let would_help = scope.transaction.conflict()
             && self.fate != Fate::Committed
             && !scope.sent.load(SeqCst)
-            && matches!(
-                scope.deadline.ended(),
-                None | Some(Ended::Failed | Ended::Answered)
-            );
+            && self.goes_on();
         if would_help && scope.files.load(SeqCst) {
             let (view, request) = (&scope.view, &scope.origin.id);
             tracing::warn!(%view, request, "not run again after a conflict: it may have written files in its `directories`, which no roll-back undoes");

@@ -11,6 +11,7 @@ pub mod delivery;
 pub mod dispatch;
 mod error_view;
 pub mod settle;
+mod shadow;
 pub mod socket;
 mod static_file;
 mod streaming;
@@ -40,6 +41,7 @@ use crate::http::{authority, conditional, path};
 use crate::request::access_log::Completion;
 use crate::request::attempt::Attempt;
 use crate::request::settle::CheckedBody;
+use crate::request::shadow::ShadowCopy;
 use crate::request::socket::Upgrades;
 use crate::scope::context::Value;
 use crate::telemetry::error::Failure;
@@ -66,16 +68,17 @@ where
     B::Error: std::fmt::Display,
 {
     let (parts, body) = request.into_parts();
-    let served = host.app.load_full();
-    let (choice, app) = match &*host.rollout.load() {
+    // The rollout is loaded before the app: a promotion replaces the app first, so whoever finds no rollout any more gets
+    // the promoted app, and never the one before.
+    let choice = match &*host.rollout.load() {
         Some(rollout) => {
-            let address = served.config.proxies.client(client.peer, &parts.headers);
-            let choice = rollout.choose(&parts, address.unwrap_or(client.peer).ip());
-            let app = host.app_of(choice.candidate);
-            (choice, app)
+            let proxies = &host.app.load().config.proxies;
+            let address = proxies.client(client.peer, &parts.headers);
+            rollout.choose(&parts, address.unwrap_or(client.peer).ip())
         }
-        None => (Choice::default(), served),
+        None => Choice::default(),
     };
+    let app = host.app_of(choice.candidate);
     let mut response = answer_in(&host, (&app, choice.candidate), client, parts, body).await;
     if let Some(cookie) = choice.cookie {
         response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -84,7 +87,8 @@ where
 }
 
 /// Answers one request in this app: the served one, or the candidate of this rollout, or a version that is checked before
-/// it is either.
+/// it is either. What a candidate fails without leaving anything, the served app answers: the whole request, from its
+/// first middleware on, because the candidate's middleware may let others in than that of the served app.
 pub async fn answer_in<B>(
     host: &Arc<Host>,
     (app, candidate): (&Arc<App>, Option<u64>),
@@ -99,23 +103,67 @@ where
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
     let opens = socket::from_connect(app, &mut parts);
+    let unclear = match too_long {
+        true => Err(Failure::client(
+            StatusCode::URI_TOO_LONG,
+            "The URL is too long when it is encoded.",
+        )),
+        false => opens,
+    };
+    let (body, id) = (BodySource::Client(body), None);
+    match answer_once(host, (app, candidate), client, &parts, (body, unclear, id)).await {
+        Answered::Response(response) => response,
+        Answered::Again { body, id } => {
+            let (served, body) = (host.app.load_full(), BodySource::<B>::Received(body));
+            let rest = (body, Ok(()), Some(id));
+            match answer_once(host, (&served, None), client, &parts, rest).await {
+                Answered::Response(response) => response,
+                Answered::Again { .. } => unreachable!("only what a candidate fails is run again"),
+            }
+        }
+    }
+}
+
+/// Where the body of a request is.
+enum BodySource<B> {
+    /// At the client.
+    Client(B),
+    /// Here: the request is run again.
+    Received(Received),
+}
+
+/// What has become of one run of a request.
+enum Answered {
+    /// It has a response.
+    Response(Response<ResponseBody>),
+    /// A candidate has failed it, and nothing is left of it: the served app answers it, with this body and this id.
+    Again { body: Received, id: String },
+}
+
+async fn answer_once<B>(
+    host: &Arc<Host>,
+    (app, candidate): (&Arc<App>, Option<u64>),
+    client: &Client,
+    parts: &Parts,
+    (body, unclear, id): (BodySource<B>, Result<(), Failure>, Option<String>),
+) -> Answered
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
     let (account, refused) = account(client);
     // Middleware and routing depend on the client's address and on the requested host, so a request in which one of
     // them is unclear is refused first.
     let from = app.config.proxies.client(client.peer, &parts.headers);
     let unclear = match &from {
-        Ok(_) if too_long => Some(Failure::client(
-            StatusCode::URI_TOO_LONG,
-            "The URL is too long when it is encoded.",
-        )),
-        Ok(_) => authority::check(&parts).and(opens).err(),
+        Ok(_) => unclear.and_then(|()| authority::check(parts)).err(),
         Err(malformed) => {
             let text = malformed.to_string();
             Some(Failure::client(StatusCode::BAD_REQUEST, text))
         }
     };
     let addresses = (client.peer, from.unwrap_or(client.peer));
-    let mut completion = Completion::new(host, (app, candidate), addresses, account, &parts);
+    let mut completion = Completion::new(host, (app, candidate), addresses, account, parts, id);
     let mut response = match unclear {
         Some(failure) => completion.failed(failure),
         None => {
@@ -128,11 +176,16 @@ where
             .await
         }
     };
+    if let Some(body) = completion.again.take() {
+        completion.failed_over();
+        let id = completion.origin.id.clone();
+        return Answered::Again { body, id };
+    }
     if parts.method == http::Method::HEAD {
         without_body(&mut response);
     }
     completion.finish(response.status());
-    response
+    Answered::Response(response)
 }
 
 /// The memory account of a request. When there is no memory for one more request, the second value is the reason to
@@ -173,7 +226,7 @@ async fn around(
 }
 
 async fn route<B>(
-    body: B,
+    body: BodySource<B>,
     client: &Client,
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
@@ -265,6 +318,11 @@ where
     }
 }
 
+fn is_for_view(app: &App, parts: &Parts) -> bool {
+    let route = app.router.route(&parts.method, parts.uri.path());
+    matches!(route, Route::Found(Target::View(_), _))
+}
+
 /// Answers when a path has views for other methods only: 204 to OPTIONS, 405 to any other method. The built-in
 /// middleware of the views' module runs first, so that a client who may not use the module does not learn its methods.
 async fn other_methods(
@@ -322,7 +380,7 @@ fn asked_about<'a>(app: &'a App, parts: &Parts) -> Option<&'a Target> {
 async fn view<B>(
     routed: &Routed,
     params: Vec<(String, String)>,
-    (body, client): (B, &Client),
+    (body, client): (BodySource<B>, &Client),
     completion: &mut Completion<'_>,
 ) -> Result<Response<ResponseBody>, Failure>
 where
@@ -334,17 +392,22 @@ where
     } = *completion;
     let limits = app.config.server.body_limits();
     let account = &completion.origin.account;
-    let received = match routed.chain.view().view.stream_body {
-        true => Received::Kept(RequestBody::Arriving(Arriving::new(
-            body, &limits, account,
-        )?)),
-        false => body::receive(body, &limits, account).await?,
+    let received = match body {
+        BodySource::Received(received) => received,
+        BodySource::Client(body) => match routed.chain.view().view.stream_body {
+            true => Received::Kept(RequestBody::Arriving(Arriving::new(
+                body, &limits, account,
+            )?)),
+            false => body::receive(body, &limits, account).await?,
+        },
     };
+    let is_there = !matches!(&received, Received::Kept(RequestBody::Arriving(_)));
+    let again = (completion.candidate.is_some() && is_there).then(|| received.clone());
     let asked = app.config.proxies.asked(completion.peer, &parts.headers);
     let (request, kept) = contract_request(parts, &asked, received);
-    let again = (completion.candidate)
-        .filter(|_| !matches!(kept, Some(RequestBody::Arriving(_))))
-        .map(|_| (request.clone(), kept.clone()));
+    let binary = binary_headers(&parts.headers);
+    let copied = (&request, kept.as_ref(), &binary);
+    let copy = ShadowCopy::of((host, app), routed, parts, &completion.origin, copied);
     let ready = Attempt {
         host,
         app,
@@ -352,30 +415,19 @@ where
         chain: &routed.chain,
         params: params.into(),
         body: kept,
-        binary: binary_headers(&parts.headers),
+        binary,
         streams: true,
     };
-    let mut settled = ready.run(request).await;
-    if let Some((request, kept)) = again
+    let mut settled = ready.run_beside(request, copy).await;
+    if again.is_some()
         && settled.has_failed()
         && (parts.method.is_safe() || settled.left_nothing())
-        && let served = host.app.load_full()
-        && let Route::Found(Target::View(routed), params) =
-            served.router.route(&parts.method, parts.uri.path())
+        && is_for_view(&host.app.load(), parts)
     {
-        // A candidate's failure is counted, and the client gets the answer of the served app.
-        completion.failed_over(&settled, &served, routed);
-        let ready = Attempt {
-            host,
-            app: &served,
-            origin: &completion.origin,
-            chain: &routed.chain,
-            params: params.into(),
-            body: kept,
-            binary: binary_headers(&parts.headers),
-            streams: true,
-        };
-        settled = ready.run(request).await;
+        completion.settled = Some(settled);
+        completion.again = again;
+        // Nobody gets this response.
+        return Ok(empty(StatusCode::NO_CONTENT));
     }
     let response = std::mem::replace(&mut settled.response, Ok(Response::default()));
     completion.settled = Some(settled);

@@ -82,6 +82,8 @@ pub struct Setup {
     pub worker: WorkerLease,
     /// Records the statements of the request, in development.
     pub journal: Journal,
+    /// The transaction, if it is another one than the view declares.
+    pub transaction: Option<Arc<Transaction>>,
 }
 
 impl Setup {
@@ -91,6 +93,7 @@ impl Setup {
             arrived: Instant::now(),
             worker: WorkerLease::none(),
             journal: Journal::off(),
+            transaction: None,
         }
     }
 }
@@ -148,7 +151,7 @@ impl Scope {
             context: Context::starting_with(&origin.values),
             origin: Arc::clone(origin),
             deadline: Arc::new(Deadline::new(setup.arrived + view.timeout)),
-            transaction: Transaction::new(view.transaction),
+            transaction: (setup.transaction).unwrap_or_else(|| Transaction::new(view.transaction)),
             journal: setup.journal,
             outbound: OnceLock::new(),
             conversation: OnceLock::new(),

@@ -21,6 +21,11 @@
 //! runs the statement. So the statement of a cancelled caller still runs to its end. Dropping the transaction drops the
 //! lease of its connection, which rolls back.
 //!
+//! A version of an app that is only tried out gets a copy of a request ([`Transaction::copy`]). A copy's transaction is
+//! never committed, whatever its view declares: all that its functions do is within a savepoint, its effects are never
+//! run, and nothing of it runs outside. When it has ended, the savepoint is rolled back, and the request may go on in
+//! the same transaction of the database ([`Transaction::share`]), so that both have seen the same state.
+//!
 //! Effects are held with the level that they were sent in (R10). Which level that is follows from the order of the
 //! guest's calls alone, so that sending never waits; see `effects`.
 
@@ -46,8 +51,9 @@ use crate::telemetry::metrics::METRICS;
 use crate::threads::deadline::{Deadline, Ended, Need};
 use crate::view::Options;
 
-pub use effects::{Effect, StreamPermit};
+pub use effects::{Described, Effect, StreamPermit};
 use effects::{Effects, History, Reason};
+pub use state::Parked;
 use state::{Place, State, ended, left_behind};
 
 /// How the last transaction of a scope ended.
@@ -95,6 +101,36 @@ pub struct Transaction {
     changed: Notify,
     /// The transaction of the caller, if this transaction is that of a view which was called outside of any level.
     around: Option<Arc<Transaction>>,
+    /// The copy of a request has one.
+    copy: Option<Copied>,
+}
+
+/// What the transaction of a copy has in addition.
+struct Copied {
+    /// Whether the copied view is read-only, even if the transaction is not.
+    read_only: bool,
+    /// The first thing that the copy wanted to do and cannot.
+    withheld: Mutex<Option<Withheld>>,
+}
+
+/// What the copy of a request cannot do, because no rollback would undo it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withheld {
+    /// To send an outbound request.
+    Outbound,
+    /// To pin a connection.
+    Pin,
+}
+
+/// Whether the database was the same for a copy and for the request that it is a copy of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// Both saw the same state.
+    Same,
+    /// Another transaction was committed between them.
+    Changed,
+    /// The request did not use the transaction that the copy has left.
+    Apart,
 }
 
 /// A level: the transaction itself, or a savepoint in it. Each `begin` of a guest makes one.
@@ -131,10 +167,38 @@ impl Transaction {
         Transaction::within(None, options, Arc::default())
     }
 
+    /// As [`Transaction::new`], for a request that is compared with a copy of it: its effects are described.
+    pub fn compared(options: Options) -> Arc<Transaction> {
+        Transaction::within(None, options, History::describing(false))
+    }
+
+    /// The transaction of a copy of a request. It begins in the database as `options` say, has a level from the start,
+    /// and is never committed. `read_only`: the copied view may not write, even if the transaction may.
+    pub fn copy(options: Options, read_only: bool) -> Arc<Transaction> {
+        let options = Options {
+            atomic: true,
+            ..options
+        };
+        let copy = Some(Copied {
+            read_only,
+            withheld: Mutex::default(),
+        });
+        Transaction::made(None, options, History::describing(true), copy)
+    }
+
     fn within(
         around: Option<Arc<Transaction>>,
         options: Options,
         history: Arc<History>,
+    ) -> Arc<Transaction> {
+        Transaction::made(around, options, history, None)
+    }
+
+    fn made(
+        around: Option<Arc<Transaction>>,
+        options: Options,
+        history: Arc<History>,
+        copy: Option<Copied>,
     ) -> Arc<Transaction> {
         let effects = Arc::new(Effects::new(options.atomic, history));
         Arc::new(Transaction {
@@ -145,10 +209,15 @@ impl Transaction {
             over: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             left: Mutex::default(),
-            state: Arc::new(tokio::sync::Mutex::new(State::new(options, &effects))),
+            state: Arc::new(tokio::sync::Mutex::new(State::new(
+                options,
+                &effects,
+                copy.is_some(),
+            ))),
             effects,
             changed: Notify::new(),
             around,
+            copy,
         })
     }
 
@@ -159,7 +228,62 @@ impl Transaction {
 
     fn first_member_called_by(self: &Arc<Self>, caller: Option<&Member>) -> Member {
         let base = self.options.atomic.then_some(Level::WHOLE);
-        Member::new(self, base, self.options.read_only, None, caller)
+        let copy_reads = self.copy.as_ref().is_some_and(|copy| copy.read_only);
+        let read_only = self.options.read_only || copy_reads;
+        Member::new(self, base, read_only, None, caller)
+    }
+
+    /// Whether the transaction is that of a copy of a request.
+    pub fn is_copy(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// Notes that a copy wants to do something that it cannot. False when this is no copy: then it may.
+    pub fn withholds(&self, what: Withheld) -> bool {
+        match &self.copy {
+            Some(copy) => {
+                copy.withheld.lock().get_or_insert(what);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The first thing that the copy wanted to do and cannot.
+    pub fn withheld(&self) -> Option<Withheld> {
+        self.copy.as_ref().and_then(|copy| *copy.withheld.lock())
+    }
+
+    /// The effects that were run, or, of a copy, would have been; in their order.
+    pub fn described(&self) -> Vec<Described> {
+        self.effects.history.described()
+    }
+
+    /// The statements in transactions that have changed rows, if effects are described; in their order.
+    pub fn wrote(&self) -> Vec<Described> {
+        self.effects.history.wrote()
+    }
+
+    /// The transaction of the database that a copy has left, with nothing of the copy in it. None: the copy has used no
+    /// database, or its transaction is lost. To be called when the transaction has been finished.
+    pub async fn parked(self: &Arc<Self>) -> Option<Parked> {
+        self.lock().await.take_parked()
+    }
+
+    /// Lets the transaction go on in that of a copy, when its first statement is for the same database. Not for a
+    /// transaction that has run a statement already. False when that cannot be; then it begins as ever.
+    pub async fn share(self: &Arc<Self>, parked: Parked, deadline: &Arc<Deadline>) -> bool {
+        self.lock().await.share(parked, deadline)
+    }
+
+    /// Whether a statement has failed in the outermost level, so that nothing more runs there.
+    pub async fn is_poisoned(self: &Arc<Self>) -> bool {
+        self.lock().await.is_poisoned()
+    }
+
+    /// Whether the transaction went on in that of a copy, and what has happened in the database between both.
+    pub async fn was_shared(self: &Arc<Self>) -> Compared {
+        self.lock().await.was_shared()
     }
 
     fn next_id(&self) -> u64 {
@@ -177,10 +301,21 @@ impl Transaction {
         self.effects.history.unavailable()
     }
 
+    /// Whether a statement was cut off because its request had ended.
+    pub fn cut_off(&self) -> bool {
+        self.effects.history.cut_off()
+    }
+
     /// Whether others may know of something that the scope has done: a commit, a statement outside of transactions, or an
     /// effect.
     pub fn lasting(&self) -> bool {
         self.effects.history.is_lasting()
+    }
+
+    /// The same, or something runs that may come to last: a commit, or a statement outside of transactions, whose caller
+    /// has not waited for its end.
+    pub fn may_last(&self) -> bool {
+        self.effects.history.is_lasting_or_runs()
     }
 
     /// Whether a member has failed.
@@ -636,7 +771,7 @@ impl Member {
     ) -> Result<Option<Turn>, Error> {
         self.check_alive()?;
         if !self.is_active() {
-            return Ok(None);
+            return self.outside();
         }
         let (database, deadline) = on;
         // This wait comes before all others, so that calls which the guest makes later, perhaps of `begin`, take their
@@ -646,7 +781,7 @@ impl Member {
         let place = |state: &State| state.place(self.id, self.base, database);
         let Some(mut state) = self.placed(deadline, order, place).await? else {
             self.check_alive()?;
-            return Ok(None);
+            return self.outside();
         };
         if state.has_levels() {
             self.suits(database)?;
@@ -665,6 +800,15 @@ impl Member {
             deadline: Arc::clone(deadline),
             read_only: self.read_only,
         }))
+    }
+
+    /// The turn of a statement outside of transactions and pins: it needs none. A copy has no such statements, since its
+    /// first level contains all of it: this is the second line of defence.
+    fn outside(&self) -> Result<Option<Turn>, Error> {
+        match self.transaction.is_copy() {
+            true => Err(left_behind()),
+            false => Ok(None),
+        }
     }
 
     /// Waits for the lock of the state until no level of another member is open on top. None: the call belongs to no
@@ -695,6 +839,8 @@ impl Member {
     fn suits(&self, database: &Database) -> Result<(), Error> {
         let has = self.transaction.options.isolation;
         match (self.isolation, database) {
+            // The request that it is a copy of decides on the isolation.
+            _ if self.transaction.is_copy() => Ok(()),
             (Some(wanted), Database::Postgres(_)) if strictness(has) < strictness(Some(wanted)) => {
                 Err(Error::new(
                     ErrorKind::Denied,
@@ -810,6 +956,12 @@ impl Member {
         (database, deadline): (&Database, &Arc<Deadline>),
         ready: impl Future<Output = Result<R, Error>>,
     ) -> Result<(Pin, R), Error> {
+        if self.transaction.withholds(Withheld::Pin) {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "this request is a copy, whose transaction is rolled back: it has no connection to pin",
+            ));
+        }
         let Options { read_only, .. } = self.transaction.options;
         if self.transaction.is_pinned_around(database, read_only) {
             return Err(Error::pinned_by_caller(&database.config().name));
@@ -834,9 +986,14 @@ impl Member {
     /// commits (R10). When its level is rolled back, the effect is dropped. False when the effect was refused, because
     /// the function or the transaction is over.
     #[must_use]
-    pub fn effect(&self, effect: Effect) -> bool {
+    pub fn effect(&self, effect: Effect, what: Option<Described>) -> bool {
         let level = self.level();
-        self.check_alive().is_ok() && self.transaction.effects.add(level, effect)
+        self.check_alive().is_ok() && self.transaction.effects.add(level, (effect, what))
+    }
+
+    /// What an effect does, if the effects of the request are described.
+    pub fn describe(&self, what: impl FnOnce() -> Described) -> Option<Described> {
+        self.transaction.effects.history.describes().then(what)
     }
 
     /// Makes sure that the transaction which the function is in rolls back.
@@ -921,6 +1078,7 @@ impl Turn {
             deadline,
             read_only,
         } = self;
+        state.adopt(&database);
         let writes = state.writes();
         if let (Database::Sqlite(sqlite), Face::Async, true, false) =
             (&database, face, writes, state.is_connected())

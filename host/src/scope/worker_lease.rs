@@ -44,6 +44,23 @@ impl WorkerLease {
         }
     }
 
+    /// The lease of another scope, whose functions run on this scope's worker, one scope after the other. The end of the
+    /// other scope leaves the worker leased.
+    ///
+    /// # Errors
+    /// When no worker can be had.
+    pub async fn lent(&self, deadline: &Deadline) -> Result<WorkerLease, Refused> {
+        let lease = match &self.workers {
+            Some(_) => Leased::Now(self.get(deadline).await?),
+            None => Leased::NotYet,
+        };
+        Ok(WorkerLease {
+            workers: self.workers.clone(),
+            lease: tokio::sync::Mutex::new(lease),
+            number: AtomicUsize::new(0),
+        })
+    }
+
     /// The scope's worker.
     ///
     /// # Errors

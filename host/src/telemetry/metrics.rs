@@ -67,6 +67,9 @@ pub struct Metrics {
     pub failures: IntCounterVec,
     /// Requests that were run again after a conflict.
     pub retries: IntCounter,
+    /// Requests that a version in shadow mode was to get a copy of, by outcome (`equal`, `differing`, `unclear`,
+    /// `not compared`).
+    pub shadowed: IntCounterVec,
     /// Requests that a candidate has failed, and the active version has answered.
     pub failed_over: IntCounter,
     /// The generation of the record that this host of a fleet serves. It is the same on all hosts that have converged.
@@ -207,6 +210,11 @@ impl Metrics {
             retries: registered(
                 &registry,
                 IntCounter::new("retries_total", "Requests run again after a conflict"),
+            ),
+            shadowed: counters(
+                "shadow_requests_total",
+                "Requests copied to a version in shadow mode, by what the comparison says",
+                "outcome",
             ),
             failed_over: registered(
                 &registry,

@@ -100,7 +100,7 @@ impl Deadline {
 
     /// What functions of the request wait for, or waited for when the time was over, as the end of a sentence.
     pub fn wanted(&self) -> Option<&'static str> {
-        let wanted = |need: Need| self.waiting[need as usize].load(Ordering::Relaxed) > 0;
+        let wanted = |need| self.waited_for(need);
         if wanted(Need::Level) {
             Some(
                 "a statement of it waited for the end of a transaction that another part of the request has open: if that part waits for this one, let it do so before the transaction begins",
@@ -118,6 +118,11 @@ impl Deadline {
         } else {
             None
         }
+    }
+
+    /// Whether a function of the request waits for this, or did so when the time was over.
+    pub fn waited_for(&self, need: Need) -> bool {
+        self.waiting[need as usize].load(Ordering::Relaxed) > 0
     }
 
     /// Time left; zero when over.

@@ -107,7 +107,16 @@ impl Gate {
     /// # Errors
     /// [`Refused`] when there is none.
     pub fn try_enter(&self) -> Result<Permit, Refused> {
-        let permit = self.permits.clone().try_acquire_owned();
+        self.try_enter_with(1)
+    }
+
+    /// Takes several permits that are free now. More than there are count as all.
+    ///
+    /// # Errors
+    /// As [`Gate::try_enter`].
+    pub fn try_enter_with(&self, permits: usize) -> Result<Permit, Refused> {
+        let permits = u32::try_from(permits.min(self.size)).unwrap_or(u32::MAX);
+        let permit = self.permits.clone().try_acquire_many_owned(permits);
         permit.map_err(|_| self.busy(format!("{}: all {} are in use", self.name, self.size)))
     }
 

@@ -71,6 +71,7 @@ pub struct Fleet {
 /// What was found in NATS last.
 #[derive(Default)]
 struct Seen {
+    generation: Option<u64>,
     coordinator: Option<String>,
     change: Option<String>,
     problem: Option<String>,
@@ -176,6 +177,7 @@ impl Fleet {
                     tracing::info!(target: "amphi::admin", fleet = self.name, "NATS is back");
                 }
                 let desired = desired.as_ref();
+                seen.generation = desired.map(|it| it.generation).or(seen.generation);
                 seen.coordinator = desired.map(|it| it.coordinator.clone());
                 let change = desired.and_then(|it| it.change.as_ref());
                 seen.change = change.map(described);
@@ -189,6 +191,11 @@ impl Fleet {
             }
         }
         found
+    }
+
+    /// The generation of the fleet that was seen last.
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.seen.lock().generation
     }
 
     /// Whether this host has made the last change, and so judges the candidate.
@@ -245,7 +252,7 @@ impl Fleet {
         &self,
         what: &str,
         first: Desired,
-        check: impl FnOnce(u64) -> Result<(), Refusal>,
+        check: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<Claim, Refusal> {
         let away = |error: anyhow::Error| {
             let sentence = format!(
@@ -258,7 +265,8 @@ impl Fleet {
         self.beat().await.map_err(away)?;
         let (revision, found) = self.look().await.map_err(away)?;
         let mut desired = found.unwrap_or(first);
-        check(desired.generation)?;
+        self.seen.lock().generation = Some(desired.generation);
+        check()?;
         if let Some(change) = &desired.change
             && !self.is_over(change).await.map_err(away)?
         {
@@ -276,7 +284,10 @@ impl Fleet {
             proposed: None,
         });
         match self.store.replace(&desired, revision).await.map_err(away)? {
-            Written::Done(revision) => Ok(Claim { revision, desired }),
+            Written::Done(revision) => {
+                self.seen.lock().generation = Some(desired.generation);
+                Ok(Claim { revision, desired })
+            }
             Written::Overtaken => Err(Refusal::new(
                 StatusCode::CONFLICT,
                 "another change has just begun through another host: look at `amphi status`, then try again",

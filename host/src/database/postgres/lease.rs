@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::SimpleQueryMessage;
 
 use super::super::error::{Error, ErrorKind};
 use super::super::face::unwound;
@@ -26,6 +27,8 @@ use crate::threads::deadline::Deadline;
 /// The time limit of the host's own transaction statements: a commit may wait for a disk or for a replica. When this
 /// time is over, the connection is closed.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many transactions are looked at to find one that was committed since a snapshot.
+const BEGUN_MAX: usize = 1_000;
 /// A leased connection. Dropping the lease rolls back what is open on the connection, and gives the connection back
 /// clean (R11).
 pub struct Lease {
@@ -389,16 +392,67 @@ impl Lease {
         let error = match ran {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error::of_statement(name, &error),
-            Err(_) => Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "the database `{name}` has not answered for {} s",
-                    HOST_TIMEOUT.as_secs()
-                ),
-            ),
+            Err(_) => unanswered(name),
         };
         self.broken |= error.kind == ErrorKind::Unavailable;
         Err(error)
+    }
+
+    /// The state of the database that statements see now, as PostgreSQL writes it.
+    pub(in super::super) async fn snapshot(&mut self) -> Result<String, Error> {
+        let snapshot = self
+            .asked("select pg_catalog.txid_current_snapshot()")
+            .await?;
+        snapshot.ok_or_else(|| Error::new(ErrorKind::Other, "the server names no snapshot"))
+    }
+
+    /// Whether another transaction was committed since this snapshot. `snapshot`: the server's own text. The transactions
+    /// that can have been committed since are those that ran then, and those that have begun since. So many of the
+    /// latter that nobody would look for one count as a change.
+    pub(in super::super) async fn changed_since(&mut self, snapshot: &str) -> Result<bool, Error> {
+        let is_plain = |byte: u8| byte.is_ascii_digit() || matches!(byte, b':' | b',');
+        if !snapshot.bytes().all(is_plain) {
+            return Ok(true);
+        }
+        let sql = format!(
+            "with seen (s) as (select '{snapshot}'::pg_catalog.txid_snapshot), \
+             now (s) as (select pg_catalog.txid_current_snapshot()), \
+             bounds (a, b) as (select pg_catalog.txid_snapshot_xmax(seen.s), \
+             pg_catalog.txid_snapshot_xmax(now.s) from seen, now), \
+             later (x) as (select pg_catalog.txid_snapshot_xip(seen.s) from seen union all \
+             select pg_catalog.generate_series(a, least(b - 1, a + {BEGUN_MAX})) from bounds) \
+             select b - a > {BEGUN_MAX} or exists (select from later, now \
+             where pg_catalog.txid_visible_in_snapshot(x, now.s) \
+             and pg_catalog.txid_status(x) = 'committed') from bounds"
+        );
+        let changed = self.asked(&sql).await?;
+        Ok(changed.as_deref() != Some("f"))
+    }
+
+    /// The one value that the server answers to a question of the host.
+    async fn asked(&mut self, sql: &str) -> Result<Option<String>, Error> {
+        let session = self.session.as_ref().expect("it is there until the drop");
+        let name = &self.database.config.name;
+        let asked = tokio::time::timeout(HOST_TIMEOUT, session.client.simple_query(sql)).await;
+        let messages = asked.map_err(|_| unanswered(name))?;
+        let messages = messages.map_err(|error| error::of_statement(name, &error))?;
+        let value = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Ok(value)
+    }
+
+    /// Gives the connection with its open transaction to another borrower.
+    pub(in super::super) fn hand_on(&mut self, deadline: &Arc<Deadline>) -> Result<(), Error> {
+        if self.tainted || !self.in_transaction || !self.is_usable() {
+            return Err(Error::new(
+                ErrorKind::Other,
+                "the transaction has ended already",
+            ));
+        }
+        self.deadline = Arc::clone(deadline);
+        Ok(())
     }
 
     /// Runs a statement outside of any transaction of the request, and sends its result in pieces. None: the statement
@@ -470,6 +524,16 @@ impl Lease {
         self.in_transaction = open.into_inner();
         self.broken |= code.is_none() || cancel.is_sent();
     }
+}
+
+fn unanswered(name: &str) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "the database `{name}` has not answered for {} s",
+            HOST_TIMEOUT.as_secs()
+        ),
+    )
 }
 
 impl Drop for Lease {

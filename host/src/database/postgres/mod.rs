@@ -44,7 +44,7 @@ pub(super) use lease::END_OF_READING;
 pub use lease::Lease;
 use plain::Definitions;
 use session::Session;
-pub(super) use session::{Alone, RESET, connect_alone};
+pub(super) use session::{Alone, RESET, connect_alone, forgetting};
 pub(super) use tokens::{SqlStatement, statements};
 
 /// An open database.

@@ -43,6 +43,16 @@ const CLEAN: &str = "close all; unlisten *; discard temp; discard sequences; \
     pg_catalog.setseed(SEED) \
     from pg_catalog.pg_prepared_statements";
 
+/// The statements that remove, within a transaction, what statements of it have left in the session and no savepoint
+/// undoes.
+pub(in super::super) fn forgetting() -> [String; 2] {
+    let seed = fastrand::f64() * 2.0 - 1.0;
+    [
+        "close all; discard sequences".to_owned(),
+        format!("select pg_catalog.pg_advisory_unlock_all(), pg_catalog.setseed({seed})"),
+    ]
+}
+
 /// How often a second connection is opened to find out how a pooler works, and how long each attempt may take.
 const POOLER_PROBES: usize = 3;
 const POOLER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::error::Error;
+use super::super::error::{Error, ErrorKind};
 use super::super::statement::{Failed, Outcome, PIECE_BYTES, PIECE_ROWS, Row, Statement, Table};
 use super::Sqlite;
 use super::connection::Handle;
@@ -179,6 +179,22 @@ impl Lease {
     /// The error of the database.
     pub fn host(&self, sql: &str) -> Result<(), Error> {
         self.handle().host(sql)
+    }
+
+    /// Gives the connection with its open transaction to another borrower.
+    ///
+    /// # Errors
+    /// When the connection cannot be used any more.
+    pub(in crate::database) fn hand_on(&mut self, deadline: &Arc<Deadline>) -> Result<(), Error> {
+        if self.tainted || !self.in_transaction() {
+            return Err(Error::new(
+                ErrorKind::Other,
+                "the transaction has ended already",
+            ));
+        }
+        self.only_reads = false;
+        self.handle().watched.give_back();
+        self.handle().lend(Arc::clone(deadline))
     }
 
     /// Whether the transaction still exists. SQLite rolls it back by itself after some errors, such as an interrupt.

@@ -10,7 +10,7 @@ use crate::guest::bindings::socket;
 use crate::guest::store::Guest;
 use crate::http::websocket::{self, code};
 use crate::scope::socket::Socket;
-use crate::scope::transaction::Effect;
+use crate::scope::transaction::{Described, Effect};
 use crate::telemetry::error::shown;
 use crate::view::is_topic;
 
@@ -104,9 +104,10 @@ impl Guest {
     fn send_to_group(&self, group: String, message: Message) -> Result<(), Error> {
         self.granted(&group)?;
         let (message, text, bytes) = self.checked(message)?;
-        self.on_hub(bytes, move |hub| {
-            let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
-            hub.send(&group, text, bytes).map(drop)
+        let (websocket::Message::Text(content) | websocket::Message::Binary(content)) = message;
+        let what = self.described(|| format!("message to the group `{group}`"), &content);
+        self.on_hub((bytes, what), move |hub| {
+            hub.send(&group, text, content).map(drop)
         })
     }
 
@@ -121,16 +122,18 @@ impl Guest {
             )));
         }
         let (message, text, bytes) = self.checked(message)?;
-        self.on_hub(bytes, move |hub| {
-            let (websocket::Message::Text(bytes) | websocket::Message::Binary(bytes)) = message;
-            hub.send_to(&connection, text, bytes).map(drop)
+        let (websocket::Message::Text(content) | websocket::Message::Binary(content)) = message;
+        let what = self.described(|| "message to a connection".to_owned(), &content);
+        self.on_hub((bytes, what), move |hub| {
+            hub.send_to(&connection, text, content).map(drop)
         })
     }
 
     fn notify_group(&self, group: String, payload: Vec<u8>) -> Result<(), Error> {
         self.granted(&group)?;
         self.fits(payload.len())?;
-        self.on_hub(payload.len(), move |hub| {
+        let what = self.described(|| format!("notice to the group `{group}`"), &payload);
+        self.on_hub((payload.len(), what), move |hub| {
             hub.notify(&group, Bytes::from(payload))
         })
     }
@@ -189,7 +192,7 @@ impl Guest {
     /// Does something with the hub when the transaction commits. What the hub refuses then is logged.
     fn on_hub(
         &self,
-        bytes: usize,
+        effect: (usize, Option<Described>),
         what: impl FnOnce(&Hub) -> Result<(), Refused> + Send + 'static,
     ) -> Result<(), Error> {
         let hub = std::sync::Arc::clone(&self.services.hub);
@@ -197,7 +200,7 @@ impl Guest {
             self.work().view.to_string(),
             self.work().scope.origin.id.clone(),
         );
-        self.effect(bytes, move || {
+        self.effect(effect, move || {
             if let Err(why) = what(&hub) {
                 tracing::warn!(view, request, %why, "a message to connections was not sent");
             }
@@ -216,11 +219,22 @@ impl Guest {
             ));
         };
         let what = what(self)?;
-        self.effect(bytes, move || what(&socket))
+        // A request has no socket, and only requests are compared.
+        self.effect((bytes, None), move || what(&socket))
+    }
+
+    /// What is sent, if the effects of the request are described.
+    fn described(&self, what: impl FnOnce() -> String, content: &[u8]) -> Option<Described> {
+        let member = &self.work().member;
+        member.describe(|| Described::new(what(), content))
     }
 
     /// Does something when the transaction commits. `bytes` are held until then.
-    fn effect(&self, bytes: usize, what: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    fn effect(
+        &self,
+        (bytes, described): (usize, Option<Described>),
+        what: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
         let work = self.work();
         if work.call_chain.is_none() && work.writer.is_none() {
             return Err(Error::Denied(
@@ -243,7 +257,7 @@ impl Guest {
             what();
             drop(room);
         });
-        match work.member.effect(effect) {
+        match work.member.effect(effect, described) {
             true => Ok(()),
             false => Err(Error::Denied(
                 "the request that this view was called in is over, or the transaction of its caller: nothing was sent".to_owned(),

@@ -140,17 +140,23 @@ impl Output {
         drop(state);
         // The number of the sync worker that the function runs on. None for an async function.
         let worker = Some(workers::number()).filter(|number| *number > 0);
+        // What a version in shadow mode logs is not about what the client gets.
+        let copy = scope.transaction.is_copy().then_some(true);
         match level {
             Level::TRACE => {
-                tracing::trace!(target: "amphi::guest", %view, request, worker, "{text}")
+                tracing::trace!(target: "amphi::guest", %view, request, worker, copy, "{text}")
             }
             Level::DEBUG => {
-                tracing::debug!(target: "amphi::guest", %view, request, worker, "{text}")
+                tracing::debug!(target: "amphi::guest", %view, request, worker, copy, "{text}")
             }
-            Level::INFO => tracing::info!(target: "amphi::guest", %view, request, worker, "{text}"),
-            Level::WARN => tracing::warn!(target: "amphi::guest", %view, request, worker, "{text}"),
+            Level::INFO => {
+                tracing::info!(target: "amphi::guest", %view, request, worker, copy, "{text}")
+            }
+            Level::WARN => {
+                tracing::warn!(target: "amphi::guest", %view, request, worker, copy, "{text}")
+            }
             Level::ERROR => {
-                tracing::error!(target: "amphi::guest", %view, request, worker, "{text}")
+                tracing::error!(target: "amphi::guest", %view, request, worker, copy, "{text}")
             }
         }
     }

@@ -18,11 +18,33 @@ use crate::database::{Error, ErrorKind, Permit};
 /// An action that others will see. It must neither fail nor wait.
 pub type Effect = Box<dyn FnOnce() + Send>;
 
+/// What an effect does, for the comparison of two versions of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Kind and target, as a report names them: "event `orders.paid` published".
+    pub what: String,
+    /// A hash of what is sent.
+    pub payload: u64,
+}
+
+/// The most effects of a request that are described. Further ones are only counted.
+const DESCRIBED_MAX: usize = 1_000;
+
+impl Described {
+    /// A description. `payload`: what is sent.
+    pub fn new(what: String, payload: &[u8]) -> Described {
+        let payload = siphasher::sip::SipHasher13::new().hash(payload);
+        Described { what, payload }
+    }
+}
+
 /// What has happened in the transactions of a scope.
 #[derive(Default)]
 pub(super) struct History {
     conflict: AtomicBool,
     unavailable: AtomicBool,
+    /// Set when a statement was cut off because its request had ended.
+    cut_off: AtomicBool,
     /// Set when something was done that a rollback does not undo.
     lasting: AtomicBool,
     /// Number of commits, and of statements that commit by themselves, that run now, perhaps without a caller.
@@ -32,9 +54,62 @@ pub(super) struct History {
     /// Number of connections that are held for results in pieces and for pins.
     kept: AtomicUsize,
     fate: Mutex<Fate>,
+    /// The effects that others have seen, or would have, where they are described.
+    described: Option<Mutex<Vec<Described>>>,
+    /// The statements in transactions that have changed rows, where effects are described.
+    wrote: Mutex<Vec<Described>>,
+    /// Whether effects are never run: the transaction is a copy's.
+    withholds: bool,
 }
 
 impl History {
+    /// The history of a scope whose effects are described. `withholds`: and never run.
+    pub(super) fn describing(withholds: bool) -> Arc<History> {
+        Arc::new(History {
+            described: Some(Mutex::default()),
+            withholds,
+            ..History::default()
+        })
+    }
+
+    /// Whether effects are described.
+    pub(super) fn describes(&self) -> bool {
+        self.described.is_some()
+    }
+
+    /// The effects that were run, or would have been, in their order.
+    pub(super) fn described(&self) -> Vec<Described> {
+        let described = self.described.as_ref();
+        described.map_or_else(Vec::new, |described| described.lock().clone())
+    }
+
+    /// Notes a statement that has changed rows.
+    pub(super) fn writes(&self, statement: Described) {
+        let mut wrote = self.wrote.lock();
+        if wrote.len() < DESCRIBED_MAX {
+            wrote.push(statement);
+        }
+    }
+
+    /// The statements that have changed rows, in their order.
+    pub(super) fn wrote(&self) -> Vec<Described> {
+        self.wrote.lock().clone()
+    }
+
+    /// Runs an effect, unless effects are withheld.
+    fn run(&self, (effect, what): (Effect, Option<Described>)) {
+        if let (Some(described), Some(what)) = (&self.described, what) {
+            let mut described = described.lock();
+            if described.len() < DESCRIBED_MAX {
+                described.push(what);
+            }
+        }
+        // A copy's effects are dropped: nobody must see anything of them.
+        if !self.withholds {
+            effect();
+        }
+    }
+
     /// Notes that something was done that a rollback does not undo.
     pub(super) fn lasts(&self) {
         self.lasting.store(true, SeqCst);
@@ -45,10 +120,15 @@ impl History {
         self.lasting.load(SeqCst)
     }
 
+    /// The same, or something that runs may come to last.
+    pub(super) fn is_lasting_or_runs(&self) -> bool {
+        // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
+        self.running.load(SeqCst) > 0 || self.lasting.load(SeqCst)
+    }
+
     /// Whether there was a conflict with another transaction, and nothing of this scope is or may become lasting.
     pub(super) fn can_begin_again(&self) -> bool {
-        // `running` is loaded before `lasting`: a commit that ends between these two loads has set `lasting` already.
-        self.conflict.load(SeqCst) && self.running.load(SeqCst) == 0 && !self.lasting.load(SeqCst)
+        self.conflict.load(SeqCst) && !self.is_lasting_or_runs()
     }
 
     /// Counts something that runs and that a rollback would not undo, until the result is dropped.
@@ -62,10 +142,16 @@ impl History {
         self.unavailable.load(SeqCst)
     }
 
+    /// Whether a statement was cut off because its request had ended.
+    pub(super) fn cut_off(&self) -> bool {
+        self.cut_off.load(SeqCst)
+    }
+
     pub(super) fn note(&self, error: &Error) {
         match error.kind {
             ErrorKind::Conflict => self.conflict.store(true, SeqCst),
             ErrorKind::Unavailable => self.unavailable.store(true, SeqCst),
+            ErrorKind::Aborted => self.cut_off.store(true, SeqCst),
             _ => {}
         }
     }
@@ -122,7 +208,7 @@ pub(super) struct Effects {
 
 struct Issued {
     levels: Vec<OpenLevel>,
-    held: Vec<(Level, Effect)>,
+    held: Vec<(Level, (Effect, Option<Described>))>,
     /// The outermost levels of transactions that must roll back, and why.
     rollbacks: Vec<(Level, Reason)>,
     /// Set when the transaction is over: later effects are refused.
@@ -200,7 +286,7 @@ impl Effects {
 
     /// Holds the effect with its level, or runs the effect immediately when there is no level. False: the effect is
     /// refused, because the transaction is over, or because the level has ended before a member that was called in it.
-    pub(super) fn add(&self, level: Option<Level>, effect: Effect) -> bool {
+    pub(super) fn add(&self, level: Option<Level>, effect: (Effect, Option<Described>)) -> bool {
         let mut issued = self.issued.lock();
         match level {
             _ if issued.ended => false,
@@ -212,7 +298,7 @@ impl Effects {
             None => {
                 drop(issued);
                 self.history.lasts();
-                effect();
+                self.history.run(effect);
                 true
             }
         }
@@ -321,7 +407,7 @@ impl Effects {
         let (released, kept): (Vec<_>, Vec<_>) = (held.into_iter()).partition(|(l, _)| *l == level);
         self.issued.lock().held.splice(0..0, kept);
         for (_, effect) in released {
-            effect();
+            self.history.run(effect);
         }
     }
 

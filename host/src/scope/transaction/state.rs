@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::effects::{Effects, Reason, StreamPermit};
-use super::{Fate, Level, Options};
-use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement};
+use super::effects::{Described, Effects, Reason, StreamPermit};
+use super::{Compared, Fate, Level, Options};
+use crate::database::{Database, Error, ErrorKind, Failed, Lease, Outcome, Statement, short};
 use crate::telemetry::metrics::{GaugeGuard, METRICS};
 use crate::threads::deadline::Deadline;
 
@@ -18,7 +18,20 @@ pub(super) struct State {
     pins: Pins,
     /// Why the whole transaction was rolled back without the guest asking for it.
     lost: Option<Error>,
+    /// Whether the transaction is that of a copy, and is never committed.
+    is_copy: bool,
+    /// Of a copy that has ended: its transaction in the database. Of a request: the one that a copy of it has left,
+    /// until the first statement.
+    parked: Option<Parked>,
+    /// What has become of a transaction that a copy has left for this one.
+    shared: Option<Compared>,
 }
+
+/// A transaction of the database that a copy has begun and that its request may go on in.
+pub struct Parked(Open);
+
+/// The savepoint that contains all that a copy does.
+const COPY: &str = "amphi_copy";
 
 /// The one connection of the transaction or of its pins.
 struct Open {
@@ -28,6 +41,8 @@ struct Open {
     pending: Vec<String>,
     /// Set while the database knows of the transaction.
     begun: Option<GaugeGuard>,
+    /// The state of the database when the copy's transaction began, if the next statements may see a later one.
+    seen: Option<String>,
 }
 
 /// A level that was begun and has not ended.
@@ -71,7 +86,7 @@ pub(super) enum Place {
 }
 
 impl State {
-    pub(super) fn new(options: Options, effects: &Arc<Effects>) -> State {
+    pub(super) fn new(options: Options, effects: &Arc<Effects>, is_copy: bool) -> State {
         let mut state = State {
             options,
             effects: Arc::clone(effects),
@@ -79,6 +94,9 @@ impl State {
             levels: Vec::new(),
             pins: Pins::default(),
             lost: None,
+            is_copy,
+            parked: None,
+            shared: None,
         };
         if options.atomic {
             state.levels.push(OpenLevel::new(Level::WHOLE, None, None));
@@ -201,6 +219,7 @@ impl State {
         database: &Database,
         deadline: &Arc<Deadline>,
     ) -> Result<(), Error> {
+        self.adopt(database);
         if self.open.is_some() {
             return Ok(());
         }
@@ -217,7 +236,87 @@ impl State {
             database: database.clone(),
             pending: Vec::new(),
             begun: None,
+            seen: None,
         });
+    }
+
+    /// Goes on in the transaction that a copy has left, if that is on the same database.
+    pub(super) fn adopt(&mut self, database: &Database) {
+        let Some(Parked(parked)) = self.parked.take().filter(|_| self.open.is_none()) else {
+            return;
+        };
+        let whole = self
+            .levels
+            .first_mut()
+            .filter(|it| it.level == Level::WHOLE);
+        if let Some(whole) = whole
+            && parked.database.is(database)
+        {
+            whole.known = true;
+            self.shared = Some(Compared::Same);
+            self.open = Some(parked);
+        }
+    }
+
+    /// Keeps the transaction that a copy has left until the first statement.
+    pub(super) fn share(&mut self, parked: Parked, deadline: &Arc<Deadline>) -> bool {
+        let Parked(mut parked) = parked;
+        let fits = self.options.atomic && self.open.is_none() && self.lost.is_none();
+        if !fits || parked.lease.hand_on(deadline).is_err() {
+            return false;
+        }
+        self.shared = Some(Compared::Apart);
+        self.parked = Some(Parked(parked));
+        true
+    }
+
+    pub(super) fn take_parked(&mut self) -> Option<Parked> {
+        self.parked.take()
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        let outermost = self.levels.first();
+        outermost.is_some_and(|outermost| outermost.failed.is_some())
+    }
+
+    pub(super) fn was_shared(&self) -> Compared {
+        self.shared.unwrap_or(Compared::Apart)
+    }
+
+    /// Begins the transaction of a copy in the database, with the savepoint that contains all of the copy.
+    async fn begin_copy(&mut self) -> Result<(), Error> {
+        let Options {
+            read_only,
+            isolation,
+            ..
+        } = self.options;
+        let open = self.open.as_mut().ok_or_else(ended)?;
+        let begin = open.lease.begin(read_only, isolation);
+        let begin = [begin, format!("savepoint {COPY}")];
+        open.lease.host(&begin).await?;
+        open.lease.set_in_transaction(true);
+        open.seen = open.lease.seen(isolation).await?;
+        open.begun = Some(GaugeGuard::new(&METRICS.transactions));
+        if let Some(whole) = self.levels.first_mut() {
+            whole.known = true;
+        }
+        Ok(())
+    }
+
+    /// Undoes all of a copy, and keeps its transaction.
+    async fn park(&mut self, mut open: Open) {
+        open.pending.clear();
+        let undo = [format!("rollback to {COPY}"), format!("release {COPY}")];
+        let undone = open.lease.host(&undo).await;
+        let undone = match undone {
+            Ok(()) => open.lease.forget_session().await,
+            Err(why) => Err(why),
+        };
+        match undone {
+            Ok(()) => self.parked = Some(Parked(open)),
+            // Dropping the lease rolls back.
+            Err(why) => self.effects.history.note(&why),
+        }
     }
 
     pub(super) fn push(
@@ -240,6 +339,15 @@ impl State {
         statement: &Statement,
         read_only: bool,
     ) -> Result<Outcome, Error> {
+        let is_new = self.levels.first().is_some_and(|whole| !whole.known);
+        if self.is_copy
+            && is_new
+            && let Err(why) = self.begin_copy().await
+        {
+            self.effects.history.note(&why);
+            self.open = None;
+            return Err(why);
+        }
         let open = self.open.as_mut().ok_or_else(ended)?;
         let mut before = open.pending.clone();
         for (depth, begun) in self.levels.iter().enumerate().filter(|(_, b)| !b.known) {
@@ -277,7 +385,14 @@ impl State {
             }
         }
         let failed = match ran {
-            Ok(outcome) if alive || !within => return Ok(outcome),
+            Ok(outcome) if alive || !within => {
+                let history = &self.effects.history;
+                if outcome.changed > 0 && history.describes() {
+                    let values = format!("{:?} {}", statement.params, outcome.changed);
+                    history.writes(Described::new(short(&statement.sql), values.as_bytes()));
+                }
+                return Ok(outcome);
+            }
             // The transaction has ended, and the guest did not ask for that.
             Ok(_) => Failed::Statement(why_ended.unwrap_or_else(ended)),
             Err(failed) => failed,
@@ -465,6 +580,9 @@ impl State {
         let finished = self.finish_levels(keep && self.options.atomic).await;
         self.effects.clear();
         self.open = None;
+        if !self.is_copy {
+            self.parked = None;
+        }
         self.pins = Pins::default();
         finished
     }
@@ -477,6 +595,7 @@ impl State {
         self.levels.clear();
         // Dropping the lease rolls back.
         self.open = None;
+        self.parked = None;
         self.pins = Pins::default();
     }
 
@@ -516,6 +635,26 @@ impl State {
         };
         if known {
             self.effects.history.set_fate(Fate::RolledBack);
+            if self.is_copy {
+                if commit {
+                    // What would have become of it.
+                    self.effects.history.set_fate(Fate::Committed);
+                }
+                self.park(open).await;
+                return Ok(());
+            }
+            if let Some(seen) = open.seen.take() {
+                match open.lease.changed_since(&seen).await {
+                    Ok(false) => {}
+                    // When the question itself fails, the transaction has failed, too, and a commit would roll back in
+                    // silence.
+                    Err(why) if commit => {
+                        self.effects.history.note(&why);
+                        return Err(why);
+                    }
+                    Ok(true) | Err(_) => self.shared = Some(Compared::Changed),
+                }
+            }
             let mut statements = std::mem::take(&mut open.pending);
             if commit {
                 statements.push("commit".to_owned());

@@ -1,5 +1,7 @@
 //! Tests of transactions on a real SQLite file: random steps compared with a model, and single cases.
 
+mod copies;
+
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -236,7 +238,7 @@ async fn check(face: Face, atomic: bool, steps: &[Step], keep: bool) {
             }
             Step::Publish => {
                 let sent = Arc::clone(&sent);
-                assert!(transaction.effect(Box::new(move || sent.lock().push(next))));
+                assert!(transaction.effect(Box::new(move || sent.lock().push(next)), None));
                 model.here().published.push(next);
             }
             Step::Begin => {
@@ -767,7 +769,7 @@ async fn r10_effects_are_released_in_order_after_the_commit() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let send = |n: i64| {
         let sent = Arc::clone(&sent);
-        transaction.effect(Box::new(move || sent.lock().push(n)))
+        transaction.effect(Box::new(move || sent.lock().push(n)), None)
     };
     assert!(send(1));
     let level = begin(&transaction, &fixture).await;
@@ -1041,7 +1043,7 @@ async fn r9_what_is_given_up_takes_along_what_it_called() {
         assert_eq!(kind(begun.err()), Some(ErrorKind::Aborted));
         let committed = last.commit(Face::Async, level).await;
         assert_eq!(kind(committed.err()), Some(ErrorKind::Aborted));
-        assert!(!last.effect(Box::new(|| panic!("its level is gone"))));
+        assert!(!last.effect(Box::new(|| panic!("its level is gone")), None));
         drop((never, last, caller));
         let finished = request.transaction().finish(Face::Async, false).await;
         finished.expect("nothing can fail");
@@ -1093,7 +1095,7 @@ async fn r10_a_commit_is_told_also_when_its_view_was_given_up_meanwhile() {
     inserted.expect("it is inserted");
     let told = Arc::new(AtomicBool::new(false));
     let tell = Arc::clone(&told);
-    assert!(member.effect(Box::new(move || tell.store(true, SeqCst))));
+    assert!(member.effect(Box::new(move || tell.store(true, SeqCst)), None));
     let mut committing = member.commit(Face::Async, level).boxed();
     let mut context = std::task::Context::from_waker(Waker::noop());
     let committed = match committing.as_mut().poll(&mut context) {

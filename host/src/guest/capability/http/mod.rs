@@ -25,6 +25,7 @@ use crate::http::message::{HOP_BY_HOP, HeadSize, header_bytes};
 use crate::http::proxies::REQUEST_ID;
 use crate::http::stream::stream;
 use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
+use crate::scope::transaction::Withheld;
 use crate::scope::{CallBytes, Origin, Scope};
 use crate::telemetry::error::shown;
 use crate::threads::deadline::Ended;
@@ -120,6 +121,16 @@ pub(super) fn not_too_deep(scope: &Scope) -> Result<(), Error> {
     }
 }
 
+/// Checks that the request is not the copy of another one: nobody must notice anything of a copy.
+pub(super) fn not_of_a_copy(scope: &Scope) -> Result<(), Error> {
+    match scope.transaction.withholds(Withheld::Outbound) {
+        true => Err(Error::Denied(
+            "this request is a copy, which sends no outbound requests".to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Adds the headers that tell the called server the id, the trace and the call depth of the request (R14).
 pub(super) fn add_context(origin: &Origin, headers: &mut HeaderMap) {
     let trace = origin.trace.child();
@@ -158,6 +169,7 @@ pub(super) fn set_by_host(name: &HeaderName) -> bool {
 impl Call {
     /// Waits until the request may be sent, and notes that it is. After that, the request cannot be run again.
     async fn begin(self) -> Result<(Connections, reqwest::Request, Arc<Module>, InFlight), Error> {
+        not_of_a_copy(&self.scope)?;
         let permit = self.scope.outbound().permit().await;
         let permit = permit.map_err(Error::Unavailable)?;
         self.scope.sent.store(true, SeqCst);

@@ -15,7 +15,7 @@ use wasmtime_wasi_http::{
 };
 
 use super::client::{Connections, connecting_within};
-use super::{CLIENT_BYTES, add_context, not_too_deep, set_by_host};
+use super::{CLIENT_BYTES, add_context, not_of_a_copy, not_too_deep, set_by_host};
 use crate::config::Module as Grants;
 use crate::contract::http_types;
 use crate::guest::held::PIECE_BYTES;
@@ -172,6 +172,7 @@ impl Outbound {
             scope,
         } = self;
         let unavailable = |why| told(&scope, http_types::Error::Unavailable(why));
+        not_of_a_copy(&scope).map_err(|why| told(&scope, why))?;
         let permit = scope.outbound().permit().await.map_err(unavailable)?;
         let held = scope.hold_call(CLIENT_BYTES + u64::from(READ_AHEAD));
         let held = held.map_err(unavailable)?;

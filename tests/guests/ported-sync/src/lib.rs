@@ -1,0 +1,202 @@
+//! The sync version of an app that `ported-async` is a port of. Each may be the served version or the candidate: the
+//! setting `role` says which, and only the candidate misbehaves.
+
+use amphi_sdk::prelude::*;
+use amphi_sdk::views;
+
+const READ: &str = "select n from counters where name = $1";
+const WRITE: &str = "update counters set n = $1 where name = $2";
+const INSERT: &str = "insert into rows (tag) values ($1)";
+const COUNT: &str = "select count(*) from rows where tag = $1";
+
+#[derive(Deserialize)]
+struct Order {
+    tag: String,
+    n: i64,
+}
+
+#[derive(Serialize)]
+struct Made {
+    rows: i64,
+    n: i64,
+    id: i64,
+    mode: &'static str,
+}
+
+/// Writes a row and a counter, publishes an event, and tells what is there now.
+#[view(post, "/orders", atomic)]
+fn order(cx: &Context, Json(order): Json<Order>) -> Result<Response> {
+    let n = add(cx, &order.tag, order.n)?;
+    let insert = "insert into rows (tag) values ($1) returning id";
+    let id: Option<i64> = cx.db().query_one(insert, (&order.tag,))?;
+    let rows: Option<i64> = cx.db().query_one(COUNT, (&order.tag,))?;
+    cx.publish_bytes("orders.made", order.tag.as_bytes())?;
+    let made = Made {
+        rows: rows.unwrap_or(0),
+        n,
+        id: id.unwrap_or(0),
+        mode: "sync",
+    };
+    let mut response = Json(made).into_response()?;
+    response.headers.append("x-mode", "sync");
+    response.headers.append("x-tag", order.tag);
+    Ok(response)
+}
+
+/// Adds one twice, one after the other. The port does so at once, and loses one.
+#[view(post, "/lost", atomic)]
+fn lost(cx: &Context) -> Result<&'static str> {
+    add(cx, "one", 1)?;
+    add(cx, "one", 1)?;
+    Ok("added")
+}
+
+/// As `lost`, at another level of isolation.
+#[view(
+    post,
+    "/lost/repeatable",
+    atomic,
+    isolation = "repeatable-read",
+    retries = 10
+)]
+fn lost_repeatable(cx: &Context) -> Result<&'static str> {
+    add(cx, "one", 1)?;
+    add(cx, "one", 1)?;
+    Ok("added")
+}
+
+#[view(get, "/count/{tag}", atomic = false)]
+fn count(cx: &Context, Path(tag): Path<String>) -> Result<String> {
+    let rows: Option<i64> = cx.db().query_one(COUNT, (tag,))?;
+    Ok(rows.unwrap_or(0).to_string())
+}
+
+/// A safe request with a failing statement in it, outside of a transaction.
+#[view(get, "/refused", atomic = false)]
+fn refused(cx: &Context) -> Result<&'static str> {
+    let again = cx.db().execute("insert into names values ('taken')", ());
+    let once_more = cx.db().query::<i64>("select 1", ());
+    Ok(match (again, once_more) {
+        (Err(_), Ok(_)) => "refused, and went on",
+        _ => "not refused",
+    })
+}
+
+/// An unsafe request without a transaction.
+#[view(post, "/loose", atomic = false)]
+fn loose(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("loose",))?;
+    Ok("written")
+}
+
+/// Writes a row. The candidate does in addition what the path names.
+#[view(post, "/deeds/{deed}", atomic)]
+fn deed(cx: &Context, Path(deed): Path<String>) -> Result<String> {
+    cx.db().execute(INSERT, ("deed",))?;
+    if cx.config("role").as_deref() == Some("candidate") {
+        misbehave(cx, &deed)?;
+    }
+    Ok("done".to_owned())
+}
+
+/// The same in a safe request without a transaction, which writes nothing otherwise.
+#[view(get, "/safe/{deed}", atomic = false)]
+fn safe_deed(cx: &Context, Path(deed): Path<String>) -> Result<String> {
+    if cx.config("role").as_deref() == Some("candidate") {
+        misbehave(cx, &deed)?;
+    }
+    Ok("done".to_owned())
+}
+
+fn misbehave(cx: &sync::Context, deed: &str) -> Result<()> {
+    let execute = |sql: &str| cx.db().execute(sql, ()).map(drop);
+    match deed {
+        "trap" => panic!("the candidate traps"),
+        "spin" => loop {
+            std::hint::black_box(());
+        },
+        "sleep" => std::thread::sleep(Duration::from_secs(60)),
+        "memory" => std::mem::forget(vec![1_u8; 1 << 30]),
+        "write" => execute("insert into rows (tag) values ('candidate')")?,
+        "nest" => cx.atomic(|tx| tx.execute(INSERT, ("candidate",)).map(drop))?,
+        "publish" => {
+            for _ in 0..20 {
+                cx.publish_bytes("orders.made", b"candidate")?;
+            }
+        }
+        "nested publish" => cx.atomic(|_| cx.publish_bytes("orders.made", b"candidate"))?,
+        "send" => cx.channels().send("room.1", "candidate")?,
+        "notify" => cx.channels().notify("room.1", &"candidate")?,
+        "fetch" => drop(cx.http().get("/count/fetched").send()),
+        "pin" => drop(cx.db().pin()?),
+        "subrequest" => drop(cx.subrequest("POST", "/loose").send()?),
+        "context" => cx.set("left", "behind")?,
+        "fail" => return Err(Error::conflict("the candidate refuses")),
+        "rollback" => cx.set_rollback(),
+        // What would end the transaction, or leave something in its session. Each may be refused.
+        "commit" | "escape" => {
+            for sql in [
+                "commit",
+                "end",
+                "rollback",
+                "release amphi_copy",
+                "release savepoint amphi_copy",
+                "rollback to amphi_copy",
+                "savepoint amphi_copy",
+                "commit and chain",
+                "prepare transaction 'x'",
+                "do $$ begin commit; end $$",
+                "do $$ begin rollback; end $$",
+            ] {
+                let _ = cx.atomic(|tx| tx.execute(INSERT, ("candidate",)));
+                let _: Result<u64> = cx.atomic(|tx| tx.execute(sql, ()));
+                let _ = cx.db().execute(sql, ());
+            }
+        }
+        "session" => {
+            for sql in [
+                "select set_config('search_path', 'pg_catalog', false)",
+                "select pg_advisory_lock(1)",
+                "create temp table counters (name text, n bigint)",
+                "create table left_behind (n bigint)",
+                "drop table counters",
+                "alter table rows add column more text",
+                "select set_config('statement_timeout', '1ms', true)",
+            ] {
+                let _: Result<Vec<Option<String>>> = cx.atomic(|tx| tx.query(sql, ()));
+            }
+        }
+        "poison" => {
+            let _ = execute("insert into names values ('taken')");
+            let _ = execute("insert into rows (tag) values ('candidate')");
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn add(cx: &sync::Context, name: &str, more: i64) -> Result<i64> {
+    let n: Option<i64> = cx.db().query_one(READ, (name,))?;
+    let n = n.unwrap_or(0) + more;
+    cx.db().execute(WRITE, (n, name))?;
+    Ok(n)
+}
+
+#[subscriber("orders.made")]
+fn made(cx: &Context, event: Event) -> Result<()> {
+    let tag = String::from_utf8_lossy(&event.payload);
+    let heard = cx.db().execute(INSERT, (format!("heard {tag}"),));
+    heard.map(drop)
+}
+
+views![
+    order,
+    lost,
+    lost_repeatable,
+    count,
+    refused,
+    loose,
+    deed,
+    safe_deed,
+    made
+];
