@@ -133,6 +133,8 @@ impl Fleet {
             failure: None,
             stopped: false,
         };
+        let shown = i64::try_from(record.generation).unwrap_or(i64::MAX);
+        METRICS.fleet_generation.set(shown);
         Ok(Arc::new(Fleet {
             store: Store::connect(config).await?,
             name: config.name.clone(),
