@@ -98,7 +98,7 @@ async fn what_a_candidate_fails_happens_once() {
         // Outside of one: it stays, so the client hears of the failure.
         let sql = format!("insert into rows (tag) values ('{mode} outside')");
         let reply = tried(&server, "POST", &format!("/{mode}/sql"), &sql).await;
-        assert_eq!((reply.status.as_u16(), count("outside")), (500, 1));
+        assert_eq!((reply.status, count("outside")), (500, 1));
     }
     assert_eq!(
         server.count("select count(*) from rows where tag = 'before'"),
@@ -238,12 +238,13 @@ async fn nobody_keeps_the_operator_out() {
     let text = request.send().await.expect("it is answered").text().await;
     assert!(text.expect("a text").contains("done"));
     assert_eq!(word(&server, "sync").await, "two");
-    let now: Value = get("/v1/status")
+    let now = get("/v1/status")
         .await
         .expect("it is answered")
-        .json()
+        .text()
         .await
-        .expect("it is JSON");
+        .expect("a text");
+    let now: Value = serde_json::from_str(&now).expect("it is JSON");
     assert_eq!(now["active"]["from"], "forged\\n\\u{1b}[2Jactive");
     drop(following);
 }
