@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use toml::{Table, Value};
 
 use super::data::Data;
@@ -373,6 +374,13 @@ impl App {
             .output()
             .expect("it can be started");
         Ran::new(output)
+    }
+
+    /// Runs `amphi` with these arguments beside the test.
+    pub fn amphi_beside(&self, arguments: &[&str]) -> JoinHandle<Ran> {
+        let mut command = Command::new(AMPHI);
+        command.args(arguments).current_dir(self.folder());
+        tokio::task::spawn_blocking(move || Ran::new(command.output().expect("it can be started")))
     }
 
     /// Limits the open files of the app's server: `soft` is the limit at the start, which the server may raise to
