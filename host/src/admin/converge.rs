@@ -102,11 +102,12 @@ impl Deployer {
             return;
         };
         follower.alone = None;
-        if let Some(desired) = &desired {
-            if desired.change.is_none() && desired.record == self.now.lock().record {
-                (follower.prepared, follower.failed, follower.unsaid) = (None, None, None);
-                return;
-            }
+        if let Some(desired) = &desired
+            && desired.change.is_none()
+            && desired.record == self.now.lock().record
+        {
+            (follower.prepared, follower.failed, follower.unsaid) = (None, None, None);
+            return;
         }
         // A change of this host's own has it.
         let Ok(only) = Arc::clone(&self.changing).try_lock_owned() else {
