@@ -85,21 +85,24 @@ async fn what_a_candidate_fails_happens_once() {
                 "select count(*) from rows where tag = '{mode} {tag}'"
             ))
         };
+        // Ten rows, whose number is too long an answer for the candidate.
+        let insert = |tag: &str| {
+            let values = vec![format!("('{mode} {tag}')"); 10].join(", ");
+            format!("insert into rows (tag) values {values}")
+        };
         // Within a transaction, which is rolled back: with a body that is handed to the guest, and one that is kept.
         for length in [1, 200_000] {
-            let sql = format!(
-                "insert into rows (tag) values ('{mode} inside') -- {}",
-                "x".repeat(length)
-            );
-            let reply = tried(&server, "POST", &format!("/{mode}/sql/atomic"), &sql).await;
-            reply.ok();
+            let sql = format!("{} -- {}", insert("inside"), "x".repeat(length));
+            let path = format!("/{mode}/sql/atomic");
+            assert_eq!(tried(&server, "POST", &path, &sql).await.ok(), "10");
         }
-        assert_eq!(count("inside"), 2);
+        assert_eq!(count("inside"), 20);
         // Outside of one: it stays, so the client hears of the failure.
-        let sql = format!("insert into rows (tag) values ('{mode} outside')");
-        let reply = tried(&server, "POST", &format!("/{mode}/sql"), &sql).await;
-        assert_eq!((reply.status, count("outside")), (500, 1));
+        let reply = tried(&server, "POST", &format!("/{mode}/sql"), &insert("outside")).await;
+        assert_eq!((reply.status, count("outside")), (500, 10));
     }
+    let now = status(&server.app);
+    assert_eq!(now["candidate"]["traffic"]["errors"], 6, "{now}");
     assert_eq!(
         server.count("select count(*) from rows where tag = 'before'"),
         4
