@@ -401,6 +401,11 @@ impl App {
         Server::start_with(self, "serve", arguments, false).await
     }
 
+    /// Likewise, while no other test runs a server: for tests of what happens under load.
+    pub async fn serve_alone_with(self, arguments: &[&str]) -> Server {
+        Server::start_with(self, "serve", arguments, true).await
+    }
+
     /// Serves the app while no other test runs a server: for tests that measure time.
     pub async fn serve_alone(self) -> Server {
         self.migrate();
