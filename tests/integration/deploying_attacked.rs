@@ -455,8 +455,8 @@ async fn commands_say_what_is_wrong_with_an_address() {
     asked(
         &web,
         &[
-            ("HTTP_PROXY", &address),
-            ("http_proxy", &address),
+            ("HTTP_PROXY", address.as_str()),
+            ("http_proxy", address.as_str()),
             ("AMPHI_TOKEN", "amphi_secret"),
         ],
     );

@@ -35,6 +35,7 @@ mod edge;
 mod effects;
 mod examples;
 mod failures;
+mod fleet;
 mod floors;
 mod host_calls;
 mod hostile_sql;

@@ -37,6 +37,54 @@ pub struct Status {
     pub host: String,
     /// When the host was started, in seconds since 1970.
     pub started: u64,
+    /// The hosts that serve the same, if the place belongs to a fleet.
+    #[serde(default)]
+    pub fleet: Option<FleetStatus>,
+}
+
+/// Hosts that serve the same.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FleetStatus {
+    /// Their name.
+    pub name: String,
+    /// Why nothing is known of it now.
+    pub problem: Option<String>,
+    /// The change under way.
+    pub change: Option<String>,
+    /// The hosts, by name: those of the last two hours.
+    pub hosts: Vec<HostStatus>,
+    /// The most that are listed.
+    pub hosts_max: usize,
+}
+
+/// A host of a fleet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its name.
+    pub id: String,
+    /// Whether it is the host that says all this.
+    pub own: bool,
+    /// The version of the program.
+    pub version: String,
+    /// The generation of what it serves.
+    pub generation: u64,
+    /// The version that it serves.
+    pub active: Digest,
+    /// `serves`, `fails: …`, `stopped`, or `not heard`.
+    pub state: String,
+    /// For how many seconds nothing was heard of it.
+    pub silent_s: u64,
+}
+
+/// What hosts do when another one cannot serve a version that was deployed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum IfOneFails {
+    /// None of them switches.
+    #[default]
+    Keep,
+    /// Those switch that can. The other one goes on trying.
+    Switch,
 }
 
 /// A version that is served, and what has become of its requests.
@@ -124,6 +172,9 @@ pub struct Deploying {
     /// How it is tried. None: it becomes active at once.
     #[serde(default)]
     pub trial: Option<Trial>,
+    /// What the hosts of a fleet do when one of them cannot serve it.
+    #[serde(default)]
+    pub if_one_fails: IfOneFails,
 }
 
 /// Where the host gets a version.
@@ -145,7 +196,7 @@ pub struct GoingBack {
     pub to: Option<Digest>,
 }
 
-/// One line about a change while it is made. The last one is `done` or `failed`.
+/// One line about a change while it is made. The last one is `done`, `partly` or `failed`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Line {
@@ -155,6 +206,8 @@ pub enum Line {
     Warning(String),
     /// The change was made: what it is.
     Done(String),
+    /// The change was made, but not on all hosts of the fleet, or it is not known whether it was: which, and why.
+    Partly(String),
     /// Nothing was changed, and why.
     Failed(String),
 }

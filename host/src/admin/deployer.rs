@@ -4,6 +4,9 @@
 //! place, loaded beside the running one, and asked for its health: whatever fails there leaves everything as it was. Then
 //! the record of what is served is replaced on the disk: that is the change. Then the app in memory is replaced, which
 //! cannot fail. A host that is killed before the second part begins with the former version, and with the new one after it.
+//!
+//! In a fleet, the second part is a change of the record that all hosts share, and comes after all have done the first one
+//! (`commit`, `converge.rs`); then each host does the second and third part for itself (`apply`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +18,19 @@ use http_body_util::{BodyExt as _, Empty};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::{Refusal, Who};
-use super::api::{Deploying, GoingBack, Last, Line, Listed, Served, Status, Traffic, Tried};
+use super::api::{
+    Deploying, GoingBack, IfOneFails, Last, Line, Listed, Served, Status, Traffic, Tried,
+};
 use super::audit::{Audit, Entry};
+use super::fleet::shared::Proposed;
+use super::fleet::{Claim, Fleet};
 use super::judge::{Verdict, judge};
+use super::progress::{Partly, Progress};
 use crate::app::App;
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
@@ -49,8 +56,6 @@ const HEALTH_TIME: Duration = Duration::from_secs(30);
 const HEALTH_SHOWN: usize = 300;
 /// The most bytes of what a version is said to be from.
 const FROM_BYTES: usize = 1 << 10;
-/// The lines about a change that wait for whoever has asked for it.
-const LINES: usize = 64;
 /// Who makes the changes that a `Judge` decides on.
 const JUDGE: &str = "judge";
 
@@ -58,53 +63,51 @@ const JUDGE: &str = "judge";
 pub struct Deployer {
     host: Arc<Host>,
     pub(super) place: Place,
-    state: State,
-    trust: Trust,
+    pub(super) state: State,
+    pub(super) trust: Trust,
+    pub(super) fleet: Option<Arc<Fleet>>,
     /// The configuration that the sockets and pools of the process were made for.
     started: Config,
     started_at: u64,
     pub(super) audit: Audit,
-    changing: Arc<tokio::sync::Mutex<()>>,
-    now: Mutex<Now>,
+    pub(super) changing: Arc<tokio::sync::Mutex<()>>,
+    pub(super) now: Mutex<Now>,
 }
 
 /// What is served now.
-struct Now {
-    record: Record,
+pub(super) struct Now {
+    pub(super) record: Record,
     /// Since when the active version is watched, and its counts then.
     since: (Instant, Counts),
     /// The candidate, and its counts when it began to be tried: its health was asked for before.
-    trying: Option<(Arc<App>, Counts)>,
+    pub(super) trying: Option<(Arc<App>, Counts)>,
     /// The change under way.
-    under_way: Option<String>,
-    last: Option<Last>,
+    pub(super) under_way: Option<String>,
+    pub(super) last: Option<Last>,
 }
 
 /// The right to make a change.
 pub(super) struct Change {
     who: Who,
     action: &'static str,
+    /// In a fleet: the right to make it on all hosts, until it is made.
+    pub(super) claim: Option<Claim>,
     _only: OwnedMutexGuard<()>,
 }
 
-/// Takes the lines about a change. Whoever asked for it may have gone; the change goes on.
-#[derive(Clone)]
-pub(super) struct Progress(Option<mpsc::Sender<Line>>);
+/// How a change is made on the other hosts of a fleet.
+pub(super) struct Sharing {
+    pub(super) if_one_fails: IfOneFails,
+    /// The version that they prepare first. None: they have it in memory.
+    pub(super) proposed: Option<Proposed>,
+}
 
-impl Progress {
-    pub(super) fn new() -> (Progress, mpsc::Receiver<Line>) {
-        let (sender, receiver) = mpsc::channel(LINES);
-        (Progress(Some(sender)), receiver)
-    }
-
-    fn tell(&self, line: Line) {
-        if let Some(sender) = &self.0 {
-            let _ = sender.try_send(line);
+impl Sharing {
+    fn ready() -> Sharing {
+        Sharing {
+            if_one_fails: IfOneFails::Switch,
+            proposed: None,
         }
-    }
-
-    fn step(&self, text: impl Into<String>) {
-        self.tell(Line::Step(text.into()));
     }
 }
 
@@ -118,6 +121,7 @@ impl Deployer {
         place: Place,
         state: State,
         record: Record,
+        fleet: Option<Arc<Fleet>>,
     ) -> anyhow::Result<Arc<Deployer>> {
         let audit = Audit::open(&place.state).context("the audit log, audit.log in `state`")?;
         let app = host.app.load();
@@ -137,6 +141,7 @@ impl Deployer {
             host: Arc::clone(&host),
             place,
             state,
+            fleet,
         }))
     }
 
@@ -145,10 +150,13 @@ impl Deployer {
         let Some(candidate) = self.now.lock().record.candidate.clone() else {
             return;
         };
+        if self.now.lock().trying.is_some() {
+            return;
+        }
         let only = Arc::clone(&self.changing).lock_owned().await;
         self.now.lock().under_way =
             Some("the candidate from before the restart is loaded".to_owned());
-        let nobody = Progress(None);
+        let nobody = Progress::nobody();
         let begun = async {
             let audience = candidate
                 .trial
@@ -179,7 +187,13 @@ impl Deployer {
     }
 
     /// What runs.
-    pub(super) fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
+        self.refresh().await;
+        let fleet = match &self.fleet {
+            Some(fleet) => Some(fleet.status().await),
+            None => None,
+        };
+        let generation = self.generation();
         let now = self.now.lock();
         let app = self.host.app.load();
         let (since, before) = &now.since;
@@ -187,7 +201,7 @@ impl Deployer {
         let candidate = (now.record.candidate.as_ref()).zip(now.trying.as_ref());
         Status {
             app: app.config.name.clone(),
-            generation: now.record.generation,
+            generation,
             active: Served {
                 version: now.record.active.clone(),
                 traffic: traffic(&app.stats.now().since(before), passed),
@@ -201,6 +215,21 @@ impl Deployer {
             last: now.last.clone(),
             host: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started_at,
+            fleet,
+        }
+    }
+
+    /// The generation that a change is made to: that of the fleet, or that of the record.
+    pub(super) fn generation(&self) -> u64 {
+        let of_fleet = self.fleet.as_ref().and_then(|fleet| fleet.generation());
+        of_fleet.unwrap_or_else(|| self.now.lock().record.generation)
+    }
+
+    /// Looks up the generation of the fleet, which another host may have changed just now.
+    pub(super) async fn refresh(&self) {
+        if let Some(fleet) = &self.fleet {
+            // Without NATS it stays the one that was seen last.
+            let _ = fleet.look().await;
         }
     }
 
@@ -237,7 +266,7 @@ impl Deployer {
 
     /// Compares the generation that a request for a change names.
     pub(super) fn is_current(&self, generation: Option<u64>) -> Result<(), Refusal> {
-        let now = self.now.lock().record.generation;
+        let now = self.generation();
         match generation {
             Some(given) if given == now => Ok(()),
             Some(given) => Err(Refusal::new(
@@ -271,10 +300,30 @@ impl Deployer {
                 format!("another change is under way ({under_way}): wait until it has ended"),
             ));
         };
-        self.is_current(generation)?;
+        let claim = match &self.fleet {
+            None => {
+                self.is_current(generation)?;
+                None
+            }
+            Some(fleet) => {
+                let what = format!("{action} by {}", who.name);
+                let check = || self.is_current(generation);
+                let claim = fleet.claim(&what, self.first_desired(fleet), check).await?;
+                if *claim.record() != self.now.lock().record {
+                    fleet.release(claim).await;
+                    let sentence = "this host does not serve yet what the fleet is to serve: wait until it does (`amphi status`), or ask another host";
+                    return Err(Refusal::new(StatusCode::CONFLICT, sentence));
+                }
+                Some(claim)
+            }
+        };
         let (this, writer) = (Arc::clone(self), who.clone());
         let from = from.map(str::to_owned);
-        let record = self.now.lock().record.counted();
+        // A fleet's attempts are counted by the claim.
+        let record = match &claim {
+            None => Some(self.now.lock().record.counted()),
+            Some(_) => None,
+        };
         let writing = move || {
             let begun = Entry {
                 who: None,
@@ -287,32 +336,39 @@ impl Deployer {
             };
             let noted = this.audit.of(&writer, begun);
             noted.context("the audit log cannot be written")?;
-            this.write_record(record)
+            record.map_or(Ok(()), |record| this.write_record(record))
         };
         let written = spawn_blocking(writing).await;
         let written = written.map_err(anyhow::Error::from).flatten();
-        written.map_err(|error| {
-            Refusal::new(
+        if let Err(error) = written {
+            if let Some((fleet, claim)) = self.fleet.as_ref().zip(claim) {
+                fleet.release(claim).await;
+            }
+            return Err(Refusal::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 format!("nothing is changed: {error:#}"),
-            )
-        })?;
+            ));
+        }
         self.now.lock().under_way = Some(format!("{action} by {}", who.name));
         Ok(Change {
             who: who.clone(),
             action,
+            claim,
             _only: only,
         })
     }
 
     /// Notes what has come of a change.
-    fn ended(
+    async fn ended(
         &self,
-        change: Change,
+        mut change: Change,
         digest: Option<Digest>,
         from: Option<&str>,
         result: anyhow::Result<String>,
     ) -> Line {
+        if let Some((fleet, claim)) = self.fleet.as_ref().zip(change.claim.take()) {
+            fleet.release(claim).await;
+        }
         let line = self.noted((&change.who, change.action), digest, from, result);
         self.now.lock().under_way = None;
         line
@@ -326,8 +382,10 @@ impl Deployer {
         from: Option<&str>,
         result: anyhow::Result<String>,
     ) -> Line {
+        let is_partly = (result.as_ref()).is_err_and(|error| error.is::<Partly>());
         let (outcome, sentence) = match &result {
             Ok(sentence) => ("done", sentence.clone()),
+            Err(error) if is_partly => ("partly", format!("{error:#}")),
             Err(error) => ("failed", format!("{error:#}")),
         };
         let entry = Entry {
@@ -349,6 +407,7 @@ impl Deployer {
         });
         match result {
             Ok(_) => Line::Done(sentence),
+            Err(_) if is_partly => Line::Partly(sentence),
             Err(_) => Line::Failed(sentence),
         }
     }
@@ -386,12 +445,14 @@ impl Deployer {
     /// Deploys a version.
     pub(super) async fn deploy(
         self: &Arc<Self>,
-        change: Change,
+        mut change: Change,
         (digest, wanted): (Digest, Deploying),
         progress: &Progress,
     ) {
-        let result = self.deploying(digest, &wanted, progress).await;
-        let line = self.ended(change, Some(digest), Some(&wanted.from), result);
+        let result = self.deploying(&mut change, digest, &wanted, progress);
+        let result = result.await;
+        let ended = self.ended(change, Some(digest), Some(&wanted.from), result);
+        let line = ended.await;
         progress.tell(line);
     }
 
@@ -423,6 +484,7 @@ impl Deployer {
 
     async fn deploying(
         self: &Arc<Self>,
+        change: &mut Change,
         digest: Digest,
         wanted: &Deploying,
         progress: &Progress,
@@ -459,40 +521,96 @@ impl Deployer {
             false => Migrations::Check,
         };
         let health = wanted.health.clone();
-        let app = self.prepare(digest, &wanted.from, health, migrations, progress);
+        let app = self.prepare(digest, &wanted.from, health.clone(), migrations, progress);
         let app = app.await?;
         // People read it in lines of a terminal.
         let from = cut(escaped_line(&wanted.from), FROM_BYTES);
         let version = Active::now(digest, from);
-        match audience.zip(wanted.trial.clone()) {
+        let sharing = Sharing {
+            if_one_fails: wanted.if_one_fails,
+            proposed: Some(Proposed {
+                digest,
+                from: version.from.clone(),
+                health,
+                migrate: wanted.migrate,
+            }),
+        };
+        let (record, outcome) = match audience.zip(wanted.trial.clone()) {
             Some((audience, trial)) => {
-                let candidate = Candidate {
-                    version,
-                    trial: trial.clone(),
-                };
+                let candidate = Candidate { version, trial };
                 let record = self.now.lock().record.trying(Some(candidate));
-                self.replace(record).await?;
-                let text = audience.to_string();
-                self.try_out(app, audience, &trial);
-                Ok(format!("{digest} is tried beside {active}: {text}"))
+                let outcome = format!("{digest} is tried beside {active}: {audience}");
+                (record, outcome)
             }
             None => {
                 let keep = self.place.deploy.keep;
                 let record = self.now.lock().record.activated(version, false, keep);
-                self.activate(record, app).await?;
-                Ok(format!("{digest} is active"))
+                (record, format!("{digest} is active"))
             }
+        };
+        let committed = self.commit(change, record, Some(app), sharing, outcome, progress);
+        committed.await
+    }
+
+    /// Makes a record what is served, here or on all hosts of the fleet. `app`: the version that is new in it. `outcome`:
+    /// what it means, which is returned with what is to be said of other hosts.
+    async fn commit(
+        self: &Arc<Self>,
+        change: &mut Change,
+        record: Record,
+        app: Option<Arc<App>>,
+        sharing: Sharing,
+        outcome: String,
+        progress: &Progress,
+    ) -> anyhow::Result<String> {
+        if let Some(fleet) = &self.fleet {
+            let committed = self.commit_all(fleet, change, record, app, sharing, outcome, progress);
+            return committed.await;
         }
+        self.apply(record, app).await?;
+        Ok(outcome)
+    }
+
+    /// Serves what a record says. `app`: the version that is new in it.
+    pub(super) async fn apply(
+        self: &Arc<Self>,
+        record: Record,
+        app: Option<Arc<App>>,
+    ) -> anyhow::Result<()> {
+        let (generation, active) = (record.generation, record.active.digest);
+        let is_new = active != self.now.lock().record.active.digest;
+        match (record.candidate.clone(), app) {
+            (None, Some(app)) if is_new => self.activate(record, app).await?,
+            (Some(candidate), Some(app)) => {
+                let audience = candidate
+                    .trial
+                    .audience
+                    .parse()
+                    .map_err(anyhow::Error::msg)?;
+                self.replace(record).await?;
+                self.try_out(app, audience, &candidate.trial);
+            }
+            (None, _) if self.now.lock().trying.is_some() => self.give_up(record).await?,
+            (_, None) | (None, Some(_)) => self.replace(record).await?,
+        }
+        if let Some(fleet) = &self.fleet {
+            fleet.serves(generation, active);
+        }
+        Ok(())
     }
 
     /// Makes the candidate the active version.
-    pub(super) async fn promote(self: &Arc<Self>, change: Change, progress: &Progress) {
-        let (digest, result) = self.promoting().await;
-        let line = self.ended(change, digest, None, result);
+    pub(super) async fn promote(self: &Arc<Self>, mut change: Change, progress: &Progress) {
+        let (digest, result) = self.promoting(&mut change, progress).await;
+        let line = self.ended(change, digest, None, result).await;
         progress.tell(line);
     }
 
-    async fn promoting(self: &Arc<Self>) -> (Option<Digest>, anyhow::Result<String>) {
+    async fn promoting(
+        self: &Arc<Self>,
+        change: &mut Change,
+        progress: &Progress,
+    ) -> (Option<Digest>, anyhow::Result<String>) {
         let (record, app, digest) = {
             let now = self.now.lock();
             let Some((candidate, (app, _))) =
@@ -511,28 +629,35 @@ impl Deployer {
             let record = now.record.activated(version, false, keep);
             (record, Arc::clone(app), digest)
         };
-        let activated = self.activate(record, app).await;
-        (
-            Some(digest),
-            activated.map(|()| format!("{digest} is active")),
-        )
+        let outcome = format!("{digest} is active");
+        let committed = self.commit(
+            change,
+            record,
+            Some(app),
+            Sharing::ready(),
+            outcome,
+            progress,
+        );
+        (Some(digest), committed.await)
     }
 
     /// Gives the candidate up, or goes back to a version before.
     pub(super) async fn roll_back(
         self: &Arc<Self>,
-        change: Change,
+        mut change: Change,
         to: GoingBack,
         progress: &Progress,
     ) {
         let mut digest = to.to;
-        let result = self.rolling_back(to.to, progress, &mut digest).await;
-        let line = self.ended(change, digest, None, result);
+        let result = self.rolling_back(&mut change, to.to, progress, &mut digest);
+        let result = result.await;
+        let line = self.ended(change, digest, None, result).await;
         progress.tell(line);
     }
 
     async fn rolling_back(
         self: &Arc<Self>,
+        change: &mut Change,
         to: Option<Digest>,
         progress: &Progress,
         found: &mut Option<Digest>,
@@ -544,8 +669,10 @@ impl Deployer {
         {
             let digest = candidate.version.digest;
             *found = Some(digest);
-            self.give_up(&record).await?;
-            return Ok(format!("{digest} is given up; {active} is served"));
+            let outcome = format!("{digest} is given up; {active} is served");
+            let record = record.trying(None);
+            let committed = self.commit(change, record, None, Sharing::ready(), outcome, progress);
+            return committed.await;
         }
         let target = match to {
             Some(to) if to == active => bail!("{active} is the active version already"),
@@ -564,14 +691,25 @@ impl Deployer {
         *found = Some(digest);
         let app = self.prepare(digest, &from, None, Migrations::Check, progress);
         let app = app.await?;
+        // Whoever goes back wants to be rid of the version: a host that cannot keeps none of the others.
+        let sharing = Sharing {
+            if_one_fails: IfOneFails::Switch,
+            proposed: Some(Proposed {
+                digest,
+                from: from.clone(),
+                health: None,
+                migrate: false,
+            }),
+        };
         let version = Active::now(digest, from);
-        self.activate(record.activated(version, true, self.place.deploy.keep), app)
-            .await?;
-        Ok(format!("{digest} is active again"))
+        let record = record.activated(version, true, self.place.deploy.keep);
+        let outcome = format!("{digest} is active again");
+        let committed = self.commit(change, record, Some(app), sharing, outcome, progress);
+        committed.await
     }
 
-    async fn give_up(self: &Arc<Self>, record: &Record) -> anyhow::Result<()> {
-        self.replace(record.trying(None)).await?;
+    async fn give_up(self: &Arc<Self>, record: Record) -> anyhow::Result<()> {
+        self.replace(record).await?;
         self.watch(None);
         self.host.roll_out(None);
         Ok(())
@@ -594,8 +732,8 @@ impl Deployer {
     }
 
     /// Makes an app of a version, beside what is served, and asks it for its health.
-    async fn prepare(
-        &self,
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
         digest: Digest,
         from: &str,
         health: Option<Health>,
@@ -603,8 +741,8 @@ impl Deployer {
         progress: &Progress,
     ) -> anyhow::Result<Arc<App>> {
         progress.step(format!("checking {digest}"));
-        let (state, trust, place) = (self.state.clone(), self.trust.clone(), self.place.clone());
-        let version = spawn_blocking(move || state.version(digest, &trust)).await??;
+        let place = self.place.clone();
+        let version = self.version(digest, progress).await?;
         let known = {
             let now = self.now.lock();
             let candidate = now.record.candidate.as_ref().zip(now.trying.as_ref());
@@ -645,6 +783,31 @@ impl Deployer {
             self.ask(&app, &health).await?;
         }
         Ok(app)
+    }
+
+    /// A version of the place, checked. A host of a fleet gets from NATS what it lacks.
+    async fn version(
+        self: &Arc<Self>,
+        digest: Digest,
+        progress: &Progress,
+    ) -> anyhow::Result<Version> {
+        let check = || {
+            let (state, trust) = (self.state.clone(), self.trust.clone());
+            spawn_blocking(move || state.version(digest, &trust))
+        };
+        let error = match (check().await?, &self.fleet) {
+            (Ok(version), _) => return Ok(version),
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(_)) if self.state.has(digest) => Some(error),
+            (Err(_), Some(_)) => None,
+        };
+        progress.step(format!("getting {digest}"));
+        let got = self.obtain(digest).await;
+        match error {
+            Some(error) => got.with_context(|| error.to_string())?,
+            None => got?,
+        }
+        Ok(check().await??)
     }
 
     /// Sends a request through the whole chain of an app, as a client of this machine.
@@ -754,7 +917,12 @@ impl Deployer {
             _ => Rollout::new(Arc::clone(&app), audience),
         };
         self.host.roll_out(Some(rollout));
-        if trial.judge.is_some() {
+        // In a fleet, the host that the candidate was deployed through judges, by its own counts.
+        let judges = self
+            .fleet
+            .as_ref()
+            .is_none_or(|fleet| fleet.is_coordinator());
+        if trial.judge.is_some() && judges {
             let since = self.now.lock().since.0;
             tokio::spawn(Arc::clone(self).judging(app, since));
         }
@@ -789,26 +957,35 @@ impl Deployer {
                 name: JUDGE.to_owned(),
                 peer: String::new(),
             };
-            let generation = self.now.lock().record.generation;
+            let generation = self.generation();
             // Somebody changes something just now: that comes first.
             let about = (self.candidate(), None);
-            let Ok(change) = self.begin(&who, action, about, Some(generation)).await else {
+            let Ok(mut change) = self.begin(&who, action, about, Some(generation)).await else {
                 continue;
             };
             let record = self.now.lock().record.clone();
             let is_there = self.now.lock().since.0 == begun;
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
-                (true, "promote") => self.promoting().await,
+                (true, "promote") => self.promoting(&mut change, &Progress::nobody()).await,
                 (true, _) => {
                     let digest = record.candidate.as_ref().map(|it| it.version.digest);
-                    let given_up = self.give_up(&record).await;
                     let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-                    (digest, given_up.map(|()| format!("{name} is given up")))
+                    let outcome = format!("{name} is given up");
+                    let (record, nobody) = (record.trying(None), Progress::nobody());
+                    let given_up = self.commit(
+                        &mut change,
+                        record,
+                        None,
+                        Sharing::ready(),
+                        outcome,
+                        &nobody,
+                    );
+                    (digest, given_up.await)
                 }
             };
             let result = result.map(|sentence| format!("{sentence}: {why}"));
-            if let Line::Failed(why) = self.ended(change, digest, None, result) {
+            if let Line::Failed(why) = self.ended(change, digest, None, result).await {
                 tracing::error!(target: "amphi::admin", "a verdict could not be carried out: {why}");
             }
         }

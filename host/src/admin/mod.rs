@@ -6,8 +6,11 @@
 mod access;
 pub mod api;
 mod audit;
+mod converge;
 mod deployer;
+mod fleet;
 mod judge;
+mod progress;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -45,7 +48,8 @@ use access::{Refusal, Who};
 use api::{Deploying, Line, Source, Uploaded};
 use audit::Entry;
 pub use deployer::Deployer;
-use deployer::Progress;
+pub use fleet::Fleet;
+use progress::Progress;
 
 /// The most connections. A further one ends the oldest that has not shown yet that it may use the API, so nobody who may
 /// not can keep others out; or it waits.
@@ -373,7 +377,7 @@ impl Api {
         let action = action?;
         let generation = generation(&parts.headers)?;
         Ok(match action {
-            Action::Status => json(StatusCode::OK, &deployer.status()),
+            Action::Status => json(StatusCode::OK, &deployer.status().await),
             Action::Versions => json(StatusCode::OK, &deployer.versions()),
             Action::Logs if parts.uri.query() == Some("follow") => {
                 let place = Arc::clone(&self.rooms.followers).try_acquire_owned();
@@ -385,6 +389,7 @@ impl Api {
             }
             Action::Logs => logs(None),
             Action::Upload => {
+                deployer.refresh().await;
                 deployer.is_current(generation)?;
                 let place = self.rooms.uploads.try_acquire();
                 let _place = place.map_err(|_| no_place_for_artifact())?;
@@ -418,6 +423,7 @@ impl Api {
                         );
                     }
                     Source::Reference(text) => {
+                        deployer.refresh().await;
                         deployer.is_current(generation)?;
                         let place = Arc::clone(&self.rooms.uploads).try_acquire_owned();
                         let place = place.map_err(|_| no_place_for_artifact())?;

@@ -167,9 +167,12 @@ impl FromStr for Audience {
         }
         if let Some(header) = text.strip_prefix("header:") {
             let (name, value) = header.split_once('=').ok_or_else(wrong)?;
-            let (name, value) = (name.trim().parse(), value.trim().parse());
+            let (name, value) = (name.trim().parse(), value.trim().parse::<HeaderValue>());
             return match (name, value) {
-                (Ok(name), Ok(value)) => Ok(Audience::Header(name, value)),
+                // Others could not be written down again.
+                (Ok(name), Ok(value)) if value.to_str().is_ok() => {
+                    Ok(Audience::Header(name, value))
+                }
                 _ => Err(wrong()),
             };
         }
@@ -181,7 +184,7 @@ impl FromStr for Audience {
         };
         let (whole, part) = number.trim().split_once('.').unwrap_or((number.trim(), ""));
         let is_plain = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
-        if !is_plain(whole) || !is_plain(part) || part.len() > 2 {
+        if whole.is_empty() || !is_plain(whole) || !is_plain(part) || part.len() > 2 {
             return Err(wrong());
         }
         let share: u32 = format!("{whole}{part:0<2}").parse().map_err(|_| wrong())?;
@@ -201,4 +204,71 @@ fn number(headers: &HeaderMap) -> Option<u32> {
         .filter_map(|pair| pair.trim().split_once('='));
     let (_, value) = pairs.find(|(name, _)| *name == COOKIE)?;
     value.parse().ok().filter(|number| *number < ALL)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn audiences_are_read_as_they_are_written() {
+        for (text, shown) in [
+            ("5%", "5%"),
+            ("0.25%", "0.25%"),
+            (" 12.5 % by address", "12.50% by address"),
+            ("100%", "100%"),
+            ("0%", "0%"),
+            ("header:X-Canary=1", "header:x-canary=1"),
+            ("shadow", "shadow"),
+        ] {
+            let audience: Audience = text.parse().expect("it is right");
+            assert_eq!(audience.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(audience));
+        }
+        for wrong in [
+            "",
+            "5",
+            "%",
+            ".%",
+            "5.%x",
+            "-1%",
+            "+5%",
+            "1.234%",
+            "101%",
+            "100.01%",
+            "1e1%",
+            "5% by",
+            "header:",
+            "header:a",
+            "header: =1",
+            "header:a=\u{1}",
+            "Shadow",
+            "99999999999999999999%",
+        ] {
+            let parsed: Result<Audience, String> = wrong.parse();
+            let sentence = parsed.expect_err(wrong);
+            assert!(sentence.contains("does not say who gets"), "{sentence}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_read_again(text in "[0-9.%]{0,8}|.{0,20}|header:.{0,20}") {
+            if let Ok(audience) = text.parse::<Audience>() {
+                prop_assert_eq!(audience.to_string().parse(), Ok(audience));
+            }
+        }
+
+        /// Numbers come evenly: of any stretch of new clients, each share is got within a few clients.
+        #[test]
+        fn each_stretch_of_new_clients_is_split_evenly(first in 0_u64..u64::MAX / STEP - 20_000, share in 0..=ALL) {
+            let is_in = |turn: u64| turn.wrapping_mul(STEP) % u64::from(ALL) < u64::from(share);
+            let all = (first..first + u64::from(ALL)).filter(|turn| is_in(*turn)).count();
+            prop_assert_eq!(all, share as usize);
+            let some = (first..first + 1_000).filter(|turn| is_in(*turn)).count() as f64;
+            prop_assert!((some - f64::from(share) / 10.0).abs() <= 8.0, "{some} of 1,000 for {share}");
+        }
+    }
 }

@@ -25,7 +25,7 @@ mod write;
 pub use layout::{CONFIG_FILE, Digest};
 pub use limits::{ArtifactError, LIMITS, Limits, Result};
 pub use manifest::{AppFile, AppManifest, Kind};
-pub use pack::{files, pack, sign};
+pub use pack::{files, pack, pack_again, sign};
 pub use read::{Artifact, verify_folder};
 pub use write::sync_folder;
 

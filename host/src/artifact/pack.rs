@@ -144,6 +144,26 @@ pub fn pack(config: &str, files: &BTreeMap<String, PathBuf>, out: &Path) -> Resu
     Ok(manifest.digest)
 }
 
+/// Writes the artifact in a file again that was unpacked into `folder`.
+///
+/// # Errors
+/// When a file in the folder is missing, damaged or was changed, or the artifact cannot be written.
+pub fn pack_again(
+    manifest: &AppManifest,
+    signatures: &[String],
+    folder: &Path,
+    out: &Path,
+) -> Result<()> {
+    let mut writer = Writer::begin(out, manifest, signatures)?;
+    for (path, digest, size) in manifest.contents() {
+        if let Some(mut content) = writer.content(digest, size)? {
+            measure(&folder.join(path), |piece| content.add(piece))?;
+            content.end()?;
+        }
+    }
+    writer.finish(out)
+}
+
 /// Adds a signature, the text of a `.minisig` file, to the artifact in a file. Its digest stays the same.
 ///
 /// # Errors

@@ -311,21 +311,13 @@ impl Hub {
                 "the prefix of NATS subjects has words of letters, digits, `-` and `_` with dots between"
             );
         }
-        let (servers, user) = servers(&config.urls)?;
-        let mut options = ConnectOptions::new()
-            .name("amphi")
+        let (servers, options) = options(&config.urls)?;
+        let mut options = options
             .no_echo()
             .custom_inbox_prefix(format!("{}.inbox", config.prefix))
             .subscription_capacity(self.limits.incoming_max.max(1))
             .connection_timeout(CALL)
-            .request_timeout(Some(CALL))
-            .ping_interval(PING)
-            .reconnect_delay_callback(pause);
-        options = match user {
-            Some((user, Some(password))) => options.user_and_password(user, password),
-            Some((token, None)) => options.token(token),
-            None => options,
-        };
+            .request_timeout(Some(CALL));
         if let Some(file) = &config.root_certificates {
             options = options.add_root_certificates(file.clone());
         }
@@ -365,6 +357,25 @@ impl Network {
 
 /// A user and a password, or a token alone.
 type Credentials = (String, Option<String>);
+
+/// The servers that URLs name, and options with their credentials: a silent server is found out, and a connection that
+/// breaks is made again.
+///
+/// # Errors
+/// When a URL is none. The text has no password.
+pub fn options(urls: &[String]) -> anyhow::Result<(Vec<ServerAddr>, ConnectOptions)> {
+    let (servers, user) = servers(urls)?;
+    let options = ConnectOptions::new()
+        .name("amphi")
+        .ping_interval(PING)
+        .reconnect_delay_callback(pause);
+    let options = match user {
+        Some((user, Some(password))) => options.user_and_password(user, password),
+        Some((token, None)) => options.token(token),
+        None => options,
+    };
+    Ok((servers, options))
+}
 
 /// The servers without their credentials, which the client would log, and the credentials of the first server that has
 /// some.

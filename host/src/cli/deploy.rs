@@ -9,7 +9,7 @@ use super::block_on::block_on;
 use super::package;
 use super::place::{Connected, Remote};
 use super::source::is_artifact;
-use crate::admin::api::{Deploying, Source};
+use crate::admin::api::{Deploying, IfOneFails, Source};
 use crate::app::rollout::Audience;
 use crate::artifact::registry::SCHEME;
 use crate::artifact::{Artifact, Digest};
@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// Apply the migrations that the databases lack. Without it, a version that needs any is refused.
     #[arg(long)]
     migrate: bool,
+    /// What the hosts of a fleet do when one of them cannot serve it: none of them switches, or those switch that can.
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "keep")]
+    if_one_fails: IfOneFails,
     /// A path that the new version has to answer before anybody gets it.
     #[arg(long, value_name = "PATH")]
     health: Option<String>,
@@ -91,6 +94,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 status: arguments.health_status,
             }),
             trial,
+            if_one_fails: arguments.if_one_fails,
         };
         place.deploy(&wanted, generation).await?;
         match arguments.auto {

@@ -233,6 +233,7 @@ impl Connected {
                     Line::Step(step) => stderr::say(&escaped(&format!("… {step}"))),
                     Line::Warning(warning) => stderr::say(&escaped(&format!("warning: {warning}"))),
                     Line::Done(done) => return print(&escaped(&format!("{done}\n"))),
+                    Line::Partly(what) => bail!("{what}"),
                     Line::Failed(why) => bail!("nothing was changed: {why}"),
                 }
             }

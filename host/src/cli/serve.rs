@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::block_on::block_on;
 use super::source::Placed;
-use crate::admin::{self, Deployer, Listener};
+use crate::admin::{self, Deployer, Fleet, Listener};
 use crate::app::host::Host;
 use crate::app::load::{Migrations, load};
 use crate::channels::NatsConfig;
@@ -54,9 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let record = state.activate(active, place.deploy.keep)?;
             let Active { digest, from, .. } = &record.active;
             tracing::info!(%digest, from, generation = record.generation, "active");
-            if let Some(listener) = admin {
-                running.administer(listener, place, state, record)?;
-            }
+            running.administer(admin, place, state, record).await?;
         }
         running.serve().await
     })
@@ -81,6 +81,10 @@ fn listener(place: &Place) -> anyhow::Result<Option<Listener>> {
 /// The most slots for the instances of one mode. If more requests than that may run at the same time, each has one
 /// slot.
 const INSTANCE_SLOTS: usize = 8_000;
+/// How long a host of a fleet waits at its start for what the fleet is to serve.
+const FIRST: Duration = Duration::from_secs(60);
+/// How long it takes at most at its end to tell the fleet.
+const LAST: Duration = Duration::from_secs(2);
 /// How often the kept instances are searched for old ones.
 const SWEEP: Duration = Duration::from_secs(1);
 /// An app that is loaded, with sockets that listen.
@@ -89,6 +93,9 @@ pub(super) struct Running {
     sockets: Sockets,
     /// The admin API, if the place has one.
     admin: Option<(Arc<Deployer>, Listener)>,
+    /// Ends the host. What runs beside the requests of a fleet's host until its end.
+    stop: CancellationToken,
+    converging: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -142,36 +149,64 @@ impl Running {
             host: Arc::new(Host::new(app, engines, development)),
             sockets,
             admin: None,
+            stop: CancellationToken::new(),
+            converging: None,
         })
     }
 
-    /// Has the place's admin API change what is served.
-    fn administer(
+    /// Has the place's admin API, and the fleet that the place belongs to, change what is served. In a fleet, what that
+    /// is to serve is served before anybody is: connections wait in the kernel meanwhile, for a minute at most.
+    async fn administer(
         &mut self,
-        listener: Listener,
+        listener: Option<Listener>,
         place: Place,
         state: State,
         record: Record,
     ) -> anyhow::Result<()> {
-        tracing::info!(address = %listener.address()?, "the admin API listens");
-        let deployer = Deployer::new(Arc::clone(&self.host), place, state, record)?;
-        self.admin = Some((deployer, listener));
+        let fleet = match &place.deploy.fleet {
+            Some(config) => Some(Fleet::join(config, &state, &record).await?),
+            None => None,
+        };
+        if listener.is_none() && fleet.is_none() {
+            return Ok(());
+        }
+        let is_member = fleet.is_some();
+        let deployer = Deployer::new(Arc::clone(&self.host), place, state, record, fleet)?;
+        if is_member {
+            let first = CancellationToken::new();
+            let converging = Arc::clone(&deployer).converge(first.clone(), self.stop.clone());
+            self.converging = Some(tokio::spawn(converging));
+            if timeout(FIRST, first.cancelled()).await.is_err() {
+                tracing::warn!(
+                    "what the fleet is to serve is not there yet: the host begins with what it has"
+                );
+            }
+        } else {
+            tokio::spawn(Arc::clone(&deployer).resume());
+        }
+        if let Some(listener) = listener {
+            tracing::info!(address = %listener.address()?, "the admin API listens");
+            self.admin = Some((deployer, listener));
+        }
         Ok(())
     }
 
     /// Serves until a signal, then lets requests in flight finish.
     pub(super) async fn serve(self) -> anyhow::Result<()> {
-        let stop = CancellationToken::new();
+        let stop = self.stop;
         tokio::spawn(stop_on_signal(stop.clone()));
         tokio::spawn(sweep(Arc::clone(&self.host)));
         if let Some((deployer, listener)) = self.admin {
-            tokio::spawn(Arc::clone(&deployer).resume());
             tokio::spawn(administer(deployer, listener, stop.clone()));
         }
         let hub = Arc::clone(&self.host.hub);
         let served = server::serve(self.host, self.sockets, stop).await;
         // Other hosts then know at once that the members of this one are gone.
         hub.shutdown().await;
+        // And the other hosts of the fleet, that this one has ended in order.
+        if let Some(converging) = self.converging {
+            let _ = timeout(LAST, converging).await;
+        }
         served
     }
 }

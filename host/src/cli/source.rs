@@ -8,11 +8,12 @@ use clap::Args;
 
 use super::block_on::block_on;
 use super::package;
+use crate::admin::Fleet;
 use crate::artifact::Artifact;
 use crate::artifact::registry::{self, Reference};
 use crate::artifact::signature::Trust;
-use crate::config::{Config, Place, Purpose};
-use crate::deploy::{Active, State, Version};
+use crate::config::{Config, FleetConfig, Place, Purpose};
+use crate::deploy::{Active, Record, State, Version};
 
 /// How the file of an artifact is called.
 const EXTENSION: &str = "amphi";
@@ -127,14 +128,23 @@ impl Placed {
                 (source.add(&state, &trust)?, from)
             }
             None => {
-                let Some(record) = state.record()? else {
-                    bail!(
+                let local = (state.record()?).map(|record| {
+                    let Active { digest, from, .. } = record.active;
+                    anyhow::Ok((state.version(digest, &trust)?, from))
+                });
+                match (local, &place.deploy.fleet) {
+                    (Some(Ok(local)), _) => local,
+                    (Some(Err(error)), None) => return Err(error),
+                    (Some(Err(error)), Some(fleet)) => of_fleet(place, fleet, &state, &trust)
+                        .with_context(|| format!("{error:#}"))?,
+                    (None, Some(fleet)) => of_fleet(place, fleet, &state, &trust).context(
+                        "no version has been active here, and none could be had from the fleet: name an artifact, e.g. `amphi serve --place … shop.amphi`",
+                    )?,
+                    (None, None) => bail!(
                         "no version has been active in {}: name an artifact, e.g. `amphi serve --place … shop.amphi`",
                         place.state.display()
-                    );
-                };
-                let active = record.active;
-                (state.version(active.digest, &trust)?, active.from)
+                    ),
+                }
             }
         };
         let digest = version.digest;
@@ -152,6 +162,35 @@ impl Placed {
             placed: Some((place.clone(), state, Active::now(digest, from))),
         })
     }
+}
+
+/// The active version of a fleet and where it is from, for a host that has none itself. It is unpacked into the state, and
+/// recorded there.
+fn of_fleet(
+    place: &Place,
+    fleet: &FleetConfig,
+    state: &State,
+    trust: &Trust,
+) -> anyhow::Result<(Version, String)> {
+    let incoming = state.incoming()?;
+    let file = incoming.path().join("app.amphi");
+    let max = place.deploy.artifact_max_bytes;
+    let record = block_on(Fleet::first(fleet, max, &file))?;
+    let version = state.add(&Artifact::open(&file)?, trust)?;
+    if version.digest != record.active.digest {
+        bail!(
+            "NATS has {} in the place of {}",
+            version.digest,
+            record.active.digest
+        );
+    }
+    // The host takes the candidate over when it has joined the fleet.
+    let record = Record {
+        candidate: None,
+        ..record
+    };
+    state.set_record(&record)?;
+    Ok((version, record.active.from))
 }
 
 fn plain(folder: &Path, purpose: Purpose) -> anyhow::Result<Resolved> {

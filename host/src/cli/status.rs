@@ -7,7 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use super::block_on::block_on;
 use super::place::Remote;
 use super::routes::print;
-use crate::admin::api::{GoingBack, Status, Traffic};
+use crate::admin::api::{FleetStatus, GoingBack, Status, Traffic};
 use crate::app::rollout::shadow::ShadowReport;
 use crate::artifact::Digest;
 use crate::telemetry::log::escaped;
@@ -97,6 +97,7 @@ fn shown(status: &Status) -> String {
         last,
         host,
         started,
+        fleet,
     } = status;
     let mut text = format!(
         "{app}, generation {generation}, on amphi {host}, started {}\n\nactive     {}\n           from {}, since {}\n",
@@ -125,6 +126,9 @@ fn shown(status: &Status) -> String {
     }
     if let Some(report) = candidate.as_ref().and_then(|it| it.shadow.as_ref()) {
         text += &compared(report);
+    }
+    if let Some(fleet) = fleet {
+        text += &shown_fleet(fleet);
     }
     if let Some(last) = last {
         text += &format!("\n{}, {}: {}\n", last.what, date(last.at), last.outcome);
@@ -161,6 +165,33 @@ fn compared(report: &ShadowReport) -> String {
                 text += &format!("    {sentence}\n");
             }
         }
+    }
+    text
+}
+
+fn shown_fleet(fleet: &FleetStatus) -> String {
+    let mut text = format!("\nfleet {}\n", fleet.name);
+    if let Some(change) = &fleet.change {
+        text += &format!("under way: {change}\n");
+    }
+    if let Some(problem) = &fleet.problem {
+        text += &format!("nothing is known of the other hosts: {problem}\n");
+    }
+    let width = fleet.hosts.iter().map(|host| host.id.len()).max();
+    let width = width.unwrap_or_default() + 2;
+    for host in &fleet.hosts {
+        text += &format!(
+            "{} {:<width$}  generation {:>4}  {}  {} s ago  {}\n",
+            if host.own { "*" } else { " " },
+            host.id,
+            host.generation,
+            host.active,
+            host.silent_s,
+            host.state,
+        );
+    }
+    if fleet.hosts.len() >= fleet.hosts_max {
+        text += &format!("the first {} hosts are listed\n", fleet.hosts_max);
     }
     text
 }

@@ -14,6 +14,8 @@ use super::trusted_key::TrustedKey;
 
 /// What the address of a socket in the file system begins with.
 const UNIX: &str = "unix:";
+/// The most bytes of the name of a fleet.
+const FLEET_BYTES: usize = 64;
 
 /// Which artifacts a place takes, and who may change what runs there.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Deploy {
     pub artifact_max_bytes: u64,
     /// What a version has to answer before it becomes active.
     pub health: Option<Health>,
+    /// The hosts that this one serves the same with, if there are others.
+    pub fleet: Option<FleetConfig>,
 }
 
 impl Default for Deploy {
@@ -45,7 +49,23 @@ impl Default for Deploy {
             keep: raw.keep,
             artifact_max_bytes: raw.artifact_max_mb << 20,
             health: None,
+            fleet: None,
         }
+    }
+}
+
+/// Hosts that serve the same. The type has no `Debug` of its own: URLs may have passwords.
+#[derive(Clone)]
+pub struct FleetConfig {
+    /// Their name. Hosts with the same NATS and the same name are one fleet.
+    pub name: String,
+    /// The NATS servers.
+    pub urls: Vec<String>,
+}
+
+impl fmt::Debug for FleetConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FleetConfig").field(&self.name).finish()
     }
 }
 
@@ -113,7 +133,12 @@ impl Scope {
 }
 
 impl Checker<'_> {
-    pub(super) fn deploy(&self, whole: &Spanned<raw::Deploy>) -> Result<Deploy, ConfigError> {
+    /// `nats`: the servers of `[channels]`.
+    pub(super) fn deploy(
+        &self,
+        whole: &Spanned<raw::Deploy>,
+        nats: Option<String>,
+    ) -> Result<Deploy, ConfigError> {
         let raw = whole.get_ref();
         let trusted_keys = (raw.trusted_keys.as_ref())
             .map(|keys| {
@@ -152,7 +177,11 @@ impl Checker<'_> {
                 return Err(self.error(whole, sentence));
             }
         }
+        let fleet = (raw.fleet.as_ref())
+            .map(|name| self.fleet(name, nats))
+            .transpose()?;
         Ok(Deploy {
+            fleet,
             app: raw.app.clone(),
             trusted_keys,
             listen,
@@ -163,6 +192,27 @@ impl Checker<'_> {
                 path: path.get_ref().clone(),
                 status: raw.health_status,
             }),
+        })
+    }
+
+    fn fleet(
+        &self,
+        name: &Spanned<String>,
+        nats: Option<String>,
+    ) -> Result<FleetConfig, ConfigError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        let text = name.get_ref();
+        if text.is_empty() || text.len() > FLEET_BYTES || !text.bytes().all(plain) {
+            return Err(self.error(name, format!(
+                "`fleet` is a name of at most {FLEET_BYTES} letters, digits, `-` and `_`, the same on each host"
+            )));
+        }
+        let Some(urls) = nats else {
+            return Err(self.error(name, "the hosts of a fleet find each other by NATS: write `nats = \"nats://127.0.0.1:4222\"` in `[channels]`".to_owned()));
+        };
+        Ok(FleetConfig {
+            name: text.clone(),
+            urls: urls.split(',').map(|url| url.trim().to_owned()).collect(),
         })
     }
 

@@ -43,7 +43,7 @@ const SUBREQUESTS_AT_ONCE: usize = 4;
 use error::{Location, with_suggestion};
 
 pub use database::{Database, PostgresServer, SqliteFile, Storage, Synchronous};
-pub use deploy::{AdminAddress, Deploy, Health, Scope, Token};
+pub use deploy::{AdminAddress, Deploy, FleetConfig, Health, Scope, Token};
 pub use error::ConfigError;
 pub use place::{ADMIN_SOCKET, Place};
 pub use portable::{Access, DatabaseKind, JoinError, Needs, Portable, PortableError, SecretNeed};

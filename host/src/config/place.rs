@@ -122,11 +122,13 @@ impl Checker<'_> {
             }
             databases.insert(name, greatest_of(&database).into());
         }
-        if let Some(address) = &raw.channels.get_ref().address
-            && let Address::Elsewhere(secret) = address.get_ref()
-        {
-            self.secret_url(address, secret)?;
-        }
+        let nats = match &raw.channels.get_ref().address {
+            Some(address) => Some(match address.get_ref() {
+                Address::Url(url) => url.clone(),
+                Address::Elsewhere(secret) => self.secret_url(address, secret)?,
+            }),
+            None => None,
+        };
         for module in raw.modules.values() {
             for setting in module.settings.values() {
                 self.setting(setting)?;
@@ -163,7 +165,7 @@ impl Checker<'_> {
                 databases,
             ),
         };
-        let deploy = self.deploy(&raw.deploy)?;
+        let deploy = self.deploy(&raw.deploy, nats)?;
         self.pools(&raw.sync_views, &raw.async_views, &raw.events, &raw.sockets)?;
         self.channels(&raw.channels)?;
         self.only_users(&raw.middleware)?;

@@ -106,6 +106,8 @@ pub(super) struct Deploy {
     pub(super) tokens: BTreeMap<String, Token>,
     pub(super) keep: usize,
     pub(super) artifact_max_mb: u64,
+    /// The hosts that serve the same: a name for them.
+    pub(super) fleet: Option<Spanned<String>>,
     pub(super) health: Option<Spanned<String>>,
     pub(super) health_status: u16,
 }
@@ -120,6 +122,7 @@ impl Default for Deploy {
             tokens: BTreeMap::new(),
             keep: 8,
             artifact_max_mb: 512,
+            fleet: None,
             health: None,
             health_status: 200,
         }

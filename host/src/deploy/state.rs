@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lock                   held while a folder is made or removed
+//! host-id                the name by which other hosts know this one
 //! active                 which version is active, and which were: a record in JSON
 //! versions/sha256-…/     a version: manifest.json, signatures.json, and the files of the app in app/
 //! incoming-…/            what is being fetched or unpacked; whatever of it has no owner any more is removed
@@ -22,8 +23,8 @@ use tempfile::{NamedTempFile, TempDir};
 use super::record::{Active, Record};
 use crate::artifact::signature::Trust;
 use crate::artifact::{
-    AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, sync_folder,
-    verify_folder,
+    AppManifest, Artifact, ArtifactError, CONFIG_FILE, Digest, LIMITS, Result, pack_again,
+    sync_folder, verify_folder,
 };
 use crate::config::{Config, Place, Portable, Purpose};
 
@@ -34,9 +35,12 @@ const INCOMING: &str = "incoming-";
 const MANIFEST: &str = "manifest.json";
 const SIGNATURES: &str = "signatures.json";
 const APP: &str = "app";
+const HOST_ID: &str = "host-id";
 
 /// The most bytes of the record of versions.
 const ACTIVE_BYTES: u64 = 1 << 20;
+/// The most bytes of the name of the host.
+const HOST_ID_BYTES: u64 = 100;
 /// How long a version is kept that nothing names.
 const UNUSED: Duration = Duration::from_secs(60 * 60);
 /// The most bytes of the file of signatures, which may write each byte as an escape.
@@ -165,6 +169,37 @@ impl State {
     /// # Errors
     /// When there is no such version, it is damaged, or nobody trusted has signed it.
     pub fn version(&self, digest: Digest, trust: &Trust) -> Result<Version> {
+        Ok(self.checked(digest, trust)?.0)
+    }
+
+    /// Whether there is such a version, damaged or not.
+    pub fn has(&self, digest: Digest) -> bool {
+        self.version_path(digest).exists()
+    }
+
+    /// The digests of a version's signatures. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn signatures(&self, digest: Digest) -> Result<Vec<Digest>> {
+        let signatures = signatures_in(&self.version_path(digest))?;
+        Ok((signatures.iter().map(|it| Digest::of(it.as_bytes()))).collect())
+    }
+
+    /// Writes the artifact of a version into a file. Blocks on the disk.
+    ///
+    /// # Errors
+    /// As [`State::version`], and when the file cannot be written.
+    pub fn pack(&self, digest: Digest, trust: &Trust, out: &Path) -> Result<()> {
+        let (version, manifest, signatures) = self.checked(digest, trust)?;
+        pack_again(&manifest, &signatures, &version.app, out)
+    }
+
+    fn checked(
+        &self,
+        digest: Digest,
+        trust: &Trust,
+    ) -> Result<(Version, AppManifest, Vec<String>)> {
         let path = self.version_path(digest);
         let bytes = read(&path.join(MANIFEST), LIMITS.manifest_bytes)?;
         let manifest = AppManifest::parse(bytes, &LIMITS)?;
@@ -175,17 +210,53 @@ impl State {
                 manifest.digest
             )));
         }
-        let signatures = read(&path.join(SIGNATURES), SIGNATURES_BYTES)?;
-        let signatures: Vec<String> = json(&path.join(SIGNATURES), &signatures)?;
+        let signatures = signatures_in(&path)?;
         trust.check(&manifest, &signatures)?;
         let app = path.join(APP);
         verify_folder(&manifest, &app)?;
-        Ok(Version { digest, app })
+        Ok((Version { digest, app }, manifest, signatures))
     }
 
     fn version_path(&self, digest: Digest) -> PathBuf {
         let name = format!("sha256-{}", digest.hex());
         self.folder.join(VERSIONS).join(name)
+    }
+
+    /// The name by which other hosts know the host that has this folder. It is made once, and begins with that of the
+    /// machine.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn host_id(&self) -> Result<String> {
+        let _locked = self.lock()?;
+        let path = self.folder.join(HOST_ID);
+        match read(&path, HOST_ID_BYTES) {
+            Ok(bytes) => {
+                let id = String::from_utf8_lossy(&bytes).trim().to_owned();
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                match !id.is_empty() && id.bytes().all(plain) {
+                    true => Ok(id),
+                    false => Err(ArtifactError::refused(format!(
+                        "{} has letters, digits and `-` only: it was changed; without the file the host gets a new name",
+                        path.display()
+                    ))),
+                }
+            }
+            Err(ArtifactError::Io(_, error)) if error.kind() == ErrorKind::NotFound => {
+                let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+                let machine = machine.trim().split('.').next().unwrap_or_default();
+                let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+                let machine: String = machine.chars().take(40).map(plain).collect();
+                let number = uuid::Uuid::new_v4().simple().to_string();
+                let id = match &*machine {
+                    "" => format!("host-{}", &number[..8]),
+                    machine => format!("{machine}-{}", &number[..8]),
+                };
+                write(&path, id.as_bytes())?;
+                Ok(id)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The record of what is served; none before the first version.
@@ -293,6 +364,12 @@ impl Version {
 fn is_owned(folder: &Path) -> bool {
     let lock = File::open(folder.join(LOCK));
     lock.is_ok_and(|lock| lock.try_lock().is_err())
+}
+
+/// The signatures of the version in a folder.
+fn signatures_in(folder: &Path) -> Result<Vec<String>> {
+    let bytes = read(&folder.join(SIGNATURES), SIGNATURES_BYTES)?;
+    json(&folder.join(SIGNATURES), &bytes)
 }
 
 fn write_signatures(folder: &Path, signatures: &[String]) -> Result<()> {

@@ -214,3 +214,45 @@ fn versions_that_nothing_names_are_removed() {
     assert_eq!(there(), added[1..3]);
     assert_eq!(names(place.path()), ["lock", "versions"]);
 }
+
+/// What a host gives to others of its fleet is the file that it was given, also its signatures.
+#[test]
+fn a_version_is_packed_again_as_it_was() {
+    let (folder, path) = artifact("body {}");
+    let (secret, _) = signature::generate().expect("a key is made");
+    let file = open(&path);
+    let signed = signature::sign(&file.manifest, &secret, None).expect("it is signed");
+    artifact::sign(&file, signed).expect("it is written");
+    let state = State::open(&folder.path().join("state")).expect("it is made");
+    let version = state
+        .add(&open(&path), &Trust::Anyone)
+        .expect("it is added");
+    let again = folder.path().join("again.amphi");
+    let packed = state.pack(version.digest, &Trust::Anyone, &again);
+    packed.expect("it is written");
+    let bytes = |path: &Path| fs::read(path).expect("it is there");
+    assert!(bytes(&again) == bytes(&path), "the files differ");
+    let signatures = state.signatures(version.digest).expect("they are there");
+    assert_eq!(signatures.len(), 1);
+    // What was changed on the disk is not given to anybody.
+    fs::write(version.app.join("static/a.css"), "body {!").expect("it can be written");
+    let packed = state.pack(version.digest, &Trust::Anyone, &again);
+    assert!(packed.is_err());
+}
+
+#[test]
+fn a_host_keeps_its_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state = State::open(&folder.path().join("a")).expect("it is made");
+    let id = state.host_id().expect("it is made");
+    assert_eq!(state.host_id().expect("it is there"), id);
+    let other = State::open(&folder.path().join("b")).expect("it is made");
+    assert_ne!(other.host_id().expect("it is made"), id);
+    let file = folder.path().join("a/host-id");
+    for wrong in ["", "a b", "a.>", "*", &"a".repeat(200)] {
+        fs::write(&file, wrong).expect("it can be written");
+        assert!(state.host_id().is_err(), "{wrong:?}");
+    }
+    fs::write(&file, "web-1\n").expect("it can be written");
+    assert_eq!(state.host_id().expect("it is there"), "web-1");
+}

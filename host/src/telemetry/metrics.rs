@@ -72,6 +72,10 @@ pub struct Metrics {
     pub shadowed: IntCounterVec,
     /// Requests that a candidate has failed, and the active version has answered.
     pub failed_over: IntCounter,
+    /// The generation of the record that this host of a fleet serves. It is the same on all hosts that have converged.
+    pub fleet_generation: IntGauge,
+    /// Attempts to serve what the fleet is to serve that have failed.
+    pub fleet_failures: IntCounter,
     /// Events, by outcome (`published`; for each subscriber `delivered`, `failed`).
     pub events: IntCounterVec,
     /// What groups of connections have and have done, by name, once a second.
@@ -217,6 +221,17 @@ impl Metrics {
                 IntCounter::new(
                     "failed_over_total",
                     "Requests that a candidate has failed, and the active version has answered",
+                ),
+            ),
+            fleet_generation: gauge(
+                "fleet_generation",
+                "Generation of the record that this host of a fleet serves",
+            ),
+            fleet_failures: registered(
+                &registry,
+                IntCounter::new(
+                    "fleet_failures_total",
+                    "Failed attempts to serve what the fleet is to serve",
                 ),
             ),
             events: counters("events_total", "Events by what became of them", "outcome"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use toml::{Table, Value};
 
 use super::data::Data;
@@ -375,6 +376,13 @@ impl App {
         Ran::new(output)
     }
 
+    /// Runs `amphi` with these arguments beside the test.
+    pub fn amphi_beside(&self, arguments: &[&str]) -> JoinHandle<Ran> {
+        let mut command = Command::new(AMPHI);
+        command.args(arguments).current_dir(self.folder());
+        tokio::task::spawn_blocking(move || Ran::new(command.output().expect("it can be started")))
+    }
+
     /// Limits the open files of the app's server: `soft` is the limit at the start, which the server may raise to
     /// `hard`.
     pub fn with_files(mut self, soft: u32, hard: u32) -> App {
@@ -391,6 +399,11 @@ impl App {
     /// Runs `amphi serve` with these arguments in place of the app's folder, in that folder.
     pub async fn serve_with(self, arguments: &[&str]) -> Server {
         Server::start_with(self, "serve", arguments, false).await
+    }
+
+    /// Likewise, while no other test runs a server: for tests of what happens under load.
+    pub async fn serve_alone_with(self, arguments: &[&str]) -> Server {
+        Server::start_with(self, "serve", arguments, true).await
     }
 
     /// Serves the app while no other test runs a server: for tests that measure time.

@@ -1,7 +1,7 @@
 //! NATS for the tests: installed when it is missing, one server for each test that needs one, gone when the test ends.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -22,15 +22,27 @@ pub struct Nats {
     folder: TempDir,
     port: u16,
     server: Option<Watched>,
+    /// Whether it keeps buckets, on the disk.
+    keeps: bool,
 }
 
 impl Nats {
     /// A server for one test, on a port that is free.
     pub fn start() -> Nats {
+        Nats::begin(false)
+    }
+
+    /// The same, with JetStream.
+    pub fn with_buckets() -> Nats {
+        Nats::begin(true)
+    }
+
+    fn begin(keeps: bool) -> Nats {
         let mut nats = Nats {
             folder: tempfile::tempdir().expect("there is room for a temporary folder"),
             port: 0,
             server: None,
+            keeps,
         };
         // The server chooses its port, and says which.
         nats.run("-1");
@@ -53,9 +65,23 @@ impl Nats {
         self.run(&self.port.to_string());
     }
 
+    /// Removes all that it keeps, while it does not run.
+    pub fn forget(&self) {
+        assert!(self.server.is_none(), "it runs");
+        fs::remove_dir_all(self.buckets()).expect("it has kept something");
+    }
+
+    fn buckets(&self) -> PathBuf {
+        self.folder.path().join("buckets")
+    }
+
     fn run(&mut self, port: &str) {
         let log = self.folder.path().join("log");
-        let arguments = ["--addr", "127.0.0.1", "--port", port];
+        let buckets = self.buckets().display().to_string();
+        let mut arguments = vec!["--addr", "127.0.0.1", "--port", port];
+        if self.keeps {
+            arguments.extend(["--jetstream", "--store_dir", &buckets]);
+        }
         let started = Watched::start(&log, &program(), &arguments, |text| {
             let address = text.lines().find_map(|line| line.split_once(READY));
             let (_, port) = address.filter(|_| text.contains("Server is ready"))?;

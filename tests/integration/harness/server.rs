@@ -271,11 +271,25 @@ impl Server {
 
     /// Sends SIGTERM to the process.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Halts the process, as a machine does that has too much to do.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.process.id())
             .ok()
             .and_then(Pid::from_raw)
             .expect("a process has an id");
-        kill_process(pid, Signal::TERM).expect("it is our own");
+        kill_process(pid, signal).expect("it is our own");
     }
 
     /// Kills the process, without a chance to end in order.

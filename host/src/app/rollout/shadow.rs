@@ -230,7 +230,7 @@ impl Shadow {
         }
     }
 
-    /// What differs between what the versions made of a request; see [`Seen::differences`].
+    /// What differs between what the versions made of a request, a sentence each; nothing if they are equal.
     pub fn differences(&self, served: &Seen, candidate: &Seen) -> Vec<String> {
         served.differences(candidate, &self.options)
     }
