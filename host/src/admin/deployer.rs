@@ -494,14 +494,8 @@ impl Deployer {
             .map(|trial| trial.audience.parse::<Audience>())
             .transpose()
             .map_err(anyhow::Error::msg)?;
-        if let Some(Trial {
-            ignored_headers,
-            ignored_fields,
-            ..
-        }) = trial
-        {
-            let options = ShadowOptions::ignoring(ignored_headers, ignored_fields);
-            options.map_err(anyhow::Error::msg)?;
+        if let Some(trial) = trial {
+            ShadowOptions::of(trial).map_err(anyhow::Error::msg)?;
         }
         if let Some(health) = &wanted.health
             && !health.path.starts_with('/')
@@ -911,7 +905,7 @@ impl Deployer {
 
     fn try_out(self: &Arc<Self>, app: Arc<App>, audience: Audience, trial: &Trial) {
         self.watch(Some(Arc::clone(&app)));
-        let options = ShadowOptions::ignoring(&trial.ignored_headers, &trial.ignored_fields);
+        let options = ShadowOptions::of(trial);
         let rollout = match (&audience, options) {
             (Audience::Shadow, Ok(options)) => Rollout::in_shadow(Arc::clone(&app), options),
             _ => Rollout::new(Arc::clone(&app), audience),

@@ -61,6 +61,9 @@ pub(super) struct Arguments {
     /// With --shadow: a field of JSON that may differ. May be given more than once.
     #[arg(long, value_name = "NAME", requires = "shadow")]
     ignore_field: Vec<String>,
+    /// With --shadow: statements that write may differ, e.g. because they have the time among their parameters.
+    #[arg(long, requires = "shadow")]
+    ignore_writes: bool,
     /// Promote it, or roll it back, by its errors and latencies; waits for that.
     #[arg(long, requires = "canary")]
     auto: bool,
@@ -127,6 +130,7 @@ impl Arguments {
             judge,
             ignored_headers: self.ignore_header.clone(),
             ignored_fields: self.ignore_field.clone(),
+            ignored_writes: self.ignore_writes,
         }))
     }
 

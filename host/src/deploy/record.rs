@@ -71,6 +71,9 @@ pub struct Trial {
     /// Fields of JSON that may differ in a shadow's answers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored_fields: Vec<String>,
+    /// Whether a shadow's statements that write may differ, e.g. because times or random values are among their parameters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignored_writes: bool,
 }
 
 /// When a candidate becomes active, or is given up, by itself.

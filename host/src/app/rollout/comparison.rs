@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
+use crate::deploy::Trial;
 use crate::http::proxies::REQUEST_ID;
 use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
 use crate::scope::transaction::Described;
@@ -55,18 +56,21 @@ impl Default for ShadowOptions {
 }
 
 impl ShadowOptions {
-    /// The usual options, with these headers and fields of JSON ignored.
+    /// The options of a trial.
     ///
     /// # Errors
     /// A sentence that names what is no header.
-    pub fn ignoring(headers: &[String], fields: &[String]) -> Result<ShadowOptions, String> {
+    pub fn of(trial: &Trial) -> Result<ShadowOptions, String> {
         let header = |name: &String| {
             let parsed = name.parse();
             parsed.map_err(|_| format!("`{}` is not the name of a header", name.escape_debug()))
         };
         Ok(ShadowOptions {
-            ignored_headers: headers.iter().map(header).collect::<Result<_, _>>()?,
-            ignored_fields: fields.to_vec(),
+            ignored_headers: (trial.ignored_headers.iter())
+                .map(header)
+                .collect::<Result<_, _>>()?,
+            ignored_fields: trial.ignored_fields.clone(),
+            writes: !trial.ignored_writes,
             ..ShadowOptions::default()
         })
     }
