@@ -15,6 +15,7 @@ use amphi::app::load::{Migrations, load};
 use amphi::app::rollout::Rollout;
 use amphi::app::rollout::shadow::{Shadow, ShadowOptions, ShadowReport};
 use amphi::config::Config;
+use amphi::deploy::Trial;
 use amphi::guest::run::{Engines, PoolSizes};
 use amphi::server::{self, Sockets};
 use futures::future::join_all;
@@ -199,11 +200,17 @@ fn options(kind: Kind) -> ShadowOptions {
         Kind::Sqlite => &["mode"],
         Kind::Postgres => &["mode", "id"],
     };
-    let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+    let trial = Trial {
+        audience: "shadow".to_owned(),
+        judge: None,
+        ignored_headers: vec!["X-Mode".to_owned()],
+        ignored_fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+        ignored_writes: false,
+    };
     ShadowOptions {
         timeout: Duration::from_secs(10),
         at_once: CLIENTS,
-        ..ShadowOptions::ignoring(&["X-Mode".to_owned()], &fields).expect("they are names")
+        ..ShadowOptions::of(&trial).expect("they are names")
     }
 }
 

@@ -258,21 +258,30 @@ both_modes!(members_are_told_by_a_chosen_value);
 async fn r5_a_flooded_socket_lets_others_on_its_loop_go_first() {
     const MESSAGES: usize = 3_000;
     for path in ["/async/room/1?name=ann", "/talk/1?name=ann"] {
-        let server = serve("[async_views]\nloops = 1").await;
-        let mut client = Socket::at(&server, path).await;
-        assert_eq!(client.hear().await, "welcome ann");
-        for number in 0..MESSAGES {
-            let message = Message::text(format!("{number}"));
-            client.0.feed(message).await.expect("it is open");
+        // Between the answer and the look at what was sent, a busy machine may handle all messages. A loop that lets nobody
+        // go first has always handled them.
+        let mut first = usize::MAX;
+        for _ in 0..5 {
+            let server = serve("[async_views]\nloops = 1").await;
+            let mut client = Socket::at(&server, path).await;
+            assert_eq!(client.hear().await, "welcome ann");
+            for number in 0..MESSAGES {
+                let message = Message::text(format!("{number}"));
+                client.0.feed(message).await.expect("it is open");
+            }
+            client.0.flush().await.expect("it is open");
+            assert_eq!(server.get("/nowhere").await.status, 404);
+            let metrics = server.metrics().await;
+            let sent = metrics.labelled("amphi_socket_messages_total{direction=\"out\"}");
+            for number in 0..MESSAGES {
+                assert_eq!(client.hear().await, format!("echo {number}"));
+            }
+            first = first.min(sent as usize);
+            if first < MESSAGES / 2 {
+                break;
+            }
         }
-        client.0.flush().await.expect("it is open");
-        assert_eq!(server.get("/nowhere").await.status, 404);
-        let sent =
-            (server.metrics().await).labelled("amphi_socket_messages_total{direction=\"out\"}");
-        assert!(sent < MESSAGES as f64 / 2.0, "{path}: {sent} came first");
-        for number in 0..MESSAGES {
-            assert_eq!(client.hear().await, format!("echo {number}"));
-        }
+        assert!(first < MESSAGES / 2, "{path}: {first} came first");
     }
 }
 
