@@ -148,7 +148,7 @@ fn compared(report: &ShadowReport) -> String {
         unclear_differences,
     } = report;
     let mut text = format!(
-        "\nshadow     {compared} requests compared: {equal} equal, {differing} differing, {unclear} unclear, because others changed the database meanwhile\n"
+        "\nshadow     {compared} requests compared: {equal} equal, {differing} differing, {unclear} unclear (others changed the database meanwhile, or a value is random)\n"
     );
     for (why, number) in not_compared {
         text += &format!("           {number} not compared: {why}\n");

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::LazyLock;
 
 use futures::future::join_all;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -453,12 +452,8 @@ pub fn client_http2() -> Client {
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    static PROVIDER: LazyLock<()> = LazyLock::new(|| {
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .expect("it is the first one");
-    });
-    LazyLock::force(&PROVIDER);
+    // A host that a test runs in this process may have been the first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
