@@ -284,8 +284,8 @@ impl Deployer {
         }
     }
 
-    /// Begins a change: to this version, from there, as far as that is known. That it was begun is on the disk when this returns: its line in the audit log, and the generation,
-    /// so that a request is not taken a second time after a restart.
+    /// Begins a change: to this version, from there, as far as that is known. When this returns, the line in the audit log and
+    /// the new generation are on the disk, so that a request is not taken a second time after a restart.
     pub(super) async fn begin(
         self: &Arc<Self>,
         who: &Who,
@@ -957,28 +957,19 @@ impl Deployer {
             let Ok(mut change) = self.begin(&who, action, about, Some(generation)).await else {
                 continue;
             };
-            let record = self.now.lock().record.clone();
             let is_there = self.now.lock().since.0 == begun;
             let (digest, result) = match (is_there, action) {
                 (false, _) => (None, Err(anyhow!("the candidate has changed meanwhile"))),
                 (true, "promote") => self.promoting(&mut change, &Progress::nobody()).await,
                 (true, _) => {
-                    let digest = record.candidate.as_ref().map(|it| it.version.digest);
-                    let name = digest.map(|digest| digest.to_string()).unwrap_or_default();
-                    let outcome = format!("{name} is given up");
-                    let (record, nobody) = (record.trying(None), Progress::nobody());
-                    let given_up = self.commit(
-                        &mut change,
-                        record,
-                        None,
-                        Sharing::ready(),
-                        outcome,
-                        &nobody,
-                    );
-                    (digest, given_up.await)
+                    let mut digest = None;
+                    let nobody = Progress::nobody();
+                    let rolling_back = self.rolling_back(&mut change, None, &nobody, &mut digest);
+                    let result = rolling_back.await;
+                    (digest, result)
                 }
             };
-            let result = result.map(|sentence| format!("{sentence}: {why}"));
+            let result = result.map(|sentence| format!("{sentence}; about the candidate: {why}"));
             if let Line::Failed(why) = self.ended(change, digest, None, result).await {
                 tracing::error!(target: "amphi::admin", "a verdict could not be carried out: {why}");
             }
