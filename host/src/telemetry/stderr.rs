@@ -20,6 +20,9 @@ use super::recent;
 pub const QUEUE_BYTES: usize = 1 << 20;
 /// How long the process waits at its end until the reader has taken all lines.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
+/// How long lines are collected after others were written. At a high rate of lines, the thread that writes them is woken
+/// once in this time, and not for each line: a wake-up costs more than a line.
+const COLLECTED: Duration = Duration::from_millis(2);
 /// The pause before the next try when standard error is non-blocking and its reader is not ready.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -36,7 +39,7 @@ static QUEUE: Queue = Queue {
 /// Whether lines are put in the queue, which a separate thread writes. Otherwise each thread writes its own lines.
 static IS_QUEUED: LazyLock<bool> = LazyLock::new(|| {
     let thread = std::thread::Builder::new().name("amphi-log".to_owned());
-    !is_file() && thread.spawn(|| QUEUE.run(Retrying)).is_ok()
+    !is_file() && thread.spawn(|| QUEUE.run(Unlocked)).is_ok()
 });
 
 /// Whether standard error is a regular file.
@@ -50,8 +53,8 @@ pub fn write(lines: &[u8]) {
     recent::add(lines);
     if *IS_QUEUED {
         QUEUE.push(lines);
-    } else if io::stderr().write_all(lines).is_err() {
-        lost(lines);
+    } else {
+        write_lines(&mut Unlocked, lines);
     }
 }
 
@@ -132,6 +135,7 @@ impl Queue {
             drop(state);
             write_lines(&mut stderr, &lines);
             lines.clear();
+            std::thread::sleep(COLLECTED);
             state = self.state.lock();
         }
     }
@@ -148,14 +152,14 @@ fn write_lines(stderr: &mut impl io::Write, mut lines: &[u8]) {
     }
 }
 
-/// Standard error for the thread of the queue, which may wait. Another process may have made it non-blocking, so writes
-/// are retried.
-struct Retrying;
+/// Standard error without the lock of the standard library: a thread that writes to a slow disk, or to a reader that
+/// stalls, would hold the lock, and event loops would wait for it. The kernel keeps lines for a file apart that threads
+/// write at the same time. Another process may have made standard error non-blocking, so writes are retried.
+struct Unlocked;
 
-impl io::Write for Retrying {
+impl io::Write for Unlocked {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            // Not `write` of `std::io::stderr`: while it stalls, it holds a lock that other threads may wait for.
             match rustix::io::write(io::stderr(), bytes) {
                 Err(rustix::io::Errno::AGAIN) => std::thread::sleep(RETRY),
                 written => return Ok(written?),
