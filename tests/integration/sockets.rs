@@ -334,6 +334,50 @@ async fn r22_a_client_that_floods_is_held_back_or_closed(mode: Mode) {
 }
 both_modes!(r22_a_client_that_floods_is_held_back_or_closed);
 
+/// A client is read at the pace of `messages_per_second`, pings too, and nothing of what it sends is lost.
+#[tokio::test]
+async fn r5_a_client_that_floods_is_read_at_its_pace() {
+    const AT_ONCE: usize = 100;
+    let server = serve("[sockets]\nmessages_per_second = 100").await;
+    for path in [
+        "/sync/room/1?name=ann",
+        "/async/room/2?name=ann",
+        "/talk/3?name=ann",
+    ] {
+        let mut client = Socket::at(&server, path).await;
+        assert_eq!(client.hear().await, "welcome ann");
+        let since = Instant::now();
+        for number in 0..2 * AT_ONCE {
+            client
+                .0
+                .feed(Message::text(format!("{number}")))
+                .await
+                .expect("it is open");
+        }
+        client.0.flush().await.expect("it is open");
+        for number in 0..2 * AT_ONCE {
+            assert_eq!(client.hear().await, format!("echo {number}"));
+        }
+        let took = since.elapsed();
+        assert!(took > Duration::from_millis(950), "{path}: {took:?}");
+    }
+    assert!(server.metrics().await.get("amphi_socket_pauses_total") > 100.0);
+    let mut client = Socket::open(&server, Mode::Sync, "4", "ann").await;
+    let since = Instant::now();
+    for _ in 0..2 * AT_ONCE {
+        client
+            .0
+            .feed(Message::Ping("are you there?".into()))
+            .await
+            .expect("it is open");
+    }
+    client.0.flush().await.expect("it is open");
+    client.say("and now?").await;
+    assert_eq!(client.hear().await, "echo and now?");
+    let took = since.elapsed();
+    assert!(took > Duration::from_millis(950), "pings: {took:?}");
+}
+
 /// A frame of a client, with the mask 0.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];

@@ -312,6 +312,8 @@ impl<'a> Checker<'a> {
             sockets.outbox_max_bytes,
             MESSAGE_BYTES,
         )?;
+        let rate = sockets.messages_per_second;
+        self.within(at, "messages_per_second", rate, 0..=1_000_000)?;
         self.within(at, "ping_ms", sockets.ping_ms, TIME_MS)?;
         self.within(
             at,

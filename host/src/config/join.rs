@@ -14,7 +14,11 @@ use super::{Config, HttpGrant, Module, Purpose};
 use crate::view::Topics;
 
 /// Limits that are none when they are 0.
-const ENDLESS_AT_0: [&str; 2] = ["messages_per_second_max", "idle_timeout_ms"];
+const ENDLESS_AT_0: [&str; 3] = [
+    "messages_per_second",
+    "messages_per_second_max",
+    "idle_timeout_ms",
+];
 /// The hash of random bytes that nobody has kept: where users are needed and nobody signs in.
 const NOBODY: &str = "$2y$10$xloi1cj4sCgK/rytgaL3QuvyhambtBSTv/H.SXG5veSf9yz.qF8tK";
 

@@ -363,8 +363,11 @@ pub struct Sockets {
     pub capacity_timeout_ms: u64,
     /// The most bytes that wait until a client reads them; more close its connection with 1008. Default 256 KiB.
     pub outbox_max_bytes: usize,
-    /// The most messages of a client in a second; more close its connection with 1008. 0, the default: it is read as fast
-    /// as its view handles messages.
+    /// How many messages and pings of a client are read in a second, beyond a first such number at once; the others wait
+    /// in its connection. 0: it is read as fast as its view handles messages. Default 1,000. Without effect while
+    /// `messages_per_second_max` is set.
+    pub messages_per_second: u32,
+    /// The most messages of a client in a second; more close its connection with 1008. 0, the default: none is too many.
     pub messages_per_second_max: u32,
     /// How often a client that is silent is sent a ping; it is gone when it has not answered by the next one. Default
     /// 30,000.
@@ -384,6 +387,7 @@ impl Default for Sockets {
             mailbox_max: 64,
             capacity_timeout_ms: 30_000,
             outbox_max_bytes: 256 << 10,
+            messages_per_second: 1000,
             messages_per_second_max: 0,
             ping_ms: 30_000,
             idle_timeout_ms: 0,

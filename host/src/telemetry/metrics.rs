@@ -97,6 +97,8 @@ pub struct Metrics {
     /// Messages of web sockets, by direction (`in`, `out`), and `dropped`: sent to a connection that was closed, or that ended
     /// before its client could be sent the message.
     pub socket_messages: IntCounterVec,
+    /// How often a web socket was read no further for a while, because of `messages_per_second`.
+    pub socket_pauses: IntCounter,
     /// Web sockets that are closed because a limit was reached, by limit (`outbox`, `mailbox`, `rate`, `memory`,
     /// `capacity`).
     pub socket_dropped: IntCounterVec,
@@ -266,6 +268,13 @@ impl Metrics {
                 "socket_messages_total",
                 "Messages of web sockets",
                 "direction",
+            ),
+            socket_pauses: registered(
+                &registry,
+                IntCounter::new(
+                    "socket_pauses_total",
+                    "Times that a web socket was read no further because of messages_per_second",
+                ),
             ),
             socket_dropped: counters(
                 "socket_limits_total",

@@ -106,6 +106,7 @@ pub(super) struct Connection {
     heard: bool,
     last: Instant,
     rate: (Instant, u32),
+    pace: Option<Pace>,
     _open: GaugeGuard,
 }
 
@@ -115,6 +116,38 @@ struct Limits {
     rate_max: u32,
     ping: Duration,
     idle: Option<Duration>,
+}
+
+/// How fast a client is read, so that one that floods leaves the processor to others (R5).
+struct Pace {
+    /// The time that one message takes at this pace.
+    each: Duration,
+    /// When the messages up to now would have come, had they come at this pace.
+    due: Instant,
+}
+
+impl Pace {
+    /// How long after its time a client may be before it: it can send as much at once.
+    const AHEAD: Duration = Duration::from_secs(1);
+
+    /// None: the client is read as fast as its view handles messages.
+    fn new(limits: &Sockets) -> Option<Pace> {
+        let is_closed_instead = limits.messages_per_second_max > 0;
+        (limits.messages_per_second > 0 && !is_closed_instead).then(|| Pace {
+            each: Duration::from_secs(1) / limits.messages_per_second,
+            due: Instant::now(),
+        })
+    }
+
+    fn note(&mut self) {
+        self.due = self.due.max(Instant::now()) + self.each;
+    }
+
+    /// When the client is read again. None: now.
+    fn pause(&self) -> Option<Instant> {
+        let until = self.due.checked_sub(Pace::AHEAD)?;
+        (until > Instant::now()).then_some(until)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -163,6 +196,7 @@ impl Connection {
             heard: true,
             last: now,
             rate: (now, 0),
+            pace: Pace::new(limits),
             _open: GaugeGuard::new(&METRICS.sockets),
             events,
         }
@@ -274,7 +308,8 @@ impl Connection {
                 (Phase::Closing(_, _, at), _) | (_, Some((_, at))) => Some(*at),
                 _ => None,
             };
-            let reads = self.has_room();
+            let pause = self.pace.as_ref().and_then(Pace::pause);
+            let reads = self.has_room() && pause.is_none();
             let conversation = self.conversation.clone();
             tokio::select! {
                 () = async { running.as_mut().expect("it runs").await }, if running.is_some() => {
@@ -294,6 +329,7 @@ impl Connection {
                     socket.close(code::RESTART, "the app has changed: connect again");
                 }
                 _ = stream.ready(reads, blocked), if reads || blocked => {}
+                () = tokio::time::sleep_until(pause.unwrap_or_else(Instant::now).into()), if pause.is_some() => {}
                 () = clock.as_mut() => {
                     self.tick();
                     clock.as_mut().reset((Instant::now() + self.limits.ping).into());
@@ -342,7 +378,12 @@ impl Connection {
 
     /// Whether the client is still to be heard.
     fn hears(&self) -> bool {
-        !matches!(self.phase, Phase::Over(..)) && self.has_room()
+        !matches!(self.phase, Phase::Over(..)) && self.has_room() && !self.pauses()
+    }
+
+    /// Whether the client has been read too far ahead of its pace.
+    fn pauses(&self) -> bool {
+        self.pace.as_ref().and_then(Pace::pause).is_some()
     }
 
     /// Whether another event can wait.
@@ -404,6 +445,12 @@ impl Connection {
     }
 
     fn received(&mut self, event: Received) {
+        if let Some(pace) = &mut self.pace {
+            pace.note();
+            if pace.pause().is_some() {
+                METRICS.socket_pauses.inc();
+            }
+        }
         match event {
             Received::Message(message) => {
                 self.last = Instant::now();
