@@ -108,11 +108,12 @@ async fn r9_r13_insert_then_fail_keeps_nothing_and_leaves_nothing(mode: Mode, ki
             assert!(inserted > 5, "{}: {inserted} inserted", way.name);
         } else {
             assert!(unexpected.is_empty(), "{}: {unexpected:?}", way.name);
-            // Some clients disconnect before their view has inserted.
-            let few = if way.status.is_none() {
-                REQUESTS / 10
-            } else {
-                REQUESTS
+            // Some clients disconnect before their view has inserted, and on a busy machine some views reach the time limit
+            // before.
+            let few = match way.status {
+                None => REQUESTS / 10,
+                Some(504) => REQUESTS / 2,
+                Some(_) => REQUESTS,
             };
             assert!(inserted >= few, "{}: {inserted} inserted", way.name);
         }

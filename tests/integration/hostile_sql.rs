@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::steps::{execute, execute_with, insert, query, query_with};
-use crate::harness::{App, Kind, Mode, Server, eventually};
+use crate::harness::{App, Kind, Mode, Reply, Server, eventually};
 
 /// The time limit of the views.
 const LIMIT: Duration = Duration::from_millis(300);
@@ -91,28 +91,46 @@ async fn survive(mode: Mode, corpus: Corpus) {
 /// Runs the lines one after the other. Returns those that did not end as they should.
 async fn lines(mode: Mode, server: &Server, lines: Vec<Line>) -> Vec<String> {
     let mut failed = Vec::new();
-    for Line { name, view, steps } in lines {
-        let begin = Instant::now();
-        let reply = server.steps(&format!("/{mode}/{view}"), steps).await;
-        let answered = begin.elapsed();
-        // The client gets its answer at the time limit. The connection has to be given back as well.
-        let free = async || match server.metrics().await.get("amphi_database_connections") {
-            0.0 => Ok(()),
-            busy => Err(busy),
-        };
-        eventually("the connections to be free", free).await;
-        let took = begin.elapsed();
-        println!(
-            "{answered:>8.0?} {took:>8.0?} {} {name}: {:.120}",
-            reply.status,
-            reply.text()
-        );
-        // 500 if the statement fails an atomic view, 504 at the time limit.
-        if took > LIMIT + BEYOND + MARGIN || ![200, 500, 504].contains(&reply.status) {
-            failed.push(format!("{name}: {} after {took:?}", reply.status));
+    for line in lines {
+        let name = &line.name;
+        // Three tries, because other programs may have had the processor.
+        for attempt in 1..=3 {
+            let (reply, took) = line_once(mode, server, &line).await;
+            // 500 if the statement fails an atomic view, 504 at the time limit.
+            let is_known = [200, 500, 504].contains(&reply.status);
+            if is_known && took <= LIMIT + BEYOND + MARGIN {
+                break;
+            }
+            if !is_known || attempt == 3 {
+                failed.push(format!("{name}: {} after {took:?}", reply.status));
+                break;
+            }
         }
     }
     failed
+}
+
+/// Runs a line. Returns the answer, and when the connections were free again.
+async fn line_once(mode: Mode, server: &Server, line: &Line) -> (Reply, Duration) {
+    let Line { name, view, steps } = line;
+    let begin = Instant::now();
+    let reply = server
+        .steps(&format!("/{mode}/{view}"), steps.clone())
+        .await;
+    let answered = begin.elapsed();
+    // The client gets its answer at the time limit. The connection has to be given back as well.
+    let free = async || match server.metrics().await.get("amphi_database_connections") {
+        0.0 => Ok(()),
+        busy => Err(busy),
+    };
+    eventually("the connections to be free", free).await;
+    let took = begin.elapsed();
+    println!(
+        "{answered:>8.0?} {took:>8.0?} {} {name}: {:.120}",
+        reply.status,
+        reply.text()
+    );
+    (reply, took)
 }
 
 /// Requests one row again and again until `end` is set. Returns how long each request took.

@@ -321,7 +321,7 @@ both_modes!(large_values_and_results_are_refused);
 
 /// Transactions wait for a connection up to `acquire_timeout_ms`, and then get 503.
 async fn r4_statements_wait_for_a_connection_until_their_deadline(mode: Mode) {
-    let toml = "databases.default.connections = 2\ndatabases.default.acquire_timeout_ms = 300";
+    let toml = "databases.default.connections = 2\ndatabases.default.acquire_timeout_ms = 1000";
     let server = App::rules(Kind::Postgres, toml).await.serve().await;
     let quick = server
         .many_steps(
@@ -336,14 +336,14 @@ async fn r4_statements_wait_for_a_connection_until_their_deadline(mode: Mode) {
         .many_steps(
             6,
             &format!("/{mode}/run/atomic"),
-            json!([must(query("select pg_sleep(1)::text"))]),
+            json!([must(query("select pg_sleep(3)::text"))]),
         )
         .await;
     let mut statuses: Vec<u16> = slow.iter().map(|reply| reply.status).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 503, 503, 503, 503]);
     let lines = server.log.requests(mark, 6).await;
-    assert!(lines[0].text("why").contains("300 ms"), "{lines:#?}");
+    assert!(lines[0].text("why").contains("1000 ms"), "{lines:#?}");
     server.assert_baseline().await;
     assert!(server.app.data.postgres().expect("it is").sessions().await <= 2);
 }

@@ -234,17 +234,24 @@ async fn r4_a_request_that_waits_for_its_repetition_has_no_worker(mode: Mode) {
     let steps = json!([must(execute(conflict))]).to_string();
     let conflicts = server.request("POST", &format!("/{mode}/retried"));
     let conflicts = tokio::spawn(Reply::of(conflicts.body(steps)));
-    let mut served = 0;
+    let (mut served, mut busy) = (0, 0);
     while !conflicts.is_finished() {
-        let told = server.told("/sync/run", json!([insert("a")])).await;
-        assert_eq!(told, json!([1]));
-        served += 1;
+        let reply = server.steps("/sync/run", json!([insert("a")])).await;
+        match reply.status {
+            // On a busy machine, each of the ten tries may take long. A worker that is held while it waits is busy for 4 s.
+            503 => busy += 1,
+            _ => assert_eq!(reply.told(), json!([1])),
+        }
+        served += usize::from(reply.status == 200);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(conflicts.await.expect("it is answered").status, 503);
     let metrics = server.metrics().await;
     assert_eq!(metrics.get("amphi_retries_total"), 10.0);
-    assert!(served > 10, "there was time for some: {served}");
+    assert!(
+        served > 10 && busy < 4,
+        "served {served}, busy {busy} times"
+    );
     server.assert_baseline().await;
 }
 both_modes!(r4_a_request_that_waits_for_its_repetition_has_no_worker);

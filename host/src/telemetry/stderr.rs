@@ -7,7 +7,7 @@
 //!
 //! Lines that are lost (full queue, closed pipe, full disk) are counted in `amphi_log_lost_lines_total`.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
