@@ -524,11 +524,14 @@ async fn outbound_requests_have_the_time_limits_of_their_component(version: Vers
     let server = serve(version, &format!("http = [{}]", grants.join(", "))).await;
     for (query, error) in [
         (format!("connect=300&{}", to(&busy)), "ConnectionTimeout"),
-        (format!("first=300&{}", to(&silent)), "HttpResponseTimeout"),
+        (
+            format!("first=300&{}", to(&silent)),
+            "ConnectionReadTimeout",
+        ),
         // A limit for one step is none for the others.
         (
             format!("first=300&connect=1&{}", to(&silent)),
-            "HttpResponseTimeout",
+            "ConnectionReadTimeout",
         ),
     ] {
         let before = Instant::now();
