@@ -370,6 +370,11 @@ impl StreamBody {
     pub fn watch(&self) -> StreamWatch {
         StreamWatch(Arc::clone(&self.pipe))
     }
+
+    /// Drops it as one that has been sent: the response has no body, and its writer has none to write.
+    pub fn skip(self) {
+        self.pipe.state.lock().end = End::Finished;
+    }
 }
 
 impl Body for StreamBody {

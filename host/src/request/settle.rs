@@ -258,11 +258,16 @@ pub fn checked(
                     .headers_mut()
                     .insert(header::CONTENT_LENGTH, length.into());
             }
-            let streaming = Streaming { producer, writer };
-            match bodiless {
-                true => (CheckedBody::default(), Some(streaming)),
-                false => (CheckedBody::Stream(body), Some(streaming)),
-            }
+            // A call that goes on does so also after a head without a body. What only writes the body is not wanted then.
+            let body = if producer.head_is_all {
+                body.skip();
+                CheckedBody::default()
+            } else if bodiless {
+                CheckedBody::default()
+            } else {
+                CheckedBody::Stream(body)
+            };
+            (body, Some(Streaming { producer, writer }))
         }
     };
     Ok((checked.map(|()| body), streaming))

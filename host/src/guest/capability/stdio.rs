@@ -1,10 +1,14 @@
 //! The output of a guest: each line of standard output and of standard error, and each record of the capability `log`,
-//! becomes a record of the host's log.
+//! becomes a record of the host's log. A guest may write a line in parts, with a new handle for each: it is logged when it
+//! ends, or when the call does.
 //!
 //! One limit (`log_max_bytes`) bounds the whole output of one call. The message of a panic on standard error is kept,
 //! because it becomes part of the one line that the host logs about the trap.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -168,10 +172,10 @@ impl Output {
 
     /// A stream whose lines become records of `level`.
     pub(super) fn stream(&self, level: Level) -> Lines {
-        Lines {
+        Lines(LineWriter {
             output: self.clone(),
             level,
-        }
+        })
     }
 
     fn log(&self, level: Level, line: &[u8]) {
@@ -194,16 +198,34 @@ impl Output {
     }
 }
 
-/// A stream: splits what is written into lines and logs them.
+/// A stream of an instance, for as long as the instance exists. A guest opens many handles to it.
+pub(super) struct Lines(LineWriter);
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.0.output.flush(self.0.level);
+    }
+}
+
+/// A handle to a stream: splits what is written into lines and logs them.
 #[derive(Clone)]
-pub(super) struct Lines {
+struct LineWriter {
     output: Output,
     level: Level,
 }
 
-impl Drop for Lines {
-    fn drop(&mut self) {
-        self.output.flush(self.level);
+impl LineWriter {
+    fn write(&self, bytes: &[u8]) {
+        let (output, level) = (&self.output, self.level);
+        let mut line = std::mem::take(output.0.lock().line(level));
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(part);
+            if part.ends_with(b"\n") || line.len() > WRITE_BYTES {
+                output.log(level, &line);
+                line.clear();
+            }
+        }
+        *output.0.lock().line(level) = line;
     }
 }
 
@@ -215,26 +237,38 @@ impl IsTerminal for Lines {
 
 impl StdoutStream for Lines {
     fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(self.clone())
+        Box::new(self.0.clone())
     }
 
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        unreachable!("only WASI 0.3 asks for it, which is not linked")
+        Box::new(self.0.clone())
     }
 }
 
-impl OutputStream for Lines {
+/// For WASI 0.3.
+impl AsyncWrite for LineWriter {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
+        LineWriter::write(&self, bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl OutputStream for LineWriter {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let (output, level) = (&self.output, self.level);
-        let mut line = std::mem::take(output.0.lock().line(level));
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            line.extend_from_slice(part);
-            if part.ends_with(b"\n") || line.len() > WRITE_BYTES {
-                output.log(level, &line);
-                line.clear();
-            }
-        }
-        *output.0.lock().line(level) = line;
+        LineWriter::write(self, &bytes);
         Ok(())
     }
 
@@ -248,6 +282,6 @@ impl OutputStream for Lines {
 }
 
 #[wasmtime_wasi::async_trait]
-impl Pollable for Lines {
+impl Pollable for LineWriter {
     async fn ready(&mut self) {}
 }

@@ -140,6 +140,8 @@ pub struct Producer {
     pub slot: Option<CallSlot>,
     /// Whether it keeps the conversation of the web socket that the request opens, and writes no body.
     pub converses: bool,
+    /// Whether the head is all of the response, as for HEAD. The call goes on, and writes no body.
+    pub head_is_all: bool,
 }
 
 /// Whether the call of a plain component may go on after its head, to produce the body while it is sent. Without that,
@@ -170,9 +172,10 @@ pub enum Run {
 pub(super) type Producing = BoxFuture<'static, Result<(), Failure>>;
 
 impl Producer {
-    /// The rest of the call that has made the head.
+    /// The rest of the call that has made the head. `head_is_all`: see [`Producer::head_is_all`].
     pub(super) fn rest<F>(
         mode: Mode,
+        head_is_all: bool,
         run: impl FnOnce(StreamWriter, bool) -> F + Send + 'static,
     ) -> Producer
     where
@@ -183,6 +186,7 @@ impl Producer {
             run: Run::Rest(Box::new(|writer, to_client| run(writer, to_client).boxed())),
             slot: None,
             converses: false,
+            head_is_all,
         }
     }
 
@@ -196,6 +200,7 @@ impl Producer {
             run: Run::Call(Box::new(|work| run(work).boxed())),
             slot: None,
             converses: false,
+            head_is_all: false,
         }
     }
 

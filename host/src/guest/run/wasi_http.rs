@@ -500,22 +500,28 @@ struct Collected {
     body: Option<WasiBody>,
     /// The length that the head of a response to HEAD declares.
     not_sent: Option<u64>,
+    /// Whether the request is one for the head alone, or the status is one without a body. For HEAD, the body is collected
+    /// as for any other request: the component need not see a difference, and the length of a short one becomes known.
+    head_is_all: bool,
     bytes: BytesMut,
     trailers: Option<HeaderMap>,
     room: Room,
 }
 
 impl Collected {
-    fn new(answer: http::Response<WasiBody>, scope: &Scope, head_is_all: bool) -> Collected {
+    fn new(answer: http::Response<WasiBody>, scope: &Scope, is_head: bool) -> Collected {
         let (mut parts, body) = answer.into_parts();
         let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&parts.status);
-        let bodiless = head_is_all || bodiless;
-        let declared = bodiless.then(|| parts.headers.remove(header::CONTENT_LENGTH));
+        let head_is_all = is_head || bodiless;
+        // A head of 204 has none (RFC 9110, 8.6), and hyper leaves it out of a 304 that answers another method.
+        let has_length = is_head && parts.status != StatusCode::NO_CONTENT;
+        let declared = head_is_all.then(|| parts.headers.remove(header::CONTENT_LENGTH));
         let length = |value: HeaderValue| value.to_str().ok()?.parse().ok();
         Collected {
             body: (!bodiless).then_some(body),
-            not_sent: declared.flatten().filter(|_| head_is_all).and_then(length),
+            not_sent: declared.flatten().filter(|_| has_length).and_then(length),
             parts,
+            head_is_all,
             bytes: BytesMut::new(),
             trailers: None,
             room: Room::empty(&scope.origin.account),
@@ -539,6 +545,8 @@ impl Collected {
             any = true;
             match frame {
                 None => self.body = None,
+                // Its length need not be the declared one: many components write no body for HEAD.
+                Some(Err(_)) if self.head_is_all => self.cut(),
                 Some(frame) => match frame.map_err(broke_off)?.into_data() {
                     Ok(data) => self.keep(&data, held)?,
                     Err(frame) => self.trailers = frame.into_trailers().ok(),
@@ -546,6 +554,12 @@ impl Collected {
             }
         }
         Ok(any)
+    }
+
+    /// Drops the body, of which not all has come.
+    fn cut(&mut self) {
+        self.body = None;
+        self.bytes.clear();
     }
 
     fn keep(&mut self, data: &[u8], held: u64) -> Result<(), Failure> {
@@ -652,6 +666,10 @@ async fn answer(
                     (true, None) => Poll::Ready(Ok(Answered::Whole)),
                     (_, Some(failure)) => Poll::Ready(Err(failure)),
                     (false, None) if any => continue,
+                    (false, None) if collected.head_is_all => {
+                        collected.cut();
+                        Poll::Ready(Ok(Answered::Whole))
+                    }
                     (false, None) if collected.bytes.len() >= most => {
                         Poll::Ready(Ok(Answered::Begun))
                     }
@@ -676,7 +694,16 @@ async fn answer(
         answered => answered,
     };
     let running = running.expect("it is not taken elsewhere");
-    let collected = collected.expect("there is a head when there is an answer");
+    let mut collected = collected.expect("there is a head when there is an answer");
+    if collected.head_is_all {
+        collected.trailers = None;
+        if answered == Answered::Begun {
+            let length = collected.bytes.len() as u64;
+            let known = (collected.body.is_none() && length > 0).then_some(length);
+            collected.not_sent = collected.not_sent.or(known);
+            collected.cut();
+        }
+    }
     if let Some(trailers) = &collected.trailers {
         check_trailers(trailers, scope.limits.head_max()).map_err(Failure::view)?;
     }
@@ -699,6 +726,7 @@ fn reply(
         trailers,
         room,
         not_sent,
+        head_is_all,
     } = collected;
     let headers = parts.headers.iter();
     let headers = headers
@@ -724,7 +752,7 @@ fn reply(
                 scope: Arc::clone(scope),
             };
             let produce = |writer, to_client| rest.produce(writer, to_client);
-            let producer = Producer::rest(mode, produce);
+            let producer = Producer::rest(mode, head_is_all, produce);
             (ReplyBody::Stream(producer), None)
         }
     };

@@ -179,9 +179,11 @@ impl Outbound {
         scope.sent.store(true, SeqCst);
         let left = scope.deadline.remaining();
         let connect = options.connect_timeout.unwrap_or(left);
-        let first_byte = options.first_byte_timeout.unwrap_or(left).min(left);
+        let first_byte = options.first_byte_timeout.filter(|limit| *limit < left);
         let sending = connecting_within(connect, connections.execute(request));
-        let response = match tokio::time::timeout(first_byte, sending).await {
+        let response = match tokio::time::timeout(first_byte.unwrap_or(left), sending).await {
+            // The limit of the component, with the code that wasmtime has for it; then that of the request.
+            Err(_) if first_byte.is_some() => return Err(Error::ConnectionReadTimeout),
             Err(_) => return Err(Error::HttpResponseTimeout),
             Ok(Err(failed)) => return Err(not_answered(&failed, &scope, &grants)),
             Ok(Ok(response)) => http::Response::<reqwest::Body>::from(response),

@@ -13,6 +13,7 @@ use amphi::view::database;
 use amphi::view::database_types::Value;
 use target::{Target, hex, parts, spin};
 use wasip2::cli::environment;
+use wasip2::cli::stdout::get_stdout;
 use wasip2::clocks::monotonic_clock;
 use wasip2::filesystem::preopens;
 use wasip2::http::outgoing_handler;
@@ -233,6 +234,11 @@ fn count(out: ResponseOutparam) {
 fn print(target: &Target, out: ResponseOutparam) {
     println!("printed {}", target.text("text"));
     eprintln!("complained {}", target.text("text"));
+    for part in ["a line ", "in three ", "parts\n"] {
+        // A handle of its own for each.
+        let written = get_stdout().blocking_write_and_flush(part.as_bytes());
+        written.expect("the host takes output");
+    }
     Answer::text(out, "printed\n");
 }
 

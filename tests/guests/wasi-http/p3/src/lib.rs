@@ -13,6 +13,7 @@ use amphi::view::database_async as database;
 use amphi::view::database_types::Value;
 use futures::future::{join, join_all};
 use target::{Target, hex, parts, spin};
+use wasip3::cli::stdout;
 use wasip3::clocks::monotonic_clock;
 use wasip3::http::client;
 use wasip3::http::types::{ErrorCode, Fields, Method, Request, RequestOptions, Response, Scheme};
@@ -42,7 +43,7 @@ impl wasip3::exports::http::handler::Guest for Component {
             "env" => env(),
             "random" => text(hex(&random::get_random_bytes(16))),
             "count" => count(),
-            "print" => print(&target),
+            "print" => print(&target).await,
             "sleep" => {
                 sleep(&target).await;
                 text("slept\n")
@@ -262,9 +263,17 @@ fn count() -> Result<Response, ErrorCode> {
     text(format!("{}\n", before + 1))
 }
 
-fn print(target: &Target) -> Result<Response, ErrorCode> {
+async fn print(target: &Target) -> Result<Response, ErrorCode> {
     println!("printed {}", target.text("text"));
     eprintln!("complained {}", target.text("text"));
+    for part in ["a line ", "in three ", "parts\n"] {
+        // A handle of its own for each.
+        let (mut writer, output) = wit_stream::new();
+        let written = stdout::write_via_stream(output);
+        write(&mut writer, part).await;
+        drop(writer);
+        written.await.expect("the host takes output");
+    }
     text("printed\n")
 }
 
