@@ -212,13 +212,9 @@ impl Deployer {
         let by = safe(&desired.by, NAME_BYTES);
         let note = |outcome, sentence: &str| {
             let entry = Entry {
-                who: None,
-                peer: "",
-                action: "follow",
                 digest: Some(digest),
-                from: None,
-                outcome,
                 sentence,
+                ..Entry::new("follow", outcome)
             };
             self.audit.of(&who, entry)
         };

@@ -326,13 +326,9 @@ impl Deployer {
         };
         let writing = move || {
             let begun = Entry {
-                who: None,
-                peer: "",
-                action,
                 digest,
                 from: from.as_deref(),
-                outcome: "begun",
-                sentence: "",
+                ..Entry::new(action, "begun")
             };
             let noted = this.audit.of(&writer, begun);
             noted.context("the audit log cannot be written")?;
@@ -389,13 +385,10 @@ impl Deployer {
             Err(error) => ("failed", format!("{error:#}")),
         };
         let entry = Entry {
-            who: None,
-            peer: "",
-            action,
             digest,
             from,
-            outcome,
             sentence: &sentence,
+            ..Entry::new(action, outcome)
         };
         if let Err(error) = self.audit.of(who, entry) {
             tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
@@ -751,7 +744,7 @@ impl Deployer {
                 let started = self.started.clone();
                 let from = from.to_owned();
                 let loading = move || {
-                    let mut config = configure(&version, &place, &from)?;
+                    let mut config = version.config(&place, &from, Purpose::Serve)?;
                     // The command line may have named others.
                     config.listen.clone_from(&started.listen);
                     for setting in config.needing_restart(&started) {
@@ -975,16 +968,6 @@ impl Deployer {
             }
         }
     }
-}
-
-/// The configuration of a version in a place.
-fn configure(version: &Version, place: &Place, from: &str) -> anyhow::Result<Config> {
-    let config = version.config(place, Purpose::Serve);
-    let mut config = config.with_context(|| format!("{from} ({})", version.digest))?;
-    let file = place.file.iter();
-    let named = file.map(|file| format!("--place {} ", file.display()));
-    config.named = named.chain([from.to_owned()]).collect();
-    Ok(config)
 }
 
 fn traffic(counts: &Counts, passed: Duration) -> Traffic {
