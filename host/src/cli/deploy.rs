@@ -64,6 +64,12 @@ pub(super) struct Arguments {
     /// With --shadow: statements that write may differ, e.g. because they have the time among their parameters.
     #[arg(long, requires = "shadow")]
     ignore_writes: bool,
+    /// With --shadow: for how many milliseconds a request may wait for its copy; 2000 without it.
+    #[arg(long, value_name = "MS", requires = "shadow")]
+    shadow_timeout: Option<u64>,
+    /// With --shadow: how many requests are copied at once; 4 without it. Further ones are not copied.
+    #[arg(long, value_name = "NUMBER", requires = "shadow")]
+    shadow_at_once: Option<usize>,
     /// Promote it, or roll it back, by its errors and latencies; waits for that.
     #[arg(long, requires = "canary")]
     auto: bool,
@@ -131,6 +137,8 @@ impl Arguments {
             ignored_headers: self.ignore_header.clone(),
             ignored_fields: self.ignore_field.clone(),
             ignored_writes: self.ignore_writes,
+            shadow_timeout_ms: self.shadow_timeout,
+            shadow_at_once: self.shadow_at_once,
         }))
     }
 
