@@ -78,6 +78,7 @@ impl Deployer {
             fleet.connected().await;
             let mut follower = Follower::default();
             loop {
+                fleet.counted(self.tally());
                 self.turn(&fleet, &mut follower).await;
                 if !first.is_cancelled() {
                     first.cancel();
