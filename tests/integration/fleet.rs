@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::app::Ran;
 use crate::harness::nats::Nats;
-use crate::harness::{App, Server};
+use crate::harness::{App, Kind, Reply, Server};
 
 /// How long hosts may take to converge: longer than a host has to be silent until it does not count any more.
 const CONVERGED: Duration = Duration::from_secs(45);
@@ -21,15 +21,21 @@ const CONVERGED: Duration = Duration::from_secs(45);
 /// Artifacts of one app, which tell their number under /static/version.txt.
 struct Versions {
     folder: TempDir,
+    /// Where they were made. It has their database, if all hosts share one.
+    app: App,
 }
 
+/// What an app of the tests needs beside its modules.
+const STATIC: &str = "[static]\ndir = \"files\"\n";
+
 impl Versions {
-    fn new() -> Versions {
-        let app = App::new("[static]\ndir = \"files\"\n");
+    fn new(app: App) -> Versions {
         let versions = Versions {
             folder: tempfile::tempdir().expect("there is room"),
+            app,
         };
-        for number in 1..=4 {
+        let app = &versions.app;
+        for number in 1..=5 {
             app.write("files/version.txt", number.to_string());
             if number == 4 {
                 // This one needs another table.
@@ -48,6 +54,13 @@ impl Versions {
                     "create table more (id integer primary key);",
                 );
                 app.write("amphi.toml", own.replace(&from, "migrations"));
+            }
+            if number == 5 {
+                // One more, which is wrong.
+                app.write(
+                    "migrations/V10__wrong.sql",
+                    "create table rows (id integer);",
+                );
             }
             let file = versions.file(number);
             let ran = app.amphi(&["package", ".", "-o", &file], &[]);
@@ -74,9 +87,13 @@ const PLACED: [&str; 2] = ["--place", "place.toml"];
 impl Fleet {
     /// Three hosts that serve version 1.
     async fn start() -> Fleet {
+        Fleet::start_of(App::new(STATIC)).await
+    }
+
+    async fn start_of(app: App) -> Fleet {
         let mut fleet = Fleet {
             nats: Nats::with_buckets(),
-            versions: Versions::new(),
+            versions: Versions::new(app),
             hosts: Vec::new(),
         };
         for _ in 0..3 {
@@ -107,8 +124,13 @@ impl Fleet {
     }
 
     fn place(&self, deploy: &str) -> String {
+        let data = &self.versions.app.data;
+        let database = match data.postgres() {
+            Some(_) => data.config(),
+            None => "sqlite = \"data/placed.db\"".to_owned(),
+        };
         format!(
-            "state = \"state\"\n[server]\nadmin = \"127.0.0.1:0\"\n[databases.default]\nsqlite = \"data/placed.db\"\n[channels]\nnats = \"{}\"\n[deploy]\nlisten = \"unix:admin.sock\"\nfleet = \"shop\"\n{deploy}",
+            "state = \"state\"\n[server]\nadmin = \"127.0.0.1:0\"\n[databases.default]\n{database}\n[grants]\npublish = [\"*\"]\nsubscribe = [\"*\"]\n[channels]\nnats = \"{}\"\n[deploy]\nlisten = \"unix:admin.sock\"\nfleet = \"shop\"\n{deploy}",
             self.nats.url()
         )
     }
@@ -321,7 +343,7 @@ async fn what_is_deployed_through_one_host_is_served_by_all() {
         let request = host
             .request("GET", "/static/version.txt")
             .header("x-canary", "1");
-        let got = crate::harness::Reply::of(request).await;
+        let got = Reply::of(request).await;
         assert_eq!(got.ok(), to_try.to_string());
         assert_eq!(host.get("/static/version.txt").await.ok(), agreed);
     }
@@ -676,4 +698,134 @@ async fn signatures_hold_on_every_host() {
     );
     done(&fleet.deploy(0, 2, &[]).await);
     fleet.serve(&[0, 1, 2, 3], 2).await;
+}
+
+/// One PostgreSQL for all hosts: whoever is first applies a migration, and one that fails changes no host.
+#[tokio::test]
+async fn migrations_of_a_shared_database_are_applied_once() {
+    let app = App::rules(Kind::Postgres, STATIC).await;
+    let fleet = Fleet::start_of(app).await;
+    let data = &fleet.versions.app.data;
+    let ran = fleet.deploy(1, 4, &[]).await;
+    said(&ran, &["nothing was changed", "lacks 1 of its migrations"]);
+    for more in [
+        &["--migrate"][..],
+        &["--migrate", "--if-one-fails", "switch"],
+    ] {
+        let ran = fleet.deploy(1, 5, more).await;
+        said(&ran, &["nothing was changed", "V10__wrong.sql"]);
+        for host in 0..3 {
+            assert_eq!(fleet.served(host).await, "1");
+        }
+    }
+    let ran = fleet.deploy(2, 4, &["--migrate"]).await;
+    done(&ran);
+    assert!(ran.stdout.contains("on all 3 hosts"), "{ran:?}");
+    for host in 0..3 {
+        assert_eq!(fleet.served(host).await, "4");
+    }
+    assert_eq!(data.count("select count(*) from more").await, 0);
+    // A roll-back leaves it there, for all.
+    done(&fleet.run(0, &["rollback"]).await);
+    fleet.serve(&[0, 1, 2], 1).await;
+    assert_eq!(data.count("select count(*) from more").await, 0);
+    done(&fleet.deploy(1, 4, &[]).await);
+    fleet.serve(&[0, 1, 2], 4).await;
+}
+
+/// What a host was away for, it neither needs nor lacks: it goes back with the others, also to what it has never served.
+#[tokio::test]
+async fn a_host_that_has_missed_versions_goes_back_with_the_others() {
+    let mut fleet = Fleet::start().await;
+    fleet.hosts[2].kill();
+    let ran = fleet.deploy(0, 2, &[]).await;
+    said(&ran, &["is active, on 2 of 3 hosts", "is not there"]);
+    done(&fleet.deploy(1, 3, &[]).await);
+    done(&fleet.deploy(0, 4, &["--migrate"]).await);
+    let four = fleet.status(1).await["active"]["digest"].clone();
+    let four = four.as_str().expect("a digest").to_owned();
+    done(&fleet.run(1, &["rollback"]).await);
+    fleet.serve(&[0, 1], 3).await;
+    fleet.again(2).await;
+    assert_eq!(fleet.served(2).await, "3");
+    fleet.agree(&[0, 1, 2]).await;
+    // Through the host that was away.
+    let ran = fleet.run(2, &["rollback"]).await;
+    done(&ran);
+    assert!(ran.stdout.contains("on all 3 hosts"), "{ran:?}");
+    fleet.serve(&[0, 1, 2], 2).await;
+    // Only that host lacks the migration of this one, which was allowed when it was away.
+    let ran = fleet.run(0, &["rollback", &four]).await;
+    done(&ran);
+    assert!(ran.stdout.contains("on all 3 hosts"), "{ran:?}");
+    fleet.serve(&[0, 1, 2], 4).await;
+}
+
+/// The host that judges has seen no request itself.
+#[tokio::test]
+async fn a_candidate_is_judged_by_what_all_hosts_have_seen() {
+    let fleet = Fleet::start().await;
+    let file = fleet.versions.file(2);
+    let judging = [
+        "--window",
+        "8",
+        "--requests-min",
+        "40",
+        "--p99-max",
+        "100000",
+    ];
+    let canary = ["deploy", &file, "--canary", "100%", "--auto"];
+    let deploying = fleet.beside(0, &[&canary[..], &judging].concat());
+    let clients: Vec<_> = fleet.hosts[1..].iter().map(Clients::of).collect();
+    let ran = deploying.await.expect("it ends");
+    done(&ran);
+    assert!(
+        ran.stdout
+            .contains("is active, on all 3 hosts; about the candidate"),
+        "{ran:?}"
+    );
+    for clients in clients {
+        assert!(clients.end().await > 40);
+    }
+    fleet.serve(&[0, 1, 2], 2).await;
+
+    // One that fails on another host is given up early. The active version fails these requests, too, but answers others.
+    let clients = Clients::of(&fleet.hosts[2]);
+    let file = fleet.versions.file(3);
+    let canary = ["deploy", &file, "--canary", "header:x-canary=1", "--auto"];
+    let deploying = fleet.beside(0, &[&canary[..], &["--window", "600"]].concat());
+    within("a candidate on the other host", async || {
+        let request = fleet.hosts[1].request("GET", "/static/version.txt");
+        let reply = Reply::of(request.header("x-canary", "1")).await;
+        if reply.text() == "3" {
+            Ok(())
+        } else {
+            Err(reply)
+        }
+    })
+    .await;
+    for _ in 0..30 {
+        let request = fleet.hosts[1].request("GET", "/sync/fail/panic");
+        let reply = Reply::of(request.header("x-canary", "1")).await;
+        assert_eq!(reply.status, 500);
+    }
+    let ran = deploying.await.expect("it ends");
+    said(&ran, &["requests failed", "is given up"]);
+    assert!(clients.end().await > 50);
+    fleet.serve(&[0, 1, 2], 2).await;
+
+    // What copies have shown on each host is in the status of all.
+    done(&fleet.deploy(0, 3, &["--shadow"]).await);
+    for _ in 0..5 {
+        assert_eq!(fleet.hosts[1].get("/sync/hello").await.ok(), "hello");
+    }
+    let shown = within("the numbers of the other host", async || {
+        let shown = fleet.run(2, &["status"]).await;
+        match shown.stdout.contains("shadow: 5 equal, 0 differing") {
+            true => Ok(shown.stdout),
+            false => Err(shown),
+        }
+    })
+    .await;
+    assert_eq!(shown.matches("shadow: 0 equal").count(), 2, "{shown}");
 }

@@ -59,7 +59,9 @@ mod python;
 mod restart;
 mod reuse;
 mod rules;
+#[macro_use]
 mod shadow;
+mod shadow_attacked;
 mod sockets;
 mod sockets_http2;
 mod static_files;

@@ -27,14 +27,18 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::data::Data;
 use crate::harness::{Kind, Mode, Reply, eventually, guests};
 
+/// The modules of a version: of this mode, in this role.
+pub(crate) type Modules = fn(Mode, &str) -> String;
+
 /// A host in this process.
-struct Served {
-    host: Arc<Host>,
-    address: SocketAddr,
-    client: Client,
-    data: Data,
+pub(crate) struct Served {
+    pub(crate) host: Arc<Host>,
+    pub(crate) address: SocketAddr,
+    pub(crate) client: Client,
+    pub(crate) data: Data,
     kind: Kind,
     mode: Mode,
+    modules: Modules,
     stop: CancellationToken,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
     folder: TempDir,
@@ -43,17 +47,16 @@ struct Served {
 impl Served {
     /// Serves the version of this mode.
     async fn start(mode: Mode, kind: Kind) -> Served {
+        Served::start_with(mode, kind, ported).await
+    }
+
+    pub(crate) async fn start_with(mode: Mode, kind: Kind, modules: Modules) -> Served {
         let folder = tempfile::tempdir().expect("there is room for a temporary folder");
         let data = Data::new(kind, folder.path().join("data/test.db")).await;
         let sizes = |at_once| PoolSizes { at_once, kept: 8 };
         let engines = Engines::new(sizes(64), sizes(64)).expect("there is address space");
-        let config = config(
-            folder.path().join("amphi.toml"),
-            &data,
-            kind,
-            mode,
-            "served",
-        );
+        let file = folder.path().join("amphi.toml");
+        let config = config(file, &data, kind, &modules(mode, "served"));
         let sockets = Sockets::bind(&config).expect("a port is free");
         let address = sockets.addresses().expect("the system says so")[0];
         let loading = engines.clone();
@@ -79,6 +82,7 @@ impl Served {
             data,
             kind,
             mode,
+            modules,
             stop,
             serving: Some(serving),
             folder,
@@ -86,13 +90,10 @@ impl Served {
     }
 
     /// Begins a rollout of the version of the other mode, in shadow mode.
-    async fn shadow(&self, options: ShadowOptions) -> Arc<Shadow> {
-        let other = match self.mode {
-            Mode::Sync => Mode::Async,
-            Mode::Async => Mode::Sync,
-        };
+    pub(crate) async fn shadow(&self, options: ShadowOptions) -> Arc<Shadow> {
+        let modules = (self.modules)(other(self.mode), "candidate");
         let file = self.folder.path().join("candidate/amphi.toml");
-        let config = config(file, &self.data, self.kind, other, "candidate");
+        let config = config(file, &self.data, self.kind, &modules);
         let (engines, served) = (self.host.engines.clone(), self.host.app.load_full());
         let app = tokio::task::spawn_blocking(move || {
             load(config, &engines, Some(&served), Migrations::Check, false)
@@ -104,16 +105,16 @@ impl Served {
         shadow
     }
 
-    async fn send(&self, method: Method, path: &str, body: String) -> Reply {
+    pub(crate) async fn send(&self, method: Method, path: &str, body: String) -> Reply {
         let url = format!("http://{}{path}", self.address);
         Reply::of(self.client.request(method, url).body(body)).await
     }
 
-    async fn post(&self, path: &str) -> Reply {
+    pub(crate) async fn post(&self, path: &str) -> Reply {
         self.send(Method::POST, path, String::new()).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, String::new()).await
     }
 
@@ -125,7 +126,7 @@ impl Served {
     }
 
     /// All that the database has. The numbers of rows are left out where the database does not undo them.
-    async fn dump(&self) -> String {
+    pub(crate) async fn dump(&self) -> String {
         self.settled().await;
         let id = match self.kind {
             Kind::Sqlite => "cast(id as text) || ' ' || ",
@@ -143,16 +144,16 @@ impl Served {
     }
 
     /// Waits until all events are delivered.
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         self.host.events.idle().await;
     }
 
-    async fn count(&self, tag: &str) -> i64 {
+    pub(crate) async fn count(&self, tag: &str) -> i64 {
         let sql = format!("select count(*) from rows where tag = '{tag}'");
         self.data.count(&sql).await
     }
 
-    async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.stop.cancel();
         let serving = self.serving.take().expect("it ends once");
         serving.await.expect("no panic").expect("it ends well");
@@ -163,8 +164,38 @@ impl Served {
 /// The clients that send at the same time.
 const CLIENTS: usize = 8;
 
-fn config(file: PathBuf, data: &Data, kind: Kind, mode: Mode, role: &str) -> Config {
-    let guest = format!("ported-{mode}");
+/// The mode of the candidate.
+pub(crate) fn other(mode: Mode) -> Mode {
+    match mode {
+        Mode::Sync => Mode::Async,
+        Mode::Async => Mode::Sync,
+    }
+}
+
+/// The module `ported` in this mode.
+pub(crate) fn ported(mode: Mode, role: &str) -> String {
+    module("ported", mode, role)
+}
+
+/// A module of this name with the views of `ported-sync` or `ported-async`.
+pub(crate) fn module(name: &str, mode: Mode, role: &str) -> String {
+    format!(
+        r#"
+        [modules.{name}]
+        path = "{component}"
+        databases = ["default"]
+        http = ["self"]
+        subrequests = true
+        publish = ["orders.*"]
+        subscribe = ["orders.*"]
+        channels = ["room.*"]
+        settings = {{ role = "{role}", session_key = "the key of sessions in tests alone" }}
+        "#,
+        component = guests::built(&format!("ported-{mode}"), mode).display(),
+    )
+}
+
+fn config(file: PathBuf, data: &Data, kind: Kind, modules: &str) -> Config {
     let text = format!(
         r#"
         [app]
@@ -174,19 +205,10 @@ fn config(file: PathBuf, data: &Data, kind: Kind, mode: Mode, role: &str) -> Con
         [databases.default]
         {database}
         migrations = "{guests}/rules/migrations/{kind}"
-        [modules.ported]
-        path = "{component}"
-        databases = ["default"]
-        http = ["self"]
-        subrequests = true
-        publish = ["orders.*"]
-        subscribe = ["orders.*"]
-        channels = ["room.*"]
-        settings = {{ role = "{role}" }}
+        {modules}
         "#,
         database = data.config(),
         guests = guests::folder().display(),
-        component = guests::built(&guest, mode).display(),
     );
     let folder = file.parent().expect("it is in a folder");
     std::fs::create_dir_all(folder).expect("there is room for it");
@@ -195,7 +217,7 @@ fn config(file: PathBuf, data: &Data, kind: Kind, mode: Mode, role: &str) -> Con
 }
 
 /// The mode differs as declared; on PostgreSQL a copy takes numbers from sequences.
-fn options(kind: Kind) -> ShadowOptions {
+pub(crate) fn options(kind: Kind) -> ShadowOptions {
     let fields: &[&str] = match kind {
         Kind::Sqlite => &["mode"],
         Kind::Postgres => &["mode", "id"],
@@ -206,6 +228,8 @@ fn options(kind: Kind) -> ShadowOptions {
         ignored_headers: vec!["X-Mode".to_owned()],
         ignored_fields: fields.iter().map(|field| (*field).to_owned()).collect(),
         ignored_writes: false,
+        shadow_timeout_ms: None,
+        shadow_at_once: None,
     };
     ShadowOptions {
         timeout: Duration::from_secs(10),
@@ -215,7 +239,7 @@ fn options(kind: Kind) -> ShadowOptions {
 }
 
 /// The classes of a report, without its texts.
-fn numbers(report: &ShadowReport) -> [u64; 4] {
+pub(crate) fn numbers(report: &ShadowReport) -> [u64; 4] {
     let not_compared = report.not_compared.values().sum();
     [report.equal, report.differing, report.unclear, not_compared]
 }

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::app::rollout::shadow::ShadowReport;
+use crate::app::rollout::shadow::{ShadowNumbers, ShadowReport};
 use crate::artifact::Digest;
 use crate::config::Health;
 use crate::deploy::{Active, Trial};
@@ -72,8 +72,22 @@ pub struct HostStatus {
     pub active: Digest,
     /// `serves`, `fails: …`, `stopped`, or `not heard`.
     pub state: String,
+    /// What it has counted of the candidate, if it tries one.
+    #[serde(default)]
+    pub tried: Option<TriedThere>,
     /// For how many seconds nothing was heard of it.
     pub silent_s: u64,
+}
+
+/// What a host of a fleet has counted of a candidate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TriedThere {
+    /// The number of responses.
+    pub requests: u64,
+    /// Those with a status of 5xx.
+    pub errors: u64,
+    /// In shadow mode: the numbers of its comparisons.
+    pub shadow: Option<ShadowNumbers>,
 }
 
 /// What hosts do when another one cannot serve a version that was deployed.

@@ -58,6 +58,21 @@ pub(super) struct Entry<'a> {
     pub(super) sentence: &'a str,
 }
 
+impl<'a> Entry<'a> {
+    /// A line about what is done by somebody, whom [`Audit::of`] adds.
+    pub(super) fn new(action: &'a str, outcome: &'a str) -> Entry<'a> {
+        Entry {
+            who: None,
+            peer: "",
+            action,
+            digest: None,
+            from: None,
+            outcome,
+            sentence: "",
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     time: u64,

@@ -78,6 +78,7 @@ impl Deployer {
             fleet.connected().await;
             let mut follower = Follower::default();
             loop {
+                fleet.counted(self.tally());
                 self.turn(&fleet, &mut follower).await;
                 if !first.is_cancelled() {
                     first.cancel();
@@ -212,13 +213,9 @@ impl Deployer {
         let by = safe(&desired.by, NAME_BYTES);
         let note = |outcome, sentence: &str| {
             let entry = Entry {
-                who: None,
-                peer: "",
-                action: "follow",
                 digest: Some(digest),
-                from: None,
-                outcome,
                 sentence,
+                ..Entry::new("follow", outcome)
             };
             self.audit.of(&who, entry)
         };

@@ -27,7 +27,7 @@ use super::api::{
     Deploying, GoingBack, IfOneFails, Last, Line, Listed, Served, Status, Traffic, Tried,
 };
 use super::audit::{Audit, Entry};
-use super::fleet::shared::Proposed;
+use super::fleet::shared::{Proposed, Tally};
 use super::fleet::{Claim, Fleet};
 use super::judge::{Verdict, judge};
 use super::progress::{Partly, Progress};
@@ -48,8 +48,9 @@ use crate::request::{self, Client};
 use crate::telemetry::error::cut;
 use crate::telemetry::log::escaped_line;
 
-/// How often a candidate is judged.
-const JUDGING: Duration = Duration::from_millis(500);
+/// How often a candidate is judged by what this host has counted, and by what all hosts of a fleet have: they tell it every
+/// two seconds.
+const JUDGING: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 /// How long the answer to the request for the health may take.
 const HEALTH_TIME: Duration = Duration::from_secs(30);
 /// How much of a wrong answer is shown.
@@ -219,6 +220,18 @@ impl Deployer {
         }
     }
 
+    /// What this host has counted since it tries a candidate.
+    pub(super) fn tally(&self) -> Option<Tally> {
+        let now = self.now.lock();
+        let (app, before) = now.trying.as_ref()?;
+        Some(Tally {
+            generation: now.record.generation,
+            active: self.host.app.load().stats.now().since(&now.since.1),
+            candidate: app.stats.now().since(before),
+            shadow: self.host.shadow().map(|shadow| shadow.numbers()),
+        })
+    }
+
     /// The generation that a change is made to: that of the fleet, or that of the record.
     pub(super) fn generation(&self) -> u64 {
         let of_fleet = self.fleet.as_ref().and_then(|fleet| fleet.generation());
@@ -326,13 +339,9 @@ impl Deployer {
         };
         let writing = move || {
             let begun = Entry {
-                who: None,
-                peer: "",
-                action,
                 digest,
                 from: from.as_deref(),
-                outcome: "begun",
-                sentence: "",
+                ..Entry::new(action, "begun")
             };
             let noted = this.audit.of(&writer, begun);
             noted.context("the audit log cannot be written")?;
@@ -389,13 +398,10 @@ impl Deployer {
             Err(error) => ("failed", format!("{error:#}")),
         };
         let entry = Entry {
-            who: None,
-            peer: "",
-            action,
             digest,
             from,
-            outcome,
             sentence: &sentence,
+            ..Entry::new(action, outcome)
         };
         if let Err(error) = self.audit.of(who, entry) {
             tracing::error!(target: "amphi::admin", "the audit log cannot be written: {error}");
@@ -685,14 +691,15 @@ impl Deployer {
         *found = Some(digest);
         let app = self.prepare(digest, &from, None, Migrations::Check, progress);
         let app = app.await?;
-        // Whoever goes back wants to be rid of the version: a host that cannot keeps none of the others.
+        // Whoever goes back wants to be rid of the version: a host that cannot keeps none of the others. One that was away
+        // may lack migrations that the others have.
         let sharing = Sharing {
             if_one_fails: IfOneFails::Switch,
             proposed: Some(Proposed {
                 digest,
                 from: from.clone(),
                 health: None,
-                migrate: false,
+                migrate: change.claim.as_ref().is_some_and(Claim::migrates),
             }),
         };
         let version = Active::now(digest, from);
@@ -751,7 +758,7 @@ impl Deployer {
                 let started = self.started.clone();
                 let from = from.to_owned();
                 let loading = move || {
-                    let mut config = configure(&version, &place, &from)?;
+                    let mut config = version.config(&place, &from, Purpose::Serve)?;
                     // The command line may have named others.
                     config.listen.clone_from(&started.listen);
                     for setting in config.needing_restart(&started) {
@@ -911,7 +918,7 @@ impl Deployer {
             _ => Rollout::new(Arc::clone(&app), audience),
         };
         self.host.roll_out(Some(rollout));
-        // In a fleet, the host that the candidate was deployed through judges, by its own counts.
+        // In a fleet, the host that the candidate was deployed through judges.
         let judges = self
             .fleet
             .as_ref()
@@ -926,7 +933,15 @@ impl Deployer {
     /// somebody.
     async fn judging(self: Arc<Self>, app: Arc<App>, begun: Instant) {
         loop {
-            tokio::time::sleep(JUDGING).await;
+            tokio::time::sleep(JUDGING[usize::from(self.fleet.is_some())]).await;
+            let others = match &self.fleet {
+                Some(fleet) => fleet.tallies().await,
+                None => Ok(Vec::new()),
+            };
+            // Without NATS no verdict could be carried out.
+            let Ok(others) = others else {
+                continue;
+            };
             let verdict = {
                 let now = self.now.lock();
                 let candidate = now.record.candidate.as_ref();
@@ -938,8 +953,13 @@ impl Deployer {
                     return;
                 }
                 let (since, before) = &now.since;
-                let active = self.host.app.load().stats.now().since(before);
-                let tried = app.stats.now().since(tried_before);
+                let mut active = self.host.app.load().stats.now().since(before);
+                let mut tried = app.stats.now().since(tried_before);
+                let is_same = |tally: &&Tally| tally.generation == now.record.generation;
+                for tally in others.iter().filter(is_same) {
+                    active.add(&tally.active);
+                    tried.add(&tally.candidate);
+                }
                 judge(rules, since.elapsed(), &active, &tried)
             };
             let (action, why) = match verdict {
@@ -975,16 +995,6 @@ impl Deployer {
             }
         }
     }
-}
-
-/// The configuration of a version in a place.
-fn configure(version: &Version, place: &Place, from: &str) -> anyhow::Result<Config> {
-    let config = version.config(place, Purpose::Serve);
-    let mut config = config.with_context(|| format!("{from} ({})", version.digest))?;
-    let file = place.file.iter();
-    let named = file.map(|file| format!("--place {} ", file.display()));
-    config.named = named.chain([from.to_owned()]).collect();
-    Ok(config)
 }
 
 fn traffic(counts: &Counts, passed: Duration) -> Traffic {

@@ -18,8 +18,8 @@ pub(super) enum Verdict {
 
 /// So many windows may pass until a candidate has answered enough requests.
 const WINDOWS: u32 = 10;
-/// A candidate can be given up before its window is over when it has answered a tenth of the requests that are wanted, and
-/// at least so many.
+/// A version tells something when it has answered a tenth of the requests that are wanted, and at least so many: by then a
+/// candidate can be given up before its window is over, and its latencies are compared with those of the active version.
 const EARLY: u64 = 10;
 /// Latencies below this are equal: what is measured there is the machine's.
 const EQUAL: Duration = Duration::from_millis(2);
@@ -35,7 +35,8 @@ pub(super) fn judge(
     let window = Duration::from_secs(judge.window_s);
     let is_over = passed >= window;
     let is_enough = requests >= judge.requests_min;
-    if !is_over && requests < EARLY.max(judge.requests_min / 10) {
+    let few = EARLY.max(judge.requests_min / 10);
+    if !is_over && requests < few {
         return Verdict::Wait;
     }
     let percent = |part: f64| format!("{:.2} %", part * 100.0);
@@ -61,9 +62,11 @@ pub(super) fn judge(
             false => Verdict::Wait,
         };
     }
-    let (Some(own), Some(others)) = (candidate.quantile(0.99), active.quantile(0.99)) else {
+    let others = active.quantile(0.99).filter(|_| active.requests() >= few);
+    let (Some(own), Some(others)) = (candidate.quantile(0.99), others) else {
         return Verdict::Promote(format!(
-            "{requests} requests without more errors; the active version has answered none"
+            "{requests} requests without more errors; the active version has answered {}, too few to compare their latencies",
+            active.requests()
         ));
     };
     let most = others.mul_f64(f64::from(judge.p99_max_percent) / 100.0);
@@ -132,5 +135,8 @@ mod tests {
         assert_eq!(verdict(60, good, (99, 0, 10)), "wait");
         assert_eq!(verdict(600, good, (99, 0, 10)), "give up");
         assert_eq!(verdict(60, (0, 0, 0), (500, 0, 10)), "promote");
+        // Nearly everybody gets the candidate: the few others say nothing.
+        assert_eq!(verdict(60, (9, 0, 1), (500, 0, 10)), "promote");
+        assert_eq!(verdict(60, (10, 0, 1), (500, 0, 10)), "give up");
     }
 }

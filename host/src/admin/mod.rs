@@ -340,14 +340,12 @@ impl Api {
         }
         answered.unwrap_or_else(|refusal| {
             let asked = format!("{} {}", parts.method, parts.uri.path());
+            let asked = escaped_line(&cut(asked, PATH_BYTES));
             let entry = Entry {
                 who: who.as_ref().map(|who| &*who.name),
                 peer: &self.peer,
-                action: &escaped_line(&cut(asked, PATH_BYTES)),
-                digest: None,
-                from: None,
-                outcome: "refused",
                 sentence: &refusal.sentence,
+                ..Entry::new(&asked, "refused")
             };
             if let Err(error) = self.deployer.audit.write(&entry) {
                 tracing::error!("the audit log cannot be written: {error}");
@@ -395,13 +393,8 @@ impl Api {
                 let _place = place.map_err(|_| no_place_for_artifact())?;
                 let uploaded = self.upload(&parts.headers, body).await?;
                 let entry = Entry {
-                    who: None,
-                    peer: "",
-                    action: "upload",
                     digest: Some(uploaded.digest),
-                    from: None,
-                    outcome: "done",
-                    sentence: "",
+                    ..Entry::new("upload", "done")
                 };
                 if let Err(error) = deployer.audit.of(&who, entry) {
                     tracing::error!("the audit log cannot be written: {error}");

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::{Deserialize, Serialize};
 
 /// The parts of each doubling of a latency. A quantile is therefore at most an eighth too high.
 const PARTS: usize = 8;
@@ -28,7 +29,7 @@ impl Default for Stats {
 }
 
 /// The counts at one moment, or between two of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Responses with a status of 5xx, and streams that have failed.
     pub errors: u64,
@@ -71,6 +72,16 @@ impl Counts {
             latencies: (self.latencies.iter().zip(earlier))
                 .map(|(now, then)| now.saturating_sub(then))
                 .collect(),
+        }
+    }
+
+    /// Adds what another host has counted, who may say anything.
+    pub fn add(&mut self, other: &Counts) {
+        let most = u64::from(u32::MAX);
+        self.errors += other.errors.min(most);
+        self.latencies.resize(BUCKETS, 0);
+        for (own, other) in self.latencies.iter_mut().zip(&other.latencies) {
+            *own += (*other).min(most);
         }
     }
 
@@ -133,6 +144,34 @@ mod tests {
             let shown = greatest(bucket(Duration::from_micros(micros))).as_micros() as u64;
             prop_assert!(shown >= micros && shown <= micros + micros / 8, "{micros}: {shown}");
         }
+    }
+
+    #[test]
+    fn counts_of_hosts_are_added() {
+        let counts = |millis: &[u64]| {
+            let stats = Stats::default();
+            for millis in millis {
+                stats.answered(StatusCode::OK, Duration::from_millis(*millis));
+            }
+            stats.failed();
+            stats.now()
+        };
+        let mut all = counts(&[1, 2, 3]);
+        all.add(&counts(&[3, 4]));
+        let expected = counts(&[1, 2, 3, 3, 4]).latencies;
+        assert_eq!((all.latencies.clone(), all.errors), (expected, 2));
+        all.add(&Counts::default());
+        // What no host has written.
+        let forged = r#"{"errors": 18446744073709551615, "latencies": [18446744073709551615"#;
+        let forged = format!(
+            "{forged}{}]}}",
+            ", 18446744073709551615".repeat(BUCKETS * 2)
+        );
+        let forged: Counts = serde_json::from_str(&forged).expect("it is JSON");
+        all.add(&forged);
+        all.add(&forged);
+        assert!(all.quantile(1.0).is_some() && all.error_rate() <= 1.0);
+        assert_eq!(all.latencies.len(), BUCKETS);
     }
 
     #[test]

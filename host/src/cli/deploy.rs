@@ -1,6 +1,6 @@
 //! `amphi deploy`: has a place serve another version.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use clap::Args;
@@ -20,6 +20,8 @@ use crate::telemetry::stderr;
 
 /// How often the place is asked what has become of a candidate.
 const ASKING: Duration = Duration::from_secs(1);
+/// How long it may take from the end of a candidate until the place says why: until all hosts of a fleet have followed.
+const SAYING: Duration = Duration::from_secs(90);
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -64,6 +66,12 @@ pub(super) struct Arguments {
     /// With --shadow: statements that write may differ, e.g. because they have the time among their parameters.
     #[arg(long, requires = "shadow")]
     ignore_writes: bool,
+    /// With --shadow: for how many milliseconds a request may wait for its copy; 2000 without it.
+    #[arg(long, value_name = "MS", requires = "shadow")]
+    shadow_timeout: Option<u64>,
+    /// With --shadow: how many requests are copied at once; 4 without it. Further ones are not copied.
+    #[arg(long, value_name = "NUMBER", requires = "shadow")]
+    shadow_at_once: Option<usize>,
     /// Promote it, or roll it back, by its errors and latencies; waits for that.
     #[arg(long, requires = "canary")]
     auto: bool,
@@ -131,6 +139,8 @@ impl Arguments {
             ignored_headers: self.ignore_header.clone(),
             ignored_fields: self.ignore_field.clone(),
             ignored_writes: self.ignore_writes,
+            shadow_timeout_ms: self.shadow_timeout,
+            shadow_at_once: self.shadow_at_once,
         }))
     }
 
@@ -166,11 +176,19 @@ impl Arguments {
 async fn judged(place: &Connected, before: Digest) -> anyhow::Result<()> {
     stderr::say("… watching it");
     let mut candidate = None;
+    let (mut tried, mut over) = (None, None);
     loop {
         let status = place.status().await?;
         let now = status.candidate.map(|it| it.version.digest);
         candidate = candidate.or(now);
         if now.is_some() && now == candidate {
+            tried = status.last;
+            tokio::time::sleep(ASKING).await;
+            continue;
+        }
+        // What the last change has come to is known when it has ended, and that may be after it is seen.
+        let over = *over.get_or_insert_with(Instant::now);
+        if tried.is_some() && status.last == tried && over.elapsed() < SAYING {
             tokio::time::sleep(ASKING).await;
             continue;
         }

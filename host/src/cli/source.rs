@@ -148,16 +148,8 @@ impl Placed {
             }
         };
         let digest = version.digest;
-        let mut config = version
-            .config(place, purpose)
-            .with_context(|| format!("{from} ({digest})"))?;
-        let placed = self
-            .place
-            .iter()
-            .map(|file| format!("--place {} ", file.display()));
-        config.named = placed.chain([from.clone()]).collect();
         Ok(Resolved {
-            config,
+            config: version.config(place, &from, purpose)?,
             is_own_place: place.file.is_none(),
             placed: Some((place.clone(), state, Active::now(digest, from))),
         })

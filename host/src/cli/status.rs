@@ -7,8 +7,8 @@ use time::format_description::well_known::Rfc3339;
 use super::block_on::block_on;
 use super::place::Remote;
 use super::routes::print;
-use crate::admin::api::{FleetStatus, GoingBack, Status, Traffic};
-use crate::app::rollout::shadow::ShadowReport;
+use crate::admin::api::{FleetStatus, GoingBack, Status, Traffic, TriedThere};
+use crate::app::rollout::shadow::{ShadowNumbers, ShadowReport};
 use crate::artifact::Digest;
 use crate::telemetry::log::escaped;
 
@@ -119,7 +119,10 @@ fn shown(status: &Status) -> String {
             },
         );
     }
-    text += "\n           requests    per second    errors    error rate    median       p99\n";
+    let whose = if fleet.is_some() { "this host" } else { "" };
+    text += &format!(
+        "\n{whose:<9}  requests    per second    errors    error rate    median       p99\n"
+    );
     text += &row("active", &active.traffic);
     if let Some(candidate) = candidate {
         text += &row("candidate", &candidate.traffic);
@@ -181,19 +184,38 @@ fn shown_fleet(fleet: &FleetStatus) -> String {
     let width = width.unwrap_or_default() + 2;
     for host in &fleet.hosts {
         text += &format!(
-            "{} {:<width$}  generation {:>4}  {}  {} s ago  {}\n",
+            "{} {:<width$}  generation {:>4}  {}  {} s ago  {}{}\n",
             if host.own { "*" } else { " " },
             host.id,
             host.generation,
             host.active,
             host.silent_s,
             host.state,
+            host.tried.as_ref().map_or_else(String::new, tried),
         );
     }
     if fleet.hosts.len() >= fleet.hosts_max {
         text += &format!("the first {} hosts are listed\n", fleet.hosts_max);
     }
     text
+}
+
+/// What a host has counted of a candidate.
+fn tried(there: &TriedThere) -> String {
+    match there.shadow {
+        Some(ShadowNumbers {
+            equal,
+            differing,
+            unclear,
+            not_compared,
+        }) => format!(
+            ", shadow: {equal} equal, {differing} differing, {unclear} unclear, {not_compared} not compared"
+        ),
+        None => format!(
+            ", candidate: {} requests, {} errors",
+            there.requests, there.errors
+        ),
+    }
 }
 
 fn row(name: &str, traffic: &Traffic) -> String {

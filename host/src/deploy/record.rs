@@ -74,6 +74,12 @@ pub struct Trial {
     /// Whether a shadow's statements that write may differ, e.g. because times or random values are among their parameters.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ignored_writes: bool,
+    /// How long a shadow may take for one request, in milliseconds, if not as long as ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_timeout_ms: Option<u64>,
+    /// How many requests a shadow may get at once, if not as many as ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_at_once: Option<usize>,
 }
 
 /// When a candidate becomes active, or is given up, by itself.

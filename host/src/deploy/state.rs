@@ -344,11 +344,22 @@ impl State {
 }
 
 impl Version {
-    /// The configuration of the version in a place: [`crate::app::App::load`] takes it.
+    /// The configuration of the version in a place: [`crate::app::App::load`] takes it. `from`: what people are told that
+    /// the version is from.
     ///
     /// # Errors
     /// When the place does not have or allow what the app asks for, or both together are not valid.
-    pub fn config(&self, place: &Place, purpose: Purpose) -> Result<Config> {
+    pub fn config(&self, place: &Place, from: &str, purpose: Purpose) -> Result<Config> {
+        let config = self.joined(place, purpose);
+        let named = |error| ArtifactError::refused(format!("{from} ({}): {error}", self.digest));
+        let mut config = config.map_err(named)?;
+        let file = place.file.iter();
+        let file = file.map(|file| format!("--place {} ", file.display()));
+        config.named = file.chain([from.to_owned()]).collect();
+        Ok(config)
+    }
+
+    fn joined(&self, place: &Place, purpose: Purpose) -> Result<Config> {
         let file = self.app.join(CONFIG_FILE);
         let text = read(&file, LIMITS.config_bytes)?;
         let text = String::from_utf8(text)

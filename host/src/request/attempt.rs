@@ -128,6 +128,8 @@ impl Attempt<'_> {
         };
         let mut request = Some(request);
         let mut retries = 0;
+        // A copy, and an attempt that may have failed because of it.
+        let mut spoilt: Option<(ShadowCopy, AttemptOutcome)> = None;
         let outcome = loop {
             let this = match retries < again || within.is_some() {
                 true => request.clone(),
@@ -139,11 +141,13 @@ impl Attempt<'_> {
                 .await;
             settled.retries = retries;
             if let Some(mut copy) = within.take() {
-                copy.compare(self.host, settled.seen()).boxed().await;
                 if settled.may_be_spoilt().await {
+                    settled.scope.is_done();
+                    spoilt = Some((copy, settled));
                     arrived = Instant::now();
                     continue;
                 }
+                copy.compare(self.host, settled.seen()).boxed().await;
                 // The copy's time is not the request's.
                 arrived += copy.took();
             }
@@ -160,6 +164,11 @@ impl Attempt<'_> {
             METRICS.retries.inc();
             tokio::time::sleep(wait).await;
         };
+        if let Some((mut copy, failed)) = spoilt {
+            let is_same = outcome.status() == failed.status();
+            let comparing = copy.compare_failed(self.host, failed.seen(), is_same);
+            comparing.boxed().await;
+        }
         if let Some(copy) = &mut copy {
             copy.compare(self.host, outcome.seen()).boxed().await;
         }
@@ -295,9 +304,13 @@ impl AttemptOutcome {
 
     /// Whether the answer is a 5xx.
     fn is_server_error(&self) -> bool {
+        self.status().is_server_error()
+    }
+
+    fn status(&self) -> StatusCode {
         match &self.response {
-            Ok(response) => response.status().is_server_error(),
-            Err(failure) => failure.status.is_server_error(),
+            Ok(response) => response.status(),
+            Err(failure) => failure.status,
         }
     }
 

@@ -35,7 +35,7 @@ use super::settle::{CheckedBody, CheckedResponse, settle};
 use crate::app::chain::Chain;
 use crate::app::host::Host;
 use crate::app::rollout::Rollout;
-use crate::app::rollout::shadow::{ComparedRequest, NotCompared, Seen, Shadow, Verdict};
+use crate::app::rollout::shadow::{ComparedRequest, NotCompared, Seen, SeenBody, Shadow, Verdict};
 use crate::app::router::Route;
 use crate::app::{App, Routed, Target};
 use crate::contract::types;
@@ -45,9 +45,12 @@ use crate::http::message::BinaryHeaders;
 use crate::scope::transaction::{Compared, Fate, Parked, Transaction, Withheld};
 use crate::scope::worker_lease::WorkerLease;
 use crate::scope::{Origin, Scope, Setup};
-use crate::telemetry::error::{Failure, Fault};
+use crate::telemetry::error::{Failure, Fault, cut};
 use crate::threads::deadline::{Deadline, Ended, Need};
 use crate::view::Options;
+
+/// The most bytes of a path that the report shows.
+const PATH_MAX: usize = 500;
 
 /// A copy of a request for the candidate of a rollout in shadow mode.
 pub(super) struct ShadowCopy {
@@ -108,7 +111,7 @@ impl ShadowCopy {
         let mut named = ComparedRequest {
             request: origin.id.clone(),
             method: parts.method.to_string(),
-            path: parts.uri.path().to_owned(),
+            path: cut(parts.uri.path().to_owned(), PATH_MAX),
             view: link.to_string(),
             candidate: None,
         };
@@ -324,20 +327,34 @@ impl ShadowCopy {
         if poisoned && !self.chain.view().view.transaction.atomic && !self.served.atomic {
             return Err(NotCompared::Poisoned);
         }
-        self.seen(scope, response)
+        Ok(self.seen(scope, response))
     }
 
     /// What a version has made of the request.
-    fn seen(&self, scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> {
-        let seen = seen(scope, response)?;
-        Ok(match self.is_within() {
+    fn seen(&self, scope: &Scope, response: &CheckedResponse) -> Seen {
+        let seen = seen(scope, response);
+        match self.is_within() {
             true => Seen {
                 writes: scope.transaction.wrote(),
                 ..seen
             },
             // Statements outside of transactions are not noted.
             false => seen,
-        })
+        }
+    }
+
+    /// Compares the copy with an attempt that may have failed because of it, when the request has been run again without
+    /// it. `is_same`: whether it failed then, too.
+    pub(super) async fn compare_failed(
+        &mut self,
+        host: &Arc<Host>,
+        served: (&Scope, &CheckedResponse, Fate),
+        is_same: bool,
+    ) {
+        match is_same || served.0.transaction.conflict() {
+            true => self.compare(host, served).await,
+            false => self.shadow.not_compared(NotCompared::Spoilt),
+        }
     }
 
     /// Compares the copy with what the served version has made of the request, and counts the result.
@@ -364,7 +381,14 @@ impl ShadowCopy {
         if is_busy(scope, response) {
             return Err(NotCompared::NotServed);
         }
-        let served = self.seen(scope, response)?;
+        // What has become of it then depends on others.
+        if scope.transaction.conflict() {
+            return Err(NotCompared::Conflict);
+        }
+        if scope.transaction.unavailable() {
+            return Err(NotCompared::Unavailable);
+        }
+        let served = self.seen(scope, response);
         let mut differences = self.shadow.differences(&served, &candidate);
         let fates = [fate, ran.fate];
         if self.is_within() && fates[0] != fates[1] && !fates.contains(&Fate::None) {
@@ -381,7 +405,7 @@ impl ShadowCopy {
             ));
         }
         if differences.is_empty() {
-            return Ok(Verdict::Equal);
+            return equal(&served, &candidate);
         }
         let is_clear = match self.is_within() {
             true => match scope.transaction.was_shared().await {
@@ -395,7 +419,7 @@ impl ShadowCopy {
             },
             false => match self.run_apart(host).await.seen {
                 Ok(again) if self.shadow.differences(&served, &again).is_empty() => {
-                    return Ok(Verdict::Equal);
+                    return equal(&served, &again);
                 }
                 Ok(again) => {
                     // What the candidate answers anew each time, such as a random value, says nothing.
@@ -414,6 +438,15 @@ impl ShadowCopy {
             true => Verdict::Differing(differences),
             false => Verdict::Unclear(differences),
         })
+    }
+}
+
+/// The verdict about answers without a difference, as far as they were compared.
+fn equal(served: &Seen, candidate: &Seen) -> Result<Verdict, NotCompared> {
+    match (&served.body, &candidate.body) {
+        (SeenBody::Whole(_), SeenBody::Whole(_)) => Ok(Verdict::Equal),
+        (SeenBody::Subscription, _) => Err(NotCompared::Subscription),
+        _ => Err(NotCompared::StreamedAnswer),
     }
 }
 
@@ -463,28 +496,28 @@ fn is_busy(scope: &Scope, response: &CheckedResponse) -> bool {
 }
 
 /// What a version has made of a request, without its writes.
-fn seen(scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> {
+fn seen(scope: &Scope, response: &CheckedResponse) -> Seen {
     let effects = scope.transaction.described();
     let response: &Response<CheckedBody> = match response {
         Ok(response) => response,
         Err(failure) => {
-            return Ok(Seen {
+            return Seen {
                 status: failure.status,
                 headers: http::HeaderMap::new(),
-                body: Some(failure.client_text.clone().into_owned().into()),
+                body: SeenBody::Whole(failure.client_text.clone().into_owned().into()),
                 trailers: http::HeaderMap::new(),
                 failure: Some(failure.detail.clone()),
                 effects,
                 writes: Vec::new(),
-            });
+            };
         }
     };
     let (body, trailers) = match response.body() {
-        CheckedBody::Whole(bytes, trailers) => (Some(bytes.clone()), trailers.clone()),
-        CheckedBody::Stream(_) => (None, None),
-        CheckedBody::Subscription(_) => return Err(NotCompared::Subscription),
+        CheckedBody::Whole(bytes, trailers) => (SeenBody::Whole(bytes.clone()), trailers.clone()),
+        CheckedBody::Stream(_) => (SeenBody::Stream, None),
+        CheckedBody::Subscription(_) => (SeenBody::Subscription, None),
     };
-    Ok(Seen {
+    Seen {
         status: response.status(),
         headers: response.headers().clone(),
         body,
@@ -492,5 +525,5 @@ fn seen(scope: &Scope, response: &CheckedResponse) -> Result<Seen, NotCompared> 
         failure: None,
         effects,
         writes: Vec::new(),
-    })
+    }
 }

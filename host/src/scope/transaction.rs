@@ -109,6 +109,8 @@ pub struct Transaction {
 struct Copied {
     /// Whether the copied view is read-only, even if the transaction is not.
     read_only: bool,
+    /// Whether the request would have no transaction from the start: its first level is there for the copy only.
+    is_loose: bool,
     /// The first thing that the copy wanted to do and cannot.
     withheld: Mutex<Option<Withheld>>,
 }
@@ -175,12 +177,14 @@ impl Transaction {
     /// The transaction of a copy of a request. It begins in the database as `options` say, has a level from the start,
     /// and is never committed. `read_only`: the copied view may not write, even if the transaction may.
     pub fn copy(options: Options, read_only: bool) -> Arc<Transaction> {
+        let is_loose = !options.atomic;
         let options = Options {
             atomic: true,
             ..options
         };
         let copy = Some(Copied {
             read_only,
+            is_loose,
             withheld: Mutex::default(),
         });
         Transaction::made(None, options, History::describing(true), copy)
@@ -727,9 +731,12 @@ impl Member {
         pins > 0 || self.claims.load(SeqCst) > 0 || self.calls.load(SeqCst) > 0
     }
 
-    /// Whether the function was called in a level of a transaction.
+    /// Whether the function was called in a level of a transaction; of a copy: in one that the request would have, too.
     pub fn is_in_level(&self) -> bool {
-        self.base.is_some()
+        let copy = self.transaction.copy.as_ref();
+        let is_loose = copy.is_some_and(|copy| copy.is_loose);
+        self.base
+            .is_some_and(|base| !is_loose || base != Level::WHOLE)
     }
 
     /// Whether the function is in a transaction or savepoint, its caller's or its own: what it sends is held then.

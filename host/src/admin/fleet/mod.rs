@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Refusal;
-use super::api::{FleetStatus, HostStatus};
+use super::api::{FleetStatus, HostStatus, TriedThere};
 use super::progress::{Partly, Progress};
 use crate::artifact::Digest;
 use crate::config::{FleetConfig, Health};
@@ -36,7 +36,7 @@ use crate::deploy::{Record, State};
 use crate::telemetry::error::cut;
 use crate::telemetry::log::escaped_line;
 use crate::telemetry::metrics::METRICS;
-use shared::{Change, Desired, Heard, Proposed, Report};
+use shared::{Change, Desired, Heard, Proposed, Report, Tally};
 use store::{HOSTS, Store, Written};
 
 /// How often a host says that it is there.
@@ -93,6 +93,11 @@ impl Claim {
         self.desired.health.clone()
     }
 
+    /// Whether migrations were ever allowed.
+    pub(super) fn migrates(&self) -> bool {
+        self.desired.migrate
+    }
+
     /// What all hosts are to serve so far.
     pub(super) fn record(&self) -> &Record {
         &self.desired.record
@@ -132,6 +137,7 @@ impl Fleet {
             prepared: None,
             failure: None,
             stopped: false,
+            tally: None,
         };
         let shown = i64::try_from(record.generation).unwrap_or(i64::MAX);
         METRICS.fleet_generation.set(shown);
@@ -535,6 +541,20 @@ impl Fleet {
         });
     }
 
+    /// Says with the next report what this host has counted of a candidate.
+    pub(super) fn counted(&self, tally: Option<Tally>) {
+        self.report.lock().tally = tally;
+    }
+
+    /// What the other hosts that are there have counted of a candidate.
+    pub(super) async fn tallies(&self) -> anyhow::Result<Vec<Tally>> {
+        let hosts = self.store.hosts().await?;
+        let others = hosts
+            .into_iter()
+            .filter(|it| it.is_there() && it.id != self.id);
+        Ok(others.filter_map(|host| host.report.tally).collect())
+    }
+
     /// Whether this host has prepared what a change has proposed, or has failed to.
     pub(super) fn has_prepared(&self, generation: u64, run: &str) -> bool {
         let report = self.report.lock();
@@ -598,6 +618,11 @@ impl Fleet {
             generation: report.generation,
             active: report.active,
             state,
+            tried: report.tally.as_ref().map(|tally| TriedThere {
+                requests: tally.candidate.requests(),
+                errors: tally.candidate.errors,
+                shadow: tally.shadow,
+            }),
             silent_s: host.silent.as_secs(),
         }
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::app::rollout::shadow::ShadowNumbers;
+use crate::app::stats::Counts;
 use crate::artifact::Digest;
 use crate::config::Health;
 use crate::deploy::Record;
@@ -57,6 +59,17 @@ pub(in crate::admin) struct Proposed {
     pub(in crate::admin) migrate: bool,
 }
 
+/// What a host has counted since it tries a candidate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::admin) struct Tally {
+    /// The generation of the record that the candidate is in.
+    pub(in crate::admin) generation: u64,
+    pub(in crate::admin) active: Counts,
+    pub(in crate::admin) candidate: Counts,
+    #[serde(default)]
+    pub(in crate::admin) shadow: Option<ShadowNumbers>,
+}
+
 /// How a host is, by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::admin) struct Report {
@@ -77,6 +90,9 @@ pub(in crate::admin) struct Report {
     /// Whether it has ended in order.
     #[serde(default)]
     pub(in crate::admin) stopped: bool,
+    /// What it has counted, if it tries a candidate.
+    #[serde(default)]
+    pub(in crate::admin) tally: Option<Tally>,
 }
 
 /// What has come of a proposed version.

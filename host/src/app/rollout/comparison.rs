@@ -13,12 +13,20 @@ use crate::http::trace_context::{TRACEPARENT, TRACESTATE};
 use crate::scope::transaction::Described;
 use crate::telemetry::error::cut;
 
+/// The longest time for a copy: its request waits for it.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// The most copies at once.
+const AT_ONCE_MAX: usize = 1_024;
 /// The most sentences about one request.
 const SENTENCES_MAX: usize = 10;
+/// The most bytes of a sentence. Clients and candidates choose names of headers and fields.
+const SENTENCE_MAX: usize = 1_000;
 /// The most bytes of a value that a sentence shows.
 const SHOWN_MAX: usize = 80;
 /// The most bytes of a reason that a sentence shows.
 const REASON_MAX: usize = 500;
+/// The most bytes of a body that is read as JSON: the values take many times as much memory, and no account has that.
+const JSON_MAX: usize = 1 << 20;
 
 /// What is compared, and what it may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,19 +67,37 @@ impl ShadowOptions {
     /// The options of a trial.
     ///
     /// # Errors
-    /// A sentence that names what is no header.
+    /// A sentence that names what is no header, or out of its range.
     pub fn of(trial: &Trial) -> Result<ShadowOptions, String> {
         let header = |name: &String| {
             let parsed = name.parse();
             parsed.map_err(|_| format!("`{}` is not the name of a header", name.escape_debug()))
         };
+        let default = ShadowOptions::default();
+        let timeout = trial.shadow_timeout_ms.map(Duration::from_millis);
+        let timeout = timeout.unwrap_or(default.timeout);
+        if timeout.is_zero() || timeout > TIMEOUT_MAX {
+            return Err(format!(
+                "a candidate in shadow mode may have 1 to {} ms for a request, and not {}",
+                TIMEOUT_MAX.as_millis(),
+                timeout.as_millis()
+            ));
+        }
+        let at_once = trial.shadow_at_once.unwrap_or(default.at_once);
+        if !(1..=AT_ONCE_MAX).contains(&at_once) {
+            return Err(format!(
+                "a candidate in shadow mode gets 1 to {AT_ONCE_MAX} requests at once, and not {at_once}"
+            ));
+        }
         Ok(ShadowOptions {
+            timeout,
+            at_once,
             ignored_headers: (trial.ignored_headers.iter())
                 .map(header)
                 .collect::<Result<_, _>>()?,
             ignored_fields: trial.ignored_fields.clone(),
             writes: !trial.ignored_writes,
-            ..ShadowOptions::default()
+            ..default
         })
     }
 }
@@ -83,8 +109,8 @@ pub struct Seen {
     pub status: StatusCode,
     /// The headers of its response.
     pub headers: HeaderMap,
-    /// The body. None: it is produced while it is sent, and not compared.
-    pub body: Option<Bytes>,
+    /// The body.
+    pub body: SeenBody,
     /// What follows the body.
     pub trailers: HeaderMap,
     /// Why it failed, if it did.
@@ -93,6 +119,27 @@ pub struct Seen {
     pub effects: Vec<Described>,
     /// The statements that have changed rows, if they are compared.
     pub writes: Vec<Described>,
+}
+
+/// The body of a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeenBody {
+    /// All of it.
+    Whole(Bytes),
+    /// It is produced while it is sent, and not compared.
+    Stream,
+    /// What is sent to a group from now on: an event stream or a poll, and not compared.
+    Subscription,
+}
+
+impl SeenBody {
+    fn kind(&self) -> &'static str {
+        match self {
+            SeenBody::Whole(_) => "one that is there",
+            SeenBody::Stream => "one that is produced while it is sent",
+            SeenBody::Subscription => "an event stream or a poll",
+        }
+    }
 }
 
 impl Seen {
@@ -123,15 +170,27 @@ impl Seen {
             ignored,
             &mut sentences,
         );
-        if let (Some(served), Some(candidate)) = (&self.body, &candidate.body) {
-            sentences.extend(body(served, candidate, &options.ignored_fields));
+        match (&self.body, &candidate.body) {
+            (SeenBody::Whole(served), SeenBody::Whole(candidate)) => {
+                sentences.extend(body(served, candidate, &options.ignored_fields));
+            }
+            // A version may well produce a body while it is sent that the other one has at once.
+            (served, candidate) if served == candidate => {}
+            (served @ SeenBody::Subscription, candidate)
+            | (served, candidate @ SeenBody::Subscription) => sentences.push(format!(
+                "body: {} served, {} candidate",
+                served.kind(),
+                candidate.kind()
+            )),
+            _ => {}
         }
         effects(&self.effects, &candidate.effects, &mut sentences);
         if options.writes {
             writes(&self.writes, &candidate.writes, &mut sentences);
         }
         sentences.truncate(SENTENCES_MAX);
-        sentences
+        let sentences = sentences.into_iter();
+        sentences.map(|it| cut(it, SENTENCE_MAX)).collect()
     }
 }
 
@@ -203,13 +262,15 @@ fn body(served: &Bytes, candidate: &Bytes, ignored: &[String]) -> Option<String>
     if served == candidate {
         return None;
     }
-    let parsed = (
-        serde_json::from_slice::<Value>(served),
-        serde_json::from_slice::<Value>(candidate),
-    );
-    if let (Ok(mut served), Ok(mut candidate)) = parsed {
-        without(&mut served, ignored, "");
-        without(&mut candidate, ignored, "");
+    let is_large = served.len().max(candidate.len()) > JSON_MAX;
+    let parsed = |bytes: &Bytes| {
+        let json = (!is_large).then(|| serde_json::from_slice::<Value>(bytes).ok());
+        json.flatten()
+    };
+    if let (Some(mut served), Some(mut candidate)) = (parsed(served), parsed(candidate)) {
+        let paths: Vec<&str> = ignored.iter().map(String::as_str).collect();
+        without(&mut served, ignored, &paths);
+        without(&mut candidate, ignored, &paths);
         let differing = json(&served, &candidate, "$");
         if let Some((place, served, candidate)) = differing {
             return Some(format!(
@@ -223,8 +284,12 @@ fn body(served: &Bytes, candidate: &Bytes, ignored: &[String]) -> Option<String>
     let at = (served.iter().zip(candidate)).take_while(|(one, other)| one == other);
     let at = at.count();
     let rest = |bytes: &Bytes| quoted(&bytes[at..bytes.len().min(at + SHOWN_MAX)]);
+    let hint = match is_large && !ignored.is_empty() {
+        true => ". It is too large to be compared as JSON, without the ignored fields",
+        false => "",
+    };
     Some(format!(
-        "body: differs at byte {at} (of {} served, {} candidate): {} served, {} candidate",
+        "body: differs at byte {at} (of {} served, {} candidate): {} served, {} candidate{hint}",
         served.len(),
         candidate.len(),
         rest(served),
@@ -232,25 +297,24 @@ fn body(served: &Bytes, candidate: &Bytes, ignored: &[String]) -> Option<String>
     ))
 }
 
-/// Removes the ignored fields. `path`: the names of the fields that lead to the value, with dots between.
-fn without(value: &mut Value, ignored: &[String], path: &str) {
+/// Removes the ignored fields. `paths`: what is left of the ignored paths that lead to the value.
+fn without(value: &mut Value, ignored: &[String], paths: &[&str]) {
     match value {
+        _ if ignored.is_empty() => {}
         Value::Object(fields) => {
-            let below = |name: &str| match path {
-                "" => name.to_owned(),
-                path => format!("{path}.{name}"),
-            };
             fields.retain(|name, _| {
-                let path = below(name);
-                !ignored.iter().any(|it| it == name || *it == path)
+                !ignored.iter().any(|it| it == name) && !paths.iter().any(|it| it == name)
             });
             for (name, value) in fields {
-                without(value, ignored, &below(name));
+                let below = paths.iter();
+                let below =
+                    below.filter_map(|it| it.strip_prefix(name.as_str())?.strip_prefix('.'));
+                without(value, ignored, &below.collect::<Vec<_>>());
             }
         }
         Value::Array(items) => {
             for item in items {
-                without(item, ignored, path);
+                without(item, ignored, paths);
             }
         }
         _ => {}
@@ -272,9 +336,11 @@ fn json(served: &Value, candidate: &Value, place: &str) -> Option<(String, Strin
             let mut names: Vec<_> = one.keys().chain(other.keys()).collect();
             names.sort();
             names.dedup();
-            names.into_iter().find_map(|name| {
+            // The place is written for the field that differs only: a name may be as long as a body.
+            let differs = |name: &&&String| one.get(**name) != other.get(**name);
+            names.iter().find(differs).and_then(|name| {
                 let place = format!("{place}.{name}");
-                match (one.get(name), other.get(name)) {
+                match (one.get(*name), other.get(*name)) {
                     (Some(one), Some(other)) => json(one, other, &place),
                     (one, other) => here(one, other, place),
                 }
@@ -352,7 +418,7 @@ mod tests {
         Seen {
             status: StatusCode::from_u16(status).expect("a status"),
             headers: HeaderMap::new(),
-            body: Some(Bytes::from_static(body.as_bytes())),
+            body: SeenBody::Whole(Bytes::from_static(body.as_bytes())),
             trailers: HeaderMap::new(),
             failure: None,
             effects: Vec::new(),
@@ -443,6 +509,101 @@ mod tests {
             found,
             ["body: differs at `$.id`: `1` served, `9` candidate"]
         );
+    }
+
+    /// The report is kept, and sent to whoever asks for the status.
+    #[test]
+    fn no_sentence_is_long() {
+        let long = "n".repeat(JSON_MAX / 4);
+        let nested = |n: u32| format!("{{\"{long}\": {{\"{long}\": [{n}]}}}}");
+        let (mut one, mut other) = (seen(200, ""), seen(500, ""));
+        one.body = SeenBody::Whole(nested(1).into());
+        other.body = SeenBody::Whole(nested(2).into());
+        other.failure = Some(long.clone());
+        let effect = Described::new(format!("event `{long}`"), b"");
+        other.effects = vec![effect];
+        for number in 0..1_000 {
+            let value = HeaderValue::from_str(&long[..1_000]).expect("it is ASCII");
+            other.headers.append("x-many", value.clone());
+            let name = format!("x-{number}-{}", &long[..1_000]);
+            other
+                .headers
+                .insert(HeaderName::try_from(name).expect("a name"), value);
+        }
+        let found = differences(&one, &other, &[]);
+        assert_eq!(found.len(), SENTENCES_MAX);
+        other.headers.clear();
+        let rest = differences(&one, &other, &[]);
+        assert_eq!(rest.len(), 3, "{rest:?}");
+        assert!(rest[1].starts_with("body: differs at `$.nnn"), "{rest:?}");
+        for sentence in found.iter().chain(&rest) {
+            assert!(sentence.len() <= SENTENCE_MAX + 4, "{}", sentence.len());
+        }
+    }
+
+    /// Many fields beside or below one with a long name take no longer than those with short ones.
+    #[test]
+    fn long_names_of_fields_cost_what_they_are_long() {
+        let long = "n".repeat(JSON_MAX / 4);
+        let fields = |last: u32| {
+            let some = (0..50_000).map(|n| format!("\"{n}\":0,"));
+            format!(
+                "{{\"{long}\": {{{} \"z\": {last}}}}}",
+                some.collect::<String>()
+            )
+        };
+        let (mut one, mut other) = (seen(200, ""), seen(200, ""));
+        one.body = SeenBody::Whole(fields(1).into());
+        other.body = SeenBody::Whole(fields(2).into());
+        let since = std::time::Instant::now();
+        assert_eq!(differences(&one, &other, &["id", "a.b"]).len(), 1);
+        // 50,000 copies of the name are 13 GB.
+        assert!(
+            since.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            since.elapsed()
+        );
+    }
+
+    #[test]
+    fn large_bodies_are_compared_as_bytes() {
+        let body = |n: u32| {
+            let rest = "x".repeat(JSON_MAX);
+            SeenBody::Whole(format!("{{\"id\": {n}, \"rest\": \"{rest}\"}}").into())
+        };
+        let (mut one, mut other) = (seen(200, ""), seen(200, ""));
+        one.body = body(1);
+        assert_eq!(differences(&one, &one.clone(), &["id"]), [""; 0]);
+        other.body = body(2);
+        let found = differences(&one, &other, &["id"]);
+        assert!(found[0].contains("differs at byte 7"), "{found:?}");
+        assert!(
+            found[0].ends_with("without the ignored fields"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn kinds_of_bodies_are_told_apart() {
+        let (whole, mut stream, mut subscription) = (seen(200, "a"), seen(200, ""), seen(200, ""));
+        stream.body = SeenBody::Stream;
+        subscription.body = SeenBody::Subscription;
+        assert_eq!(differences(&whole, &stream, &[]), [""; 0]);
+        for (served, candidate, sentence) in [
+            (
+                &whole,
+                &subscription,
+                "body: one that is there served, an event stream or a poll candidate",
+            ),
+            (
+                &subscription,
+                &stream,
+                "body: an event stream or a poll served, one that is produced while it is sent candidate",
+            ),
+        ] {
+            assert_eq!(differences(served, candidate, &[]), [sentence]);
+        }
+        assert_eq!(differences(&subscription, &subscription, &[]), [""; 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::budget::{self, Account};
 use crate::telemetry::metrics::METRICS;
 
-pub use super::comparison::{Seen, ShadowOptions};
+pub use super::comparison::{Seen, SeenBody, ShadowOptions};
 
 /// Why a request was not copied, or its copy not compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,14 +35,18 @@ pub enum NotCompared {
     Outbound,
     /// The candidate wants to pin a connection.
     Pin,
-    /// The candidate's transaction conflicted with another one.
+    /// The transaction of a version conflicted with another one.
     Conflict,
+    /// The request has failed in the copy's transaction, and not when it was run again without the copy.
+    Spoilt,
     /// A database could not be reached.
     Unavailable,
     /// A statement outside of transactions failed, which the copy's transaction does not survive.
     Poisoned,
-    /// The answer is an event stream or a poll.
+    /// The answer is an event stream or a poll, and nothing else of it differs.
     Subscription,
+    /// The body of an answer is produced while it is sent, and nothing else of it differs.
+    StreamedAnswer,
     /// The served version did not run.
     NotServed,
 }
@@ -59,12 +63,18 @@ impl fmt::Display for NotCompared {
             NotCompared::Databases => "a database of the candidate has another configuration",
             NotCompared::Outbound => "the candidate makes outbound requests",
             NotCompared::Pin => "the candidate pins a connection",
-            NotCompared::Conflict => "the candidate's transaction conflicted with another one",
+            NotCompared::Conflict => "a transaction conflicted with another one",
+            NotCompared::Spoilt => "the request failed after its copy, and not without it",
             NotCompared::Unavailable => "a database could not be reached",
             NotCompared::Poisoned => {
                 "a statement of the candidate's view failed, and the view is not atomic"
             }
-            NotCompared::Subscription => "the answer is an event stream or a poll",
+            NotCompared::Subscription => {
+                "the answer is an event stream or a poll, and its head is equal"
+            }
+            NotCompared::StreamedAnswer => {
+                "the answer's body is produced while it is sent, and its head is equal"
+            }
             NotCompared::NotServed => "the served version had no capacity for the request",
         })
     }
@@ -123,6 +133,19 @@ pub struct ShadowReport {
     pub differences: Vec<Difference>,
     /// The first of the unclear ones.
     pub unclear_differences: Vec<Difference>,
+}
+
+/// The numbers of a report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowNumbers {
+    /// See [`ShadowReport::equal`].
+    pub equal: u64,
+    /// See [`ShadowReport::differing`].
+    pub differing: u64,
+    /// See [`ShadowReport::unclear`].
+    pub unclear: u64,
+    /// How many were not compared.
+    pub not_compared: u64,
 }
 
 #[derive(Default)]
@@ -227,6 +250,23 @@ impl Shadow {
         ShadowReport {
             not_compared: counts.not_compared.iter().map(named).collect(),
             ..counts.report.clone()
+        }
+    }
+
+    /// The numbers of the report.
+    pub fn numbers(&self) -> ShadowNumbers {
+        let counts = self.counts.lock();
+        let ShadowReport {
+            equal,
+            differing,
+            unclear,
+            ..
+        } = counts.report;
+        ShadowNumbers {
+            equal,
+            differing,
+            unclear,
+            not_compared: counts.not_compared.values().sum(),
         }
     }
 

@@ -109,6 +109,109 @@ async fn safe_deed(cx: &Context, Path(deed): Path<String>) -> Result<String> {
     Ok("done".to_owned())
 }
 
+/// Writes a row, and lets the response tell that it was passed. The candidate does in addition what the header names.
+#[middleware]
+async fn around(cx: &Context, request: Request, next: Next) -> Result<Response> {
+    cx.db().execute(INSERT, ("around",)).await?;
+    let deed = request.headers.get("x-around").map(str::to_owned);
+    if let (Some(deed), Some("candidate")) = (deed, cx.config("role").as_deref()) {
+        misbehave(cx, &deed).await?;
+    }
+    let mut response = next.run(request).await?;
+    response.headers.append("x-around", "passed");
+    Ok(response)
+}
+
+/// A body that is produced while it is sent. The candidate's head differs where the path says so.
+#[view(get, "/stream/{text}", atomic = false)]
+async fn streamed(cx: &Context, Path(text): Path<String>) -> Result<Response> {
+    let is_candidate = cx.config("role").as_deref() == Some("candidate");
+    let head = match is_candidate && text == "differs" {
+        true => "candidate",
+        false => "served",
+    };
+    let stream = cx.stream(async move |cx, out| {
+        cx.db().execute(INSERT, ("while sent",)).await?;
+        out.write(text).await
+    });
+    stream.with_header("x-head", head).into_response()
+}
+
+/// Such a body behind a transaction.
+#[view(post, "/stream/{text}", atomic)]
+async fn streamed_atomic(cx: &Context, Path(text): Path<String>) -> Result<Response> {
+    cx.db().execute(INSERT, ("before it is sent",)).await?;
+    let stream = cx.stream(async move |cx, out| {
+        cx.db().execute(INSERT, ("while sent",)).await?;
+        out.write(text).await
+    });
+    stream.into_response()
+}
+
+/// Counts the visits of a browser, in its session.
+#[view(post, "/visits", atomic)]
+async fn visits(cx: &Context, session: Session) -> Result<String> {
+    let visits: u32 = session.get("visits").unwrap_or(0);
+    session.set("visits", &(visits + 1))?;
+    cx.db().execute(INSERT, ("visit",)).await?;
+    if cx.config("role").as_deref() == Some("candidate") && visits == 2 {
+        session.clear();
+    }
+    Ok(visits.to_string())
+}
+
+/// The token of a form. It has another mask each time.
+#[view(get, "/token", atomic = false)]
+async fn token(csrf: Csrf) -> String {
+    csrf.token().to_owned()
+}
+
+/// What only the app's own forms may do.
+#[view(post, "/protected", atomic)]
+async fn protected(cx: &Context, _: Protected) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("protected",)).await?;
+    Ok("allowed")
+}
+
+/// Adds one to a row that others change, too.
+#[view(post, "/steady", atomic, isolation = "repeatable-read", retries = 10)]
+async fn steady(cx: &Context) -> Result<&'static str> {
+    add(cx, "shared", 1).await?;
+    Ok("added")
+}
+
+/// Fails in both versions.
+#[view(post, "/broken", atomic)]
+async fn broken(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("broken",)).await?;
+    Err(Error::internal("broken on purpose"))
+}
+
+/// Fails each second time, whoever asks.
+#[view(post, "/flaky", atomic)]
+async fn flaky(cx: &Context) -> Result<&'static str> {
+    let number: Option<i64> = cx.db().query_one("select nextval('flaky')", ()).await?;
+    match number.unwrap_or(0) % 2 {
+        0 => Err(Error::internal("flaky on purpose")),
+        _ => Ok("steady this time"),
+    }
+}
+
+/// Only the versions of this mode have it.
+#[view(post, "/only/async", atomic)]
+async fn only_here(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("only here",)).await?;
+    Ok("here")
+}
+
+/// Atomic in the sync version alone.
+#[view(post, "/partly", atomic = false)]
+async fn partly(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("partly",)).await?;
+    cx.publish_bytes("orders.made", b"partly")?;
+    Ok("partly")
+}
+
 async fn misbehave(cx: &asynch::Context, deed: &str) -> Result<()> {
     let execute = async |sql: &str| cx.db().execute(sql, ()).await.map(drop);
     match deed {
@@ -138,6 +241,7 @@ async fn misbehave(cx: &asynch::Context, deed: &str) -> Result<()> {
         "pin" => drop(cx.db().pin().await?),
         "subrequest" => drop(cx.subrequest("POST", "/loose").send().await?),
         "context" => cx.set("left", "behind")?,
+        "refuse" => return Err(Error::internal("the candidate answers 500")),
         "fail" => return Err(Error::conflict("the candidate refuses")),
         "rollback" => cx.set_rollback(),
         // What would end the transaction, or leave something in its session. Each may be refused.
@@ -219,5 +323,16 @@ views![
     loose,
     deed,
     safe_deed,
-    made
+    made,
+    around,
+    streamed,
+    streamed_atomic,
+    visits,
+    token,
+    protected,
+    steady,
+    broken,
+    flaky,
+    only_here,
+    partly,
 ];

@@ -108,6 +108,109 @@ fn safe_deed(cx: &Context, Path(deed): Path<String>) -> Result<String> {
     Ok("done".to_owned())
 }
 
+/// Writes a row, and lets the response tell that it was passed. The candidate does in addition what the header names.
+#[middleware]
+fn around(cx: &Context, request: Request, next: Next) -> Result<Response> {
+    cx.db().execute(INSERT, ("around",))?;
+    let deed = request.headers.get("x-around").map(str::to_owned);
+    if let (Some(deed), Some("candidate")) = (deed, cx.config("role").as_deref()) {
+        misbehave(cx, &deed)?;
+    }
+    let mut response = next.run(request)?;
+    response.headers.append("x-around", "passed");
+    Ok(response)
+}
+
+/// A body that is produced while it is sent. The candidate's head differs where the path says so.
+#[view(get, "/stream/{text}", atomic = false)]
+fn streamed(cx: &Context, Path(text): Path<String>) -> Result<Response> {
+    let is_candidate = cx.config("role").as_deref() == Some("candidate");
+    let head = match is_candidate && text == "differs" {
+        true => "candidate",
+        false => "served",
+    };
+    let stream = cx.stream(move |cx, out| {
+        cx.db().execute(INSERT, ("while sent",))?;
+        out.write(text)
+    });
+    stream.with_header("x-head", head).into_response()
+}
+
+/// Such a body behind a transaction.
+#[view(post, "/stream/{text}", atomic)]
+fn streamed_atomic(cx: &Context, Path(text): Path<String>) -> Result<Response> {
+    cx.db().execute(INSERT, ("before it is sent",))?;
+    let stream = cx.stream(move |cx, out| {
+        cx.db().execute(INSERT, ("while sent",))?;
+        out.write(text)
+    });
+    stream.into_response()
+}
+
+/// Counts the visits of a browser, in its session.
+#[view(post, "/visits", atomic)]
+fn visits(cx: &Context, session: Session) -> Result<String> {
+    let visits: u32 = session.get("visits").unwrap_or(0);
+    session.set("visits", &(visits + 1))?;
+    cx.db().execute(INSERT, ("visit",))?;
+    if cx.config("role").as_deref() == Some("candidate") && visits == 2 {
+        session.clear();
+    }
+    Ok(visits.to_string())
+}
+
+/// The token of a form. It has another mask each time.
+#[view(get, "/token", atomic = false)]
+fn token(csrf: Csrf) -> String {
+    csrf.token().to_owned()
+}
+
+/// What only the app's own forms may do.
+#[view(post, "/protected", atomic)]
+fn protected(cx: &Context, _: Protected) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("protected",))?;
+    Ok("allowed")
+}
+
+/// Adds one to a row that others change, too.
+#[view(post, "/steady", atomic, isolation = "repeatable-read", retries = 10)]
+fn steady(cx: &Context) -> Result<&'static str> {
+    add(cx, "shared", 1)?;
+    Ok("added")
+}
+
+/// Fails in both versions.
+#[view(post, "/broken", atomic)]
+fn broken(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("broken",))?;
+    Err(Error::internal("broken on purpose"))
+}
+
+/// Fails each second time, whoever asks.
+#[view(post, "/flaky", atomic)]
+fn flaky(cx: &Context) -> Result<&'static str> {
+    let number: Option<i64> = cx.db().query_one("select nextval('flaky')", ())?;
+    match number.unwrap_or(0) % 2 {
+        0 => Err(Error::internal("flaky on purpose")),
+        _ => Ok("steady this time"),
+    }
+}
+
+/// Only the versions of this mode have it.
+#[view(post, "/only/sync", atomic)]
+fn only_here(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("only here",))?;
+    Ok("here")
+}
+
+/// Atomic in the sync version alone.
+#[view(post, "/partly", atomic = true)]
+fn partly(cx: &Context) -> Result<&'static str> {
+    cx.db().execute(INSERT, ("partly",))?;
+    cx.publish_bytes("orders.made", b"partly")?;
+    Ok("partly")
+}
+
 fn misbehave(cx: &sync::Context, deed: &str) -> Result<()> {
     let execute = |sql: &str| cx.db().execute(sql, ()).map(drop);
     match deed {
@@ -131,6 +234,7 @@ fn misbehave(cx: &sync::Context, deed: &str) -> Result<()> {
         "pin" => drop(cx.db().pin()?),
         "subrequest" => drop(cx.subrequest("POST", "/loose").send()?),
         "context" => cx.set("left", "behind")?,
+        "refuse" => return Err(Error::internal("the candidate answers 500")),
         "fail" => return Err(Error::conflict("the candidate refuses")),
         "rollback" => cx.set_rollback(),
         // What would end the transaction, or leave something in its session. Each may be refused.
@@ -198,5 +302,16 @@ views![
     loose,
     deed,
     safe_deed,
-    made
+    made,
+    around,
+    streamed,
+    streamed_atomic,
+    visits,
+    token,
+    protected,
+    steady,
+    broken,
+    flaky,
+    only_here,
+    partly,
 ];
