@@ -252,11 +252,9 @@ async fn a_place_gives_what_it_has_and_remembers_what_was_active() {
     );
     // As with a folder: migrations are applied by their own command.
     let serve = [&["serve"][..], &arguments[..]].concat();
-    refused(
-        &app,
-        &serve,
-        &["amphi migrate --place place.toml test.amphi"],
-    );
+    let place = app.path("place.toml");
+    let migrate = format!("`amphi migrate --place {} test.amphi`", place.display());
+    refused(&app, &serve, &[&migrate]);
     assert!(!app.path("state/active").exists(), "it was not served");
     printed(&app, &[&["migrate"][..], &arguments[..]].concat());
     let server = app.serve_with(&arguments).await;
