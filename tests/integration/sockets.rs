@@ -378,6 +378,43 @@ async fn r5_a_client_that_floods_is_read_at_its_pace() {
     assert!(took > Duration::from_millis(950), "pings: {took:?}");
 }
 
+/// A client sends the parts of a message without end, each of them empty: others on its loop go first all the same.
+#[tokio::test]
+async fn r5_frames_without_end_do_not_hold_a_loop() {
+    let server = serve("[async_views]\nloops = 1").await;
+    let mut raw = begun(&server, Mode::Async).await;
+    let flooding = async {
+        assert!(raw.send(frame(0x01, b"")).await);
+        let parts = frame(0x00, b"").repeat(10_000);
+        while raw.send(&parts).await {}
+        panic!("the server has closed the connection");
+    };
+    let asking = async {
+        sleep(Duration::from_millis(300)).await;
+        for _ in 0..20 {
+            assert_eq!(server.get("/nowhere").await.status, 404);
+        }
+    };
+    let asked = async {
+        tokio::select! {
+            () = asking => {}
+            () = flooding => {}
+        }
+    };
+    let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
+    asked.expect("the others are answered");
+}
+
+/// A client that writes the frames itself, after its handshake.
+async fn begun(server: &Server, mode: Mode) -> Raw {
+    let mut raw = Raw::connect(server).await;
+    raw.send(format!("GET /{mode}/room/1?name=raw HTTP/1.1\r\nhost: {}\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", server.address)).await;
+    let head = raw.until("welcome raw").await;
+    assert_eq!(status(&head), 101, "{head}");
+    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    raw
+}
+
 /// A frame of a client, with the mask 0.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
@@ -396,14 +433,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 /// What breaks the protocol is closed with the right code.
 async fn the_protocol_is_kept(mode: Mode) {
     let server = serve("[sockets]\nmessage_max_bytes = 1000").await;
-    let begin = async || {
-        let mut raw = Raw::connect(&server).await;
-        raw.send(format!("GET /{mode}/room/1?name=raw HTTP/1.1\r\nhost: {}\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", server.address)).await;
-        let head = raw.until("welcome raw").await;
-        assert_eq!(status(&head), 101, "{head}");
-        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-        raw
-    };
+    let begin = async || begun(&server, mode).await;
     let huge = [&[0x82, 0x80 | 127][..], &u64::MAX.to_be_bytes(), &[0; 4]].concat();
     for (what, bytes, code) in [
         ("not masked", vec![0x81, 1, b'a'], 1002),

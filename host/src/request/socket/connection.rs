@@ -275,7 +275,10 @@ impl Connection {
         let mut clock = std::pin::pin!(tokio::time::sleep(self.limits.ping));
         let mut stopping = false;
         loop {
-            self.receive(stream);
+            if self.receive(stream) {
+                // More may be there already, and frames without end need make no message: others on the loop come first.
+                tokio::task::yield_now().await;
+            }
             self.take_notices();
             self.draw();
             if let Some(conversation) = &self.conversation {
@@ -393,8 +396,9 @@ impl Connection {
         self.mailbox.len() + waiting < self.limits.mailbox_max
     }
 
-    /// Reads what there is, up to the limit of the mailbox.
-    fn receive(&mut self, stream: &mut Stream) {
+    /// Reads what there is, up to the limit of the mailbox, and a bounded part of it at once. Returns whether there may be
+    /// more.
+    fn receive(&mut self, stream: &mut Stream) -> bool {
         if !self.unread.is_empty() {
             let mut unread = std::mem::take(&mut self.unread);
             let left = self.decode(&mut unread);
@@ -406,10 +410,13 @@ impl Connection {
             // A bounded number of rounds, so that others on the loop have their turn.
             for _ in 0..4 {
                 if !self.hears() || !self.unread.is_empty() {
-                    return;
+                    return false;
                 }
                 match stream.try_read(buffer) {
-                    Ok(0) => return self.over(),
+                    Ok(0) => {
+                        self.over();
+                        return false;
+                    }
                     Ok(read) => {
                         self.heard = true;
                         self.counts.received_bytes += read as u64;
@@ -417,11 +424,15 @@ impl Connection {
                         let left = self.decode(bytes);
                         self.unread.extend_from_slice(&bytes[bytes.len() - left..]);
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                    Err(_) => return self.over(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                    Err(_) => {
+                        self.over();
+                        return false;
+                    }
                 }
             }
-        });
+            true
+        })
     }
 
     /// Decodes frames, and notes what they are. Returns how many bytes are left because the mailbox is full.
