@@ -935,3 +935,28 @@ async fn a_body_that_was_handed_on_outlives_the_call() {
     assert_eq!(reply.ok().lines().count(), 3, "{reply:?}");
     server.assert_baseline().await;
 }
+
+/// What a component writes for an answer that it does not give is nobody's, and its writes end.
+#[tokio::test]
+async fn answers_that_are_not_given_are_dropped() {
+    let server = serve(Version::P3, "atomic = false").await;
+    for path in ["/x/spares", "/x/spares?ms=20", "/x/spares?n=50"] {
+        assert_eq!(server.get(path).await.ok(), "the answer\n", "{path}");
+        let sent = server.post(path, "a body").await;
+        assert_eq!(sent.ok(), "the answer\n", "{path}");
+    }
+    for (query, bytes) in [("", 10), ("?ms=20", 10), ("?bytes=200000&ms=5", 200_000)] {
+        let reply = server.get(&format!("/x/own-body{query}")).await;
+        assert_eq!(reply.ok(), format!("{bytes} bytes\n"), "{query}");
+    }
+    server.assert_baseline().await;
+}
+
+/// A component is told what has become of its answer.
+#[tokio::test]
+async fn a_component_is_told_of_its_answer() {
+    let server = serve(Version::P3, "atomic = false").await;
+    let mark = server.log.mark();
+    assert_eq!(server.get("/x/told").await.ok(), "told");
+    server.log.event(mark, "told: Ok(())").await;
+}

@@ -117,7 +117,9 @@ pub struct Work {
 /// WASI of an instance. It lives as long as the instance, because guests keep handles across requests, such as that of
 /// their standard output.
 pub(super) struct Wasi {
-    pub(super) ctx: WasiCtx,
+    /// Clocks, random numbers, standard output and files. None until the guest uses them: many components of `wasi:http`
+    /// never do.
+    pub(super) ctx: Option<WasiCtx>,
     pub(super) table: ResourceTable,
     pub(super) http: WasiHttpCtx,
     /// What the component's resources of `wasi:http` take in this request.
@@ -133,6 +135,8 @@ pub(super) struct OutboundHttp {
     pub(super) grants: Arc<Grants>,
     /// The scope of the request that the instance serves. None while it is kept for a later one.
     pub(super) scope: Option<Arc<Scope>>,
+    /// Whether the body of the next response that the component makes is taken as soon as it is written.
+    pub(super) takes_body_at_once: bool,
 }
 
 /// What middleware of `wasi:http` has got from the rest of its chain.

@@ -243,7 +243,8 @@ pub fn link_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     link_async(linker, true)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     wasmtime_wasi::p3::add_to_linker(linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(linker)
+    wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    http::wasi::response::link(linker)
 }
 
 /// Adds to `linker` what middleware of `wasi:http` imports in addition: the rest of its chain.

@@ -36,13 +36,25 @@ impl WasiView for Guest {
             // The call may change a file, which no roll-back undoes: the request must not run again.
             self.work().scope.files.store(true, Relaxed);
         }
+        if self.wasi().ctx.is_none() {
+            self.wasi().ctx = Some(self.new_wasi());
+        }
+        let Wasi { ctx, table, .. } = self.wasi();
+        let ctx = ctx.as_mut().expect("it was just built");
+        WasiCtxView { ctx, table }
+    }
+}
+
+impl Guest {
+    /// WASI of the guest, which is built when it is first used.
+    pub(super) fn wasi(&mut self) -> &mut Wasi {
         if self.wasi.is_none() {
             let scope = &self.work().scope;
             // `headers_max_bytes` counts headers as this limit does not, and is checked when a head is complete.
             let mut http = WasiHttpCtx::new();
             http.set_field_size_limit(scope.limits.headers_max_bytes as usize);
             self.wasi = Some(Wasi {
-                ctx: self.new_wasi(),
+                ctx: None,
                 table: table(),
                 http,
                 http_held: Held::default(),
@@ -51,15 +63,18 @@ impl WasiView for Guest {
                     services: Arc::clone(&self.services),
                     grants: Arc::clone(&self.grants),
                     scope: Some(Arc::clone(scope)),
+                    takes_body_at_once: false,
                 },
             });
         }
-        let Wasi { ctx, table, .. } = self.wasi.as_mut().expect("it was just built");
-        WasiCtxView { ctx, table }
+        self.wasi.as_mut().expect("it was just built")
     }
-}
 
-impl Guest {
+    /// Sets whether the body of the next response that the component makes is taken as soon as it is written.
+    pub(in crate::guest) fn takes_body_at_once(&mut self, takes: bool) {
+        self.wasi().outbound.takes_body_at_once = takes;
+    }
+
     fn new_wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(self.output.stream(Level::INFO))

@@ -47,8 +47,16 @@ pub(super) async fn in_time<T>(
     cpu: &CpuTime,
     work: Pin<&mut impl Future<Output = Result<T, Failure>>>,
 ) -> Result<T, Failure> {
+    within(scope, metered(cpu, work)).await
+}
+
+/// Polls `work` until the request's deadline at most.
+pub(super) async fn within<T>(
+    scope: &Scope,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     // The deadline is checked outside of the store: a check inside would have to wait until the guest yields.
-    match scope.deadline.bound(metered(cpu, work)).await {
+    match scope.deadline.bound(work).await {
         Ok(done) => done,
         Err(why) => Err((&Stop::from(why)).into()),
     }

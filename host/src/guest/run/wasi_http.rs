@@ -33,7 +33,7 @@ use super::r#async::preempt;
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{in_time, limit, metered};
+use super::limits::{in_time, limit, metered, within};
 use super::reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, failed, in_stream_time};
 use super::sync::{TICKS_BETWEEN_LOOKS, look_and_yield};
 use crate::budget::Room;
@@ -131,7 +131,7 @@ impl IncomingHandler {
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head));
         let running = Running::new(running, &cpu, head, None, &METRICS.sync_instances);
         let answer = pin!(answer(running, &scope, streams, Mode::Sync));
-        workers::drive(in_time(&scope, &CpuTime::default(), answer))
+        workers::drive(within(&scope, answer))
     }
 
     async fn run(
@@ -236,7 +236,7 @@ impl Handler {
         let running = Arc::clone(self).run(work, guest, request, Arc::clone(&head), is_over);
         let running = Running::new(running, &cpu, head, Some(over), &METRICS.async_instances);
         let answer = pin!(answer(running, &scope, streams, Mode::Async));
-        in_time(&scope, &CpuTime::default(), answer).await
+        within(&scope, answer).await
     }
 
     async fn run(
@@ -247,6 +247,7 @@ impl Handler {
         head: Arc<Head>,
         is_over: oneshot::Receiver<()>,
     ) -> Ended {
+        let is_middleware = work.view.kind == Kind::Middleware;
         let taken = match self.pool.take(work) {
             Ok(kept) => Ok(kept),
             Err(work) => self.fresh(guest(work)).await,
@@ -259,6 +260,8 @@ impl Handler {
         store.set_epoch_deadline(1);
         // The host reads files for the component also when it has ended.
         let has_files = !store.data().grants.directories.is_empty();
+        let has_body = !request.body().is_end_stream();
+        (store.data_mut()).takes_body_at_once(!has_body && !is_middleware);
         let (request, _taken) = p3::Request::from_http(store.data_mut().http().hooks, request);
         let handled = store.run_concurrent(async |accessor| {
             match exports.handler.handle(accessor, request).await? {

@@ -3,15 +3,16 @@
 
 mod body;
 mod error;
+pub(crate) mod response;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body::Body as _;
-use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi_http::{
-    Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+    DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks,
+    WasiHttpView,
 };
 
 use super::client::{Connections, connecting_within};
@@ -31,8 +32,7 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        self.ctx();
-        let wasi = self.wasi.as_mut().expect("it has just been built");
+        let wasi = self.wasi();
         let account = &wasi.outbound.scope().origin.account;
         // A component that holds too much finds nothing any more, and traps.
         let table = match wasi.http_held.allows_call(&mut wasi.table, account) {
@@ -56,12 +56,18 @@ impl WasiHttpHooks for OutboundHttp {
         PIECE_BYTES
     }
 
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Io,
     ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Io), Error>> + Send> {
+        // The component may pass the body of this response on.
+        self.takes_body_at_once = false;
         let outbound = self.outbound(request, options.unwrap_or_default());
         Box::new(async move {
             let response = outbound?.send().await?;

@@ -54,6 +54,9 @@ impl wasip3::exports::http::handler::Guest for Component {
             }
             "echo" => echo(request),
             "pass" => pass(request),
+            "spares" => spares(&target).await,
+            "own-body" => own_body(&target).await,
+            "told" => told(),
             "upload" => upload(request).await,
             "trailers" => trailers(request).await,
             "drip" => drip(target),
@@ -311,6 +314,51 @@ fn echo(request: Request) -> Result<Response, ErrorCode> {
 fn pass(request: Request) -> Result<Response, ErrorCode> {
     let (incoming, end) = body_of(request);
     Ok(respond(200, &[], incoming, end))
+}
+
+/// Makes answers that it drops while their bodies are being written, and then one that it gives.
+async fn spares(target: &Target) -> Result<Response, ErrorCode> {
+    for _ in 0..target.number("n", 1) {
+        let never_given = answer(200, &[], async |body| {
+            while write(body, "nobody reads this\n").await {}
+            Ok(None)
+        });
+        sleep(target).await;
+        drop(never_given);
+    }
+    text("the answer\n")
+}
+
+/// Reads the body of an answer that it has made, and gives it in another.
+async fn own_body(target: &Target) -> Result<Response, ErrorCode> {
+    let bytes = target.number("bytes", 10);
+    let made = answer(200, &[], async move |body| {
+        write(body, vec![b'x'; bytes as usize]).await;
+        Ok(None)
+    })?;
+    sleep(target).await;
+    let (_, read_whole) = wit_future::new(|| Ok(()));
+    let (mut body, end) = Response::consume_body(made, read_whole);
+    let mut length = 0;
+    while let Some(bytes) = read(&mut body).await {
+        length += bytes.len();
+    }
+    end.await?;
+    text(format!("{length} bytes\n"))
+}
+
+/// Prints what it is told of the sending of its answer.
+fn told() -> Result<Response, ErrorCode> {
+    let (mut body, contents) = wit_stream::new();
+    let (end, trailers) = wit_future::new(|| Ok(None));
+    let (response, sent) = Response::new(Fields::new(), Some(contents), trailers);
+    spawn_local(async move {
+        write(&mut body, "told").await;
+        drop(body);
+        let _ = end.write(Ok(None)).await;
+        println!("told: {:?}", sent.await);
+    });
+    Ok(response)
 }
 
 async fn upload(request: Request) -> Result<Response, ErrorCode> {
