@@ -48,9 +48,10 @@ use crate::request::{self, Client};
 use crate::telemetry::error::cut;
 use crate::telemetry::log::escaped_line;
 
-/// How often a candidate is judged by what this host has counted, and by what all hosts of a fleet have: they tell it every
-/// two seconds.
-const JUDGING: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+/// How often a candidate is judged by what this host has counted.
+const JUDGED_EVERY: Duration = Duration::from_millis(500);
+/// How often a candidate is judged by what all hosts of a fleet have counted: they tell it as often.
+const JUDGED_IN_FLEET_EVERY: Duration = Duration::from_secs(2);
 /// How long the answer to the request for the health may take.
 const HEALTH_TIME: Duration = Duration::from_secs(30);
 /// How much of a wrong answer is shown.
@@ -933,7 +934,11 @@ impl Deployer {
     /// somebody.
     async fn judging(self: Arc<Self>, app: Arc<App>, begun: Instant) {
         loop {
-            tokio::time::sleep(JUDGING[usize::from(self.fleet.is_some())]).await;
+            tokio::time::sleep(match self.fleet {
+                Some(_) => JUDGED_IN_FLEET_EVERY,
+                None => JUDGED_EVERY,
+            })
+            .await;
             let others = match &self.fleet {
                 Some(fleet) => fleet.tallies().await,
                 None => Ok(Vec::new()),

@@ -311,7 +311,7 @@ impl Connection {
                 (Phase::Closing(_, _, at), _) | (_, Some((_, at))) => Some(*at),
                 _ => None,
             };
-            let pause = self.pace.as_ref().and_then(Pace::pause);
+            let pause = self.pause();
             let reads = self.has_room() && pause.is_none();
             let conversation = self.conversation.clone();
             tokio::select! {
@@ -381,12 +381,12 @@ impl Connection {
 
     /// Whether the client is still to be heard.
     fn hears(&self) -> bool {
-        !matches!(self.phase, Phase::Over(..)) && self.has_room() && !self.pauses()
+        !matches!(self.phase, Phase::Over(..)) && self.has_room() && self.pause().is_none()
     }
 
-    /// Whether the client has been read too far ahead of its pace.
-    fn pauses(&self) -> bool {
-        self.pace.as_ref().and_then(Pace::pause).is_some()
+    /// Until when the client is not read, if it has been read too far ahead of its pace.
+    fn pause(&self) -> Option<Instant> {
+        self.pace.as_ref().and_then(Pace::pause)
     }
 
     /// Whether another event can wait.
