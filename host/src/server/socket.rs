@@ -11,6 +11,10 @@
 //! arrived. There is a limit on the bytes that this module keeps for hyper. A client that sends more than that after a
 //! complete request, before the response, can no longer be watched, and its connection is ended. On HTTP/2, hyper always
 //! reads, and nothing is done here.
+//!
+//! A response is written when the loop has run what else is ready. Writing wakes the reader; a reader on the same machine,
+//! such as a proxy, then takes the place of the loop on its CPU, or another CPU has to be woken, and both cost as much as
+//! a small view. This way, the reader is woken once and finds many responses.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -31,6 +35,7 @@ use tokio::time::Sleep;
 use tokio_io_timeout::TimeoutStream;
 
 use crate::budget::{Account, Room};
+use crate::guest::run;
 
 /// The most bytes that a client may send after a request that is not answered yet.
 const AHEAD_MAX: usize = 256 << 10;
@@ -52,6 +57,8 @@ pub(super) struct Socket {
     ended: bool,
     /// Whether hyper waits for the socket to become readable, and so sees the end itself.
     hyper_waits: bool,
+    /// What the next write waits for.
+    write: Write,
     /// When the kernel is to be asked next whether the client is there.
     ask: Option<Pin<Box<Sleep>>>,
     /// The number of bytes read of the head of the next request. `known` is the number of requests before it.
@@ -59,6 +66,17 @@ pub(super) struct Socket {
     known: u32,
     /// The memory that is drawn for the head and for the bytes that were read ahead.
     room: Room,
+}
+
+/// What the next write waits for. Whatever is read meanwhile, it waits once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Write {
+    /// Nothing: it goes on with a response, or its turn has come.
+    AtOnce,
+    /// What else is ready on the loop: something was read since the last write.
+    AfterOthers,
+    /// Its turn, for which it waits.
+    Waits,
 }
 
 /// The stage of an HTTP/1 connection's current request.
@@ -213,6 +231,7 @@ impl Socket {
             ahead: BytesMut::new(),
             ended: false,
             hyper_waits: false,
+            write: Write::AtOnce,
             ask: None,
             head: 0,
             known: 0,
@@ -298,6 +317,20 @@ impl Socket {
         written
     }
 
+    /// Whether a write waits until the loop has run what else is ready. None waits beside a guest that computes: it would
+    /// wait for a slice of that guest (R5).
+    fn waits_for_others(&mut self, cx: &Context<'_>) -> bool {
+        let waits = self.write == Write::AfterOthers && !run::is_computing();
+        self.write = match waits {
+            true => Write::Waits,
+            false => Write::AtOnce,
+        };
+        if waits {
+            cx.waker().wake_by_ref();
+        }
+        waits
+    }
+
     /// Draws memory for bytes that the client has sent and that are not a request yet.
     fn take_room(&mut self, bytes: usize) -> io::Result<()> {
         if bytes <= FREE {
@@ -350,6 +383,9 @@ impl AsyncRead for Socket {
             std::task::ready!(read)?;
         }
         let read = buffer.filled().len() - before;
+        if read > 0 && self.write == Write::AtOnce {
+            self.write = Write::AfterOthers;
+        }
         Poll::Ready(self.count(read))
     }
 }
@@ -360,6 +396,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.waits_for_others(cx) {
+            return Poll::Pending;
+        }
         let written = self.stream.as_mut().poll_write(cx, bytes);
         self.written(cx, written)
     }
@@ -369,6 +408,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.waits_for_others(cx) {
+            return Poll::Pending;
+        }
         let written = self.stream.as_mut().poll_write_vectored(cx, bytes);
         self.written(cx, written)
     }
@@ -385,5 +427,63 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.as_mut().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use futures::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Writes a text, and returns how often that was not done at once. `meanwhile` runs each time.
+    async fn write(
+        socket: &mut Socket,
+        text: &[u8],
+        mut meanwhile: impl FnMut(&mut Socket),
+    ) -> u32 {
+        let mut waits = 0;
+        let written = poll_fn(|cx| {
+            let written = Pin::new(&mut *socket).poll_write(cx, text);
+            if written.is_pending() {
+                waits += 1;
+                meanwhile(socket);
+            }
+            written
+        });
+        assert_eq!(written.await.expect("the client is there"), text.len());
+        waits
+    }
+
+    /// Reads three bytes.
+    async fn read(socket: &mut Socket) {
+        let all = socket.read_exact(&mut [0; 3]).await;
+        assert_eq!(all.expect("they come"), 3);
+    }
+
+    #[tokio::test]
+    async fn a_response_waits_once_for_what_else_is_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("it has connected");
+        let (mut socket, _) = Socket::new(TimeoutStream::new(stream), &Account::root(u64::MAX));
+        for _ in 0..2 {
+            client.write_all(b"one").await.expect("it is sent");
+            read(&mut socket).await;
+            assert_eq!(write(&mut socket, b"the head", |_| {}).await, 1);
+            assert_eq!(write(&mut socket, b"the rest", |_| {}).await, 0);
+        }
+        // A client that sends all the time does not keep its responses waiting.
+        client.write_all(b"onetwo").await.expect("it is sent");
+        read(&mut socket).await;
+        let reads_on = |socket: &mut Socket| {
+            read(socket).now_or_never().expect("it has come");
+        };
+        assert_eq!(write(&mut socket, b"an answer", reads_on).await, 1);
     }
 }

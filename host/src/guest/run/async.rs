@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use wasmtime::component::Accessor;
@@ -30,6 +31,16 @@ thread_local! {
     /// A semaphore for each loop, with one permit. Of the guests that the loop has preempted, only the one with the
     /// permit goes on. They get the permit in the order of their preemption.
     static PREEMPTED: Arc<Semaphore> = Arc::new(Semaphore::new(1));
+    /// One reference, and another one for each preempted guest of this loop that computes.
+    static COMPUTING: Arc<()> = Arc::default();
+}
+
+/// A guest that has used less CPU time may have been preempted only because it began just before the end of a slice.
+const COMPUTES: Duration = Duration::from_millis(2);
+
+/// Whether a guest that computes waits to go on, on the loop of this thread.
+pub fn is_computing() -> bool {
+    COMPUTING.with(|computing| Arc::strong_count(computing) > 1)
 }
 
 /// A component with async views, ready to be called. Its instances may be reused.
@@ -174,6 +185,7 @@ pub(super) fn preempt(guest: &Guest) -> wasmtime::Result<UpdateDeadline> {
 /// preempted guest, however many guests compute on its loop (R5).
 async fn turn(turns: Arc<Semaphore>, cpu: Arc<CpuTime>) {
     let _wants = cpu.wants_turn();
+    let _computes = (cpu.used() >= COMPUTES).then(|| COMPUTING.with(Arc::clone));
     let _turn = turns.acquire().await;
     // tokio polls the sockets of the loop when a task yields this way.
     tokio::task::yield_now().await;

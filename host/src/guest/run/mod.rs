@@ -10,7 +10,7 @@ mod reply;
 mod sync;
 mod wasi_http;
 
-pub use r#async::AsyncComponent;
+pub use r#async::{AsyncComponent, is_computing};
 pub use engine::{Engines, PoolSizes};
 pub use reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, Run};
 pub use sync::SyncComponent;
