@@ -8,11 +8,10 @@ pub(crate) mod response;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body::Body as _;
 use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks,
-    WasiHttpView,
+    Error, RequestOptions, WasiBody, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
 use super::client::{Connections, connecting_within};
@@ -54,10 +53,6 @@ impl WasiHttpHooks for OutboundHttp {
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         PIECE_BYTES
-    }
-
-    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
-        DEFAULT_FORBIDDEN_HEADERS.contains(name)
     }
 
     fn send_request(

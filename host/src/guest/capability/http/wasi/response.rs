@@ -17,6 +17,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::StreamExt as _;
 use http::HeaderMap;
 use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
     Access, FutureConsumer, FutureProducer, FutureReader, Linker, Resource, Source, StreamConsumer,
@@ -63,18 +64,22 @@ fn new(
         let store = Access::<_, WasiHttp>::new(store, Guest::http);
         return <WasiHttp as HostResponseWithStore<Guest>>::new(store, headers, body, trailers);
     }
-    let (sender, receiver) = oneshot::channel();
+    let (sender, end) = oneshot::channel();
     trailers.pipe(&mut store, TakesTrailers(Some(sender)))?;
-    let mut written = Written {
-        pieces: None,
-        trailers: Some(receiver),
-    };
+    // Room for one piece: that of the only sender.
+    let (sender, pieces) = mpsc::channel(0);
     if let Some(body) = body {
-        // One piece: that of the only sender.
-        let (sender, receiver) = mpsc::channel(0);
         body.pipe(&mut store, TakesBody(sender))?;
-        written.pieces = Some(receiver);
     }
+    let written = StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece))));
+    let written = written.with_trailers(end.map(|trailers| match trailers {
+        Ok(Ok(trailers)) => trailers.map(Ok),
+        Ok(Err(code)) => Some(Err(Error::from(code))),
+        // The component has dropped them, or is gone. Whoever reads the body knows whether it has failed.
+        Err(oneshot::Canceled) => None,
+    }));
+    // Without this, whoever asks for more after the end would poll the trailers again, which panics.
+    let written = written.fuse();
     let http = store.data_mut().http();
     let mut headers = http.table.delete(headers)?;
     headers.set_immutable();
@@ -168,41 +173,5 @@ impl FutureProducer<Guest> for TellsSent {
             other => ErrorCode::InternalError(Some(other.to_string())),
         });
         Poll::Ready(Ok(Some(sent)))
-    }
-}
-
-/// What has been taken.
-struct Written {
-    /// None: the body has ended.
-    pieces: Option<mpsc::Receiver<Bytes>>,
-    /// None: the trailers have been read.
-    trailers: Option<oneshot::Receiver<Result<Option<HeaderMap>, ErrorCode>>>,
-}
-
-impl http_body::Body for Written {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(pieces) = &mut self.pieces {
-            if let Some(piece) = ready!(pieces.poll_next_unpin(context)) {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            self.pieces = None;
-        }
-        let Some(trailers) = &mut self.trailers else {
-            return Poll::Ready(None);
-        };
-        let trailers = ready!(trailers.poll_unpin(context));
-        self.trailers = None;
-        Poll::Ready(match trailers {
-            Ok(Ok(Some(trailers))) => Some(Ok(Frame::trailers(trailers))),
-            // The component has dropped them, or is gone. Whoever reads the body knows whether it has failed.
-            Ok(Ok(None)) | Err(oneshot::Canceled) => None,
-            Ok(Err(code)) => Some(Err(code.into())),
-        })
     }
 }
