@@ -51,6 +51,7 @@ mod outbound;
 mod outbound_bodies;
 mod ownership;
 mod pinned;
+mod pipelines;
 mod polls;
 mod pooler;
 mod postgres;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::Either;
 use http_body_util::combinators::BoxBody;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
 use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
@@ -26,7 +26,7 @@ use crate::app::host::Host;
 use crate::budget;
 use crate::config::Server as Limits;
 use crate::http::call_depth;
-use crate::http::message::empty;
+use crate::http::message::{ResponseBody, empty};
 use crate::request::socket::{KeptOpen, Stream, Upgrades};
 use crate::request::{self, Client};
 
@@ -117,6 +117,21 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     protocol
 }
 
+/// How many bytes of a response hyper has not got together with its head, if their number is known.
+fn left_after_head(response: &Response<ResponseBody>) -> Option<u64> {
+    let body = response.body();
+    let bodiless = matches!(
+        response.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if matches!(body, Either::Left(_)) || bodiless || body.is_end_stream() {
+        return Some(0);
+    }
+    let declared = response.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
+    declared.or_else(|| body.size_hint().exact())
+}
+
 /// Serves a connection until the client closes it, a limit is reached, or, after `stop`, its requests in flight are
 /// answered. A connection from the app itself that is made after `stop` ends with its first request.
 pub(super) async fn serve(
@@ -176,10 +191,14 @@ pub(super) async fn serve(
                 false => request::answer(host, &client, request).await,
                 true => empty(StatusCode::SERVICE_UNAVAILABLE),
             };
+            let left = left_after_head(&response);
+            if left == Some(0) && watched.outlasts_response() {
+                tokio::task::yield_now().await;
+            }
             let response = response.map(|body| match body {
                 Either::Left(whole) => Either::Left(whole),
                 Either::Right(body) => {
-                    Either::Right(BoxBody::new(AnsweringBody::new(body, watched)))
+                    Either::Right(BoxBody::new(AnsweringBody::new(body, watched, left)))
                 }
             });
             Ok::<_, Infallible>(answering.send(response))
@@ -190,8 +209,14 @@ pub(super) async fn serve(
     let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
     let (mut looking, mut closing) = (true, false);
     loop {
+        let polled = std::future::poll_fn(|cx| {
+            if watch.is_last() {
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        });
         let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
+            ended = polled => ended,
             () = timer.as_mut(), if looking => {
                 match activity.look(Instant::now()) {
                     IdleCheck::Never => looking = false,

@@ -12,6 +12,11 @@
 //! complete request, before the response, can no longer be watched, and its connection is ended. On HTTP/2, hyper always
 //! reads, and nothing is done here.
 //!
+//! hyper begins with the next request when request and response have both ended, though it may still have bytes of the
+//! response if the request ended last. What it then says to the next request by itself, such as `100 Continue`, would go
+//! before these bytes. So no response ends before its request here: hyper gets its last piece when the request's body
+//! has been read, or has been given up, or the connection will take no further request.
+//!
 //! A response is written when the loop has run what else is ready. Writing wakes the reader; a reader on the same machine,
 //! such as a proxy, then takes the place of the loop on its CPU, or another CPU has to be woken, and both cost as much as
 //! a small view. This way, the reader is woken once and finds many responses.
@@ -21,7 +26,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -85,16 +90,20 @@ pub(super) struct Watch {
     stage: AtomicU8,
     /// The number of requests that have begun to be answered.
     requests: AtomicU32,
+    /// Whether the connection is to take no further request.
+    last: AtomicBool,
 }
 
 /// Between two requests, or within the head of one.
 const HEAD: u8 = 0;
 /// A request is being answered, and its body has not arrived completely.
 const BODY: u8 = 1;
+/// As `BODY`, but nobody will read the rest of the body.
+const GIVEN_UP: u8 = 2;
 /// A request is being answered, and all of it has arrived.
-const WHOLE: u8 = 2;
+const WHOLE: u8 = 3;
 /// HTTP/2: there is nothing to watch.
-const HTTP2: u8 = 3;
+const HTTP2: u8 = 4;
 
 impl Watch {
     /// Notes that this is an HTTP/2 connection.
@@ -112,6 +121,16 @@ impl Watch {
     /// Notes that the request's body has arrived completely.
     fn received(&self) {
         let _ = (self.stage).compare_exchange(BODY, WHOLE, Relaxed, Relaxed);
+    }
+
+    /// Notes that nobody will read the rest of the request's body.
+    fn given_up(&self) {
+        let _ = (self.stage).compare_exchange(BODY, GIVEN_UP, Relaxed, Relaxed);
+    }
+
+    /// Whether the connection is to take no further request. True once.
+    pub(super) fn is_last(&self) -> bool {
+        self.last.load(Relaxed) && self.last.swap(false, Relaxed)
     }
 
     /// Notes that the request is answered.
@@ -138,11 +157,22 @@ impl Watched {
         Watched(Arc::clone(watch))
     }
 
+    /// Whether hyper has to be polled once more before the response may end: it then drops what is left of a body that was
+    /// given up. Of a body that may still be read, the rest is not waited for: the connection ends after it.
+    pub(super) fn outlasts_response(&self) -> bool {
+        match self.0.stage() {
+            BODY => self.0.last.store(true, Relaxed),
+            GIVEN_UP => {}
+            _ => return false,
+        }
+        true
+    }
+
     /// The request's body, watched for its end.
     pub(super) fn body<B>(&self, body: B) -> WatchedBody<B> {
         WatchedBody {
             body,
-            watch: Arc::clone(&self.0),
+            watch: Some(Arc::clone(&self.0)),
         }
     }
 }
@@ -155,21 +185,43 @@ impl Drop for Watched {
 
 /// The body of a response that takes time to send. Its request counts as being answered until the body is dropped: the
 /// client may leave while it waits for more.
-pub(super) struct AnsweringBody<B> {
+pub(super) struct AnsweringBody<B: Body> {
     body: B,
-    _watched: Watched,
+    watched: Watched,
+    /// How many bytes hyper has not got yet, if their number is known.
+    left: Option<u64>,
+    /// The last piece, while the request outlasts it.
+    last: Option<Piece<B>>,
 }
 
-impl<B> AnsweringBody<B> {
-    pub(super) fn new(body: B, watched: Watched) -> AnsweringBody<B> {
+/// What a body gives when it is polled.
+type Piece<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+
+impl<B: Body> AnsweringBody<B> {
+    /// `left`: how many bytes hyper gets from this body, if their number is known.
+    pub(super) fn new(body: B, watched: Watched, left: Option<u64>) -> AnsweringBody<B> {
         AnsweringBody {
             body,
-            _watched: watched,
+            watched,
+            left,
+            last: None,
         }
+    }
+
+    /// Whether hyper takes the response for ended with this piece.
+    fn ends_with(&mut self, piece: &Piece<B>) -> bool {
+        let Some(Ok(frame)) = piece else { return true };
+        let Some(data) = frame.data_ref() else {
+            return true;
+        };
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(data.remaining() as u64);
+        }
+        self.left == Some(0) || self.body.is_end_stream()
     }
 }
 
-impl<B: Body + Unpin> Body for AnsweringBody<B> {
+impl<B: Body<Data: Unpin, Error: Unpin> + Unpin> Body for AnsweringBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -177,11 +229,20 @@ impl<B: Body + Unpin> Body for AnsweringBody<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Some(last) = self.last.take() {
+            return Poll::Ready(last);
+        }
+        let piece = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if self.ends_with(&piece) && self.watched.outlasts_response() {
+            self.last = Some(piece);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(piece)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.last.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -189,10 +250,19 @@ impl<B: Body + Unpin> Body for AnsweringBody<B> {
     }
 }
 
-/// A body that notes when it has arrived completely.
+/// A body that notes when it has arrived completely, or is given up before.
 pub(super) struct WatchedBody<B> {
     body: B,
-    watch: Arc<Watch>,
+    /// None: that was noted. The watch may be at a later request by now.
+    watch: Option<Arc<Watch>>,
+}
+
+impl<B> Drop for WatchedBody<B> {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.given_up();
+        }
+    }
 }
 
 impl<B: Body + Unpin> Body for WatchedBody<B> {
@@ -204,8 +274,10 @@ impl<B: Body + Unpin> Body for WatchedBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if frame.is_none() || self.body.is_end_stream() {
-            self.watch.received();
+        if (frame.is_none() || self.body.is_end_stream())
+            && let Some(watch) = self.watch.take()
+        {
+            watch.received();
         }
         Poll::Ready(frame)
     }
@@ -263,7 +335,7 @@ impl Socket {
         }
         match self.watch.stage() {
             WHOLE => {}
-            BODY => return self.ask(cx),
+            BODY | GIVEN_UP => return self.ask(cx),
             // There is no view to cancel, and hyper reads.
             _ => return Ok(()),
         }
@@ -434,7 +506,9 @@ impl AsyncWrite for Socket {
 mod tests {
     use std::future::poll_fn;
 
+    use bytes::Bytes;
     use futures::FutureExt as _;
+    use http_body_util::{BodyExt as _, Full, StreamBody};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -463,6 +537,37 @@ mod tests {
     async fn read(socket: &mut Socket) {
         let all = socket.read_exact(&mut [0; 3]).await;
         assert_eq!(all.expect("they come"), 3);
+    }
+
+    /// A response of three pieces and a request whose body is not read: the last piece waits once, and the connection
+    /// takes no further request unless the body was given up.
+    #[test]
+    fn no_response_ends_before_its_request() {
+        for (left, given_up) in [(None, false), (Some(3), false), (Some(3), true)] {
+            let watch = Arc::<Watch>::default();
+            let request = Request::new(Full::new(Bytes::from("a body")));
+            let watched = Watched::new(&watch, &request);
+            let unread = watched.body(request.into_body());
+            let unread = (!given_up).then_some(unread);
+            let pieces =
+                ["a", "b", "c"].map(|piece| Ok::<_, io::Error>(Frame::data(Bytes::from(piece))));
+            let body = StreamBody::new(futures::stream::iter(pieces));
+            let mut answering = AnsweringBody::new(body, watched, left);
+            let mut waits = Vec::new();
+            for place in 0..4 {
+                let mut frame = answering.frame().now_or_never();
+                if frame.is_none() {
+                    waits.push((place, watch.is_last()));
+                    assert!(!answering.is_end_stream());
+                    frame = answering.frame().now_or_never();
+                }
+                let frame = frame.expect("it waits once");
+                assert_eq!(frame.is_some(), place < 3);
+            }
+            let last = if left.is_some() { 2 } else { 3 };
+            assert_eq!(waits.first(), Some(&(last, !given_up)));
+            drop(unread);
+        }
     }
 
     #[tokio::test]
