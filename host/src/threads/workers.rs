@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -67,7 +68,6 @@ struct Pool {
     limits: PoolLimits,
     runtime: Handle,
     state: Mutex<State>,
-    work: Condvar,
     /// The length of the queue. `blocked` is the number of workers that wait in host calls. Both can be read without
     /// the lock. A caller adds to `queued` and then reads `blocked`; a worker that starts to wait adds to `blocked` and
     /// then reads `queued`. So at least one of the two sees that another worker is wanted.
@@ -83,7 +83,10 @@ struct State {
     threads: usize,
     /// Workers without a job, including those that are starting.
     idle: usize,
-    /// Workers that were notified and have not looked at the queue yet.
+    /// The workers that sleep until there is work, and are woken from the last one on: what that one has used is in the
+    /// core's caches.
+    asleep: Vec<Thread>,
+    /// Workers that were woken and have not looked at the queue yet.
     waking: usize,
     last_number: usize,
     closed: bool,
@@ -105,7 +108,6 @@ impl Workers {
             limits,
             runtime,
             state: Mutex::default(),
-            work: Condvar::new(),
             queued: AtomicUsize::new(0),
             blocked: AtomicUsize::new(0),
             queued_gauge: METRICS.queued.with_label_values(&[QUEUE]),
@@ -217,7 +219,8 @@ impl Workers {
     pub fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;
-        state.waking += self.0.work.notify_all();
+        state.waking += state.asleep.len();
+        state.asleep.drain(..).for_each(|worker| worker.unpark());
     }
 }
 
@@ -481,10 +484,13 @@ impl Pool {
         }
     }
 
-    /// Notifies one idle worker. When that worker takes a job and more are left, it notifies the next one.
+    /// Wakes one sleeping worker. When that worker takes a job and more are left, it wakes the next one.
     fn wake(&self, state: &mut State) {
-        if state.waking == 0 && self.work.notify_one() {
+        if state.waking == 0
+            && let Some(last) = state.asleep.pop()
+        {
             state.waking += 1;
+            last.unpark();
         }
     }
 
@@ -506,11 +512,8 @@ impl Pool {
                 state.idle += 1;
                 continue;
             }
-            let waited = self.work.wait_for(&mut state, IDLE);
-            if !waited.timed_out() {
-                state.waking -= 1;
-            }
-            let spare = waited.timed_out() && state.threads > self.limits.workers;
+            let slept_enough = sleep(&mut state);
+            let spare = slept_enough && state.threads > self.limits.workers;
             if state.queue.is_empty() && (spare || state.closed) {
                 state.idle -= 1;
                 state.threads -= 1;
@@ -519,6 +522,20 @@ impl Pool {
             }
         }
     }
+}
+
+/// Sleeps until this worker is woken, or for [`IDLE`]. Returns whether nobody has woken it for so long.
+fn sleep(state: &mut MutexGuard<'_, State>) -> bool {
+    let this = std::thread::current();
+    let since = Instant::now();
+    state.asleep.push(this.clone());
+    MutexGuard::unlocked(state, || std::thread::park_timeout(IDLE));
+    let still = state.asleep.iter().position(|one| one.id() == this.id());
+    match still {
+        Some(place) => drop(state.asleep.remove(place)),
+        None => state.waking -= 1,
+    }
+    still.is_some() && since.elapsed() >= IDLE
 }
 
 /// Waits for `work` on this thread. Work that is ready at its first poll does not count as waiting.

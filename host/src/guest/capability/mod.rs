@@ -226,6 +226,7 @@ pub fn link_async(linker: &mut Linker<Guest>, blocking_wasi: bool) -> wasmtime::
 /// As [`link_sync`].
 pub fn link_incoming_handler(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasi::link_table(linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     link_types(linker)?;
     CAPABILITIES.iter().try_for_each(|it| match it.faces {

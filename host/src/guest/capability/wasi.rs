@@ -14,7 +14,7 @@ use tracing::Level;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime_wasi::filesystem::{WasiFilesystemCtxView, WasiFilesystemView as _};
 use wasmtime_wasi::p2::DynPollable;
-use wasmtime_wasi::p2::bindings::io::poll as waits;
+use wasmtime_wasi::p2::bindings::io::{error as errors, poll as waits, streams};
 use wasmtime_wasi::p2::bindings::sync::filesystem::types as blocking_files;
 use wasmtime_wasi::p2::bindings::sync::io::poll as blocking_waits;
 use wasmtime_wasi::p2::bindings::sync::io::streams as blocking_streams;
@@ -32,11 +32,7 @@ const VERSION: &str = "0.2.12";
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        if self.writes_files {
-            // The call may change a file, which no roll-back undoes: the request must not run again.
-            self.work().scope.files.store(true, Relaxed);
-        }
-        if self.wasi().ctx.is_none() {
+        if self.used_wasi().ctx.is_none() {
             self.wasi().ctx = Some(self.new_wasi());
         }
         let Wasi { ctx, table, .. } = self.wasi();
@@ -68,6 +64,15 @@ impl Guest {
             });
         }
         self.wasi.as_mut().expect("it was just built")
+    }
+
+    /// As [`Guest::wasi`], for a call that may belong to a file.
+    fn used_wasi(&mut self) -> &mut Wasi {
+        if self.writes_files {
+            // The call may change a file, which no roll-back undoes: the request must not run again.
+            self.work().scope.files.store(true, Relaxed);
+        }
+        self.wasi()
     }
 
     /// Sets whether the body of the next response that the component makes is taken as soon as it is written.
@@ -152,6 +157,24 @@ impl blocking_waits::HostPollable for Bounded<'_> {
     fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
         waits::HostPollable::drop(self.table(), pollable)
     }
+}
+
+/// The table of WASI's resources, which is all that `wasi:io` needs.
+struct Table;
+
+impl HasData for Table {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+/// Replaces `wasi:io`, which wasmtime-wasi links to all of WASI: a component of `wasi:http` that answers through a stream
+/// uses nothing else, so that the rest need not be built.
+pub(super) fn link_table(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    errors::add_to_linker::<Guest, Table>(linker, |guest| &mut guest.used_wasi().table)?;
+    waits::add_to_linker::<Guest, Table>(linker, |guest| &mut guest.used_wasi().table)?;
+    streams::add_to_linker::<Guest, Table>(linker, |guest| &mut guest.used_wasi().table)?;
+    linker.allow_shadowing(false);
+    Ok(())
 }
 
 /// Replaces the waits of `wasi:io/poll` by waits that end with the request, and the functions on files and streams by
