@@ -111,7 +111,7 @@ impl Attempt<'_> {
     pub(super) async fn run_beside(
         self,
         request: types::Request,
-        mut copy: Option<ShadowCopy>,
+        mut copy: Option<Box<ShadowCopy>>,
     ) -> AttemptOutcome {
         if let Some(copy) = &mut copy
             && !copy.is_within()
@@ -129,7 +129,7 @@ impl Attempt<'_> {
         let mut request = Some(request);
         let mut retries = 0;
         // A copy, and an attempt that may have failed because of it.
-        let mut spoilt: Option<(ShadowCopy, AttemptOutcome)> = None;
+        let mut spoilt: Option<Box<(Box<ShadowCopy>, AttemptOutcome)>> = None;
         let outcome = loop {
             let this = match retries < again || within.is_some() {
                 true => request.clone(),
@@ -137,13 +137,13 @@ impl Attempt<'_> {
             };
             let this = this.expect("it is taken for the last time only");
             let mut settled = self
-                .attempt(arrived, this, within.as_mut(), is_compared)
+                .attempt(arrived, this, within.as_deref_mut(), is_compared)
                 .await;
             settled.retries = retries;
             if let Some(mut copy) = within.take() {
                 if settled.may_be_spoilt().await {
                     settled.scope.is_done();
-                    spoilt = Some((copy, settled));
+                    spoilt = Some(Box::new((copy, settled)));
                     arrived = Instant::now();
                     continue;
                 }
@@ -164,7 +164,8 @@ impl Attempt<'_> {
             METRICS.retries.inc();
             tokio::time::sleep(wait).await;
         };
-        if let Some((mut copy, failed)) = spoilt {
+        if let Some(spoilt) = spoilt {
+            let (mut copy, failed) = *spoilt;
             let is_same = outcome.status() == failed.status();
             let comparing = copy.compare_failed(self.host, failed.seen(), is_same);
             comparing.boxed().await;

@@ -297,13 +297,9 @@ where
         Target::Socket(routed) => {
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let opened = async |completion: &mut Completion<'_>| {
-                socket::open(
-                    routed,
-                    params,
-                    (&client.account, &client.upgrades),
-                    completion,
-                )
-                .await
+                let client = (&client.account, &client.upgrades);
+                // Boxed, as it would make the futures of all other requests as large as its own.
+                Box::pin(socket::open(routed, params, client, completion)).await
             };
             Ok(around(routed.builtins(), completion, opened).await)
         }

@@ -91,14 +91,14 @@ impl Ran {
 
 impl ShadowCopy {
     /// A copy of a request to `routed`. None: there is no rollout in shadow mode, or the request cannot be copied, which
-    /// is counted.
+    /// is counted. It is boxed to keep the futures of requests small: hardly any has a copy.
     pub(super) fn of(
         (host, app): (&Host, &Arc<App>),
         routed: &Routed,
         parts: &Parts,
         origin: &Arc<Origin>,
         (request, kept, binary): (&types::Request, Option<&RequestBody>, &BinaryHeaders),
-    ) -> Option<ShadowCopy> {
+    ) -> Option<Box<ShadowCopy>> {
         let rollout = host.rollout.load();
         let rollout = rollout.as_ref()?;
         let shadow = Arc::clone(rollout.shadow.as_ref()?);
@@ -166,7 +166,7 @@ impl ShadowCopy {
         let Some(permit) = shadow.permit() else {
             return refused(NotCompared::AtOnce);
         };
-        Some(ShadowCopy {
+        Some(Box::new(ShadowCopy {
             chain: Arc::clone(&routed.chain),
             params: params.into(),
             request: request.clone(),
@@ -183,7 +183,7 @@ impl ShadowCopy {
             rollout: Arc::clone(rollout),
             shadow,
             _permit: permit,
-        })
+        }))
     }
 
     /// Whether the copy runs in the request's transaction.

@@ -33,7 +33,7 @@ use super::r#async::preempt;
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{in_time, limit, metered, within};
+use super::limits::{in_time, limit, within};
 use super::reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, failed, in_stream_time};
 use super::sync::{TICKS_BETWEEN_LOOKS, look_and_yield};
 use crate::budget::Room;
@@ -448,11 +448,6 @@ impl Running {
         over: Option<oneshot::Sender<()>>,
         gauge: &prometheus::IntGauge,
     ) -> Running {
-        let metering = Arc::clone(cpu);
-        let guest = async move {
-            let guest = pin!(guest);
-            metered(&metering, guest).await
-        };
         Running {
             cpu: Arc::clone(cpu),
             guest: Guests::Runs(guest.boxed()),
@@ -464,10 +459,13 @@ impl Running {
 
     /// Runs the component until it waits, or has ended. Returns whether it has ended.
     fn poll_guest(&mut self, context: &mut Context<'_>) -> bool {
-        if let Guests::Runs(guest) = &mut self.guest
-            && let Poll::Ready(ended) = guest.as_mut().poll(context)
-        {
-            self.guest = Guests::Ended(ended);
+        if let Guests::Runs(guest) = &mut self.guest {
+            let counting = self.cpu.count();
+            let polled = guest.as_mut().poll(context);
+            drop(counting);
+            if let Poll::Ready(ended) = polled {
+                self.guest = Guests::Ended(ended);
+            }
         }
         matches!(self.guest, Guests::Ended(_))
     }
