@@ -195,15 +195,16 @@ pub fn with_allow(mut response: Response<ResponseBody>, allow: &str) -> Response
     response
 }
 
+/// Whether responses of this status have no body, whatever the method (RFC 9110, 6.4.1).
+pub fn is_bodiless(status: StatusCode) -> bool {
+    [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
+}
+
 /// Turns a response to GET into a response to HEAD: it keeps the length of the body and loses the body (RFC 9110,
 /// 9.3.2). A length of 0 is left out, as HEAD allows: the body may be that of a component of `wasi:http`, which nobody
 /// reads after such a head.
 pub fn without_body(response: &mut Response<ResponseBody>) {
-    let bodiless = matches!(
-        response.status(),
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
-    if !bodiless
+    if !is_bodiless(response.status())
         && let Some(length @ 1..) = response.body().size_hint().exact()
         && !response.headers().contains_key(header::CONTENT_LENGTH)
     {

@@ -15,7 +15,7 @@ use crate::budget::Account;
 use crate::guest::stop::Stop;
 use crate::http::body::Received;
 use crate::http::error_page::Failed;
-use crate::http::message::ResponseBody;
+use crate::http::message::{ResponseBody, is_bodiless};
 use crate::http::middleware::{self, RequestHead};
 use crate::http::stream::StreamEnd;
 use crate::http::trace_context::Trace;
@@ -253,11 +253,7 @@ struct Streamed {
 
 impl Streamed {
     fn log(self, end: StreamEnd) {
-        let bodiless = self.method == Method::HEAD
-            || matches!(
-                self.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
+        let bodiless = self.method == Method::HEAD || is_bodiless(self.status);
         let (outcome, failure) = match end {
             StreamEnd::Complete => ("complete", None),
             StreamEnd::NotWanted if bodiless => ("complete", None),

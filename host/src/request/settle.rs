@@ -16,7 +16,7 @@ use crate::contract::types;
 use crate::database::Face;
 use crate::guest::run::{Reply, ReplyBody};
 use crate::guest::stop::Stop;
-use crate::http::message::{HEADER_BYTES, HOP_BY_HOP, HeadSize, ResponseBody};
+use crate::http::message::{HEADER_BYTES, HOP_BY_HOP, HeadSize, ResponseBody, is_bodiless};
 use crate::http::stream::{StreamBody, stream as new_stream};
 use crate::scope::Scope;
 use crate::scope::transaction::{Fate, not_kept};
@@ -189,7 +189,7 @@ pub fn checked(
             reply.status
         ))
     })?;
-    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = is_bodiless(status);
     let account = &scope.origin.account;
     let has_trailers = reply.trailers.is_some() || matches!(reply.body, ReplyBody::Stream(_));
     let mut length = None;

@@ -26,7 +26,7 @@ use crate::app::host::Host;
 use crate::budget;
 use crate::config::Server as Limits;
 use crate::http::call_depth;
-use crate::http::message::{ResponseBody, empty};
+use crate::http::message::{ResponseBody, empty, is_bodiless};
 use crate::request::socket::{KeptOpen, Stream, Upgrades};
 use crate::request::{self, Client};
 
@@ -120,11 +120,7 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
 /// How many bytes of a response hyper has not got together with its head, if their number is known.
 fn left_after_head(response: &Response<ResponseBody>) -> Option<u64> {
     let body = response.body();
-    let bodiless = matches!(
-        response.status(),
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
-    if matches!(body, Either::Left(_)) || bodiless || body.is_end_stream() {
+    if matches!(body, Either::Left(_)) || is_bodiless(response.status()) || body.is_end_stream() {
         return Some(0);
     }
     let declared = response.headers().get(header::CONTENT_LENGTH);

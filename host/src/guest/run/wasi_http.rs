@@ -41,7 +41,7 @@ use crate::config::Reuse;
 use crate::contract::types;
 use crate::guest::cpu::CpuTime;
 use crate::guest::store::{Guest, Next, Work};
-use crate::http::message::{HeadSize, check_trailers};
+use crate::http::message::{HeadSize, check_trailers, is_bodiless};
 use crate::http::stream::{NotWritten, StreamWriter};
 use crate::scope::Scope;
 use crate::scope::transaction::Member;
@@ -512,7 +512,7 @@ struct Collected {
 impl Collected {
     fn new(answer: http::Response<WasiBody>, scope: &Scope, is_head: bool) -> Collected {
         let (mut parts, body) = answer.into_parts();
-        let bodiless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&parts.status);
+        let bodiless = is_bodiless(parts.status);
         let head_is_all = is_head || bodiless;
         // A head of 204 has none (RFC 9110, 8.6), and hyper leaves it out of a 304 that answers another method.
         let has_length = is_head && parts.status != StatusCode::NO_CONTENT;
