@@ -16,7 +16,7 @@ use wasmtime::{Store, UpdateDeadline};
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{bounded, in_time, limit, metered};
+use super::limits::{bounded, in_time, limited, metered};
 use super::reply::{GuestResult, Producer, in_stream_time, produced, reply};
 use crate::config::Reuse;
 use crate::contract::types;
@@ -84,7 +84,10 @@ impl AsyncComponent {
             let view = Arc::clone(&work.view);
             let mut instance = match self.pool.take(work) {
                 Ok(kept) => kept,
-                Err(work) => self.fresh(guest(work)).await?,
+                Err(work) => {
+                    let store = limited(self.views.engine(), guest(work));
+                    self.fresh(store).await?
+                }
             };
             let Instance { store, exports, .. } = &mut instance;
             store.set_epoch_deadline(1);
@@ -144,7 +147,7 @@ impl AsyncComponent {
         let described = pin!(async {
             let Instance {
                 mut store, exports, ..
-            } = self.fresh(guest).await?;
+            } = self.fresh(limited(self.views.engine(), guest)).await?;
             let described = exports.views.call_describe(&mut store).await;
             described.map_err(|error| explain(&error, store.data()))
         });
@@ -157,9 +160,7 @@ impl AsyncComponent {
     }
 
     /// A fresh instance, with all its limits set.
-    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports>, Failure> {
-        let mut store = Store::new(self.views.engine(), guest);
-        limit(&mut store);
+    async fn fresh(&self, mut store: Store<Guest>) -> Result<Instance<Exports>, Failure> {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| preempt(store.data()));
         match self.views.instantiate_async(&mut store).await {

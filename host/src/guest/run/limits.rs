@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 
-use wasmtime::Store;
+use wasmtime::{Engine, Store};
 
 use crate::contract::types;
 use crate::guest::cpu::CpuTime;
@@ -18,10 +18,11 @@ pub(super) const HANDLES_MAX: usize = 10_000;
 /// The most bytes of each text of an error that a view returns.
 const ERROR_TEXT_MAX: usize = 16 << 10;
 
-/// Limits the guest's memory, the bytes that it can pass in one call (hostcall fuel), and its handles. The host copies
-/// the bytes, and drops the handles with the store. No epoch interrupts this work of the host, so it has to be bounded
-/// (R5).
-pub(super) fn limit(store: &mut Store<Guest>) {
+/// A store that limits the guest's memory, the bytes that it can pass in one call (hostcall fuel), and its handles. The
+/// host copies the bytes, and drops the handles with the store. No epoch interrupts this work of the host, so it has to be
+/// bounded (R5).
+pub(super) fn limited(engine: &Engine, guest: Guest) -> Store<Guest> {
+    let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
     let call_max = store.data().grants.limits.handed_over_max();
     store.set_hostcall_fuel(usize::try_from(call_max).unwrap_or(usize::MAX));
@@ -29,6 +30,7 @@ pub(super) fn limit(store: &mut Store<Guest>) {
     if let Some(table) = store.concurrent_resource_table() {
         table.set_max_capacity(HANDLES_MAX);
     }
+    store
 }
 
 /// The answer of a guest. The texts of an error that it returned are cut.

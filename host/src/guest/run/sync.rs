@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::UpdateDeadline;
 
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{bounded, limit};
+use super::limits::{bounded, limited};
 use super::reply::{GuestResult, Producer, reply, returned, stream_ended};
 use crate::config::Reuse;
 use crate::contract::types;
@@ -107,8 +107,7 @@ impl SyncComponent {
 
     /// A fresh instance, with all its limits set.
     fn fresh(&self, guest: Guest) -> Result<Instance<SyncViews>, Failure> {
-        let mut store = Store::new(self.views.engine(), guest);
-        limit(&mut store);
+        let mut store = limited(self.views.engine(), guest);
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         store.epoch_deadline_callback(|store| look(store.data()));
         match self.views.instantiate(&mut store) {

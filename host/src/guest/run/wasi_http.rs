@@ -33,7 +33,7 @@ use super::r#async::preempt;
 use super::engine::Engines;
 use super::failure::explain;
 use super::instance_pool::{Instance, InstancePool};
-use super::limits::{in_time, limit, within};
+use super::limits::{in_time, limited, within};
 use super::reply::{GuestResult, MayStream, Producer, Reply, ReplyBody, failed, in_stream_time};
 use super::sync::{TICKS_BETWEEN_LOOKS, look_and_yield};
 use crate::budget::Room;
@@ -143,7 +143,10 @@ impl IncomingHandler {
     ) -> Ended {
         let taken = match self.pool.take(work) {
             Ok(kept) => Ok(kept),
-            Err(work) => self.fresh(guest(work)).await,
+            Err(work) => {
+                let store = limited(self.proxy.engine(), guest(work));
+                self.fresh(store).await
+            }
         };
         let mut instance = match taken {
             Ok(instance) => instance,
@@ -180,13 +183,11 @@ impl IncomingHandler {
     pub async fn try_out(&self, guest: Guest) -> Result<(), Failure> {
         let Work { scope, cpu, .. } = guest.work();
         let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
-        let fresh = pin!(self.fresh(guest));
+        let fresh = pin!(self.fresh(limited(self.proxy.engine(), guest)));
         in_time(&scope, &cpu, fresh).await.map(drop)
     }
 
-    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Proxy>>, Failure> {
-        let mut store = Store::new(self.proxy.engine(), guest);
-        limit(&mut store);
+    async fn fresh(&self, mut store: Store<Guest>) -> Result<Instance<Exports<Proxy>>, Failure> {
         store.set_epoch_deadline(TICKS_BETWEEN_LOOKS);
         store.epoch_deadline_callback(|store| look_and_yield(store.data()));
         match self.proxy.instantiate_async(&mut store).await {
@@ -250,7 +251,10 @@ impl Handler {
         let is_middleware = work.view.kind == Kind::Middleware;
         let taken = match self.pool.take(work) {
             Ok(kept) => Ok(kept),
-            Err(work) => self.fresh(guest(work)).await,
+            Err(work) => {
+                let store = limited(self.service.engine(), guest(work));
+                self.fresh(store).await
+            }
         };
         let mut instance = match taken {
             Ok(instance) => instance,
@@ -306,13 +310,11 @@ impl Handler {
     pub async fn try_out(&self, guest: Guest) -> Result<(), Failure> {
         let Work { scope, cpu, .. } = guest.work();
         let (scope, cpu) = (Arc::clone(scope), Arc::clone(cpu));
-        let fresh = pin!(self.fresh(guest));
+        let fresh = pin!(self.fresh(limited(self.service.engine(), guest)));
         in_time(&scope, &cpu, fresh).await.map(drop)
     }
 
-    async fn fresh(&self, guest: Guest) -> Result<Instance<Exports<Service>>, Failure> {
-        let mut store = Store::new(self.service.engine(), guest);
-        limit(&mut store);
+    async fn fresh(&self, mut store: Store<Guest>) -> Result<Instance<Exports<Service>>, Failure> {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| preempt(store.data()));
         match self.service.instantiate_async(&mut store).await {
