@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use futures::stream;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use wasmtime::Engine;
@@ -602,18 +602,27 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
         // A request of HTTP/1.0 may name no host.
         .authority(header("host").unwrap_or("localhost"))
         .path_and_query(path);
-    let mut built = http::Request::builder()
-        .method(&*request.method)
-        .uri(uri.build().map_err(refused)?);
+    let uri = uri.build().map_err(refused)?;
+    let method = http::Method::from_bytes(request.method.as_bytes());
+    let method = method.map_err(|error| refused(error.into()))?;
+    let mut headers = HeaderMap::with_capacity(request.headers.len());
     for (name, value) in &request.headers {
         let mut binary = work.binary.iter();
         let is_it = |(key, bytes): &&(HeaderName, HeaderValue)| {
             key == name.as_str() && text(bytes.as_bytes()) == *value
         };
-        built = match binary.find(is_it) {
-            Some((key, bytes)) => built.header(key, bytes),
-            None => built.header(name, value),
+        let (key, value) = match binary.find(is_it) {
+            Some((key, bytes)) => (key.clone(), Ok(bytes.clone())),
+            None => {
+                let key = HeaderName::from_bytes(name.as_bytes());
+                (
+                    key.map_err(|error| refused(error.into()))?,
+                    HeaderValue::from_str(value),
+                )
+            }
         };
+        let value = value.map_err(|error| refused(error.into()))?;
+        (headers.try_append(key, value)).map_err(|error| refused(error.into()))?;
     }
     let body = match (request.body, work.body.clone()) {
         (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => {
@@ -626,7 +635,9 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
             .map_err(|never| match never {})
             .boxed_unsync(),
     };
-    built.body(body).map_err(refused)
+    let mut built = http::Request::new(body);
+    (*built.method_mut(), *built.uri_mut(), *built.headers_mut()) = (method, uri, headers);
+    Ok(built)
 }
 
 /// The most bytes of a kept body that a component gets at once.
