@@ -138,9 +138,9 @@ fn answer(bencher: Bencher<'_, '_>, path: &str) {
         },
     };
     bencher
-        .with_inputs(|| hello(path))
-        .bench_local_values(|request| {
-            let response = on_loop.block_on(request::answer(Arc::clone(host), &client, request));
+        .with_inputs(|| hello(path).into_parts())
+        .bench_local_values(|(mut parts, body)| {
+            let response = on_loop.block_on(request::answer(host, &client, &mut parts, body));
             assert!(response.status() == StatusCode::OK || path == "/nowhere");
         });
 }

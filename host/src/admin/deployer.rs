@@ -820,7 +820,7 @@ impl Deployer {
             .header(header::HOST, "localhost")
             .header(header::USER_AGENT, "amphi-health")
             .body(Empty::new());
-        let (parts, body) = request
+        let (mut parts, body) = request
             .with_context(|| format!("`{}` is not a path", health.path))?
             .into_parts();
         let client = Client {
@@ -834,7 +834,7 @@ impl Deployer {
             },
         };
         let asking = async {
-            let answer = request::answer_in(&self.host, (app, None), &client, parts, body);
+            let answer = request::answer_in(&self.host, (app, None), &client, &mut parts, body);
             let response = answer.await;
             let status = response.status();
             let mut body = response.into_body();

@@ -277,7 +277,9 @@ where
         return Ok(Received::Inline(Vec::new()));
     }
     let time = Duration::from_millis(limits.timeout_ms);
-    match tokio::time::timeout(time, collect(body, limits, account)).await {
+    // Boxed, as most requests have no body.
+    let collected = Box::pin(collect(body, limits, account));
+    match tokio::time::timeout(time, collected).await {
         Ok(received) => received,
         Err(_) => Err(Failure::client(
             StatusCode::REQUEST_TIMEOUT,

@@ -46,7 +46,7 @@ pub(super) struct Completion<'a> {
     arrived: Instant,
     pub(super) origin: Arc<Origin>,
     pub(super) view: Option<Arc<View>>,
-    pub(super) settled: Option<AttemptOutcome>,
+    pub(super) settled: Option<Box<AttemptOutcome>>,
     pub(super) failure: Option<Failure>,
     done: bool,
 }
@@ -212,7 +212,7 @@ impl<'a> Completion<'a> {
             status,
             took: self.arrived.elapsed(),
             view: self.view.as_deref(),
-            settled: self.settled.as_ref(),
+            settled: self.settled.as_deref(),
             request: &self.origin.id,
             failure: self.failure.as_ref(),
         };
@@ -246,7 +246,7 @@ struct Streamed {
     status: StatusCode,
     arrived: Instant,
     view: Option<Arc<View>>,
-    settled: Option<AttemptOutcome>,
+    settled: Option<Box<AttemptOutcome>>,
     request: String,
     failure: Option<Failure>,
 }
@@ -274,7 +274,7 @@ impl Streamed {
             status: self.status.as_u16(),
             took: self.arrived.elapsed(),
             view: self.view.as_deref(),
-            settled: self.settled.as_ref(),
+            settled: self.settled.as_deref(),
             request: &self.request,
             failure: failure.as_ref(),
         };

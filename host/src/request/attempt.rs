@@ -58,7 +58,7 @@ pub struct Attempt<'a> {
     pub streams: bool,
 }
 
-/// How a request ended.
+/// How a request ended. It is boxed when it is made, since it is passed through many futures.
 pub struct AttemptOutcome {
     /// What the client gets.
     pub response: CheckedResponse,
@@ -103,77 +103,110 @@ impl Done {
 impl Attempt<'_> {
     /// Runs the chain and ends its transaction. After a conflict, the chain is run again in a new scope, as often as
     /// the view allows. Dropping the future cancels everything (R15).
-    pub async fn run(self, request: types::Request) -> AttemptOutcome {
-        self.run_beside(request, None).await
+    pub async fn run(self, request: types::Request) -> Box<AttemptOutcome> {
+        self.attempts(request, false).await
     }
 
     /// As [`Attempt::run`], and compares the outcome with that of a copy of the request.
     pub(super) async fn run_beside(
         self,
         request: types::Request,
-        mut copy: Option<Box<ShadowCopy>>,
-    ) -> AttemptOutcome {
-        if let Some(copy) = &mut copy
-            && !copy.is_within()
-        {
-            copy.run_before(self.host).boxed().await;
+        copy: Option<Box<ShadowCopy>>,
+    ) -> Box<AttemptOutcome> {
+        match copy {
+            None => self.attempts(request, false).await,
+            // Boxed, as it would make the futures of requests without a copy as large as its own.
+            Some(copy) if copy.is_within() => Box::pin(self.run_after(copy, request)).await,
+            Some(copy) => Box::pin(self.run_apart_from(copy, request)).await,
         }
-        let mut arrived = Instant::now();
-        let mut within = copy.take_if(|copy| copy.is_within());
-        let is_compared = copy.is_some();
-        // A body that has been read while it arrived is not there for another attempt.
-        let again = match self.body {
+    }
+
+    /// Runs a copy of the request in a transaction of its own, then the request.
+    async fn run_apart_from(
+        &self,
+        mut copy: Box<ShadowCopy>,
+        request: types::Request,
+    ) -> Box<AttemptOutcome> {
+        copy.run_before(self.host).await;
+        let outcome = self.attempts(request, true).await;
+        copy.compare(self.host, outcome.seen()).await;
+        outcome
+    }
+
+    /// Runs a copy of the request in the request's transaction, before the request. An attempt that may have failed
+    /// because of the copy is made again without it.
+    async fn run_after(
+        &self,
+        mut copy: Box<ShadowCopy>,
+        request: types::Request,
+    ) -> Box<AttemptOutcome> {
+        let arrived = Instant::now();
+        let first = self
+            .attempt(arrived, request.clone(), Some(&mut copy), false)
+            .await;
+        if first.may_be_spoilt().await {
+            first.scope.is_done();
+            let outcome = self.attempts(request, false).await;
+            let is_same = outcome.status() == first.status();
+            copy.compare_failed(self.host, first.seen(), is_same).await;
+            return outcome;
+        }
+        copy.compare(self.host, first.seen()).await;
+        // The copy's time is not the request's.
+        let arrived = arrived + copy.took();
+        self.after_conflicts(arrived, first, &request, false).await
+    }
+
+    /// Runs the chain, again after each conflict.
+    async fn attempts(&self, request: types::Request, is_compared: bool) -> Box<AttemptOutcome> {
+        let arrived = Instant::now();
+        let again = (self.retries() > 0).then(|| request.clone());
+        let first = self.attempt(arrived, request, None, is_compared).await;
+        match again {
+            Some(request) if first.may_run_again() => {
+                Box::pin(self.after_conflicts(arrived, first, &request, is_compared)).await
+            }
+            _ => first,
+        }
+    }
+
+    /// How often the chain may be run again. A body that has been read while it arrived is not there for another attempt.
+    fn retries(&self) -> u32 {
+        match self.body {
             Some(RequestBody::Arriving(_)) => 0,
             _ => self.chain.view().view.retries,
-        };
-        let mut request = Some(request);
-        let mut retries = 0;
-        // A copy, and an attempt that may have failed because of it.
-        let mut spoilt: Option<Box<(Box<ShadowCopy>, AttemptOutcome)>> = None;
-        let outcome = loop {
-            let this = match retries < again || within.is_some() {
-                true => request.clone(),
-                false => request.take(),
-            };
-            let this = this.expect("it is taken for the last time only");
-            let mut settled = self
-                .attempt(arrived, this, within.as_deref_mut(), is_compared)
-                .await;
-            settled.retries = retries;
-            if let Some(mut copy) = within.take() {
-                if settled.may_be_spoilt().await {
-                    settled.scope.is_done();
-                    spoilt = Some(Box::new((copy, settled)));
-                    arrived = Instant::now();
-                    continue;
-                }
-                copy.compare(self.host, settled.seen()).boxed().await;
-                // The copy's time is not the request's.
-                arrived += copy.took();
+        }
+    }
+
+    /// Runs the chain again as long as the last attempt, `settled`, has failed because of a conflict, and the view
+    /// allows another one.
+    async fn after_conflicts(
+        &self,
+        arrived: Instant,
+        mut settled: Box<AttemptOutcome>,
+        request: &types::Request,
+        is_compared: bool,
+    ) -> Box<AttemptOutcome> {
+        for retries in 1..=self.retries() {
+            if !settled.may_run_again() {
+                break;
             }
-            if retries == again || !settled.may_run_again() {
-                break settled;
-            }
-            let longest = RETRY_WAIT * 2_u32.saturating_pow(retries);
+            let longest = RETRY_WAIT * 2_u32.saturating_pow(retries - 1);
             let wait = longest.mul_f64(fastrand::f64());
             let left = (self.chain.view().view.timeout).saturating_sub(arrived.elapsed());
             if wait >= left {
-                break settled;
+                break;
             }
-            retries += 1;
             METRICS.retries.inc();
             tokio::time::sleep(wait).await;
-        };
-        if let Some(spoilt) = spoilt {
-            let (mut copy, failed) = *spoilt;
-            let is_same = outcome.status() == failed.status();
-            let comparing = copy.compare_failed(self.host, failed.seen(), is_same);
-            comparing.boxed().await;
+            // One scope at a time.
+            drop(settled);
+            settled = self
+                .attempt(arrived, request.clone(), None, is_compared)
+                .await;
+            settled.retries = retries;
         }
-        if let Some(copy) = &mut copy {
-            copy.compare(self.host, outcome.seen()).boxed().await;
-        }
-        outcome
+        settled
     }
 
     /// One attempt. `copy`: a copy of the request that runs in the same transaction, before it. `is_compared`: whether
@@ -184,7 +217,7 @@ impl Attempt<'_> {
         request: types::Request,
         copy: Option<&mut ShadowCopy>,
         is_compared: bool,
-    ) -> AttemptOutcome {
+    ) -> Box<AttemptOutcome> {
         let (host, chain) = (self.host, self.chain);
         // A copy and the request run one after the other in one future.
         let placement = match copy.is_some() {
@@ -267,14 +300,14 @@ impl Attempt<'_> {
         if scope.stream_cpu().is_none() {
             scope.deadline.cancel(Ended::Answered);
         }
-        AttemptOutcome {
+        Box::new(AttemptOutcome {
             response,
             stream,
             fate,
             scope,
             retries: 0,
             conversing: Mutex::new(conversing),
-        }
+        })
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
@@ -59,27 +59,27 @@ pub struct Client {
 
 /// Answers one request. When the client disconnects, this future is dropped, which cancels the request (R15).
 pub async fn answer<B>(
-    host: Arc<Host>,
+    host: &Arc<Host>,
     client: &Client,
-    request: Request<B>,
+    parts: &mut Parts,
+    body: B,
 ) -> Response<ResponseBody>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::fmt::Display,
 {
-    let (parts, body) = request.into_parts();
     // The rollout is loaded before the app: a promotion replaces the app first, so whoever finds no rollout any more gets
     // the promoted app, and never the one before.
     let choice = match &*host.rollout.load() {
         Some(rollout) => {
             let proxies = &host.app.load().config.proxies;
             let address = proxies.client(client.peer, &parts.headers);
-            rollout.choose(&parts, address.unwrap_or(client.peer).ip())
+            rollout.choose(parts, address.unwrap_or(client.peer).ip())
         }
         None => Choice::default(),
     };
     let app = host.app_of(choice.candidate);
-    let mut response = answer_in(&host, (&app, choice.candidate), client, parts, body).await;
+    let mut response = answer_in(host, (&app, choice.candidate), client, parts, body).await;
     if let Some(cookie) = choice.cookie {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
@@ -93,7 +93,7 @@ pub async fn answer_in<B>(
     host: &Arc<Host>,
     (app, candidate): (&Arc<App>, Option<u64>),
     client: &Client,
-    mut parts: Parts,
+    parts: &mut Parts,
     body: B,
 ) -> Response<ResponseBody>
 where
@@ -102,7 +102,7 @@ where
 {
     // From here on, each path has one spelling: for routes, middleware, guests, error pages and the log.
     let too_long = path::normalize(&mut parts.uri).is_err();
-    let opens = socket::from_connect(app, &mut parts);
+    let opens = socket::from_connect(app, parts);
     let unclear = match too_long {
         true => Err(Failure::client(
             StatusCode::URI_TOO_LONG,
@@ -111,12 +111,12 @@ where
         false => opens,
     };
     let (body, id) = (BodySource::Client(body), None);
-    match answer_once(host, (app, candidate), client, &parts, (body, unclear, id)).await {
+    match answer_once(host, (app, candidate), client, parts, (body, unclear, id)).await {
         Answered::Response(response) => response,
         Answered::Again { body, id } => {
             let (served, body) = (host.app.load_full(), BodySource::<B>::Received(body));
             let rest = (body, Ok(()), Some(id));
-            match answer_once(host, (&served, None), client, &parts, rest).await {
+            match answer_once(host, (&served, None), client, parts, rest).await {
                 Answered::Response(response) => response,
                 Answered::Again { .. } => unreachable!("only what a candidate fails is run again"),
             }
@@ -210,7 +210,7 @@ async fn around(
         Arc::make_mut(values).insert(name.into(), Value::reserved(&text));
     }
     let mut response = match entry.answer {
-        Some(Ok(response)) => response,
+        Some(Ok(response)) => *response,
         Some(Err(refused)) => {
             let mut response = completion.failed(refused.failure);
             response.headers_mut().extend(refused.headers);
@@ -287,7 +287,7 @@ where
             return Err(Failure::client(StatusCode::BAD_REQUEST, text));
         }
         Route::Options(allowed) | Route::MethodNotAllowed(allowed) => {
-            return Ok(other_methods(allowed, completion).await);
+            return Ok(Box::pin(other_methods(allowed, completion)).await);
         }
     };
     match target {
@@ -298,7 +298,6 @@ where
             completion.view = Some(Arc::clone(&routed.chain.view().view));
             let opened = async |completion: &mut Completion<'_>| {
                 let client = (&client.account, &client.upgrades);
-                // Boxed, as it would make the futures of all other requests as large as its own.
                 Box::pin(socket::open(routed, params, client, completion)).await
             };
             Ok(around(routed.builtins(), completion, opened).await)
@@ -440,14 +439,16 @@ where
                 settled.scope.is_done();
             }
             let (account, stop) = (&completion.origin.account, &client.upgrades.stop);
-            return subscription::answer(&host.hub, response, account, stop).await;
+            let answer = subscription::answer(&host.hub, response, account, stop);
+            return Box::pin(answer).await;
         }
         body => body,
     };
     let response = Response::from_parts(head, body);
     match response.body() {
         CheckedBody::Stream(_) if parts.version < Version::HTTP_11 => {
-            received_whole(response, routed, &completion.origin.account).await
+            let whole = received_whole(response, routed, &completion.origin.account);
+            Box::pin(whole).await
         }
         _ => Ok(response.map(ResponseBody::from)),
     }

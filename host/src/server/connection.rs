@@ -182,9 +182,10 @@ pub(super) async fn serve(
         if kind == Kind::Own {
             begun.cancel();
         }
+        let (mut parts, body) = request.into_parts();
         async move {
             let response = match refused {
-                false => request::answer(host, &client, request).await,
+                false => request::answer(&host, &client, &mut parts, body).await,
                 true => empty(StatusCode::SERVICE_UNAVAILABLE),
             };
             let left = left_after_head(&response);

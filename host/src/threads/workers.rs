@@ -114,23 +114,24 @@ impl Workers {
         }))
     }
 
-    /// Runs `job` on a worker. Dropping the future takes a waiting job out of the queue; a running job goes on.
+    /// Runs `job` on a worker. The job is queued at once. Dropping the future takes a waiting job out of the queue; a
+    /// running job goes on.
     ///
     /// # Errors
     /// [`Refused`] when the queue is full or no worker came free in time. The job has not run then.
     ///
     /// # Panics
     /// When the job panics: its panic is passed on to the caller.
-    pub async fn run<T: Send + 'static>(
+    pub fn run<T: Send + 'static>(
         &self,
         deadline: &Deadline,
         job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Refused> {
+    ) -> impl Future<Output = Result<T, Refused>> {
         let answering = |answer: oneshot::Sender<_>| {
             // The receiver is gone when the request was cancelled: the answer is not wanted then.
             let _ = answer.send(catch_unwind(AssertUnwindSafe(job)));
         };
-        unwound(self.start(deadline, answering).await)
+        self.start(deadline, answering).map(unwound)
     }
 
     /// Runs `job` on a worker, as [`Workers::run`] does, and passes it the way to answer: the caller goes on as soon as
@@ -141,11 +142,11 @@ impl Workers {
     ///
     /// # Panics
     /// When the job panics before it has answered: its panic is passed on to the caller.
-    pub async fn run_on<T: Send + 'static>(
+    pub fn run_on<T: Send + 'static>(
         &self,
         deadline: &Deadline,
         job: impl FnOnce(Answer<T>) + Send + 'static,
-    ) -> Result<T, Refused> {
+    ) -> impl Future<Output = Result<T, Refused>> {
         let answering = |answer: oneshot::Sender<_>| {
             let answer = Answer(Arc::new(Mutex::new(Some(answer))));
             let running = AssertUnwindSafe(|| job(answer.clone()));
@@ -153,7 +154,7 @@ impl Workers {
                 answer.send(Err(panic));
             }
         };
-        unwound(self.start(deadline, answering).await)
+        self.start(deadline, answering).map(unwound)
     }
 
     /// Leases a worker to one scope, until the lease is dropped and the scope's jobs on the worker have ended.
@@ -179,40 +180,47 @@ impl Workers {
         unwound(self.start(deadline, serving).await)
     }
 
-    /// Queues `work` for a worker, and waits for its answer.
-    async fn start<T: Send + 'static>(
+    /// Queues `work` for a worker, and then waits for its answer. It is queued outside of the future, so that the future
+    /// has no room for it.
+    fn start<T: Send + 'static>(
         &self,
         deadline: &Deadline,
         work: impl FnOnce(oneshot::Sender<T>) + Send + 'static,
-    ) -> Result<T, Refused> {
+    ) -> impl Future<Output = Result<T, Refused>> {
         let (sender, mut answer) = oneshot::channel();
         let since = Instant::now();
-        let ticket = self.0.push(Box::new(move || work(sender)))?;
-        let mut waiting = Waiting {
-            pool: &self.0,
-            ticket: Some(ticket),
-        };
+        let queued = self.0.push(Box::new(move || work(sender)));
+        let queued = queued.map(|ticket| {
+            let waiting = Waiting {
+                pool: &self.0,
+                ticket: Some(ticket),
+            };
+            (ticket, waiting)
+        });
         let wait = Duration::from_millis(self.0.limits.queue_timeout_ms);
-        let answered = tokio::select! {
-            biased;
-            answered = batched_wakeup(&mut answer) => answered,
-            why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
-                // The job has left the queue. From now on, the code that it runs watches the deadline.
-                (false, _) => batched_wakeup(answer).await,
-                (true, Some(why)) => return Err(Refused::Ended(why)),
-                (true, None) => {
-                    METRICS.refused.with_label_values(&[QUEUE]).inc();
-                    METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
-                    let limits = &self.0.limits;
-                    return Err(Refused::Busy(format!(
-                        "{QUEUE}: none of {} came free within {} ms",
-                        limits.workers_max, limits.queue_timeout_ms
-                    )));
-                }
-            },
-        };
-        waiting.ticket = None;
-        Ok(answered.expect("a job that was taken from the queue answers"))
+        async move {
+            let (ticket, mut waiting) = queued?;
+            let answered = tokio::select! {
+                biased;
+                answered = batched_wakeup(&mut answer) => answered,
+                why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
+                    // The job has left the queue. From now on, the code that it runs watches the deadline.
+                    (false, _) => batched_wakeup(answer).await,
+                    (true, Some(why)) => return Err(Refused::Ended(why)),
+                    (true, None) => {
+                        METRICS.refused.with_label_values(&[QUEUE]).inc();
+                        METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+                        let limits = &self.0.limits;
+                        return Err(Refused::Busy(format!(
+                            "{QUEUE}: none of {} came free within {} ms",
+                            limits.workers_max, limits.queue_timeout_ms
+                        )));
+                    }
+                },
+            };
+            waiting.ticket = None;
+            Ok(answered.expect("a job that was taken from the queue answers"))
+        }
     }
 
     /// Lets workers end as soon as they are idle. Jobs that run or wait in the queue are still finished.

@@ -67,7 +67,7 @@ pub struct RequestOutcome {
     /// How many middleware of the list have seen the request, counted from the first. [`on_response`] gets only these.
     pub seen: usize,
     /// The response or the refusal, if a middleware answered or refused the request. None: the request goes on.
-    pub answer: Option<Result<Response<ResponseBody>, Refused>>,
+    pub answer: Option<Result<Box<Response<ResponseBody>>, Box<Refused>>>,
     /// The context values that the middleware have set.
     pub values: Vec<(String, String)>,
 }
@@ -80,7 +80,7 @@ pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> Req
         let answer = match &**builtin {
             Builtin::RequestId | Builtin::SecurityHeaders(_) | Builtin::Compression(_) => continue,
             Builtin::Cors(cors) => match cors.before(head.request) {
-                Some(answer) => Ok(answer),
+                Some(answer) => Ok(Box::new(answer)),
                 None => continue,
             },
             Builtin::BasicAuth(auth) => match auth.before(head.request, head.client).await {
@@ -88,7 +88,7 @@ pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> Req
                     set(&mut values, USER, user);
                     continue;
                 }
-                Err(refused) => Err(*refused),
+                Err(refused) => Err(refused),
             },
             Builtin::HeaderAuth(auth) => match auth.before(head.request, head.peer) {
                 Ok(user) => {
@@ -97,14 +97,14 @@ pub async fn on_request(builtins: &[Arc<Builtin>], head: RequestHead<'_>) -> Req
                     }
                     continue;
                 }
-                Err(refused) => Err(*refused),
+                Err(refused) => Err(refused),
             },
             Builtin::RateLimit(limit) => {
                 let found = values.iter().find(|(name, _)| name == USER);
                 let user = found.map(|(_, user)| user.as_str()).or(head.user);
                 match limit.before(head.client, user) {
                     Ok(()) => continue,
-                    Err(refused) => Err(*refused),
+                    Err(refused) => Err(refused),
                 }
             }
         };
