@@ -603,27 +603,8 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
         .authority(header("host").unwrap_or("localhost"))
         .path_and_query(path);
     let uri = uri.build().map_err(refused)?;
-    let method = http::Method::from_bytes(request.method.as_bytes());
-    let method = method.map_err(|error| refused(error.into()))?;
-    let mut headers = HeaderMap::with_capacity(request.headers.len());
-    for (name, value) in &request.headers {
-        let mut binary = work.binary.iter();
-        let is_it = |(key, bytes): &&(HeaderName, HeaderValue)| {
-            key == name.as_str() && text(bytes.as_bytes()) == *value
-        };
-        let (key, value) = match binary.find(is_it) {
-            Some((key, bytes)) => (key.clone(), Ok(bytes.clone())),
-            None => {
-                let key = HeaderName::from_bytes(name.as_bytes());
-                (
-                    key.map_err(|error| refused(error.into()))?,
-                    HeaderValue::from_str(value),
-                )
-            }
-        };
-        let value = value.map_err(|error| refused(error.into()))?;
-        (headers.try_append(key, value)).map_err(|error| refused(error.into()))?;
-    }
+    let headers = wasi_headers(&request.headers, &work.binary).map_err(refused)?;
+    let built = http::Request::builder().method(&*request.method).uri(uri);
     let body = match (request.body, work.body.clone()) {
         (types::Body::Spooled(_) | types::Body::Arriving(_), Some(kept)) => {
             read_body(kept, work.view.mode, &work.scope)
@@ -635,9 +616,31 @@ fn wasi_request(request: types::Request, work: &Work) -> Result<Incoming, Failur
             .map_err(|never| match never {})
             .boxed_unsync(),
     };
-    let mut built = http::Request::new(body);
-    (*built.method_mut(), *built.uri_mut(), *built.headers_mut()) = (method, uri, headers);
+    let mut built = built.body(body).map_err(refused)?;
+    *built.headers_mut() = headers;
     Ok(built)
+}
+
+/// The headers of a component's request. Middleware decides how many there are, so too many are an error.
+fn wasi_headers(
+    headers: &[(String, String)],
+    binary: &[(HeaderName, HeaderValue)],
+) -> Result<HeaderMap, http::Error> {
+    let mut all = HeaderMap::try_with_capacity(headers.len())?;
+    for (name, value) in headers {
+        let is_it = |(key, bytes): &&(HeaderName, HeaderValue)| {
+            key == name.as_str() && text(bytes.as_bytes()) == *value
+        };
+        let (name, value) = match binary.iter().find(is_it) {
+            Some(header) => header.clone(),
+            None => (
+                HeaderName::from_bytes(name.as_bytes())?,
+                HeaderValue::from_str(value)?,
+            ),
+        };
+        all.try_append(name, value)?;
+    }
+    Ok(all)
 }
 
 /// The most bytes of a kept body that a component gets at once.
@@ -790,4 +793,35 @@ pub fn describe(
     let usual_memory = Arc::default();
     let component = prepare(engines, inspection, grants)?;
     component.views((services, grants), &usual_memory, inspection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Middleware can pass more headers on than a `HeaderMap` has room for.
+    #[test]
+    fn more_headers_than_there_is_room_for_are_an_error() {
+        let header = |number| (format!("x-{number}"), "1".to_owned());
+        let headers: Vec<_> = (0..40_000).map(header).collect();
+        let few = wasi_headers(&headers[..100], &[]).expect("there is room");
+        assert_eq!(
+            (few.len(), &few["x-99"]),
+            (100, &HeaderValue::from_static("1"))
+        );
+        wasi_headers(&headers, &[]).expect_err("there is no room");
+    }
+
+    #[test]
+    fn a_header_that_is_not_text_has_its_bytes_unless_it_was_changed() {
+        let bytes = HeaderValue::from_bytes(&[b'a', 0xff]).expect("a value");
+        let binary = [(HeaderName::from_static("x-raw"), bytes.clone())];
+        let as_text = text(bytes.as_bytes());
+        let given = |value: &str| {
+            let headers = [("x-raw".to_owned(), value.to_owned())];
+            wasi_headers(&headers, &binary).expect("a head")["x-raw"].clone()
+        };
+        assert_eq!(given(&as_text), bytes);
+        assert_eq!(given("other"), HeaderValue::from_static("other"));
+    }
 }
