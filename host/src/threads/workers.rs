@@ -190,20 +190,17 @@ impl Workers {
         let (sender, mut answer) = oneshot::channel();
         let since = Instant::now();
         let queued = self.0.push(Box::new(move || work(sender)));
-        let queued = queued.map(|ticket| {
-            let waiting = Waiting {
-                pool: &self.0,
-                ticket: Some(ticket),
-            };
-            (ticket, waiting)
+        let queued = queued.map(|ticket| Waiting {
+            pool: &self.0,
+            ticket: Some(ticket),
         });
         let wait = Duration::from_millis(self.0.limits.queue_timeout_ms);
         async move {
-            let (ticket, mut waiting) = queued?;
+            let mut waiting = queued?;
             let answered = tokio::select! {
                 biased;
                 answered = batched_wakeup(&mut answer) => answered,
-                why = deadline.wait_until(since + wait) => match (self.0.withdraw(ticket), why) {
+                why = deadline.wait_until(since + wait) => match (waiting.withdraw(), why) {
                     // The job has left the queue. From now on, the code that it runs watches the deadline.
                     (false, _) => batched_wakeup(answer).await,
                     (true, Some(why)) => return Err(Refused::Ended(why)),
@@ -412,11 +409,17 @@ struct Waiting<'a> {
     ticket: Option<u64>,
 }
 
+impl Waiting<'_> {
+    /// Takes the job out of the queue. Returns whether the job was still there.
+    fn withdraw(&mut self) -> bool {
+        let ticket = self.ticket.take();
+        ticket.is_some_and(|ticket| self.pool.withdraw(ticket))
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.pool.withdraw(ticket);
-        }
+        self.withdraw();
     }
 }
 
