@@ -287,6 +287,7 @@ where
             return Err(Failure::client(StatusCode::BAD_REQUEST, text));
         }
         Route::Options(allowed) | Route::MethodNotAllowed(allowed) => {
+            // Boxed, as all that few requests need: it would make the futures of all others as large as its own.
             return Ok(Box::pin(other_methods(allowed, completion)).await);
         }
     };

@@ -52,7 +52,8 @@ const AHEAD_STEP: usize = 16 << 10;
 /// there are more, all of them are drawn.
 const FREE: usize = 8 << 10;
 
-/// Up to so many bytes in several parts are copied into one: the kernel takes longer for a list of parts than the copy does.
+/// The most bytes of a list of parts that are copied into one part to be written: the kernel takes longer for such a list
+/// than the copy does.
 const COPIED: usize = 1 << 10;
 
 /// The socket as hyper uses it.

@@ -159,7 +159,7 @@ impl AsyncComponent {
         self.pool.sweep();
     }
 
-    /// A fresh instance, with all its limits set.
+    /// A fresh instance in `store`, which has its limits ([`limited`]).
     async fn fresh(&self, mut store: Store<Guest>) -> Result<Instance<Exports>, Failure> {
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| preempt(store.data()));
