@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Either;
 use http_body_util::combinators::BoxBody;
@@ -128,6 +130,14 @@ fn left_after_head(response: &Response<ResponseBody>) -> Option<u64> {
     declared.or_else(|| body.size_hint().exact())
 }
 
+/// What a connection is looked at for, beside its requests.
+enum Event {
+    /// It is time to see whether it is idle.
+    Look,
+    /// The host stops.
+    Stop,
+}
+
 /// Serves a connection until the client closes it, a limit is reached, or, after `stop`, its requests in flight are
 /// answered. A connection from the app itself that is made after `stop` ends with its first request.
 pub(super) async fn serve(
@@ -203,8 +213,15 @@ pub(super) async fn serve(
     });
     let mut serving =
         std::pin::pin!(protocol.serve_connection_with_upgrades(TokioIo::new(socket), service));
-    let mut timer = std::pin::pin!(tokio::time::sleep(first_look));
-    let (mut looking, mut closing) = (true, false);
+    let look_at = |then: Instant| async move {
+        tokio::time::sleep_until(then.into()).await;
+        Event::Look
+    };
+    // This is polled only when one of the events comes, while the connection is polled twice for each request.
+    let mut events = FuturesUnordered::new();
+    events.push(look_at(Instant::now() + first_look).boxed());
+    events.push(stop.cancelled().map(|()| Event::Stop).boxed());
+    let mut closing = false;
     loop {
         let polled = std::future::poll_fn(|cx| {
             if watch.is_last() {
@@ -214,27 +231,25 @@ pub(super) async fn serve(
         });
         let ended = tokio::select! {
             ended = polled => ended,
-            () = timer.as_mut(), if looking => {
-                match activity.look(Instant::now()) {
-                    IdleCheck::Never => looking = false,
-                    IdleCheck::Later(then) => timer.as_mut().reset(then.into()),
-                    IdleCheck::Close(then) => {
-                        if !closing {
-                            serving.as_mut().graceful_shutdown();
-                            closing = true;
-                        }
-                        timer.as_mut().reset(then.into());
+            Some(event) = events.next() => {
+                let check = match event {
+                    Event::Stop => None,
+                    Event::Look => Some(activity.look(Instant::now())),
+                };
+                if matches!(check, None | Some(IdleCheck::Close(_))) && !closing {
+                    serving.as_mut().graceful_shutdown();
+                    closing = true;
+                }
+                match check {
+                    None | Some(IdleCheck::Never) => {}
+                    Some(IdleCheck::Later(then) | IdleCheck::Close(then)) => {
+                        events.push(look_at(then).boxed());
                     }
-                    IdleCheck::Drop(why) => {
+                    Some(IdleCheck::Drop(why)) => {
                         tracing::debug!(%peer, "a connection was ended: {why}");
                         return;
                     }
                 }
-                continue;
-            }
-            () = stop.cancelled(), if !closing => {
-                serving.as_mut().graceful_shutdown();
-                closing = true;
                 continue;
             }
         };
