@@ -400,15 +400,17 @@ async fn on_worker(
         Err(refused) => return Done::new(Err(busy(refused)), Fate::None),
     };
     scope.hop();
-    let (settling, running) = (Arc::clone(scope), Arc::clone(host));
-    let job = move |answer: Answer<_>| {
+    let settling = Arc::clone(scope);
+    let job = move |answer: &mut Answer<_>| {
         settling.worker.runs_on(workers::number());
         let outcome = link_call.on_worker(request);
-        drop(kept);
+        kept.end();
         let settled = workers::block_on(settle(&settling, Face::Sync, outcome));
+        let streaming = settled.streaming.map(|streaming| (streaming, kept.host()));
+        drop(kept);
         answer.give(Done::new(settled.response, settled.fate));
-        if let Some(streaming) = settled.streaming {
-            workers::drive(streaming.run(settling, running));
+        if let Some((streaming, host)) = streaming {
+            workers::drive(streaming.run(settling, host));
         }
         drop(memory);
     };

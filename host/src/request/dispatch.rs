@@ -99,6 +99,16 @@ impl KeptStreams {
         }
     }
 
+    /// Drops the streams. None can be kept any more.
+    pub fn end(&self) {
+        drop(self.close());
+    }
+
+    /// The host that the chain runs on.
+    pub fn host(&self) -> Arc<Host> {
+        Arc::clone(&self.0.host)
+    }
+
     fn close(&self) -> Streams {
         std::mem::replace(&mut *self.0.streams.lock(), Streams::Closed)
     }
@@ -106,7 +116,7 @@ impl KeptStreams {
 
 impl Drop for KeptStreams {
     fn drop(&mut self) {
-        drop(self.close());
+        self.end();
     }
 }
 

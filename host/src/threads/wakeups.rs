@@ -8,8 +8,9 @@
 use std::cell::RefCell;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
+use futures::task::{ArcWake, waker_ref};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -66,13 +67,9 @@ struct Together {
     collected: Arc<Collected>,
 }
 
-impl Wake for Together {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.collected.add(self.task.clone());
+impl ArcWake for Together {
+    fn wake_by_ref(this: &Arc<Self>) {
+        this.collected.add(this.task.clone());
     }
 }
 
@@ -84,17 +81,17 @@ impl Wake for Together {
 pub async fn batched_wakeup<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     // The batching waker of the last poll. It is used again as long as `work` is polled by the same task.
-    let mut last: Option<(Arc<Together>, Waker)> = None;
+    let mut last: Option<Arc<Together>> = None;
     std::future::poll_fn(|context| -> Poll<T> {
-        if !(last.as_ref()).is_some_and(|(one, _)| one.task.will_wake(context.waker())) {
-            let one = Arc::new(Together {
+        last.take_if(|one| !one.task.will_wake(context.waker()));
+        let one = last.get_or_insert_with(|| {
+            Arc::new(Together {
                 task: context.waker().clone(),
                 collected: Collected::here(),
-            });
-            last = Some((Arc::clone(&one), Waker::from(one)));
-        }
-        let (_, waker) = last.as_ref().expect("it has just been made");
-        work.as_mut().poll(&mut Context::from_waker(waker))
+            })
+        });
+        work.as_mut()
+            .poll(&mut Context::from_waker(&waker_ref(one)))
     })
     .await
 }

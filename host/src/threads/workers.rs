@@ -8,7 +8,8 @@
 //! At most `workers` workers compute at the same time. The pool starts more threads than that, up to `workers_max`,
 //! only while workers wait in host calls ([`blocking`] counts these workers): a view that waits must not keep another
 //! one from computing, and a view that computes gains nothing from more threads. Jobs that do not run yet wait in a
-//! bounded queue, in order, and are refused with an error when they have waited too long.
+//! bounded queue, in order, and are refused with an error when they have waited too long. One task looks for such jobs
+//! ([`Pool::refuse_late`]), because a timer for each job would take several locks for each request.
 //!
 //! This file knows nothing of WebAssembly or HTTP.
 
@@ -54,6 +55,8 @@ pub struct PoolLimits {
 /// A worker beyond the number [`PoolLimits::workers`] ends after this long without work.
 const IDLE: Duration = Duration::from_secs(10);
 const QUEUE: &str = "sync workers";
+/// How often waiting jobs are looked through for those that have waited too long.
+const LOOK: Duration = Duration::from_millis(5);
 /// The size of a worker's stack. Guests of one scope run on top of each other. Each needs room for the guest's own
 /// stack (`guest/run/engine.rs`) and for the frames of the host, SQLite's among them. Only touched pages take memory.
 const STACK_BYTES: usize = CALL_SLOTS_MAX * (768 << 10) + (4 << 20);
@@ -76,9 +79,19 @@ struct Pool {
     queued_gauge: IntGauge,
 }
 
+/// A job that waits for a worker.
+struct Queued {
+    ticket: u64,
+    /// When the job has waited too long.
+    late: Instant,
+    job: Job,
+}
+
 #[derive(Default)]
 struct State {
-    queue: VecDeque<(u64, Job)>,
+    queue: VecDeque<Queued>,
+    /// Whether the task that looks for late jobs runs.
+    is_watched: bool,
     last_ticket: u64,
     threads: usize,
     /// Workers without a job, including those that are starting.
@@ -145,11 +158,11 @@ impl Workers {
     pub fn run_on<T: Send + 'static>(
         &self,
         deadline: &Deadline,
-        job: impl FnOnce(Answer<T>) + Send + 'static,
+        job: impl FnOnce(&mut Answer<T>) + Send + 'static,
     ) -> impl Future<Output = Result<T, Refused>> {
         let answering = |answer: oneshot::Sender<_>| {
-            let answer = Answer(Arc::new(Mutex::new(Some(answer))));
-            let running = AssertUnwindSafe(|| job(answer.clone()));
+            let mut answer = Answer(Some(answer));
+            let running = AssertUnwindSafe(|| job(&mut answer));
             if let Err(panic) = catch_unwind(running) {
                 answer.send(Err(panic));
             }
@@ -177,47 +190,49 @@ impl Workers {
             serve(&desk, None);
             LEASED_BY.set(None);
         };
-        unwound(self.start(deadline, serving).await)
+        // What else runs in the scope may end the request meanwhile.
+        let started = deadline.bound(self.start(deadline, serving)).await;
+        unwound(started.map_err(Refused::Ended)?)
     }
 
-    /// Queues `work` for a worker, and then waits for its answer. It is queued outside of the future, so that the future
-    /// has no room for it.
+    /// Queues `work` for a worker, until the request's deadline at most, and then waits for its answer. It is queued
+    /// outside of the future, so that the future has no room for it.
     fn start<T: Send + 'static>(
         &self,
         deadline: &Deadline,
         work: impl FnOnce(oneshot::Sender<T>) + Send + 'static,
     ) -> impl Future<Output = Result<T, Refused>> {
-        let (sender, mut answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
         let since = Instant::now();
-        let queued = self.0.push(Box::new(move || work(sender)));
+        let limit = Duration::from_millis(self.0.limits.queue_timeout_ms);
+        let late = since + limit.min(deadline.remaining());
+        let queued = self.0.push(late, Box::new(move || work(sender)));
         let queued = queued.map(|ticket| Waiting {
             pool: &self.0,
             ticket: Some(ticket),
         });
-        let wait = Duration::from_millis(self.0.limits.queue_timeout_ms);
         async move {
             let mut waiting = queued?;
-            let answered = tokio::select! {
-                biased;
-                answered = batched_wakeup(&mut answer) => answered,
-                why = deadline.wait_until(since + wait) => match (waiting.withdraw(), why) {
-                    // The job has left the queue. From now on, the code that it runs watches the deadline.
-                    (false, _) => batched_wakeup(answer).await,
-                    (true, Some(why)) => return Err(Refused::Ended(why)),
-                    (true, None) => {
-                        METRICS.refused.with_label_values(&[QUEUE]).inc();
-                        METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
-                        let limits = &self.0.limits;
-                        return Err(Refused::Busy(format!(
-                            "{QUEUE}: none of {} came free within {} ms",
-                            limits.workers_max, limits.queue_timeout_ms
-                        )));
-                    }
-                },
-            };
+            let answered = batched_wakeup(answer).await;
             waiting.ticket = None;
-            Ok(answered.expect("a job that was taken from the queue answers"))
+            // A job that was taken from the queue by a worker answers. From then on, the code that it runs watches the
+            // deadline.
+            answered.map_err(|_| self.too_late(since, deadline))
         }
+    }
+
+    /// Why a job that was queued at `since` has waited too long.
+    fn too_late(&self, since: Instant, deadline: &Deadline) -> Refused {
+        if let Some(why) = deadline.ended() {
+            return Refused::Ended(why);
+        }
+        METRICS.refused.with_label_values(&[QUEUE]).inc();
+        METRICS.queue_wait.observe(since.elapsed().as_secs_f64());
+        let limits = &self.0.limits;
+        Refused::Busy(format!(
+            "{QUEUE}: none of {} came free within {} ms",
+            limits.workers_max, limits.queue_timeout_ms
+        ))
     }
 
     /// Lets workers end as soon as they are idle. Jobs that run or wait in the queue are still finished.
@@ -230,22 +245,16 @@ impl Workers {
 }
 
 /// The way for a job to answer its caller before the job has ended.
-pub struct Answer<T>(Arc<Mutex<Option<oneshot::Sender<std::thread::Result<T>>>>>);
-
-impl<T> Clone for Answer<T> {
-    fn clone(&self) -> Answer<T> {
-        Answer(Arc::clone(&self.0))
-    }
-}
+pub struct Answer<T>(Option<oneshot::Sender<std::thread::Result<T>>>);
 
 impl<T> Answer<T> {
     /// Answers. Only the first answer counts.
-    pub fn give(&self, answer: T) {
+    pub fn give(&mut self, answer: T) {
         self.send(Ok(answer));
     }
 
-    fn send(&self, answer: std::thread::Result<T>) {
-        if let Some(sender) = self.0.lock().take() {
+    fn send(&mut self, answer: std::thread::Result<T>) {
+        if let Some(sender) = self.0.take() {
             // The receiver is gone when the request was cancelled: the answer is not wanted then.
             let _ = sender.send(answer);
         }
@@ -409,52 +418,77 @@ struct Waiting<'a> {
     ticket: Option<u64>,
 }
 
-impl Waiting<'_> {
-    /// Takes the job out of the queue. Returns whether the job was still there.
-    fn withdraw(&mut self) -> bool {
-        let ticket = self.ticket.take();
-        ticket.is_some_and(|ticket| self.pool.withdraw(ticket))
-    }
-}
-
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.withdraw();
+        if let Some(ticket) = self.ticket {
+            self.pool.withdraw(ticket);
+        }
     }
 }
 
 impl Pool {
-    fn push(self: &Arc<Self>, job: Job) -> Result<u64, Refused> {
+    /// `late`: when the job has waited too long.
+    fn push(self: &Arc<Self>, late: Instant, job: Job) -> Result<u64, Refused> {
         let mut state = self.state.lock();
         state.last_ticket += 1;
         let ticket = state.last_ticket;
-        state.queue.push_back((ticket, job));
-        self.queued.store(state.queue.len(), SeqCst);
+        state.queue.push_back(Queued { ticket, late, job });
+        self.queue_changed(&state);
         self.grow(&mut state);
         if state.queue.len() > self.limits.queue_max + state.idle {
-            state.queue.pop_back();
+            let refused = state.queue.pop_back();
             self.queue_changed(&state);
+            let threads = state.threads;
+            drop(state);
+            drop(refused);
             METRICS.refused.with_label_values(&[QUEUE]).inc();
             return Err(Refused::Busy(format!(
                 "{QUEUE}: all {} are busy and {} requests wait already",
-                state.threads, self.limits.queue_max
+                threads, self.limits.queue_max
             )));
         }
-        self.queue_changed(&state);
         self.wake(&mut state);
+        if !std::mem::replace(&mut state.is_watched, true) {
+            self.runtime.spawn(Arc::clone(self).refuse_late());
+        }
         Ok(ticket)
     }
 
-    /// Takes a job out of the queue. Returns whether the job was still there.
-    fn withdraw(&self, ticket: u64) -> bool {
-        if self.queued.load(SeqCst) == 0 {
-            return false;
+    /// Takes a job out of the queue, if it is still there.
+    fn withdraw(&self, ticket: u64) {
+        if self.queued.load(SeqCst) > 0 {
+            self.remove(|job| job.ticket == ticket);
         }
+    }
+
+    /// Takes the jobs that have waited too long out of the queue, as long as any job waits. A request learns of it by the
+    /// end of the channel that its job would have answered on.
+    async fn refuse_late(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = Instant::now();
+            let mut state = self.state.lock();
+            if state.queue.is_empty() {
+                state.is_watched = false;
+                return;
+            }
+            drop(state);
+            self.remove(|job| job.late <= now);
+        }
+    }
+
+    /// Takes these jobs out of the queue, and drops them when the lock is given back.
+    fn remove(&self, which: impl Fn(&Queued) -> bool) {
         let mut state = self.state.lock();
-        let before = state.queue.len();
-        state.queue.retain(|(waiting, _)| *waiting != ticket);
+        if !state.queue.iter().any(&which) {
+            return;
+        }
+        let all = std::mem::take(&mut state.queue);
+        let (removed, rest): (VecDeque<_>, VecDeque<_>) = all.into_iter().partition(which);
+        state.queue = rest;
         self.queue_changed(&state);
-        state.queue.len() < before
+        drop(state);
+        drop(removed);
     }
 
     fn queue_changed(&self, state: &State) {
@@ -512,7 +546,7 @@ impl Pool {
         let mut state = self.state.lock();
         loop {
             if self.may_compute(&state)
-                && let Some((_, job)) = state.queue.pop_front()
+                && let Some(Queued { job, .. }) = state.queue.pop_front()
             {
                 self.queue_changed(&state);
                 state.idle -= 1;
@@ -637,6 +671,8 @@ impl Drop for Blocked {
 mod tests {
     use std::sync::Barrier;
 
+    use futures::future::{Either, select};
+
     use super::*;
 
     fn pool(
@@ -698,7 +734,7 @@ mod tests {
         let workers = pool(1, 1, 10, 5_000);
         let (sender, receiver) = oneshot::channel::<()>();
         let deadline = soon();
-        let job = |answer: Answer<u32>| {
+        let job = |answer: &mut Answer<u32>| {
             answer.give(7);
             answer.give(8);
             let _ = block_on(receiver);
@@ -751,16 +787,32 @@ mod tests {
     #[tokio::test]
     async fn r4_a_job_that_waits_too_long_is_refused_and_never_runs() {
         let workers = pool(1, 1, 10, 50);
-        let (long, short) = (soon(), soon());
-        let ran = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&ran);
-        let busy = workers.run(&long, || std::thread::sleep(Duration::from_millis(200)));
-        let late = workers.run(&short, move || count.fetch_add(1, SeqCst));
-        let (busy, late) = tokio::join!(busy, late);
-        assert_eq!(busy, Ok(()));
-        assert!(matches!(late, Err(Refused::Busy(sentence)) if sentence.contains("within 50 ms")));
-        assert_eq!(workers.run(&soon(), || 7).await, Ok(7), "the pool goes on");
-        assert_eq!(ran.load(SeqCst), 0);
+        // The second time, the task that looks for late jobs has ended and begins again.
+        for _ in 0..2 {
+            let (long, short) = (soon(), soon());
+            let busy = workers.run(&long, || std::thread::sleep(Duration::from_millis(200)));
+            let late = workers.run(&short, || unreachable!("it was refused"));
+            let (busy, late) = tokio::join!(busy, late);
+            assert_eq!(busy, Ok(()));
+            assert!(matches!(late, Err(Refused::Busy(text)) if text.contains("within 50 ms")));
+            assert_eq!(workers.run(&soon(), || 7).await, Ok(7), "the pool goes on");
+            while workers.0.state.lock().is_watched {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn r4_a_job_whose_request_ends_in_the_queue_never_runs() {
+        let workers = pool(1, 1, 10, 5_000);
+        let (long, short) = (soon(), Deadline::new(Instant::now() + 2 * LOOK));
+        let busy = pin!(workers.run(&long, || std::thread::sleep(Duration::from_millis(500))));
+        let ended = pin!(workers.run(&short, || unreachable!("it has ended")));
+        let Either::Right((ended, busy)) = select(busy, ended).await else {
+            panic!("it waited for the other job");
+        };
+        assert_eq!(ended, Err(Refused::Ended(Ended::TimedOut)));
+        assert_eq!(busy.await, Ok(()));
     }
 
     #[tokio::test]
